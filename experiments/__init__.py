@@ -1,0 +1,1 @@
+"""Measurements: benchmarks, parity control, scenarios. Imports the package, never the reverse."""

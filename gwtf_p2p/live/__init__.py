@@ -1,0 +1,1 @@
+"""Interpreter 2 of the protocol: asyncio and hivemind. The only folder that imports hivemind."""

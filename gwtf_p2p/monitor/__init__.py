@@ -1,0 +1,1 @@
+"""Read-only observers of a run: terminal view, event log."""

@@ -1,0 +1,28 @@
+"""Names of things. One word per thing: peer, stage, microbatch, hop, route, iteration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NewType
+
+PeerId = NewType("PeerId", str)
+"""libp2p identity in base58 in the live swarm, a short name such as `relay_1_0` in the simulator."""
+
+RunId = NewType("RunId", str)
+
+Stage = NewType("Stage", int)
+"""0 is held by the data peers (embedding, norm, head, loss), 1..S by the relay peers."""
+
+DATA_STAGE = Stage(0)
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class MicrobatchId:
+    """The unit that travels. Its gradient is accumulated under this id, once per stage, however often it is sent."""
+
+    data_peer: PeerId
+    iteration: int
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.data_peer[-6:]}/{self.iteration}/{self.index}"

@@ -1,0 +1,307 @@
+"""What peers publish: the run record and one stage record per peer (DESIGN section 3).
+
+Inside the program these are frozen dataclasses; on the wire they are msgpack maps under 8 KiB with string keys. Readers
+ignore keys that they do not know, so a newer peer can add fields; a different `wire_version` is refused by name.
+Times in records are durations (an age, a median), never the publisher's wall clock: ages are judged by the receiver.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgpack
+
+from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
+from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+
+SCHEMA_VERSION = 1
+WIRE_VERSION = 1
+MAX_RECORD_BYTES = 8192
+
+T = TypeVar("T")
+
+
+class PeerState(Enum):
+    """Life of a peer in a stage. Only ONLINE peers are routed to."""
+
+    JOINING = "JOINING"
+    SYNCING = "SYNCING"
+    ONLINE = "ONLINE"
+    DRAINING = "DRAINING"
+
+
+class PathType(Enum):
+    """How others reach a peer."""
+
+    PUBLIC = "public"
+    PUNCHED = "punched"
+    RELAYED = "relayed"
+
+
+class LinkSource(Enum):
+    """Where a link figure comes from. A guess is never published as a measurement."""
+
+    TRAFFIC = "traffic"
+    PROBE = "probe"
+    ASSUMED = "assumed"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A measured duration: median over `count` samples, the newest `age_s` old when it was published."""
+
+    median_s: float
+    count: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMeasurement:
+    """One directed link as its sender measured it."""
+
+    to: PeerId
+    round_trip_s: float
+    bandwidth_bytes_per_s: float
+    source: LinkSource
+    samples: int
+    age_s: float
+    path: PathType = PathType.PUBLIC
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSpec:
+    """AdamW and its schedule, part of the run record because every peer of a stage must step alike."""
+
+    learning_rate: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup_iterations: int = 0
+    total_iterations: int = 0
+    gradient_clip: float = 0.0
+
+    def validate(self, where: str) -> None:
+        """Raises InputError that names the first field out of range."""
+        if self.learning_rate <= 0:
+            raise InputError(where, "optimizer.learning_rate", f"expected a number above 0, got {self.learning_rate}")
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise InputError(where, "optimizer.schedule", f"expected constant, linear or cosine, got {self.schedule!r}")
+        if self.schedule != "constant" and self.total_iterations <= self.warmup_iterations:
+            raise InputError(where, "optimizer.total_iterations", "expected more iterations than warmup_iterations")
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """Everything that a joining peer needs besides an initial peer and the run id; signed by the run's owner.
+
+    `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds.
+    """
+
+    run_id: RunId
+    model_config: Mapping[str, Any]
+    layer_split: tuple[tuple[int, int], ...]
+    seed: int
+    sequence_length: int
+    microbatch_size: int
+    microbatches_per_data_peer: int
+    dataset: str = "stdlib"
+    tokenizer: str = "byte"
+    wire_dtype: str = "float32"
+    router: str = "gwtf"
+    recovery: str = "exact"
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    total_iterations: int = 0
+    sequence_number: int = 0
+    schema_version: int = SCHEMA_VERSION
+    wire_version: int = WIRE_VERSION
+
+    @property
+    def stages(self) -> int:
+        """Number of relay stages S."""
+        return len(self.layer_split)
+
+    @property
+    def model_hash(self) -> str:
+        """Names the model, its split and its seed: peers whose hashes differ cannot train together."""
+        canonical = json.dumps([dict(self.model_config), self.layer_split, self.seed], sort_keys=True, default=str)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def activation_bytes(self) -> int:
+        """Size of one boundary activation, microbatch x sequence x hidden, in the wire dtype; its gradient is alike."""
+        hidden = int(self.model_config.get("hidden_size") or self.model_config.get("n_embd") or 0)
+        return self.microbatch_size * self.sequence_length * hidden * (2 if self.wire_dtype == "bfloat16" else 4)
+
+    def validate(self, where: str = "run record") -> None:
+        """Raises InputError that names the first field that is out of range."""
+        for name in ("sequence_length", "microbatch_size", "microbatches_per_data_peer"):
+            if getattr(self, name) < 1:
+                raise InputError(where, name, f"expected a whole number above 0, got {getattr(self, name)}")
+        if not self.run_id or any(c in self.run_id for c in ". /\\") or len(self.run_id) > 64:
+            raise InputError(where, "run_id", f"expected 1-64 characters without dots, slashes or spaces, got {self.run_id!r}")
+        if not self.layer_split or any(b <= a for a, b in self.layer_split):
+            raise InputError(where, "layer_split", "expected at least one stage, each with at least one layer")
+        if self.wire_dtype not in ("float32", "bfloat16"):
+            raise InputError(where, "wire_dtype", f"expected float32 or bfloat16, got {self.wire_dtype!r}")
+        if self.recovery not in ("exact", "fast"):
+            raise InputError(where, "recovery", f"expected exact or fast, got {self.recovery!r}")
+        self.optimizer.validate(where)
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """One peer's record under `<run_id>.stage.<k>`; data peers publish theirs under stage 0.
+
+    `capacity` is the most microbatches the peer holds at once; for a data peer it is its demand, the microbatches that
+    it keeps in flight. `flows_held` and `cost_to_sink_us` are what others need to plan around this peer.
+    """
+
+    peer: PeerId
+    run_id: RunId
+    stage: Stage
+    state: PeerState
+    capacity: int
+    occupancy: int = 0
+    forward: Timing | None = None
+    backward: Timing | None = None
+    weights_version: int = 0
+    path: PathType = PathType.PUBLIC
+    links: tuple[LinkMeasurement, ...] = ()
+    line_bytes_per_s: float = 0.0
+    flows_held: Mapping[str, int] = field(default_factory=dict)
+    spare_flows: int = 0
+    cost_to_sink_us: Mapping[str, int] = field(default_factory=dict)
+    model_hash: str = ""
+    sequence_number: int = 0
+    schema_version: int = SCHEMA_VERSION
+    wire_version: int = WIRE_VERSION
+
+    @property
+    def is_routable(self) -> bool:
+        return self.state is PeerState.ONLINE
+
+    @property
+    def forward_s(self) -> float:
+        """Median forward seconds of one microbatch, 0.0 while unmeasured."""
+        return self.forward.median_s if self.forward else 0.0
+
+    @property
+    def backward_s(self) -> float:
+        """Median backward seconds of one microbatch, 0.0 while unmeasured."""
+        return self.backward.median_s if self.backward else 0.0
+
+
+def encode(record: RunRecord | StageRecord) -> bytes:
+    """Msgpack of a record. Raises ValueError above 8 KiB: the publisher must send fewer links."""
+    packed: bytes = msgpack.packb(_to_plain(record))
+    if len(packed) > MAX_RECORD_BYTES:
+        raise ValueError(f"record of {len(packed)} bytes is over the bound of {MAX_RECORD_BYTES}")
+    return packed
+
+
+def decode_run(data: bytes) -> RunRecord:
+    """Raises RemoteProtocolError when the bytes are not a run record of this wire version."""
+    return _decode(RunRecord, data)
+
+
+def decode_stage(data: bytes) -> StageRecord:
+    """Raises RemoteProtocolError when the bytes are not a stage record of this wire version."""
+    return _decode(StageRecord, data)
+
+
+def _decode(kind: type[T], data: bytes) -> T:
+    if len(data) > MAX_RECORD_BYTES:
+        raise RemoteProtocolError(f"{kind.__name__}: {len(data)} bytes, over the bound of {MAX_RECORD_BYTES}")
+    try:
+        plain = msgpack.unpackb(data, strict_map_key=False)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise RemoteProtocolError(f"{kind.__name__}: not msgpack ({error})") from error
+    if not isinstance(plain, dict):
+        raise RemoteProtocolError(f"{kind.__name__}: expected a map, got {type(plain).__name__}")
+    if plain.get("wire_version") != WIRE_VERSION:
+        raise RemoteProtocolError(
+            f"{kind.__name__}: wire_version: this peer speaks {WIRE_VERSION}, the record says {plain.get('wire_version')}"
+        )
+    record: T = _from_plain(kind, plain, kind.__name__)
+    return record
+
+
+def _to_plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return {f.name: _to_plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(k): _to_plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_to_plain(v) for v in value]
+    return value
+
+
+def _from_plain(kind: Any, value: Any, where: str) -> Any:
+    """Rebuild `kind` from msgpack's plain values, checking each type; unknown keys are ignored."""
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        if value is None:
+            return None
+        return _from_plain(next(a for a in get_args(kind) if a is not type(None)), value, where)
+    if hasattr(kind, "__dataclass_fields__"):
+        return _dataclass_from_plain(kind, value, where)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        try:
+            return kind(value)
+        except ValueError as error:
+            raise RemoteProtocolError(f"{where}: expected one of {[m.value for m in kind]}, got {value!r}") from error
+    if origin is tuple:
+        return _tuple_from_plain(get_args(kind), value, where)
+    if origin is not None and issubclass(origin, Mapping):
+        _expect(isinstance(value, dict), where, "a map", value)
+        item = get_args(kind)[1]
+        return {str(k): _from_plain(item, v, f"{where}.{k}") for k, v in value.items()}
+    return _scalar_from_plain(kind, value, where)
+
+
+def _dataclass_from_plain(kind: Any, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), where, "a map", value)
+    hints = get_type_hints(kind)
+    known = {f.name: _from_plain(hints[f.name], value[f.name], f"{where}.{f.name}") for f in fields(kind) if f.name in value}
+    try:
+        return kind(**known)
+    except TypeError as error:
+        raise RemoteProtocolError(f"{where}: {error}") from error
+
+
+def _tuple_from_plain(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    _expect(isinstance(value, list), where, "a list", value)
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(_from_plain(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    _expect(len(args) == len(value), where, f"{len(args)} items", value)
+    return tuple(_from_plain(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+
+
+def _scalar_from_plain(kind: Any, value: Any, where: str) -> Any:
+    kind = getattr(kind, "__supertype__", kind)
+    if kind is Any:
+        return value
+    if kind is float:
+        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
+        _expect(value == value and abs(value) != float("inf"), where, "a finite number", value)
+        return float(value)
+    if kind is int:
+        _expect(isinstance(value, int) and not isinstance(value, bool), where, "a whole number", value)
+        return value
+    _expect(isinstance(value, kind), where, f"a {kind.__name__}", value)
+    return value
+
+
+def _expect(condition: bool, where: str, expected: str, got: object) -> None:
+    if not condition:
+        raise RemoteProtocolError(f"{where}: expected {expected}, got {got!r:.80}")

@@ -1,0 +1,1 @@
+"""The routers: one small interface, one file per algorithm."""

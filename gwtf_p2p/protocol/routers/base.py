@@ -1,0 +1,80 @@
+"""The interface of every router: which peers does a microbatch visit next?
+
+One `Router` lives in each peer that routes. It learns from views (records) and from hops (what sends and computations took),
+and it answers requests. The same object serves first routing and repair: a repair is a request with an exclusion.
+Routers are pure: time is an argument, RNG is given at construction, and equal histories give equal answers.
+
+A router may answer with the whole rest of the route (`gwtf`: the plan is known) or with one hop (`swarm`: each holder
+chooses the next); the peer that holds the microbatch asks again when the answer runs out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.network_view import NetworkView
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRequest:
+    """Which peers should hold `microbatch` in stages `first_stage`..`last_stage`, coming from `after`?
+
+    `rejoin` is the peer after `last_stage` that already holds the microbatch (a repair in the middle), if any.
+    """
+
+    microbatch: MicrobatchId
+    after: PeerId
+    first_stage: Stage
+    last_stage: Stage
+    excluding: frozenset[PeerId] = frozenset()
+    rejoin: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Peers for `first_stage`, `first_stage + 1`, …; at least one, possibly fewer than asked for. `reason` is for the log."""
+
+    peers: tuple[PeerId, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoute:
+    """Nothing can take the microbatch now. `retry_on_change`: ask again when the view or an own microbatch changes."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HopObservation:
+    """What one hop did to one microbatch, as its sender saw it.
+
+    `seconds` runs from the start of the transfer to the receiver's notice that it computed (None: it failed).
+    `is_backward` tells the pass. Refusals (BUSY, STALE) come with `seconds=None` and the verdict as `failure`.
+    """
+
+    microbatch: MicrobatchId
+    sender: PeerId
+    receiver: PeerId
+    stage: Stage
+    is_backward: bool
+    seconds: float | None
+    failure: str = ""
+
+
+class Router(Protocol):
+    """See the module docstring. `now` is in seconds and only compared with other values of `now`."""
+
+    def observe_view(self, view: NetworkView, now: float) -> None:
+        """The records changed."""
+
+    def observe_hop(self, hop: HopObservation, now: float) -> None:
+        """A hop finished, failed or was refused."""
+
+    def observe_end(self, microbatch: MicrobatchId, now: float) -> None:
+        """A microbatch that this router routed from its data peer is done or withdrawn: its flow is free again."""
+
+    def route(self, request: RouteRequest, now: float) -> Route | NoRoute:
+        """Choose. At the data peer `first_stage` is 1 and the answer also decides whether to inject now."""

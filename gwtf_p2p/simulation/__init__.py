@@ -1,0 +1,1 @@
+"""Interpreter 1 of the protocol: virtual time. Imports the protocol and nothing else of the package."""

@@ -1,0 +1,1 @@
+"""torch and transformers without a network: what one peer computes."""
