@@ -10,15 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import Enum
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import msgpack
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.plain import from_plain, to_plain
 
 SCHEMA_VERSION = 1
 WIRE_VERSION = 1
@@ -201,7 +201,7 @@ class StageRecord:
 
 def encode(record: RunRecord | StageRecord) -> bytes:
     """Msgpack of a record. Raises ValueError above 8 KiB: the publisher must send fewer links."""
-    packed: bytes = msgpack.packb(_to_plain(record))
+    packed: bytes = msgpack.packb(to_plain(record))
     if len(packed) > MAX_RECORD_BYTES:
         raise ValueError(f"record of {len(packed)} bytes is over the bound of {MAX_RECORD_BYTES}")
     return packed
@@ -230,78 +230,5 @@ def _decode(kind: type[T], data: bytes) -> T:
         raise RemoteProtocolError(
             f"{kind.__name__}: wire_version: this peer speaks {WIRE_VERSION}, the record says {plain.get('wire_version')}"
         )
-    record: T = _from_plain(kind, plain, kind.__name__)
+    record: T = from_plain(kind, plain, kind.__name__)
     return record
-
-
-def _to_plain(value: Any) -> Any:
-    if hasattr(value, "__dataclass_fields__"):
-        return {f.name: _to_plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Mapping):
-        return {str(k): _to_plain(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_to_plain(v) for v in value]
-    return value
-
-
-def _from_plain(kind: Any, value: Any, where: str) -> Any:
-    """Rebuild `kind` from msgpack's plain values, checking each type; unknown keys are ignored."""
-    origin = get_origin(kind)
-    if origin in (Union, UnionType):
-        if value is None:
-            return None
-        return _from_plain(next(a for a in get_args(kind) if a is not type(None)), value, where)
-    if hasattr(kind, "__dataclass_fields__"):
-        return _dataclass_from_plain(kind, value, where)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        try:
-            return kind(value)
-        except ValueError as error:
-            raise RemoteProtocolError(f"{where}: expected one of {[m.value for m in kind]}, got {value!r}") from error
-    if origin is tuple:
-        return _tuple_from_plain(get_args(kind), value, where)
-    if origin is not None and issubclass(origin, Mapping):
-        _expect(isinstance(value, dict), where, "a map", value)
-        item = get_args(kind)[1]
-        return {str(k): _from_plain(item, v, f"{where}.{k}") for k, v in value.items()}
-    return _scalar_from_plain(kind, value, where)
-
-
-def _dataclass_from_plain(kind: Any, value: Any, where: str) -> Any:
-    _expect(isinstance(value, dict), where, "a map", value)
-    hints = get_type_hints(kind)
-    known = {f.name: _from_plain(hints[f.name], value[f.name], f"{where}.{f.name}") for f in fields(kind) if f.name in value}
-    try:
-        return kind(**known)
-    except TypeError as error:
-        raise RemoteProtocolError(f"{where}: {error}") from error
-
-
-def _tuple_from_plain(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    _expect(isinstance(value, list), where, "a list", value)
-    if len(args) == 2 and args[1] is Ellipsis:
-        return tuple(_from_plain(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    _expect(len(args) == len(value), where, f"{len(args)} items", value)
-    return tuple(_from_plain(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
-
-
-def _scalar_from_plain(kind: Any, value: Any, where: str) -> Any:
-    kind = getattr(kind, "__supertype__", kind)
-    if kind is Any:
-        return value
-    if kind is float:
-        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
-        _expect(value == value and abs(value) != float("inf"), where, "a finite number", value)
-        return float(value)
-    if kind is int:
-        _expect(isinstance(value, int) and not isinstance(value, bool), where, "a whole number", value)
-        return value
-    _expect(isinstance(value, kind), where, f"a {kind.__name__}", value)
-    return value
-
-
-def _expect(condition: bool, where: str, expected: str, got: object) -> None:
-    if not condition:
-        raise RemoteProtocolError(f"{where}: expected {expected}, got {got!r:.80}")
