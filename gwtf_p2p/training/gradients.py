@@ -1,0 +1,78 @@
+"""The gradient sum of one part, counted by microbatch id.
+
+The sum is over counted microbatches, in float32, under the whole model's parameter names. The iteration's gradient is the mean
+over the counted microbatches of all peers of the stage: each hands over its mean and its count as weight. Microbatches have
+equal size, so the mean over microbatches is the mean over tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gwtf_p2p.protocol.errors import LocalProtocolError, RemoteProtocolError
+from gwtf_p2p.protocol.ids import MicrobatchId
+
+
+class AlreadyCountedError(LocalProtocolError):
+    """A microbatch's gradient would be added a second time."""
+
+
+class NotHeldError(LocalProtocolError):
+    """A step was asked for a microbatch whose earlier step this part does not hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class GradientSum:
+    """Sum of the gradients of `counted`, float32 by parameter name. The tensors are the accumulator's own: do not write."""
+
+    tensors: Mapping[str, Tensor]
+    counted: frozenset[MicrobatchId]
+
+    @property
+    def count(self) -> int:
+        return len(self.counted)
+
+    def mean(self) -> dict[str, Tensor]:
+        """Fresh CPU tensors: the mean gradient of the counted microbatches, zeros if there are none.
+
+        The average of these over the peers of the stage, weighted by `count`, is the iteration's gradient.
+        """
+        return {name: (tensor / max(self.count, 1)).cpu() for name, tensor in self.tensors.items()}
+
+
+class GradientAccumulator:
+    """The sum and the ids in it. Adding a gradient and counting its id are two calls: a data peer's comes in two halves."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._sums = {name: torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for name, p in parameters.items()}
+        self.counted: set[MicrobatchId] = set()
+
+    def add(self, gradients: Mapping[str, Tensor], sign: int = 1) -> None:
+        """Add (or, with sign -1, subtract) gradients of some or all parameters."""
+        for name, gradient in gradients.items():
+            self._sums[name].add_(gradient, alpha=sign)
+
+    def clear(self) -> None:
+        """An exactly empty sum."""
+        self.counted.clear()
+        for total in self._sums.values():
+            total.zero_()
+
+    def export(self) -> GradientSum:
+        """The sum without a copy."""
+        return GradientSum(dict(self._sums), frozenset(self.counted))
+
+    def merge(self, other: GradientSum) -> None:
+        """Add another sum. Raises AlreadyCountedError on a common microbatch, RemoteProtocolError on other names or shapes."""
+        twice = self.counted & other.counted
+        if twice:
+            raise AlreadyCountedError(f"{min(twice)}: counted in both gradient sums")
+        shapes = {name: total.shape for name, total in self._sums.items()}
+        if {name: tensor.shape for name, tensor in other.tensors.items()} != shapes:
+            raise RemoteProtocolError("gradient sum: parameter names or shapes are not this stage's")
+        self.add({name: tensor.to(self._sums[name].device) for name, tensor in other.tensors.items()})
+        self.counted |= other.counted
