@@ -78,13 +78,6 @@ class Superseded:
 
 
 @dataclass(frozen=True, slots=True)
-class Withdraw:
-    """From the data peer: this microbatch is not trained on in this iteration; drop it."""
-
-    microbatch: MicrobatchId
-
-
-@dataclass(frozen=True, slots=True)
 class Check:
     """Are you alive, and do you still hold these? The answer lists the ones that the receiver does not know."""
 
@@ -166,13 +159,21 @@ class Commit:
     mean_loss: float
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """From the leader: this peer is confirmed lost; whoever handed microbatches to it repairs them."""
+
+    peer: PeerId
+    reason: str
+
+
 TensorMessage = Forward | Backward
-ControlMessage = Complete | Done | Superseded | Withdraw | Check | Finished | Close | Averaged | NotAveraged | Commit
+ControlMessage = Complete | Done | Superseded | Check | Finished | Close | Averaged | NotAveraged | Commit | Lost
 Message = TensorMessage | ControlMessage
 
 _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (Forward, Backward, Complete, Done, Superseded, Withdraw, Check, Finished, Close, Averaged, NotAveraged, Commit)
+    for kind in (Forward, Backward, Complete, Done, Superseded, Check, Finished, Close, Averaged, NotAveraged, Commit, Lost)
 }
 
 

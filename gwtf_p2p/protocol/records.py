@@ -102,7 +102,8 @@ class OptimizerSpec:
 class RunRecord:
     """Everything that a joining peer needs besides an initial peer and the run id; signed by the run's owner.
 
-    `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds.
+    `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds. `data_peers` is how many shards the
+    dataset is cut into, and how many data peers must be online before iteration 0 begins.
     """
 
     run_id: RunId
@@ -114,6 +115,7 @@ class RunRecord:
     microbatches_per_data_peer: int
     dataset: str = "stdlib"
     tokenizer: str = "byte"
+    data_peers: int = 1
     wire_dtype: str = "float32"
     router: str = "gwtf"
     recovery: str = "exact"
@@ -161,7 +163,8 @@ class StageRecord:
     """One peer's record under `<run_id>.stage.<k>`; data peers publish theirs under stage 0.
 
     `capacity` is the most microbatches the peer holds at once; for a data peer it is its demand, the microbatches that
-    it keeps in flight. `flows_held` and `cost_to_sink_us` are what others need to plan around this peer.
+    it keeps in flight, and `shard` the part of the dataset that it holds. `flows_held` and `cost_to_sink_us` are what
+    others need to plan around this peer.
     """
 
     peer: PeerId
@@ -180,6 +183,7 @@ class StageRecord:
     spare_flows: int = 0
     cost_to_sink_us: Mapping[str, int] = field(default_factory=dict)
     model_hash: str = ""
+    shard: int = -1
     sequence_number: int = 0
     schema_version: int = SCHEMA_VERSION
     wire_version: int = WIRE_VERSION

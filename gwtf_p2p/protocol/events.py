@@ -1,0 +1,344 @@
+"""Events in, effects out: the whole interface between the protocol and its two interpreters.
+
+An interpreter (simulation/world, live/driver) feeds events to a state machine and carries out the effects that it returns,
+in order. It contains no policy. Failures are events like any other. Every event that follows from an effect carries what is
+needed to recognise it (a token, a name, an id), so that an answer to a question no longer asked is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.messages import Close, ControlMessage, TensorMessage, Verdict
+from gwtf_p2p.protocol.network_view import NetworkView
+
+
+class Slot(Enum):
+    """The four tensors that a peer may hold of one microbatch. Delivered tensors go to INPUT or OUTPUT_GRADIENT."""
+
+    INPUT = "input"
+    OUTPUT = "output"
+    OUTPUT_GRADIENT = "output_gradient"
+    INPUT_GRADIENT = "input_gradient"
+
+
+class Work(Enum):
+    """What the compute thread can be asked to do; one at a time.
+
+    FORWARD: INPUT to OUTPUT. BACKWARD: OUTPUT_GRADIENT to INPUT_GRADIENT, counted. On data peers EMBED makes OUTPUT from
+    tokens, LOSS makes INPUT_GRADIENT from INPUT (head, counted), FINISH takes OUTPUT_GRADIENT (embedding, counted).
+    UNCOUNT recomputes the gradient of a counted microbatch and subtracts it, RECOUNT adds it again.
+    """
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    EMBED = "embed"
+    LOSS = "loss"
+    FINISH = "finish"
+    UNCOUNT = "uncount"
+    RECOUNT = "recount"
+
+
+TimerName = tuple[str, str]
+"""What is waited for, and for which entity, such as ("backward", str(microbatch))."""
+
+
+# ---- events ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The peer is up: identity, DHT and transport work. `weights_version` is what its weights are at."""
+
+    weights_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ViewChanged:
+    view: NetworkView
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A transfer begins. The returned effects contain exactly one `Answer`."""
+
+    sender: PeerId
+    message: TensorMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The tensor of an accepted offer has arrived whole and lies in its slot."""
+
+    sender: PeerId
+    message: TensorMessage
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryBroken:
+    """The tensor of an accepted offer will never arrive."""
+
+    sender: PeerId
+    message: TensorMessage
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PushAnswered:
+    token: int
+    verdict: Verdict
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PushDelivered:
+    """The receiver has acknowledged the whole tensor, `seconds` after the push began."""
+
+    token: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PushFailed:
+    token: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A small message. For a `Check` the returned effects contain one `AnswerCheck`."""
+
+    sender: PeerId
+    message: ControlMessage
+
+
+@dataclass(frozen=True, slots=True)
+class SendFailed:
+    to: PeerId
+    message: ControlMessage
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    work: Work
+    microbatch: MicrobatchId
+    seconds: float
+    loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    name: TimerName
+
+
+@dataclass(frozen=True, slots=True)
+class WatchBroken:
+    """The connection to a watched peer broke: it died, or the path to it did."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckAnswered:
+    """A peer is alive; `unknown` are the microbatches of the question that it does not hold."""
+
+    peer: PeerId
+    unknown: tuple[MicrobatchId, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckFailed:
+    """`silent`: nothing came back in time (slow, frozen, or cut off). Otherwise: the peer is not there."""
+
+    peer: PeerId
+    reason: str
+    silent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AverageDone:
+    iteration: int
+    attempt: int
+    digest: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AverageFailed:
+    iteration: int
+    attempt: int
+    reason: str
+    suspect: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """The optimizer step of this iteration is applied: weights version is iteration + 1."""
+
+    iteration: int
+
+
+Event = (
+    Started
+    | ViewChanged
+    | Offered
+    | Delivered
+    | DeliveryBroken
+    | PushAnswered
+    | PushDelivered
+    | PushFailed
+    | Received
+    | SendFailed
+    | Computed
+    | TimerFired
+    | WatchBroken
+    | CheckAnswered
+    | CheckFailed
+    | AverageDone
+    | AverageFailed
+    | Stepped
+)
+
+
+# ---- effects --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The verdict on the offer being handled."""
+
+    verdict: Verdict
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCheck:
+    """The answer to the `Check` being handled."""
+
+    unknown: tuple[MicrobatchId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Transfer a tensor. Followed by PushAnswered, then PushDelivered if it was accepted; or PushFailed."""
+
+    token: int
+    to: PeerId
+    message: TensorMessage
+    slot: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class CancelPush:
+    """Nobody waits for this push any more; the interpreter may stop it. No event follows."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A small acknowledged message. Followed by SendFailed if it could not be delivered; a peer may send to itself."""
+
+    to: PeerId
+    message: ControlMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Is this peer alive, and does it hold these? Followed by CheckAnswered or CheckFailed."""
+
+    peer: PeerId
+    microbatches: tuple[MicrobatchId, ...]
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    work: Work
+    microbatch: MicrobatchId
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimer:
+    """(Re)start: a timer of the same name is replaced."""
+
+    name: TimerName
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTimer:
+    name: TimerName
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Keep a connection to this peer and say when it breaks."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Unwatch:
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """Average the gradients of a stage group. Followed by AverageDone or AverageFailed; the inputs stay untouched."""
+
+    close: Close
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Apply the average of this attempt with the optimizer. Followed by Stepped."""
+
+    iteration: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Free every tensor of this microbatch."""
+
+    microbatch: MicrobatchId
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """This peer's record changed in a way that others should see soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Something that people and metrics want to know: a stable name and its fields."""
+
+    name: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+Effect = (
+    Answer
+    | AnswerCheck
+    | Push
+    | CancelPush
+    | Send
+    | Ask
+    | Compute
+    | StartTimer
+    | CancelTimer
+    | Watch
+    | Unwatch
+    | Average
+    | Step
+    | Discard
+    | Publish
+    | Report
+)

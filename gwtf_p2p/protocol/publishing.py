@@ -1,0 +1,70 @@
+"""What a peer publishes about itself: its record, made from its state machine and its measured links.
+
+Both interpreters publish through here, so a record in the simulator and one in the live swarm say the same things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gwtf_p2p.protocol.data_peer import DataPeer
+from gwtf_p2p.protocol.events import Work
+from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.records import LinkMeasurement, PathType, StageRecord, Timing
+from gwtf_p2p.protocol.relay_peer import RelayPeer
+
+TOP_LINKS = 48
+"""Links in one record at most: with 60 bytes of peer id each they stay well under the record's bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the machine does not know of itself: its run, its links and its line. Bandwidths in bytes/s."""
+
+    run_id: RunId
+    model_hash: str = ""
+    links: Sequence[LinkMeasurement] = ()
+    path: PathType = PathType.PUBLIC
+    line_bytes_per_s: float = 0.0
+    shard: int = -1
+
+
+def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_number: int) -> StageRecord:
+    """The record of this peer now. A figure that is not measured is left out, never guessed."""
+    ctx = machine.ctx
+    if isinstance(machine, DataPeer):
+        capacity, occupancy = machine.config.microbatches, machine.in_flight
+        works = (Work.LOSS, Work.EMBED)
+    else:
+        capacity, occupancy = machine.capacity, machine.occupancy
+        works = (Work.FORWARD, Work.BACKWARD)
+    forward, backward = (_timing(machine, work) for work in works)
+    held: dict[str, int] = {}
+    for microbatch in ctx.held:
+        held[microbatch.data_peer] = held.get(microbatch.data_peer, 0) + 1
+    links = sorted(around.links, key=lambda link: (link.round_trip_s, link.to))[:TOP_LINKS]
+    return StageRecord(
+        peer=ctx.me,
+        run_id=around.run_id,
+        stage=ctx.stage,
+        state=machine.published_state,
+        capacity=capacity,
+        occupancy=occupancy,
+        forward=forward,
+        backward=backward,
+        weights_version=machine.member.version,
+        path=around.path,
+        links=tuple(links),
+        line_bytes_per_s=around.line_bytes_per_s,
+        flows_held=held,
+        spare_flows=max(0, capacity - occupancy),
+        model_hash=around.model_hash,
+        shard=around.shard,
+        sequence_number=sequence_number,
+    )
+
+
+def _timing(machine: RelayPeer | DataPeer, work: Work) -> Timing | None:
+    median = machine.ctx.timings.median_s((work.value,))
+    return None if median is None else Timing(median, machine.ctx.timings.count((work.value,)), 0.0)

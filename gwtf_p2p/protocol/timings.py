@@ -1,0 +1,51 @@
+"""Deadlines from measured times: median + k * MAD, never a constant in a config (hivemind#676, DESIGN section 5).
+
+A deadline that passes is a suspicion, not a verdict: it leads to a question, and only silence makes a peer lost. So a short
+deadline costs a small message and a long one costs time; before anything is measured a caller's prior is used.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+WINDOW = 32
+"""Samples kept per key: enough for a median, few enough to follow a peer that slows down."""
+
+DEVIATIONS = 6.0
+"""k in median + k * MAD; 6 MAD is about 4 standard deviations of a normal distribution."""
+
+LEAST_SPREAD = 0.25
+"""MAD is taken as at least this part of the median: a few equal samples do not make a time certain."""
+
+MINIMUM_SAMPLES = 3
+
+LEAST_DEADLINE_S = 0.2
+"""Asking more often than this costs more than it tells; also the guard against a wait of nothing."""
+
+
+class Timings:
+    """Recent durations by key, such as ("backward", 2) or ("push", peer)."""
+
+    def __init__(self) -> None:
+        self._samples: dict[tuple[object, ...], deque[float]] = {}
+
+    def observe(self, key: tuple[object, ...], seconds: float) -> None:
+        self._samples.setdefault(key, deque(maxlen=WINDOW)).append(seconds)
+
+    def count(self, key: tuple[object, ...]) -> int:
+        return len(self._samples.get(key, ()))
+
+    def median_s(self, key: tuple[object, ...]) -> float | None:
+        """None while nothing is measured."""
+        samples = self._samples.get(key)
+        return median(samples) if samples else None
+
+    def deadline_s(self, key: tuple[object, ...], prior_s: float) -> float:
+        """How long to wait for `key` before asking; `prior_s` until there are three samples."""
+        samples = self._samples.get(key)
+        if samples is None or len(samples) < MINIMUM_SAMPLES:
+            return prior_s
+        middle = median(samples)
+        spread = median(abs(sample - middle) for sample in samples)
+        return max(LEAST_DEADLINE_S, float(middle + DEVIATIONS * max(spread, LEAST_SPREAD * middle)))

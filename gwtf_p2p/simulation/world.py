@@ -1,0 +1,366 @@
+"""Interpreter 1 of the protocol: the same state machines as in the live swarm, in virtual time.
+
+This module carries out effects and reports what came of them; it decides nothing. What it models: one-way latency and shared
+bandwidth of every transfer (`links`), one computation at a time per peer, small messages that take a latency, records that
+become visible late (`directory`), all-reduce time in a stage group, and three faults: a peer is *killed* (its connections
+break), *frozen* (it stops and stays silent, as under SIGSTOP) or *thawed*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.data_peer import DataPeer
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId
+from gwtf_p2p.protocol.messages import Check, Close, ControlMessage, Verdict
+from gwtf_p2p.protocol.publishing import Surroundings, stage_record
+from gwtf_p2p.protocol.records import LinkMeasurement
+from gwtf_p2p.protocol.relay_peer import RelayPeer
+from gwtf_p2p.simulation.directory import Directory
+from gwtf_p2p.simulation.kernel import Kernel
+from gwtf_p2p.simulation.links import Links, Transfer
+
+REQUEST_TIMEOUT_S = 3.0
+"""After which an unanswered small message counts as failed, as in the live transport."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes of one boundary activation (its gradient is as large) and of one stage's averaged gradient."""
+
+    microbatch_bytes: int
+    stage_gradient_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Seconds of one microbatch on this peer's device, per kind of work."""
+
+    seconds: Mapping[ev.Work, float]
+
+
+@dataclass
+class SimulatedPeer:
+    """A state machine and the little that the world must know about the computer that it runs on."""
+
+    machine: RelayPeer | DataPeer
+    speed: Speed
+    alive: bool = True
+    frozen: bool = False
+    sequence: int = 0
+    timers: dict[ev.TimerName, int] = field(default_factory=dict)
+    watching: set[PeerId] = field(default_factory=set)
+    waiting: list[ev.Event] = field(default_factory=list)
+    links: tuple[LinkMeasurement, ...] = ()
+    line_bytes_per_s: float = 0.0
+
+    @property
+    def id(self) -> PeerId:
+        return self.machine.ctx.me
+
+
+class World:
+    """Peers, links and virtual time. `on_report(peer, report, now)` hears what the machines report."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        links: Links,
+        directory: Directory,
+        sizes: Sizes,
+        on_report: Callable[[PeerId, ev.Report, float], None],
+        record_period_s: float = 10.0,
+    ) -> None:
+        self.kernel, self.links, self.directory, self.sizes = kernel, links, directory, sizes
+        self.peers: dict[PeerId, SimulatedPeer] = {}
+        self.messages = 0
+        self.on_event: Callable[[PeerId, ev.Event, float], None] | None = None
+        self._on_report = on_report
+        self._record_period_s = record_period_s
+        self._transfers: dict[tuple[PeerId, int], Transfer] = {}
+        self._rounds: dict[tuple[int, int, int], dict[PeerId, float]] = {}
+
+    # ---- peers and faults
+
+    def add(self, peer: SimulatedPeer) -> None:
+        self.peers[peer.id] = peer
+
+    def start(self, peer: SimulatedPeer, weights_version: int = 0) -> None:
+        """Bring a peer up: it starts, publishes, and looks at the records from now on."""
+        self._feed(peer, ev.Started(weights_version))
+        self._republish(peer)
+        self._look(peer)
+
+    def kill(self, peer_id: PeerId) -> None:
+        """The process is gone; its connections break at once."""
+        peer = self.peers[peer_id]
+        peer.alive = False
+        for (sender, token), transfer in list(self._transfers.items()):
+            if peer_id in (sender, transfer.receiver):
+                self.links.stop(transfer)
+                self._transfers.pop((sender, token))
+                if transfer.receiver == peer_id:
+                    self._later(transfer.sender, peer_id, ev.PushFailed(token, "connection reset"))
+        for other in self.peers.values():
+            if peer_id in other.watching:
+                other.watching.discard(peer_id)
+                self._later(other.id, peer_id, ev.WatchBroken(peer_id, "connection reset"))
+        for round_key, members in list(self._rounds.items()):
+            if peer_id in members:
+                self._fail_round(round_key, peer_id, "connection reset")
+
+    def freeze(self, peer_id: PeerId) -> None:
+        """The process is stopped: it says nothing and computes nothing, and its connections stay open."""
+        self.peers[peer_id].frozen = True
+
+    def thaw(self, peer_id: PeerId) -> None:
+        peer = self.peers[peer_id]
+        peer.frozen = False
+        waiting, peer.waiting = peer.waiting, []
+        for event in waiting:
+            self._feed(peer, event)
+
+    # ---- events in
+
+    def _feed(self, peer: SimulatedPeer, event: ev.Event) -> None:
+        if not peer.alive:
+            return
+        if peer.frozen:
+            peer.waiting.append(event)
+            return
+        now = self.kernel.now
+        if self.on_event is not None:
+            self.on_event(peer.id, event, now)
+        for effect in peer.machine.handle(event, now):
+            self._carry_out(peer, effect)
+
+    def _later(self, to: PeerId, about: PeerId, event: ev.Event, hops: int = 1) -> None:
+        """Feed an event to `to` after one latency (or more) of its path to `about`."""
+        delay = hops * self.links.latency_s(about, to)
+        self.kernel.after(delay, lambda: self._feed(self.peers[to], event))
+
+    def _look(self, peer: SimulatedPeer) -> None:
+        if not peer.alive:
+            return
+        view = self.directory.view(self.kernel.now)
+        if view is not peer.machine.ctx.view and not peer.frozen:
+            self._feed(peer, ev.ViewChanged(view))
+        self.kernel.after(self.directory.tick_s, lambda: self._look(peer))
+
+    def _republish(self, peer: SimulatedPeer) -> None:
+        if not peer.alive:
+            return
+        if not peer.frozen:
+            self._publish(peer)
+        self.kernel.after(self._record_period_s, lambda: self._republish(peer))
+
+    def _publish(self, peer: SimulatedPeer) -> None:
+        peer.sequence += 1
+        around = Surroundings(RunId("simulation"), links=peer.links, line_bytes_per_s=peer.line_bytes_per_s)
+        self.directory.publish(stage_record(peer.machine, around, peer.sequence), self.kernel.now)
+
+    # ---- effects out
+
+    def _carry_out(self, peer: SimulatedPeer, effect: ev.Effect) -> None:
+        match effect:
+            case ev.Push():
+                self._push(peer, effect)
+            case ev.CancelPush(token):
+                transfer = self._transfers.pop((peer.id, token), None)
+                if transfer is not None:
+                    self.links.stop(transfer)
+            case ev.Send(to, message):
+                self._send(peer, to, message)
+            case ev.Ask():
+                self._ask(peer, effect)
+            case ev.Compute(work, microbatch):
+                self._compute(peer, work, microbatch)
+            case ev.StartTimer(name, delay_s):
+                self._start_timer(peer, name, delay_s)
+            case ev.CancelTimer(name):
+                peer.timers.pop(name, None)
+            case ev.Watch(other):
+                self._watch(peer, other)
+            case ev.Unwatch(other):
+                peer.watching.discard(other)
+            case ev.Average(close):
+                self._average(peer, close)
+            case ev.Step(iteration, _):
+                self.kernel.after(0.0, lambda: self._feed(peer, ev.Stepped(iteration)))
+            case ev.Publish():
+                self._publish(peer)
+            case ev.Report():
+                self._on_report(peer.id, effect, self.kernel.now)
+            case ev.Answer() | ev.AnswerCheck() | ev.Discard():
+                pass  # answers are read by whoever fed the event; there are no tensors to free
+
+    def _compute(self, peer: SimulatedPeer, work: ev.Work, microbatch: MicrobatchId) -> None:
+        seconds = peer.speed.seconds[work]
+        loss = 0.0 if work is ev.Work.LOSS else None
+        self.kernel.after(seconds, lambda: self._feed(peer, ev.Computed(work, microbatch, seconds, loss)))
+
+    def _start_timer(self, peer: SimulatedPeer, name: ev.TimerName, delay_s: float) -> None:
+        version = peer.timers.get(name, 0) + 1
+        peer.timers[name] = version
+
+        def fire() -> None:
+            if peer.timers.get(name) == version:
+                del peer.timers[name]
+                self._feed(peer, ev.TimerFired(name))
+
+        self.kernel.after(delay_s, fire)
+
+    def _watch(self, peer: SimulatedPeer, other: PeerId) -> None:
+        if not self.peers[other].alive:
+            self._later(peer.id, other, ev.WatchBroken(other, "connection refused"), hops=2)
+        else:
+            peer.watching.add(other)
+
+    # ---- small messages
+
+    def _send(self, peer: SimulatedPeer, to: PeerId, message: ControlMessage) -> None:
+        self.messages += 1
+        target = self.peers[to]
+        delay = self.links.latency_s(peer.id, to)
+
+        def arrive() -> None:
+            if not target.alive:
+                self._later(peer.id, to, ev.SendFailed(to, message, "connection refused"))
+            elif target.frozen:
+                target.waiting.append(ev.Received(peer.id, message))
+                failed = ev.SendFailed(to, message, "no answer")
+                self.kernel.after(REQUEST_TIMEOUT_S, lambda: self._feed(peer, failed))
+            else:
+                self._feed(target, ev.Received(peer.id, message))
+
+        self.kernel.after(delay, arrive)
+
+    def _ask(self, peer: SimulatedPeer, ask: ev.Ask) -> None:
+        self.messages += 1
+        target, asked_at = self.peers[ask.peer], self.kernel.now
+        latency = self.links.latency_s(peer.id, ask.peer)
+
+        def arrive() -> None:
+            if not target.alive:
+                self._later(peer.id, ask.peer, ev.CheckFailed(ask.peer, "connection refused", silent=False))
+            elif target.frozen or 2 * latency > ask.deadline_s:
+                left = max(0.0, asked_at + ask.deadline_s - self.kernel.now)
+                failed = ev.CheckFailed(ask.peer, f"no answer in {ask.deadline_s:.2f} s", silent=True)
+                self.kernel.after(left, lambda: self._feed(peer, failed))
+            else:
+                answers = target.machine.handle(ev.Received(peer.id, Check(ask.microbatches)), self.kernel.now)
+                unknown = next(e.unknown for e in answers if isinstance(e, ev.AnswerCheck))
+                self._later(peer.id, ask.peer, ev.CheckAnswered(ask.peer, unknown, 2 * latency))
+                for effect in answers:
+                    self._carry_out(target, effect)
+
+        self.kernel.after(latency, arrive)
+
+    # ---- transfers
+
+    def _push(self, peer: SimulatedPeer, push: ev.Push) -> None:
+        """The header arrives after one latency and is answered at once; the bytes follow it without waiting."""
+        latency = self.links.latency_s(peer.id, push.to)
+        key = (peer.id, push.token)
+        began = self.kernel.now
+        transfer = self.links.start(
+            peer.id,
+            push.to,
+            self.sizes.microbatch_bytes,
+            lambda: self.kernel.after(latency, lambda: self._arrived(key, push, began)),
+        )
+        self._transfers[key] = transfer
+        self.kernel.after(latency, lambda: self._offer(key, peer, push))
+
+    def _offer(self, key: tuple[PeerId, int], peer: SimulatedPeer, push: ev.Push) -> None:
+        target = self.peers[push.to]
+        transfer = self._transfers.get(key)
+        if transfer is None:
+            return
+        if not target.alive:
+            self._drop(key)
+            self._later(peer.id, push.to, ev.PushFailed(push.token, "connection refused"))
+        elif not target.frozen:
+            self._answer(key, push, target)
+        else:
+            target.waiting.append(ev.DeliveryBroken(peer.id, push.message, "frozen"))
+            self._drop(key, keep=True)
+
+    def _answer(self, key: tuple[PeerId, int], push: ev.Push, target: SimulatedPeer) -> None:
+        sender = key[0]
+        event = ev.Offered(sender, push.message)
+        if self.on_event is not None:
+            self.on_event(target.id, event, self.kernel.now)
+        effects = target.machine.handle(event, self.kernel.now)
+        answer = next(e for e in effects if isinstance(e, ev.Answer))
+        if answer.verdict is not Verdict.ACCEPTED:
+            self._drop(key)
+        self._later(sender, push.to, ev.PushAnswered(push.token, answer.verdict, answer.detail))
+        for effect in effects:
+            self._carry_out(target, effect)
+
+    def _arrived(self, key: tuple[PeerId, int], push: ev.Push, began: float) -> None:
+        transfer = self._transfers.pop(key, None)
+        target, sender = self.peers[push.to], self.peers[key[0]]
+        if transfer is None or not target.alive:
+            return
+        if not sender.alive:
+            self._feed(target, ev.DeliveryBroken(key[0], push.message, "connection reset"))
+            return
+        self._feed(target, ev.Delivered(key[0], push.message))
+        if not target.frozen:
+            self._later(key[0], push.to, ev.PushDelivered(push.token, self.kernel.now - began))
+
+    def _drop(self, key: tuple[PeerId, int], keep: bool = False) -> None:
+        """Stop a transfer; `keep` when the sender does not learn of it (a frozen receiver)."""
+        transfer = self._transfers.get(key)
+        if transfer is not None:
+            self.links.stop(transfer)
+            if not keep:
+                del self._transfers[key]
+
+    # ---- averaging
+
+    def _average(self, peer: SimulatedPeer, close: Close) -> None:
+        """A group's round begins when its last member is ready, and all end together."""
+        key = (close.iteration, close.attempt, close.stage)
+        ready = self._rounds.setdefault(key, {})
+        ready[peer.id] = self.kernel.now
+        dead = [m for m in close.members if not self.peers[m].alive]
+        if dead:
+            self._later(peer.id, dead[0], self._round_failed(key, dead[0], "connection refused"))
+            return
+        if len(ready) == len(close.members):
+            self.kernel.after(self._round_s(close), lambda: self._finish_round(key, close))
+
+    def _round_s(self, close: Close) -> float:
+        """Butterfly all-reduce: each member sends and receives 2 (n - 1) / n of the gradient; slowest pair counts."""
+        members = close.members
+        n = len(members)
+        if n == 1:
+            return 0.0
+        pairs = [(a, b) for a in members for b in members if a != b]
+        slowest = min(self.links.spec(a, b).bandwidth_bytes_per_s for a, b in pairs)
+        lines = [self.links.line_bytes_per_s[m] for m in members if m in self.links.line_bytes_per_s]
+        bandwidth = min([slowest * (n - 1), *lines])
+        latency = max(self.links.latency_s(a, b) for a, b in pairs)
+        return 2 * (n - 1) / n * self.sizes.stage_gradient_bytes / bandwidth + 2 * latency
+
+    def _finish_round(self, key: tuple[int, int, int], close: Close) -> None:
+        ready = self._rounds.pop(key, None)
+        if ready is None:
+            return
+        digest = f"{close.iteration}.{close.attempt}.{close.stage}.{close.total}"
+        for member, since in sorted(ready.items()):
+            self._feed(self.peers[member], ev.AverageDone(key[0], key[1], digest, self.kernel.now - since))
+
+    def _fail_round(self, key: tuple[int, int, int], suspect: PeerId, reason: str) -> None:
+        for member in sorted(self._rounds.pop(key)):
+            if member != suspect:
+                self._later(member, suspect, self._round_failed(key, suspect, reason))
+
+    def _round_failed(self, key: tuple[int, int, int], suspect: PeerId, reason: str) -> ev.AverageFailed:
+        return ev.AverageFailed(key[0], key[1], reason, suspect)
+
