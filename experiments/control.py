@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--microbatches", type=int, default=4, help="per data peer and iteration")
     parser.add_argument("--dataset", default="stdlib")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="more only helps on an idle machine: a tiny model's threads spin")
+    parser.add_argument("--threads", type=int, default=1, help="a tiny model's threads spin: more are slower here")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args(arguments)
     torch.set_num_threads(flags.threads)

@@ -84,7 +84,7 @@ class TextSource:
     """All tokens in memory; any batch at any time."""
 
     def __init__(self, tokens: TokenArray, spec: BatchSpec, name: str) -> None:
-        self._tokens, self._spec, self._name = tokens, spec, name
+        self.tokens, self._spec, self._name = tokens, spec, name
         self._windows = (len(tokens) - 1) // spec.sequence_length
         self._orders: dict[tuple[int, int, int], np.ndarray[Any, Any]] = {}
 
@@ -95,14 +95,14 @@ class TextSource:
         length = self._spec.sequence_length
         if count == 0:
             needed = shards * length + 1
-            expected = f"expected {needed} tokens or more for {shards} shards, got {len(self._tokens)}"
+            expected = f"expected {needed} tokens or more for {shards} shards, got {len(self.tokens)}"
             raise InputError(DATASET, self._name, expected)
         first = self._spec.first_window(iteration, index)
         rows = []
         for ordinal in range(first, first + self._spec.microbatch_size):
             epoch, position = divmod(ordinal, count)
             start = (shard + shards * int(self._order(shard, shards, epoch, count)[position])) * length
-            rows.append(self._tokens[start : start + length + 1])
+            rows.append(self.tokens[start : start + length + 1])
         return _as_batch(rows)
 
     def _order(self, shard: int, shards: int, epoch: int, count: int) -> np.ndarray[Any, Any]:

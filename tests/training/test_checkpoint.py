@@ -1,0 +1,195 @@
+"""A crash at any moment leaves the checkpoint before it; a folder of checkpoints becomes a model that transformers loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.training.checkpoint import (
+    latest_common_iteration,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    stages_in,
+    step_folder,
+)
+from gwtf_p2p.training.export import export_hf
+from gwtf_p2p.training.optimizer import PartOptimizer
+from gwtf_p2p.training.state import export_state, state_hash
+from tests.training.swarm import LLAMA, MODELS, Pipeline, batch, microbatch, run_record
+
+
+def small_state(iteration: int) -> dict[str, torch.Tensor]:
+    tensors = {name: torch.full((4,), float(iteration)) for name in ("weights/w", "first_moment/w", "second_moment/w")}
+    return {**tensors, "step": torch.tensor(iteration)}
+
+
+def save(root: Path, stage: int, *iterations: int, keep: int = 3) -> None:
+    for iteration in iterations:
+        save_checkpoint(root, run_record(LLAMA), stage, small_state(iteration), keep)
+
+
+def newest(root: Path, stage: int = 1) -> int | None:
+    checkpoint = newest_checkpoint(root, run_record(LLAMA), stage)
+    return None if checkpoint is None else checkpoint.iteration
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, run_record(LLAMA), 3, small_state(1200))
+    assert folder == tmp_path / "stage_00003" / "step_00001200"
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "optimizer.safetensors", "manifest.json"}
+    assert state_hash(load_checkpoint(tmp_path, run_record(LLAMA), 3, 1200)) == state_hash(small_state(1200))
+
+
+def crash_between_the_files(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    (folder / "optimizer.safetensors").unlink()
+
+
+def manifest_of_something_else(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[1, 2]")
+
+
+def manifest_without_files(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"format": 1}')
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "crash_before_the_manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "crash_between_the_files": crash_between_the_files,
+    "file_gone": lambda folder: (folder / "model.safetensors").unlink(),
+    "file_cut_short": lambda folder: cut(folder / "model.safetensors"),
+    "bit_flipped": lambda folder: flip(folder / "optimizer.safetensors"),
+    "manifest_torn": lambda folder: cut(folder / "manifest.json"),
+    "manifest_of_something_else": manifest_of_something_else,
+    "manifest_without_files": manifest_without_files,
+}
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGE))
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, damage: str) -> None:
+    save(tmp_path, 0, 10, 20)
+    save(tmp_path, 1, 10, 20)
+    assert (newest(tmp_path), latest_common_iteration(tmp_path, 1)) == (20, 20)
+    DAMAGE[damage](step_folder(tmp_path, 1, 20))
+    assert (newest(tmp_path), latest_common_iteration(tmp_path, 1)) == (10, 10)
+    with pytest.raises(InputError, match="step_00000020: expected a complete checkpoint"):
+        load_checkpoint(tmp_path, run_record(LLAMA), 1, 20)
+    save(tmp_path, 1, 20)
+    assert (newest(tmp_path), latest_common_iteration(tmp_path, 1)) == (20, 20)
+
+
+def test_a_crash_while_writing_over_an_old_attempt_is_noticed(tmp_path: Path) -> None:
+    """The new weights are in place, the manifest still describes the old ones."""
+    save(tmp_path, 1, 10)
+    save_checkpoint(tmp_path, run_record(LLAMA), 1, small_state(20))
+    other = tmp_path / "other"
+    save_checkpoint(other, run_record(LLAMA), 1, {**small_state(20), "weights/w": torch.ones(4)})
+    step_folder(other, 1, 20).joinpath("model.safetensors").replace(step_folder(tmp_path, 1, 20) / "model.safetensors")
+    assert newest(tmp_path) == 10
+
+
+def test_the_newest_iteration_is_one_that_all_stages_have(tmp_path: Path) -> None:
+    save(tmp_path, 0, 10, 20, 30)
+    save(tmp_path, 1, 10, 20)
+    save(tmp_path, 2, 20, 30)
+    assert latest_common_iteration(tmp_path, 2) == 20
+    assert latest_common_iteration(tmp_path, 3) is None
+    assert newest(tmp_path, stage=3) is None
+
+
+def test_only_the_newest_are_kept_and_unfinished_older_ones_go(tmp_path: Path) -> None:
+    save(tmp_path, 1, 10, 20)
+    (step_folder(tmp_path, 1, 20) / "manifest.json").unlink()
+    unfinished = step_folder(tmp_path, 1, 60)
+    unfinished.mkdir()
+    save(tmp_path, 1, 30, 40, 50, keep=2)
+    left = sorted(path.name for path in (tmp_path / "stage_00001").iterdir())
+    assert left == ["step_00000040", "step_00000050", unfinished.name]
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    save(tmp_path, 1, 10)
+    other = run_record(LLAMA, seed=8)
+    with pytest.raises(InputError, match=r"manifest\.json: model_hash: expected the run's"):
+        newest_checkpoint(tmp_path, other, 1)
+    with pytest.raises(InputError, match="model_hash"):
+        load_checkpoint(tmp_path, other, 1, 10)
+
+
+def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file: expected a writable checkpoint directory"):
+        save(tmp_path / "file", 1, 10)
+    with pytest.raises(InputError, match="nowhere: expected a checkpoint directory"):
+        stages_in(tmp_path / "nowhere")
+
+
+def trained(model: str, root: Path) -> Pipeline:
+    """A pipeline after two iterations, with a checkpoint of each."""
+    run = run_record(MODELS[model])
+    pipeline = Pipeline(run)
+    optimizers = [PartOptimizer(executor.part.parameters, run.optimizer) for executor in pipeline.executors]
+    for iteration in range(2):
+        pipeline.train(microbatch(0, iteration), *batch(iteration))
+        for stage, (executor, optimizer) in enumerate(zip(pipeline.executors, optimizers, strict=True)):
+            optimizer.step(executor.gradient_vector().mean(), iteration)
+            executor.reset_gradients()
+            save_checkpoint(root, run, stage, export_state(executor.part.parameters, optimizer))
+    return pipeline
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_an_exported_folder_loads_in_transformers_with_equal_logits(model: str, tmp_path: Path) -> None:
+    pipeline = trained(model, tmp_path / "checkpoints")
+    assert export_hf(tmp_path / "checkpoints", tmp_path / "out") == 2
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert loaded.config.tie_word_embeddings == (model in ("llama_tied", "gpt2_tied"))
+    tokens_BT, _ = batch(9)
+    with torch.no_grad():
+        expected_BTV = pipeline.data.part.logits(pipeline.forward(microbatch(9), tokens_BT)[-1])
+        torch.testing.assert_close(loaded(tokens_BT).logits, expected_BTV, rtol=0, atol=1e-6)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.encode("añ\n") == list("añ\n".encode())
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
+    save(tmp_path / "gap", 0, 10)
+    save(tmp_path / "gap", 2, 10)
+    save(tmp_path / "apart", 0, 10)
+    save(tmp_path / "apart", 1, 20)
+    save(tmp_path / "few", 0, 10)
+    save(tmp_path / "few", 1, 10)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").write_text("")
+    trained("llama", tmp_path / "good")
+    for root, out, message in [
+        ("nowhere", "out", "nowhere: expected a checkpoint directory"),
+        ("gap", "out", r"found those of stages \[0, 2\]"),
+        ("apart", "out", "expected an iteration of which stages 0 to 1 all have an intact checkpoint"),
+        ("few", "out", "expected checkpoints of stages 0 to 3, found up to 1"),
+        ("good", "full", "full: expected a new or empty folder"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            export_hf(tmp_path / root, tmp_path / out)
+    manifest = step_folder(tmp_path / "good", 2, 2) / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "model_hash": "another"}))
+    with pytest.raises(InputError, match="model_hash: expected checkpoints of one run"):
+        export_hf(tmp_path / "good", tmp_path / "out")
