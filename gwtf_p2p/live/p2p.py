@@ -1,0 +1,254 @@
+"""Start and stop the one p2pd of a peer, and say in time why it cannot join.
+
+p2pd alone says only "failed to connect to bootstrap peers", for any reason, after up to 15 s and with TCP addresses that drop
+packets later still. So each initial peer is tried by TCP first (5 s, all at once); when none is left the peer stops there, else
+p2pd gets the ones that answered (and those that cannot be tried, over QUIC). If it still fails, a p2pd without initial peers
+dials them one by one and its reasons are reported. All of it ends within 30 s.
+
+hivemind's `P2P` is used as it is, except that one method and one class attribute, which it reads from its class, are given by
+a subclass: the directory of the sockets (`p2p_lifetime`) and a flag that has no parameter. That flag turns noise off, which
+p2pd would otherwise prefer to TLS: TLS costs about half the CPU (measured), and every p2pd of hivemind speaks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hivemind.p2p import P2P, PeerID
+from hivemind.p2p.p2p_daemon_bindings.control import DEFAULT_MAX_MSG_SIZE
+from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, read_pbmsg_safe, write_pbmsg
+from hivemind.proto import p2pd_pb2
+from hivemind.utils.multiaddr import Multiaddr
+
+from gwtf_p2p.live.identity import Identity, IdentityInUse
+from gwtf_p2p.live.maddrs import InitialPeer
+from gwtf_p2p.live.p2p_lifetime import SocketDir, make_socket_dir, socket_base, sweep
+from gwtf_p2p.protocol.ids import PeerId
+
+logger = logging.getLogger(__name__)
+
+_PROBE_S = 5.0
+_START_S = 12.0
+_DIAL_S = 6.0
+_IDENTITY_CHECK_S = 6.0
+_SHUTDOWN_S = 5.0
+
+
+class NetworkUnreachable(Exception):  # noqa: N818 (named for what happened)
+    """No initial peer could be joined. Exit code 3. `reasons` has one line for each address."""
+
+    exit_code = 3
+
+    def __init__(self, reasons: Sequence[tuple[str, str]]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__("no initial peer can be reached: " + "; ".join(f"{text}: {why}" for text, why in reasons))
+
+
+@dataclass(frozen=True, slots=True)
+class P2POptions:
+    """How a peer takes part in libp2p. The defaults are those of a peer on a public or local address.
+
+    `host_maddrs` empty: listen nowhere. `dht_client`: libp2p's own DHT in client mode, for peers that nobody can dial.
+    `check_identity`: ask the swarm whether another peer runs with this identity (0.3 s and a second p2pd for a moment).
+    """
+
+    initial_peers: tuple[InitialPeer, ...] = ()
+    host_maddrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    announce_maddrs: tuple[str, ...] = ()
+    use_relay: bool = True
+    use_auto_relay: bool = False
+    dht_client: bool = False
+    auto_nat: bool = True
+    nat_port_map: bool = True
+    noise: bool = False
+    check_identity: bool = True
+
+
+class Daemon:
+    """A running p2pd, commanded by this process alone. Made by `start_daemon`; ended by `stop` or by this process's end."""
+
+    def __init__(self, p2p: P2P, sockets: SocketDir, options: P2POptions) -> None:
+        self.p2p = p2p
+        self.options = options
+        self.peer_id = PeerId(str(p2p.peer_id))
+        self.control_path = str(p2p.daemon_listen_maddr["unix"])
+        self._sockets = sockets
+
+    @property
+    def pid(self) -> int:
+        """Process id of p2pd."""
+        return int(self.p2p._child.pid)
+
+    async def maddrs(self) -> tuple[str, ...]:
+        """Addresses under which others can reach this peer, peer id included: what goes into `--initial_peers`."""
+        return tuple(str(maddr) for maddr in await self.p2p.get_visible_maddrs(latest=True))
+
+    async def wait_ended(self) -> None:
+        """Return when p2pd has ended, for whatever reason."""
+        await self.p2p._child.wait()
+
+    async def stop(self) -> None:
+        """End p2pd and remove its sockets. May be called twice."""
+        try:
+            async with asyncio.timeout(_SHUTDOWN_S):
+                await self.p2p.shutdown()
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                self.p2p._child.kill()
+            await self.p2p._child.wait()
+        finally:
+            self._sockets.remove()
+
+
+@asynccontextmanager
+async def running_daemon(options: P2POptions, identity: Identity | None = None) -> AsyncIterator[Daemon]:
+    """`start_daemon`, and `stop` on every way out."""
+    daemon = await start_daemon(options, identity)
+    try:
+        yield daemon
+    finally:
+        await asyncio.shield(daemon.stop())
+
+
+async def start_daemon(options: P2POptions, identity: Identity | None = None) -> Daemon:
+    """Start p2pd and join the initial peers; without an identity the peer id is a fresh one.
+
+    Raises NetworkUnreachable (exit code 3) and IdentityInUse (exit code 4).
+    """
+    reasons = await probe(options.initial_peers)
+    reachable = tuple(peer for peer in options.initial_peers if peer.text not in reasons)
+    for text, why in reasons.items():
+        logger.warning("initial peer %s: %s", text, why)
+    if options.initial_peers and not reachable:
+        raise NetworkUnreachable(list(reasons.items()))
+    joining = replace(options, initial_peers=reachable)
+    if identity is not None and reachable and options.check_identity:
+        await _check_identity(joining, identity)
+    try:
+        return await _launch(joining, identity)
+    except P2PDaemonError as error:
+        if not reachable:
+            raise
+        dialled = await _dial_each(reachable, options)
+        raise NetworkUnreachable([*reasons.items(), *((peer.text, dialled[peer.text]) for peer in reachable)]) from error
+
+
+async def probe(peers: Sequence[InitialPeer], limit_s: float = _PROBE_S) -> dict[str, str]:
+    """The TCP addresses that do not answer, each with the reason. QUIC addresses cannot be tried from here and pass."""
+    texts = [peer.text for peer in peers if peer.transport == "tcp"]
+    whys = await asyncio.gather(*(_probe_tcp(peer, limit_s) for peer in peers if peer.transport == "tcp"))
+    return {text: why for text, why in zip(texts, whys, strict=True) if why}
+
+
+async def _probe_tcp(peer: InitialPeer, limit_s: float) -> str:
+    try:
+        async with asyncio.timeout(limit_s):
+            _, writer = await asyncio.open_connection(peer.host, peer.port)
+    except TimeoutError:
+        return f"no answer from {peer.host} port {peer.port} within {limit_s:.0f} s"
+    except OSError as error:
+        return f"{peer.host} port {peer.port}: {error.strerror or error}"
+    writer.transport.abort()
+    return ""
+
+
+async def _launch(options: P2POptions, identity: Identity | None) -> Daemon:
+    base = socket_base(os.environ)
+    sweep(base)
+    sockets = make_socket_dir(base)
+    try:
+        p2p = await _daemon_class(sockets.path, options.noise).create(
+            initial_peers=[peer.text for peer in options.initial_peers],
+            host_maddrs=options.host_maddrs or None,
+            no_listen=not options.host_maddrs,
+            announce_maddrs=options.announce_maddrs or None,
+            identity_path=str(identity.path) if identity else None,
+            check_if_identity_free=False,  # checked before, where the reason can be told
+            dht_mode="client" if options.dht_client else "server",
+            use_relay=options.use_relay,
+            use_auto_relay=options.use_auto_relay,
+            auto_nat=options.auto_nat,
+            nat_port_map=options.nat_port_map,
+            persistent_conn_max_msg_size=DEFAULT_MAX_MSG_SIZE,  # unequal limits make callers hang (measured)
+            startup_timeout=_START_S,
+        )
+    except BaseException:
+        sockets.remove()
+        raise
+    return Daemon(p2p, sockets, options)
+
+
+def _daemon_class(socket_dir: Path, noise: bool) -> type[P2P]:
+    class GwtfP2P(P2P):
+        _UNIX_SOCKET_PREFIX = f"/unix{socket_dir}/"
+
+        @staticmethod
+        def _make_process_args(*args: object, **kwargs: object) -> list[str]:
+            return [*P2P._make_process_args(*args, **kwargs), f"-noise={int(noise)}"]
+
+    return GwtfP2P
+
+
+async def _check_identity(options: P2POptions, identity: Identity) -> None:
+    """Is a peer with this id in the swarm already? Asked by a p2pd without an identity."""
+    asking = replace(options, host_maddrs=(), announce_maddrs=(), dht_client=True, auto_nat=False, nat_port_map=False)
+    try:
+        daemon = await _launch(asking, None)
+    except P2PDaemonError:
+        return  # the same will happen to the real one, where it is reported
+    try:
+        if not await _connect(daemon, identity.peer_id, None, _IDENTITY_CHECK_S):
+            raise IdentityInUse(identity.path, f"another peer of this swarm ({identity.peer_id})")
+    finally:
+        await daemon.stop()
+
+
+async def _dial_each(peers: Sequence[InitialPeer], options: P2POptions) -> dict[str, str]:
+    """Why p2pd cannot join each of these."""
+    asking = replace(options, initial_peers=(), host_maddrs=(), announce_maddrs=(), auto_nat=False, nat_port_map=False)
+    daemon = await _launch(asking, None)
+    try:
+        whys = await asyncio.gather(*(_connect(daemon, peer.peer, peer, _DIAL_S) for peer in peers))
+    finally:
+        await daemon.stop()
+    return {peer.text: why or "answers now, but did not when p2pd started" for peer, why in zip(peers, whys, strict=True)}
+
+
+async def _connect(daemon: Daemon, peer: PeerId, address: InitialPeer | None, limit_s: float) -> str:
+    """Have p2pd connect to a peer, at an address or wherever the swarm knows it; returns why not, or nothing.
+
+    Spoken by hand: hivemind's `Multiaddr.to_bytes` writes ids of the form 12D3... in a way that p2pd refuses.
+    """
+    request = p2pd_pb2.ConnectRequest(peer=PeerID.from_base58(peer).to_bytes(), addrs=[_wire_bytes(address)] if address else [])
+    response = p2pd_pb2.Response()
+    reader, writer = await asyncio.open_unix_connection(daemon.control_path)
+    try:
+        async with asyncio.timeout(limit_s):
+            await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=request))
+            await read_pbmsg_safe(reader, response)
+    except TimeoutError:
+        return f"no answer within {limit_s:.0f} s"
+    finally:
+        writer.transport.abort()
+    return " ".join(response.error.msg.split()) if response.type == p2pd_pb2.Response.ERROR else ""
+
+
+def _wire_bytes(address: InitialPeer) -> bytes:
+    """The multiaddr in bytes, each /p2p/<id> as a plain multihash."""
+    out = b""
+    for index, part in enumerate(address.text.split("/p2p/")):
+        if index == 0:
+            out += Multiaddr(part).to_bytes()
+            continue
+        text, _, rest = part.partition("/")
+        multihash = PeerID.from_base58(text).to_bytes()
+        out += b"\xa5\x03" + bytes([len(multihash)]) + multihash
+        if rest:
+            out += Multiaddr(f"/{rest}").to_bytes()
+    return out

@@ -1,0 +1,27 @@
+"""A peer in a process of its own: takes every offer, prints its peer id, and stays until its input ends."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import uvloop
+
+from gwtf_p2p.live.maddrs import parse_initial_peers
+from gwtf_p2p.live.p2p import P2POptions, running_daemon
+from gwtf_p2p.live.rpc import Rpc
+from tests.live.conftest import RUN, Recorder
+
+
+async def main(initial_peer: str) -> None:
+    initial = parse_initial_peers([initial_peer], {})
+    async with running_daemon(P2POptions(initial, auto_nat=False, nat_port_map=False)) as daemon:
+        rpc = Rpc(daemon, RUN)
+        await rpc.start(Recorder())
+        print(daemon.peer_id, flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        await rpc.stop()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(sys.argv[1]))
