@@ -29,6 +29,10 @@ class Directory:
         history.append((now, record))
         del history[:-8]
 
+    def visible_at(self, published_at: float) -> float:
+        """When readers see a record: the first tick after the delay."""
+        return (int((published_at + self.delay_s) / self.tick_s) + 1) * self.tick_s
+
     def view(self, now: float) -> NetworkView:
         """What is visible at `now`; the same object while nothing new became visible."""
         tick = int(now / self.tick_s)

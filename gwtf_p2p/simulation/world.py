@@ -1,9 +1,10 @@
 """Interpreter 1 of the protocol: the same state machines as in the live swarm, in virtual time.
 
 This module carries out effects and reports what came of them; it decides nothing. What it models: one-way latency and shared
-bandwidth of every transfer (`links`), one computation at a time per peer, small messages that take a latency, records that
-become visible late (`directory`), all-reduce time in a stage group, and three faults: a peer is *killed* (its connections
-break), *frozen* (it stops and stays silent, as under SIGSTOP) or *thawed*.
+bandwidth of every transfer (`links`), one computation at a time per peer, small messages that take a latency and no line,
+records that become visible late (`directory`), all-reduce time in a stage group (over lines that are idle by then), and
+three faults: a peer is *killed* (its connections break), *frozen* (it stops and stays silent, as under SIGSTOP) or *thawed*.
+In a `star` every tensor that goes from relay to relay is stored and forwarded by its data peer: SWARM's first data plane.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ class Speed:
 
 @dataclass
 class SimulatedPeer:
-    """A state machine and the little that the world must know about the computer that it runs on."""
+    """A state machine and the little that the world must know about the computer that it runs on.
+
+    `device_s` is how long the device has computed, work cut off by a crash included.
+    """
 
     machine: RelayPeer | DataPeer
     speed: Speed
@@ -55,10 +59,24 @@ class SimulatedPeer:
     waiting: list[ev.Event] = field(default_factory=list)
     links: tuple[LinkMeasurement, ...] = ()
     line_bytes_per_s: float = 0.0
+    busy_since: float | None = None
+    device_s: float = 0.0
 
     @property
     def id(self) -> PeerId:
         return self.machine.ctx.me
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Something that took time at a peer: a computation (`what` is the work), a transfer (to `to`) or an average."""
+
+    peer: PeerId
+    what: str
+    about: str
+    began: float
+    ended: float
+    to: PeerId | None = None
 
 
 class World:
@@ -77,8 +95,11 @@ class World:
         self.peers: dict[PeerId, SimulatedPeer] = {}
         self.messages = 0
         self.on_event: Callable[[PeerId, ev.Event, float], None] | None = None
+        self.on_span: Callable[[Span], None] | None = None
+        self.star = False
         self._on_report = on_report
         self._record_period_s = record_period_s
+        self._shown_at = -1.0
         self._transfers: dict[tuple[PeerId, int], Transfer] = {}
         self._rounds: dict[tuple[int, int, int], dict[PeerId, float]] = {}
 
@@ -91,12 +112,15 @@ class World:
         """Bring a peer up: it starts, publishes, and looks at the records from now on."""
         self._feed(peer, ev.Started(weights_version))
         self._republish(peer)
-        self._look(peer)
+        self._show(peer)
 
     def kill(self, peer_id: PeerId) -> None:
         """The process is gone; its connections break at once."""
         peer = self.peers[peer_id]
         peer.alive = False
+        if peer.busy_since is not None:
+            peer.device_s += self.kernel.now - peer.busy_since
+            peer.busy_since = None
         for (sender, token), transfer in list(self._transfers.items()):
             if peer_id in (sender, transfer.receiver):
                 self.links.stop(transfer)
@@ -121,6 +145,7 @@ class World:
         waiting, peer.waiting = peer.waiting, []
         for event in waiting:
             self._feed(peer, event)
+        self._show(peer)
 
     # ---- events in
 
@@ -141,13 +166,15 @@ class World:
         delay = hops * self.links.latency_s(about, to)
         self.kernel.after(delay, lambda: self._feed(self.peers[to], event))
 
-    def _look(self, peer: SimulatedPeer) -> None:
-        if not peer.alive:
-            return
+    def _show(self, peer: SimulatedPeer) -> None:
+        """Let a peer see the records that are visible now."""
         view = self.directory.view(self.kernel.now)
-        if view is not peer.machine.ctx.view and not peer.frozen:
+        if view is not peer.machine.ctx.view and peer.alive and not peer.frozen:
             self._feed(peer, ev.ViewChanged(view))
-        self.kernel.after(self.directory.tick_s, lambda: self._look(peer))
+
+    def _show_all(self) -> None:
+        for peer in list(self.peers.values()):
+            self._show(peer)
 
     def _republish(self, peer: SimulatedPeer) -> None:
         if not peer.alive:
@@ -160,6 +187,10 @@ class World:
         peer.sequence += 1
         around = Surroundings(RunId("simulation"), links=peer.links, line_bytes_per_s=peer.line_bytes_per_s)
         self.directory.publish(stage_record(peer.machine, around, peer.sequence), self.kernel.now)
+        visible_at = self.directory.visible_at(self.kernel.now)
+        if visible_at > self._shown_at:
+            self._shown_at = visible_at
+            self.kernel.at(visible_at, self._show_all)
 
     # ---- effects out
 
@@ -198,8 +229,18 @@ class World:
 
     def _compute(self, peer: SimulatedPeer, work: ev.Work, microbatch: MicrobatchId) -> None:
         seconds = peer.speed.seconds[work]
-        loss = 0.0 if work is ev.Work.LOSS else None
-        self.kernel.after(seconds, lambda: self._feed(peer, ev.Computed(work, microbatch, seconds, loss)))
+        peer.busy_since = began = self.kernel.now
+
+        def finish() -> None:
+            if not peer.alive:
+                return
+            peer.device_s += seconds
+            peer.busy_since = None
+            if self.on_span is not None:
+                self.on_span(Span(peer.id, work.value, str(microbatch), began, self.kernel.now))
+            self._feed(peer, ev.Computed(work, microbatch, seconds, 0.0 if work is ev.Work.LOSS else None))
+
+        self.kernel.after(seconds, finish)
 
     def _start_timer(self, peer: SimulatedPeer, name: ev.TimerName, delay_s: float) -> None:
         version = peer.timers.get(name, 0) + 1
@@ -262,16 +303,17 @@ class World:
 
     def _push(self, peer: SimulatedPeer, push: ev.Push) -> None:
         """The header arrives after one latency and is answered at once; the bytes follow it without waiting."""
-        latency = self.links.latency_s(peer.id, push.to)
+        hub = push.message.microbatch.data_peer
+        via = hub if self.star and hub not in (peer.id, push.to) else None
+        latency = self.links.latency_s(peer.id, push.to, via)
+        last = self.links.latency_s(via or peer.id, push.to)
         key = (peer.id, push.token)
         began = self.kernel.now
-        transfer = self.links.start(
-            peer.id,
-            push.to,
-            self.sizes.microbatch_bytes,
-            lambda: self.kernel.after(latency, lambda: self._arrived(key, push, began)),
-        )
-        self._transfers[key] = transfer
+
+        def sent() -> None:
+            self.kernel.after(last, lambda: self._arrived(key, push, began))
+
+        self._transfers[key] = self.links.start(peer.id, push.to, self.sizes.microbatch_bytes, sent, via)
         self.kernel.after(latency, lambda: self._offer(key, peer, push))
 
     def _offer(self, key: tuple[PeerId, int], peer: SimulatedPeer, push: ev.Push) -> None:
@@ -309,6 +351,9 @@ class World:
         if not sender.alive:
             self._feed(target, ev.DeliveryBroken(key[0], push.message, "connection reset"))
             return
+        if self.on_span is not None:
+            what = type(push.message).__name__.lower()
+            self.on_span(Span(key[0], what, str(push.message.microbatch), began, self.kernel.now, push.to))
         self._feed(target, ev.Delivered(key[0], push.message))
         if not target.frozen:
             self._later(key[0], push.to, ev.PushDelivered(push.token, self.kernel.now - began))
@@ -352,6 +397,9 @@ class World:
         ready = self._rounds.pop(key, None)
         if ready is None:
             return
+        if self.on_span is not None:
+            for member, since in ready.items():
+                self.on_span(Span(member, "average", f"iteration {close.iteration}", since, self.kernel.now))
         digest = f"{close.iteration}.{close.attempt}.{close.stage}.{close.total}"
         for member, since in sorted(ready.items()):
             self._feed(self.peers[member], ev.AverageDone(key[0], key[1], digest, self.kernel.now - since))

@@ -1,0 +1,171 @@
+"""SWARM's stochastic wiring (arXiv 2301.11913, section 3.2): interleaved weighted round-robin on response times.
+
+**Rule.** A router keeps, for each stage that it sends to, a queue of (virtual time, random tie, peer). A microbatch goes to
+the peer of least virtual time, which is charged the peer's smoothed response time. The smoothed time follows the measured
+ones: ema <- gamma * dt + (1 - gamma) * ema. A newcomer enters at the current minimum with `initial_s`. So in the long run a
+peer's share of the microbatches is inversely proportional to its response time. The router learns from response times and
+from nothing else: no published cost, no capacity, no occupancy. Relays take what they are sent (a run in these arms gives
+them unbounded queues); latency is hidden by keeping `in_flight` microbatches of each data peer under way.
+
+**Two settings.** `PAPER`: initial 0.05 s, gamma 0.8, as the paper's was re-implemented for Helix (ASPLOS 2025).
+`OFFICIAL`: what yandex-research/swarm does: gamma 0.1 with bias correction, a backward charged 2.5 forwards, and peers that
+fail are not banned (its time-outs of 30 s and 75 s are `swarm_timeouts`, a choice of the run).
+
+**Failures.** A peer that failed is banned until it announces itself again and the same stage is tried at once elsewhere with
+the stored input; retries never stop. That is the machines' own repair (`protocol/repair`): they pass lost and suspected peers
+as `excluding`. With `ban=False` only peers that failed for this very microbatch are avoided.
+
+**Data plane.** Peer to peer: each holder chooses the next peer with its own router, so a router has one queue (its next
+stage). In `swarm-hub` every hop also returns to the data peer; see `simulation/world`.
+
+**Deviations** from the paper (P) and the official code (O), all in the interest of equal terms with the other routers:
+- A backward returns to the peer that did the forward, whose activations are kept (O chooses again and always recomputes).
+  So a backward's charge falls due together with its forward's: `backward_charge` forwards are added to it.
+- The response time is that of the forward: transfer, queue and computation at the next peer. O's trainer also times the
+  transfer back to itself, which does not exist peer to peer.
+- A response is known when the next peer has handed its output on (its `Complete`), a hop later than O's answer.
+- A peer that comes back keeps its smoothed response time if its record never vanished, and enters at the current minimum.
+- Records are as old as everybody's; O reads them every 30 s and keeps them 300 s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.network_view import NetworkView
+from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, RouteRequest
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmConfig:
+    """`in_flight`: own microbatches under way at once, 0 for no limit. `backward_charge` in forwards. Times in seconds."""
+
+    initial_s: float = 0.05
+    gamma: float = 0.8
+    bias_corrected: bool = False
+    backward_charge: float = 0.0
+    in_flight: int = 0
+    ban: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"gamma: expected a number above 0 up to 1, got {self.gamma}")
+        if self.initial_s <= 0 or self.backward_charge < 0 or self.in_flight < 0:
+            raise ValueError("initial_s: expected above 0; backward_charge, in_flight: expected from 0")
+
+
+PAPER = SwarmConfig()
+OFFICIAL = SwarmConfig(gamma=0.1, bias_corrected=True, backward_charge=2.5, ban=False)
+
+
+@dataclass(slots=True)
+class PeerQueue:
+    """One peer's place in a stage's queue. `virtual_s` is what it has been charged; `absent` while it could not be chosen."""
+
+    virtual_s: float
+    tie: float
+    ema_s: float
+    samples: int = 0
+    absent: bool = False
+
+
+class SwarmRouter:
+    """The router of one peer. `seed` must differ from peer to peer, or all break ties alike."""
+
+    def __init__(self, config: SwarmConfig, seed: int) -> None:
+        self.config = config
+        self._random = Random(seed)
+        self._view: NetworkView | None = None
+        self._stages: dict[Stage, dict[PeerId, PeerQueue]] = {}
+        self._flying: set[MicrobatchId] = set()
+        self._tried: dict[tuple[MicrobatchId, Stage], set[PeerId]] = {}
+
+    # ---- what it learns
+
+    def observe_view(self, view: NetworkView, now: float) -> None:
+        self._view = view
+        for stage, queue in self._stages.items():
+            self._refresh(stage, queue)
+
+    def observe_hop(self, hop: HopObservation, now: float) -> None:
+        """Only answers count; a failure is known from being asked again for the same microbatch and stage."""
+        entry = self._stages.get(hop.stage, {}).get(hop.receiver)
+        if entry is None or hop.seconds is None or hop.is_backward:
+            return
+        entry.samples += 1
+        gamma = self.config.gamma
+        if self.config.bias_corrected:
+            # ema_n / (1 - (1 - gamma)^n), written as a step whose weight falls from 1 to gamma.
+            gamma = gamma / (1 - (1 - gamma) ** entry.samples)
+        entry.ema_s = gamma * hop.seconds + (1 - gamma) * entry.ema_s
+
+    def observe_end(self, microbatch: MicrobatchId, now: float) -> None:
+        self._flying.discard(microbatch)
+        self._tried = {key: peers for key, peers in self._tried.items() if key[0] != microbatch}
+
+    # ---- what it answers
+
+    def route(self, request: RouteRequest, now: float) -> Route | NoRoute:
+        inject = request.after == request.microbatch.data_peer and request.first_stage == 1
+        new = inject and request.microbatch not in self._flying
+        if new and self.config.in_flight and len(self._flying) >= self.config.in_flight:
+            return NoRoute(f"{len(self._flying)} of {self.config.in_flight} in flight")
+        queue = self._queue(request.first_stage)
+        banned = self._banned(request)
+        for peer in queue:
+            queue[peer].absent |= peer in banned
+        able = [peer for peer in queue if peer not in banned]
+        if not able:
+            return NoRoute(f"none of {len(queue)} peers of stage {request.first_stage} can be asked")
+        self._readmit(queue, able)
+        chosen = min(able, key=lambda peer: (queue[peer].virtual_s, queue[peer].tie, peer))
+        entry = queue[chosen]
+        entry.virtual_s += entry.ema_s * (1 + self.config.backward_charge)
+        entry.tie = self._random.random()
+        if not self.config.ban:
+            self._tried.setdefault((request.microbatch, request.first_stage), set()).add(chosen)
+        if new:
+            self._flying.add(request.microbatch)
+        return Route((chosen,), f"least virtual time of {len(able)}, response {entry.ema_s:.3f} s")
+
+    def response_s(self, stage: Stage, peer: PeerId) -> float:
+        """The smoothed response time that a peer is charged with."""
+        return self._stages[stage][peer].ema_s
+
+    def _banned(self, request: RouteRequest) -> frozenset[PeerId]:
+        if self.config.ban:
+            return request.excluding
+        key = (request.microbatch, request.first_stage)
+        tried = self._tried.get(key, set())
+        if tried >= set(self._queue(request.first_stage)):
+            self._tried.pop(key, None)
+            return frozenset()
+        return frozenset(tried)
+
+    def _readmit(self, queue: dict[PeerId, PeerQueue], able: list[PeerId]) -> None:
+        """Who was away enters at the current minimum, or it would be sent everything that it has missed."""
+        present = [queue[peer].virtual_s for peer in able if not queue[peer].absent]
+        for peer in able:
+            entry = queue[peer]
+            if entry.absent:
+                entry.absent = False
+                entry.virtual_s = max(entry.virtual_s, min(present, default=entry.virtual_s))
+
+    def _queue(self, stage: Stage) -> dict[PeerId, PeerQueue]:
+        queue = self._stages.get(stage)
+        if queue is None:
+            queue = self._stages[stage] = {}
+            self._refresh(stage, queue)
+        return queue
+
+    def _refresh(self, stage: Stage, queue: dict[PeerId, PeerQueue]) -> None:
+        """Forget who is gone, let newcomers in."""
+        peers = self._view.peers_of_stage(stage) if self._view is not None else ()
+        for peer in set(queue) - set(peers):
+            del queue[peer]
+        least = min((entry.virtual_s for entry in queue.values()), default=0.0)
+        for peer in peers:
+            if peer not in queue:
+                queue[peer] = PeerQueue(least, self._random.random(), self.config.initial_s)
