@@ -14,8 +14,8 @@ from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.records import LinkMeasurement, PathType, StageRecord, Timing
 from gwtf_p2p.protocol.relay_peer import RelayPeer
 
-TOP_LINKS = 48
-"""Links in one record at most: with 60 bytes of peer id each they stay well under the record's bound."""
+TOP_LINKS = 32
+"""Links in one record at most: with 60 bytes of peer id each they leave a third of the record for the rest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,30 @@
+# `make demo` and `make test` need Python 3.11+ (with venv) and make, and install the rest into .venv themselves.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-fast lint clean
+
+demo: $(INSTALLED)
+	$(RUN)gwtf demo $(ARGS)
+
+test: $(INSTALLED) lint
+	$(RUN)python -m pytest $(ARGS)
+
+test-fast: $(INSTALLED)
+	$(RUN)python -m pytest -m "not live and not netns" $(ARGS)
+
+lint: $(INSTALLED)
+	$(RUN)ruff check .
+	$(RUN)mypy
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(RUN)python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

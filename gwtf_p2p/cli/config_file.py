@@ -1,0 +1,58 @@
+"""`-c FILE.toml`: flags of a verb from a file, named as on the command line; flags given there as well win."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gwtf_p2p.protocol.errors import InputError
+
+NEGATED = {"use_relay": "--no_relay"}
+"""Flags that are on by default and have a word for off."""
+
+
+def expand(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Replace `-c FILE` by the flags in the file. Raises InputError that names the file and the field."""
+    words = list(arguments)
+    for flag in ("-c", "--config"):
+        if flag in words:
+            at = words.index(flag)
+            if at + 1 == len(words):
+                raise InputError(flag, "", "expected the name of a TOML file")
+            path = Path(words[at + 1])
+            del words[at : at + 2]
+            verb, rest = words[:1], words[1:]
+            return [*verb, *_flags(_read(path), str(path), parser), *rest]
+    return words
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputError(str(path), "", f"cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(str(path), "", f"not TOML: {error}") from error
+
+
+def _flags(fields: dict[str, Any], where: str, parser: argparse.ArgumentParser) -> list[str]:
+    known = {option.lstrip("-") for action in parser._actions for option in action.option_strings if option.startswith("--")}
+    words: list[str] = []
+    for name, value in fields.items():
+        if name not in known or name in ("config", "help"):
+            expected = ", ".join(sorted(known - {"config", "help"}))
+            raise InputError(where, name, f"unknown field; expected one of {expected}")
+        if value is True:
+            words.append(f"--{name}")
+        elif value is False:
+            words += [NEGATED[name]] if name in NEGATED else []
+        elif isinstance(value, list):
+            words += [f"--{name}", *(str(item) for item in value)]
+        elif isinstance(value, (str, int, float)):
+            words += [f"--{name}", str(value)]
+        else:
+            raise InputError(where, name, f"expected a string, a number, true, false or a list, got {value!r:.40}")
+    return words

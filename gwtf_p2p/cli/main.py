@@ -1,0 +1,85 @@
+"""`gwtf VERB`: finds the verb's module, parses, runs, and turns the user's mistakes into one line and an exit code.
+
+Exit codes: 0 clean, 2 usage or bad input, 3 network unreachable, 4 identity in use, 5 run mismatch, 6 resources,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from gwtf_p2p.cli.config_file import expand
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.version import VERSION
+
+VERBS = {
+    "demo": "train a small model on a local swarm of real peers",
+    "dht": "bootstrap peer: rendezvous for a swarm",
+    "data": "data peer: holds a shard of the dataset, the embedding, the head and the loss",
+    "peer": "relay peer: holds one stage of the model",
+    "route": "plan the flows of a problem file, without a network",
+    "sim": "run a scenario in virtual time",
+    "id": "show, create or back up this machine's identity",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Usage errors in one line; dashes in flags are accepted for underscores."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def build_parser(verb: str | None) -> argparse.ArgumentParser:
+    """Only the chosen verb's module is imported: `gwtf route` needs neither torch nor hivemind."""
+    parser = _Parser(prog="gwtf", description="Train a language model on strangers' computers, peer to peer.")
+    parser.add_argument("--version", action="version", version=f"gwtf_p2p {VERSION}")
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
+    for name, summary in VERBS.items():
+        if name == verb:
+            importlib.import_module(f"gwtf_p2p.cli.{name}").add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=summary, add_help=False)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `gwtf` and `python -m gwtf_p2p`; returns the exit code."""
+    arguments = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    parser = build_parser(verb)
+    if verb is None and not arguments:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        if verb in VERBS:
+            arguments = expand(arguments, _verb_parser(parser, verb))
+        args = parser.parse_args(arguments)
+        code: int = args.run(args)
+    except InputError as error:
+        print(f"gwtf {verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output is gone (`gwtf ... | head`); Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _verb_parser(parser: argparse.ArgumentParser, verb: str) -> argparse.ArgumentParser:
+    chosen: argparse.ArgumentParser = next(a for a in parser._actions if isinstance(a.choices, dict)).choices[verb]
+    return chosen
+
+
+def _with_underscores(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value

@@ -1,0 +1,47 @@
+"""`gwtf peer`: a relay peer. `gwtf peer --initial_peers MADDR --run_id R` is enough."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from gwtf_p2p.cli.peer_flags import PEER_PORT, add_compute_flags, add_network_flags, p2p_options, serve
+from gwtf_p2p.cli.peer_reports import reporter
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.ids import RunId
+
+
+def add_parser(subparsers: Any) -> None:
+    """The flags of the verb."""
+    parser = subparsers.add_parser("peer", help="relay peer: holds one stage of the model", description=__doc__)
+    add_network_flags(parser, PEER_PORT)
+    parser.add_argument("--run_id", help="the run to take part in")
+    parser.add_argument("--stage", type=int, help="hold this stage instead of the one that needs a peer most")
+    parser.add_argument("--capacity", type=int, default=4, help="most microbatches held at once (default 4)")
+    add_compute_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until Ctrl+C."""
+    if not args.run_id:
+        raise InputError("--run_id", "", "expected the id of the run to take part in")
+    if args.capacity < 1:
+        raise InputError("--capacity", str(args.capacity), "expected a whole number above 0")
+    options = p2p_options(args, needs_peers=True)
+    from gwtf_p2p.live.peer import PeerConfig
+    from gwtf_p2p.training.executor import ExecutorConfig, resolve_device
+
+    resolve_device(args.device)
+    config = PeerConfig(
+        role="peer",
+        options=options,
+        identity_path=args.identity_path,
+        run_id=RunId(args.run_id),
+        stage=args.stage,
+        capacity=args.capacity,
+        executor=ExecutorConfig(args.device, args.torch_dtype),
+        threads=args.threads,
+        event_log=args.event_log,
+    )
+    return serve(config, args, reporter(args.json))

@@ -1,0 +1,118 @@
+"""The flags that `gwtf dht`, `data` and `peer` share, spelled as in hivemind and Petals, and how such a peer is run."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gwtf_p2p.protocol.errors import InputError
+
+if TYPE_CHECKING:
+    from gwtf_p2p.live.p2p import P2POptions
+    from gwtf_p2p.live.peer import PeerConfig
+
+BOOTSTRAP_PORT = 31337
+PEER_PORT = 31330
+
+
+def add_network_flags(parser: argparse.ArgumentParser, port: int) -> None:
+    """Who to join, where to listen, who to be."""
+    add = parser.add_argument
+    add("-c", "--config", metavar="FILE", help="flags from a TOML file")
+    whom = "multiaddrs, comma lists or @file (env GWTF_INITIAL_PEERS)"
+    add("--initial_peers", nargs="*", default=[], metavar="MADDR", help=whom)
+    add("--host_maddrs", nargs="*", default=None, metavar="MADDR", help="listen here instead of on --port of all addresses")
+    add("--announce_maddrs", nargs="*", default=[], metavar="MADDR", help="addresses that others should dial")
+    add("--port", type=int, default=port, help=f"TCP port to listen on (default {port}; 0: any)")
+    add("--public_ip", help="announce this address with --port")
+    add("--identity_path", type=Path, help="identity file (default ~/.gwtf/identity.key)")
+    add("--use_relay", dest="use_relay", action="store_true", default=True, help="reach peers through relays (default)")
+    add("--no_relay", dest="use_relay", action="store_false", help="never use a relay")
+    add("--use_auto_relay", action="store_true", help="be reachable through a relay when behind NAT")
+    add("--log_level", default=os.environ.get("HIVEMIND_LOGLEVEL", "INFO"), help="DEBUG, INFO, WARNING or ERROR")
+    add("--json", action="store_true", help="one JSON object per report on stdout")
+
+
+def add_compute_flags(parser: argparse.ArgumentParser) -> None:
+    """How to compute."""
+    add = parser.add_argument
+    add("--device", default="cpu", help="cpu, cuda or cuda:N")
+    add("--torch_dtype", default="float32", help="float32 or bfloat16 (weights stay float32)")
+    add("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
+    add("--event_log", type=Path, metavar="FILE", help="write every protocol event there, as JSON lines")
+
+
+def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
+    """Raises InputError for malformed addresses, and when a peer has nobody to join."""
+    from gwtf_p2p.live.maddrs import parse_initial_peers, parse_listen_maddrs
+    from gwtf_p2p.live.p2p import P2POptions
+
+    peers = parse_initial_peers(args.initial_peers, os.environ)
+    if needs_peers and not peers:
+        raise InputError("--initial_peers", "", "expected at least one multiaddr, as `gwtf dht` prints it")
+    if not 0 <= args.port <= 65535:
+        raise InputError("--port", str(args.port), "expected 0 to 65535")
+    host = args.host_maddrs if args.host_maddrs is not None else [f"/ip4/0.0.0.0/tcp/{args.port}"]
+    announce = list(args.announce_maddrs)
+    if args.public_ip:
+        announce.append(f"/ip4/{args.public_ip}/tcp/{args.port}")
+    return P2POptions(
+        initial_peers=peers,
+        host_maddrs=parse_listen_maddrs(host, "--host_maddrs"),
+        announce_maddrs=parse_listen_maddrs(announce, "--announce_maddrs"),
+        use_relay=args.use_relay,
+        use_auto_relay=args.use_auto_relay,
+    )
+
+
+def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dict[str, Any]], None]) -> int:
+    """Run a peer in this process until Ctrl+C or SIGTERM; a second Ctrl+C leaves at once. Returns the exit code."""
+    import uvloop
+
+    from gwtf_p2p.live.identity import IdentityInUse
+    from gwtf_p2p.live.p2p import NetworkUnreachable
+    from gwtf_p2p.live.peer import RunMismatch, run_peer
+
+    _set_up_logging(args.log_level)
+    interrupted = False
+
+    async def main() -> None:
+        nonlocal interrupted
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+        def leave(by_hand: bool) -> None:
+            nonlocal interrupted
+            if stop.is_set() and by_hand:
+                os._exit(130)  # asked twice: leave now; p2pd ends when its only client is gone
+            interrupted = interrupted or by_hand
+            stop.set()
+
+        loop.add_signal_handler(signal.SIGINT, leave, True)
+        loop.add_signal_handler(signal.SIGTERM, leave, False)
+        await run_peer(config, on_report, stop)
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+    except (NetworkUnreachable, IdentityInUse, RunMismatch) as error:
+        print(f"gwtf {args.verb}: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    return 0
+
+
+def _set_up_logging(level: str) -> None:
+    if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise InputError("--log_level", level, "expected DEBUG, INFO, WARNING or ERROR")
+    logging.basicConfig(
+        level=level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s.%(msecs)03d [%(levelname)s] [%(name)s] %(message)s",
+        datefmt="%b %d %H:%M:%S",
+    )

@@ -1,0 +1,155 @@
+"""The compute thread of one peer, and the tensors that it holds.
+
+Tensors live here under (microbatch, slot) as wire bytes; the event loop only hands buffers over. One thread does all the
+computing, so torch work is never concurrent with itself and the event loop never waits for it. Every method whose result is
+awaited runs in that thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from torch import Tensor
+
+from gwtf_p2p.protocol.events import Slot, Work
+from gwtf_p2p.protocol.ids import MicrobatchId
+from gwtf_p2p.protocol.records import RunRecord
+from gwtf_p2p.training.data import DataSource
+from gwtf_p2p.training.executor import DataExecutor, StageExecutor
+from gwtf_p2p.training.optimizer import PartOptimizer
+from gwtf_p2p.training.wire import from_wire, to_wire
+
+T = TypeVar("T")
+
+
+class Compute:
+    """Executor, optimizer and tensors of one peer. `shard` of `shards` is the data peer's part of the dataset."""
+
+    def __init__(
+        self,
+        run: RunRecord,
+        executor: StageExecutor | DataExecutor,
+        optimizer: PartOptimizer,
+        source: DataSource | None = None,
+        shard: int = 0,
+    ) -> None:
+        self.run, self.executor, self.optimizer = run, executor, optimizer
+        self._source, self._shard = source, shard
+        hidden = executor.part.hidden_size
+        self._shape_BTH = (run.microbatch_size, run.sequence_length, hidden)
+        self._store: dict[tuple[MicrobatchId, Slot], memoryview] = {}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all tensors held for microbatches."""
+        return sum(buffer.nbytes for buffer in self._store.values())
+
+    @property
+    def activation_bytes(self) -> int:
+        """What one transfer carries."""
+        return self.run.activation_bytes
+
+    def put(self, microbatch: MicrobatchId, slot: Slot, payload: memoryview) -> None:
+        """A tensor has arrived."""
+        self._store[microbatch, slot] = payload
+
+    def payload(self, microbatch: MicrobatchId, slot: Slot) -> memoryview:
+        """Wire bytes for a push. Raises KeyError when the slot is empty: our bug."""
+        return self._store[microbatch, slot]
+
+    def discard(self, microbatch: MicrobatchId) -> None:
+        """Free everything of a microbatch; an abandoned forward leaves no trace in the gradient."""
+        for slot in Slot:
+            self._store.pop((microbatch, slot), None)
+        self._thread.submit(self.executor.discard, microbatch)
+
+    async def work(self, work: Work, microbatch: MicrobatchId) -> tuple[float, float | None]:
+        """Do it; returns (seconds of computing, loss or None)."""
+        return await self.in_thread(lambda: self._timed(work, microbatch))
+
+    async def mean_gradient(self) -> dict[str, Tensor]:
+        """Mean gradient over the counted microbatches, fresh CPU tensors by parameter name."""
+        return await self.in_thread(lambda: self.executor.gradient_vector().mean())
+
+    async def step(self, averaged: Mapping[str, Tensor], iteration: int) -> float:
+        """Optimizer step, and an empty gradient for the next iteration; returns the gradient's norm."""
+
+        def do() -> float:
+            report = self.optimizer.step(averaged, iteration)
+            self.executor.reset_gradients()
+            return report.gradient_norm
+
+        return await self.in_thread(do)
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Run a function in the compute thread, after what is queued there already."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def close(self) -> None:
+        """Let the running computation end; drop what is queued."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    # ---- in the thread
+
+    def _timed(self, work: Work, microbatch: MicrobatchId) -> tuple[float, float | None]:
+        began = time.perf_counter()
+        executor = self.executor
+        loss = self._data(executor, work, microbatch) if isinstance(executor, DataExecutor) else None
+        if isinstance(executor, StageExecutor):
+            self._relay(executor, work, microbatch)
+        return time.perf_counter() - began, loss
+
+    def _relay(self, executor: StageExecutor, work: Work, microbatch: MicrobatchId) -> None:
+        match work:
+            case Work.FORWARD:
+                self._keep(microbatch, Slot.OUTPUT, executor.forward(microbatch, self._get(microbatch, Slot.INPUT)))
+            case Work.BACKWARD:
+                gradient = executor.backward(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
+                self._keep(microbatch, Slot.INPUT_GRADIENT, gradient)
+            case Work.UNCOUNT:
+                input_, gradient = self._get(microbatch, Slot.INPUT), self._get(microbatch, Slot.OUTPUT_GRADIENT)
+                executor.uncount(microbatch, input_, gradient)
+            case Work.RECOUNT:
+                executor.forward(microbatch, self._get(microbatch, Slot.INPUT))
+                executor.backward(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
+            case _:
+                raise ValueError(f"a relay peer does not {work.value}")
+
+    def _data(self, executor: DataExecutor, work: Work, microbatch: MicrobatchId) -> float | None:
+        loss = None
+        match work:
+            case Work.EMBED:
+                tokens_BT, _ = self._batch(microbatch)
+                self._keep(microbatch, Slot.OUTPUT, executor.embed(microbatch, tokens_BT))
+            case Work.LOSS:
+                _, labels_BT = self._batch(microbatch)
+                loss, gradient = executor.loss_and_gradient(microbatch, self._get(microbatch, Slot.INPUT), labels_BT)
+                self._keep(microbatch, Slot.INPUT_GRADIENT, gradient)
+            case Work.FINISH:
+                executor.finish(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
+            case Work.UNCOUNT:
+                input_, gradient = self._get(microbatch, Slot.INPUT), self._get(microbatch, Slot.OUTPUT_GRADIENT)
+                executor.uncount(microbatch, self._batch(microbatch), input_, gradient)
+            case Work.RECOUNT:
+                tokens_BT, labels_BT = self._batch(microbatch)
+                executor.embed(microbatch, tokens_BT)
+                executor.loss_and_gradient(microbatch, self._get(microbatch, Slot.INPUT), labels_BT)
+                executor.finish(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
+            case _:
+                raise ValueError(f"a data peer does not {work.value}")
+        return loss
+
+    def _batch(self, microbatch: MicrobatchId) -> tuple[Tensor, Tensor]:
+        assert self._source is not None, "a data peer has a dataset"
+        return self._source.batch(microbatch.iteration, microbatch.index, self._shard, self.run.data_peers)
+
+    def _get(self, microbatch: MicrobatchId, slot: Slot) -> Tensor:
+        return from_wire(self._store[microbatch, slot], self._shape_BTH, self.run.wire_dtype, self.executor.device)
+
+    def _keep(self, microbatch: MicrobatchId, slot: Slot, tensor: Tensor) -> None:
+        self._store[microbatch, slot] = to_wire(tensor, self.run.wire_dtype)

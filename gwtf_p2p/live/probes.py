@@ -1,0 +1,65 @@
+"""Links as this peer measures them on its real traffic; nothing is published that was not measured.
+
+Of every push the round trip (header to verdict) and, if it carried enough bytes to say something, the bandwidth are kept;
+medians over the last samples are published with count and age.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.records import LinkMeasurement, LinkSource, PathType
+
+SAMPLES = 16
+LEAST_BYTES = 32 << 10
+"""A transfer below this says more about latency than about bandwidth."""
+
+
+@dataclass(slots=True)
+class _Samples:
+    round_trip_s: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    bytes_per_s: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    newest_at: float = 0.0
+    path: PathType = PathType.PUBLIC
+
+
+class LinkProbes:
+    """Round trips and bandwidths by peer. `clock` gives seconds that only grow."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._links: dict[PeerId, _Samples] = {}
+
+    def observe(self, to: PeerId, round_trip_s: float, transferred_bytes: int, transfer_s: float) -> None:
+        """One push to `to`: how long its header took to be answered, and its payload to go through."""
+        samples = self._links.setdefault(to, _Samples())
+        samples.newest_at = self._clock()
+        samples.round_trip_s.append(round_trip_s)
+        if transferred_bytes >= LEAST_BYTES and transfer_s > 0:
+            samples.bytes_per_s.append(transferred_bytes / transfer_s)
+
+    def measurements(self) -> list[LinkMeasurement]:
+        """Every link with at least one bandwidth sample."""
+        now = self._clock()
+        return [
+            LinkMeasurement(
+                to=peer,
+                round_trip_s=median(samples.round_trip_s),
+                bandwidth_bytes_per_s=median(samples.bytes_per_s),
+                source=LinkSource.TRAFFIC,
+                samples=len(samples.bytes_per_s),
+                age_s=round(now - samples.newest_at, 3),
+                path=samples.path,
+            )
+            for peer, samples in self._links.items()
+            if samples.bytes_per_s
+        ]
+
+    @property
+    def line_bytes_per_s(self) -> float:
+        """The fastest link measured so far: a lower bound of this peer's line; 0.0 while unmeasured."""
+        return max((median(s.bytes_per_s) for s in self._links.values() if s.bytes_per_s), default=0.0)
