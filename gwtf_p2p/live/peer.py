@@ -19,7 +19,7 @@ from typing import Any
 
 from gwtf_p2p.live.averaging import Averager, AveragingFailed, AveragingGroup
 from gwtf_p2p.live.compute import Compute
-from gwtf_p2p.live.dht import RecordStore, start_record_store
+from gwtf_p2p.live.dht import Dht, DhtOptions, start_dht
 from gwtf_p2p.live.driver import AverageFailureError, AverageResult, Driver, DriverParts
 from gwtf_p2p.live.event_log import EventLog
 from gwtf_p2p.live.identity import IdentityLock, create_identity, default_identity_path, load_or_create_identity
@@ -85,15 +85,16 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event)
     async with AsyncExitStack() as stack:
         stack.enter_context(IdentityLock(identity))
         daemon = await stack.enter_async_context(running_daemon(config.options, identity))
-        store = await start_record_store(daemon, identity)
-        stack.push_async_callback(store.stop)
+        run_id = config.new_run.run_id if config.new_run else config.run_id
+        dht = await start_dht(daemon, identity, DhtOptions(run_id, RECORD_PERIOD_S, config.options.dht_client))
+        stack.push_async_callback(dht.stop)
         on_report({"name": "started", "peer": daemon.peer_id, "maddrs": list(await daemon.maddrs()), "p2pd": daemon.pid})
         if config.role == "dht":
             await _until(stop, daemon)
             return
-        run = await _find_run(config, store)
+        run = await _find_run(config, dht)
         _RunningPeer.check(run, config)
-        peer = await _RunningPeer.create(config, run, daemon, store, on_report)
+        peer = await _RunningPeer.create(config, run, daemon, dht, on_report)
         stack.push_async_callback(peer.close)
         await peer.serve(stop)
 
@@ -114,15 +115,15 @@ async def _until(stop: asyncio.Event, daemon: Daemon, *others: asyncio.Future[No
         ended.cancel()
 
 
-async def _find_run(config: PeerConfig, store: RecordStore) -> RunRecord:
+async def _find_run(config: PeerConfig, dht: Dht) -> RunRecord:
     """Publish the new run, or read the record of the one to join. Raises InputError for an unknown run id."""
     if config.new_run is not None:
-        await store.publish_run(config.new_run)
+        await dht.publish_run(config.new_run)
         return config.new_run
     assert config.run_id is not None, "the command line asks for a run id or a run file"
     end = time.monotonic() + RUN_WAIT_S
     while True:
-        run = await store.read_run(config.run_id)
+        run = await dht.read_run(config.run_id)
         if run is not None:
             return run
         if time.monotonic() > end:
@@ -133,8 +134,8 @@ async def _find_run(config: PeerConfig, store: RecordStore) -> RunRecord:
 class _RunningPeer:
     """The parts of a peer that has found its run, connected; made by `create`."""
 
-    def __init__(self, config: PeerConfig, run: RunRecord, store: RecordStore, on_report: OnReport) -> None:
-        self.config, self.run, self.store, self.on_report = config, run, store, on_report
+    def __init__(self, config: PeerConfig, run: RunRecord, dht: Dht, on_report: OnReport) -> None:
+        self.config, self.run, self.dht, self.on_report = config, run, dht, on_report
         self.stage = DATA_STAGE
         self.shard = -1
         self.sequence = 0
@@ -153,10 +154,10 @@ class _RunningPeer:
 
     @classmethod
     async def create(
-        cls, config: PeerConfig, run: RunRecord, daemon: Daemon, store: RecordStore, on_report: OnReport
+        cls, config: PeerConfig, run: RunRecord, daemon: Daemon, dht: Dht, on_report: OnReport
     ) -> _RunningPeer:
         """Choose the stage, make the weights, connect everything, and answer from now on."""
-        self = cls(config, run, store, on_report)
+        self = cls(config, run, dht, on_report)
         self.daemon = daemon
         view = await self._read_view()
         self._choose(view)
@@ -227,7 +228,8 @@ class _RunningPeer:
     # ---- records
 
     async def _read_view(self) -> NetworkView:
-        records = await self.store.read_stages(self.run.run_id, self.run.stages)
+        stages = [Stage(number) for number in range(self.run.stages + 1)]
+        records = await self.dht.read_stages(self.run.run_id, stages)
         if self._own is not None:
             records = [*records, self._own]
         mine = [record for record in records if record.model_hash == self.run.model_hash]
@@ -256,9 +258,9 @@ class _RunningPeer:
                 shard=self.shard,
             )
             self._own = stage_record(self.driver.machine, around, self.sequence)
-            await self.store.publish_stage(self._own)
-            if self.config.new_run is not None:
-                await self.store.publish_run(self.config.new_run)
+            await self.dht.publish_stage(self._own)
+            if self.stage == DATA_STAGE:
+                await self.dht.publish_run(self.run)  # by every data peer, so that it outlives its first owner
             await asyncio.sleep(PUBLISH_SOON_S)
 
     # ---- averaging and reports
