@@ -6,7 +6,7 @@ Nothing is imported here. A relay peer of stage k:
     families.check_run(run)                     # InputError that names the field, before any weight is allocated
     part = model_split.build_stage_part(model_split.PartSpec.of(run, k))       # initial weights, from the seed alone
     executor = executor.StageExecutor(part, executor.ExecutorConfig(device="cpu", torch_dtype="float32", recompute=False))
-    optimizer = optimizer.PartOptimizer(part.parameters, run.optimizer)
+    optimizer = optimizer.PartOptimizer(executor.part.parameters, run.optimizer)   # after the executor chose the device
 
     x = wire.from_wire(buffer, (B, T, H), run.wire_dtype)
     y = executor.forward(microbatch, x)         # then wire.to_wire(y, run.wire_dtype)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.training.data import BatchSpec, StreamSource, TextSource, open_data, open_dataset
@@ -91,7 +93,9 @@ def test_the_default_dataset_is_this_pythons_own_source() -> None:
     assert isinstance(source, TextSource)
     assert source.tokens.dtype == np.uint16
     assert len(source.tokens) > 5_000_000
-    assert "def __init__(self" in tokenizer.decode(source.tokens[:2_000_000])
+    text = tokenizer.decode(source.tokens)
+    assert "def __init__(self" in text
+    assert "build_time_vars = {" not in text  # the file with the paths of the machine that built this Python
 
 
 def test_files_are_read_in_the_order_of_their_names_and_end_with_the_end_id(tmp_path: Path) -> None:
@@ -207,6 +211,28 @@ def test_the_saved_byte_tokenizer_loads_in_transformers_with_the_same_ids(tmp_pa
     text = "def f(x):\n\treturn 'añ ☃'"
     assert loaded.encode(text).tolist() == ByteTokenizer().encode(text).tolist()
     assert loaded.decode(loaded.encode(text)) == text
+
+
+def test_a_large_vocabulary_keeps_its_ids(tmp_path: Path) -> None:
+    words = {f"w{i}": i for i in range(70_000)} | {"<end>": 70_000}
+    fast = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<end>"))
+    fast.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="<end>").save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert (loaded.vocabulary, loaded.end_id) == (70_001, 70_000)
+    assert loaded.encode("w3 w69999 w65536").tolist() == [3, 69_999, 65_536]
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("w69999 w1")
+    source = open_dataset(f"text:{tmp_path}/text/*.txt", loaded, SPEC)
+    assert isinstance(source, TextSource)
+    assert source.tokens.tolist() == [69_999, 1, 70_000]
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
+    fast = tokenizers.Tokenizer(tokenizers.models.WordLevel({"w": 0}, unk_token="w"))
+    PreTrainedTokenizerFast(tokenizer_object=fast).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="expected one with an end-of-text token"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_an_unknown_tokenizer_is_named() -> None:

@@ -139,15 +139,16 @@ def test_uncount_takes_out_exactly_one_microbatch(model: str) -> None:
     assert_close(pipeline.sums(), counted_sums(model, [0, 2, 1]), relative=2e-6)
 
 
-def test_uncounting_the_last_microbatch_leaves_exact_zeros() -> None:
+def test_uncounting_all_microbatches_leaves_exact_zeros() -> None:
     pipeline = Pipeline(run_record(GPT2))
-    trace = pipeline.train(microbatch(0), *batch(0))
-    pipeline.data.uncount(microbatch(0), batch(0), trace.activations[-1], trace.gradients[0])
-    for number, stage in enumerate(pipeline.stages):
-        stage.uncount(microbatch(0), trace.activations[number], trace.gradients[number + 1])
+    traces = [pipeline.train(microbatch(index), *batch(index)) for index in range(3)]
+    for index, trace in enumerate(traces):
+        pipeline.data.uncount(microbatch(index), batch(index), trace.activations[-1], trace.gradients[0])
+        for number, stage in enumerate(pipeline.stages):
+            stage.uncount(microbatch(index), trace.activations[number], trace.gradients[number + 1])
     assert all(not tensor.any() for tensor in pipeline.sums().values())
     with pytest.raises(NotHeldError, match="not counted"):
-        pipeline.stages[0].uncount(microbatch(0), trace.activations[0], trace.gradients[1])
+        pipeline.stages[0].uncount(microbatch(0), traces[0].activations[0], traces[0].gradients[1])
 
 
 @TIED_OR_NOT
