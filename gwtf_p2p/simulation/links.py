@@ -77,7 +77,7 @@ class Links:
     def idle_bandwidth(self, sender: PeerId, receiver: PeerId) -> float:
         """Bytes/s of a transfer that has the link and both lines to itself: what a probe measures."""
         lines = [self.line_bytes_per_s[p] for p in (sender, receiver) if p in self.line_bytes_per_s]
-        return min(self.spec(sender, receiver).bandwidth_bytes_per_s, *lines)
+        return min([self.spec(sender, receiver).bandwidth_bytes_per_s, *lines])
 
     def start(
         self, sender: PeerId, receiver: PeerId, size: int, done: Callable[[], None], via: PeerId | None = None

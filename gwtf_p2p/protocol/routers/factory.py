@@ -1,0 +1,96 @@
+"""Routers by name, with their settings. What is imported is what is asked for: a live peer loads one router.
+
+A router's settings are a frozen dataclass. `configure` changes single fields of the default by name and text, as the command
+line gives them, and refuses what does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from hashlib import sha256
+from typing import Any
+
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.routers.base import Router
+
+
+@dataclass(frozen=True, slots=True)
+class RouterKind:
+    """What a run must know about a router besides its answers.
+
+    `unbounded_queues`: relays take whatever they are sent (SWARM knows no refusal). `star`: tensors between relays pass
+    through the data peer. `rebalances`: relays change stages by SWARM's rule (`placement`).
+    """
+
+    name: str
+    unbounded_queues: bool = False
+    star: bool = False
+    rebalances: bool = False
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        RouterKind("swarm", unbounded_queues=True),
+        RouterKind("swarm+rebalance", unbounded_queues=True, rebalances=True),
+        RouterKind("swarm-hub", unbounded_queues=True, star=True),
+    )
+}
+
+
+def router_kind(name: str) -> RouterKind:
+    """Raises InputError that lists the choices."""
+    if name not in KINDS:
+        raise InputError("--router", "", f"expected one of {', '.join(KINDS)}, got {name!r}")
+    return KINDS[name]
+
+
+def default_config(name: str) -> Any:
+    """The router's settings when nothing is said."""
+    if router_kind(name).unbounded_queues:
+        from gwtf_p2p.protocol.routers.swarm import PAPER
+
+        return PAPER
+    raise AssertionError(name)
+
+
+def make_router(name: str, config: Any, seed: int, me: PeerId) -> Router:
+    """The router of peer `me`. Raises InputError for an unknown name.
+
+    Routers that plan take the run's seed as it is, so that equal views give equal plans in all peers; SWARM's break ties
+    with a stream of their own per peer.
+    """
+    if router_kind(name).unbounded_queues:
+        from gwtf_p2p.protocol.routers.swarm import SwarmRouter
+
+        return SwarmRouter(config, int.from_bytes(sha256(f"{seed}/{me}".encode()).digest()[:8]))
+    raise AssertionError(name)
+
+
+def configure(name: str, settings: Mapping[str, str]) -> Any:
+    """The default settings with some fields changed. Raises InputError that names the field and what it takes."""
+    config = default_config(name)
+    kinds = {field.name: type(getattr(config, field.name)) for field in fields(config)}
+    changes: dict[str, object] = {}
+    for field, text in settings.items():
+        where = f"--router {name}"
+        if field not in kinds:
+            raise InputError(where, field, f"unknown setting, expected one of {', '.join(kinds)}")
+        changes[field] = _parse(text, kinds[field], where, field)
+    try:
+        return replace(config, **changes)
+    except ValueError as error:
+        raise InputError(f"--router {name}", "", str(error)) from error
+
+
+def _parse(text: str, kind: type, where: str, field: str) -> object:
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise InputError(where, field, f"expected true or false, got {text!r}")
+        return text == "true"
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise InputError(where, field, f"expected {'a whole number' if kind is int else 'a number'}, got {text!r}") from error

@@ -1,0 +1,116 @@
+"""From a scenario, an arm and a seed to a world with all its peers, not yet started.
+
+An *arm* is what a comparison varies: the router and its settings, and the few things that come with it (`RouterKind`).
+Everything else is the scenario's and the seed's, so that arms of one seed differ in nothing else.
+
+What peers publish of their links is what a probe of an idle link measures: true latency, and the bandwidth left by the link
+and both lines. It is published for the neighbouring stages, as the live swarm's probes do, and ages as all records do.
+A relay times one microbatch of each pass before it goes online, so its first record has a measured compute time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.context import Context
+from gwtf_p2p.protocol.data_peer import DataPeer, DataPeerConfig
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.records import LinkMeasurement, LinkSource
+from gwtf_p2p.protocol.relay_peer import RelayPeer
+from gwtf_p2p.protocol.routers.factory import RouterKind, make_router, router_kind
+from gwtf_p2p.simulation.directory import Directory
+from gwtf_p2p.simulation.draw import DrawnPeer, draw_peers
+from gwtf_p2p.simulation.kernel import Kernel
+from gwtf_p2p.simulation.links import Links, LinkSpec
+from gwtf_p2p.simulation.scenario import Scenario
+from gwtf_p2p.simulation.world import SimulatedPeer, Sizes, Speed, World
+
+RECORD_PERIOD_S = 10.0
+PROBE_SAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """`config` is the router's settings (see `factory.default_config`), `recovery` exact or fast."""
+
+    router: str
+    config: Any
+    recovery: str = "exact"
+
+    @property
+    def kind(self) -> RouterKind:
+        return router_kind(self.router)
+
+
+@dataclass
+class Swarm:
+    """The peers of one run and how to make one of them (again). `drawn` changes when a relay moves to another stage."""
+
+    scenario: Scenario
+    arm: Arm
+    seed: int
+    world: World
+    drawn: dict[PeerId, DrawnPeer]
+
+    @property
+    def links(self) -> Links:
+        return self.world.links
+
+    def new_peer(self, peer: PeerId) -> SimulatedPeer:
+        """A peer as it is when its program has just been started: nothing held, nothing measured but its own speed."""
+        drawn, arm, model = self.drawn[peer], self.arm, self.scenario.model
+        router = make_router(arm.router, arm.config, self.seed, peer)
+        context = Context(peer, drawn.stage, model.stages, router, exact=arm.recovery == "exact")
+        machine: RelayPeer | DataPeer
+        if drawn.stage == DATA_STAGE:
+            config = DataPeerConfig(model.microbatches_per_data_peer, self.scenario.data_peers, self.scenario.iterations)
+            machine = DataPeer(context, config)
+            timed = (ev.Work.EMBED, ev.Work.LOSS)
+        else:
+            machine = RelayPeer(context, 0 if arm.kind.unbounded_queues else drawn.capacity)
+            timed = (ev.Work.FORWARD, ev.Work.BACKWARD)
+        seconds = drawn.work_seconds()
+        for work in timed:
+            context.timings.observe((work.value,), seconds[work])
+        simulated = SimulatedPeer(machine, Speed(seconds), line_bytes_per_s=drawn.line_bytes_per_s or 0.0)
+        simulated.links = tuple(self._measure(peer, other) for other in self._neighbours(drawn.stage))
+        former = self.world.peers.get(peer)
+        simulated.sequence = former.sequence if former else 0
+        return simulated
+
+    def _neighbours(self, stage: Stage) -> list[PeerId]:
+        """Peers of the stages before and after; stage 0 follows stage S."""
+        ring = self.scenario.model.stages + 1
+        near = {(stage + 1) % ring, (stage - 1) % ring}
+        return [peer for peer, drawn in sorted(self.drawn.items()) if drawn.stage in near]
+
+    def _measure(self, sender: PeerId, receiver: PeerId) -> LinkMeasurement:
+        links = self.links
+        round_trip_s = links.latency_s(sender, receiver) + links.latency_s(receiver, sender)
+        bandwidth = links.idle_bandwidth(sender, receiver)
+        return LinkMeasurement(receiver, round_trip_s, bandwidth, LinkSource.PROBE, PROBE_SAMPLES, 0.0)
+
+
+def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, ev.Report, float], None]) -> Swarm:
+    """All peers added to the world, none started."""
+    drawn = {peer.id: peer for peer in draw_peers(scenario, seed)}
+    kernel = Kernel()
+    lines = {peer.id: peer.line_bytes_per_s for peer in drawn.values() if peer.line_bytes_per_s is not None}
+    links = Links(kernel, _specs(scenario, {peer.id: peer.region for peer in drawn.values()}), lines)
+    model = scenario.model
+    directory = Directory(model.stages, model.microbatch_bytes)
+    sizes = Sizes(model.microbatch_bytes, model.stage_gradient_bytes)
+    world = World(kernel, links, directory, sizes, on_report, RECORD_PERIOD_S)
+    world.star = arm.kind.star
+    swarm = Swarm(scenario, arm, seed, world, drawn)
+    for peer in drawn:
+        world.add(swarm.new_peer(peer))
+    return swarm
+
+
+def _specs(scenario: Scenario, region: Mapping[PeerId, str]) -> Callable[[PeerId, PeerId], LinkSpec]:
+    known = {(a, b): scenario.links.between(a, b) for a in set(region.values()) for b in set(region.values())}
+    return lambda sender, receiver: known[region[sender], region[receiver]]

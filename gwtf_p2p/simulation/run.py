@@ -1,0 +1,106 @@
+"""Runs one arm of one scenario with one seed, and says what came of it."""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.records import PeerState
+from gwtf_p2p.simulation.build import Arm, Swarm, build
+from gwtf_p2p.simulation.metrics import Metrics, Outcome
+from gwtf_p2p.simulation.scenario import Scenario
+from gwtf_p2p.simulation.trace import Trace
+
+STUCK_S = 3600.0
+"""Virtual seconds per iteration after which a run counts as stuck."""
+
+
+class StuckError(RuntimeError):
+    """No progress: every peer's story is in the message. It is our bug, never the user's."""
+
+
+class Simulation:
+    """One run. `trace` hears everything."""
+
+    def __init__(self, scenario: Scenario, arm: Arm, seed: int, trace: Trace | None = None) -> None:
+        self.scenario, self.arm, self.seed = scenario, arm, seed
+        self.trace = trace or Trace()
+        expected = scenario.data_peers * scenario.model.microbatches_per_data_peer
+        self.metrics = Metrics(expected, scenario.model.stages)
+        self.swarm: Swarm = build(scenario, arm, seed, self._report)
+        self.world = self.swarm.world
+        self.world.on_event = self._event
+        self.world.on_span = self.trace.span
+        self._complete: set[PeerId] = set()
+
+    def run(self) -> Outcome:
+        """Until every data peer has done all iterations. Raises StuckError."""
+        for peer in list(self.world.peers.values()):
+            self.world.start(peer)
+        deadline_s = STUCK_S * self.scenario.iterations
+        if not self.world.kernel.run(self._all_stepped, deadline_s):
+            raise StuckError(self.story())
+        return self._outcome()
+
+    def _all_stepped(self) -> bool:
+        """Every data peer is through, and so is every relay that is up and in step."""
+        if len(self._complete) < self.scenario.data_peers:
+            return False
+        up = [peer.machine for peer in self.world.peers.values() if peer.alive]
+        return all(m.member.version >= self.scenario.iterations for m in up if m.published_state is PeerState.ONLINE)
+
+    def story(self) -> str:
+        """What every peer holds, for the one who has to find out why nothing moves."""
+        name, metrics, kernel = self.scenario.name, self.metrics, self.world.kernel
+        lines = [f"{name}, {self.arm.router}, seed {self.seed}: stuck in iteration {len(metrics.ends)} at {kernel.now:.2f} s"]
+        for peer in self.world.peers.values():
+            member = peer.machine.member
+            lines.append(f"{peer.id} alive={peer.alive} version={member.version} out_of_step={member.out_of_step}")
+            for held in peer.machine.ctx.in_order():
+                lines.append(f"   {held.id} {held.phase.name} {held.handoff.name} {held.handback.name} -> {held.successor}")
+                lines += [f"        {line}" for line in held.story[-6:]]
+        return "\n".join(lines)
+
+    # ---- listening
+
+    def _event(self, peer: PeerId, event: ev.Event, now: float) -> None:
+        self.trace.event(peer, event, now)
+        if isinstance(event, ev.Stepped):
+            machine = self.world.peers[peer].machine
+            self.metrics.stepping(machine.member, machine.ctx.stage, event.iteration, now)
+
+    def _report(self, peer: PeerId, report: ev.Report, now: float) -> None:
+        self.trace.report(peer, report, now)
+        self.metrics.report(peer, report, now)
+        if report.name == "run_complete":
+            self._complete.add(peer)
+
+    def _outcome(self) -> Outcome:
+        metrics, world = self.metrics, self.world
+        device_s = sum(peer.device_s for peer in world.peers.values())
+        return Outcome(
+            scenario=self.scenario.name,
+            router=self.arm.router,
+            recovery=self.arm.recovery,
+            seed=self.seed,
+            warmup_iterations=self.scenario.warmup_iterations,
+            microbatches_per_iteration=metrics.expected,
+            iteration_seconds=tuple(metrics.iteration_seconds),
+            microbatches_lost=metrics.lost(),
+            double_counted=metrics.double_counted(),
+            wasted_compute_fraction=1 - metrics.useful_s / device_s,
+            recoveries=dict(metrics.recoveries),
+            bound_microbatches_per_second=0.0,
+            bound_iteration_seconds=0.0,
+            trace_sha256=self.trace.sha256(),
+            extra={
+                "messages": world.messages,
+                "bytes_sent": world.links.bytes_sent,
+                "virtual_seconds": world.kernel.now,
+                "kernel_steps": world.kernel.steps,
+            },
+        )
+
+
+def simulate(scenario: Scenario, arm: Arm, seed: int, trace: Trace | None = None) -> Outcome:
+    """One run of one seed. Raises StuckError when it does not come to an end."""
+    return Simulation(scenario, arm, seed, trace).run()
