@@ -194,4 +194,3 @@ def test_owners_and_run_ids_are_checked(identities: list[Identity]) -> None:
     with pytest.raises(InputError, match="_hidden"):
         make_validator(identities[0].key, RunId("_hidden"))
     assert run_key(RUN) == "test-run.run" and stage_key(RUN, Stage(3)) == "test-run.stage.3"
-
