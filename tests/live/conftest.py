@@ -47,7 +47,7 @@ def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         os.kill(pid, 9)
     for base in path.iterdir():
         sweep(base)
-    left = [str(p) for p in path.rglob("*.sock")]
+    left = sockets_in(path)
     shutil.rmtree(path)
     assert not survivors, f"p2pd outlived its test: {survivors}"
     assert not left, f"socket files left: {left}"
@@ -65,6 +65,10 @@ def daemons_in(path: Path) -> list[int]:
             if b"p2pd" in command and str(path).encode() in command:
                 found.append(int(entry.name))
     return found
+
+
+def sockets_in(path: Path) -> list[Path]:
+    return list(path.rglob("*.sock"))
 
 
 def ends(pid: int, limit_s: float) -> bool:
@@ -142,7 +146,7 @@ async def start_peer() -> AsyncIterator[StartPeer]:
 
 @pytest.fixture
 def peer_process(runtime_dir: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Starts a peer in a process of its own that joins at the given address; its first line is its peer id."""
+    """Starts a peer in a process of its own that joins at the given address (none: alone); its first line is its peer id."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(initial_peer: str) -> subprocess.Popen[str]:

@@ -14,12 +14,14 @@ from tests.live.conftest import RUN, Recorder
 
 
 async def main(initial_peer: str) -> None:
-    initial = parse_initial_peers([initial_peer], {})
+    initial = parse_initial_peers([initial_peer] if initial_peer else [], {})
     async with running_daemon(P2POptions(initial, auto_nat=False, nat_port_map=False)) as daemon:
         rpc = Rpc(daemon, RUN)
         await rpc.start(Recorder())
         print(daemon.peer_id, flush=True)
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        input_ended = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(input_ended), sys.stdin)
+        await input_ended.read()
         await rpc.stop()
 
 
