@@ -15,15 +15,22 @@ from gwtf_p2p.protocol.microbatch import HOLDS_CAPACITY, PHASES, Held, Phase
 from gwtf_p2p.protocol.peer_machine import COMPUTING, PeerMachine
 from gwtf_p2p.protocol.records import PeerState
 
+KEEPS_ACTIVATIONS = frozenset(
+    {Phase.FORWARD, Phase.FORWARDED, Phase.RECEIVING_GRADIENT, Phase.QUEUED_BACKWARD, Phase.BACKWARD}
+)
 HAS_GRADIENT = frozenset({Phase.RECEIVING_GRADIENT, Phase.QUEUED_BACKWARD, Phase.BACKWARD, Phase.DONE})
 
 
 class RelayPeer(PeerMachine):
-    """One relay peer. `capacity` is the most microbatches held at once; 0 means no limit (SWARM's queues)."""
+    """One relay peer. `capacity` is the most microbatches held at once; 0 means no limit.
 
-    def __init__(self, context: Context, capacity: int) -> None:
+    With `queues` it refuses nothing (SWARM): inputs wait in an unbounded queue, and the capacity, which is memory for
+    activations, limits how many are between the start of their forward and the end of their backward.
+    """
+
+    def __init__(self, context: Context, capacity: int, *, queues: bool = False) -> None:
         super().__init__(context, context.stage)
-        self.capacity = capacity
+        self.capacity, self.queues = capacity, queues
         self._arrivals = 0
 
     @property
@@ -49,7 +56,7 @@ class RelayPeer(PeerMachine):
             return ev.Answer(Verdict.STALE, f"weights version is {version}")
         if self.state is not PeerState.ONLINE:
             return ev.Answer(Verdict.BUSY, self.state.value)
-        if self.capacity and self.occupancy >= self.capacity:
+        if self.capacity and not self.queues and self.occupancy >= self.capacity:
             return ev.Answer(Verdict.BUSY, f"{self.occupancy} of {self.capacity} held")
         self._arrivals += 1
         new = Held(message.microbatch, message.attempt, Phase.RECEIVING, sender, message.ahead, order=self._arrivals)
@@ -121,6 +128,8 @@ class RelayPeer(PeerMachine):
             if held.phase is Phase.QUEUED_BACKWARD:
                 held.to_phase(Phase.BACKWARD, PHASES, self.ctx.now)
                 return ev.Work.BACKWARD, held
+        if self.queues and self.capacity and sum(held.phase in KEEPS_ACTIVATIONS for held in by_order) >= self.capacity:
+            return None
         for held in by_order:
             if held.phase is Phase.QUEUED_FORWARD and held.id.iteration == self.member.version:
                 held.to_phase(Phase.FORWARD, PHASES, self.ctx.now)
