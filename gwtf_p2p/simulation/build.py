@@ -6,12 +6,18 @@ Everything else is the scenario's and the seed's, so that arms of one seed diffe
 What peers publish of their links is what a probe of an idle link measures: true latency, and the bandwidth left by the link
 and both lines. It is published for the neighbouring stages, as the live swarm's probes do, and ages as all records do.
 A relay times one microbatch of each pass before it goes online, so its first record has a measured compute time.
+
+**Memory** is the same choice in all arms of a comparison. LIMITED: activations are kept from forward to backward, and a relay's
+capacity is what it has room for. A router's relays refuse what does not fit; SWARM's, which know no refusal, take it into an
+unbounded queue of inputs (free memory that the others do not get) and compute its forward when there is room. RECOMPUTED: no
+activations are kept, so nothing limits, and every backward is preceded by another forward. UNLIMITED: kept, without limit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 from gwtf_p2p.protocol import events as ev
@@ -32,6 +38,14 @@ RECORD_PERIOD_S = 10.0
 PROBE_SAMPLES = 3
 
 
+class Memory(Enum):
+    """See the module docstring."""
+
+    LIMITED = "limited"
+    RECOMPUTED = "recomputed"
+    UNLIMITED = "unlimited"
+
+
 @dataclass(frozen=True, slots=True)
 class Arm:
     """`config` is the router's settings (see `factory.default_config`), `recovery` exact or fast."""
@@ -39,6 +53,7 @@ class Arm:
     router: str
     config: Any
     recovery: str = "exact"
+    memory: Memory = Memory.LIMITED
 
     @property
     def kind(self) -> RouterKind:
@@ -70,7 +85,7 @@ class Swarm:
             machine = DataPeer(context, config)
             timed = (ev.Work.EMBED, ev.Work.LOSS)
         else:
-            machine = RelayPeer(context, 0 if arm.kind.unbounded_queues else drawn.capacity)
+            machine = RelayPeer(context, drawn.capacity, queues=arm.kind.unbounded_queues)
             timed = (ev.Work.FORWARD, ev.Work.BACKWARD)
         seconds = drawn.work_seconds()
         for work in timed:
@@ -96,7 +111,7 @@ class Swarm:
 
 def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, ev.Report, float], None]) -> Swarm:
     """All peers added to the world, none started."""
-    drawn = {peer.id: peer for peer in draw_peers(scenario, seed)}
+    drawn = {peer.id: _with_memory(peer, arm.memory, scenario) for peer in draw_peers(scenario, seed)}
     kernel = Kernel()
     lines = {peer.id: peer.line_bytes_per_s for peer in drawn.values() if peer.line_bytes_per_s is not None}
     links = Links(kernel, _specs(scenario, {peer.id: peer.region for peer in drawn.values()}), lines)
@@ -109,6 +124,15 @@ def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, 
     for peer in drawn:
         world.add(swarm.new_peer(peer))
     return swarm
+
+
+def _with_memory(peer: DrawnPeer, memory: Memory, scenario: Scenario) -> DrawnPeer:
+    """What cannot be exceeded does not limit: all microbatches of an iteration at one relay."""
+    if peer.stage == DATA_STAGE or memory is Memory.LIMITED:
+        return peer
+    capacity = scenario.data_peers * scenario.model.microbatches_per_data_peer
+    again_s = peer.forward_s if memory is Memory.RECOMPUTED else 0.0
+    return replace(peer, capacity=capacity, backward_s=peer.backward_s + again_s)
 
 
 def _specs(scenario: Scenario, region: Mapping[PeerId, str]) -> Callable[[PeerId, PeerId], LinkSpec]:

@@ -9,7 +9,7 @@ In a `star` every tensor that goes from relay to relay is stored and forwarded b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol import events as ev
@@ -378,11 +378,10 @@ class World:
             self._later(peer.id, dead[0], self._round_failed(key, dead[0], "connection refused"))
             return
         if len(ready) == len(close.members):
-            self.kernel.after(self._round_s(close), lambda: self._finish_round(key, close))
+            self.kernel.after(self.round_s(close.members), lambda: self._finish_round(key, close))
 
-    def _round_s(self, close: Close) -> float:
+    def round_s(self, members: Sequence[PeerId]) -> float:
         """Butterfly all-reduce: each member sends and receives 2 (n - 1) / n of the gradient; slowest pair counts."""
-        members = close.members
         n = len(members)
         if n == 1:
             return 0.0
