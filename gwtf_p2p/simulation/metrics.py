@@ -93,7 +93,7 @@ class Outcome:
     bound_microbatches_per_second: float
     bound_iteration_seconds: float
     trace_sha256: str
-    extra: Mapping[str, float]
+    extra: Mapping[str, float | str]
 
     @property
     def measured_seconds(self) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.records import PeerState
+from gwtf_p2p.simulation.bound import bound_of
 from gwtf_p2p.simulation.build import Arm, Swarm, build
 from gwtf_p2p.simulation.metrics import Metrics, Outcome
 from gwtf_p2p.simulation.scenario import Scenario
@@ -30,6 +31,7 @@ class Simulation:
         self.world = self.swarm.world
         self.world.on_event = self._event
         self.world.on_span = self.trace.span
+        self.bound = bound_of(self.swarm)
         self._complete: set[PeerId] = set()
 
     def run(self) -> Outcome:
@@ -87,12 +89,13 @@ class Simulation:
             iteration_seconds=tuple(metrics.iteration_seconds),
             microbatches_lost=metrics.lost(),
             double_counted=metrics.double_counted(),
-            wasted_compute_fraction=1 - metrics.useful_s / device_s,
+            wasted_compute_fraction=max(0.0, round(1 - metrics.useful_s / device_s, 9)),
             recoveries=dict(metrics.recoveries),
-            bound_microbatches_per_second=0.0,
-            bound_iteration_seconds=0.0,
+            bound_microbatches_per_second=self.bound.microbatches_per_second,
+            bound_iteration_seconds=self.bound.iteration_s,
             trace_sha256=self.trace.sha256(),
             extra={
+                "memory": self.arm.memory.value,
                 "messages": world.messages,
                 "bytes_sent": world.links.bytes_sent,
                 "virtual_seconds": world.kernel.now,

@@ -1,0 +1,174 @@
+"""Scenario files: what they may say, what is refused, and what the seed draws from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.simulation.draw import draw_fate, draw_peers
+from gwtf_p2p.simulation.scenario import ChurnSpec, load_scenario
+
+SCENARIOS = Path(__file__).parent.parent.parent / "experiments" / "scenarios"
+
+GOOD = """
+name = "story"
+seeds = [0, 1]
+iterations = 4
+warmup_iterations = 1
+[model]
+stages = 2
+microbatch_bytes = 1000
+microbatches_per_data_peer = 3
+stage_gradient_bytes = 2000
+stage_state_bytes = 3000
+[links]
+uniform = { latency_ms = 10, gbps = 0.8 }
+peer_upload_mbps = [8, 80]
+[[peers]]
+role = "data"
+count = 2
+forward_s = 0.02
+backward_s = 0.04
+[[peers]]
+role = "relay"
+count_per_stage = 2
+forward_s = [0.1, 0.2]
+backward_factor = 2.0
+capacity = [1, 2]
+region = "any"
+[churn]
+crash_probability_per_iteration = 0.25
+rejoin_probability_per_iteration = 0.5
+"""
+
+
+def load(tmp_path: Path, text: str = GOOD):
+    path = tmp_path / "story.toml"
+    path.write_text(text)
+    return load_scenario(path)
+
+
+def test_units_and_every_field(tmp_path: Path) -> None:
+    scenario = load(tmp_path)
+    link = scenario.links.between("any", "any")
+    assert (link.latency_s, link.bandwidth_bytes_per_s) == (0.01, 1e8)
+    assert scenario.links.line_bytes_per_s == (1e6, 1e7)
+    assert (scenario.iterations, scenario.warmup_iterations, scenario.seeds, scenario.data_peers) == (4, 1, (0, 1), 2)
+    assert (scenario.model.stages, scenario.model.stage_state_bytes) == (2, 3000)
+    assert scenario.churn == ChurnSpec(0.25, 0.5)
+    peers = {peer.id: peer for peer in draw_peers(scenario, 0)}
+    assert set(peers) == {"data_0", "data_1", "relay_1_0", "relay_1_1", "relay_2_0", "relay_2_1"}
+    assert all(p.backward_s == 2 * p.forward_s for p in peers.values() if p.stage)
+    assert peers[PeerId("data_0")].compute_s == pytest.approx(0.06)
+    assert sum(s for w, s in peers[PeerId("data_0")].work_seconds().items() if "count" not in w.value) == pytest.approx(0.06)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field"),
+    [
+        ("iterations = 4", "iterations = 0", "iterations"),
+        ("iterations = 4", "iterations = true", "iterations"),
+        ("iterations = 4", "iteration = 4", "iterations"),
+        ("seeds = [0, 1]", "seeds = []", "seeds"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", "seeds"),
+        ("seeds = [0, 1]", "seeds = [-1]", "seeds"),
+        ("warmup_iterations = 1", "warmup_iterations = 4", "warmup_iterations"),
+        ('name = "story"', "name = 3", "name"),
+        ("stages = 2", "stages = 2.5", "model.stages"),
+        ("stages = 2", "stages = 2\nlayers = 3", "model.layers"),
+        ("microbatch_bytes = 1000", "", "model.microbatch_bytes"),
+        ("gbps = 0.8", "gbps = 0", "links.uniform.gbps"),
+        ("gbps = 0.8", "gbps = inf", "links.uniform.gbps"),
+        ("gbps = 0.8", "gbps = nan", "links.uniform.gbps"),
+        ("latency_ms = 10", "latency_ms = -1", "links.uniform.latency_ms"),
+        ("uniform = {", 'table = "x.toml"\nuniform = {', "links.table"),
+        ("[8, 80]", "[8, 'fast']", "links.peer_upload_mbps"),
+        ('role = "data"', 'role = "hub"', "peers[0].role"),
+        ('role = "data"\ncount = 2', 'role = "data"\ncount_per_stage = 2', "peers[0].count"),
+        ("backward_s = 0.04", "", "peers[0].backward_s"),
+        ("backward_factor = 2.0", "backward_factor = 2.0\nbackward_s = 1", "peers[1].backward_s"),
+        ("capacity = [1, 2]", "capacity = [0]", "peers[1].capacity"),
+        ('region = "any"', 'region = "Atlantis"', "peers[1].region"),
+        ('role = "relay"\ncount_per_stage', 'role = "data"\ncount', "peers[1].capacity"),
+        ("= 0.25", "= 1.5", "churn.crash_probability_per_iteration"),
+        ("= 0.5", "= 0.5\nfreeze = 1", "churn.freeze"),
+        ("count_per_stage = 2", "count_per_stage = 100000", "peers"),
+        ("[churn]", "[[churn]]", "churn"),
+    ],
+)
+def test_a_mistake_names_the_file_and_the_field(tmp_path: Path, old: str, new: str, field: str) -> None:
+    assert old in GOOD
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, GOOD.replace(old, new, 1))
+    assert caught.value.where.endswith("story.toml") and caught.value.field == field and "\n" not in str(caught.value)
+
+
+def test_both_roles_are_needed(tmp_path: Path) -> None:
+    relay_part = GOOD[GOOD.index('[[peers]]\nrole = "relay"') : GOOD.index("[churn]")]
+    with pytest.raises(InputError, match='role = "relay"'):
+        load(tmp_path, GOOD.replace(relay_part, ""))
+
+
+def test_files_that_are_no_scenarios(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a readable file"):
+        load_scenario(tmp_path / "none.toml")
+    with pytest.raises(InputError, match="expected TOML"):
+        load(tmp_path, "name = [")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="expected TOML"):
+        load_scenario(tmp_path / "bytes.toml")
+
+
+@pytest.mark.parametrize(
+    ("table", "field"),
+    [
+        ('regions = ["X", "Y"]\nsame_region = {latency_ms = 1, gbps = 1}\nlink = [{between = ["X", "Z"]}]', "link[0].between"),
+        ('regions = ["X", "X"]', "regions"),
+        ('regions = ["X", "Y", "Z"]\nsame_region = {latency_ms = 1, gbps = 1}\n'
+         'link = [{between = ["X", "Y"], latency_ms = 1, gbps = 1}]', "link"),
+        ('regions = ["X", "Y"]\nsame_region = {latency_ms = 1, gbps = 1}\n'
+         'link = [{between = ["X", "Y"], latency_ms = 1, gbps = 1}, {between = ["Y", "X"], latency_ms = 1, gbps = 1}]',
+         "link[1].between"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_link_table_names_that_file(tmp_path: Path, table: str, field: str) -> None:
+    (tmp_path / "links.toml").write_text(table)
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, GOOD.replace("uniform = { latency_ms = 10, gbps = 0.8 }", 'table = "links.toml"'))
+    assert caught.value.where.endswith("links.toml") and caught.value.field == field
+
+
+def test_the_projects_scenarios_load_and_their_names_are_their_files() -> None:
+    files = [path for path in SCENARIOS.glob("*.toml") if path.name != "ten_regions.toml"]
+    assert len(files) >= 13
+    for path in files:
+        scenario = load_scenario(path)
+        assert scenario.name == path.stem
+
+
+def test_churn_and_lines_do_not_change_the_peers() -> None:
+    """Arms are paired by seed: only what the file varies differs."""
+    calm, wild = (load_scenario(SCENARIOS / f"ten_regions_home_churn_{p}.toml") for p in (0, 20))
+    assert draw_peers(calm, 3) == draw_peers(wild, 3)
+    assert draw_peers(calm, 3) != draw_peers(calm, 4)
+    cloud = load_scenario(SCENARIOS / "ten_regions_cloud_churn_0.toml")
+    assert [(p.region, p.forward_s) for p in draw_peers(cloud, 3)] == [(p.region, p.forward_s) for p in draw_peers(calm, 3)]
+
+
+def test_draws_are_the_same_on_any_machine() -> None:
+    """Fixed values, because every published figure depends on them."""
+    peers = {peer.id: peer for peer in draw_peers(load_scenario(SCENARIOS / "ten_regions_home_churn_20.toml"), 0)}
+    first = peers[PeerId("relay_1_0")]
+    assert (first.forward_s, first.capacity, first.region, first.line_bytes_per_s) == (0.2, 1, "Seoul", 12.5e6)
+    fate = draw_fate(ChurnSpec(0.2, 0.5), 0, PeerId("relay_1_0"), 7)
+    assert (fate.crashes, fate.rejoins, round(fate.moment, 9)) == (False, True, 0.187559486)
+
+
+def test_fates_have_their_probabilities() -> None:
+    fates = [draw_fate(ChurnSpec(0.2, 0.5), 1, PeerId("relay_1_0"), i) for i in range(2000)]
+    assert sum(f.crashes for f in fates) / 2000 == pytest.approx(0.2, abs=0.03)
+    assert sum(f.rejoins for f in fates) / 2000 == pytest.approx(0.5, abs=0.03)
+    assert sum(f.moment for f in fates) / 2000 == pytest.approx(0.5, abs=0.03)
