@@ -1,0 +1,85 @@
+"""The bounds: equal to what can be computed by hand, never beaten, and reached where nothing stands in the way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gwtf_p2p.protocol.routers.factory import default_config
+from gwtf_p2p.simulation.bound import Bound, bound_of
+from gwtf_p2p.simulation.build import Arm, Memory, build
+from gwtf_p2p.simulation.links import LinkSpec
+from gwtf_p2p.simulation.run import simulate
+from gwtf_p2p.simulation.scenario import LinkTable, Scenario, load_scenario
+from tests.simulation.stories import story
+
+SCENARIOS = Path(__file__).parent.parent.parent / "experiments" / "scenarios"
+SIZE = 100_000
+
+
+def bound(scenario: Scenario, memory: Memory = Memory.LIMITED) -> Bound:
+    return bound_of(build(scenario, Arm("swarm", default_config("swarm"), memory=memory), 0, lambda *_: None))
+
+
+def with_link(scenario: Scenario, latency_s: float, bandwidth: float, line: float | None = None) -> Scenario:
+    table = LinkTable(("any",), {("any", "any"): LinkSpec(latency_s, bandwidth)})
+    return replace(scenario, links=replace(scenario.links, table=table, line_bytes_per_s=(line,) if line else ()))
+
+
+def test_compute_limits(tmp_path: Path) -> None:
+    """Two relays of 0.3 s per microbatch in each of three stages."""
+    assert bound(story(tmp_path, forward_s=0.1, capacity=100)).microbatches_per_second == pytest.approx(2 / 0.3)
+
+
+def test_slots_limit(tmp_path: Path) -> None:
+    """One stage of one slot, held from the forward until the backward is done: two transfers and a loss between."""
+    one_slot = story(tmp_path, stages=1, relays=1, forward_s=0.1, capacity=1, microbatches=100)
+    scenario = with_link(one_slot, latency_s=0.5, bandwidth=SIZE / 0.25)
+    loss_s = 0.006 - 0.0002 - 0.0004
+    assert bound(scenario).microbatches_per_second == pytest.approx(1 / (0.1 + 0.75 + loss_s + 0.75 + 0.2))
+    assert bound(scenario, Memory.UNLIMITED).microbatches_per_second == pytest.approx(1 / 0.3)
+
+
+def test_lines_limit(tmp_path: Path) -> None:
+    """A relay's line carries an activation and a gradient each way: at 200 kB/s and 100 kB each, one microbatch per second."""
+    scenario = with_link(story(tmp_path, stages=1, relays=1, capacity=100), 0.001, 1e9, line=2.0 * SIZE)
+    assert bound(scenario).microbatches_per_second == pytest.approx(1.0)
+
+
+def test_links_limit(tmp_path: Path) -> None:
+    """Activations go one way and gradients the other, each on its own link."""
+    scenario = with_link(story(tmp_path, stages=2, relays=1, capacity=100), 0.001, 2.0 * SIZE)
+    assert bound(scenario).microbatches_per_second == pytest.approx(2.0)
+
+
+def test_one_microbatch_takes_exactly_its_path(tmp_path: Path) -> None:
+    """Nothing queues: the bound of the iteration is what happens."""
+    scenario = story(tmp_path, microbatches=1, relays=1, forward_s=0.1)
+    outcome = simulate(scenario, Arm("swarm", default_config("swarm")), 0)
+    assert outcome.measured_seconds[0] == pytest.approx(outcome.bound_iteration_seconds, rel=2e-3)
+
+
+@pytest.mark.parametrize("memory", list(Memory))
+def test_a_long_iteration_reaches_the_steady_rate(tmp_path: Path, memory: Memory) -> None:
+    """One stage of two equal relays, compute-bound, 200 microbatches: over 95 % of the bound, and never over it."""
+    scenario = story(tmp_path, microbatches=200, stages=1, iterations=3)
+    outcome = simulate(scenario, Arm("swarm", default_config("swarm"), memory=memory), 0)
+    ratio = outcome.microbatches_per_second / outcome.bound_microbatches_per_second
+    assert 0.93 < ratio <= 1.0 and outcome.mean_iteration_s >= outcome.bound_iteration_seconds
+
+
+@pytest.mark.parametrize("memory", list(Memory))
+@pytest.mark.parametrize("name", ["homogeneous", "heterogeneous_compute", "ten_regions_cloud", "ten_regions_home"])
+def test_no_run_beats_a_bound(name: str, memory: Memory) -> None:
+    scenario = replace(load_scenario(SCENARIOS / f"{name}_churn_0.toml"), iterations=2, warmup_iterations=1)
+    for seed in range(2):
+        outcome = simulate(scenario, Arm("swarm", default_config("swarm"), memory=memory), seed)
+        assert min(outcome.iteration_seconds) >= outcome.bound_iteration_seconds
+        assert outcome.microbatches_per_second <= outcome.bound_microbatches_per_second
+
+
+def test_more_resources_never_lower_a_bound(tmp_path: Path) -> None:
+    few, many = bound(story(tmp_path, capacity=2)), bound(story(tmp_path, capacity=3, relays=3))
+    assert many.microbatches_per_second >= few.microbatches_per_second and many.iteration_s <= few.iteration_s + many.closing_s

@@ -1,0 +1,112 @@
+"""What `gwtf sim` says of a run is what happened in it; the same seed gives the same run; a trace can be looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.routers.factory import default_config
+from gwtf_p2p.simulation.build import Arm
+from gwtf_p2p.simulation.run import simulate
+from gwtf_p2p.simulation.trace import Trace, check_trace_path
+from tests.simulation.stories import simulation, story
+
+SWARM = Arm("swarm", default_config("swarm"))
+DIGEST = """
+import sys
+from pathlib import Path
+from gwtf_p2p.protocol.routers.factory import default_config
+from gwtf_p2p.simulation.build import Arm
+from gwtf_p2p.simulation.run import simulate
+from gwtf_p2p.simulation.scenario import load_scenario
+print(simulate(load_scenario(Path(sys.argv[1])), Arm("swarm", default_config("swarm")), 7).trace_sha256)
+"""
+
+
+def test_the_json_object_has_every_field_of_the_contract(tmp_path: Path) -> None:
+    line = simulate(story(tmp_path), SWARM, 0).to_json()
+    assert {
+        "scenario", "router", "recovery", "seed", "iterations", "iteration_seconds", "microbatches_done", "microbatches_lost",
+        "double_counted", "wasted_compute_fraction", "microbatches_per_second", "bound_microbatches_per_second", "recoveries",
+        "trace_sha256",
+    } <= set(line)  # fmt: skip
+    assert (line["iterations"], line["microbatches_done"], line["microbatches_lost"], line["double_counted"]) == (4, 32, 0, 0)
+    assert len(line["iteration_seconds"]) == 4  # type: ignore[arg-type]
+    assert line["recoveries"] == {"forward": 0, "backward": 0, "aggregation": 0}
+    assert line["wasted_compute_fraction"] == 0.0
+    json.dumps(line)
+
+
+def test_means_leave_out_the_warm_up(tmp_path: Path) -> None:
+    outcome = simulate(story(tmp_path), SWARM, 0)
+    assert outcome.mean_iteration_s == pytest.approx(sum(outcome.iteration_seconds[1:]) / 3)
+    assert outcome.microbatches_per_second == pytest.approx(8 / outcome.mean_iteration_s)
+
+
+def test_iteration_times_add_up_to_the_run(tmp_path: Path) -> None:
+    run = simulation(story(tmp_path))
+    outcome = run.run()
+    assert run.metrics.began_at is not None
+    assert run.metrics.began_at + sum(outcome.iteration_seconds) == pytest.approx(run.world.kernel.now, abs=0.1)
+
+
+def test_the_same_seed_gives_the_same_run_in_another_process(tmp_path: Path) -> None:
+    """Sets of strings are ordered by a hash that differs from process to process; nothing may depend on it."""
+    story(tmp_path, data_peers=2)
+    digests = set()
+    for hash_seed in ("1", "2"):
+        command = [sys.executable, "-c", DIGEST, str(tmp_path / "story.toml")]
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        digests.add(done.stdout)
+    assert len(digests) == 1
+
+
+def test_another_seed_gives_another_run(tmp_path: Path) -> None:
+    scenario = story(tmp_path, forward_s=[0.01, 0.02])
+    assert simulate(scenario, SWARM, 0).trace_sha256 != simulate(scenario, SWARM, 1).trace_sha256
+
+
+def test_keeping_a_trace_changes_nothing(tmp_path: Path) -> None:
+    scenario = story(tmp_path)
+    assert simulate(scenario, SWARM, 0).trace_sha256 == simulate(scenario, SWARM, 0, Trace(keep=True)).trace_sha256
+
+
+def test_a_chrome_trace_shows_every_computation_and_transfer_once(tmp_path: Path) -> None:
+    """32 microbatches, three relays and a data peer each way: 6 + 3 computations and 8 transfers per microbatch."""
+    trace = Trace(keep=True)
+    simulate(story(tmp_path), SWARM, 0, trace)
+    trace.write(tmp_path / "run.json")
+    events = [e for e in json.loads((tmp_path / "run.json").read_text())["traceEvents"] if e["ph"] == "X"]
+    compute = [e for e in events if e["cat"] == "compute" and not e["name"].startswith("average")]
+    transfers = [e for e in events if e["cat"] == "transfer"]
+    assert (len(compute), len(transfers)) == (32 * 9, 32 * 8)
+    rows = defaultdict(list)
+    for event in events:
+        rows[event["pid"], event["tid"]].append((event["ts"], event["ts"] + event["dur"]))
+    for spans in rows.values():
+        spans.sort()
+        assert all(end <= begin + 1e-3 for (_, end), (begin, _) in pairwise(spans)), "spans overlap in a row"
+
+
+def test_a_jsonl_trace_has_events_reports_and_spans_in_order_of_time(tmp_path: Path) -> None:
+    trace = Trace(keep=True)
+    simulate(story(tmp_path), SWARM, 0, trace)
+    trace.write(tmp_path / "run.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert {"event", "report", "span"} <= {key for line in lines for key in line}
+    assert [line["at_s"] for line in lines] == sorted(line["at_s"] for line in lines)
+
+
+def test_a_trace_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "run.txt", tmp_path / "none" / "run.json"):
+        with pytest.raises(InputError):
+            check_trace_path(path)
