@@ -71,12 +71,14 @@ def parse_initial_peer(text: str, where: str = "--initial_peers") -> InitialPeer
     return InitialPeer(normal, host, port, transport, _parse_id(ids[-1].rstrip("/"), text, where), relay)
 
 
-def parse_listen_maddrs(given: Sequence[str], where: str) -> tuple[str, ...]:
-    """Addresses to listen on or to announce (no peer id). Raises InputError."""
-    items = [text for item in given for text in item.split(",") if text.strip()]
+def parse_listen_maddrs(given: Sequence[str], where: str, *, announced: bool = False) -> tuple[str, ...]:
+    """Addresses to listen on (port 0: any) or to announce (`announced`: never port 0), without a peer id. Raises InputError."""
+    items = [text.strip() for item in given for text in item.split(",") if text.strip()]
     for text in items:
-        _parse_address(text.strip(), text, where, EXPECTED_LISTEN)
-    return tuple(text.strip() for text in items)
+        _, port, _ = _parse_address(text, text, where, EXPECTED_LISTEN)
+        if announced and port == 0:
+            raise InputError(where, text, f"port 0 cannot be announced: {EXPECTED_LISTEN}")
+    return tuple(items)
 
 
 def _split(item: str, where: str) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from hivemind.utils.multiaddr import Multiaddr
 from gwtf_p2p.live.identity import Identity, IdentityInUse
 from gwtf_p2p.live.maddrs import InitialPeer
 from gwtf_p2p.live.p2p_lifetime import SocketDir, make_socket_dir, socket_base, sweep
+from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,17 @@ _START_S = 12.0
 _DIAL_S = 6.0
 _IDENTITY_CHECK_S = 6.0
 _SHUTDOWN_S = 5.0
+
+
+# What p2pd prints as its last words (go-libp2p-daemon of hivemind 1.1.12).
+_NOT_JOINED = "failed to connect to bootstrap peers"
+_NO_LISTEN = "failed to listen on any addresses"
+
+
+class DaemonFailed(Exception):  # noqa: N818 (named for what happened)
+    """p2pd does not run on this machine, or not in time. Exit code 6."""
+
+    exit_code = 6
 
 
 class NetworkUnreachable(Exception):  # noqa: N818 (named for what happened)
@@ -119,8 +132,9 @@ async def running_daemon(options: P2POptions, identity: Identity | None = None) 
 async def start_daemon(options: P2POptions, identity: Identity | None = None) -> Daemon:
     """Start p2pd and join the initial peers; without an identity the peer id is a fresh one.
 
-    Raises NetworkUnreachable (exit code 3) and IdentityInUse (exit code 4).
+    Raises NetworkUnreachable (exit code 3), IdentityInUse (4), DaemonFailed (6), InputError for an address that is taken.
     """
+    _check_ports(options.host_maddrs)
     reasons = await probe(options.initial_peers)
     reachable = tuple(peer for peer in options.initial_peers if peer.text not in reasons)
     for text, why in reasons.items():
@@ -133,10 +147,13 @@ async def start_daemon(options: P2POptions, identity: Identity | None = None) ->
     try:
         return await _launch(joining, identity)
     except P2PDaemonError as error:
-        if not reachable:
-            raise
-        dialled = await _dial_each(reachable, options)
-        raise NetworkUnreachable([*reasons.items(), *((peer.text, dialled[peer.text]) for peer in reachable)]) from error
+        if _NOT_JOINED in str(error):
+            dialled = await _dial_each(reachable, options)
+            raise NetworkUnreachable([*reasons.items(), *((peer.text, dialled[peer.text]) for peer in reachable)]) from error
+        if _NO_LISTEN in str(error):
+            why = str(error).partition(_NO_LISTEN)[2].strip(": []")
+            raise InputError("--host_maddrs", ",".join(options.host_maddrs), f"cannot listen there: {why}") from error
+        raise DaemonFailed(f"p2pd does not start: {error}") from error
 
 
 async def probe(peers: Sequence[InitialPeer], limit_s: float = _PROBE_S) -> dict[str, str]:
@@ -156,6 +173,24 @@ async def _probe_tcp(peer: InitialPeer, limit_s: float) -> str:
         return f"{peer.host} port {peer.port}: {error.strerror or error}"
     writer.transport.abort()
     return ""
+
+
+def _check_ports(host_maddrs: Sequence[str]) -> None:
+    """libp2p opens its ports for sharing: two p2pd of one user listen on one port without an error, and each connection goes
+    to either of them. So a port that is taken has to be found before. Raises InputError.
+    """
+    for maddr in host_maddrs:
+        _, kind, host, layer, port, *_ = maddr.split("/")
+        if kind not in ("ip4", "ip6") or port == "0":
+            continue
+        family = socket.AF_INET if kind == "ip4" else socket.AF_INET6
+        with socket.socket(family, socket.SOCK_STREAM if layer == "tcp" else socket.SOCK_DGRAM) as trial:
+            if layer == "tcp":
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
+            try:
+                trial.bind((host, int(port)))
+            except OSError as error:
+                raise InputError("--host_maddrs", maddr, f"cannot listen there: {error.strerror}") from error
 
 
 async def _launch(options: P2POptions, identity: Identity | None) -> Daemon:

@@ -103,11 +103,13 @@ class Rpc:
         The payload must not change meanwhile. `eager=False` waits for the verdict before it sends the payload.
         Raises PushFailed.
         """
+        opened = False
         try:
             async with asyncio.timeout(deadline_s), self._pool.stream(to, for_call=False) as stream:
+                opened = True
                 return await push_on(stream, header, memoryview(payload).cast("B"), eager=eager)
         except _FAILURES as error:
-            kind, reason = _why(error, deadline_s)
+            kind, reason = _why(error, deadline_s, opened)
             raise PushFailed(to, kind, reason) from error
 
     async def call(self, to: PeerId, header: Header, deadline_s: float, *, idempotent: bool = False) -> Header:
@@ -123,7 +125,7 @@ class Rpc:
                             return await self._call_once(to, header)
                 return await self._call_once(to, header)
         except _FAILURES as error:
-            kind, reason = _why(error, deadline_s)
+            kind, reason = _why(error, deadline_s, opened=True)
             raise CallFailed(to, kind, reason) from error
 
     def watch(self, peer: PeerId) -> None:
@@ -153,7 +155,8 @@ class Rpc:
                 purpose = await accept_greeting(reader)
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             purpose = None
-        if purpose is None or not self._accepting or not self._acceptor.admits(sender):
+        ended = reader.at_eof() or writer.is_closing()
+        if purpose is None or ended or not self._accepting or not self._acceptor.admits(sender):
             writer.transport.abort()
             return
         self._acceptor.add(stream)
@@ -198,8 +201,10 @@ class _Watch:
 _FAILURES = (TimeoutError, StreamLost, NotTaken, RemoteProtocolError)
 
 
-def _why(error: Exception, deadline_s: float) -> tuple[FailureKind, str]:
-    """Kind and reason of a failed exchange."""
+def _why(error: Exception, deadline_s: float, opened: bool) -> tuple[FailureKind, str]:
+    """Kind and reason of a failed exchange. `opened`: something may have been said to the peer."""
+    if isinstance(error, TimeoutError) and not opened:
+        return FailureKind.UNREACHABLE, f"no stream within {deadline_s:.1f} s"
     if isinstance(error, TimeoutError):
         return FailureKind.TIMEOUT, f"no answer within {deadline_s:.1f} s"
     if isinstance(error, (NotTaken, RpcFailed)):

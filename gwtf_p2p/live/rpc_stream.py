@@ -36,7 +36,7 @@ GREETING = struct.Struct(">4sBB2x")
 MAGIC = b"GWTF"
 STREAM_VERSION = 1
 MAX_CONTROL_BYTES = 1 << 20
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 19
 
 clock_s = time.perf_counter
 """For durations only. uvloop's own `loop.time()` counts whole milliseconds; a call takes 0.06."""
@@ -239,6 +239,8 @@ async def open_frames(
         writer.write(GREETING.pack(MAGIC, STREAM_VERSION, purpose))
         magic, version, status = GREETING.unpack(await reader.readexactly(GREETING.size))
         round_trip_s = clock_s() - start_s
+        if reader.at_eof() or writer.is_closing():  # it ended right behind the greeting: the frames would never hear of it
+            raise StreamRefused("the stream ended during the greeting")
         if magic != MAGIC or status != Greeted.OK:
             raise StreamRefused(f"it speaks stream version {version}, this peer {STREAM_VERSION}")
     except asyncio.IncompleteReadError as error:

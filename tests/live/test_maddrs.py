@@ -93,3 +93,5 @@ def test_listen_addresses_have_no_peer_id() -> None:
     assert parse_listen_maddrs(given, "--host_maddrs") == expected
     with pytest.raises(InputError, match=r"--host_maddrs: .*expected /ip4/0\.0\.0\.0/tcp/31337"):
         parse_listen_maddrs([GOOD], "--host_maddrs")
+    with pytest.raises(InputError, match="port 0 cannot be announced"):
+        parse_listen_maddrs(["/ip4/1.2.3.4/tcp/0"], "--announce_maddrs", announced=True)

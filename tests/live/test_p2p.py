@@ -16,6 +16,7 @@ from gwtf_p2p.live.identity import IdentityInUse, create_identity
 from gwtf_p2p.live.maddrs import parse_initial_peers
 from gwtf_p2p.live.p2p import NetworkUnreachable, P2POptions, probe, running_daemon, start_daemon
 from gwtf_p2p.live.p2p_lifetime import die_with_parent, make_socket_dir, socket_base, sweep
+from gwtf_p2p.protocol.errors import InputError
 from tests.live.conftest import DEADLINE_S, daemons_in, ends, sockets_in
 
 pytestmark = pytest.mark.live
@@ -53,6 +54,17 @@ async def test_an_address_that_never_answers_is_given_up_in_time() -> None:
         assert "no answer from 127.0.0.1" in (await probe([peer], limit_s=0.2))[peer.text]
         for filler in fillers:
             filler.close()
+
+
+async def test_an_address_that_is_taken_is_named() -> None:
+    """p2pd itself would share the port with the other p2pd."""
+    async with running_daemon(QUIET) as other:
+        [maddr] = await other.maddrs()
+        taken = maddr.partition("/p2p/")[0]
+        for initial in ((), parse_initial_peers([maddr], {})):
+            options = P2POptions(initial, (taken,), auto_nat=False, nat_port_map=False)
+            with pytest.raises(InputError, match=f"--host_maddrs: {taken}: cannot listen there: .*in use"):
+                await start_daemon(options)
 
 
 async def test_an_address_with_a_wrong_peer_id_is_explained(runtime_dir: Path) -> None:

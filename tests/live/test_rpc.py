@@ -205,7 +205,7 @@ async def test_a_frozen_peer_is_a_timeout_and_a_killed_one_is_noticed_at_once(
     assert failed.value.kind is FailureKind.TIMEOUT
     with pytest.raises(PushFailed) as failed_push:
         await a.rpc.push(peer, {}, b"x", 0.2)
-    assert failed_push.value.kind is FailureKind.TIMEOUT and a.handlers.heard.empty()
+    assert failed_push.value.kind is FailureKind.UNREACHABLE and a.handlers.heard.empty()
     os.kill(process.pid, signal.SIGCONT)
     push = asyncio.create_task(a.rpc.push(peer, {}, bytes(200 * CHUNK_BYTES), DEADLINE_S))
     await a.rpc.call(peer, {}, DEADLINE_S)
