@@ -66,7 +66,7 @@ def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
     return P2POptions(
         initial_peers=peers,
         host_maddrs=parse_listen_maddrs(host, "--host_maddrs"),
-        announce_maddrs=parse_listen_maddrs(announce, "--announce_maddrs"),
+        announce_maddrs=parse_listen_maddrs(announce, "--announce_maddrs", announced=True),
         use_relay=args.use_relay,
         use_auto_relay=args.use_auto_relay,
     )
@@ -76,9 +76,10 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     """Run a peer in this process until Ctrl+C or SIGTERM; a second Ctrl+C leaves at once. Returns the exit code."""
     import uvloop
 
+    from gwtf_p2p.live.dht import RunConflict
     from gwtf_p2p.live.identity import IdentityInUse
-    from gwtf_p2p.live.p2p import NetworkUnreachable
-    from gwtf_p2p.live.peer import RunMismatch, run_peer
+    from gwtf_p2p.live.p2p import DaemonFailed, NetworkUnreachable
+    from gwtf_p2p.live.peer import ClockWrong, RunMismatch, run_peer
 
     _set_up_logging(args.log_level)
     interrupted = False
@@ -101,7 +102,7 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
-    except (NetworkUnreachable, IdentityInUse, RunMismatch) as error:
+    except (NetworkUnreachable, IdentityInUse, DaemonFailed, ClockWrong, RunMismatch, RunConflict) as error:
         print(f"gwtf {args.verb}: {error}", file=sys.stderr)
         return int(error.exit_code)
     return 0

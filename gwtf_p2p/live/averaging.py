@@ -40,7 +40,7 @@ _ASK_AGAIN_S = (0.02, 0.5)
 _NOT_YET = "not in this group yet"
 
 
-class AveragingFailed(Exception):  # noqa: N818 (named for what happened)
+class AveragingFailed(Exception):
     """This attempt came to nothing. `peer` is the member that failed as far as this one can tell."""
 
     def __init__(self, peer: PeerId | None, reason: str) -> None:

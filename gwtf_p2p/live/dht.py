@@ -39,7 +39,7 @@ _SHUTDOWN_S = 2.0
 R = TypeVar("R", RunRecord, StageRecord)
 
 
-class RunConflict(RemoteProtocolError):  # noqa: N818 (named for what happened)
+class RunConflict(RemoteProtocolError):
     """Several owners publish different run records under one run id. Name the owner to trust. Exit code 5."""
 
     exit_code = 5

@@ -31,7 +31,7 @@ from gwtf_p2p.protocol.ids import PeerId
 _EXPECTED = "expected an RSA identity file as p2pd and `gwtf id` write it"
 
 
-class IdentityInUse(Exception):  # noqa: N818 (named for what happened)
+class IdentityInUse(Exception):
     """Another process of this machine, or another peer of the swarm, runs with this identity. Exit code 4."""
 
     exit_code = 4

@@ -47,13 +47,13 @@ _NOT_JOINED = "failed to connect to bootstrap peers"
 _NO_LISTEN = "failed to listen on any addresses"
 
 
-class DaemonFailed(Exception):  # noqa: N818 (named for what happened)
+class DaemonFailed(Exception):
     """p2pd does not run on this machine, or not in time. Exit code 6."""
 
     exit_code = 6
 
 
-class NetworkUnreachable(Exception):  # noqa: N818 (named for what happened)
+class NetworkUnreachable(Exception):
     """No initial peer could be joined. Exit code 3. `reasons` has one line for each address."""
 
     exit_code = 3

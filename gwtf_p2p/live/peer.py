@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gwtf_p2p.live.averaging import Averager, AveragingFailed, AveragingGroup
+from gwtf_p2p.live.clock import ClockVerdict, check_clock
 from gwtf_p2p.live.compute import Compute
 from gwtf_p2p.live.dht import Dht, DhtOptions, start_dht
 from gwtf_p2p.live.driver import AverageFailureError, AverageResult, Driver, DriverParts
@@ -75,7 +76,13 @@ class PeerConfig:
     event_log: Path | None = None
 
 
-class RunMismatch(Exception):  # noqa: N818 (named for what happened)
+class ClockWrong(Exception):
+    """This machine's clock is so far off that its records would be born expired. Exit code 6."""
+
+    exit_code = 6
+
+
+class RunMismatch(Exception):
     """This peer cannot take part in the run. Exit code 5."""
 
     exit_code = 5
@@ -92,6 +99,7 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event)
         dht = await start_dht(daemon, identity, DhtOptions(run_id, RECORD_PERIOD_S, config.options.dht_client))
         stack.push_async_callback(dht.stop)
         on_report({"name": "started", "peer": daemon.peer_id, "maddrs": list(await daemon.maddrs()), "p2pd": daemon.pid})
+        await _check_clock(daemon, dht)
         if config.role == "dht":
             await _until(stop, daemon)
             return
@@ -116,6 +124,16 @@ async def _until(stop: asyncio.Event, daemon: Daemon, *others: asyncio.Future[No
     finally:
         stopping.cancel()
         ended.cancel()
+
+
+async def _check_clock(daemon: Daemon, dht: Dht) -> None:
+    """Records expire in absolute time, so a wrong clock is told, and a very wrong one refused. Raises ClockWrong."""
+    peers = sorted({peer.peer for peer in daemon.options.initial_peers})
+    check = await check_clock(dht, peers)
+    if check.verdict is ClockVerdict.REFUSE:
+        raise ClockWrong(check.reason)
+    if check.verdict is ClockVerdict.WARN:
+        logger.warning("%s", check.reason)
 
 
 async def _find_run(config: PeerConfig, dht: Dht) -> RunRecord:

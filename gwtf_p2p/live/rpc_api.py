@@ -34,7 +34,7 @@ class FailureKind(Enum):
     """The peer says that the message breaks the protocol."""
 
 
-class RpcFailed(RemoteProtocolError):  # noqa: N818 (named for what happened)
+class RpcFailed(RemoteProtocolError):
     """An exchange with one peer failed; expected in a swarm, and an event for the protocol."""
 
     def __init__(self, peer: PeerId, kind: FailureKind, reason: str) -> None:

@@ -35,7 +35,7 @@ from gwtf_p2p.protocol.ids import PeerId
 _KEPT_STREAMS = 2
 
 
-class StreamLost(Exception):  # noqa: N818 (named for what happened)
+class StreamLost(Exception):
     """The stream broke while an answer was awaited."""
 
 
@@ -226,7 +226,7 @@ async def call_on(stream: OutgoingStream, header: Header) -> Header:
     return unpack(memoryview(body)[1:])
 
 
-class NotTaken(Exception):  # noqa: N818
+class NotTaken(Exception):
     """The other end says that it did not take what was sent."""
 
     def __init__(self, kind: FailureKind, reason: str) -> None:

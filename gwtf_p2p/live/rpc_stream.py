@@ -72,7 +72,7 @@ class Greeted(IntEnum):
     WRONG_VERSION = 1
 
 
-class StreamRefused(Exception):  # noqa: N818 (named for what happened)
+class StreamRefused(Exception):
     """p2pd could not open the stream, or the other end does not speak this version."""
 
 

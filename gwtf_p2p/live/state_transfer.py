@@ -43,7 +43,7 @@ STRIKES = 2
 DTYPES = {"torch.float32": torch.float32, "torch.int64": torch.int64}
 
 
-class StateUnavailable(Exception):  # noqa: N818 (named for what happened)
+class StateUnavailable(Exception):
     """No donor could give the state of this version; the reasons by donor."""
 
 

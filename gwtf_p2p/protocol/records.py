@@ -147,8 +147,10 @@ class RunRecord:
         for name in ("sequence_length", "microbatch_size", "microbatches_per_data_peer"):
             if getattr(self, name) < 1:
                 raise InputError(where, name, f"expected a whole number above 0, got {getattr(self, name)}")
-        if not self.run_id or any(c in self.run_id for c in ". /\\") or len(self.run_id) > 64:
-            raise InputError(where, "run_id", f"expected 1-64 characters without dots, slashes or spaces, got {self.run_id!r}")
+        bad = any(c in self.run_id for c in ". /\\") or self.run_id.startswith("_")
+        if bad or not 1 <= len(self.run_id) <= 64:
+            expected = "expected 1-64 characters without dots, slashes or spaces, not beginning with _"
+            raise InputError(where, "run_id", f"{expected}, got {self.run_id!r}")
         if not self.layer_split or any(b <= a for a, b in self.layer_split):
             raise InputError(where, "layer_split", "expected at least one stage, each with at least one layer")
         if self.wire_dtype not in ("float32", "bfloat16"):
