@@ -1,289 +1,297 @@
-"""Closing an iteration: average in each stage group, then one optimizer step everywhere, exactly once.
+"""One peer's part in closing an iteration: average in the stage group, then one optimizer step, exactly once.
 
-The **leader** is the live data peer with the lowest id. When every live data peer has reported `Finished` with its ledger
-(who did which stage of which microbatch) and nobody credited is lost, the leader sends each member of each stage group a
-`Close`: the shares to average. A **member** first makes its gradient equal its share: it takes out what it counted but is
-not credited with (a peer wrongly thought lost, or a data peer that died), puts back what an earlier attempt took out, and
-refuses when something is missing. Then the group averages. Only when all members of all groups have `Averaged`, with equal
-digests in each group, does the leader `Commit`; members then step to weights version iteration + 1. Until the commit the
-accumulated gradients stay untouched, so a failed attempt costs time and nothing else: the leader closes again with a higher
-attempt number and other members.
+The leader (`leading`) sends each member of each stage group a `Close`: the shares to average. A member first makes its
+gradient equal its share: it takes out what it counted but is not credited with (a peer wrongly thought lost, or a data peer
+that died), puts back what an earlier attempt took out, and refuses when something is missing. Then the group averages. Only
+when all members of all groups have `Averaged`, with equal digests in each group, is the attempt committed; members then step
+to weights version iteration + 1. Until the commit the accumulated gradients stay untouched, so a failed attempt costs time
+and nothing else. A share of n microbatches has weight n (the sum of n gradients over the total is the mean over all).
 
-Weights: a share of n microbatches has weight n (the sum of n gradients over the total is the mean over all).
+**No two attempts of one iteration are ever committed**, though leaders may die or be wrongly thought dead, because members
+keep a promise (this is Paxos' rule, with all members of the attempt as its quorum):
+- a member takes part in attempts of one leader only, in rising numbers, until another leader has asked where it stands
+  (`Inquire`) with a higher number; from then on it takes part in nothing lower;
+- a leader that has asked commits the attempt that all members it can reach have prepared, if there is one, since it may have
+  been committed already; otherwise at least one member has promised never to prepare it, and a new attempt may begin.
+
+A member that misses a commit (frozen, cut off) is *behind*: it serves nobody, drops what it holds, and catches up
+(`membership`). A peer that catches up *follows*: it is a member with an empty share, keeps the averages of the iterations
+that are committed while it downloads the weights of the first of them, and then steps through all of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from gwtf_p2p.protocol.context import Context
-from gwtf_p2p.protocol.events import Average, AverageDone, AverageFailed, Publish, Send, Step, Work
-from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.messages import Averaged, Close, Commit, Finished, Lost, NotAveraged, Share
+from gwtf_p2p.protocol.events import Average, AverageDone, AverageFailed, CancelAverage, Publish, Send, Step, Work
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.messages import (
+    Abandon,
+    Averaged,
+    Ballot,
+    Close,
+    Commit,
+    Inquire,
+    NotAveraged,
+    Standing,
+)
 from gwtf_p2p.protocol.microbatch import Phase
 
-AVERAGE_PRIOR_S = 10.0
-CLOSE_RETRY_S = 0.5
+NO_WEIGHTS = -1
+"""Version of weights that belong to no committed iteration."""
 
 Correction = tuple[Work, MicrobatchId]
 """UNCOUNT or RECOUNT of one microbatch."""
 
 
 class Member:
-    """One peer's part in its stage group. `version` is what its weights are at, the iteration that it works on."""
+    """`version`: the iteration that this peer takes part in. `weights`: what its weights are at, equal unless it follows.
+
+    `drop_held`: everything that this peer holds belongs to iterations that it has no part in (its owner drops it).
+    """
 
     def __init__(self, context: Context) -> None:
         self.ctx = context
         self.version = 0
+        self.weights = 0
         self.counted: set[MicrobatchId] = set()
         self.closing: Close | None = None
-        self.leader: PeerId | None = None
-        self.out_of_step = False
-        self._prepared = 0
-        self._to_correct: list[Correction] = []
+        self.prepared = False
+        self.averaging = False
+        self.stepping = False
+        self.promised: Ballot | None = None
+        self.committed: Ballot | None = None
+        self.joining = True
+        self.taking_part = False
+        self.leaving = False
+        self.behind = False
+        self.fell_behind = False
+        self.drop_held = False
+        self.data_peers: tuple[PeerId, ...] | None = None
+        self._digest = ""
+        self._pending: list[tuple[int, int]] = []
+        self._early: tuple[PeerId, Close] | None = None
 
-    def close(self, sender: PeerId, message: Close, under_way: Correction | None) -> list[Correction]:
-        """Returns the corrections that the caller has to compute before the gradient equals this peer's share.
+    @property
+    def syncing(self) -> bool:
+        """It follows the swarm but lacks the weights."""
+        return not self.behind and self.weights != self.version
 
-        `under_way` is a correction that is being computed for an earlier attempt; it ends first.
-        """
+    @property
+    def out_of_step(self) -> bool:
+        """This peer must not serve."""
+        return self.behind or self.weights != self.version
+
+    @property
+    def gradient_is_fixed(self) -> bool:
+        """No microbatch may be counted now: its gradient is being corrected, averaged or applied."""
+        return self.stepping or (self.closing is not None and not self.prepared)
+
+    # ---- what the leader asks
+
+    def standing(self) -> Standing:
+        return Standing(
+            stage=self.ctx.stage,
+            version=self.weights if self.behind else self.version,
+            committed=self.committed,
+            promised=self.promised,
+            close=self.closing,
+            prepared=self.prepared,
+            digest=self._digest if self.prepared else "",
+            joining=self.joining or self.behind,
+            syncing=self.out_of_step,
+            taking_part=self.taking_part and not self.out_of_step,
+            leaving=self.leaving,
+        )
+
+    def inquired(self, sender: PeerId, message: Inquire) -> None:
+        """Promise to take part in nothing lower, unless something as high was promised to another leader."""
+        ballot = Ballot(message.attempt, sender)
+        asks = message.attempt > 0 and message.iteration == self.version and not self.behind and not self.stepping
+        if asks and (self.promised is None or ballot > self.promised):
+            self.promised = ballot
+            if not self.prepared:
+                self.drop_attempt()
+
+    def close(self, sender: PeerId, message: Close) -> None:
+        """Take part in an attempt, or say why not."""
         ctx = self.ctx
-        if message.iteration != self.version or ctx.me not in message.members:
-            reason = f"weights version is {self.version}"
-            ctx.emit(Send(sender, NotAveraged(message.iteration, message.attempt, ctx.stage, reason, ctx.me)))
-            return []
-        if self.closing is not None and message.attempt <= self.closing.attempt:
-            return []
-        share = next(set(s.microbatches) for s in message.shares if s.member == ctx.me)
-        counted = set(self.counted)
-        if under_way is not None:
-            (counted.discard if under_way[0] is Work.UNCOUNT else counted.add)(under_way[1])
-        lacking = share - counted
-        missing = tuple(sorted(m for m in lacking if m not in ctx.held or ctx.held[m].phase is not Phase.DONE))
+        if message.iteration == self.version + 1 and (self.stepping or self.prepared) and not self.behind:
+            self._early = (sender, message)  # the commit of the iteration before is on its way
+            if not self.stepping:
+                ctx.emit(Send(sender, self.standing()))
+            return
+        barred = self.promised is not None and (self.promised.leader != sender or message.attempt < self.promised.attempt)
+        if message.leader != sender or ctx.me not in message.members or self.behind or barred or self.stepping:
+            ctx.emit(Send(sender, self.standing()))
+            return
+        if message.iteration != self.version:
+            ctx.emit(Send(sender, self.standing()))
+            return
+        if self.closing is not None and self.closing.ballot == message.ballot:
+            if self.prepared:
+                self._say_averaged()
+            return
+        if None not in (message.base, self.committed) and message.base != self.committed:
+            self.fall_behind(f"weights of iteration {self.version} come from another average", NO_WEIGHTS)
+            return
+        self.drop_attempt()
+        self.promised = message.ballot
+        missing = sorted(message.share_of(ctx.me) - self.counted - self._done())
         if missing:
-            ctx.emit(Send(sender, NotAveraged(message.iteration, message.attempt, ctx.stage, "missing", None, missing)))
-            return []
-        self.closing, self.leader, self._prepared = message, sender, 0
-        corrections = [(Work.UNCOUNT, m) for m in sorted(counted - share)] + [(Work.RECOUNT, m) for m in sorted(lacking)]
-        self._to_correct = [*([under_way] if under_way else []), *corrections]
-        self._average_when_right()
-        return corrections
+            failure = NotAveraged(message.iteration, message.attempt, ctx.stage, "missing", None, tuple(missing))
+            ctx.emit(Send(sender, failure))
+            return
+        self.closing = message
+
+    def _done(self) -> set[MicrobatchId]:
+        return {microbatch for microbatch, held in self.ctx.held.items() if held.phase is Phase.DONE}
+
+    # ---- making the gradient equal the share, and averaging it
+
+    def next_correction(self) -> Correction | None:
+        """What to take out of the gradient or put back before it can be averaged."""
+        if self.closing is None or self.averaging or self.prepared or self.stepping:
+            return None
+        share = self.closing.share_of(self.ctx.me)
+        extra = self.counted - share
+        if extra:
+            return Work.UNCOUNT, min(extra)
+        lacking = share - self.counted
+        return (Work.RECOUNT, min(lacking)) if lacking else None
 
     def corrected(self, work: Work, microbatch: MicrobatchId) -> None:
         """A microbatch was taken out of the gradient, or put back."""
-        if work is Work.UNCOUNT:
-            self.counted.discard(microbatch)
-        else:
-            self.counted.add(microbatch)
-        if (work, microbatch) in self._to_correct:
-            self._to_correct.remove((work, microbatch))
-            self._average_when_right()
+        if microbatch.iteration == self.version and not self.behind:
+            (self.counted.discard if work is Work.UNCOUNT else self.counted.add)(microbatch)
 
-    def _average_when_right(self) -> None:
-        if self.closing is not None and not self._to_correct:
+    def average_when_right(self, gradient_is_busy: bool) -> None:
+        """`gradient_is_busy`: a computation under way will change the gradient."""
+        if self.closing is None or self.averaging or self.prepared or self.stepping or gradient_is_busy:
+            return
+        if self.next_correction() is None:
+            self.averaging = True
             self.ctx.emit(Average(self.closing))
 
     def average_done(self, event: AverageDone) -> None:
         closing = self.closing
-        if closing is None or self.leader is None or event.attempt != closing.attempt:
+        if closing is None or not self.averaging or (event.iteration, event.attempt) != (closing.iteration, closing.attempt):
             return
-        self._prepared = event.attempt
-        self.ctx.emit(Send(self.leader, Averaged(closing.iteration, event.attempt, self.ctx.stage, event.digest)))
+        self.averaging, self.prepared, self._digest = False, True, event.digest
+        self._say_averaged()
 
     def average_failed(self, event: AverageFailed) -> None:
         closing = self.closing
-        if closing is None or self.leader is None or event.attempt != closing.attempt:
+        if closing is None or not self.averaging or (event.iteration, event.attempt) != (closing.iteration, closing.attempt):
             return
+        self.averaging, self.closing = False, None
         failure = NotAveraged(closing.iteration, event.attempt, self.ctx.stage, event.reason, event.suspect)
-        self.ctx.emit(Send(self.leader, failure))
+        self.ctx.emit(Send(closing.leader, failure))
+
+    def _say_averaged(self) -> None:
+        closing = self.closing
+        assert closing is not None
+        said = Averaged(closing.iteration, closing.attempt, self.ctx.stage, self._digest)
+        self.ctx.emit(Send(closing.leader, said))
+
+    def abandoned(self, sender: PeerId, message: Abandon) -> None:
+        closing = self.closing
+        if closing is not None and (message.iteration, Ballot(message.attempt, sender)) == (self.version, closing.ballot):
+            self.drop_attempt()
+
+    def drop_attempt(self) -> None:
+        """The gradient may change again."""
+        if self.closing is None or self.stepping:
+            return
+        if self.averaging or self.prepared:
+            self.ctx.emit(CancelAverage(self.closing.iteration, self.closing.attempt))
+        self.closing, self.averaging, self.prepared = None, False, False
+
+    # ---- the commit
 
     def commit(self, message: Commit) -> None:
         """Step, or find out that the swarm has gone on without this peer."""
-        if message.iteration < self.version:
+        if self.behind or message.iteration < self.version - 1:
             return
-        if message.iteration == self.version and self._prepared == message.attempt:
-            self.ctx.emit(Step(message.iteration, message.attempt))
+        if message.iteration == self.version - 1:
+            if self.committed is not None and self.committed != message.ballot:
+                self.fall_behind(f"iteration {message.iteration} was committed with another average", NO_WEIGHTS)
             return
-        self.fall_behind(f"iteration {message.iteration} was committed without this peer")
-
-    def fall_behind(self, reason: str) -> None:
-        """This peer's weights are old: it must not serve until it has caught up."""
-        if not self.out_of_step:
-            self.out_of_step = True
-            self.ctx.report("out_of_step", version=self.version, reason=reason)
-            self.ctx.emit(Publish())
-
-    def stepped(self, iteration: int) -> tuple[int, int]:
-        """Forget the iteration; returns (microbatches credited to this peer, all in its group)."""
         closing = self.closing
-        mine = next((len(s.microbatches) for s in closing.shares if s.member == self.ctx.me), 0) if closing else 0
-        total = closing.total if closing else 0
-        self.version = iteration + 1
-        self.counted.clear()
-        self.closing, self._prepared = None, 0
-        self.ctx.emit(Publish())
-        return mine, total
-
-
-@dataclass
-class Attempt:
-    """One try at closing an iteration: who must average, and who has."""
-
-    number: int
-    groups: dict[Stage, Close]
-    digests: dict[PeerId, str] = field(default_factory=dict)
-
-    @property
-    def members(self) -> list[tuple[Stage, PeerId]]:
-        return [(stage, member) for stage, close in sorted(self.groups.items()) for member in close.members]
-
-    def waiting_for(self) -> list[PeerId]:
-        return [member for _, member in self.members if member not in self.digests]
-
-    def disagreement(self) -> str | None:
-        """Names a stage whose members ended with different bytes."""
-        for stage, close in sorted(self.groups.items()):
-            if len({self.digests[m] for m in close.members if m in self.digests}) > 1:
-                return f"members of stage {stage} ended with different averages"
-        return None
-
-
-class Leader:
-    """Lives in every data peer; acts in the one that leads."""
-
-    def __init__(self, context: Context, member: Member) -> None:
-        self.ctx, self.member = context, member
-        self.attempt: Attempt | None = None
-        self.finished: dict[PeerId, Finished] = {}
-        self._last_group: set[PeerId] = set()
-        self._closed_at = 0.0
-
-    def live_data_peers(self) -> tuple[PeerId, ...]:
-        view = self.ctx.view
-        live = set(view.data_peers if view else ()) - self.ctx.liveness.lost
-        return tuple(sorted(live | {self.ctx.me}))
-
-    def leading_peer(self) -> PeerId:
-        return self.live_data_peers()[0]
-
-    def data_peer_finished(self, sender: PeerId, message: Finished) -> None:
-        if message.iteration == self.member.version:
-            self.finished[sender] = message
-            self.try_close()
-
-    def try_close(self) -> None:
-        """Send out a `Close` if all is there; otherwise say what is missing."""
-        ctx = self.ctx
-        if self.leading_peer() != ctx.me or self.attempt is not None or ctx.view is None:
+        ready = message.iteration == self.version and self.prepared and closing is not None
+        if not ready or closing is None or closing.ballot != message.ballot:
+            self.fall_behind(f"iteration {message.iteration} was committed without this peer", self.weights)
+        elif self.stepping:
             return
-        live = self.live_data_peers()
-        missing = [peer for peer in live if peer not in self.finished]
-        doubtful = (ctx.liveness.lost | ctx.liveness.suspected) & self._credited(live)
-        if missing or doubtful:
-            ctx.report("close_waits", iteration=self.member.version, for_data_peers=missing, for_redo=sorted(doubtful))
-            return
-        number = (self.member.closing.attempt if self.member.closing else 0) + 1
-        self.attempt = Attempt(number, self._groups(live, number))
-        self._closed_at = ctx.now
-        for stage, peer in self.attempt.members:
-            ctx.liveness.watch(peer, ctx.out)
-            ctx.emit(Send(peer, self.attempt.groups[stage]))
-        ctx.start_timer("average", self.member.version, self._deadline_s())
-
-    def averaged(self, sender: PeerId, message: Averaged) -> None:
-        ctx, attempt = self.ctx, self.attempt
-        if attempt is None or message.attempt != attempt.number or message.iteration != self.member.version:
-            return
-        attempt.digests[sender] = message.digest
-        if attempt.waiting_for():
-            return
-        wrong = attempt.disagreement()
-        if wrong:
-            self._give_up(wrong)
-            return
-        ctx.cancel_timer("average", self.member.version)
-        ctx.timings.observe(("average",), ctx.now - self._closed_at)
-        losses = [self.finished[peer].mean_loss for peer in sorted(self.finished) if peer in self.live_data_peers()]
-        commit = Commit(self.member.version, attempt.number, sum(losses) / len(losses))
-        self._last_group = {peer for _, peer in attempt.members}
-        for _, peer in attempt.members:
-            ctx.emit(Send(peer, commit))
-
-    def not_averaged(self, sender: PeerId, message: NotAveraged) -> None:
-        if self.attempt is None or message.attempt != self.attempt.number or message.iteration != self.member.version:
-            return
-        if message.suspect == sender:
-            self._last_group.discard(sender)
-        elif message.suspect is not None:
-            self.ctx.suspect(message.suspect, f"{sender} could not average with it: {message.reason}")
-        self._give_up(f"{sender}: {message.reason}")
-
-    def timer(self, what: str) -> None:
-        """`average` is late: ask whoever has not answered. `close`: try again."""
-        if what == "average" and self.attempt is not None:
-            for peer in self.attempt.waiting_for():
-                self.ctx.suspect(peer, "average is late")
-            self.ctx.start_timer("average", self.member.version, self._deadline_s())
-        elif what == "close":
-            self.try_close()
-
-    def peer_lost(self, peer: PeerId, reason: str) -> None:
-        """Tell the members, since a peer lost after its backward is missed by nobody else."""
-        ctx = self.ctx
-        self._last_group.discard(peer)
-        if self.leading_peer() != ctx.me:
-            return
-        others = set(self._credited(self.live_data_peers())) | (set(self._last_group))
-        for member in sorted(others - ctx.liveness.lost - {ctx.me, peer}):
-            ctx.emit(Send(member, Lost(peer, reason)))
-        if self.attempt is not None and peer in {member for _, member in self.attempt.members}:
-            self._give_up(f"{peer} is lost: {reason}")
+        elif self.syncing:
+            self._pending.append((message.iteration, message.attempt))
+            self._next_iteration(closing)
         else:
-            self.try_close()
+            self.stepping = True
+            self.ctx.emit(Step(message.iteration, message.attempt))
 
-    def stepped(self) -> None:
-        self.attempt = None
-        self.finished.clear()
+    def stepped(self, iteration: int) -> bool:
+        """The weights are one version further; True when that ends the iteration that this peer takes part in."""
+        if self.behind:
+            return False
+        self.weights = iteration + 1
+        if not self.stepping:
+            self._step_pending()
+            return False
+        assert self.closing is not None and iteration == self.version
+        self._next_iteration(self.closing)
+        return True
 
-    def _deadline_s(self) -> float:
-        return self.ctx.timings.deadline_s(("average",), AVERAGE_PRIOR_S)
+    def _next_iteration(self, closing: Close) -> None:
+        """Forget the iteration and begin the next."""
+        self.version = closing.iteration + 1
+        self.committed, self.data_peers = closing.ballot, closing.data_peers
+        self.counted.clear()
+        self.closing, self.averaging, self.prepared, self.stepping = None, False, False, False
+        self.promised = None
+        self.ctx.emit(Publish())
+        early, self._early = self._early, None
+        if early is not None:
+            self.close(*early)
 
-    def _credited(self, live: tuple[PeerId, ...]) -> frozenset[PeerId]:
-        ledgers = [self.finished[peer].ledger for peer in live if peer in self.finished]
-        return frozenset(peer for ledger in ledgers for credit in ledger for peer in credit.peers)
+    # ---- falling behind and catching up
 
-    def _groups(self, live: tuple[PeerId, ...], number: int) -> dict[Stage, Close]:
-        ctx, iteration = self.ctx, self.member.version
-        assert ctx.view is not None
-        shares: dict[Stage, dict[PeerId, list[MicrobatchId]]] = {
-            Stage(k): {p: [] for p in self._present(Stage(k))} for k in range(1, ctx.stages + 1)
-        }
-        shares[DATA_STAGE] = {peer: [] for peer in live}
-        for data_peer in live:
-            for credit in self.finished[data_peer].ledger:
-                microbatch = MicrobatchId(data_peer, iteration, credit.index)
-                for k, peer in enumerate((data_peer, *credit.peers)):
-                    shares[Stage(k)].setdefault(peer, []).append(microbatch)
-        return {
-            stage: Close(iteration, number, stage, tuple(Share(p, tuple(sorted(group[p]))) for p in sorted(group)))
-            for stage, group in shares.items()
-        }
+    def fall_behind(self, reason: str, weights: int) -> None:
+        """This peer's weights are old, or belong to no version: it must not serve until it has caught up."""
+        if self.behind:
+            return
+        if not self.stepping:
+            self.drop_attempt()
+        self.weights = weights
+        self.behind = self.fell_behind = self.drop_held = True
+        self.closing, self.averaging, self.prepared, self.stepping = None, False, False, False
+        self.promised, self._early = None, None
+        self.counted.clear()
+        self._pending.clear()
+        self.ctx.report("out_of_step", version=self.version, reason=reason)
+        self.ctx.emit(Publish())
 
-    def _present(self, stage: Stage) -> list[PeerId]:
-        """Members that need the step though nothing may be credited to them."""
-        view = self.ctx.view
-        assert view is not None
-        version = self.member.version
-        return [
-            peer
-            for peer in view.peers_of_stage(stage)
-            if peer not in self.ctx.liveness.lost
-            and (peer in self._last_group or view.records[peer].weights_version == version)
-        ]
+    def follow(self, iteration: int) -> None:
+        """Take part from this iteration on, with an empty share until the weights are here."""
+        self.drop_attempt()
+        if self.behind and self.weights == iteration:
+            self.weights = NO_WEIGHTS  # they are right, but the gradient is not empty
+        self.version = iteration
+        self.joining = self.behind = self.fell_behind = False
+        self.drop_held = True
+        self.committed, self.promised, self._early = None, None, None
+        self.counted.clear()
+        self._pending.clear()
 
-    def _give_up(self, why: str) -> None:
-        """End this attempt; the next one follows shortly, or when a redo is done."""
-        self.attempt = None
-        self.ctx.report("average_failed", iteration=self.member.version, reason=why)
-        self.ctx.cancel_timer("average", self.member.version)
-        self.ctx.start_timer("close", self.member.version, CLOSE_RETRY_S)
+    def downloaded(self, version: int) -> bool:
+        """False when the weights are of no use: averages between them and the iteration followed are missing."""
+        self._pending = [step for step in self._pending if step[0] >= version]
+        first = self._pending[0][0] if self._pending else self.version
+        if version != first:
+            return False
+        self.weights = version
+        self._step_pending()
+        return True
+
+    def _step_pending(self) -> None:
+        if self._pending:
+            self.ctx.emit(Step(*self._pending.pop(0)))

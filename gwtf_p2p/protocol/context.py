@@ -1,39 +1,74 @@
-"""What the parts of one peer's state machine share: who it is, what it holds, and the effects of the event at hand."""
+"""What the parts of one peer's state machine share: who it is, what it holds, and the effects of the event at hand.
+
+What is held is indexed by what events name: the token of a push, the name of a timer, the work that waits. So an event costs
+the same however much is held.
+"""
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, field
 
-from gwtf_p2p.protocol.events import CancelTimer, Discard, Effect, Report, StartTimer
+from gwtf_p2p.protocol.events import CancelPush, CancelTimer, Discard, Effect, Report, StartTimer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.liveness import Liveness
-from gwtf_p2p.protocol.microbatch import Held
+from gwtf_p2p.protocol.microbatch import (
+    DATA_PHASES,
+    HOLDS_CAPACITY,
+    KEEPS_ACTIVATIONS,
+    PHASES,
+    TENSORS,
+    Handback,
+    Handoff,
+    Held,
+    Phase,
+)
 from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.routers.base import Router
 from gwtf_p2p.protocol.timings import Timings
 
-TIMERS_OF_A_MICROBATCH = ("push", "route", "backward", "return")
+TIMERS_OF_A_MICROBATCH = ("push", "route", "complete", "backward", "return", "orphan")
+QUEUES = frozenset(phase for phase in Phase if phase.name.startswith("QUEUED"))
 
 
 @dataclass
 class Context:
-    """`stage` is 0 for a data peer, `stages` is S. `exact` is the run's `recovery`: redo what a lost peer had done."""
+    """`stage` is 0 for a data peer, `stages` is S. `exact` is the run's `recovery`: redo what a lost peer had done.
+
+    `occupancy` counts the held microbatches that are not done, `activations` those between forward and backward.
+
+    `activation_bytes` is the size of one tensor of a microbatch; with `memory_limit_bytes` above 0 a relay is BUSY when
+    what it has accepted would need more by the end of the iteration.
+    """
 
     me: PeerId
     stage: Stage
     stages: int
     router: Router
     exact: bool = True
+    activation_bytes: int = 0
+    memory_limit_bytes: int = 0
     timings: Timings = field(default_factory=Timings)
     held: dict[MicrobatchId, Held] = field(default_factory=dict)
     view: NetworkView | None = None
     now: float = 0.0
+    incarnation: int = 0
+    occupancy: int = 0
+    activations: int = 0
     out: list[Effect] = field(default_factory=list)
+    pushes: dict[int, tuple[MicrobatchId, bool]] = field(default_factory=dict)
     _token: int = 0
+    _order: int = 0
     _armed: set[tuple[str, str]] = field(default_factory=set)
+    _by_name: dict[str, Held] = field(default_factory=dict)
+    _queues: dict[Phase, list[tuple[int, int, MicrobatchId]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.liveness = Liveness(self.me, self.timings)
+        self.phases = PHASES if self.stage > 0 else DATA_PHASES
+        self._queues = {phase: [] for phase in QUEUES}
+
+    # ---- effects
 
     def emit(self, *effects: Effect) -> None:
         self.out.extend(effects)
@@ -41,13 +76,10 @@ class Context:
     def report(self, name: str, **fields: object) -> None:
         self.out.append(Report(name, fields))
 
-    def new_token(self) -> int:
-        self._token += 1
-        return self._token
-
     def start_timer(self, what: str, of: object, delay_s: float) -> None:
-        self._armed.add((what, str(of)))
-        self.out.append(StartTimer((what, str(of)), delay_s))
+        name = (what, str(of))
+        self._armed.add(name)
+        self.out.append(StartTimer(name, delay_s))
 
     def cancel_timer(self, what: str, of: object) -> None:
         name = (what, str(of))
@@ -62,18 +94,88 @@ class Context:
         self._armed.discard(name)
         return True
 
+    def is_armed(self, what: str, of: object) -> bool:
+        return (what, str(of)) in self._armed
+
     def suspect(self, peer: PeerId, reason: str) -> None:
-        """Ask a peer whether it lives and still holds what it was handed."""
-        awaited = tuple(sorted(m for m, h in self.held.items() if h.successor == peer and h.handoff.name == "AWAITING"))
-        self.liveness.suspect(peer, reason, self.now, awaited, self.out)
+        """Ask a peer whether it lives and still holds what ties it to this peer."""
+        self.liveness.suspect(peer, reason, self.now, self.shared_with(peer), self.out)
+
+    # ---- pushes
+
+    def new_push(self, held: Held, back: bool) -> int:
+        self._token += 1
+        self.pushes[self._token] = (held.id, back)
+        return self._token
+
+    def end_push(self, token: int, cancel: bool = False) -> None:
+        """Nobody waits for an event of this push any more."""
+        if self.pushes.pop(token, None) is not None and cancel:
+            self.out.append(CancelPush(token))
+
+    # ---- what is held
+
+    def add(self, held: Held) -> None:
+        """Take a microbatch in; later ones come after it in every queue."""
+        self._order += 1
+        held.order = self._order
+        self.held[held.id] = held
+        self._by_name[held.name] = held
+        self.occupancy += held.phase in HOLDS_CAPACITY
+
+    def move(self, held: Held, phase: Phase) -> None:
+        """Raises LocalProtocolError when the table does not allow the step."""
+        before = held.phase
+        held.to_phase(phase, self.phases, self.now)
+        self.occupancy += (phase in HOLDS_CAPACITY) - (before in HOLDS_CAPACITY)
+        self.activations += (phase in KEEPS_ACTIVATIONS) - (before in KEEPS_ACTIVATIONS)
+        if phase in QUEUES:
+            heapq.heappush(self._queues[phase], (held.id.iteration, held.order, held.id))
+
+    def first_queued(self, phase: Phase) -> Held | None:
+        """The oldest microbatch of the lowest iteration that waits in this phase."""
+        queue = self._queues[phase]
+        while queue:
+            _, order, microbatch = queue[0]
+            held = self.held.get(microbatch)
+            if held is not None and held.phase is phase and held.order == order:
+                return held
+            heapq.heappop(queue)
+        return None
 
     def discard(self, held: Held) -> None:
         """Forget a microbatch and free its tensors."""
         for what in TIMERS_OF_A_MICROBATCH:
-            self.cancel_timer(what, held.id)
-        del self.held[held.id]
+            self.cancel_timer(what, held.name)
+        self.end_push(held.push_token, held.handoff is Handoff.PUSHING)
+        self.end_push(held.return_token, held.handback is Handback.PUSHING)
+        self.occupancy -= held.phase in HOLDS_CAPACITY
+        self.activations -= held.phase in KEEPS_ACTIVATIONS
+        del self.held[held.id], self._by_name[held.name]
         self.out.append(Discard(held.id))
 
+    def named(self, name: str) -> Held | None:
+        """The microbatch of this name, if it is held."""
+        return self._by_name.get(name)
+
+    @property
+    def memory_is_full(self) -> bool:
+        """Would one more microbatch, done and kept until the commit, go over the limit?"""
+        needed = (len(self.held) + 1) * TENSORS * self.activation_bytes
+        return 0 < self.memory_limit_bytes < needed
+
     def in_order(self) -> list[Held]:
-        """Sorted by id, so that equal histories give equal effects."""
+        """Sorted by id, so that equal histories give equal effects. For rare events: it looks at everything held."""
         return [self.held[m] for m in sorted(self.held)]
+
+    def shared_with(self, peer: PeerId) -> tuple[MicrobatchId, ...]:
+        """Handed to this peer, or got from it and not done yet."""
+        handed = (Handoff.PUSHING, Handoff.AWAITING, Handoff.RETURNED)
+        return tuple(
+            sorted(
+                microbatch
+                for microbatch, held in self.held.items()
+                if (held.successor == peer and held.handoff in handed)
+                or (held.predecessor == peer and held.phase is not Phase.DONE)
+            )
+        )

@@ -10,27 +10,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.aggregation import Leader
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.leading import FINISH_PRIOR_S, Leader
+from gwtf_p2p.protocol.ledger import Ledger
 from gwtf_p2p.protocol.messages import (
+    SUPERSEDED,
     Averaged,
     Backward,
     ControlMessage,
-    Credit,
     Done,
     Finished,
     Forward,
+    Missing,
     NotAveraged,
+    Redo,
+    Standing,
     TensorMessage,
     Verdict,
 )
-from gwtf_p2p.protocol.microbatch import DATA_PHASES, Held, Phase
+from gwtf_p2p.protocol.microbatch import Held, Phase
 from gwtf_p2p.protocol.peer_machine import PeerMachine
-from gwtf_p2p.protocol.repair import RETRY_S
+from gwtf_p2p.protocol.records import PeerState
+from gwtf_p2p.protocol.repair import RETRY_S, WAIT_PRIOR_S
 from gwtf_p2p.protocol.routers.base import NoRoute, RouteRequest
 
-CLOSE_PRIOR_S = 10.0
 HAS_RESULT = frozenset(
     {Phase.QUEUED_LOSS, Phase.LOSS, Phase.RETURNING, Phase.RECEIVING_GRADIENT, Phase.QUEUED_FINISH, Phase.FINISH, Phase.DONE}
 )
@@ -52,7 +56,7 @@ class DataPeerConfig:
 
 
 class DataPeer(PeerMachine):
-    """One data peer."""
+    """One data peer. `begun`: it takes part in the iteration at hand."""
 
     def __init__(self, context: Context, config: DataPeerConfig) -> None:
         super().__init__(context, Stage(context.stages + 1))
@@ -61,58 +65,62 @@ class DataPeer(PeerMachine):
         self.begun = False
         self.complete = False
         self._pending: list[int] = []
-        self._ledger: dict[int, list[PeerId]] = {}
-        self._stand_ins: dict[tuple[int, Stage], PeerId] = {}
+        self._ledger = Ledger(context.me, context.liveness.is_lost)
         self._reported_to: PeerId | None = None
-        self._finished_at = 0.0
+        self._finished_at = -1.0
+        self._empty: set[Stage] = set()
 
     @property
     def in_flight(self) -> int:
         """Own microbatches that are on their way."""
-        return sum(1 for held in self.ctx.held.values() if held.phase is not Phase.DONE)
-
-    def _started(self) -> None:
-        self._begin_when_ready()
+        return self.ctx.occupancy
 
     # ---- injecting
 
     def _begin_when_ready(self) -> None:
-        view = self.ctx.view
-        if self.begun or self.complete or view is None:
+        """Begin to take part: everybody who should be here is, and every stage has a peer."""
+        view, membership = self.ctx.view, self.membership
+        self.leader.active = membership.welcomed and not self.member.out_of_step and not membership.drained
+        if self.begun or self.complete or view is None or not self.leader.active or not membership.serves:
             return
-        data_peers = set(view.data_peers) | {self.ctx.me}
-        staffed = all(view.peers_of_stage(Stage(k)) for k in range(1, self.ctx.stages + 1))
-        if staffed and len(data_peers) >= self.config.data_peers:
+        enough = self.member.version > 0 or len(set(view.data_peers) | {self.ctx.me}) >= self.config.data_peers
+        if enough and not self._empty:
             self.begun = True
             self._begin_iteration()
 
     def _begin_iteration(self) -> None:
-        if self.config.total_iterations and self.member.version >= self.config.total_iterations:
-            self.complete = True
-            self.ctx.report("run_complete", iterations=self.member.version)
+        version = self.member.version
+        if self.config.total_iterations and version >= self.config.total_iterations:
+            self.complete, self.begun = True, False
+            self.member.taking_part = False
+            self.ctx.report("run_complete", iterations=version)
             return
-        self.ctx.report("iteration_begins", iteration=self.member.version)
+        self.member.taking_part = True
+        self.ctx.report("iteration_begins", iteration=version)
         self._pending = list(range(self.config.microbatches))
         self._ledger.clear()
-        self._stand_ins.clear()
         self._reported_to = None
+        for peer in self.leader.data_peers():
+            self.ctx.liveness.watch(peer, self.ctx.out)
+        self.leader.begin()
         self._inject()
 
     def _inject(self) -> None:
         ctx = self.ctx
-        ctx.cancel_timer("inject", self.member.version)
-        barred = frozenset(ctx.liveness.lost | ctx.liveness.suspected)
+        ctx.cancel_timer("inject", "")
         while self._pending:
             microbatch = MicrobatchId(ctx.me, self.member.version, self._pending[0])
-            answer = ctx.router.route(RouteRequest(microbatch, ctx.me, Stage(1), Stage(ctx.stages), barred), ctx.now)
+            request = RouteRequest(microbatch, ctx.me, Stage(1), Stage(ctx.stages), ctx.liveness.barred)
+            answer = ctx.router.route(request, ctx.now)
             if isinstance(answer, NoRoute):
-                ctx.start_timer("inject", self.member.version, RETRY_S)
+                ctx.start_timer("inject", "", RETRY_S)
                 return
-            held = Held(microbatch, 0, Phase.PENDING, ctx.me, answer.peers, order=self._pending.pop(0))
+            held = Held(microbatch, (ctx.incarnation,), Phase.PENDING, ctx.me, ahead=answer.peers)
+            self._pending.pop(0)
             held.note(f"route {' '.join(answer.peers)}: {answer.reason}", ctx.now)
-            held.to_phase(Phase.QUEUED_EMBED, DATA_PHASES, ctx.now)
-            ctx.held[microbatch] = held
-            ctx.report("injected", microbatch=str(microbatch), route=list(answer.peers), reason=answer.reason)
+            ctx.add(held)
+            ctx.move(held, Phase.QUEUED_EMBED)
+            ctx.report("injected", microbatch=held.name, route=list(answer.peers), reason=answer.reason)
 
     # ---- transfers towards this peer
 
@@ -121,16 +129,20 @@ class DataPeer(PeerMachine):
         held = ctx.held.get(message.microbatch)
         if held is None or message.stage != self.handbacks.stage:
             return ev.Answer(Verdict.REFUSED, "not a microbatch of this data peer and iteration")
-        if held.phase is Phase.RECEIVING_RESULT and sender != held.predecessor:
-            held.to_phase(Phase.TRAVELLING, DATA_PHASES, ctx.now)
+        if message.attempt < held.result_attempt:
+            return ev.Answer(Verdict.REFUSED, SUPERSEDED)
+        if held.phase is Phase.RECEIVING_RESULT:
+            ctx.move(held, Phase.TRAVELLING)  # the newest offer counts: the transfer before it may have gone astray
         if held.phase is Phase.TRAVELLING:
-            held.predecessor = sender
-            held.to_phase(Phase.RECEIVING_RESULT, DATA_PHASES, ctx.now)
+            held.predecessor, held.result_attempt = sender, message.attempt
+            ctx.move(held, Phase.RECEIVING_RESULT)
+            ctx.liveness.watch(sender, ctx.out)
             return ev.Answer(Verdict.ACCEPTED)
         if held.phase in HAS_RESULT:
+            held.result_attempt = message.attempt
             self.handbacks.new_predecessor(held, sender, message.attempt)
             return ev.Answer(Verdict.DUPLICATE)
-        return ev.Answer(Verdict.REFUSED, f"not travelling: {held.phase.name}")
+        return ev.Answer(Verdict.BUSY, f"not travelling: {held.phase.name}")
 
     def _verdict_backward(self, sender: PeerId, message: Backward) -> ev.Answer:
         ctx = self.ctx
@@ -139,41 +151,42 @@ class DataPeer(PeerMachine):
             return ev.Answer(Verdict.REFUSED, "not a microbatch of this data peer and iteration")
         if len(message.done_by) != ctx.stages or message.done_by[0] != sender:
             return ev.Answer(Verdict.REFUSED, f"done_by: expected {ctx.stages} peers, the sender first")
-        if held.phase is Phase.RECEIVING_GRADIENT and sender != held.successor:
-            held.to_phase(Phase.RETURNING, DATA_PHASES, ctx.now)
+        if held.phase is Phase.RECEIVING_GRADIENT:
+            ctx.move(held, Phase.RETURNING)
         if held.phase is Phase.RETURNING:
-            held.successor = sender
-            held.to_phase(Phase.RECEIVING_GRADIENT, DATA_PHASES, ctx.now)
+            held.gradient_from = sender
+            ctx.move(held, Phase.RECEIVING_GRADIENT)
             return ev.Answer(Verdict.ACCEPTED)
-        if held.phase in (Phase.RECEIVING_GRADIENT, Phase.QUEUED_FINISH, Phase.FINISH, Phase.DONE):
+        if held.phase in (Phase.QUEUED_FINISH, Phase.FINISH, Phase.DONE):
             self.handoffs.returned(held, sender)
             return ev.Answer(Verdict.DUPLICATE)
-        return ev.Answer(Verdict.REFUSED, f"loss is not done: {held.phase.name}")
+        return ev.Answer(Verdict.BUSY, f"loss is not done: {held.phase.name}")
 
-    def _delivered(self, message: TensorMessage) -> None:
+    def _delivered(self, sender: PeerId, message: TensorMessage) -> None:
         ctx = self.ctx
         held = ctx.held.get(message.microbatch)
         if held is None:
-            return
-        if isinstance(message, Forward) and held.phase is Phase.RECEIVING_RESULT:
-            held.to_phase(Phase.QUEUED_LOSS, DATA_PHASES, ctx.now)
-        elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT and held.successor is not None:
+            ctx.emit(ev.Discard(message.microbatch))
+        elif isinstance(message, Forward) and held.phase is Phase.RECEIVING_RESULT:
+            ctx.move(held, Phase.QUEUED_LOSS)
+        elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
             held.done_by = message.done_by
-            self._ledger[held.id.index] = list(message.done_by)
-            self.handoffs.returned(held, held.successor)
-            held.to_phase(Phase.QUEUED_FINISH, DATA_PHASES, ctx.now)
+            self._ledger.back(held.id.index, message.done_by)
+            self.handoffs.returned(held, sender)
+            ctx.move(held, Phase.QUEUED_FINISH)
             ctx.router.observe_end(held.id, ctx.now)
             self._inject()
 
     def _delivery_broken(self, event: ev.DeliveryBroken) -> None:
-        ctx = self.ctx
-        held = ctx.held.get(event.message.microbatch)
+        ctx, message = self.ctx, event.message
+        held = ctx.held.get(message.microbatch)
         if held is None:
             return
-        if held.phase is Phase.RECEIVING_RESULT and event.sender == held.predecessor:
-            held.to_phase(Phase.TRAVELLING, DATA_PHASES, ctx.now)
-        elif held.phase is Phase.RECEIVING_GRADIENT and event.sender == held.successor:
-            held.to_phase(Phase.RETURNING, DATA_PHASES, ctx.now)
+        if isinstance(message, Forward):
+            if held.phase is Phase.RECEIVING_RESULT and message.attempt == held.result_attempt:
+                ctx.move(held, Phase.TRAVELLING)
+        elif held.phase is Phase.RECEIVING_GRADIENT and event.sender == held.gradient_from:
+            ctx.move(held, Phase.RETURNING)
             ctx.suspect(event.sender, f"gradient broke off: {event.reason}")
 
     def _received_own(self, sender: PeerId, message: ControlMessage) -> None:
@@ -185,66 +198,100 @@ class DataPeer(PeerMachine):
             case NotAveraged():
                 self.leader.not_averaged(sender, message)
             case Done(microbatch, stage) if microbatch.data_peer == self.ctx.me:
-                self._stand_in(sender, microbatch, stage)
+                self._stands_in(sender, microbatch, stage)
+            case Missing():
+                indices = [m.index for m in message.microbatches if m.iteration == self.member.version]
+                if self._ledger.void(message.peer, message.stage, indices):
+                    self._reported_to = None
+                self._close_gaps()
             case _:
                 self.ctx.report("unexpected_message", sender=sender, kind=type(message).__name__)
+
+    def _standing(self, sender: PeerId, standing: Standing) -> None:
+        if self.leader.inquiry is None or sender not in self.leader.inquiry.asked:
+            super()._standing(sender, standing)
+        if standing.joining:
+            self._gone(sender)
+        self.leader.stands(sender, standing)
 
     # ---- computing
 
     def _next_work(self) -> tuple[ev.Work, Held] | None:
-        by_order = sorted(self.ctx.held.values(), key=lambda held: held.order)
+        ctx, member = self.ctx, self.member
         for queued, computing, work in NEXT_WORK:
-            for held in by_order:
-                if held.phase is queued:
-                    held.to_phase(computing, DATA_PHASES, self.ctx.now)
-                    return work, held
+            if work is not ev.Work.EMBED and member.gradient_is_fixed:
+                continue
+            held = ctx.first_queued(queued)
+            if held is not None and not member.stepping:
+                ctx.move(held, computing)
+                return work, held
         return None
 
     def _computed(self, held: Held, event: ev.Computed) -> None:
         ctx = self.ctx
         if event.work is ev.Work.EMBED:
-            held.to_phase(Phase.TRAVELLING, DATA_PHASES, ctx.now)
+            ctx.move(held, Phase.TRAVELLING)
             self.handoffs.begin(held)
         elif event.work is ev.Work.LOSS:
             held.loss = event.loss
-            held.to_phase(Phase.RETURNING, DATA_PHASES, ctx.now)
+            ctx.move(held, Phase.RETURNING)
             self.handbacks.begin(held)
         else:
             self.member.counted.add(held.id)
-            held.to_phase(Phase.DONE, DATA_PHASES, ctx.now)
-            ctx.report("microbatch_done", microbatch=str(held.id), loss=held.loss, route=list(held.done_by))
+            ctx.move(held, Phase.DONE)
+            ctx.report("microbatch_done", microbatch=held.name, loss=held.loss, route=list(held.done_by))
             self._report_finished()
 
     # ---- the ledger and the end of the iteration
 
     def _report_finished(self) -> None:
-        """Tell the leader once all microbatches are done; again when the ledger or the leader has changed."""
+        """Tell the leader once all microbatches are done and nothing has to be redone; again when either has changed."""
         ctx = self.ctx
-        if len(self.member.counted) < self.config.microbatches:
+        if not self.begun or self._pending or ctx.occupancy or self._ledger.has_gaps or self.member.out_of_step:
             return
-        ledger = tuple(Credit(index, tuple(peers)) for index, peers in sorted(self._ledger.items()))
+        leader = self.leader.leading_peer()
+        if leader is None:
+            return
+        credited = self._ledger.credits()
         losses = [held.loss for held in ctx.held.values() if held.loss is not None]
-        if self._reported_to is None:
+        if self._finished_at < 0:
             self._finished_at = ctx.now
-        self._reported_to = self.leader.leading_peer()
+        self._reported_to = leader
         mean = sum(losses) / len(losses) if losses else 0.0
-        ctx.emit(ev.Send(self._reported_to, Finished(self.member.version, ledger, mean)))
-        ctx.start_timer("finish", self.member.version, ctx.timings.deadline_s(("finish",), CLOSE_PRIOR_S))
+        ctx.liveness.watch(leader, ctx.out)
+        ctx.emit(ev.Send(leader, Finished(self.member.version, credited, mean, self.membership.state is PeerState.DRAINING)))
+        ctx.start_timer("finish", "", ctx.timings.deadline_s(("finish",), FINISH_PRIOR_S))
 
-    def _stand_in(self, sender: PeerId, microbatch: MicrobatchId, stage: Stage) -> None:
-        """A replacement did a stage; it is credited if the peer credited so far is lost, now or later."""
+    def _stands_in(self, sender: PeerId, microbatch: MicrobatchId, stage: Stage) -> None:
+        """A replacement did a stage; it is credited if the place is or becomes void."""
         if microbatch.iteration == self.member.version and 1 <= stage <= self.ctx.stages:
-            self._stand_ins[microbatch.index, stage] = sender
-            self._credit_stand_ins()
+            if self._ledger.stands_in(microbatch.index, stage, sender):
+                self._report_finished()
 
-    def _credit_stand_ins(self) -> None:
-        changed = False
-        for (index, stage), peer in sorted(self._stand_ins.items()):
-            peers = self._ledger.get(index)
-            if peers is not None and peers[stage - 1] in self.ctx.liveness.lost and peer not in self.ctx.liveness.lost:
-                peers[stage - 1] = peer
-                changed = True
-        if changed:
+    def _gone(self, peer: PeerId) -> None:
+        """What this peer had of mine is not there any more."""
+        if self._ledger.void(peer):
+            self._reported_to = None
+        self._close_gaps()
+
+    def _close_gaps(self) -> None:
+        """Have missing stages redone, or (fast recovery) go without them."""
+        ctx = self.ctx
+        if not ctx.exact:
+            for index, stage, lost in self._ledger.drop_gaps():
+                ctx.report("dropped", microbatch=str(MicrobatchId(ctx.me, self.member.version, index)), stage=stage, lost=lost)
+        for gap in self._ledger.gaps():
+            microbatch = MicrobatchId(ctx.me, self.member.version, gap.index)
+            held = ctx.held.get(microbatch)
+            if gap.before != ctx.me:
+                ctx.emit(ev.Send(gap.before, Redo(microbatch, gap.stage, gap.lost, gap.ahead)))
+            elif held is not None:
+                who = self.handoffs.redo(held, gap.lost, gap.ahead)
+                if who is not None:
+                    ctx.emit(ev.Send(who, Redo(microbatch, gap.stage, gap.lost, gap.ahead)))
+        if self._ledger.has_gaps:
+            ctx.start_timer("redo", "", ctx.timings.deadline_s(("backward",), WAIT_PRIOR_S))
+        elif self._reported_to is None:
             self._report_finished()
 
     # ---- time, other peers, iterations
@@ -253,6 +300,8 @@ class DataPeer(PeerMachine):
         match what:
             case "inject":
                 self._inject()
+            case "redo":
+                self._close_gaps()
             case "finish":
                 if self._reported_to is not None:
                     self.ctx.suspect(self._reported_to, "close is late")
@@ -263,22 +312,75 @@ class DataPeer(PeerMachine):
     def _peer_lost(self, peer: PeerId, reason: str) -> None:
         for held in self.ctx.in_order():
             if held.predecessor == peer and held.phase is Phase.RECEIVING_RESULT:
-                held.to_phase(Phase.TRAVELLING, DATA_PHASES, self.ctx.now)
-        self._credit_stand_ins()
+                self.ctx.move(held, Phase.TRAVELLING)
+        self._watch_stages()
         self.leader.peer_lost(peer, reason)
+        self._gone(peer)
         if self._reported_to == peer:
             self._report_finished()
 
+    def _peer_cleared(self, peer: PeerId, returned: bool) -> None:
+        if returned:
+            self._watch_stages()
+            self.leader.peer_returned(peer)
+            if self.leader.leading_peer() not in (self._reported_to, self.ctx.me):
+                self._report_finished()
+        self.leader.try_close()
+
     def _routes_may_be_open(self) -> None:
+        self._watch_stages()
         self._begin_when_ready()
-        for held in self.ctx.in_order():
-            self.handoffs.retry(held)
-        if self.begun and not self.complete:
+        self.handoffs.retry_all()
+        if self.begun and self._pending:
             self._inject()
 
-    def _stepped(self, iteration: int) -> None:
-        self._forget_iteration(iteration)
-        self.leader.stepped()
-        self.ctx.cancel_timer("finish", iteration)
-        self.ctx.timings.observe(("finish",), self.ctx.now - self._finished_at)
-        self._begin_iteration()
+    def _watch_stages(self) -> None:
+        """Say so when a stage has nobody left, and when somebody has come."""
+        ctx, view = self.ctx, self.ctx.view
+        if view is None:
+            return
+        for k in range(1, ctx.stages + 1):
+            stage = Stage(k)
+            empty = all(ctx.liveness.is_lost(peer) for peer in view.peers_of_stage(stage))
+            if empty != (stage in self._empty):
+                (self._empty.add if empty else self._empty.discard)(stage)
+                if not self.begun:
+                    continue
+                ctx.report("stage_empty" if empty else "stage_staffed", stage=k, iteration=self.member.version)
+
+    def _iteration_changed(self) -> None:
+        ctx = self.ctx
+        ctx.cancel_timer("finish", "")
+        ctx.cancel_timer("redo", "")
+        if self._finished_at >= 0:
+            ctx.timings.observe(("finish",), ctx.now - self._finished_at)
+        self._finished_at = -1.0
+        self._pending.clear()
+        self._ledger.clear()
+        self.leader.new_iteration()
+        serves = self.membership.welcomed and self.membership.serves
+        if self.begun and serves:
+            self._begin_iteration()
+        else:
+            self.begun = self.member.taking_part = False
+            self._begin_when_ready()
+
+    def _drop_everything(self) -> None:
+        """The microbatches of this data peer are withdrawn: the others close without it."""
+        if self.ctx.held:
+            self.ctx.report("withdrawn", iteration=self.member.version, microbatches=len(self.ctx.held))
+        super()._drop_everything()
+        self.begun = self.member.taking_part = False
+        self._pending.clear()
+        self._ledger.clear()
+        self.ctx.cancel_timer("finish", "")
+        self.ctx.cancel_timer("inject", "")
+        self.leader.reset()
+
+    def _drain(self) -> None:
+        """Finish what is under way, and the iteration with it."""
+        self._pending.clear()
+        self._report_finished()
+
+    def _nothing_left(self) -> bool:
+        return super()._nothing_left() and not self.ctx.held

@@ -51,9 +51,13 @@ TimerName = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The peer is up: identity, DHT and transport work. `weights_version` is what its weights are at."""
+    """The peer is up: identity, DHT and transport work. `weights_version` is what its weights are at (a checkpoint's).
+
+    `incarnation` must grow with every start of this identity, as the wall clock in seconds does; 0 takes `now` instead.
+    """
 
     weights_version: int = 0
+    incarnation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +188,23 @@ class Stepped:
     iteration: int
 
 
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """Weights and optimizer state of this version are in place; the gradient is empty."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadFailed:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """The user wants to stop: take nothing new, finish what is held, say `drained`."""
+
+
 Event = (
     Started
     | ViewChanged
@@ -203,6 +224,9 @@ Event = (
     | AverageDone
     | AverageFailed
     | Stepped
+    | Downloaded
+    | DownloadFailed
+    | DrainRequested
 )
 
 
@@ -291,9 +315,21 @@ class Unwatch:
 
 @dataclass(frozen=True, slots=True)
 class Average:
-    """Average the gradients of a stage group. Followed by AverageDone or AverageFailed; the inputs stay untouched."""
+    """Average the gradients of a stage group. Followed by AverageDone or AverageFailed; the inputs stay untouched.
+
+    `close.key` names the average. A result is kept until its Step or CancelAverage: a peer that is downloading its
+    weights steps later, and several iterations in turn.
+    """
 
     close: Close
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAverage:
+    """Nobody waits for this average any more, running or done. No event follows."""
+
+    iteration: int
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +338,18 @@ class Step:
 
     iteration: int
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """Get weights and optimizer state of this version from these peers, several at once; it replaces an earlier download.
+
+    Without donors: from an own checkpoint or a replica; if the weights are of this version already, there is nothing to get.
+    The gradient is emptied, kept averages of earlier iterations are dropped. Followed by Downloaded or DownloadFailed.
+    """
+
+    version: int
+    donors: tuple[PeerId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +385,9 @@ Effect = (
     | Watch
     | Unwatch
     | Average
+    | CancelAverage
     | Step
+    | Download
     | Discard
     | Publish
     | Report

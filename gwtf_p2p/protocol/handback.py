@@ -8,11 +8,11 @@ kept until the iteration commits, so that it can be sent again to a replacement.
 from __future__ import annotations
 
 from gwtf_p2p.protocol.context import Context
-from gwtf_p2p.protocol.events import CancelPush, Push, PushAnswered, PushDelivered, Send, Slot
-from gwtf_p2p.protocol.ids import PeerId, Stage
-from gwtf_p2p.protocol.messages import Backward, Done, Superseded, Verdict
-from gwtf_p2p.protocol.microbatch import Handback, Held
-from gwtf_p2p.protocol.repair import PUSH_PRIOR_S, RETRY_S
+from gwtf_p2p.protocol.events import Push, PushAnswered, PushDelivered, Send, Slot
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.messages import Attempt, Backward, Done, Superseded, Verdict
+from gwtf_p2p.protocol.microbatch import Handback, Held, Phase
+from gwtf_p2p.protocol.repair import MOST_PUSH_DOUBLINGS, PUSH_PRIOR_S, RETRY_S, WAIT_PRIOR_S
 
 
 class Handbacks:
@@ -25,25 +25,29 @@ class Handbacks:
         """The input gradient is ready, or there is a new predecessor who needs it."""
         ctx = self.ctx
         if held.handback is Handback.PUSHING:
-            ctx.emit(CancelPush(held.return_token))
-        held.return_token = ctx.new_token()
+            ctx.end_push(held.return_token, cancel=True)
+        held.return_token = ctx.new_push(held, back=True)
         held.to_handback(Handback.PUSHING, ctx.now)
         mine = (ctx.me,) if self.stage <= ctx.stages else ()
         message = Backward(held.id, held.attempt, Stage(self.stage - 1), mine + held.done_by)
         ctx.liveness.watch(held.predecessor, ctx.out)
         ctx.emit(Push(held.return_token, held.predecessor, message, Slot.INPUT_GRADIENT))
-        ctx.start_timer("return", held.id, ctx.timings.deadline_s(("push", held.predecessor), PUSH_PRIOR_S))
+        self._start_timer(held)
 
     def answered(self, held: Held, event: PushAnswered) -> None:
         ctx = self.ctx
-        if event.token != held.return_token or held.handback is not Handback.PUSHING:
+        if event.token != held.return_token or held.handback is not Handback.PUSHING or event.verdict is Verdict.ACCEPTED:
             return
+        ctx.end_push(event.token)
         if event.verdict is Verdict.DUPLICATE:
             self._held(held)
             if self.stage <= ctx.stages:
                 ctx.emit(Send(held.id.data_peer, Done(held.id, self.stage)))
-        elif event.verdict is not Verdict.ACCEPTED:
-            self._block(held, f"{held.predecessor} answered {event.verdict.name} {event.detail}")
+            return
+        self._block(held, f"{held.predecessor} answered {event.verdict.name} {event.detail}")
+        if event.verdict is not Verdict.BUSY:
+            # It does not hold the microbatch (any more). Whoever does will announce itself.
+            ctx.cancel_timer("return", held.name)
 
     def delivered(self, held: Held, event: PushDelivered) -> None:
         if event.token == held.return_token and held.handback is Handback.PUSHING:
@@ -59,34 +63,65 @@ class Handbacks:
         """The transfer takes too long, or a blocked one is due for another try."""
         ctx = self.ctx
         if held.handback is Handback.PUSHING:
+            held.asked += 1
+            if held.asked % 2 == 0 and held.predecessor not in ctx.liveness.barred:
+                self.begin(held)  # it has answered since, so this transfer has gone astray
+                return
             ctx.suspect(held.predecessor, "gradient transfer is late")
-            ctx.start_timer("return", held.id, ctx.timings.deadline_s(("push", held.predecessor), PUSH_PRIOR_S))
-        elif held.handback is Handback.BLOCKED and held.predecessor not in ctx.liveness.lost:
+            self._start_timer(held)
+        elif held.handback is Handback.BLOCKED and not ctx.liveness.is_lost(held.predecessor):
             self.begin(held)
 
     def peer_lost(self, peer: PeerId) -> None:
-        """Wait for the replacement to announce itself."""
-        for held in self.ctx.in_order():
-            if held.predecessor == peer and held.handback is Handback.PUSHING:
-                self.ctx.emit(CancelPush(held.return_token))
-                held.to_handback(Handback.BLOCKED, self.ctx.now)
-                self.ctx.cancel_timer("return", held.id)
+        """Wait for the replacement to announce itself; whoever holds a slot for it does not wait for ever."""
+        ctx = self.ctx
+        for held in ctx.in_order():
+            if held.predecessor != peer:
+                continue
+            if held.handback is Handback.PUSHING:
+                ctx.end_push(held.return_token, cancel=True)
+                held.to_handback(Handback.BLOCKED, ctx.now)
+                ctx.cancel_timer("return", held.name)
+            self.orphaned(held)
 
-    def new_predecessor(self, held: Held, sender: PeerId, attempt: int) -> None:
+    def orphaned(self, held: Held) -> None:
+        """The predecessor is gone or has another successor: unless somebody announces itself, this work is for nothing."""
+        ctx = self.ctx
+        if ctx.stage > 0 and held.phase is not Phase.DONE and not ctx.is_armed("orphan", held.name):
+            ctx.start_timer("orphan", held.name, ctx.timings.deadline_s(("backward",), WAIT_PRIOR_S))
+
+    def peer_answered(self, peer: PeerId, unknown: frozenset[MicrobatchId]) -> None:
+        """A suspected peer lives, and does not know what it has sent here."""
+        for microbatch in sorted(unknown):
+            held = self.ctx.held.get(microbatch)
+            if held is not None and held.predecessor == peer:
+                self.orphaned(held)
+
+    def new_predecessor(self, held: Held, sender: PeerId, attempt: Attempt) -> None:
         """A replacement of my predecessor offered what I hold: send it the gradient once there is one."""
         ctx = self.ctx
-        if held.predecessor not in (sender, ctx.me):
-            ctx.emit(Send(held.predecessor, Superseded(held.id)))
-        held.note(f"predecessor {held.predecessor} -> {sender}", ctx.now)
-        held.predecessor, held.attempt = sender, max(attempt, held.attempt)
+        former = held.predecessor
+        if former not in (sender, ctx.me):
+            ctx.emit(Send(former, Superseded(held.id, attempt[:-1])))
+        ctx.cancel_timer("orphan", held.name)
+        held.note(f"predecessor {former} -> {sender}", ctx.now)
+        held.predecessor = sender
         if held.handback is not Handback.IDLE:
+            held.asked = 0
             self.begin(held)
 
     def _held(self, held: Held) -> None:
-        self.ctx.cancel_timer("return", held.id)
+        held.asked = 0
+        self.ctx.end_push(held.return_token)
+        self.ctx.cancel_timer("return", held.name)
         held.to_handback(Handback.HELD, self.ctx.now)
 
     def _block(self, held: Held, why: str) -> None:
         held.note(why, self.ctx.now)
+        self.ctx.end_push(held.return_token)
         held.to_handback(Handback.BLOCKED, self.ctx.now)
-        self.ctx.start_timer("return", held.id, RETRY_S)
+        self.ctx.start_timer("return", held.name, RETRY_S)
+
+    def _start_timer(self, held: Held) -> None:
+        deadline_s = self.ctx.timings.deadline_s(("push", held.predecessor), PUSH_PRIOR_S)
+        self.ctx.start_timer("return", held.name, deadline_s * 2 ** min(held.asked, MOST_PUSH_DOUBLINGS))

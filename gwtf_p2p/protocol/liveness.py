@@ -2,7 +2,8 @@
 
 A passed deadline, a broken watch or a failed push makes a peer *suspected*: it is asked. An answer clears it. An answer
 that it is not there (its process or its host refuses the connection), or two silences in a row, the second with twice the
-deadline, make it *lost*. A lost peer is not routed to until it publishes a record newer than the one it was lost with.
+deadline, make it *lost*. A lost peer is not routed to. A sign of life (a message from it, a record other than the one that
+it was lost with) makes it *probed*: it is asked, and an answer brings it back.
 """
 
 from __future__ import annotations
@@ -32,15 +33,18 @@ class _Suspicion:
 
 
 class Liveness:
-    """Suspected, lost and watched peers of one peer. Methods append to the effect list that they are given."""
+    """Suspected, lost, probed and watched peers of one peer. Methods append to the effect list that they are given."""
 
     def __init__(self, me: PeerId, timings: Timings) -> None:
         self.me = me
         self._timings = timings
         self._suspected: dict[PeerId, _Suspicion] = {}
         self._lost: dict[PeerId, int] = {}
+        self._silent_since: dict[PeerId, float] = {}
+        self._probed: set[PeerId] = set()
         self._sequence: dict[PeerId, int] = {}
         self._watched: set[PeerId] = set()
+        self._barred: frozenset[PeerId] | None = None
 
     @property
     def lost(self) -> frozenset[PeerId]:
@@ -50,11 +54,38 @@ class Liveness:
     def suspected(self) -> frozenset[PeerId]:
         return frozenset(self._suspected)
 
-    def observe_view(self, view: NetworkView) -> None:
-        """A record newer than the one that a peer was lost with makes it routable again."""
+    @property
+    def barred(self) -> frozenset[PeerId]:
+        """Lost or suspected: not to be routed to now."""
+        if self._barred is None:
+            self._barred = frozenset(self._lost) | frozenset(self._suspected)
+        return self._barred
+
+    def is_lost(self, peer: PeerId) -> bool:
+        return peer in self._lost
+
+    def silent_since(self, peer: PeerId, now: float) -> float:
+        """When a lost or suspected peer was first missed; `now` for others."""
+        suspicion = self._suspected.get(peer)
+        return suspicion.since if suspicion is not None else self._silent_since.get(peer, now)
+
+    # ---- signs of life
+
+    def observe_view(self, view: NetworkView, out: list[Effect]) -> None:
+        """A lost peer that published another record is probed."""
         self._sequence = {peer: record.sequence_number for peer, record in view.records.items()}
-        for peer in [p for p, sequence in self._lost.items() if self._sequence.get(p, -1) > sequence]:
-            del self._lost[peer]
+        for peer, sequence in sorted(self._lost.items()):
+            if self._sequence.get(peer, sequence) != sequence:
+                self._lost[peer] = self._sequence[peer]
+                self.heard_from(peer, out)
+
+    def heard_from(self, peer: PeerId, out: list[Effect]) -> None:
+        """A lost peer has said something."""
+        if peer in self._lost and peer not in self._probed:
+            self._probed.add(peer)
+            out.append(Ask(peer, (), self._deadline_s(1)))
+
+    # ---- watches
 
     def watch(self, peer: PeerId, out: list[Effect]) -> None:
         if peer != self.me and peer not in self._watched:
@@ -68,6 +99,8 @@ class Liveness:
     def watch_broke(self, peer: PeerId) -> None:
         self._watched.discard(peer)
 
+    # ---- suspicion and confirmation
+
     def suspect(
         self, peer: PeerId, reason: str, now: float, microbatches: tuple[MicrobatchId, ...], out: list[Effect]
     ) -> None:
@@ -75,14 +108,20 @@ class Liveness:
         if peer == self.me or peer in self._suspected or peer in self._lost:
             return
         self._suspected[peer] = _Suspicion(reason, now, 1, microbatches)
+        self._barred = None
         out.append(Ask(peer, microbatches, self._deadline_s(1)))
 
-    def answered(self, event: CheckAnswered) -> None:
+    def answered(self, event: CheckAnswered) -> bool:
+        """True when a lost peer is back."""
         self._timings.observe(("check",), event.seconds)
         self._suspected.pop(event.peer, None)
+        self._probed.discard(event.peer)
+        self._barred = None
+        return self._lost.pop(event.peer, None) is not None
 
     def failed(self, event: CheckFailed, now: float, out: list[Effect]) -> str | None:
         """The reason why the peer is lost now, or None when it gets another chance or nobody asked."""
+        self._probed.discard(event.peer)
         suspicion = self._suspected.get(event.peer)
         if suspicion is None:
             return None
@@ -90,15 +129,16 @@ class Liveness:
             suspicion.round += 1
             out.append(Ask(event.peer, suspicion.microbatches, self._deadline_s(suspicion.round)))
             return None
-        del self._suspected[event.peer]
         waited = now - suspicion.since
         why = f"{suspicion.reason}; then {event.reason} to {suspicion.round} question(s) in {waited:.2f} s"
-        self.declare_lost(event.peer, out)
+        self.declare_lost(event.peer, now, out)
         return why
 
-    def declare_lost(self, peer: PeerId, out: list[Effect]) -> None:
+    def declare_lost(self, peer: PeerId, now: float, out: list[Effect]) -> None:
         """Also used when somebody else has confirmed it."""
+        self._silent_since[peer] = self.silent_since(peer, now) if peer in self._suspected else now
         self._suspected.pop(peer, None)
+        self._barred = None
         self._lost[peer] = self._sequence.get(peer, -1)
         if peer in self._watched:
             self._watched.discard(peer)

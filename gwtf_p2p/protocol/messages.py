@@ -5,6 +5,10 @@ All others are small and are acknowledged by the transport. Nothing here is trus
 id comes from the transport, never from the message.
 
 A microbatch of iteration i is computed with weights version i, so the iteration in its id says which weights it needs.
+
+**Attempts of a microbatch** are ordered so that a repair further up outranks every repair further down. An attempt is a
+tuple: the data peer's incarnation (it grows with each restart), then one number per stage passed, how often that stage's
+peer has handed the microbatch on. Tuples of one stage have equal lengths and compare from left to right.
 """
 
 from __future__ import annotations
@@ -12,11 +16,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, get_args
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.plain import from_plain, to_plain
+
+Attempt = tuple[int, ...]
+"""See the module docstring."""
+
+SUPERSEDED = "superseded"
+"""Detail of a REFUSED: the receiver holds this microbatch in a higher attempt."""
 
 
 class Verdict(Enum):
@@ -38,7 +48,7 @@ class Forward:
     """An activation for `stage` (S + 1 means: back at the data peer, for the loss). `ahead` lists planned later hops."""
 
     microbatch: MicrobatchId
-    attempt: int
+    attempt: Attempt
     stage: Stage
     ahead: tuple[PeerId, ...] = ()
 
@@ -48,7 +58,7 @@ class Backward:
     """The gradient of the receiver's output. `done_by` lists who did the backward of the stages after the receiver's."""
 
     microbatch: MicrobatchId
-    attempt: int
+    attempt: Attempt
     stage: Stage
     done_by: tuple[PeerId, ...] = ()
 
@@ -72,9 +82,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """To a former neighbour: another peer took your place for this microbatch; drop what you hold of it."""
+    """To a former neighbour: another peer took your place for this microbatch; drop it unless your attempt is higher."""
 
     microbatch: MicrobatchId
+    attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +96,30 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Redo:
+    """From a data peer to the peer before `stage`: `lost` did this stage of my microbatch; hand it to another peer.
+
+    `ahead` are the peers that did the stages after it. To a peer of `stage` itself it asks: have you done it?
+    """
+
+    microbatch: MicrobatchId
+    stage: Stage
+    lost: PeerId
+    ahead: tuple[PeerId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """To a data peer: `peer` does not have these microbatches of `stage`, whatever the ledger says."""
+
+    peer: PeerId
+    stage: Stage
+    microbatches: tuple[MicrobatchId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Credit:
-    """Ledger line: `peers[k - 1]` did stage k of the data peer's microbatch `index`."""
+    """Ledger line: `peers[k - 1]` did stage k of the data peer's microbatch `index`; empty: dropped (fast recovery)."""
 
     index: int
     peers: tuple[PeerId, ...]
@@ -94,11 +127,15 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """From a data peer to the leader: all my microbatches of this iteration are back; who did what; their mean loss."""
+    """From a data peer to the leader: all my microbatches of this iteration are back; who did what; their mean loss.
+
+    `leaving`: do not wait for me in the next iteration.
+    """
 
     iteration: int
     ledger: tuple[Credit, ...]
     mean_loss: float
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +146,39 @@ class Share:
     microbatches: tuple[MicrobatchId, ...]
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Ballot:
+    """One attempt at closing an iteration: its number, then who leads it. Higher numbers replace lower ones."""
+
+    attempt: int
+    leader: PeerId
+
+
 @dataclass(frozen=True, slots=True)
 class Close:
-    """From the leader to each member of a stage group: average exactly these shares. A higher attempt replaces a lower."""
+    """From the leader to each member of a stage group: average exactly these shares. A higher attempt replaces a lower.
+
+    `base` is the ballot that the weights of this iteration were committed with, as far as the leader knows. `data_peers`
+    take part in the next iteration; the first of them leads it. `mean_loss` is over all microbatches of this iteration.
+    """
 
     iteration: int
     attempt: int
+    leader: PeerId
     stage: Stage
     shares: tuple[Share, ...]
+    base: Ballot | None = None
+    data_peers: tuple[PeerId, ...] = ()
+    mean_loss: float = 0.0
+
+    @property
+    def ballot(self) -> Ballot:
+        return Ballot(self.attempt, self.leader)
+
+    @property
+    def key(self) -> str:
+        """Names this average among all of a run: no two groups or attempts share it."""
+        return f"{self.stage}.{self.iteration}.{self.attempt}.{self.leader}"
 
     @property
     def total(self) -> int:
@@ -126,6 +188,10 @@ class Close:
     @property
     def members(self) -> tuple[PeerId, ...]:
         return tuple(share.member for share in self.shares)
+
+    def share_of(self, member: PeerId) -> frozenset[MicrobatchId]:
+        """Empty for a peer that is no member."""
+        return frozenset(m for share in self.shares if share.member == member for m in share.microbatches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +217,68 @@ class NotAveraged:
 
 
 @dataclass(frozen=True, slots=True)
-class Commit:
-    """From the leader to every member: apply the average of this attempt. Weights version becomes iteration + 1."""
+class Abandon:
+    """From the leader to every member: this attempt will never be committed; the next one follows."""
 
     iteration: int
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """To every member: apply the average of this attempt, which `leader` led. Weights version becomes iteration + 1."""
+
+    iteration: int
+    attempt: int
+    leader: PeerId
     mean_loss: float
+
+    @property
+    def ballot(self) -> Ballot:
+        return Ballot(self.attempt, self.leader)
+
+
+@dataclass(frozen=True, slots=True)
+class Inquire:
+    """From a would-be leader: where do you stand? With a number above 0: and take no part in lower attempts any more."""
+
+    iteration: int
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a peer stands. `version`: the iteration that it works on; `committed`: the ballot that brought it there.
+
+    `promised`: attempts below this one have no future here. `close`: the attempt it takes part in, `prepared` when its
+    average is ready, of which `digest` is the digest. `joining`: it has just come, or come back with nothing held: what it
+    had before is gone. `syncing`: it follows the averages but does not hold the weights yet. `taking_part`: a data peer that
+    has microbatches in this iteration. `leaving`: do not count on it any more.
+    """
+
+    stage: Stage
+    version: int
+    committed: Ballot | None = None
+    promised: Ballot | None = None
+    close: Close | None = None
+    prepared: bool = False
+    digest: str = ""
+    joining: bool = False
+    syncing: bool = False
+    taking_part: bool = False
+    leaving: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """From the leader: take part from this iteration on. Whoever lacks its weights downloads them from `donors`.
+
+    `back`: even if you are further: a commit has reached too few for the swarm to go on from there.
+    """
+
+    iteration: int
+    donors: tuple[PeerId, ...] = ()
+    back: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +290,27 @@ class Lost:
 
 
 TensorMessage = Forward | Backward
-ControlMessage = Complete | Done | Superseded | Check | Finished | Close | Averaged | NotAveraged | Commit | Lost
+ControlMessage = (
+    Complete
+    | Done
+    | Superseded
+    | Check
+    | Redo
+    | Missing
+    | Finished
+    | Close
+    | Averaged
+    | NotAveraged
+    | Abandon
+    | Commit
+    | Inquire
+    | Standing
+    | Welcome
+    | Lost
+)
 Message = TensorMessage | ControlMessage
 
-_KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (Forward, Backward, Complete, Done, Superseded, Check, Finished, Close, Averaged, NotAveraged, Commit, Lost)
-}
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (*get_args(TensorMessage), *get_args(ControlMessage))}
 
 
 def to_header(message: Message) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from gwtf_p2p.protocol.errors import LocalProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.messages import Attempt
 
 
 class Phase(Enum):
@@ -105,6 +106,16 @@ HANDBACKS: dict[Handback, frozenset[Handback]] = {
 HOLDS_CAPACITY = frozenset(Phase) - {Phase.DONE, Phase.PENDING}
 """From forward accepted to backward done: these count against a relay's capacity."""
 
+KEEPS_ACTIVATIONS = frozenset({_P.FORWARD, _P.FORWARDED, _P.RECEIVING_GRADIENT, _P.QUEUED_BACKWARD, _P.BACKWARD})
+"""Of a relay peer: from the start of the forward to the end of the backward."""
+
+COMPUTING = frozenset({_P.FORWARD, _P.BACKWARD, _P.EMBED, _P.LOSS, _P.FINISH})
+HAS_GRADIENT = frozenset({_P.QUEUED_BACKWARD, _P.BACKWARD, _P.DONE})
+"""Of a relay peer: the gradient of its output is here."""
+
+TENSORS = len(("input", "output", "output gradient", "input gradient"))
+"""What a peer keeps of a microbatch when it is done, until the iteration commits: enough to redo either neighbour."""
+
 _State = TypeVar("_State", Phase, Handoff, Handback)
 
 STORY_LENGTH = 40
@@ -114,33 +125,44 @@ STORY_LENGTH = 40
 class Held:
     """All that one peer knows of one microbatch, besides the tensors.
 
-    `ahead` are the peers planned for the stages after this one, `ahead[0]` being the next; `beyond` is the successor's
-    own successor as its `Complete` told, so that a replacement of the successor can join the path again.
-    `done_by` is who did the backward of all later stages, ending with the last stage.
+    `attempt` is the one that it came with (see `messages`), `handed` how often it was handed on; at its data peer
+    `result_attempt` is the one that the result came with. `ahead` are the peers planned for the stages after this one,
+    `ahead[0]` being the next; `beyond` is the successor's own successor as its `Complete` told, so that a replacement of
+    the successor can join the path again. `done_by` is who did the backward of all later stages. `asked` counts how often
+    a wait was too long, `lost_at` is when the peer that had it fell silent.
     """
 
     id: MicrobatchId
-    attempt: int
+    attempt: Attempt
     phase: Phase
     predecessor: PeerId
     ahead: tuple[PeerId, ...] = ()
     handoff: Handoff = Handoff.IDLE
     handback: Handback = Handback.IDLE
     successor: PeerId | None = None
+    gradient_from: PeerId | None = None
     beyond: PeerId | None = None
     tried: set[PeerId] = field(default_factory=set)
     done_by: tuple[PeerId, ...] = ()
+    handed: int = 0
+    result_attempt: Attempt = ()
     push_token: int = 0
     return_token: int = 0
     order: int = 0
+    asked: int = 0
     computed_s: float = 0.0
     delivered_at: float = 0.0
     forward_held_s: float = 0.0
     handed_on_at: float = 0.0
+    waits_since: float = 0.0
     lost_at: float | None = None
     unwanted: bool = False
     loss: float | None = None
     story: list[str] = field(default_factory=list)
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.name = str(self.id)
 
     def to_phase(self, phase: Phase, table: dict[Phase, frozenset[Phase]], now: float) -> None:
         """Raises LocalProtocolError with this microbatch's story when the table does not allow the step."""

@@ -9,27 +9,37 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.aggregation import Correction, Member
+from gwtf_p2p.protocol.aggregation import Member
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.handback import Handbacks
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.membership import Membership
 from gwtf_p2p.protocol.messages import (
+    Abandon,
     Backward,
     Check,
     Close,
     Commit,
     Complete,
     ControlMessage,
+    Done,
     Forward,
+    Inquire,
     Lost,
+    Missing,
+    Redo,
+    Standing,
     Superseded,
     TensorMessage,
+    Welcome,
 )
-from gwtf_p2p.protocol.microbatch import Held, Phase
+from gwtf_p2p.protocol.microbatch import COMPUTING, Held, Phase
 from gwtf_p2p.protocol.records import PeerState
-from gwtf_p2p.protocol.repair import PUSH_PRIOR_S, Handoffs
+from gwtf_p2p.protocol.repair import Handoffs
 
-COMPUTING = frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.EMBED, Phase.LOSS, Phase.FINISH})
+CORRECTIONS = frozenset({ev.Work.UNCOUNT, ev.Work.RECOUNT})
+COUNTING = frozenset({ev.Work.BACKWARD, ev.Work.LOSS, ev.Work.FINISH}) | CORRECTIONS
+"""Work that changes the gradient."""
 
 
 class PeerMachine(ABC):
@@ -38,18 +48,23 @@ class PeerMachine(ABC):
     def __init__(self, context: Context, upper_stage: Stage) -> None:
         self.ctx = context
         self.member = Member(context)
+        self.membership = Membership(context, self.member)
         self.handoffs = Handoffs(context)
         self.handbacks = Handbacks(context, upper_stage)
-        self.state = PeerState.JOINING
         self.running: tuple[ev.Work, MicrobatchId] | None = None
         self.computed_s = 0.0
         self.useful_s = 0.0
-        self._corrections: list[Correction] = []
+        self._computed_before_s = 0.0
+        self._iteration = 0
+
+    @property
+    def state(self) -> PeerState:
+        return self.membership.state
 
     @property
     def published_state(self) -> PeerState:
         """What the record says: a peer whose weights are old does not serve."""
-        return PeerState.SYNCING if self.member.out_of_step else self.state
+        return self.membership.published_state
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Effect]:
         """The one entry point. Raises LocalProtocolError on an illegal transition, which is our bug."""
@@ -57,44 +72,77 @@ class PeerMachine(ABC):
         ctx.now, ctx.out = now, []
         match event:
             case ev.Offered(sender, Forward() as forward):
+                ctx.liveness.heard_from(sender, ctx.out)
                 ctx.emit(self._verdict_forward(sender, forward))
             case ev.Offered(sender, Backward() as backward):
+                ctx.liveness.heard_from(sender, ctx.out)
                 ctx.emit(self._verdict_backward(sender, backward))
             case ev.Delivered():
-                self._delivered(event.message)
+                self._delivered(event.sender, event.message)
             case ev.DeliveryBroken():
                 self._delivery_broken(event)
             case ev.PushAnswered() | ev.PushDelivered() | ev.PushFailed():
                 self._push_event(event)
             case ev.Received():
+                ctx.liveness.heard_from(event.sender, ctx.out)
                 self._received(event.sender, event.message)
             case ev.Computed():
                 self._work_done(event)
+            case ev.TimerFired(name):
+                if ctx.timer_fired(name):
+                    self._timer_fired(name)
             case ev.ViewChanged():
                 ctx.view = event.view
-                ctx.liveness.observe_view(event.view)
+                ctx.liveness.observe_view(event.view, ctx.out)
                 ctx.router.observe_view(event.view, now)
+                self.membership.view_changed()
                 self._routes_may_be_open()
-            case ev.Stepped():
-                self._stepped(event.iteration)
+            case ev.CheckAnswered() | ev.CheckFailed() | ev.WatchBroken() | ev.SendFailed():
+                self._liveness_event(event)
+            case _:
+                self._iteration_event(event)
+        self._settle()
+        return ctx.out
+
+    def _iteration_event(self, event: ev.Event) -> None:
+        match event:
             case ev.Started():
-                self.member.version = event.weights_version
-                self.state = PeerState.ONLINE
-                ctx.emit(ev.Publish())
-                self._started()
+                self.membership.started(event)
+                self.ctx.emit(ev.Publish())
             case ev.AverageDone():
                 self.member.average_done(event)
             case ev.AverageFailed():
                 self.member.average_failed(event)
+            case ev.Stepped(iteration):
+                self._optimizer_stepped(iteration)
+            case ev.Downloaded():
+                self.membership.downloaded(event)
+            case ev.DownloadFailed():
+                self.membership.download_failed(event)
+            case ev.DrainRequested():
+                self.membership.drain()
+                self._drain()
             case _:
-                self._liveness_event(event)
+                pass
+
+    def _settle(self) -> None:
+        """What follows from any event: drop what is of no use, go on computing, average, leave."""
+        member = self.member
+        if member.drop_held:
+            member.drop_held = False
+            self._drop_everything()
+        if member.fell_behind:
+            member.fell_behind = False
+            self.membership.fell_behind()
+        if member.version != self._iteration:
+            self._iteration = member.version
+            self._iteration_changed()
         self._compute_next()
-        return ctx.out
+        member.average_when_right(self.running is not None and self.running[0] in COUNTING)
+        if self.membership.state is PeerState.DRAINING:
+            self.membership.drained_when(self._nothing_left())
 
     # ---- what the two kinds of peer do in their own way
-
-    @abstractmethod
-    def _started(self) -> None: ...
 
     @abstractmethod
     def _verdict_forward(self, sender: PeerId, message: Forward) -> ev.Answer: ...
@@ -103,7 +151,7 @@ class PeerMachine(ABC):
     def _verdict_backward(self, sender: PeerId, message: Backward) -> ev.Answer: ...
 
     @abstractmethod
-    def _delivered(self, message: TensorMessage) -> None: ...
+    def _delivered(self, sender: PeerId, message: TensorMessage) -> None: ...
 
     @abstractmethod
     def _delivery_broken(self, event: ev.DeliveryBroken) -> None: ...
@@ -121,29 +169,35 @@ class PeerMachine(ABC):
     def _peer_lost(self, peer: PeerId, reason: str) -> None: ...
 
     @abstractmethod
+    def _peer_cleared(self, peer: PeerId, returned: bool) -> None: ...
+
+    @abstractmethod
     def _timer(self, what: str) -> None: ...
 
     @abstractmethod
-    def _stepped(self, iteration: int) -> None: ...
+    def _iteration_changed(self) -> None: ...
 
     @abstractmethod
     def _routes_may_be_open(self) -> None: ...
 
+    @abstractmethod
+    def _drain(self) -> None: ...
+
     # ---- transfers and messages
 
     def _push_event(self, event: ev.PushAnswered | ev.PushDelivered | ev.PushFailed) -> None:
-        for held in self.ctx.in_order():
-            if event.token not in (held.push_token, held.return_token):
-                continue
-            side: Handoffs | Handbacks = self.handoffs if event.token == held.push_token else self.handbacks
-            match event:
-                case ev.PushAnswered():
-                    side.answered(held, event)
-                case ev.PushDelivered():
-                    side.delivered(held, event)
-                case ev.PushFailed():
-                    side.failed(held, event.token, event.reason)
+        microbatch, back = self.ctx.pushes.get(event.token, (None, False))
+        held = self.ctx.held.get(microbatch) if microbatch is not None else None
+        if held is None:
             return
+        side: Handoffs | Handbacks = self.handbacks if back else self.handoffs
+        match event:
+            case ev.PushAnswered():
+                side.answered(held, event)
+            case ev.PushDelivered():
+                side.delivered(held, event)
+            case ev.PushFailed():
+                side.failed(held, event.token, event.reason)
 
     def _received(self, sender: PeerId, message: ControlMessage) -> None:
         ctx = self.ctx
@@ -152,54 +206,103 @@ class PeerMachine(ABC):
                 held = ctx.held.get(message.microbatch)
                 if held is not None:
                     self.handoffs.complete(held, sender, message)
-            case Superseded(microbatch):
-                self._superseded(microbatch)
+            case Superseded():
+                self._superseded(message)
             case Check(microbatches):
-                mine = {m for m in microbatches if m in ctx.held and ctx.held[m].predecessor == sender}
-                ctx.emit(ev.AnswerCheck(tuple(m for m in microbatches if m not in mine)))
+                ctx.emit(ev.AnswerCheck(tuple(m for m in microbatches if not self._shares(m, sender))))
+            case Redo():
+                self._redo(message)
             case Close():
                 self._close(sender, message)
+            case Abandon():
+                self.member.abandoned(sender, message)
             case Commit():
                 self.member.commit(message)
+            case Inquire():
+                self.member.inquired(sender, message)
+                ctx.emit(ev.Send(sender, self.member.standing()))
+            case Standing():
+                self._standing(sender, message)
+            case Welcome():
+                self.membership.welcome(sender, message)
             case Lost(peer, reason):
                 self._told_lost(sender, peer, reason)
             case _:
                 self._received_own(sender, message)
 
+    def _shares(self, microbatch: MicrobatchId, peer: PeerId) -> bool:
+        held = self.ctx.held.get(microbatch)
+        return held is not None and peer in (held.predecessor, held.successor)
+
     def _close(self, sender: PeerId, message: Close) -> None:
-        correcting = self.running is not None and self.running[0] in (ev.Work.UNCOUNT, ev.Work.RECOUNT)
-        corrections = self.member.close(sender, message, self.running if correcting else None)
-        if self.member.closing is message:
-            self._corrections = corrections
+        self.member.close(sender, message)
+
+    def _standing(self, sender: PeerId, standing: Standing) -> None:
+        """Somebody at a later iteration shows that this peer has missed a commit."""
+        member = self.member
+        if standing.joining or standing.version <= member.version or member.joining or member.behind:
+            return
+        closing = member.closing
+        next_one = standing.version == member.version + 1
+        if next_one and member.prepared and closing is not None and standing.committed == closing.ballot:
+            member.commit(Commit(closing.iteration, closing.attempt, closing.leader, closing.mean_loss))
+        elif not member.stepping:
+            member.fall_behind(f"{sender} is at iteration {standing.version}", member.weights)
 
     def _told_lost(self, sender: PeerId, peer: PeerId, reason: str) -> None:
         """A data peer's word counts (it leads, and it has asked); a relay's word makes a data peer ask."""
         ctx = self.ctx
-        if peer == ctx.me or peer in ctx.liveness.lost:
+        if peer == ctx.me:
+            ctx.emit(ev.Send(sender, self.member.standing()))  # a sign of life
+        elif ctx.liveness.is_lost(peer):
             return
-        if ctx.view is not None and sender in ctx.view.data_peers:
-            ctx.liveness.declare_lost(peer, ctx.out)
+        elif sender in self.membership.data_peers():
+            ctx.liveness.declare_lost(peer, ctx.now, ctx.out)
             self._on_lost(peer, reason)
         else:
             ctx.suspect(peer, f"{sender} says lost: {reason}")
 
-    def _superseded(self, microbatch: MicrobatchId) -> None:
+    def _superseded(self, message: Superseded) -> None:
         """Somebody took this peer's place; what is counted stays counted until the iteration closes."""
-        held = self.ctx.held.get(microbatch)
-        if held is None or held.phase is Phase.DONE or microbatch.data_peer == self.ctx.me:
+        held = self.ctx.held.get(message.microbatch)
+        if held is None or held.phase is Phase.DONE or held.id.data_peer == self.ctx.me:
             return
+        if held.attempt < message.attempt:
+            held.note(f"superseded by {message.attempt}", self.ctx.now)
+            self._drop(held)
+
+    def _drop(self, held: Held) -> None:
         if held.phase in COMPUTING:
             held.unwanted = True
         else:
             self.ctx.discard(held)
+
+    def _redo(self, message: Redo) -> None:
+        """A data peer misses a stage of its microbatch: this peer's, or the next one, to which it handed it."""
+        ctx = self.ctx
+        held = ctx.held.get(message.microbatch)
+        owner = message.microbatch.data_peer
+        if message.microbatch.iteration != self.member.version:
+            self.membership.doubt()
+        elif held is None:
+            if ctx.stage > 0:
+                ctx.emit(ev.Send(owner, Missing(ctx.me, ctx.stage, (message.microbatch,))))
+        elif message.stage == ctx.stage:
+            if held.phase is Phase.DONE and held.id in self.member.counted:
+                ctx.emit(ev.Send(owner, Done(held.id, ctx.stage)))
+        elif message.stage == ctx.stage + 1:
+            who = self.handoffs.redo(held, message.lost, message.ahead)
+            if who is not None:
+                ctx.emit(ev.Send(who, message))
 
     # ---- computing
 
     def _compute_next(self) -> None:
         if self.running is not None:
             return
-        if self._corrections:
-            self._start(*self._corrections.pop(0))
+        correction = self.member.next_correction()
+        if correction is not None:
+            self._start(*correction)
             return
         work = self._next_work()
         if work is not None:
@@ -214,13 +317,15 @@ class PeerMachine(ABC):
         self.running = None
         self.computed_s += event.seconds
         ctx.timings.observe((event.work.value,), event.seconds)
-        if event.work in (ev.Work.UNCOUNT, ev.Work.RECOUNT):
+        if event.work in CORRECTIONS:
             self.member.corrected(event.work, event.microbatch)
             return
         held = ctx.held.get(event.microbatch)
         if held is None:
             ctx.emit(ev.Discard(event.microbatch))
             return
+        if held.phase not in COMPUTING:
+            return  # it was dropped and has come again meanwhile
         held.computed_s += event.seconds
         if held.unwanted and event.work is ev.Work.FORWARD:
             ctx.discard(held)
@@ -229,19 +334,22 @@ class PeerMachine(ABC):
 
     # ---- liveness and time
 
-    def _liveness_event(self, event: ev.Event) -> None:
+    def _liveness_event(self, event: ev.CheckAnswered | ev.CheckFailed | ev.WatchBroken | ev.SendFailed) -> None:
         ctx = self.ctx
         match event:
-            case ev.TimerFired(name) if ctx.timer_fired(name):
-                self._timer_fired(name)
             case ev.WatchBroken(peer, reason):
                 ctx.liveness.watch_broke(peer)
                 ctx.suspect(peer, f"connection broke: {reason}")
-            case ev.SendFailed(to, message, reason) if not isinstance(message, Superseded):
-                ctx.suspect(to, f"message failed: {reason}")
-            case ev.CheckAnswered():
-                ctx.liveness.answered(event)
-                self.handoffs.peer_answered(event.peer, frozenset(event.unknown))
+            case ev.SendFailed(to, message, reason):
+                if not isinstance(message, Superseded):
+                    ctx.suspect(to, f"message failed: {reason}")
+            case ev.CheckAnswered(peer, unknown, seconds):
+                returned = ctx.liveness.answered(event)
+                if ctx.shared_with(peer):
+                    ctx.liveness.watch(peer, ctx.out)
+                self.handoffs.peer_answered(peer, frozenset(unknown), seconds)
+                self.handbacks.peer_answered(peer, frozenset(unknown))
+                self._peer_cleared(peer, returned)
                 self._routes_may_be_open()
             case ev.CheckFailed():
                 why = ctx.liveness.failed(event, ctx.now, ctx.out)
@@ -249,8 +357,6 @@ class PeerMachine(ABC):
                     for data_peer in sorted({m.data_peer for m in ctx.held} - {ctx.me, event.peer}):
                         ctx.emit(ev.Send(data_peer, Lost(event.peer, why)))
                     self._on_lost(event.peer, why)
-            case _:
-                pass
 
     def _on_lost(self, peer: PeerId, reason: str) -> None:
         self.ctx.report("peer_lost", peer=peer, reason=reason)
@@ -259,28 +365,60 @@ class PeerMachine(ABC):
         self.handoffs.peer_lost(peer, reason)
 
     def _timer_fired(self, name: ev.TimerName) -> None:
-        ctx = self.ctx
-        held = next((h for m, h in ctx.held.items() if str(m) == name[1]), None)
-        if held is None:
-            self._timer(name[0])
-        elif name[0] == "route":
+        what, of = name
+        held = self.ctx.named(of)
+        if what in ("seek", "doubt"):
+            self.membership.timer(what)
+        elif held is None:
+            self._timer(what)
+        elif what == "route":
             self.handoffs.retry(held)
-        elif name[0] == "return":
+        elif what == "return":
             self.handbacks.timer(held)
-        elif held.successor is not None:
-            ctx.suspect(held.successor, f"{name[0]} is late")
-            ctx.start_timer(name[0], held.id, ctx.timings.deadline_s((name[0],), PUSH_PRIOR_S))
+        elif what == "orphan":
+            if held.phase is not Phase.DONE:
+                held.note("nobody has announced itself: dropped", self.ctx.now)
+                self._drop(held)
+        else:
+            self.handoffs.late(held, what)
 
-    def _forget_iteration(self, iteration: int) -> float:
-        """Free everything of a committed iteration; returns the compute seconds that entered the commit."""
-        ctx, closing = self.ctx, self.member.closing
-        credited = {m for s in closing.shares if s.member == ctx.me for m in s.microbatches} if closing else set()
-        useful = sum(held.computed_s for m, held in ctx.held.items() if m in credited)
+    # ---- the end of an iteration
+
+    def _optimizer_stepped(self, iteration: int) -> None:
+        closing = self.member.closing
+        ends = self.member.stepping and closing is not None and closing.iteration == iteration
+        if not ends:
+            self.member.stepped(iteration)
+            if not self.member.out_of_step:
+                self.membership.caught_up()
+            return
+        assert closing is not None
+        credited = closing.share_of(self.ctx.me)
+        useful = sum(held.computed_s for m, held in self.ctx.held.items() if m in credited)
         self.useful_s += useful
-        mine, total = self.member.stepped(iteration)
-        for held in ctx.in_order():
+        spent = self.computed_s - self._computed_before_s
+        self._computed_before_s = self.computed_s
+        self.member.stepped(iteration)
+        for held in self.ctx.in_order():
             if held.id.iteration <= iteration:
-                ctx.router.observe_end(held.id, ctx.now)
-                ctx.discard(held)
-        ctx.report("stepped", iteration=iteration, microbatches=mine, of=total, useful_s=useful, computed_s=self.computed_s)
-        return useful
+                self.ctx.router.observe_end(held.id, self.ctx.now)
+                self.ctx.discard(held)
+        self.ctx.report(
+            "stepped",
+            iteration=iteration,
+            microbatches=len(credited),
+            of=closing.total,
+            useful_s=useful,
+            wasted_s=spent - useful,
+            computed_s=self.computed_s,
+        )
+
+    def _drop_everything(self) -> None:
+        """This peer is out of step: what it holds is of no use to anybody."""
+        for held in self.ctx.in_order():
+            self.ctx.router.observe_end(held.id, self.ctx.now)
+            self.ctx.discard(held)
+
+    def _nothing_left(self) -> bool:
+        """A draining peer may leave: its work is finished and committed, and no group waits for it."""
+        return not self.ctx.occupancy and not self.member.counted and self.member.closing is None

@@ -10,15 +10,10 @@ from __future__ import annotations
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.messages import Backward, ControlMessage, Forward, TensorMessage, Verdict
-from gwtf_p2p.protocol.microbatch import HOLDS_CAPACITY, PHASES, Held, Phase
-from gwtf_p2p.protocol.peer_machine import COMPUTING, PeerMachine
+from gwtf_p2p.protocol.messages import SUPERSEDED, Backward, ControlMessage, Forward, TensorMessage, Verdict
+from gwtf_p2p.protocol.microbatch import HAS_GRADIENT, Held, Phase
+from gwtf_p2p.protocol.peer_machine import PeerMachine
 from gwtf_p2p.protocol.records import PeerState
-
-KEEPS_ACTIVATIONS = frozenset(
-    {Phase.FORWARD, Phase.FORWARDED, Phase.RECEIVING_GRADIENT, Phase.QUEUED_BACKWARD, Phase.BACKWARD}
-)
-HAS_GRADIENT = frozenset({Phase.RECEIVING_GRADIENT, Phase.QUEUED_BACKWARD, Phase.BACKWARD, Phase.DONE})
 
 
 class RelayPeer(PeerMachine):
@@ -31,49 +26,67 @@ class RelayPeer(PeerMachine):
     def __init__(self, context: Context, capacity: int, *, queues: bool = False) -> None:
         super().__init__(context, context.stage)
         self.capacity, self.queues = capacity, queues
-        self._arrivals = 0
+        self._said_full = -1
 
     @property
     def occupancy(self) -> int:
         """Microbatches that count against the capacity."""
-        return sum(1 for held in self.ctx.held.values() if held.phase in HOLDS_CAPACITY)
-
-    def _started(self) -> None:
-        pass
+        return self.ctx.occupancy
 
     # ---- transfers towards this peer
 
     def _verdict_forward(self, sender: PeerId, message: Forward) -> ev.Answer:
-        ctx, version = self.ctx, self.member.version
+        ctx, member = self.ctx, self.member
         if message.stage != ctx.stage:
             return ev.Answer(Verdict.REFUSED, f"this peer holds stage {ctx.stage}")
         held = ctx.held.get(message.microbatch)
         if held is not None:
             return self._verdict_again(held, sender, message)
         iteration = message.microbatch.iteration
-        newest = version + (1 if self.member.closing is not None else 0)
-        if self.member.out_of_step or not version <= iteration <= newest:
-            return ev.Answer(Verdict.STALE, f"weights version is {version}")
+        newest = member.version + (1 if member.closing is not None else 0)
+        if member.out_of_step or not member.version <= iteration <= newest:
+            if iteration > member.version:
+                self.membership.doubt()
+            return ev.Answer(Verdict.STALE, f"weights version is {member.weights}")
         if self.state is not PeerState.ONLINE:
             return ev.Answer(Verdict.BUSY, self.state.value)
-        if self.capacity and not self.queues and self.occupancy >= self.capacity:
-            return ev.Answer(Verdict.BUSY, f"{self.occupancy} of {self.capacity} held")
-        self._arrivals += 1
-        new = Held(message.microbatch, message.attempt, Phase.RECEIVING, sender, message.ahead, order=self._arrivals)
+        full = self._why_full()
+        if full:
+            return ev.Answer(Verdict.BUSY, full)
+        new = Held(message.microbatch, message.attempt, Phase.RECEIVING, sender, message.ahead)
         new.note(f"accepted from {sender}, attempt {message.attempt}", ctx.now)
-        ctx.held[new.id] = new
+        ctx.add(new)
         ctx.liveness.watch(new.id.data_peer, ctx.out)
+        ctx.liveness.watch(sender, ctx.out)
         return ev.Answer(Verdict.ACCEPTED)
+
+    def _why_full(self) -> str:
+        ctx = self.ctx
+        if self.capacity and not self.queues and ctx.occupancy >= self.capacity:
+            return f"{ctx.occupancy} of {self.capacity} held"
+        if not ctx.memory_is_full:
+            return ""
+        if not ctx.occupancy and self._said_full != self.member.version:
+            # Nothing that is under way will free memory before the iteration closes.
+            self._said_full = self.member.version
+            ctx.report("memory_full", iteration=self.member.version, kept=len(ctx.held), limit=ctx.memory_limit_bytes)
+        return f"memory: {len(ctx.held)} kept until the iteration closes"
 
     def _verdict_again(self, held: Held, sender: PeerId, message: Forward) -> ev.Answer:
         """Offered what is held already: a repair further up, or a repeated transfer."""
         if message.attempt < held.attempt:
-            return ev.Answer(Verdict.REFUSED, "superseded")
+            return ev.Answer(Verdict.REFUSED, SUPERSEDED)
         held.unwanted = False
+        restarted = message.attempt[0] > held.attempt[0]
+        held.attempt = message.attempt
+        self.ctx.liveness.watch(sender, self.ctx.out)
         if held.phase is Phase.RECEIVING:
-            held.predecessor, held.attempt, held.ahead = sender, message.attempt, message.ahead
+            held.predecessor, held.ahead = sender, message.ahead
+            self.ctx.cancel_timer("orphan", held.name)
             return ev.Answer(Verdict.ACCEPTED)
         self.handbacks.new_predecessor(held, sender, message.attempt)
+        if restarted:
+            self.handoffs.walk_again(held)
         return ev.Answer(Verdict.DUPLICATE)
 
     def _verdict_backward(self, sender: PeerId, message: Backward) -> ev.Answer:
@@ -81,39 +94,40 @@ class RelayPeer(PeerMachine):
         held = ctx.held.get(message.microbatch)
         if held is None or message.stage != ctx.stage:
             return ev.Answer(Verdict.REFUSED, "not held here")
-        if held.phase is Phase.RECEIVING_GRADIENT and sender != held.successor:
-            held.to_phase(Phase.FORWARDED, PHASES, ctx.now)
+        if held.phase is Phase.RECEIVING_GRADIENT:
+            ctx.move(held, Phase.FORWARDED)  # the newest offer counts: the transfer before it may have gone astray
         if held.phase is Phase.FORWARDED:
-            held.successor = sender
-            held.to_phase(Phase.RECEIVING_GRADIENT, PHASES, ctx.now)
+            held.gradient_from = sender
+            ctx.move(held, Phase.RECEIVING_GRADIENT)
             return ev.Answer(Verdict.ACCEPTED)
         if held.phase in HAS_GRADIENT:
             self.handoffs.returned(held, sender)
             return ev.Answer(Verdict.DUPLICATE)
-        return ev.Answer(Verdict.REFUSED, f"forward is not done: {held.phase.name}")
+        return ev.Answer(Verdict.BUSY, f"forward is not done: {held.phase.name}")
 
-    def _delivered(self, message: TensorMessage) -> None:
+    def _delivered(self, sender: PeerId, message: TensorMessage) -> None:
         ctx = self.ctx
         held = ctx.held.get(message.microbatch)
         if held is None:
             ctx.emit(ev.Discard(message.microbatch))
         elif isinstance(message, Forward) and held.phase is Phase.RECEIVING:
             held.delivered_at = ctx.now
-            held.to_phase(Phase.QUEUED_FORWARD, PHASES, ctx.now)
-        elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT and held.successor is not None:
+            ctx.move(held, Phase.QUEUED_FORWARD)
+        elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
             held.done_by = message.done_by
-            self.handoffs.returned(held, held.successor)
-            held.to_phase(Phase.QUEUED_BACKWARD, PHASES, ctx.now)
+            self.handoffs.returned(held, sender)
+            ctx.move(held, Phase.QUEUED_BACKWARD)
 
     def _delivery_broken(self, event: ev.DeliveryBroken) -> None:
-        ctx = self.ctx
-        held = ctx.held.get(event.message.microbatch)
+        ctx, message = self.ctx, event.message
+        held = ctx.held.get(message.microbatch)
         if held is None:
             return
-        if held.phase is Phase.RECEIVING and event.sender == held.predecessor:
-            ctx.discard(held)
-        elif held.phase is Phase.RECEIVING_GRADIENT and event.sender == held.successor:
-            held.to_phase(Phase.FORWARDED, PHASES, ctx.now)
+        if isinstance(message, Forward):
+            if held.phase is Phase.RECEIVING and message.attempt == held.attempt:
+                ctx.discard(held)
+        elif held.phase is Phase.RECEIVING_GRADIENT and event.sender == held.gradient_from:
+            ctx.move(held, Phase.FORWARDED)
             ctx.suspect(event.sender, f"gradient broke off: {event.reason}")
 
     def _received_own(self, sender: PeerId, message: ControlMessage) -> None:
@@ -123,28 +137,31 @@ class RelayPeer(PeerMachine):
 
     def _next_work(self) -> tuple[ev.Work, Held] | None:
         """Backward before forward, older before newer; a forward waits for the weights of its iteration."""
-        by_order = sorted(self.ctx.held.values(), key=lambda held: held.order)
-        for held in by_order:
-            if held.phase is Phase.QUEUED_BACKWARD:
-                held.to_phase(Phase.BACKWARD, PHASES, self.ctx.now)
-                return ev.Work.BACKWARD, held
-        if self.queues and self.capacity and sum(held.phase in KEEPS_ACTIVATIONS for held in by_order) >= self.capacity:
+        ctx, member = self.ctx, self.member
+        if member.out_of_step:
             return None
-        for held in by_order:
-            if held.phase is Phase.QUEUED_FORWARD and held.id.iteration == self.member.version:
-                held.to_phase(Phase.FORWARD, PHASES, self.ctx.now)
-                return ev.Work.FORWARD, held
+        if not member.gradient_is_fixed:
+            held = ctx.first_queued(Phase.QUEUED_BACKWARD)
+            if held is not None and held.id.iteration == member.version:
+                ctx.move(held, Phase.BACKWARD)
+                return ev.Work.BACKWARD, held
+        if self.queues and self.capacity and ctx.activations >= self.capacity:
+            return None
+        held = ctx.first_queued(Phase.QUEUED_FORWARD)
+        if held is not None and held.id.iteration == member.version and not member.stepping:
+            ctx.move(held, Phase.FORWARD)
+            return ev.Work.FORWARD, held
         return None
 
     def _computed(self, held: Held, event: ev.Computed) -> None:
         ctx = self.ctx
         if event.work is ev.Work.FORWARD:
             held.forward_held_s = ctx.now - held.delivered_at
-            held.to_phase(Phase.FORWARDED, PHASES, ctx.now)
+            ctx.move(held, Phase.FORWARDED)
             self.handoffs.begin(held)
         else:
             self.member.counted.add(held.id)
-            held.to_phase(Phase.DONE, PHASES, ctx.now)
+            ctx.move(held, Phase.DONE)
             self.handbacks.begin(held)
             self._routes_may_be_open()
 
@@ -155,18 +172,20 @@ class RelayPeer(PeerMachine):
 
     def _peer_lost(self, peer: PeerId, reason: str) -> None:
         """Drop what can never be finished: unfinished work of a lost data peer, and half-received tensors."""
-        ctx = self.ctx
-        for held in ctx.in_order():
+        for held in self.ctx.in_order():
             orphaned = held.id.data_peer == peer and held.phase is not Phase.DONE
-            if orphaned and held.phase in COMPUTING:
-                held.unwanted = True
-            elif orphaned or (held.predecessor == peer and held.phase is Phase.RECEIVING):
-                held.note(f"dropped: {peer} is lost", ctx.now)
-                ctx.discard(held)
+            if orphaned or (held.predecessor == peer and held.phase is Phase.RECEIVING):
+                held.note(f"dropped: {peer} is lost", self.ctx.now)
+                self._drop(held)
+
+    def _peer_cleared(self, peer: PeerId, returned: bool) -> None:
+        pass
 
     def _routes_may_be_open(self) -> None:
-        for held in self.ctx.in_order():
-            self.handoffs.retry(held)
+        self.handoffs.retry_all()
 
-    def _stepped(self, iteration: int) -> None:
-        self._forget_iteration(iteration)
+    def _iteration_changed(self) -> None:
+        pass
+
+    def _drain(self) -> None:
+        pass

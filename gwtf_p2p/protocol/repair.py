@@ -1,7 +1,7 @@
 """The way down: handing a microbatch's output to the next stage, and repairing the route when the next peer is lost.
 
 One rule covers every crash of a relay (DESIGN section 5): *whoever handed a microbatch to a lost peer hands it to another
-one*, with a higher attempt number, and says which peer comes after it. In steps, when Y of stage k is lost:
+one*, in a higher attempt, and says which peer comes after it. In steps, when Y of stage k is lost:
 
 1. X of stage k-1 holds its own output. It asks its router for another peer of stage k and pushes the output to Y'.
 2. Y' computes the forward of stage k only, and hands its output on to Z, the peer that followed Y (Y told X when it handed
@@ -12,22 +12,31 @@ one*, with a higher attempt number, and says which peer comes after it. In steps
    DUPLICATE; then Y' tells the data peer whom to credit.
 
 So a forward crash, a backward crash and (with exact recovery) a crash between backward and average are the same repair,
-and exactly one stage is computed again. Every wait has a deadline from measured times; when it passes, the peer is asked.
+and exactly one stage is computed again. Every wait has a deadline from measured times; when it passes, the peer is asked
+whether it lives and still holds the microbatch, and then waited for again, twice as long.
 """
 
 from __future__ import annotations
 
 from gwtf_p2p.protocol.context import Context
-from gwtf_p2p.protocol.events import CancelPush, Push, PushAnswered, PushDelivered, Send, Slot
+from gwtf_p2p.protocol.events import Push, PushAnswered, PushDelivered, Send, Slot
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.messages import Complete, Forward, Superseded, Verdict
-from gwtf_p2p.protocol.microbatch import Handoff, Held
+from gwtf_p2p.protocol.messages import SUPERSEDED, Complete, Forward, Missing, Superseded, Verdict
+from gwtf_p2p.protocol.microbatch import Handoff, Held, Phase
 from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, RouteRequest
 
 PUSH_PRIOR_S = 5.0
-BACKWARD_PRIOR_S = 5.0
+WAIT_PRIOR_S = 5.0
+"""How long to wait before asking while nothing is measured. A question costs a small message, so these are no time-outs."""
+
 RETRY_S = 0.25
 """Between two searches for a route when there is none; a view change or a finished microbatch also tries again."""
+
+MOST_DOUBLINGS = 2
+MOST_PUSH_DOUBLINGS = 6
+"""A wait that was too short for a living peer is doubled at most so often. A transfer is begun anew, so it must get there."""
+
+WAITING = (Handoff.PUSHING, Handoff.AWAITING)
 
 
 class Handoffs:
@@ -35,44 +44,75 @@ class Handoffs:
 
     def __init__(self, context: Context) -> None:
         self.ctx = context
-        self._pushes: dict[int, MicrobatchId] = {}
+        self._routing: set[MicrobatchId] = set()
 
     @property
     def target(self) -> Stage:
         return Stage(self.ctx.stage + 1)
 
+    @property
+    def is_last(self) -> bool:
+        """The next peer is the microbatch's data peer, which nobody can replace."""
+        return self.target > self.ctx.stages
+
+    # ---- choosing the next peer
+
     def begin(self, held: Held) -> None:
         """The output is ready."""
-        held.to_handoff(Handoff.ROUTING, self.ctx.now)
-        self.route(held)
-
-    def route(self, held: Held) -> None:
-        """Choose the next peer and push, or wait for a route."""
-        ctx = self.ctx
-        if self.target > ctx.stages:
-            self._push(held, held.id.data_peer)
-            return
-        barred = ctx.liveness.lost | ctx.liveness.suspected | held.tried
-        if not held.ahead or held.ahead[0] in barred:
-            rest = tuple(held.ahead[1:])
-            rejoin = rest[0] if rest and rest[0] not in ctx.liveness.lost else None
-            last = self.target if rejoin else Stage(ctx.stages)
-            answer = ctx.router.route(
-                RouteRequest(held.id, ctx.me, self.target, last, frozenset(barred), rejoin), ctx.now
-            )
-            if isinstance(answer, NoRoute):
-                held.note(f"no route: {answer.reason}", ctx.now)
-                held.tried.clear()
-                ctx.start_timer("route", held.id, RETRY_S)
-                return
-            held.ahead = answer.peers + (rest if rejoin else ())
-        self._push(held, held.ahead[0])
+        self._to_routing(held)
+        self._route(held)
 
     def retry(self, held: Held) -> None:
         """The retry timer fired, or something changed that may have opened a route."""
         if held.handoff is Handoff.ROUTING:
-            self.ctx.cancel_timer("route", held.id)
-            self.route(held)
+            self.ctx.cancel_timer("route", held.name)
+            self._route(held)
+
+    def retry_all(self) -> None:
+        for microbatch in sorted(self._routing):
+            held = self.ctx.held.get(microbatch)
+            if held is None or held.handoff is not Handoff.ROUTING:
+                self._routing.discard(microbatch)
+            else:
+                self.retry(held)
+
+    def _route(self, held: Held) -> None:
+        """Choose the next peer and push, or wait for a route."""
+        ctx = self.ctx
+        if self.is_last:
+            if held.id.data_peer in ctx.liveness.barred:
+                ctx.start_timer("route", held.name, RETRY_S)
+            else:
+                self._push(held, held.id.data_peer)
+            return
+        barred = ctx.liveness.barred | held.tried
+        if not held.ahead or held.ahead[0] in barred:
+            rest = held.ahead[1:]
+            rejoin = rest[0] if rest and not ctx.liveness.is_lost(rest[0]) else None
+            last = self.target if rejoin else Stage(ctx.stages)
+            answer = ctx.router.route(RouteRequest(held.id, ctx.me, self.target, last, barred, rejoin), ctx.now)
+            if isinstance(answer, NoRoute):
+                held.note(f"no route: {answer.reason}", ctx.now)
+                held.tried.clear()
+                ctx.start_timer("route", held.name, RETRY_S)
+                return
+            held.ahead = answer.peers + (rest if rejoin else ())
+        self._push(held, held.ahead[0])
+
+    def _push(self, held: Held, peer: PeerId) -> None:
+        ctx = self.ctx
+        held.push_token = ctx.new_push(held, back=False)
+        held.successor, held.beyond = peer, None
+        held.handed_on_at = held.waits_since = ctx.now
+        self._routing.discard(held.id)
+        held.to_handoff(Handoff.PUSHING, ctx.now)
+        message = Forward(held.id, (*held.attempt, held.handed), self.target, held.ahead[1:])
+        held.handed += 1
+        ctx.liveness.watch(peer, ctx.out)
+        ctx.emit(Push(held.push_token, peer, message, Slot.OUTPUT))
+        ctx.start_timer("push", held.name, self._push_deadline_s(held))
+
+    # ---- what became of a push
 
     def answered(self, held: Held, event: PushAnswered) -> None:
         """The verdict of the next peer."""
@@ -81,21 +121,36 @@ class Handoffs:
             return
         if event.verdict is Verdict.ACCEPTED:
             return
+        ctx.end_push(event.token)
         if event.verdict is Verdict.DUPLICATE:
             self._accepted(held)
             return
-        if event.verdict is Verdict.REFUSED and (event.detail == "superseded" or self.target > ctx.stages):
-            held.note(f"{next_peer} does not want it: {event.detail}", ctx.now)
-            ctx.discard(held)
+        if event.verdict is Verdict.REFUSED and (event.detail == SUPERSEDED or self.is_last):
+            self._unwanted(held, next_peer, event.detail)
             return
         self._observe(held, next_peer, None, event.verdict.name)
         held.tried.add(next_peer)
-        ctx.cancel_timer("push", held.id)
-        held.to_handoff(Handoff.ROUTING, ctx.now)
-        if self.target > ctx.stages:
-            ctx.start_timer("route", held.id, RETRY_S)
+        ctx.cancel_timer("push", held.name)
+        self._to_routing(held)
+        if self.is_last:
+            ctx.start_timer("route", held.name, RETRY_S)
         else:
-            self.route(held)
+            self._route(held)
+
+    def _unwanted(self, held: Held, next_peer: PeerId, why: str) -> None:
+        """Somebody else has taken this over. A data peer, whose word counts, insists; what is counted stays."""
+        ctx = self.ctx
+        held.note(f"{next_peer} does not want it: {why}", ctx.now)
+        if held.id.data_peer == ctx.me:
+            held.attempt = (held.attempt[0] + 1,)
+            ctx.cancel_timer("push", held.name)
+            self._to_routing(held)
+            ctx.start_timer("route", held.name, RETRY_S)
+        elif held.phase is Phase.DONE:
+            ctx.cancel_timer("push", held.name)
+            held.to_handoff(Handoff.RETURNED, ctx.now)
+        else:
+            ctx.discard(held)
 
     def delivered(self, held: Held, event: PushDelivered) -> None:
         """The whole tensor is there."""
@@ -108,111 +163,184 @@ class Handoffs:
         ctx, next_peer = self.ctx, held.successor
         if next_peer is None or token != held.push_token or held.handoff is not Handoff.PUSHING:
             return
-        ctx.cancel_timer("push", held.id)
-        held.to_handoff(Handoff.ROUTING, ctx.now)
         ctx.suspect(next_peer, f"push failed: {reason}")
-        if held.lost_at is None:
-            held.lost_at = ctx.now
-        if self.target > ctx.stages:
-            ctx.start_timer("route", held.id, RETRY_S)
+        if not self.is_last:
+            self._repair(held, next_peer, reason)
             return
-        self._leave(held, next_peer)
-        ctx.report("recovery", kind="forward", microbatch=str(held.id), lost=next_peer, reason=reason)
-        self.route(held)
-
-    def complete(self, held: Held, sender: PeerId, message: Complete) -> None:
-        """The successor has computed its forward and handed on."""
-        if sender != held.successor:
-            return
-        held.beyond = message.successor
-        seconds = (self.ctx.timings.median_s(("push", sender)) or 0.0) + message.held_s
-        self._observe(held, sender, seconds, "")
-
-    def returned(self, held: Held, sender: PeerId) -> None:
-        """The gradient of my output is here, from `sender`, who may have replaced my successor."""
-        ctx = self.ctx
-        held.successor = sender
-        for what in ("push", "backward", "route"):
-            ctx.cancel_timer(what, held.id)
-        if held.handoff is not Handoff.RETURNED:
-            ctx.timings.observe(("backward",), ctx.now - held.handed_on_at)
-            held.to_handoff(Handoff.RETURNED, ctx.now)
-
-    def peer_lost(self, peer: PeerId, reason: str) -> None:
-        """Hand everything that the lost peer had of mine to other peers."""
-        waiting = (Handoff.PUSHING, Handoff.AWAITING) + ((Handoff.RETURNED,) if self.ctx.exact else ())
-        for held in self.ctx.in_order():
-            if held.successor == peer and held.handoff in waiting and self.target <= self.ctx.stages:
-                self._repair(held, peer, reason)
-
-    def peer_answered(self, peer: PeerId, unknown: frozenset[MicrobatchId]) -> None:
-        """A suspected peer lives: wait on, except for what it does not hold."""
-        ctx = self.ctx
-        for held in ctx.in_order():
-            if held.successor != peer:
-                continue
-            if held.handoff is Handoff.PUSHING:
-                ctx.start_timer("push", held.id, self._push_deadline_s(peer))
-            elif held.handoff is Handoff.AWAITING:
-                if held.id in unknown:
-                    held.note(f"{peer} does not hold it", ctx.now)
-                    ctx.cancel_timer("backward", held.id)
-                    held.to_handoff(Handoff.ROUTING, ctx.now)
-                    self.route(held)
-                else:
-                    ctx.start_timer("backward", held.id, ctx.timings.deadline_s(("backward",), BACKWARD_PRIOR_S))
-
-    def _repair(self, held: Held, peer: PeerId, reason: str) -> None:
-        ctx = self.ctx
-        kind = "aggregation" if held.handoff is Handoff.RETURNED else "backward" if held.beyond else "forward"
-        if held.handoff is Handoff.PUSHING:
-            ctx.emit(CancelPush(held.push_token))
-        for what in ("push", "backward"):
-            ctx.cancel_timer(what, held.id)
-        held.lost_at = ctx.now
-        held.to_handoff(Handoff.ROUTING, ctx.now)
-        self._leave(held, peer)
-        ctx.report("recovery", kind=kind, microbatch=str(held.id), lost=peer, reason=reason)
-        self.route(held)
-
-    def _leave(self, held: Held, peer: PeerId) -> None:
-        """Bar a peer from this microbatch and keep what is known of the path after it."""
-        after = (held.beyond,) if held.beyond else tuple(held.ahead[1:])
-        held.ahead = (peer, *after)
-        held.tried.add(peer)
-        held.attempt += 1
-        held.successor = held.beyond = None
-        self.ctx.emit(Send(peer, Superseded(held.id)))
-
-    def _push(self, held: Held, peer: PeerId) -> None:
-        ctx = self.ctx
-        held.push_token = ctx.new_token()
-        held.successor, held.beyond = peer, None
-        held.handed_on_at = ctx.now
-        held.to_handoff(Handoff.PUSHING, ctx.now)
-        message = Forward(held.id, held.attempt, self.target, tuple(held.ahead[1:]))
-        ctx.liveness.watch(peer, ctx.out)
-        ctx.emit(Push(held.push_token, peer, message, Slot.OUTPUT))
-        ctx.start_timer("push", held.id, self._push_deadline_s(peer))
+        ctx.cancel_timer("push", held.name)
+        self._to_routing(held)
+        ctx.start_timer("route", held.name, RETRY_S)
 
     def _accepted(self, held: Held) -> None:
         ctx = self.ctx
         assert held.successor is not None
-        ctx.cancel_timer("push", held.id)
+        ctx.end_push(held.push_token)
+        ctx.cancel_timer("push", held.name)
         held.tried.clear()
+        held.asked = 0
         if held.lost_at is not None:
-            ctx.report("recovered", microbatch=str(held.id), seconds=ctx.now - held.lost_at)
+            ctx.report("recovered", microbatch=held.name, seconds=ctx.now - held.lost_at)
             held.lost_at = None
         held.to_handoff(Handoff.AWAITING, ctx.now)
-        ctx.start_timer("backward", held.id, ctx.timings.deadline_s(("backward",), BACKWARD_PRIOR_S))
-        if ctx.stage > 0:
+        self._wait(held, "backward" if self.is_last else "complete")
+        if ctx.stage > 0 and held.phase is not Phase.DONE:
             ctx.emit(Send(held.predecessor, Complete(held.id, held.successor, held.forward_held_s)))
 
-    def _push_deadline_s(self, peer: PeerId) -> float:
-        return self.ctx.timings.deadline_s(("push", peer), PUSH_PRIOR_S)
+    # ---- waiting for the next peer
+
+    def complete(self, held: Held, sender: PeerId, message: Complete) -> None:
+        """The successor has computed its forward and handed on."""
+        if sender != held.successor or held.handoff not in WAITING:
+            return
+        ctx = self.ctx
+        if held.handoff is Handoff.PUSHING:
+            self._accepted(held)  # its acknowledgement was lost: it cannot compute what it does not have
+        if held.beyond is None and ctx.is_armed("complete", held.name):
+            ctx.timings.observe(("complete", sender), ctx.now - held.waits_since)
+            ctx.cancel_timer("complete", held.name)
+            held.asked = 0
+            self._wait(held, "backward")
+        held.beyond = message.successor
+        seconds = (ctx.timings.median_s(("push", sender)) or 0.0) + message.held_s
+        self._observe(held, sender, seconds, "")
+
+    def late(self, held: Held, what: str) -> None:
+        """A wait was longer than usual: ask both neighbours, and wait again, longer."""
+        ctx = self.ctx
+        if held.successor is None or held.handoff not in WAITING:
+            return
+        held.asked += 1
+        if what == "push" and held.asked > 2 and held.asked % 2 and held.successor not in ctx.liveness.barred:
+            self._try_again(held)  # it lives, so this transfer has gone astray
+            return
+        ctx.suspect(held.successor, f"{what} is late")
+        if held.predecessor not in (ctx.me, held.successor):
+            ctx.suspect(held.predecessor, "a microbatch is late")
+        if what == "push":
+            ctx.start_timer("push", held.name, self._push_deadline_s(held))
+        else:
+            self._wait(held, what)
+
+    def returned(self, held: Held, sender: PeerId) -> None:
+        """The gradient of my output is here, from `sender`, who may have replaced my successor."""
+        ctx, former = self.ctx, held.successor
+        if held.handoff is Handoff.PUSHING:
+            ctx.end_push(held.push_token, cancel=True)
+        if held.handoff in WAITING and former not in (None, sender) and not self.is_last:
+            assert former is not None
+            ctx.emit(Send(former, Superseded(held.id, (*held.attempt, held.handed))))
+        for what in ("push", "route", "complete", "backward"):
+            ctx.cancel_timer(what, held.name)
+        held.successor = sender
+        if held.lost_at is not None:
+            ctx.report("recovered", microbatch=held.name, seconds=ctx.now - held.lost_at)
+            held.lost_at = None
+        if held.handoff is not Handoff.RETURNED:
+            if held.phase is not Phase.DONE and held.handoff is Handoff.AWAITING:
+                ctx.timings.observe(("backward",), ctx.now - held.waits_since)
+            self._routing.discard(held.id)
+            held.to_handoff(Handoff.RETURNED, ctx.now)
+
+    def _wait(self, held: Held, what: str) -> None:
+        """For `Complete` of the next peer, then for the gradient."""
+        if not held.asked:
+            held.waits_since = self.ctx.now
+        key = ("complete", held.successor) if what == "complete" else ("backward",)
+        deadline_s = self.ctx.timings.deadline_s(key, WAIT_PRIOR_S)
+        self.ctx.start_timer(what, held.name, deadline_s * 2 ** min(held.asked, MOST_DOUBLINGS))
+
+    # ---- lost peers, and peers that forgot
+
+    def peer_lost(self, peer: PeerId, reason: str) -> None:
+        """Hand everything that the lost peer had of mine to other peers."""
+        if self.is_last:
+            return
+        for held in self.ctx.in_order():
+            wanted = held.handoff in WAITING or (held.handoff is Handoff.RETURNED and self.ctx.exact)
+            if held.successor == peer and wanted:
+                self._repair(held, peer, reason)
+
+    def redo(self, held: Held, lost: PeerId, ahead: tuple[PeerId, ...]) -> PeerId | None:
+        """The data peer misses the next stage of a microbatch. Returns who has it now, if somebody else than `lost`."""
+        if held.handoff is Handoff.RETURNED:
+            if held.successor not in (lost, None) and held.successor not in self.ctx.liveness.lost:
+                return held.successor
+            self._repair(held, lost, "redo", ahead)
+        return None
+
+    def walk_again(self, held: Held) -> None:
+        """The data peer has started again: show it the way to its microbatch, with what is computed already."""
+        ctx = self.ctx
+        if held.handoff in (Handoff.IDLE, Handoff.ROUTING) or held.successor is None:
+            return
+        if held.handoff is Handoff.PUSHING:
+            ctx.end_push(held.push_token, cancel=True)
+        for what in ("push", "complete", "backward"):
+            ctx.cancel_timer(what, held.name)
+        held.ahead = (held.successor, *held.ahead[1:])
+        self._to_routing(held)
+        self._route(held)
+
+    def peer_answered(self, peer: PeerId, unknown: frozenset[MicrobatchId], seconds: float) -> None:
+        """A suspected peer lives: wait on, except for what it does not hold."""
+        ctx = self.ctx
+        forgotten: dict[PeerId, list[MicrobatchId]] = {}
+        for held in ctx.in_order() if unknown else ():
+            if held.successor != peer or held.id not in unknown:
+                continue
+            if held.handoff is Handoff.RETURNED and ctx.exact and not self.is_last:
+                forgotten.setdefault(held.id.data_peer, []).append(held.id)
+            elif held.handoff is Handoff.AWAITING or (
+                held.handoff is Handoff.PUSHING and ctx.now - held.handed_on_at > 2 * seconds
+            ):
+                held.note(f"{peer} does not hold it", ctx.now)
+                self._try_again(held)
+        for data_peer, microbatches in sorted(forgotten.items()):
+            ctx.emit(Send(data_peer, Missing(peer, self.target, tuple(microbatches))))
+
+    def _try_again(self, held: Held) -> None:
+        """Push to the same peer, which lives but has forgotten, or whose transfer went astray."""
+        ctx = self.ctx
+        if held.handoff is Handoff.PUSHING:
+            ctx.end_push(held.push_token, cancel=True)
+        for what in ("push", "complete", "backward"):
+            ctx.cancel_timer(what, held.name)
+        if held.lost_at is None:
+            held.lost_at = ctx.now
+        if held.ahead and held.successor is not None:
+            held.ahead = (held.successor, *held.ahead[1:])
+        self._to_routing(held)
+        self._route(held)
+
+    def _repair(self, held: Held, peer: PeerId, reason: str, ahead: tuple[PeerId, ...] = ()) -> None:
+        ctx = self.ctx
+        done = held.handoff is Handoff.RETURNED or held.phase is Phase.DONE
+        kind = "aggregation" if done else "backward" if held.beyond else "forward"
+        if held.handoff is Handoff.PUSHING:
+            ctx.end_push(held.push_token, cancel=True)
+        for what in ("push", "complete", "backward"):
+            ctx.cancel_timer(what, held.name)
+        if held.lost_at is None:
+            held.lost_at = ctx.liveness.silent_since(peer, ctx.now)
+        path = ahead or (held.done_by[1:] if done else (held.beyond,) if held.beyond else held.ahead[1:])
+        held.ahead = (peer, *path)
+        held.tried.add(peer)
+        held.successor = held.beyond = None
+        ctx.emit(Send(peer, Superseded(held.id, (*held.attempt, held.handed))))
+        ctx.report("recovery", kind=kind, microbatch=held.name, lost=peer, reason=reason)
+        self._to_routing(held)
+        self._route(held)
+
+    def _to_routing(self, held: Held) -> None:
+        held.to_handoff(Handoff.ROUTING, self.ctx.now)
+        self._routing.add(held.id)
+
+    def _push_deadline_s(self, held: Held) -> float:
+        deadline_s = self.ctx.timings.deadline_s(("push", held.successor), PUSH_PRIOR_S)
+        return deadline_s * 2.0 ** min(held.asked, MOST_PUSH_DOUBLINGS)
 
     def _observe(self, held: Held, peer: PeerId, seconds: float | None, failure: str) -> None:
         ctx = self.ctx
-        if self.target <= ctx.stages:
+        if not self.is_last:
             hop = HopObservation(held.id, ctx.me, peer, self.target, False, seconds, failure)
             ctx.router.observe_hop(hop, ctx.now)

@@ -23,16 +23,27 @@ from gwtf_p2p.simulation.directory import Directory
 from gwtf_p2p.simulation.kernel import Kernel
 from gwtf_p2p.simulation.links import Links, Transfer
 
+KEPT_VERSIONS = 4
+"""Checkpoints that a peer keeps, what it works with included."""
+
 REQUEST_TIMEOUT_S = 3.0
 """After which an unanswered small message counts as failed, as in the live transport."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Bytes of one boundary activation (its gradient is as large) and of one stage's averaged gradient."""
+    """Bytes of one boundary activation (its gradient is as large), one stage's gradient, and its weights with their optimizer.
+
+    `stage_state_bytes` 0 means three times the gradient: the weights and two moments of the same size.
+    """
 
     microbatch_bytes: int
     stage_gradient_bytes: int
+    stage_state_bytes: int = 0
+
+    @property
+    def state_bytes(self) -> int:
+        return self.stage_state_bytes or 3 * self.stage_gradient_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +57,8 @@ class Speed:
 class SimulatedPeer:
     """A state machine and the little that the world must know about the computer that it runs on.
 
-    `device_s` is how long the device has computed, work cut off by a crash included.
+    `device_s` is how long the device has computed, work cut off by a crash included. `kept` are the versions of its
+    weights that it could give: the last is what it works with, the others are checkpoints.
     """
 
     machine: RelayPeer | DataPeer
@@ -61,6 +73,8 @@ class SimulatedPeer:
     line_bytes_per_s: float = 0.0
     busy_since: float | None = None
     device_s: float = 0.0
+    kept: list[int] = field(default_factory=list)
+    download: int = 0
 
     @property
     def id(self) -> PeerId:
@@ -77,6 +91,14 @@ class Span:
     began: float
     ended: float
     to: PeerId | None = None
+
+
+@dataclass
+class _Round:
+    """One average: who is ready, since when."""
+
+    close: Close
+    ready: dict[PeerId, float] = field(default_factory=dict)
 
 
 class World:
@@ -101,15 +123,21 @@ class World:
         self._record_period_s = record_period_s
         self._shown_at = -1.0
         self._transfers: dict[tuple[PeerId, int], Transfer] = {}
-        self._rounds: dict[tuple[int, int, int], dict[PeerId, float]] = {}
+        self._accepted: dict[tuple[PeerId, int], ev.Push] = {}
+        self._rounds: dict[str, _Round] = {}
 
     # ---- peers and faults
 
     def add(self, peer: SimulatedPeer) -> None:
+        """A new peer, or one that was killed and is to start again."""
+        former = self.peers.get(peer.id)
+        peer.kept = former.kept if former is not None else peer.kept
         self.peers[peer.id] = peer
 
     def start(self, peer: SimulatedPeer, weights_version: int = 0) -> None:
         """Bring a peer up: it starts, publishes, and looks at the records from now on."""
+        if weights_version not in peer.kept:
+            peer.kept.append(weights_version)
         self._feed(peer, ev.Started(weights_version))
         self._republish(peer)
         self._show(peer)
@@ -125,15 +153,18 @@ class World:
             if peer_id in (sender, transfer.receiver):
                 self.links.stop(transfer)
                 self._transfers.pop((sender, token))
+                push = self._accepted.pop((sender, token), None)
                 if transfer.receiver == peer_id:
                     self._later(transfer.sender, peer_id, ev.PushFailed(token, "connection reset"))
+                elif push is not None:
+                    self._later(push.to, peer_id, ev.DeliveryBroken(peer_id, push.message, "connection reset"))
         for other in self.peers.values():
             if peer_id in other.watching:
                 other.watching.discard(peer_id)
                 self._later(other.id, peer_id, ev.WatchBroken(peer_id, "connection reset"))
-        for round_key, members in list(self._rounds.items()):
-            if peer_id in members:
-                self._fail_round(round_key, peer_id, "connection reset")
+        for key, round_ in list(self._rounds.items()):
+            if peer_id in round_.ready:
+                self._fail_round(key, peer_id, "connection reset")
 
     def freeze(self, peer_id: PeerId) -> None:
         """The process is stopped: it says nothing and computes nothing, and its connections stay open."""
@@ -159,12 +190,13 @@ class World:
         if self.on_event is not None:
             self.on_event(peer.id, event, now)
         for effect in peer.machine.handle(event, now):
-            self._carry_out(peer, effect)
+            if peer.alive:
+                self._carry_out(peer, effect)
 
     def _later(self, to: PeerId, about: PeerId, event: ev.Event, hops: int = 1) -> None:
         """Feed an event to `to` after one latency (or more) of its path to `about`."""
-        delay = hops * self.links.latency_s(about, to)
-        self.kernel.after(delay, lambda: self._feed(self.peers[to], event))
+        delay, peer = hops * self.links.latency_s(about, to), self.peers[to]
+        self.kernel.after(delay, lambda: self._feed(peer, event))
 
     def _show(self, peer: SimulatedPeer) -> None:
         """Let a peer see the records that are visible now."""
@@ -199,9 +231,7 @@ class World:
             case ev.Push():
                 self._push(peer, effect)
             case ev.CancelPush(token):
-                transfer = self._transfers.pop((peer.id, token), None)
-                if transfer is not None:
-                    self.links.stop(transfer)
+                self._cancel_push((peer.id, token))
             case ev.Send(to, message):
                 self._send(peer, to, message)
             case ev.Ask():
@@ -218,8 +248,13 @@ class World:
                 peer.watching.discard(other)
             case ev.Average(close):
                 self._average(peer, close)
+            case ev.CancelAverage(iteration, attempt):
+                self._cancel_average(peer, iteration, attempt)
             case ev.Step(iteration, _):
+                peer.kept = [*peer.kept, iteration + 1][-KEPT_VERSIONS:]
                 self.kernel.after(0.0, lambda: self._feed(peer, ev.Stepped(iteration)))
+            case ev.Download():
+                self._download(peer, effect)
             case ev.Publish():
                 self._publish(peer)
             case ev.Report():
@@ -263,10 +298,10 @@ class World:
 
     def _send(self, peer: SimulatedPeer, to: PeerId, message: ControlMessage) -> None:
         self.messages += 1
-        target = self.peers[to]
         delay = self.links.latency_s(peer.id, to)
 
         def arrive() -> None:
+            target = self.peers[to]
             if not target.alive:
                 self._later(peer.id, to, ev.SendFailed(to, message, "connection refused"))
             elif target.frozen:
@@ -280,10 +315,11 @@ class World:
 
     def _ask(self, peer: SimulatedPeer, ask: ev.Ask) -> None:
         self.messages += 1
-        target, asked_at = self.peers[ask.peer], self.kernel.now
+        asked_at = self.kernel.now
         latency = self.links.latency_s(peer.id, ask.peer)
 
         def arrive() -> None:
+            target = self.peers[ask.peer]
             if not target.alive:
                 self._later(peer.id, ask.peer, ev.CheckFailed(ask.peer, "connection refused", silent=False))
             elif target.frozen or 2 * latency > ask.deadline_s:
@@ -339,17 +375,17 @@ class World:
         answer = next(e for e in effects if isinstance(e, ev.Answer))
         if answer.verdict is not Verdict.ACCEPTED:
             self._drop(key)
+        else:
+            self._accepted[key] = push
         self._later(sender, push.to, ev.PushAnswered(push.token, answer.verdict, answer.detail))
         for effect in effects:
             self._carry_out(target, effect)
 
     def _arrived(self, key: tuple[PeerId, int], push: ev.Push, began: float) -> None:
         transfer = self._transfers.pop(key, None)
+        self._accepted.pop(key, None)
         target, sender = self.peers[push.to], self.peers[key[0]]
-        if transfer is None or not target.alive:
-            return
-        if not sender.alive:
-            self._feed(target, ev.DeliveryBroken(key[0], push.message, "connection reset"))
+        if transfer is None or not target.alive or not sender.alive:
             return
         if self.on_span is not None:
             what = type(push.message).__name__.lower()
@@ -357,6 +393,14 @@ class World:
         self._feed(target, ev.Delivered(key[0], push.message))
         if not target.frozen:
             self._later(key[0], push.to, ev.PushDelivered(push.token, self.kernel.now - began))
+
+    def _cancel_push(self, key: tuple[PeerId, int]) -> None:
+        transfer = self._transfers.pop(key, None)
+        push = self._accepted.pop(key, None)
+        if transfer is not None:
+            self.links.stop(transfer)
+        if push is not None:
+            self._later(push.to, key[0], ev.DeliveryBroken(key[0], push.message, "cancelled"))
 
     def _drop(self, key: tuple[PeerId, int], keep: bool = False) -> None:
         """Stop a transfer; `keep` when the sender does not learn of it (a frozen receiver)."""
@@ -370,15 +414,14 @@ class World:
 
     def _average(self, peer: SimulatedPeer, close: Close) -> None:
         """A group's round begins when its last member is ready, and all end together."""
-        key = (close.iteration, close.attempt, close.stage)
-        ready = self._rounds.setdefault(key, {})
-        ready[peer.id] = self.kernel.now
+        round_ = self._rounds.setdefault(close.key, _Round(close))
+        round_.ready[peer.id] = self.kernel.now
         dead = [m for m in close.members if not self.peers[m].alive]
         if dead:
-            self._later(peer.id, dead[0], self._round_failed(key, dead[0], "connection refused"))
-            return
-        if len(ready) == len(close.members):
-            self.kernel.after(self.round_s(close.members), lambda: self._finish_round(key, close))
+            failed = ev.AverageFailed(close.iteration, close.attempt, "connection refused", dead[0])
+            self._later(peer.id, dead[0], failed)
+        elif len(round_.ready) == len(close.members):
+            self.kernel.after(self.round_s(close.members), lambda: self._finish_round(round_))
 
     def round_s(self, members: Sequence[PeerId]) -> float:
         """Butterfly all-reduce: each member sends and receives 2 (n - 1) / n of the gradient; slowest pair counts."""
@@ -392,22 +435,54 @@ class World:
         latency = max(self.links.latency_s(a, b) for a, b in pairs)
         return 2 * (n - 1) / n * self.sizes.stage_gradient_bytes / bandwidth + 2 * latency
 
-    def _finish_round(self, key: tuple[int, int, int], close: Close) -> None:
-        ready = self._rounds.pop(key, None)
-        if ready is None:
+    def _finish_round(self, round_: _Round) -> None:
+        close = round_.close
+        if self._rounds.get(close.key) is not round_:
             return
+        del self._rounds[close.key]
         if self.on_span is not None:
-            for member, since in ready.items():
+            for member, since in round_.ready.items():
                 self.on_span(Span(member, "average", f"iteration {close.iteration}", since, self.kernel.now))
-        digest = f"{close.iteration}.{close.attempt}.{close.stage}.{close.total}"
-        for member, since in sorted(ready.items()):
-            self._feed(self.peers[member], ev.AverageDone(key[0], key[1], digest, self.kernel.now - since))
+        digest = f"{close.key}.{close.total}"
+        for member, since in sorted(round_.ready.items()):
+            done = ev.AverageDone(close.iteration, close.attempt, digest, self.kernel.now - since)
+            self._feed(self.peers[member], done)
 
-    def _fail_round(self, key: tuple[int, int, int], suspect: PeerId, reason: str) -> None:
-        for member in sorted(self._rounds.pop(key)):
-            if member != suspect:
-                self._later(member, suspect, self._round_failed(key, suspect, reason))
+    def _fail_round(self, key: str, at: PeerId, reason: str, suspect: bool = True) -> None:
+        round_ = self._rounds.pop(key)
+        failed = ev.AverageFailed(round_.close.iteration, round_.close.attempt, reason, at if suspect else None)
+        for member in sorted(round_.ready):
+            if member != at:
+                self._later(member, at, failed)
 
-    def _round_failed(self, key: tuple[int, int, int], suspect: PeerId, reason: str) -> ev.AverageFailed:
-        return ev.AverageFailed(key[0], key[1], reason, suspect)
+    def _cancel_average(self, peer: SimulatedPeer, iteration: int, attempt: int) -> None:
+        for key, round_ in list(self._rounds.items()):
+            if peer.id in round_.ready and (round_.close.iteration, round_.close.attempt) == (iteration, attempt):
+                self._fail_round(key, peer.id, "withdrawn", suspect=False)
 
+    # ---- state
+
+    def _download(self, peer: SimulatedPeer, download: ev.Download) -> None:
+        """From all donors at once, each over its own idle line; without donors from an own checkpoint."""
+        peer.download += 1
+        number, version = peer.download, download.version
+        donors = [d for d in download.donors if self._can_give(d, version)]
+        rate = sum(self.links.idle_bandwidth(donor, peer.id) for donor in donors)
+        own_line = self.links.line_bytes_per_s.get(peer.id)
+        latency = max((self.links.latency_s(peer.id, d) + self.links.latency_s(d, peer.id) for d in donors), default=0.0)
+        seconds = self.sizes.state_bytes / min(rate, own_line or rate) + latency if donors else 0.0
+
+        def finish() -> None:
+            if peer.download != number:
+                return
+            if any(self._can_give(donor, version) for donor in donors) or version in peer.kept:
+                peer.kept = [*(v for v in peer.kept if v < version), version][-KEPT_VERSIONS:]
+                self._feed(peer, ev.Downloaded(version))
+            else:
+                self._feed(peer, ev.DownloadFailed(f"nobody has version {version}"))
+
+        self.kernel.after(seconds, finish)
+
+    def _can_give(self, donor: PeerId, version: int) -> bool:
+        peer = self.peers[donor]
+        return peer.alive and not peer.frozen and version in peer.kept

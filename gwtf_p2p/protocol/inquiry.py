@@ -1,0 +1,110 @@
+"""What a new leader concludes from where everybody stands. The rule is stated and justified in `aggregation`.
+
+Two more cases. Peers that are *ahead* have had a commit that others missed: whoever has prepared the same attempt gets it
+now, and a leader that has not is behind, if those ahead can go on alone, that is if there is one in every stage. If not, they
+are *strays*: a commit that reached too few (or a restart from too old a checkpoint), and they have to come back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.messages import Ballot, Close, Commit, Standing
+
+Replies = dict[PeerId, Standing]
+
+
+@dataclass
+class Inquiry:
+    """Asking everybody where they stand, with a number that bars lower attempts."""
+
+    number: int
+    asked: set[PeerId]
+    replies: Replies = field(default_factory=dict)
+
+    def waiting_for(self) -> list[PeerId]:
+        return sorted(self.asked - self.replies.keys())
+
+    def note(self, sender: PeerId, standing: Standing, iteration: int, me: PeerId) -> bool:
+        """Take an answer; False for what was said before the question was heard."""
+        concerned = standing.version == iteration and not standing.joining
+        if sender not in self.asked or (concerned and (standing.promised or Ballot(0, me)) < Ballot(self.number, me)):
+            return False
+        self.replies[sender] = standing
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`commit` goes to `to_commit`. `behind`: the swarm has gone on without the leader. `refused`: somebody leads higher."""
+
+    reason: str
+    commit: Commit | None = None
+    to_commit: tuple[PeerId, ...] = ()
+    behind: bool = False
+    refused: Ballot | None = None
+    strays: tuple[PeerId, ...] = ()
+
+
+def decide(inquiry: Inquiry, iteration: int, stages: int, me: PeerId) -> Outcome:
+    """Everybody who can be reached has answered: commit an attempt, step back, or begin a new one."""
+    here = {peer: s for peer, s in inquiry.replies.items() if s.version == iteration and not s.joining}
+    ahead = {peer: s for peer, s in inquiry.replies.items() if s.version > iteration and not s.joining}
+    if ahead:
+        outcome = _when_some_are_ahead(here, ahead, iteration, stages, me)
+        if outcome is not None:
+            return outcome
+    refused = max((s.promised for s in here.values() if s.promised is not None), default=None)
+    if refused is not None and refused > Ballot(inquiry.number, me):
+        return Outcome(f"attempt {refused.attempt} of {refused.leader} is ahead", refused=refused)
+    prepared = {s.close.ballot for s in here.values() if s.prepared and s.close is not None}
+    if not prepared:
+        return Outcome(f"nobody of {len(here)} has prepared anything", strays=tuple(sorted(ahead)))
+    ballot = max(prepared)
+    doubt = _why_not_committed(inquiry.replies, iteration, stages, ballot)
+    if doubt is not None:
+        return Outcome(doubt, strays=tuple(sorted(ahead)))
+    ready = _ready(here, ballot)
+    reason = f"all {len(ready)} that answer have prepared attempt {ballot.attempt} of {ballot.leader}"
+    return Outcome(reason, _commit_of(here, ballot), ready, behind=me not in ready)
+
+
+def _when_some_are_ahead(here: Replies, ahead: Replies, iteration: int, stages: int, me: PeerId) -> Outcome | None:
+    first = min(ahead)
+    reason = f"{first} is at iteration {ahead[first].version}"
+    for ballot in sorted({s.committed for s in ahead.values() if s.version == iteration + 1 and s.committed is not None}):
+        ready = _ready(here, ballot)
+        if ready:
+            return Outcome(reason, _commit_of(here, ballot), ready, behind=me not in ready)
+    if {s.stage for s in ahead.values()} == set(range(stages + 1)):
+        return Outcome(reason, behind=True)
+    return None
+
+
+def _why_not_committed(replies: Replies, iteration: int, stages: int, ballot: Ballot) -> str | None:
+    """Evidence that an attempt was not committed and will not be; None when it may have been."""
+    attempt = f"attempt {ballot.attempt} of {ballot.leader}"
+    ready = {p: s for p, s in replies.items() if s.version == iteration and not s.joining and _has_prepared(s, ballot)}
+    closes = [s.close for s in ready.values() if s.close is not None]
+    lacking = sorted(p for close in closes for p in close.members if p in replies and p not in ready)
+    if lacking:
+        return f"{lacking[0]} has not prepared {attempt}"
+    for stage in range(stages + 1):
+        digests = {s.digest for s in ready.values() if s.stage == stage}
+        if len(digests) != 1:
+            return f"stage {stage} has {len(digests)} averages of {attempt}"
+    return None
+
+
+def _has_prepared(standing: Standing, ballot: Ballot) -> bool:
+    return standing.prepared and standing.close is not None and standing.close.ballot == ballot
+
+
+def _ready(here: Replies, ballot: Ballot) -> tuple[PeerId, ...]:
+    return tuple(sorted(peer for peer, standing in here.items() if _has_prepared(standing, ballot)))
+
+
+def _commit_of(here: Replies, ballot: Ballot) -> Commit:
+    closes: list[Close] = [s.close for s in here.values() if s.close is not None and s.close.ballot == ballot]
+    return Commit(closes[0].iteration, closes[0].attempt, closes[0].leader, closes[0].mean_loss)

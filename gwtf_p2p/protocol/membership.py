@@ -1,0 +1,206 @@
+"""Coming, catching up and leaving: which iteration does the swarm work on, and does this peer take part in it?
+
+JOINING: the program has started. If no data peer answers and nobody's record is ahead, this peer is as far as anybody:
+it is ONLINE at once (so a fresh run begins). Otherwise it says where it stands to the data peers, and the leader welcomes it.
+SYNCING: it follows the iterations (as a member of its stage group with an empty share) while it downloads the weights of the
+first of them, then applies the averages it has kept. ONLINE: its weights are those of the iteration. A peer that finds itself
+behind says so, and is welcomed anew. DRAINING: it takes nothing new and leaves when its counted work is committed.
+"""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.aggregation import Member
+from gwtf_p2p.protocol.context import Context
+from gwtf_p2p.protocol.events import Download, Publish, Send
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
+from gwtf_p2p.protocol.messages import Welcome
+from gwtf_p2p.protocol.records import PeerState
+
+SEEK_S = 1.0
+MOST_SEEK_S = 8.0
+"""Between two attempts to find the swarm: each twice as long as the one before, as nothing else changes meanwhile."""
+
+
+class Membership:
+    """Of one peer. `welcomed`: the leader (or the absence of one) lets this peer take part."""
+
+    def __init__(self, context: Context, member: Member) -> None:
+        self.ctx, self.member = context, member
+        self.state = PeerState.JOINING
+        self.welcomed = False
+        self.drained = False
+        self._seek_s = SEEK_S
+        self._introduced = False
+        self._downloading: int | None = None
+        self._said_missing = -1
+
+    @property
+    def published_state(self) -> PeerState:
+        """What the record says: a peer whose weights are old does not serve."""
+        if self.state is PeerState.ONLINE and self.member.out_of_step:
+            return PeerState.SYNCING
+        return self.state
+
+    @property
+    def serves(self) -> bool:
+        return self.state is PeerState.ONLINE and not self.member.out_of_step
+
+    def started(self, event: ev.Started) -> None:
+        self.member.version = self.member.weights = event.weights_version
+        self.ctx.incarnation = event.incarnation or int(self.ctx.now * 1000)
+        if self.ctx.view is not None:
+            self.seek()
+
+    def view_changed(self) -> None:
+        """The first records decide whether to wait for a welcome; later ones may show that the swarm has gone on."""
+        if self.state is PeerState.JOINING and not self.ctx.is_armed("seek", ""):
+            self.seek()
+        elif self.serves:
+            self._introduce()
+            ahead = self._newest_version()
+            if ahead > self.member.version:
+                self.doubt()
+
+    def data_peers(self) -> list[PeerId]:
+        """Other data peers that may know more."""
+        ctx = self.ctx
+        known = set(self.member.data_peers or ()) | set(ctx.view.data_peers if ctx.view else ())
+        return sorted(p for p in known if p != ctx.me and not ctx.liveness.is_lost(p))
+
+    def doubt(self) -> None:
+        """Somebody seems to be further: say where this peer stands, and who knows better will answer."""
+        if not self.ctx.is_armed("doubt", "") and not self.member.stepping:
+            self.ctx.start_timer("doubt", "", SEEK_S)
+            self.say()
+
+    def say(self) -> None:
+        """Where this peer stands, to all data peers."""
+        for peer in self.data_peers():
+            self.ctx.emit(Send(peer, self.member.standing()))
+
+    def seek(self) -> None:
+        """Find the iteration that the swarm works on."""
+        ctx, member = self.ctx, self.member
+        ahead = self._newest_version()
+        if self.data_peers():
+            self.say()
+        elif ahead <= member.weights and not member.behind:
+            self._online(welcomed=True)
+            return
+        elif ctx.stage == DATA_STAGE:
+            self._download(max(ahead, member.weights), ())
+        ctx.start_timer("seek", "", self._seek_s)
+        self._seek_s = min(2 * self._seek_s, MOST_SEEK_S)
+
+    def timer(self, what: str) -> None:
+        if what == "seek" and (self.state is PeerState.JOINING or self.member.behind):
+            self.seek()
+
+    def fell_behind(self) -> None:
+        self.welcomed = False
+        self._downloading = None
+        self._seek_s = SEEK_S
+        self.seek()
+
+    def welcome(self, sender: PeerId, message: Welcome) -> None:
+        """The leader takes this peer in, from this iteration on."""
+        ctx, member = self.ctx, self.member
+        if self.serves and message.iteration < member.version and not message.back:
+            return
+        in_step = message.iteration == member.version == member.weights and not member.behind
+        if in_step:
+            self._online(welcomed=True)
+        elif message.iteration != member.version or member.behind or self._downloading is None:
+            ctx.cancel_timer("seek", "")
+            member.follow(message.iteration)
+            if self.state is PeerState.JOINING:
+                self.state = PeerState.ONLINE
+            ctx.report("catching_up", iteration=message.iteration, donors=list(message.donors))
+            self._download(message.iteration, message.donors)
+            ctx.emit(Publish())
+
+    def downloaded(self, event: ev.Downloaded) -> None:
+        if self._downloading is None:
+            return
+        self._downloading = None
+        if self.member.joining or self.member.behind:
+            self.member.follow(event.version)  # no data peer was there to welcome this one
+            self.welcomed = True
+        if not self.member.downloaded(event.version):
+            self._give_up(f"the weights of iteration {event.version} came too late")
+        elif not self.member.syncing:
+            self.caught_up()
+
+    def download_failed(self, event: ev.DownloadFailed) -> None:
+        ctx, wanted = self.ctx, self._downloading
+        if wanted is None:
+            return
+        self._report_missing(wanted)
+        self._downloading = None
+        alone = ctx.stage == DATA_STAGE and not self.data_peers() and (self.member.joining or self.member.behind)
+        if alone and 0 <= self.member.weights < wanted:
+            ctx.report("going_back", version=self.member.weights, wanted=wanted)
+            self._download(self.member.weights, ())
+        else:
+            self._give_up(event.reason)
+
+    def caught_up(self) -> None:
+        """All averages are applied: this peer has the weights of the iteration."""
+        self.ctx.report("caught_up", version=self.member.version)
+        self._online(welcomed=self.welcomed)
+        self.say()
+
+    def drain(self) -> None:
+        if self.state is not PeerState.DRAINING:
+            self.state = PeerState.DRAINING
+            self.ctx.report("draining", held=len(self.ctx.held))
+            self.ctx.emit(Publish())
+
+    def drained_when(self, nothing_left: bool) -> None:
+        """Leave once: the peers that are told do not wait for this one any more."""
+        if self.state is PeerState.DRAINING and nothing_left and not self.drained:
+            self.drained = self.member.leaving = True
+            self.ctx.report("drained", version=self.member.version)
+            self.say()
+            self.ctx.emit(Publish())
+
+    def _give_up(self, reason: str) -> None:
+        self.ctx.report("download_failed", reason=reason)
+        member = self.member
+        if not member.behind and not member.joining:
+            member.fall_behind(reason, member.weights)
+            member.fell_behind = False
+        self.ctx.start_timer("seek", "", self._seek_s)
+        self._seek_s = min(2 * self._seek_s, MOST_SEEK_S)
+
+    def _download(self, version: int, donors: tuple[PeerId, ...]) -> None:
+        if self._downloading != version:
+            self._downloading = version
+            self.ctx.emit(Download(version, donors))
+
+    def _online(self, welcomed: bool) -> None:
+        self.ctx.cancel_timer("seek", "")
+        self.member.joining = False
+        self.welcomed = welcomed
+        self._seek_s = SEEK_S
+        if self.state is PeerState.JOINING:
+            self.state = PeerState.ONLINE
+        self.ctx.emit(Publish())
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Once: a leader knows whom it has heard of."""
+        if not self._introduced and self.data_peers():
+            self._introduced = True
+            self.say()
+
+    def _newest_version(self) -> int:
+        view, ctx = self.ctx.view, self.ctx
+        others = view.records.values() if view is not None else ()
+        return max((r.weights_version for r in others if r.peer != ctx.me and not ctx.liveness.is_lost(r.peer)), default=0)
+
+    def _report_missing(self, version: int) -> None:
+        if self._said_missing != version:
+            self._said_missing = version
+            self.ctx.report("version_missing", stage=self.ctx.stage, version=version, have=self.member.weights)
