@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from gwtf_p2p.simulation.averaging import round_seconds
 from gwtf_p2p.simulation.build import Swarm
 from gwtf_p2p.simulation.path_times import PathTimes, path_times
 from gwtf_p2p.simulation.program import Program
@@ -46,7 +47,7 @@ def bound_of(swarm: Swarm) -> Bound:
     model = swarm.scenario.model
     times = path_times(list(swarm.drawn.values()), swarm.links, model.microbatch_bytes)
     demand = model.microbatches_per_data_peer
-    program = Program(times, model.microbatch_bytes, demand, queues=swarm.arm.kind.unbounded_queues)
+    program = Program(times, model.microbatch_bytes, demand, queues=swarm.arm.queues)
     closing_s = _closing_s(swarm)
     span_s = _least_span_s(program, times, demand)
     return Bound(program.most(math.inf) * program.data_peers, span_s + closing_s, closing_s)
@@ -59,7 +60,7 @@ def _closing_s(swarm: Swarm) -> float:
     leader = min(groups[0])
     rounds = [
         max(links.latency_s(leader, m) for m in group)
-        + swarm.world.round_s(group)
+        + round_seconds(links, group, swarm.scenario.model.stage_gradient_bytes)
         + max(links.latency_s(m, leader) for m in group)
         for group in groups
     ]

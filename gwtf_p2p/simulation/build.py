@@ -9,8 +9,9 @@ A relay times one microbatch of each pass before it goes online, so its first re
 
 **Memory** is the same choice in all arms of a comparison. LIMITED: activations are kept from forward to backward, and a relay's
 capacity is what it has room for. A router's relays refuse what does not fit; SWARM's, which know no refusal, take it into an
-unbounded queue of inputs (free memory that the others do not get) and compute its forward when there is room. RECOMPUTED: no
-activations are kept, so nothing limits, and every backward is preceded by another forward. UNLIMITED: kept, without limit.
+unbounded queue of inputs (free memory that the others do not get) and compute its forward when there is room. STRICT: the same,
+but SWARM's relays refuse as well. RECOMPUTED: no activations are kept, so nothing limits, and every backward is preceded by
+another forward. UNLIMITED: kept, without limit.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Memory(Enum):
     """See the module docstring."""
 
     LIMITED = "limited"
+    STRICT = "strict"
     RECOMPUTED = "recomputed"
     UNLIMITED = "unlimited"
 
@@ -58,6 +60,11 @@ class Arm:
     @property
     def kind(self) -> RouterKind:
         return router_kind(self.router)
+
+    @property
+    def queues(self) -> bool:
+        """Relays refuse nothing."""
+        return self.kind.unbounded_queues and self.memory is not Memory.STRICT
 
 
 @dataclass
@@ -85,7 +92,7 @@ class Swarm:
             machine = DataPeer(context, config)
             timed = (ev.Work.EMBED, ev.Work.LOSS)
         else:
-            machine = RelayPeer(context, drawn.capacity, queues=arm.kind.unbounded_queues)
+            machine = RelayPeer(context, drawn.capacity, queues=arm.queues)
             timed = (ev.Work.FORWARD, ev.Work.BACKWARD)
         seconds = drawn.work_seconds()
         for work in timed:
@@ -128,7 +135,7 @@ def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, 
 
 def _with_memory(peer: DrawnPeer, memory: Memory, scenario: Scenario) -> DrawnPeer:
     """What cannot be exceeded does not limit: all microbatches of an iteration at one relay."""
-    if peer.stage == DATA_STAGE or memory is Memory.LIMITED:
+    if peer.stage == DATA_STAGE or memory in (Memory.LIMITED, Memory.STRICT):
         return peer
     capacity = scenario.data_peers * scenario.model.microbatches_per_data_peer
     again_s = peer.forward_s if memory is Memory.RECOMPUTED else 0.0
