@@ -21,7 +21,7 @@ from enum import Enum
 
 import numpy as np
 
-from gwtf_p2p.protocol.flow import FAR, FlowResult, IntArray, LayeredNetwork, solve
+from gwtf_p2p.protocol.flow import FAR, NO_ARC, FlowResult, IntArray, LayeredNetwork, solve
 from gwtf_p2p.protocol.flow_columns import Budget, Pricer, Room, dive, lower_bound_us, relax
 from gwtf_p2p.protocol.flow_descent import ALL_MOVES, SMALL_MOVES, costs_of, cut_change, descend, in_order, value
 from gwtf_p2p.protocol.flow_master import FloatArray
@@ -63,27 +63,26 @@ THOROUGH = Effort(base=4_000_000_000, rounds=100, most=40_000_000_000, gap=0.0, 
 @dataclass(frozen=True, eq=False, slots=True)
 class JointFlows:
     """`flows` has one row per flow, as in `flow_descent`. `lower_bound_us` holds for every plan with as many flows, and no plan
-    has more than `most_flows`."""
+    has more than `most_flows`. `prices` are the relays' dual prices per stage."""
 
     status: JointStatus
     flows: IntArray
     cost_us: int
     lower_bound_us: int
     most_flows: int
+    prices: tuple[FloatArray, ...]
 
 
 def solve_joint(problem: Problem, effort: Effort | None = None) -> JointFlows:
     """Plan all data peers' flows together."""
     together = solve(problem.network(), problem.demand)
+    prices = tuple(p.astype(np.float64) for p in together.to_sink.prices()[1:-1])
     if together.units == 0:
         empty = np.zeros((0, problem.stages + 2), dtype=np.int64)
-        return JointFlows(JointStatus.EMPTY, empty, 0, 0, 0)
-    if len(problem.data_peers) == 1:
-        flows = np.array(together.paths(), dtype=np.int64)
-        return JointFlows(JointStatus.OPTIMAL, flows, together.cost, together.cost, together.units)
+        return JointFlows(JointStatus.EMPTY, empty, 0, 0, 0, prices)
     flows = bring_home(problem, together)
     if value(problem, flows) == (-together.units, together.cost):
-        return JointFlows(JointStatus.OPTIMAL, flows, together.cost, together.cost, together.units)
+        return JointFlows(JointStatus.OPTIMAL, flows, together.cost, together.cost, together.units, prices)
     return _improve(problem, together, descend(problem, flows, SMALL_MOVES), effort or Effort())
 
 
@@ -115,7 +114,8 @@ def _improve(problem: Problem, together: FlowResult, flows: IntArray, effort: Ef
     units, cost = len(flows), int(costs_of(problem, flows).sum())
     bound = min(bounds.at(units), cost)
     status = JointStatus.OPTIMAL if (units, cost) == (room.most, bound) else JointStatus.BOUNDED
-    return JointFlows(status, flows, cost, bound, room.most)
+    best = max(prices, key=lambda candidate: lower_bound_us(problem, candidate, units) % NO_ARC)
+    return JointFlows(status, flows, cost, bound, room.most, best)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

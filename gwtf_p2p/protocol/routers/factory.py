@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from hashlib import sha256
+from random import Random
 from typing import Any
 
 from gwtf_p2p.protocol.errors import InputError
@@ -33,6 +34,10 @@ class RouterKind:
 KINDS = {
     kind.name: kind
     for kind in (
+        RouterKind("gwtf"),
+        RouterKind("greedy"),
+        RouterKind("random"),
+        RouterKind("optimal"),
         RouterKind("swarm", unbounded_queues=True),
         RouterKind("swarm+rebalance", unbounded_queues=True, rebalances=True),
         RouterKind("swarm-hub", unbounded_queues=True, star=True),
@@ -53,7 +58,13 @@ def default_config(name: str) -> Any:
         from gwtf_p2p.protocol.routers.swarm import PAPER
 
         return PAPER
-    raise AssertionError(name)
+    if name in ("greedy", "random"):
+        from gwtf_p2p.protocol.routers.greedy import HopConfig
+
+        return HopConfig()
+    from gwtf_p2p.protocol.routers.gwtf import GwtfConfig
+
+    return GwtfConfig()
 
 
 def make_router(name: str, config: Any, seed: int, me: PeerId) -> Router:
@@ -65,8 +76,23 @@ def make_router(name: str, config: Any, seed: int, me: PeerId) -> Router:
     if router_kind(name).unbounded_queues:
         from gwtf_p2p.protocol.routers.swarm import SwarmRouter
 
-        return SwarmRouter(config, int.from_bytes(sha256(f"{seed}/{me}".encode()).digest()[:8]))
-    raise AssertionError(name)
+        return SwarmRouter(config, _own_seed(seed, me))
+    if name == "greedy":
+        from gwtf_p2p.protocol.routers.greedy import GreedyRouter
+
+        return GreedyRouter(config)
+    if name == "random":
+        from gwtf_p2p.protocol.routers.random import RandomRouter
+
+        return RandomRouter(Random(_own_seed(seed, me)), config)
+    from gwtf_p2p.protocol.routers.gwtf import GwtfRouter
+    from gwtf_p2p.protocol.routers.optimal import optimal_router
+
+    return optimal_router(me, config) if name == "optimal" else GwtfRouter(me, config)
+
+
+def _own_seed(seed: int, me: PeerId) -> int:
+    return int.from_bytes(sha256(f"{seed}/{me}".encode()).digest()[:8])
 
 
 def configure(name: str, settings: Mapping[str, str]) -> Any:

@@ -1,0 +1,179 @@
+"""`gwtf`: flows computed locally from the records (GWTF, arXiv 2509.21221; DESIGN section 4).
+
+Every data peer plans the flows of *all* data peers on its own view and takes its own share. The plan depends on nothing but
+the views (sorted ids, integer costs, explicit ties), so peers that saw the same views hold the same plan without talking;
+where views differ, the relay's verdict decides. Rules:
+
+- A flow carries one microbatch at a time. `route` at the data peer hands out the cheapest free flow, `observe_end` frees it.
+- When the relays cannot carry all demands, these are cut in proportion first (`plan.with_fair_demands`): an iteration ends
+  only when every data peer's microbatches are back. A data peer without any flow sends one microbatch at a time through
+  whatever room the records show.
+- A repair (an exclusion, or any request from a relay) takes the cheapest way through the stages asked for among peers with
+  room, on to `rejoin` or to the data peer. It changes this microbatch's route, not the plan: the plan follows the records.
+- Planning is lazy: a view is only noted, and the plan is brought up to date (`plan.Planner`: kept, repaired or made anew) when
+  a flow is wanted or shown. Relays, which only repair, never plan.
+
+The cost model is named. `paper` is the paper's linear cost (`costs`), which knows neither queues nor how long a slot is held.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+
+from gwtf_p2p.protocol.flow import IntArray
+from gwtf_p2p.protocol.flow_joint import Effort
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.network_view import NetworkView
+from gwtf_p2p.protocol.plan import Flow, Plan, Planner, with_fair_demands
+from gwtf_p2p.protocol.problem import Problem, hop_costs_us, problem_of_view
+from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, RouteRequest
+from gwtf_p2p.protocol.routers.spare import SpareCapacity
+
+CostModel = Callable[[NetworkView], Problem]
+COST_MODELS: dict[str, CostModel] = {"paper": problem_of_view}
+
+
+@dataclass(frozen=True, slots=True)
+class GwtfConfig:
+    """`cost`: the cost model, one of `COST_MODELS`."""
+
+    cost: str = "paper"
+
+    def __post_init__(self) -> None:
+        if self.cost not in COST_MODELS:
+            raise ValueError(f"cost: expected one of {', '.join(COST_MODELS)}, got {self.cost!r}")
+
+
+class GwtfRouter:
+    """The router of peer `me`. `planner` counts its plans and how many flows they changed."""
+
+    def __init__(self, me: PeerId, config: GwtfConfig | None = None, effort: Effort | None = None) -> None:
+        self.me = me
+        self.planner = Planner(effort)
+        self._problem_of = COST_MODELS[(config or GwtfConfig()).cost]
+        self._spare = SpareCapacity()
+        self._is_stale = False
+        self._in_use: dict[MicrobatchId, tuple[PeerId, ...]] = {}
+
+    @property
+    def plan(self) -> tuple[Plan, str]:
+        """All data peers' flows by the newest view, and why they are as they are."""
+        if self._is_stale and self._spare.view is not None:
+            self.planner.update(with_fair_demands(self._problem_of(self._spare.view)))
+            self._is_stale = False
+            self._spare.promised = Counter(peer for flow in self.planner.plan.flows for peer in flow.relays)
+        return self.planner.plan, self.planner.reason
+
+    # ---- what it learns
+
+    def observe_view(self, view: NetworkView, now: float) -> None:
+        self._is_stale = True
+        self._spare.observe_view(view)
+
+    def observe_hop(self, hop: HopObservation, now: float) -> None:
+        self._spare.observe_hop(hop)
+
+    def observe_end(self, microbatch: MicrobatchId, now: float) -> None:
+        self._in_use.pop(microbatch, None)
+        self._spare.observe_end(microbatch)
+
+    # ---- what it answers
+
+    def route(self, request: RouteRequest, now: float) -> Route | NoRoute:
+        """A whole flow for a new microbatch of this data peer; otherwise the cheapest way for the stages asked for."""
+        if self._spare.view is None or request.after not in self._spare.view.records:
+            return NoRoute("own record is not in the view yet")
+        inject = request.after == self.me == request.microbatch.data_peer and request.first_stage == 1
+        if inject and request.microbatch not in self._in_use:
+            return self._inject(request)
+        return self._cheapest_way(request)
+
+    def _inject(self, request: RouteRequest) -> Route | NoRoute:
+        plan, reason = self.plan
+        share = plan.share_of(self.me)
+        if not share:
+            return self._borrow(request, reason)
+        free = _less(share, tuple(self._in_use.values()))
+        if not free:
+            return NoRoute(f"all {len(share)} flows are in use")
+        flow = next((f for f in free if not request.excluding & set(f.relays)), None)
+        if flow is not None:
+            self._in_use[request.microbatch] = flow.relays
+            return Route(flow.relays, f"flow of {flow.cost_us} us, {len(free)} of {len(share)} free")
+        answer = self._mended(request, free[0].relays)
+        if isinstance(answer, Route):
+            self._in_use[request.microbatch] = free[0].relays
+        return answer
+
+    def _mended(self, request: RouteRequest, relays: tuple[PeerId, ...]) -> Route | NoRoute:
+        """A flow with its excluded relays replaced, each run of them by the cheapest way between its neighbours."""
+        way = list(relays)
+        for excluded, run in groupby(range(len(relays)), key=lambda k: relays[k] in request.excluding):
+            if not excluded:
+                continue
+            gap = list(run)
+            before = way[gap[0] - 1] if gap[0] > 0 else self.me
+            rejoin = relays[gap[-1] + 1] if gap[-1] + 1 < len(relays) else None
+            first, last = Stage(gap[0] + 1), Stage(gap[-1] + 1)
+            part = replace(request, after=before, first_stage=first, last_stage=last, rejoin=rejoin)
+            answer = self._cheapest_way(part)
+            if isinstance(answer, NoRoute):
+                return answer
+            way[gap[0] : gap[-1] + 1] = answer.peers
+        return Route(tuple(way), f"flow with {sum(a != b for a, b in zip(way, relays, strict=True))} excluded peers replaced")
+
+    def _borrow(self, request: RouteRequest, reason: str) -> Route | NoRoute:
+        if self._in_use:
+            return NoRoute(f"no flow of its own, one microbatch under way: {reason}")
+        if not all(self._spare.able(stage, request.excluding)[1] for stage in _stages_of(request)):
+            return NoRoute(f"no flow of its own, and no room in the records: {reason}")
+        answer = self._cheapest_way(request)
+        if isinstance(answer, Route):
+            self._in_use[request.microbatch] = ()
+        return answer
+
+    def _cheapest_way(self, request: RouteRequest) -> Route | NoRoute:
+        """Through `first_stage`..`last_stage`, counting the hop from `after` and the one onwards; ties to the lowest ids."""
+        view = self._spare.view
+        assert view is not None
+        before: tuple[PeerId, ...] = (request.after,)
+        cost: IntArray = np.zeros(1, dtype=np.int64)
+        ways: list[tuple[PeerId, ...]] = [()]
+        all_roomy = True
+        for stage in _stages_of(request):
+            peers, roomy = self._spare.able(stage, request.excluding)
+            if not peers:
+                return NoRoute(f"no peer of stage {stage} can be asked")
+            through = cost[:, None] + hop_costs_us(view, before, peers)
+            best = through.argmin(axis=0)
+            ways = [(*ways[i], peer) for i, peer in zip(best.tolist(), peers, strict=True)]
+            cost, before, all_roomy = through.min(axis=0), peers, all_roomy and roomy
+        onward = request.rejoin or (request.microbatch.data_peer if request.last_stage == view.stages else None)
+        if onward is not None and onward in view.records:
+            cost = cost + hop_costs_us(view, before, (onward,))[:, 0]
+        way = ways[int(cost.argmin())]
+        self._spare.sent(request.microbatch, way)
+        return Route(way, f"cheapest way of {cost.min()} us{'' if all_roomy else ', not all known to have room'}")
+
+
+def _stages_of(request: RouteRequest) -> list[Stage]:
+    return [Stage(k) for k in range(request.first_stage, request.last_stage + 1)]
+
+
+def _less(share: tuple[Flow, ...], used: tuple[tuple[PeerId, ...], ...]) -> list[Flow]:
+    """The flows of a share that are free, cheapest first.
+
+    A microbatch on relays that a later plan has dropped still takes the place of a flow: the dearest free one waits for it."""
+    free, gone = list(share), 0
+    for relays in used:
+        flow = next((f for f in free if f.relays == relays), None)
+        if flow is not None:
+            free.remove(flow)
+        else:
+            gone += 1
+    return free[: max(0, len(free) - gone)]
