@@ -22,6 +22,7 @@ LEAST_DEADLINE_S = 0.5
 """A question is small, but the machine that answers it may be busy: below this, silence says nothing."""
 
 ROUNDS = 2
+NO_RECORD = -1
 
 
 @dataclass(slots=True)
@@ -42,7 +43,7 @@ class Liveness:
         self._lost: dict[PeerId, int] = {}
         self._silent_since: dict[PeerId, float] = {}
         self._probed: set[PeerId] = set()
-        self._sequence: dict[PeerId, int] = {}
+        self._view: NetworkView | None = None
         self._watched: set[PeerId] = set()
         self._barred: frozenset[PeerId] | None = None
 
@@ -73,11 +74,17 @@ class Liveness:
 
     def observe_view(self, view: NetworkView, out: list[Effect]) -> None:
         """A lost peer that published another record is probed."""
-        self._sequence = {peer: record.sequence_number for peer, record in view.records.items()}
+        self._view = view
         for peer, sequence in sorted(self._lost.items()):
-            if self._sequence.get(peer, sequence) != sequence:
-                self._lost[peer] = self._sequence[peer]
+            now = self._sequence(peer)
+            if now not in (sequence, NO_RECORD):
+                self._lost[peer] = now
                 self.heard_from(peer, out)
+
+    def _sequence(self, peer: PeerId) -> int:
+        """Of the peer's newest record."""
+        record = self._view.records.get(peer) if self._view is not None else None
+        return record.sequence_number if record is not None else NO_RECORD
 
     def heard_from(self, peer: PeerId, out: list[Effect]) -> None:
         """A lost peer has said something."""
@@ -139,7 +146,7 @@ class Liveness:
         self._silent_since[peer] = self.silent_since(peer, now) if peer in self._suspected else now
         self._suspected.pop(peer, None)
         self._barred = None
-        self._lost[peer] = self._sequence.get(peer, -1)
+        self._lost[peer] = self._sequence(peer)
         if peer in self._watched:
             self._watched.discard(peer)
             out.append(Unwatch(peer))

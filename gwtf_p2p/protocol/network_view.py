@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from gwtf_p2p.protocol.costs import hop_cost_us
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
@@ -33,28 +34,47 @@ class NetworkView:
     stages: int
     microbatch_bytes: int
     records: Mapping[PeerId, StageRecord]
-    _links: Mapping[tuple[PeerId, PeerId], Link] = field(repr=False, compare=False)
+    _links: Mapping[PeerId, Mapping[PeerId, Link]] = field(repr=False, compare=False)
 
     @staticmethod
-    def of(records: Iterable[StageRecord], stages: int, microbatch_bytes: int) -> NetworkView:
-        """Of several records of one peer the one with the highest sequence number counts."""
+    def of(
+        records: Iterable[StageRecord], stages: int, microbatch_bytes: int, former: NetworkView | None = None
+    ) -> NetworkView:
+        """Of several records of one peer the one with the highest sequence number counts.
+
+        `former` is an earlier view, whose work is used again for the peers whose links have not changed.
+        """
         newest: dict[PeerId, StageRecord] = {}
         for record in records:
             held = newest.get(record.peer)
             if held is None or record.sequence_number > held.sequence_number:
                 newest[record.peer] = record
         ordered = {peer: newest[peer] for peer in sorted(newest)}
-        links = {
-            (record.peer, link.to): Link(link.round_trip_s / 2, link.bandwidth_bytes_per_s, link.source)
-            for record in ordered.values()
-            for link in record.links
-            if link.bandwidth_bytes_per_s > 0
-        }
+        links: dict[PeerId, Mapping[PeerId, Link]] = {}
+        for peer, record in ordered.items():
+            before = former.records.get(peer) if former is not None else None
+            if former is not None and before is not None and before.links == record.links:
+                links[peer] = former._links[peer]
+            else:
+                links[peer] = _links_of(record)
         return NetworkView(stages, microbatch_bytes, ordered, links)
 
     def peers_of_stage(self, stage: Stage) -> tuple[PeerId, ...]:
         """Routable peers of a stage, sorted by id."""
-        return tuple(p for p, r in self.records.items() if r.stage == stage and r.is_routable)
+        return self._routable.get(stage, ())
+
+    @cached_property
+    def _routable(self) -> Mapping[Stage, tuple[PeerId, ...]]:
+        stages: dict[Stage, list[PeerId]] = {}
+        for peer, record in self.records.items():
+            if record.is_routable:
+                stages.setdefault(record.stage, []).append(peer)
+        return {stage: tuple(peers) for stage, peers in stages.items()}
+
+    @cached_property
+    def newest_versions(self) -> tuple[tuple[int, PeerId], ...]:
+        """(weights version, peer) of every record, the newest version first."""
+        return tuple(sorted(((r.weights_version, p) for p, r in self.records.items()), reverse=True))
 
     @property
     def data_peers(self) -> tuple[PeerId, ...]:
@@ -62,7 +82,7 @@ class NetworkView:
 
     def link(self, sender: PeerId, receiver: PeerId) -> Link:
         """Measured by the sender; else the reverse direction; else predicted from the advertised line speeds."""
-        measured = self._links.get((sender, receiver)) or self._links.get((receiver, sender))
+        measured = self._links.get(sender, {}).get(receiver) or self._links.get(receiver, {}).get(sender)
         if measured is not None:
             return measured
         lines = [r.line_bytes_per_s for p in (sender, receiver) if (r := self.records.get(p)) and r.line_bytes_per_s > 0]
@@ -84,6 +104,14 @@ class NetworkView:
         gone = set(peers)
         kept = {p: r for p, r in self.records.items() if p not in gone}
         return NetworkView(self.stages, self.microbatch_bytes, kept, self._links)
+
+
+def _links_of(record: StageRecord) -> Mapping[PeerId, Link]:
+    return {
+        link.to: Link(link.round_trip_s / 2, link.bandwidth_bytes_per_s, link.source)
+        for link in record.links
+        if link.bandwidth_bytes_per_s > 0
+    }
 
 
 __all__ = ["Link", "LinkMeasurement", "NetworkView"]

@@ -47,6 +47,7 @@ class Directory:
         if self._cached is not None and list(self._cached[1].records.values()) == visible:
             view = self._cached[1]
         else:
-            view = NetworkView.of(visible, self.stages, self.microbatch_bytes)
+            former = self._cached[1] if self._cached is not None else None
+            view = NetworkView.of(visible, self.stages, self.microbatch_bytes, former)
         self._cached = (tick, view)
         return view

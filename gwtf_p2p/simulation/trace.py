@@ -31,7 +31,7 @@ _ABOUT: dict[type[Any], Callable[[Any], str]] = {
     ev.Offered: _tensor,
     ev.Delivered: _tensor,
     ev.DeliveryBroken: _tensor,
-    ev.ViewChanged: lambda e: str(sum(r.sequence_number for r in e.view.records.values())),
+    ev.ViewChanged: lambda e: str(len(e.view.records)),
     ev.PushAnswered: lambda e: f"{e.token} {e.verdict.name}",
     ev.PushDelivered: lambda e: str(e.token),
     ev.PushFailed: lambda e: f"{e.token} {e.reason}",
