@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gwtf_p2p.cli.peer_flags import PEER_PORT, add_compute_flags, add_network_flags, p2p_options, serve
+from gwtf_p2p.cli.peer_flags import (
+    DRAIN_S,
+    PEER_PORT,
+    add_compute_flags,
+    add_network_flags,
+    checkpoint_options,
+    p2p_options,
+    serve,
+)
 from gwtf_p2p.cli.peer_reports import reporter
 from gwtf_p2p.cli.run_file import read_run_file
 from gwtf_p2p.protocol.errors import InputError
@@ -31,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--new_run, --run_id", "", "expected one of the two")
     options = p2p_options(args, needs_peers=True)
     new_run = read_run_file(args.new_run) if args.new_run else None
-    from gwtf_p2p.live.peer import PeerConfig
+    from gwtf_p2p.live.peer_config import PeerConfig
     from gwtf_p2p.training.executor import ExecutorConfig, resolve_device
 
     resolve_device(args.device)
@@ -44,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         shard=args.shard,
         executor=ExecutorConfig(args.device, args.torch_dtype),
         threads=args.threads,
+        checkpoints=checkpoint_options(args),
+        drain_s=DRAIN_S,
         event_log=args.event_log,
     )
     return serve(config, args, reporter(args.json))

@@ -156,7 +156,7 @@ class _Demo:
     def _config(self, role: str, name: str, maddr: str = "", stage: int | None = None, shard: int | None = None) -> Any:
         from gwtf_p2p.live.maddrs import parse_initial_peer
         from gwtf_p2p.live.p2p import P2POptions
-        from gwtf_p2p.live.peer import PeerConfig
+        from gwtf_p2p.live.peer_config import PeerConfig
         from gwtf_p2p.training.executor import ExecutorConfig
 
         peers = (parse_initial_peer(maddr),) if maddr else ()

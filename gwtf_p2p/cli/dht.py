@@ -19,7 +19,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serves until Ctrl+C."""
     options = p2p_options(args, needs_peers=False)
-    from gwtf_p2p.live.peer import PeerConfig
+    from gwtf_p2p.live.peer_config import PeerConfig
 
     def report(fields: dict[str, Any]) -> None:
         if args.json:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from gwtf_p2p.cli.peer_flags import PEER_PORT, add_compute_flags, add_network_flags, p2p_options, serve
+from gwtf_p2p.cli.peer_flags import (
+    DRAIN_S,
+    PEER_PORT,
+    add_compute_flags,
+    add_network_flags,
+    checkpoint_options,
+    p2p_options,
+    serve,
+)
 from gwtf_p2p.cli.peer_reports import reporter
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId
@@ -29,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.capacity < 1:
         raise InputError("--capacity", str(args.capacity), "expected a whole number above 0")
     options = p2p_options(args, needs_peers=True)
-    from gwtf_p2p.live.peer import PeerConfig
+    from gwtf_p2p.live.peer_config import PeerConfig
     from gwtf_p2p.training.executor import ExecutorConfig, resolve_device
 
     resolve_device(args.device)
@@ -42,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
         capacity=args.capacity,
         executor=ExecutorConfig(args.device, args.torch_dtype),
         threads=args.threads,
+        checkpoints=checkpoint_options(args),
+        drain_s=DRAIN_S,
         event_log=args.event_log,
     )
     return serve(config, args, reporter(args.json))

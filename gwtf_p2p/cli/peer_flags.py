@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 from gwtf_p2p.protocol.errors import InputError
 
 if TYPE_CHECKING:
+    from gwtf_p2p.live.checkpoints import CheckpointOptions
     from gwtf_p2p.live.p2p import P2POptions
-    from gwtf_p2p.live.peer import PeerConfig
+    from gwtf_p2p.live.peer_config import PeerConfig
 
 BOOTSTRAP_PORT = 31337
 PEER_PORT = 31330
+DRAIN_S = 60.0
+"""How long a peer that is asked to leave may take to finish what it holds; asked twice, it leaves at once."""
 
 
 def add_network_flags(parser: argparse.ArgumentParser, port: int) -> None:
@@ -46,7 +49,20 @@ def add_compute_flags(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
     add("--torch_dtype", default="float32", help="float32 or bfloat16 (weights stay float32)")
     add("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
+    add("--checkpoint_dir", type=Path, metavar="DIR", help="write checkpoints of this peer's stage there, and resume from them")
+    add("--checkpoint_every", type=int, default=10, metavar="N", help="a checkpoint after every N steps (default 10)")
+    add("--keep_checkpoints", type=int, default=3, metavar="N", help="keep the newest N (default 3)")
     add("--event_log", type=Path, metavar="FILE", help="write every protocol event there, as JSON lines")
+
+
+def checkpoint_options(args: argparse.Namespace) -> CheckpointOptions:
+    """Raises InputError."""
+    from gwtf_p2p.live.checkpoints import CheckpointOptions
+
+    for name in ("checkpoint_every", "keep_checkpoints"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}", str(getattr(args, name)), "expected a whole number above 0")
+    return CheckpointOptions(args.checkpoint_dir, args.checkpoint_every, args.keep_checkpoints)
 
 
 def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
@@ -79,7 +95,8 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     from gwtf_p2p.live.dht import RunConflict
     from gwtf_p2p.live.identity import IdentityInUse
     from gwtf_p2p.live.p2p import DaemonFailed, NetworkUnreachable
-    from gwtf_p2p.live.peer import ClockWrong, RunMismatch, run_peer
+    from gwtf_p2p.live.peer import run_peer
+    from gwtf_p2p.live.peer_config import ClockWrong, RunMismatch
 
     _set_up_logging(args.log_level)
     interrupted = False

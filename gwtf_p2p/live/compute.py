@@ -21,6 +21,7 @@ from gwtf_p2p.protocol.records import RunRecord
 from gwtf_p2p.training.data import DataSource
 from gwtf_p2p.training.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.optimizer import PartOptimizer
+from gwtf_p2p.training.state import export_state, load_state
 from gwtf_p2p.training.wire import from_wire, to_wire
 
 T = TypeVar("T")
@@ -85,6 +86,29 @@ class Compute:
             return report.gradient_norm
 
         return await self.in_thread(do)
+
+    async def version(self) -> int:
+        """Weights version: optimizer steps so far."""
+        return await self.in_thread(lambda: self.optimizer.steps)
+
+    async def reset(self) -> None:
+        """Forget every gradient and graph."""
+        await self.in_thread(self.executor.reset_gradients)
+
+    async def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over weights, moments and step count. Raises RemoteProtocolError, and changes nothing, if they do not fit."""
+
+        def do() -> None:
+            load_state(self.executor.part.parameters, self.optimizer, state)
+            self.executor.reset_gradients()
+
+        await self.in_thread(do)
+
+    async def snapshot(self) -> tuple[int, dict[str, Tensor]]:
+        """(weights version, state) between two computations, in fresh memory."""
+        return await self.in_thread(
+            lambda: (self.optimizer.steps, export_state(self.executor.part.parameters, self.optimizer))
+        )
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Run a function in the compute thread, after what is queued there already."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from gwtf_p2p.live.compute import Compute
 from gwtf_p2p.live.probes import LinkProbes
 from gwtf_p2p.live.rpc_api import FailureKind, Header, PushResult, RpcFailed
+from gwtf_p2p.live.state_transfer import StateUnavailable
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.data_peer import DataPeer
 from gwtf_p2p.protocol.errors import RemoteProtocolError
@@ -77,6 +78,9 @@ class AverageFailureError(Exception):
 Averager = Callable[[Close, dict[str, Tensor]], Coroutine[Any, Any, AverageResult]]
 """Averages this member's mean gradient with its group. Raises AverageFailureError."""
 
+Downloader = Callable[[int, tuple[PeerId, ...]], Coroutine[Any, Any, dict[str, Tensor]]]
+"""The state of this version, from these donors or, without any, from this machine's disk. Raises StateUnavailable."""
+
 
 @dataclass(frozen=True, slots=True)
 class DriverParts:
@@ -85,6 +89,7 @@ class DriverParts:
     compute: Compute
     transport: Transport
     average: Averager
+    download: Downloader
     publish: Callable[[], None]
     on_report: ReportListener
     probes: LinkProbes
@@ -101,7 +106,9 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pushes: dict[int, asyncio.Task[None]] = {}
         self._timers: dict[ev.TimerName, asyncio.TimerHandle] = {}
-        self._averages: dict[int, AverageResult] = {}
+        self._averaging: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._averages: dict[tuple[int, int], AverageResult] = {}
+        self._download_task: asyncio.Task[None] | None = None
         self._stopped = False
 
     # ---- events in
@@ -113,9 +120,14 @@ class Driver:
         now = self.clock()
         if self.parts.log_event is not None:
             self.parts.log_event(event, now)
-        effects = self.machine.handle(event, now)
-        for effect in effects:
-            self._carry_out(effect)
+        try:
+            effects = self.machine.handle(event, now)
+            for effect in effects:
+                self._carry_out(effect)
+        except Exception as error:  # our own bug: it ends the peer with its story, also where a library would swallow it
+            if not self.failure.done():
+                self.failure.set_exception(error)
+            raise
         return effects
 
     def view_changed(self, view: NetworkView) -> None:
@@ -191,9 +203,13 @@ class Driver:
             case ev.Unwatch(peer):
                 self.parts.transport.unwatch(peer)
             case ev.Average(close):
-                self._spawn(self._average(close))
+                self._averaging[close.iteration, close.attempt] = self._spawn(self._average(close))
+            case ev.CancelAverage(iteration, attempt):
+                self._cancel_average((iteration, attempt))
             case ev.Step(iteration, attempt):
                 self._spawn(self._step(iteration, attempt))
+            case ev.Download(version, donors):
+                self._start_download(version, donors)
             case ev.Discard(microbatch):
                 self.parts.compute.discard(microbatch)
             case ev.Publish():
@@ -249,21 +265,47 @@ class Driver:
         self.feed(ev.Computed(work, microbatch, seconds, loss))
 
     async def _average(self, close: Close) -> None:
+        key = (close.iteration, close.attempt)
         gradient = await self.parts.compute.mean_gradient()
         try:
-            result = await self.parts.average(close, gradient)
+            self._averages[key] = await self.parts.average(close, gradient)
         except AverageFailureError as error:
-            self.feed(ev.AverageFailed(close.iteration, close.attempt, error.reason, error.suspect))
+            self.feed(ev.AverageFailed(*key, error.reason, error.suspect))
             return
-        self._averages[close.attempt] = result
-        self.feed(ev.AverageDone(close.iteration, close.attempt, result.digest, result.seconds))
+        finally:
+            self._averaging.pop(key, None)
+        self.feed(ev.AverageDone(*key, self._averages[key].digest, self._averages[key].seconds))
+
+    def _cancel_average(self, key: tuple[int, int]) -> None:
+        self._averages.pop(key, None)
+        task = self._averaging.pop(key, None)
+        if task is not None:
+            task.cancel()
 
     async def _step(self, iteration: int, attempt: int) -> None:
-        result = self._averages[attempt]
+        result = self._averages.pop((iteration, attempt))
         norm = await self.parts.compute.step(result.tensors, iteration)
-        self._averages.clear()
         self.parts.on_report(ev.Report("optimizer_step", {"iteration": iteration, "gradient_norm": norm}), self.clock())
         self.feed(ev.Stepped(iteration))
+
+    def _start_download(self, version: int, donors: tuple[PeerId, ...]) -> None:
+        if self._download_task is not None:
+            self._download_task.cancel()
+        for key in [key for key in {*self._averages, *self._averaging} if key[0] < version]:
+            self._cancel_average(key)
+        self._download_task = self._spawn(self._download(version, donors))
+
+    async def _download(self, version: int, donors: tuple[PeerId, ...]) -> None:
+        compute = self.parts.compute
+        try:
+            if donors or version != await compute.version():
+                await compute.load(await self.parts.download(version, donors))
+            else:
+                await compute.reset()
+        except (StateUnavailable, RemoteProtocolError) as error:
+            self.feed(ev.DownloadFailed(str(error)))
+            return
+        self.feed(ev.Downloaded(version))
 
     def _start_timer(self, name: ev.TimerName, delay_s: float) -> None:
         old = self._timers.pop(name, None)

@@ -23,7 +23,8 @@ import gwtf_p2p.training.data
 import gwtf_p2p.training.model_split
 import gwtf_p2p.training.optimizer  # noqa: F401
 from gwtf_p2p.live.p2p_lifetime import die_with_parent
-from gwtf_p2p.live.peer import PeerConfig, run_peer
+from gwtf_p2p.live.peer import run_peer
+from gwtf_p2p.live.peer_config import PeerConfig
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,88 @@
+"""From a run record and a config to the parts of a peer: its place, its model part, its state machine."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from gwtf_p2p.live.compute import Compute
+from gwtf_p2p.live.peer_config import PeerConfig, RunMismatch
+from gwtf_p2p.protocol.context import Context
+from gwtf_p2p.protocol.data_peer import DataPeer, DataPeerConfig
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.joining import choose_stage
+from gwtf_p2p.protocol.network_view import NetworkView
+from gwtf_p2p.protocol.records import RunRecord
+from gwtf_p2p.protocol.relay_peer import RelayPeer
+from gwtf_p2p.protocol.routers.factory import default_config, make_router, router_kind
+from gwtf_p2p.training.data import open_data
+from gwtf_p2p.training.executor import DataExecutor, StageExecutor
+from gwtf_p2p.training.families import check_run
+from gwtf_p2p.training.model_split import PartSpec, build_data_part, build_stage_part
+from gwtf_p2p.training.optimizer import PartOptimizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a peer stands in the run: its stage, and a data peer's shard (-1 for relay peers)."""
+
+    stage: Stage
+    shard: int = -1
+
+
+def check_config(config: PeerConfig, run: RunRecord) -> None:
+    """Raises RunMismatch that names the field."""
+    if config.stage is not None and not 1 <= config.stage <= run.stages:
+        raise RunMismatch(f"run {run.run_id}: stage: this run has stages 1 to {run.stages}, not {config.stage}")
+    if config.shard is not None and not 0 <= config.shard < run.data_peers:
+        raise RunMismatch(f"run {run.run_id}: shard: this run has shards 0 to {run.data_peers - 1}, not {config.shard}")
+
+
+def choose_place(config: PeerConfig, run: RunRecord, view: NetworkView, me: PeerId) -> Place:
+    """What the config says, else what the swarm needs most. Raises RunMismatch when every shard is held."""
+    if config.role == "data":
+        taken = {record.shard for peer, record in view.records.items() if peer != me}
+        free = [shard for shard in range(run.data_peers) if shard not in taken]
+        if config.shard is None and not free:
+            raise RunMismatch(f"run {run.run_id}: data_peers: all {run.data_peers} shards are held already")
+        return Place(DATA_STAGE, free[0] if config.shard is None else config.shard)
+    if config.stage is not None:
+        return Place(Stage(config.stage))
+    choice = choose_stage(view, me)
+    logger.info("stage %d: %s", choice.stage, choice.reason)
+    return Place(choice.stage)
+
+
+def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
+    """The model part from the run's seed, its executor and optimizer, and a data peer's dataset. Raises InputError."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    check_run(run)
+    spec = PartSpec.of(run, place.stage)
+    executor: StageExecutor | DataExecutor
+    if place.stage == DATA_STAGE:
+        executor, source = DataExecutor(build_data_part(spec), config.executor), open_data(run)[0]
+    else:
+        executor, source = StageExecutor(build_stage_part(spec), config.executor), None
+    optimizer = PartOptimizer(executor.part.parameters, run.optimizer)
+    return Compute(run, executor, optimizer, source, max(place.shard, 0))
+
+
+def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> RelayPeer | DataPeer:
+    """The state machine with its router. Raises InputError for an unknown router."""
+    router = make_router(run.router, default_config(run.router), run.seed, me)
+    context = Context(
+        me=me,
+        stage=place.stage,
+        stages=run.stages,
+        router=router,
+        exact=run.recovery == "exact",
+        activation_bytes=run.activation_bytes,
+    )
+    if place.stage == DATA_STAGE:
+        return DataPeer(context, DataPeerConfig(run.microbatches_per_data_peer, run.data_peers, run.total_iterations))
+    return RelayPeer(context, 0 if router_kind(run.router).unbounded_queues else config.capacity)

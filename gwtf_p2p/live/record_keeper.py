@@ -1,0 +1,79 @@
+"""Keeps this peer's record in the DHT fresh, and the peer's view of all others' records.
+
+A record goes out every period, and soon after the protocol asks for it; requests within a moment go out as one. Reading is
+quicker while a swarm assembles than later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
+from gwtf_p2p.live.assembly import Place
+from gwtf_p2p.live.dht import Dht
+from gwtf_p2p.live.probes import LinkProbes
+from gwtf_p2p.protocol.data_peer import DataPeer
+from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
+from gwtf_p2p.protocol.network_view import NetworkView
+from gwtf_p2p.protocol.publishing import Surroundings, stage_record
+from gwtf_p2p.protocol.records import RunRecord, StageRecord
+from gwtf_p2p.protocol.relay_peer import RelayPeer
+
+logger = logging.getLogger(__name__)
+
+RECORD_PERIOD_S = 10.0
+VIEW_PERIOD_S = 2.0
+ASSEMBLING_PERIOD_S = 0.5
+PUBLISH_SOON_S = 0.2
+
+
+async def read_view(dht: Dht, run: RunRecord, own: StageRecord | None = None) -> NetworkView:
+    """All records of this very model; this peer's own comes from itself, since the DHT may not have it yet."""
+    stages = [Stage(number) for number in range(run.stages + 1)]
+    records = [record for record in await dht.read_stages(run.run_id, stages) if record.model_hash == run.model_hash]
+    return NetworkView.of([*records, *([own] if own else [])], run.stages, run.activation_bytes)
+
+
+class RecordKeeper:
+    """Of one peer. `keep_publishing` and `keep_looking` run until cancelled."""
+
+    def __init__(self, dht: Dht, run: RunRecord, place: Place, probes: LinkProbes) -> None:
+        self._dht, self._run, self._place, self._probes = dht, run, place, probes
+        self._due = asyncio.Event()
+        self._due.set()
+        self._own: StageRecord | None = None
+        self._sequence = 0
+
+    def publish_soon(self) -> None:
+        self._due.set()
+
+    async def keep_publishing(self, machine: RelayPeer | DataPeer) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RECORD_PERIOD_S):
+                    await self._due.wait()
+            self._due.clear()
+            self._sequence += 1
+            around = Surroundings(
+                run_id=self._run.run_id,
+                model_hash=self._run.model_hash,
+                links=self._probes.measurements(),
+                line_bytes_per_s=self._probes.line_bytes_per_s,
+                shard=self._place.shard,
+            )
+            self._own = stage_record(machine, around, self._sequence)
+            if not await self._dht.publish_stage(self._own):
+                logger.warning("no peer of the DHT keeps this peer's record; it is published again in a moment")
+            if self._place.stage == DATA_STAGE:
+                await self._dht.publish_run(self._run)  # by every data peer, so that it outlives its first owner
+            await asyncio.sleep(PUBLISH_SOON_S)
+
+    async def keep_looking(self, machine: RelayPeer | DataPeer, on_change: Callable[[NetworkView], object]) -> None:
+        while True:
+            view = await read_view(self._dht, self._run, self._own)
+            if view != machine.ctx.view:
+                on_change(view)
+            assembling = isinstance(machine, DataPeer) and not machine.begun
+            await asyncio.sleep(ASSEMBLING_PERIOD_S if assembling else VIEW_PERIOD_S)
