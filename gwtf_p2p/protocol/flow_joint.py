@@ -132,7 +132,8 @@ class _Bounds:
 
 def bring_home(problem: Problem, together: FlowResult) -> IntArray:
     """Own-return flows from the flow of all data peers together; those that cannot get home are dropped."""
-    flows = np.array(_balanced(problem, together).paths(), dtype=np.int64)
+    paths = _balanced(problem, together).paths()
+    flows = np.array(paths, dtype=np.int64).reshape(-1, problem.stages + 2)
     if len(flows) <= _MAX_PAIRWISE:
         flows = _exchange_tails(problem, flows)
     return in_order(flows[flows[:, 0] == flows[:, -1]])
