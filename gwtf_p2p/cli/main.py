@@ -7,6 +7,8 @@ Exit codes: 0 clean, 2 usage or bad input, 3 network unreachable, 4 identity in 
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import importlib
 import os
 import sys
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb is None and not arguments:
         parser.print_help(sys.stderr)
         return 2
+    atexit.register(gc.freeze)  # the interpreter's last collection goes through all of torch, for seconds, to free nothing
     try:
         if verb in VERBS:
             arguments = expand(arguments, _verb_parser(parser, verb))

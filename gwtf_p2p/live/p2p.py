@@ -108,15 +108,37 @@ class Daemon:
 
     async def stop(self) -> None:
         """End p2pd and remove its sockets. May be called twice."""
+        ending = asyncio.ensure_future(self.p2p.shutdown())
+        gone = asyncio.ensure_future(_gone(self.pid))
         try:
-            async with asyncio.timeout(_SHUTDOWN_S):
-                await self.p2p.shutdown()
-        except TimeoutError:
-            with suppress(ProcessLookupError):
-                self.p2p._child.kill()
-            await self.p2p._child.wait()
+            await asyncio.wait({ending, gone}, timeout=_SHUTDOWN_S, return_when=asyncio.FIRST_COMPLETED)
+            if not ending.done() and not gone.done():
+                with suppress(ProcessLookupError):
+                    self.p2p._child.kill()
         finally:
+            ending.cancel()
+            gone.cancel()
             self._sockets.remove()
+
+
+async def _gone(pid: int) -> None:
+    """Return when a process has ended, as the kernel tells it (Linux).
+
+    asyncio tells it only when the process's pipes are at their end too, and hivemind stops reading them: it never hears.
+    """
+    if not hasattr(os, "pidfd_open"):
+        await asyncio.Event().wait()
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 @asynccontextmanager
