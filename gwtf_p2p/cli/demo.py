@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.churn import ChurnStep, parse_churn
 from gwtf_p2p.cli.run_file import run_from_plain
 from gwtf_p2p.monitor.run_state import RunState
 from gwtf_p2p.monitor.terminal import PeerLine, progress_line, render
@@ -54,6 +55,8 @@ def add_parser(subparsers: Any) -> None:
     number("--wire_dtype", default="float32", help="float32 or bfloat16: activations on the wire")
     number("--torch_dtype", default="float32", help="float32 or bfloat16: how peers compute")
     number("--device", default="cpu", help="cpu, cuda or cuda:N")
+    number("--churn", default="", metavar="SCRIPT", help="faults, such as 'kill relay stage=2 at=backward_received iter=3'")
+    number("--checkpoint_dir", type=Path, metavar="DIR", help="write every stage's checkpoints there, and resume from them")
     number("--keep_logs", type=Path, metavar="DIR", help="keep every peer's log and event log there")
     number("--json", action="store_true", help="one JSON object on stdout, progress on stderr")
     parser.set_defaults(run=run)
@@ -86,6 +89,19 @@ def plain_run(args: argparse.Namespace) -> dict[str, Any]:
     return {"run_id": f"demo-{args.seed}", **plain}
 
 
+def _churn_of(args: argparse.Namespace) -> list[ChurnStep]:
+    """The checked script. Raises InputError for peers that the demo does not have."""
+    from gwtf_p2p.live.faults import MOMENTS
+
+    steps = parse_churn(args.churn, MOMENTS)
+    for step in steps:
+        peers = args.relays_per_stage if step.role == "relay" else args.data_peers
+        known = step.verb == "join" or step.index < peers
+        if not known or not 1 <= step.stage <= args.stages or step.iteration >= args.steps:
+            raise InputError("--churn", str(step), "no such peer, stage or step in this demo")
+    return steps
+
+
 class _Demo:
     """One demo from the first process to the summary."""
 
@@ -101,6 +117,9 @@ class _Demo:
         self.complete: set[str] = set()
         self.began = time.monotonic()
         self.online_s = 0.0
+        self.churn = _churn_of(args)
+        self.came_about: set[ChurnStep] = set()
+        self.maddr = ""
         self._told = 0
 
     def run(self) -> int:
@@ -116,6 +135,9 @@ class _Demo:
         finally:
             swarm.stop()
         accounting = self.state.accounting()
+        missed = [str(step) for step in self.churn if step not in self.came_about]
+        if not failure and missed:
+            failure = f"did not come about: {'; '.join(missed)}"
         if not failure and accounting["lost"] + accounting["double_counted"]:
             failure = f"the ledger does not add up: {accounting}"
         self._summary(failure)
@@ -141,7 +163,7 @@ class _Demo:
             return f"the bootstrap peer did not start\n{_tail(self.folder / 'bootstrap.log')}"
         self._hear("bootstrap", started)
         self.lines["bootstrap"].state = "online"
-        maddr = started["maddrs"][0]
+        self.maddr = maddr = started["maddrs"][0]
         self._say(f"join with --initial_peers {maddr} --run_id {self.record.run_id}")
         for shard in range(args.data_peers):
             self.lines[f"data{shard}"] = PeerLine("data", 0)
@@ -154,6 +176,7 @@ class _Demo:
         return ""
 
     def _config(self, role: str, name: str, maddr: str = "", stage: int | None = None, shard: int | None = None) -> Any:
+        from gwtf_p2p.live.checkpoints import CheckpointOptions
         from gwtf_p2p.live.maddrs import parse_initial_peer
         from gwtf_p2p.live.p2p import P2POptions
         from gwtf_p2p.live.peer_config import PeerConfig
@@ -171,8 +194,33 @@ class _Demo:
             capacity=self.args.capacity,
             executor=ExecutorConfig(self.args.device, self.args.torch_dtype),
             threads=1,
+            checkpoints=CheckpointOptions(self.args.checkpoint_dir, every=5),
+            fault=self._fault_of(name),
             event_log=self.folder / f"{name}.events.jsonl" if self.args.keep_logs else None,
         )
+
+    # ---- churn
+
+    def _fault_of(self, name: str) -> Any:
+        from gwtf_p2p.live.faults import Fault
+
+        step = next((s for s in self.churn if s.verb != "join" and s.target == name), None)
+        return Fault(step.verb, step.moment, step.iteration) if step else None
+
+    def _fault_fired(self, name: str, report: Mapping[str, Any]) -> None:
+        self.lines[name].state = "killed" if report["action"] == "kill" else "frozen"
+        self.came_about |= {s for s in self.churn if s.target == name and s.moment == report["moment"]}
+        self._say(f"{report['action']} {name} at {report['moment']} in step {report['iteration'] + 1}")
+
+    def _joins(self, swarm: LocalSwarm) -> None:
+        """Start the newcomers whose step has begun."""
+        for step in self.churn:
+            if step.verb == "join" and step not in self.came_about and step.iteration in self.state.begun_at:
+                self.came_about.add(step)
+                name = f"relay{step.stage}.{sum(line.stage == step.stage for line in self.lines.values())}"
+                self.lines[name] = PeerLine("relay", step.stage)
+                swarm.start(name, self._config("peer", name, self.maddr, stage=step.stage))
+                self._say(f"{name} joins in step {step.iteration + 1}")
 
     # ---- watching
 
@@ -187,10 +235,13 @@ class _Demo:
             live = stack.enter_context(Live(console=console, auto_refresh=False)) if console.is_terminal else None
             while not self._finished():
                 for name, report in swarm.poll(0.25):
+                    if report["name"] == "exited" and self.lines[name].state in ("killed", "frozen"):
+                        continue
                     if report["name"] in ("failed", "exited"):
                         return f"{name} ended: {report.get('error', report.get('code'))}\n{_tail(self.folder / f'{name}.log')}"
                     self._hear(name, report)
                     progress_at = time.monotonic()
+                self._joins(swarm)
                 if time.monotonic() - progress_at > STALL_S:
                     return f"nothing happened for {STALL_S:.0f} s; the peers' logs: --keep_logs DIR"
                 if live is not None:
@@ -219,6 +270,8 @@ class _Demo:
             line.microbatches += report["microbatches"]
         elif report["name"] == "run_complete":
             self.complete.add(name)
+        elif report["name"] == "fault":
+            self._fault_fired(name, report)
         self.state.hear(name, max(line.stage, 0), report, now)
 
     def _plain(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from gwtf_p2p.live.compute import Compute
+from gwtf_p2p.live.faults import FaultTrigger
 from gwtf_p2p.live.probes import LinkProbes
 from gwtf_p2p.live.rpc_api import FailureKind, Header, PushResult, RpcFailed
 from gwtf_p2p.live.state_transfer import StateUnavailable
@@ -94,6 +95,7 @@ class DriverParts:
     on_report: ReportListener
     probes: LinkProbes
     log_event: Callable[[ev.Event, float], None] | None = None
+    fault: FaultTrigger | None = None
 
 
 class Driver:
@@ -120,10 +122,14 @@ class Driver:
         now = self.clock()
         if self.parts.log_event is not None:
             self.parts.log_event(event, now)
+        if self.parts.fault is not None:
+            self.parts.fault.on_event(event)
         try:
             effects = self.machine.handle(event, now)
             for effect in effects:
                 self._carry_out(effect)
+                if self.parts.fault is not None:
+                    self.parts.fault.on_effect(effect)
         except Exception as error:  # our own bug: it ends the peer with its story, also where a library would swallow it
             if not self.failure.done():
                 self.failure.set_exception(error)

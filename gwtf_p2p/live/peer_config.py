@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gwtf_p2p.live.checkpoints import CheckpointOptions
+from gwtf_p2p.live.faults import Fault
 from gwtf_p2p.live.p2p import P2POptions
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.records import RunRecord
@@ -22,7 +23,8 @@ class PeerConfig:
     """`role`: dht, data or peer. `stage` None: the newcomer chooses. `shard` None: the lowest that no live data peer holds.
 
     `upload_bytes_per_s`: pace of state downloads that this peer serves, 0 for no limit. `drain_s`: how long a peer that is
-    told to stop may finish what it holds. Everything else about the training comes from the run record.
+    told to stop may finish what it holds. `fault`: break down on purpose (tests and churn scripts). Everything else about the
+    training comes from the run record.
     """
 
     role: str
@@ -38,6 +40,7 @@ class PeerConfig:
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
     upload_bytes_per_s: float = 0.0
     drain_s: float = 0.0
+    fault: Fault | None = None
     event_log: Path | None = None
 
 

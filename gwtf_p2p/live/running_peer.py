@@ -17,6 +17,7 @@ from gwtf_p2p.live.compute import Compute
 from gwtf_p2p.live.dht import Dht
 from gwtf_p2p.live.driver import AverageFailureError, AverageResult, Driver, DriverParts
 from gwtf_p2p.live.event_log import EventLog
+from gwtf_p2p.live.faults import FaultTrigger
 from gwtf_p2p.live.p2p import Daemon
 from gwtf_p2p.live.peer_config import OnReport, PeerConfig
 from gwtf_p2p.live.probes import LinkProbes
@@ -95,6 +96,7 @@ class RunningPeer:
             on_report=self._report,
             probes=self.probes,
             log_event=self.event_log.write if self.event_log else None,
+            fault=FaultTrigger(config.fault, on_report) if config.fault else None,
         )
         self.driver = Driver(make_machine(config, run, self.place, self.daemon.peer_id), parts)
 
