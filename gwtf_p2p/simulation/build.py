@@ -100,8 +100,17 @@ class Swarm:
         simulated = SimulatedPeer(machine, Speed(seconds), line_bytes_per_s=drawn.line_bytes_per_s or 0.0)
         simulated.links = tuple(self._measure(peer, other) for other in self._neighbours(drawn.stage))
         former = self.world.peers.get(peer)
-        simulated.sequence = former.sequence if former else 0
+        if former is not None:
+            simulated.sequence, simulated.device_s = former.sequence, former.device_s
         return simulated
+
+    def restart(self, peer: PeerId) -> None:
+        """Start a program that has ended, without weights."""
+        former, simulated = self.world.peers[peer], self.new_peer(peer)
+        assert not former.alive, f"{peer} is running"
+        former.kept = []
+        self.world.add(simulated)
+        self.world.start(simulated)
 
     def _neighbours(self, stage: Stage) -> list[PeerId]:
         """Peers of the stages before and after; stage 0 follows stage S."""
@@ -124,7 +133,7 @@ def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, 
     links = Links(kernel, _specs(scenario, {peer.id: peer.region for peer in drawn.values()}), lines)
     model = scenario.model
     directory = Directory(model.stages, model.microbatch_bytes)
-    sizes = Sizes(model.microbatch_bytes, model.stage_gradient_bytes)
+    sizes = Sizes(model.microbatch_bytes, model.stage_gradient_bytes, model.stage_state_bytes)
     world = World(kernel, links, directory, sizes, on_report, RECORD_PERIOD_S)
     world.star = arm.kind.star
     swarm = Swarm(scenario, arm, seed, world, drawn)

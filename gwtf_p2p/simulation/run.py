@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.microbatch import Phase
 from gwtf_p2p.protocol.records import PeerState
 from gwtf_p2p.simulation.bound import bound_of
 from gwtf_p2p.simulation.build import Arm, Swarm, build
+from gwtf_p2p.simulation.churn import Churn
 from gwtf_p2p.simulation.metrics import Metrics, Outcome
 from gwtf_p2p.simulation.scenario import Scenario
 from gwtf_p2p.simulation.trace import Trace
@@ -32,7 +36,9 @@ class Simulation:
         self.world.on_event = self._event
         self.world.on_span = self.trace.span
         self.bound = bound_of(self.swarm)
+        self.churn = Churn(self.swarm, self.bound.iteration_s)
         self._complete: set[PeerId] = set()
+        self._last_reports: deque[str] = deque(maxlen=40)
 
     def run(self) -> Outcome:
         """Until every data peer has done all iterations. Raises StuckError."""
@@ -58,9 +64,10 @@ class Simulation:
             member = peer.machine.member
             lines.append(f"{peer.id} alive={peer.alive} version={member.version} out_of_step={member.out_of_step}")
             for held in peer.machine.ctx.in_order():
-                lines.append(f"   {held.id} {held.phase.name} {held.handoff.name} {held.handback.name} -> {held.successor}")
-                lines += [f"        {line}" for line in held.story[-6:]]
-        return "\n".join(lines)
+                if held.phase is not Phase.DONE:
+                    at = f"{held.phase.name} {held.handoff.name} {held.handback.name} -> {held.successor}"
+                    lines += [f"   {held.id} {at}", *(f"        {line}" for line in held.story[-6:])]
+        return "\n".join([*lines, *self._last_reports])
 
     # ---- listening
 
@@ -72,9 +79,14 @@ class Simulation:
 
     def _report(self, peer: PeerId, report: ev.Report, now: float) -> None:
         self.trace.report(peer, report, now)
+        self._last_reports.append(f"{now:.3f} {peer} {report.name} {dict(report.fields)}")
         self.metrics.report(peer, report, now)
         if report.name == "run_complete":
             self._complete.add(peer)
+        elif report.name == "iteration_begins":
+            iteration = report.fields["iteration"]
+            assert isinstance(iteration, int)
+            self.churn.iteration_begins(iteration, now)
 
     def _outcome(self) -> Outcome:
         metrics, world = self.metrics, self.world
@@ -96,6 +108,9 @@ class Simulation:
             trace_sha256=self.trace.sha256(),
             extra={
                 "memory": self.arm.memory.value,
+                "crashes": self.churn.crashes,
+                "returns": self.churn.returns,
+                "spared": self.churn.spared,
                 "messages": world.messages,
                 "bytes_sent": world.links.bytes_sent,
                 "virtual_seconds": world.kernel.now,
