@@ -65,7 +65,7 @@ class DataPeer(PeerMachine):
         self.begun = False
         self.complete = False
         self._pending: list[int] = []
-        self._ledger = Ledger(context.me, context.liveness.is_lost)
+        self.ledger = Ledger(context.me, context.liveness.is_lost)
         self._reported_to: PeerId | None = None
         self._finished_at = -1.0
         self._empty: set[Stage] = set()
@@ -98,7 +98,7 @@ class DataPeer(PeerMachine):
         self.member.taking_part = True
         self.ctx.report("iteration_begins", iteration=version)
         self._pending = list(range(self.config.microbatches))
-        self._ledger.clear()
+        self.ledger.clear()
         self._reported_to = None
         for peer in self.leader.data_peers():
             self.ctx.liveness.watch(peer, self.ctx.out)
@@ -160,6 +160,8 @@ class DataPeer(PeerMachine):
         if held.phase in (Phase.QUEUED_FINISH, Phase.FINISH, Phase.DONE):
             self.handoffs.returned(held, sender)
             return ev.Answer(Verdict.DUPLICATE)
+        if held.phase is Phase.TRAVELLING:
+            self.handoffs.insist(held)
         return ev.Answer(Verdict.BUSY, f"loss is not done: {held.phase.name}")
 
     def _delivered(self, sender: PeerId, message: TensorMessage) -> None:
@@ -171,10 +173,12 @@ class DataPeer(PeerMachine):
             ctx.move(held, Phase.QUEUED_LOSS)
         elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
             held.done_by = message.done_by
-            self._ledger.back(held.id.index, message.done_by)
+            self.ledger.back(held.id.index, message.done_by)
             self.handoffs.returned(held, sender)
             ctx.move(held, Phase.QUEUED_FINISH)
             ctx.router.observe_end(held.id, ctx.now)
+            if self.ledger.has_gaps:
+                self._close_gaps()
             self._inject()
 
     def _delivery_broken(self, event: ev.DeliveryBroken) -> None:
@@ -201,7 +205,7 @@ class DataPeer(PeerMachine):
                 self._stands_in(sender, microbatch, stage)
             case Missing():
                 indices = [m.index for m in message.microbatches if m.iteration == self.member.version]
-                if self._ledger.void(message.peer, message.stage, indices):
+                if self.ledger.void(message.peer, message.stage, indices):
                     self._reported_to = None
                 self._close_gaps()
             case _:
@@ -247,12 +251,12 @@ class DataPeer(PeerMachine):
     def _report_finished(self) -> None:
         """Tell the leader once all microbatches are done and nothing has to be redone; again when either has changed."""
         ctx = self.ctx
-        if not self.begun or self._pending or ctx.occupancy or self._ledger.has_gaps or self.member.out_of_step:
+        if not self.begun or self._pending or ctx.occupancy or self.ledger.has_gaps or self.member.out_of_step:
             return
         leader = self.leader.leading_peer()
         if leader is None:
             return
-        credited = self._ledger.credits()
+        credited = self.ledger.credits()
         losses = [held.loss for held in ctx.held.values() if held.loss is not None]
         if self._finished_at < 0:
             self._finished_at = ctx.now
@@ -265,12 +269,12 @@ class DataPeer(PeerMachine):
     def _stands_in(self, sender: PeerId, microbatch: MicrobatchId, stage: Stage) -> None:
         """A replacement did a stage; it is credited if the place is or becomes void."""
         if microbatch.iteration == self.member.version and 1 <= stage <= self.ctx.stages:
-            if self._ledger.stands_in(microbatch.index, stage, sender):
+            if self.ledger.stands_in(microbatch.index, stage, sender):
                 self._report_finished()
 
     def _gone(self, peer: PeerId) -> None:
         """What this peer had of mine is not there any more."""
-        if self._ledger.void(peer):
+        if self.ledger.void(peer):
             self._reported_to = None
         self._close_gaps()
 
@@ -278,9 +282,9 @@ class DataPeer(PeerMachine):
         """Have missing stages redone, or (fast recovery) go without them."""
         ctx = self.ctx
         if not ctx.exact:
-            for index, stage, lost in self._ledger.drop_gaps():
+            for index, stage, lost in self.ledger.drop_gaps():
                 ctx.report("dropped", microbatch=str(MicrobatchId(ctx.me, self.member.version, index)), stage=stage, lost=lost)
-        for gap in self._ledger.gaps():
+        for gap in self.ledger.gaps():
             microbatch = MicrobatchId(ctx.me, self.member.version, gap.index)
             held = ctx.held.get(microbatch)
             if gap.before != ctx.me:
@@ -289,7 +293,7 @@ class DataPeer(PeerMachine):
                 who = self.handoffs.redo(held, gap.lost, gap.ahead)
                 if who is not None:
                     ctx.emit(ev.Send(who, Redo(microbatch, gap.stage, gap.lost, gap.ahead)))
-        if self._ledger.has_gaps:
+        if self.ledger.has_gaps:
             ctx.start_timer("redo", "", ctx.timings.deadline_s(("backward",), WAIT_PRIOR_S))
         elif self._reported_to is None:
             self._report_finished()
@@ -356,7 +360,7 @@ class DataPeer(PeerMachine):
             ctx.timings.observe(("finish",), ctx.now - self._finished_at)
         self._finished_at = -1.0
         self._pending.clear()
-        self._ledger.clear()
+        self.ledger.clear()
         self.leader.new_iteration()
         serves = self.membership.welcomed and self.membership.serves
         if self.begun and serves:
@@ -372,7 +376,7 @@ class DataPeer(PeerMachine):
         super()._drop_everything()
         self.begun = self.member.taking_part = False
         self._pending.clear()
-        self._ledger.clear()
+        self.ledger.clear()
         self.ctx.cancel_timer("finish", "")
         self.ctx.cancel_timer("inject", "")
         self.leader.reset()

@@ -28,8 +28,8 @@ class Handbacks:
             ctx.end_push(held.return_token, cancel=True)
         held.return_token = ctx.new_push(held, back=True)
         held.to_handback(Handback.PUSHING, ctx.now)
-        mine = (ctx.me,) if self.stage <= ctx.stages else ()
-        message = Backward(held.id, held.attempt, Stage(self.stage - 1), mine + held.done_by)
+        done_by = (ctx.me, *held.done_by) if self.stage <= ctx.stages else ()
+        message = Backward(held.id, held.attempt, Stage(self.stage - 1), done_by)
         ctx.liveness.watch(held.predecessor, ctx.out)
         ctx.emit(Push(held.return_token, held.predecessor, message, Slot.INPUT_GRADIENT))
         self._start_timer(held)
@@ -91,11 +91,14 @@ class Handbacks:
             ctx.start_timer("orphan", held.name, ctx.timings.deadline_s(("backward",), WAIT_PRIOR_S))
 
     def peer_answered(self, peer: PeerId, unknown: frozenset[MicrobatchId]) -> None:
-        """A suspected peer lives, and does not know what it has sent here."""
-        for microbatch in sorted(unknown):
-            held = self.ctx.held.get(microbatch)
-            if held is not None and held.predecessor == peer:
+        """A suspected or lost peer lives: what could not be handed back to it can, unless it does not know of it."""
+        for held in self.ctx.in_order():
+            if held.predecessor != peer:
+                continue
+            if held.id in unknown:
                 self.orphaned(held)
+            elif held.handback is Handback.BLOCKED:
+                self.begin(held)
 
     def new_predecessor(self, held: Held, sender: PeerId, attempt: Attempt) -> None:
         """A replacement of my predecessor offered what I hold: send it the gradient once there is one."""

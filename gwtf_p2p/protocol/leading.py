@@ -64,14 +64,21 @@ class Leader:
 
     def data_peers(self) -> tuple[PeerId, ...]:
         """Those that take part in this iteration and are not lost. Before the first commit: all that are online."""
-        known = self.member.data_peers
-        view = self.ctx.view
-        base = set(known) if known is not None else set(view.data_peers if view else ())
-        others = {p for p in base | self.guests if not self.ctx.liveness.is_lost(p)} - self.gone - {self.ctx.me}
-        return tuple(sorted(others | ({self.ctx.me} if self.active else set())))
+        return tuple(sorted(self._live(set(self._electorate()) | self.guests | {self.ctx.me})))
 
     def leading_peer(self) -> PeerId | None:
-        return next(iter(self.data_peers()), None)
+        """Who came during this iteration does not lead it, as not everybody knows of it."""
+        return min(self._live(set(self._electorate())) or self._live(self.guests | {self.ctx.me}), default=None)
+
+    def _electorate(self) -> tuple[PeerId, ...]:
+        known, view = self.member.data_peers, self.ctx.view
+        if known is not None:
+            return known
+        return (*(view.data_peers if view is not None else ()), self.ctx.me)
+
+    def _live(self, peers: set[PeerId]) -> set[PeerId]:
+        live = {peer for peer in peers - self.gone if not self.ctx.liveness.is_lost(peer)}
+        return live if self.active else live - {self.ctx.me}
 
     @property
     def leads(self) -> bool:
@@ -265,6 +272,7 @@ class Leader:
         elif standing.version < version:
             self._show_the_way(sender, standing)
         elif standing.version == version:
+            self.gone.discard(sender)
             self.roster[sender] = standing.stage
             (self.syncing.add if standing.syncing else self.syncing.discard)(sender)
             if standing.taking_part:
@@ -324,7 +332,7 @@ class Leader:
             (self.syncing.discard if in_step else self.syncing.add)(peer)
             if in_step and standing.stage == DATA_STAGE:
                 self.guests.add(peer)
-            ctx.emit(Send(peer, Welcome(version, donors, back=peer in self._strays)))
+            ctx.emit(Send(peer, Welcome(version, donors, self._electorate(), peer in self._strays)))
         self._joiners.clear()
         self._strays.clear()
 

@@ -103,6 +103,9 @@ class Ledger:
     def credits(self) -> tuple[Credit, ...]:
         return tuple(Credit(index, tuple(line)) for index, line in sorted(self._lines.items()))
 
+    def __repr__(self) -> str:
+        return f"Ledger({len(self._lines)} lines, void {self._void})"
+
     def _empty(self, index: int, stage: Stage) -> None:
         line = self._lines[index]
         self._void[index, stage] = line[stage - 1]

@@ -110,10 +110,13 @@ class Membership:
             return
         in_step = message.iteration == member.version == member.weights and not member.behind
         if in_step:
+            if not self.welcomed:
+                member.data_peers = message.data_peers if message.iteration > 0 else None
             self._online(welcomed=True)
         elif message.iteration != member.version or member.behind or self._downloading is None:
             ctx.cancel_timer("seek", "")
             member.follow(message.iteration)
+            member.data_peers = message.data_peers if message.iteration > 0 else None
             if self.state is PeerState.JOINING:
                 self.state = PeerState.ONLINE
             ctx.report("catching_up", iteration=message.iteration, donors=list(message.donors))
@@ -197,8 +200,8 @@ class Membership:
 
     def _newest_version(self) -> int:
         view, ctx = self.ctx.view, self.ctx
-        others = view.records.values() if view is not None else ()
-        return max((r.weights_version for r in others if r.peer != ctx.me and not ctx.liveness.is_lost(r.peer)), default=0)
+        newest = view.newest_versions if view is not None else ()
+        return next((version for version, p in newest if p != ctx.me and not ctx.liveness.is_lost(p)), 0)
 
     def _report_missing(self, version: int) -> None:
         if self._said_missing != version:

@@ -273,11 +273,13 @@ class Standing:
 class Welcome:
     """From the leader: take part from this iteration on. Whoever lacks its weights downloads them from `donors`.
 
+    `data_peers`: those whose first leads this iteration; a data peer that is welcomed joins them in the next one.
     `back`: even if you are further: a commit has reached too few for the swarm to go on from there.
     """
 
     iteration: int
     donors: tuple[PeerId, ...] = ()
+    data_peers: tuple[PeerId, ...] = ()
     back: bool = False
 
 

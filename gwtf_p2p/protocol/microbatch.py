@@ -129,7 +129,8 @@ class Held:
     `result_attempt` is the one that the result came with. `ahead` are the peers planned for the stages after this one,
     `ahead[0]` being the next; `beyond` is the successor's own successor as its `Complete` told, so that a replacement of
     the successor can join the path again. `done_by` is who did the backward of all later stages. `asked` counts how often
-    a wait was too long, `lost_at` is when the peer that had it fell silent.
+    a wait was too long, `lost_at` is when the peer that had it fell silent. `walking`: the data peer has started again, and the
+    next peer is yet to hear of it.
     """
 
     id: MicrobatchId
@@ -157,6 +158,7 @@ class Held:
     waits_since: float = 0.0
     lost_at: float | None = None
     unwanted: bool = False
+    walking: bool = False
     loss: float | None = None
     story: list[str] = field(default_factory=list)
     name: str = ""

@@ -174,6 +174,7 @@ class Handoffs:
     def _accepted(self, held: Held) -> None:
         ctx = self.ctx
         assert held.successor is not None
+        held.walking = False
         ctx.end_push(held.push_token)
         ctx.cancel_timer("push", held.name)
         held.tried.clear()
@@ -224,6 +225,8 @@ class Handoffs:
     def returned(self, held: Held, sender: PeerId) -> None:
         """The gradient of my output is here, from `sender`, who may have replaced my successor."""
         ctx, former = self.ctx, held.successor
+        if held.walking and held.handoff in (Handoff.ROUTING, Handoff.PUSHING):
+            return  # it will come again when the next peer has answered
         if held.handoff is Handoff.PUSHING:
             ctx.end_push(held.push_token, cancel=True)
         if held.handoff in WAITING and former not in (None, sender) and not self.is_last:
@@ -278,8 +281,16 @@ class Handoffs:
         for what in ("push", "complete", "backward"):
             ctx.cancel_timer(what, held.name)
         held.ahead = (held.successor, *held.ahead[1:])
+        held.walking = True
         self._to_routing(held)
         self._route(held)
+
+    def insist(self, held: Held) -> None:
+        """The way back knows this data peer's microbatch as done, the way down does not: walk it again."""
+        waited_s = self.ctx.now - held.handed_on_at
+        if held.handoff is Handoff.AWAITING and waited_s > self.ctx.timings.deadline_s(("backward",), WAIT_PRIOR_S):
+            held.attempt = (held.attempt[0] + 1,)
+            self.walk_again(held)
 
     def peer_answered(self, peer: PeerId, unknown: frozenset[MicrobatchId], seconds: float) -> None:
         """A suspected peer lives: wait on, except for what it does not hold."""

@@ -122,6 +122,7 @@ class World:
         self._on_report = on_report
         self._record_period_s = record_period_s
         self._shown_at = -1.0
+        self._timers = 0
         self._transfers: dict[tuple[PeerId, int], Transfer] = {}
         self._accepted: dict[tuple[PeerId, int], ev.Push] = {}
         self._rounds: dict[str, _Round] = {}
@@ -170,6 +171,10 @@ class World:
         """The process is stopped: it says nothing and computes nothing, and its connections stay open."""
         self.peers[peer_id].frozen = True
 
+    def drain(self, peer_id: PeerId) -> None:
+        """Its user wants to stop."""
+        self._feed(self.peers[peer_id], ev.DrainRequested())
+
     def thaw(self, peer_id: PeerId) -> None:
         peer = self.peers[peer_id]
         peer.frozen = False
@@ -181,17 +186,19 @@ class World:
     # ---- events in
 
     def _feed(self, peer: SimulatedPeer, event: ev.Event) -> None:
-        if not peer.alive:
+        if not self._hears(peer, event):
+            if peer.alive:
+                peer.waiting.append(event)
             return
-        if peer.frozen:
-            peer.waiting.append(event)
-            return
-        now = self.kernel.now
-        if self.on_event is not None:
-            self.on_event(peer.id, event, now)
-        for effect in peer.machine.handle(event, now):
+        for effect in peer.machine.handle(event, self.kernel.now):
             if peer.alive:
                 self._carry_out(peer, effect)
+
+    def _hears(self, peer: SimulatedPeer, event: ev.Event) -> bool:
+        """False when the peer is dead or frozen; whoever listens may do that to it just before the event."""
+        if peer.alive and not peer.frozen and self.on_event is not None:
+            self.on_event(peer.id, event, self.kernel.now)
+        return peer.alive and not peer.frozen
 
     def _later(self, to: PeerId, about: PeerId, event: ev.Event, hops: int = 1) -> None:
         """Feed an event to `to` after one latency (or more) of its path to `about`."""
@@ -278,8 +285,8 @@ class World:
         self.kernel.after(seconds, finish)
 
     def _start_timer(self, peer: SimulatedPeer, name: ev.TimerName, delay_s: float) -> None:
-        version = peer.timers.get(name, 0) + 1
-        peer.timers[name] = version
+        self._timers += 1
+        version = peer.timers[name] = self._timers  # a number that no cancelled timer of this name has
 
         def fire() -> None:
             if peer.timers.get(name) == version:
@@ -357,20 +364,20 @@ class World:
         transfer = self._transfers.get(key)
         if transfer is None:
             return
-        if not target.alive:
+        event = ev.Offered(peer.id, push.message)
+        if self._hears(target, event):
+            self._answer(key, push, target, event)
+        elif key not in self._transfers:
+            pass  # it died just now, and its connections with it
+        elif not target.alive:
             self._drop(key)
             self._later(peer.id, push.to, ev.PushFailed(push.token, "connection refused"))
-        elif not target.frozen:
-            self._answer(key, push, target)
         else:
             target.waiting.append(ev.DeliveryBroken(peer.id, push.message, "frozen"))
             self._drop(key, keep=True)
 
-    def _answer(self, key: tuple[PeerId, int], push: ev.Push, target: SimulatedPeer) -> None:
+    def _answer(self, key: tuple[PeerId, int], push: ev.Push, target: SimulatedPeer, event: ev.Offered) -> None:
         sender = key[0]
-        event = ev.Offered(sender, push.message)
-        if self.on_event is not None:
-            self.on_event(target.id, event, self.kernel.now)
         effects = target.machine.handle(event, self.kernel.now)
         answer = next(e for e in effects if isinstance(e, ev.Answer))
         if answer.verdict is not Verdict.ACCEPTED:

@@ -1,0 +1,194 @@
+"""A small swarm on equal links, for stories and sweeps of faults: n stages, m relays each, d data peers, no scenario file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.context import Context
+from gwtf_p2p.protocol.data_peer import DataPeer, DataPeerConfig
+from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.network_view import NetworkView
+from gwtf_p2p.protocol.relay_peer import RelayPeer
+from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, RouteRequest
+from gwtf_p2p.simulation.directory import Directory
+from gwtf_p2p.simulation.faults import Fault, Faults
+from gwtf_p2p.simulation.invariants import Invariants, Tally
+from gwtf_p2p.simulation.kernel import Kernel
+from gwtf_p2p.simulation.links import Links, LinkSpec
+from gwtf_p2p.simulation.world import SimulatedPeer, Sizes, Speed, World
+
+LATENCY_S = 0.01
+FORWARD_S, BACKWARD_S = 0.05, 0.1
+MICROBATCH_BYTES = 1_000_000
+BYTES_PER_S = 1e8
+
+
+class RoundRobin:
+    """Takes the peers of a stage in turn; at most `in_flight` own microbatches at once."""
+
+    def __init__(self, in_flight: int) -> None:
+        self.in_flight = in_flight
+        self.view: NetworkView | None = None
+        self._flying: set[MicrobatchId] = set()
+        self._turn = 0
+
+    def observe_view(self, view: NetworkView, now: float) -> None:
+        self.view = view
+
+    def observe_hop(self, hop: HopObservation, now: float) -> None:
+        pass
+
+    def observe_end(self, microbatch: MicrobatchId, now: float) -> None:
+        self._flying.discard(microbatch)
+
+    def route(self, request: RouteRequest, now: float) -> Route | NoRoute:
+        if self.view is None:
+            return NoRoute("no view yet")
+        inject = request.after == request.microbatch.data_peer and request.microbatch not in self._flying
+        if inject and len(self._flying) >= self.in_flight:
+            return NoRoute("enough in flight")
+        peers = []
+        for stage in range(request.first_stage, request.last_stage + 1):
+            able = [p for p in self.view.peers_of_stage(Stage(stage)) if p not in request.excluding]
+            if not able:
+                return NoRoute(f"nobody in stage {stage}")
+            self._turn += 1
+            peers.append(able[self._turn % len(able)])
+        if inject:
+            self._flying.add(request.microbatch)
+        return Route(tuple(peers), "in turn")
+
+
+@dataclass(frozen=True, slots=True)
+class SmallConfig:
+    """`speeds`: how many times slower than the usual 0.05 s + 0.1 s a relay is, drawn by seed. `iterations` 0: no end."""
+
+    stages: int = 3
+    relays: int = 2
+    data_peers: int = 1
+    microbatches: int = 4
+    capacity: int = 4
+    iterations: int = 0
+    exact: bool = True
+    speeds: tuple[float, ...] = (1.0,)
+    memory_microbatches: int = 0
+    seed: int = 0
+
+
+@dataclass
+class SmallSwarm:
+    """A running swarm with its invariants, its faults and everything that was reported."""
+
+    config: SmallConfig
+    world: World
+    reports: list[tuple[PeerId, ev.Report, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.invariants = Invariants(self.world, self.config.stages, self.config.exact)
+        self.faults = Faults(self.world, self.new_peer)
+        self.world.on_event = self._before_event
+        self._random = Random(self.config.seed)
+
+    def _before_event(self, peer: PeerId, event: ev.Event, now: float) -> None:
+        self.invariants.before_event(peer, event, now)
+        self.faults.before_event(peer, event, now)
+
+    def new_peer(self, peer: PeerId) -> SimulatedPeer:
+        """As it is when its program has just been started."""
+        config = self.config
+        kind, *numbers = peer.split("_")
+        corrections = {ev.Work.UNCOUNT: BACKWARD_S * 1.5, ev.Work.RECOUNT: BACKWARD_S * 1.5}
+        if kind == "data":
+            ctx = Context(peer, DATA_STAGE, config.stages, RoundRobin(config.microbatches), config.exact)
+            speed = Speed({ev.Work.EMBED: 0.005, ev.Work.LOSS: 0.02, ev.Work.FINISH: 0.005, **corrections})
+            own = DataPeerConfig(config.microbatches, config.data_peers, config.iterations)
+            return SimulatedPeer(DataPeer(ctx, own), speed)
+        ctx = Context(peer, Stage(int(numbers[0])), config.stages, RoundRobin(0), config.exact)
+        ctx.activation_bytes = MICROBATCH_BYTES
+        ctx.memory_limit_bytes = config.memory_microbatches * 4 * MICROBATCH_BYTES
+        factor = self._random.choice(config.speeds)
+        seconds = {ev.Work.FORWARD: FORWARD_S, ev.Work.BACKWARD: BACKWARD_S, **corrections}
+        return SimulatedPeer(RelayPeer(ctx, config.capacity), Speed({w: s * factor for w, s in seconds.items()}))
+
+    @property
+    def relays(self) -> list[PeerId]:
+        return [peer for peer in self.world.peers if peer.startswith("relay")]
+
+    def inject(self, *script: Fault) -> None:
+        self.faults.inject(script)
+
+    def run(self, iterations: int, deadline_s: float = 600.0, most_steps: int = 1_000_000) -> Tally:
+        """Until every peer that is up has finished so many iterations. Fails with everybody's story otherwise."""
+
+        def done() -> bool:
+            if self.world.kernel.steps > most_steps:
+                raise AssertionError(f"no end after {most_steps} steps\n{self.story()}")
+            up = [p.machine for p in self.world.peers.values() if p.alive and not p.frozen]
+            return all(m.member.version >= iterations and not m.member.out_of_step for m in up)
+
+        if not self.world.kernel.run(done, deadline_s):
+            raise AssertionError(self.story())
+        return self.invariants.check()
+
+    def count(self, name: str) -> Counter[str]:
+        """Reports of this name by their kind."""
+        return Counter(str(r.fields.get("kind", "")) for _, r, _ in self.reports if r.name == name)
+
+    def reported(self, name: str) -> list[tuple[PeerId, ev.Report, float]]:
+        return [line for line in self.reports if line[1].name == name]
+
+    def story(self, last: int = 80) -> str:
+        """For the one who has to find out why nothing moves."""
+        lines = [f"stuck at {self.world.kernel.now:.2f} s; {self.config}"]
+        lines += [f"fired at {at:.3f} s: {fault}" for at, fault in self.faults.fired]
+        for peer in self.world.peers.values():
+            machine, member = peer.machine, peer.machine.member
+            lines.append(
+                f"{peer.id} alive={peer.alive} frozen={peer.frozen} {machine.published_state.name} version={member.version} "
+                f"weights={member.weights} closing={member.closing is not None} prepared={member.prepared} "
+                f"counted={len(member.counted)} lost={sorted(machine.ctx.liveness.lost)} running={machine.running}"
+            )
+            if isinstance(machine, DataPeer):
+                leader = machine.leader
+                lines.append(
+                    f"   begun={machine.begun} {machine.ledger} welcomed={machine.membership.welcomed} "
+                    f"leading={leader.leading_peer()} data_peers={leader.data_peers()} finished={sorted(leader.finished)} "
+                    f"attempt={leader.attempt is not None} inquiry={leader.inquiry and leader.inquiry.waiting_for()}"
+                )
+            for held in machine.ctx.in_order():
+                lines.append(
+                    f"   {held.id} {held.attempt} {held.phase.name} {held.handoff.name} {held.handback.name} "
+                    f"{held.predecessor} -> {held.successor}"
+                )
+                lines += [f"        {line}" for line in held.story[-8:]]
+        lines += [f"{at:.3f} {who} {r.name} {dict(r.fields)}" for who, r, at in self.reports[-last:]]
+        return "\n".join(lines)
+
+
+def small_swarm(config: SmallConfig, script: Sequence[Fault] = ()) -> SmallSwarm:
+    """All peers started."""
+    kernel = Kernel()
+    links = Links(kernel, lambda a, b: LinkSpec(LATENCY_S, BYTES_PER_S))
+    directory = Directory(config.stages, MICROBATCH_BYTES)
+    reports: list[tuple[PeerId, ev.Report, float]] = []
+    sizes = Sizes(MICROBATCH_BYTES, 4 * MICROBATCH_BYTES)
+
+    def on_report(peer: PeerId, report: ev.Report, now: float) -> None:
+        reports.append((peer, report, now))
+        if report.name == "drained":
+            kernel.after(LATENCY_S, lambda: world.kill(peer))  # its program ends
+
+    world = World(kernel, links, directory, sizes, on_report)
+    swarm = SmallSwarm(config, world, reports)
+    names = [f"data_{d}" for d in range(config.data_peers)]
+    names += [f"relay_{k}_{r}" for k in range(1, config.stages + 1) for r in range(config.relays)]
+    for name in names:
+        world.add(swarm.new_peer(PeerId(name)))
+    swarm.inject(*script)
+    for peer in list(world.peers.values()):
+        world.start(peer)
+    return swarm
