@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 START_DEADLINE_S = 60.0
 STALL_S = 120.0
 SHOWN_ROUTES = 6
+WARMUP_STEPS = 10
+CHECKPOINT_EVERY = 5
 
 
 def add_parser(subparsers: Any) -> None:
@@ -85,7 +87,7 @@ def plain_run(args: argparse.Namespace) -> dict[str, Any]:
     plain = {name: getattr(args, name) for name in (*names, "microbatch_size", "wire_dtype")}
     plain["microbatches_per_data_peer"] = args.microbatches
     plain["total_iterations"] = args.steps
-    plain["optimizer"] = {"learning_rate": args.learning_rate, "warmup_iterations": min(10, args.steps)}
+    plain["optimizer"] = {"learning_rate": args.learning_rate, "warmup_iterations": WARMUP_STEPS}
     return {"run_id": f"demo-{args.seed}", **plain}
 
 
@@ -120,7 +122,7 @@ class _Demo:
         self.churn = _churn_of(args)
         self.came_about: set[ChurnStep] = set()
         self.maddr = ""
-        self._told = 0
+        self._told: set[int] = set()
 
     def run(self) -> int:
         from gwtf_p2p.live.local_swarm import LocalSwarm
@@ -194,7 +196,7 @@ class _Demo:
             capacity=self.args.capacity,
             executor=ExecutorConfig(self.args.device, self.args.torch_dtype),
             threads=1,
-            checkpoints=CheckpointOptions(self.args.checkpoint_dir, every=5),
+            checkpoints=CheckpointOptions(self.args.checkpoint_dir, CHECKPOINT_EVERY),
             fault=self._fault_of(name),
             event_log=self.folder / f"{name}.events.jsonl" if self.args.keep_logs else None,
         )
@@ -275,9 +277,9 @@ class _Demo:
         self.state.hear(name, max(line.stage, 0), report, now)
 
     def _plain(self) -> None:
-        while self._told in self.state.ended_at:
-            self._say(progress_line(self.state, self._told))
-            self._told += 1
+        for iteration in sorted(set(self.state.ended_at) - self._told):
+            self._say(progress_line(self.state, iteration))
+            self._told.add(iteration)
 
     # ---- the end
 

@@ -1,7 +1,7 @@
 """Faults on purpose: a peer that crashes or freezes itself at a named moment of an iteration.
 
 Only tests and `gwtf demo --churn` give a peer a fault. The peer is killed (SIGKILL) or stopped (SIGSTOP) by its own hand, so
-the moment is exact; what follows is as real as any crash. A fault that fires says so first, and whoever scripted it checks that.
+the moment is exact; what follows is as real as any crash. A fault that fires says so first; whoever scripted it checks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What happened in a run, put together from the reports of its peers: loss, throughput, routes, recoveries, the ledger.
 
-Pure: reports in, figures out. The ledger is checked here independently of the protocol: in each stage the shares of all
-members must add up to every microbatch of the iteration, no more and no less.
+Pure: reports in, figures out. The ledger is checked here once more: the shares that a stage group averaged must add up to
+every microbatch of the iteration, no more and no less. (Any member's word will do: a member makes its gradient equal its share
+before it averages, and one that is killed between the commit and its own step has contributed all the same.)
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class RunState:
     recoveries: Counter[str] = field(default_factory=Counter)
     recovery_s: list[float] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
-    stepped: dict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))
+    averaged: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     useful_s: float = 0.0
     computed_s: dict[str, float] = field(default_factory=dict)
     state_of: dict[str, str] = field(default_factory=dict)
@@ -79,15 +80,15 @@ class RunState:
         """Microbatches by fate, over all committed iterations; each stage must have counted each exactly once."""
         lost = double = 0
         for iteration in self.ended_at:
-            counted = [self.stepped[iteration, stage] for stage in range(self.stages + 1)]
-            lost += max(max(0, self.expected - count) for count in counted)
-            double += max(max(0, count - self.expected) for count in counted)
+            groups = [self.averaged.get((iteration, stage), (0, 0)) for stage in range(self.stages + 1)]
+            lost += max(self.expected - different for _, different in groups)
+            double += max(total - different for total, different in groups)
         retried = sum(self.recoveries.values())
         return {"done": self.iterations * self.expected - lost, "retried": retried, "lost": lost, "double_counted": double}
 
     def _stepped(self, peer: str, stage: int, report: Report, now: float) -> None:
         iteration = int(report["iteration"])
-        self.stepped[iteration, stage] += int(report["microbatches"])
+        self.averaged[iteration, stage] = (int(report["of"]), int(report["different"]))
         self.useful_s += float(report["useful_s"])
         self.computed_s[peer] = float(report["computed_s"])
         if stage == 0:

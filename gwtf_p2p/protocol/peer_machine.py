@@ -408,6 +408,7 @@ class PeerMachine(ABC):
             iteration=iteration,
             microbatches=len(credited),
             of=closing.total,
+            different=len({m for share in closing.shares for m in share.microbatches}),
             useful_s=useful,
             wasted_s=spent - useful,
             computed_s=self.computed_s,
