@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def plain_run(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of the demo's run, as in a run file."""
-    names = ("stages", "model", "dataset", "tokenizer", "router", "recovery", "seed", "sequence_length", "data_peers")
+    names = ("stages", "relays_per_stage", "model", "dataset", "tokenizer", "router", "recovery", "seed", "sequence_length", "data_peers")
     plain = {name: getattr(args, name) for name in (*names, "microbatch_size", "wire_dtype")}
     plain["microbatches_per_data_peer"] = args.microbatches
     plain["total_iterations"] = args.steps

@@ -84,5 +84,6 @@ def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -
         activation_bytes=run.activation_bytes,
     )
     if place.stage == DATA_STAGE:
-        return DataPeer(context, DataPeerConfig(run.microbatches_per_data_peer, run.data_peers, run.total_iterations))
+        quorum = (run.data_peers, run.total_iterations, run.relays_per_stage)
+        return DataPeer(context, DataPeerConfig(run.microbatches_per_data_peer, *quorum))
     return RelayPeer(context, 0 if router_kind(run.router).unbounded_queues else config.capacity)

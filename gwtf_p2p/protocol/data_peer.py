@@ -30,6 +30,7 @@ from gwtf_p2p.protocol.messages import (
     Verdict,
 )
 from gwtf_p2p.protocol.microbatch import Held, Phase
+from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.peer_machine import PeerMachine
 from gwtf_p2p.protocol.records import PeerState
 from gwtf_p2p.protocol.repair import RETRY_S, WAIT_PRIOR_S
@@ -48,11 +49,15 @@ NEXT_WORK = (
 
 @dataclass(frozen=True, slots=True)
 class DataPeerConfig:
-    """`data_peers`: how many must be online before iteration 0 begins. `total_iterations` 0 means no end."""
+    """`data_peers`, and `relays_per_stage` in each stage: how many must be online before iteration 0 begins.
+
+    `total_iterations` 0 means no end.
+    """
 
     microbatches: int
     data_peers: int = 1
     total_iterations: int = 0
+    relays_per_stage: int = 1
 
 
 class DataPeer(PeerMachine):
@@ -83,10 +88,15 @@ class DataPeer(PeerMachine):
         self.leader.active = membership.welcomed and not self.member.out_of_step and not membership.drained
         if self.begun or self.complete or view is None or not self.leader.active or not membership.serves:
             return
-        enough = self.member.version > 0 or len(set(view.data_peers) | {self.ctx.me}) >= self.config.data_peers
-        if enough and not self._empty:
+        if (self.member.version > 0 or self._quorum(view)) and not self._empty:
             self.begun = True
             self._begin_iteration()
+
+    def _quorum(self, view: NetworkView) -> bool:
+        """Are as many online as the run wants for its beginning?"""
+        least = self.config.relays_per_stage
+        stages = all(len(view.peers_of_stage(Stage(k))) >= least for k in range(1, self.ctx.stages + 1))
+        return stages and len(set(view.data_peers) | {self.ctx.me}) >= self.config.data_peers
 
     def _begin_iteration(self) -> None:
         version = self.member.version

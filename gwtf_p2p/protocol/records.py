@@ -103,7 +103,7 @@ class RunRecord:
     """Everything that a joining peer needs besides an initial peer and the run id; signed by the run's owner.
 
     `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds. `data_peers` is how many shards the
-    dataset is cut into, and how many data peers must be online before iteration 0 begins.
+    dataset is cut into. So many data peers, and `relays_per_stage` in each stage, must be online before iteration 0 begins.
     """
 
     run_id: RunId
@@ -116,6 +116,7 @@ class RunRecord:
     dataset: str = "stdlib"
     tokenizer: str = "byte"
     data_peers: int = 1
+    relays_per_stage: int = 1
     wire_dtype: str = "float32"
     router: str = "gwtf"
     recovery: str = "exact"
