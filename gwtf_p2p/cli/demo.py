@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
 
 def plain_run(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of the demo's run, as in a run file."""
-    names = ("stages", "relays_per_stage", "model", "dataset", "tokenizer", "router", "recovery", "seed", "sequence_length", "data_peers")
-    plain = {name: getattr(args, name) for name in (*names, "microbatch_size", "wire_dtype")}
+    names = ("stages", "relays_per_stage", "data_peers", "model", "dataset", "tokenizer", "router", "recovery", "seed")
+    plain = {name: getattr(args, name) for name in (*names, "sequence_length", "microbatch_size", "wire_dtype")}
     plain["microbatches_per_data_peer"] = args.microbatches
     plain["total_iterations"] = args.steps
     plain["optimizer"] = {"learning_rate": args.learning_rate, "warmup_iterations": WARMUP_STEPS}
