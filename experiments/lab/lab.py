@@ -30,7 +30,7 @@ _DELAY_PIPE = Path(__file__).parent / "delay_pipe.py"
 _PACKAGES = {"ip": "iproute2", "tc": "iproute2", "nft": "nftables", "setpriv": "util-linux", "unshare": "util-linux"}
 
 
-class LabFailed(RuntimeError):  # noqa: N818 (named for what happened)
+class LabFailed(RuntimeError):
     """A command of the lab failed; the text has the command and what it said."""
 
 

@@ -1,7 +1,7 @@
 """Python programs in hosts of the lab, forked from one process that has imported what they need.
 
-A peer as a program of its own imports for seconds and takes 310 MB; a fork of a warm process is there at once and costs a
-quarter of that (measured, experiments/README.md). `LabSwarm` starts whole peers so; `fork_into` starts any function.
+Importing torch and hivemind takes seconds; a fork of a process that has done it is there at once. `LabSwarm` starts whole peers
+so, `fork_into` any function.
 """
 
 from __future__ import annotations

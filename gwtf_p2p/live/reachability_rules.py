@@ -1,0 +1,102 @@
+"""What a peer concludes from what others see of it. Pure: no I/O, no clock.
+
+The safe assumption comes first: a peer counts as not reachable until somebody has dialled it back, because the yes takes one
+round trip and the no 15 s. Even then it keeps its reservations at relays: a NAT that admits every port of known addresses earns
+a yes from them though strangers cannot come in. Callers try the direct address first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from gwtf_p2p.protocol.records import PathType
+
+RENEW_FRACTION = 0.5
+"""A reservation is renewed after this part of its life, so that one failed attempt does not end it."""
+
+EARLY_RENEW_S = 20.0
+"""The first renewal: a relay whose AutoNAT verdict turns public after we came forgets its reservations (measured)."""
+
+SPARE_FRACTION = 0.1
+"""A circuit is replaced while this part of its budget is left."""
+
+
+class Mapping(Enum):
+    """The public port of a peer, as others see it."""
+
+    KEPT = "kept"
+    """The same for everybody: others can be told where to dial."""
+    VARIES = "varies"
+    """Another for each destination."""
+    UNKNOWN = "unknown"
+    """One observer is too few to tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What is known of a peer's own reachability.
+
+    `observed`: its address as each public peer sees it. `dialled_back`: where somebody has reached it; empty if nobody has.
+    """
+
+    observed: tuple[str, ...] = ()
+    dialled_back: str = ""
+
+    @property
+    def mapping(self) -> Mapping:
+        if len(set(self.observed)) > 1:
+            return Mapping.VARIES
+        return Mapping.KEPT if len(self.observed) > 1 else Mapping.UNKNOWN
+
+
+class Role(Enum):
+    """Of a peer in a punch; see `punch`."""
+
+    DIALS = "dials"
+    WAITS = "waits"
+
+
+def path_of(situation: Situation) -> tuple[PathType, str]:
+    """How others will reach this peer, and why."""
+    if situation.dialled_back:
+        return PathType.PUBLIC, f"dialled back at {situation.dialled_back}"
+    seen = f"{len(situation.observed)} observers, port {situation.mapping.value}"
+    return PathType.RELAYED, f"nobody has dialled it back ({seen})"
+
+
+def punch_role(me: Situation, other: Situation, mine_is_smaller: bool) -> tuple[Role | None, str]:
+    """This peer's part in a punch with the other, or None where a punch is needless or hopeless; and why.
+
+    Both ends come to matching answers. Whose port varies must dial, since nobody can be told where to dial it; whether the
+    other end admits that port is found out by trying. Between equals the smaller peer id dials.
+    """
+    if other.dialled_back or me.dialled_back:
+        return None, "one end can be dialled: no punch is needed"
+    if not me.observed or not other.observed:
+        return None, "nobody has seen the public address of one end"
+    mine, theirs = me.mapping is Mapping.VARIES, other.mapping is Mapping.VARIES
+    if mine and theirs:
+        return None, "both ports vary with the destination"
+    if mine or theirs:
+        return Role.DIALS if mine else Role.WAITS, "the end whose port varies must dial"
+    return Role.DIALS if mine_is_smaller else Role.WAITS, "both ports are kept: the smaller peer id dials"
+
+
+def renew_in_s(lasts_s: float, is_first: bool) -> float:
+    """Seconds until a reservation that lasts so long is renewed."""
+    in_time = max(1.0, lasts_s * RENEW_FRACTION)
+    return min(EARLY_RENEW_S, in_time) if is_first else in_time
+
+
+def needs_new_circuit(budget_bytes: int, budget_s: int, used_bytes: int, age_s: float, next_bytes: int) -> bool:
+    """Whether a circuit should be replaced before the next transfer of so many bytes; a budget of 0 has no end."""
+    bytes_left = budget_bytes * (1 - SPARE_FRACTION) - used_bytes if budget_bytes else float("inf")
+    seconds_left = budget_s * (1 - SPARE_FRACTION) - age_s if budget_s else float("inf")
+    return next_bytes > bytes_left or seconds_left <= 0
+
+
+def circuit_maddrs(relays: Sequence[str]) -> tuple[str, ...]:
+    """Under which addresses a peer is reached through relays (multiaddrs with peer id); append /p2p/<its id> to dial."""
+    return tuple(f"{relay}/p2p-circuit" for relay in relays)
