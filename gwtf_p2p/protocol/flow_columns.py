@@ -188,7 +188,9 @@ def lower_bound_us(problem: Problem, prices: tuple[FloatArray, ...], units: int)
     """A cost that no plan with `units` flows can beat; NO_ARC when the cheapest paths alone show that none exists."""
     highest = flow_reward(problem, units) * 2
     scale = _PRICE_SCALE if highest * (problem.stages + 1) < FAR / (2 * _PRICE_SCALE) else 1
-    whole = [np.rint(np.minimum(p, highest) * scale).astype(np.int64) for p in prices]
+    # A path's prices stay under half of FAR, its costs under the other half: what exists is never taken for unreachable.
+    most = min(highest * scale, FAR / 2 / (problem.stages + 1))
+    whole = [np.rint(np.minimum(p * scale, most)).astype(np.int64) for p in prices]
     costs_us = [np.where(costs < FAR, costs * scale, NO_ARC) for costs in problem.costs_us]
     cheapest: list[tuple[int, int]] = []
     for data, peer in enumerate(problem.data_peers):

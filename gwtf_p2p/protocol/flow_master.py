@@ -87,7 +87,7 @@ class PathMaster:
         return True
 
     def optimise(self, work_limit: int) -> bool:
-        """Pivot until no known path or slack improves; False when the work limit stopped it before."""
+        """Pivot until no known path or slack improves; False when the work limit or rounding stopped it before."""
         while True:
             reduced = self._reduced_costs()
             best_path = int(reduced.argmin()) if len(reduced) else -1
@@ -100,9 +100,12 @@ class PathMaster:
             if self.work > work_limit:
                 return False
             if path_gain <= slack_gain:
-                self._enter(self._path_column(best_path), path_gain, best_path)
+                entered = self._enter(self._path_column(best_path), path_gain, best_path)
             else:
-                self._enter(self._inverse[best_slack, : len(self._row_of)].copy(), slack_gain, ~self._tight_rows[best_slack])
+                column = self._inverse[best_slack, : len(self._row_of)].copy()
+                entered = self._enter(column, slack_gain, ~self._tight_rows[best_slack])
+            if not entered:
+                return False
 
     def solution(self) -> list[tuple[Path, float]]:
         """The paths in use with their amounts, in ascending order of path."""
@@ -162,9 +165,13 @@ class PathMaster:
                 column += self._inverse[tight, : len(column)]
         return column
 
-    def _enter(self, column: FloatArray, gain: float, variable: int) -> None:
-        """Bring `variable` (a path, or ~row for a slack) into the basis; `column` is its column in terms of the basis."""
+    def _enter(self, column: FloatArray, gain: float, variable: int) -> bool:
+        """Bring `variable` (a path, or ~row for a slack) into the basis; `column` is its column in terms of the basis.
+
+        False if nothing blocks it: every row is bounded, so that can only be rounding, and the basis is kept."""
         rising = (column > _PIVOT_TOLERANCE).nonzero()[0]
+        if len(rising) == 0:
+            return False
         ratios = np.maximum(self._value[rising], 0.0) / column[rising]
         step = float(ratios.min())
         blocking = rising[ratios <= step + _PIVOT_TOLERANCE]
@@ -184,6 +191,7 @@ class PathMaster:
             self._loosen(~variable, leaves)
         if leaving < 0:
             self._tighten(~leaving, column, leaves, gain)
+        return True
 
     def _loosen(self, row: int, position: int) -> None:
         """The slack of a tight row became basic: its column of the inverse is a unit vector from now on."""

@@ -17,7 +17,7 @@ from gwtf_p2p.protocol.flow_joint import Effort, JointStatus, solve_joint
 from gwtf_p2p.protocol.flow_master import PathMaster
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.plan import check_plan, flows_of, plan_of
-from gwtf_p2p.protocol.problem import Problem
+from gwtf_p2p.protocol.problem import MAX_COST_US, Problem
 from gwtf_p2p.protocol.routers.random import random_plan
 from tests.protocol.flow_problems import Size, best_by_highs, random_problem
 
@@ -104,6 +104,15 @@ def test_local_moves_keep_the_rules_and_never_make_a_plan_worse(size: Size, seed
         check_plan(problem, plan_of(problem, better, None))
         assert value(problem, better) <= value(problem, flows)
         flows = better
+
+
+@pytest.mark.parametrize("dearest", [1 << 20, MAX_COST_US])
+def test_costs_of_any_size_are_planned_and_bounded(dearest: int) -> None:
+    problem = random_problem(np.random.default_rng(2), Size(stages=6, relays=6, data_peers=3, dearest=dearest))
+    joint, (flows, _) = solve_joint(problem), best_by_highs(problem)
+    check_plan(problem, plan_of(problem, joint.flows, None))
+    assert len(joint.flows) == flows
+    assert 0.95 * joint.cost_us <= joint.lower_bound_us <= joint.cost_us
 
 
 def test_the_relaxation_reaches_the_value_of_a_second_solver() -> None:
