@@ -43,6 +43,7 @@ class RecordKeeper:
         self._dht, self._run, self._place, self._probes = dht, run, place, probes
         self._due = asyncio.Event()
         self._due.set()
+        self._changed = asyncio.Event()
         self._own: StageRecord | None = None
         self._sequence = 0
 
@@ -64,6 +65,7 @@ class RecordKeeper:
                 shard=self._place.shard,
             )
             self._own = stage_record(machine, around, self._sequence)
+            self._changed.set()  # a router plans on this peer's own record too: it must not lag behind
             if not await self._dht.publish_stage(self._own):
                 logger.warning("no peer of the DHT keeps this peer's record; it is published again in a moment")
             if self._place.stage == DATA_STAGE:
@@ -72,8 +74,11 @@ class RecordKeeper:
 
     async def keep_looking(self, machine: RelayPeer | DataPeer, on_change: Callable[[NetworkView], object]) -> None:
         while True:
+            self._changed.clear()
             view = await read_view(self._dht, self._run, self._own)
             if view != machine.ctx.view:
                 on_change(view)
             assembling = isinstance(machine, DataPeer) and not machine.begun
-            await asyncio.sleep(ASSEMBLING_PERIOD_S if assembling else VIEW_PERIOD_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ASSEMBLING_PERIOD_S if assembling else VIEW_PERIOD_S):
+                    await self._changed.wait()

@@ -96,7 +96,8 @@ class DataPeer(PeerMachine):
         """Are as many online as the run wants for its beginning?"""
         least = self.config.relays_per_stage
         stages = all(len(view.peers_of_stage(Stage(k))) >= least for k in range(1, self.ctx.stages + 1))
-        return stages and len(set(view.data_peers) | {self.ctx.me}) >= self.config.data_peers
+        # This peer too: routers give no flows to a data peer whose record does not say ONLINE yet.
+        return stages and self.ctx.me in view.data_peers and len(view.data_peers) >= self.config.data_peers
 
     def _begin_iteration(self) -> None:
         version = self.member.version
