@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.aggregation import Member
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.messages import Share
 
 RECOVERY_KINDS = ("forward", "backward", "aggregation")
 
@@ -30,14 +31,18 @@ class Metrics:
     useful_s: float = 0.0
     recoveries: Counter[str] = field(default_factory=Counter)
     reports: Counter[str] = field(default_factory=Counter)
-    _counted: dict[int, Counter[tuple[Stage, MicrobatchId]]] = field(default_factory=dict)
+    _committed: dict[tuple[int, Stage], list[tuple[Share, ...]]] = field(default_factory=dict)
 
     def stepping(self, member: Member, stage: Stage, iteration: int, now: float) -> None:
-        """A peer is about to step: what is in its committed gradient counts now."""
+        """A peer is about to step: the shares that its group has averaged count now, once for the group.
+
+        Should two members step with different shares, both count: what is in both is then counted twice.
+        """
         closing = member.closing
-        share = next((s for s in closing.shares if s.member == member.ctx.me), None) if closing else None
-        counter = self._counted.setdefault(iteration, Counter())
-        counter.update((stage, microbatch) for microbatch in (share.microbatches if share else ()))
+        if closing is not None and closing.iteration == iteration:
+            committed = self._committed.setdefault((iteration, stage), [])
+            if not any(shares is closing.shares or shares == closing.shares for shares in committed):
+                committed.append(closing.shares)
         if stage == DATA_STAGE:
             if iteration == len(self.ends):
                 self.ends.append(now)
@@ -63,16 +68,20 @@ class Metrics:
     def lost(self) -> int:
         """Microbatches of committed iterations that are missing in the gradient of at least one stage."""
         wanted = self.expected * len(self.ends)
+        stages = [Stage(k) for k in range(self.stages + 1)]
         whole = sum(
-            1
+            len(set.intersection(*(set(self._count(iteration, stage)) for stage in stages)))
             for iteration in range(len(self.ends))
-            for microbatch in {m for _, m in self._counted.get(iteration, ())}
-            if all((Stage(k), microbatch) in self._counted[iteration] for k in range(self.stages + 1))
         )
         return wanted - whole
 
     def double_counted(self) -> int:
-        return sum(n - 1 for counter in self._counted.values() for n in counter.values())
+        return sum(n - 1 for iteration, stage in self._committed for n in self._count(iteration, stage).values())
+
+    def _count(self, iteration: int, stage: Stage) -> Counter[MicrobatchId]:
+        """How often each microbatch is in the committed gradient of a stage."""
+        committed = self._committed.get((iteration, stage), ())
+        return Counter(m for shares in committed for share in shares for m in share.microbatches)
 
 
 @dataclass(frozen=True, slots=True)
