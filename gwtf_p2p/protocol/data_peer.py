@@ -7,7 +7,7 @@ Tokens and labels never leave it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.context import Context
@@ -26,6 +26,7 @@ from gwtf_p2p.protocol.messages import (
     NotAveraged,
     Redo,
     Standing,
+    Superseded,
     TensorMessage,
     Verdict,
 )
@@ -33,8 +34,12 @@ from gwtf_p2p.protocol.microbatch import Held, Phase
 from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.peer_machine import PeerMachine
 from gwtf_p2p.protocol.records import PeerState
-from gwtf_p2p.protocol.repair import RETRY_S, WAIT_PRIOR_S
+from gwtf_p2p.protocol.repair import RETRY_S
 from gwtf_p2p.protocol.routers.base import NoRoute, RouteRequest
+
+REDO_RETRY_S = 1.0
+MOST_REDO_DOUBLINGS = 6
+"""Between two requests to redo what is missing, and how often that time is doubled: a second request starts anew."""
 
 HAS_RESULT = frozenset(
     {Phase.QUEUED_LOSS, Phase.LOSS, Phase.RETURNING, Phase.RECEIVING_GRADIENT, Phase.QUEUED_FINISH, Phase.FINISH, Phase.DONE}
@@ -141,6 +146,7 @@ class DataPeer(PeerMachine):
         if held is None or message.stage != self.handbacks.stage:
             return ev.Answer(Verdict.REFUSED, "not a microbatch of this data peer and iteration")
         if message.attempt < held.result_attempt:
+            ctx.emit(ev.Send(sender, Superseded(held.id, held.result_attempt)))
             return ev.Answer(Verdict.REFUSED, SUPERSEDED)
         if held.phase is Phase.RECEIVING_RESULT:
             ctx.move(held, Phase.TRAVELLING)  # the newest offer counts: the transfer before it may have gone astray
@@ -215,10 +221,7 @@ class DataPeer(PeerMachine):
             case Done(microbatch, stage) if microbatch.data_peer == self.ctx.me:
                 self._stands_in(sender, microbatch, stage)
             case Missing():
-                indices = [m.index for m in message.microbatches if m.iteration == self.member.version]
-                if self.ledger.void(message.peer, message.stage, indices):
-                    self._reported_to = None
-                self._close_gaps()
+                self._missing(sender, message)
             case _:
                 self.ctx.report("unexpected_message", sender=sender, kind=type(message).__name__)
 
@@ -279,9 +282,20 @@ class DataPeer(PeerMachine):
 
     def _stands_in(self, sender: PeerId, microbatch: MicrobatchId, stage: Stage) -> None:
         """A replacement did a stage; it is credited if the place is or becomes void."""
-        if microbatch.iteration == self.member.version and 1 <= stage <= self.ctx.stages:
-            if self.ledger.stands_in(microbatch.index, stage, sender):
-                self._report_finished()
+        current = microbatch.iteration == self.member.version and 1 <= stage <= self.ctx.stages
+        if current and self.ledger.stands_in(microbatch.index, stage, sender):
+            self._report_finished()
+
+    def _missing(self, sender: PeerId, message: Missing) -> None:
+        """A peer lacks what the ledger credits it with; if somebody else says so, it is asked itself."""
+        current = [m for m in message.microbatches if m.iteration == self.member.version and m.data_peer == self.ctx.me]
+        if sender != message.peer and sender not in self.leader.data_peers():
+            for microbatch in current:
+                if self.ledger.credits_with(microbatch.index, message.stage, message.peer):
+                    self.ctx.emit(ev.Send(message.peer, Redo(microbatch, message.stage, message.peer)))
+        elif self.ledger.void(message.peer, message.stage, [m.index for m in current]):
+            self._reported_to = None
+            self._close_gaps()
 
     def _gone(self, peer: PeerId) -> None:
         """What this peer had of mine is not there any more."""
@@ -297,15 +311,19 @@ class DataPeer(PeerMachine):
                 ctx.report("dropped", microbatch=str(MicrobatchId(ctx.me, self.member.version, index)), stage=stage, lost=lost)
         for gap in self.ledger.gaps():
             microbatch = MicrobatchId(ctx.me, self.member.version, gap.index)
-            held = ctx.held.get(microbatch)
-            if gap.before != ctx.me:
-                ctx.emit(ev.Send(gap.before, Redo(microbatch, gap.stage, gap.lost, gap.ahead)))
-            elif held is not None:
-                who = self.handoffs.redo(held, gap.lost, gap.ahead)
-                if who is not None:
-                    ctx.emit(ev.Send(who, Redo(microbatch, gap.stage, gap.lost, gap.ahead)))
+            held = ctx.held[microbatch]
+            redo = Redo(microbatch, gap.stage, gap.lost, gap.ahead)
+            if gap.lost and not ctx.liveness.is_lost(gap.lost) and self.ledger.ask_back(gap):
+                ctx.emit(ev.Send(gap.lost, redo))  # it is back: perhaps it was only silent, and has it still
+                continue
+            if self.ledger.tries(gap) > 1:
+                held.attempt = (held.attempt[0] + 1,)
+                redo = replace(redo, epoch=held.attempt[0])
+            who = gap.before if gap.before != ctx.me else self.handoffs.redo(held, gap.lost, gap.ahead)
+            if who is not None:
+                ctx.emit(ev.Send(who, redo))
         if self.ledger.has_gaps:
-            ctx.start_timer("redo", "", ctx.timings.deadline_s(("backward",), WAIT_PRIOR_S))
+            ctx.start_timer("redo", "", REDO_RETRY_S * 2 ** min(self.ledger.most_tries(), MOST_REDO_DOUBLINGS))
         elif self._reported_to is None:
             self._report_finished()
 

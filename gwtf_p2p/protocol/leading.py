@@ -89,6 +89,9 @@ class Leader:
     def data_peer_finished(self, sender: PeerId, message: Finished) -> None:
         if message.iteration == self.member.version:
             self.finished[sender] = message
+            for peer in sorted({peer for credit in message.ledger for peer in credit.peers if peer}):
+                if self.ctx.liveness.is_lost(peer):
+                    self._void(peer, None)
             self.try_close()
         elif message.iteration < self.member.version:
             self._show_the_way(sender, None)

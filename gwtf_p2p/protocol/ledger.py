@@ -8,6 +8,7 @@ redone stage is repaired by the redo itself, if it is lost as well. With fast re
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -36,11 +37,15 @@ class Ledger:
         self._lines: dict[int, list[PeerId]] = {}
         self._void: dict[tuple[int, Stage], PeerId] = {}
         self._stand_ins: dict[tuple[int, Stage], list[PeerId]] = {}
+        self._asked: set[tuple[int, Stage, PeerId]] = set()
+        self._tries: Counter[tuple[int, Stage]] = Counter()
 
     def clear(self) -> None:
         self._lines.clear()
         self._void.clear()
         self._stand_ins.clear()
+        self._asked.clear()
+        self._tries.clear()
 
     def back(self, index: int, done_by: tuple[PeerId, ...]) -> None:
         """A microbatch is back: `done_by[k - 1]` did stage k."""
@@ -51,6 +56,7 @@ class Ledger:
 
     def stands_in(self, index: int, stage: Stage, peer: PeerId) -> bool:
         """This peer did the stage too; True when that fills a gap."""
+        self._asked.discard((index, stage, peer))
         spare = self._stand_ins.setdefault((index, stage), [])
         if peer not in spare:
             spare.append(peer)
@@ -75,11 +81,19 @@ class Ledger:
         return changed
 
     def drop_gaps(self) -> list[tuple[int, Stage, PeerId]]:
-        """Fast recovery: leave gaps as they are, unless a stage would be left with nothing. Returns (index, stage, lost)."""
+        """Fast recovery: leave gaps as they are, unless a stage would be left with nothing. Returns (index, stage, lost).
+
+        A line that is needed for such a stage is made whole.
+        """
         staffed = {k for line in self._lines.values() for k, peer in enumerate(line, start=1) if peer}
-        dropped = sorted((index, stage, peer) for (index, stage), peer in self._void.items() if stage in staffed)
+        needed = {index for index, stage in self._void if stage not in staffed}
+        dropped = sorted((index, stage, peer) for (index, stage), peer in self._void.items() if index not in needed)
         for index, stage, _ in dropped:
             del self._void[index, stage]
+        for index in needed:
+            for k, peer in enumerate(self._lines[index], start=1):
+                if not peer:
+                    self._void.setdefault((index, Stage(k)), NOBODY)
         return dropped
 
     def gaps(self) -> list[Gap]:
@@ -95,6 +109,26 @@ class Ledger:
             path = after[: after.index(NOBODY)] if NOBODY in after else after
             found.append(Gap(index, stage, self._void[index, stage], before, path))
         return found
+
+    def ask_back(self, gap: Gap) -> bool:
+        """True once for each gap and lost peer."""
+        asked = (gap.index, gap.stage, gap.lost)
+        fresh = asked not in self._asked
+        self._asked.add(asked)
+        return fresh
+
+    def tries(self, gap: Gap) -> int:
+        """How often this stage of this microbatch had to be redone, this time included."""
+        self._tries[gap.index, gap.stage] += 1
+        return self._tries[gap.index, gap.stage]
+
+    def most_tries(self) -> int:
+        """Of the gaps that there are."""
+        return max((self._tries[place] for place in self._void), default=0)
+
+    def credits_with(self, index: int, stage: Stage, peer: PeerId) -> bool:
+        line = self._lines.get(index)
+        return line is not None and line[stage - 1] == peer
 
     @property
     def has_gaps(self) -> bool:

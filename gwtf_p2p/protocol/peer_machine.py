@@ -35,7 +35,7 @@ from gwtf_p2p.protocol.messages import (
 )
 from gwtf_p2p.protocol.microbatch import COMPUTING, Held, Phase
 from gwtf_p2p.protocol.records import PeerState
-from gwtf_p2p.protocol.repair import Handoffs
+from gwtf_p2p.protocol.repair import WAITING, Handoffs
 
 CORRECTIONS = frozenset({ev.Work.UNCOUNT, ev.Work.RECOUNT})
 COUNTING = frozenset({ev.Work.BACKWARD, ev.Work.LOSS, ev.Work.FINISH}) | CORRECTIONS
@@ -207,7 +207,7 @@ class PeerMachine(ABC):
                 if held is not None:
                     self.handoffs.complete(held, sender, message)
             case Superseded():
-                self._superseded(message)
+                self._superseded(sender, message)
             case Check(microbatches):
                 ctx.emit(ev.AnswerCheck(tuple(m for m in microbatches if not self._shares(m, sender))))
             case Redo():
@@ -262,13 +262,20 @@ class PeerMachine(ABC):
         else:
             ctx.suspect(peer, f"{sender} says lost: {reason}")
 
-    def _superseded(self, message: Superseded) -> None:
-        """Somebody took this peer's place; what is counted stays counted until the iteration closes."""
+    def _superseded(self, sender: PeerId, message: Superseded) -> None:
+        """A higher attempt is under way; what is counted stays counted until the iteration closes.
+
+        Told by the next peer, it may concern the peers before as well, down to where the attempts part.
+        """
         held = self.ctx.held.get(message.microbatch)
-        if held is None or held.phase is Phase.DONE or held.id.data_peer == self.ctx.me:
+        if held is None or held.id.data_peer == self.ctx.me or held.attempt >= message.attempt[: len(held.attempt)]:
             return
-        if held.attempt < message.attempt:
-            held.note(f"superseded by {message.attempt}", self.ctx.now)
+        held.note(f"superseded by {message.attempt}", self.ctx.now)
+        if sender != held.predecessor and held.predecessor != held.id.data_peer:
+            self.ctx.emit(ev.Send(held.predecessor, message))
+        if held.phase is Phase.DONE:
+            self.handoffs.stop(held)
+        else:
             self._drop(held)
 
     def _drop(self, held: Held) -> None:
@@ -291,7 +298,11 @@ class PeerMachine(ABC):
             if held.phase is Phase.DONE and held.id in self.member.counted:
                 ctx.emit(ev.Send(owner, Done(held.id, ctx.stage)))
         elif message.stage == ctx.stage + 1:
+            raised = message.epoch > held.attempt[0]
+            held.attempt = (max(held.attempt[0], message.epoch), *held.attempt[1:])
             who = self.handoffs.redo(held, message.lost, message.ahead)
+            if raised and held.handoff in WAITING:
+                self.handoffs.walk_again(held)
             if who is not None:
                 ctx.emit(ev.Send(who, message))
 

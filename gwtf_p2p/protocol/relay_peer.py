@@ -10,7 +10,7 @@ from __future__ import annotations
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.messages import SUPERSEDED, Backward, ControlMessage, Forward, TensorMessage, Verdict
+from gwtf_p2p.protocol.messages import SUPERSEDED, Backward, ControlMessage, Forward, Superseded, TensorMessage, Verdict
 from gwtf_p2p.protocol.microbatch import HAS_GRADIENT, Held, Phase
 from gwtf_p2p.protocol.peer_machine import PeerMachine
 from gwtf_p2p.protocol.records import PeerState
@@ -75,6 +75,7 @@ class RelayPeer(PeerMachine):
     def _verdict_again(self, held: Held, sender: PeerId, message: Forward) -> ev.Answer:
         """Offered what is held already: a repair further up, or a repeated transfer."""
         if message.attempt < held.attempt:
+            self.ctx.emit(ev.Send(sender, Superseded(held.id, held.attempt)))
             return ev.Answer(Verdict.REFUSED, SUPERSEDED)
         held.unwanted = False
         restarted = message.attempt[0] > held.attempt[0]

@@ -21,7 +21,7 @@ from __future__ import annotations
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.events import Push, PushAnswered, PushDelivered, Send, Slot
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.messages import SUPERSEDED, Complete, Forward, Missing, Superseded, Verdict
+from gwtf_p2p.protocol.messages import SUPERSEDED, Complete, Forward, Missing, Redo, Superseded, Verdict
 from gwtf_p2p.protocol.microbatch import Handoff, Held, Phase
 from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, RouteRequest
 
@@ -149,6 +149,8 @@ class Handoffs:
         elif held.phase is Phase.DONE:
             ctx.cancel_timer("push", held.name)
             held.to_handoff(Handoff.RETURNED, ctx.now)
+            if not self.is_last:
+                ctx.emit(Send(next_peer, Redo(held.id, self.target, next_peer)))  # its data peer should know
         else:
             ctx.discard(held)
 
@@ -268,7 +270,7 @@ class Handoffs:
         if held.handoff is Handoff.RETURNED:
             if held.successor not in (lost, None) and held.successor not in self.ctx.liveness.lost:
                 return held.successor
-            self._repair(held, lost, "redo", ahead)
+            self._repair(held, held.successor or lost, "redo", ahead)
         return None
 
     def walk_again(self, held: Held) -> None:
@@ -284,6 +286,18 @@ class Handoffs:
         held.walking = True
         self._to_routing(held)
         self._route(held)
+
+    def stop(self, held: Held) -> None:
+        """This redo of a finished microbatch leads nowhere: others have taken it over."""
+        if held.handoff is Handoff.RETURNED:
+            return
+        if held.handoff is Handoff.PUSHING:
+            self.ctx.end_push(held.push_token, cancel=True)
+        for what in ("push", "route", "complete", "backward"):
+            self.ctx.cancel_timer(what, held.name)
+        self._routing.discard(held.id)
+        held.lost_at = None
+        held.to_handoff(Handoff.RETURNED, self.ctx.now)
 
     def insist(self, held: Held) -> None:
         """The way back knows this data peer's microbatch as done, the way down does not: walk it again."""
