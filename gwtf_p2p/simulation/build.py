@@ -28,6 +28,7 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.records import LinkMeasurement, LinkSource
 from gwtf_p2p.protocol.relay_peer import RelayPeer
 from gwtf_p2p.protocol.routers.factory import RouterKind, make_router, router_kind
+from gwtf_p2p.protocol.routers.swarm_failures import FixedTimings, ForgetfulLiveness
 from gwtf_p2p.simulation.directory import Directory
 from gwtf_p2p.simulation.draw import DrawnPeer, draw_peers
 from gwtf_p2p.simulation.kernel import Kernel
@@ -86,6 +87,9 @@ class Swarm:
         drawn, arm, model = self.drawn[peer], self.arm, self.scenario.model
         router = make_router(arm.router, arm.config, self.seed, peer)
         context = Context(peer, drawn.stage, model.stages, router, exact=arm.recovery == "exact")
+        if getattr(arm.config, "official_failures", False):
+            context.timings = FixedTimings()
+            context.liveness = ForgetfulLiveness(peer, context.timings)
         machine: RelayPeer | DataPeer
         if drawn.stage == DATA_STAGE:
             config = DataPeerConfig(model.microbatches_per_data_peer, self.scenario.data_peers, self.scenario.iterations)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
@@ -12,6 +13,7 @@ from gwtf_p2p.simulation.bound import bound_of
 from gwtf_p2p.simulation.build import Arm, Swarm, build
 from gwtf_p2p.simulation.churn import Churn
 from gwtf_p2p.simulation.metrics import Metrics, Outcome
+from gwtf_p2p.simulation.rebalancing import Rebalancing
 from gwtf_p2p.simulation.scenario import Scenario
 from gwtf_p2p.simulation.trace import Trace
 
@@ -24,7 +26,7 @@ class StuckError(RuntimeError):
 
 
 class Simulation:
-    """One run. `trace` hears everything."""
+    """One run. `trace` hears everything, `listeners` hear the reports."""
 
     def __init__(self, scenario: Scenario, arm: Arm, seed: int, trace: Trace | None = None) -> None:
         self.scenario, self.arm, self.seed = scenario, arm, seed
@@ -37,6 +39,8 @@ class Simulation:
         self.world.on_span = self.trace.span
         self.bound = bound_of(self.swarm)
         self.churn = Churn(self.swarm, self.bound.iteration_s)
+        self.rebalancing = Rebalancing(self.swarm, getattr(arm.config, "rebalance_period_s", 0.0))
+        self.listeners: list[Callable[[PeerId, ev.Report, float], None]] = []
         self._complete: set[PeerId] = set()
         self._last_reports: deque[str] = deque(maxlen=40)
 
@@ -44,6 +48,7 @@ class Simulation:
         """Until every data peer has done all iterations. Raises StuckError."""
         for peer in list(self.world.peers.values()):
             self.world.start(peer)
+        self.rebalancing.start()
         deadline_s = STUCK_S * self.scenario.iterations
         if not self.world.kernel.run(self._all_stepped, deadline_s):
             raise StuckError(self.story())
@@ -53,7 +58,7 @@ class Simulation:
         """Every data peer is through, and so is every relay that is up and in step."""
         if len(self._complete) < self.scenario.data_peers:
             return False
-        up = [peer.machine for peer in self.world.peers.values() if peer.alive]
+        up = [peer.machine for peer in self.world.peers.values() if peer.alive and not peer.frozen]
         return all(m.member.version >= self.scenario.iterations for m in up if m.published_state is PeerState.ONLINE)
 
     def story(self) -> str:
@@ -79,10 +84,14 @@ class Simulation:
 
     def _report(self, peer: PeerId, report: ev.Report, now: float) -> None:
         self.trace.report(peer, report, now)
+        for listener in self.listeners:
+            listener(peer, report, now)
         self._last_reports.append(f"{now:.3f} {peer} {report.name} {dict(report.fields)}")
         self.metrics.report(peer, report, now)
         if report.name == "run_complete":
             self._complete.add(peer)
+        elif report.name == "drained":
+            self.rebalancing.drained(peer)
         elif report.name == "iteration_begins":
             iteration = report.fields["iteration"]
             assert isinstance(iteration, int)
@@ -111,6 +120,7 @@ class Simulation:
                 "crashes": self.churn.crashes,
                 "returns": self.churn.returns,
                 "spared": self.churn.spared,
+                "moves": self.rebalancing.moves,
                 "messages": world.messages,
                 "bytes_sent": world.links.bytes_sent,
                 "virtual_seconds": world.kernel.now,

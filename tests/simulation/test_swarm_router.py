@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId, Stage
 from gwtf_p2p.protocol.network_view import NetworkView
+from gwtf_p2p.protocol.placement import Move, NoMove, swarm_move
 from gwtf_p2p.protocol.records import PeerState, StageRecord
 from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.routers.swarm import OFFICIAL, PAPER, SwarmConfig, SwarmRouter
@@ -92,16 +94,6 @@ def test_a_banned_peer_gets_nothing_and_no_backlog_when_it_is_back() -> None:
     assert choices(made, 30, first=63)[B] == pytest.approx(10, abs=1)
 
 
-def test_without_ban_only_this_microbatch_avoids_the_peer() -> None:
-    made = router(OFFICIAL)
-    first = made.route(request(0), 0.0)
-    assert isinstance(first, Route)
-    again = made.route(request(0, first.peers[0]), 0.0)
-    assert isinstance(again, Route) and again.peers != first.peers
-    assert choices(made, 20, A, B, first=1)[first.peers[0]] > 0, "others are sent there all the same"
-    assert isinstance(made.route(request(0, A, B), 0.0), Route), "retries never stop"
-
-
 def test_the_limit_of_requests_in_flight() -> None:
     made = router(replace(PAPER, in_flight=2))
     choices(made, 2)
@@ -147,3 +139,81 @@ def test_a_peer_slowed_by_a_tenth_of_a_second_gets_what_its_response_time_predic
     predicted, observed = shares(run, 3, "relay_3_1")
     assert 0.08 < predicted < 0.16
     assert observed == pytest.approx(predicted, abs=0.03)
+
+
+def fault(run: Simulation, kind: str, peer: str, iteration: int) -> list[float]:
+    """Kill or freeze a peer shortly after an iteration begins; the returned list gets the time of it."""
+    fired: list[float] = []
+
+    def on_report(who: PeerId, report: ev.Report, now: float) -> None:
+        if report.name == "iteration_begins" and report.fields["iteration"] == iteration and not fired:
+            fired.append(now + 0.05)
+            run.world.kernel.at(now + 0.05, lambda: getattr(run.world, kind)(PeerId(peer)))
+        if report.name == "recovered":
+            gaps.append(report.fields["seconds"])  # type: ignore[arg-type]
+
+    gaps: list[float] = []
+    run.listeners.append(on_report)
+    outcome = run.run()
+    assert fired and outcome.microbatches_lost == 0 and outcome.double_counted == 0
+    return [*gaps, *outcome.iteration_seconds]
+
+
+def test_a_killed_peer_costs_less_than_a_second(tmp_path: Path) -> None:
+    """FIELD section 3: under 0.3 s on the official code, which learns of it from the broken connection, as we do."""
+    run = simulation(story(tmp_path, iterations=6, relays=3))
+    *gaps, _, _, _, _, _, _ = fault(run, "kill", "relay_2_1", 3)
+    assert gaps and max(gaps) < 1.0
+
+
+def test_a_frozen_peer_stalls_the_official_time_outs_and_not_the_measured_ones(tmp_path: Path) -> None:
+    """FIELD section 3: everything stands for 60 s on the official code."""
+    longest = {}
+    for official in (False, True):
+        config = replace(PAPER, official_failures=official)
+        run = simulation(story(tmp_path, iterations=6, relays=3), config=config)
+        longest[official] = max(fault(run, "freeze", "relay_2_1", 3)[-6:])
+    assert longest[True] > 30.0 and longest[False] < 8.0
+
+
+# ---- rebalancing
+
+
+def named_move(*loads: tuple[str, int, float]) -> Move | NoMove:
+    """(peer, stage, mean queue length)."""
+    records = [StageRecord(PeerId(p), RunId("r"), Stage(k), PeerState.ONLINE, 0) for p, k, _ in loads]
+    view = NetworkView.of(records, max(k for _, k, _ in loads), 1000)
+    return swarm_move(view, {PeerId(p): n for p, _, n in loads})
+
+
+def test_the_least_loaded_peer_of_the_least_loaded_stage_moves_to_the_most_loaded_stage() -> None:
+    move = named_move(("a", 1, 3), ("b", 1, 4), ("c", 2, 1.5), ("d", 2, 2), ("e", 3, 9))
+    assert isinstance(move, Move) and (move.peer, move.from_stage, move.to_stage) == ("c", 2, 3)
+
+
+def test_a_stage_is_never_emptied_by_a_move() -> None:
+    move = named_move(("a", 1, 3), ("b", 1, 4), ("c", 2, 0), ("e", 3, 9))
+    assert isinstance(move, Move) and (move.peer, move.from_stage, move.to_stage) == ("a", 1, 3)
+    assert isinstance(named_move(("a", 1, 3), ("b", 2, 4)), NoMove)
+
+
+def test_equal_loads_move_nobody() -> None:
+    assert isinstance(named_move(("a", 1, 1), ("b", 1, 2), ("c", 2, 2), ("d", 2, 1)), NoMove)
+
+
+def test_a_mover_drains_downloads_and_serves_in_its_new_stage(tmp_path: Path) -> None:
+    """Stage 2 has one relay and the others four: two moves make stage 2 as large as the others, and iterations shorter."""
+    scenario = story(tmp_path, iterations=25, relays=3, microbatches=12, forward_s=0.05)
+    times = {}
+    for period_s in (0.0, 10.0):
+        run = simulation(scenario, "swarm+rebalance", replace(PAPER, rebalance_period_s=period_s))
+        for name, stage in (("relay_2_1", 1), ("relay_2_2", 3)):
+            run.swarm.drawn[PeerId(name)] = replace(run.swarm.drawn[PeerId(name)], stage=Stage(stage))
+        for peer in run.swarm.drawn:
+            run.world.add(run.swarm.new_peer(peer))
+        outcome = run.run()
+        assert outcome.microbatches_lost == outcome.double_counted == 0
+        assert (outcome.extra["moves"] != 0) == (period_s > 0)
+        times[period_s] = sum(outcome.iteration_seconds[-8:])
+    stages = Counter(drawn.stage for drawn in run.swarm.drawn.values())
+    assert stages[Stage(2)] > 1 and times[10.0] < 0.8 * times[0.0]

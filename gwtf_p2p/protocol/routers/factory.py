@@ -22,13 +22,12 @@ class RouterKind:
     """What a run must know about a router besides its answers.
 
     `unbounded_queues`: relays take whatever they are sent (SWARM knows no refusal). `star`: tensors between relays pass
-    through the data peer. `rebalances`: relays change stages by SWARM's rule (`placement`).
+    through the data peer.
     """
 
     name: str
     unbounded_queues: bool = False
     star: bool = False
-    rebalances: bool = False
 
 
 KINDS = {
@@ -39,7 +38,7 @@ KINDS = {
         RouterKind("random"),
         RouterKind("optimal"),
         RouterKind("swarm", unbounded_queues=True),
-        RouterKind("swarm+rebalance", unbounded_queues=True, rebalances=True),
+        RouterKind("swarm+rebalance", unbounded_queues=True),
         RouterKind("swarm-hub", unbounded_queues=True, star=True),
     )
 }
@@ -55,9 +54,9 @@ def router_kind(name: str) -> RouterKind:
 def default_config(name: str) -> Any:
     """The router's settings when nothing is said."""
     if router_kind(name).unbounded_queues:
-        from gwtf_p2p.protocol.routers.swarm import PAPER
+        from gwtf_p2p.protocol.routers.swarm import PAPER, REBALANCED
 
-        return PAPER
+        return REBALANCED if name == "swarm+rebalance" else PAPER
     if name in ("greedy", "random"):
         from gwtf_p2p.protocol.routers.greedy import HopConfig
 

@@ -8,12 +8,12 @@ from nothing else: no published cost, no capacity, no occupancy. Relays take wha
 them unbounded queues); latency is hidden by keeping `in_flight` microbatches of each data peer under way.
 
 **Two settings.** `PAPER`: initial 0.05 s, gamma 0.8, as the paper's was re-implemented for Helix (ASPLOS 2025).
-`OFFICIAL`: what yandex-research/swarm does: gamma 0.1 with bias correction, a backward charged 2.5 forwards, and peers that
-fail are not banned (its time-outs of 30 s and 75 s are `swarm_timeouts`, a choice of the run).
+`OFFICIAL`: what yandex-research/swarm does: gamma 0.1 with bias correction, a backward charged 2.5 forwards.
 
 **Failures.** A peer that failed is banned until it announces itself again and the same stage is tried at once elsewhere with
-the stored input; retries never stop. That is the machines' own repair (`protocol/repair`): they pass lost and suspected peers
-as `excluding`. With `ban=False` only peers that failed for this very microbatch are avoided.
+the stored input; retries never stop. That is the machines' own repair (`protocol/repair`) with deadlines from measured times:
+they pass lost and suspected peers as `excluding`. With `official_failures` the machines wait 30 s for a forward and 75 s for
+a backward, and do not ban, as the official code does (`swarm_failures`).
 
 **Data plane.** Peer to peer: each holder chooses the next peer with its own router, so a router has one queue (its next
 stage). In `swarm-hub` every hop also returns to the data peer; see `simulation/world`.
@@ -25,6 +25,7 @@ stage). In `swarm-hub` every hop also returns to the data peer; see `simulation/
   transfer back to itself, which does not exist peer to peer.
 - A response is known when the next peer has handed its output on (its `Complete`), a hop later than O's answer.
 - A peer that comes back keeps its smoothed response time if its record never vanished, and enters at the current minimum.
+- Whoever misses an answer asks before it gives a peer up, so that a slow peer is not taken for a dead one.
 - Records are as old as everybody's; O reads them every 30 s and keeps them 300 s.
 """
 
@@ -40,24 +41,32 @@ from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, Route
 
 @dataclass(frozen=True, slots=True)
 class SwarmConfig:
-    """`in_flight`: own microbatches under way at once, 0 for no limit. `backward_charge` in forwards. Times in seconds."""
+    """`in_flight`: own microbatches under way at once, 0 for no limit. `backward_charge` in forwards. Times in seconds.
+
+    `rebalance_period_s`: T of the paper's rule (`placement`), 0 for never.
+    """
 
     initial_s: float = 0.05
     gamma: float = 0.8
     bias_corrected: bool = False
     backward_charge: float = 0.0
     in_flight: int = 0
-    ban: bool = True
+    official_failures: bool = False
+    rebalance_period_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gamma: expected a number above 0 up to 1, got {self.gamma}")
-        if self.initial_s <= 0 or self.backward_charge < 0 or self.in_flight < 0:
-            raise ValueError("initial_s: expected above 0; backward_charge, in_flight: expected from 0")
+        if self.initial_s <= 0:
+            raise ValueError(f"initial_s: expected a number above 0, got {self.initial_s}")
+        for name in ("backward_charge", "in_flight", "rebalance_period_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected a number from 0, got {getattr(self, name)}")
 
 
 PAPER = SwarmConfig()
-OFFICIAL = SwarmConfig(gamma=0.1, bias_corrected=True, backward_charge=2.5, ban=False)
+OFFICIAL = SwarmConfig(gamma=0.1, bias_corrected=True, backward_charge=2.5)
+REBALANCED = SwarmConfig(rebalance_period_s=300.0)
 
 
 @dataclass(slots=True)
@@ -80,7 +89,6 @@ class SwarmRouter:
         self._view: NetworkView | None = None
         self._stages: dict[Stage, dict[PeerId, PeerQueue]] = {}
         self._flying: set[MicrobatchId] = set()
-        self._tried: dict[tuple[MicrobatchId, Stage], set[PeerId]] = {}
 
     # ---- what it learns
 
@@ -90,7 +98,7 @@ class SwarmRouter:
             self._refresh(stage, queue)
 
     def observe_hop(self, hop: HopObservation, now: float) -> None:
-        """Only answers count; a failure is known from being asked again for the same microbatch and stage."""
+        """Only answers count; whom to avoid is said in each request."""
         entry = self._stages.get(hop.stage, {}).get(hop.receiver)
         if entry is None or hop.seconds is None or hop.is_backward:
             return
@@ -103,7 +111,6 @@ class SwarmRouter:
 
     def observe_end(self, microbatch: MicrobatchId, now: float) -> None:
         self._flying.discard(microbatch)
-        self._tried = {key: peers for key, peers in self._tried.items() if key[0] != microbatch}
 
     # ---- what it answers
 
@@ -113,10 +120,9 @@ class SwarmRouter:
         if new and self.config.in_flight and len(self._flying) >= self.config.in_flight:
             return NoRoute(f"{len(self._flying)} of {self.config.in_flight} in flight")
         queue = self._queue(request.first_stage)
-        banned = self._banned(request)
         for peer in queue:
-            queue[peer].absent |= peer in banned
-        able = [peer for peer in queue if peer not in banned]
+            queue[peer].absent |= peer in request.excluding
+        able = [peer for peer in queue if peer not in request.excluding]
         if not able:
             return NoRoute(f"none of {len(queue)} peers of stage {request.first_stage} can be asked")
         self._readmit(queue, able)
@@ -124,8 +130,6 @@ class SwarmRouter:
         entry = queue[chosen]
         entry.virtual_s += entry.ema_s * (1 + self.config.backward_charge)
         entry.tie = self._random.random()
-        if not self.config.ban:
-            self._tried.setdefault((request.microbatch, request.first_stage), set()).add(chosen)
         if new:
             self._flying.add(request.microbatch)
         return Route((chosen,), f"least virtual time of {len(able)}, response {entry.ema_s:.3f} s")
@@ -133,16 +137,6 @@ class SwarmRouter:
     def response_s(self, stage: Stage, peer: PeerId) -> float:
         """The smoothed response time that a peer is charged with."""
         return self._stages[stage][peer].ema_s
-
-    def _banned(self, request: RouteRequest) -> frozenset[PeerId]:
-        if self.config.ban:
-            return request.excluding
-        key = (request.microbatch, request.first_stage)
-        tried = self._tried.get(key, set())
-        if tried >= set(self._queue(request.first_stage)):
-            self._tried.pop(key, None)
-            return frozenset()
-        return frozenset(tried)
 
     def _readmit(self, queue: dict[PeerId, PeerQueue], able: list[PeerId]) -> None:
         """Who was away enters at the current minimum, or it would be sent everything that it has missed."""
