@@ -140,4 +140,14 @@ def _measured_pairs(view: NetworkView, senders: tuple[PeerId, ...], receivers: t
     return sorted(forth | back)
 
 
-__all__ = ["MAX_CAPACITY", "MAX_COST_US", "MAX_STAGES", "NO_ARC", "DataPeer", "Problem", "RelayPeer", "hop_costs_us", "problem_of_view"]
+__all__ = [
+    "MAX_CAPACITY",
+    "MAX_COST_US",
+    "MAX_STAGES",
+    "NO_ARC",
+    "DataPeer",
+    "Problem",
+    "RelayPeer",
+    "hop_costs_us",
+    "problem_of_view",
+]
