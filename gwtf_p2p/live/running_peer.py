@@ -124,9 +124,9 @@ class RunningPeer:
             await asyncio.gather(publishing, looking, return_exceptions=True)
 
     async def close(self) -> None:
+        await self.checkpoints.close()  # first: a checkpoint that is due needs the compute thread once more
         self.driver.stop()
         self.donor.stop()
-        await self.checkpoints.close()
         await self.rpc.stop()
         if self.event_log is not None:
             self.event_log.close()
