@@ -1,0 +1,137 @@
+"""What the simulated world charges: star hops, stale records, downloads, crashes and returns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.records import PeerState, StageRecord
+from gwtf_p2p.simulation.averaging import round_seconds
+from gwtf_p2p.simulation.directory import Directory
+from gwtf_p2p.simulation.kernel import Kernel
+from gwtf_p2p.simulation.links import Links, LinkSpec
+from gwtf_p2p.simulation.scenario import ChurnSpec, Scenario
+from tests.simulation.stories import simulation, story
+
+A, B, C = (PeerId(name) for name in "abc")
+
+
+# ---- time
+
+
+def test_ties_are_broken_by_the_order_of_scheduling() -> None:
+    kernel, said = Kernel(), []
+    for word in ("first", "second", "third"):
+        kernel.at(1.0, lambda word=word: said.append(word))
+    kernel.run(lambda: False, 2.0)
+    assert said == ["first", "second", "third"] and kernel.now == 1.0
+
+
+def test_a_run_ends_at_its_condition_or_its_deadline() -> None:
+    kernel = Kernel()
+    kernel.at(5.0, lambda: None)
+    assert not kernel.run(lambda: False, 4.0)
+    assert kernel.run(lambda: kernel.now >= 5.0, 6.0)
+
+
+# ---- records
+
+
+def record(sequence: int) -> StageRecord:
+    return StageRecord(A, RunId("r"), Stage(1), PeerState.ONLINE, 1, sequence_number=sequence)
+
+
+def test_a_record_is_seen_after_the_delay_and_until_it_expires() -> None:
+    directory = Directory(1, 1000, delay_s=1.0, tick_s=0.5, expiry_s=45.0)
+    directory.publish(record(1), 0.2)
+    assert A not in directory.view(1.0).records
+    seen_at = directory.visible_at(0.2)
+    assert 1.2 <= seen_at <= 1.7 and A in directory.view(seen_at).records
+    assert A not in directory.view(seen_at + 45.5).records
+
+
+def test_readers_share_a_view_while_nothing_is_new() -> None:
+    directory = Directory(1, 1000)
+    directory.publish(record(1), 0.0)
+    first = directory.view(2.0)
+    assert directory.view(3.0) is first
+    directory.publish(record(2), 3.0)
+    assert directory.view(5.0).records[A].sequence_number == 2
+
+
+# ---- the average
+
+
+def test_a_butterfly_takes_what_its_slowest_line_takes() -> None:
+    """Three members of lines 100, 50 and 100 bytes/s: each moves 4/3 of 300 bytes, the slowest at 50."""
+    links = Links(Kernel(), lambda s, r: LinkSpec(0.5, 1e9), {A: 100.0, B: 50.0, C: 100.0})
+    assert round_seconds(links, [A, B, C], 300) == pytest.approx(400 / 50 + 2 * 0.5)
+    assert round_seconds(links, [A], 300) == 0.0
+
+
+# ---- the star
+
+
+def test_in_the_star_every_hop_between_relays_passes_the_data_peer(tmp_path: Path) -> None:
+    """Three stages: four hops each way, two of them between relays. Bytes grow by half, and so does the time of one."""
+    scenario = story(tmp_path, microbatches=1, relays=1)
+    direct, star = (simulation(scenario, name).run() for name in ("swarm", "swarm-hub"))
+    assert star.extra["bytes_sent"] == 1.5 * float(direct.extra["bytes_sent"])
+    hop_s = 0.001 + 100_000 / 1e9
+    assert star.mean_iteration_s - direct.mean_iteration_s == pytest.approx(4 * hop_s, rel=0.05)
+
+
+# ---- crashes and returns
+
+
+def churning(folder: Path, crash: float, rejoin: float, **changes: object) -> Scenario:
+    return replace(story(folder, iterations=10, relays=3, **changes), churn=ChurnSpec(crash, rejoin))
+
+
+def test_relays_crash_and_come_back_and_nothing_is_lost(tmp_path: Path) -> None:
+    outcome = simulation(churning(tmp_path, 0.1, 0.5)).run()
+    assert outcome.extra["crashes"] and outcome.extra["returns"]
+    assert outcome.microbatches_lost == outcome.double_counted == 0
+    assert sum(outcome.recoveries.values()) > 0 and 0 < outcome.wasted_compute_fraction < 0.3
+
+
+def test_the_last_peer_of_a_stage_is_spared(tmp_path: Path) -> None:
+    """Everybody is to crash in every iteration, and nobody to come back: one relay per stage stays."""
+    run = simulation(churning(tmp_path, 1.0, 0.0))
+    outcome = run.run()
+    left = [p for p in run.world.peers.values() if p.alive and p.machine.ctx.stage > 0]
+    assert sorted(p.machine.ctx.stage for p in left) == [1, 2, 3]
+    assert outcome.extra["crashes"] == 6 and float(outcome.extra["spared"]) > 0
+
+
+def test_a_returning_relay_serves_only_after_its_download(tmp_path: Path) -> None:
+    """Its state is 1 MB over a line of 1 MB/s: at least a second passes between its start and its first forward."""
+    scenario = churning(tmp_path, 0.1, 1.0)
+    scenario = replace(scenario, links=replace(scenario.links, line_bytes_per_s=(1e6,)))
+    run = simulation(scenario)
+    began: dict[PeerId, float] = {}
+    waits: list[float] = []
+
+    def listen(peer: PeerId, event: ev.Event, now: float) -> None:
+        heard(peer, event, now)
+        if isinstance(event, ev.Started) and now > 0:
+            began[peer] = now
+        elif isinstance(event, ev.Computed) and peer in began:
+            waits.append(now - began.pop(peer))
+
+    heard, run.world.on_event = run.world.on_event, listen
+    run.run()
+    assert waits and min(waits) >= 1.0
+
+
+def test_the_plan_of_crashes_is_the_same_for_every_arm(tmp_path: Path) -> None:
+    """Paired by seed: as many crashes and returns, whatever the router does."""
+    counts = []
+    for router in ("swarm", "random"):
+        outcome = simulation(churning(tmp_path, 0.1, 0.5), router).run()
+        counts.append((outcome.extra["crashes"], outcome.extra["returns"]))
+    assert counts[0] == counts[1]
