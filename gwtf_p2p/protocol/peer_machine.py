@@ -295,7 +295,7 @@ class PeerMachine(ABC):
             if ctx.stage > 0:
                 ctx.emit(ev.Send(owner, Missing(ctx.me, ctx.stage, (message.microbatch,))))
         elif message.stage == ctx.stage:
-            if held.phase is Phase.DONE and held.id in self.member.counted:
+            if held.phase is Phase.DONE:
                 ctx.emit(ev.Send(owner, Done(held.id, ctx.stage)))
         elif message.stage == ctx.stage + 1:
             raised = message.epoch > held.attempt[0]
