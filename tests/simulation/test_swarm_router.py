@@ -101,6 +101,7 @@ def test_the_limit_of_requests_in_flight() -> None:
     made.observe_end(MicrobatchId(DATA, 0, 0), 1.0)
     assert isinstance(made.route(request(2), 1.0), Route)
     assert isinstance(made.route(request(2, A), 1.0), Route), "a repair is no new request"
+    assert isinstance(made.route(request(0, A), 1.0), Route), "nor is one of a microbatch that has ended"
 
 
 def test_nobody_to_ask_is_said() -> None:
