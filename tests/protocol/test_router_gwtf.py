@@ -233,6 +233,15 @@ def test_a_microbatch_on_a_dropped_flow_still_takes_the_place_of_one() -> None:
     assert isinstance(ask(router, A, 2), NoRoute), "two flows, of which one waits for the microbatch that is under way"
 
 
+def test_a_repair_after_the_end_takes_no_flow() -> None:
+    """A peer is lost after the microbatch came back: its part is redone, and nobody would ever free a flow for that."""
+    router = router_of(A, [record("a", 0, 1), *two_stages()[2:]])
+    assert isinstance(ask(router, A, 0), Route)
+    router.observe_end(MicrobatchId(A, 0, 0), 1.0)
+    assert isinstance(ask(router, A, 0, excluding="p"), Route)
+    assert isinstance(ask(router, A, 1), Route), "the flow is free"
+
+
 def test_scarce_capacity_is_shared_so_that_every_iteration_can_end() -> None:
     """The cheapest three flows would all be a's."""
     near = [linked(n, k, {"a": 0.001, "b": 0.4}) for n, k in (("p", 1), ("r", 2))]
@@ -305,4 +314,5 @@ def test_hop_routers_keep_their_limit_of_microbatches_in_flight(router: Router) 
     assert isinstance(ask(router, A, 0), Route), "the same microbatch may be sent again"
     assert ask(router, A, 1) == NoRoute("1 of 1 in flight")
     router.observe_end(MicrobatchId(A, 0, 0), 0.0)
+    assert isinstance(ask(router, A, 0), Route), "a repair after the end takes no place"
     assert isinstance(ask(router, A, 1), Route)

@@ -18,7 +18,7 @@ from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.plan import Plan, plan_of
 from gwtf_p2p.protocol.problem import Problem
 from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, RouteRequest
-from gwtf_p2p.protocol.routers.spare import InFlight, SpareCapacity
+from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
 
 Choice = Callable[[IntArray], int]
 """Picks one of the candidates by position, given their costs (none of them FAR)."""
@@ -39,7 +39,8 @@ class GreedyRouter:
     """The router of one peer. Ties go to the lowest id."""
 
     def __init__(self, config: HopConfig | None = None) -> None:
-        self._in_flight = InFlight((config or HopConfig()).in_flight)
+        self._limit = (config or HopConfig()).in_flight
+        self._injected = Injected()
         self._spare = SpareCapacity()
 
     def observe_view(self, view: NetworkView, now: float) -> None:
@@ -49,7 +50,7 @@ class GreedyRouter:
         self._spare.observe_hop(hop)
 
     def observe_end(self, microbatch: MicrobatchId, now: float) -> None:
-        self._in_flight.discard(microbatch)
+        self._injected.ended(microbatch)
         self._spare.observe_end(microbatch)
 
     def route(self, request: RouteRequest, now: float) -> Route | NoRoute:
@@ -57,16 +58,16 @@ class GreedyRouter:
         view = self._spare.view
         if view is None or request.after not in view.records:
             return NoRoute("own record is not in the view yet")
-        inject = request.after == request.microbatch.data_peer and request.first_stage == 1
-        if inject and self._in_flight.is_full_for(request.microbatch):
-            return NoRoute(str(self._in_flight))
+        is_new = self._injected.is_new(request)
+        if is_new and 0 < self._limit <= len(self._injected):
+            return NoRoute(f"{len(self._injected)} of {self._limit} in flight")
         peers, roomy = self._spare.able(request.first_stage, request.excluding)
         if not peers:
             return NoRoute(f"no peer of stage {request.first_stage} can be asked")
         chosen = self._choose(view, request, peers)
         self._spare.sent(request.microbatch, (chosen,))
-        if inject:
-            self._in_flight.add(request.microbatch)
+        if is_new:
+            self._injected.add(request.microbatch)
         return Route((chosen,), f"{self._how()} of {len(peers)}{'' if roomy else ', none known to have room'}")
 
     def _choose(self, view: NetworkView, request: RouteRequest, peers: tuple[PeerId, ...]) -> PeerId:

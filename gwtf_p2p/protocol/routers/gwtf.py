@@ -32,7 +32,7 @@ from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.plan import Flow, Plan, Planner, with_fair_demands
 from gwtf_p2p.protocol.problem import Problem, hop_costs_us, problem_of_view
 from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, RouteRequest
-from gwtf_p2p.protocol.routers.spare import SpareCapacity
+from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
 
 CostModel = Callable[[NetworkView], Problem]
 COST_MODELS: dict[str, CostModel] = {"paper": problem_of_view}
@@ -58,6 +58,7 @@ class GwtfRouter:
         self._problem_of = COST_MODELS[(config or GwtfConfig()).cost]
         self._spare = SpareCapacity()
         self._is_stale = False
+        self._injected = Injected()
         self._in_use: dict[MicrobatchId, tuple[PeerId, ...]] = {}
 
     @property
@@ -80,6 +81,7 @@ class GwtfRouter:
 
     def observe_end(self, microbatch: MicrobatchId, now: float) -> None:
         self._in_use.pop(microbatch, None)
+        self._injected.ended(microbatch)
         self._spare.observe_end(microbatch)
 
     # ---- what it answers
@@ -88,10 +90,12 @@ class GwtfRouter:
         """A whole flow for a new microbatch of this data peer; otherwise the cheapest way for the stages asked for."""
         if self._spare.view is None or request.after not in self._spare.view.records:
             return NoRoute("own record is not in the view yet")
-        inject = request.after == self.me == request.microbatch.data_peer and request.first_stage == 1
-        if inject and request.microbatch not in self._in_use:
-            return self._inject(request)
-        return self._cheapest_way(request)
+        if not self._injected.is_new(request):
+            return self._cheapest_way(request)
+        answer = self._inject(request)
+        if isinstance(answer, Route):
+            self._injected.add(request.microbatch)
+        return answer
 
     def _inject(self, request: RouteRequest) -> Route | NoRoute:
         plan, reason = self.plan

@@ -11,7 +11,7 @@ from collections import Counter
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.routers.base import HopObservation
+from gwtf_p2p.protocol.routers.base import HopObservation, RouteRequest
 
 
 class SpareCapacity:
@@ -60,21 +60,28 @@ class SpareCapacity:
         return unpromised or roomy or allowed, bool(roomy)
 
 
-class InFlight:
-    """Own microbatches under way, against a limit (0: none)."""
+class Injected:
+    """Own microbatches that this router has sent on their way.
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._microbatches: set[MicrobatchId] = set()
+    One that has ended may be asked for again: a peer was lost after it had done its part, and that part is done anew. Such a
+    repair takes no flow and no place in flight, for nothing would ever free it."""
 
-    def is_full_for(self, microbatch: MicrobatchId) -> bool:
-        return 0 < self._limit <= len(self._microbatches - {microbatch})
+    def __init__(self) -> None:
+        self._sent: set[MicrobatchId] = set()
+        self._under_way: set[MicrobatchId] = set()
+
+    def is_new(self, request: RouteRequest) -> bool:
+        """Does the request ask to inject a microbatch, rather than to repair its route?"""
+        inject = request.after == request.microbatch.data_peer and request.first_stage == 1
+        return inject and request.microbatch not in self._sent
 
     def add(self, microbatch: MicrobatchId) -> None:
-        self._microbatches.add(microbatch)
+        """Of earlier iterations nothing is kept: their repairs are over."""
+        self._sent = {m for m in self._sent if m.iteration == microbatch.iteration} | {microbatch}
+        self._under_way.add(microbatch)
 
-    def discard(self, microbatch: MicrobatchId) -> None:
-        self._microbatches.discard(microbatch)
+    def ended(self, microbatch: MicrobatchId) -> None:
+        self._under_way.discard(microbatch)
 
-    def __str__(self) -> str:
-        return f"{len(self._microbatches)} of {self._limit} in flight"
+    def __len__(self) -> int:
+        return len(self._under_way)
