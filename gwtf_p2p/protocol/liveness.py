@@ -90,7 +90,8 @@ class Liveness:
         """A lost peer has said something."""
         if peer in self._lost and peer not in self._probed:
             self._probed.add(peer)
-            out.append(Ask(peer, (), self._deadline_s(1)))
+            # With the longest deadline: there is one question, and a far peer would stay lost for good.
+            out.append(Ask(peer, (), self._deadline_s(ROUNDS)))
 
     # ---- watches
 
