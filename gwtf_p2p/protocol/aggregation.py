@@ -53,6 +53,7 @@ class Member:
         self.ctx = context
         self.version = 0
         self.weights = 0
+        self.kept: tuple[int, ...] = ()
         self.counted: set[MicrobatchId] = set()
         self.closing: Close | None = None
         self.prepared = False
@@ -70,6 +71,11 @@ class Member:
         self._digest = ""
         self._pending: list[tuple[int, int]] = []
         self._early: tuple[PeerId, Close] | None = None
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """See `Standing.position`."""
+        return self.ctx.history, self.version
 
     @property
     def syncing(self) -> bool:
@@ -101,6 +107,8 @@ class Member:
             syncing=self.out_of_step,
             taking_part=self.taking_part and not self.out_of_step,
             leaving=self.leaving,
+            history=self.ctx.history,
+            kept=self.kept,
         )
 
     def inquired(self, sender: PeerId, message: Inquire) -> None:
@@ -115,7 +123,8 @@ class Member:
     def close(self, sender: PeerId, message: Close) -> None:
         """Take part in an attempt, or say why not."""
         ctx = self.ctx
-        if message.iteration == self.version + 1 and (self.stepping or self.prepared) and not self.behind:
+        next_one = (message.history, message.iteration) == (ctx.history, self.version + 1)
+        if next_one and (self.stepping or self.prepared) and not self.behind:
             self._early = (sender, message)  # the commit of the iteration before is on its way
             if not self.stepping:
                 ctx.emit(Send(sender, self.standing()))
@@ -124,7 +133,7 @@ class Member:
         if message.leader != sender or ctx.me not in message.members or self.behind or barred or self.stepping:
             ctx.emit(Send(sender, self.standing()))
             return
-        if message.iteration != self.version:
+        if (message.history, message.iteration) != self.position:
             ctx.emit(Send(sender, self.standing()))
             return
         if self.closing is not None and self.closing.ballot == message.ballot:
@@ -270,12 +279,12 @@ class Member:
         self.ctx.report("out_of_step", version=self.version, reason=reason)
         self.ctx.emit(Publish())
 
-    def follow(self, iteration: int) -> None:
+    def follow(self, iteration: int, history: int) -> None:
         """Take part from this iteration on, with an empty share until the weights are here."""
         self.drop_attempt()
-        if self.behind and self.weights == iteration:
-            self.weights = NO_WEIGHTS  # they are right, but the gradient is not empty
-        self.version = iteration
+        if self.weights == iteration:
+            self.weights = NO_WEIGHTS  # they may be right, but the gradient is not empty
+        self.version, self.ctx.history = iteration, history
         self.joining = self.behind = self.fell_behind = False
         self.drop_held = True
         self.committed, self.promised, self._early = None, None, None

@@ -34,14 +34,18 @@ class Attempt:
 
 
 def closes(
-    iteration: int,
+    position: tuple[int, int],
     ballot: Ballot,
     base: Ballot | None,
     roster: Mapping[PeerId, Stage],
     finished: Mapping[PeerId, Finished],
     stages: int,
 ) -> dict[Stage, Close]:
-    """One `Close` per stage group: the credited peers with their shares, and the others of the roster with empty ones."""
+    """One `Close` per stage group: the credited peers with their shares, and the others of the roster with empty ones.
+
+    `position` is (history, iteration).
+    """
+    history, iteration = position
     shares: dict[Stage, dict[PeerId, list[MicrobatchId]]] = {Stage(k): {} for k in range(stages + 1)}
     for peer, stage in roster.items():
         shares[stage][peer] = []
@@ -65,6 +69,7 @@ def closes(
             base=base,
             data_peers=staying,
             mean_loss=loss,
+            history=history,
         )
         for stage, group in shares.items()
     }

@@ -53,6 +53,7 @@ class Context:
     view: NetworkView | None = None
     now: float = 0.0
     incarnation: int = 0
+    history: int = 0
     occupancy: int = 0
     activations: int = 0
     out: list[Effect] = field(default_factory=list)

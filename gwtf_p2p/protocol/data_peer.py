@@ -277,7 +277,9 @@ class DataPeer(PeerMachine):
         self._reported_to = leader
         mean = sum(losses) / len(losses) if losses else 0.0
         ctx.liveness.watch(leader, ctx.out)
-        ctx.emit(ev.Send(leader, Finished(self.member.version, credited, mean, self.membership.state is PeerState.DRAINING)))
+        leaving = self.membership.state is PeerState.DRAINING
+        finished = Finished(self.member.version, credited, mean, leaving, ctx.history)
+        ctx.emit(ev.Send(leader, finished))
         ctx.start_timer("finish", "", ctx.timings.deadline_s(("finish",), FINISH_PRIOR_S))
 
     def _stands_in(self, sender: PeerId, microbatch: MicrobatchId, stage: Stage) -> None:

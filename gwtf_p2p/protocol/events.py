@@ -54,10 +54,13 @@ class Started:
     """The peer is up: identity, DHT and transport work. `weights_version` is what its weights are at (a checkpoint's).
 
     `incarnation` must grow with every start of this identity, as the wall clock in seconds does; 0 takes `now` instead.
+    `history` is the checkpoint's, `kept` are the versions of all checkpoints that it could be restored from.
     """
 
     weights_version: int = 0
     incarnation: int = 0
+    history: int = 0
+    kept: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +204,13 @@ class DownloadFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A checkpoint was written or removed: these versions can be restored. One is worth what was `history` when it was made."""
+
+    versions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DrainRequested:
     """The user wants to stop: take nothing new, finish what is held, say `drained`."""
 
@@ -226,6 +236,7 @@ Event = (
     | Stepped
     | Downloaded
     | DownloadFailed
+    | Kept
     | DrainRequested
 )
 
@@ -342,14 +353,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """Get weights and optimizer state of this version from these peers, several at once; it replaces an earlier download.
+    """Put weights and optimizer state of this version in place; it replaces an earlier download.
 
-    Without donors: from an own checkpoint or a replica; if the weights are of this version already, there is nothing to get.
-    The gradient is emptied, kept averages of earlier iterations are dropped. Followed by Downloaded or DownloadFailed.
+    With `own`, from what is there if it can be: the weights themselves, a checkpoint, a replica. Otherwise from the donors,
+    several at once. The gradient is emptied, kept averages are dropped; checkpoints of later versions are of no use any more
+    and must be removed. From now on checkpoints are of this `history`. Followed by Downloaded or DownloadFailed.
     """
 
     version: int
     donors: tuple[PeerId, ...]
+    own: bool = False
+    history: int = 0
 
 
 @dataclass(frozen=True, slots=True)

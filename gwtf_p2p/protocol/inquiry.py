@@ -1,15 +1,16 @@
 """What a new leader concludes from where everybody stands. The rule is stated and justified in `aggregation`.
 
 Two more cases. Peers that are *ahead* have had a commit that others missed: whoever has prepared the same attempt gets it
-now, and a leader that has not is behind, if those ahead can go on alone, that is if there is one in every stage. If not, they
-are *strays*: a commit that reached too few (or a restart from too old a checkpoint), and they have to come back.
+now, and a leader that has not is behind, if those ahead can go on alone, that is if there is one in every stage. If not, that
+commit has reached too few: the swarm has to *go back* to the newest version that every stage still has, as it must when all
+peers of a stage are gone with their weights.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.messages import Ballot, Close, Commit, Standing
 
 Replies = dict[PeerId, Standing]
@@ -26,9 +27,9 @@ class Inquiry:
     def waiting_for(self) -> list[PeerId]:
         return sorted(self.asked - self.replies.keys())
 
-    def note(self, sender: PeerId, standing: Standing, iteration: int, me: PeerId) -> bool:
+    def note(self, sender: PeerId, standing: Standing, position: tuple[int, int], me: PeerId) -> bool:
         """Take an answer; False for what was said before the question was heard."""
-        concerned = standing.version == iteration and not standing.joining
+        concerned = standing.position == position and not standing.joining
         if sender not in self.asked or (concerned and (standing.promised or Ballot(0, me)) < Ballot(self.number, me)):
             return False
         self.replies[sender] = standing
@@ -37,55 +38,78 @@ class Inquiry:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`commit` goes to `to_commit`. `behind`: the swarm has gone on without the leader. `refused`: somebody leads higher."""
+    """`commit` goes to `to_commit`. `behind`: the swarm has gone on without the leader. `refused`: somebody leads higher.
+
+    `go_back`: what some have committed cannot be gone on from.
+    """
 
     reason: str
     commit: Commit | None = None
     to_commit: tuple[PeerId, ...] = ()
     behind: bool = False
     refused: Ballot | None = None
-    strays: tuple[PeerId, ...] = ()
+    go_back: bool = False
 
 
-def decide(inquiry: Inquiry, iteration: int, stages: int, me: PeerId) -> Outcome:
+def decide(inquiry: Inquiry, position: tuple[int, int], stages: int, me: PeerId) -> Outcome:
     """Everybody who can be reached has answered: commit an attempt, step back, or begin a new one."""
-    here = {peer: s for peer, s in inquiry.replies.items() if s.version == iteration and not s.joining}
-    ahead = {peer: s for peer, s in inquiry.replies.items() if s.version > iteration and not s.joining}
+    here = {peer: s for peer, s in inquiry.replies.items() if s.position == position and not s.joining}
+    ahead = {peer: s for peer, s in inquiry.replies.items() if s.position > position and not s.joining}
     if ahead:
-        outcome = _when_some_are_ahead(here, ahead, iteration, stages, me)
-        if outcome is not None:
-            return outcome
+        return _when_some_are_ahead(here, ahead, position, stages, me)
     refused = max((s.promised for s in here.values() if s.promised is not None), default=None)
     if refused is not None and refused > Ballot(inquiry.number, me):
         return Outcome(f"attempt {refused.attempt} of {refused.leader} is ahead", refused=refused)
     prepared = {s.close.ballot for s in here.values() if s.prepared and s.close is not None}
     if not prepared:
-        return Outcome(f"nobody of {len(here)} has prepared anything", strays=tuple(sorted(ahead)))
+        return Outcome(f"nobody of {len(here)} has prepared anything")
     ballot = max(prepared)
-    doubt = _why_not_committed(inquiry.replies, iteration, stages, ballot)
+    doubt = _why_not_committed(inquiry.replies, position, stages, ballot)
     if doubt is not None:
-        return Outcome(doubt, strays=tuple(sorted(ahead)))
+        return Outcome(doubt)
     ready = _ready(here, ballot)
     reason = f"all {len(ready)} that answer have prepared attempt {ballot.attempt} of {ballot.leader}"
     return Outcome(reason, _commit_of(here, ballot), ready, behind=me not in ready)
 
 
-def _when_some_are_ahead(here: Replies, ahead: Replies, iteration: int, stages: int, me: PeerId) -> Outcome | None:
+def common_version(replies: Replies, history: int, stages: int) -> int | None:
+    """The newest version that some peer of every stage has the weights of, or a checkpoint."""
+    had: list[set[int]] = [set() for _ in range(stages + 1)]
+    for standing in replies.values():
+        had[standing.stage] |= available(standing, history)
+    return max(set.intersection(*had), default=None)
+
+
+def available(standing: Standing, history: int) -> set[int]:
+    """Versions that a peer could put in place. Those of another history may be of weights that differ."""
+    if standing.history != history:
+        return set()
+    return set(standing.kept) | (set() if standing.syncing else {standing.version})
+
+
+def stages_without(version: int, replies: Replies, history: int, stages: int) -> list[Stage]:
+    """Stages of which nobody has this version."""
+    found = {s.stage for s in replies.values() if version in available(s, history)}
+    return [Stage(k) for k in range(stages + 1) if k not in found]
+
+
+def _when_some_are_ahead(here: Replies, ahead: Replies, position: tuple[int, int], stages: int, me: PeerId) -> Outcome:
+    history, iteration = position
     first = min(ahead)
     reason = f"{first} is at iteration {ahead[first].version}"
-    for ballot in sorted({s.committed for s in ahead.values() if s.version == iteration + 1 and s.committed is not None}):
+    next_one = [s for s in ahead.values() if s.position == (history, iteration + 1)]
+    for ballot in sorted({s.committed for s in next_one if s.committed is not None}):
         ready = _ready(here, ballot)
         if ready:
             return Outcome(reason, _commit_of(here, ballot), ready, behind=me not in ready)
-    if {s.stage for s in ahead.values()} == set(range(stages + 1)):
-        return Outcome(reason, behind=True)
-    return None
+    goes_on = {s.stage for s in ahead.values()} == set(range(stages + 1)) or any(s.history > history for s in ahead.values())
+    return Outcome(reason, behind=goes_on, go_back=not goes_on)
 
 
-def _why_not_committed(replies: Replies, iteration: int, stages: int, ballot: Ballot) -> str | None:
+def _why_not_committed(replies: Replies, position: tuple[int, int], stages: int, ballot: Ballot) -> str | None:
     """Evidence that an attempt was not committed and will not be; None when it may have been."""
     attempt = f"attempt {ballot.attempt} of {ballot.leader}"
-    ready = {p: s for p, s in replies.items() if s.version == iteration and not s.joining and _has_prepared(s, ballot)}
+    ready = {p: s for p, s in replies.items() if s.position == position and not s.joining and _has_prepared(s, ballot)}
     closes = [s.close for s in ready.values() if s.close is not None]
     lacking = sorted(p for close in closes for p in close.members if p in replies and p not in ready)
     if lacking:

@@ -17,7 +17,7 @@ from gwtf_p2p.protocol.closing import Attempt, closes
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.events import Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.inquiry import Inquiry, decide
+from gwtf_p2p.protocol.inquiry import Inquiry, Replies, available, common_version, decide, stages_without
 from gwtf_p2p.protocol.messages import (
     Abandon,
     Averaged,
@@ -39,6 +39,13 @@ FINISH_PRIOR_S = 3.0
 
 CLOSE_RETRY_S = 0.25
 
+GO_BACK_AFTER_S = 5.0
+"""How long a stage may lack the weights of this iteration before the swarm gives up what it has done since it had them: the
+last one who has them may be coming back."""
+
+ATTEMPTS_PER_HISTORY = 1 << 20
+"""So that no two committed attempts of an iteration have equal numbers, whatever happened between."""
+
 
 class Leader:
     """Lives in every data peer; acts in the one that leads. `active`: this data peer takes part in the iteration."""
@@ -53,8 +60,9 @@ class Leader:
         self.syncing: set[PeerId] = set()
         self.guests: set[PeerId] = set()
         self.gone: set[PeerId] = set()
-        self._strays: set[PeerId] = set()
         self._joiners: dict[PeerId, Standing] = {}
+        self._stranded: set[tuple[int, PeerId]] = set()
+        self._patience_is_over = False
         self._unsure = True
         self._number = 0
         self._closed_at = 0.0
@@ -87,13 +95,14 @@ class Leader:
     # ---- towards an attempt
 
     def data_peer_finished(self, sender: PeerId, message: Finished) -> None:
-        if message.iteration == self.member.version:
+        position = (message.history, message.iteration)
+        if position == self.member.position:
             self.finished[sender] = message
             for peer in sorted({peer for credit in message.ledger for peer in credit.peers if peer}):
                 if self.ctx.liveness.is_lost(peer):
                     self._void(peer, None)
             self.try_close()
-        elif message.iteration < self.member.version:
+        elif position < self.member.position:
             self._show_the_way(sender, None)
 
     def try_close(self) -> None:
@@ -119,12 +128,12 @@ class Leader:
             self._open(self._number + 1)
 
     def _open(self, number: int) -> None:
-        ctx, version = self.ctx, self.member.version
+        ctx, member = self.ctx, self.member
         self._number = number
         roster = {p: s for p, s in self.roster.items() if not ctx.liveness.is_lost(p) and p not in self.gone}
         finished = {peer: self.finished[peer] for peer in self.data_peers()}
-        ballot = Ballot(number, ctx.me)
-        self.attempt = Attempt(number, closes(version, ballot, self.member.committed, roster, finished, ctx.stages))
+        groups = closes(member.position, Ballot(number, ctx.me), member.committed, roster, finished, ctx.stages)
+        self.attempt = Attempt(number, groups)
         self._closed_at = ctx.now
         ctx.cancel_timer("wait", "")
         for peer, stage in self.attempt.members.items():
@@ -219,6 +228,9 @@ class Leader:
                 self.try_close()
             case "close":
                 self.try_close()
+            case "back" if self.leads and self._joiners and self.attempt is None and self.inquiry is None:
+                self._patience_is_over = True
+                self._inquire()
             case _:
                 pass
 
@@ -241,7 +253,7 @@ class Leader:
             return
         self.inquiry = None
         ctx.cancel_timer("inquire", "")
-        outcome = decide(inquiry, version, ctx.stages, ctx.me)
+        outcome = decide(inquiry, self.member.position, ctx.stages, ctx.me)
         ctx.report("inquired", iteration=version, attempt=inquiry.number, reason=outcome.reason)
         if outcome.commit is not None:
             for peer in outcome.to_commit:
@@ -253,28 +265,36 @@ class Leader:
             ctx.liveness.heard_from(outcome.refused.leader, ctx.out)
             ctx.start_timer("close", "", CLOSE_RETRY_S)
         elif outcome.commit is None:
-            present = {p: s for p, s in inquiry.replies.items() if s.version == version and not s.joining and not s.leaving}
-            self.roster = {peer: standing.stage for peer, standing in present.items()}
-            self.syncing = {peer for peer, standing in present.items() if standing.syncing}
-            self.guests |= {peer for peer, standing in present.items() if standing.taking_part}
-            self._unsure = False
-            self._strays = set(outcome.strays)
-            self._joiners.update((stray, inquiry.replies[stray]) for stray in outcome.strays)
+            lost = stages_without(version, inquiry.replies, ctx.history, ctx.stages) if self._patience_is_over else []
+            self._patience_is_over = False
+            why = outcome.reason if outcome.go_back else f"nobody has version {version} of stages {lost}"
+            if (outcome.go_back or lost) and self._go_back(inquiry.replies, why):
+                return
+            self._learn(inquiry.replies)
             self._welcome_joiners()
             self.try_close()
 
+    def _learn(self, replies: Replies) -> None:
+        """Who is at this iteration."""
+        at = self.member.position
+        present = {p: s for p, s in replies.items() if s.position == at and not s.joining and not s.leaving}
+        self.roster = {peer: standing.stage for peer, standing in present.items()}
+        self.syncing = {peer for peer, standing in present.items() if standing.syncing}
+        self.guests |= {peer for peer, standing in present.items() if standing.taking_part}
+        self._unsure = False
+
     def stands(self, sender: PeerId, standing: Standing) -> None:
         """A peer says where it stands: an answer, or a newcomer, or a peer that has doubts."""
-        version, attempt = self.member.version, self.attempt
-        if self.inquiry is not None and self.inquiry.note(sender, standing, version, self.ctx.me):
+        position, attempt = self.member.position, self.attempt
+        if self.inquiry is not None and self.inquiry.note(sender, standing, position, self.ctx.me):
             self._decide_when_known()
         if standing.joining:
             self._joins(sender, standing)
         elif standing.leaving:
             self._leaves(sender)
-        elif standing.version < version:
+        elif standing.position < position:
             self._show_the_way(sender, standing)
-        elif standing.version == version:
+        elif standing.position == position:
             self.gone.discard(sender)
             self.roster[sender] = standing.stage
             (self.syncing.add if standing.syncing else self.syncing.discard)(sender)
@@ -286,9 +306,10 @@ class Leader:
             if attempt is not None and sender in attempt.members and (refused or standing.taking_part):
                 self._unsure |= refused
                 self._give_up(f"{sender} is not free for it")
-        if attempt is not None and sender in attempt.members and (standing.joining or standing.version != version):
+        if attempt is not None and sender in attempt.members and (standing.joining or standing.position != position):
             self.roster.pop(sender, None)
-            self._give_up(f"{sender} is not at iteration {version}")
+            self._void(sender, None)
+            self._give_up(f"{sender} is not at iteration {position[1]}")
 
     def _joins(self, sender: PeerId, standing: Standing) -> None:
         """What it had before is gone; it may take part again once it is welcomed."""
@@ -326,18 +347,44 @@ class Leader:
             self._inquire()
             return
         for peer, standing in sorted(self._joiners.items()):
-            in_step = standing.version == version and not standing.syncing
+            in_step = standing.position == self.member.position and not standing.syncing
+            own = version in available(standing, ctx.history)
             donors = tuple(p for p in self._serving(standing.stage) if p != peer)
-            if not in_step and not donors:
-                ctx.report("version_missing", stage=standing.stage, version=version, have=standing.version, peer=peer)
+            if not donors and not own:
+                self._strand(peer, standing)
+                continue
+            del self._joiners[peer]
             self.gone.discard(peer)
             self.roster[peer] = standing.stage
             (self.syncing.discard if in_step else self.syncing.add)(peer)
             if in_step and standing.stage == DATA_STAGE:
                 self.guests.add(peer)
-            ctx.emit(Send(peer, Welcome(version, donors, self._electorate(), peer in self._strays)))
-        self._joiners.clear()
-        self._strays.clear()
+            ctx.emit(Send(peer, Welcome(version, donors, self._electorate(), ctx.history, own)))
+
+    def _strand(self, peer: PeerId, standing: Standing) -> None:
+        """Nobody has what this peer lacks. If that stays so for a while, the swarm goes back to what all stages have."""
+        ctx, version = self.ctx, self.member.version
+        said = (version, peer)
+        if said not in self._stranded:
+            self._stranded.add(said)
+            ctx.report("version_missing", stage=standing.stage, version=version, have=standing.version, peer=peer)
+        if not ctx.is_armed("back", ""):
+            ctx.start_timer("back", "", GO_BACK_AFTER_S)
+
+    def _go_back(self, replies: Replies, why: str) -> bool:
+        """To the newest version that all stages have; False when there is none."""
+        ctx = self.ctx
+        to = common_version(replies, ctx.history, ctx.stages)
+        if to is None:
+            ctx.report("no_common_version", iteration=self.member.version, reason=why)
+            return False
+        ctx.report("going_back", version=to, iteration=self.member.version, history=ctx.history + 1, reason=why)
+        data_peers = tuple(sorted(p for p, s in replies.items() if s.stage == DATA_STAGE and not s.leaving))
+        having = {peer for peer, standing in replies.items() if to in available(standing, ctx.history)}
+        for peer, standing in sorted(replies.items()):
+            donors = tuple(sorted(p for p in having - {peer} if replies[p].stage == standing.stage))
+            ctx.emit(Send(peer, Welcome(to, donors, data_peers, ctx.history + 1, peer in having)))
+        return True
 
     def _serving(self, stage: Stage) -> list[PeerId]:
         """Peers of a stage that hold the weights of this iteration."""
@@ -398,12 +445,12 @@ class Leader:
 
     def reset(self) -> None:
         """Forget an iteration that is over."""
-        for what in ("average", "inquire", "wait", "close"):
+        for what in ("average", "inquire", "wait", "close", "back"):
             self.ctx.cancel_timer(what, "")
         self.attempt = self.inquiry = None
         for known in (self.finished, self.guests, self.gone):
             known.clear()
         if not self.leads:
             self._joiners.clear()
-        self._number = 0
+        self._number = self.ctx.history * ATTEMPTS_PER_HISTORY
         self._unsure = True

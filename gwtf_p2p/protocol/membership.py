@@ -48,6 +48,8 @@ class Membership:
 
     def started(self, event: ev.Started) -> None:
         self.member.version = self.member.weights = event.weights_version
+        self.member.kept = event.kept
+        self.ctx.history = event.history
         self.ctx.incarnation = event.incarnation or int(self.ctx.now * 1000)
         if self.ctx.view is not None:
             self.seek()
@@ -58,8 +60,7 @@ class Membership:
             self.seek()
         elif self.serves:
             self._introduce()
-            ahead = self._newest_version()
-            if ahead > self.member.version:
+            if self._furthest() > self.member.position:
                 self.doubt()
 
     def data_peers(self) -> list[PeerId]:
@@ -82,14 +83,14 @@ class Membership:
     def seek(self) -> None:
         """Find the iteration that the swarm works on."""
         ctx, member = self.ctx, self.member
-        ahead = self._newest_version()
+        history, version = self._furthest()
         if self.data_peers():
             self.say()
-        elif ahead <= member.weights and not member.behind:
+        elif (history, version) <= (ctx.history, member.weights) and not member.behind:
             self._online(welcomed=True)
             return
         elif ctx.stage == DATA_STAGE:
-            self._download(max(ahead, member.weights), ())
+            self._download(max(version, member.weights), (), own=history <= ctx.history)
         ctx.start_timer("seek", "", self._seek_s)
         self._seek_s = min(2 * self._seek_s, MOST_SEEK_S)
 
@@ -106,21 +107,23 @@ class Membership:
     def welcome(self, sender: PeerId, message: Welcome) -> None:
         """The leader takes this peer in, from this iteration on."""
         ctx, member = self.ctx, self.member
-        if self.serves and message.iteration < member.version and not message.back:
+        if message.position < member.position and not member.behind and not member.joining:
             return
-        in_step = message.iteration == member.version == member.weights and not member.behind
+        in_step = message.position == member.position and member.weights == member.version and not member.behind
         if in_step:
             if not self.welcomed:
                 member.data_peers = message.data_peers if message.iteration > 0 else None
             self._online(welcomed=True)
-        elif message.iteration != member.version or member.behind or self._downloading is None:
+        elif message.position != member.position or member.behind or self._downloading is None:
             ctx.cancel_timer("seek", "")
-            member.follow(message.iteration)
+            self.welcomed = ctx.me in message.data_peers and message.history > ctx.history
+            member.follow(message.iteration, message.history)
             member.data_peers = message.data_peers if message.iteration > 0 else None
             if self.state is PeerState.JOINING:
                 self.state = PeerState.ONLINE
             ctx.report("catching_up", iteration=message.iteration, donors=list(message.donors))
-            self._download(message.iteration, message.donors)
+            self._downloading = None
+            self._download(message.iteration, message.donors, message.own)
             ctx.emit(Publish())
 
     def downloaded(self, event: ev.Downloaded) -> None:
@@ -128,7 +131,7 @@ class Membership:
             return
         self._downloading = None
         if self.member.joining or self.member.behind:
-            self.member.follow(event.version)  # no data peer was there to welcome this one
+            self.member.follow(event.version, self.ctx.history)  # no data peer was there to welcome this one
             self.welcomed = True
         if not self.member.downloaded(event.version):
             self._give_up(f"the weights of iteration {event.version} came too late")
@@ -144,7 +147,7 @@ class Membership:
         alone = ctx.stage == DATA_STAGE and not self.data_peers() and (self.member.joining or self.member.behind)
         if alone and 0 <= self.member.weights < wanted:
             ctx.report("going_back", version=self.member.weights, wanted=wanted)
-            self._download(self.member.weights, ())
+            self._download(self.member.weights, (), own=True)
         else:
             self._give_up(event.reason)
 
@@ -177,10 +180,10 @@ class Membership:
         self.ctx.start_timer("seek", "", self._seek_s)
         self._seek_s = min(2 * self._seek_s, MOST_SEEK_S)
 
-    def _download(self, version: int, donors: tuple[PeerId, ...]) -> None:
+    def _download(self, version: int, donors: tuple[PeerId, ...], own: bool) -> None:
         if self._downloading != version:
             self._downloading = version
-            self.ctx.emit(Download(version, donors))
+            self.ctx.emit(Download(version, donors, own, self.ctx.history))
 
     def _online(self, welcomed: bool) -> None:
         self.ctx.cancel_timer("seek", "")
@@ -198,10 +201,13 @@ class Membership:
             self._introduced = True
             self.say()
 
-    def _newest_version(self) -> int:
+    def _furthest(self) -> tuple[int, int]:
+        """The latest position (history, iteration) that another peer's record shows."""
         view, ctx = self.ctx.view, self.ctx
-        newest = view.newest_versions if view is not None else ()
-        return next((version for version, p in newest if p != ctx.me and not ctx.liveness.is_lost(p)), 0)
+        for history, version, peer in view.furthest if view is not None else ():
+            if peer != ctx.me and not ctx.liveness.is_lost(peer):
+                return history, version
+        return 0, 0
 
     def _report_missing(self, version: int) -> None:
         if self._said_missing != version:

@@ -45,12 +45,16 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """An activation for `stage` (S + 1 means: back at the data peer, for the loss). `ahead` lists planned later hops."""
+    """An activation for `stage` (S + 1 means: back at the data peer, for the loss). `ahead` lists planned later hops.
+
+    `history` counts how often the swarm has gone back to an earlier iteration: weights of another history differ.
+    """
 
     microbatch: MicrobatchId
     attempt: Attempt
     stage: Stage
     ahead: tuple[PeerId, ...] = ()
+    history: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,7 @@ class Finished:
     ledger: tuple[Credit, ...]
     mean_loss: float
     leaving: bool = False
+    history: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +180,7 @@ class Close:
     base: Ballot | None = None
     data_peers: tuple[PeerId, ...] = ()
     mean_loss: float = 0.0
+    history: int = 0
 
     @property
     def ballot(self) -> Ballot:
@@ -253,7 +259,8 @@ class Inquire:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a peer stands. `version`: the iteration that it works on; `committed`: the ballot that brought it there.
+    """Where a peer stands. `version`: the iteration that it works on, in this `history` (how often the swarm has gone back);
+    `committed`: the ballot that brought it there; `kept`: the versions that it has checkpoints of.
 
     `promised`: attempts below this one have no future here. `close`: the attempt it takes part in, `prepared` when its
     average is ready, of which `digest` is the digest. `joining`: it has just come, or come back with nothing held: what it
@@ -272,20 +279,34 @@ class Standing:
     syncing: bool = False
     taking_part: bool = False
     leaving: bool = False
+    history: int = 0
+    kept: tuple[int, ...] = ()
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Orders what has happened: a later history outranks a later iteration."""
+        return self.history, self.version
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """From the leader: take part from this iteration on. Whoever lacks its weights downloads them from `donors`.
+    """From the leader: take part from this iteration on. Whoever lacks its weights downloads them from `donors`, or takes
+    its `own` checkpoint, which is the right one.
 
     `data_peers`: those whose first leads this iteration; a data peer that is welcomed joins them in the next one.
-    `back`: even if you are further: a commit has reached too few for the swarm to go on from there.
+    A `history` above the receiver's means: the swarm goes back to this iteration, because a later one has been lost in some
+    stage; whoever is further comes back, from its own checkpoint or from `donors`.
     """
 
     iteration: int
     donors: tuple[PeerId, ...] = ()
     data_peers: tuple[PeerId, ...] = ()
-    back: bool = False
+    history: int = 0
+    own: bool = False
+
+    @property
+    def position(self) -> tuple[int, int]:
+        return self.history, self.iteration
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,9 +72,9 @@ class NetworkView:
         return {stage: tuple(peers) for stage, peers in stages.items()}
 
     @cached_property
-    def newest_versions(self) -> tuple[tuple[int, PeerId], ...]:
-        """(weights version, peer) of every record, the newest version first."""
-        return tuple(sorted(((r.weights_version, p) for p, r in self.records.items()), reverse=True))
+    def furthest(self) -> tuple[tuple[int, int, PeerId], ...]:
+        """(history, weights version, peer) of every record, the furthest first."""
+        return tuple(sorted(((r.history, r.weights_version, p) for p, r in self.records.items()), reverse=True))
 
     @property
     def data_peers(self) -> tuple[PeerId, ...]:

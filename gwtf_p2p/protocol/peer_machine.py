@@ -55,7 +55,7 @@ class PeerMachine(ABC):
         self.computed_s = 0.0
         self.useful_s = 0.0
         self._computed_before_s = 0.0
-        self._iteration = 0
+        self._position = (0, 0)
 
     @property
     def state(self) -> PeerState:
@@ -119,6 +119,8 @@ class PeerMachine(ABC):
                 self.membership.downloaded(event)
             case ev.DownloadFailed():
                 self.membership.download_failed(event)
+            case ev.Kept(versions):
+                self.member.kept = versions
             case ev.DrainRequested():
                 self.membership.drain()
                 self._drain()
@@ -134,8 +136,8 @@ class PeerMachine(ABC):
         if member.fell_behind:
             member.fell_behind = False
             self.membership.fell_behind()
-        if member.version != self._iteration:
-            self._iteration = member.version
+        if member.position != self._position:
+            self._position = member.position
             self._iteration_changed()
         self._compute_next()
         member.average_when_right(self.running is not None and self.running[0] in COUNTING)
@@ -240,14 +242,15 @@ class PeerMachine(ABC):
     def _standing(self, sender: PeerId, standing: Standing) -> None:
         """Somebody at a later iteration shows that this peer has missed a commit."""
         member = self.member
-        if standing.joining or standing.version <= member.version or member.joining or member.behind:
+        if standing.joining or standing.position <= member.position or member.joining or member.behind:
             return
         closing = member.closing
-        next_one = standing.version == member.version + 1
+        next_one = standing.position == (self.ctx.history, member.version + 1)
         if next_one and member.prepared and closing is not None and standing.committed == closing.ballot:
             member.commit(Commit(closing.iteration, closing.attempt, closing.leader, closing.mean_loss))
         elif not member.stepping:
-            member.fall_behind(f"{sender} is at iteration {standing.version}", member.weights)
+            where = f"iteration {standing.version}" + (f" of history {standing.history}" if standing.history else "")
+            member.fall_behind(f"{sender} is at {where}", member.weights)
 
     def _told_lost(self, sender: PeerId, peer: PeerId, reason: str) -> None:
         """A data peer's word counts (it leads, and it has asked); a relay's word makes a data peer ask."""

@@ -54,6 +54,7 @@ def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_n
         forward=forward,
         backward=backward,
         weights_version=machine.member.version,
+        history=ctx.history,
         path=around.path,
         links=tuple(links),
         line_bytes_per_s=around.line_bytes_per_s,

@@ -179,6 +179,7 @@ class StageRecord:
     forward: Timing | None = None
     backward: Timing | None = None
     weights_version: int = 0
+    history: int = 0
     path: PathType = PathType.PUBLIC
     links: tuple[LinkMeasurement, ...] = ()
     line_bytes_per_s: float = 0.0

@@ -44,8 +44,8 @@ class RelayPeer(PeerMachine):
             return self._verdict_again(held, sender, message)
         iteration = message.microbatch.iteration
         newest = member.version + (1 if member.closing is not None else 0)
-        if member.out_of_step or not member.version <= iteration <= newest:
-            if iteration > member.version:
+        if member.out_of_step or message.history != ctx.history or not member.version <= iteration <= newest:
+            if (message.history, iteration) > member.position:
                 self.membership.doubt()
             return ev.Answer(Verdict.STALE, f"weights version is {member.weights}")
         if self.state is not PeerState.ONLINE:

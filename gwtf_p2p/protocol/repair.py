@@ -106,7 +106,7 @@ class Handoffs:
         held.handed_on_at = held.waits_since = ctx.now
         self._routing.discard(held.id)
         held.to_handoff(Handoff.PUSHING, ctx.now)
-        message = Forward(held.id, (*held.attempt, held.handed), self.target, held.ahead[1:])
+        message = Forward(held.id, (*held.attempt, held.handed), self.target, held.ahead[1:], ctx.history)
         held.handed += 1
         ctx.liveness.watch(peer, ctx.out)
         ctx.emit(Push(held.push_token, peer, message, Slot.OUTPUT))

@@ -74,6 +74,7 @@ class SimulatedPeer:
     busy_since: float | None = None
     device_s: float = 0.0
     kept: list[int] = field(default_factory=list)
+    history: int = 0
     download: int = 0
 
     @property
@@ -132,14 +133,15 @@ class World:
     def add(self, peer: SimulatedPeer) -> None:
         """A new peer, or one that was killed and is to start again."""
         former = self.peers.get(peer.id)
-        peer.kept = former.kept if former is not None else peer.kept
+        if former is not None:
+            peer.kept, peer.history = former.kept, former.history
         self.peers[peer.id] = peer
 
     def start(self, peer: SimulatedPeer, weights_version: int = 0) -> None:
         """Bring a peer up: it starts, publishes, and looks at the records from now on."""
         if weights_version not in peer.kept:
             peer.kept.append(weights_version)
-        self._feed(peer, ev.Started(weights_version))
+        self._feed(peer, ev.Started(weights_version, history=peer.history, kept=tuple(peer.kept)))
         self._republish(peer)
         self._show(peer)
 
@@ -258,7 +260,7 @@ class World:
             case ev.CancelAverage(iteration, attempt):
                 self._cancel_average(peer, iteration, attempt)
             case ev.Step(iteration, _):
-                peer.kept = [*peer.kept, iteration + 1][-KEPT_VERSIONS:]
+                self._keep(peer, [*peer.kept, iteration + 1])
                 self.kernel.after(0.0, lambda: self._feed(peer, ev.Stepped(iteration)))
             case ev.Download():
                 self._download(peer, effect)
@@ -470,25 +472,32 @@ class World:
     # ---- state
 
     def _download(self, peer: SimulatedPeer, download: ev.Download) -> None:
-        """From all donors at once, each over its own idle line; without donors from an own checkpoint."""
+        """From an own checkpoint if that is the right one; else from all donors at once, each over its own idle line."""
         peer.download += 1
         number, version = peer.download, download.version
-        donors = [d for d in download.donors if self._can_give(d, version)]
+        own = download.own and version in peer.kept
+        donors = [] if own else [d for d in download.donors if self._can_give(d, version)]
         rate = sum(self.links.idle_bandwidth(donor, peer.id) for donor in donors)
         own_line = self.links.line_bytes_per_s.get(peer.id)
         latency = max((self.links.latency_s(peer.id, d) + self.links.latency_s(d, peer.id) for d in donors), default=0.0)
         seconds = self.sizes.state_bytes / min(rate, own_line or rate) + latency if donors else 0.0
 
         def finish() -> None:
-            if peer.download != number:
+            if peer.download != number or not peer.alive:
                 return
-            if any(self._can_give(donor, version) for donor in donors) or version in peer.kept:
-                peer.kept = [*(v for v in peer.kept if v < version), version][-KEPT_VERSIONS:]
-                self._feed(peer, ev.Downloaded(version))
-            else:
+            if not own and not any(self._can_give(donor, version) for donor in donors):
                 self._feed(peer, ev.DownloadFailed(f"nobody has version {version}"))
+                return
+            earlier = [v for v in peer.kept if v < version] if own or download.history == peer.history else []
+            peer.history = download.history
+            self._keep(peer, [*earlier, version])
+            self._feed(peer, ev.Downloaded(version))
 
         self.kernel.after(seconds, finish)
+
+    def _keep(self, peer: SimulatedPeer, versions: list[int]) -> None:
+        peer.kept = versions[-KEPT_VERSIONS:]
+        self.kernel.after(0.0, lambda: self._feed(peer, ev.Kept(tuple(peer.kept))))
 
     def _can_give(self, donor: PeerId, version: int) -> bool:
         peer = self.peers[donor]
