@@ -97,14 +97,17 @@ class Links:
         first.receiver = receiver
         return first
 
-    def stop(self, transfer: Transfer) -> None:
-        """Cancel; the bytes not yet sent are not counted as sent."""
+    def stop(self, transfer: Transfer) -> int:
+        """Cancel; the bytes not yet sent, which are returned, are not counted as sent."""
         transfer.cancelled = True
         if transfer.second_leg is not None:
-            self.stop(transfer.second_leg)
-        elif transfer.active:
-            self.bytes_sent -= int(self._left_now(transfer))
-            self._leave(transfer)
+            return self.stop(transfer.second_leg)
+        if not transfer.active:
+            return 0
+        left = int(self._left_now(transfer))
+        self.bytes_sent -= left
+        self._leave(transfer)
+        return left
 
     # ---- one leg
 

@@ -9,7 +9,7 @@ In a `star` every tensor that goes from relay to relay is stored and forwarded b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol import events as ev
@@ -20,8 +20,10 @@ from gwtf_p2p.protocol.publishing import Surroundings, stage_record
 from gwtf_p2p.protocol.records import LinkMeasurement
 from gwtf_p2p.protocol.relay_peer import RelayPeer
 from gwtf_p2p.simulation.directory import Directory
+from gwtf_p2p.simulation.downloads import Downloads, Request
 from gwtf_p2p.simulation.kernel import Kernel
 from gwtf_p2p.simulation.links import Links, Transfer
+from gwtf_p2p.simulation.rounds import Rounds
 
 KEPT_VERSIONS = 4
 """Checkpoints that a peer keeps, what it works with included."""
@@ -34,16 +36,16 @@ REQUEST_TIMEOUT_S = 3.0
 class Sizes:
     """Bytes of one boundary activation (its gradient is as large), one stage's gradient, and its weights with their optimizer.
 
-    `stage_state_bytes` 0 means three times the gradient: the weights and two moments of the same size.
+    `stage_state_bytes` None means three times the gradient: the weights and two moments of the same size.
     """
 
     microbatch_bytes: int
     stage_gradient_bytes: int
-    stage_state_bytes: int = 0
+    stage_state_bytes: int | None = None
 
     @property
     def state_bytes(self) -> int:
-        return self.stage_state_bytes or 3 * self.stage_gradient_bytes
+        return 3 * self.stage_gradient_bytes if self.stage_state_bytes is None else self.stage_state_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,6 @@ class SimulatedPeer:
     device_s: float = 0.0
     kept: list[int] = field(default_factory=list)
     history: int = 0
-    download: int = 0
 
     @property
     def id(self) -> PeerId:
@@ -92,14 +93,6 @@ class Span:
     began: float
     ended: float
     to: PeerId | None = None
-
-
-@dataclass
-class _Round:
-    """One average: who is ready, since when."""
-
-    close: Close
-    ready: dict[PeerId, float] = field(default_factory=dict)
 
 
 class World:
@@ -126,7 +119,9 @@ class World:
         self._timers = 0
         self._transfers: dict[tuple[PeerId, int], Transfer] = {}
         self._accepted: dict[tuple[PeerId, int], ev.Push] = {}
-        self._rounds: dict[str, _Round] = {}
+        self._rounds = Rounds(links, sizes.stage_gradient_bytes, self._tell)
+        self._rounds.on_done = self._averaged
+        self._downloads = Downloads(links)
 
     # ---- peers and faults
 
@@ -165,13 +160,19 @@ class World:
             if peer_id in other.watching:
                 other.watching.discard(peer_id)
                 self._later(other.id, peer_id, ev.WatchBroken(peer_id, "connection reset"))
-        for key, round_ in list(self._rounds.items()):
-            if peer_id in round_.ready:
-                self._fail_round(key, peer_id, "connection reset")
+        self._rounds.peer_gone(peer_id)
+        self._downloads.stop(peer_id)
+        self._downloads.donor_gone(peer_id)
 
     def freeze(self, peer_id: PeerId) -> None:
         """The process is stopped: it says nothing and computes nothing, and its connections stay open."""
         self.peers[peer_id].frozen = True
+        self.kernel.after(REQUEST_TIMEOUT_S, lambda: self._silent(peer_id))
+
+    def _silent(self, donor: PeerId) -> None:
+        """Those who download from a frozen peer turn to another."""
+        if self.peers[donor].frozen:
+            self._downloads.donor_gone(donor)
 
     def drain(self, peer_id: PeerId) -> None:
         """Its user wants to stop."""
@@ -258,7 +259,7 @@ class World:
             case ev.Average(close):
                 self._average(peer, close)
             case ev.CancelAverage(iteration, attempt):
-                self._cancel_average(peer, iteration, attempt)
+                self._rounds.withdraw(peer.id, iteration, attempt)
             case ev.Step(iteration, _):
                 self._keep(peer, [*peer.kept, iteration + 1])
                 self.kernel.after(0.0, lambda: self._feed(peer, ev.Stepped(iteration)))
@@ -419,73 +420,28 @@ class World:
             if not keep:
                 del self._transfers[key]
 
-    # ---- averaging
+    # ---- averages and state
 
     def _average(self, peer: SimulatedPeer, close: Close) -> None:
-        """A group's round begins when its last member is ready, and all end together."""
-        round_ = self._rounds.setdefault(close.key, _Round(close))
-        round_.ready[peer.id] = self.kernel.now
-        dead = [m for m in close.members if not self.peers[m].alive]
-        if dead:
-            failed = ev.AverageFailed(close.iteration, close.attempt, "connection refused", dead[0])
-            self._later(peer.id, dead[0], failed)
-        elif len(round_.ready) == len(close.members):
-            self.kernel.after(self.round_s(close.members), lambda: self._finish_round(round_))
+        self._rounds.join(peer.id, close, [m for m in close.members if not self.peers[m].alive])
 
-    def round_s(self, members: Sequence[PeerId]) -> float:
-        """Butterfly all-reduce: each member sends and receives 2 (n - 1) / n of the gradient; slowest pair counts."""
-        n = len(members)
-        if n == 1:
-            return 0.0
-        pairs = [(a, b) for a in members for b in members if a != b]
-        slowest = min(self.links.spec(a, b).bandwidth_bytes_per_s for a, b in pairs)
-        lines = [self.links.line_bytes_per_s[m] for m in members if m in self.links.line_bytes_per_s]
-        bandwidth = min([slowest * (n - 1), *lines])
-        latency = max(self.links.latency_s(a, b) for a, b in pairs)
-        return 2 * (n - 1) / n * self.sizes.stage_gradient_bytes / bandwidth + 2 * latency
-
-    def _finish_round(self, round_: _Round) -> None:
-        close = round_.close
-        if self._rounds.get(close.key) is not round_:
-            return
-        del self._rounds[close.key]
+    def _averaged(self, member: PeerId, close: Close, since: float) -> None:
         if self.on_span is not None:
-            for member, since in round_.ready.items():
-                self.on_span(Span(member, "average", f"iteration {close.iteration}", since, self.kernel.now))
-        digest = f"{close.key}.{close.total}"
-        for member, since in sorted(round_.ready.items()):
-            done = ev.AverageDone(close.iteration, close.attempt, digest, self.kernel.now - since)
-            self._feed(self.peers[member], done)
+            self.on_span(Span(member, "average", f"iteration {close.iteration}", since, self.kernel.now))
 
-    def _fail_round(self, key: str, at: PeerId, reason: str, suspect: bool = True) -> None:
-        round_ = self._rounds.pop(key)
-        failed = ev.AverageFailed(round_.close.iteration, round_.close.attempt, reason, at if suspect else None)
-        for member in sorted(round_.ready):
-            if member != at:
-                self._later(member, at, failed)
-
-    def _cancel_average(self, peer: SimulatedPeer, iteration: int, attempt: int) -> None:
-        for key, round_ in list(self._rounds.items()):
-            if peer.id in round_.ready and (round_.close.iteration, round_.close.attempt) == (iteration, attempt):
-                self._fail_round(key, peer.id, "withdrawn", suspect=False)
-
-    # ---- state
+    def _tell(self, to: PeerId, event: ev.Event, about: PeerId | None) -> None:
+        if about is None:
+            self._feed(self.peers[to], event)
+        else:
+            self._later(to, about, event)
 
     def _download(self, peer: SimulatedPeer, download: ev.Download) -> None:
-        """From an own checkpoint if that is the right one; else from all donors at once, each over its own idle line."""
-        peer.download += 1
-        number, version = peer.download, download.version
+        """From an own checkpoint if that is the right one, which takes no time; else from all donors at once."""
+        version = download.version
         own = download.own and version in peer.kept
-        donors = [] if own else [d for d in download.donors if self._can_give(d, version)]
-        rate = sum(self.links.idle_bandwidth(donor, peer.id) for donor in donors)
-        own_line = self.links.line_bytes_per_s.get(peer.id)
-        latency = max((self.links.latency_s(peer.id, d) + self.links.latency_s(d, peer.id) for d in donors), default=0.0)
-        seconds = self.sizes.state_bytes / min(rate, own_line or rate) + latency if donors else 0.0
 
-        def finish() -> None:
-            if peer.download != number or not peer.alive:
-                return
-            if not own and not any(self._can_give(donor, version) for donor in donors):
+        def ended(whole: bool) -> None:
+            if not whole:
                 self._feed(peer, ev.DownloadFailed(f"nobody has version {version}"))
                 return
             earlier = [v for v in peer.kept if v < version] if own or download.history == peer.history else []
@@ -493,7 +449,9 @@ class World:
             self._keep(peer, [*earlier, version])
             self._feed(peer, ev.Downloaded(version))
 
-        self.kernel.after(seconds, finish)
+        donors = (peer.id,) if own else download.donors
+        size = 0 if own else self.sizes.state_bytes
+        self._downloads.start(Request(peer.id, size, donors, lambda d: self._can_give(d, version)), ended)
 
     def _keep(self, peer: SimulatedPeer, versions: list[int]) -> None:
         peer.kept = versions[-KEPT_VERSIONS:]

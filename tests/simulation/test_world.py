@@ -12,6 +12,7 @@ from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.records import PeerState, StageRecord
 from gwtf_p2p.simulation.averaging import round_seconds
 from gwtf_p2p.simulation.directory import Directory
+from gwtf_p2p.simulation.downloads import Downloads, Request
 from gwtf_p2p.simulation.kernel import Kernel
 from gwtf_p2p.simulation.links import Links, LinkSpec
 from gwtf_p2p.simulation.scenario import ChurnSpec, Scenario
@@ -135,3 +136,48 @@ def test_the_plan_of_crashes_is_the_same_for_every_arm(tmp_path: Path) -> None:
         outcome = simulation(churning(tmp_path, 0.1, 0.5), router).run()
         counts.append((outcome.extra["crashes"], outcome.extra["returns"]))
     assert counts[0] == counts[1]
+
+
+# ---- downloads
+
+
+def downloading(*donors: PeerId, size: int = 300) -> tuple[Links, Downloads, list[tuple[float, bool]], set[PeerId]]:
+    """A download by c over its line of 100 bytes/s; donors' lines carry 60. Donors in the returned set are gone."""
+    links = Links(Kernel(), lambda s, r: LinkSpec(0.5, 1e9), {A: 60.0, B: 60.0, C: 100.0})
+    downloads, ends, gone = Downloads(links), [], set[PeerId]()
+    request = Request(C, size, donors, lambda donor: donor not in gone)
+    downloads.start(request, lambda whole: ends.append((links.kernel.now, whole)))
+    return links, downloads, ends, gone
+
+
+def test_a_download_shares_the_lines_of_its_donors_and_its_own() -> None:
+    for donors, rate in (((A,), 60), ((A, B), 100)):
+        links, _, ends, _ = downloading(*donors)
+        links.kernel.run(lambda: False, 1e6)
+        assert ends == [(pytest.approx(300 / rate + 0.5), True)]
+        assert links.bytes_sent == 300
+
+
+def test_a_dying_donor_hands_the_rest_of_its_part_to_another() -> None:
+    """Both send 50 bytes/s; after 1 s b dies with 100 of its 150 left, and a sends all at 60."""
+    links, downloads, ends, gone = downloading(A, B)
+    links.kernel.at(1.0, lambda: (gone.add(B), downloads.donor_gone(B)) and None)
+    links.kernel.run(lambda: False, 1e6)
+    assert ends == [(pytest.approx(1.0 + 200 / 60 + 0.5), True)]
+    assert links.bytes_sent == 300
+
+
+def test_without_a_donor_left_the_download_fails_and_frees_the_line() -> None:
+    links, downloads, ends, gone = downloading(A)
+    links.kernel.at(1.0, lambda: (gone.add(A), downloads.donor_gone(A)) and None)
+    links.kernel.run(lambda: False, 1e6)
+    assert ends == [(1.0, False)]
+    assert downloading()[0].kernel.run(lambda: False, 1.0) is False
+
+
+def test_a_new_download_replaces_the_old_one_in_silence() -> None:
+    links, downloads, ends, gone = downloading(A)
+    request = Request(C, 60, (B,), lambda donor: True)
+    links.kernel.at(1.0, lambda: downloads.start(request, lambda whole: ends.append((links.kernel.now, whole))))
+    links.kernel.run(lambda: False, 1e6)
+    assert ends == [(pytest.approx(1.0 + 1.0 + 0.5), True)]
