@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.data_peer import DataPeer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId
-from gwtf_p2p.protocol.messages import Check, Close, ControlMessage, Verdict
+from gwtf_p2p.protocol.messages import Check, Close, ControlMessage
 from gwtf_p2p.protocol.publishing import Surroundings, stage_record
 from gwtf_p2p.protocol.records import LinkMeasurement
 from gwtf_p2p.protocol.relay_peer import RelayPeer
 from gwtf_p2p.simulation.directory import Directory
 from gwtf_p2p.simulation.downloads import Downloads, Request
 from gwtf_p2p.simulation.kernel import Kernel
-from gwtf_p2p.simulation.links import Links, Transfer
+from gwtf_p2p.simulation.links import Links
+from gwtf_p2p.simulation.pushes import Pushes
 from gwtf_p2p.simulation.rounds import Rounds
 
 KEPT_VERSIONS = 4
@@ -117,8 +118,7 @@ class World:
         self._record_period_s = record_period_s
         self._shown_at = -1.0
         self._timers = 0
-        self._transfers: dict[tuple[PeerId, int], Transfer] = {}
-        self._accepted: dict[tuple[PeerId, int], ev.Push] = {}
+        self._pushes = Pushes(self)
         self._rounds = Rounds(links, sizes.stage_gradient_bytes, self._tell)
         self._rounds.on_done = self._averaged
         self._downloads = Downloads(links)
@@ -136,7 +136,7 @@ class World:
         """Bring a peer up: it starts, publishes, and looks at the records from now on."""
         if weights_version not in peer.kept:
             peer.kept.append(weights_version)
-        self._feed(peer, ev.Started(weights_version, history=peer.history, kept=tuple(peer.kept)))
+        self.feed(peer, ev.Started(weights_version, history=peer.history, kept=tuple(peer.kept)))
         self._republish(peer)
         self._show(peer)
 
@@ -147,19 +147,11 @@ class World:
         if peer.busy_since is not None:
             peer.device_s += self.kernel.now - peer.busy_since
             peer.busy_since = None
-        for (sender, token), transfer in list(self._transfers.items()):
-            if peer_id in (sender, transfer.receiver):
-                self.links.stop(transfer)
-                self._transfers.pop((sender, token))
-                push = self._accepted.pop((sender, token), None)
-                if transfer.receiver == peer_id:
-                    self._later(transfer.sender, peer_id, ev.PushFailed(token, "connection reset"))
-                elif push is not None:
-                    self._later(push.to, peer_id, ev.DeliveryBroken(peer_id, push.message, "connection reset"))
+        self._pushes.peer_gone(peer_id)
         for other in self.peers.values():
             if peer_id in other.watching:
                 other.watching.discard(peer_id)
-                self._later(other.id, peer_id, ev.WatchBroken(peer_id, "connection reset"))
+                self.later(other.id, peer_id, ev.WatchBroken(peer_id, "connection reset"))
         self._rounds.peer_gone(peer_id)
         self._downloads.stop(peer_id)
         self._downloads.donor_gone(peer_id)
@@ -176,43 +168,43 @@ class World:
 
     def drain(self, peer_id: PeerId) -> None:
         """Its user wants to stop."""
-        self._feed(self.peers[peer_id], ev.DrainRequested())
+        self.feed(self.peers[peer_id], ev.DrainRequested())
 
     def thaw(self, peer_id: PeerId) -> None:
         peer = self.peers[peer_id]
         peer.frozen = False
         waiting, peer.waiting = peer.waiting, []
         for event in waiting:
-            self._feed(peer, event)
+            self.feed(peer, event)
         self._show(peer)
 
     # ---- events in
 
-    def _feed(self, peer: SimulatedPeer, event: ev.Event) -> None:
-        if not self._hears(peer, event):
+    def feed(self, peer: SimulatedPeer, event: ev.Event) -> None:
+        if not self.hears(peer, event):
             if peer.alive:
                 peer.waiting.append(event)
             return
         for effect in peer.machine.handle(event, self.kernel.now):
             if peer.alive:
-                self._carry_out(peer, effect)
+                self.carry_out(peer, effect)
 
-    def _hears(self, peer: SimulatedPeer, event: ev.Event) -> bool:
+    def hears(self, peer: SimulatedPeer, event: ev.Event) -> bool:
         """False when the peer is dead or frozen; whoever listens may do that to it just before the event."""
         if peer.alive and not peer.frozen and self.on_event is not None:
             self.on_event(peer.id, event, self.kernel.now)
         return peer.alive and not peer.frozen
 
-    def _later(self, to: PeerId, about: PeerId, event: ev.Event, hops: int = 1) -> None:
+    def later(self, to: PeerId, about: PeerId, event: ev.Event, hops: int = 1) -> None:
         """Feed an event to `to` after one latency (or more) of its path to `about`."""
         delay, peer = hops * self.links.latency_s(about, to), self.peers[to]
-        self.kernel.after(delay, lambda: self._feed(peer, event))
+        self.kernel.after(delay, lambda: self.feed(peer, event))
 
     def _show(self, peer: SimulatedPeer) -> None:
         """Let a peer see the records that are visible now."""
         view = self.directory.view(self.kernel.now)
         if view is not peer.machine.ctx.view and peer.alive and not peer.frozen:
-            self._feed(peer, ev.ViewChanged(view))
+            self.feed(peer, ev.ViewChanged(view))
 
     def _show_all(self) -> None:
         for peer in list(self.peers.values()):
@@ -236,12 +228,12 @@ class World:
 
     # ---- effects out
 
-    def _carry_out(self, peer: SimulatedPeer, effect: ev.Effect) -> None:
+    def carry_out(self, peer: SimulatedPeer, effect: ev.Effect) -> None:
         match effect:
             case ev.Push():
-                self._push(peer, effect)
+                self._pushes.push(peer.id, effect)
             case ev.CancelPush(token):
-                self._cancel_push((peer.id, token))
+                self._pushes.cancel((peer.id, token))
             case ev.Send(to, message):
                 self._send(peer, to, message)
             case ev.Ask():
@@ -262,7 +254,7 @@ class World:
                 self._rounds.withdraw(peer.id, iteration, attempt)
             case ev.Step(iteration, _):
                 self._keep(peer, [*peer.kept, iteration + 1])
-                self.kernel.after(0.0, lambda: self._feed(peer, ev.Stepped(iteration)))
+                self.kernel.after(0.0, lambda: self.feed(peer, ev.Stepped(iteration)))
             case ev.Download():
                 self._download(peer, effect)
             case ev.Publish():
@@ -283,7 +275,7 @@ class World:
             peer.busy_since = None
             if self.on_span is not None:
                 self.on_span(Span(peer.id, work.value, str(microbatch), began, self.kernel.now))
-            self._feed(peer, ev.Computed(work, microbatch, seconds, 0.0 if work is ev.Work.LOSS else None))
+            self.feed(peer, ev.Computed(work, microbatch, seconds, 0.0 if work is ev.Work.LOSS else None))
 
         self.kernel.after(seconds, finish)
 
@@ -294,13 +286,13 @@ class World:
         def fire() -> None:
             if peer.timers.get(name) == version:
                 del peer.timers[name]
-                self._feed(peer, ev.TimerFired(name))
+                self.feed(peer, ev.TimerFired(name))
 
         self.kernel.after(delay_s, fire)
 
     def _watch(self, peer: SimulatedPeer, other: PeerId) -> None:
         if not self.peers[other].alive:
-            self._later(peer.id, other, ev.WatchBroken(other, "connection refused"), hops=2)
+            self.later(peer.id, other, ev.WatchBroken(other, "connection refused"), hops=2)
         else:
             peer.watching.add(other)
 
@@ -313,13 +305,13 @@ class World:
         def arrive() -> None:
             target = self.peers[to]
             if not target.alive:
-                self._later(peer.id, to, ev.SendFailed(to, message, "connection refused"))
+                self.later(peer.id, to, ev.SendFailed(to, message, "connection refused"))
             elif target.frozen:
                 target.waiting.append(ev.Received(peer.id, message))
                 failed = ev.SendFailed(to, message, "no answer")
-                self.kernel.after(REQUEST_TIMEOUT_S, lambda: self._feed(peer, failed))
+                self.kernel.after(REQUEST_TIMEOUT_S, lambda: self.feed(peer, failed))
             else:
-                self._feed(target, ev.Received(peer.id, message))
+                self.feed(target, ev.Received(peer.id, message))
 
         self.kernel.after(delay, arrive)
 
@@ -331,99 +323,30 @@ class World:
         def arrive() -> None:
             target = self.peers[ask.peer]
             if not target.alive:
-                self._later(peer.id, ask.peer, ev.CheckFailed(ask.peer, "connection refused", silent=False))
+                self.later(peer.id, ask.peer, ev.CheckFailed(ask.peer, "connection refused", silent=False))
             elif target.frozen or 2 * latency > ask.deadline_s:
                 left = max(0.0, asked_at + ask.deadline_s - self.kernel.now)
                 failed = ev.CheckFailed(ask.peer, f"no answer in {ask.deadline_s:.2f} s", silent=True)
-                self.kernel.after(left, lambda: self._feed(peer, failed))
+                self.kernel.after(left, lambda: self.feed(peer, failed))
             else:
                 answers = target.machine.handle(ev.Received(peer.id, Check(ask.microbatches)), self.kernel.now)
                 unknown = next(e.unknown for e in answers if isinstance(e, ev.AnswerCheck))
-                self._later(peer.id, ask.peer, ev.CheckAnswered(ask.peer, unknown, 2 * latency))
+                self.later(peer.id, ask.peer, ev.CheckAnswered(ask.peer, unknown, 2 * latency))
                 for effect in answers:
-                    self._carry_out(target, effect)
+                    self.carry_out(target, effect)
 
         self.kernel.after(latency, arrive)
-
-    # ---- transfers
-
-    def _push(self, peer: SimulatedPeer, push: ev.Push) -> None:
-        """The header arrives after one latency and is answered at once; the bytes follow it without waiting."""
-        hub = push.message.microbatch.data_peer
-        via = hub if self.star and hub not in (peer.id, push.to) else None
-        latency = self.links.latency_s(peer.id, push.to, via)
-        last = self.links.latency_s(via or peer.id, push.to)
-        key = (peer.id, push.token)
-        began = self.kernel.now
-
-        def sent() -> None:
-            self.kernel.after(last, lambda: self._arrived(key, push, began))
-
-        self._transfers[key] = self.links.start(peer.id, push.to, self.sizes.microbatch_bytes, sent, via)
-        self.kernel.after(latency, lambda: self._offer(key, peer, push))
-
-    def _offer(self, key: tuple[PeerId, int], peer: SimulatedPeer, push: ev.Push) -> None:
-        target = self.peers[push.to]
-        transfer = self._transfers.get(key)
-        if transfer is None:
-            return
-        event = ev.Offered(peer.id, push.message)
-        if self._hears(target, event):
-            self._answer(key, push, target, event)
-        elif key not in self._transfers:
-            pass  # it died just now, and its connections with it
-        elif not target.alive:
-            self._drop(key)
-            self._later(peer.id, push.to, ev.PushFailed(push.token, "connection refused"))
-        else:
-            target.waiting.append(ev.DeliveryBroken(peer.id, push.message, "frozen"))
-            self._drop(key, keep=True)
-
-    def _answer(self, key: tuple[PeerId, int], push: ev.Push, target: SimulatedPeer, event: ev.Offered) -> None:
-        sender = key[0]
-        effects = target.machine.handle(event, self.kernel.now)
-        answer = next(e for e in effects if isinstance(e, ev.Answer))
-        if answer.verdict is not Verdict.ACCEPTED:
-            self._drop(key)
-        else:
-            self._accepted[key] = push
-        self._later(sender, push.to, ev.PushAnswered(push.token, answer.verdict, answer.detail))
-        for effect in effects:
-            self._carry_out(target, effect)
-
-    def _arrived(self, key: tuple[PeerId, int], push: ev.Push, began: float) -> None:
-        transfer = self._transfers.pop(key, None)
-        self._accepted.pop(key, None)
-        target, sender = self.peers[push.to], self.peers[key[0]]
-        if transfer is None or not target.alive or not sender.alive:
-            return
-        if self.on_span is not None:
-            what = type(push.message).__name__.lower()
-            self.on_span(Span(key[0], what, str(push.message.microbatch), began, self.kernel.now, push.to))
-        self._feed(target, ev.Delivered(key[0], push.message))
-        if not target.frozen:
-            self._later(key[0], push.to, ev.PushDelivered(push.token, self.kernel.now - began))
-
-    def _cancel_push(self, key: tuple[PeerId, int]) -> None:
-        transfer = self._transfers.pop(key, None)
-        push = self._accepted.pop(key, None)
-        if transfer is not None:
-            self.links.stop(transfer)
-        if push is not None:
-            self._later(push.to, key[0], ev.DeliveryBroken(key[0], push.message, "cancelled"))
-
-    def _drop(self, key: tuple[PeerId, int], keep: bool = False) -> None:
-        """Stop a transfer; `keep` when the sender does not learn of it (a frozen receiver)."""
-        transfer = self._transfers.get(key)
-        if transfer is not None:
-            self.links.stop(transfer)
-            if not keep:
-                del self._transfers[key]
 
     # ---- averages and state
 
     def _average(self, peer: SimulatedPeer, close: Close) -> None:
         self._rounds.join(peer.id, close, [m for m in close.members if not self.peers[m].alive])
+
+    def note_push(self, sender: PeerId, push: ev.Push, began: float) -> None:
+        """A push has arrived: for whoever draws what took time."""
+        if self.on_span is not None:
+            what = type(push.message).__name__.lower()
+            self.on_span(Span(sender, what, str(push.message.microbatch), began, self.kernel.now, push.to))
 
     def _averaged(self, member: PeerId, close: Close, since: float) -> None:
         if self.on_span is not None:
@@ -431,9 +354,9 @@ class World:
 
     def _tell(self, to: PeerId, event: ev.Event, about: PeerId | None) -> None:
         if about is None:
-            self._feed(self.peers[to], event)
+            self.feed(self.peers[to], event)
         else:
-            self._later(to, about, event)
+            self.later(to, about, event)
 
     def _download(self, peer: SimulatedPeer, download: ev.Download) -> None:
         """From an own checkpoint if that is the right one, which takes no time; else from all donors at once."""
@@ -442,12 +365,12 @@ class World:
 
         def ended(whole: bool) -> None:
             if not whole:
-                self._feed(peer, ev.DownloadFailed(f"nobody has version {version}"))
+                self.feed(peer, ev.DownloadFailed(f"nobody has version {version}"))
                 return
             earlier = [v for v in peer.kept if v < version] if own or download.history == peer.history else []
             peer.history = download.history
             self._keep(peer, [*earlier, version])
-            self._feed(peer, ev.Downloaded(version))
+            self.feed(peer, ev.Downloaded(version))
 
         donors = (peer.id,) if own else download.donors
         size = 0 if own else self.sizes.state_bytes
@@ -455,7 +378,7 @@ class World:
 
     def _keep(self, peer: SimulatedPeer, versions: list[int]) -> None:
         peer.kept = versions[-KEPT_VERSIONS:]
-        self.kernel.after(0.0, lambda: self._feed(peer, ev.Kept(tuple(peer.kept))))
+        self.kernel.after(0.0, lambda: self.feed(peer, ev.Kept(tuple(peer.kept))))
 
     def _can_give(self, donor: PeerId, version: int) -> bool:
         peer = self.peers[donor]
