@@ -63,19 +63,19 @@ def test_one_microbatch_takes_exactly_its_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("memory", list(Memory))
 def test_a_long_iteration_reaches_the_steady_rate(tmp_path: Path, memory: Memory) -> None:
-    """One stage of two equal relays, compute-bound, 200 microbatches: over 95 % of the bound, and never over it."""
-    scenario = story(tmp_path, microbatches=200, stages=1, iterations=3)
+    """One stage of two equal relays, compute-bound, 100 microbatches: nearly the bound, and never over it."""
+    scenario = story(tmp_path, microbatches=100, stages=1, iterations=2)
     outcome = simulate(scenario, Arm("swarm", default_config("swarm"), memory=memory), 0)
     ratio = outcome.microbatches_per_second / outcome.bound_microbatches_per_second
-    assert 0.93 < ratio <= 1.0 and outcome.mean_iteration_s >= outcome.bound_iteration_seconds
+    assert 0.9 < ratio <= 1.0 and outcome.mean_iteration_s >= outcome.bound_iteration_seconds
 
 
 @pytest.mark.parametrize("memory", list(Memory))
 @pytest.mark.parametrize("name", ["homogeneous", "heterogeneous_compute", "ten_regions_cloud", "ten_regions_home"])
 def test_no_run_beats_a_bound(name: str, memory: Memory) -> None:
     scenario = replace(load_scenario(SCENARIOS / f"{name}_churn_0.toml"), iterations=2, warmup_iterations=1)
-    for seed in range(2):
-        outcome = simulate(scenario, Arm("swarm", default_config("swarm"), memory=memory), seed)
+    for router in ("swarm", "gwtf"):
+        outcome = simulate(scenario, Arm(router, default_config(router), memory=memory), 0)
         assert min(outcome.iteration_seconds) >= outcome.bound_iteration_seconds
         assert outcome.microbatches_per_second <= outcome.bound_microbatches_per_second
 
