@@ -62,6 +62,7 @@ class Member:
         self.promised: Ballot | None = None
         self.committed: Ballot | None = None
         self.joining = True
+        self.active = False
         self.taking_part = False
         self.leaving = False
         self.behind = False
@@ -105,6 +106,7 @@ class Member:
             digest=self._digest if self.prepared else "",
             joining=self.joining or self.behind,
             syncing=self.out_of_step,
+            active=self.active,
             taking_part=self.taking_part and not self.out_of_step,
             leaving=self.leaving,
             history=self.ctx.history,

@@ -7,13 +7,14 @@ Tokens and labels never leave it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.context import Context
+from gwtf_p2p.protocol.finishing import Finishing
+from gwtf_p2p.protocol.handoff import RETRY_S
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.leading import FINISH_PRIOR_S, Leader
-from gwtf_p2p.protocol.ledger import Ledger
+from gwtf_p2p.protocol.leading import Leader
 from gwtf_p2p.protocol.messages import (
     SUPERSEDED,
     Averaged,
@@ -24,7 +25,6 @@ from gwtf_p2p.protocol.messages import (
     Forward,
     Missing,
     NotAveraged,
-    Redo,
     Standing,
     Superseded,
     TensorMessage,
@@ -33,13 +33,7 @@ from gwtf_p2p.protocol.messages import (
 from gwtf_p2p.protocol.microbatch import Held, Phase
 from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.peer_machine import PeerMachine
-from gwtf_p2p.protocol.records import PeerState
-from gwtf_p2p.protocol.repair import RETRY_S
 from gwtf_p2p.protocol.routers.base import NoRoute, RouteRequest
-
-REDO_RETRY_S = 1.0
-MOST_REDO_DOUBLINGS = 6
-"""Between two requests to redo what is missing, and how often that time is doubled: a second request starts anew."""
 
 HAS_RESULT = frozenset(
     {Phase.QUEUED_LOSS, Phase.LOSS, Phase.RETURNING, Phase.RECEIVING_GRADIENT, Phase.QUEUED_FINISH, Phase.FINISH, Phase.DONE}
@@ -74,11 +68,14 @@ class DataPeer(PeerMachine):
         self.leader = Leader(context, self.member)
         self.begun = False
         self.complete = False
+        self.finishing = Finishing(self)
         self._pending: list[int] = []
-        self.ledger = Ledger(context.me, context.liveness.is_lost)
-        self._reported_to: PeerId | None = None
-        self._finished_at = -1.0
         self._empty: set[Stage] = set()
+
+    @property
+    def all_injected(self) -> bool:
+        """Every microbatch of this iteration is on its way, or back."""
+        return self.begun and not self._pending
 
     @property
     def in_flight(self) -> int:
@@ -87,11 +84,16 @@ class DataPeer(PeerMachine):
 
     # ---- injecting
 
+    def _settle(self) -> None:
+        self.member.active = self.membership.welcomed and not self.member.out_of_step and not self.membership.drained
+        if not self.begun:
+            self._begin_when_ready()
+        super()._settle()
+
     def _begin_when_ready(self) -> None:
         """Begin to take part: everybody who should be here is, and every stage has a peer."""
-        view, membership = self.ctx.view, self.membership
-        self.leader.active = membership.welcomed and not self.member.out_of_step and not membership.drained
-        if self.begun or self.complete or view is None or not self.leader.active or not membership.serves:
+        view = self.ctx.view
+        if self.complete or view is None or not self.member.active or not self.membership.serves:
             return
         if (self.member.version > 0 or self._quorum(view)) and not self._empty:
             self.begun = True
@@ -114,9 +116,8 @@ class DataPeer(PeerMachine):
         self.member.taking_part = True
         self.ctx.report("iteration_begins", iteration=version)
         self._pending = list(range(self.config.microbatches))
-        self.ledger.clear()
-        self._reported_to = None
-        for peer in self.leader.data_peers():
+        self.finishing.clear()
+        for peer in self.leader.roster.data_peers():
             self.ctx.liveness.watch(peer, self.ctx.out)
         self.leader.begin()
         self._inject()
@@ -178,7 +179,7 @@ class DataPeer(PeerMachine):
             self.handoffs.returned(held, sender)
             return ev.Answer(Verdict.DUPLICATE)
         if held.phase is Phase.TRAVELLING:
-            self.handoffs.insist(held)
+            self.repairs.insist(held)
         return ev.Answer(Verdict.BUSY, f"loss is not done: {held.phase.name}")
 
     def _delivered(self, sender: PeerId, message: TensorMessage) -> None:
@@ -190,12 +191,10 @@ class DataPeer(PeerMachine):
             ctx.move(held, Phase.QUEUED_LOSS)
         elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
             held.done_by = message.done_by
-            self.ledger.back(held.id.index, message.done_by)
             self.handoffs.returned(held, sender)
             ctx.move(held, Phase.QUEUED_FINISH)
             ctx.router.observe_end(held.id, ctx.now)
-            if self.ledger.has_gaps:
-                self._close_gaps()
+            self.finishing.back(held)
             self._inject()
 
     def _delivery_broken(self, event: ev.DeliveryBroken) -> None:
@@ -218,18 +217,19 @@ class DataPeer(PeerMachine):
                 self.leader.averaged(sender, message)
             case NotAveraged():
                 self.leader.not_averaged(sender, message)
-            case Done(microbatch, stage) if microbatch.data_peer == self.ctx.me:
-                self._stands_in(sender, microbatch, stage)
+            case Done():
+                self.finishing.stands_in(sender, message)
             case Missing():
-                self._missing(sender, message)
+                self.finishing.missing(sender, message)
             case _:
                 self.ctx.report("unexpected_message", sender=sender, kind=type(message).__name__)
 
     def _standing(self, sender: PeerId, standing: Standing) -> None:
         if self.leader.inquiry is None or sender not in self.leader.inquiry.asked:
             super()._standing(sender, standing)
+        self.membership.heard(sender, standing)
         if standing.joining:
-            self._gone(sender)
+            self.finishing.gone(sender)
         self.leader.stands(sender, standing)
 
     # ---- computing
@@ -258,76 +258,7 @@ class DataPeer(PeerMachine):
             self.member.counted.add(held.id)
             ctx.move(held, Phase.DONE)
             ctx.report("microbatch_done", microbatch=held.name, loss=held.loss, route=list(held.done_by))
-            self._report_finished()
-
-    # ---- the ledger and the end of the iteration
-
-    def _report_finished(self) -> None:
-        """Tell the leader once all microbatches are done and nothing has to be redone; again when either has changed."""
-        ctx = self.ctx
-        if not self.begun or self._pending or ctx.occupancy or self.ledger.has_gaps or self.member.out_of_step:
-            return
-        leader = self.leader.leading_peer()
-        if leader is None:
-            return
-        credited = self.ledger.credits()
-        losses = [held.loss for held in ctx.held.values() if held.loss is not None]
-        if self._finished_at < 0:
-            self._finished_at = ctx.now
-        self._reported_to = leader
-        mean = sum(losses) / len(losses) if losses else 0.0
-        ctx.liveness.watch(leader, ctx.out)
-        leaving = self.membership.state is PeerState.DRAINING
-        finished = Finished(self.member.version, credited, mean, leaving, ctx.history)
-        ctx.emit(ev.Send(leader, finished))
-        ctx.start_timer("finish", "", ctx.timings.deadline_s(("finish",), FINISH_PRIOR_S))
-
-    def _stands_in(self, sender: PeerId, microbatch: MicrobatchId, stage: Stage) -> None:
-        """A replacement did a stage; it is credited if the place is or becomes void."""
-        current = microbatch.iteration == self.member.version and 1 <= stage <= self.ctx.stages
-        if current and self.ledger.stands_in(microbatch.index, stage, sender):
-            self._report_finished()
-
-    def _missing(self, sender: PeerId, message: Missing) -> None:
-        """A peer lacks what the ledger credits it with; if somebody else says so, it is asked itself."""
-        current = [m for m in message.microbatches if m.iteration == self.member.version and m.data_peer == self.ctx.me]
-        if sender != message.peer and sender not in self.leader.data_peers():
-            for microbatch in current:
-                if self.ledger.credits_with(microbatch.index, message.stage, message.peer):
-                    self.ctx.emit(ev.Send(message.peer, Redo(microbatch, message.stage, message.peer)))
-        elif self.ledger.void(message.peer, message.stage, [m.index for m in current]):
-            self._reported_to = None
-            self._close_gaps()
-
-    def _gone(self, peer: PeerId) -> None:
-        """What this peer had of mine is not there any more."""
-        if self.ledger.void(peer):
-            self._reported_to = None
-        self._close_gaps()
-
-    def _close_gaps(self) -> None:
-        """Have missing stages redone, or (fast recovery) go without them."""
-        ctx = self.ctx
-        if not ctx.exact:
-            for index, stage, lost in self.ledger.drop_gaps():
-                ctx.report("dropped", microbatch=str(MicrobatchId(ctx.me, self.member.version, index)), stage=stage, lost=lost)
-        for gap in self.ledger.gaps():
-            microbatch = MicrobatchId(ctx.me, self.member.version, gap.index)
-            held = ctx.held[microbatch]
-            redo = Redo(microbatch, gap.stage, gap.lost, gap.ahead)
-            if gap.lost and not ctx.liveness.is_lost(gap.lost) and self.ledger.ask_back(gap):
-                ctx.emit(ev.Send(gap.lost, redo))  # it is back: perhaps it was only silent, and has it still
-                continue
-            if self.ledger.tries(gap) > 1:
-                held.attempt = (held.attempt[0] + 1,)
-                redo = replace(redo, epoch=held.attempt[0])
-            who = gap.before if gap.before != ctx.me else self.handoffs.redo(held, gap.lost, gap.ahead)
-            if who is not None:
-                ctx.emit(ev.Send(who, redo))
-        if self.ledger.has_gaps:
-            ctx.start_timer("redo", "", REDO_RETRY_S * 2 ** min(self.ledger.most_tries(), MOST_REDO_DOUBLINGS))
-        elif self._reported_to is None:
-            self._report_finished()
+            self.finishing.report()
 
     # ---- time, other peers, iterations
 
@@ -336,11 +267,9 @@ class DataPeer(PeerMachine):
             case "inject":
                 self._inject()
             case "redo":
-                self._close_gaps()
+                self.finishing.close_gaps()
             case "finish":
-                if self._reported_to is not None:
-                    self.ctx.suspect(self._reported_to, "close is late")
-                self._report_finished()
+                self.finishing.late()
             case _:
                 self.leader.timer(what)
 
@@ -350,21 +279,20 @@ class DataPeer(PeerMachine):
                 self.ctx.move(held, Phase.TRAVELLING)
         self._watch_stages()
         self.leader.peer_lost(peer, reason)
-        self._gone(peer)
-        if self._reported_to == peer:
-            self._report_finished()
+        self.finishing.gone(peer)
+        if self.finishing.reported_to == peer:
+            self.finishing.report()
 
     def _peer_cleared(self, peer: PeerId, returned: bool) -> None:
         if returned:
             self._watch_stages()
             self.leader.peer_returned(peer)
-            if self.leader.leading_peer() not in (self._reported_to, self.ctx.me):
-                self._report_finished()
+            if self.leader.roster.leading_peer() not in (self.finishing.reported_to, self.ctx.me):
+                self.finishing.report()
         self.leader.try_close()
 
     def _routes_may_be_open(self) -> None:
         self._watch_stages()
-        self._begin_when_ready()
         self.handoffs.retry_all()
         if self.begun and self._pending:
             self._inject()
@@ -384,21 +312,14 @@ class DataPeer(PeerMachine):
                 ctx.report("stage_empty" if empty else "stage_staffed", stage=k, iteration=self.member.version)
 
     def _iteration_changed(self) -> None:
-        ctx = self.ctx
-        ctx.cancel_timer("finish", "")
-        ctx.cancel_timer("redo", "")
-        if self._finished_at >= 0:
-            ctx.timings.observe(("finish",), ctx.now - self._finished_at)
-        self._finished_at = -1.0
         self._pending.clear()
-        self.ledger.clear()
+        self.finishing.clear()
         self.leader.new_iteration()
         serves = self.membership.welcomed and self.membership.serves
         if self.begun and serves:
             self._begin_iteration()
         else:
             self.begun = self.member.taking_part = False
-            self._begin_when_ready()
 
     def _drop_everything(self) -> None:
         """The microbatches of this data peer are withdrawn: the others close without it."""
@@ -407,15 +328,14 @@ class DataPeer(PeerMachine):
         super()._drop_everything()
         self.begun = self.member.taking_part = False
         self._pending.clear()
-        self.ledger.clear()
-        self.ctx.cancel_timer("finish", "")
+        self.finishing.clear()
         self.ctx.cancel_timer("inject", "")
         self.leader.reset()
 
     def _drain(self) -> None:
         """Finish what is under way, and the iteration with it."""
         self._pending.clear()
-        self._report_finished()
+        self.finishing.report()
 
     def _nothing_left(self) -> bool:
         return super()._nothing_left() and not self.ctx.held

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.events import Push, PushAnswered, PushDelivered, Send, Slot
+from gwtf_p2p.protocol.handoff import MOST_PUSH_DOUBLINGS, PUSH_PRIOR_S, RETRY_S, WAIT_PRIOR_S
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.messages import Attempt, Backward, Done, Superseded, Verdict
 from gwtf_p2p.protocol.microbatch import Handback, Held, Phase
-from gwtf_p2p.protocol.repair import MOST_PUSH_DOUBLINGS, PUSH_PRIOR_S, RETRY_S, WAIT_PRIOR_S
 
 
 class Handbacks:

@@ -10,11 +10,11 @@ behind says so, and is welcomed anew. DRAINING: it takes nothing new and leaves 
 from __future__ import annotations
 
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.aggregation import Member
+from gwtf_p2p.protocol.aggregation import NO_WEIGHTS, Member
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.events import Download, Publish, Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
-from gwtf_p2p.protocol.messages import Welcome
+from gwtf_p2p.protocol.messages import Inquire, Standing, Welcome
 from gwtf_p2p.protocol.records import PeerState
 
 SEEK_S = 1.0
@@ -34,6 +34,7 @@ class Membership:
         self._introduced = False
         self._downloading: int | None = None
         self._said_missing = -1
+        self._others: dict[PeerId, Standing] = {}
 
     @property
     def published_state(self) -> PeerState:
@@ -86,6 +87,7 @@ class Membership:
         history, version = self._furthest()
         if self.data_peers():
             self.say()
+            self._ask_who_leads()
         elif (history, version) <= (ctx.history, member.weights) and not member.behind:
             self._online(welcomed=True)
             return
@@ -94,8 +96,34 @@ class Membership:
         ctx.start_timer("seek", "", self._seek_s)
         self._seek_s = min(2 * self._seek_s, MOST_SEEK_S)
 
+    def _ask_who_leads(self) -> None:
+        """A data peer may find that none of the others takes part either."""
+        if self.ctx.stage == DATA_STAGE:
+            for peer in self.data_peers():
+                self.ctx.emit(Send(peer, Inquire(self.member.version)))
+
+    def heard(self, sender: PeerId, standing: Standing) -> None:
+        """If no data peer takes part, the one that is furthest begins (of several, the lowest id), and welcomes the others."""
+        ctx, member = self.ctx, self.member
+        if ctx.stage != DATA_STAGE or standing.stage != DATA_STAGE or self.welcomed:
+            return
+        self._others[sender] = standing
+        others = {peer: self._others.get(peer) for peer in self.data_peers()}
+        known = {peer: s for peer, s in others.items() if s is not None and not s.active}
+        if len(known) < len(others) or member.syncing or member.weights == NO_WEIGHTS:
+            return
+        mine = (ctx.history, member.weights)
+        if all(s.position < mine or (s.position == mine and ctx.me < peer) for peer, s in known.items()):
+            ctx.report("takes_the_lead", version=member.version, others=sorted(known))
+            member.data_peers = (ctx.me,) if member.weights > 0 else None
+            if member.behind:
+                self._download(member.weights, (), own=True)  # to empty the gradient
+            else:
+                self._online(welcomed=True)
+
     def timer(self, what: str) -> None:
-        if what == "seek" and (self.state is PeerState.JOINING or self.member.behind):
+        unwelcomed = self.ctx.stage == DATA_STAGE and not self.welcomed
+        if what == "seek" and (self.state is PeerState.JOINING or self.member.behind or unwelcomed):
             self.seek()
 
     def fell_behind(self) -> None:
@@ -156,6 +184,8 @@ class Membership:
         self.ctx.report("caught_up", version=self.member.version)
         self._online(welcomed=self.welcomed)
         self.say()
+        if self.ctx.stage == DATA_STAGE and not self.welcomed:
+            self.ctx.start_timer("seek", "", self._seek_s)
 
     def drain(self) -> None:
         if self.state is not PeerState.DRAINING:

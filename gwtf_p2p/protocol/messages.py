@@ -264,8 +264,8 @@ class Standing:
 
     `promised`: attempts below this one have no future here. `close`: the attempt it takes part in, `prepared` when its
     average is ready, of which `digest` is the digest. `joining`: it has just come, or come back with nothing held: what it
-    had before is gone. `syncing`: it follows the averages but does not hold the weights yet. `taking_part`: a data peer that
-    has microbatches in this iteration. `leaving`: do not count on it any more.
+    had before is gone. `syncing`: it follows the averages but does not hold the weights yet. `active`: a data peer that others
+    may ask to take them in; `taking_part`: it has microbatches in this iteration. `leaving`: do not count on it any more.
     """
 
     stage: Stage
@@ -277,6 +277,7 @@ class Standing:
     digest: str = ""
     joining: bool = False
     syncing: bool = False
+    active: bool = False
     taking_part: bool = False
     leaving: bool = False
     history: int = 0

@@ -12,6 +12,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.aggregation import Member
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.handback import Handbacks
+from gwtf_p2p.protocol.handoff import Handoffs
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.membership import Membership
 from gwtf_p2p.protocol.messages import (
@@ -22,11 +23,9 @@ from gwtf_p2p.protocol.messages import (
     Commit,
     Complete,
     ControlMessage,
-    Done,
     Forward,
     Inquire,
     Lost,
-    Missing,
     Redo,
     Standing,
     Superseded,
@@ -35,7 +34,7 @@ from gwtf_p2p.protocol.messages import (
 )
 from gwtf_p2p.protocol.microbatch import COMPUTING, Held, Phase
 from gwtf_p2p.protocol.records import PeerState
-from gwtf_p2p.protocol.repair import WAITING, Handoffs
+from gwtf_p2p.protocol.repair import Repairs
 
 CORRECTIONS = frozenset({ev.Work.UNCOUNT, ev.Work.RECOUNT})
 COUNTING = frozenset({ev.Work.BACKWARD, ev.Work.LOSS, ev.Work.FINISH}) | CORRECTIONS
@@ -50,6 +49,7 @@ class PeerMachine(ABC):
         self.member = Member(context)
         self.membership = Membership(context, self.member)
         self.handoffs = Handoffs(context)
+        self.repairs = Repairs(context, self.handoffs)
         self.handbacks = Handbacks(context, upper_stage)
         self.running: tuple[ev.Work, MicrobatchId] | None = None
         self.computed_s = 0.0
@@ -192,14 +192,13 @@ class PeerMachine(ABC):
         held = self.ctx.held.get(microbatch) if microbatch is not None else None
         if held is None:
             return
-        side: Handoffs | Handbacks = self.handbacks if back else self.handoffs
         match event:
             case ev.PushAnswered():
-                side.answered(held, event)
+                (self.handbacks if back else self.handoffs).answered(held, event)
             case ev.PushDelivered():
-                side.delivered(held, event)
+                (self.handbacks if back else self.handoffs).delivered(held, event)
             case ev.PushFailed():
-                side.failed(held, event.token, event.reason)
+                (self.handbacks if back else self.repairs).failed(held, event.token, event.reason)
 
     def _received(self, sender: PeerId, message: ControlMessage) -> None:
         ctx = self.ctx
@@ -209,13 +208,17 @@ class PeerMachine(ABC):
                 if held is not None:
                     self.handoffs.complete(held, sender, message)
             case Superseded():
-                self._superseded(sender, message)
+                if self.repairs.superseded(sender, message):
+                    self._drop(ctx.held[message.microbatch])
             case Check(microbatches):
                 ctx.emit(ev.AnswerCheck(tuple(m for m in microbatches if not self._shares(m, sender))))
             case Redo():
-                self._redo(message)
+                if message.microbatch.iteration == self.member.version:
+                    self.repairs.asked_to_redo(message)
+                else:
+                    self.membership.doubt()
             case Close():
-                self._close(sender, message)
+                self.member.close(sender, message)
             case Abandon():
                 self.member.abandoned(sender, message)
             case Commit():
@@ -235,9 +238,6 @@ class PeerMachine(ABC):
     def _shares(self, microbatch: MicrobatchId, peer: PeerId) -> bool:
         held = self.ctx.held.get(microbatch)
         return held is not None and peer in (held.predecessor, held.successor)
-
-    def _close(self, sender: PeerId, message: Close) -> None:
-        self.member.close(sender, message)
 
     def _standing(self, sender: PeerId, standing: Standing) -> None:
         """Somebody at a later iteration shows that this peer has missed a commit."""
@@ -265,49 +265,11 @@ class PeerMachine(ABC):
         else:
             ctx.suspect(peer, f"{sender} says lost: {reason}")
 
-    def _superseded(self, sender: PeerId, message: Superseded) -> None:
-        """A higher attempt is under way; what is counted stays counted until the iteration closes.
-
-        Told by the next peer, it may concern the peers before as well, down to where the attempts part.
-        """
-        held = self.ctx.held.get(message.microbatch)
-        if held is None or held.id.data_peer == self.ctx.me or held.attempt >= message.attempt[: len(held.attempt)]:
-            return
-        held.note(f"superseded by {message.attempt}", self.ctx.now)
-        if sender != held.predecessor and held.predecessor != held.id.data_peer:
-            self.ctx.emit(ev.Send(held.predecessor, message))
-        if held.phase is Phase.DONE:
-            self.handoffs.stop(held)
-        else:
-            self._drop(held)
-
     def _drop(self, held: Held) -> None:
         if held.phase in COMPUTING:
             held.unwanted = True
         else:
             self.ctx.discard(held)
-
-    def _redo(self, message: Redo) -> None:
-        """A data peer misses a stage of its microbatch: this peer's, or the next one, to which it handed it."""
-        ctx = self.ctx
-        held = ctx.held.get(message.microbatch)
-        owner = message.microbatch.data_peer
-        if message.microbatch.iteration != self.member.version:
-            self.membership.doubt()
-        elif held is None:
-            if ctx.stage > 0:
-                ctx.emit(ev.Send(owner, Missing(ctx.me, ctx.stage, (message.microbatch,))))
-        elif message.stage == ctx.stage:
-            if held.phase is Phase.DONE:
-                ctx.emit(ev.Send(owner, Done(held.id, ctx.stage)))
-        elif message.stage == ctx.stage + 1:
-            raised = message.epoch > held.attempt[0]
-            held.attempt = (max(held.attempt[0], message.epoch), *held.attempt[1:])
-            who = self.handoffs.redo(held, message.lost, message.ahead)
-            if raised and held.handoff in WAITING:
-                self.handoffs.walk_again(held)
-            if who is not None:
-                ctx.emit(ev.Send(who, message))
 
     # ---- computing
 
@@ -361,7 +323,7 @@ class PeerMachine(ABC):
                 returned = ctx.liveness.answered(event)
                 if ctx.shared_with(peer):
                     ctx.liveness.watch(peer, ctx.out)
-                self.handoffs.peer_answered(peer, frozenset(unknown), seconds)
+                self.repairs.peer_answered(peer, frozenset(unknown), seconds)
                 self.handbacks.peer_answered(peer, frozenset(unknown))
                 self._peer_cleared(peer, returned)
                 self._routes_may_be_open()
@@ -376,7 +338,7 @@ class PeerMachine(ABC):
         self.ctx.report("peer_lost", peer=peer, reason=reason)
         self._peer_lost(peer, reason)
         self.handbacks.peer_lost(peer)
-        self.handoffs.peer_lost(peer, reason)
+        self.repairs.peer_lost(peer, reason)
 
     def _timer_fired(self, name: ev.TimerName) -> None:
         what, of = name

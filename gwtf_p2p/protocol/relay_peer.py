@@ -87,7 +87,7 @@ class RelayPeer(PeerMachine):
             return ev.Answer(Verdict.ACCEPTED)
         self.handbacks.new_predecessor(held, sender, message.attempt)
         if restarted:
-            self.handoffs.walk_again(held)
+            self.repairs.walk_again(held)
         return ev.Answer(Verdict.DUPLICATE)
 
     def _verdict_backward(self, sender: PeerId, message: Backward) -> ev.Answer:

@@ -1,4 +1,4 @@
-"""The way down: handing a microbatch's output to the next stage, and repairing the route when the next peer is lost.
+"""When the next peer is lost, forgets, or is superseded: somebody else continues, and nothing is computed twice without need.
 
 One rule covers every crash of a relay (DESIGN section 5): *whoever handed a microbatch to a lost peer hands it to another
 one*, in a higher attempt, and says which peer comes after it. In steps, when Y of stage k is lost:
@@ -12,299 +12,49 @@ one*, in a higher attempt, and says which peer comes after it. In steps, when Y 
    DUPLICATE; then Y' tells the data peer whom to credit.
 
 So a forward crash, a backward crash and (with exact recovery) a crash between backward and average are the same repair,
-and exactly one stage is computed again. Every wait has a deadline from measured times; when it passes, the peer is asked
-whether it lives and still holds the microbatch, and then waited for again, twice as long.
+and exactly one stage is computed again.
 """
 
 from __future__ import annotations
 
 from gwtf_p2p.protocol.context import Context
-from gwtf_p2p.protocol.events import Push, PushAnswered, PushDelivered, Send, Slot
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.messages import SUPERSEDED, Complete, Forward, Missing, Redo, Superseded, Verdict
+from gwtf_p2p.protocol.events import Send
+from gwtf_p2p.protocol.handoff import RETRY_S, WAIT_PRIOR_S, WAITING, Handoffs
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.messages import Done, Missing, Redo, Superseded
 from gwtf_p2p.protocol.microbatch import Handoff, Held, Phase
-from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, RouteRequest
-
-PUSH_PRIOR_S = 5.0
-WAIT_PRIOR_S = 5.0
-"""How long to wait before asking while nothing is measured. A question costs a small message, so these are no time-outs."""
-
-RETRY_S = 0.25
-"""Between two searches for a route when there is none; a view change or a finished microbatch also tries again."""
-
-MOST_DOUBLINGS = 2
-MOST_PUSH_DOUBLINGS = 6
-"""A wait that was too short for a living peer is doubled at most so often. A transfer is begun anew, so it must get there."""
-
-WAITING = (Handoff.PUSHING, Handoff.AWAITING)
 
 
-class Handoffs:
-    """The downstream side of every microbatch that a peer holds."""
+class Repairs:
+    """Of the downstream side of every microbatch that a peer holds."""
 
-    def __init__(self, context: Context) -> None:
-        self.ctx = context
-        self._routing: set[MicrobatchId] = set()
-
-    @property
-    def target(self) -> Stage:
-        return Stage(self.ctx.stage + 1)
-
-    @property
-    def is_last(self) -> bool:
-        """The next peer is the microbatch's data peer, which nobody can replace."""
-        return self.target > self.ctx.stages
-
-    # ---- choosing the next peer
-
-    def begin(self, held: Held) -> None:
-        """The output is ready."""
-        self._to_routing(held)
-        self._route(held)
-
-    def retry(self, held: Held) -> None:
-        """The retry timer fired, or something changed that may have opened a route."""
-        if held.handoff is Handoff.ROUTING:
-            self.ctx.cancel_timer("route", held.name)
-            self._route(held)
-
-    def retry_all(self) -> None:
-        for microbatch in sorted(self._routing):
-            held = self.ctx.held.get(microbatch)
-            if held is None or held.handoff is not Handoff.ROUTING:
-                self._routing.discard(microbatch)
-            else:
-                self.retry(held)
-
-    def _route(self, held: Held) -> None:
-        """Choose the next peer and push, or wait for a route."""
-        ctx = self.ctx
-        if self.is_last:
-            if held.id.data_peer in ctx.liveness.barred:
-                ctx.start_timer("route", held.name, RETRY_S)
-            else:
-                self._push(held, held.id.data_peer)
-            return
-        barred = ctx.liveness.barred | held.tried
-        if not held.ahead or held.ahead[0] in barred:
-            rest = held.ahead[1:]
-            rejoin = rest[0] if rest and not ctx.liveness.is_lost(rest[0]) else None
-            last = self.target if rejoin else Stage(ctx.stages)
-            answer = ctx.router.route(RouteRequest(held.id, ctx.me, self.target, last, barred, rejoin), ctx.now)
-            if isinstance(answer, NoRoute):
-                held.note(f"no route: {answer.reason}", ctx.now)
-                held.tried.clear()
-                ctx.start_timer("route", held.name, RETRY_S)
-                return
-            held.ahead = answer.peers + (rest if rejoin else ())
-        self._push(held, held.ahead[0])
-
-    def _push(self, held: Held, peer: PeerId) -> None:
-        ctx = self.ctx
-        held.push_token = ctx.new_push(held, back=False)
-        held.successor, held.beyond = peer, None
-        held.handed_on_at = held.waits_since = ctx.now
-        self._routing.discard(held.id)
-        held.to_handoff(Handoff.PUSHING, ctx.now)
-        message = Forward(held.id, (*held.attempt, held.handed), self.target, held.ahead[1:], ctx.history)
-        held.handed += 1
-        ctx.liveness.watch(peer, ctx.out)
-        ctx.emit(Push(held.push_token, peer, message, Slot.OUTPUT))
-        ctx.start_timer("push", held.name, self._push_deadline_s(held))
-
-    # ---- what became of a push
-
-    def answered(self, held: Held, event: PushAnswered) -> None:
-        """The verdict of the next peer."""
-        ctx, next_peer = self.ctx, held.successor
-        if next_peer is None or event.token != held.push_token or held.handoff is not Handoff.PUSHING:
-            return
-        if event.verdict is Verdict.ACCEPTED:
-            return
-        ctx.end_push(event.token)
-        if event.verdict is Verdict.DUPLICATE:
-            self._accepted(held)
-            return
-        if event.verdict is Verdict.REFUSED and (event.detail == SUPERSEDED or self.is_last):
-            self._unwanted(held, next_peer, event.detail)
-            return
-        self._observe(held, next_peer, None, event.verdict.name)
-        held.tried.add(next_peer)
-        ctx.cancel_timer("push", held.name)
-        self._to_routing(held)
-        if self.is_last:
-            ctx.start_timer("route", held.name, RETRY_S)
-        else:
-            self._route(held)
-
-    def _unwanted(self, held: Held, next_peer: PeerId, why: str) -> None:
-        """Somebody else has taken this over. A data peer, whose word counts, insists; what is counted stays."""
-        ctx = self.ctx
-        held.note(f"{next_peer} does not want it: {why}", ctx.now)
-        if held.id.data_peer == ctx.me:
-            held.attempt = (held.attempt[0] + 1,)
-            ctx.cancel_timer("push", held.name)
-            self._to_routing(held)
-            ctx.start_timer("route", held.name, RETRY_S)
-        elif held.phase is Phase.DONE:
-            ctx.cancel_timer("push", held.name)
-            held.to_handoff(Handoff.RETURNED, ctx.now)
-            if not self.is_last:
-                ctx.emit(Send(next_peer, Redo(held.id, self.target, next_peer)))  # its data peer should know
-        else:
-            ctx.discard(held)
-
-    def delivered(self, held: Held, event: PushDelivered) -> None:
-        """The whole tensor is there."""
-        if held.successor is not None and event.token == held.push_token and held.handoff is Handoff.PUSHING:
-            self.ctx.timings.observe(("push", held.successor), event.seconds)
-            self._accepted(held)
+    def __init__(self, context: Context, handoffs: Handoffs) -> None:
+        self.ctx, self.handoffs = context, handoffs
 
     def failed(self, held: Held, token: int, reason: str) -> None:
         """The transport could not push: suspect the peer and go another way at once."""
         ctx, next_peer = self.ctx, held.successor
         if next_peer is None or token != held.push_token or held.handoff is not Handoff.PUSHING:
             return
+        ctx.end_push(token)
         ctx.suspect(next_peer, f"push failed: {reason}")
-        if not self.is_last:
+        if not self.handoffs.is_last:
             self._repair(held, next_peer, reason)
             return
         ctx.cancel_timer("push", held.name)
-        self._to_routing(held)
+        self.handoffs.to_routing(held)
         ctx.start_timer("route", held.name, RETRY_S)
-
-    def _accepted(self, held: Held) -> None:
-        ctx = self.ctx
-        assert held.successor is not None
-        held.walking = False
-        ctx.end_push(held.push_token)
-        ctx.cancel_timer("push", held.name)
-        held.tried.clear()
-        held.asked = 0
-        if held.lost_at is not None:
-            ctx.report("recovered", microbatch=held.name, seconds=ctx.now - held.lost_at)
-            held.lost_at = None
-        held.to_handoff(Handoff.AWAITING, ctx.now)
-        self._wait(held, "backward" if self.is_last else "complete")
-        if ctx.stage > 0 and held.phase is not Phase.DONE:
-            ctx.emit(Send(held.predecessor, Complete(held.id, held.successor, held.forward_held_s)))
-
-    # ---- waiting for the next peer
-
-    def complete(self, held: Held, sender: PeerId, message: Complete) -> None:
-        """The successor has computed its forward and handed on."""
-        if sender != held.successor or held.handoff not in WAITING:
-            return
-        ctx = self.ctx
-        if held.handoff is Handoff.PUSHING:
-            self._accepted(held)  # its acknowledgement was lost: it cannot compute what it does not have
-        if held.beyond is None and ctx.is_armed("complete", held.name):
-            ctx.timings.observe(("complete", sender), ctx.now - held.waits_since)
-            ctx.cancel_timer("complete", held.name)
-            held.asked = 0
-            self._wait(held, "backward")
-        held.beyond = message.successor
-        seconds = (ctx.timings.median_s(("push", sender)) or 0.0) + message.held_s
-        self._observe(held, sender, seconds, "")
-
-    def late(self, held: Held, what: str) -> None:
-        """A wait was longer than usual: ask both neighbours, and wait again, longer."""
-        ctx = self.ctx
-        if held.successor is None or held.handoff not in WAITING:
-            return
-        held.asked += 1
-        if what == "push" and held.asked > 2 and held.asked % 2 and held.successor not in ctx.liveness.barred:
-            self._try_again(held)  # it lives, so this transfer has gone astray
-            return
-        ctx.suspect(held.successor, f"{what} is late")
-        if held.predecessor not in (ctx.me, held.successor):
-            ctx.suspect(held.predecessor, "a microbatch is late")
-        if what == "push":
-            ctx.start_timer("push", held.name, self._push_deadline_s(held))
-        else:
-            self._wait(held, what)
-
-    def returned(self, held: Held, sender: PeerId) -> None:
-        """The gradient of my output is here, from `sender`, who may have replaced my successor."""
-        ctx, former = self.ctx, held.successor
-        if held.walking and held.handoff in (Handoff.ROUTING, Handoff.PUSHING):
-            return  # it will come again when the next peer has answered
-        if held.handoff is Handoff.PUSHING:
-            ctx.end_push(held.push_token, cancel=True)
-        if held.handoff in WAITING and former not in (None, sender) and not self.is_last:
-            assert former is not None
-            ctx.emit(Send(former, Superseded(held.id, (*held.attempt, held.handed))))
-        for what in ("push", "route", "complete", "backward"):
-            ctx.cancel_timer(what, held.name)
-        held.successor = sender
-        if held.lost_at is not None:
-            ctx.report("recovered", microbatch=held.name, seconds=ctx.now - held.lost_at)
-            held.lost_at = None
-        if held.handoff is not Handoff.RETURNED:
-            if held.phase is not Phase.DONE and held.handoff is Handoff.AWAITING:
-                ctx.timings.observe(("backward",), ctx.now - held.waits_since)
-            self._routing.discard(held.id)
-            held.to_handoff(Handoff.RETURNED, ctx.now)
-
-    def _wait(self, held: Held, what: str) -> None:
-        """For `Complete` of the next peer, then for the gradient."""
-        if not held.asked:
-            held.waits_since = self.ctx.now
-        key = ("complete", held.successor) if what == "complete" else ("backward",)
-        deadline_s = self.ctx.timings.deadline_s(key, WAIT_PRIOR_S)
-        self.ctx.start_timer(what, held.name, deadline_s * 2 ** min(held.asked, MOST_DOUBLINGS))
 
     # ---- lost peers, and peers that forgot
 
     def peer_lost(self, peer: PeerId, reason: str) -> None:
         """Hand everything that the lost peer had of mine to other peers."""
-        if self.is_last:
+        if self.handoffs.is_last:
             return
         for held in self.ctx.in_order():
             wanted = held.handoff in WAITING or (held.handoff is Handoff.RETURNED and self.ctx.exact)
             if held.successor == peer and wanted:
                 self._repair(held, peer, reason)
-
-    def redo(self, held: Held, lost: PeerId, ahead: tuple[PeerId, ...]) -> PeerId | None:
-        """The data peer misses the next stage of a microbatch. Returns who has it now, if somebody else than `lost`."""
-        if held.handoff is Handoff.RETURNED:
-            if held.successor not in (lost, None) and held.successor not in self.ctx.liveness.lost:
-                return held.successor
-            self._repair(held, held.successor or lost, "redo", ahead)
-        return None
-
-    def walk_again(self, held: Held) -> None:
-        """The data peer has started again: show it the way to its microbatch, with what is computed already."""
-        ctx = self.ctx
-        if held.handoff in (Handoff.IDLE, Handoff.ROUTING) or held.successor is None:
-            return
-        if held.handoff is Handoff.PUSHING:
-            ctx.end_push(held.push_token, cancel=True)
-        for what in ("push", "complete", "backward"):
-            ctx.cancel_timer(what, held.name)
-        held.ahead = (held.successor, *held.ahead[1:])
-        held.walking = True
-        self._to_routing(held)
-        self._route(held)
-
-    def stop(self, held: Held) -> None:
-        """This redo of a finished microbatch leads nowhere: others have taken it over."""
-        if held.handoff is Handoff.RETURNED:
-            return
-        if held.handoff is Handoff.PUSHING:
-            self.ctx.end_push(held.push_token, cancel=True)
-        for what in ("push", "route", "complete", "backward"):
-            self.ctx.cancel_timer(what, held.name)
-        self._routing.discard(held.id)
-        held.lost_at = None
-        held.to_handoff(Handoff.RETURNED, self.ctx.now)
-
-    def insist(self, held: Held) -> None:
-        """The way back knows this data peer's microbatch as done, the way down does not: walk it again."""
-        waited_s = self.ctx.now - held.handed_on_at
-        if held.handoff is Handoff.AWAITING and waited_s > self.ctx.timings.deadline_s(("backward",), WAIT_PRIOR_S):
-            held.attempt = (held.attempt[0] + 1,)
-            self.walk_again(held)
 
     def peer_answered(self, peer: PeerId, unknown: frozenset[MicrobatchId], seconds: float) -> None:
         """A suspected peer lives: wait on, except for what it does not hold."""
@@ -313,59 +63,89 @@ class Handoffs:
         for held in ctx.in_order() if unknown else ():
             if held.successor != peer or held.id not in unknown:
                 continue
-            if held.handoff is Handoff.RETURNED and ctx.exact and not self.is_last:
-                forgotten.setdefault(held.id.data_peer, []).append(held.id)
-            elif held.handoff is Handoff.AWAITING or (
-                held.handoff is Handoff.PUSHING and ctx.now - held.handed_on_at > 2 * seconds
-            ):
+            on_its_way = held.handoff is Handoff.PUSHING and ctx.now - held.handed_on_at <= 2 * seconds
+            if held.handoff in WAITING and not on_its_way:
                 held.note(f"{peer} does not hold it", ctx.now)
-                self._try_again(held)
+                if held.lost_at is None:
+                    held.lost_at = ctx.now
+                self.handoffs.again(held, peer)
+            elif held.handoff is Handoff.RETURNED and ctx.exact and not self.handoffs.is_last:
+                forgotten.setdefault(held.id.data_peer, []).append(held.id)
         for data_peer, microbatches in sorted(forgotten.items()):
-            ctx.emit(Send(data_peer, Missing(peer, self.target, tuple(microbatches))))
+            ctx.emit(Send(data_peer, Missing(peer, self.handoffs.target, tuple(microbatches))))
 
-    def _try_again(self, held: Held) -> None:
-        """Push to the same peer, which lives but has forgotten, or whose transfer went astray."""
+    # ---- what the data peer asks for
+
+    def asked_to_redo(self, message: Redo) -> None:
+        """A data peer misses a stage of its microbatch: this peer's, or the next one, to which it handed it."""
         ctx = self.ctx
-        if held.handoff is Handoff.PUSHING:
-            ctx.end_push(held.push_token, cancel=True)
-        for what in ("push", "complete", "backward"):
-            ctx.cancel_timer(what, held.name)
-        if held.lost_at is None:
-            held.lost_at = ctx.now
-        if held.ahead and held.successor is not None:
-            held.ahead = (held.successor, *held.ahead[1:])
-        self._to_routing(held)
-        self._route(held)
+        held = ctx.held.get(message.microbatch)
+        owner = message.microbatch.data_peer
+        if held is None:
+            if ctx.stage > 0:
+                ctx.emit(Send(owner, Missing(ctx.me, ctx.stage, (message.microbatch,))))
+        elif message.stage == ctx.stage:
+            if held.phase is Phase.DONE:
+                ctx.emit(Send(owner, Done(held.id, ctx.stage)))
+        elif message.stage == ctx.stage + 1:
+            raised = message.epoch > held.attempt[0]
+            held.attempt = (max(held.attempt[0], message.epoch), *held.attempt[1:])
+            who = self.redo(held, message)
+            if who is not None:
+                ctx.emit(Send(who, message))
+            elif raised and held.handoff in WAITING:
+                self.walk_again(held)
+
+    def redo(self, held: Held, message: Redo) -> PeerId | None:
+        """Hand it to another peer, unless that is under way. Returns who has done it, if somebody else than the lost one."""
+        if held.handoff is Handoff.RETURNED and held.successor is not None:
+            if held.successor != message.lost and not self.ctx.liveness.is_lost(held.successor):
+                return held.successor
+            self._repair(held, held.successor, "redo", message.ahead)
+        return None
+
+    def walk_again(self, held: Held) -> None:
+        """The data peer has started again: show it the way to its microbatch, with what is computed already."""
+        if held.handoff not in (Handoff.IDLE, Handoff.ROUTING) and held.successor is not None:
+            held.walking = True
+            self.handoffs.again(held, held.successor)
+
+    def insist(self, held: Held) -> None:
+        """The way back knows this data peer's microbatch as done, the way down does not: walk it again."""
+        waited_s = self.ctx.now - held.handed_on_at
+        if held.handoff is Handoff.AWAITING and waited_s > self.ctx.timings.deadline_s(("backward",), WAIT_PRIOR_S):
+            held.attempt = (held.attempt[0] + 1,)
+            self.walk_again(held)
+
+    def superseded(self, sender: PeerId, message: Superseded) -> bool:
+        """A higher attempt is under way; True when this peer may forget the microbatch.
+
+        Told by the next peer, it may concern the peers before as well, down to where the attempts part. What is counted
+        stays counted until the iteration closes.
+        """
+        ctx = self.ctx
+        held = ctx.held.get(message.microbatch)
+        if held is None or held.id.data_peer == ctx.me or held.attempt >= message.attempt[: len(held.attempt)]:
+            return False
+        held.note(f"superseded by {message.attempt}", ctx.now)
+        if sender != held.predecessor and held.predecessor != held.id.data_peer:
+            ctx.emit(Send(held.predecessor, message))
+        if held.phase is Phase.DONE:
+            self.handoffs.stop(held)
+        return held.phase is not Phase.DONE
 
     def _repair(self, held: Held, peer: PeerId, reason: str, ahead: tuple[PeerId, ...] = ()) -> None:
         ctx = self.ctx
         done = held.handoff is Handoff.RETURNED or held.phase is Phase.DONE
         kind = "aggregation" if done else "backward" if held.beyond else "forward"
-        if held.handoff is Handoff.PUSHING:
-            ctx.end_push(held.push_token, cancel=True)
-        for what in ("push", "complete", "backward"):
-            ctx.cancel_timer(what, held.name)
         if held.lost_at is None:
             held.lost_at = ctx.liveness.silent_since(peer, ctx.now)
         path = ahead or (held.done_by[1:] if done else (held.beyond,) if held.beyond else held.ahead[1:])
         held.ahead = (peer, *path)
         held.tried.add(peer)
         held.successor = held.beyond = None
+        held.asked = 0
         ctx.emit(Send(peer, Superseded(held.id, (*held.attempt, held.handed))))
         ctx.report("recovery", kind=kind, microbatch=held.name, lost=peer, reason=reason)
-        self._to_routing(held)
-        self._route(held)
+        self.handoffs.again(held, None)
 
-    def _to_routing(self, held: Held) -> None:
-        held.to_handoff(Handoff.ROUTING, self.ctx.now)
-        self._routing.add(held.id)
-
-    def _push_deadline_s(self, held: Held) -> float:
-        deadline_s = self.ctx.timings.deadline_s(("push", held.successor), PUSH_PRIOR_S)
-        return deadline_s * 2.0 ** min(held.asked, MOST_PUSH_DOUBLINGS)
-
-    def _observe(self, held: Held, peer: PeerId, seconds: float | None, failure: str) -> None:
-        ctx = self.ctx
-        if not self.is_last:
-            hop = HopObservation(held.id, ctx.me, peer, self.target, False, seconds, failure)
-            ctx.router.observe_hop(hop, ctx.now)

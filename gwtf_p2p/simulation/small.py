@@ -155,8 +155,8 @@ class SmallSwarm:
             if isinstance(machine, DataPeer):
                 leader = machine.leader
                 lines.append(
-                    f"   begun={machine.begun} {machine.ledger} welcomed={machine.membership.welcomed} "
-                    f"leading={leader.leading_peer()} data_peers={leader.data_peers()} finished={sorted(leader.finished)} "
+                    f"   begun={machine.begun} {machine.finishing.ledger} welcomed={machine.membership.welcomed} "
+                    f"leading={leader.roster.leading_peer()} data_peers={leader.roster.data_peers()} finished={sorted(leader.finished)} "
                     f"attempt={leader.attempt is not None} inquiry={leader.inquiry and leader.inquiry.waiting_for()}"
                 )
             for held in machine.ctx.in_order():

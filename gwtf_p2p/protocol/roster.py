@@ -1,0 +1,98 @@
+"""Who takes part in the iteration, as one data peer knows it: the members of the next attempt, and who leads it.
+
+The *roster* are all peers known to be at this iteration, which need its step even if nothing is credited to them. The first
+of the data peers that began the iteration leads it; *guests* are data peers that came later and do not lead. A peer that is
+*gone* was there, has started again or left, and does not count until it is welcomed anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gwtf_p2p.protocol.aggregation import Member
+from gwtf_p2p.protocol.context import Context
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.messages import Standing
+
+
+class Roster:
+    """`syncing` are those that follow without the weights."""
+
+    def __init__(self, context: Context, member: Member) -> None:
+        self.ctx, self.member = context, member
+        self.stages: dict[PeerId, Stage] = {}
+        self.syncing: set[PeerId] = set()
+        self.guests: set[PeerId] = set()
+        self.gone: set[PeerId] = set()
+
+    # ---- who leads
+
+    def data_peers(self) -> tuple[PeerId, ...]:
+        """Those that take part in this iteration and are not lost. Before the first commit: all that are online."""
+        return tuple(sorted(self._live(set(self.electorate()) | self.guests | {self.ctx.me})))
+
+    def leading_peer(self) -> PeerId | None:
+        """Who came during this iteration does not lead it, as not everybody knows of it."""
+        return min(self._live(set(self.electorate())) or self._live(self.guests | {self.ctx.me}), default=None)
+
+    @property
+    def leads(self) -> bool:
+        return self.member.active and not self.member.out_of_step and self.leading_peer() == self.ctx.me
+
+    def electorate(self) -> tuple[PeerId, ...]:
+        """The data peers that began this iteration."""
+        known, view = self.member.data_peers, self.ctx.view
+        if known is not None:
+            return known
+        return (*(view.data_peers if view is not None else ()), self.ctx.me)
+
+    def _live(self, peers: set[PeerId]) -> set[PeerId]:
+        live = {peer for peer in peers - self.gone if not self.ctx.liveness.is_lost(peer)}
+        return live if self.member.active else live - {self.ctx.me}
+
+    # ---- who else is there
+
+    def present(self) -> dict[PeerId, Stage]:
+        """Members of an attempt that begins now."""
+        return {p: s for p, s in self.stages.items() if not self.ctx.liveness.is_lost(p) and p not in self.gone}
+
+    def serving(self, stage: Stage) -> list[PeerId]:
+        """Peers of a stage that hold the weights of this iteration."""
+        return sorted(peer for peer, own in self.present().items() if own == stage and peer not in self.syncing)
+
+    def learn(self, replies: Mapping[PeerId, Standing]) -> None:
+        """Everybody has said where it stands."""
+        self.stages.clear()
+        self.syncing.clear()
+        for peer, standing in replies.items():
+            if standing.position == self.member.position and not standing.joining and not standing.leaving:
+                self.enter(peer, standing)
+
+    def enter(self, peer: PeerId, standing: Standing) -> None:
+        """It is at this iteration."""
+        self.gone.discard(peer)
+        self.stages[peer] = standing.stage
+        (self.syncing.add if standing.syncing else self.syncing.discard)(peer)
+        if standing.taking_part:
+            self.guests.add(peer)
+
+    def welcome(self, peer: PeerId, stage: Stage, in_step: bool) -> None:
+        """It takes part from now on."""
+        self.gone.discard(peer)
+        self.stages[peer] = stage
+        (self.syncing.discard if in_step else self.syncing.add)(peer)
+        if in_step and stage == DATA_STAGE:
+            self.guests.add(peer)
+
+    def remove(self, peer: PeerId, gone: bool) -> Stage | None:
+        """`gone`: whatever else is known of it is not true any more. Returns its stage, if it was in the roster."""
+        self.guests.discard(peer)
+        if gone:
+            self.gone.add(peer)
+        return self.stages.pop(peer, None)
+
+    def begin(self, members: Mapping[PeerId, Stage]) -> None:
+        """The next iteration; `members` of the last attempt are known to be there."""
+        self.stages = {p: s for p, s in members.items() if not self.ctx.liveness.is_lost(p) and p not in self.gone}
+        self.guests.clear()
+        self.gone.clear()

@@ -1,0 +1,68 @@
+"""Taking peers in, and back: whoever has come, or has fallen behind, joins the next attempt and gets the weights.
+
+If nobody has the weights that a newcomer's stage needs (all its peers were lost), and that stays so for a while, the swarm
+goes back to the newest version that every stage still has. That begins a new *history*: weights of the same version in
+different histories differ, so histories are compared before versions, and a peer of an older one has to catch up.
+"""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol.aggregation import Member
+from gwtf_p2p.protocol.context import Context
+from gwtf_p2p.protocol.events import Send
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
+from gwtf_p2p.protocol.inquiry import Replies, available, common_version
+from gwtf_p2p.protocol.messages import Standing, Welcome
+from gwtf_p2p.protocol.roster import Roster
+
+GO_BACK_AFTER_S = 5.0
+"""How long a stage may lack the weights of this iteration before the swarm gives up what it has done since it had them: the
+last one who has them may be coming back."""
+
+
+class Welcomes:
+    """Of a data peer, used when it leads. `waiting` have said where they stand."""
+
+    def __init__(self, context: Context, member: Member, roster: Roster) -> None:
+        self.ctx, self.member, self.roster = context, member, roster
+        self.waiting: dict[PeerId, Standing] = {}
+        self.patience_is_over = False
+        self._said: set[tuple[int, PeerId]] = set()
+
+    def welcome_all(self) -> None:
+        """Into the next attempt; the members of one under way are settled."""
+        ctx, version = self.ctx, self.member.version
+        for peer, standing in sorted(self.waiting.items()):
+            in_step = standing.position == self.member.position and not standing.syncing
+            own = version in available(standing, ctx.history)
+            donors = tuple(donor for donor in self.roster.serving(standing.stage) if donor != peer)
+            if not donors and not own:
+                self._strand(peer, standing)
+                continue
+            del self.waiting[peer]
+            self.roster.welcome(peer, standing.stage, in_step)
+            ctx.emit(Send(peer, Welcome(version, donors, self.roster.electorate(), ctx.history, own)))
+
+    def _strand(self, peer: PeerId, standing: Standing) -> None:
+        """Nobody has what this peer lacks."""
+        ctx, version = self.ctx, self.member.version
+        if (version, peer) not in self._said:
+            self._said.add((version, peer))
+            ctx.report("version_missing", stage=standing.stage, version=version, have=standing.version, peer=peer)
+        if not ctx.is_armed("back", ""):
+            ctx.start_timer("back", "", GO_BACK_AFTER_S)
+
+    def go_back(self, replies: Replies, why: str) -> bool:
+        """To the newest version that all stages have; False when there is none."""
+        ctx = self.ctx
+        to = common_version(replies, ctx.history, ctx.stages)
+        if to is None:
+            ctx.report("no_common_version", iteration=self.member.version, reason=why)
+            return False
+        ctx.report("going_back", version=to, iteration=self.member.version, history=ctx.history + 1, reason=why)
+        data_peers = tuple(sorted(p for p, s in replies.items() if s.stage == DATA_STAGE and not s.leaving))
+        having = {peer for peer, standing in replies.items() if to in available(standing, ctx.history)}
+        for peer, standing in sorted(replies.items()):
+            donors = tuple(sorted(p for p in having - {peer} if replies[p].stage == standing.stage))
+            ctx.emit(Send(peer, Welcome(to, donors, data_peers, ctx.history + 1, peer in having)))
+        return True
