@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 
 import uvloop
@@ -26,4 +27,6 @@ async def main(initial_peer: str) -> None:
 
 
 if __name__ == "__main__":
+    # A shell that starts the tests in the background has SIGINT ignored in all that follows; here Ctrl+C must work.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     uvloop.run(main(sys.argv[1]))

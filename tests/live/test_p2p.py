@@ -112,9 +112,9 @@ def test_a_killed_or_interrupted_peer_leaves_nothing(
     base, pids = runtime_dir / "gwtf", daemons_in(runtime_dir)
     assert len(pids) == 2 and sweep(base) == [], "a running peer's sockets are never touched"
     interrupted.send_signal(signal.SIGINT)
-    interrupted.wait()
+    interrupted.wait(DEADLINE_S)
     killed.kill()
-    killed.wait()
+    killed.wait(DEADLINE_S)
     assert all(ends(pid, DEADLINE_S) for pid in pids)
     [left] = sweep(base)
     assert not left.exists() and sockets_in(runtime_dir) == []
