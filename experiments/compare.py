@@ -2,8 +2,9 @@
 
     python -m experiments.compare results.jsonl --baseline swarm*
 
-For each scenario the baseline is the arm of least median iteration among those that match (so SWARM is given its best; that
-the choice is made on the same seeds is in its favour). A ratio is an arm's mean iteration over the baseline's of the same
+Arms are compared with arms of the same memory ("strict" counts as "limited": kept, up to the capacity). For each scenario and
+memory the baseline is the arm of least median iteration among those that match (so SWARM is given its best; that the choice
+is made on the same seeds is in its favour). A ratio is an arm's mean iteration over the baseline's of the same
 seed: below 1 is faster. The interval is the percentile bootstrap of the median over the seeds, 10,000 draws, fixed seed.
 Prints a Markdown table with the commit and the seeds.
 """
@@ -54,11 +55,17 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def group(line: Line) -> str:
+    """What is compared with each other: the scenario, and the memory where it is not the usual."""
+    memory = "limited" if line["memory"] == "strict" else line["memory"]
+    return str(line["scenario"]) if memory == "limited" else f"{line['scenario']} ({memory})"
+
+
 def compare(lines: Sequence[Line], baseline: str) -> list[Comparison]:
     """Raises ValueError when no arm of a scenario matches the baseline."""
     by_scenario: dict[str, dict[str, dict[int, Line]]] = defaultdict(lambda: defaultdict(dict))
     for line in lines:
-        by_scenario[line["scenario"]][line["arm"]][line["seed"]] = line
+        by_scenario[group(line)][line["arm"]][line["seed"]] = line
     found: list[Comparison] = []
     for scenario, arms in sorted(by_scenario.items()):
         able = [arm for arm in arms if fnmatch(arm, baseline)]

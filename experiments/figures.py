@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from xml.sax.saxutils import escape
 
-from experiments.compare import Comparison, Line, compare
+from experiments.compare import Comparison, Line, compare, group
 
 WIDTH, LEFT, RIGHT, ROW, HEAD = 960, 420, 40, 22, 34
 INK, GREY, BLUE = "#222222", "#9a9a9a", "#1f5fa8"
@@ -25,7 +25,7 @@ INK, GREY, BLUE = "#222222", "#9a9a9a", "#1f5fa8"
 
 def svg(comparisons: Sequence[Comparison], lines: Sequence[Line]) -> str:
     """The whole drawing. Ratios from 0 to a little over the largest."""
-    runs = {(line["scenario"], line["arm"], line["seed"]): line for line in lines}
+    runs = {(group(line), line["arm"], line["seed"]): line for line in lines}
     rows = [(c, _Ratios.of(c, runs)) for c in comparisons]
     most = 1.05 * max(max(ratios.of_seeds) for _, ratios in rows)
     parts: list[str] = []

@@ -44,7 +44,7 @@ def line(arm: str, seed: int, seconds: float) -> dict[str, object]:
     return {
         "scenario": "story", "arm": arm, "seed": seed, "mean_iteration_seconds": seconds, "bound_iteration_seconds": 1.0,
         "wasted_compute_fraction": 0.0, "microbatches_lost": 0, "double_counted": 0, "virtual_seconds": 10.0,
-        "cpu_seconds": 0.1,
+        "cpu_seconds": 0.1, "memory": "unlimited" if arm.endswith("@unlimited") else "limited",
     }  # fmt: skip
 
 
@@ -56,6 +56,13 @@ def test_ratios_are_paired_by_seed_against_the_best_baseline() -> None:
     assert (by_arm["gwtf"].ratio, by_arm["gwtf"].low, by_arm["gwtf"].high) == (0.5, 0.5, 0.5)
     assert by_arm["swarm:gamma=0.1"].ratio == pytest.approx(2.25)
     assert markdown(list(by_arm.values())).count("\n") == 4
+
+
+def test_arms_are_compared_with_arms_of_the_same_memory() -> None:
+    lines = [line(arm, 0, s) for arm, s in (("gwtf", 2.0), ("swarm", 4.0), ("gwtf@unlimited", 3.0), ("swarm@unlimited", 1.0))]
+    assert {(c.arm, c.ratio) for c in compare(lines, "swarm*")} == {
+        ("swarm", 1.0), ("gwtf", 0.5), ("swarm@unlimited", 1.0), ("gwtf@unlimited", 3.0),
+    }  # fmt: skip
 
 
 def test_an_interval_covers_the_median_and_narrows_with_more_seeds() -> None:
