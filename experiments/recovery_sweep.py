@@ -19,7 +19,7 @@ from random import Random
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.simulation.faults import Fault
 from gwtf_p2p.simulation.invariants import InvariantError
-from gwtf_p2p.simulation.small import SmallConfig, SmallSwarm, small_swarm
+from gwtf_p2p.simulation.small import SmallConfig, SmallSwarm, StuckError, small_swarm
 
 STARTS_AT_S = 1.0
 """Before this, nobody sees anybody's record."""
@@ -92,7 +92,7 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> tuple[str, SmallSwarm,
         swarm.run(arguments.iterations, DEADLINE_S, MOST_STEPS)
     except InvariantError as error:
         return "broken", swarm, str(error)
-    except AssertionError as error:
+    except StuckError as error:
         if any(report.name == "version_missing" for _, report, _ in swarm.reports[-20:]):
             return "version_missing", swarm, "all that had a stage's weights are gone"
         return "stuck", swarm, str(error).splitlines()[0]

@@ -39,6 +39,8 @@ from gwtf_p2p.protocol.microbatch import Phase
 NO_WEIGHTS = -1
 """Version of weights that belong to no committed iteration."""
 
+AVERAGING_PRIOR_S = 3.0
+
 Correction = tuple[Work, MicrobatchId]
 """UNCOUNT or RECOUNT of one microbatch."""
 
@@ -69,6 +71,7 @@ class Member:
         self.fell_behind = False
         self.drop_held = False
         self.data_peers: tuple[PeerId, ...] | None = None
+        self._awaited_step: int | None = None
         self._digest = ""
         self._pending: list[tuple[int, int]] = []
         self._early: tuple[PeerId, Close] | None = None
@@ -182,12 +185,19 @@ class Member:
         if self.next_correction() is None:
             self.averaging = True
             self.ctx.emit(Average(self.closing))
+            self.wait_for_average()
+
+    def wait_for_average(self) -> None:
+        """For as long as it usually takes; then it is time to ask whether anybody still wants it."""
+        self.ctx.start_timer("averaging", "", self.ctx.timings.deadline_s(("averaging",), AVERAGING_PRIOR_S))
 
     def average_done(self, event: AverageDone) -> None:
         closing = self.closing
         if closing is None or not self.averaging or (event.iteration, event.attempt) != (closing.iteration, closing.attempt):
             return
         self.averaging, self.prepared, self._digest = False, True, event.digest
+        self.ctx.cancel_timer("averaging", "")
+        self.ctx.timings.observe(("averaging",), event.seconds)
         self._say_averaged()
 
     def average_failed(self, event: AverageFailed) -> None:
@@ -195,6 +205,7 @@ class Member:
         if closing is None or not self.averaging or (event.iteration, event.attempt) != (closing.iteration, closing.attempt):
             return
         self.averaging, self.closing = False, None
+        self.ctx.cancel_timer("averaging", "")
         failure = NotAveraged(closing.iteration, event.attempt, self.ctx.stage, event.reason, event.suspect)
         self.ctx.emit(Send(closing.leader, failure))
 
@@ -213,6 +224,7 @@ class Member:
         """The gradient may change again."""
         if self.closing is None or self.stepping:
             return
+        self.ctx.cancel_timer("averaging", "")
         if self.averaging or self.prepared:
             self.ctx.emit(CancelAverage(self.closing.iteration, self.closing.attempt))
         self.closing, self.averaging, self.prepared = None, False, False
@@ -238,12 +250,13 @@ class Member:
             self._next_iteration(closing)
         else:
             self.stepping = True
-            self.ctx.emit(Step(message.iteration, message.attempt))
+            self._step(message.iteration, message.attempt)
 
     def stepped(self, iteration: int) -> bool:
         """The weights are one version further; True when that ends the iteration that this peer takes part in."""
-        if self.behind:
-            return False
+        if iteration != self._awaited_step:
+            return False  # of weights that have been replaced since
+        self._awaited_step = None
         self.weights = iteration + 1
         if not self.stepping:
             self._step_pending()
@@ -275,7 +288,7 @@ class Member:
         self.weights = weights
         self.behind = self.fell_behind = self.drop_held = True
         self.closing, self.averaging, self.prepared, self.stepping = None, False, False, False
-        self.promised, self._early = None, None
+        self.promised, self._early, self._awaited_step = None, None, None
         self.counted.clear()
         self._pending.clear()
         self.ctx.report("out_of_step", version=self.version, reason=reason)
@@ -289,7 +302,7 @@ class Member:
         self.version, self.ctx.history = iteration, history
         self.joining = self.behind = self.fell_behind = False
         self.drop_held = True
-        self.committed, self.promised, self._early = None, None, None
+        self.committed, self.promised, self._early, self._awaited_step = None, None, None, None
         self.counted.clear()
         self._pending.clear()
 
@@ -305,4 +318,8 @@ class Member:
 
     def _step_pending(self) -> None:
         if self._pending:
-            self.ctx.emit(Step(*self._pending.pop(0)))
+            self._step(*self._pending.pop(0))
+
+    def _step(self, iteration: int, attempt: int) -> None:
+        self._awaited_step = iteration
+        self.ctx.emit(Step(iteration, attempt))

@@ -98,9 +98,12 @@ class Context:
     def is_armed(self, what: str, of: object) -> bool:
         return (what, str(of)) in self._armed
 
-    def suspect(self, peer: PeerId, reason: str) -> None:
-        """Ask a peer whether it lives and still holds what ties it to this peer."""
-        self.liveness.suspect(peer, reason, self.now, self.shared_with(peer), self.out)
+    def suspect(self, peer: PeerId, reason: str, broken: bool = False) -> None:
+        """Ask a peer whether it lives and still holds what ties it to this peer; `broken`: a connection to it broke."""
+        if broken or self.liveness.may_ask(peer, self.now):
+            self.liveness.suspect(peer, reason, self.now, self.shared_with(peer), self.out)
+        if broken:
+            self.liveness.bar(peer)
 
     # ---- pushes
 
@@ -168,6 +171,10 @@ class Context:
     def in_order(self) -> list[Held]:
         """Sorted by id, so that equal histories give equal effects. For rare events: it looks at everything held."""
         return [self.held[m] for m in sorted(self.held)]
+
+    def got_from(self, peer: PeerId) -> list[Held]:
+        """What this peer has handed here, sorted by id."""
+        return sorted((held for held in self.held.values() if held.predecessor == peer), key=lambda held: held.id)
 
     def shared_with(self, peer: PeerId) -> tuple[MicrobatchId, ...]:
         """Handed to this peer, or got from it and not done yet."""

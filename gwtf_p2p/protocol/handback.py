@@ -57,7 +57,7 @@ class Handbacks:
     def failed(self, held: Held, token: int, reason: str) -> None:
         if token == held.return_token and held.handback is Handback.PUSHING:
             self._block(held, f"push failed: {reason}")
-            self.ctx.suspect(held.predecessor, f"push failed: {reason}")
+            self.ctx.suspect(held.predecessor, f"push failed: {reason}", broken=True)
 
     def timer(self, held: Held) -> None:
         """The transfer takes too long, or a blocked one is due for another try."""
@@ -75,9 +75,7 @@ class Handbacks:
     def peer_lost(self, peer: PeerId) -> None:
         """Wait for the replacement to announce itself; whoever holds a slot for it does not wait for ever."""
         ctx = self.ctx
-        for held in ctx.in_order():
-            if held.predecessor != peer:
-                continue
+        for held in ctx.got_from(peer):
             if held.handback is Handback.PUSHING:
                 ctx.end_push(held.return_token, cancel=True)
                 held.to_handback(Handback.BLOCKED, ctx.now)
@@ -92,9 +90,7 @@ class Handbacks:
 
     def peer_answered(self, peer: PeerId, unknown: frozenset[MicrobatchId]) -> None:
         """A suspected or lost peer lives: what could not be handed back to it can, unless it does not know of it."""
-        for held in self.ctx.in_order():
-            if held.predecessor != peer:
-                continue
+        for held in self.ctx.got_from(peer):
             if held.id in unknown:
                 self.orphaned(held)
             elif held.handback is Handback.BLOCKED:

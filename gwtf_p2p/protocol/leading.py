@@ -150,9 +150,8 @@ class Leader:
         self.attempt = None
         ctx.report("average_failed", iteration=self.member.version, reason=why)
         ctx.cancel_timer("average", "")
-        for peer in attempt.members:
-            if not ctx.liveness.is_lost(peer):
-                ctx.emit(Send(peer, Abandon(self.member.version, attempt.number)))
+        for peer in attempt.members:  # a lost one too: it may be back before it reads this
+            ctx.emit(Send(peer, Abandon(self.member.version, attempt.number)))
         self._welcome_joiners()
         ctx.start_timer("close", "", CLOSE_RETRY_S)
 
@@ -256,6 +255,7 @@ class Leader:
             self.roster.enter(sender, standing)
             if standing.stage == DATA_STAGE and not standing.syncing and sender not in self.roster.data_peers():
                 self._joins(sender, standing)
+            self._free(sender, standing)
             refused = standing.promised is not None and attempt is not None and standing.promised.leader != self.ctx.me
             if attempt is not None and sender in attempt.members and (refused or standing.taking_part):
                 self._unsure |= refused
@@ -264,6 +264,17 @@ class Leader:
             self.roster.remove(sender, gone=False)
             self._void(sender, None)
             self._give_up(f"{sender} is not at iteration {position[1]}")
+
+    def _free(self, sender: PeerId, standing: Standing) -> None:
+        """A peer takes part in an attempt that has no future: it must not wait for it."""
+        close, version = standing.close, self.member.version
+        current = self.attempt is not None and close is not None and close.ballot == Ballot(self.attempt.number, self.ctx.me)
+        if close is None or current or not self.roster.leads or self.inquiry is not None:
+            return
+        if close.leader == self.ctx.me:
+            self.ctx.emit(Send(sender, Abandon(version, close.attempt)))
+        elif self._number > close.attempt:
+            self.ctx.emit(Send(sender, Inquire(version, self._number)))
 
     def _joins(self, sender: PeerId, standing: Standing) -> None:
         """What it had before is gone; it may take part again once it is welcomed."""

@@ -2,7 +2,8 @@
 
 A passed deadline, a broken watch or a failed push makes a peer *suspected*: it is asked. An answer clears it. An answer
 that it is not there (its process or its host refuses the connection), or two silences in a row, the second with twice the
-deadline, make it *lost*. A lost peer is not routed to. A sign of life (a message from it, a record other than the one that
+deadline, make it *lost*. A lost peer is not routed to, nor is one that has been silent once, or whose connection broke: but
+one that is only late is, as it is most likely busy. A sign of life (a message from it, a record other than the one that
 it was lost with) makes it *probed*: it is asked, and an answer brings it back.
 """
 
@@ -21,6 +22,9 @@ CHECK_PRIOR_S = 1.0
 LEAST_DEADLINE_S = 0.5
 """A question is small, but the machine that answers it may be busy: below this, silence says nothing."""
 
+ASK_AGAIN_S = 0.5
+"""A peer that has just answered is not asked again because something is late. When a connection breaks, it is."""
+
 ROUNDS = 2
 NO_RECORD = -1
 
@@ -30,6 +34,7 @@ class _Suspicion:
     reason: str
     since: float
     round: int
+    barred: bool
     microbatches: tuple[MicrobatchId, ...]
 
 
@@ -42,6 +47,7 @@ class Liveness:
         self._suspected: dict[PeerId, _Suspicion] = {}
         self._lost: dict[PeerId, int] = {}
         self._silent_since: dict[PeerId, float] = {}
+        self._answered_at: dict[PeerId, float] = {}
         self._probed: set[PeerId] = set()
         self._view: NetworkView | None = None
         self._watched: set[PeerId] = set()
@@ -57,9 +63,9 @@ class Liveness:
 
     @property
     def barred(self) -> frozenset[PeerId]:
-        """Lost or suspected: not to be routed to now."""
+        """Not to be routed to now."""
         if self._barred is None:
-            self._barred = frozenset(self._lost) | frozenset(self._suspected)
+            self._barred = frozenset(self._lost) | {peer for peer, s in self._suspected.items() if s.barred}
         return self._barred
 
     def is_lost(self, peer: PeerId) -> bool:
@@ -109,18 +115,29 @@ class Liveness:
 
     # ---- suspicion and confirmation
 
+    def may_ask(self, peer: PeerId, now: float) -> bool:
+        """Not while it is asked already, nor right after it has answered."""
+        asked = peer == self.me or peer in self._suspected
+        return not asked and now - self._answered_at.get(peer, -ASK_AGAIN_S) >= ASK_AGAIN_S
+
     def suspect(
         self, peer: PeerId, reason: str, now: float, microbatches: tuple[MicrobatchId, ...], out: list[Effect]
     ) -> None:
         """Ask the peer, unless it is being asked already or is lost."""
-        if peer == self.me or peer in self._suspected or peer in self._lost:
-            return
-        self._suspected[peer] = _Suspicion(reason, now, 1, microbatches)
-        self._barred = None
-        out.append(Ask(peer, microbatches, self._deadline_s(1)))
+        if peer != self.me and peer not in self._suspected and peer not in self._lost:
+            self._suspected[peer] = _Suspicion(reason, now, 1, False, microbatches)
+            out.append(Ask(peer, microbatches, self._deadline_s(1)))
 
-    def answered(self, event: CheckAnswered) -> bool:
+    def bar(self, peer: PeerId) -> None:
+        """A connection to a suspected peer broke, which says more than that it is late."""
+        if peer in self._suspected:
+            self._suspected[peer].barred = True
+            self._barred = None
+
+
+    def answered(self, event: CheckAnswered, now: float) -> bool:
         """True when a lost peer is back."""
+        self._answered_at[event.peer] = now
         self._timings.observe(("check",), event.seconds)
         self._suspected.pop(event.peer, None)
         self._probed.discard(event.peer)
@@ -135,6 +152,7 @@ class Liveness:
             return None
         if event.silent and suspicion.round < ROUNDS:
             suspicion.round += 1
+            suspicion.barred, self._barred = True, None
             out.append(Ask(event.peer, suspicion.microbatches, self._deadline_s(suspicion.round)))
             return None
         waited = now - suspicion.since

@@ -9,29 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol import messages as msg
 from gwtf_p2p.protocol.aggregation import Member
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.handback import Handbacks
 from gwtf_p2p.protocol.handoff import Handoffs
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.membership import Membership
-from gwtf_p2p.protocol.messages import (
-    Abandon,
-    Backward,
-    Check,
-    Close,
-    Commit,
-    Complete,
-    ControlMessage,
-    Forward,
-    Inquire,
-    Lost,
-    Redo,
-    Standing,
-    Superseded,
-    TensorMessage,
-    Welcome,
-)
 from gwtf_p2p.protocol.microbatch import COMPUTING, Held, Phase
 from gwtf_p2p.protocol.records import PeerState
 from gwtf_p2p.protocol.repair import Repairs
@@ -71,10 +55,10 @@ class PeerMachine(ABC):
         ctx = self.ctx
         ctx.now, ctx.out = now, []
         match event:
-            case ev.Offered(sender, Forward() as forward):
+            case ev.Offered(sender, msg.Forward() as forward):
                 ctx.liveness.heard_from(sender, ctx.out)
                 ctx.emit(self._verdict_forward(sender, forward))
-            case ev.Offered(sender, Backward() as backward):
+            case ev.Offered(sender, msg.Backward() as backward):
                 ctx.liveness.heard_from(sender, ctx.out)
                 ctx.emit(self._verdict_backward(sender, backward))
             case ev.Delivered():
@@ -147,19 +131,19 @@ class PeerMachine(ABC):
     # ---- what the two kinds of peer do in their own way
 
     @abstractmethod
-    def _verdict_forward(self, sender: PeerId, message: Forward) -> ev.Answer: ...
+    def _verdict_forward(self, sender: PeerId, message: msg.Forward) -> ev.Answer: ...
 
     @abstractmethod
-    def _verdict_backward(self, sender: PeerId, message: Backward) -> ev.Answer: ...
+    def _verdict_backward(self, sender: PeerId, message: msg.Backward) -> ev.Answer: ...
 
     @abstractmethod
-    def _delivered(self, sender: PeerId, message: TensorMessage) -> None: ...
+    def _delivered(self, sender: PeerId, message: msg.TensorMessage) -> None: ...
 
     @abstractmethod
     def _delivery_broken(self, event: ev.DeliveryBroken) -> None: ...
 
     @abstractmethod
-    def _received_own(self, sender: PeerId, message: ControlMessage) -> None: ...
+    def _received_own(self, sender: PeerId, message: msg.ControlMessage) -> None: ...
 
     @abstractmethod
     def _computed(self, held: Held, event: ev.Computed) -> None: ...
@@ -200,37 +184,37 @@ class PeerMachine(ABC):
             case ev.PushFailed():
                 (self.handbacks if back else self.repairs).failed(held, event.token, event.reason)
 
-    def _received(self, sender: PeerId, message: ControlMessage) -> None:
+    def _received(self, sender: PeerId, message: msg.ControlMessage) -> None:
         ctx = self.ctx
         match message:
-            case Complete():
+            case msg.Complete():
                 held = ctx.held.get(message.microbatch)
                 if held is not None:
                     self.handoffs.complete(held, sender, message)
-            case Superseded():
+            case msg.Superseded():
                 if self.repairs.superseded(sender, message):
                     self._drop(ctx.held[message.microbatch])
-            case Check(microbatches):
+            case msg.Check(microbatches):
                 ctx.emit(ev.AnswerCheck(tuple(m for m in microbatches if not self._shares(m, sender))))
-            case Redo():
+            case msg.Redo():
                 if message.microbatch.iteration == self.member.version:
                     self.repairs.asked_to_redo(message)
                 else:
                     self.membership.doubt()
-            case Close():
+            case msg.Close():
                 self.member.close(sender, message)
-            case Abandon():
+            case msg.Abandon():
                 self.member.abandoned(sender, message)
-            case Commit():
+            case msg.Commit():
                 self.member.commit(message)
-            case Inquire():
+            case msg.Inquire():
                 self.member.inquired(sender, message)
                 ctx.emit(ev.Send(sender, self.member.standing()))
-            case Standing():
+            case msg.Standing():
                 self._standing(sender, message)
-            case Welcome():
+            case msg.Welcome():
                 self.membership.welcome(sender, message)
-            case Lost(peer, reason):
+            case msg.Lost(peer, reason):
                 self._told_lost(sender, peer, reason)
             case _:
                 self._received_own(sender, message)
@@ -239,7 +223,7 @@ class PeerMachine(ABC):
         held = self.ctx.held.get(microbatch)
         return held is not None and peer in (held.predecessor, held.successor)
 
-    def _standing(self, sender: PeerId, standing: Standing) -> None:
+    def _standing(self, sender: PeerId, standing: msg.Standing) -> None:
         """Somebody at a later iteration shows that this peer has missed a commit."""
         member = self.member
         if standing.joining or standing.position <= member.position or member.joining or member.behind:
@@ -247,7 +231,7 @@ class PeerMachine(ABC):
         closing = member.closing
         next_one = standing.position == (self.ctx.history, member.version + 1)
         if next_one and member.prepared and closing is not None and standing.committed == closing.ballot:
-            member.commit(Commit(closing.iteration, closing.attempt, closing.leader, closing.mean_loss))
+            member.commit(msg.Commit(closing.iteration, closing.attempt, closing.leader, closing.mean_loss))
         elif not member.stepping:
             where = f"iteration {standing.version}" + (f" of history {standing.history}" if standing.history else "")
             member.fall_behind(f"{sender} is at {where}", member.weights)
@@ -315,12 +299,12 @@ class PeerMachine(ABC):
         match event:
             case ev.WatchBroken(peer, reason):
                 ctx.liveness.watch_broke(peer)
-                ctx.suspect(peer, f"connection broke: {reason}")
+                ctx.suspect(peer, f"connection broke: {reason}", broken=True)
             case ev.SendFailed(to, message, reason):
-                if not isinstance(message, Superseded):
-                    ctx.suspect(to, f"message failed: {reason}")
+                if not isinstance(message, msg.Superseded):
+                    ctx.suspect(to, f"message failed: {reason}", broken=True)
             case ev.CheckAnswered(peer, unknown, seconds):
-                returned = ctx.liveness.answered(event)
+                returned = ctx.liveness.answered(event, ctx.now)
                 if ctx.shared_with(peer):
                     ctx.liveness.watch(peer, ctx.out)
                 self.repairs.peer_answered(peer, frozenset(unknown), seconds)
@@ -331,7 +315,7 @@ class PeerMachine(ABC):
                 why = ctx.liveness.failed(event, ctx.now, ctx.out)
                 if why:
                     for data_peer in sorted({m.data_peer for m in ctx.held} - {ctx.me, event.peer}):
-                        ctx.emit(ev.Send(data_peer, Lost(event.peer, why)))
+                        ctx.emit(ev.Send(data_peer, msg.Lost(event.peer, why)))
                     self._on_lost(event.peer, why)
 
     def _on_lost(self, peer: PeerId, reason: str) -> None:
@@ -345,6 +329,10 @@ class PeerMachine(ABC):
         held = self.ctx.named(of)
         if what in ("seek", "doubt"):
             self.membership.timer(what)
+        elif what == "averaging":
+            if self.member.averaging:
+                self.membership.say()
+                self.member.wait_for_average()
         elif held is None:
             self._timer(what)
         elif what == "route":
@@ -364,8 +352,9 @@ class PeerMachine(ABC):
         closing = self.member.closing
         ends = self.member.stepping and closing is not None and closing.iteration == iteration
         if not ends:
+            followed = self.member.syncing
             self.member.stepped(iteration)
-            if not self.member.out_of_step:
+            if followed and not self.member.out_of_step:
                 self.membership.caught_up()
             return
         assert closing is not None

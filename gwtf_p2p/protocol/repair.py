@@ -37,7 +37,7 @@ class Repairs:
         if next_peer is None or token != held.push_token or held.handoff is not Handoff.PUSHING:
             return
         ctx.end_push(token)
-        ctx.suspect(next_peer, f"push failed: {reason}")
+        ctx.suspect(next_peer, f"push failed: {reason}", broken=True)
         if not self.handoffs.is_last:
             self._repair(held, next_peer, reason)
             return
@@ -98,10 +98,11 @@ class Repairs:
 
     def redo(self, held: Held, message: Redo) -> PeerId | None:
         """Hand it to another peer, unless that is under way. Returns who has done it, if somebody else than the lost one."""
-        if held.handoff is Handoff.RETURNED and held.successor is not None:
-            if held.successor != message.lost and not self.ctx.liveness.is_lost(held.successor):
-                return held.successor
-            self._repair(held, held.successor, "redo", message.ahead)
+        has_it = held.successor
+        if held.handoff is Handoff.RETURNED:
+            if has_it not in (None, message.lost) and has_it not in self.ctx.liveness.lost:
+                return has_it
+            self._repair(held, has_it or message.lost, "redo", message.ahead)
         return None
 
     def walk_again(self, held: Held) -> None:
@@ -145,7 +146,8 @@ class Repairs:
         held.tried.add(peer)
         held.successor = held.beyond = None
         held.asked = 0
-        ctx.emit(Send(peer, Superseded(held.id, (*held.attempt, held.handed))))
+        if peer:
+            ctx.emit(Send(peer, Superseded(held.id, (*held.attempt, held.handed))))
         ctx.report("recovery", kind=kind, microbatch=held.name, lost=peer, reason=reason)
         self.handoffs.again(held, None)
 

@@ -29,9 +29,11 @@ class Timings:
 
     def __init__(self) -> None:
         self._samples: dict[tuple[object, ...], deque[float]] = {}
+        self._deadlines: dict[tuple[object, ...], float] = {}
 
     def observe(self, key: tuple[object, ...], seconds: float) -> None:
         self._samples.setdefault(key, deque(maxlen=WINDOW)).append(seconds)
+        self._deadlines.pop(key, None)
 
     def count(self, key: tuple[object, ...]) -> int:
         return len(self._samples.get(key, ()))
@@ -43,9 +45,14 @@ class Timings:
 
     def deadline_s(self, key: tuple[object, ...], prior_s: float) -> float:
         """How long to wait for `key` before asking; `prior_s` until there are three samples."""
+        known = self._deadlines.get(key)
+        if known is not None:
+            return known
         samples = self._samples.get(key)
         if samples is None or len(samples) < MINIMUM_SAMPLES:
             return prior_s
         middle = median(samples)
         spread = median(abs(sample - middle) for sample in samples)
-        return max(LEAST_DEADLINE_S, float(middle + DEVIATIONS * max(spread, LEAST_SPREAD * middle)))
+        deadline = max(LEAST_DEADLINE_S, float(middle + DEVIATIONS * max(spread, LEAST_SPREAD * middle)))
+        self._deadlines[key] = deadline
+        return deadline
