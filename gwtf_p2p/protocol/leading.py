@@ -257,7 +257,8 @@ class Leader:
                 self._joins(sender, standing)
             self._free(sender, standing)
             refused = standing.promised is not None and attempt is not None and standing.promised.leader != self.ctx.me
-            if attempt is not None and sender in attempt.members and (refused or standing.taking_part):
+            unfinished = standing.taking_part and sender not in self.finished
+            if attempt is not None and sender in attempt.members and (refused or unfinished):
                 self._unsure |= refused
                 self._give_up(f"{sender} is not free for it")
         if attempt is not None and sender in attempt.members and (standing.joining or standing.position != position):

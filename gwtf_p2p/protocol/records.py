@@ -230,7 +230,7 @@ def _decode(kind: type[T], data: bytes) -> T:
         raise RemoteProtocolError(f"{kind.__name__}: {len(data)} bytes, over the bound of {MAX_RECORD_BYTES}")
     try:
         plain = msgpack.unpackb(data, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise RemoteProtocolError(f"{kind.__name__}: not msgpack ({error})") from error
     if not isinstance(plain, dict):
         raise RemoteProtocolError(f"{kind.__name__}: expected a map, got {type(plain).__name__}")
