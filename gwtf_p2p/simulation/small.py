@@ -166,7 +166,8 @@ class SmallSwarm:
                 lines.append(
                     f"   begun={machine.begun} {machine.finishing.ledger} welcomed={machine.membership.welcomed} "
                     f"leading={leader.roster.leading_peer()} data_peers={leader.roster.data_peers()} "
-                    f"finished={sorted(leader.finished)} attempt={leader.attempt is not None} inquiry={leader.inquiry and leader.inquiry.waiting_for()}"
+                    f"finished={sorted(leader.finished)} attempt={leader.attempt is not None} "
+                    f"inquiry={leader.inquiry and leader.inquiry.waiting_for()}"
                 )
             for held in machine.ctx.in_order():
                 lines.append(
