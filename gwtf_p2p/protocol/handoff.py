@@ -13,8 +13,8 @@ from gwtf_p2p.protocol.messages import SUPERSEDED, Complete, Forward, Redo, Supe
 from gwtf_p2p.protocol.microbatch import Handoff, Held, Phase
 from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, RouteRequest
 
-PUSH_PRIOR_S = 5.0
-WAIT_PRIOR_S = 5.0
+PUSH_PRIOR_S = 2.0
+WAIT_PRIOR_S = 2.0
 """How long to wait before asking while nothing is measured. A question costs a small message, so these are no time-outs."""
 
 RETRY_S = 0.25
