@@ -200,8 +200,10 @@ class Handoffs:
         if held.successor is None or held.handoff not in WAITING:
             return
         held.asked += 1
-        if what == "push" and held.asked > 2 and held.asked % 2 and held.successor not in ctx.liveness.barred:
-            self.again(held, held.successor)  # it lives, so this transfer has gone astray
+        if held.asked > 2 and held.asked % 2 and held.successor not in ctx.liveness.barred:
+            # It lives and says that it holds this, so something has gone astray on the way there or back. If it is only
+            # slow, it answers that it has it.
+            self.again(held, held.successor)
             return
         ctx.suspect(held.successor, f"{what} is late")
         if held.predecessor not in (ctx.me, held.successor):
