@@ -1,10 +1,12 @@
 """Thousands of seeds of random faults on a small swarm, in virtual time: is anything lost, counted twice, or stuck?
 
     python -m experiments.recovery_sweep --seeds 0-9999 --stages 6 --relays 3 --churn 0.1 0.2 0.3
+    python -m experiments.recovery_sweep --exhaustive --stages 3 --relays 2 --kinds kill freeze blink restart
 
 Every run draws a script of faults from its seed: relays are killed, frozen, restarted, blink, drain or become slow, data
-peers are restarted or blink. `--churn` is the expected number of faults per relay and iteration. Whoever is killed comes back
-after a while (unless enough others of its stage stay), so a run must always come to its end. Broken invariants raise.
+peers are restarted or blink. `--churn` is the expected number of faults per relay and iteration (half of it for data peers).
+At least one relay of a stage comes back in the end, so a run must always come to its end. With `--exhaustive` every relay
+fails once, at each event of an iteration. Broken invariants raise.
 """
 
 from __future__ import annotations
@@ -14,27 +16,55 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.simulation.faults import Fault
+from gwtf_p2p.simulation.faults import KINDS, Fault
 from gwtf_p2p.simulation.invariants import InvariantError
-from gwtf_p2p.simulation.small import SmallConfig, SmallSwarm, StuckError, small_swarm
+from gwtf_p2p.simulation.small import (
+    BACKWARD_S,
+    FORWARD_S,
+    SmallConfig,
+    SmallSwarm,
+    StuckError,
+    every_moment,
+    small_swarm,
+)
 
 STARTS_AT_S = 1.0
 """Before this, nobody sees anybody's record."""
 
 RELAY_FAULTS = ("kill", "restart", "restart", "freeze", "blink", "blink", "slow", "drain")
 DATA_FAULTS = ("restart", "blink", "blink")
+FOR_GOOD = frozenset({"kill", "freeze", "drain"})
+"""From these a relay does not come back, so one of each stage is spared them."""
+
+HOP_S = 0.2
+"""About what a microbatch spends at one stage, both passes."""
+
 DEADLINE_S = 10_000.0
 MOST_STEPS = 5_000_000
 
 
-def draw_config(seed: int, stages: int, relays: int) -> SmallConfig:
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What all runs have in common. `churn`: the seed decides which one of these."""
+
+    stages: int = 6
+    relays: int = 3
+    iterations: int = 5
+    churn: tuple[float, ...] = (0.1, 0.2, 0.3)
+    kinds: tuple[str, ...] = KINDS
+
+
+def draw_config(seed: int, sweep: Sweep) -> SmallConfig:
     random = Random(f"config {seed}")
     return SmallConfig(
-        stages=stages,
-        relays=relays,
+        stages=sweep.stages,
+        relays=sweep.relays,
         data_peers=random.choice((1, 1, 2, 3)),
         microbatches=random.choice((3, 5, 8)),
         capacity=random.choice((1, 2, 4)),
@@ -44,36 +74,44 @@ def draw_config(seed: int, stages: int, relays: int) -> SmallConfig:
     )
 
 
-def draw_script(seed: int, config: SmallConfig, churn: float, iterations: int, kinds: set[str]) -> list[Fault]:
+def draw_script(seed: int, config: SmallConfig, sweep: Sweep) -> list[Fault]:
     """Faults over the time that the iterations take without any."""
     random = Random(f"script {seed}")
-    hop_s = 0.2
-    bottleneck = config.data_peers * config.microbatches / config.relays * 0.15 * sum(config.speeds) / len(config.speeds)
-    horizon_s = STARTS_AT_S + iterations * (bottleneck + 2 * config.stages * hop_s)
-    permanent: Counter[int] = Counter()
-    slow: set[PeerId] = set()
+    churn = sweep.churn[seed % len(sweep.churn)]
+    slowness = sum(config.speeds) / len(config.speeds)
+    bottleneck_s = config.data_peers * config.microbatches / config.relays * (FORWARD_S + BACKWARD_S) * slowness
+    horizon_s = STARTS_AT_S + sweep.iterations * (bottleneck_s + 2 * config.stages * HOP_S)
+    relay_kinds = [kind for kind in RELAY_FAULTS if kind in sweep.kinds]
+    data_kinds = [kind for kind in DATA_FAULTS if kind in sweep.kinds]
     script = []
     for k in range(1, config.stages + 1):
+        left = config.relays - 1
         for r in range(config.relays):
-            peer = PeerId(f"relay_{k}_{r}")
-            for _ in range(iterations):
-                if random.random() < churn:
-                    kind = random.choice([kind for kind in RELAY_FAULTS if kind in kinds])
-                    if kind == "slow" and peer in slow:
-                        kind = "blink"  # a hundred times slower would only take long
-                    slow |= {peer} if kind == "slow" else set()
-                    if kind in ("kill", "freeze", "drain"):
-                        if permanent[k] >= config.relays - 1:
-                            kind = "restart" if "restart" in kinds else "blink"
-                        else:
-                            permanent[k] += 1
-                    script.append(_fault(random, kind, peer, horizon_s))
+            slow = False
+            for _ in range(sweep.iterations):
+                if random.random() >= churn or not relay_kinds:
+                    continue
+                kind = random.choice(relay_kinds)
+                if (kind in FOR_GOOD and not left) or (kind == "slow" and slow):
+                    kind = "restart" if "restart" in relay_kinds else "blink"
+                left -= kind in FOR_GOOD
+                slow |= kind == "slow"
+                script.append(_fault(random, kind, PeerId(f"relay_{k}_{r}"), horizon_s))
     for d in range(config.data_peers):
-        for _ in range(iterations):
-            if random.random() < churn / 2:
-                kind = random.choice([kind for kind in DATA_FAULTS if kind in kinds] or ["blink"])
-                script.append(_fault(random, kind, PeerId(f"data_{d}"), horizon_s))
+        for _ in range(sweep.iterations):
+            if random.random() < churn / 2 and data_kinds:
+                script.append(_fault(random, random.choice(data_kinds), PeerId(f"data_{d}"), horizon_s))
     return script
+
+
+def single_faults(config: SmallConfig, kind: str, iteration: int, peers: str = "relay") -> list[Fault]:
+    """One fault for each moment of an iteration at which a peer could fail."""
+    moments = every_moment(config, iteration, peers)
+    return [
+        Fault(kind, peer, at_event=(iteration, n), for_s=5.0)
+        for peer, count in sorted(moments.items())
+        for n in range(1, count + 1)
+    ]
 
 
 def _fault(random: Random, kind: str, peer: PeerId, horizon_s: float) -> Fault:
@@ -82,56 +120,64 @@ def _fault(random: Random, kind: str, peer: PeerId, horizon_s: float) -> Fault:
     return Fault(kind, peer, at_s, for_s=for_s, factor=10.0, fresh=random.random() < 0.3 and peer.startswith("relay"))
 
 
-def run_seed(seed: int, arguments: argparse.Namespace) -> tuple[str, SmallSwarm, str]:
-    """(done, broken or stuck), the swarm, the reason."""
-    churn = arguments.churn[seed % len(arguments.churn)]
-    config = draw_config(seed, arguments.stages, arguments.relays)
-    script = draw_script(seed, config, churn, arguments.iterations, set(arguments.kinds))
-    swarm = small_swarm(config, script)
+def attempt(swarm: SmallSwarm, iterations: int) -> tuple[str, str]:
+    """(done, broken, stuck or crashed), and why."""
     try:
-        swarm.run(arguments.iterations, DEADLINE_S, MOST_STEPS)
+        swarm.run(iterations, DEADLINE_S, MOST_STEPS)
     except InvariantError as error:
-        return "broken", swarm, str(error)
+        return "broken", str(error)
     except StuckError as error:
-        if any(report.name == "version_missing" for _, report, _ in swarm.reports[-20:]):
-            return "version_missing", swarm, "all that had a stage's weights are gone"
-        return "stuck", swarm, str(error).splitlines()[0]
+        return "stuck", str(error).splitlines()[0]
     except Exception as error:  # noqa: BLE001 (a crash of the machines is what this looks for)
-        return "crashed", swarm, f"{type(error).__name__}: {error}"
-    return "done", swarm, ""
+        return "crashed", f"{type(error).__name__}: {error}"
+    return "done", ""
+
+
+def runs(arguments: argparse.Namespace, sweep: Sweep) -> Iterator[tuple[str, SmallSwarm]]:
+    """(name, swarm) of every run."""
+    if arguments.exhaustive:
+        config = SmallConfig(stages=sweep.stages, relays=sweep.relays)
+        for kind in sweep.kinds:
+            for fault in single_faults(config, kind, iteration=1):
+                yield f"{kind} {fault.peer} {fault.at_event}", small_swarm(config, [fault])
+        return
+    first, _, last = arguments.seeds.partition("-")
+    for seed in range(int(first), int(last or first) + 1):
+        config = draw_config(seed, sweep)
+        yield f"seed {seed}", small_swarm(config, draw_script(seed, config, sweep))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0-99", help="first-last")
+    parser.add_argument("--exhaustive", action="store_true", help="each relay fails at each event of an iteration")
     parser.add_argument("--stages", type=int, default=6)
     parser.add_argument("--relays", type=int, default=3, help="per stage")
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--churn", type=float, nargs="+", default=[0.1, 0.2, 0.3])
-    parser.add_argument("--kinds", nargs="+", default=["kill", "restart", "freeze", "blink", "drain", "slow"])
-    parser.add_argument("--story", help="file for the story of the first run that fails")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--story", type=Path, help="file for the story of the first run that fails")
     arguments = parser.parse_args()
-    first, _, last = arguments.seeds.partition("-")
+    sweep = Sweep(arguments.stages, arguments.relays, arguments.iterations, tuple(arguments.churn), tuple(arguments.kinds))
     began = time.perf_counter()
     ends: Counter[str] = Counter()
     tally: Counter[str] = Counter()
-    for seed in range(int(first), int(last or first) + 1):
-        end, swarm, why = run_seed(seed, arguments)
+    for name, swarm in runs(arguments, sweep):
+        end, why = attempt(swarm, sweep.iterations)
         ends[end] += 1
         tally["faults"] += len(swarm.faults.fired)
         tally["recoveries"] += sum(swarm.count("recovery").values())
-        if end != "done":
-            print(f"seed {seed}: {end}: {why[:300]}", file=sys.stderr)
-            if arguments.story and sum(ends.values()) - ends["done"] == 1:
-                with open(arguments.story, "w", encoding="utf-8") as file:  # noqa: PTH123
-                    file.write(f"seed {seed} {end} {why}\n{swarm.story(400)}")
+        tally["gone_back"] += len(swarm.reported("going_back"))
+        if end == "done":
+            outcome = swarm.invariants.check()
+            tally["microbatches"] += outcome.done
+            tally["double"] += outcome.double
+            tally["lost" if swarm.config.exact else "dropped_fast"] += outcome.lost
             continue
-        outcome = swarm.invariants.check()
-        tally["microbatches"] += outcome.done
-        tally["double"] += outcome.double
-        tally["lost_fast" if not swarm.config.exact else "lost"] += outcome.lost
-    line = {"seeds": arguments.seeds, **ends, **tally, "seconds": round(time.perf_counter() - began, 1)}
-    print(json.dumps(line))
+        print(f"{name}: {end}: {why[:300]}", file=sys.stderr, flush=True)
+        if arguments.story and sum(ends.values()) - ends["done"] == 1:
+            arguments.story.write_text(f"{name} {end} {why}\n{swarm.story(400)}", encoding="utf-8")
+    print(json.dumps({**ends, **tally, "seconds": round(time.perf_counter() - began, 1)}))
     return 0 if set(ends) == {"done"} else 1
 
 

@@ -283,28 +283,29 @@ class Member:
         """This peer's weights are old, or belong to no version: it must not serve until it has caught up."""
         if self.behind:
             return
-        if not self.stepping:
-            self.drop_attempt()
+        self._let_go()
         self.weights = weights
-        self.behind = self.fell_behind = self.drop_held = True
-        self.closing, self.averaging, self.prepared, self.stepping = None, False, False, False
-        self.promised, self._early, self._awaited_step = None, None, None
-        self.counted.clear()
-        self._pending.clear()
+        self.behind = self.fell_behind = True
         self.ctx.report("out_of_step", version=self.version, reason=reason)
         self.ctx.emit(Publish())
 
     def follow(self, iteration: int, history: int) -> None:
         """Take part from this iteration on, with an empty share until the weights are here."""
-        self.drop_attempt()
+        self._let_go()
         if self.weights == iteration:
             self.weights = NO_WEIGHTS  # they may be right, but the gradient is not empty
         self.version, self.ctx.history = iteration, history
+        self.committed = None
         self.joining = self.behind = self.fell_behind = False
-        self.drop_held = True
-        self.committed, self.promised, self._early, self._awaited_step = None, None, None, None
+
+    def _let_go(self) -> None:
+        """Nothing that is under way here is of use any more, a step neither."""
+        self.drop_attempt()
+        self.closing, self.averaging, self.prepared, self.stepping = None, False, False, False
+        self.promised, self._early, self._awaited_step = None, None, None
         self.counted.clear()
         self._pending.clear()
+        self.drop_held = True
 
     def downloaded(self, version: int) -> bool:
         """False when the weights are of no use: averages between them and the iteration followed are missing."""

@@ -105,7 +105,8 @@ class Handbacks:
         ctx.cancel_timer("orphan", held.name)
         held.note(f"predecessor {former} -> {sender}", ctx.now)
         held.predecessor = sender
-        if held.handback is not Handback.IDLE:
+        under_way = held.handback is Handback.PUSHING and former == sender
+        if held.handback is not Handback.IDLE and not under_way:
             held.asked = 0
             self.begin(held)
 

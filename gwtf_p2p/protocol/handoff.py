@@ -13,8 +13,8 @@ from gwtf_p2p.protocol.messages import SUPERSEDED, Complete, Forward, Redo, Supe
 from gwtf_p2p.protocol.microbatch import Handoff, Held, Phase
 from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, RouteRequest
 
-PUSH_PRIOR_S = 5.0
-WAIT_PRIOR_S = 5.0
+PUSH_PRIOR_S = 2.0
+WAIT_PRIOR_S = 2.0
 """How long to wait before asking while nothing is measured. A question costs a small message, so these are no time-outs."""
 
 RETRY_S = 0.25
@@ -200,8 +200,10 @@ class Handoffs:
         if held.successor is None or held.handoff not in WAITING:
             return
         held.asked += 1
-        if what == "push" and held.asked > 2 and held.asked % 2 and held.successor not in ctx.liveness.barred:
-            self.again(held, held.successor)  # it lives, so this transfer has gone astray
+        if held.asked > 2 and held.asked % 2 and held.successor not in ctx.liveness.barred:
+            # It lives and says that it holds this, so something has gone astray on the way there or back. If it is only
+            # slow, it answers that it has it.
+            self.again(held, held.successor)
             return
         ctx.suspect(held.successor, f"{what} is late")
         if held.predecessor not in (ctx.me, held.successor):

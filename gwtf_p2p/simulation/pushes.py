@@ -99,9 +99,9 @@ class Pushes:
     def _arrived(self, key: Key, push: ev.Push, began: float) -> None:
         world = self._world
         transfer = self._transfers.pop(key, None)
-        self._accepted.pop(key, None)
+        accepted = self._accepted.pop(key, None)
         target, sender = world.peers[push.to], world.peers[key[0]]
-        if transfer is None or not target.alive or not sender.alive:
+        if transfer is None or accepted is None or not target.alive or not sender.alive:
             return
         world.note_push(key[0], push, began)
         world.feed(target, ev.Delivered(key[0], push.message))

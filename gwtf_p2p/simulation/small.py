@@ -40,7 +40,7 @@ class RoundRobin:
         self.in_flight = in_flight
         self.view: NetworkView | None = None
         self._flying: set[MicrobatchId] = set()
-        self._turn = 0
+        self._turns: Counter[int] = Counter()
 
     def observe_view(self, view: NetworkView, now: float) -> None:
         self.view = view
@@ -62,8 +62,8 @@ class RoundRobin:
             able = [p for p in self.view.peers_of_stage(Stage(stage)) if p not in request.excluding]
             if not able:
                 return NoRoute(f"nobody in stage {stage}")
-            self._turn += 1
-            peers.append(able[self._turn % len(able)])
+            self._turns[stage] += 1
+            peers.append(able[self._turns[stage] % len(able)])
         if inject:
             self._flying.add(request.microbatch)
         return Route(tuple(peers), "in turn")
@@ -137,7 +137,7 @@ class SmallSwarm:
             if kernel.steps % STEPS_BETWEEN_LOOKS:
                 return False
             up = [p.machine for p in self.world.peers.values() if p.alive and not p.frozen]
-            return all(m.member.version >= iterations and not m.member.out_of_step for m in up)
+            return bool(up) and all(m.member.version >= iterations and not m.member.out_of_step for m in up)
 
         if not kernel.run(done, deadline_s):
             raise StuckError(self.story())
@@ -166,8 +166,8 @@ class SmallSwarm:
                 lines.append(
                     f"   begun={machine.begun} {machine.finishing.ledger} welcomed={machine.membership.welcomed} "
                     f"leading={leader.roster.leading_peer()} data_peers={leader.roster.data_peers()} "
-                    f"finished={sorted(leader.finished)} attempt={leader.attempt is not None} "
-                    f"inquiry={leader.inquiry and leader.inquiry.waiting_for()}"
+                    f"finished={sorted(leader.finished)}"
+                f" attempt={leader.attempt is not None} inquiry={leader.inquiry and leader.inquiry.waiting_for()}"
                 )
             for held in machine.ctx.in_order():
                 lines.append(
@@ -177,6 +177,23 @@ class SmallSwarm:
                 lines += [f"        {line}" for line in held.story[-8:]]
         lines += [f"{at:.3f} {who} {r.name} {dict(r.fields)}" for who, r, at in self.reports[-last:]]
         return "\n".join(lines)
+
+
+def every_moment(config: SmallConfig, iteration: int, peers: str = "relay") -> dict[PeerId, int]:
+    """How many events each peer of this kind handles in an iteration without faults: the moments at which it could fail."""
+    counts: Counter[PeerId] = Counter()
+    swarm = small_swarm(config)
+    before = swarm.world.on_event
+    assert before is not None
+
+    def count(peer: PeerId, event: ev.Event, now: float) -> None:
+        before(peer, event, now)
+        if peer.startswith(peers) and swarm.world.peers[peer].machine.member.version == iteration:
+            counts[peer] += 1
+
+    swarm.world.on_event = count
+    swarm.run(iteration + 1)
+    return dict(counts)
 
 
 def small_swarm(config: SmallConfig, script: Sequence[Fault] = ()) -> SmallSwarm:

@@ -1,0 +1,228 @@
+"""Seeded stories of faults: what is lost is done again, once, and nobody waits longer than it takes to find out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.messages import Commit
+from gwtf_p2p.simulation.faults import Fault
+from gwtf_p2p.simulation.invariants import Tally
+from gwtf_p2p.simulation.small import FORWARD_S, LATENCY_S, MICROBATCH_BYTES, SmallConfig, SmallSwarm, small_swarm
+
+HOP_S = LATENCY_S + MICROBATCH_BYTES / 1e8 + FORWARD_S
+
+
+def peers(*names: str) -> tuple[PeerId, ...]:
+    return tuple(PeerId(name) for name in names)
+
+
+def everything(swarm: SmallSwarm, iterations: int) -> Tally:
+    config = swarm.config
+    return Tally(iterations * config.data_peers * config.microbatches, lost=0, double=0)
+
+
+def relay_events(swarm: SmallSwarm, name: str, wanted: Callable[[ev.Event], bool]) -> None:
+    """Kill a relay when it handles the first such event of iteration 1."""
+    before = swarm.world.on_event
+    assert before is not None
+    done = []
+
+    def watch(peer: PeerId, event: ev.Event, now: float) -> None:
+        before(peer, event, now)
+        machine = swarm.world.peers[peer].machine
+        if peer == name and machine.member.version == 1 and wanted(event) and not done:
+            done.append(now)
+            swarm.world.kill(peer)
+            swarm.reports.append((peer, ev.Report("killed"), now))
+
+    swarm.world.on_event = watch
+
+
+@pytest.mark.parametrize("kind", ["kill", "freeze"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("at_s", [1.6, 1.9, 2.2, 2.5])
+def test_one_relay_is_lost_at_any_time(kind: str, stage: int, at_s: float) -> None:
+    swarm = small_swarm(SmallConfig(), [Fault(kind, PeerId(f"relay_{stage}_1"), at_s=at_s)])
+    assert swarm.run(iterations=4) == everything(swarm, 4)
+    assert swarm.faults.fired and swarm.reported("peer_lost"), "the fault must have been noticed"
+
+
+@pytest.mark.parametrize(
+    ("moment", "kind"),
+    [
+        (lambda e: isinstance(e, ev.Computed) and e.work is ev.Work.FORWARD, "forward"),
+        (lambda e: isinstance(e, ev.Offered) and type(e.message).__name__ == "Backward", "backward"),
+        (lambda e: isinstance(e, ev.Computed) and e.work is ev.Work.BACKWARD, "backward"),
+    ],
+)
+def test_after_a_kill_a_microbatch_moves_on_within_three_hops(moment: Callable[[ev.Event], bool], kind: str) -> None:
+    swarm = small_swarm(SmallConfig(relays=3))
+    relay_events(swarm, "relay_2_1", moment)
+    assert swarm.run(iterations=3) == everything(swarm, 3)
+    (_, _, killed_at) = swarm.reported("killed")[0]
+    recovered = [at for _, _, at in swarm.reported("recovered")]
+    assert swarm.count("recovery")[kind] >= 1
+    assert recovered and recovered[0] - killed_at <= 3 * HOP_S
+
+
+def test_exactly_one_stage_is_computed_again() -> None:
+    """The relays of the other stages compute each microbatch once, the dead one's stage its microbatches twice."""
+    swarm = small_swarm(SmallConfig(microbatches=6, relays=2), [Fault("kill", PeerId("relay_2_1"), at_s=4.0)])
+    swarm.run(iterations=4)
+    wasted: dict[str, float] = {}
+    for who, report, _ in swarm.reported("stepped"):
+        seconds = report.fields["wasted_s"]
+        assert isinstance(seconds, float)
+        wasted[who] = wasted.get(who, 0.0) + seconds
+    assert swarm.reported("recovery")
+    assert all(seconds < 1e-9 for who, seconds in wasted.items()), wasted
+
+
+def test_what_was_counted_by_a_lost_peer_is_done_again() -> None:
+    """It is killed while the averages begin: nobody waits for its computations any more, only the ledger misses them."""
+    swarm = small_swarm(SmallConfig())
+    relay_events(swarm, "relay_2_1", lambda e: isinstance(e, ev.Received) and type(e.message).__name__ == "Close")
+    assert swarm.run(iterations=3) == everything(swarm, 3)
+    assert swarm.count("recovery")["aggregation"] >= 1 and swarm.reported("average_failed")
+
+
+def test_with_fast_recovery_it_is_dropped_and_said_so() -> None:
+    swarm = small_swarm(SmallConfig(exact=False))
+    relay_events(swarm, "relay_2_1", lambda e: isinstance(e, ev.Received) and type(e.message).__name__ == "Close")
+    tally = swarm.run(iterations=3)
+    assert tally.lost == len(swarm.reported("dropped")) > 0 and tally.double == 0
+    assert not swarm.count("recovery")["aggregation"]
+
+
+@pytest.mark.parametrize("at_s", [1.7, 2.0, 2.3])
+def test_two_crashes_at_once_in_neighbouring_stages(at_s: float) -> None:
+    script = [Fault("kill", peer, at_s=at_s) for peer in peers("relay_2_0", "relay_3_0")]
+    swarm = small_swarm(SmallConfig(), script)
+    assert swarm.run(iterations=4) == everything(swarm, 4)
+
+
+@pytest.mark.parametrize("gap_s", [0.03, 0.06, 0.1, 0.2])
+def test_the_replacement_dies_too(gap_s: float) -> None:
+    script = [Fault("kill", PeerId("relay_2_0"), at_s=1.9), Fault("kill", PeerId("relay_2_1"), at_s=1.9 + gap_s)]
+    swarm = small_swarm(SmallConfig(relays=3), script)
+    assert swarm.run(iterations=4) == everything(swarm, 4)
+
+
+@pytest.mark.parametrize("for_s", [0.1, 1.0, 3.0, 8.0])
+def test_a_peer_that_was_thought_lost_comes_back(for_s: float) -> None:
+    """Frozen for a moment, through detection, through a commit that it misses: it never serves with old weights."""
+    swarm = small_swarm(SmallConfig(), [Fault("blink", PeerId("relay_2_1"), at_s=4.0, for_s=for_s)])
+    assert swarm.run(iterations=8) == everything(swarm, 8)
+    missed = any(who == "relay_2_1" for who, _, _ in swarm.reported("out_of_step"))
+    assert missed == (for_s > 3.0) and bool(swarm.reported("caught_up")) == missed
+
+
+def test_a_stage_that_loses_everybody_pauses_the_training_and_resumes_it() -> None:
+    script = [Fault("restart", peer, at_s=2.6, for_s=6.0) for peer in peers("relay_2_0", "relay_2_1")]
+    swarm = small_swarm(SmallConfig(), script)
+    assert swarm.run(iterations=4) == everything(swarm, 4)
+    (_, empty, at_s), (_, staffed, again_s) = swarm.reported("stage_empty")[0], swarm.reported("stage_staffed")[0]
+    assert empty.fields["stage"] == staffed.fields["stage"] == 2 and again_s - at_s > 5.0
+
+
+def test_a_stage_whose_newest_weights_are_gone_takes_the_swarm_back() -> None:
+    """All peers of a stage die; the one that comes back has an older checkpoint, and so has everybody."""
+    swarm = small_swarm(SmallConfig())
+    world, kernel = swarm.world, swarm.world.kernel
+
+    def lose() -> None:
+        for name in peers("relay_2_0", "relay_2_1"):
+            world.kill(name)
+        world.peers[PeerId("relay_2_0")].kept = [1]
+        world.peers[PeerId("relay_2_1")].kept = []
+        kernel.after(1.0, lambda: swarm.faults.restart(PeerId("relay_2_0"), fresh=False))
+
+    kernel.at(5.0, lose)
+    assert swarm.run(iterations=6) == everything(swarm, 6)
+    (_, back, _) = swarm.reported("going_back")[0]
+    assert back.fields["version"] == 1 and back.fields["history"] == 1
+    missing = swarm.reported("version_missing")[0][1]
+    assert missing.fields["stage"] == 2 and missing.fields["have"] == 1
+
+
+def test_if_no_version_is_common_nothing_is_committed_and_it_says_so() -> None:
+    swarm = small_swarm(SmallConfig())
+    world, kernel = swarm.world, swarm.world.kernel
+
+    def lose() -> None:
+        for name in peers("relay_2_0", "relay_2_1"):
+            world.kill(name)
+            world.peers[name].kept = []
+        for peer in world.peers.values():
+            peer.kept = [version for version in peer.kept if version >= 2]
+        kernel.after(1.0, lambda: swarm.faults.restart(PeerId("relay_2_0"), fresh=True))
+
+    kernel.at(7.0, lose)
+    with pytest.raises(AssertionError, match="stuck"):
+        swarm.run(iterations=12, deadline_s=60.0)
+    swarm.invariants.check()
+    assert swarm.reported("no_common_version") and not swarm.reported("going_back")
+
+
+def test_everything_is_killed_and_starts_again() -> None:
+    names = peers("data_0", *(f"relay_{k}_{r}" for k in (1, 2, 3) for r in (0, 1)))
+    script = [Fault("restart", peer, at_s=4.4, for_s=1.0 + 0.3 * i) for i, peer in enumerate(names)]
+    swarm = small_swarm(SmallConfig(), script)
+    assert swarm.run(iterations=6) == everything(swarm, 6)
+
+
+def test_a_data_peer_comes_back_and_nothing_is_computed_again() -> None:
+    """Its relays have counted its microbatches: the way is walked again, only stage 0 computes."""
+    swarm = small_swarm(SmallConfig(), [Fault("restart", PeerId("data_0"), at_s=2.28, for_s=2.0)])
+    assert swarm.run(iterations=3) == everything(swarm, 3)
+    counted_before = [r for who, r, at in swarm.reported("stepped") if who.startswith("relay")]
+    assert sum(float(str(r.fields["wasted_s"])) for r in counted_before) < 4 * 0.3
+
+
+@pytest.mark.parametrize("kind", ["restart", "blink"])
+@pytest.mark.parametrize("name", ["data_0", "data_1"])
+@pytest.mark.parametrize("at_s", [1.7, 2.4, 3.0])
+def test_one_of_several_data_peers_is_lost(kind: str, name: str, at_s: float) -> None:
+    """The leader too. The others close without it; its microbatches are in no gradient, or in all."""
+    swarm = small_swarm(SmallConfig(data_peers=2), [Fault(kind, PeerId(name), at_s=at_s, for_s=6.0)])
+    tally = swarm.run(iterations=5)
+    assert tally.lost == tally.double == 0 and tally.done >= 5 * 4
+
+
+@pytest.mark.parametrize("said", [0, 1, 2, 3, 5, 7])
+@pytest.mark.parametrize("returns", [True, False])
+def test_the_leader_dies_between_its_commits(said: int, returns: bool) -> None:
+    """If it told anybody, all that have prepared commit; if it told nobody, they may too, but all the same."""
+    swarm = small_swarm(SmallConfig(data_peers=2))
+    leader = swarm.world.peers[PeerId("data_0")]
+    handle, told = leader.machine.handle, []
+
+    def cut_off(event: ev.Event, now: float) -> list[ev.Effect]:
+        kept = []
+        for effect in handle(event, now):
+            if isinstance(effect, ev.Send) and isinstance(effect.message, Commit) and effect.message.iteration == 1:
+                told.append(effect.to)
+                if len(told) > said:
+                    swarm.world.kernel.after(0.0, lambda: swarm.world.kill(PeerId("data_0")))
+                    return kept
+            kept.append(effect)
+        return kept
+
+    leader.machine.handle = cut_off  # type: ignore[method-assign]
+    if returns:
+        swarm.world.kernel.at(8.0, lambda: swarm.faults.restart(PeerId("data_0"), fresh=False))
+    tally = swarm.run(iterations=5)
+    assert len(told) == said + 1 and tally.lost == tally.double == 0
+    assert len({peer.machine.member.committed for peer in swarm.world.peers.values() if peer.alive}) == 1
+
+
+def test_a_thawed_leader_finds_that_the_others_have_gone_on() -> None:
+    swarm = small_swarm(SmallConfig(data_peers=2), [Fault("blink", PeerId("data_0"), at_s=2.9, for_s=12.0)])
+    tally = swarm.run(iterations=12)
+    assert tally.lost == tally.double == 0
+    assert any(who == "data_0" for who, _, _ in swarm.reported("out_of_step"))
+    assert any(who == "data_0" for who, _, _ in swarm.reported("caught_up"))
