@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,11 +18,13 @@ from gwtf_p2p.protocol.plan import Plan, check_plan, plan_problem
 from gwtf_p2p.protocol.problem import Problem
 from gwtf_p2p.protocol.problem_file import parse_problem
 from gwtf_p2p.protocol.routers.greedy import greedy_plan
-from gwtf_p2p.protocol.routers.gwtf import COST_MODELS
 from gwtf_p2p.protocol.routers.optimal import optimal_plan
 from gwtf_p2p.protocol.routers.random import random_plan
 
 PlanMaker = Callable[[Problem, Random], tuple[Plan, str]]
+COSTS = ("paper",)
+"""A problem file says what a flow costs, not what a pipeline does: see `gwtf sim` for plans of the latter."""
+
 PLANNERS: dict[str, PlanMaker] = {
     "gwtf": lambda problem, _: plan_problem(problem),
     "greedy": lambda problem, _: greedy_plan(problem),
@@ -38,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("problem", metavar="PROBLEM.json")
     parser.add_argument("--router", default="gwtf", help=f"{', '.join(PLANNERS)} (default gwtf)")
     parser.add_argument("--seed", type=int, default=0, help="of routers that draw at random (default 0)")
-    parser.add_argument("--cost", default="paper", help=f"cost model of gwtf: {', '.join(COST_MODELS)} (default paper)")
+    parser.add_argument("--cost", default="paper", help=f"what gwtf makes least: {', '.join(COSTS)} (default paper)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.set_defaults(run=run)
 
@@ -46,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Raises InputError for an unknown router or cost model and for a bad problem file."""
     _expect_one_of("--router", args.router, PLANNERS)
-    _expect_one_of("--cost", args.cost, COST_MODELS)
+    _expect_one_of("--cost", args.cost, COSTS)
     problem = parse_problem(read_text(Path(args.problem)), args.problem)
     began = time.perf_counter()
     plan, reason = PLANNERS[args.router](problem, Random(args.seed))
@@ -100,6 +102,6 @@ def read_text(path: Path) -> str:
         raise InputError(str(path), "", f"expected a readable file, but {error.strerror or error}") from error
 
 
-def _expect_one_of(flag: str, value: str, choices: dict[str, Any]) -> None:
+def _expect_one_of(flag: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         raise InputError(flag, "", f"expected one of {', '.join(choices)}, got {value!r}")

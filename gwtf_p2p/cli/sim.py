@@ -33,6 +33,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("scenario", type=Path, metavar="SCENARIO.toml")
     parser.add_argument("--router", default="gwtf", help=", ".join(KINDS))
     parser.add_argument("--seeds", help="such as 0-4 or 1,5,7; default: the scenario's")
+    parser.add_argument("--cost", help="of gwtf, the same as --set cost=...: iteration (default) or paper")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a setting of the router; repeatable")
     parser.add_argument("--recovery", choices=("exact", "fast"), default="exact", help="redo a lost peer's part, or drop it")
     parser.add_argument(
@@ -49,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Raises InputError for a bad scenario, router, setting, seed or trace file."""
     router_kind(args.router)
-    arm = Arm(args.router, configure(args.router, _settings(args.set)), args.recovery, Memory(args.memory))
+    arm = Arm(args.router, configure(args.router, _settings(args.set, args.cost)), args.recovery, Memory(args.memory))
     scenario = load_scenario(args.scenario)
     seeds = parse_seeds(args.seeds) if args.seeds is not None else scenario.seeds
     if args.trace is not None:
@@ -87,8 +88,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _settings(texts: Sequence[str]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in texts]
+def _settings(texts: Sequence[str], cost: str | None) -> dict[str, str]:
+    pairs = [text.partition("=") for text in (*texts, *([f"cost={cost}"] if cost is not None else []))]
     for name, equals, _ in pairs:
         if not name or not equals:
             raise InputError("--set", "", f"expected FIELD=VALUE, got {name!r}")

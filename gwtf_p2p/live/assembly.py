@@ -86,4 +86,7 @@ def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -
     if place.stage == DATA_STAGE:
         quorum = (run.data_peers, run.total_iterations, run.relays_per_stage)
         return DataPeer(context, DataPeerConfig(run.microbatches_per_data_peer, *quorum))
-    return RelayPeer(context, 0 if router_kind(run.router).unbounded_queues else config.capacity)
+    if router_kind(run.router).unbounded_queues:
+        return RelayPeer(context, 0)
+    queues = getattr(default_config(run.router), "queues_inputs", False)
+    return RelayPeer(context, config.capacity, queues=queues)

@@ -218,6 +218,8 @@ class Driver:
                 self._start_download(version, donors)
             case ev.Discard(microbatch):
                 self.parts.compute.discard(microbatch)
+            case ev.Plan(job):
+                self._spawn(self._plan(job))
             case ev.Publish():
                 self.parts.publish()
             case ev.Report():
@@ -269,6 +271,10 @@ class Driver:
     async def _compute(self, work: ev.Work, microbatch: MicrobatchId) -> None:
         seconds, loss = await self.parts.compute.work(work, microbatch)
         self.feed(ev.Computed(work, microbatch, seconds, loss))
+
+    async def _plan(self, job: Callable[[], Any]) -> None:
+        """In a thread: planning takes longer than other events can wait."""
+        self.feed(ev.Planned(await asyncio.to_thread(job)))
 
     async def _average(self, close: Close) -> None:
         key = (close.iteration, close.attempt)

@@ -8,6 +8,7 @@ Tokens and labels never leave it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.context import Context
@@ -33,7 +34,7 @@ from gwtf_p2p.protocol.messages import (
 from gwtf_p2p.protocol.microbatch import Held, Phase
 from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.peer_machine import PeerMachine
-from gwtf_p2p.protocol.routers.base import NoRoute, RouteRequest
+from gwtf_p2p.protocol.routers.base import NoRoute, PlanningRouter, RouteRequest
 
 HAS_RESULT = frozenset(
     {Phase.QUEUED_LOSS, Phase.LOSS, Phase.RETURNING, Phase.RECEIVING_GRADIENT, Phase.QUEUED_FINISH, Phase.FINISH, Phase.DONE}
@@ -89,6 +90,21 @@ class DataPeer(PeerMachine):
         if not self.begun:
             self._begin_when_ready()
         super()._settle()
+        self._plan()
+
+    def _plan(self) -> None:
+        """Have the router's plan made, if it wants one."""
+        router = self.ctx.router
+        job = router.planning(self.ctx.liveness.barred) if isinstance(router, PlanningRouter) else None
+        if job is not None:
+            self.ctx.emit(ev.Plan(job))
+
+    def _planned(self, result: Any) -> None:
+        router = self.ctx.router
+        if isinstance(router, PlanningRouter):
+            router.planned(result)
+            if self._pending:
+                self._inject()
 
     def _begin_when_ready(self) -> None:
         """Begin to take part: everybody who should be here is, and every stage has a peer."""
@@ -130,7 +146,7 @@ class DataPeer(PeerMachine):
             request = RouteRequest(microbatch, ctx.me, Stage(1), Stage(ctx.stages), ctx.liveness.barred)
             answer = ctx.router.route(request, ctx.now)
             if isinstance(answer, NoRoute):
-                ctx.start_timer("inject", "", RETRY_S)
+                ctx.start_timer("inject", "", RETRY_S if answer.retry_s is None else answer.retry_s)
                 return
             held = Held(microbatch, (ctx.incarnation,), Phase.PENDING, ctx.me, ahead=answer.peers)
             self._pending.pop(0)

@@ -7,9 +7,10 @@ needed to recognise it (a token, a name, an id), so that an answer to a question
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.messages import Close, ControlMessage, TensorMessage, Verdict
@@ -211,6 +212,13 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """What the job of a `Plan` has made."""
+
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
 class DrainRequested:
     """The user wants to stop: take nothing new, finish what is held, say `drained`."""
 
@@ -237,6 +245,7 @@ Event = (
     | Downloaded
     | DownloadFailed
     | Kept
+    | Planned
     | DrainRequested
 )
 
@@ -374,6 +383,13 @@ class Discard:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """Run this job, which takes long and touches nothing else, where it disturbs nobody. Followed by Planned."""
+
+    job: Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Publish:
     """This peer's record changed in a way that others should see soon."""
 
@@ -403,6 +419,7 @@ Effect = (
     | Step
     | Download
     | Discard
+    | Plan
     | Publish
     | Report
 )

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol import messages as msg
@@ -105,6 +106,8 @@ class PeerMachine(ABC):
                 self.membership.download_failed(event)
             case ev.Kept(versions):
                 self.member.kept = versions
+            case ev.Planned(result):
+                self._planned(result)
             case ev.DrainRequested():
                 self.membership.drain()
                 self._drain()
@@ -168,6 +171,9 @@ class PeerMachine(ABC):
 
     @abstractmethod
     def _drain(self) -> None: ...
+
+    @abstractmethod
+    def _planned(self, result: Any) -> None: ...
 
     # ---- transfers and messages
 
@@ -276,7 +282,7 @@ class PeerMachine(ABC):
         ctx = self.ctx
         self.running = None
         self.computed_s += event.seconds
-        ctx.timings.observe((event.work.value,), event.seconds)
+        ctx.timings.observe(("compute", event.work.value), event.seconds)
         if event.work in CORRECTIONS:
             self.member.corrected(event.work, event.microbatch)
             return

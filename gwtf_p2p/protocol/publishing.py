@@ -53,6 +53,7 @@ def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_n
         occupancy=occupancy,
         forward=forward,
         backward=backward,
+        finish=_timing(machine, Work.FINISH) if isinstance(machine, DataPeer) else None,
         weights_version=machine.member.version,
         history=ctx.history,
         path=around.path,
@@ -67,5 +68,6 @@ def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_n
 
 
 def _timing(machine: RelayPeer | DataPeer, work: Work) -> Timing | None:
-    median = machine.ctx.timings.median_s((work.value,))
-    return None if median is None else Timing(median, machine.ctx.timings.count((work.value,)), 0.0)
+    key = ("compute", work.value)
+    median = machine.ctx.timings.median_s(key)
+    return None if median is None else Timing(median, machine.ctx.timings.count(key), 0.0)

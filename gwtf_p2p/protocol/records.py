@@ -167,7 +167,8 @@ class StageRecord:
 
     `capacity` is the most microbatches the peer holds at once; for a data peer it is its demand, the microbatches that
     it keeps in flight, and `shard` the part of the dataset that it holds. `flows_held` and `cost_to_sink_us` are what
-    others need to plan around this peer.
+    others need to plan around this peer. Of a data peer, `forward` is its head and loss, `backward` its embedding, `finish`
+    the gradient of its embedding.
     """
 
     peer: PeerId
@@ -178,6 +179,7 @@ class StageRecord:
     occupancy: int = 0
     forward: Timing | None = None
     backward: Timing | None = None
+    finish: Timing | None = None
     weights_version: int = 0
     history: int = 0
     path: PathType = PathType.PUBLIC

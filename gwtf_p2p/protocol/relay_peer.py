@@ -7,6 +7,8 @@ with its stage group (`aggregation.Member`).
 
 from __future__ import annotations
 
+from typing import Any
+
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.ids import PeerId
@@ -190,3 +192,6 @@ class RelayPeer(PeerMachine):
 
     def _drain(self) -> None:
         pass
+
+    def _planned(self, result: Any) -> None:
+        """Only data peers plan."""

@@ -25,7 +25,7 @@ LEAST_DEADLINE_S = 0.2
 
 
 class Timings:
-    """Recent durations by key, such as ("backward", 2) or ("push", peer)."""
+    """Recent durations by key: ("compute", work), ("push", peer), and waits such as ("complete", peer) or ("backward",)."""
 
     def __init__(self) -> None:
         self._samples: dict[tuple[object, ...], deque[float]] = {}

@@ -65,7 +65,8 @@ class Arm:
     @property
     def queues(self) -> bool:
         """Relays refuse nothing."""
-        return self.kind.unbounded_queues and self.memory is not Memory.STRICT
+        queues = self.kind.unbounded_queues or getattr(self.config, "queues_inputs", False)
+        return queues and self.memory is not Memory.STRICT
 
 
 @dataclass
@@ -91,16 +92,17 @@ class Swarm:
             context.timings = FixedTimings()
             context.liveness = ForgetfulLiveness(peer, context.timings)
         machine: RelayPeer | DataPeer
+        timed: tuple[ev.Work, ...]
         if drawn.stage == DATA_STAGE:
             config = DataPeerConfig(model.microbatches_per_data_peer, self.scenario.data_peers, self.scenario.iterations)
             machine = DataPeer(context, config)
-            timed = (ev.Work.EMBED, ev.Work.LOSS)
+            timed = (ev.Work.EMBED, ev.Work.LOSS, ev.Work.FINISH)
         else:
             machine = RelayPeer(context, drawn.capacity, queues=arm.queues)
             timed = (ev.Work.FORWARD, ev.Work.BACKWARD)
         seconds = drawn.work_seconds()
         for work in timed:
-            context.timings.observe((work.value,), seconds[work])
+            context.timings.observe(("compute", work.value), seconds[work])
         simulated = SimulatedPeer(machine, Speed(seconds), line_bytes_per_s=drawn.line_bytes_per_s or 0.0)
         simulated.links = tuple(self._measure(peer, other) for other in self._neighbours(drawn.stage))
         former = self.world.peers.get(peer)

@@ -257,6 +257,8 @@ class World:
                 self.kernel.after(0.0, lambda: self.feed(peer, ev.Stepped(iteration)))
             case ev.Download():
                 self._download(peer, effect)
+            case ev.Plan(job):
+                self.feed(peer, ev.Planned(job()))
             case ev.Publish():
                 self._publish(peer)
             case ev.Report():

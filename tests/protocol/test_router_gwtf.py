@@ -269,7 +269,7 @@ def test_peers_that_are_not_online_take_no_flows() -> None:
 
 
 def test_an_unknown_cost_model_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="cost: expected one of paper, got 'linear'"):
+    with pytest.raises(ValueError, match="cost: expected one of iteration, paper, got 'linear'"):
         GwtfConfig(cost="linear")
 
 

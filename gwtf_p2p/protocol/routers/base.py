@@ -10,8 +10,9 @@ chooses the next); the peer that holds the microbatch asks again when the answer
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.network_view import NetworkView
@@ -42,9 +43,11 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class NoRoute:
-    """Nothing can take the microbatch now. `retry_on_change`: ask again when the view or an own microbatch changes."""
+    """Nothing can take the microbatch now, or it is not its time. `retry_s`: ask again after so long, or when the view or an
+    own microbatch changes; None leaves the time to the asker."""
 
     reason: str
+    retry_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +81,14 @@ class Router(Protocol):
 
     def route(self, request: RouteRequest, now: float) -> Route | NoRoute:
         """Choose. At the data peer `first_stage` is 1 and the answer also decides whether to inject now."""
+
+
+@runtime_checkable
+class PlanningRouter(Router, Protocol):
+    """A router whose plans take so long to make that it must not happen in `route`."""
+
+    def planning(self, without: frozenset[PeerId]) -> Callable[[], Any] | None:
+        """A job to be run wherever it disturbs nobody, or None. `without`: peers that must not be used."""
+
+    def planned(self, result: Any) -> None:
+        """The result of the job, when it is there."""

@@ -63,7 +63,7 @@ def default_config(name: str) -> Any:
         return HopConfig()
     from gwtf_p2p.protocol.routers.gwtf import GwtfConfig
 
-    return GwtfConfig()
+    return GwtfConfig("paper" if name == "optimal" else "iteration")
 
 
 def make_router(name: str, config: Any, seed: int, me: PeerId) -> Router:
@@ -84,10 +84,17 @@ def make_router(name: str, config: Any, seed: int, me: PeerId) -> Router:
         from gwtf_p2p.protocol.routers.random import RandomRouter
 
         return RandomRouter(Random(_own_seed(seed, me)), config)
-    from gwtf_p2p.protocol.routers.gwtf import GwtfRouter
-    from gwtf_p2p.protocol.routers.optimal import optimal_router
+    if name == "optimal":
+        from gwtf_p2p.protocol.routers.optimal import optimal_router
 
-    return optimal_router(me, config) if name == "optimal" else GwtfRouter(me, config)
+        return optimal_router(me)
+    if config.cost == "iteration":
+        from gwtf_p2p.protocol.routers.gwtf_iteration import IterationRouter
+
+        return IterationRouter(me, seed)
+    from gwtf_p2p.protocol.routers.gwtf import GwtfRouter
+
+    return GwtfRouter(me)
 
 
 def _own_seed(seed: int, me: PeerId) -> int:

@@ -1,4 +1,4 @@
-"""`gwtf`: flows computed locally from the records (GWTF, arXiv 2509.21221; DESIGN section 4).
+"""`gwtf --cost paper`: flows computed locally from the records (GWTF, arXiv 2509.21221; DESIGN section 4).
 
 Every data peer plans the flows of *all* data peers on its own view and takes its own share. The plan depends on nothing but
 the views (sorted ids, integer costs, explicit ties), so peers that saw the same views hold the same plan without talking;
@@ -13,50 +13,50 @@ where views differ, the relay's verdict decides. Rules:
 - Planning is lazy: a view is only noted, and the plan is brought up to date (`plan.Planner`: kept, repaired or made anew) when
   a flow is wanted or shown. Relays, which only repair, never plan.
 
-The cost model is named. `paper` is the paper's linear cost (`costs`), which knows neither queues nor how long a slot is held.
+The paper's linear cost (`costs`) knows neither queues nor how long a slot is held: `gwtf_iteration`, the default, does.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass
 
-import numpy as np
-
-from gwtf_p2p.protocol.flow import IntArray
 from gwtf_p2p.protocol.flow_joint import Effort
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.plan import Flow, Plan, Planner, with_fair_demands
-from gwtf_p2p.protocol.problem import Problem, hop_costs_us, problem_of_view
+from gwtf_p2p.protocol.problem import problem_of_view
 from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, RouteRequest
+from gwtf_p2p.protocol.routers.cheapest import CheapestWays, stages_of
 from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
 
-CostModel = Callable[[NetworkView], Problem]
-COST_MODELS: dict[str, CostModel] = {"paper": problem_of_view}
+COSTS = ("iteration", "paper")
 
 
 @dataclass(frozen=True, slots=True)
 class GwtfConfig:
-    """`cost`: the cost model, one of `COST_MODELS`."""
+    """`cost`: what a plan makes least, the time of an iteration or the paper's linear cost."""
 
-    cost: str = "paper"
+    cost: str = "iteration"
 
     def __post_init__(self) -> None:
-        if self.cost not in COST_MODELS:
-            raise ValueError(f"cost: expected one of {', '.join(COST_MODELS)}, got {self.cost!r}")
+        if self.cost not in COSTS:
+            raise ValueError(f"cost: expected one of {', '.join(COSTS)}, got {self.cost!r}")
+
+    @property
+    def queues_inputs(self) -> bool:
+        """Relays take inputs that have to wait for a slot: the plan says how many wait, and where."""
+        return self.cost == "iteration"
 
 
 class GwtfRouter:
     """The router of peer `me`. `planner` counts its plans and how many flows they changed."""
 
-    def __init__(self, me: PeerId, config: GwtfConfig | None = None, effort: Effort | None = None) -> None:
+    def __init__(self, me: PeerId, effort: Effort | None = None) -> None:
         self.me = me
         self.planner = Planner(effort)
-        self._problem_of = COST_MODELS[(config or GwtfConfig()).cost]
         self._spare = SpareCapacity()
+        self._ways = CheapestWays(me, self._spare)
         self._is_stale = False
         self._injected = Injected()
         self._in_use: dict[MicrobatchId, tuple[PeerId, ...]] = {}
@@ -65,7 +65,7 @@ class GwtfRouter:
     def plan(self) -> tuple[Plan, str]:
         """All data peers' flows by the newest view, and why they are as they are."""
         if self._is_stale and self._spare.view is not None:
-            self.planner.update(with_fair_demands(self._problem_of(self._spare.view)))
+            self.planner.update(with_fair_demands(problem_of_view(self._spare.view)))
             self._is_stale = False
             self._spare.promised = Counter(peer for flow in self.planner.plan.flows for peer in flow.relays)
         return self.planner.plan, self.planner.reason
@@ -91,7 +91,7 @@ class GwtfRouter:
         if self._spare.view is None or request.after not in self._spare.view.records:
             return NoRoute("own record is not in the view yet")
         if not self._injected.is_new(request):
-            return self._cheapest_way(request)
+            return self._ways.cheapest(request)
         answer = self._inject(request)
         if isinstance(answer, Route):
             self._injected.add(request.microbatch)
@@ -109,64 +109,20 @@ class GwtfRouter:
         if flow is not None:
             self._in_use[request.microbatch] = flow.relays
             return Route(flow.relays, f"flow of {flow.cost_us} us, {len(free)} of {len(share)} free")
-        answer = self._mended(request, free[0].relays)
+        answer = self._ways.mended(request, free[0].relays)
         if isinstance(answer, Route):
             self._in_use[request.microbatch] = free[0].relays
         return answer
 
-    def _mended(self, request: RouteRequest, relays: tuple[PeerId, ...]) -> Route | NoRoute:
-        """A flow with its excluded relays replaced, each run of them by the cheapest way between its neighbours."""
-        way = list(relays)
-        for excluded, run in groupby(range(len(relays)), key=lambda k: relays[k] in request.excluding):
-            if not excluded:
-                continue
-            gap = list(run)
-            before = way[gap[0] - 1] if gap[0] > 0 else self.me
-            rejoin = relays[gap[-1] + 1] if gap[-1] + 1 < len(relays) else None
-            first, last = Stage(gap[0] + 1), Stage(gap[-1] + 1)
-            part = replace(request, after=before, first_stage=first, last_stage=last, rejoin=rejoin)
-            answer = self._cheapest_way(part)
-            if isinstance(answer, NoRoute):
-                return answer
-            way[gap[0] : gap[-1] + 1] = answer.peers
-        return Route(tuple(way), f"flow with {sum(a != b for a, b in zip(way, relays, strict=True))} excluded peers replaced")
-
     def _borrow(self, request: RouteRequest, reason: str) -> Route | NoRoute:
         if self._in_use:
             return NoRoute(f"no flow of its own, one microbatch under way: {reason}")
-        if not all(self._spare.able(stage, request.excluding)[1] for stage in _stages_of(request)):
+        if not all(self._spare.able(stage, request.excluding)[1] for stage in stages_of(request)):
             return NoRoute(f"no flow of its own, and no room in the records: {reason}")
-        answer = self._cheapest_way(request)
+        answer = self._ways.cheapest(request)
         if isinstance(answer, Route):
             self._in_use[request.microbatch] = ()
         return answer
-
-    def _cheapest_way(self, request: RouteRequest) -> Route | NoRoute:
-        """Through `first_stage`..`last_stage`, counting the hop from `after` and the one onwards; ties to the lowest ids."""
-        view = self._spare.view
-        assert view is not None
-        before: tuple[PeerId, ...] = (request.after,)
-        cost: IntArray = np.zeros(1, dtype=np.int64)
-        ways: list[tuple[PeerId, ...]] = [()]
-        all_roomy = True
-        for stage in _stages_of(request):
-            peers, roomy = self._spare.able(stage, request.excluding)
-            if not peers:
-                return NoRoute(f"no peer of stage {stage} can be asked")
-            through = cost[:, None] + hop_costs_us(view, before, peers)
-            best = through.argmin(axis=0)
-            ways = [(*ways[i], peer) for i, peer in zip(best.tolist(), peers, strict=True)]
-            cost, before, all_roomy = through.min(axis=0), peers, all_roomy and roomy
-        onward = request.rejoin or (request.microbatch.data_peer if request.last_stage == view.stages else None)
-        if onward is not None and onward in view.records:
-            cost = cost + hop_costs_us(view, before, (onward,))[:, 0]
-        way = ways[int(cost.argmin())]
-        self._spare.sent(request.microbatch, way)
-        return Route(way, f"cheapest way of {cost.min()} us{'' if all_roomy else ', not all known to have room'}")
-
-
-def _stages_of(request: RouteRequest) -> list[Stage]:
-    return [Stage(k) for k in range(request.first_stage, request.last_stage + 1)]
 
 
 def _less(share: tuple[Flow, ...], used: tuple[tuple[PeerId, ...], ...]) -> list[Flow]:

@@ -10,7 +10,7 @@ from gwtf_p2p.protocol.flow_joint import THOROUGH
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.plan import Plan, plan_problem
 from gwtf_p2p.protocol.problem import Problem
-from gwtf_p2p.protocol.routers.gwtf import GwtfConfig, GwtfRouter
+from gwtf_p2p.protocol.routers.gwtf import GwtfRouter
 
 
 def optimal_plan(problem: Problem) -> tuple[Plan, str]:
@@ -18,6 +18,6 @@ def optimal_plan(problem: Problem) -> tuple[Plan, str]:
     return plan_problem(problem, THOROUGH)
 
 
-def optimal_router(me: PeerId, config: GwtfConfig | None = None) -> GwtfRouter:
-    """`gwtf` with `THOROUGH` effort, for the simulator: there planning takes no virtual time."""
-    return GwtfRouter(me, config, THOROUGH)
+def optimal_router(me: PeerId) -> GwtfRouter:
+    """`gwtf --cost paper` with `THOROUGH` effort, for the simulator: there planning takes no virtual time."""
+    return GwtfRouter(me, THOROUGH)
