@@ -7,7 +7,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from gwtf_p2p.cli.churn import parse_churn
+from gwtf_p2p.cli.churn import ChurnRates, ChurnScript, parse_churn
 from gwtf_p2p.live.faults import MOMENTS
 from gwtf_p2p.monitor.run_state import RunState
 from gwtf_p2p.monitor.terminal import PeerLine, progress_line, render, sparkline
@@ -75,11 +75,58 @@ def test_a_sparkline_goes_from_lowest_to_highest() -> None:
     assert sparkline([]) == ""
 
 
+def test_what_a_crash_cost_is_told() -> None:
+    """From the moment of the kill to the moment at which the next peer has the microbatch; the killed peer's work is waste."""
+    state = run_of((2, 2))
+    state.hear("relay1.0", 1, {"name": "fault", "action": "kill", "moment": "averaging", "at": 7.0, "computed_s": 1.5}, 7.0)
+    recovery = {"name": "recovery", "kind": "forward", "microbatch": "x/1/0", "lost": "Qm1", "reason": "gone"}
+    state.hear("data0", 0, recovery, 7.1)
+    state.hear("data0", 0, {"name": "recovered", "microbatch": "x/1/0", "seconds": 0.1, "at": 7.25}, 7.3)
+    state.hear("data0", 0, {**stepped(1, 2, 2), "hop_s": 0.125}, 8.0)
+    figures = {"computed_s": 2.0, "resent_bytes": 64, "kept_bytes": 10, "most_kept_bytes": 20, "resident_bytes": 30}
+    state.hear("data0", 0, {"name": "figures", **figures}, 8.1)
+    told = state.recovery.plain()
+    assert (told["delay_ms"], told["delay_count"], told["hop_ms"], told["delay_hops"]) == (250.0, 1, 125.0, 2.0)
+    assert (told["computed_s"], told["wasted_s"], told["resent_bytes"], told["most_kept_bytes"]) == (3.5, 0.5, 64, 20)
+    assert "2.0 hops" in " ".join(state.recovery.lines())
+
+
+def test_a_peer_that_starts_again_counts_with_all_its_lives() -> None:
+    state = run_of()
+    for life in (1.0, 2.0):
+        state.hear("relay1.0", 1, {"name": "started", "peer": "Qm1", "maddrs": []}, 0.0)
+        figures = {"resent_bytes": 8, "kept_bytes": 0, "most_kept_bytes": 0, "resident_bytes": 0}
+        state.hear("relay1.0", 1, {"name": "figures", "computed_s": life, **figures}, 1.0)
+    assert (state.recovery.computed_s, state.recovery.resent_bytes) == (3.0, 16)
+
+
+def test_iterations_that_the_swarm_goes_back_over_are_forgotten() -> None:
+    state = run_of((2, 2), (2, 2), (2, 2))
+    state.hear("data0", 0, {"name": "going_back", "version": 1, "reason": "stage 1 is lost"}, 50.0)
+    assert sorted(state.ended_at) == [0]
+    assert state.accounting()["done"] == 2
+    assert state.recovery.useful_s == 2.0
+
+
+def test_a_stage_without_peers_pauses_the_training_and_the_view_says_so() -> None:
+    state = run_of((2, 2))
+    state.hear("data0", 0, {"name": "stage_empty", "stage": 1, "iteration": 1}, 5.0)
+    out = StringIO()
+    Console(file=out, width=100).print(render(state, {}, "demo", 5))
+    assert "paused: stage 1 has no peer" in out.getvalue()
+    state.hear("data0", 0, {"name": "stage_staffed", "stage": 1, "iteration": 1}, 6.0)
+    assert not state.pause
+
+
 def test_a_churn_script_is_data() -> None:
-    kill, join = parse_churn("kill relay stage=2 index=1 at=averaging iter=3; join stage=1 iter=4", MOMENTS)
+    script = "kill relay stage=2 index=1 at=averaging iter=3; join stage=1 iter=4; kill bootstrap iter=2; restart data iter=5"
+    kill, join, bootstrap, restart = parse_churn(script, MOMENTS).steps
     assert (kill.target, kill.moment, kill.iteration) == ("relay2.1", "averaging", 2)
     assert (join.verb, join.stage, join.iteration) == ("join", 1, 3)
-    assert parse_churn(" ; ", MOMENTS) == []
+    assert (bootstrap.target, bootstrap.moment) == ("bootstrap", "")
+    assert (restart.verb, restart.target) == ("restart", "data0")
+    assert parse_churn(" ; ", MOMENTS) == ChurnScript()
+    assert parse_churn("rate crash=0.1 rejoin=0.5", MOMENTS).rates == ChurnRates(0.1, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +137,11 @@ def test_a_churn_script_is_data() -> None:
         ("kill at=noon", "noon"),
         ("kill stage=x", "stage"),
         ("join iter=0", "iter"),
+        ("restart at=averaging", "at:"),
+        ("join data", "expected relay"),
+        ("rate crash=2", "crash: expected 0 to 1"),
+        ("rate speed=1", "speed"),
+        ("rate crash=0.1; rate crash=0.2", "once"),
     ],
 )
 def test_a_wrong_churn_script_is_refused_by_word(script: str, named: str) -> None:

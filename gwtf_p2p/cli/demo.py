@@ -17,18 +17,21 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gwtf_p2p.cli.churn import ChurnStep, parse_churn
+from gwtf_p2p.cli.churn import ChurnScript, parse_churn
+from gwtf_p2p.cli.churn_run import ChurnRun
+from gwtf_p2p.cli.local_run import LocalRun, LocalRunConfig, RunFailed
 from gwtf_p2p.cli.run_file import run_from_plain
-from gwtf_p2p.monitor.run_state import RunState
-from gwtf_p2p.monitor.terminal import PeerLine, progress_line, render
+from gwtf_p2p.monitor.terminal import progress_line, render
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.records import RunRecord
 from gwtf_p2p.protocol.routers.factory import router_kind
 
 if TYPE_CHECKING:
-    from gwtf_p2p.live.local_swarm import LocalSwarm
+    from gwtf_p2p.live.faults import Fault
 
-START_DEADLINE_S = 60.0
+POLL_S = 0.05
+"""A churn script is carried out as often: a crash at a drawn moment of an iteration is no later."""
+
 STALL_S = 120.0
 SHOWN_ROUTES = 6
 WARMUP_STEPS = 10
@@ -91,55 +94,68 @@ def plain_run(args: argparse.Namespace) -> dict[str, Any]:
     return {"run_id": f"demo-{args.seed}", **plain}
 
 
-def _churn_of(args: argparse.Namespace) -> list[ChurnStep]:
+def _churn_of(args: argparse.Namespace) -> ChurnScript:
     """The checked script. Raises InputError for peers that the demo does not have."""
-    from gwtf_p2p.live.faults import MOMENTS
+    from gwtf_p2p.live.faults import ALL_MOMENTS
 
-    steps = parse_churn(args.churn, MOMENTS)
-    for step in steps:
+    script = parse_churn(args.churn, ALL_MOMENTS)
+    for step in script.steps:
         peers = args.relays_per_stage if step.role == "relay" else args.data_peers
-        known = step.verb == "join" or step.index < peers
+        known = step.role == "bootstrap" or step.verb in ("join", "restart") or step.index < peers
         if not known or not 1 <= step.stage <= args.stages or step.iteration >= args.steps:
             raise InputError("--churn", str(step), "no such peer, stage or step in this demo")
-    return steps
+    return script
+
+
+def _faults_of(script: ChurnScript) -> dict[str, Fault]:
+    """By peer, the first fault of each."""
+    from gwtf_p2p.live.faults import Fault
+
+    faults: dict[str, Fault] = {}
+    for step in script.steps:
+        if step.moment:
+            faults.setdefault(step.target, Fault(step.verb, step.moment, step.iteration))
+    return faults
 
 
 class _Demo:
     """One demo from the first process to the summary."""
 
     def __init__(self, args: argparse.Namespace, record: RunRecord, folder: Path) -> None:
-        self.args, self.record, self.folder = args, record, folder
+        self.args, self.record = args, record
         self.out = sys.stderr if args.json else sys.stdout
-        self.state = RunState(
-            stages=record.stages,
-            expected=record.data_peers * record.microbatches_per_data_peer,
-            tokens_per_microbatch=record.microbatch_size * record.sequence_length,
+        script = _churn_of(args)
+        config = LocalRunConfig(
+            data_peers=args.data_peers,
+            relays_per_stage=args.relays_per_stage,
+            capacity=args.capacity,
+            device=args.device,
+            torch_dtype=args.torch_dtype,
+            checkpoint_dir=args.checkpoint_dir,
+            checkpoint_every=CHECKPOINT_EVERY,
+            event_logs=bool(args.keep_logs),
         )
-        self.lines: dict[str, PeerLine] = {}
-        self.complete: set[str] = set()
-        self.began = time.monotonic()
-        self.online_s = 0.0
-        self.churn = _churn_of(args)
-        self.came_about: set[ChurnStep] = set()
-        self.maddr = ""
+        self.local = LocalRun(config, record, folder, _faults_of(script))
+        self.state = self.local.state
+        self.churn = ChurnRun(script, self.local, args.seed, self._say)
         self._told: set[int] = set()
+        self._said_online = False
+        self._pause = ""
 
     def run(self) -> int:
-        from gwtf_p2p.live.local_swarm import LocalSwarm
-
-        swarm = LocalSwarm(self.folder)
-        failure = ""
-        code = 1
+        failure, code = "", 1
         try:
-            failure = self._start(swarm) or self._watch(swarm)
+            self._start()
+            failure = self._watch()
+        except RunFailed as error:
+            failure = str(error)
         except KeyboardInterrupt:
             failure, code = "interrupted", 130
         finally:
-            swarm.stop()
+            self.local.stop()
         accounting = self.state.accounting()
-        missed = [str(step) for step in self.churn if step not in self.came_about]
-        if not failure and missed:
-            failure = f"did not come about: {'; '.join(missed)}"
+        if not failure and self.churn.missed:
+            failure = f"did not come about: {'; '.join(self.churn.missed)}"
         if not failure and accounting["lost"] + accounting["double_counted"]:
             failure = f"the ledger does not add up: {accounting}"
         self._summary(failure)
@@ -148,85 +164,18 @@ class _Demo:
     def _say(self, text: str) -> None:
         print(text, file=self.out, flush=True)
 
-    # ---- starting
-
-    def _start(self, swarm: LocalSwarm) -> str:
-        """Returns why not, or nothing."""
+    def _start(self) -> None:
         args = self.args
-        relays = args.stages * args.relays_per_stage
         self._say(
-            f"starting 1 bootstrap peer, {args.data_peers} data peers and {relays} relay peers in {args.stages} stages "
-            f"({args.model}, {args.dataset}, router {args.router})"
+            f"starting 1 bootstrap peer, {args.data_peers} data peers and {args.stages * args.relays_per_stage} relay peers "
+            f"in {args.stages} stages ({args.model}, {args.dataset}, router {args.router})"
         )
-        self.lines["bootstrap"] = PeerLine("bootstrap", -1)
-        swarm.start("bootstrap", self._config("dht", "bootstrap"))
-        started = swarm.wait_for("bootstrap", "started", START_DEADLINE_S)
-        if started is None:
-            return f"the bootstrap peer did not start\n{_tail(self.folder / 'bootstrap.log')}"
-        self._hear("bootstrap", started)
-        self.lines["bootstrap"].state = "online"
-        self.maddr = maddr = started["maddrs"][0]
-        self._say(f"join with --initial_peers {maddr} --run_id {self.record.run_id}")
-        for shard in range(args.data_peers):
-            self.lines[f"data{shard}"] = PeerLine("data", 0)
-            swarm.start(f"data{shard}", self._config("data", f"data{shard}", maddr, shard=shard))
-        for stage in range(1, args.stages + 1):
-            for number in range(args.relays_per_stage):
-                name = f"relay{stage}.{number}"
-                self.lines[name] = PeerLine("relay", stage)
-                swarm.start(name, self._config("peer", name, maddr, stage=stage))
-        return ""
-
-    def _config(self, role: str, name: str, maddr: str = "", stage: int | None = None, shard: int | None = None) -> Any:
-        from gwtf_p2p.live.checkpoints import CheckpointOptions
-        from gwtf_p2p.live.maddrs import parse_initial_peer
-        from gwtf_p2p.live.p2p import P2POptions
-        from gwtf_p2p.live.peer_config import PeerConfig
-        from gwtf_p2p.training.executor import ExecutorConfig
-
-        peers = (parse_initial_peer(maddr),) if maddr else ()
-        return PeerConfig(
-            role=role,
-            options=P2POptions(initial_peers=peers, auto_nat=False, nat_port_map=False, check_identity=False),
-            identity_path=self.folder / f"{name}.key",
-            run_id=self.record.run_id,
-            new_run=self.record if shard == 0 else None,
-            stage=stage,
-            shard=shard,
-            capacity=self.args.capacity,
-            executor=ExecutorConfig(self.args.device, self.args.torch_dtype),
-            threads=1,
-            checkpoints=CheckpointOptions(self.args.checkpoint_dir, CHECKPOINT_EVERY),
-            fault=self._fault_of(name),
-            event_log=self.folder / f"{name}.events.jsonl" if self.args.keep_logs else None,
-        )
-
-    # ---- churn
-
-    def _fault_of(self, name: str) -> Any:
-        from gwtf_p2p.live.faults import Fault
-
-        step = next((s for s in self.churn if s.verb != "join" and s.target == name), None)
-        return Fault(step.verb, step.moment, step.iteration) if step else None
-
-    def _fault_fired(self, name: str, report: Mapping[str, Any]) -> None:
-        self.lines[name].state = "killed" if report["action"] == "kill" else "frozen"
-        self.came_about |= {s for s in self.churn if s.target == name and s.moment == report["moment"]}
-        self._say(f"{report['action']} {name} at {report['moment']} in step {report['iteration'] + 1}")
-
-    def _joins(self, swarm: LocalSwarm) -> None:
-        """Start the newcomers whose step has begun."""
-        for step in self.churn:
-            if step.verb == "join" and step not in self.came_about and step.iteration in self.state.begun_at:
-                self.came_about.add(step)
-                name = f"relay{step.stage}.{sum(line.stage == step.stage for line in self.lines.values())}"
-                self.lines[name] = PeerLine("relay", step.stage)
-                swarm.start(name, self._config("peer", name, self.maddr, stage=step.stage))
-                self._say(f"{name} joins in step {step.iteration + 1}")
+        self.local.begin()
+        self._say(f"join with --initial_peers {self.local.initial_peer()} --run_id {self.record.run_id}")
 
     # ---- watching
 
-    def _watch(self, swarm: LocalSwarm) -> str:
+    def _watch(self) -> str:
         """Until every data peer has done its steps; returns why not, or nothing."""
         from rich.console import Console
         from rich.live import Live
@@ -235,46 +184,34 @@ class _Demo:
         progress_at = time.monotonic()
         with ExitStack() as stack:
             live = stack.enter_context(Live(console=console, auto_refresh=False)) if console.is_terminal else None
-            while not self._finished():
-                for name, report in swarm.poll(0.25):
-                    if report["name"] == "exited" and self.lines[name].state in ("killed", "frozen"):
-                        continue
-                    if report["name"] in ("failed", "exited"):
-                        return f"{name} ended: {report.get('error', report.get('code'))}\n{_tail(self.folder / f'{name}.log')}"
-                    self._hear(name, report)
+            while not self.local.finished(self.args.steps):
+                heard = self.local.poll(POLL_S)
+                for name, report in heard:
+                    self._heard(name, report)
+                if any(report["name"] != "figures" for _, report in heard):
                     progress_at = time.monotonic()
-                self._joins(swarm)
+                self.churn.tick()
                 if time.monotonic() - progress_at > STALL_S:
                     return f"nothing happened for {STALL_S:.0f} s; the peers' logs: --keep_logs DIR"
                 if live is not None:
                     title = f"gwtf demo · {self.record.run_id} · router {self.record.router}"
-                    live.update(render(self.state, self.lines, title, self.args.steps), refresh=True)
+                    live.update(render(self.state, self.local.lines, title, self.args.steps), refresh=True)
                 else:
                     self._plain()
         return ""
 
-    def _finished(self) -> bool:
-        everybody = {name for name, line in self.lines.items() if line.role != "bootstrap" and line.state == "online"}
-        done = {name for name in everybody if self.lines[name].iteration >= self.args.steps}
-        return bool(everybody) and len(self.complete) == self.args.data_peers and done == everybody
-
-    def _hear(self, name: str, report: Mapping[str, Any]) -> None:
-        line, now = self.lines[name], time.monotonic()
-        if report["name"] == "started":
-            self.state.names[report["peer"]] = name
-        elif report["name"] == "online":
-            line.state, line.stage = "online", report["stage"]
-            if all(other.state == "online" for other in self.lines.values()):
-                self.online_s = now - self.began
-                self._say(f"all {len(self.lines)} peers online after {self.online_s:.1f} s")
-        elif report["name"] == "stepped":
-            line.iteration = report["iteration"] + 1
-            line.microbatches += report["microbatches"]
-        elif report["name"] == "run_complete":
-            self.complete.add(name)
-        elif report["name"] == "fault":
-            self._fault_fired(name, report)
-        self.state.hear(name, max(line.stage, 0), report, now)
+    def _heard(self, name: str, report: Mapping[str, Any]) -> None:
+        if report["name"] == "fault" and report["moment"] != "any":
+            self.churn.fired(name, report["moment"], report["iteration"])
+            self._say(f"{report['action']} {name} at {report['moment']} in step {report['iteration'] + 1}")
+        elif report["name"] == "joined" and self.state.ended_at:
+            self._say(f"{name} joined in {report['seconds']:.1f} s ({report['steps']})")
+        if self.local.online_s and not self._said_online:
+            self._said_online = True
+            self._say(f"all {len(self.local.lines)} peers online after {self.local.online_s:.1f} s")
+        if self.state.pause != self._pause:
+            self._pause = self.state.pause
+            self._say(self._pause or "training goes on: every stage has a peer again")
 
     def _plain(self) -> None:
         for iteration in sorted(set(self.state.ended_at) - self._told):
@@ -284,54 +221,52 @@ class _Demo:
     # ---- the end
 
     def _summary(self, failure: str) -> None:
-        state = self.state
         if self.out is sys.stderr or not self.out.isatty():
             self._plain()
-        steps = state.iterations
-        losses = [state.loss(i) for i in sorted(state.ended_at)]
-        accounting = state.accounting()
-        seconds = state.iteration_seconds()
         if self.args.json:
-            print(
-                json.dumps(
-                    {
-                        "steps": steps,
-                        "first_loss": losses[0] if losses else None,
-                        "last_loss": losses[-1] if losses else None,
-                        "losses": losses,
-                        "tokens_per_second": round(state.tokens_per_second(), 1),
-                        "iteration_seconds": [round(s, 4) for s in seconds],
-                        "router": self.record.router,
-                        "peers": len(self.lines),
-                        "seconds_to_online": round(self.online_s, 2),
-                        "microbatches": accounting,
-                        "recoveries": dict(state.recoveries),
-                        "wall_seconds": round(time.monotonic() - self.began, 2),
-                        **({"failure": failure.splitlines()[0]} if failure else {}),
-                    }
-                )
-            )
+            print(json.dumps({**self._plain_summary(), **({"failure": failure.splitlines()[0]} if failure else {})}))
         else:
-            for route, count in state.routes.most_common(SHOWN_ROUTES):
-                self._say(f"route {' → '.join(('data', *route, 'data'))}: {count} microbatches")
-            if losses:
-                self._say(
-                    f"{steps} steps: loss {losses[0]:.4f} → {losses[-1]:.4f}, {state.tokens_per_second():.0f} tokens/s, "
-                    f"median step {statistics.median(seconds):.2f} s"
-                )
-            recoveries = ", ".join(f"{kind} {count}" for kind, count in sorted(state.recoveries.items())) or "none"
-            self._say(
-                f"microbatches done {accounting['done']}, retried {accounting['retried']}, recoveries {recoveries}, "
-                f"microbatches lost {accounting['lost']}, double-counted {accounting['double_counted']}; "
-                f"{time.monotonic() - self.began:.0f} s in all"
-            )
+            self._tell_summary()
         if failure:
             print(f"gwtf demo: {failure}", file=sys.stderr)
 
+    def _plain_summary(self) -> dict[str, Any]:
+        state = self.state
+        losses = [state.loss(i) for i in sorted(state.ended_at)]
+        return {
+            "steps": state.iterations,
+            "first_loss": losses[0] if losses else None,
+            "last_loss": losses[-1] if losses else None,
+            "losses": losses,
+            "tokens_per_second": round(state.tokens_per_second(), 1),
+            "iteration_seconds": [round(s, 4) for s in state.iteration_seconds()],
+            "router": self.record.router,
+            "peers": len(self.local.lines),
+            "seconds_to_online": round(self.local.online_s, 2),
+            "microbatches": state.accounting(),
+            "recoveries": dict(state.recoveries),
+            "recovery": state.recovery.plain(),
+            "churn": {"crashes": self.churn.crashes, "returns": self.churn.returns},
+            "joined_seconds": {name: round(s, 2) for name, s in state.joined_s.items()},
+            "wall_seconds": round(time.monotonic() - self.local.began, 2),
+        }
 
-def _tail(log: Path, lines: int = 5) -> str:
-    """The end of a peer's log, for a failure message."""
-    try:
-        return "\n".join(f"  {line}" for line in log.read_text(errors="replace").splitlines()[-lines:])
-    except OSError:
-        return ""
+    def _tell_summary(self) -> None:
+        state = self.state
+        losses, seconds = [state.loss(i) for i in sorted(state.ended_at)], state.iteration_seconds()
+        for route, count in state.routes.most_common(SHOWN_ROUTES):
+            self._say(f"route {' → '.join(('data', *route, 'data'))}: {count} microbatches")
+        if losses:
+            self._say(
+                f"{state.iterations} steps: loss {losses[0]:.4f} → {losses[-1]:.4f}, {state.tokens_per_second():.0f} tokens/s, "
+                f"median step {statistics.median(seconds):.2f} s"
+            )
+        for line in state.recovery.lines():
+            self._say(line)
+        accounting = state.accounting()
+        recoveries = ", ".join(f"{kind} {count}" for kind, count in sorted(state.recoveries.items())) or "none"
+        self._say(
+            f"microbatches done {accounting['done']}, retried {accounting['retried']}, recoveries {recoveries}, "
+            f"microbatches lost {accounting['lost']}, double-counted {accounting['double_counted']}; "
+            f"{time.monotonic() - self.local.began:.0f} s in all"
+        )

@@ -64,12 +64,13 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     check_run(run)
     spec = PartSpec.of(run, place.stage)
     executor: StageExecutor | DataExecutor
+    data = None
     if place.stage == DATA_STAGE:
-        executor, source = DataExecutor(build_data_part(spec), config.executor), open_data(run)[0]
+        executor, data = DataExecutor(build_data_part(spec), config.executor), (open_data(run)[0], place.shard)
     else:
-        executor, source = StageExecutor(build_stage_part(spec), config.executor), None
+        executor = StageExecutor(build_stage_part(spec), config.executor)
     optimizer = PartOptimizer(executor.part.parameters, run.optimizer)
-    return Compute(run, executor, optimizer, source, max(place.shard, 0))
+    return Compute(run, executor, optimizer, data, config.memory)
 
 
 def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> RelayPeer | DataPeer:
@@ -82,6 +83,7 @@ def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -
         router=router,
         exact=run.recovery == "exact",
         activation_bytes=run.activation_bytes,
+        memory_limit_bytes=0 if config.memory.folder else config.memory.limit_bytes,
     )
     if place.stage == DATA_STAGE:
         quorum = (run.data_peers, run.total_iterations, run.relays_per_stage)

@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
+from gwtf_p2p.live.tensor_store import NO_LIMIT, MemoryLimit, TensorStore
 from gwtf_p2p.protocol.events import Slot, Work
-from gwtf_p2p.protocol.ids import MicrobatchId
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.records import RunRecord
 from gwtf_p2p.training.data import DataSource
 from gwtf_p2p.training.executor import DataExecutor, StageExecutor
@@ -28,27 +30,22 @@ T = TypeVar("T")
 
 
 class Compute:
-    """Executor, optimizer and tensors of one peer. `shard` of `shards` is the data peer's part of the dataset."""
+    """Executor, optimizer and tensors of one peer. `data` is a data peer's dataset and which shard of it is its own."""
 
     def __init__(
         self,
         run: RunRecord,
         executor: StageExecutor | DataExecutor,
         optimizer: PartOptimizer,
-        source: DataSource | None = None,
-        shard: int = 0,
+        data: tuple[DataSource, int] | None = None,
+        limit: MemoryLimit = NO_LIMIT,
     ) -> None:
         self.run, self.executor, self.optimizer = run, executor, optimizer
-        self._source, self._shard = source, shard
+        self._data_source = data
         hidden = executor.part.hidden_size
         self._shape_BTH = (run.microbatch_size, run.sequence_length, hidden)
-        self._store: dict[tuple[MicrobatchId, Slot], memoryview] = {}
+        self.store = TensorStore(limit)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of all tensors held for microbatches."""
-        return sum(buffer.nbytes for buffer in self._store.values())
 
     @property
     def activation_bytes(self) -> int:
@@ -57,21 +54,27 @@ class Compute:
 
     def put(self, microbatch: MicrobatchId, slot: Slot, payload: memoryview) -> None:
         """A tensor has arrived."""
-        self._store[microbatch, slot] = payload
+        self.store.put(microbatch, slot, payload)
 
     def payload(self, microbatch: MicrobatchId, slot: Slot) -> memoryview:
         """Wire bytes for a push. Raises KeyError when the slot is empty: our bug."""
-        return self._store[microbatch, slot]
+        return self.store.get(microbatch, slot)
 
     def discard(self, microbatch: MicrobatchId) -> None:
         """Free everything of a microbatch; an abandoned forward leaves no trace in the gradient."""
-        for slot in Slot:
-            self._store.pop((microbatch, slot), None)
+        self.store.discard(microbatch)
         self._thread.submit(self.executor.discard, microbatch)
 
     async def work(self, work: Work, microbatch: MicrobatchId) -> tuple[float, float | None]:
         """Do it; returns (seconds of computing, loss or None)."""
         return await self.in_thread(lambda: self._timed(work, microbatch))
+
+    async def measure(self) -> dict[Work, float]:
+        """Seconds of one real microbatch of this relay's stage, per kind of work; nothing of it is counted.
+
+        The first one pays for what torch sets up only once, so it is the second that is taken. Empty for a data peer.
+        """
+        return await self.in_thread(self._measure)
 
     async def mean_gradient(self) -> dict[str, Tensor]:
         """Mean gradient over the counted microbatches, fresh CPU tensors by parameter name."""
@@ -115,10 +118,25 @@ class Compute:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def close(self) -> None:
-        """Let the running computation end; drop what is queued."""
+        """Let the running computation end; drop what is queued, and what was spilled."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self.store.close()
 
     # ---- in the thread
+
+    def _measure(self) -> dict[Work, float]:
+        executor, trial = self.executor, MicrobatchId(PeerId(""), -1, 0)
+        seconds: dict[Work, float] = {}
+        if isinstance(executor, StageExecutor):
+            for _ in range(2):
+                x_BTH = torch.zeros(self._shape_BTH, device=executor.device)
+                began = time.perf_counter()
+                y_BTH = executor.forward(trial, x_BTH)
+                turned = time.perf_counter()
+                executor.backward(trial, y_BTH)
+                seconds = {Work.FORWARD: turned - began, Work.BACKWARD: time.perf_counter() - turned}
+                executor.reset_gradients()
+        return seconds
 
     def _timed(self, work: Work, microbatch: MicrobatchId) -> tuple[float, float | None]:
         began = time.perf_counter()
@@ -126,6 +144,8 @@ class Compute:
         loss = self._data(executor, work, microbatch) if isinstance(executor, DataExecutor) else None
         if isinstance(executor, StageExecutor):
             self._relay(executor, work, microbatch)
+        if work in (Work.BACKWARD, Work.FINISH):
+            self.store.done(microbatch)
         return time.perf_counter() - began, loss
 
     def _relay(self, executor: StageExecutor, work: Work, microbatch: MicrobatchId) -> None:
@@ -169,11 +189,12 @@ class Compute:
         return loss
 
     def _batch(self, microbatch: MicrobatchId) -> tuple[Tensor, Tensor]:
-        assert self._source is not None, "a data peer has a dataset"
-        return self._source.batch(microbatch.iteration, microbatch.index, self._shard, self.run.data_peers)
+        assert self._data_source is not None, "a data peer has a dataset"
+        source, shard = self._data_source
+        return source.batch(microbatch.iteration, microbatch.index, shard, self.run.data_peers)
 
     def _get(self, microbatch: MicrobatchId, slot: Slot) -> Tensor:
-        return from_wire(self._store[microbatch, slot], self._shape_BTH, self.run.wire_dtype, self.executor.device)
+        return from_wire(self.store.get(microbatch, slot), self._shape_BTH, self.run.wire_dtype, self.executor.device)
 
     def _keep(self, microbatch: MicrobatchId, slot: Slot, tensor: Tensor) -> None:
-        self._store[microbatch, slot] = to_wire(tensor, self.run.wire_dtype)
+        self.store.put(microbatch, slot, to_wire(tensor, self.run.wire_dtype))

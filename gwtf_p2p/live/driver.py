@@ -79,8 +79,8 @@ class AverageFailureError(Exception):
 Averager = Callable[[Close, dict[str, Tensor]], Coroutine[Any, Any, AverageResult]]
 """Averages this member's mean gradient with its group. Raises AverageFailureError."""
 
-Downloader = Callable[[int, tuple[PeerId, ...]], Coroutine[Any, Any, dict[str, Tensor]]]
-"""The state of this version, from these donors or, without any, from this machine's disk. Raises StateUnavailable."""
+Downloader = Callable[[ev.Download], Coroutine[Any, Any, None]]
+"""Puts a state in place. Raises StateUnavailable or RemoteProtocolError, and then changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,8 @@ class Driver:
         self._averaging: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._averages: dict[tuple[int, int], AverageResult] = {}
         self._download_task: asyncio.Task[None] | None = None
+        self._sent: set[tuple[MicrobatchId, ev.Slot]] = set()
+        self.resent_bytes = 0
         self._stopped = False
 
     # ---- events in
@@ -214,9 +216,10 @@ class Driver:
                 self._cancel_average((iteration, attempt))
             case ev.Step(iteration, attempt):
                 self._spawn(self._step(iteration, attempt))
-            case ev.Download(version, donors):
-                self._start_download(version, donors)
+            case ev.Download():
+                self._start_download(effect)
             case ev.Discard(microbatch):
+                self._sent -= {(microbatch, slot) for slot in ev.Slot}
                 self.parts.compute.discard(microbatch)
             case ev.Plan(job):
                 self._spawn(self._plan(job))
@@ -229,7 +232,10 @@ class Driver:
 
     async def _push(self, push: ev.Push) -> None:
         parts = self.parts
-        payload = parts.compute.payload(push.message.microbatch, push.slot)
+        what = (push.message.microbatch, push.slot)
+        payload = parts.compute.payload(*what)
+        again = what in self._sent
+        self._sent.add(what)
         try:
             result = await parts.transport.push(push.to, to_header(push.message), payload, PUSH_DEADLINE_S)
         except RpcFailed as error:
@@ -237,6 +243,7 @@ class Driver:
             return
         finally:
             self._pushes.pop(push.token, None)
+        self.resent_bytes += result.sent_bytes if again else 0
         parts.probes.observe(push.to, result.round_trip_s, result.sent_bytes, result.transfer_s)
         verdict, detail = _verdict_of(result.reply)
         self.feed(ev.PushAnswered(push.token, verdict, detail))
@@ -300,24 +307,20 @@ class Driver:
         self.parts.on_report(ev.Report("optimizer_step", {"iteration": iteration, "gradient_norm": norm}), self.clock())
         self.feed(ev.Stepped(iteration))
 
-    def _start_download(self, version: int, donors: tuple[PeerId, ...]) -> None:
+    def _start_download(self, download: ev.Download) -> None:
         if self._download_task is not None:
             self._download_task.cancel()
-        for key in [key for key in {*self._averages, *self._averaging} if key[0] < version]:
+        for key in [key for key in {*self._averages, *self._averaging} if key[0] < download.version]:
             self._cancel_average(key)
-        self._download_task = self._spawn(self._download(version, donors))
+        self._download_task = self._spawn(self._download(download))
 
-    async def _download(self, version: int, donors: tuple[PeerId, ...]) -> None:
-        compute = self.parts.compute
+    async def _download(self, download: ev.Download) -> None:
         try:
-            if donors or version != await compute.version():
-                await compute.load(await self.parts.download(version, donors))
-            else:
-                await compute.reset()
+            await self.parts.download(download)
         except (StateUnavailable, RemoteProtocolError) as error:
             self.feed(ev.DownloadFailed(str(error)))
             return
-        self.feed(ev.Downloaded(version))
+        self.feed(ev.Downloaded(download.version))
 
     def _start_timer(self, name: ev.TimerName, delay_s: float) -> None:
         old = self._timers.pop(name, None)

@@ -25,6 +25,11 @@ MOMENTS = (
 )
 """`loss_returned`: the gradient from the loss (or the next stage) is offered, before its bytes have come."""
 
+REPLACING = "replacing"
+"""A microbatch arrives that was handed on before: this peer takes the place of a lost one."""
+
+ALL_MOMENTS = (*MOMENTS, REPLACING)
+
 ACTIONS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}
 
 
@@ -49,6 +54,8 @@ class FaultTrigger:
         """Before the state machine handles it."""
         match event:
             case ev.Delivered(_, Forward() as message):
+                if message.attempt[-1] > 0:
+                    self._reached(REPLACING, message.microbatch.iteration)
                 self._reached("forward_received", message.microbatch.iteration)
             case ev.Delivered(_, Backward() as message):
                 self._reached("backward_received", message.microbatch.iteration)

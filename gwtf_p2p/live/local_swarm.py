@@ -89,6 +89,17 @@ class LocalSwarm:
                     return heard if heard["name"] == report else None
         return None
 
+    def forget(self, name: str) -> None:
+        """Wait for the end of a killed peer, so that its name can be given again."""
+        peer = self.peers.pop(name)
+        peer.process.join(STOP_DEADLINE_S)
+        if not peer.pipe.closed:
+            peer.pipe.close()
+
+    def leave(self, name: str) -> None:
+        """Ask a peer to leave: it drains first if its config says so."""
+        self.peers[name].pipe.send("stop")
+
     def kill(self, name: str) -> None:
         """SIGKILL: a crash."""
         os.kill(self.peers[name].pid, signal.SIGKILL)

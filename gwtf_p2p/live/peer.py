@@ -16,6 +16,7 @@ from gwtf_p2p.live.assembly import check_config
 from gwtf_p2p.live.clock import ClockVerdict, check_clock
 from gwtf_p2p.live.dht import Dht, DhtOptions, start_dht
 from gwtf_p2p.live.identity import IdentityLock, default_identity_path, load_or_create_identity
+from gwtf_p2p.live.join_times import JoinTimes
 from gwtf_p2p.live.p2p import Daemon, running_daemon
 from gwtf_p2p.live.peer_config import ClockWrong, OnReport, PeerConfig
 from gwtf_p2p.live.record_keeper import RECORD_PERIOD_S
@@ -37,13 +38,16 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event)
     Raises InputError, NetworkUnreachable, DaemonFailed, IdentityInUse, ClockWrong, RunMismatch, RunConflict; anything else
     is our bug.
     """
+    times = JoinTimes()
     identity = load_or_create_identity(config.identity_path or default_identity_path(os.environ))
     async with AsyncExitStack() as stack:
         stack.enter_context(IdentityLock(identity))
         daemon = await stack.enter_async_context(running_daemon(config.options, identity))
+        times.mark("p2pd")
         run_id = config.new_run.run_id if config.new_run else config.run_id
         dht = await start_dht(daemon, identity, DhtOptions(run_id, RECORD_PERIOD_S, config.options.dht_client))
         stack.push_async_callback(dht.stop)
+        times.mark("dht")
         on_report({"name": "started", "peer": daemon.peer_id, "maddrs": list(await daemon.maddrs()), "p2pd": daemon.pid})
         await _check_clock(daemon, dht)
         if config.role == "dht":
@@ -51,7 +55,8 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event)
             return
         run = await _find_run(config, dht)
         check_config(config, run)
-        peer = await start_running(config, run, daemon, dht, on_report)
+        times.mark("run")
+        peer = await start_running(config, run, (daemon, dht), on_report, times)
         stack.push_async_callback(peer.close)
         await peer.serve(stop)
 

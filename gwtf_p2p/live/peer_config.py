@@ -10,6 +10,7 @@ from typing import Any
 from gwtf_p2p.live.checkpoints import CheckpointOptions
 from gwtf_p2p.live.faults import Fault
 from gwtf_p2p.live.p2p import P2POptions
+from gwtf_p2p.live.tensor_store import NO_LIMIT, MemoryLimit
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.records import RunRecord
 from gwtf_p2p.training.executor import ExecutorConfig
@@ -23,8 +24,9 @@ class PeerConfig:
     """`role`: dht, data or peer. `stage` None: the newcomer chooses. `shard` None: the lowest that no live data peer holds.
 
     `upload_bytes_per_s`: pace of state downloads that this peer serves, 0 for no limit. `drain_s`: how long a peer that is
-    told to stop may finish what it holds. `fault`: break down on purpose (tests and churn scripts). Everything else about the
-    training comes from the run record.
+    told to stop may finish what it holds. `memory`: how much what is kept of microbatches may take. `figures_every_s` 0: the
+    peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests and churn scripts).
+    Everything else about the training comes from the run record.
     """
 
     role: str
@@ -40,6 +42,8 @@ class PeerConfig:
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
     upload_bytes_per_s: float = 0.0
     drain_s: float = 0.0
+    memory: MemoryLimit = NO_LIMIT
+    figures_every_s: float = 0.0
     fault: Fault | None = None
     event_log: Path | None = None
 

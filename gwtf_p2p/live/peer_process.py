@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -54,7 +55,7 @@ async def _serve(config: PeerConfig, pipe: Connection) -> int:
 
     def report(fields: dict[str, Any]) -> None:
         try:
-            pipe.send(fields)
+            pipe.send({"at": time.monotonic(), **fields})
         except OSError:
             stop.set()
 

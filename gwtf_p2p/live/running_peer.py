@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -18,16 +19,20 @@ from gwtf_p2p.live.dht import Dht
 from gwtf_p2p.live.driver import AverageFailureError, AverageResult, Driver, DriverParts
 from gwtf_p2p.live.event_log import EventLog
 from gwtf_p2p.live.faults import FaultTrigger
+from gwtf_p2p.live.join_times import JoinTimes
 from gwtf_p2p.live.p2p import Daemon
 from gwtf_p2p.live.peer_config import OnReport, PeerConfig
 from gwtf_p2p.live.probes import LinkProbes
 from gwtf_p2p.live.record_keeper import RecordKeeper, read_view
+from gwtf_p2p.live.replication import Replication
+from gwtf_p2p.live.resident import resident_bytes
 from gwtf_p2p.live.rpc import Rpc
-from gwtf_p2p.live.state_transfer import StateDonor, StateDownload, StateUnavailable
+from gwtf_p2p.live.state_store import StateStore
+from gwtf_p2p.live.state_transfer import StateDonor, StateDownload
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.messages import Close
+from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.records import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -53,14 +58,30 @@ async def until(stop: asyncio.Event, daemon: Daemon, *others: asyncio.Future[Non
         ended.cancel()
 
 
-async def start_running(config: PeerConfig, run: RunRecord, daemon: Daemon, dht: Dht, on_report: OnReport) -> RunningPeer:
+async def start_running(
+    config: PeerConfig, run: RunRecord, network: tuple[Daemon, Dht], on_report: OnReport, times: JoinTimes
+) -> RunningPeer:
     """Take a place, make the weights (or take up a checkpoint), connect everything, and answer from now on."""
-    place = choose_place(config, run, await read_view(dht, run), daemon.peer_id)
+    daemon, dht = network
+    view = await read_view(dht, run)
+    place = choose_place(config, run, view, daemon.peer_id)
     compute = await asyncio.to_thread(make_compute, config, run, place)
-    peer = RunningPeer(config, run, (place, compute), (daemon, dht), on_report)
-    await peer.resume()
+    times.mark("weights")
+    peer = RunningPeer(config, run, (place, compute), network, Telling(on_report, times))
+    await peer.resume(view)
+    times.mark("checkpoint")
+    await peer.measure()
+    times.mark("measured")
     await peer.rpc.start(peer.driver)
     return peer
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """Who hears of this peer, and how long it has taken so far."""
+
+    on_report: OnReport
+    times: JoinTimes
 
 
 class RunningPeer:
@@ -72,56 +93,78 @@ class RunningPeer:
         run: RunRecord,
         part: tuple[Place, Compute],
         network: tuple[Daemon, Dht],
-        on_report: OnReport,
+        telling: Telling,
     ) -> None:
-        self.config, self.run, self.on_report = config, run, on_report
+        self.config, self.run, self.on_report, self.times = config, run, telling.on_report, telling.times
         self.place, self.compute = part
         self.daemon, dht = network
         self.rpc = Rpc(self.daemon, run.run_id)
         self.averager = Averager(self.rpc)
-        self.donor = StateDonor(self.rpc, self.compute.snapshot, config.upload_bytes_per_s)
-        self.state_download = StateDownload(self.rpc)
         self.checkpoints = Checkpoints(config.checkpoints, run, self.place.stage, self.compute)
+        store = StateStore(self.compute, self.checkpoints)
+        self.donor = StateDonor(self.rpc, store, self.place.stage, config.upload_bytes_per_s)
+        self.state_download = StateDownload(self.rpc)
+        self.replication = Replication(self.checkpoints, self.state_download, self.daemon.peer_id)
         self.probes = LinkProbes(time.monotonic)
         self.records = RecordKeeper(dht, run, self.place, self.probes)
         self.event_log = EventLog(config.event_log) if config.event_log else None
-        self._resumed_at = 0
+        self._started = ev.Started()
+        self._online = self._has_computed = False
         self._drained = asyncio.Event()
         parts = DriverParts(
             compute=self.compute,
             transport=self.rpc,
             average=self._average,
             download=self._download,
-            publish=self.records.publish_soon,
+            publish=self._publish,
             on_report=self._report,
             probes=self.probes,
-            log_event=self.event_log.write if self.event_log else None,
-            fault=FaultTrigger(config.fault, on_report) if config.fault else None,
+            log_event=self._on_event,
+            fault=FaultTrigger(config.fault, self._announce) if config.fault else None,
         )
         self.driver = Driver(make_machine(config, run, self.place, self.daemon.peer_id), parts)
 
-    async def resume(self) -> None:
-        """Take up the newest own checkpoint. Raises InputError if it is of another model."""
-        newest = await asyncio.to_thread(self.checkpoints.newest)
-        if newest is not None:
-            self._resumed_at, state = newest
-            await self.compute.load(state)
-            logger.info("resumed stage %d from the checkpoint after %d iterations", self.place.stage, self._resumed_at)
+    async def resume(self, view: NetworkView) -> None:
+        """Take up the newest own checkpoint, and learn what others keep of this stage. Raises InputError for another model."""
+        checkpoints = self.checkpoints
+        await asyncio.to_thread(checkpoints.look)
+        if checkpoints.kept:
+            newest = checkpoints.kept[-1]
+            await self.compute.load(await asyncio.to_thread(checkpoints.read, self.place.stage, newest))
+            logger.info("resumed stage %d from the checkpoint after %d iterations", self.place.stage, newest)
+        self._started = ev.Started(
+            weights_version=checkpoints.kept[-1] if checkpoints.kept else 0,
+            incarnation=int(time.time()),
+            history=checkpoints.history,
+            kept=self.replication.kept,
+        )
+
+    async def measure(self) -> None:
+        """Time this peer's work before anybody plans on it: what is published is measured, never a guess."""
+        for work, seconds in (await self.compute.measure()).items():
+            self.driver.machine.ctx.timings.observe((work.value,), seconds)
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Take part until told to stop."""
         machine = self.driver.machine
-        self.driver.feed(ev.Started(self._resumed_at, incarnation=int(time.time())))
-        publishing = asyncio.ensure_future(self.records.keep_publishing(machine))
-        looking = asyncio.ensure_future(self.records.keep_looking(machine, self.driver.view_changed))
-        self.on_report({"name": "online", "stage": self.place.stage, "shard": self.place.shard, "version": self._resumed_at})
+        self.checkpoints.on_kept = self.replication.on_remote = self._tell_kept
+        self.driver.feed(self._started)
+        tasks = [
+            asyncio.ensure_future(work)
+            for work in (
+                self.records.keep_publishing(machine),
+                self.records.keep_looking(machine, self.driver.view_changed),
+                self.replication.run(lambda: machine.ctx.view, lambda: machine.membership.serves),
+                self._tell_figures(),
+            )
+        ]
         try:
-            await until(stop, self.daemon, publishing, looking, self.driver.failure)
-            await self._drain(publishing, looking)
+            await until(stop, self.daemon, *tasks, self.driver.failure)
+            await self._drain(*tasks)
         finally:
-            for task in (publishing, looking):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(publishing, looking, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
         await self.checkpoints.close()  # first: a checkpoint that is due needs the compute thread once more
@@ -154,14 +197,76 @@ class RunningPeer:
             raise AverageFailureError(error.reason, error.peer) from error
         return AverageResult(dict(zip(names, averaged.tensors, strict=True)), averaged.digest, averaged.seconds)
 
-    async def _download(self, version: int, donors: tuple[PeerId, ...]) -> dict[str, Tensor]:
-        """The state of this version from other peers, else from this machine's disk. Raises StateUnavailable."""
-        if donors:
-            return await self.state_download.fetch(version, donors)
+    async def _download(self, download: ev.Download) -> None:
+        """Own weights, checkpoint or replica where they are the right ones, else from the donors. Raises StateUnavailable."""
+        version, compute, checkpoints = download.version, self.compute, self.checkpoints
+        if download.own and await compute.version() == version:
+            await compute.reset()
+        else:
+            await compute.load(await self._state_for(download))
+        trusted = download.own or download.history == checkpoints.history
         try:
-            return await asyncio.to_thread(self.checkpoints.read, version)
+            await asyncio.to_thread(checkpoints.go_on_from, version, download.history, trusted)
         except InputError as error:
-            raise StateUnavailable(str(error)) from error
+            logger.error("%s; training goes on", error)
+        self._tell_kept()
+
+    async def _state_for(self, download: ev.Download) -> dict[str, Tensor]:
+        version = download.version
+        if not download.own:
+            return await self.state_download.fetch(version, download.donors)
+        if version in self.checkpoints.kept:
+            try:
+                return await asyncio.to_thread(self.checkpoints.read, self.place.stage, version)
+            except InputError as error:
+                logger.warning("%s", error)
+        return await self.replication.fetch(version)
+
+    # ---- what it tells
+
+    def _announce(self, fault: dict[str, Any]) -> None:
+        self.on_report({**fault, "computed_s": self.driver.machine.computed_s})
+
+    def _tell_kept(self) -> None:
+        self.driver.feed(ev.Kept(self.replication.kept))
+
+    def _publish(self) -> None:
+        """Called whenever the record has changed: this is how this peer's coming ONLINE is seen here."""
+        machine, times = self.driver.machine, self.times
+        if not self._online and machine.membership.serves:
+            self._online = True
+            times.mark("online")
+            version = machine.member.version
+            self.on_report({"name": "online", "stage": self.place.stage, "shard": self.place.shard, "version": version})
+            seconds = round(times.seconds, 3)
+            self.on_report({"name": "joined", "seconds": seconds, "steps": str(times), "step_s": dict(times.step_s)})
+            logger.info("online after %.1f s: %s", seconds, times)
+        self.records.publish_soon()
+
+    def _on_event(self, event: ev.Event, now: float) -> None:
+        if self.event_log is not None:
+            self.event_log.write(event, now)
+        if isinstance(event, ev.Computed) and not self._has_computed and event.work in (ev.Work.BACKWARD, ev.Work.FINISH):
+            self._has_computed = True
+            self.on_report({"name": "first_microbatch", "seconds": round(self.times.seconds, 3)})
+
+    async def _tell_figures(self) -> None:
+        """Memory and compute, as often as the config says."""
+        while True:
+            await asyncio.sleep(self.config.figures_every_s or 3600.0)
+            if self.config.figures_every_s:
+                self.on_report({"name": "figures", **self._figures()})
+
+    def _figures(self) -> dict[str, Any]:
+        store = self.compute.store
+        return {
+            "computed_s": self.driver.machine.computed_s,
+            "resent_bytes": self.driver.resent_bytes,
+            "kept_bytes": store.held_bytes,
+            "most_kept_bytes": store.most_held_bytes,
+            "spilled_bytes": store.spilled_bytes,
+            "resident_bytes": resident_bytes(),
+        }
 
     def _report(self, report: ev.Report, now: float) -> None:
         if report.name == "stepped":

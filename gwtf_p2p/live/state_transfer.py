@@ -5,138 +5,120 @@ Donors of a stage have bit-equal states, so their manifests are equal; a donor w
 left out. Then every donor is asked for one chunk after the other and pushes it; a chunk that does not come, or whose hash is
 wrong, is asked of another donor. Chunks that have arrived stay: a donor that dies costs the chunk under way.
 
-A donor serves from a snapshot taken when the version was first asked for, and paces its pushes so that training keeps most of
-its line. Snapshots are dropped when nobody has asked for a while.
+A donor serves from a snapshot, made when a version is first asked for: of its own weights, or of a checkpoint on its disk (its
+own stage's, or a replica of another's). It paces its pushes so that training keeps most of its line. Snapshots are dropped when
+nobody has asked for a while.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from gwtf_p2p.live.rpc import Header, Rpc, RpcFailed
+from gwtf_p2p.live.state_manifest import CHUNK_BYTES, Manifest, Snapshot, assemble, hash_chunk
 from gwtf_p2p.protocol.errors import RemoteProtocolError
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.timings import Timings
-from gwtf_p2p.training.wire import tensor_bytes
 
 logger = logging.getLogger(__name__)
 
-ASK_KIND, CHUNK_KIND = "state", "state_chunk"
-CHUNK_BYTES = 1 << 20
-SNAPSHOT_IDLE_S = 60.0
+ASK_KIND, CHUNK_KIND, LIST_KIND = "state", "state_chunk", "state_list"
+SNAPSHOT_IDLE_S = 30.0
+MOST_SNAPSHOTS = 3
+"""In memory at a donor; the one that was asked for longest ago makes room."""
+
 ASK_DEADLINE_S = 5.0
 PREPARE_RETRY_S = 0.2
 CHUNK_PRIOR_S = 10.0
 STRIKES = 2
 """Chunks that a donor may fail to deliver before it is left out."""
 
-DTYPES = {"torch.float32": torch.float32, "torch.int64": torch.int64}
-
-
 class StateUnavailable(Exception):
     """No donor could give the state of this version; the reasons by donor."""
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a state consists of. `tensors`: (name, dtype, shape), sorted; the bytes lie one after the other, cut into chunks."""
+class StateSource(Protocol):
+    """What a donor can give (`state_store.StateStore`)."""
 
-    version: int
-    tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
-    hashes: tuple[str, ...]
+    async def state_of(self, stage: Stage, version: int) -> dict[str, Tensor] | None: ...
 
-    @property
-    def digest(self) -> str:
-        """Names the whole state: equal for bit-equal states."""
-        return hashlib.sha256(json.dumps([self.version, self.tensors, self.hashes]).encode()).hexdigest()
-
-    def to_plain(self) -> Header:
-        tensors = [[name, dtype, list(shape)] for name, dtype, shape in self.tensors]
-        return {"version": self.version, "tensors": tensors, "hashes": list(self.hashes)}
-
-    @staticmethod
-    def from_plain(plain: Mapping[str, object]) -> Manifest:
-        """Raises RemoteProtocolError."""
-        try:
-            tensors = tuple((str(n), str(d), tuple(int(s) for s in shape)) for n, d, shape in plain["tensors"])  # type: ignore[attr-defined]
-            hashes = tuple(str(h) for h in plain["hashes"])  # type: ignore[attr-defined]
-            version = int(str(plain["version"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise RemoteProtocolError(f"manifest: {error!r}") from error
-        if any(dtype not in DTYPES for _, dtype, _ in tensors):
-            raise RemoteProtocolError("manifest: unknown dtype")
-        return Manifest(version, tensors, hashes)
-
-
-class _Snapshot:
-    """One version's bytes at a donor."""
-
-    def __init__(self, version: int, state: Mapping[str, Tensor]) -> None:
-        names = sorted(state)
-        self.bytes = memoryview(b"".join(tensor_bytes(state[name]) for name in names))
-        hashes = tuple(_hash(self.chunk(i)) for i in range(-(-len(self.bytes) // CHUNK_BYTES)))
-        tensors = tuple((name, str(state[name].dtype), tuple(state[name].shape)) for name in names)
-        self.manifest = Manifest(version, tensors, hashes)
-        self.last_asked = 0.0
-
-    def chunk(self, index: int) -> memoryview:
-        return self.bytes[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+    async def kept_of(self, stage: Stage) -> tuple[int, tuple[int, ...]]: ...
 
 
 class StateDonor:
-    """Serves the states that `take_snapshot` gives: (version, state) of now. `pace_bytes_per_s` 0: as fast as it goes."""
+    """Serves what `source` has; `stage` is the one meant where a request names none. `pace_bytes_per_s` 0: no limit."""
 
-    def __init__(
-        self, rpc: Rpc, take_snapshot: Callable[[], Awaitable[tuple[int, dict[str, Tensor]]]], pace_bytes_per_s: float = 0.0
-    ) -> None:
-        self._rpc, self._take_snapshot, self._pace = rpc, take_snapshot, pace_bytes_per_s
-        self._snapshots: dict[int, _Snapshot] = {}
-        self._preparing: asyncio.Task[None] | None = None
+    def __init__(self, rpc: Rpc, source: StateSource, stage: Stage, pace_bytes_per_s: float = 0.0) -> None:
+        self._rpc, self._source, self._stage, self._pace = rpc, source, stage, pace_bytes_per_s
+        self._snapshots: dict[tuple[Stage, int], Snapshot] = {}
+        self._preparing: dict[tuple[Stage, int], asyncio.Task[str]] = {}
+        self._lists: dict[Stage, tuple[float, int, tuple[int, ...]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._line_free_at = 0.0
         self.bytes_served = 0
         rpc.add_service(ASK_KIND, self)
+        rpc.add_service(LIST_KIND, self)
 
     def stop(self) -> None:
-        for task in [*self._tasks, *([self._preparing] if self._preparing else [])]:
+        for task in [*self._tasks, *self._preparing.values()]:
             task.cancel()
+        self._snapshots.clear()
 
     def on_message(self, sender: PeerId, header: Header) -> Header:
-        """`{"version"}` asks for the manifest, `{"version", "chunk"}` for a push of that chunk."""
-        now = asyncio.get_running_loop().time()
-        for old in [v for v, s in self._snapshots.items() if now - s.last_asked > SNAPSHOT_IDLE_S]:
-            del self._snapshots[old]
+        """`{"version"}` asks for the manifest, `{"version", "chunk"}` for a push of that chunk, a list for what is kept."""
+        stage = header.get("stage", self._stage)
+        if not isinstance(stage, int):
+            raise RemoteProtocolError("state: stage: expected a whole number")
+        if header.get("kind") == LIST_KIND:
+            return self._listed(Stage(stage))
         version, chunk = header.get("version"), header.get("chunk")
         if not isinstance(version, int):
             raise RemoteProtocolError("state: version: expected a whole number")
-        snapshot = self._snapshots.get(version)
+        key = (Stage(stage), version)
+        snapshot = self._snapshots.get(key)
         if snapshot is None:
-            if self._preparing is None:
-                self._preparing = asyncio.get_running_loop().create_task(self._prepare())
-                return {"status": "preparing"}
-            if self._preparing.done():
-                self._preparing = None
-                return {"status": "gone", "reason": f"version {version} is not what this peer has"}
-            return {"status": "preparing"}
-        snapshot.last_asked = now
+            return self._not_there(key)
+        snapshot.last_asked = asyncio.get_running_loop().time()
         if chunk is None:
             return {"status": "ready", **snapshot.manifest.to_plain()}
         if not isinstance(chunk, int) or not 0 <= chunk < len(snapshot.manifest.hashes):
             raise RemoteProtocolError("state: chunk: out of range")
-        task = asyncio.get_running_loop().create_task(self._push(sender, snapshot, chunk))
+        self._spawn(self._push(sender, snapshot, chunk))
+        return {"status": "coming"}
+
+    def _not_there(self, key: tuple[Stage, int]) -> Header:
+        task = self._preparing.get(key)
+        if task is None:
+            self._preparing[key] = asyncio.get_running_loop().create_task(self._prepare(key))
+        elif task.done():
+            del self._preparing[key]
+            return {"status": "gone", "reason": task.result()}
+        return {"status": "preparing"}
+
+    def _listed(self, stage: Stage) -> Header:
+        """What was found on the disk last; the disk is read again meanwhile."""
+        now = asyncio.get_running_loop().time()
+        found = self._lists.get(stage)
+        if found is None or now - found[0] > PREPARE_RETRY_S:
+            self._spawn(self._look(stage))
+        if found is None:
+            return {"status": "preparing"}
+        return {"status": "ready", "history": found[1], "versions": list(found[2])}
+
+    async def _look(self, stage: Stage) -> None:
+        history, versions = await self._source.kept_of(stage)
+        self._lists[stage] = (asyncio.get_running_loop().time(), history, versions)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return {"status": "coming"}
 
     def on_offer(self, sender: PeerId, header: Header, payload_bytes: int) -> Header:
         return {"accepted": False, "reason": "a donor takes no state"}
@@ -147,14 +129,32 @@ class StateDonor:
     def on_broken(self, sender: PeerId, header: Header, reason: str) -> None:
         """Nothing was accepted, so nothing broke."""
 
-    async def _prepare(self) -> None:
-        version, state = await self._take_snapshot()
-        if version not in self._snapshots:
-            snapshot = await asyncio.to_thread(_Snapshot, version, state)
-            snapshot.last_asked = asyncio.get_running_loop().time()
-            self._snapshots = {version: snapshot}
+    async def _prepare(self, key: tuple[Stage, int]) -> str:
+        """Returns why it is not there, or nothing."""
+        loop = asyncio.get_running_loop()
+        state = await self._source.state_of(*key)
+        if state is None:
+            return f"version {key[1]} is not what this peer has"
+        snapshot = await asyncio.to_thread(Snapshot, key[1], state)
+        snapshot.last_asked = loop.time()
+        while len(self._snapshots) >= MOST_SNAPSHOTS:
+            del self._snapshots[min(self._snapshots, key=lambda other: self._snapshots[other].last_asked)]
+        self._snapshots[key] = snapshot
+        self._preparing.pop(key, None)
+        loop.call_later(SNAPSHOT_IDLE_S, self._drop_idle, key)
+        return ""
 
-    async def _push(self, to: PeerId, snapshot: _Snapshot, chunk: int) -> None:
+    def _drop_idle(self, key: tuple[Stage, int]) -> None:
+        snapshot, loop = self._snapshots.get(key), asyncio.get_running_loop()
+        if snapshot is None:
+            return
+        left_s = snapshot.last_asked + SNAPSHOT_IDLE_S - loop.time()
+        if left_s <= 0:
+            del self._snapshots[key]
+        else:
+            loop.call_later(left_s, self._drop_idle, key)
+
+    async def _push(self, to: PeerId, snapshot: Snapshot, chunk: int) -> None:
         loop, payload = asyncio.get_running_loop(), snapshot.chunk(chunk)
         if self._pace:
             begin = max(loop.time(), self._line_free_at)
@@ -170,7 +170,7 @@ class StateDonor:
 
 
 class StateDownload:
-    """Receives states. One object per peer; one download at a time."""
+    """Receives states of one stage at a time. `pace_bytes_per_s` 0: as fast as the donors give."""
 
     def __init__(self, rpc: Rpc) -> None:
         self._rpc = rpc
@@ -178,9 +178,15 @@ class StateDownload:
         self._timings = Timings()
         rpc.add_service(CHUNK_KIND, self)
 
-    async def fetch(self, version: int, donors: Sequence[PeerId]) -> dict[str, Tensor]:
-        """The state of this version. Raises StateUnavailable when no donor is left."""
-        answers = await asyncio.gather(*(self._manifest(donor, version) for donor in donors))
+    async def fetch(
+        self, version: int, donors: Sequence[PeerId], stage: Stage | None = None, pace_bytes_per_s: float = 0.0
+    ) -> dict[str, Tensor]:
+        """The state of this version; of the donors' own stage unless `stage` says otherwise.
+
+        Raises StateUnavailable when no donor is left.
+        """
+        what: Header = {"version": version} if stage is None else {"version": version, "stage": stage}
+        answers = await asyncio.gather(*(self._manifest(donor, what) for donor in donors))
         manifests = {donor: answer for donor, answer in zip(donors, answers, strict=True) if isinstance(answer, Manifest)}
         if not manifests:
             reasons = "; ".join(f"{donor[-6:]}: {answer}" for donor, answer in zip(donors, answers, strict=True))
@@ -188,8 +194,19 @@ class StateDownload:
         majority, _ = Counter(m.digest for m in manifests.values()).most_common(1)[0]
         equal = sorted(donor for donor, manifest in manifests.items() if manifest.digest == majority)
         manifest = manifests[equal[0]]
-        chunks = await self._chunks(manifest, equal)
-        return await asyncio.to_thread(_assemble, manifest, chunks)
+        chunks = await _Chunks(self, manifest, what, pace_bytes_per_s).from_donors(equal)
+        return await asyncio.to_thread(assemble, manifest, chunks)
+
+    async def listed(self, peer: PeerId, stage: Stage) -> tuple[int, tuple[int, ...]]:
+        """(history, versions) that a peer keeps of a stage. Raises RemoteProtocolError when it does not say."""
+        while True:
+            reply = await self._rpc.call(peer, {"kind": LIST_KIND, "stage": stage}, ASK_DEADLINE_S, idempotent=True)
+            if reply.get("status") == "ready":
+                history, versions = reply.get("history"), reply.get("versions")
+                if not isinstance(history, int) or not isinstance(versions, list):
+                    raise RemoteProtocolError("state_list: expected a history and versions")
+                return history, tuple(version for version in versions if isinstance(version, int))
+            await asyncio.sleep(PREPARE_RETRY_S)
 
     # the transport's side
 
@@ -211,11 +228,11 @@ class StateDownload:
     def on_message(self, sender: PeerId, header: Header) -> Header:
         raise RemoteProtocolError("a download answers no calls")
 
-    async def _manifest(self, donor: PeerId, version: int) -> Manifest | str:
+    async def _manifest(self, donor: PeerId, what: Header) -> Manifest | str:
         """The donor's manifest, or why not."""
         try:
             while True:
-                reply = await self._rpc.call(donor, {"kind": ASK_KIND, "version": version}, ASK_DEADLINE_S, idempotent=True)
+                reply = await self._rpc.call(donor, {"kind": ASK_KIND, **what}, ASK_DEADLINE_S, idempotent=True)
                 if reply.get("status") == "ready":
                     return Manifest.from_plain(reply)
                 if reply.get("status") != "preparing":
@@ -224,72 +241,92 @@ class StateDownload:
         except RemoteProtocolError as error:
             return str(error)
 
-    async def _chunks(self, manifest: Manifest, donors: Sequence[PeerId]) -> list[memoryview]:
-        missing = list(reversed(range(len(manifest.hashes))))
-        chunks: dict[int, memoryview] = {}
-
-        async def draw_from(donor: PeerId) -> str:
-            strikes = 0
-            while len(chunks) < len(manifest.hashes) and strikes < STRIKES:
-                if not missing:
-                    await asyncio.sleep(PREPARE_RETRY_S)  # another donor's chunk may come back to be fetched
-                    continue
-                index = missing.pop()
-                try:
-                    chunks[index] = await self._chunk(donor, manifest, index)
-                except (RemoteProtocolError, TimeoutError) as error:
-                    strikes += 1
-                    missing.append(index)
-                    logger.info("chunk %d of %d from %s: %r", index, len(manifest.hashes), donor, error)
-            return "" if strikes < STRIKES else "failed to deliver"
-
-        reasons = await asyncio.gather(*(draw_from(donor) for donor in donors))
-        if len(chunks) < len(manifest.hashes):
-            told = "; ".join(f"{donor[-6:]}: {reason}" for donor, reason in zip(donors, reasons, strict=True))
-            raise StateUnavailable(f"{len(chunks)} of {len(manifest.hashes)} chunks arrived; {told}")
-        return [chunks[index] for index in range(len(manifest.hashes))]
-
-    async def _chunk(self, donor: PeerId, manifest: Manifest, index: int) -> memoryview:
+    async def chunk(self, donor: PeerId, manifest: Manifest, what: Header, index: int) -> memoryview:
+        """One chunk of one donor. Raises RemoteProtocolError or TimeoutError."""
         key = (donor, manifest.version, index)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[memoryview] = loop.create_future()
         self._expected[key] = future
         began = loop.time()
         try:
-            header = {"kind": ASK_KIND, "version": manifest.version, "chunk": index}
-            reply = await self._rpc.call(donor, header, ASK_DEADLINE_S, idempotent=True)
+            reply = await self._rpc.call(donor, {"kind": ASK_KIND, **what, "chunk": index}, ASK_DEADLINE_S, idempotent=True)
             if reply.get("status") != "coming":
                 raise RemoteProtocolError(f"the donor says {reply.get('status')}")
             async with asyncio.timeout(self._timings.deadline_s((donor,), CHUNK_PRIOR_S)):
                 payload = await future
         finally:
             del self._expected[key]
-        if _hash(payload) != manifest.hashes[index]:
+        if hash_chunk(payload) != manifest.hashes[index]:
             raise RemoteProtocolError("hash differs")
         self._timings.observe((donor,), loop.time() - began)
         return payload
 
 
+class _Chunks:
+    """All chunks of one state, drawn from several donors; whoever has nothing left to fetch helps with what others wait for."""
+
+    def __init__(self, download: StateDownload, manifest: Manifest, what: Header, pace_bytes_per_s: float) -> None:
+        self._download, self._manifest, self._what, self._pace = download, manifest, what, pace_bytes_per_s
+        self._missing = list(reversed(range(len(manifest.hashes))))
+        self._chunks: dict[int, memoryview] = {}
+        self._under_way: dict[int, set[PeerId]] = {}
+
+    async def from_donors(self, donors: Sequence[PeerId]) -> list[memoryview]:
+        """Raises StateUnavailable when no donor is left."""
+        tasks = {asyncio.ensure_future(self._draw(donor)): donor for donor in donors}
+        told: list[str] = []
+        waiting = set(tasks)
+        try:
+            while waiting and not self._complete:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                told += [f"{tasks[task][-6:]}: {task.result()}" for task in done if task.result()]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if not self._complete:
+            raise StateUnavailable(f"{len(self._chunks)} of {len(self._manifest.hashes)} chunks arrived; {'; '.join(told)}")
+        return [self._chunks[index] for index in range(len(self._manifest.hashes))]
+
+    @property
+    def _complete(self) -> bool:
+        return len(self._chunks) == len(self._manifest.hashes)
+
+    async def _draw(self, donor: PeerId) -> str:
+        """Until all is there; returns why this donor was given up, or nothing."""
+        strikes = 0
+        while not self._complete and strikes < STRIKES:
+            index = self._next(donor)
+            if index is None:
+                await asyncio.sleep(PREPARE_RETRY_S)
+                continue
+            under_way = self._under_way.setdefault(index, set())
+            under_way.add(donor)
+            began = asyncio.get_running_loop().time()
+            try:
+                chunk = await self._download.chunk(donor, self._manifest, self._what, index)
+            except (RemoteProtocolError, TimeoutError) as error:
+                strikes += 1
+                if index not in self._chunks:
+                    self._missing.append(index)
+                logger.info("chunk %d of %d from %s: %r", index, len(self._manifest.hashes), donor, error)
+                continue
+            finally:
+                under_way.discard(donor)
+            self._chunks[index] = chunk
+            if self._pace:
+                await asyncio.sleep(max(0.0, began + len(chunk) / self._pace - asyncio.get_running_loop().time()))
+        return "" if strikes < STRIKES else "failed to deliver"
+
+    def _next(self, donor: PeerId) -> int | None:
+        while self._missing:
+            index = self._missing.pop()
+            if index not in self._chunks:
+                return index
+        late = [i for i, donors in self._under_way.items() if i not in self._chunks and donors and donor not in donors]
+        return min(late, default=None)
+
+
 def _key(sender: PeerId, header: Header) -> tuple[PeerId, int, int]:
     version, chunk = header.get("version"), header.get("chunk")
     return sender, version if isinstance(version, int) else -1, chunk if isinstance(chunk, int) else -1
-
-
-def _hash(chunk: memoryview) -> str:
-    return hashlib.blake2b(chunk, digest_size=16).hexdigest()
-
-
-def _assemble(manifest: Manifest, chunks: Sequence[memoryview]) -> dict[str, Tensor]:
-    """Raises RemoteProtocolError when the bytes do not fill the tensors exactly."""
-    data = np.concatenate([np.frombuffer(chunk, np.uint8) for chunk in chunks]) if chunks else np.empty(0, np.uint8)
-    state: dict[str, Tensor] = {}
-    at = 0
-    for name, dtype, shape in manifest.tensors:
-        size = DTYPES[dtype].itemsize * int(np.prod(shape, dtype=np.int64))
-        if at + size > len(data):
-            raise RemoteProtocolError(f"state: {name}: the bytes end early")
-        state[name] = torch.from_numpy(data[at : at + size].copy()).view(DTYPES[dtype]).reshape(shape)
-        at += size
-    if at != len(data):
-        raise RemoteProtocolError(f"state: {len(data) - at} bytes too many")
-    return state

@@ -3,6 +3,8 @@
 Pure: reports in, figures out. The ledger is checked here once more: the shares that a stage group averaged must add up to
 every microbatch of the iteration, no more and no less. (Any member's word will do: a member makes its gradient equal its share
 before it averages, and one that is killed between the commit and its own step has contributed all the same.)
+
+When the swarm goes back to an earlier version, the iterations after it are forgotten here too: they are done again.
 """
 
 from __future__ import annotations
@@ -12,61 +14,73 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gwtf_p2p.monitor.recovery import RecoveryFigures
+
 Report = Mapping[str, Any]
 
 
 @dataclass
 class RunState:
-    """`expected` is the number of microbatches of one iteration over all data peers."""
+    """`expected` is the number of microbatches of one iteration over all data peers; `losses` by iteration and microbatch.
+
+    `empty` are stages that have nobody left, so that the training pauses.
+    """
 
     stages: int
     expected: int
     tokens_per_microbatch: int
     names: dict[str, str] = field(default_factory=dict)
-    losses: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    losses: dict[int, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     begun_at: dict[int, float] = field(default_factory=dict)
     ended_at: dict[int, float] = field(default_factory=dict)
     routes: Counter[tuple[str, ...]] = field(default_factory=Counter)
-    recoveries: Counter[str] = field(default_factory=Counter)
-    recovery_s: list[float] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     averaged: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
-    useful_s: float = 0.0
-    computed_s: dict[str, float] = field(default_factory=dict)
-    state_of: dict[str, str] = field(default_factory=dict)
+    empty: set[int] = field(default_factory=set)
+    recovery: RecoveryFigures = field(default_factory=RecoveryFigures)
+    joined_s: dict[str, float] = field(default_factory=dict)
 
     def hear(self, peer: str, stage: int, report: Report, now: float) -> None:
         """One report of the peer with that name; `now` is the listener's clock."""
+        self.recovery.hear(peer, report, self.names)
         match report["name"]:
+            case "started":
+                self.names[str(report["peer"])] = peer
             case "microbatch_done":
-                self.losses[_iteration(report)].append(float(report["loss"]))
+                self.losses[_iteration(report)][str(report["microbatch"])] = float(report["loss"])
                 self.routes[tuple(self.names.get(p, p) for p in report["route"])] += 1
             case "iteration_begins":
                 self.begun_at.setdefault(int(report["iteration"]), now)
             case "stepped":
-                self._stepped(peer, stage, report, now)
-            case "recovery":
-                self.recoveries[str(report["kind"])] += 1
-                self.events.append(f"{peer}: {report['kind']} recovery of {report['microbatch']}")
-            case "recovered":
-                self.recovery_s.append(float(report["seconds"]))
-            case "peer_lost":
-                lost = self.names.get(str(report["peer"]), str(report["peer"])[-6:])
-                self.events.append(f"{peer} lost {lost}: {report['reason']}")
-            case "average_failed":
-                self.events.append(f"average failed: {report['reason']}")
+                self._stepped(stage, report, now)
+            case "going_back":
+                self._go_back(int(report["version"]))
             case _:
                 pass
+        line = self._event(peer, report)
+        if line and line not in self.events[-1:]:
+            self.events.append(line)
+
+    @property
+    def recoveries(self) -> Counter[str]:
+        """By kind."""
+        return self.recovery.kinds
 
     @property
     def iterations(self) -> int:
         """Iterations that a data peer has committed."""
         return len(self.ended_at)
 
+    @property
+    def pause(self) -> str:
+        """Why the training stands still, or nothing."""
+        stages = ", ".join(str(stage) for stage in sorted(self.empty))
+        return f"paused: stage {stages} has no peer" if stages else ""
+
     def loss(self, iteration: int) -> float:
         """Mean over the iteration's microbatches, each counted once."""
-        losses = self.losses[iteration]
-        return sum(losses) / len(losses)
+        losses = self.losses[iteration].values()
+        return sum(losses) / len(losses) if losses else float("nan")
 
     def iteration_seconds(self) -> list[float]:
         """Wall seconds of each committed iteration, its average and step included."""
@@ -86,13 +100,50 @@ class RunState:
         retried = sum(self.recoveries.values())
         return {"done": self.iterations * self.expected - lost, "retried": retried, "lost": lost, "double_counted": double}
 
-    def _stepped(self, peer: str, stage: int, report: Report, now: float) -> None:
+    def _stepped(self, stage: int, report: Report, now: float) -> None:
         iteration = int(report["iteration"])
         self.averaged[iteration, stage] = (int(report["of"]), int(report["different"]))
-        self.useful_s += float(report["useful_s"])
-        self.computed_s[peer] = float(report["computed_s"])
         if stage == 0:
             self.ended_at[iteration] = max(now, self.ended_at.get(iteration, 0.0))
+
+    def _go_back(self, version: int) -> None:
+        later = [i for i in {*self.losses, *self.begun_at, *self.ended_at} if i >= version]
+        for iteration in later:
+            self.losses.pop(iteration, None)
+            self.begun_at.pop(iteration, None)
+            self.ended_at.pop(iteration, None)
+        for key in [key for key in self.averaged if key[0] >= version]:
+            del self.averaged[key]
+
+    def _event(self, peer: str, report: Report) -> str:
+        """What the list of events says of it, or nothing."""
+        match report["name"]:
+            case "recovery":
+                return f"{peer}: {report['kind']} recovery of {report['microbatch']}"
+            case "peer_lost":
+                return f"{peer} lost {self._name(report['peer'])}: {report['reason']}"
+            case "average_failed":
+                return f"average failed: {report['reason']}"
+            case "stage_empty":
+                self.empty.add(int(report["stage"]))
+                return self.pause
+            case "stage_staffed":
+                self.empty.discard(int(report["stage"]))
+                return f"stage {report['stage']} has a peer again"
+            case "joined":
+                self.joined_s[peer] = float(report["seconds"])
+                return f"{peer} joined in {report['seconds']:.1f} s"
+            case "going_back":
+                return f"back to version {report['version']}: {report.get('reason', 'nobody has a later one')}"
+            case "version_missing":
+                return f"nobody has version {report['version']} of stage {report['stage']} yet"
+            case "memory_full":
+                return f"{peer} takes nothing more: {report['kept']} microbatches kept until the iteration closes"
+            case _:
+                return ""
+
+    def _name(self, peer: object) -> str:
+        return self.names.get(str(peer), str(peer)[-6:])
 
 
 def _iteration(report: Report) -> int:

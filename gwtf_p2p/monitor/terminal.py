@@ -52,6 +52,13 @@ def render(state: RunState, peers: Mapping[str, PeerLine], title: str, steps: in
     if losses:
         head.append(f"   loss {losses[0]:.4f} → {losses[-1]:.4f}   {state.tokens_per_second():.0f} tokens/s")
     head.append(f"   recoveries {sum(state.recoveries.values())}")
+    recovery = state.recovery
+    if recovery.delay_s is not None:
+        head.append(f", {1000 * recovery.delay_s:.0f} ms each")
+    if recovery.computed_s:
+        head.append(f"   wasted {recovery.wasted_fraction:.1%}")
+    if state.pause:
+        head.append(f"   {state.pause}", style="bold red")
     table = Table(expand=True, box=None)
     for column in ("peer", "role", "stage", "state", "iteration", "microbatches"):
         table.add_column(column, justify="right" if column in ("stage", "iteration", "microbatches") else "left")

@@ -192,6 +192,7 @@ class Handoffs:
             self._wait(held, "backward")
         held.beyond = message.successor
         seconds = (ctx.timings.median_s(("push", sender)) or 0.0) + message.held_s
+        ctx.timings.observe(("hop",), seconds)
         self._observe(held, sender, seconds, "")
 
     def late(self, held: Held, what: str) -> None:

@@ -383,6 +383,7 @@ class PeerMachine(ABC):
             useful_s=useful,
             wasted_s=spent - useful,
             computed_s=self.computed_s,
+            hop_s=self.ctx.timings.median_s(("hop",)),
         )
 
     def _drop_everything(self) -> None:

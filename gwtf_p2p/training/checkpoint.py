@@ -10,6 +10,7 @@ Rules.
   last one wins and nothing is torn.
 - `model.safetensors` holds the weights under the whole model's names; tied weights once, under the embedding's name.
 - A run resumes from the newest iteration that **all** stages have.
+- A checkpoint counts only if it belongs to the history that the run is in (`histories`); the others are passed over.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.records import RunRecord
+from gwtf_p2p.training.histories import read_histories, replace_file
 from gwtf_p2p.training.state import STEP, WEIGHTS
 
 MANIFEST, MODEL, OPTIMIZER = "manifest.json", "model.safetensors", "optimizer.safetensors"
@@ -45,6 +47,7 @@ class Checkpoint:
     iteration: int
     model_hash: str
     run: Mapping[str, Any]
+    history: int = 0
 
     def read(self) -> dict[str, Tensor]:
         """The state as `state.load_state` takes it, on the CPU."""
@@ -57,7 +60,9 @@ def step_folder(root: Path, stage: int, iteration: int) -> Path:
     return root / f"stage_{stage:05d}" / f"step_{iteration:08d}"
 
 
-def save_checkpoint(root: Path, run: RunRecord, stage: int, state: Mapping[str, Tensor], keep: int = 3) -> Path:
+def save_checkpoint(
+    root: Path, run: RunRecord, stage: int, state: Mapping[str, Tensor], keep: int = 3, history: int = 0
+) -> Path:
     """Write the state of one stage after `state["step"]` iterations, then drop all but the `keep` (1 or more) newest of it.
 
     Raises InputError naming the directory if it can't be written.
@@ -74,6 +79,7 @@ def save_checkpoint(root: Path, run: RunRecord, stage: int, state: Mapping[str, 
             "stage": stage,
             "iteration": iteration,
             "model_hash": run.model_hash,
+            "history": history,
             "run": {
                 "run_id": run.run_id,
                 "model_config": dict(run.model_config),
@@ -83,7 +89,7 @@ def save_checkpoint(root: Path, run: RunRecord, stage: int, state: Mapping[str, 
             },
             "files": files,
         }
-        _replace(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+        replace_file(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
         _drop_old(folder.parent, keep)
     except OSError as error:
         raise InputError(str(root), "", f"expected a writable checkpoint directory ({error.strerror or error})") from error
@@ -95,12 +101,35 @@ def newest_checkpoint(root: Path, run: RunRecord, stage: int) -> Checkpoint | No
 
     Raises InputError if it belongs to another model, split or seed.
     """
+    return next(_intact(root, run, stage), None)
+
+
+def intact_iterations(root: Path, run: RunRecord, stage: int) -> tuple[int, ...]:
+    """All iterations of which there is an intact checkpoint of this stage, in rising order. Raises InputError as above."""
+    return tuple(sorted(checkpoint.iteration for checkpoint in _intact(root, run, stage)))
+
+
+def listed_iterations(root: Path, model_hash: str, stage: int) -> tuple[int, ...]:
+    """Iterations of which there is a manifest of this model, in rising order; the files are not checked."""
+    found, histories = [], read_histories(root)
+    for folder in reversed(_step_folders(root / f"stage_{stage:05d}")):
+        manifest = _read_manifest(folder)
+        if manifest is not None and manifest.get("model_hash") == model_hash:
+            iteration = int(folder.name.removeprefix("step_"))
+            if histories.holds(int(manifest.get("history", 0)), iteration):
+                found.append(iteration)
+    return tuple(found)
+
+
+def _intact(root: Path, run: RunRecord, stage: int) -> Iterator[Checkpoint]:
+    """Newest first."""
+    histories = read_histories(root)
     for folder in _step_folders(root / f"stage_{stage:05d}"):
         checkpoint = verified_checkpoint(folder)
         if checkpoint is not None:
             _check_model(checkpoint, run.model_hash)
-            return checkpoint
-    return None
+            if histories.holds(checkpoint.history, checkpoint.iteration):
+                yield checkpoint
 
 
 def load_checkpoint(root: Path, run: RunRecord, stage: int, iteration: int) -> dict[str, Tensor]:
@@ -113,15 +142,19 @@ def load_checkpoint(root: Path, run: RunRecord, stage: int, iteration: int) -> d
     if checkpoint is None:
         raise InputError(str(folder), "", "expected a complete checkpoint whose files match its manifest")
     _check_model(checkpoint, run.model_hash)
+    if not read_histories(root).holds(checkpoint.history, iteration):
+        raise InputError(str(folder), "", "it belongs to a history that the run has gone back from")
     return checkpoint.read()
 
 
 def latest_common_iteration(root: Path, stages: int) -> int | None:
     """The newest iteration of which stages 0 to `stages` all have an intact checkpoint; None if there is none."""
+    histories = read_histories(root)
     folders = [{folder.name: folder for folder in _step_folders(root / f"stage_{stage:05d}")} for stage in range(stages + 1)]
     common = set.intersection(*(set(by_name) for by_name in folders))
     for name in sorted(common, reverse=True):
-        if all(verified_checkpoint(by_name[name]) is not None for by_name in folders):
+        found = [verified_checkpoint(by_name[name]) for by_name in folders]
+        if all(checkpoint is not None and histories.holds(checkpoint.history, checkpoint.iteration) for checkpoint in found):
             return int(name.removeprefix("step_"))
     return None
 
@@ -136,18 +169,27 @@ def stages_in(root: Path) -> list[int]:
 
 def verified_checkpoint(folder: Path) -> Checkpoint | None:
     """The checkpoint in a folder if its manifest can be read and every file matches it, else None."""
+    manifest = _read_manifest(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        if manifest["format"] != FORMAT:
+        if manifest is None or manifest["format"] != FORMAT:
             return None
         for name in (MODEL, OPTIMIZER):
             wanted = manifest["files"][name]
             path = folder / name
             if path.stat().st_size != wanted["bytes"] or _sha256(path) != wanted["sha256"]:
                 return None
-        return Checkpoint(folder, manifest["stage"], manifest["iteration"], manifest["model_hash"], manifest["run"])
+        names = (manifest["stage"], manifest["iteration"], manifest["model_hash"], manifest["run"])
+        return Checkpoint(folder, *names, int(manifest.get("history", 0)))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a torn or foreign file is the case that this function exists for
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
 
 
 def _check_model(checkpoint: Checkpoint, model_hash: str) -> None:
@@ -177,20 +219,6 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return entry
 
 
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.writing")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the renames themselves
-    finally:
-        os.close(folder)
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -204,6 +232,10 @@ def _drop_old(stage_folder: Path, keep: int) -> None:
     oldest_kept = complete[keep - 1].name
     for folder in stage_folder.glob("step_" + "[0-9]" * 8):
         if folder.name < oldest_kept:
-            # The manifest goes first: a half-removed checkpoint must not look complete.
-            (folder / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """The manifest goes first: a half-removed checkpoint must not look complete."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

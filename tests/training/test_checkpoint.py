@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.training.checkpoint import (
+    intact_iterations,
     latest_common_iteration,
+    listed_iterations,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
@@ -20,6 +22,7 @@ from gwtf_p2p.training.checkpoint import (
     step_folder,
 )
 from gwtf_p2p.training.export import export_hf
+from gwtf_p2p.training.histories import read_histories, write_histories
 from gwtf_p2p.training.optimizer import PartOptimizer
 from gwtf_p2p.training.state import export_state, state_hash
 from tests.training.swarm import LLAMA, MODELS, Pipeline, batch, microbatch, run_record
@@ -55,6 +58,26 @@ def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert folder == tmp_path / "stage_00003" / "step_00001200"
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "optimizer.safetensors", "manifest.json"}
     assert state_hash(load_checkpoint(tmp_path, run_record(LLAMA), 3, 1200)) == state_hash(small_state(1200))
+
+
+def test_what_was_written_after_the_point_that_the_run_went_back_to_does_not_count(tmp_path: Path) -> None:
+    save(tmp_path, 1, 10, 20, 30)
+    write_histories(tmp_path, read_histories(tmp_path).going_on(1, 20))
+    assert newest(tmp_path) == 20
+    assert intact_iterations(tmp_path, run_record(LLAMA), 1) == (10, 20)
+    assert listed_iterations(tmp_path, run_record(LLAMA).model_hash, 1) == (10, 20)
+    with pytest.raises(InputError, match="gone back"):
+        load_checkpoint(tmp_path, run_record(LLAMA), 1, 30)
+    save_checkpoint(tmp_path, run_record(LLAMA), 1, small_state(30), history=1)
+    assert newest(tmp_path) == 30
+
+
+def test_a_folder_that_was_away_when_the_run_went_back_holds_nothing(tmp_path: Path) -> None:
+    save(tmp_path, 1, 10)
+    write_histories(tmp_path, read_histories(tmp_path).going_on(2, 40))
+    assert newest(tmp_path) is None
+    (tmp_path / "histories.json").write_text("torn")
+    assert read_histories(tmp_path).newest == 0
 
 
 def crash_between_the_files(folder: Path) -> None:

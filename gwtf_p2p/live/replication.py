@@ -1,0 +1,111 @@
+"""Copies of other stages' checkpoints on this disk, and copies of this stage's on others'.
+
+Which stages a peer keeps copies for is decided in `protocol/replicas`. A copy is fetched like any state: in chunks, hashed,
+off the compute thread, at a pace that leaves the line to the training. Several donors of a stage with equal checkpoints share
+the work. What others keep of this peer's own stage counts as kept here: this peer can fetch it (`remote`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+
+from gwtf_p2p.live.checkpoints import Checkpoints
+from gwtf_p2p.live.state_transfer import StateDownload, StateUnavailable
+from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
+from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.network_view import NetworkView
+from gwtf_p2p.protocol.replicas import kept_by, neighbouring_stages
+
+logger = logging.getLogger(__name__)
+
+COPY_PERIOD_S = 5.0
+SEEK_PERIOD_S = 1.0
+MOST_ASKED = 16
+
+
+class Replication:
+    """Of one peer. `view` gives the newest view, `serves` whether this peer takes part; `on_remote` hears of changes."""
+
+    def __init__(self, checkpoints: Checkpoints, download: StateDownload, me: PeerId) -> None:
+        self._checkpoints, self._download, self._me = checkpoints, download, me
+        self.remote: dict[int, tuple[PeerId, ...]] = {}
+        self.copied = 0
+        self.on_remote: Callable[[], None] = lambda: None
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Versions of this peer's stage that it has on its disk or can fetch."""
+        return tuple(sorted({*self._checkpoints.kept, *self.remote}))
+
+    async def adopt(self, view: NetworkView) -> int:
+        """What others keep of this stage, at the start; returns the history that it belongs to."""
+        found = await self._ask([peer for peer in view.records if peer != self._me])
+        history = max([self._checkpoints.history, *(h for h, _ in found.values())])
+        self._note(found, history)
+        return history
+
+    async def fetch(self, version: int) -> dict[str, Tensor]:
+        """A version of this stage from whoever keeps it. Raises StateUnavailable."""
+        return await self._download.fetch(version, self.remote.get(version, ()), self._checkpoints.stage)
+
+    async def run(self, view: Callable[[], NetworkView | None], serves: Callable[[], bool]) -> None:
+        """Look for copies of what this peer may need, and make copies of what it keeps for others, until cancelled."""
+        while True:
+            await asyncio.sleep(COPY_PERIOD_S if serves() else SEEK_PERIOD_S)
+            now = view()
+            if now is None:
+                continue
+            self._note(await self._ask(self._near(now) if serves() else now.records), self._checkpoints.history)
+            if serves() and self._checkpoints.options.folder is not None:
+                for stage in kept_by(now, self._me, self._checkpoints.stage, self._checkpoints.options.copies):
+                    await self._copy(now, stage)
+
+    def _near(self, view: NetworkView) -> list[PeerId]:
+        stage = self._checkpoints.stage
+        near = [peer for other in neighbouring_stages(stage, view.stages) for peer in view.peers_of_stage(other)]
+        return sorted(near)[:MOST_ASKED]
+
+    async def _ask(self, peers: Iterable[PeerId], stage: Stage | None = None) -> dict[PeerId, tuple[int, tuple[int, ...]]]:
+        """What each of them keeps of a stage (this peer's own if none is named); those that do not answer are left out."""
+        of = self._checkpoints.stage if stage is None else stage
+        asked = sorted(set(peers) - {self._me})
+        answers = await asyncio.gather(*(self._download.listed(peer, of) for peer in asked), return_exceptions=True)
+        found = {}
+        for peer, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, BaseException):
+                if not isinstance(answer, RemoteProtocolError):
+                    raise answer
+            else:
+                found[peer] = answer
+        return found
+
+    def _note(self, found: dict[PeerId, tuple[int, tuple[int, ...]]], history: int) -> None:
+        versions = {version for h, kept in found.values() if h == history for version in kept}
+        remote = {
+            version: tuple(sorted(peer for peer, (h, kept) in found.items() if h == history and version in kept))
+            for version in sorted(versions - set(self._checkpoints.kept))
+        }
+        if remote != self.remote:
+            self.remote = remote
+            self.on_remote()
+
+    async def _copy(self, view: NetworkView, stage: Stage) -> None:
+        """The newest version of a stage that its peers have on disk, unless it is here already."""
+        checkpoints = self._checkpoints
+        found = await self._ask(view.peers_of_stage(stage), stage)
+        newest = max((v for h, kept in found.values() if h == checkpoints.history for v in kept), default=0)
+        if not newest or newest in await asyncio.to_thread(checkpoints.kept_of, stage):
+            return
+        donors = sorted(peer for peer, (h, kept) in found.items() if h == checkpoints.history and newest in kept)
+        try:
+            state = await self._download.fetch(newest, donors, stage, checkpoints.options.copy_bytes_per_s / len(donors))
+            await asyncio.to_thread(checkpoints.keep, stage, state)
+        except (StateUnavailable, RemoteProtocolError, InputError) as error:
+            logger.warning("no copy of stage %d after %d iterations: %s", stage, newest, error)
+            return
+        self.copied += 1
+        logger.info("copied the checkpoint of stage %d after %d iterations", stage, newest)
