@@ -74,7 +74,7 @@ class PortMapper:
         """The router's own outside address, when a router has told it, public or not."""
 
     async def map_port(self, port: int, limit_s: float = FIND_S) -> str | None:
-        """The public multiaddr that leads to this TCP port of this machine from now on; None, with `reason`, if there is none."""
+        """The public multiaddr that leads to this TCP port of this machine from now on; None, with `reason`, without one."""
         assert self._renewing is None, "one mapper maps one port"
         self.mapped = await self._search_and_map(port, limit_s)
         if self.mapped is None:
