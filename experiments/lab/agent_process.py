@@ -15,8 +15,9 @@ import uvloop
 from hivemind.p2p import P2P, PeerID
 
 from gwtf_p2p.live import libp2p_streams, punch
-from gwtf_p2p.live.maddrs import parse_initial_peer, parse_initial_peers
-from gwtf_p2p.live.p2p import Daemon, P2POptions, _connect, start_daemon
+from gwtf_p2p.live.dialling import connect
+from gwtf_p2p.live.maddrs import parse_initial_peers
+from gwtf_p2p.live.p2p import Daemon, P2POptions, start_daemon
 from gwtf_p2p.live.reachability import Reachability
 from gwtf_p2p.live.rpc import Header, Rpc
 from gwtf_p2p.protocol.ids import PeerId, RunId
@@ -58,7 +59,7 @@ class _Agent:
 
     async def connect(self, peer: PeerId, maddr: str | None = None, limit_s: float = 10.0) -> str:
         """Empty when connected, else the reason."""
-        return await _connect(self.daemon, peer, parse_initial_peer(maddr) if maddr else None, limit_s)
+        return await connect(self.daemon.control_path, peer, [maddr] if maddr else [], limit_s)
 
     async def disconnect(self, peer: PeerId) -> None:
         await self.daemon.p2p._client.disconnect(PeerID.from_base58(peer))

@@ -26,8 +26,8 @@ from hivemind.p2p import PeerID
 from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe, write_pbmsg
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
-from hivemind.utils.multiaddr.exceptions import Error as MultiaddrError
 
+from gwtf_p2p.live.dialling import maddr_text
 from gwtf_p2p.protocol.ids import PeerId
 
 IDENTIFY = "/ipfs/id/1.0.0"
@@ -107,11 +107,11 @@ async def identify(control_path: str, peer: PeerId, limit_s: float) -> Identifie
                 if not isinstance(value, bytes):
                     continue
                 if field == 2:
-                    listens.append(_maddr(value))
+                    listens.append(maddr_text(value))
                 elif field == 3:
                     protocols.add(value.decode(errors="replace"))
                 elif field == 4:
-                    observed = _maddr(value)
+                    observed = maddr_text(value)
     return Identified(observed, tuple(filter(None, listens)), frozenset(protocols))
 
 
@@ -133,7 +133,7 @@ async def dial_back(
     fields = dict(_fields(response))
     status, address = fields.get(1, 0), fields.get(3)
     if status == 0 and isinstance(address, bytes):
-        return DialBack(_maddr(address))
+        return DialBack(maddr_text(address))
     return DialBack("", _REASONS.get(int(status), f"status {status}") if isinstance(status, int) else "no status")
 
 
@@ -252,11 +252,3 @@ def _whole(value: int | bytes) -> int:
     if not isinstance(value, int):
         raise StreamFailed("bytes where a number is due")
     return value
-
-
-def _maddr(value: bytes) -> str:
-    """Empty when these bytes are no multiaddr that hivemind's parser knows."""
-    try:
-        return str(Multiaddr(value))
-    except (MultiaddrError, ValueError):
-        return ""

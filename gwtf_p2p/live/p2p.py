@@ -21,12 +21,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hivemind.p2p import P2P, PeerID
+from hivemind.p2p import P2P
 from hivemind.p2p.p2p_daemon_bindings.control import DEFAULT_MAX_MSG_SIZE
-from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, read_pbmsg_safe, write_pbmsg
-from hivemind.proto import p2pd_pb2
-from hivemind.utils.multiaddr import Multiaddr
+from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 
+from gwtf_p2p.live.dialling import connect
 from gwtf_p2p.live.identity import Identity, IdentityInUse
 from gwtf_p2p.live.maddrs import InitialPeer
 from gwtf_p2p.live.p2p_lifetime import SocketDir, make_socket_dir, socket_base, sweep
@@ -260,7 +259,7 @@ async def _check_identity(options: P2POptions, identity: Identity) -> None:
     except P2PDaemonError:
         return  # the same will happen to the real one, where it is reported
     try:
-        if not await _connect(daemon, identity.peer_id, None, _IDENTITY_CHECK_S):
+        if not await connect(daemon.control_path, identity.peer_id, (), _IDENTITY_CHECK_S):
             raise IdentityInUse(identity.path, f"another peer of this swarm ({identity.peer_id})")
     finally:
         await daemon.stop()
@@ -271,41 +270,7 @@ async def _dial_each(peers: Sequence[InitialPeer], options: P2POptions) -> dict[
     asking = replace(options, initial_peers=(), host_maddrs=(), announce_maddrs=(), auto_nat=False, nat_port_map=False)
     daemon = await _launch(asking, None)
     try:
-        whys = await asyncio.gather(*(_connect(daemon, peer.peer, peer, _DIAL_S) for peer in peers))
+        whys = await asyncio.gather(*(connect(daemon.control_path, peer.peer, [peer.text], _DIAL_S) for peer in peers))
     finally:
         await daemon.stop()
     return {peer.text: why or "answers now, but did not when p2pd started" for peer, why in zip(peers, whys, strict=True)}
-
-
-async def _connect(daemon: Daemon, peer: PeerId, address: InitialPeer | None, limit_s: float) -> str:
-    """Have p2pd connect to a peer, at an address or wherever the swarm knows it; returns why not, or nothing.
-
-    Spoken by hand: hivemind's `Multiaddr.to_bytes` writes ids of the form 12D3... in a way that p2pd refuses.
-    """
-    request = p2pd_pb2.ConnectRequest(peer=PeerID.from_base58(peer).to_bytes(), addrs=[_wire_bytes(address)] if address else [])
-    response = p2pd_pb2.Response()
-    reader, writer = await asyncio.open_unix_connection(daemon.control_path)
-    try:
-        async with asyncio.timeout(limit_s):
-            await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=request))
-            await read_pbmsg_safe(reader, response)
-    except TimeoutError:
-        return f"no answer within {limit_s:.0f} s"
-    finally:
-        writer.transport.abort()
-    return " ".join(response.error.msg.split()) if response.type == p2pd_pb2.Response.ERROR else ""
-
-
-def _wire_bytes(address: InitialPeer) -> bytes:
-    """The multiaddr in bytes, each /p2p/<id> as a plain multihash."""
-    out = b""
-    for index, part in enumerate(address.text.split("/p2p/")):
-        if index == 0:
-            out += Multiaddr(part).to_bytes()
-            continue
-        text, _, rest = part.partition("/")
-        multihash = PeerID.from_base58(text).to_bytes()
-        out += b"\xa5\x03" + bytes([len(multihash)]) + multihash
-        if rest:
-            out += Multiaddr(f"/{rest}").to_bytes()
-    return out

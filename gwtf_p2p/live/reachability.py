@@ -23,7 +23,7 @@ from gwtf_p2p.live.libp2p_streams import (
     reserve,
 )
 from gwtf_p2p.live.maddrs import InitialPeer
-from gwtf_p2p.live.p2p import Daemon, _connect
+from gwtf_p2p.live.p2p import Daemon
 from gwtf_p2p.live.reachability_rules import Situation, circuit_maddrs, path_of, renew_in_s
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.records import PathType
@@ -122,7 +122,7 @@ class Reachability:
 
     async def _reserve(self, relay: PeerId) -> Reservation | None:
         held = None
-        if not await _connect(self._daemon, relay, self._relays[relay], ANSWER_S):
+        if not await connect(self._daemon.control_path, relay, [self._relays[relay].text], ANSWER_S):
             try:
                 held = await reserve(self._daemon.control_path, relay, ANSWER_S)
             except (StreamFailed, ReservationRefused) as error:

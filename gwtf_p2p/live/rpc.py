@@ -35,7 +35,17 @@ from gwtf_p2p.live.rpc_api import (
     RpcService,
 )
 from gwtf_p2p.live.rpc_incoming import Acceptor, IncomingStream
-from gwtf_p2p.live.rpc_outgoing import NotTaken, StreamLost, StreamPool, call_on, open_with_retry, push_on
+from gwtf_p2p.live.rpc_outgoing import (
+    NotTaken,
+    OutgoingStream,
+    PlainWays,
+    StreamLost,
+    StreamPool,
+    Ways,
+    call_on,
+    open_with_retry,
+)
+from gwtf_p2p.live.rpc_push import Push
 from gwtf_p2p.live.rpc_stream import STREAM_VERSION, Frame, FrameStream, Purpose, accept_frames, accept_greeting
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId
@@ -55,13 +65,16 @@ __all__ = [
 
 
 class Rpc:
-    """The data plane of one peer in one run. Peers of another run refuse its streams."""
+    """The data plane of one peer in one run. Peers of another run refuse its streams. `ways`: how it gets to the others."""
 
-    def __init__(self, daemon: Daemon, run_id: RunId, options: RpcOptions = DEFAULT_OPTIONS) -> None:
+    def __init__(
+        self, daemon: Daemon, run_id: RunId, options: RpcOptions = DEFAULT_OPTIONS, ways: Ways | None = None
+    ) -> None:
         self._daemon = daemon
         self._options = options
         self._name = f"gwtf/{STREAM_VERSION}/{run_id}"
-        self._pool = StreamPool(daemon.control_path, self._name, options)
+        self._ways = ways or PlainWays()
+        self._pool = StreamPool(daemon.control_path, self._name, options, self._ways)
         self._acceptor = Acceptor(options, self._service_for)
         self._services: dict[str, RpcService] = {}
         self._handlers: RpcHandlers | None = None
@@ -103,13 +116,12 @@ class Rpc:
         The payload must not change meanwhile. `eager=False` waits for the verdict before it sends the payload.
         Raises PushFailed.
         """
-        opened = False
+        push = Push(self._pool, self._ways, to, header, memoryview(payload).cast("B"), eager=eager)
         try:
-            async with asyncio.timeout(deadline_s), self._pool.stream(to, for_call=False) as stream:
-                opened = True
-                return await push_on(stream, header, memoryview(payload).cast("B"), eager=eager)
+            async with asyncio.timeout(deadline_s):
+                return await push.run()
         except _FAILURES as error:
-            kind, reason = _why(error, deadline_s, opened)
+            kind, reason = _why(error, deadline_s, push.opened)
             raise PushFailed(to, kind, reason) from error
 
     async def call(self, to: PeerId, header: Header, deadline_s: float, *, idempotent: bool = False) -> Header:
@@ -137,6 +149,28 @@ class Rpc:
         watch = self._watches.pop(peer, None)
         if watch is not None:
             watch.close()
+
+    def path_changed(self, peer: PeerId) -> None:
+        """There is a better path to a peer now: streams are opened anew, those under way end where they are."""
+        self._pool.drop_idle(peer)
+
+    async def signal(self, to: PeerId, header: Header, deadline_s: float) -> Header:
+        """A call on a stream of its own, over whatever connection there is: how a better path is agreed on.
+
+        Raises CallFailed.
+        """
+        listener = OutgoingStream(lambda _: None)
+        try:
+            async with asyncio.timeout(deadline_s):
+                listener.frames, _ = await open_with_retry(
+                    self._daemon.control_path, to, self._name, Purpose.TRANSFER, listener, self._options.first_try_s
+                )
+                return await call_on(listener, header)
+        except _FAILURES as error:
+            kind, reason = _why(error, deadline_s, opened=True)
+            raise CallFailed(to, kind, reason) from error
+        finally:
+            listener.close()
 
     async def _call_once(self, to: PeerId, header: Header) -> Header:
         async with self._pool.stream(to, for_call=True) as stream:
@@ -185,12 +219,17 @@ class _Watch:
         """Nothing is due on a watch; whatever comes is ignored."""
 
     def on_lost(self, reason: str) -> None:
+        if self._frames is not None and self._rpc._ways.is_fragile(self._peer):
+            self._frames = None  # perhaps only the path has ended: the news is whether another can be had
+            self._opening = asyncio.get_running_loop().create_task(self._open())
+            return
         self._rpc._watch_broken(self._peer, reason)
 
     async def _open(self) -> None:
         rpc = self._rpc
         try:
             async with asyncio.timeout(2 * rpc._options.first_try_s):
+                await rpc._ways.ready(self._peer)
                 self._frames, _ = await open_with_retry(
                     rpc._daemon.control_path, self._peer, rpc._name, Purpose.WATCH, self, rpc._options.first_try_s
                 )

@@ -103,7 +103,8 @@ class RpcOptions:
     """Limits and waits of the data plane.
 
     `first_try_s`: a first stream between two NATed peers sometimes stalls for exactly 10 s (measured); after this time it is
-    given up and tried once more. `max_inflight_bytes` bounds the memory of all payloads that are being received.
+    given up and tried once more. `max_inflight_bytes` bounds the memory of all payloads that are being received. `park_s`: how
+    long a half received payload waits for its sender to come back on another path.
     """
 
     max_payload_bytes: int = 256 << 20
@@ -112,6 +113,7 @@ class RpcOptions:
     max_accepted_streams_per_peer: int = 64
     idle_stream_s: float = 60.0
     first_try_s: float = 4.0
+    park_s: float = 20.0
 
 
 DEFAULT_OPTIONS = RpcOptions()

@@ -3,23 +3,21 @@
 A stream carries one push or call at a time; several at once use several streams, up to a limit, and then wait. Keeping streams
 is what makes small transfers quick: a call over an open stream takes 0.06 ms here, hivemind's unary call 0.5 ms, and opening a
 stream 1-3 ms (experiments/bench_hop.py). A stream on which anything went wrong is thrown away.
+
+Before a stream is opened, `Ways` sees to it that there is a connection to the peer, on the best path that can be had.
 """
 
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from typing import Protocol
 
 from hivemind.p2p import PeerID
 
-from gwtf_p2p.live.rpc_api import FailureKind, Header, PushResult, RpcFailed, RpcOptions, pack, unpack
-from gwtf_p2p.live.rpc_incoming import OFFER_HEAD
+from gwtf_p2p.live.rpc_api import FailureKind, Header, RpcFailed, RpcOptions, pack, unpack
 from gwtf_p2p.live.rpc_stream import (
-    CHUNK_BYTES,
-    END_BODY,
     MAX_CONTROL_BYTES,
     Frame,
     FrameListener,
@@ -29,10 +27,39 @@ from gwtf_p2p.live.rpc_stream import (
     clock_s,
     open_frames,
 )
-from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
 
 _KEPT_STREAMS = 2
+
+
+class Ways(Protocol):
+    """How this peer gets to others; see `paths.Paths`."""
+
+    async def ready(self, peer: PeerId) -> None:
+        """Return when there is a connection, or p2pd may find one by itself. Raises RpcFailed (UNREACHABLE)."""
+
+    def is_fragile(self, peer: PeerId) -> bool:
+        """Whether a broken stream is no news about the peer: its path is relayed, punched, or being changed."""
+
+    def allowance(self, peer: PeerId, wanted: int) -> int:
+        """How many of so many bytes may be sent on the path as it is; they count as sent. 0: it must be renewed first."""
+
+    async def renew(self, peer: PeerId) -> None:
+        """Another circuit in place of one whose budget is at its end."""
+
+
+class PlainWays:
+    """p2pd alone finds the way: peers of one machine or one local network."""
+
+    async def ready(self, peer: PeerId) -> None: ...
+
+    def is_fragile(self, peer: PeerId) -> bool:
+        return False
+
+    def allowance(self, peer: PeerId, wanted: int) -> int:
+        return wanted
+
+    async def renew(self, peer: PeerId) -> None: ...
 
 
 class StreamLost(Exception):
@@ -86,7 +113,8 @@ class OutgoingStream:
 class StreamPool:
     """Streams to every peer that this one talks to."""
 
-    def __init__(self, control_path: str, protocol_name: str, options: RpcOptions) -> None:
+    def __init__(self, control_path: str, protocol_name: str, options: RpcOptions, ways: Ways) -> None:
+        self._ways = ways
         self._control_path = control_path
         self._protocol_name = protocol_name
         self._options = options
@@ -126,7 +154,13 @@ class StreamPool:
                 stream.close()
         self._idle.clear()
 
+    def drop_idle(self, peer: PeerId) -> None:
+        """Close the kept streams to a peer: they run over a path that has a better one beside it now."""
+        for stream in self._idle.pop(peer, []):
+            stream.close()
+
     async def _open(self, peer: PeerId) -> OutgoingStream:
+        await self._ways.ready(peer)
         stream = OutgoingStream(lambda lost: self._forget(peer, lost))
         stream.frames, _ = await open_with_retry(
             self._control_path, peer, self._protocol_name, Purpose.TRANSFER, stream, self._options.first_try_s
@@ -181,45 +215,10 @@ async def open_with_retry(
         raise RpcFailed(peer, FailureKind.UNREACHABLE, str(error)) from error
 
 
-async def push_on(stream: OutgoingStream, header: Header, payload: memoryview, *, eager: bool) -> PushResult:
-    """One push over an open stream.
-
-    `eager` sends the payload right behind the header, and stops when a refusal arrives; else the verdict is awaited first, one
-    round trip longer, which wastes nothing where a refusal is likely. Raises StreamLost, RemoteProtocolError when the answers
-    make no sense, and NotTaken when the receiver did not get what was sent.
-    """
-    frames = stream.frames
-    assert frames is not None, "a stream is handed out open"
-    start_s = clock_s()
-    _send_header(frames, Frame.OFFER, header, OFFER_HEAD.pack(len(payload)))
-    verdict = None if eager else await _verdict(stream)
-    sent_bytes, crc = 0, 0
-    for offset in range(0, len(payload), CHUNK_BYTES):
-        if verdict is None and stream.has(Frame.VERDICT):
-            verdict = await _verdict(stream)
-        if stream.lost_reason or (verdict is not None and not verdict.accepted):
-            break
-        chunk = payload[offset : offset + CHUNK_BYTES]
-        crc = zlib.crc32(chunk, crc)
-        frames.send(Frame.DATA, chunk)
-        sent_bytes += len(chunk)
-        await frames.drained()
-    if sent_bytes == len(payload):
-        frames.send(Frame.END, END_BODY.pack(sent_bytes, crc))
-    else:
-        frames.send(Frame.ABORT, b"refused")
-    verdict = verdict or await _verdict(stream)
-    round_trip_s = verdict.arrived_s - start_s
-    if not verdict.accepted:
-        return PushResult(verdict.reply, False, sent_bytes, round_trip_s, round_trip_s, 0.0)
-    receive_s, arrived_s = await _acknowledgement(stream)
-    return PushResult(verdict.reply, True, sent_bytes, arrived_s - start_s, round_trip_s, receive_s)
-
-
 async def call_on(stream: OutgoingStream, header: Header) -> Header:
     """One call over an open stream. Raises StreamLost, NotTaken (REFUSED), or RemoteProtocolError."""
     assert stream.frames is not None, "a stream is handed out open"
-    _send_header(stream.frames, Frame.CALL, header)
+    send_header(stream.frames, Frame.CALL, header)
     body, _ = await stream.receive(Frame.REPLY)
     if body[:1] != b"\x00":
         raise NotTaken(FailureKind.REFUSED, body[1:].decode(errors="replace"))
@@ -234,35 +233,7 @@ class NotTaken(Exception):
         super().__init__(reason)
 
 
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    reply: Header
-    arrived_s: float
-
-    @property
-    def accepted(self) -> bool:
-        return self.reply.get("accepted") is True
-
-
-async def _verdict(stream: OutgoingStream) -> _Verdict:
-    body, arrived_s = await stream.receive(Frame.VERDICT)
-    return _Verdict(unpack(body), arrived_s)
-
-
-async def _acknowledgement(stream: OutgoingStream) -> tuple[float, float]:
-    """The receiver's seconds of receiving, and when its acknowledgement arrived."""
-    body, arrived_s = await stream.receive(Frame.ACK)
-    acknowledged = unpack(body)
-    failure, receive_s = acknowledged.get("failure"), acknowledged.get("receive_s")
-    if failure is not None:
-        kind = FailureKind.REFUSED if failure == FailureKind.REFUSED.value else FailureKind.CORRUPT
-        raise NotTaken(kind, str(acknowledged.get("reason")))
-    if not isinstance(receive_s, float):
-        raise RemoteProtocolError(f"ACK: receive_s: expected a number, got {receive_s!r:.40}")
-    return receive_s, arrived_s
-
-
-def _send_header(frames: FrameStream, kind: Frame, header: Header, head: bytes = b"") -> None:
+def send_header(frames: FrameStream, kind: Frame, header: Header, head: bytes = b"") -> None:
     packed = pack(header)
     if len(head) + len(packed) > MAX_CONTROL_BYTES:
         raise ValueError(f"header of {len(packed)} bytes is over the bound of {MAX_CONTROL_BYTES}")

@@ -34,7 +34,7 @@ FRAME_HEADER = struct.Struct(">BI")
 END_BODY = struct.Struct(">QI")
 GREETING = struct.Struct(">4sBB2x")
 MAGIC = b"GWTF"
-STREAM_VERSION = 1
+STREAM_VERSION = 2
 MAX_CONTROL_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 19
 
@@ -56,6 +56,9 @@ class Frame(IntEnum):
     ACK = 6
     CALL = 7
     REPLY = 8
+    PAUSE = 9
+    RESUME = 10
+    STAND = 11
 
 
 class Purpose(IntEnum):
@@ -110,9 +113,9 @@ class FrameStream(asyncio.BufferedProtocol):
     def is_closed(self) -> bool:
         return self._closed
 
-    def expect_payload(self, sink: memoryview | None) -> None:
-        """The DATA frames of the next payload go into `sink`; with None they are thrown away."""
-        self._sink, self.sink_filled, self.sink_crc = sink, 0, 0
+    def expect_payload(self, sink: memoryview | None, filled: int = 0, crc: int = 0) -> None:
+        """The DATA frames of the next payload go into `sink`, behind what it holds already; with None they are thrown away."""
+        self._sink, self.sink_filled, self.sink_crc = sink, filled, crc
 
     def send(self, kind: Frame, *parts: bytes | memoryview) -> None:
         """Queue one frame. The parts must not change until it has been written (see `drained`)."""

@@ -247,7 +247,7 @@ class Half:
     @staticmethod
     async def offered(a: LivePeer, b: LivePeer, header: Header, size: int) -> Half:
         half = await Half.open(a, b)
-        half.frames.send(Frame.OFFER, OFFER_HEAD.pack(size), pack(header))
+        half.frames.send(Frame.OFFER, OFFER_HEAD.pack(size, 0), pack(header))
         await half.receive(Frame.VERDICT)
         return half
 
