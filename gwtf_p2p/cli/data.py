@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.peer_flags import (
     DRAIN_S,
@@ -19,6 +19,9 @@ from gwtf_p2p.cli.peer_reports import reporter
 from gwtf_p2p.cli.run_file import read_run_file
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId
+
+if TYPE_CHECKING:
+    from gwtf_p2p.live.peer_config import PeerConfig
 
 
 def add_parser(subparsers: Any) -> None:
@@ -35,6 +38,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until Ctrl+C."""
+    return serve(config_of(args), args, reporter(args.json))
+
+
+def config_of(args: argparse.Namespace) -> PeerConfig:
+    """What the flags say. Raises InputError."""
     if bool(args.new_run) == bool(args.run_id):
         raise InputError("--new_run, --run_id", "", "expected one of the two")
     options = p2p_options(args, needs_peers=True)
@@ -43,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from gwtf_p2p.training.executor import ExecutorConfig, resolve_device
 
     resolve_device(args.device)
-    config = PeerConfig(
+    return PeerConfig(
         role="data",
         options=options,
         identity_path=args.identity_path,
@@ -56,4 +64,3 @@ def run(args: argparse.Namespace) -> int:
         drain_s=DRAIN_S,
         event_log=args.event_log,
     )
-    return serve(config, args, reporter(args.json))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.peer_flags import BOOTSTRAP_PORT, add_network_flags, p2p_options, serve
+
+if TYPE_CHECKING:
+    from gwtf_p2p.live.peer_config import PeerConfig
 
 
 def add_parser(subparsers: Any) -> None:
@@ -18,9 +21,6 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until Ctrl+C."""
-    options = p2p_options(args, needs_peers=False)
-    from gwtf_p2p.live.peer_config import PeerConfig
-
     def report(fields: dict[str, Any]) -> None:
         if args.json:
             print(json.dumps(fields), flush=True)
@@ -29,4 +29,12 @@ def run(args: argparse.Namespace) -> int:
             for maddr in fields["maddrs"]:
                 print(f"  --initial_peers {maddr}", flush=True)
 
-    return serve(PeerConfig("dht", options, args.identity_path), args, report)
+    return serve(config_of(args), args, report)
+
+
+def config_of(args: argparse.Namespace) -> PeerConfig:
+    """What the flags say. Raises InputError."""
+    options = p2p_options(args, needs_peers=False)
+    from gwtf_p2p.live.peer_config import PeerConfig
+
+    return PeerConfig("dht", options, args.identity_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.peer_flags import (
     DRAIN_S,
@@ -17,6 +17,9 @@ from gwtf_p2p.cli.peer_flags import (
 from gwtf_p2p.cli.peer_reports import reporter
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId
+
+if TYPE_CHECKING:
+    from gwtf_p2p.live.peer_config import PeerConfig
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,6 +35,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until Ctrl+C."""
+    return serve(config_of(args), args, reporter(args.json))
+
+
+def config_of(args: argparse.Namespace) -> PeerConfig:
+    """What the flags say. Raises InputError."""
     if not args.run_id:
         raise InputError("--run_id", "", "expected the id of the run to take part in")
     if args.capacity < 1:
@@ -41,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from gwtf_p2p.training.executor import ExecutorConfig, resolve_device
 
     resolve_device(args.device)
-    config = PeerConfig(
+    return PeerConfig(
         role="peer",
         options=options,
         identity_path=args.identity_path,
@@ -54,4 +62,3 @@ def run(args: argparse.Namespace) -> int:
         drain_s=DRAIN_S,
         event_log=args.event_log,
     )
-    return serve(config, args, reporter(args.json))

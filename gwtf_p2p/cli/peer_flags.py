@@ -79,12 +79,15 @@ def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
     announce = list(args.announce_maddrs)
     if args.public_ip:
         announce.append(f"/ip4/{args.public_ip}/tcp/{args.port}")
+    is_public = bool(announce) or not needs_peers
     return P2POptions(
         initial_peers=peers,
         host_maddrs=parse_listen_maddrs(host, "--host_maddrs"),
         announce_maddrs=parse_listen_maddrs(announce, "--announce_maddrs", announced=True),
         use_relay=args.use_relay,
         use_auto_relay=args.use_auto_relay,
+        dht_mode="server" if is_public else "auto",
+        is_public=is_public,
     )
 
 

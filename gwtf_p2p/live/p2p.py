@@ -6,7 +6,7 @@ p2pd gets the ones that answered (and those that cannot be tried, over QUIC). If
 dials them one by one and its reasons are reported. All of it ends within 30 s.
 
 hivemind's `P2P` is used as it is, except that one method and one class attribute, which it reads from its class, are given by
-a subclass: the directory of the sockets (`p2p_lifetime`) and a flag that has no parameter. That flag turns noise off, which
+a subclass: the directory of the sockets (`p2p_lifetime`) and flags that have no parameter. One of them turns noise off, which
 p2pd would otherwise prefer to TLS: TLS costs about half the CPU (measured), and every p2pd of hivemind speaks it.
 """
 
@@ -41,6 +41,16 @@ _IDENTITY_CHECK_S = 6.0
 _SHUTDOWN_S = 5.0
 
 
+# What a public peer grants to those that it relays for. p2pd's own 4 GiB and 30 min would cut a circuit in the middle of a
+# training run, and its 16 circuits per peer are fewer than the neighbours that a peer behind NAT may have.
+_RELAY_FLAGS = (
+    "-relayDataLimit=1099511627776",
+    "-relayTimeLimit=24h",
+    "-relayMaxCircuits=256",
+    "-relayMaxReservations=1024",
+    "-relayBufferSize=262144",  # of each circuit, and allocated at once: p2pd's own 16 MiB are no faster (measured)
+)
+
 # What p2pd prints as its last words (go-libp2p-daemon of hivemind 1.1.12).
 _NOT_JOINED = "failed to connect to bootstrap peers"
 _NO_LISTEN = "failed to listen on any addresses"
@@ -50,6 +60,10 @@ class DaemonFailed(Exception):
     """p2pd does not run on this machine, or not in time. Exit code 6."""
 
     exit_code = 6
+
+
+class DaemonEnded(Exception):
+    """p2pd has ended under a running peer, which can start again with another one."""
 
 
 class NetworkUnreachable(Exception):
@@ -66,8 +80,10 @@ class NetworkUnreachable(Exception):
 class P2POptions:
     """How a peer takes part in libp2p. The defaults are those of a peer on a public or local address.
 
-    `host_maddrs` empty: listen nowhere. `dht_client`: libp2p's own DHT in client mode, for peers that nobody can dial.
-    `check_identity`: ask the swarm whether another peer runs with this identity (0.3 s and a second p2pd for a moment).
+    `host_maddrs` empty: listen nowhere. `dht_mode`, of libp2p's own DHT: server, client (for peers that nobody can dial), or
+    auto, as AutoNAT finds. `check_identity`: ask the swarm whether another peer runs with this identity (0.3 s and a second
+    p2pd for a moment). `auto_nat`: find out how others can reach this peer, and make it so. `is_public`: this peer is known to
+    be reachable; p2pd need not find out, and relays for others at once (`public_relay`).
     """
 
     initial_peers: tuple[InitialPeer, ...] = ()
@@ -75,11 +91,13 @@ class P2POptions:
     announce_maddrs: tuple[str, ...] = ()
     use_relay: bool = True
     use_auto_relay: bool = False
-    dht_client: bool = False
+    dht_mode: str = "server"
     auto_nat: bool = True
     nat_port_map: bool = True
     noise: bool = False
     check_identity: bool = True
+    is_public: bool = False
+    relay_flags: tuple[str, ...] = _RELAY_FLAGS
 
 
 class Daemon:
@@ -169,7 +187,7 @@ async def start_daemon(options: P2POptions, identity: Identity | None = None) ->
         return await _launch(joining, identity)
     except P2PDaemonError as error:
         if _NOT_JOINED in str(error):
-            dialled = await _dial_each(reachable, options)
+            dialled = await _dial_each(reachable)
             raise NetworkUnreachable([*reasons.items(), *((peer.text, dialled[peer.text]) for peer in reachable)]) from error
         if _NO_LISTEN in str(error):
             why = str(error).partition(_NO_LISTEN)[2].strip(": []")
@@ -219,18 +237,19 @@ async def _launch(options: P2POptions, identity: Identity | None) -> Daemon:
     sweep(base)
     sockets = make_socket_dir(base)
     try:
-        p2p = await _daemon_class(sockets.path, options.noise).create(
+        p2p = await _daemon_class(sockets.path, options).create(
             initial_peers=[peer.text for peer in options.initial_peers],
             host_maddrs=options.host_maddrs or None,
             no_listen=not options.host_maddrs,
             announce_maddrs=options.announce_maddrs or None,
             identity_path=str(identity.path) if identity else None,
             check_if_identity_free=False,  # checked before, where the reason can be told
-            dht_mode="client" if options.dht_client else "server",
+            dht_mode=options.dht_mode,
             use_relay=options.use_relay,
             use_auto_relay=options.use_auto_relay,
             auto_nat=options.auto_nat,
             nat_port_map=options.nat_port_map,
+            force_reachability="public" if options.is_public else None,
             persistent_conn_max_msg_size=DEFAULT_MAX_MSG_SIZE,  # unequal limits make callers hang (measured)
             startup_timeout=_START_S,
         )
@@ -240,37 +259,43 @@ async def _launch(options: P2POptions, identity: Identity | None) -> Daemon:
     return Daemon(p2p, sockets, options)
 
 
-def _daemon_class(socket_dir: Path, noise: bool) -> type[P2P]:
+def _daemon_class(socket_dir: Path, options: P2POptions) -> type[P2P]:
     class GwtfP2P(P2P):
         _UNIX_SOCKET_PREFIX = f"/unix{socket_dir}/"
 
         @staticmethod
         def _make_process_args(*args: object, **kwargs: object) -> list[str]:
-            return [*P2P._make_process_args(*args, **kwargs), f"-noise={int(noise)}"]
+            command = [*P2P._make_process_args(*args, **kwargs), f"-noise={int(options.noise)}", *options.relay_flags]
+            # With one thread p2pd's race between its two relay services nearly always ends well (`public_relay`).
+            return ["env", "GOMAXPROCS=1", *command] if options.is_public else command
 
     return GwtfP2P
 
 
-async def _check_identity(options: P2POptions, identity: Identity) -> None:
-    """Is a peer with this id in the swarm already? Asked by a p2pd without an identity."""
-    asking = replace(options, host_maddrs=(), announce_maddrs=(), dht_client=True, auto_nat=False, nat_port_map=False)
+@asynccontextmanager
+async def asking_daemon(initial_peers: tuple[InitialPeer, ...] = ()) -> AsyncIterator[Daemon]:
+    """A p2pd without identity or address, for a question that the peer's own cannot ask. Raises P2PDaemonError."""
+    options = P2POptions(initial_peers, host_maddrs=(), dht_mode="client", auto_nat=False, nat_port_map=False)
+    daemon = await _launch(options, None)
     try:
-        daemon = await _launch(asking, None)
+        yield daemon
+    finally:
+        await daemon.stop()
+
+
+async def _check_identity(options: P2POptions, identity: Identity) -> None:
+    """Is a peer with this id in the swarm already? Raises IdentityInUse."""
+    try:
+        async with asking_daemon(options.initial_peers) as daemon:
+            taken = not await connect(daemon.control_path, identity.peer_id, (), _IDENTITY_CHECK_S)
     except P2PDaemonError:
         return  # the same will happen to the real one, where it is reported
-    try:
-        if not await connect(daemon.control_path, identity.peer_id, (), _IDENTITY_CHECK_S):
-            raise IdentityInUse(identity.path, f"another peer of this swarm ({identity.peer_id})")
-    finally:
-        await daemon.stop()
+    if taken:
+        raise IdentityInUse(identity.path, f"another peer of this swarm ({identity.peer_id})")
 
 
-async def _dial_each(peers: Sequence[InitialPeer], options: P2POptions) -> dict[str, str]:
+async def _dial_each(peers: Sequence[InitialPeer]) -> dict[str, str]:
     """Why p2pd cannot join each of these."""
-    asking = replace(options, initial_peers=(), host_maddrs=(), announce_maddrs=(), auto_nat=False, nat_port_map=False)
-    daemon = await _launch(asking, None)
-    try:
+    async with asking_daemon() as daemon:
         whys = await asyncio.gather(*(connect(daemon.control_path, peer.peer, [peer.text], _DIAL_S) for peer in peers))
-    finally:
-        await daemon.stop()
     return {peer.text: why or "answers now, but did not when p2pd started" for peer, why in zip(peers, whys, strict=True)}

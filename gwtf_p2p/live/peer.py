@@ -11,18 +11,26 @@ import logging
 import os
 import time
 from contextlib import AsyncExitStack
+from typing import Any
 
 from gwtf_p2p.live.assembly import check_config
 from gwtf_p2p.live.clock import ClockVerdict, check_clock
 from gwtf_p2p.live.dht import Dht, DhtOptions, start_dht
+<<<<<<< HEAD
 from gwtf_p2p.live.identity import IdentityLock, default_identity_path, load_or_create_identity
 from gwtf_p2p.live.join_times import JoinTimes
 from gwtf_p2p.live.p2p import Daemon, running_daemon
+=======
+from gwtf_p2p.live.identity import Identity, IdentityLock, default_identity_path, load_or_create_identity
+from gwtf_p2p.live.p2p import Daemon, DaemonEnded, DaemonFailed, start_daemon
+>>>>>>> afbbdfe (gwtf peer behind NAT: reachability, paths (direct, punched, relayed), circuits renewed, relays with generous limits; training runs in the lab)
 from gwtf_p2p.live.peer_config import ClockWrong, OnReport, PeerConfig
+from gwtf_p2p.live.public_relay import start_public_relay
+from gwtf_p2p.live.reachability import Reachability
 from gwtf_p2p.live.record_keeper import RECORD_PERIOD_S
-from gwtf_p2p.live.running_peer import start_running, until
+from gwtf_p2p.live.running_peer import Network, start_running, until
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.records import RunRecord
+from gwtf_p2p.protocol.records import PathType, RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -31,34 +39,97 @@ RUN_WAIT_S = 20.0
 
 RUN_LOOK_S = 0.5
 
+MOST_DEATHS, DEATHS_WITHIN_S = 3, 600.0
+"""A p2pd that dies more often than this will die again."""
+
 
 async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event) -> None:
     """Run until `stop` is set.
 
+    When p2pd dies under it, the peer starts anew with another one, as a crashed peer that returns: a few times, then not.
     Raises InputError, NetworkUnreachable, DaemonFailed, IdentityInUse, ClockWrong, RunMismatch, RunConflict; anything else
     is our bug.
     """
     times = JoinTimes()
     identity = load_or_create_identity(config.identity_path or default_identity_path(os.environ))
+    deaths: list[float] = []
+    with IdentityLock(identity):
+        while True:
+            try:
+                await _run_once(config, identity, on_report, stop)
+                return
+            except DaemonEnded as error:
+                deaths = [at for at in deaths if time.monotonic() - at < DEATHS_WITHIN_S] + [time.monotonic()]
+                if len(deaths) > MOST_DEATHS:
+                    raise DaemonFailed(f"{error}, {len(deaths)} times in {DEATHS_WITHIN_S:.0f} s") from error
+                logger.warning("%s; this peer starts again", error)
+                on_report({"name": "restarting", "reason": str(error)})
+
+
+async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
+<<<<<<< HEAD
         stack.enter_context(IdentityLock(identity))
         daemon = await stack.enter_async_context(running_daemon(config.options, identity))
         times.mark("p2pd")
+=======
+        daemon = await _start_daemon(config, identity)
+        stack.push_async_callback(_stop_daemon, daemon)
+        reachability = await _start_reachability(config, daemon, stack)
+        hidden = reachability is not None and reachability.path is not PathType.PUBLIC
+>>>>>>> afbbdfe (gwtf peer behind NAT: reachability, paths (direct, punched, relayed), circuits renewed, relays with generous limits; training runs in the lab)
         run_id = config.new_run.run_id if config.new_run else config.run_id
-        dht = await start_dht(daemon, identity, DhtOptions(run_id, RECORD_PERIOD_S, config.options.dht_client))
+        client = hidden or config.options.dht_mode == "client"
+        dht = await start_dht(daemon, identity, DhtOptions(run_id, RECORD_PERIOD_S, client))
         stack.push_async_callback(dht.stop)
+<<<<<<< HEAD
         times.mark("dht")
         on_report({"name": "started", "peer": daemon.peer_id, "maddrs": list(await daemon.maddrs()), "p2pd": daemon.pid})
+=======
+        on_report(await _started(daemon, reachability))
+>>>>>>> afbbdfe (gwtf peer behind NAT: reachability, paths (direct, punched, relayed), circuits renewed, relays with generous limits; training runs in the lab)
         await _check_clock(daemon, dht)
         if config.role == "dht":
             await until(stop, daemon)
             return
         run = await _find_run(config, dht)
         check_config(config, run)
+<<<<<<< HEAD
         times.mark("run")
         peer = await start_running(config, run, (daemon, dht), on_report, times)
+=======
+        peer = await start_running(config, run, Network(daemon, dht, reachability), on_report)
+>>>>>>> afbbdfe (gwtf peer behind NAT: reachability, paths (direct, punched, relayed), circuits renewed, relays with generous limits; training runs in the lab)
         stack.push_async_callback(peer.close)
         await peer.serve(stop)
+
+
+async def _start_daemon(config: PeerConfig, identity: Identity) -> Daemon:
+    start = start_public_relay if config.options.is_public else start_daemon
+    return await start(config.options, identity)
+
+
+async def _stop_daemon(daemon: Daemon) -> None:
+    await asyncio.shield(daemon.stop())
+
+
+async def _start_reachability(config: PeerConfig, daemon: Daemon, stack: AsyncExitStack) -> Reachability | None:
+    """None for those whose ways p2pd finds alone, and for bootstrap peers, which are public or useless."""
+    if not config.options.auto_nat or config.role == "dht":
+        return None
+    reachability = Reachability(daemon, daemon.options.initial_peers, lambda: None)
+    stack.push_async_callback(reachability.stop)
+    await reachability.start()
+    return reachability
+
+
+async def _started(daemon: Daemon, reachability: Reachability | None) -> dict[str, Any]:
+    maddrs = list(await daemon.maddrs())
+    report = {"name": "started", "peer": daemon.peer_id, "maddrs": maddrs, "p2pd": daemon.pid}
+    if reachability is not None:
+        report["maddrs"] = [f"{maddr}/p2p/{daemon.peer_id}" for maddr in reachability.maddrs] or maddrs
+        report |= {"path": reachability.path.value, "why": reachability.reason}
+    return report
 
 
 async def _check_clock(daemon: Daemon, dht: Dht) -> None:

@@ -42,6 +42,14 @@ class LinkProbes:
         if transferred_bytes >= LEAST_BYTES and transfer_s > 0:
             samples.bytes_per_s.append(transferred_bytes / transfer_s)
 
+    def path_changed(self, to: PeerId, path: PathType) -> None:
+        """Another kind of path to a peer: what was measured on the old one says nothing about it."""
+        samples = self._links.setdefault(to, _Samples())
+        if samples.path is not path:
+            samples.path = path
+            samples.round_trip_s.clear()
+            samples.bytes_per_s.clear()
+
     def measurements(self) -> list[LinkMeasurement]:
         """Every link with at least one bandwidth sample."""
         now = self._clock()

@@ -3,16 +3,20 @@
 Asked of every relay (public peers that this one is connected to, its initial peers first), all at once: how do you see me, dial
 me back, reserve a slot for me. All but the no of a dial-back is known after a round trip. Then each reservation is renewed
 ahead, and a relay that is lost is connected to again and asked anew; p2pd's AutoRelay would leave it alone for an hour (source
-of go-libp2p 0.32.1). What is concluded from the answers is in `reachability_rules`.
+of go-libp2p 0.32.1). Public peers of the run are taken as relays too while fewer than `ENOUGH_RELAYS` hold a slot. When the
+machine's own address changes, everything is asked again. What is concluded from the answers is in `reachability_rules`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any
 
+from gwtf_p2p.live.dialling import connect, connections, disconnect
 from gwtf_p2p.live.libp2p_streams import (
     DIAL_BACK_S,
     Reservation,
@@ -24,7 +28,15 @@ from gwtf_p2p.live.libp2p_streams import (
 )
 from gwtf_p2p.live.maddrs import InitialPeer
 from gwtf_p2p.live.p2p import Daemon
-from gwtf_p2p.live.reachability_rules import Situation, circuit_maddrs, path_of, renew_in_s
+from gwtf_p2p.live.reachability_rules import (
+    Situation,
+    circuit_maddrs,
+    host_of,
+    is_loopback,
+    is_public_maddr,
+    path_of,
+    renew_in_s,
+)
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.records import PathType
 
@@ -37,8 +49,14 @@ YES_S = 2.0
 RETRY_S = 5.0
 """Between attempts at a relay that cannot be reached or has no slot."""
 
-CHECK_S = 5.0
-"""How often a held reservation's connection is looked at: with the connection, the relay's way to this peer is gone."""
+CHECK_S = 3.0
+"""How often a held reservation's connection, and the machine's own address, are looked at."""
+
+ASK_AGAIN_S = (10.0, 300.0)
+"""When a peer that nobody has dialled back asks again: a port mapping by UPnP or NAT-PMP takes a while to be there."""
+
+ENOUGH_RELAYS = 2
+MOST_RELAYS = 4
 
 
 class Reachability:
@@ -46,40 +64,61 @@ class Reachability:
 
     def __init__(self, daemon: Daemon, relays: Sequence[InitialPeer], on_change: Callable[[], None]) -> None:
         self._daemon = daemon
-        self._relays = {relay.peer: relay for relay in relays if relay.relay is None}
+        self._relays = {relay.peer: relay.text for relay in relays if relay.relay is None}
         self._on_change = on_change
         self._observed: dict[PeerId, str] = {}
         self._dialled_back = ""
+        self._listens: tuple[str, ...] = ()
         self._tasks: list[asyncio.Task[None]] = []
         self.reservations: dict[PeerId, Reservation] = {}
 
     @property
     def situation(self) -> Situation:
-        return Situation(tuple(self._observed.values()), self._dialled_back)
+        announced = self._daemon.options.announce_maddrs
+        return Situation(tuple(self._observed.values()), self._dialled_back, announced, self._listens)
 
     @property
     def path(self) -> PathType:
         return path_of(self.situation)[0]
 
     @property
+    def reason(self) -> str:
+        return path_of(self.situation)[1]
+
+    @property
+    def relays(self) -> tuple[PeerId, ...]:
+        """Public peers that hold, or may hold, a slot for this one."""
+        return tuple(self._relays)
+
+    @property
     def maddrs(self) -> tuple[str, ...]:
         """Where to call this peer, best first; a caller appends /p2p/ and the peer id."""
-        direct = (self._dialled_back,) if self._dialled_back else ()
-        return direct + circuit_maddrs([self._relays[relay].text for relay in sorted(self.reservations)])
+        held = sorted(self.reservations.values(), key=lambda slot: (-(slot.circuit_bytes or 1 << 62), slot.relay))
+        return self.situation.direct + circuit_maddrs([self._relays[slot.relay] for slot in held])
+
+    @property
+    def circuit_bytes(self) -> int:
+        """The smallest byte budget of a circuit to this peer; 0 is no limit."""
+        return min((slot.circuit_bytes for slot in self.reservations.values() if slot.circuit_bytes), default=0)
+
+    @property
+    def circuit_s(self) -> int:
+        return min((slot.circuit_s for slot in self.reservations.values() if slot.circuit_s), default=0)
 
     async def start(self) -> None:
         """Return when every relay has answered, or its time is over. What is known by then is in `situation`."""
-        asked = [asyncio.ensure_future(self._observe(relay)) for relay in self._relays]
-        yes = [asyncio.ensure_future(self._dial_back(relay)) for relay in self._relays]
-        first = [asyncio.get_running_loop().create_future() for _ in self._relays]
-        self._tasks = yes + [
-            asyncio.ensure_future(self._hold(relay, tried)) for relay, tried in zip(self._relays, first, strict=True)
-        ]
+        await self._look_at_own()
+        self._spawn(self._keep_asking())
+        self._spawn(self._watch_own_address())
         if not self._relays:
             return
+        asked = [asyncio.ensure_future(self._observe(relay)) for relay in self._relays]
+        yes = [self._spawn(self._dial_back(relay)) for relay in self._relays]
+        first = [self._hold(relay) for relay in self._relays]
         await asyncio.gather(*asked)
         await asyncio.wait(first, timeout=2 * ANSWER_S)
-        await asyncio.wait(yes, timeout=YES_S, return_when=asyncio.FIRST_COMPLETED)
+        if not self.situation.direct and self._could_be_dialled:
+            await asyncio.wait(yes, timeout=YES_S, return_when=asyncio.FIRST_COMPLETED)
         logger.info("%s: %s", *path_of(self.situation))
 
     async def stop(self) -> None:
@@ -88,27 +127,91 @@ class Reachability:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def learn(self, peer: PeerId, maddrs: Sequence[str]) -> None:
+        """A public peer of the run, which may serve as a relay."""
+        dialled = next((maddr for maddr in maddrs if is_public_maddr(maddr) and "/p2p-circuit" not in maddr), None)
+        few = len(self.reservations) < ENOUGH_RELAYS and len(self._relays) < MOST_RELAYS
+        if dialled and few and peer not in self._relays and peer != self._daemon.peer_id:
+            self._relays[peer] = f"{dialled}/p2p/{peer}"
+            self._spawn(self._observe(peer))
+            self._hold(peer)
+
+    async def look_again(self) -> None:
+        """Everything anew: the machine has another address, or a long time has passed unseen."""
+        self._dialled_back = ""
+        self._observed.clear()
+        await self._look_at_own()
+        for relay in self._relays:  # the old connections would take minutes to be found dead
+            await disconnect(self._daemon.control_path, relay)
+            self._note(relay, None)
+        self._on_change()
+
+    # ---- questions
+
+    @property
+    def _could_be_dialled(self) -> bool:
+        return any(is_public_maddr(maddr) for maddr in self._observed.values())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._tasks.append(task)
+        return task
+
+    async def _look_at_own(self) -> None:
+        own = [maddr.partition("/p2p/")[0] for maddr in await self._daemon.maddrs()]
+        self._listens = tuple(maddr for maddr in own if "/tcp/" in maddr and not is_loopback(maddr)) or tuple(own)
+
     async def _observe(self, relay: PeerId) -> None:
         try:
             observed = (await identify(self._daemon.control_path, relay, ANSWER_S)).observed
         except StreamFailed as error:
             logger.info("%s", error)
             return
-        if observed:
+        if observed and "/p2p-circuit" not in observed and self._observed.get(relay) != observed:
             self._observed[relay] = observed
+            self._on_change()
 
     async def _dial_back(self, relay: PeerId) -> None:
+        mapped = [maddr for maddr in self._listens if is_public_maddr(maddr)]  # by UPnP or NAT-PMP, or the machine's own
         try:
-            answer = await dial_back(self._daemon.control_path, self._daemon.peer_id, relay, (), DIAL_BACK_S)
+            answer = await dial_back(self._daemon.control_path, self._daemon.peer_id, relay, mapped, DIAL_BACK_S)
         except StreamFailed as error:
             logger.info("%s", error)
             return
         if answer.address and not self._dialled_back:
             self._dialled_back = answer.address
+            logger.info("dialled back at %s", answer.address)
             self._on_change()
 
-    async def _hold(self, relay: PeerId, tried: asyncio.Future[None]) -> None:
-        """Reserve and renew for ever; `tried` is done after the first attempt."""
+    async def _keep_asking(self) -> None:
+        pause_s = ASK_AGAIN_S[0]
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = ASK_AGAIN_S[1]
+            await self._look_at_own()
+            if not self.situation.direct and self._could_be_dialled:
+                for relay in list(self._relays)[:ENOUGH_RELAYS]:
+                    await self._dial_back(relay)
+
+    async def _watch_own_address(self) -> None:
+        known = _source_addresses(self._relays.values())
+        while True:
+            await asyncio.sleep(CHECK_S)
+            found = _source_addresses(self._relays.values())
+            if found and found != known:
+                logger.warning("this machine's address is %s now", ", ".join(sorted(found)))
+                known = found
+                await self.look_again()
+
+    # ---- reservations
+
+    def _hold(self, relay: PeerId) -> asyncio.Future[None]:
+        """Reserve and renew for ever; the future is done after the first attempt."""
+        tried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._spawn(self._keep_holding(relay, tried))
+        return tried
+
+    async def _keep_holding(self, relay: PeerId, tried: asyncio.Future[None]) -> None:
         is_first = True
         while True:
             held = await self._reserve(relay)
@@ -117,12 +220,16 @@ class Reachability:
             if held is None:
                 await asyncio.sleep(RETRY_S)
                 continue
+            if relay not in self._observed:
+                self._spawn(self._observe(relay))
+                if not self.situation.direct:
+                    self._spawn(self._dial_back(relay))
             await self._keep(relay, renew_in_s(held.expires_at - time.time(), is_first))
             is_first = False
 
     async def _reserve(self, relay: PeerId) -> Reservation | None:
         held = None
-        if not await connect(self._daemon.control_path, relay, [self._relays[relay].text], ANSWER_S):
+        if not await connect(self._daemon.control_path, relay, [self._relays[relay]], ANSWER_S):
             try:
                 held = await reserve(self._daemon.control_path, relay, ANSWER_S)
             except (StreamFailed, ReservationRefused) as error:
@@ -131,12 +238,14 @@ class Reachability:
         return held
 
     async def _keep(self, relay: PeerId, seconds: float) -> None:
-        """Return after so long, or earlier when the connection to the relay is gone."""
+        """Return after so long, or earlier when the connection to the relay, and with it its way to this peer, is gone."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while (left := end - loop.time()) > 0:
             await asyncio.sleep(min(CHECK_S, left))
-            if relay not in {str(info.peer_id) for info in await self._daemon.p2p.list_peers()}:
+            if relay not in self.reservations:
+                return
+            if relay not in await connections(self._daemon.control_path):
                 logger.info("relay %s is lost", relay[-6:])
                 self._note(relay, None)
                 return
@@ -149,3 +258,20 @@ class Reachability:
             self.reservations[relay] = held
         if had != (held is not None):
             self._on_change()
+
+
+def _source_addresses(maddrs: Iterable[str]) -> frozenset[str]:
+    """From which addresses this machine would send to these; empty when there is no route."""
+    found = set()
+    for maddr in maddrs:
+        host = host_of(maddr)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        if not maddr.startswith("/ip"):
+            continue
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((host, 9))  # nothing is sent: the kernel chooses the route
+            except OSError:
+                continue
+            found.add(str(probe.getsockname()[0]))
+    return frozenset(found)

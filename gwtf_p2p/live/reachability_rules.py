@@ -7,7 +7,8 @@ a yes from them though strangers cannot come in. Callers try the direct address 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ipaddress
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -39,16 +40,29 @@ class Situation:
     """What is known of a peer's own reachability.
 
     `observed`: its address as each public peer sees it. `dialled_back`: where somebody has reached it; empty if nobody has.
+    `announced`: what its owner says. `listens`: the addresses of its own interfaces, with the port that it listens on.
     """
 
     observed: tuple[str, ...] = ()
     dialled_back: str = ""
+    announced: tuple[str, ...] = ()
+    listens: tuple[str, ...] = ()
 
     @property
     def mapping(self) -> Mapping:
         if len(set(self.observed)) > 1:
             return Mapping.VARIES
         return Mapping.KEPT if len(self.observed) > 1 else Mapping.UNKNOWN
+
+    @property
+    def direct(self) -> tuple[str, ...]:
+        """Addresses under which others can dial this peer, as far as is known."""
+        if self.announced:
+            return self.announced
+        if self.dialled_back:
+            return (self.dialled_back,)
+        near = {host_of(maddr) for maddr in self.observed if not is_public_maddr(maddr)}
+        return tuple(maddr for maddr in self.listens if host_of(maddr) in near)
 
 
 class Role(Enum):
@@ -60,8 +74,12 @@ class Role(Enum):
 
 def path_of(situation: Situation) -> tuple[PathType, str]:
     """How others will reach this peer, and why."""
+    if situation.announced:
+        return PathType.PUBLIC, f"announced as {situation.announced[0]}"
     if situation.dialled_back:
         return PathType.PUBLIC, f"dialled back at {situation.dialled_back}"
+    if situation.direct:
+        return PathType.PUBLIC, f"on one network with its initial peers, at {situation.direct[0]}"
     seen = f"{len(situation.observed)} observers, port {situation.mapping.value}"
     return PathType.RELAYED, f"nobody has dialled it back ({seen})"
 
@@ -100,3 +118,60 @@ def needs_new_circuit(budget_bytes: int, budget_s: int, used_bytes: int, age_s: 
 def circuit_maddrs(relays: Sequence[str]) -> tuple[str, ...]:
     """Under which addresses a peer is reached through relays (multiaddrs with peer id); append /p2p/<its id> to dial."""
     return tuple(f"{relay}/p2p-circuit" for relay in relays)
+
+
+def kind_of(connections: Collection[str], doors: Collection[int], both_behind_nat: bool) -> PathType | None:
+    """The kind of path to a peer, from the remote addresses of all connections to it; None without any.
+
+    A direct connection beats a relayed one, as p2pd itself prefers it. `doors`: local ports of punched connections that are
+    handed on over loopback (see `punch`).
+    """
+    direct = [maddr for maddr in connections if "/p2p-circuit" not in maddr]
+    if not direct:
+        return PathType.RELAYED if connections else None
+    if any(port_of(maddr) in doors and is_loopback(maddr) for maddr in direct):
+        return PathType.PUNCHED
+    if both_behind_nat and any(is_public_maddr(maddr) for maddr in direct):
+        return PathType.PUNCHED
+    return PathType.PUBLIC
+
+
+def share_a_router(me: Situation, other: Situation) -> bool:
+    """Whether both are seen under one public address: then each is dialled at its own interface's address."""
+    return bool({host_of(m) for m in me.observed} & {host_of(m) for m in other.observed})
+
+
+def host_of(maddr: str) -> str:
+    parts = maddr.split("/")
+    return parts[2] if len(parts) > 2 else ""
+
+
+def port_of(maddr: str) -> int:
+    parts = maddr.split("/")
+    return int(parts[4]) if len(parts) > 4 and parts[4].isdigit() else 0
+
+
+def is_loopback(maddr: str) -> bool:
+    address = _ip_of(maddr)
+    return address is not None and address.is_loopback
+
+
+def is_public_maddr(maddr: str) -> bool:
+    """Whether go-libp2p takes this address for one of the internet. DNS names count as public."""
+    address = _ip_of(maddr)
+    if address is None:
+        return maddr.startswith("/dns")
+    if address.version == 4 and address in _RESERVED_YET_PUBLIC:
+        return True
+    return address.is_global
+
+
+def _ip_of(maddr: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host_of(maddr))
+    except ValueError:
+        return None
+
+
+_RESERVED_YET_PUBLIC = ipaddress.ip_network("192.0.0.0/24")
+"""Not on go-libp2p's list of private networks; the lab's internet."""

@@ -10,10 +10,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from gwtf_p2p.live.assembly import Place
 from gwtf_p2p.live.dht import Dht
 from gwtf_p2p.live.probes import LinkProbes
+from gwtf_p2p.live.reachability import Reachability
 from gwtf_p2p.protocol.data_peer import DataPeer
 from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
 from gwtf_p2p.protocol.network_view import NetworkView
@@ -39,8 +41,11 @@ async def read_view(dht: Dht, run: RunRecord, own: StageRecord | None = None) ->
 class RecordKeeper:
     """Of one peer. `keep_publishing` and `keep_looking` run until cancelled."""
 
-    def __init__(self, dht: Dht, run: RunRecord, place: Place, probes: LinkProbes) -> None:
+    def __init__(
+        self, dht: Dht, run: RunRecord, place: Place, probes: LinkProbes, reachability: Reachability | None = None
+    ) -> None:
         self._dht, self._run, self._place, self._probes = dht, run, place, probes
+        self._reachability = reachability
         self._due = asyncio.Event()
         self._due.set()
         self._changed = asyncio.Event()
@@ -57,20 +62,28 @@ class RecordKeeper:
                     await self._due.wait()
             self._due.clear()
             self._sequence += 1
-            around = Surroundings(
-                run_id=self._run.run_id,
-                model_hash=self._run.model_hash,
-                links=self._probes.measurements(),
-                line_bytes_per_s=self._probes.line_bytes_per_s,
-                shard=self._place.shard,
-            )
-            self._own = stage_record(machine, around, self._sequence)
+            self._own = stage_record(machine, self._surroundings(), self._sequence)
             self._changed.set()  # a router plans on this peer's own record too: it must not lag behind
             if not await self._dht.publish_stage(self._own):
                 logger.warning("no peer of the DHT keeps this peer's record; it is published again in a moment")
             if self._place.stage == DATA_STAGE:
                 await self._dht.publish_run(self._run)  # by every data peer, so that it outlives its first owner
             await asyncio.sleep(PUBLISH_SOON_S)
+
+    def _surroundings(self) -> Surroundings:
+        here = Surroundings(
+            run_id=self._run.run_id,
+            model_hash=self._run.model_hash,
+            links=self._probes.measurements(),
+            line_bytes_per_s=self._probes.line_bytes_per_s,
+            shard=self._place.shard,
+        )
+        reach = self._reachability
+        if reach is None:
+            return here
+        return replace(
+            here, path=reach.path, maddrs=reach.maddrs, circuit_bytes=reach.circuit_bytes, circuit_s=reach.circuit_s
+        )
 
     async def keep_looking(self, machine: RelayPeer | DataPeer, on_change: Callable[[NetworkView], object]) -> None:
         while True:

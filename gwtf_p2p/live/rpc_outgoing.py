@@ -120,7 +120,7 @@ class StreamPool:
         self._options = options
         self._idle: dict[PeerId, list[OutgoingStream]] = {}
         self._slots: dict[tuple[PeerId, bool], asyncio.Semaphore] = {}
-        self._in_use: set[OutgoingStream] = set()
+        self._in_use: dict[OutgoingStream, PeerId] = {}
 
     @asynccontextmanager
     async def stream(self, peer: PeerId, *, for_call: bool) -> AsyncIterator[OutgoingStream]:
@@ -132,13 +132,13 @@ class StreamPool:
         slot = self._slots.setdefault(key, asyncio.Semaphore(self._options.max_streams_per_peer))
         async with slot:
             stream = self._take_idle(peer) or await self._open(peer)
-            self._in_use.add(stream)
+            self._in_use[stream] = peer
             done = False
             try:
                 yield stream
                 done = True
             finally:
-                self._in_use.discard(stream)
+                self._in_use.pop(stream, None)
                 if done and stream.is_clean:
                     self._keep(peer, stream)
                 else:
@@ -153,6 +153,9 @@ class StreamPool:
             for stream in streams:
                 stream.close()
         self._idle.clear()
+
+    def is_idle(self, peer: PeerId) -> bool:
+        return peer not in self._in_use.values()
 
     def drop_idle(self, peer: PeerId) -> None:
         """Close the kept streams to a peer: they run over a path that has a better one beside it now."""

@@ -26,6 +26,9 @@ class Surroundings:
     model_hash: str = ""
     links: Sequence[LinkMeasurement] = ()
     path: PathType = PathType.PUBLIC
+    maddrs: tuple[str, ...] = ()
+    circuit_bytes: int = 0
+    circuit_s: int = 0
     line_bytes_per_s: float = 0.0
     shard: int = -1
 
@@ -57,6 +60,9 @@ def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_n
         weights_version=machine.member.version,
         history=ctx.history,
         path=around.path,
+        maddrs=around.maddrs,
+        circuit_bytes=around.circuit_bytes,
+        circuit_s=around.circuit_s,
         links=tuple(links),
         line_bytes_per_s=around.line_bytes_per_s,
         flows_held=held,

@@ -169,6 +169,8 @@ class StageRecord:
     it keeps in flight, and `shard` the part of the dataset that it holds. `flows_held` and `cost_to_sink_us` are what
     others need to plan around this peer. Of a data peer, `forward` is its head and loss, `backward` its embedding, `finish`
     the gradient of its embedding.
+    `maddrs` are its addresses, best first, without its own id; a relay cuts each circuit
+    to it after `circuit_bytes` each way or `circuit_s` (0: never).
     """
 
     peer: PeerId
@@ -183,6 +185,9 @@ class StageRecord:
     weights_version: int = 0
     history: int = 0
     path: PathType = PathType.PUBLIC
+    maddrs: tuple[str, ...] = ()
+    circuit_bytes: int = 0
+    circuit_s: int = 0
     links: tuple[LinkMeasurement, ...] = ()
     line_bytes_per_s: float = 0.0
     flows_held: Mapping[str, int] = field(default_factory=dict)

@@ -24,7 +24,8 @@ HOSTS = sorted(KEEPS_PORT | {"symmetric"})
 
 def options(listen: str, *initial: Agent) -> P2POptions:
     peers = parse_initial_peers([maddr for agent in initial for maddr in agent.maddrs], {})
-    return P2POptions(peers, (listen,), dht_client="0.0.0.0" in listen, check_identity=False, nat_port_map=False)
+    mode = "client" if "0.0.0.0" in listen else "server"
+    return P2POptions(peers, (listen,), dht_mode=mode, check_identity=False, nat_port_map=False)
 
 
 @pytest.fixture(scope="module")
