@@ -87,6 +87,7 @@ def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
         use_relay=args.use_relay,
         use_auto_relay=args.use_auto_relay,
         dht_mode="server" if is_public else "auto",
+        nat_port_map=False,  # `port_mapping` does it, and tells
         is_public=is_public,
     )
 

@@ -71,23 +71,22 @@ class _Way:
 
 
 class Paths:
-    """`Ways` of one peer. `on_change` hears of every new kind of path, in the event loop. Use: `attach`, `start`, `stop`."""
+    """`Ways` of one peer. Use: `attach`, and `stop` at the end."""
 
-    def __init__(self, daemon: Daemon, reachability: Reachability, on_change: Callable[[PeerId, PathType], None]) -> None:
-        self._daemon, self._reachability, self._on_change = daemon, reachability, on_change
+    def __init__(self, daemon: Daemon, reachability: Reachability) -> None:
+        self._daemon, self._reachability = daemon, reachability
         self._control = daemon.control_path
         self._ways: dict[PeerId, _Way] = {}
         self._records: dict[PeerId, StageRecord] = {}
         self._rpc: Rpc | None = None
+        self._on_change: Callable[[PeerId, PathType], None] = lambda peer, kind: None
         self._tasks: set[asyncio.Task[None]] = set()
         self._clock = asyncio.get_running_loop().time
 
-    def attach(self, rpc: Rpc) -> None:
-        """The data plane over which peers agree on better paths."""
-        self._rpc = rpc
+    def attach(self, rpc: Rpc, on_change: Callable[[PeerId, PathType], None]) -> None:
+        """`rpc`: the data plane over which peers agree on better paths. `on_change` hears of every new kind of path."""
+        self._rpc, self._on_change = rpc, on_change
         rpc.add_service(MEET, self)
-
-    def start(self) -> None:
         self._spawn(self._keep_looking())
 
     async def stop(self) -> None:

@@ -16,19 +16,16 @@ from typing import Any
 from gwtf_p2p.live.assembly import check_config
 from gwtf_p2p.live.clock import ClockVerdict, check_clock
 from gwtf_p2p.live.dht import Dht, DhtOptions, start_dht
-<<<<<<< HEAD
-from gwtf_p2p.live.identity import IdentityLock, default_identity_path, load_or_create_identity
-from gwtf_p2p.live.join_times import JoinTimes
-from gwtf_p2p.live.p2p import Daemon, running_daemon
-=======
 from gwtf_p2p.live.identity import Identity, IdentityLock, default_identity_path, load_or_create_identity
+from gwtf_p2p.live.join_times import JoinTimes
+from gwtf_p2p.live.network import Network
 from gwtf_p2p.live.p2p import Daemon, DaemonEnded, DaemonFailed, start_daemon
->>>>>>> afbbdfe (gwtf peer behind NAT: reachability, paths (direct, punched, relayed), circuits renewed, relays with generous limits; training runs in the lab)
+from gwtf_p2p.live.paths import Paths
 from gwtf_p2p.live.peer_config import ClockWrong, OnReport, PeerConfig
 from gwtf_p2p.live.public_relay import start_public_relay
 from gwtf_p2p.live.reachability import Reachability
 from gwtf_p2p.live.record_keeper import RECORD_PERIOD_S
-from gwtf_p2p.live.running_peer import Network, start_running, until
+from gwtf_p2p.live.running_peer import start_running, until
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.records import PathType, RunRecord
 
@@ -50,7 +47,6 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event)
     Raises InputError, NetworkUnreachable, DaemonFailed, IdentityInUse, ClockWrong, RunMismatch, RunConflict; anything else
     is our bug.
     """
-    times = JoinTimes()
     identity = load_or_create_identity(config.identity_path or default_identity_path(os.environ))
     deaths: list[float] = []
     with IdentityLock(identity):
@@ -67,39 +63,29 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event)
 
 
 async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport, stop: asyncio.Event) -> None:
+    times = JoinTimes()
     async with AsyncExitStack() as stack:
-<<<<<<< HEAD
-        stack.enter_context(IdentityLock(identity))
-        daemon = await stack.enter_async_context(running_daemon(config.options, identity))
-        times.mark("p2pd")
-=======
         daemon = await _start_daemon(config, identity)
+        times.mark("p2pd")
         stack.push_async_callback(_stop_daemon, daemon)
         reachability = await _start_reachability(config, daemon, stack)
+        times.mark("reachability")
         hidden = reachability is not None and reachability.path is not PathType.PUBLIC
->>>>>>> afbbdfe (gwtf peer behind NAT: reachability, paths (direct, punched, relayed), circuits renewed, relays with generous limits; training runs in the lab)
         run_id = config.new_run.run_id if config.new_run else config.run_id
         client = hidden or config.options.dht_mode == "client"
         dht = await start_dht(daemon, identity, DhtOptions(run_id, RECORD_PERIOD_S, client))
         stack.push_async_callback(dht.stop)
-<<<<<<< HEAD
         times.mark("dht")
-        on_report({"name": "started", "peer": daemon.peer_id, "maddrs": list(await daemon.maddrs()), "p2pd": daemon.pid})
-=======
         on_report(await _started(daemon, reachability))
->>>>>>> afbbdfe (gwtf peer behind NAT: reachability, paths (direct, punched, relayed), circuits renewed, relays with generous limits; training runs in the lab)
         await _check_clock(daemon, dht)
         if config.role == "dht":
             await until(stop, daemon)
             return
         run = await _find_run(config, dht)
         check_config(config, run)
-<<<<<<< HEAD
         times.mark("run")
-        peer = await start_running(config, run, (daemon, dht), on_report, times)
-=======
-        peer = await start_running(config, run, Network(daemon, dht, reachability), on_report)
->>>>>>> afbbdfe (gwtf peer behind NAT: reachability, paths (direct, punched, relayed), circuits renewed, relays with generous limits; training runs in the lab)
+        paths = Paths(daemon, reachability) if reachability is not None else None
+        peer = await start_running(config, run, Network(daemon, dht, reachability, paths), on_report, times)
         stack.push_async_callback(peer.close)
         await peer.serve(stop)
 

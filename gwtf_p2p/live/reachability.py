@@ -28,6 +28,7 @@ from gwtf_p2p.live.libp2p_streams import (
 )
 from gwtf_p2p.live.maddrs import InitialPeer
 from gwtf_p2p.live.p2p import Daemon
+from gwtf_p2p.live.port_mapping import PortMapper
 from gwtf_p2p.live.reachability_rules import (
     Situation,
     circuit_maddrs,
@@ -35,6 +36,7 @@ from gwtf_p2p.live.reachability_rules import (
     is_loopback,
     is_public_maddr,
     path_of,
+    port_of,
     renew_in_s,
 )
 from gwtf_p2p.protocol.ids import PeerId
@@ -52,8 +54,8 @@ RETRY_S = 5.0
 CHECK_S = 3.0
 """How often a held reservation's connection, and the machine's own address, are looked at."""
 
-ASK_AGAIN_S = (10.0, 300.0)
-"""When a peer that nobody has dialled back asks again: a port mapping by UPnP or NAT-PMP takes a while to be there."""
+ASK_AGAIN_S = 300.0
+"""When a peer that nobody has dialled back asks again."""
 
 ENOUGH_RELAYS = 2
 MOST_RELAYS = 4
@@ -64,6 +66,7 @@ class Reachability:
 
     def __init__(self, daemon: Daemon, relays: Sequence[InitialPeer], on_change: Callable[[], None]) -> None:
         self._daemon = daemon
+        self._mapper = PortMapper(self._mapping_changed)
         self._relays = {relay.peer: relay.text for relay in relays if relay.relay is None}
         self._on_change = on_change
         self._observed: dict[PeerId, str] = {}
@@ -108,6 +111,7 @@ class Reachability:
     async def start(self) -> None:
         """Return when every relay has answered, or its time is over. What is known by then is in `situation`."""
         await self._look_at_own()
+        self._spawn(self._map_port())
         self._spawn(self._keep_asking())
         self._spawn(self._watch_own_address())
         if not self._relays:
@@ -126,6 +130,7 @@ class Reachability:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._mapper.close()
 
     def learn(self, peer: PeerId, maddrs: Sequence[str]) -> None:
         """A public peer of the run, which may serve as a relay."""
@@ -172,9 +177,11 @@ class Reachability:
             self._on_change()
 
     async def _dial_back(self, relay: PeerId) -> None:
-        mapped = [maddr for maddr in self._listens if is_public_maddr(maddr)]  # by UPnP or NAT-PMP, or the machine's own
+        own = [maddr for maddr in self._listens if is_public_maddr(maddr)]
+        if self._mapper.mapped is not None:
+            own.insert(0, self._mapper.mapped.maddr)
         try:
-            answer = await dial_back(self._daemon.control_path, self._daemon.peer_id, relay, mapped, DIAL_BACK_S)
+            answer = await dial_back(self._daemon.control_path, self._daemon.peer_id, relay, own, DIAL_BACK_S)
         except StreamFailed as error:
             logger.info("%s", error)
             return
@@ -183,11 +190,26 @@ class Reachability:
             logger.info("dialled back at %s", answer.address)
             self._on_change()
 
+    async def _map_port(self) -> None:
+        """Have the router forward the port, where there is a router that does; then somebody has to try it."""
+        port = next((port_of(maddr) for maddr in self._listens if not is_loopback(maddr)), 0)
+        if not port or self.situation.announced:
+            return
+        if await self._mapper.map_port(port) is None:
+            logger.info("no port mapping: %s", self._mapper.reason)
+            return
+        if not self.situation.direct:
+            await asyncio.gather(*(self._dial_back(relay) for relay in self._relays))
+
+    def _mapping_changed(self) -> None:
+        self._dialled_back = ""
+        self._on_change()
+        for relay in self._relays:
+            self._spawn(self._dial_back(relay))
+
     async def _keep_asking(self) -> None:
-        pause_s = ASK_AGAIN_S[0]
         while True:
-            await asyncio.sleep(pause_s)
-            pause_s = ASK_AGAIN_S[1]
+            await asyncio.sleep(ASK_AGAIN_S)
             await self._look_at_own()
             if not self.situation.direct and self._could_be_dialled:
                 for relay in list(self._relays)[:ENOUGH_RELAYS]:

@@ -15,20 +15,14 @@ from gwtf_p2p.live.assembly import Place, choose_place, make_compute, make_machi
 from gwtf_p2p.live.averaging import Averager, AveragingFailed, AveragingGroup
 from gwtf_p2p.live.checkpoints import Checkpoints
 from gwtf_p2p.live.compute import Compute
-from gwtf_p2p.live.dht import Dht
 from gwtf_p2p.live.driver import AverageFailureError, AverageResult, Driver, DriverParts
 from gwtf_p2p.live.event_log import EventLog
 from gwtf_p2p.live.faults import FaultTrigger
-<<<<<<< HEAD
 from gwtf_p2p.live.join_times import JoinTimes
-from gwtf_p2p.live.p2p import Daemon
-=======
+from gwtf_p2p.live.network import Network
 from gwtf_p2p.live.p2p import Daemon, DaemonEnded
-from gwtf_p2p.live.paths import Paths
->>>>>>> afbbdfe (gwtf peer behind NAT: reachability, paths (direct, punched, relayed), circuits renewed, relays with generous limits; training runs in the lab)
 from gwtf_p2p.live.peer_config import OnReport, PeerConfig
 from gwtf_p2p.live.probes import LinkProbes
-from gwtf_p2p.live.reachability import Reachability
 from gwtf_p2p.live.record_keeper import RecordKeeper, read_view
 from gwtf_p2p.live.replication import Replication
 from gwtf_p2p.live.resident import resident_bytes
@@ -37,13 +31,10 @@ from gwtf_p2p.live.state_store import StateStore
 from gwtf_p2p.live.state_transfer import StateDonor, StateDownload
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.messages import Close
 from gwtf_p2p.protocol.network_view import NetworkView
-<<<<<<< HEAD
-from gwtf_p2p.protocol.records import RunRecord
-=======
 from gwtf_p2p.protocol.records import PathType, RunRecord
->>>>>>> afbbdfe (gwtf peer behind NAT: reachability, paths (direct, punched, relayed), circuits renewed, relays with generous limits; training runs in the lab)
 
 logger = logging.getLogger(__name__)
 
@@ -68,14 +59,12 @@ async def until(stop: asyncio.Event, daemon: Daemon, *others: asyncio.Future[Non
         ended.cancel()
 
 
-<<<<<<< HEAD
 async def start_running(
-    config: PeerConfig, run: RunRecord, network: tuple[Daemon, Dht], on_report: OnReport, times: JoinTimes
+    config: PeerConfig, run: RunRecord, network: Network, on_report: OnReport, times: JoinTimes
 ) -> RunningPeer:
     """Take a place, make the weights (or take up a checkpoint), connect everything, and answer from now on."""
-    daemon, dht = network
-    view = await read_view(dht, run)
-    place = choose_place(config, run, view, daemon.peer_id)
+    view = await read_view(network.dht, run)
+    place = choose_place(config, run, view, network.daemon.peer_id)
     compute = await asyncio.to_thread(make_compute, config, run, place)
     times.mark("weights")
     peer = RunningPeer(config, run, (place, compute), network, Telling(on_report, times))
@@ -83,25 +72,7 @@ async def start_running(
     times.mark("checkpoint")
     await peer.measure()
     times.mark("measured")
-=======
-@dataclass(frozen=True, slots=True)
-class Network:
-    """What a peer is connected by. Without `reachability` p2pd alone finds the ways (one machine, one local network)."""
-
-    daemon: Daemon
-    dht: Dht
-    reachability: Reachability | None = None
-
-
-async def start_running(config: PeerConfig, run: RunRecord, network: Network, on_report: OnReport) -> RunningPeer:
-    """Take a place, make the weights (or take up a checkpoint), connect everything, and answer from now on."""
-    view = await read_view(network.dht, run)
-    place = choose_place(config, run, view, network.daemon.peer_id)
-    compute = await asyncio.to_thread(make_compute, config, run, place)
-    peer = RunningPeer(config, run, (place, compute), network, on_report)
-    await peer.resume()
-    peer.saw(view)
->>>>>>> afbbdfe (gwtf peer behind NAT: reachability, paths (direct, punched, relayed), circuits renewed, relays with generous limits; training runs in the lab)
+    network.saw(view)
     await peer.rpc.start(peer.driver)
     return peer
 
@@ -122,34 +93,23 @@ class RunningPeer:
         config: PeerConfig,
         run: RunRecord,
         part: tuple[Place, Compute],
-<<<<<<< HEAD
-        network: tuple[Daemon, Dht],
-        telling: Telling,
-=======
         network: Network,
-        on_report: OnReport,
->>>>>>> afbbdfe (gwtf peer behind NAT: reachability, paths (direct, punched, relayed), circuits renewed, relays with generous limits; training runs in the lab)
+        telling: Telling,
     ) -> None:
         self.config, self.run, self.on_report, self.times = config, run, telling.on_report, telling.times
         self.place, self.compute = part
-        self.daemon, self.reachability = network.daemon, network.reachability
-        self.probes = LinkProbes(time.monotonic)
-        self.paths = Paths(self.daemon, self.reachability, self._path_changed) if self.reachability else None
-        self.rpc = Rpc(self.daemon, run.run_id, ways=self.paths)
-        if self.paths is not None:
-            self.paths.attach(self.rpc)
+        self.daemon, self.network = network.daemon, network
+        self.rpc = Rpc(self.daemon, run.run_id, ways=network.paths)
+        if network.paths is not None:
+            network.paths.attach(self.rpc, self._path_changed)
         self.averager = Averager(self.rpc)
         self.checkpoints = Checkpoints(config.checkpoints, run, self.place.stage, self.compute)
-<<<<<<< HEAD
         store = StateStore(self.compute, self.checkpoints)
         self.donor = StateDonor(self.rpc, store, self.place.stage, config.upload_bytes_per_s)
         self.state_download = StateDownload(self.rpc)
         self.replication = Replication(self.checkpoints, self.state_download, self.daemon.peer_id)
         self.probes = LinkProbes(time.monotonic)
-        self.records = RecordKeeper(dht, run, self.place, self.probes)
-=======
-        self.records = RecordKeeper(network.dht, run, self.place, self.probes, self.reachability)
->>>>>>> afbbdfe (gwtf peer behind NAT: reachability, paths (direct, punched, relayed), circuits renewed, relays with generous limits; training runs in the lab)
+        self.records = RecordKeeper(network.dht, run, self.place, self.probes, network.reachability)
         self.event_log = EventLog(config.event_log) if config.event_log else None
         self._started = ev.Started()
         self._online = self._has_computed = False
@@ -190,26 +150,17 @@ class RunningPeer:
     async def serve(self, stop: asyncio.Event) -> None:
         """Take part until told to stop."""
         machine = self.driver.machine
-<<<<<<< HEAD
         self.checkpoints.on_kept = self.replication.on_remote = self._tell_kept
         self.driver.feed(self._started)
         tasks = [
             asyncio.ensure_future(work)
             for work in (
                 self.records.keep_publishing(machine),
-                self.records.keep_looking(machine, self.driver.view_changed),
+                self.records.keep_looking(machine, self._view_changed),
                 self.replication.run(lambda: machine.ctx.view, lambda: machine.membership.serves),
                 self._tell_figures(),
             )
         ]
-=======
-        self.driver.feed(ev.Started(self._resumed_at, incarnation=int(time.time())))
-        publishing = asyncio.ensure_future(self.records.keep_publishing(machine))
-        looking = asyncio.ensure_future(self.records.keep_looking(machine, self._view_changed))
-        if self.paths is not None:
-            self.paths.start()
-        self.on_report({"name": "online", "stage": self.place.stage, "shard": self.place.shard, "version": self._resumed_at})
->>>>>>> afbbdfe (gwtf peer behind NAT: reachability, paths (direct, punched, relayed), circuits renewed, relays with generous limits; training runs in the lab)
         try:
             await until(stop, self.daemon, *tasks, self.driver.failure)
             await self._drain(*tasks)
@@ -223,28 +174,10 @@ class RunningPeer:
         self.driver.stop()
         self.donor.stop()
         await self.rpc.stop()
-        if self.paths is not None:
-            await self.paths.stop()
+        if self.network.paths is not None:
+            await self.network.paths.stop()
         if self.event_log is not None:
             self.event_log.close()
-
-    def saw(self, view: NetworkView) -> None:
-        """Where the peers of this view are to be found, and who of them can relay."""
-        if self.paths is None or self.reachability is None:
-            return
-        self.paths.learn(view)
-        for peer, record in view.records.items():
-            if record.path is PathType.PUBLIC:
-                self.reachability.learn(peer, record.maddrs)
-
-    def _view_changed(self, view: NetworkView) -> None:
-        self.saw(view)
-        self.driver.view_changed(view)
-
-    def _path_changed(self, peer: PeerId, path: PathType) -> None:
-        self.probes.path_changed(peer, path)
-        self.records.publish_soon()
-        self.on_report({"name": "path", "peer": peer, "path": path.value})
 
     async def _drain(self, *tasks: asyncio.Future[None]) -> None:
         """Finish what is held and let the others know, unless told to leave at once."""
@@ -293,6 +226,17 @@ class RunningPeer:
             except InputError as error:
                 logger.warning("%s", error)
         return await self.replication.fetch(version)
+
+    # ---- what it hears of the network
+
+    def _view_changed(self, view: NetworkView) -> None:
+        self.network.saw(view)
+        self.driver.view_changed(view)
+
+    def _path_changed(self, peer: PeerId, path: PathType) -> None:
+        self.probes.path_changed(peer, path)
+        self.records.publish_soon()
+        self.on_report({"name": "path", "peer": peer, "path": path.value})
 
     # ---- what it tells
 

@@ -168,9 +168,8 @@ class StageRecord:
     `capacity` is the most microbatches the peer holds at once; for a data peer it is its demand, the microbatches that
     it keeps in flight, and `shard` the part of the dataset that it holds. `flows_held` and `cost_to_sink_us` are what
     others need to plan around this peer. Of a data peer, `forward` is its head and loss, `backward` its embedding, `finish`
-    the gradient of its embedding.
-    `maddrs` are its addresses, best first, without its own id; a relay cuts each circuit
-    to it after `circuit_bytes` each way or `circuit_s` (0: never).
+    the gradient of its embedding. `maddrs` are its addresses, best first, without its own id; a relay cuts each circuit to it
+    after `circuit_bytes` each way or `circuit_s` (0: never).
     """
 
     peer: PeerId

@@ -1,0 +1,31 @@
+"""What a peer is connected by, put together before it looks for its run: p2pd, what is known of its reachability, and the DHT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gwtf_p2p.live.dht import Dht
+from gwtf_p2p.live.p2p import Daemon
+from gwtf_p2p.live.paths import Paths
+from gwtf_p2p.live.reachability import Reachability
+from gwtf_p2p.protocol.network_view import NetworkView
+from gwtf_p2p.protocol.records import PathType
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Without `reachability` and `paths` p2pd alone finds the ways: on one machine, or for bootstrap peers."""
+
+    daemon: Daemon
+    dht: Dht
+    reachability: Reachability | None = None
+    paths: Paths | None = None
+
+    def saw(self, view: NetworkView) -> None:
+        """Where the peers of this view are to be found, and who of them can relay."""
+        if self.paths is None or self.reachability is None:
+            return
+        self.paths.learn(view)
+        for peer, record in view.records.items():
+            if record.path is PathType.PUBLIC:
+                self.reachability.learn(peer, record.maddrs)
