@@ -1,4 +1,4 @@
-"""What a peer is connected by, put together before it looks for its run: p2pd, what is known of its reachability, and the DHT."""
+"""What a peer is connected by, put together before it looks for its run: p2pd, its reachability, the DHT, and the ways."""
 
 from __future__ import annotations
 
