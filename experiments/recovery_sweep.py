@@ -45,8 +45,8 @@ FOR_GOOD = frozenset({"kill", "freeze", "drain"})
 HOP_S = 0.2
 """About what a microbatch spends at one stage, both passes."""
 
-DEADLINE_S = 10_000.0
-MOST_STEPS = 5_000_000
+DEADLINE_S = 3_000.0
+MOST_STEPS = 600_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ that are committed while it downloads the weights of the first of them, and then
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.events import Average, AverageDone, AverageFailed, CancelAverage, Publish, Send, Step, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
@@ -67,6 +69,7 @@ class Member:
         self.active = False
         self.taking_part = False
         self.leaving = False
+        self.led_by: Callable[[], PeerId | None] = lambda: None
         self.behind = False
         self.fell_behind = False
         self.drop_held = False
@@ -111,6 +114,7 @@ class Member:
             syncing=self.out_of_step,
             active=self.active,
             taking_part=self.taking_part and not self.out_of_step,
+            led_by=self.led_by() if self.active and not self.out_of_step else None,
             leaving=self.leaving,
             history=self.ctx.history,
             kept=self.kept,

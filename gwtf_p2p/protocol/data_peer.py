@@ -247,6 +247,8 @@ class DataPeer(PeerMachine):
         if standing.joining:
             self.finishing.gone(sender)
         self.leader.stands(sender, standing)
+        if self.finishing.reported_to not in (None, self.leader.roster.leading_peer()):
+            self.finishing.report()
 
     # ---- computing
 

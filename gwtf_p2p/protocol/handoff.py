@@ -151,6 +151,11 @@ class Handoffs:
             held.to_handoff(Handoff.RETURNED, ctx.now)
             if not self.is_last:
                 ctx.emit(Send(next_peer, Redo(held.id, self.target, next_peer)))  # its data peer should know
+        elif why == SUPERSEDED:
+            # By what, its `Superseded` tells, and whether that concerns the peers before as well.
+            ctx.cancel_timer("push", held.name)
+            self.to_routing(held)
+            ctx.start_timer("route", held.name, RETRY_S)
         else:
             ctx.discard(held)
 

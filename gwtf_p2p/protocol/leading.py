@@ -17,7 +17,7 @@ from gwtf_p2p.protocol.closing import Attempt, closes
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.events import Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.inquiry import Inquiry, decide, stages_without
+from gwtf_p2p.protocol.inquiry import Inquiry, Outcome, common_version, decide, stages_without
 from gwtf_p2p.protocol.messages import (
     Abandon,
     Averaged,
@@ -51,6 +51,7 @@ class Leader:
         self.ctx, self.member = context, member
         self.roster = Roster(context, member)
         self.welcomes = Welcomes(context, member, self.roster)
+        member.led_by = self.roster.leading_peer
         self.attempt: Attempt | None = None
         self.inquiry: Inquiry | None = None
         self.finished: dict[PeerId, Finished] = {}
@@ -68,6 +69,8 @@ class Leader:
             for peer in sorted({peer for credit in message.ledger for peer in credit.peers if peer}):
                 if self.ctx.liveness.is_lost(peer):
                     self._void(peer, None)
+            if not self.roster.leads:
+                self.ctx.emit(Send(sender, self.member.standing()))  # it thinks that this peer does
             self.try_close()
         elif position < self.member.position:
             self._show_the_way(sender, None)
@@ -206,7 +209,8 @@ class Leader:
         ctx, version = self.ctx, self.member.version
         promised = self.member.promised
         self._number = max(self._number, promised.attempt if promised else 0) + 1
-        everybody = {ctx.me, *self.roster.data_peers(), *self.roster.stages, *(ctx.view.records if ctx.view else ())}
+        everybody = {ctx.me, *self.roster.data_peers(), *self.roster.stages, *self.welcomes.waiting}
+        everybody |= set(ctx.view.records if ctx.view else ())
         self.inquiry = Inquiry(self._number, {peer for peer in everybody if not ctx.liveness.is_lost(peer)})
         for peer in sorted(self.inquiry.asked):
             ctx.emit(Send(peer, Inquire(version, self._number)))
@@ -219,6 +223,9 @@ class Leader:
         self.inquiry = None
         ctx.cancel_timer("inquire", "")
         outcome = decide(inquiry, self.member.position, ctx.stages, ctx.me)
+        common = common_version(inquiry.replies, ctx.history, ctx.stages)
+        if common is not None and common > version:
+            outcome = Outcome(f"all stages have version {common}", behind=True)
         ctx.report("inquired", iteration=version, attempt=inquiry.number, reason=outcome.reason)
         if outcome.commit is not None:
             for peer in outcome.to_commit:
@@ -253,6 +260,8 @@ class Leader:
             self._show_the_way(sender, standing)
         elif standing.position == position:
             self.roster.enter(sender, standing)
+            if standing.led_by not in (None, self.ctx.me) and self.roster.leads:
+                self._settle_who_leads(sender, standing)
             if standing.stage == DATA_STAGE and not standing.syncing and sender not in self.roster.data_peers():
                 self._joins(sender, standing)
             self._free(sender, standing)
@@ -265,6 +274,16 @@ class Leader:
             self.roster.remove(sender, gone=False)
             self._void(sender, None)
             self._give_up(f"{sender} is not at iteration {position[1]}")
+
+    def _settle_who_leads(self, other: PeerId, standing: Standing) -> None:
+        """It does not know that this one leads. If two have started alone, each as the first of those it knew: the lower id."""
+        if standing.led_by == other < self.ctx.me:
+            if self.member.version > 0:
+                self._give_up(f"{other} leads")
+                self.member.data_peers = tuple(sorted({other, *self.roster.electorate()}))
+                self._unsure = True
+        else:
+            self.ctx.emit(Send(other, self.member.standing()))
 
     def _free(self, sender: PeerId, standing: Standing) -> None:
         """A peer takes part in an attempt that has no future: it must not wait for it."""
@@ -294,7 +313,7 @@ class Leader:
     def _welcome_joiners(self) -> None:
         """Whoever waits, once it is known who is there, and no attempt is under way."""
         if self.welcomes.waiting and self.roster.leads and self.attempt is None and self.inquiry is None:
-            if self._unsure:
+            if self.welcomes.must_be_weighed() or self._unsure:
                 self._inquire()
             else:
                 self.welcomes.welcome_all()

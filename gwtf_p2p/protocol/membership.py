@@ -59,7 +59,7 @@ class Membership:
         """The first records decide whether to wait for a welcome; later ones may show that the swarm has gone on."""
         if self.state is PeerState.JOINING and not self.ctx.is_armed("seek", ""):
             self.seek()
-        elif self.serves:
+        elif self.serves or (self.state is PeerState.DRAINING and not self.drained):
             self._introduce()
             if self._furthest() > self.member.position:
                 self.doubt()

@@ -265,7 +265,9 @@ class Standing:
     `promised`: attempts below this one have no future here. `close`: the attempt it takes part in, `prepared` when its
     average is ready, of which `digest` is the digest. `joining`: it has just come, or come back with nothing held: what it
     had before is gone. `syncing`: it follows the averages but does not hold the weights yet. `active`: a data peer that others
-    may ask to take them in; `taking_part`: it has microbatches in this iteration. `leaving`: do not count on it any more.
+    may ask to take them in.
+    `taking_part`: it has microbatches in this iteration, which `led_by` leads as far as it knows. `leaving`: do not count on
+    it any more.
     """
 
     stage: Stage
@@ -279,6 +281,7 @@ class Standing:
     syncing: bool = False
     active: bool = False
     taking_part: bool = False
+    led_by: PeerId | None = None
     leaving: bool = False
     history: int = 0
     kept: tuple[int, ...] = ()

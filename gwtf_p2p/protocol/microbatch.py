@@ -130,7 +130,8 @@ class Held:
     `ahead[0]` being the next; `beyond` is the successor's own successor as its `Complete` told, so that a replacement of
     the successor can join the path again. `done_by` is who did the backward of all later stages. `asked` counts how often
     a wait was too long, `lost_at` is when the peer that had it fell silent. `walking`: the data peer has started again, and the
-    next peer is yet to hear of it.
+    next peer is yet to hear of it. `refused_since`: the data peer refuses a gradient of whose loss it knows nothing, and has
+    `insisted` so often that the way be walked again.
     """
 
     id: MicrobatchId
@@ -157,6 +158,8 @@ class Held:
     handed_on_at: float = 0.0
     waits_since: float = 0.0
     lost_at: float | None = None
+    refused_since: float | None = None
+    insisted: int = 0
     unwanted: bool = False
     walking: bool = False
     loss: float | None = None

@@ -24,6 +24,8 @@ from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.messages import Done, Missing, Redo, Superseded
 from gwtf_p2p.protocol.microbatch import Handoff, Held, Phase
 
+MOST_INSIST_DOUBLINGS = 4
+
 
 class Repairs:
     """Of the downstream side of every microbatch that a peer holds."""
@@ -107,14 +109,21 @@ class Repairs:
 
     def walk_again(self, held: Held) -> None:
         """The data peer has started again: show it the way to its microbatch, with what is computed already."""
-        if held.handoff not in (Handoff.IDLE, Handoff.ROUTING) and held.successor is not None:
+        if held.handoff not in (Handoff.IDLE, Handoff.ROUTING):
             held.walking = True
-            self.handoffs.again(held, held.successor)
+            self.handoffs.again(held, held.successor)  # without one (a redo that was stopped): to anybody
 
     def insist(self, held: Held) -> None:
         """The way back knows this data peer's microbatch as done, the way down does not: walk it again."""
-        waited_s = self.ctx.now - held.handed_on_at
-        if held.handoff is Handoff.AWAITING and waited_s > self.ctx.timings.deadline_s(("backward",), WAIT_PRIOR_S):
+        ctx = self.ctx
+        if held.handoff is not Handoff.AWAITING:
+            return
+        patience_s = ctx.timings.deadline_s(("backward",), WAIT_PRIOR_S) * 2 ** min(held.insisted, MOST_INSIST_DOUBLINGS)
+        if held.refused_since is None:
+            held.refused_since = ctx.now
+        elif ctx.now - held.refused_since > patience_s:
+            held.refused_since = ctx.now
+            held.insisted += 1
             held.attempt = (held.attempt[0] + 1,)
             self.walk_again(held)
 
@@ -126,7 +135,12 @@ class Repairs:
         """
         ctx = self.ctx
         held = ctx.held.get(message.microbatch)
-        if held is None or held.id.data_peer == ctx.me or held.attempt >= message.attempt[: len(held.attempt)]:
+        if held is None or held.id.data_peer == ctx.me:
+            return False
+        own = len(held.attempt)
+        if held.attempt == message.attempt[:own] and len(message.attempt) > own:
+            held.handed = max(held.handed, message.attempt[own])  # my own, of a time that I have forgotten
+        if held.attempt >= message.attempt[:own]:
             return False
         held.note(f"superseded by {message.attempt}", ctx.now)
         if sender != held.predecessor and held.predecessor != held.id.data_peer:

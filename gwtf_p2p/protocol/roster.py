@@ -2,7 +2,8 @@
 
 The *roster* are all peers known to be at this iteration, which need its step even if nothing is credited to them. The first
 of the data peers that began the iteration leads it; *guests* are data peers that came later and do not lead. A peer that is
-*gone* was there, has started again or left, and does not count until it is welcomed anew.
+*gone* was there, has started again or left, and does not count until it is welcomed anew. One that is *idle* says itself that
+it does not take part: after a cold start, when records are all that is known of who began the iteration, it does not lead.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Roster:
         self.syncing: set[PeerId] = set()
         self.guests: set[PeerId] = set()
         self.gone: set[PeerId] = set()
+        self.idle: set[PeerId] = set()
 
     # ---- who leads
 
@@ -44,7 +46,8 @@ class Roster:
         known, view = self.member.data_peers, self.ctx.view
         if known is not None:
             return known
-        return (*(view.data_peers if view is not None else ()), self.ctx.me)
+        idle = self.idle if self.member.version > 0 else ()
+        return (*(p for p in (view.data_peers if view is not None else ()) if p not in idle), self.ctx.me)
 
     def _live(self, peers: set[PeerId]) -> set[PeerId]:
         live = {peer for peer in peers - self.gone if not self.ctx.liveness.is_lost(peer)}
@@ -75,6 +78,8 @@ class Roster:
         (self.syncing.add if standing.syncing else self.syncing.discard)(peer)
         if standing.taking_part:
             self.guests.add(peer)
+        if standing.stage == DATA_STAGE:
+            (self.idle.discard if standing.active else self.idle.add)(peer)
 
     def welcome(self, peer: PeerId, stage: Stage, in_step: bool) -> None:
         """It takes part from now on."""
@@ -96,3 +101,4 @@ class Roster:
         self.stages = {p: s for p, s in members.items() if not self.ctx.liveness.is_lost(p) and p not in self.gone}
         self.guests.clear()
         self.gone.clear()
+        self.idle.clear()

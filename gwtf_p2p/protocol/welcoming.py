@@ -28,6 +28,32 @@ class Welcomes:
         self.waiting: dict[PeerId, Standing] = {}
         self.patience_is_over = False
         self._said: set[tuple[int, PeerId]] = set()
+        self._weighed: dict[PeerId, tuple[tuple[int, int], frozenset[int]]] = {}
+        self._came_at: dict[PeerId, float] = {}
+
+    def must_be_weighed(self) -> bool:
+        """True once for each newcomer that has later weights of this history than this peer: are those of every stage there?
+
+        If so, this peer is behind.
+        """
+        found = False
+        for peer, standing in sorted(self.waiting.items()):
+            later = self._later(standing)
+            if later and self._weighed.get(peer) != (self.member.position, later):
+                self._weighed[peer] = (self.member.position, later)
+                self._came_at.setdefault(peer, self.ctx.now)
+                found = True
+        return found
+
+    def _later(self, standing: Standing) -> frozenset[int]:
+        return frozenset(v for v in available(standing, self.ctx.history) if v > self.member.version)
+
+    def _comes_too_soon(self, peer: PeerId, standing: Standing) -> bool:
+        """It would throw away later weights: not before those of the other stages have had time to come too."""
+        too_soon = bool(self._later(standing)) and self.ctx.now - self._came_at.get(peer, self.ctx.now) < GO_BACK_AFTER_S
+        if not too_soon:
+            self._came_at.pop(peer, None)
+        return too_soon
 
     def welcome_all(self) -> None:
         """Into the next attempt; the members of one under way are settled."""
@@ -36,7 +62,7 @@ class Welcomes:
             in_step = standing.position == self.member.position and not standing.syncing
             own = version in available(standing, ctx.history)
             donors = tuple(donor for donor in self.roster.serving(standing.stage) if donor != peer)
-            if not donors and not own:
+            if (not donors and not own) or self._comes_too_soon(peer, standing):
                 self._strand(peer, standing)
                 continue
             del self.waiting[peer]
@@ -44,7 +70,7 @@ class Welcomes:
             ctx.emit(Send(peer, Welcome(version, donors, self.roster.electorate(), ctx.history, own)))
 
     def _strand(self, peer: PeerId, standing: Standing) -> None:
-        """Nobody has what this peer lacks."""
+        """Nobody has what this peer lacks, or it has what nobody else has."""
         ctx, version = self.ctx, self.member.version
         if (version, peer) not in self._said:
             self._said.add((version, peer))

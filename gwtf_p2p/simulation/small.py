@@ -120,6 +120,11 @@ class SmallSwarm:
         seconds = {ev.Work.FORWARD: FORWARD_S, ev.Work.BACKWARD: BACKWARD_S, **corrections}
         return SimulatedPeer(RelayPeer(ctx, config.capacity), Speed({w: s * factor for w, s in seconds.items()}))
 
+    def leave(self, peer: SimulatedPeer) -> None:
+        """The program of a peer that has drained ends."""
+        if peer.alive and self.world.peers[peer.id] is peer:
+            self.world.kill(peer.id)
+
     @property
     def relays(self) -> list[PeerId]:
         return [peer for peer in self.world.peers if peer.startswith("relay")]
@@ -207,7 +212,7 @@ def small_swarm(config: SmallConfig, script: Sequence[Fault] = ()) -> SmallSwarm
     def on_report(peer: PeerId, report: ev.Report, now: float) -> None:
         reports.append((peer, report, now))
         if report.name == "drained":
-            kernel.after(LATENCY_S, lambda: world.kill(peer))  # its program ends
+            kernel.after(LATENCY_S, lambda leaver=world.peers[peer]: swarm.leave(leaver))  # type: ignore[misc]
 
     world = World(kernel, links, directory, sizes, on_report)
     swarm = SmallSwarm(config, world, reports)
