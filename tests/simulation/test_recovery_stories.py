@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from experiments.recovery_sweep import Sweep, draw_config, draw_script
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.messages import Commit
@@ -226,3 +227,43 @@ def test_a_thawed_leader_finds_that_the_others_have_gone_on() -> None:
     assert tally.lost == tally.double == 0
     assert any(who == "data_0" for who, _, _ in swarm.reported("out_of_step"))
     assert any(who == "data_0" for who, _, _ in swarm.reported("caught_up"))
+
+
+def test_a_draining_peer_that_misses_the_commit_leaves_all_the_same() -> None:
+    """What it has counted is of no use any more, and nobody waits for it."""
+    script = [Fault("drain", PeerId("relay_2_1"), at_s=4.0), Fault("blink", PeerId("relay_2_1"), at_s=4.01, for_s=8.0)]
+    swarm = small_swarm(SmallConfig(), script)
+    assert swarm.run(iterations=12) == everything(swarm, 12)
+    assert len(swarm.faults.fired) == 2 and any(who == "relay_2_1" for who, _, _ in swarm.reported("drained"))
+
+
+def test_a_data_peer_with_old_weights_takes_nobody_back() -> None:
+    """It was away; then all are killed and it comes up first: the others' later weights are what training goes on from."""
+    swarm = small_swarm(SmallConfig(data_peers=2, microbatches=2))
+    world, kernel, names = swarm.world, swarm.world.kernel, list(swarm.world.peers)
+
+    def begin_anew() -> None:
+        for name in names:
+            world.kill(name)
+        for i, name in enumerate(names):
+            kernel.after(1.0 + (0.5 if i else 0.0), lambda peer=name: swarm.faults.restart(peer, fresh=False))  # type: ignore[misc]
+
+    kernel.at(3.0, lambda: world.kill(PeerId("data_0")))
+    kernel.at(15.0, begin_anew)
+    kernel.run(lambda: False, 15.0)
+    newest = world.peers[PeerId("data_1")].machine.member.version
+    assert world.peers[PeerId("data_0")].machine.member.version < newest - 3
+    swarm.run(iterations=newest + 3)
+    begun = [r.fields["iteration"] for who, r, at in swarm.reported("iteration_begins") if who == "data_1" and at > 16.0]
+    assert begun and begun[0] == newest
+
+
+@pytest.mark.parametrize("seed", [185, 365, 707, 1046])
+def test_what_once_was_stuck_is_not(seed: int) -> None:
+    """Found by the sweep: a lower attempt that nobody told it was superseded; a way walked again that ended at a redo that
+    had been stopped; a draining peer without its commit; data peers that disagreed about who leads."""
+    sweep = Sweep()
+    config = draw_config(seed, sweep)
+    swarm = small_swarm(config, draw_script(seed, config, sweep))
+    tally = swarm.run(sweep.iterations, deadline_s=3000.0, most_steps=600_000)
+    assert (tally.lost, tally.double) == (0, 0)
