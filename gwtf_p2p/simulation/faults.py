@@ -2,8 +2,8 @@
 
 `kill`: the process is gone. `restart`: it is gone, and starts again `for_s` later, from its newest checkpoint or (`fresh`)
 with nothing. `freeze`: it stops and says nothing. `blink`: it freezes and thaws `for_s` later. `drain`: its user wants to
-stop. `slow`: from now on it computes `factor` times as long. A moment is a time, or the n-th event of the peer in an
-iteration, which hits every state that a peer can be in.
+stop. `slow`: from now on it computes `factor` times as long. A moment is a time, or the n-th event or effect of the peer in
+an iteration: events hit every state that a peer can be in, effects cut short what it does about an event.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ KINDS = ("kill", "restart", "freeze", "blink", "drain", "slow")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`at_s` in virtual seconds, or `at_event` = (iteration, n): before the peer handles its n-th event of that iteration."""
+    """`at_s` in virtual seconds; or `at_event` = (iteration, n): before the peer handles its n-th event of that iteration; or
+    `at_effect`: before its n-th effect is carried out."""
 
     kind: str
     peer: PeerId
@@ -29,12 +30,13 @@ class Fault:
     for_s: float = 0.0
     factor: float = 1.0
     fresh: bool = False
+    at_effect: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {self.kind!r}")
-        if (self.at_s is None) == (self.at_event is None):
-            raise ValueError("expected either at_s or at_event")
+        if [self.at_s, self.at_event, self.at_effect].count(None) != 2:
+            raise ValueError("expected one of at_s, at_event and at_effect")
 
 
 @dataclass
@@ -45,7 +47,8 @@ class Faults:
     new_peer: Callable[[PeerId], SimulatedPeer]
     fired: list[tuple[float, Fault]] = field(default_factory=list)
     _waiting: dict[PeerId, list[Fault]] = field(default_factory=dict)
-    _seen: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
+    _events: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
+    _effects: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
 
     def inject(self, script: Sequence[Fault]) -> None:
         for fault in script:
@@ -56,14 +59,26 @@ class Faults:
 
     def before_event(self, peer: PeerId, event: ev.Event, now: float) -> None:
         """To be called by `World.on_event`."""
-        waiting = self._waiting.get(peer)
-        if not waiting:
-            return
+        if self._waiting.get(peer):
+            moment = self._count(self._events, peer)
+            self._fire_those(peer, lambda fault: fault.at_event == moment)
+
+    def before_effect(self, peer: PeerId) -> None:
+        """To be called by `World.on_effect`."""
+        if self._waiting.get(peer):
+            moment = self._count(self._effects, peer)
+            self._fire_those(peer, lambda fault: fault.at_effect == moment)
+
+    def _count(self, seen: dict[PeerId, tuple[int, int]], peer: PeerId) -> tuple[int, int]:
+        """(iteration, n) of this moment."""
         iteration = self.world.peers[peer].machine.member.version
-        before, count = self._seen.get(peer, (iteration, 0))
-        count = count + 1 if before == iteration else 1
-        self._seen[peer] = (iteration, count)
-        for fault in [f for f in waiting if f.at_event == (iteration, count)]:
+        before, count = seen.get(peer, (iteration, 0))
+        seen[peer] = moment = (iteration, count + 1 if before == iteration else 1)
+        return moment
+
+    def _fire_those(self, peer: PeerId, due: Callable[[Fault], bool]) -> None:
+        waiting = self._waiting[peer]
+        for fault in [f for f in waiting if due(f)]:
             waiting.remove(fault)
             self.fire(fault)
 

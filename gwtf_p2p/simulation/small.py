@@ -97,6 +97,7 @@ class SmallSwarm:
         self.invariants = Invariants(self.world, self.config.stages, self.config.exact)
         self.faults = Faults(self.world, self.new_peer)
         self.world.on_event = self._before_event
+        self.world.on_effect = self.faults.before_effect
         self._random = Random(self.config.seed)
 
     def _before_event(self, peer: PeerId, event: ev.Event, now: float) -> None:
@@ -184,19 +185,19 @@ class SmallSwarm:
         return "\n".join(lines)
 
 
-def every_moment(config: SmallConfig, iteration: int, peers: str = "relay") -> dict[PeerId, int]:
-    """How many events each peer of this kind handles in an iteration without faults: the moments at which it could fail."""
+def every_moment(config: SmallConfig, iteration: int, peers: str, of: str) -> dict[PeerId, int]:
+    """How many events (or effects) each peer of this kind has in an iteration without faults: when it could fail."""
     counts: Counter[PeerId] = Counter()
     swarm = small_swarm(config)
-    before = swarm.world.on_event
-    assert before is not None
 
-    def count(peer: PeerId, event: ev.Event, now: float) -> None:
-        before(peer, event, now)
+    def count(peer: PeerId, *_: object) -> None:
         if peer.startswith(peers) and swarm.world.peers[peer].machine.member.version == iteration:
             counts[peer] += 1
 
-    swarm.world.on_event = count
+    if of == "event":
+        swarm.world.on_event = count
+    else:
+        swarm.world.on_effect = count
     swarm.run(iteration + 1)
     return dict(counts)
 

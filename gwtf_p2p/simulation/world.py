@@ -112,6 +112,7 @@ class World:
         self.peers: dict[PeerId, SimulatedPeer] = {}
         self.messages = 0
         self.on_event: Callable[[PeerId, ev.Event, float], None] | None = None
+        self.on_effect: Callable[[PeerId], None] | None = None
         self.on_span: Callable[[Span], None] | None = None
         self.star = False
         self._on_report = on_report
@@ -186,8 +187,7 @@ class World:
                 peer.waiting.append(event)
             return
         for effect in peer.machine.handle(event, self.kernel.now):
-            if peer.alive:
-                self.carry_out(peer, effect)
+            self.carry_out(peer, effect)
 
     def hears(self, peer: SimulatedPeer, event: ev.Event) -> bool:
         """False when the peer is dead or frozen; whoever listens may do that to it just before the event."""
@@ -229,6 +229,11 @@ class World:
     # ---- effects out
 
     def carry_out(self, peer: SimulatedPeer, effect: ev.Effect) -> None:
+        """What a peer that has died meanwhile wanted to do is not done."""
+        if self.on_effect is not None:
+            self.on_effect(peer.id)
+        if not peer.alive:
+            return
         match effect:
             case ev.Push():
                 self._pushes.push(peer.id, effect)

@@ -1,43 +1,29 @@
 """Any single crash at any moment, and random sequences of faults: nothing lost, nothing counted twice, no run stuck.
 
-The samples here are small; `python -m experiments.recovery_sweep` does all moments (`--exhaustive`) and thousands of seeds.
+The samples here are small; `python -m experiments.recovery_single` does all moments, `recovery_sweep` thousands of seeds.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from experiments.recovery_sweep import Sweep, draw_config, draw_script, single_faults
+from experiments.recovery_single import CASES, Case, failures, faults_of
+from experiments.recovery_sweep import Sweep, draw_config, draw_script
 from gwtf_p2p.simulation.small import SmallConfig, small_swarm
 
-CONFIG = SmallConfig(stages=3, relays=2, microbatches=4)
-TWO_DATA_PEERS = SmallConfig(stages=3, relays=2, data_peers=2, microbatches=3)
-ITERATIONS = 3
+BASE = SmallConfig(stages=3, relays=2, microbatches=4)
+WHOLE = {Case("kill"), Case("freeze"), Case("kill", of="effect")}
+"""Every moment is tried; of the other cases a sample."""
+
+EVERY = 7
 
 
-@pytest.mark.parametrize(("kind", "every", "offset"), [("kill", 2, 0), ("freeze", 5, 1), ("blink", 6, 2), ("restart", 6, 3)])
-def test_one_relay_fails_at_any_event_of_an_iteration(kind: str, every: int, offset: int) -> None:
-    """Gradients, counted by id, are those of a run without faults."""
-    whole = small_swarm(CONFIG)
-    whole.run(ITERATIONS)
-    gradients = [whole.invariants.committed(i) for i in range(ITERATIONS)]
-    faults = single_faults(CONFIG, kind, iteration=1)[offset::every]
-    assert len(faults) > 15
-    for fault in faults:
-        swarm = small_swarm(CONFIG, [fault])
-        swarm.run(ITERATIONS)
-        assert [f for _, f in swarm.faults.fired] == [fault], f"did not fire: {fault}"
-        assert [swarm.invariants.committed(i) for i in range(ITERATIONS)] == gradients, fault
-
-
-@pytest.mark.parametrize(("kind", "every"), [("restart", 5), ("blink", 7), ("kill", 7)])
-def test_one_data_peer_of_two_fails_at_any_event_of_an_iteration(kind: str, every: int) -> None:
-    """Its microbatches of an iteration are in the gradients of all stages or of none."""
-    for fault in single_faults(TWO_DATA_PEERS, kind, iteration=1, peers="data")[::every]:
-        swarm = small_swarm(TWO_DATA_PEERS, [fault])
-        tally = swarm.run(ITERATIONS)
-        assert swarm.faults.fired and (tally.lost, tally.double) == (0, 0), fault
-        assert ITERATIONS * 3 <= tally.done <= ITERATIONS * 6, fault
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.kind}-{c.peers}-{c.of}-{'exact' if c.exact else 'fast'}")
+def test_one_peer_fails_at_any_moment_of_an_iteration(case: Case) -> None:
+    """Gradients, counted by id, are those of a run without faults (see `experiments.recovery_single`)."""
+    faults = faults_of(case, BASE)
+    assert len(faults) > 100
+    assert not failures(case, BASE, faults if case in WHOLE else faults[CASES.index(case) % EVERY :: EVERY])
 
 
 @pytest.mark.parametrize("first", range(0, 48, 16))

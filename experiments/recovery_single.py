@@ -1,0 +1,125 @@
+"""Every peer of a small swarm fails once, at each event and each effect of an iteration: is the gradient the same?
+
+    python -m experiments.recovery_single --stages 3 --relays 2
+
+After a relay's fault, with exact recovery, all gradients are those of the run without faults, counted by microbatch id in every
+stage; with fast recovery a microbatch may be missing in stages, never counted twice. With two data peers, one of which fails,
+its microbatches of an iteration are in the gradients of all stages or of none. All invariants (`simulation.invariants`) hold
+at every event. One JSON line per case; the exit code is 1 when anything failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gwtf_p2p.protocol.ids import MicrobatchId, Stage
+from gwtf_p2p.simulation.faults import Fault
+from gwtf_p2p.simulation.invariants import InvariantError
+from gwtf_p2p.simulation.small import SmallConfig, StuckError, every_moment, small_swarm
+
+ITERATION = 1
+"""In which the fault happens; the one before fills the timings, and others follow."""
+
+ITERATIONS = 3
+FOR_S = 5.0
+"""After which a peer is back: later than it is found to be lost."""
+
+Gradients = list[dict[Stage, Counter[MicrobatchId]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """`of`: the fault comes before each "event" or each "effect" of a peer whose name begins with `peers`."""
+
+    kind: str
+    peers: str = "relay"
+    of: str = "event"
+    exact: bool = True
+
+    def config(self, base: SmallConfig) -> SmallConfig:
+        return replace(base, data_peers=2 if self.peers == "data" else 1, exact=self.exact)
+
+
+CASES = (
+    *(Case(kind) for kind in ("kill", "freeze", "restart", "blink", "drain")),
+    *(Case("kill", of="effect"), Case("restart", of="effect")),
+    *(Case(kind, exact=False) for kind in ("kill", "freeze")),
+    *(Case(kind, "data") for kind in ("kill", "freeze", "restart", "blink")),
+    *(Case(kind, "data", "effect") for kind in ("kill", "restart")),
+)
+
+
+def faults_of(case: Case, base: SmallConfig) -> list[Fault]:
+    """One fault for each moment."""
+    moments = every_moment(case.config(base), ITERATION, case.peers, case.of)
+    return [
+        Fault(case.kind, peer, for_s=FOR_S, **{f"at_{case.of}": (ITERATION, n)})  # type: ignore[arg-type]
+        for peer, count in sorted(moments.items())
+        for n in range(1, count + 1)
+    ]
+
+
+def gradients_without_faults(config: SmallConfig) -> Gradients:
+    swarm = small_swarm(config)
+    swarm.run(ITERATIONS)
+    return [swarm.invariants.committed(i) for i in range(ITERATIONS)]
+
+
+def failure(case: Case, config: SmallConfig, fault: Fault, wanted: Gradients) -> str:
+    """What is wrong after this fault; empty if nothing is."""
+    swarm = small_swarm(config, [fault])
+    try:
+        tally = swarm.run(ITERATIONS, deadline_s=300.0, most_steps=200_000)
+    except InvariantError as error:
+        return f"broken: {error}"
+    except StuckError as error:
+        return str(error).splitlines()[0]
+    if [fired for _, fired in swarm.faults.fired] != [fault]:
+        return "the fault did not fire"
+    if tally.double or (tally.lost and case.exact):
+        return f"{tally.lost} lost, {tally.double} counted twice"
+    one_way = case.peers == "relay" and case.exact
+    if one_way and [swarm.invariants.committed(i) for i in range(ITERATIONS)] != wanted:
+        return "another gradient than without the fault"
+    if not one_way and tally.done + tally.lost < ITERATIONS * config.microbatches:
+        return f"only {tally.done} microbatches done"
+    return ""
+
+
+def failures(case: Case, base: SmallConfig, faults: Sequence[Fault]) -> list[str]:
+    config = case.config(base)
+    wanted = gradients_without_faults(config)
+    found = [(fault, failure(case, config, fault, wanted)) for fault in faults]
+    return [f"{fault}: {what}" for fault, what in found if what]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", type=int, default=3)
+    parser.add_argument("--relays", type=int, default=2, help="per stage")
+    parser.add_argument("--microbatches", type=int, default=4)
+    flags = parser.parse_args()
+    base = SmallConfig(stages=flags.stages, relays=flags.relays, microbatches=flags.microbatches)
+    failed = 0
+    for case in CASES:
+        began = time.perf_counter()
+        faults = faults_of(case, base)
+        wrong = failures(case, base, faults)
+        failed += len(wrong)
+        for line in wrong:
+            print(line, file=sys.stderr)
+        seconds = round(time.perf_counter() - began, 1)
+        recovery = "exact" if case.exact else "fast"
+        line = {"kind": case.kind, "peers": case.peers, "of": case.of, "recovery": recovery, "moments": len(faults)}
+        print(json.dumps({**line, "failed": len(wrong), "seconds": seconds}), flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
