@@ -49,13 +49,16 @@ MOST_STEPS = 1_500_000
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What all runs have in common. `churn`: the seed decides which one of these."""
+    """What all runs have in common. `churn`, `microbatches`: the seed decides which one of these. `slowness`: how many times
+    slower a relay becomes."""
 
     stages: int = 6
     relays: int = 3
-    iterations: int = 5
+    iterations: int = 4
     churn: tuple[float, ...] = (0.1, 0.2, 0.3)
     kinds: tuple[str, ...] = KINDS
+    microbatches: tuple[int, ...] = (2, 4, 6)
+    slowness: float = 5.0
 
 
 def draw_config(seed: int, sweep: Sweep) -> SmallConfig:
@@ -64,7 +67,7 @@ def draw_config(seed: int, sweep: Sweep) -> SmallConfig:
         stages=sweep.stages,
         relays=sweep.relays,
         data_peers=random.choice((1, 1, 2, 3)),
-        microbatches=random.choice((3, 5, 8)),
+        microbatches=random.choice(sweep.microbatches),
         capacity=random.choice((1, 2, 4)),
         exact=random.random() < 0.8,
         speeds=random.choice(((1.0,), (1.0, 1.5, 3.0))),
@@ -94,18 +97,18 @@ def draw_script(seed: int, config: SmallConfig, sweep: Sweep) -> list[Fault]:
                     kind = "restart" if "restart" in relay_kinds else "blink"
                 left -= kind in FOR_GOOD
                 slow |= kind == "slow"
-                script.append(_fault(random, kind, PeerId(f"relay_{k}_{r}"), horizon_s))
+                script.append(_fault(random, kind, PeerId(f"relay_{k}_{r}"), horizon_s, sweep.slowness))
     for d in range(config.data_peers):
         for _ in range(sweep.iterations):
             if random.random() < churn / 2 and data_kinds:
-                script.append(_fault(random, random.choice(data_kinds), PeerId(f"data_{d}"), horizon_s))
+                script.append(_fault(random, random.choice(data_kinds), PeerId(f"data_{d}"), horizon_s, 1.0))
     return script
 
 
-def _fault(random: Random, kind: str, peer: PeerId, horizon_s: float) -> Fault:
+def _fault(random: Random, kind: str, peer: PeerId, horizon_s: float, factor: float) -> Fault:
     at_s = random.uniform(STARTS_AT_S, horizon_s)
     for_s = random.choice((0.05, 0.3, 1.0, 3.0, 8.0)) * random.uniform(0.5, 1.5)
-    return Fault(kind, peer, at_s, for_s=for_s, factor=10.0, fresh=random.random() < 0.3 and peer.startswith("relay"))
+    return Fault(kind, peer, at_s, for_s=for_s, factor=factor, fresh=random.random() < 0.3 and peer.startswith("relay"))
 
 
 def attempt(swarm: SmallSwarm, iterations: int) -> tuple[str, str]:
@@ -134,7 +137,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0-99", help="first-last")
     parser.add_argument("--stages", type=int, default=6)
     parser.add_argument("--relays", type=int, default=3, help="per stage")
-    parser.add_argument("--iterations", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--churn", type=float, nargs="+", default=[0.1, 0.2, 0.3])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--story", type=Path, help="file for the story of the first run that fails")

@@ -10,6 +10,7 @@ import heapq
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.events import CancelPush, CancelTimer, Discard, Effect, Report, StartTimer
+from gwtf_p2p.protocol.histories import Past
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.liveness import Liveness
 from gwtf_p2p.protocol.microbatch import (
@@ -54,6 +55,7 @@ class Context:
     now: float = 0.0
     incarnation: int = 0
     history: int = 0
+    branches: tuple[int, ...] = ()
     occupancy: int = 0
     activations: int = 0
     out: list[Effect] = field(default_factory=list)
@@ -68,6 +70,10 @@ class Context:
         self.liveness = Liveness(self.me, self.timings)
         self.phases = PHASES if self.stage > 0 else DATA_PHASES
         self._queues = {phase: [] for phase in QUEUES}
+
+    @property
+    def past(self) -> Past:
+        return Past(self.history, self.branches)
 
     # ---- effects
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gwtf_p2p.protocol.histories import Past
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.messages import Ballot, Close, Commit, Standing
 
@@ -72,24 +73,23 @@ def decide(inquiry: Inquiry, position: tuple[int, int], stages: int, me: PeerId)
     return Outcome(reason, _commit_of(here, ballot), ready, behind=me not in ready)
 
 
-def common_version(replies: Replies, history: int, stages: int) -> int | None:
+def common_version(replies: Replies, past: Past, stages: int) -> int | None:
     """The newest version that some peer of every stage has the weights of, or a checkpoint."""
     had: list[set[int]] = [set() for _ in range(stages + 1)]
     for standing in replies.values():
-        had[standing.stage] |= available(standing, history)
+        had[standing.stage] |= available(standing, past)
     return max(set.intersection(*had), default=None)
 
 
-def available(standing: Standing, history: int) -> set[int]:
+def available(standing: Standing, past: Past) -> set[int]:
     """Versions that a peer could put in place. Those of another history may be of weights that differ."""
-    if standing.history != history:
-        return set()
-    return set(standing.kept) | (set() if standing.syncing else {standing.version})
+    there = set(standing.kept) | (set() if standing.syncing else {standing.version})
+    return {version for version in there if past.shares(standing.history, version)}
 
 
-def stages_without(version: int, replies: Replies, history: int, stages: int) -> list[Stage]:
+def stages_without(version: int, replies: Replies, past: Past, stages: int) -> list[Stage]:
     """Stages of which nobody has this version."""
-    found = {s.stage for s in replies.values() if version in available(s, history)}
+    found = {s.stage for s in replies.values() if version in available(s, past)}
     return [Stage(k) for k in range(stages + 1) if k not in found]
 
 

@@ -223,7 +223,7 @@ class Leader:
         self.inquiry = None
         ctx.cancel_timer("inquire", "")
         outcome = decide(inquiry, self.member.position, ctx.stages, ctx.me)
-        common = common_version(inquiry.replies, ctx.history, ctx.stages)
+        common = common_version(inquiry.replies, ctx.past, ctx.stages)
         if common is not None and common > version:
             outcome = Outcome(f"all stages have version {common}", behind=True)
         ctx.report("inquired", iteration=version, attempt=inquiry.number, reason=outcome.reason)
@@ -237,7 +237,7 @@ class Leader:
             ctx.liveness.heard_from(outcome.refused.leader, ctx.out)
             ctx.start_timer("close", "", CLOSE_RETRY_S)
         elif outcome.commit is None:
-            lost = stages_without(version, inquiry.replies, ctx.history, ctx.stages) if self.welcomes.patience_is_over else []
+            lost = stages_without(version, inquiry.replies, ctx.past, ctx.stages) if self.welcomes.patience_is_over else []
             self.welcomes.patience_is_over = False
             why = outcome.reason if outcome.go_back else f"nobody has version {version} of stages {lost}"
             if (outcome.go_back or lost) and self.welcomes.go_back(inquiry.replies, why):

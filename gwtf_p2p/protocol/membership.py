@@ -146,6 +146,7 @@ class Membership:
             ctx.cancel_timer("seek", "")
             self.welcomed = ctx.me in message.data_peers and message.history > ctx.history
             member.follow(message.iteration, message.history)
+            ctx.branches = message.branches
             member.data_peers = message.data_peers if message.iteration > 0 else None
             if self.state is PeerState.JOINING:
                 self.state = PeerState.ONLINE

@@ -299,7 +299,7 @@ class Welcome:
 
     `data_peers`: those whose first leads this iteration; a data peer that is welcomed joins them in the next one.
     A `history` above the receiver's means: the swarm goes back to this iteration, because a later one has been lost in some
-    stage; whoever is further comes back, from its own checkpoint or from `donors`.
+    stage; whoever is further comes back, from its own checkpoint or from `donors`. `branches`: where each history began.
     """
 
     iteration: int
@@ -307,6 +307,7 @@ class Welcome:
     data_peers: tuple[PeerId, ...] = ()
     history: int = 0
     own: bool = False
+    branches: tuple[int, ...] = ()
 
     @property
     def position(self) -> tuple[int, int]:

@@ -46,7 +46,7 @@ class Welcomes:
         return found
 
     def _later(self, standing: Standing) -> frozenset[int]:
-        return frozenset(v for v in available(standing, self.ctx.history) if v > self.member.version)
+        return frozenset(v for v in available(standing, self.ctx.past) if v > self.member.version)
 
     def _comes_too_soon(self, peer: PeerId, standing: Standing) -> bool:
         """It would throw away later weights: not before those of the other stages have had time to come too."""
@@ -60,14 +60,14 @@ class Welcomes:
         ctx, version = self.ctx, self.member.version
         for peer, standing in sorted(self.waiting.items()):
             in_step = standing.position == self.member.position and not standing.syncing
-            own = version in available(standing, ctx.history)
+            own = version in available(standing, ctx.past)
             donors = tuple(donor for donor in self.roster.serving(standing.stage) if donor != peer)
             if (not donors and not own) or self._comes_too_soon(peer, standing):
                 self._strand(peer, standing)
                 continue
             del self.waiting[peer]
             self.roster.welcome(peer, standing.stage, in_step)
-            ctx.emit(Send(peer, Welcome(version, donors, self.roster.electorate(), ctx.history, own)))
+            ctx.emit(Send(peer, Welcome(version, donors, self.roster.electorate(), ctx.history, own, ctx.past.branches)))
 
     def _strand(self, peer: PeerId, standing: Standing) -> None:
         """Nobody has what this peer lacks, or it has what nobody else has."""
@@ -81,14 +81,15 @@ class Welcomes:
     def go_back(self, replies: Replies, why: str) -> bool:
         """To the newest version that all stages have; False when there is none."""
         ctx = self.ctx
-        to = common_version(replies, ctx.history, ctx.stages)
+        to = common_version(replies, ctx.past, ctx.stages)
         if to is None:
             ctx.report("no_common_version", iteration=self.member.version, reason=why)
             return False
-        ctx.report("going_back", version=to, iteration=self.member.version, history=ctx.history + 1, reason=why)
+        past = ctx.past.gone_back_to(to)
+        ctx.report("going_back", version=to, iteration=self.member.version, history=past.history, reason=why)
         data_peers = tuple(sorted(p for p, s in replies.items() if s.stage == DATA_STAGE and not s.leaving))
-        having = {peer for peer, standing in replies.items() if to in available(standing, ctx.history)}
+        having = {peer for peer, standing in replies.items() if to in available(standing, ctx.past)}
         for peer, standing in sorted(replies.items()):
             donors = tuple(sorted(p for p in having - {peer} if replies[p].stage == standing.stage))
-            ctx.emit(Send(peer, Welcome(to, donors, data_peers, ctx.history + 1, peer in having)))
+            ctx.emit(Send(peer, Welcome(to, donors, data_peers, past.history, peer in having, past.branches)))
         return True
