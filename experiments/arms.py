@@ -1,20 +1,13 @@
-"""How an arm of a comparison is written, and the sets of arms that comparisons use.
-
-    NAME[:FIELD=VALUE...][@limited|@strict|@recomputed|@unlimited]
-
-NAME is a router, the fields are its settings (`gwtf_p2p/protocol/routers/factory`), and what follows @ is what relays do with
-activations (`gwtf_p2p/simulation/build`). `swarm:gamma=0.1:in_flight=4@recomputed`. A set is written +NAME.
-"""
+"""The sets of arms that comparisons use; a set is written +NAME. How an arm is written: `gwtf_p2p/ab/arms`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gwtf_p2p.ab.arms import OFFICIAL, parse_arm
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.routers.factory import configure
-from gwtf_p2p.simulation.build import Arm, Memory
 
-OFFICIAL = "gamma=0.1:bias_corrected=true:backward_charge=2.5"
+__all__ = ["SETS", "expand", "parse_arm"]
 
 
 def _swarm_sweep() -> list[str]:
@@ -43,14 +36,3 @@ def expand(words: Sequence[str]) -> list[str]:
         else:
             raise InputError("--arms", "", f"expected a set of {', '.join('+' + name for name in SETS)}, got {word!r}")
     return list(dict.fromkeys(arms))
-
-
-def parse_arm(text: str, recovery: str = "exact") -> Arm:
-    """Raises InputError for an unknown router, setting or memory."""
-    words, at, memory = text.partition("@")
-    router, *settings = words.split(":")
-    pairs = {name: value for name, _, value in (setting.partition("=") for setting in settings)}
-    known = {choice.value for choice in Memory}
-    if at and memory not in known:
-        raise InputError("--arms", "", f"expected @ and one of {', '.join(sorted(known))}, got {text!r}")
-    return Arm(router, configure(router, pairs), recovery, Memory(memory) if at else Memory.LIMITED)

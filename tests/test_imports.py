@@ -19,7 +19,8 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"training", "protocol", "torch", "transformers", "datasets"},
     "live": {"live", "protocol", "training", "hivemind", "torch", "transformers"},
     "monitor": {"monitor", "protocol", "live"},
-    "cli": {"cli", "monitor", "live", "training", "simulation", "protocol", "version", "torch", "transformers", "hivemind"},
+    "ab": {"ab", "live", "training", "simulation", "protocol", "monitor", "version", "torch"},
+    "cli": {"cli", "ab", "monitor", "live", "training", "simulation", "protocol", "version", "torch", "transformers", "hivemind"},
 }
 FORBIDDEN_IN_PURE_CODE = {"asyncio", "socket", "time", "threading", "subprocess", "multiprocessing", "datetime", "secrets"}
 

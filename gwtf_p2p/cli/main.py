@@ -25,6 +25,7 @@ VERBS = {
     "peer": "relay peer: holds one stage of the model",
     "route": "plan the flows of a problem file, without a network",
     "sim": "run a scenario in virtual time",
+    "ab": "compare routers on one scenario, simulated or live, and write the report",
     "export": "assemble checkpoints into a folder that transformers loads",
     "id": "show, create or back up this machine's identity",
 }

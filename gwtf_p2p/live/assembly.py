@@ -17,6 +17,7 @@ from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.records import RunRecord
 from gwtf_p2p.protocol.relay_peer import RelayPeer
 from gwtf_p2p.protocol.routers.factory import default_config, make_router, router_kind
+from gwtf_p2p.protocol.routers.swarm_failures import FixedTimings, ForgetfulLiveness
 from gwtf_p2p.training.data import open_data
 from gwtf_p2p.training.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.families import check_run
@@ -75,7 +76,8 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
 
 def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> RelayPeer | DataPeer:
     """The state machine with its router. Raises InputError for an unknown router."""
-    router = make_router(run.router, default_config(run.router), run.seed, me)
+    settings = config.router_config or default_config(run.router)
+    router = make_router(run.router, settings, run.seed, me)
     context = Context(
         me=me,
         stage=place.stage,
@@ -85,10 +87,14 @@ def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -
         activation_bytes=run.activation_bytes,
         memory_limit_bytes=0 if config.memory.folder else config.memory.limit_bytes,
     )
+    if getattr(settings, "official_failures", False):
+        context.timings = FixedTimings()
+        context.liveness = ForgetfulLiveness(me, context.timings)
     if place.stage == DATA_STAGE:
         quorum = (run.data_peers, run.total_iterations, run.relays_per_stage)
         return DataPeer(context, DataPeerConfig(run.microbatches_per_data_peer, *quorum))
+    if config.queues is not None:
+        return RelayPeer(context, config.capacity, queues=config.queues)
     if router_kind(run.router).unbounded_queues:
         return RelayPeer(context, 0)
-    queues = getattr(default_config(run.router), "queues_inputs", False)
-    return RelayPeer(context, config.capacity, queues=queues)
+    return RelayPeer(context, config.capacity, queues=getattr(settings, "queues_inputs", False))

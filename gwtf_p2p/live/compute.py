@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,18 @@ from gwtf_p2p.training.wire import from_wire, to_wire
 T = TypeVar("T")
 
 
+class Device(Protocol):
+    """Another device than this one, imposed in the compute thread around every computation (`emulation_client.Stretch`)."""
+
+    def begin(self, work: Work, microbatch: MicrobatchId) -> Any: ...
+
+    def end(self, work: Work, microbatch: MicrobatchId, marks: Any) -> None: ...
+
+    def measured(self, seconds: Mapping[Work, float]) -> dict[Work, float]: ...
+
+    def close(self) -> None: ...
+
+
 class Compute:
     """Executor, optimizer and tensors of one peer. `data` is a data peer's dataset and which shard of it is its own."""
 
@@ -41,6 +53,7 @@ class Compute:
         limit: MemoryLimit = NO_LIMIT,
     ) -> None:
         self.run, self.executor, self.optimizer = run, executor, optimizer
+        self.device: Device | None = None
         self._data_source = data
         hidden = executor.part.hidden_size
         self._shape_BTH = (run.microbatch_size, run.sequence_length, hidden)
@@ -74,7 +87,8 @@ class Compute:
 
         The first one pays for what torch sets up only once, so it is the second that is taken. Empty for a data peer.
         """
-        return await self.in_thread(self._measure)
+        seconds = await self.in_thread(self._measure)
+        return seconds if self.device is None else self.device.measured(seconds)
 
     async def mean_gradient(self) -> dict[str, Tensor]:
         """Mean gradient over the counted microbatches, fresh CPU tensors by parameter name."""
@@ -119,6 +133,8 @@ class Compute:
 
     def close(self) -> None:
         """Let the running computation end; drop what is queued, and what was spilled."""
+        if self.device is not None:
+            self.device.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
         self.store.close()
 
@@ -140,12 +156,15 @@ class Compute:
 
     def _timed(self, work: Work, microbatch: MicrobatchId) -> tuple[float, float | None]:
         began = time.perf_counter()
-        executor = self.executor
+        executor, device = self.executor, self.device
+        marks = device.begin(work, microbatch) if device is not None else None
         loss = self._data(executor, work, microbatch) if isinstance(executor, DataExecutor) else None
         if isinstance(executor, StageExecutor):
             self._relay(executor, work, microbatch)
         if work in (Work.BACKWARD, Work.FINISH):
             self.store.done(microbatch)
+        if device is not None:
+            device.end(work, microbatch, marks)
         return time.perf_counter() - began, loss
 
     def _relay(self, executor: StageExecutor, work: Work, microbatch: MicrobatchId) -> None:

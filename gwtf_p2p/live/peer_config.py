@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gwtf_p2p.live.checkpoints import CheckpointOptions
+from gwtf_p2p.live.emulation import Emulation
 from gwtf_p2p.live.faults import Fault
 from gwtf_p2p.live.p2p import P2POptions
 from gwtf_p2p.live.tensor_store import NO_LIMIT, MemoryLimit
@@ -26,6 +27,8 @@ class PeerConfig:
     `upload_bytes_per_s`: pace of state downloads that this peer serves, 0 for no limit. `drain_s`: how long a peer that is
     told to stop may finish what it holds. `memory`: how much what is kept of microbatches may take. `figures_every_s` 0: the
     peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests and churn scripts).
+    `router_config`: settings of the run's router, None for its default. `queues`: a relay queues what is over its capacity
+    instead of refusing it; None as the router's kind has it. `emulation`: links and devices of a comparison (`gwtf ab`).
     Everything else about the training comes from the run record.
     """
 
@@ -46,6 +49,9 @@ class PeerConfig:
     figures_every_s: float = 0.0
     fault: Fault | None = None
     event_log: Path | None = None
+    router_config: Any = None
+    queues: bool | None = None
+    emulation: Emulation | None = None
 
 
 class ClockWrong(Exception):

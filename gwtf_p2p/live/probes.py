@@ -1,7 +1,8 @@
 """Links as this peer measures them on its real traffic; nothing is published that was not measured.
 
 Of every push the round trip (header to verdict) and, if it carried enough bytes to say something, the bandwidth are kept;
-medians over the last samples are published with count and age.
+medians over the last samples are published with count and age. A link without traffic has the figures of a probe
+(`idle_probes`), and says so; the first traffic replaces them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class _Samples:
     round_trip_s: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     bytes_per_s: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     newest_at: float = 0.0
+    source: LinkSource = LinkSource.TRAFFIC
     path: PathType = PathType.PUBLIC
 
 
@@ -34,12 +36,21 @@ class LinkProbes:
         self._clock = clock
         self._links: dict[PeerId, _Samples] = {}
 
-    def observe(self, to: PeerId, round_trip_s: float, transferred_bytes: int, transfer_s: float) -> None:
+    def observe(
+        self, to: PeerId, round_trip_s: float, transferred_bytes: int, transfer_s: float, *, probe: bool = False
+    ) -> None:
         """One push to `to`: how long its header took to be answered, and its payload to go through."""
         samples = self._links.setdefault(to, _Samples())
+        enough = transferred_bytes >= LEAST_BYTES and transfer_s > 0
+        if probe and samples.bytes_per_s:
+            return
+        if probe:
+            samples.source = LinkSource.PROBE
+        elif samples.source is LinkSource.PROBE and enough:
+            samples = self._links[to] = _Samples()
         samples.newest_at = self._clock()
         samples.round_trip_s.append(round_trip_s)
-        if transferred_bytes >= LEAST_BYTES and transfer_s > 0:
+        if enough:
             samples.bytes_per_s.append(transferred_bytes / transfer_s)
 
     def path_changed(self, to: PeerId, path: PathType) -> None:
@@ -58,7 +69,7 @@ class LinkProbes:
                 to=peer,
                 round_trip_s=median(samples.round_trip_s),
                 bandwidth_bytes_per_s=median(samples.bytes_per_s),
-                source=LinkSource.TRAFFIC,
+                source=samples.source,
                 samples=len(samples.bytes_per_s),
                 age_s=round(now - samples.newest_at, 3),
                 path=samples.path,

@@ -45,7 +45,7 @@ from gwtf_p2p.live.rpc_outgoing import (
     call_on,
     open_with_retry,
 )
-from gwtf_p2p.live.rpc_push import Push
+from gwtf_p2p.live.rpc_push import Gate, Push
 from gwtf_p2p.live.rpc_stream import STREAM_VERSION, Frame, FrameStream, Purpose, accept_frames, accept_greeting
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId
@@ -62,6 +62,9 @@ __all__ = [
     "RpcOptions",
     "RpcService",
 ]
+
+
+Payload = memoryview | bytes | bytearray
 
 
 class Rpc:
@@ -109,14 +112,22 @@ class Rpc:
                 await self._daemon.p2p.remove_binary_stream_handler(self._name)
 
     async def push(
-        self, to: PeerId, header: Header, payload: memoryview | bytes | bytearray, deadline_s: float, *, eager: bool = True
+        self,
+        to: PeerId,
+        header: Header,
+        payload: Payload,
+        deadline_s: float,
+        *,
+        eager: bool = True,
+        gate: Gate | None = None,
     ) -> PushResult:
         """Send header and payload; returns when they are acknowledged, or refused (`accepted` is False in the result).
 
-        The payload must not change meanwhile. `eager=False` waits for the verdict before it sends the payload.
-        Raises PushFailed.
+        The payload must not change meanwhile. `eager=False` waits for the verdict before it sends the payload, and then for
+        the `gate`. Raises PushFailed.
         """
         push = Push(self._pool, self._ways, to, header, memoryview(payload).cast("B"), eager=eager)
+        push.gate = gate
         try:
             async with asyncio.timeout(deadline_s):
                 return await push.run()

@@ -89,6 +89,12 @@ class OutgoingStream:
     def has(self, kind: Frame) -> bool:
         return kind in self._arrived
 
+    async def lost(self) -> None:
+        """Return when the stream is gone. Not while something else waits for a frame."""
+        while not self.lost_reason:
+            self._news.clear()
+            await self._news.wait()
+
     async def receive(self, kind: Frame) -> tuple[bytes, float]:
         """The next frame of that kind and the time (`clock_s`) of its arrival. Raises StreamLost."""
         while kind not in self._arrived:

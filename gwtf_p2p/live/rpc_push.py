@@ -7,8 +7,10 @@ pauses (PAUSE is answered when everything before it has come), the circuit is re
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import zlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from gwtf_p2p.live.rpc_api import FailureKind, Header, PushResult, RpcFailed, unpack
@@ -34,8 +36,12 @@ class _Progress:
     is_paused: bool = False
 
 
+Gate = Callable[[], Awaitable[None]]
+"""Awaited between an accepting verdict and the first byte of the payload (emulated links: see `emulation`)."""
+
+
 class Push:
-    """One transfer from its offer to its end."""
+    """One transfer from its offer to its end. A `gate` needs `eager=False`."""
 
     def __init__(self, pool: StreamPool, ways: Ways, to: PeerId, header: Header, payload: memoryview, *, eager: bool) -> None:
         self._pool, self._ways, self._to = pool, ways, to
@@ -43,6 +49,7 @@ class Push:
         self._number = secrets.randbits(63) | 1 if ways.is_fragile(to) else 0
         self._progress = _Progress()
         self.opened = False
+        self.gate: Gate | None = None
 
     async def run(self) -> PushResult:
         """Raises StreamLost, RpcFailed, NotTaken, RemoteProtocolError."""
@@ -82,6 +89,9 @@ class Push:
                 self._offer(frames)
                 if not self._eager:
                     await self._hear_verdict(stream, start_s)
+                if self.gate is not None and self._is_accepted:
+                    gate, self.gate = self.gate, None
+                    await _unless_lost(stream, gate)
             await self._send_rest(stream, frames, start_s)
             if self._progress.reply is None:
                 await self._hear_verdict(stream, start_s)
@@ -170,6 +180,19 @@ class Push:
         progress = self._progress
         seconds = arrived_s - start_s
         return PushResult(progress.reply or {}, True, len(self._payload), seconds, progress.round_trip_s, receive_s)
+
+
+async def _unless_lost(stream: OutgoingStream, gate: Gate) -> None:
+    """Raises StreamLost as soon as the stream breaks."""
+    opening, lost = asyncio.ensure_future(gate()), asyncio.ensure_future(stream.lost())
+    try:
+        await asyncio.wait((opening, lost), return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            raise StreamLost(stream.lost_reason)
+        opening.result()
+    finally:
+        opening.cancel()
+        lost.cancel()
 
 
 def _filled(stand: Header, length: int) -> int:

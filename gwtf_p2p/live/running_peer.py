@@ -16,8 +16,10 @@ from gwtf_p2p.live.averaging import Averager, AveragingFailed, AveragingGroup
 from gwtf_p2p.live.checkpoints import Checkpoints
 from gwtf_p2p.live.compute import Compute
 from gwtf_p2p.live.driver import AverageFailureError, AverageResult, Driver, DriverParts
+from gwtf_p2p.live.edge import Edge, connect_edge
 from gwtf_p2p.live.event_log import EventLog
 from gwtf_p2p.live.faults import FaultTrigger
+from gwtf_p2p.live.idle_probes import IdleProber
 from gwtf_p2p.live.join_times import JoinTimes
 from gwtf_p2p.live.network import Network
 from gwtf_p2p.live.p2p import Daemon, DaemonEnded
@@ -26,7 +28,6 @@ from gwtf_p2p.live.probes import LinkProbes
 from gwtf_p2p.live.record_keeper import RecordKeeper, read_view
 from gwtf_p2p.live.replication import Replication
 from gwtf_p2p.live.resident import resident_bytes
-from gwtf_p2p.live.rpc import Rpc
 from gwtf_p2p.live.state_store import StateStore
 from gwtf_p2p.live.state_transfer import StateDonor, StateDownload
 from gwtf_p2p.protocol import events as ev
@@ -66,8 +67,9 @@ async def start_running(
     view = await read_view(network.dht, run)
     place = choose_place(config, run, view, network.daemon.peer_id)
     compute = await asyncio.to_thread(make_compute, config, run, place)
+    edge = await connect_edge(config.emulation, network, run, compute)
     times.mark("weights")
-    peer = RunningPeer(config, run, (place, compute), network, Telling(on_report, times))
+    peer = RunningPeer(config, run, (place, compute), edge, Telling(on_report, times))
     await peer.resume(view)
     times.mark("checkpoint")
     await peer.measure()
@@ -93,15 +95,15 @@ class RunningPeer:
         config: PeerConfig,
         run: RunRecord,
         part: tuple[Place, Compute],
-        network: Network,
+        edge: Edge,
         telling: Telling,
     ) -> None:
         self.config, self.run, self.on_report, self.times = config, run, telling.on_report, telling.times
         self.place, self.compute = part
-        self.daemon, self.network = network.daemon, network
-        self.rpc = Rpc(self.daemon, run.run_id, ways=network.paths)
+        network = edge.network
+        self.edge, self.daemon, self.network, self.rpc = edge, network.daemon, network, edge.rpc
         if network.paths is not None:
-            network.paths.attach(self.rpc, self._path_changed)
+            network.paths.attach(edge.real_rpc, self._path_changed)
         self.averager = Averager(self.rpc)
         self.checkpoints = Checkpoints(config.checkpoints, run, self.place.stage, self.compute)
         store = StateStore(self.compute, self.checkpoints)
@@ -109,7 +111,8 @@ class RunningPeer:
         self.state_download = StateDownload(self.rpc)
         self.replication = Replication(self.checkpoints, self.state_download, self.daemon.peer_id)
         self.probes = LinkProbes(time.monotonic)
-        self.records = RecordKeeper(network.dht, run, self.place, self.probes, network.reachability)
+        self.prober = IdleProber(self.rpc, self.probes, self.place.stage)
+        self.records = RecordKeeper(edge.dht, run, self.place, self.probes, network.reachability)
         self.event_log = EventLog(config.event_log) if config.event_log else None
         self._started = ev.Started()
         self._online = self._has_computed = False
@@ -151,6 +154,7 @@ class RunningPeer:
         """Take part until told to stop."""
         machine = self.driver.machine
         self.checkpoints.on_kept = self.replication.on_remote = self._tell_kept
+        self.edge.started(machine)
         self.driver.feed(self._started)
         tasks = [
             asyncio.ensure_future(work)
@@ -158,6 +162,7 @@ class RunningPeer:
                 self.records.keep_publishing(machine),
                 self.records.keep_looking(machine, self._view_changed),
                 self.replication.run(lambda: machine.ctx.view, lambda: machine.membership.serves),
+                self.prober.run(),
                 self._tell_figures(),
             )
         ]
@@ -176,6 +181,7 @@ class RunningPeer:
         await self.rpc.stop()
         if self.network.paths is not None:
             await self.network.paths.stop()
+        await self.edge.close()
         if self.event_log is not None:
             self.event_log.close()
 
@@ -283,6 +289,10 @@ class RunningPeer:
             "spilled_bytes": store.spilled_bytes,
             "resident_bytes": resident_bytes(),
         }
+
+    def _view_changed(self, view: NetworkView) -> None:
+        self.prober.view = view
+        self.driver.view_changed(view)
 
     def _report(self, report: ev.Report, now: float) -> None:
         if report.name == "stepped":

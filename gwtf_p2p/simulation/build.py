@@ -27,6 +27,7 @@ from gwtf_p2p.protocol.data_peer import DataPeer, DataPeerConfig
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.records import LinkMeasurement, LinkSource
 from gwtf_p2p.protocol.relay_peer import RelayPeer
+from gwtf_p2p.protocol.routers.base import Router
 from gwtf_p2p.protocol.routers.factory import RouterKind, make_router, router_kind
 from gwtf_p2p.protocol.routers.swarm_failures import FixedTimings, ForgetfulLiveness
 from gwtf_p2p.simulation.directory import Directory
@@ -71,13 +72,17 @@ class Arm:
 
 @dataclass
 class Swarm:
-    """The peers of one run and how to make one of them (again). `drawn` changes when a relay moves to another stage."""
+    """The peers of one run and how to make one of them (again). `drawn` changes when a relay moves to another stage.
+
+    `around_router` is put around the router of every peer made from now on: a stopwatch, for instance.
+    """
 
     scenario: Scenario
     arm: Arm
     seed: int
     world: World
     drawn: dict[PeerId, DrawnPeer]
+    around_router: Callable[[Router], Router] | None = None
 
     @property
     def links(self) -> Links:
@@ -87,6 +92,8 @@ class Swarm:
         """A peer as it is when its program has just been started: nothing held, nothing measured but its own speed."""
         drawn, arm, model = self.drawn[peer], self.arm, self.scenario.model
         router = make_router(arm.router, arm.config, self.seed, peer)
+        if self.around_router is not None:
+            router = self.around_router(router)
         context = Context(peer, drawn.stage, model.stages, router, exact=arm.recovery == "exact")
         if getattr(arm.config, "official_failures", False):
             context.timings = FixedTimings()
