@@ -22,9 +22,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
+from gwtf_p2p.ab.statistics import interval
 
-DRAWS = 10_000
+__all__ = ["compare", "interval", "main", "markdown"]
+
 Line = dict[str, Any]
 
 
@@ -45,14 +46,6 @@ class Comparison:
     lost: int
     double_counted: int
     cpu_ratio: float
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the median."""
-    numbers = np.asarray(values)
-    draws = np.random.default_rng(0).integers(0, len(numbers), (DRAWS, len(numbers)))
-    low, high = np.percentile(np.median(numbers[draws], axis=1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def group(line: Line) -> str:

@@ -20,7 +20,9 @@ ALLOWED: dict[str, set[str]] = {
     "live": {"live", "protocol", "training", "hivemind", "torch", "transformers"},
     "monitor": {"monitor", "protocol", "live"},
     "ab": {"ab", "live", "training", "simulation", "protocol", "monitor", "version", "torch"},
-    "cli": {"cli", "ab", "monitor", "live", "training", "simulation", "protocol", "version", "torch", "transformers", "hivemind"},
+    "cli": {
+        "cli", "ab", "monitor", "live", "training", "simulation", "protocol", "version", "torch", "transformers", "hivemind",
+    },
 }
 FORBIDDEN_IN_PURE_CODE = {"asyncio", "socket", "time", "threading", "subprocess", "multiprocessing", "datetime", "secrets"}
 

@@ -24,7 +24,11 @@ def write_rows(path: Path, rows: Iterable[Row], window: tuple[float, float], tim
     """What overlaps the window, in seconds of the scenario since its begin."""
     begin, end = window
     kept = [
-        {**asdict(row), "began": (max(row.began, begin) - begin) / time_scale, "ended": (min(row.ended, end) - begin) / time_scale}
+        {
+            **asdict(row),
+            "began": (max(row.began, begin) - begin) / time_scale,
+            "ended": (min(row.ended, end) - begin) / time_scale,
+        }
         for row in rows
         if row.ended > begin and row.began < end
     ]

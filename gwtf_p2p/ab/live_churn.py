@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
-from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
-from gwtf_p2p.protocol.placement import Move, swarm_move
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage
 from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.ids import PeerId, RunId
+from gwtf_p2p.protocol.placement import Move, swarm_move
 from gwtf_p2p.protocol.records import PeerState, StageRecord
 from gwtf_p2p.simulation.draw import DrawnPeer, draw_fate
 from gwtf_p2p.simulation.scenario import ChurnSpec
@@ -116,9 +115,7 @@ class LiveRebalancing:
         return True
 
     def _view(self, names: Iterable[str]) -> NetworkView:
-        records = [
-            StageRecord(PeerId(name), RunId("ab"), self.stage_of[name], PeerState.ONLINE, 1) for name in sorted(names)
-        ]
+        records = [StageRecord(PeerId(name), RunId("ab"), self.stage_of[name], PeerState.ONLINE, 1) for name in sorted(names)]
         return NetworkView.of(records, self.stages, 1)
 
 

@@ -1,4 +1,4 @@
-"""One arm of a comparison as a live swarm: real processes, libp2p, computing, averaging; links and devices as in the scenario."""
+"""One arm of a comparison as a live swarm: real processes, libp2p, computing and averaging; links and devices as drawn."""
 
 from __future__ import annotations
 
@@ -220,7 +220,5 @@ class _LiveRun:
     def _gantt(self, names: Mapping[Any, str]) -> None:
         ends = [self.metrics.ends[i] for i in sorted(self.metrics.ends)]
         if len(ends) > 1:
-            rows = [
-                Row(names[s.peer], s.what, s.about, s.began, s.ended, names[s.to] if s.to else "") for s in self.wire.spans
-            ]
+            rows = [Row(names[s.peer], s.what, s.about, s.began, s.ended, names[s.to] if s.to else "") for s in self.wire.spans]
             write_rows(self.task.gantt_path, rows, (ends[-2], ends[-1]), self.task.time_scale)

@@ -18,7 +18,9 @@ def scaled(scenario: Scenario, time_scale: float) -> Scenario:
     if time_scale == 1.0:
         return scenario
     links = scenario.links
-    table = {pair: LinkSpec(s.latency_s * time_scale, s.bandwidth_bytes_per_s / time_scale) for pair, s in links.table.links.items()}
+    table = {
+        pair: LinkSpec(s.latency_s * time_scale, s.bandwidth_bytes_per_s / time_scale) for pair, s in links.table.links.items()
+    }
     lines = tuple(line / time_scale for line in links.line_bytes_per_s)
     groups = tuple(_group(group, time_scale) for group in scenario.groups)
     return replace(

@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 
 def interleaved(tasks: Sequence[RunTask]) -> list[RunTask]:
-    """By scenario and seed, then all arms one after the other (A B A B): what changes on the machine meanwhile meets all arms."""
+    """By scenario and seed, then all arms one after the other (A B A B): what the machine does meanwhile meets all arms."""
     order = {arm: i for i, arm in enumerate(dict.fromkeys(task.arm_text for task in tasks))}
     places = {name: i for i, name in enumerate(dict.fromkeys(task.scenario.name for task in tasks))}
     return sorted(tasks, key=lambda t: (t.backend != SIM, t.seed, places[t.scenario.name], order[t.arm_text]))

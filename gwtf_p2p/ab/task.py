@@ -14,6 +14,11 @@ from gwtf_p2p.simulation.build import Arm
 from gwtf_p2p.simulation.scenario import Scenario
 
 
+def slug_of(key: RunKey) -> str:
+    """A run's name in file names."""
+    return re.sub(r"[^A-Za-z0-9_+-]+", "_", f"{key.scenario}-{key.arm}-{key.seed}-{key.backend}")
+
+
 @dataclass(frozen=True)
 class RunTask:
     """`record`: what a live run trains; its seed is the task's. `emulate_links`: see `live/emulation`."""
@@ -43,7 +48,7 @@ class RunTask:
     @property
     def slug(self) -> str:
         """The run's name in file names."""
-        return re.sub(r"[^A-Za-z0-9_+-]+", "_", f"{self.key.scenario}-{self.arm_text}-{self.seed}-{self.backend}")
+        return slug_of(self.key)
 
     @property
     def gantt_path(self) -> Path:

@@ -13,7 +13,7 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,12 +109,23 @@ class Wire:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         self._links = Links(RealKernel(self._loop), self._spec, self._lines)
 
-        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Coroutine[Any, Any, None]:
-            return _Connection(self, reader, writer).run()
+        connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
-        await asyncio.start_unix_server(accept, str(self.socket))
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            connections[task] = writer
+            await _Connection(self, reader, writer).run()
+            del connections[task]
+
+        server = await asyncio.start_unix_server(accept, str(self.socket))
         self._ready.set()
         await self._over.wait()
+        server.close()
+        for writer in connections.values():
+            writer.close()
+        await asyncio.gather(*connections)
+        await asyncio.sleep(0)  # closed transports are told in the next round of the loop
 
     @property
     def links(self) -> Links:
@@ -176,7 +187,7 @@ class _Connection:
             self._under_way.pop(number, None)
             span = Span(self._peer, said["kind"], said["about"], began, time.monotonic(), to, said["size"])
             self._wire.spans.append(span)
-            for sender, receiver in ([(self._peer, to)] if via is None else [(self._peer, via), (via, to)]):
+            for sender, receiver in [(self._peer, to)] if via is None else [(self._peer, via), (via, to)]:
                 self._wire.bytes_by_path[sender, receiver, said["kind"]] += said["size"]
             if not self._writer.is_closing():
                 self._writer.write(b'{"sent": %d}\n' % number)

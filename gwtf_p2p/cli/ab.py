@@ -32,7 +32,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("ab", help="compare routers on one scenario", description=__doc__)
     add = parser.add_argument
     add("scenarios", nargs="+", type=Path, metavar="SCENARIO.toml")
-    add("--routers", default=USUAL, metavar="ARM,...", help=f"of {', '.join([*KINDS, *NAMED])}, with :FIELD=VALUE (default {USUAL})")
+    known = ", ".join([*KINDS, *NAMED])
+    add("--routers", default=USUAL, metavar="ARM,...", help=f"of {known}, with :FIELD=VALUE (default {USUAL})")
     add("--backend", default=SIM, help="sim, live, or sim,live (default sim)")
     add("--seeds", help="such as 0-4; default: the scenario's")
     add("--out", type=Path, required=True, metavar="DIR", help="report, pictures and finished runs; the same DIR resumes")
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
             stopped = True
     results = list(file.read().values())
     if results:
+        _add_controls(args.out, tasks, results)
         write_report(args.out, results, [(str(t.key), why) for t, why in schedule.failures], _command())
         print(args.out / "report.html")
     if stopped:
@@ -114,6 +116,14 @@ def _run_one(task: Any) -> RunResult:
     from gwtf_p2p.ab.live_run import run_live
 
     return run_live(task)
+
+
+def _add_controls(out: Path, tasks: list[Any], results: list[RunResult]) -> None:
+    """The losses of one process alone, for each seed that has live results; computed once."""
+    from gwtf_p2p.ab.controls import add_controls
+
+    done = {(r.settings, r.seed) for r in results if r.backend == LIVE}
+    add_controls(out, [t for t in tasks if t.backend == LIVE and (t.settings, t.seed) in done])
 
 
 def _failures(backends: tuple[str, ...]) -> tuple[type[Exception], ...]:

@@ -1,8 +1,9 @@
 """A peer's connection to the wire (see `emulation`): it asks for passages, and notes what its device did.
 
-JSON lines over a unix socket. To the wire: `hello` (who), `start` and `stop` of a passage, `busy` and `work` when a computation
-begins and has ended, `count` once a second (small messages sent and seconds of planning so far, microbatches that wait for the device). From the wire:
-`{"sent": id}` when the last byte of a passage has left. When the wire is gone the run is over: passages then never end.
+JSON lines over a unix socket. To the wire: `hello` (who), `online`, `start` and `stop` of a passage, `busy` and `work` when a
+computation begins and has ended, `count` once a second (small messages sent and seconds of planning so far, microbatches that
+wait for the device). From the wire: `{"sent": id}` when the last byte of a passage has left. When the wire is gone the run is
+over: passages then never end.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -93,11 +95,13 @@ class WireClient:
         """From any thread."""
         self._loop.call_soon_threadsafe(self._say, fields)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._counts()
         for task in self._tasks:
             task.cancel()
         self._writer.close()
+        with suppress(ConnectionError):  # the wire may be gone already
+            await self._writer.wait_closed()
 
     def _say(self, fields: Mapping[str, Any]) -> None:
         if not self._writer.is_closing():

@@ -237,6 +237,7 @@ class RunningPeer:
 
     def _view_changed(self, view: NetworkView) -> None:
         self.network.saw(view)
+        self.prober.view = view
         self.driver.view_changed(view)
 
     def _path_changed(self, peer: PeerId, path: PathType) -> None:
@@ -289,10 +290,6 @@ class RunningPeer:
             "spilled_bytes": store.spilled_bytes,
             "resident_bytes": resident_bytes(),
         }
-
-    def _view_changed(self, view: NetworkView) -> None:
-        self.prober.view = view
-        self.driver.view_changed(view)
 
     def _report(self, report: ev.Report, now: float) -> None:
         if report.name == "stepped":

@@ -1,0 +1,70 @@
+"""Just enough SVG to draw the report's pictures, without a drawing library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil, floor, log10
+from xml.sax.saxutils import escape
+
+INK, GREY, LIGHT, BLUE = "#222222", "#8a8a8a", "#dddddd", "#1f5fa8"
+PALETTE = ("#1f5fa8", "#c8501e", "#2b8a3e", "#8e44ad", "#b8860b", "#0e7c86", "#a61e4d", "#555555", "#6a8d2f", "#3b3b98")
+
+
+@dataclass
+class Drawing:
+    """Elements in order; `done` closes it. Lengths in pixels."""
+
+    width: float
+    height: float
+    parts: list[str] = field(default_factory=list)
+
+    def line(self, a: tuple[float, float], b: tuple[float, float], colour: str, width: float = 1, extra: str = "") -> None:
+        ends = f'x1="{a[0]:.1f}" y1="{a[1]:.1f}" x2="{b[0]:.1f}" y2="{b[1]:.1f}"'
+        self.parts.append(f'<line {ends} stroke="{colour}" stroke-width="{width:g}" {extra}/>')
+
+    def box(self, at: tuple[float, float], size: tuple[float, float], colour: str, title: str = "", opacity: float = 1) -> None:
+        told = f"<title>{escape(title)}</title>" if title else ""
+        shape = f'x="{at[0]:.1f}" y="{at[1]:.1f}" width="{size[0]:.1f}" height="{size[1]:.1f}"'
+        self.parts.append(f'<rect {shape} fill="{colour}" fill-opacity="{opacity:g}">{told}</rect>')
+
+    def dot(self, at: tuple[float, float], radius: float, colour: str, hollow: bool = False, opacity: float = 1) -> None:
+        paint = f'fill="white" stroke="{colour}"' if hollow else f'fill="{colour}" fill-opacity="{opacity:g}"'
+        self.parts.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius:g}" {paint}/>')
+
+    def text(self, at: tuple[float, float], words: str, colour: str = INK, anchor: str = "start", bold: bool = False) -> None:
+        weight = ' font-weight="bold"' if bold else ""
+        place = f'x="{at[0]:.1f}" y="{at[1]:.1f}" text-anchor="{anchor}"'
+        self.parts.append(f'<text {place} fill="{colour}"{weight}>{escape(words)}</text>')
+
+    def path(self, points: Sequence[tuple[float, float]], colour: str, width: float = 1.5) -> None:
+        told = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        self.parts.append(f'<polyline points="{told}" fill="none" stroke="{colour}" stroke-width="{width:g}"/>')
+
+    def done(self) -> str:
+        head = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:.0f} {self.height:.0f}"'
+        size = f'width="{self.width:.0f}" height="{self.height:.0f}" font-family="sans-serif" font-size="12"'
+        body = "\n".join(self.parts)
+        return f'<svg {head} {size}>\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Values from `low` to `high` onto pixels from `start` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        return self.start + (value - self.low) / ((self.high - self.low) or 1.0) * (self.end - self.start)
+
+    def ticks(self, about: int = 6) -> list[float]:
+        """Round values inside the scale."""
+        span = (self.high - self.low) or 1.0
+        raw = span / about
+        power = 10.0 ** floor(log10(raw))
+        step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
+        first = ceil(self.low / step - 1e-9)
+        return [round(i * step, 10) for i in range(first, floor(self.high / step + 1e-9) + 1)]
