@@ -109,7 +109,7 @@ class EmulatedRpc:
             await asyncio.sleep(way.first_s)
             result = await self._rpc.push(to, header, payload, deadline_s, eager=False, gate=gate)
             await asyncio.sleep(way.back_s)
-            return _seen(result, clock() - began, way.first_s + way.back_s)
+            return _seen(result, clock() - began, way.first_s + way.back_s, passage.seconds)
         except RpcFailed:
             await asyncio.sleep(way.back_s)
             raise
@@ -159,9 +159,11 @@ class _Way:
     via: PeerId | None
 
 
-def _seen(result: PushResult, seconds: float, latencies_s: float) -> PushResult:
+def _seen(result: PushResult, seconds: float, latencies_s: float, passage_s: float) -> PushResult:
+    """`passage_s`: how long the payload was on the lines, as the receiver would have measured it."""
     round_trip_s = result.round_trip_s + latencies_s
-    return replace(result, seconds=max(seconds, round_trip_s), round_trip_s=round_trip_s)
+    receive_s = passage_s if result.accepted else 0.0
+    return replace(result, seconds=max(seconds, round_trip_s), round_trip_s=round_trip_s, receive_s=receive_s)
 
 
 class _LateNews:

@@ -37,16 +37,22 @@ class Load:
 
 
 class Passage:
-    """One transfer over the emulated lines."""
+    """One transfer over the emulated lines. `seconds`: what it took, once it is through."""
 
     def __init__(self, wire: WireClient, load: Load) -> None:
         self._wire, self._load = wire, load
+        self.seconds = 0.0
         self._number: int | None = None
         self._done: asyncio.Future[None] | None = None
 
     def begin(self) -> None:
         """From now on it takes its part of the lines."""
+        began = time.monotonic()
         self._number, self._done = self._wire.start(self._load)
+        self._done.add_done_callback(lambda done: self._through(time.monotonic() - began))
+
+    def _through(self, seconds: float) -> None:
+        self.seconds = seconds
 
     async def sent(self) -> None:
         """Return when the last byte has left."""
