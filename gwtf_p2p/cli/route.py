@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,17 +21,37 @@ from gwtf_p2p.protocol.problem_file import parse_problem
 from gwtf_p2p.protocol.routers.greedy import greedy_plan
 from gwtf_p2p.protocol.routers.optimal import optimal_plan
 from gwtf_p2p.protocol.routers.random import random_plan
+from gwtf_p2p.simulation.negotiation_run import negotiate
 
-PlanMaker = Callable[[Problem, Random], tuple[Plan, str]]
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, one line on how good it is and why, and what else the answer should say."""
+
+    plan: Plan
+    reason: str
+    figures: Mapping[str, object] = field(default_factory=dict)
+
+
+PlanMaker = Callable[[Problem, int], Planned]
 COSTS = ("paper",)
 """A problem file says what a flow costs, not what a pipeline does: see `gwtf sim` for plans of the latter."""
 
+
+
+def _negotiated(problem: Problem, seed: int) -> Planned:
+    found = negotiate(problem, seed)
+    return Planned(found.plan, found.reason, {"messages": found.messages})
+
+
 PLANNERS: dict[str, PlanMaker] = {
-    "gwtf": lambda problem, _: plan_problem(problem),
-    "greedy": lambda problem, _: greedy_plan(problem),
-    "random": random_plan,
-    "optimal": lambda problem, _: optimal_plan(problem),
+    "gwtf": lambda problem, _: Planned(*plan_problem(problem)),
+    "negotiated": _negotiated,
+    "greedy": lambda problem, _: Planned(*greedy_plan(problem)),
+    "random": lambda problem, seed: Planned(*random_plan(problem, Random(seed))),
+    "optimal": lambda problem, _: Planned(*optimal_plan(problem)),
 }
+"""By a problem and a seed."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,18 +72,19 @@ def run(args: argparse.Namespace) -> int:
     _expect_one_of("--cost", args.cost, COSTS)
     problem = parse_problem(read_text(Path(args.problem)), args.problem)
     began = time.perf_counter()
-    plan, reason = PLANNERS[args.router](problem, Random(args.seed))
+    planned = PLANNERS[args.router](problem, args.seed)
     seconds = time.perf_counter() - began
-    check_plan(problem, plan)
+    check_plan(problem, planned.plan)
     if args.json:
-        print(json.dumps(answer(args.router, plan, reason, seconds)))
+        print(json.dumps(answer(args.router, planned, seconds)))
     else:
-        print("\n".join(drawn(problem, args.router, plan, reason, seconds)))
+        print("\n".join(drawn(problem, args.router, planned, seconds)))
     return 0
 
 
-def answer(router: str, plan: Plan, reason: str, seconds: float) -> dict[str, object]:
+def answer(router: str, planned: Planned, seconds: float) -> dict[str, object]:
     """The JSON object of DESIGN section 7. Costs are integers (microseconds, or the unit of the file's `cost` fields)."""
+    plan = planned.plan
     bound = {} if plan.lower_bound_us is None else {"lower_bound": plan.lower_bound_us}
     return {
         "router": router,
@@ -72,12 +94,14 @@ def answer(router: str, plan: Plan, reason: str, seconds: float) -> dict[str, ob
         "max_cost": plan.max_cost_us,
         **bound,
         "seconds": round(seconds, 6),
-        "reason": reason,
+        **planned.figures,
+        "reason": planned.reason,
     }
 
 
-def drawn(problem: Problem, router: str, plan: Plan, reason: str, seconds: float) -> list[str]:
+def drawn(problem: Problem, router: str, planned: Planned, seconds: float) -> list[str]:
     """The flows, one line each with a column per stage, and two lines of summary."""
+    plan = planned.plan
     headings = ["data peer", *(f"stage {k}" for k in range(1, problem.stages + 1)), "data peer"]
     columns = [[heading, *(flow.peers[k] for flow in plan.flows)] for k, heading in enumerate(headings)]
     widths = [max(len(cell) for cell in column) for column in columns]
@@ -89,7 +113,7 @@ def drawn(problem: Problem, router: str, plan: Plan, reason: str, seconds: float
         lines.append(f"{hops}   {cost.rjust(cost_width)}")
     bound = "" if plan.lower_bound_us is None else f", lower bound {plan.lower_bound_us}"
     summary = f"{len(plan.flows)} flows, total cost {plan.total_cost_us}, dearest {plan.max_cost_us}{bound}"
-    return [*lines, "", f"{router}: {summary}, {seconds:.3f} s", reason]
+    return [*lines, "", f"{router}: {summary}, {seconds:.3f} s", planned.reason]
 
 
 def read_text(path: Path) -> str:

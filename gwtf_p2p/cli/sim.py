@@ -23,8 +23,11 @@ from gwtf_p2p.simulation.trace import Trace, check_trace_path
 
 MOST_SEEDS = 100_000
 
-HEADINGS = ("seed", "iteration s", "bound s", "of it", "mb/s", "bound", "of it", "waste", "recovered f/b/a", "lost", "twice")
-ROW = "{:>6} {:>11} {:>8} {:>6} {:>7} {:>7} {:>6} {:>7} {:>16} {:>5} {:>6}"
+HEADINGS = (
+    *("seed", "iteration s", "bound s", "of it", "mb/s", "bound", "of it", "waste", "recovered f/b/a"),
+    *("lost", "twice", "messages"),
+)
+ROW = "{:>6} {:>11} {:>8} {:>6} {:>7} {:>7} {:>6} {:>7} {:>16} {:>5} {:>6} {:>9}"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -112,4 +115,5 @@ def _row(label: str, outcomes: Sequence[Outcome]) -> str:
         recovered,
         f"{median(o.microbatches_lost for o in outcomes):g}",
         f"{median(o.double_counted for o in outcomes):g}",
+        f"{median(float(o.extra['messages']) for o in outcomes):.0f}",
     )

@@ -20,6 +20,7 @@ from typing import Any, get_args
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.negotiation_messages import NegotiationMessage
 from gwtf_p2p.protocol.plain import from_plain, to_plain
 
 Attempt = tuple[int, ...]
@@ -340,6 +341,7 @@ ControlMessage = (
     | Standing
     | Welcome
     | Lost
+    | NegotiationMessage
 )
 Message = TensorMessage | ControlMessage
 

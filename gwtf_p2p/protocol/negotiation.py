@@ -28,7 +28,6 @@ Pure: time is an argument, `random` must be the peer's own. Two peers' negotiato
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from random import Random
 
 from gwtf_p2p.protocol.ids import PeerId
@@ -49,7 +48,7 @@ from gwtf_p2p.protocol.negotiation_messages import (
     UpstreamIs,
 )
 from gwtf_p2p.protocol.negotiation_moves import Moves
-from gwtf_p2p.protocol.negotiation_offers import offers_of, prices_of
+from gwtf_p2p.protocol.negotiation_offers import Advert, offers_of, prices_of
 from gwtf_p2p.protocol.negotiation_paths import Paths
 from gwtf_p2p.protocol.negotiation_search import Search
 from gwtf_p2p.protocol.negotiation_side import Near, NegotiationConfig, Side
@@ -63,14 +62,6 @@ COST_NOISE = 0.1
 """A hop's cost is taken for unchanged within this part: measured times are never still."""
 
 Said = list[tuple[PeerId, NegotiationMessage]]
-
-
-@dataclass(frozen=True, slots=True)
-class Advert:
-    """What others should know of this peer: see `negotiation_offers`."""
-
-    offers: Mapping[str, int]
-    prices: Mapping[str, int]
 
 
 class _SideParts:
@@ -151,7 +142,9 @@ class _SideParts:
             self.hear(sender, message)
 
     def gone(self, peer: PeerId) -> None:
+        """A peer is lost, or may not be routed to; `know` brings it back."""
         self.paths.gone(peer)
+        self.side.near = self.side.near.without(peer)
         if self.side.pending is not None and self.side.pending.peer == peer:
             self._end_pending()
         self.search.reheat(REHEATED)

@@ -119,14 +119,14 @@ class RequestChange:
 
     token: int
     passages: tuple[Passage, ...]
-    before_us: Mapping[str, int]
-    after_us: Mapping[str, int]
+    before_us: Mapping[PeerId, int]
+    after_us: Mapping[PeerId, int]
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeAnswer:
-    """`chosen` of the passages changes: `outflow` is the receiver's from now on, with what lies beyond it; with `inflow`, that is
-    exchanged as well.
+    """`chosen` of the passages changes: `outflow` is the receiver's from now on, with what lies beyond it; with `inflow`, that
+    is exchanged as well.
 
     Without `outflow` it is a refusal. `sink` is where the path given ends now; whoever has a flow of another data peer takes it
     there.
@@ -136,7 +136,7 @@ class ChangeAnswer:
     chosen: int = -1
     outflow: HopEnd | None = None
     inflow: HopEnd | None = None
-    sink: PeerId = PeerId("")
+    sink: PeerId | None = None
     beyond_us: int = 0
     others: Mapping[str, int] = field(default_factory=dict)
 

@@ -1,8 +1,8 @@
 """Local moves with simulated annealing: the deciding half of Request Change and Request Redirect.
 
 *Change*: two peers of a stage exchange the next hops of two flows. *Redirect*: a peer with room takes over a flow, so that
-prev -> other -> next becomes prev -> me -> next. The one who is asked decides, as it knows what it holds. Cold, it makes the move
-that saves most, if one saves. Hot, it draws: each move, and none, with a probability in proportion to exp(saving / T).
+prev -> other -> next becomes prev -> me -> next. The one who is asked decides, as it knows what it holds. Cold, it makes the
+move that saves most, if one saves. Hot, it draws: each move, and none, with a probability in proportion to exp(saving / T).
 
 What the prototype does is written there: a Change of two flows, a Redirect of one. Ours: a Change may be of flows of different
 data peers, which then exchange their ends too, or exchange both hops, or a used against a spare path. A Redirect may take the

@@ -1,16 +1,27 @@
 """What a peer lets others know of its paths: offers and prices. In a record, or with the answer to a request.
 
-*Offer*: the cost of its cheapest spare path to a data peer. *Price*: what it would cost another data peer, from this peer on, if
-it took over the flow of this peer that gains most by that, less what that flow costs now from its data peer on. So a data
+*Offer*: the cost of its cheapest spare path to a data peer. *Price*: what it would cost another data peer, from this peer on,
+if it took over the flow of this peer that gains most by that, less what that flow costs now from its data peer on. So a data
 peer that adds its own hop to the price gets what all together would pay more; below 0, all together gain. Prices are told in
 stage 1 only, next to the data peers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.negotiation_side import Side
 from gwtf_p2p.protocol.negotiation_slots import Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Advert:
+    """What others should know of this peer: see the module docstring."""
+
+    offers: Mapping[str, int]
+    prices: Mapping[str, int]
 
 
 def offers_of(side: Side) -> dict[str, int]:

@@ -29,7 +29,8 @@ ROUNDS_IN_VAIN = 3
 
 
 class Search:
-    """Of one relay's side. `rests_until`: nothing is to be had for now. `is_done`: it has come to a rest since something changed."""
+    """Of one relay's side. `rests_until`: nothing is to be had for now. `is_done`: it has come to a rest since
+    something changed."""
 
     def __init__(self, side: Side) -> None:
         self.side = side
@@ -80,7 +81,7 @@ class Search:
         passages = tuple(self._passage(slot) for slot in slots)
         side.lock(peer, self._tokens, slots)
         if change:
-            side.say(peer, RequestChange(self._tokens, passages, dict(side.near.before_us), dict(side.near.after_us)))
+            side.say(peer, RequestChange(self._tokens, passages, side.near.before_us, side.near.after_us))
         else:
             side.say(peer, RequestRedirect(self._tokens, passages))
 
@@ -105,7 +106,7 @@ class Search:
     # ---- the answer: the move is made on the other side
 
     def change_answered(self, sender: PeerId, message: ChangeAnswer, slots: tuple[Slot, ...]) -> None:
-        if message.outflow is None or not 0 <= message.chosen < len(slots):
+        if message.outflow is None or message.sink is None or not 0 <= message.chosen < len(slots):
             return
         side, slot, both = self.side, slots[message.chosen], message.inflow is not None
         self.hand_over(sender, slot.outflow, slot.inflow if both else None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from random import Random
 
 from gwtf_p2p.protocol.ids import PeerId
@@ -29,6 +30,10 @@ class Near:
     after_us: Mapping[PeerId, int] = field(default_factory=dict)
     beside: tuple[PeerId, ...] = ()
 
+    def without(self, peer: PeerId) -> Near:
+        before_us, after_us = ({p: c for p, c in side.items() if p != peer} for side in (self.before_us, self.after_us))
+        return Near(before_us, after_us, tuple(p for p in self.beside if p != peer))
+
     @property
     def mean_us(self) -> float:
         """Of a hop."""
@@ -40,15 +45,15 @@ class Near:
 class NegotiationConfig:
     """`tick_s`: how often a peer looks around. `patience_s`: a path that nobody uses is given up after that, a flow without a
     path is pushed back. `check_s`: between two CHECK_FLOW. `temperature`: at first, in parts of the mean cost of a hop; it
-    falls to 1/e of that in `cooling_s`, and below `coldest` to nothing. `search`: probability to try a move in a tick. `known`: peers of a
-    stage that one knows at most.
+    falls to 1/e of that in `cooling_s`, and below `coldest` to nothing. `search`: probability to try a move in a tick.
+    `known`: peers of a stage that one knows at most.
     """
 
     tick_s: float = 0.5
     patience_s: float = 24.0
     check_s: float = 10.0
-    temperature: float = 0.2
-    cooling_s: float = 60.0
+    temperature: float = 0.3
+    cooling_s: float = 200.0
     coldest: float = 0.02
     search: float = 0.5
     known: int = 32
@@ -171,3 +176,12 @@ class Side:
         for given in (self.given_up, self.given_down):
             for link in [link for link, (_, at) in given.items() if self.now - at > REMEMBERED_S]:
                 del given[link]
+
+
+def some_of(costs_us: dict[PeerId, int], most: int, salt: str) -> dict[PeerId, int]:
+    """The cheapest half of `most`, and others by a draw that depends on the salt alone; sorted by id."""
+    if len(costs_us) <= most:
+        return dict(sorted(costs_us.items()))
+    cheapest = sorted(costs_us, key=lambda p: (costs_us[p], p))[: (most + 1) // 2]
+    rest = sorted(costs_us.keys() - set(cheapest), key=lambda p: sha256(f"{salt}/{p}".encode()).digest())
+    return {p: costs_us[p] for p in sorted([*cheapest, *rest[: most - len(cheapest)]])}

@@ -1,7 +1,7 @@
 """What one side of a negotiating peer has agreed to: one slot per flow through it, at most as many as its capacity.
 
-A slot joins an inflow (the hop that leads here) with an outflow (the hop that leads on). Without an inflow it is *spare*: a path
-that it can offer to the stage before. Without an outflow it is *pathless*: a flow that must find another way. A slot with
+A slot joins an inflow (the hop that leads here) with an outflow (the hop that leads on). Without an inflow it is *spare*: a
+path that it can offer to the stage before. Without an outflow it is *pathless*: a flow that must find another way. A slot with
 neither is reserved while a request is under way, and vanishes otherwise. What is locked takes part in a request of this peer
 that is not answered yet; nobody else gets it.
 """

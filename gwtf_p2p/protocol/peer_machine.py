@@ -18,6 +18,7 @@ from gwtf_p2p.protocol.handoff import Handoffs
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.membership import Membership
 from gwtf_p2p.protocol.microbatch import COMPUTING, Held, Phase
+from gwtf_p2p.protocol.negotiating import TICK, Negotiating
 from gwtf_p2p.protocol.records import PeerState
 from gwtf_p2p.protocol.repair import Repairs
 
@@ -36,6 +37,7 @@ class PeerMachine(ABC):
         self.handoffs = Handoffs(context)
         self.repairs = Repairs(context, self.handoffs)
         self.handbacks = Handbacks(context, upper_stage)
+        self.negotiating = Negotiating(context)
         self.running: tuple[ev.Work, MicrobatchId] | None = None
         self.computed_s = 0.0
         self.useful_s = 0.0
@@ -130,6 +132,7 @@ class PeerMachine(ABC):
         member.average_when_right(self.running is not None and self.running[0] in COUNTING)
         if self.membership.state is PeerState.DRAINING:
             self.membership.drained_when(self._nothing_left())
+        self.negotiating.say()
 
     # ---- what the two kinds of peer do in their own way
 
@@ -222,7 +225,7 @@ class PeerMachine(ABC):
                 self.membership.welcome(sender, message)
             case msg.Lost(peer, reason):
                 self._told_lost(sender, peer, reason)
-            case _:
+            case _ if not self.negotiating.heard(sender, message):
                 self._received_own(sender, message)
 
     def _shares(self, microbatch: MicrobatchId, peer: PeerId) -> bool:
@@ -335,6 +338,8 @@ class PeerMachine(ABC):
         held = self.ctx.named(of)
         if what in ("seek", "doubt"):
             self.membership.timer(what)
+        elif what == TICK:
+            self.negotiating.tick()
         elif what == "averaging":
             if self.member.averaging:
                 self.membership.say()

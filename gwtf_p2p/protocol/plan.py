@@ -127,14 +127,20 @@ def _indices(problem: Problem, flow: Flow) -> tuple[int, ...] | None:
 
 
 def with_fair_demands(problem: Problem) -> Problem:
-    """Demands cut in proportion where the relays cannot carry them all.
+    """Demands cut in proportion where the relays cannot carry them all."""
+    room = min(int(c.sum()) for c in problem.capacities[1:-1])
+    share = fair_shares(room, [d.demand for d in problem.data_peers])
+    data = tuple(DataPeer(d.peer, s) for d, s in zip(problem.data_peers, share, strict=True))
+    return problem if data == problem.data_peers else replace(problem, data_peers=data)
+
+
+def fair_shares(room: int, wanted: list[int]) -> list[int]:
+    """`wanted`, one number per data peer, cut in proportion where there is less room than that.
 
     The most flows at the least cost may leave one data peer without any, and an iteration ends only when every data peer's
-    microbatches are back. Largest remainders, ties by id; nobody gets 0 while there are as many flows as data peers."""
-    room = min(int(c.sum()) for c in problem.capacities[1:-1])
-    wanted = [d.demand for d in problem.data_peers]
+    microbatches are back. Largest remainders, ties by place; nobody gets 0 while there are as many flows as data peers."""
     if room >= sum(wanted):
-        return problem
+        return wanted
     share = [min(1, d) for d in wanted] if room >= sum(min(1, d) for d in wanted) else [0] * len(wanted)
     left, total = room - sum(share), sum(wanted) - sum(share)
     exact = [(w - s) * left / total for w, s in zip(wanted, share, strict=True)]
@@ -142,8 +148,7 @@ def with_fair_demands(problem: Problem) -> Problem:
     by_remainder = sorted(range(len(wanted)), key=lambda i: (int(exact[i]) - exact[i], i))
     for i in by_remainder[: room - sum(share)]:
         share[i] += 1
-    data = tuple(DataPeer(d.peer, s) for d, s in zip(problem.data_peers, share, strict=True))
-    return replace(problem, data_peers=data)
+    return share
 
 
 class Planner:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from gwtf_p2p.protocol.data_peer import DataPeer
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.negotiation_offers import Advert
 from gwtf_p2p.protocol.records import LinkMeasurement, PathType, StageRecord, Timing
 from gwtf_p2p.protocol.relay_peer import RelayPeer
+from gwtf_p2p.protocol.routers.base import TalkingRouter
 
 TOP_LINKS = 32
 """Links in one record at most: with 60 bytes of peer id each they leave a third of the record for the rest."""
@@ -47,6 +49,7 @@ def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_n
     for microbatch in ctx.held:
         held[microbatch.data_peer] = held.get(microbatch.data_peer, 0) + 1
     links = sorted(around.links, key=lambda link: (link.round_trip_s, link.to))[:TOP_LINKS]
+    advert = ctx.router.advert if isinstance(ctx.router, TalkingRouter) else Advert({}, {})
     return StageRecord(
         peer=ctx.me,
         run_id=around.run_id,
@@ -67,6 +70,8 @@ def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_n
         line_bytes_per_s=around.line_bytes_per_s,
         flows_held=held,
         spare_flows=max(0, capacity - occupancy),
+        cost_to_sink_us=advert.offers,
+        takeover_us=advert.prices,
         model_hash=around.model_hash,
         shard=around.shard,
         sequence_number=sequence_number,

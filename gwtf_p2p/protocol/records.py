@@ -167,7 +167,8 @@ class StageRecord:
 
     `capacity` is the most microbatches the peer holds at once; for a data peer it is its demand, the microbatches that
     it keeps in flight, and `shard` the part of the dataset that it holds. `flows_held` and `cost_to_sink_us` are what
-    others need to plan around this peer. Of a data peer, `forward` is its head and loss, `backward` its embedding, `finish`
+    others need to plan around this peer; the latter and `takeover_us` are what it offers when flows are negotiated
+    (`negotiation_offers`). Of a data peer, `forward` is its head and loss, `backward` its embedding, `finish`
     the gradient of its embedding. `maddrs` are its addresses, best first, without its own id; a relay cuts each circuit to it
     after `circuit_bytes` each way or `circuit_s` (0: never).
     """
@@ -192,6 +193,7 @@ class StageRecord:
     flows_held: Mapping[str, int] = field(default_factory=dict)
     spare_flows: int = 0
     cost_to_sink_us: Mapping[str, int] = field(default_factory=dict)
+    takeover_us: Mapping[str, int] = field(default_factory=dict)
     model_hash: str = ""
     shard: int = -1
     sequence_number: int = 0

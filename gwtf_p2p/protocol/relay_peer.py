@@ -165,6 +165,7 @@ class RelayPeer(PeerMachine):
         else:
             self.member.counted.add(held.id)
             ctx.move(held, Phase.DONE)
+            self.negotiating.passed(held.id)
             self.handbacks.begin(held)
             self._routes_may_be_open()
 

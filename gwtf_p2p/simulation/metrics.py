@@ -22,7 +22,10 @@ RECOVERY_KINDS = ("forward", "backward", "aggregation")
 
 @dataclass
 class Metrics:
-    """`expected`: microbatches of one iteration, all data peers together. `stages` is S."""
+    """`expected`: microbatches of one iteration, all data peers together. `stages` is S.
+
+    Of a router that negotiates: the `flows` that each data peer holds, and when they were first as many as they ever were.
+    """
 
     expected: int
     stages: int
@@ -31,6 +34,9 @@ class Metrics:
     useful_s: float = 0.0
     recoveries: Counter[str] = field(default_factory=Counter)
     reports: Counter[str] = field(default_factory=Counter)
+    flows: dict[PeerId, int] = field(default_factory=dict)
+    most_flows: int = 0
+    full_flow_s: float = 0.0
     _committed: dict[tuple[int, Stage], list[tuple[Share, ...]]] = field(default_factory=dict)
 
     def stepping(self, member: Member, stage: Stage, iteration: int, now: float) -> None:
@@ -59,6 +65,15 @@ class Metrics:
             useful = fields["useful_s"]
             assert isinstance(useful, float | int)
             self.useful_s += useful
+        elif report.name == "flows":
+            self._flows_are(peer, fields["count"], now)
+
+    def _flows_are(self, peer: PeerId, count: object, now: float) -> None:
+        assert isinstance(count, int)
+        self.flows[peer] = count
+        together = sum(self.flows.values())
+        if together > self.most_flows:
+            self.most_flows, self.full_flow_s = together, now
 
     @property
     def iteration_seconds(self) -> list[float]:

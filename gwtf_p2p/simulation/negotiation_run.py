@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from random import Random
 
@@ -18,6 +19,7 @@ from gwtf_p2p.protocol.flow import FAR
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.negotiation import Advert, Near, NegotiationConfig, Negotiator
 from gwtf_p2p.protocol.negotiation_messages import NegotiationMessage
+from gwtf_p2p.protocol.negotiation_side import some_of
 from gwtf_p2p.protocol.plan import Flow, Plan
 from gwtf_p2p.protocol.problem import Problem
 from gwtf_p2p.simulation.kernel import Kernel
@@ -120,7 +122,7 @@ class Negotiation:
         for other in sorted(self._near[peer].before_us):
             if other not in self.lost:
                 self.adverts += 1
-                self.kernel.after(self.latency_s(peer, other), lambda other=other: self._show(other, peer, advert))
+                self.kernel.after(self.latency_s(peer, other), partial(self._show, other, peer, advert))
 
     def _show(self, to: PeerId, about: PeerId, advert: Advert) -> None:
         if to not in self.lost and about not in self.lost:
@@ -132,7 +134,7 @@ class Negotiation:
         self.lost.add(peer)
         near = self._near[peer]
         for other in sorted({*near.before_us, *near.after_us, *near.beside} - self.lost):
-            self.kernel.after(self.latency_s(peer, other), lambda other=other: self._miss(other, peer))
+            self.kernel.after(self.latency_s(peer, other), partial(self._miss, other, peer))
 
     def _miss(self, to: PeerId, peer: PeerId) -> None:
         if to not in self.lost:
@@ -208,15 +210,6 @@ def neighbourhoods(problem: Problem, known: int, seed: int) -> dict[PeerId, Near
             is_data = peer in problem.layers[0]
             near[peer] = Near(before.get(peer, {}), after[peer], () if is_data else tuple(sorted(beside)))
     return near
-
-
-def some_of(costs_us: dict[PeerId, int], most: int, salt: str) -> dict[PeerId, int]:
-    """The cheapest half of `most`, and others by a draw that depends on the salt alone; sorted by id."""
-    if len(costs_us) <= most:
-        return dict(sorted(costs_us.items()))
-    cheapest = sorted(costs_us, key=lambda p: (costs_us[p], p))[: (most + 1) // 2]
-    rest = sorted(costs_us.keys() - set(cheapest), key=lambda p: sha256(f"{salt}/{p}".encode()).digest())
-    return {p: costs_us[p] for p in sorted([*cheapest, *rest[: most - len(cheapest)]])}
 
 
 def negotiate(problem: Problem, seed: int, config: NegotiationConfig | None = None) -> Negotiated:

@@ -9,6 +9,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.microbatch import Phase
 from gwtf_p2p.protocol.records import PeerState
+from gwtf_p2p.protocol.routers.base import TalkingRouter
 from gwtf_p2p.simulation.bound import bound_of
 from gwtf_p2p.simulation.build import Arm, Swarm, build
 from gwtf_p2p.simulation.churn import Churn
@@ -125,8 +126,21 @@ class Simulation:
                 "bytes_sent": world.links.bytes_sent,
                 "virtual_seconds": world.kernel.now,
                 "kernel_steps": world.kernel.steps,
+                **self._negotiation(),
             },
         )
+
+    def _negotiation(self) -> dict[str, float | str]:
+        """What only a router that negotiates has: its part of the messages, and how soon it had its flows."""
+        if not isinstance(next(iter(self.world.peers.values())).machine.ctx.router, TalkingRouter):
+            return {}
+        said = sum(peer.machine.negotiating.messages for peer in self.world.peers.values())
+        metrics = self.metrics
+        return {
+            "negotiation_messages": said,
+            "flow_count": metrics.most_flows,
+            "virtual_seconds_to_full_flow": metrics.full_flow_s,
+        }
 
 
 def simulate(scenario: Scenario, arm: Arm, seed: int, trace: Trace | None = None) -> Outcome:

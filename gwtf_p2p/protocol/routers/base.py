@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.negotiation_messages import NegotiationMessage
+from gwtf_p2p.protocol.negotiation_offers import Advert
 from gwtf_p2p.protocol.network_view import NetworkView
 
 
@@ -92,3 +94,36 @@ class PlanningRouter(Router, Protocol):
 
     def planned(self, result: Any) -> None:
         """The result of the job, when it is there."""
+
+
+@runtime_checkable
+class TalkingRouter(Router, Protocol):
+    """A router whose peers negotiate. The peer's machine carries its messages and wakes it every `tick_s` (`negotiating`)."""
+
+    tick_s: float
+
+    def hear(self, sender: PeerId, message: NegotiationMessage, now: float) -> None:
+        """From another peer's router."""
+
+    def tick(self, now: float) -> None:
+        """Look around."""
+
+    def lost(self, peers: frozenset[PeerId], now: float) -> None:
+        """These, and no others, are lost now."""
+
+    def passed(self, microbatch: MicrobatchId) -> None:
+        """A relay's backward of it is done: its flow is free here."""
+
+    def take_out(self) -> list[tuple[PeerId, NegotiationMessage]]:
+        """What is to be said since the last call."""
+
+    def news(self) -> Advert | None:
+        """What this peer's record should say from now on; None when nothing has changed since the last call."""
+
+    @property
+    def advert(self) -> Advert:
+        """What this peer's record should say."""
+
+    @property
+    def flow_count(self) -> int:
+        """Flows of this data peer that have a path; 0 for relays."""

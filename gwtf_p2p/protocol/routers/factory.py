@@ -34,6 +34,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         RouterKind("gwtf"),
+        RouterKind("negotiated"),
         RouterKind("greedy"),
         RouterKind("random"),
         RouterKind("optimal"),
@@ -61,6 +62,10 @@ def default_config(name: str) -> Any:
         from gwtf_p2p.protocol.routers.greedy import HopConfig
 
         return HopConfig()
+    if name == "negotiated":
+        from gwtf_p2p.protocol.negotiation import NegotiationConfig
+
+        return NegotiationConfig()
     from gwtf_p2p.protocol.routers.gwtf import GwtfConfig
 
     return GwtfConfig("paper" if name == "optimal" else "iteration")
@@ -84,6 +89,10 @@ def make_router(name: str, config: Any, seed: int, me: PeerId) -> Router:
         from gwtf_p2p.protocol.routers.random import RandomRouter
 
         return RandomRouter(Random(_own_seed(seed, me)), config)
+    if name == "negotiated":
+        from gwtf_p2p.protocol.routers.negotiated import NegotiatedRouter
+
+        return NegotiatedRouter(me, config, Random(_own_seed(seed, me)))
     if name == "optimal":
         from gwtf_p2p.protocol.routers.optimal import optimal_router
 
