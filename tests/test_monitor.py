@@ -125,6 +125,9 @@ def test_a_churn_script_is_data() -> None:
     assert (join.verb, join.stage, join.iteration) == ("join", 1, 3)
     assert (bootstrap.target, bootstrap.moment) == ("bootstrap", "")
     assert (restart.verb, restart.target) == ("restart", "data0")
+    (somebody,) = parse_churn("freeze data index=any at=averaging", MOMENTS).steps
+    assert somebody.is_about("data1")
+    assert not somebody.is_about("relay1.1")
     assert parse_churn(" ; ", MOMENTS) == ChurnScript()
     assert parse_churn("rate crash=0.1 rejoin=0.5", MOMENTS).rates == ChurnRates(0.1, 0.5)
 

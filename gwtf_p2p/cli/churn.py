@@ -5,8 +5,8 @@
     "rate crash=0.1 rejoin=0.5"
 
 Steps are separated by semicolons; iterations count from 1, as the demo prints them. `index` chooses a relay of the stage or a
-data peer (default 0). `restart` starts a killed peer again, with its identity and its files, when that iteration begins.
-Every step must come about: one that does not is told at the end, with exit code 1.
+data peer (default 0); `index=any` is whoever gets to the moment first. `restart` starts a killed peer again, with its identity
+and its files, when that iteration begins. Every step must come about: one that does not is told at the end, with exit code 1.
 
 `rate` is what the scenario files have: in every iteration each relay crashes with probability `crash`, at a moment that is
 uniform in the iteration, and each crashed one starts again with probability `rejoin`. The last living relay of a stage is
@@ -16,6 +16,7 @@ spared, so that the training goes on. The seed is the run's.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 from gwtf_p2p.protocol.errors import InputError
 
@@ -23,11 +24,15 @@ WHERE = "--churn"
 VERBS = ("kill", "freeze", "restart", "join")
 AT_A_MOMENT = ("kill", "freeze")
 ROLES = ("relay", "data", "bootstrap")
+ANY = -1
 
 
 @dataclass(frozen=True, slots=True)
 class ChurnStep:
-    """`iteration` counts from 0 here. `moment` is empty for what is done from outside, when the iteration begins."""
+    """`iteration` counts from 0 here. `moment` is empty for what is done from outside, when the iteration begins.
+
+    `index` may be ANY where there is a moment.
+    """
 
     verb: str
     role: str
@@ -39,7 +44,12 @@ class ChurnStep:
     @property
     def target(self) -> str:
         """The demo's name of the peer that the step is about."""
-        return {"relay": f"relay{self.stage}.{self.index}", "data": f"data{self.index}"}.get(self.role, self.role)
+        index = "*" if self.index == ANY else str(self.index)
+        return {"relay": f"relay{self.stage}.{index}", "data": f"data{index}"}.get(self.role, self.role)
+
+    def is_about(self, name: str) -> bool:
+        """Can it be this peer's?"""
+        return fnmatch(name, self.target)
 
     def __str__(self) -> str:
         when = f" at {self.moment}" if self.moment else ""
@@ -104,11 +114,14 @@ def _parse_step(words: list[str], text: str, moments: tuple[str, ...]) -> ChurnS
         raise InputError(WHERE, text, "at: this happens when the iteration begins")
     if inside and moment not in moments:
         raise InputError(WHERE, text, f"at: expected one of {', '.join(moments)}, got {moment!r}")
-    numbers = {name: _number(values.get(name, "1" if name == "stage" else "0"), name, text) for name in ("stage", "index")}
+    if inside and values.get("index") == "any":
+        values["index"] = ""
+    stage = _number(values.get("stage", "1"), "stage", text)
+    index = ANY if values.get("index") == "" else _number(values.get("index", "0"), "index", text)
     iteration = _number(values.get("iter", "1"), "iter", text)
     if iteration < 1:
         raise InputError(WHERE, text, "iter: expected 1 or more")
-    return ChurnStep(verb, role, numbers["stage"], numbers["index"], moment, iteration - 1)
+    return ChurnStep(verb, role, stage, index, moment, iteration - 1)
 
 
 def _number(value: str, name: str, text: str) -> int:

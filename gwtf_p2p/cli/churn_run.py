@@ -5,13 +5,33 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gwtf_p2p.cli.churn import ChurnScript, ChurnStep
+from gwtf_p2p.cli.churn import ANY, ChurnScript, ChurnStep
 from gwtf_p2p.cli.local_run import GONE, LocalRun
+
+if TYPE_CHECKING:
+    from gwtf_p2p.live.faults import Fault
 
 FIRST_ITERATION_S = 0.5
 """Length of an iteration, for the draw of a moment in it, while none has ended."""
+
+
+def faults_of(script: ChurnScript, names: Sequence[str], folder: Path) -> dict[str, Fault]:
+    """The first fault of each of these peers. In `folder` they settle who gets there first."""
+    from gwtf_p2p.live.faults import Fault
+
+    faults: dict[str, Fault] = {}
+    for number, step in enumerate(script.steps):
+        token = folder / f"fault{number}" if step.index == ANY else None
+        if token is not None:
+            token.unlink(missing_ok=True)  # of an earlier run whose logs were kept
+        for name in names:
+            if step.moment and step.is_about(name):
+                faults.setdefault(name, Fault(step.verb, step.moment, step.iteration, token))
+    return faults
 
 
 class ChurnRun:
@@ -31,7 +51,8 @@ class ChurnRun:
 
     def fired(self, name: str, moment: str, iteration: int) -> None:
         """A peer has broken down by itself at this moment."""
-        self._done |= {s for s in self.script.steps if (s.target, s.moment, s.iteration) == (name, moment, iteration)}
+        now = (moment, iteration)
+        self._done |= {s for s in self.script.steps if (s.moment, s.iteration) == now and s.is_about(name)}
 
     def tick(self) -> None:
         """Do what is due."""

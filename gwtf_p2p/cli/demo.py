@@ -15,19 +15,16 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gwtf_p2p.cli.churn import ChurnScript, parse_churn
-from gwtf_p2p.cli.churn_run import ChurnRun
+from gwtf_p2p.cli.churn_run import ChurnRun, faults_of
 from gwtf_p2p.cli.local_run import LocalRun, LocalRunConfig, RunFailed
 from gwtf_p2p.cli.run_file import run_from_plain
 from gwtf_p2p.monitor.terminal import progress_line, render
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.records import RunRecord
 from gwtf_p2p.protocol.routers.factory import router_kind
-
-if TYPE_CHECKING:
-    from gwtf_p2p.live.faults import Fault
 
 POLL_S = 0.05
 """A churn script is carried out as often: a crash at a drawn moment of an iteration is no later."""
@@ -107,17 +104,6 @@ def _churn_of(args: argparse.Namespace) -> ChurnScript:
     return script
 
 
-def _faults_of(script: ChurnScript) -> dict[str, Fault]:
-    """By peer, the first fault of each."""
-    from gwtf_p2p.live.faults import Fault
-
-    faults: dict[str, Fault] = {}
-    for step in script.steps:
-        if step.moment:
-            faults.setdefault(step.target, Fault(step.verb, step.moment, step.iteration))
-    return faults
-
-
 class _Demo:
     """One demo from the first process to the summary."""
 
@@ -135,7 +121,9 @@ class _Demo:
             checkpoint_every=CHECKPOINT_EVERY,
             event_logs=bool(args.keep_logs),
         )
-        self.local = LocalRun(config, record, folder, _faults_of(script))
+        relays = [f"relay{k + 1}.{i}" for k in range(record.stages) for i in range(args.relays_per_stage)]
+        names = [*relays, *(f"data{i}" for i in range(args.data_peers))]
+        self.local = LocalRun(config, record, folder, faults_of(script, names, folder))
         self.state = self.local.state
         self.churn = ChurnRun(script, self.local, args.seed, self._say)
         self._told: set[int] = set()
@@ -244,6 +232,7 @@ class _Demo:
             "peers": len(self.local.lines),
             "seconds_to_online": round(self.local.online_s, 2),
             "microbatches": state.accounting(),
+            "withdrawn": state.withdrawn,
             "recoveries": dict(state.recoveries),
             "recovery": state.recovery.plain(),
             "churn": {"crashes": self.churn.crashes, "returns": self.churn.returns},

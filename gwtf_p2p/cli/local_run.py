@@ -36,7 +36,8 @@ class RunFailed(Exception):
 class LocalRunConfig:
     """How the peers of a local run are set up. `own_folders`: a checkpoint folder for each peer, as on machines of their own.
 
-    `max_kept_bytes` 0: no limit; with `spill` what is above it goes to the disk. `drain_s` as in `PeerConfig`.
+    `max_kept_bytes` 0: no limit; with `spill` what is above it goes to the disk. `drain_s` and `upload_bytes_per_s` as
+    in `PeerConfig`.
     """
 
     data_peers: int
@@ -50,6 +51,7 @@ class LocalRunConfig:
     max_kept_bytes: int = 0
     spill: bool = False
     drain_s: float = 0.0
+    upload_bytes_per_s: float = 0.0
     event_logs: bool = False
 
 
@@ -67,6 +69,7 @@ class LocalRun:
             stages=record.stages,
             expected=record.data_peers * record.microbatches_per_data_peer,
             tokens_per_microbatch=record.microbatch_size * record.sequence_length,
+            data_peers=record.data_peers,
         )
         self.lines: dict[str, PeerLine] = {}
         self.maddrs: dict[str, str] = {}
@@ -122,6 +125,14 @@ class LocalRun:
         (self.swarm.kill if action == "kill" else self.swarm.freeze)(name)
         self._hear(name, fault)
 
+    def kill_all(self) -> None:
+        """Everybody at once, as when the power goes."""
+        for name, line in self.lines.items():
+            if line.state not in ("killed", "left"):
+                self.kill(name)
+        for name in self.lines:
+            self.swarm.forget(name)
+
     def thaw(self, name: str) -> None:
         self.swarm.thaw(name)
         self.lines[name].state = "online"
@@ -166,6 +177,7 @@ class LocalRun:
             ),
             memory=MemoryLimit(config.max_kept_bytes, self.folder / f"{name}.kept" if config.spill else None),
             drain_s=config.drain_s,
+            upload_bytes_per_s=config.upload_bytes_per_s,
             figures_every_s=FIGURES_S,
             fault=self.faults.pop(name, None),
             event_log=self.folder / f"{name}.events.jsonl" if config.event_logs else None,

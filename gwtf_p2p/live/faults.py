@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gwtf_p2p.protocol import events as ev
@@ -35,11 +36,24 @@ ACTIONS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`action` at the first `moment` in that iteration (counted from 0)."""
+    """`action` at the first `moment` in that iteration (counted from 0).
+
+    Of several peers whose faults name the same `token` file, only the first that gets there breaks down.
+    """
 
     action: str
     moment: str
     iteration: int
+    token: Path | None = None
+
+    def is_first(self) -> bool:
+        if self.token is None:
+            return True
+        try:
+            self.token.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
 
 class FaultTrigger:
@@ -79,5 +93,7 @@ class FaultTrigger:
         if self._fired or (moment, iteration) != (self._fault.moment, self._fault.iteration):
             return
         self._fired = True
+        if not self._fault.is_first():
+            return
         self._announce({"name": "fault", "action": self._fault.action, "moment": moment, "iteration": iteration})
         os.kill(os.getpid(), ACTIONS[self._fault.action])

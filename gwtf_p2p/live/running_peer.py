@@ -153,6 +153,7 @@ class RunningPeer:
     async def serve(self, stop: asyncio.Event) -> None:
         """Take part until told to stop."""
         machine = self.driver.machine
+        self.state_download.on_chunk = lambda n, of: self.on_report({"name": "download", "chunks": n, "of": of})
         self.checkpoints.on_kept = self.replication.on_remote = self._tell_kept
         self.edge.started(machine)
         self.driver.feed(self._started)

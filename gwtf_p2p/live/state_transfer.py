@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -170,12 +170,13 @@ class StateDonor:
 
 
 class StateDownload:
-    """Receives states of one stage at a time. `pace_bytes_per_s` 0: as fast as the donors give."""
+    """Receives states. `on_chunk` hears how much of a download has arrived; not of copies, which are paced."""
 
     def __init__(self, rpc: Rpc) -> None:
         self._rpc = rpc
         self._expected: dict[tuple[PeerId, int, int], asyncio.Future[memoryview]] = {}
         self._timings = Timings()
+        self.on_chunk: Callable[[int, int], None] = lambda arrived, of: None
         rpc.add_service(CHUNK_KIND, self)
 
     async def fetch(
@@ -314,6 +315,8 @@ class _Chunks:
             finally:
                 under_way.discard(donor)
             self._chunks[index] = chunk
+            if not self._pace:
+                self._download.on_chunk(len(self._chunks), len(self._manifest.hashes))
             if self._pace:
                 await asyncio.sleep(max(0.0, began + len(chunk) / self._pace - asyncio.get_running_loop().time()))
         return "" if strikes < STRIKES else "failed to deliver"

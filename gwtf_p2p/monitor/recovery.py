@@ -29,6 +29,7 @@ class RecoveryFigures:
     hops_s: dict[str, float] = field(default_factory=dict)
     useful_by_iteration_s: dict[int, float] = field(default_factory=dict)
     most_kept_bytes: int = 0
+    most_spilled_bytes: int = 0
     kept_bytes: dict[str, int] = field(default_factory=dict)
     resident_bytes: dict[str, int] = field(default_factory=dict)
     _computed_s: dict[str, float] = field(default_factory=dict)
@@ -65,6 +66,7 @@ class RecoveryFigures:
                 self._resent_bytes[peer] = int(report["resent_bytes"])
                 self.kept_bytes[peer] = int(report["kept_bytes"])
                 self.most_kept_bytes = max(self.most_kept_bytes, int(report["most_kept_bytes"]))
+                self.most_spilled_bytes = max(self.most_spilled_bytes, int(report.get("spilled_bytes", 0)))
                 self.resident_bytes[peer] = int(report["resident_bytes"])
             case "going_back":
                 done_again = [i for i in self.useful_by_iteration_s if i >= int(report["version"])]

@@ -21,7 +21,7 @@ Report = Mapping[str, Any]
 
 @dataclass
 class RunState:
-    """`expected` is the number of microbatches of one iteration over all data peers; `losses` by iteration and microbatch.
+    """`expected` is the number of microbatches of one iteration over all `data_peers`; `losses` by iteration and microbatch.
 
     `empty` are stages that have nobody left, so that the training pauses.
     """
@@ -29,6 +29,7 @@ class RunState:
     stages: int
     expected: int
     tokens_per_microbatch: int
+    data_peers: int = 1
     names: dict[str, str] = field(default_factory=dict)
     losses: dict[int, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     begun_at: dict[int, float] = field(default_factory=dict)
@@ -91,14 +92,29 @@ class RunState:
         return self.iterations * self.expected * self.tokens_per_microbatch / seconds if seconds else 0.0
 
     def accounting(self) -> dict[str, int]:
-        """Microbatches by fate, over all committed iterations; each stage must have counted each exactly once."""
-        lost = double = 0
+        """Microbatches by fate, over all committed iterations; each stage must have counted each exactly once.
+
+        Those of a data peer that took no part in an iteration are no loss (`withdrawn`): they were taken back everywhere.
+        """
+        whole = lost = double = 0
         for iteration in self.ended_at:
             groups = [self.averaged.get((iteration, stage), (0, 0)) for stage in range(self.stages + 1)]
-            lost += max(self.expected - different for _, different in groups)
+            of_this = self._whole(iteration)
+            whole += of_this
+            lost += max(of_this - different for _, different in groups)
             double += max(total - different for total, different in groups)
-        retried = sum(self.recoveries.values())
-        return {"done": self.iterations * self.expected - lost, "retried": retried, "lost": lost, "double_counted": double}
+        return {"done": whole - lost, "retried": sum(self.recoveries.values()), "lost": lost, "double_counted": double}
+
+    @property
+    def withdrawn(self) -> int:
+        """Microbatches of data peers that were away, over all committed iterations."""
+        return sum(self.expected - self._whole(iteration) for iteration in self.ended_at)
+
+    def _whole(self, iteration: int) -> int:
+        """All microbatches of the data peers that took part in an iteration."""
+        each = self.expected // self.data_peers
+        _, different = self.averaged.get((iteration, 0), (0, 0))
+        return each * max(1, -(-different // each))
 
     def _stepped(self, stage: int, report: Report, now: float) -> None:
         iteration = int(report["iteration"])

@@ -58,18 +58,19 @@ def assert_equal_weights(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_relay_is_killed(moment: str, undisturbed: Path, tmp_path: Path) -> None:
-    summary = demo(tmp_path, f"kill relay stage=1 index=0 at={moment} iter=3")
+    summary = demo(tmp_path, f"kill relay stage=1 index=any at={moment} iter=3")
     assert summary["recoveries"] or moment == "averaging"
     assert_equal_weights(tmp_path, undisturbed)
 
 
 def test_a_relay_is_frozen(undisturbed: Path, tmp_path: Path) -> None:
-    summary = demo(tmp_path, "freeze relay stage=2 index=1 at=forward_received iter=3")
+    summary = demo(tmp_path, "freeze relay stage=2 index=any at=forward_received iter=3")
     assert summary["recoveries"]
     assert_equal_weights(tmp_path, undisturbed)
 
 
 def test_two_relays_are_killed_and_a_newcomer_takes_over(undisturbed: Path, tmp_path: Path) -> None:
-    script = "kill relay stage=1 at=backward_sent iter=2; join stage=1 iter=3; kill relay stage=2 at=forward_sent iter=3"
+    first, then = "kill relay stage=1 index=any at=backward_sent iter=2", "kill relay stage=2 index=any at=forward_sent iter=3"
+    script = f"{first}; join stage=1 iter=3; {then}"
     demo(tmp_path, script)
     assert_equal_weights(tmp_path, undisturbed)

@@ -1,0 +1,292 @@
+"""Stories of crashes and comings with real peers, each with its outcome asserted: `python -m experiments.live_stories`.
+
+    python -m experiments.live_stories                     all of them, with a table at the end
+    python -m experiments.live_stories --story NAME ...    only these
+    python -m experiments.live_stories --list
+
+Where the table says "weights equal", the final weights of all stages are those of the same run undisturbed, within 1e-4 (fp32;
+the largest difference stands beside it), and equal to the bit among the peers of a stage. Exit code 1 if a story fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from experiments.live_swarm import SmallRun, StoryFailed, Swarm, check, check_equal_weights
+from gwtf_p2p.cli.local_run import BOOTSTRAP, RunFailed
+from gwtf_p2p.live.faults import MOMENTS, REPLACING, Fault
+
+SMALL = SmallRun()
+AT = 2
+"""The iteration (from 0) in which faults happen."""
+
+
+@dataclass
+class Comparison:
+    """The undisturbed runs that stories are compared with, each done once, in `folder`."""
+
+    folder: Path
+    _undisturbed: dict[SmallRun, Swarm] = field(default_factory=dict)
+
+    def undisturbed(self, small: SmallRun) -> Swarm:
+        if small not in self._undisturbed:
+            with Swarm(small, self.folder / f"undisturbed{len(self._undisturbed)}") as swarm:
+                swarm.to_the_end()
+            check(not swarm.state.recoveries, "nothing happens in the undisturbed run")
+            self._undisturbed[small] = swarm
+        return self._undisturbed[small]
+
+    def equal_weights(self, swarm: Swarm) -> str:
+        small = replace(swarm.small, relays_per_stage=2, capacity=SMALL.capacity)  # who computes makes no difference
+        other = self.undisturbed(small)
+        difference = check_equal_weights(swarm.folder / "checkpoints", other.folder / "checkpoints", small.stages, small.steps)
+        return f"weights equal ({difference:.1g})"
+
+
+Story = Callable[[Comparison, Path], str]
+"""Told in a folder of its own; returns what to put in the table. Raises StoryFailed or RunFailed."""
+
+
+def one_relay(action: str, moment: str) -> Story:
+    """Whichever relay of stage 1 gets to the moment first is killed or frozen there."""
+
+    def tell(comparison: Comparison, folder: Path) -> str:
+        fault = Fault(action, moment, AT, folder / "token")
+        with Swarm(SMALL, folder, {"relay1.0": fault, "relay1.1": fault}) as swarm:
+            swarm.to_the_end()
+        check(len(swarm.said("fault")) == 1, "one relay broke down")
+        return f"{comparison.equal_weights(swarm)}; {swarm.delay}"
+
+    return tell
+
+
+def a_data_peer_is_killed(comparison: Comparison, folder: Path) -> str:
+    """The other one goes on alone; when it is back, its shard is taken up again."""
+    small = replace(SMALL, data_peers=2, steps=0)
+    with Swarm(small, folder, {"data1": Fault("kill", "forward_received", AT)}) as swarm:
+        swarm.wait_for("fault", "data1")
+        alone_s = swarm.until("the other data peer commits alone", lambda: swarm.state.withdrawn > 0)
+        swarm.run.start_again("data1")
+        back_s = swarm.until("its shard is taken up again", lambda: swarm.run.lines["data1"].microbatches > 0)
+        swarm.adds_up()
+    return f"first step alone after {alone_s:.1f} s, {swarm.state.withdrawn} withdrawn, back {back_s:.1f} s after its start"
+
+
+def the_leader_is_killed(comparison: Comparison, folder: Path) -> str:
+    """Of two data peers the one that leads: the other takes over."""
+    small = replace(SMALL, data_peers=2, steps=0)
+    with Swarm(small, folder) as swarm:
+        swarm.until_step(3)
+        leader = min((peer, name) for peer, name in swarm.state.names.items() if name.startswith("data"))[1]
+        swarm.run.kill(leader)
+        reached = swarm.state.iterations
+        seconds = swarm.until("the other one leads on", lambda: swarm.state.iterations >= reached + 3)
+        swarm.adds_up()
+    return f"{leader} killed, three more steps in {seconds:.1f} s"
+
+
+def the_bootstrap_peer_is_killed(comparison: Comparison, folder: Path) -> str:
+    """The training goes on, and a newcomer joins by the address of another peer."""
+    with Swarm(replace(SMALL, steps=0, capacity=1), folder) as swarm:
+        swarm.until_step(2)
+        swarm.run.kill(BOOTSTRAP)
+        newcomer = swarm.run.add_relay(1)
+        joined = swarm.wait_for("joined", newcomer)
+        swarm.wait_for("first_microbatch", newcomer)
+        reached = swarm.state.iterations
+        swarm.until_step(reached + 2)
+        swarm.adds_up()
+    return f"newcomer ONLINE after {joined['seconds']:.1f} s"
+
+
+def a_newcomer_joins(comparison: Comparison, folder: Path) -> str:
+    """Into a running training: it downloads the state, serves, and does its first microbatch."""
+    small = replace(SMALL, steps=0, capacity=1)
+    with Swarm(small, folder) as swarm:
+        swarm.until_step(2)
+        newcomer = swarm.run.add_relay(1)
+        joined = swarm.wait_for("joined", newcomer)
+        first = swarm.wait_for("first_microbatch", newcomer)
+    return f"ONLINE after {joined['seconds']:.1f} s ({joined['steps']}), first microbatch after {first['seconds']:.1f} s"
+
+
+def a_donor_is_killed(comparison: Comparison, folder: Path) -> str:
+    """In the middle of a newcomer's download: the other donor gives the rest."""
+    with Swarm(replace(SMALL, steps=0), folder, options={"upload_bytes_per_s": 1e6}) as swarm:
+        swarm.until_step(2)
+        newcomer = swarm.run.add_relay(1)
+        swarm.wait_for("catching_up", newcomer)
+        swarm.until("a donor is in the middle of it", lambda: any(r["chunks"] > 1 for r in swarm.said("download", newcomer)))
+        check(not swarm.said("joined", newcomer), "the download is under way")
+        swarm.run.kill("relay1.0")
+        joined = swarm.wait_for("joined", newcomer)
+    return f"ONLINE after {joined['seconds']:.1f} s ({joined['steps']})"
+
+
+def two_at_once(comparison: Comparison, folder: Path) -> str:
+    """One relay of each stage in the same iteration."""
+    faults = {
+        f"relay{stage}.{number}": Fault("kill", moment, AT, folder / f"token{stage}")
+        for stage, moment in ((1, "backward_received"), (2, "forward_sent"))
+        for number in range(2)
+    }
+    with Swarm(SMALL, folder, faults) as swarm:
+        swarm.to_the_end()
+    check(len(swarm.said("fault")) == 2, "two relays were killed")
+    return f"{comparison.equal_weights(swarm)}; {swarm.delay}"
+
+
+def the_replacement_is_killed_too(comparison: Comparison, folder: Path) -> str:
+    """A relay, and then the one that has taken over its microbatch: the third one does it."""
+    replacing = Fault("kill", REPLACING, AT, folder / "token")
+    faults = {"relay1.0": Fault("kill", "forward_received", AT), "relay1.1": replacing, "relay1.2": replacing}
+    # So many microbatches that each relay of the stage has to take some.
+    with Swarm(replace(SMALL, relays_per_stage=3, microbatches=6, capacity=2), folder, faults) as swarm:
+        swarm.to_the_end()
+    check(len(swarm.said("fault")) == 2, "the relay and its replacement were killed")
+    return f"{comparison.equal_weights(swarm)}; {swarm.delay}"
+
+
+def a_stage_dies_and_comes_back(comparison: Comparison, folder: Path) -> str:
+    """All peers of stage 1 are killed: the training pauses, says so, and goes on when one of them is back."""
+    with Swarm(SMALL, folder) as swarm:
+        paused_s = _kill_stage(swarm)
+        swarm.run.start_again("relay1.1")
+        resumed_s = swarm.until("stage 1 has a peer again", lambda: not swarm.state.pause)
+        swarm.to_the_end()
+    return f"{comparison.equal_weights(swarm)}; said so after {paused_s:.1f} s, resumed {resumed_s:.1f} s after its start"
+
+
+def a_stage_dies_with_its_disks(comparison: Comparison, folder: Path) -> str:
+    """As before, but the machines are gone: a newcomer takes the stage, with the copy that a neighbour keeps."""
+    with Swarm(SMALL, folder) as swarm:
+        swarm.until("a copy of stage 1 is kept elsewhere", lambda: _copies(swarm, 1) > 0)
+        _kill_stage(swarm)
+        for number in range(2):
+            shutil.rmtree(swarm.folder / "checkpoints" / f"relay1.{number}")
+        newcomer = swarm.run.add_relay(1)
+        joined = swarm.wait_for("joined", newcomer)
+        swarm.to_the_end()
+    back = swarm.said("going_back")
+    check(bool(back), "the swarm went back to what it still has")
+    return f"{comparison.equal_weights(swarm)}; back to {back[-1]['version']}, newcomer after {joined['seconds']:.1f} s"
+
+
+def everything_is_killed(comparison: Comparison, folder: Path) -> str:
+    """And starts again: it resumes at the last common iteration, with equal losses."""
+    return _cold_restart(comparison, folder, lost_stage=None)
+
+
+def everything_is_killed_and_a_stage_loses_its_disks(comparison: Comparison, folder: Path) -> str:
+    """As before, with stage 2 on new machines: its state comes from the copies that others have."""
+    return _cold_restart(comparison, folder, lost_stage=2)
+
+
+def memory_is_short(comparison: Comparison, folder: Path) -> str:
+    """What is kept for recovery is more than the limit: it goes to the disk, and is there when a relay is killed."""
+    one = SMALL.microbatch_size * SMALL.sequence_length * 128 * 4
+    small = replace(SMALL, microbatches=12, capacity=2)
+    fault = Fault("kill", "averaging", AT, folder / "token")
+    options = {"max_kept_bytes": 12 * one, "spill": True}
+    with Swarm(small, folder, {"relay1.0": fault, "relay1.1": fault}, options) as swarm:
+        swarm.to_the_end()
+    most = swarm.state.recovery.most_kept_bytes
+    check(most < 24 * one, f"memory stayed near the limit of {12 * one} bytes: {most}")
+    check(swarm.state.recovery.most_spilled_bytes > 0, "something was spilled")
+    return f"{comparison.equal_weights(swarm)}; at most {most // one} tensors in memory, limit 12"
+
+
+def _kill_stage(swarm: Swarm) -> float:
+    """Seconds until somebody said that stage 1 is empty."""
+    swarm.until_step(3)
+    for number in range(2):
+        swarm.run.kill(f"relay1.{number}")
+    paused_s = swarm.until("the training pauses and says so", lambda: "stage 1" in swarm.state.pause)
+    return paused_s
+
+
+def _copies(swarm: Swarm, stage: int) -> int:
+    """Peers of other stages that have a checkpoint of this one."""
+    found = (swarm.folder / "checkpoints").glob(f"*/stage_{stage:05d}/step_*/manifest.json")
+    return len({path.parts[-4] for path in found if not path.parts[-4].startswith(f"relay{stage}.")})
+
+
+def _cold_restart(comparison: Comparison, folder: Path, lost_stage: int | None) -> str:
+    small = replace(SMALL, steps=9)
+    with Swarm(small, folder) as swarm:
+        swarm.until_step(5)
+        if lost_stage is not None:
+            swarm.until("its checkpoint is copied", lambda: _copies(swarm, lost_stage) > 0)
+        swarm.run.kill_all()
+    reached = swarm.state.iterations
+    if lost_stage is not None:
+        for number in range(small.relays_per_stage):
+            shutil.rmtree(folder / "checkpoints" / f"relay{lost_stage}.{number}")
+    with Swarm(small, folder) as again:
+        again.to_the_end()
+    resumed_at = min(again.state.ended_at)
+    check(0 < resumed_at <= reached, f"it resumed from a checkpoint: at {resumed_at}, having reached {reached}")
+    other = comparison.undisturbed(small)
+    off = max(abs(again.state.loss(i) - other.state.loss(i)) for i in again.state.ended_at)
+    check(off < 1e-4, f"losses are equal: they differ by {off:.2g}")
+    return f"{comparison.equal_weights(again)}; reached {reached}, resumed at {resumed_at}, losses within {off:.1g}"
+
+
+STORIES: dict[str, Story] = {
+    **{f"{action}_{moment}": one_relay(action, moment) for action in ("kill", "freeze") for moment in MOMENTS},
+    **{
+        story.__name__: story
+        for story in (
+            two_at_once,
+            the_replacement_is_killed_too,
+            a_data_peer_is_killed,
+            the_leader_is_killed,
+            the_bootstrap_peer_is_killed,
+            a_newcomer_joins,
+            a_donor_is_killed,
+            a_stage_dies_and_comes_back,
+            a_stage_dies_with_its_disks,
+            everything_is_killed,
+            everything_is_killed_and_a_stage_loses_its_disks,
+            memory_is_short,
+        )
+    },
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--story", nargs="*", choices=sorted(STORIES), metavar="NAME", help="only these")
+    parser.add_argument("--list", action="store_true", help="print the names")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep logs and checkpoints there")
+    args = parser.parse_args()
+    if args.list:
+        print("\n".join(STORIES))
+        return 0
+    folder = args.keep or Path(tempfile.mkdtemp(prefix="gwtf-stories-"))
+    comparison, table, failed = Comparison(folder), [], 0
+    for name in args.story or STORIES:
+        began = time.monotonic()
+        try:
+            outcome = STORIES[name](comparison, folder / name)
+            told = "holds"
+        except (StoryFailed, RunFailed) as error:
+            outcome, told = str(error), "FAILS"
+            failed += 1
+        table.append(f"{name:50} {told}  {time.monotonic() - began:5.0f} s  {outcome}")
+        print(table[-1], flush=True)
+    print(f"\n{len(table) - failed} of {len(table)} stories hold")
+    if not args.keep:
+        shutil.rmtree(folder)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
