@@ -24,6 +24,7 @@ from gwtf_p2p.cli.local_run import BOOTSTRAP, RunFailed
 from gwtf_p2p.live.faults import MOMENTS, REPLACING, Fault
 
 SMALL = SmallRun()
+LONGER = replace(SMALL, steps=30)
 AT = 2
 """The iteration (from 0) in which faults happen."""
 
@@ -37,7 +38,9 @@ class Comparison:
 
     def undisturbed(self, small: SmallRun) -> Swarm:
         if small not in self._undisturbed:
-            with Swarm(small, self.folder / f"undisturbed{len(self._undisturbed)}") as swarm:
+            folder = self.folder / f"undisturbed{len(self._undisturbed)}"
+            shutil.rmtree(folder, ignore_errors=True)
+            with Swarm(small, folder) as swarm:
                 swarm.to_the_end()
             check(not swarm.state.recoveries, "nothing happens in the undisturbed run")
             self._undisturbed[small] = swarm
@@ -156,7 +159,7 @@ def the_replacement_is_killed_too(comparison: Comparison, folder: Path) -> str:
 
 def a_stage_dies_and_comes_back(comparison: Comparison, folder: Path) -> str:
     """All peers of stage 1 are killed: the training pauses, says so, and goes on when one of them is back."""
-    with Swarm(SMALL, folder) as swarm:
+    with Swarm(LONGER, folder) as swarm:
         paused_s = _kill_stage(swarm)
         swarm.run.start_again("relay1.1")
         resumed_s = swarm.until("stage 1 has a peer again", lambda: not swarm.state.pause)
@@ -166,7 +169,7 @@ def a_stage_dies_and_comes_back(comparison: Comparison, folder: Path) -> str:
 
 def a_stage_dies_with_its_disks(comparison: Comparison, folder: Path) -> str:
     """As before, but the machines are gone: a newcomer takes the stage, with the copy that a neighbour keeps."""
-    with Swarm(SMALL, folder) as swarm:
+    with Swarm(LONGER, folder) as swarm:
         swarm.until("a copy of stage 1 is kept elsewhere", lambda: _copies(swarm, 1) > 0)
         _kill_stage(swarm)
         for number in range(2):
@@ -219,7 +222,7 @@ def _copies(swarm: Swarm, stage: int) -> int:
 
 
 def _cold_restart(comparison: Comparison, folder: Path, lost_stage: int | None) -> str:
-    small = replace(SMALL, steps=9)
+    small = LONGER
     with Swarm(small, folder) as swarm:
         swarm.until_step(5)
         if lost_stage is not None:
@@ -274,6 +277,7 @@ def main() -> int:
     comparison, table, failed = Comparison(folder), [], 0
     for name in args.story or STORIES:
         began = time.monotonic()
+        shutil.rmtree(folder / name, ignore_errors=True)  # of an earlier time
         try:
             outcome = STORIES[name](comparison, folder / name)
             told = "holds"

@@ -22,7 +22,7 @@ from gwtf_p2p.protocol.replicas import kept_by, neighbouring_stages
 
 logger = logging.getLogger(__name__)
 
-COPY_PERIOD_S = 5.0
+COPY_PERIOD_S = 2.0
 SEEK_PERIOD_S = 1.0
 MOST_ASKED = 16
 

@@ -1,8 +1,9 @@
 """The tensors that a peer holds of its microbatches, and how much memory they may take.
 
 What is done is kept until the iteration commits, because a neighbour's loss may have it done again. Above `limit_bytes` the
-oldest of what is done goes to the disk, in a thread of its own, and is read back if it is asked for (seldom: only a repair
-does). Without a folder nothing is spilled, and the protocol refuses work instead (`Context.memory_limit_bytes`).
+oldest tensors go to the disk, in a thread of its own, and are read back when they are asked for: first of what is done (which
+only a repair asks for), then of what waits. Without a folder nothing is spilled, and the protocol refuses work instead
+(`Context.memory_limit_bytes`).
 
 Buffers come from the event loop and from the compute thread, so the bookkeeping is under a lock; files are written outside it.
 """
@@ -107,7 +108,7 @@ class TensorStore:
             self._writer.submit(self._spill, self.limit.folder)
 
     def _spill(self, folder: Path) -> None:
-        """The oldest of what is done, until the rest fits."""
+        """The oldest, until the rest fits."""
         folder.mkdir(parents=True, exist_ok=True)
         while (key := self._next_to_spill()) is not None:
             with self._lock:
@@ -131,4 +132,5 @@ class TensorStore:
             if not self._is_over:
                 return None
             kept = ((microbatch, slot) for microbatch in self._done for slot in Slot)
-            return next((key for key in kept if key in self._in_memory), None)
+            done = next((key for key in kept if key in self._in_memory), None)
+            return done or next(iter(self._in_memory), None)

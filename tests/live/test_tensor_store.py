@@ -46,11 +46,15 @@ def test_what_is_done_goes_to_the_disk_above_the_limit_and_comes_back(store: Ten
         assert bytes(store.get(microbatch(index), Slot.INPUT)) == bytes([index]) * SIZE
 
 
-def test_what_is_under_way_stays_in_memory(store: TensorStore) -> None:
-    for index in range(5):
+def test_what_is_done_goes_first(store: TensorStore) -> None:
+    for index in range(4):
         put(store, index)
+        if index == 2:
+            store.done(microbatch(index))
     settle(store)
-    assert (store.held_bytes, store.spilled_bytes) == (5 * SIZE, 0)
+    assert store.spilled_bytes == SIZE
+    store.discard(microbatch(2))
+    assert store.spilled_bytes == 0
 
 
 def test_the_commit_frees_memory_and_disk(store: TensorStore) -> None:
