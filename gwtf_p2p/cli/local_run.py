@@ -73,6 +73,7 @@ class LocalRun:
         )
         self.lines: dict[str, PeerLine] = {}
         self.maddrs: dict[str, str] = {}
+        self.p2pd: dict[str, int] = {}
         self.complete: set[str] = set()
         self.faults = dict(faults or {})
         self.online_s = 0.0
@@ -200,6 +201,7 @@ class LocalRun:
         line, now = self.lines[name], time.monotonic()
         match report["name"]:
             case "started":
+                self.p2pd[name] = int(report["p2pd"])
                 if report["maddrs"]:
                     self.maddrs[name] = str(report["maddrs"][0])
             case "online":
