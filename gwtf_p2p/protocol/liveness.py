@@ -4,7 +4,8 @@ A passed deadline, a broken watch or a failed push makes a peer *suspected*: it 
 that it is not there (its process or its host refuses the connection), or two silences in a row, the second with twice the
 deadline, make it *lost*. A lost peer is not routed to, nor is one that has been silent once, or whose connection broke: but
 one that is only late is, as it is most likely busy. A sign of life (a message from it, a record other than the one that
-it was lost with) makes it *probed*: it is asked, and an answer brings it back.
+it was lost with) makes it *probed*: it is asked, and an answer brings it back. A peer that says goodbye has *left*: it is no
+more routed to than a lost one, but nobody asks after it, until it publishes that it has started again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from gwtf_p2p.protocol.events import Ask, CheckAnswered, CheckFailed, Effect, Unwatch, Watch
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.network_view import NetworkView
+from gwtf_p2p.protocol.records import PeerState
 from gwtf_p2p.protocol.timings import Timings
 
 CHECK_PRIOR_S = 1.0
@@ -46,6 +48,7 @@ class Liveness:
         self._timings = timings
         self._suspected: dict[PeerId, _Suspicion] = {}
         self._lost: dict[PeerId, int] = {}
+        self._left: set[PeerId] = set()
         self._silent_since: dict[PeerId, float] = {}
         self._answered_at: dict[PeerId, float] = {}
         self._probed: set[PeerId] = set()
@@ -83,9 +86,12 @@ class Liveness:
         self._view = view
         for peer, sequence in sorted(self._lost.items()):
             now = self._sequence(peer)
-            if now not in (sequence, NO_RECORD):
-                self._lost[peer] = now
-                self.heard_from(peer, out)
+            if now in (sequence, NO_RECORD):
+                continue
+            self._lost[peer] = now
+            if view.records[peer].state is not PeerState.DRAINING:
+                self._left.discard(peer)
+            self.heard_from(peer, out)
 
     def _sequence(self, peer: PeerId) -> int:
         """Of the peer's newest record."""
@@ -94,7 +100,7 @@ class Liveness:
 
     def heard_from(self, peer: PeerId, out: list[Effect]) -> None:
         """A lost peer has said something."""
-        if peer in self._lost and peer not in self._probed:
+        if peer in self._lost and peer not in self._probed and peer not in self._left:
             self._probed.add(peer)
             # With the longest deadline: there is one question, and a far peer would stay lost for good.
             out.append(Ask(peer, (), self._deadline_s(ROUNDS)))
@@ -134,10 +140,10 @@ class Liveness:
             self._suspected[peer].barred = True
             self._barred = None
 
-
     def answered(self, event: CheckAnswered, now: float) -> bool:
         """True when a lost peer is back."""
         self._answered_at[event.peer] = now
+        self._left.discard(event.peer)
         self._timings.observe(("check",), event.seconds)
         self._suspected.pop(event.peer, None)
         self._probed.discard(event.peer)
@@ -169,6 +175,14 @@ class Liveness:
         if peer in self._watched:
             self._watched.discard(peer)
             out.append(Unwatch(peer))
+
+    def left(self, peer: PeerId, now: float, out: list[Effect]) -> bool:
+        """It has said goodbye; False when that is known."""
+        if peer in self._left:
+            return False
+        self.declare_lost(peer, now, out)
+        self._left.add(peer)
+        return True
 
     def _deadline_s(self, round_: int) -> float:
         measured = self._timings.deadline_s(("check",), CHECK_PRIOR_S)

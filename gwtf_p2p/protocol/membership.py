@@ -199,8 +199,17 @@ class Membership:
         if self.state is PeerState.DRAINING and nothing_left and not self.drained:
             self.drained = self.member.leaving = True
             self.ctx.report("drained", version=self.member.version)
-            self.say()
+            self._say_goodbye()
             self.ctx.emit(Publish())
+
+    def _say_goodbye(self) -> None:
+        """To all who may have dealt with this peer: the neighbouring stages, its own, and the data peers."""
+        ctx = self.ctx
+        near = {DATA_STAGE, ctx.stage - 1, ctx.stage, ctx.stage + 1} | ({ctx.stages} if ctx.stage == DATA_STAGE else set())
+        records = ctx.view.records if ctx.view is not None else {}
+        others = {peer for peer, record in records.items() if record.stage in near} | set(self.data_peers())
+        for peer in sorted(others - {ctx.me} - ctx.liveness.lost):
+            ctx.emit(Send(peer, self.member.standing()))
 
     def _give_up(self, reason: str) -> None:
         self.ctx.report("download_failed", reason=reason)

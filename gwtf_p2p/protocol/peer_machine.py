@@ -220,6 +220,8 @@ class PeerMachine(ABC):
                 self.member.inquired(sender, message)
                 ctx.emit(ev.Send(sender, self.member.standing()))
             case msg.Standing():
+                if message.leaving and ctx.liveness.left(sender, ctx.now, ctx.out):
+                    self._on_left(sender)
                 self._standing(sender, message)
             case msg.Welcome():
                 self.membership.welcome(sender, message)
@@ -327,8 +329,18 @@ class PeerMachine(ABC):
                         ctx.emit(ev.Send(data_peer, msg.Lost(event.peer, why)))
                     self._on_lost(event.peer, why)
 
+    def _on_left(self, peer: PeerId) -> None:
+        """It has nothing of ours any more, or it would not leave."""
+        self.ctx.report("peer_left", peer=peer)
+        self.handbacks.peer_lost(peer)
+        self.repairs.peer_left(peer)
+
     def _on_lost(self, peer: PeerId, reason: str) -> None:
-        self.ctx.report("peer_lost", peer=peer, reason=reason)
+        """One that said that it would leave, and owes nothing, has not been lost."""
+        ctx = self.ctx
+        record = ctx.view.records.get(peer) if ctx.view is not None else None
+        left = record is not None and record.state is PeerState.DRAINING and not ctx.shared_with(peer)
+        ctx.report("peer_left" if left else "peer_lost", peer=peer, reason=reason)
         self._peer_lost(peer, reason)
         self.handbacks.peer_lost(peer)
         self.repairs.peer_lost(peer, reason)

@@ -58,6 +58,14 @@ class Repairs:
             if held.successor == peer and wanted:
                 self._repair(held, peer, reason)
 
+    def peer_left(self, peer: PeerId) -> None:
+        """It has nothing: what is on its way there, in ignorance, goes elsewhere, as after a refusal."""
+        for held in self.ctx.in_order():
+            if held.successor == peer and held.handoff is Handoff.PUSHING and not self.handoffs.is_last:
+                held.tried.add(peer)
+                self.handoffs.again(held, None)
+        self.peer_lost(peer, "it has left")
+
     def peer_answered(self, peer: PeerId, unknown: frozenset[MicrobatchId], seconds: float) -> None:
         """A suspected peer lives: wait on, except for what it does not hold."""
         ctx = self.ctx

@@ -268,3 +268,23 @@ def test_what_once_was_stuck_is_not(seed: int) -> None:
     swarm = small_swarm(config, draw_script(seed, config, sweep))
     tally = swarm.run(sweep.iterations, deadline_s=3000.0, most_steps=600_000)
     assert (tally.lost, tally.double) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["relay_1_0", "relay_2_1", "relay_3_0"])
+@pytest.mark.parametrize("at_s", [0.5, 1.9, 2.4, 4.0])
+def test_who_leaves_in_good_order_is_not_lost(name: str, at_s: float) -> None:
+    """It finishes what it holds, waits for the commit, says goodbye; nothing is redone, nobody looks for it."""
+    swarm = small_swarm(SmallConfig(), [Fault("drain", PeerId(name), at_s=at_s)])
+    assert swarm.run(iterations=4) == everything(swarm, 4)
+    assert any(who == name for who, _, _ in swarm.reported("drained"))
+    assert not swarm.reported("peer_lost") and not swarm.reported("recovery")
+    assert not swarm.world.peers[PeerId(name)].alive and (at_s < 1.5 or swarm.reported("peer_left"))
+
+
+def test_who_has_left_may_come_back() -> None:
+    swarm = small_swarm(SmallConfig(), [Fault("drain", PeerId("relay_2_1"), at_s=2.0)])
+    swarm.world.kernel.at(6.0, lambda: swarm.faults.restart(PeerId("relay_2_1"), fresh=True))
+    assert swarm.run(iterations=12) == everything(swarm, 12)
+    assert not swarm.reported("peer_lost")
+    microbatches = [r.fields["microbatches"] for who, r, _ in swarm.reported("stepped") if who == "relay_2_1"]
+    assert isinstance(microbatches[-1], int) and microbatches[-1] > 0
