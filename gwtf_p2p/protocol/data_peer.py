@@ -72,6 +72,7 @@ class DataPeer(PeerMachine):
         self.finishing = Finishing(self)
         self._pending: list[int] = []
         self._empty: set[Stage] = set()
+        self._said: tuple[int, tuple[str, ...]] = (-1, ())
 
     @property
     def all_injected(self) -> bool:
@@ -95,9 +96,14 @@ class DataPeer(PeerMachine):
     def _plan(self) -> None:
         """Have the router's plan made, if it wants one."""
         router = self.ctx.router
-        job = router.planning(self.ctx.liveness.barred) if isinstance(router, PlanningRouter) else None
+        if not isinstance(router, PlanningRouter):
+            return
+        job = router.planning(self.ctx.liveness.lost, self.ctx.now)
         if job is not None:
             self.ctx.emit(ev.Plan(job))
+        if router.flows != self._said:
+            self._said = router.flows
+            self.ctx.emit(ev.Publish())
 
     def _planned(self, result: Any) -> None:
         router = self.ctx.router

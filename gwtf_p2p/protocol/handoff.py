@@ -11,7 +11,7 @@ from gwtf_p2p.protocol.events import Push, PushAnswered, PushDelivered, Send, Sl
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.messages import SUPERSEDED, Complete, Forward, Redo, Superseded, Verdict
 from gwtf_p2p.protocol.microbatch import Handoff, Held, Phase
-from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, RouteRequest
+from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, PlanningRouter, RouteRequest
 
 PUSH_PRIOR_S = 2.0
 WAIT_PRIOR_S = 2.0
@@ -32,6 +32,7 @@ class Handoffs:
 
     def __init__(self, context: Context) -> None:
         self.ctx = context
+        self._planner = context.router if isinstance(context.router, PlanningRouter) and context.stage > 0 else None
         self._routing: set[MicrobatchId] = set()
 
     @property
@@ -46,7 +47,9 @@ class Handoffs:
     # ---- choosing the next peer
 
     def begin(self, held: Held) -> None:
-        """The output is ready."""
+        """The output is ready: a plan may have been revised since the microbatch was sent on its way."""
+        if self._planner is not None and not self.is_last:
+            held.ahead = self._planner.revised(held.id, self.target) or held.ahead
         self.to_routing(held)
         self.route(held)
 

@@ -1,33 +1,51 @@
-"""The plan of an iteration in ids, and the rules by which a new plan follows an older one.
+"""The plan of an iteration in ids, and how it follows from what the records say.
 
-`plan_for` is a pure function: equal figures, earlier plan, effort and seed give equal plans, on any machine, so peers with
-equal views hold the same plan without talking. Rules:
+`plan_for` is a pure function of the figures, of the flows that the data peers have published, of an effort and of a seed. It
+knows no history, so peers with equal views hold equal plans without talking, also one that has just come. Rules:
 
-- Without an earlier plan (or with other data peers or demands) the plan is made from nothing.
-- Otherwise its paths are kept; only relays that are gone are replaced, each by the one of least load; and the search goes on
-  from there. When the figures have changed, what it finds is taken only if that saves more than `WORTH_CHANGING`: below lies
-  the noise of measured times, and a plan that others may not have changed yet is worth keeping.
+- While nobody has published flows (or not all), the plan is made from nothing.
+- Otherwise the published flows are kept; only relays that are gone are replaced, each by the one of least load; and the search
+  goes on from there. What it finds is taken only if it saves more than `WORTH_CHANGING`: below lies the noise of measured
+  times, and flows that still make sense are worth keeping.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import sha256
 from random import Random
 
 from gwtf_p2p.protocol.costs import MICROSECONDS
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId
+from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.pipeline_model import Path, Pipeline, forecast
 from gwtf_p2p.protocol.pipeline_view import PipelineFigures, pipeline_of
-from gwtf_p2p.protocol.planner import Effort, Planned, plan_iteration, schedule, score_of
+from gwtf_p2p.protocol.planner import Effort, Planned, first_paths, plan_iteration, schedule, score_of
 from gwtf_p2p.protocol.planner_load import Load
 
-WORTH_CHANGING = 0.01
+WORTH_CHANGING = 0.004
 """Of the score of a plan."""
 
-AGAIN = 0.35
-"""Of the effort, when a plan goes on from an earlier one."""
+PER_SECOND = 12_000
+"""Computations in forecasts per second of the iteration that is planned: 3 % of one core (measured: 400,000 in a second)."""
+
+FROM_NOTHING, GOING_ON, REVISING = 200_000, 60_000, 20_000
+"""The most computations in forecasts. What is gained by more is under 1 %."""
+
+TICK_S = 0.5
+"""Peers that see a change at about the same time should revise for the same time."""
+
+NOTICE_S = 2.0
+"""Until a revised plan has come to those who are to follow it."""
+
+TAG_DIGITS = 8
+"""Of a relay's id in a published flow: ids are long, and a relay is only looked for in one stage."""
+
+Flow = tuple[PeerId, tuple[PeerId, ...]]
+"""Data peer, relays; a relay that is not known any more is ''."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +61,14 @@ class PlannedFlow:
 
 @dataclass(frozen=True, slots=True)
 class IterationPlan:
-    """The flows of all data peers in the order of their release. `makespan_s` is the forecast of the whole."""
+    """The flows of all data peers in the order of their release. `makespan_s` is the forecast of the whole. A revision is
+    for the iteration at hand."""
 
     figures: PipelineFigures
     flows: tuple[PlannedFlow, ...]
     makespan_s: float
     reason: str
+    is_revision: bool = False
 
     def share_of(self, data_peer: PeerId) -> tuple[PlannedFlow, ...]:
         return tuple(flow for flow in self.flows if flow.data_peer == data_peer)
@@ -58,27 +78,87 @@ class IterationPlan:
         one, two = (Counter((f.data_peer, f.relays) for f in plan.flows) for plan in (self, other))
         return ((one - two) + (two - one)).total()
 
+    def published_by(self, data_peer: PeerId) -> tuple[str, ...]:
+        """One text per flow: its place in the plan, and eight digits per relay."""
+        flows = enumerate(self.flows)
+        return tuple(f"{n}:{''.join(map(tag, flow.relays))}" for n, flow in flows if flow.data_peer == data_peer)
+
+
+@lru_cache(maxsize=4096)
+def tag(relay: PeerId) -> str:
+    return sha256(relay.encode()).hexdigest()[:TAG_DIGITS]
+
+
+def published_flows(view: NetworkView) -> tuple[Flow, ...]:
+    """What the data peers have published, in the order of the plan that it is from. Texts that are none are left out."""
+    relays: dict[tuple[int, str], PeerId] = {}
+    for peer, record in view.records.items():
+        relays.setdefault((record.stage, tag(peer)), peer)
+    found: list[tuple[int, PeerId, tuple[PeerId, ...]]] = []
+    for peer in view.data_peers:
+        for text in view.records[peer].flows:
+            place, _, tags = text.partition(":")
+            if place.isdecimal() and len(tags) == view.stages * TAG_DIGITS:
+                parts = [tags[i : i + TAG_DIGITS] for i in range(0, len(tags), TAG_DIGITS)]
+                path = tuple(relays.get((k, part), PeerId("")) for k, part in enumerate(parts, start=1))
+                found.append((int(place), peer, path))
+    return tuple((peer, path) for _, peer, path in sorted(found))
+
+
+def published_flow(view: NetworkView, microbatch: MicrobatchId) -> tuple[PeerId, ...]:
+    """The relays of a microbatch by its data peer's record; empty when that is of another iteration, or a relay unknown."""
+    record = view.records.get(microbatch.data_peer)
+    if record is None or record.flows_iteration != microbatch.iteration:
+        return ()
+    share = [relays for data_peer, relays in published_flows(view) if data_peer == microbatch.data_peer]
+    relays = share[microbatch.index % len(share)] if share else ()
+    return relays if all(relays) else ()
+
 
 @lru_cache(maxsize=8)
-def plan_for(figures: PipelineFigures, effort: Effort, seed: int, before: IterationPlan | None = None) -> IterationPlan:
+def plan_for(figures: PipelineFigures, published: tuple[Flow, ...], seed: int) -> IterationPlan:
     """See the module docstring. Results are kept for peers of one process that plan on the same view, as in the simulator."""
     pipeline = pipeline_of(figures)
-    kept = _kept_paths(pipeline, before) if before is not None else []
-    if before is None or not kept:
-        return _in_ids(figures, pipeline, plan_iteration(pipeline, effort, seed), "first plan")
-    found = schedule(pipeline, kept, int(effort.computations * AGAIN), Random(seed))
-    if before.figures == figures:
-        return _in_ids(figures, pipeline, found, "improved")
-    mended = Planned(tuple(kept), forecast(pipeline, kept))
-    if score_of(found.forecast) < (1 - WORTH_CHANGING) * score_of(mended.forecast):
-        return _in_ids(figures, pipeline, found, "planned again")
-    return _in_ids(figures, pipeline, mended, "kept")
+    paths = _kept_paths(pipeline, published)
+    if not paths:
+        planned = plan_iteration(pipeline, _effort(pipeline, FROM_NOTHING), seed)
+        order = sorted(range(len(planned.paths)), key=lambda m: (planned.forecast.release_us[m], m))
+        return _in_ids(figures, pipeline, planned, order, "planned from nothing")
+    kept = Planned(tuple(paths), forecast(pipeline, paths))
+    found = schedule(pipeline, paths, _effort(pipeline, GOING_ON).computations, Random(seed))
+    is_better = score_of(found.forecast) < (1 - WORTH_CHANGING) * score_of(kept.forecast)
+    planned, how = (found, "planned on") if is_better else (kept, "kept")
+    order = sorted(range(len(planned.paths)), key=lambda m: (planned.forecast.release_us[m], m))
+    return _in_ids(figures, pipeline, planned, order, how)
 
 
-def _in_ids(figures: PipelineFigures, pipeline: Pipeline, planned: Planned, how: str) -> IterationPlan:
+@lru_cache(maxsize=8)
+def revise(figures: PipelineFigures, flows: tuple[Flow, ...], begun_ticks: int, seed: int) -> IterationPlan | None:
+    """The plan of an iteration that has run for so many ticks when peers have come or gone: only what is still to come changes.
+
+    What is under way is known by forecast. Flows keep their places. None when they are not all known."""
+    pipeline = pipeline_of(figures)
+    paths = _kept_paths(pipeline, flows)
+    if not paths:
+        return None
+    until_us = (begun_ticks * TICK_S + NOTICE_S) * MICROSECONDS
+    planned = schedule(pipeline, paths, _effort(pipeline, REVISING).computations, Random(seed), until_us)
+    return replace(_in_ids(figures, pipeline, planned, range(len(paths)), "revised"), is_revision=True)
+
+
+def _effort(pipeline: Pipeline, most: int) -> Effort:
+    """Of the time that an iteration takes by the first paths that come to hand: what is counted is equal for all peers."""
+    seconds = forecast(pipeline, first_paths(pipeline)).makespan_us / MICROSECONDS
+    computations = int(min(most, most / FROM_NOTHING * PER_SECOND * seconds))
+    return Effort(steps=computations // 60, computations=computations)
+
+
+def _in_ids(
+    figures: PipelineFigures, pipeline: Pipeline, planned: Planned, order: Sequence[int], how: str
+) -> IterationPlan:
     seen, peers = planned.forecast, pipeline.peers
     flows = []
-    for m in sorted(range(len(planned.paths)), key=lambda m: (seen.release_us[m], m)):
+    for m in order:
         path = planned.paths[m]
         release_us = seen.release_us[m] - pipeline.starts_us[path[0]]
         relays = tuple(peers[i] for i in path[1:])
@@ -87,30 +167,53 @@ def _in_ids(figures: PipelineFigures, pipeline: Pipeline, planned: Planned, how:
     return IterationPlan(figures, tuple(flows), makespan_s, f"{how}: {len(flows)} microbatches in {makespan_s:.2f} s")
 
 
-def _kept_paths(pipeline: Pipeline, before: IterationPlan) -> list[Path]:
-    """The earlier plan's paths with every relay that is gone replaced; empty when other microbatches are wanted."""
-    number = {peer: i for i, peer in enumerate(pipeline.peers)}
+def _kept_paths(pipeline: Pipeline, published: tuple[Flow, ...]) -> list[Path]:
+    """The published flows with every relay that is gone replaced; empty when not all that is wanted is published."""
     wanted = Counter({pipeline.peers[i]: count for i, count in pipeline.demand})
-    if Counter(flow.data_peer for flow in before.flows) != wanted:
+    if Counter(data_peer for data_peer, _ in published) != wanted:
         return []
+    return _with_relays(pipeline, published)
+
+
+def _with_relays(pipeline: Pipeline, flows: Sequence[Flow]) -> list[Path]:
+    """Paths of flows whose data peers are all there, with relays of least load for those that are not."""
+    number = {peer: i for i, peer in enumerate(pipeline.peers)}
     stage_of = {i: k for k, peers in enumerate(pipeline.stage_peers) for i in peers}
     paths: list[Path] = []
     to_choose: list[tuple[int, int]] = []
-    for m, flow in enumerate(before.flows):
-        path = [number[flow.data_peer]]
-        for k, relay in enumerate(flow.relays, start=1):
-            i = number.get(relay)
-            if i is None or stage_of[i] != k:
+    for m, (data_peer, relays) in enumerate(flows):
+        path = [number[data_peer]]
+        for k, relay in enumerate(relays, start=1):
+            i = number.get(relay, -1)
+            if stage_of.get(i, DATA_STAGE) != k:
                 to_choose.append((m, k))
                 i = pipeline.stage_peers[k][0]
             path.append(i)
         paths.append(tuple(path))
     load = Load(pipeline, paths)
     for m, k in to_choose:
-        choices = [(*paths[m][:k], i, *paths[m][k + 1 :]) for i in pipeline.stage_peers[k]]
-        paths[m] = min(choices, key=lambda path: load.value_of([(m, path)]))
-        load.change([(m, paths[m])])
+        paths[m] = _least_loaded(pipeline, load, m, paths[m], k)
     return paths
 
 
+def _least_loaded(pipeline: Pipeline, load: Load, m: int, path: Path, stage: int) -> Path:
+    """Change microbatch `m` to the relay of a stage that makes the load least; ties to the lowest number."""
+    choices = [(*path[:stage], i, *path[stage + 1 :]) for i in pipeline.stage_peers[stage]]
+    best = min(choices, key=lambda choice: load.value_of([(m, choice)]))
+    load.change([(m, best)])
+    return best
 
+
+class Mended:
+    """Flows with every relay that is gone replaced, all together: whoever repairs one of them by the same records makes the
+    same choice for the others, so they do not all go to one relay."""
+
+    def __init__(self, figures: PipelineFigures, flows: Sequence[Flow]) -> None:
+        pipeline = pipeline_of(figures)
+        paths = _with_relays(pipeline, flows)
+        self._flows = [(pipeline.peers[path[0]], tuple(pipeline.peers[i] for i in path[1:])) for path in paths]
+
+    def flow(self, microbatch: MicrobatchId) -> tuple[PeerId, ...] | None:
+        """The relays planned for a microbatch, if its data peer has planned it."""
+        share = [relays for data_peer, relays in self._flows if data_peer == microbatch.data_peer]
+        return share[microbatch.index % len(share)] if share else None

@@ -77,13 +77,15 @@ class Pipeline:
 class Forecast:
     """`finish_us[m]`: microbatch m is back. `release_us[m]`: it leaves its data peer's queue of microbatches not begun.
 
-    `wait_us[m * stages + k - 1]`: how long it waits at its relay of stage k, both passes together.
+    `wait_us[m * stages + k - 1]`: how long it waits at its relay of stage k, both passes together. `offered_us[m][k]`: when the
+    transfer to that relay begins to arrive.
     """
 
     makespan_us: float
     finish_us: list[float]
     release_us: list[float]
     wait_us: list[float]
+    offered_us: list[list[float]]
 
     @property
     def mean_finish_us(self) -> float:
@@ -121,7 +123,7 @@ class _Run:
         for m in range(count - 1, -1, -1):
             self.pending[paths[m][1]].append(m)
         zeros = [0.0] * count
-        self.result = Forecast(0.0, zeros, zeros.copy(), [0.0] * (count * pipeline.stages))
+        self.result = Forecast(0.0, zeros, zeros.copy(), [0.0] * (count * pipeline.stages), self.offered)
 
     def run(self) -> Forecast:
         heap, version, state = self.heap, self.version, self.state

@@ -20,6 +20,9 @@ from gwtf_p2p.protocol.records import StageRecord
 LinkFigures = tuple[PeerId, float, float]
 """To whom, one-way latency in seconds, bytes/s."""
 
+Swarm = tuple[tuple[PeerId, Stage, int], ...]
+"""Who is there, in which stage, and how much each takes: a plan for others is of no use."""
+
 NOTHING_MEASURED_S = 0.1
 """Compute time of a relay when no relay has measured any."""
 
@@ -48,6 +51,16 @@ class PipelineFigures:
     stages: int
     microbatch_bytes: int
     peers: tuple[PeerFigures, ...]
+
+    @property
+    def swarm(self) -> Swarm:
+        return tuple((p.peer, p.stage, p.capacity) for p in self.peers)
+
+
+def swarm_of(view: NetworkView, without: Iterable[PeerId] = ()) -> Swarm:
+    """The routable peers, which is quicker to see than their figures."""
+    gone = frozenset(without)
+    return tuple((r.peer, r.stage, r.capacity) for r in view.records.values() if r.is_routable and r.peer not in gone)
 
 
 def figures_of(view: NetworkView, without: Iterable[PeerId] = ()) -> tuple[PipelineFigures | None, str]:

@@ -48,10 +48,10 @@ MOST_DRAWS = 20
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """`steps`: moves of step 2. `computations`: of step 3, computations in all forecasts together; 600,000 take about 1 s."""
+    """`steps`: moves of step 2. `computations`: of step 3, computations in all forecasts together; 400,000 take about 1 s."""
 
-    steps: int = 3000
-    computations: int = 300_000
+    steps: int
+    computations: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +155,13 @@ def balance(pipeline: Pipeline, paths: Sequence[Path], steps: int, random: Rando
 # ---- step 3
 
 
-def schedule(pipeline: Pipeline, paths: Sequence[Path], computations: int, random: Random) -> Planned:
-    """Lower the score of the forecast: makespan and a little of the mean finish. The best paths seen."""
+def schedule(
+    pipeline: Pipeline, paths: Sequence[Path], computations: int, random: Random, begun_us: float | None = None
+) -> Planned:
+    """Lower the score of the forecast: makespan and a little of the mean finish. The best paths seen.
+
+    `begun_us`: so far the iteration has come; what is forecast to be handed on before stays as it is.
+    """
     now, moves = list(paths), Moves(pipeline, random)
     load = Load(pipeline, now)
     seen_at = forecast(pipeline, now)
@@ -165,6 +170,7 @@ def schedule(pipeline: Pipeline, paths: Sequence[Path], computations: int, rando
     best_score, forecasts = score, computations // max(1, len(now) * (2 * pipeline.stages + 3))
     moves.observe(seen_at)
     tried = {tuple(now)}
+    offered_us = seen_at.offered_us
     drawn = made = 0
     while made < forecasts and drawn < forecasts * MOST_DRAWS:
         drawn += CANDIDATES
@@ -172,7 +178,7 @@ def schedule(pipeline: Pipeline, paths: Sequence[Path], computations: int, rando
         trial = list(now)
         for m, path in changes:
             trial[m] = path
-        if tuple(trial) in tried:
+        if tuple(trial) in tried or (begun_us is not None and _is_too_late(changes, now, offered_us, begun_us)):
             continue
         tried.add(tuple(trial))
         made += 1
@@ -183,9 +189,21 @@ def schedule(pipeline: Pipeline, paths: Sequence[Path], computations: int, rando
         load.change(changes)
         now, score = trial, trial_score
         moves.observe(seen)
+        offered_us = seen.offered_us
         if score < best_score:
             best, best_score = Planned(tuple(now), seen), score
     return best
+
+
+def _is_too_late(
+    changes: Sequence[Change], paths: Sequence[Path], offered_us: Sequence[Sequence[float]], now_us: float
+) -> bool:
+    """Does a move change what has happened already?"""
+    return any(
+        path[0] != paths[m][0]
+        or any(new != old and offered_us[m][k] <= now_us for k, (new, old) in enumerate(zip(path, paths[m], strict=True)))
+        for m, path in changes
+    )
 
 
 def score_of(seen: Forecast) -> float:

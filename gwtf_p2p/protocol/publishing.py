@@ -14,7 +14,7 @@ from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.negotiation_offers import Advert
 from gwtf_p2p.protocol.records import LinkMeasurement, PathType, StageRecord, Timing
 from gwtf_p2p.protocol.relay_peer import RelayPeer
-from gwtf_p2p.protocol.routers.base import TalkingRouter
+from gwtf_p2p.protocol.routers.base import PlanningRouter, TalkingRouter
 
 TOP_LINKS = 32
 """Links in one record at most: with 60 bytes of peer id each they leave a third of the record for the rest."""
@@ -48,6 +48,7 @@ def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_n
     held: dict[str, int] = {}
     for microbatch in ctx.held:
         held[microbatch.data_peer] = held.get(microbatch.data_peer, 0) + 1
+    flows_iteration, flows = ctx.router.flows if isinstance(ctx.router, PlanningRouter) else (-1, ())
     links = sorted(around.links, key=lambda link: (link.round_trip_s, link.to))[:TOP_LINKS]
     advert = ctx.router.advert if isinstance(ctx.router, TalkingRouter) else Advert({}, {})
     return StageRecord(
@@ -69,6 +70,8 @@ def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_n
         links=tuple(links),
         line_bytes_per_s=around.line_bytes_per_s,
         flows_held=held,
+        flows=flows,
+        flows_iteration=flows_iteration,
         spare_flows=max(0, capacity - occupancy),
         cost_to_sink_us=advert.offers,
         takeover_us=advert.prices,

@@ -169,8 +169,9 @@ class StageRecord:
     it keeps in flight, and `shard` the part of the dataset that it holds. `flows_held` and `cost_to_sink_us` are what
     others need to plan around this peer; the latter and `takeover_us` are what it offers when flows are negotiated
     (`negotiation_offers`). Of a data peer, `forward` is its head and loss, `backward` its embedding, `finish`
-    the gradient of its embedding. `maddrs` are its addresses, best first, without its own id; a relay cuts each circuit to it
-    after `circuit_bytes` each way or `circuit_s` (0: never).
+    the gradient of its embedding, `flows` the share of the plan by which it goes in `flows_iteration` (`iteration_plan`).
+    `maddrs` are its addresses, best first, without its own id; a relay cuts each circuit to it after `circuit_bytes` each way
+    or `circuit_s` (0: never).
     """
 
     peer: PeerId
@@ -191,6 +192,8 @@ class StageRecord:
     links: tuple[LinkMeasurement, ...] = ()
     line_bytes_per_s: float = 0.0
     flows_held: Mapping[str, int] = field(default_factory=dict)
+    flows: tuple[str, ...] = ()
+    flows_iteration: int = -1
     spare_flows: int = 0
     cost_to_sink_us: Mapping[str, int] = field(default_factory=dict)
     takeover_us: Mapping[str, int] = field(default_factory=dict)

@@ -111,7 +111,7 @@ class Swarm:
         for work in timed:
             context.timings.observe(("compute", work.value), seconds[work])
         simulated = SimulatedPeer(machine, Speed(seconds), line_bytes_per_s=drawn.line_bytes_per_s or 0.0)
-        simulated.links = tuple(self._measure(peer, other) for other in self._neighbours(drawn.stage))
+        simulated.links = tuple(self._measure(peer, other) for other in self._neighbours(drawn.stage) if other != peer)
         former = self.world.peers.get(peer)
         if former is not None:
             simulated.sequence, simulated.device_s = former.sequence, former.device_s
@@ -126,9 +126,9 @@ class Swarm:
         self.world.start(simulated)
 
     def _neighbours(self, stage: Stage) -> list[PeerId]:
-        """Peers of the stages before and after; stage 0 follows stage S."""
+        """Peers of the stages before and after; stage 0 follows stage S. Data peers also talk with each other."""
         ring = self.scenario.model.stages + 1
-        near = {(stage + 1) % ring, (stage - 1) % ring}
+        near = {(stage + 1) % ring, (stage - 1) % ring} | ({DATA_STAGE} if stage == DATA_STAGE else set())
         return [peer for peer, drawn in sorted(self.drawn.items()) if drawn.stage in near]
 
     def _measure(self, sender: PeerId, receiver: PeerId) -> LinkMeasurement:

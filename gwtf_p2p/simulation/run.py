@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Callable
 
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.microbatch import Phase
 from gwtf_p2p.protocol.records import PeerState
-from gwtf_p2p.protocol.routers.base import TalkingRouter
+from gwtf_p2p.protocol.routers.base import PlanningRouter, TalkingRouter
 from gwtf_p2p.simulation.bound import bound_of
 from gwtf_p2p.simulation.build import Arm, Swarm, build
 from gwtf_p2p.simulation.churn import Churn
@@ -98,6 +98,15 @@ class Simulation:
             assert isinstance(iteration, int)
             self.churn.iteration_begins(iteration, now)
 
+    def _planning(self) -> dict[str, float]:
+        """What the first data peer's plans did, when its router plans: flows that came or went per change of the records."""
+        machine = self.world.peers[min(p for p, drawn in self.swarm.drawn.items() if drawn.stage == DATA_STAGE)].machine
+        router = machine.ctx.router
+        if not isinstance(router, PlanningRouter):
+            return {}
+        counts = router.counts
+        return {**counts, "flows_changed_per_update": counts["flows_changed"] / max(1, counts["record_updates"])}
+
     def _outcome(self) -> Outcome:
         metrics, world = self.metrics, self.world
         device_s = sum(peer.device_s for peer in world.peers.values())
@@ -127,6 +136,7 @@ class Simulation:
                 "virtual_seconds": world.kernel.now,
                 "kernel_steps": world.kernel.steps,
                 **self._negotiation(),
+                **self._planning(),
             },
         )
 

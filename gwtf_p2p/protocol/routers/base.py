@@ -89,7 +89,18 @@ class Router(Protocol):
 class PlanningRouter(Router, Protocol):
     """A router whose plans take so long to make that it must not happen in `route`."""
 
-    def planning(self, without: frozenset[PeerId]) -> Callable[[], Any] | None:
+    @property
+    def flows(self) -> tuple[int, tuple[str, ...]]:
+        """An iteration, and what this data peer's record says of its plan."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """`plans_made`, `flows_changed` and `record_updates`: views that changed what a plan goes by."""
+
+    def revised(self, microbatch: MicrobatchId, stage: Stage) -> tuple[PeerId, ...]:
+        """The relays from `stage` on by what is published now; empty to stay with the route that the microbatch has."""
+
+    def planning(self, without: frozenset[PeerId], now: float) -> Callable[[], Any] | None:
         """A job to be run wherever it disturbs nobody, or None. `without`: peers that must not be used."""
 
     def planned(self, result: Any) -> None:

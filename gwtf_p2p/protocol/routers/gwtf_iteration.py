@@ -1,15 +1,18 @@
 """`gwtf` as it plans for what users wait for: the time of an iteration (`planner`; DESIGN section 4, last paragraph).
 
 Every data peer plans the microbatches of *all* data peers on its own view and uses its own share: microbatch i takes the
-i-th flow of the share, not before the flow's release time. Plans depend on nothing but the views and the seed, so peers that
-saw the same views hold the same plan without talking. Rules:
+i-th flow of the share, not before the flow's release time. Plans depend on nothing but the view and the seed
+(`iteration_plan`), so peers that saw the same view hold the same plan without talking. Rules:
 
-- Planning is work for others than `route`: `planning` returns it as a job when there is something to plan, whoever runs the
-  peer runs the job where it disturbs nobody, and `planned` takes the result. One at a time. Until then the earlier plan holds.
-- There is something to plan when records have changed what matters for a plan (`pipeline_view.figures_of`), when a peer has
-  been lost or has come back, and, a few times for the same figures, when an iteration begins: the search then goes on.
-- A flow with relays that are excluded has them replaced by the cheapest way between their neighbours. Repairs, which
-  relays ask for, take the cheapest way through the stages asked for among peers with room.
+- A plan is for a whole iteration; it is taken up when one begins, and published. When peers come or go meanwhile, it is
+  *revised*: what is under way stays, by forecast, and relays that hand on a microbatch go by what is published then.
+- Planning is too long for `route`: `planning` returns it as a job when there is something to plan, whoever runs the peer runs
+  the job where it disturbs nobody, and `planned` takes the result. An iteration waits for it only when there is no plan, or
+  when peers have come or gone: figures that have merely changed are planned for while the earlier plan is used.
+- There is something to plan when the figures have changed (`pipeline_view.figures_of`), and, when they have not, `SEARCHES`
+  times more, once in an iteration: the search then goes on from what is published.
+- A repair, which relays ask for too, goes by the published flows: all that lead through excluded peers are mended together
+  (`iteration_plan.Mended`). Where nothing is published, it takes the cheapest way among peers with room.
 """
 
 from __future__ import annotations
@@ -18,48 +21,71 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId
-from gwtf_p2p.protocol.iteration_plan import IterationPlan, plan_for
+from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.iteration_plan import (
+    TICK_S,
+    IterationPlan,
+    Mended,
+    plan_for,
+    published_flow,
+    published_flows,
+    revise,
+)
 from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.pipeline_view import PipelineFigures, figures_of
-from gwtf_p2p.protocol.planner import Effort
+from gwtf_p2p.protocol.pipeline_view import PipelineFigures, figures_of, swarm_of
 from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.routers.cheapest import CheapestWays
 from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
 
 SEARCHES = 4
-"""Iterations at whose begin the search for the same figures goes on."""
+"""Iterations in which the search for the same figures goes on."""
 
 PUNCTUAL_S = 1e-6
 """A flow is released when this much or less is missing: timers are not finer."""
 
+Job = Callable[[], IterationPlan | None]
+Seen = tuple[NetworkView | None, frozenset[PeerId]]
+"""A view, and the peers in it that must not be used."""
+
 
 class IterationRouter:
-    """The router of peer `me`. `flows_changed` counts the flows that came or went with `figures_changed` changes of figures."""
+    """The router of peer `me`."""
 
-    def __init__(self, me: PeerId, seed: int, effort: Effort | None = None) -> None:
+    def __init__(self, me: PeerId, seed: int) -> None:
         self.me = me
-        self.flows_changed = 0
-        self.figures_changed = 0
-        self.plans_made = 0
-        self._seed, self._effort = seed, effort or Effort()
+        self._flows_changed = self._updates = self._plans_made = 0
+        self._seed = seed
         self._spare = SpareCapacity()
         self._ways = CheapestWays(me, self._spare)
         self._injected = Injected()
         self._plan: IterationPlan | None = None
+        self._next: IterationPlan | None = None
         self._reason = "no view yet"
         self._figures: PipelineFigures | None = None
-        self._seen: tuple[NetworkView | None, frozenset[PeerId]] = (None, frozenset())
+        self._without: frozenset[PeerId] = frozenset()
+        self._seen: Seen = (None, frozenset())
+        self._watched: Seen = (None, frozenset())
         self._searches = 0
-        self._is_due = False
-        self._running = False
+        self._is_due = self._is_running = self._waits = False
         self._iteration = -1
         self._began_at = 0.0
+        self._flows: tuple[int, tuple[str, ...]] = (-1, ())
+        self._mended: tuple[Seen, Mended | None] = ((None, frozenset()), None)
 
     @property
     def plan(self) -> tuple[IterationPlan | None, str]:
         """All data peers' flows by the newest plan, and why they are as they are."""
-        return self._plan, self._reason
+        return self._next or self._plan, self._reason
+
+    @property
+    def flows(self) -> tuple[int, tuple[str, ...]]:
+        """The iteration at hand, and this data peer's share of its plan, for its record."""
+        return self._flows
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Flows that came or went count when the figures had changed: a search that goes on may change what it likes."""
+        return {"plans_made": self._plans_made, "flows_changed": self._flows_changed, "record_updates": self._updates}
 
     # ---- what it learns
 
@@ -75,40 +101,79 @@ class IterationRouter:
 
     # ---- planning
 
-    def planning(self, without: frozenset[PeerId]) -> Callable[[], IterationPlan] | None:
+    def planning(self, without: frozenset[PeerId], now: float) -> Job | None:
         """What there is to plan now, if anything; `without` are peers that must not be used."""
+        self._without = without
         view = self._spare.view
-        if view is None or self._running:
+        if self._is_running or view is None:
             return None
-        if view is not self._seen[0] or without != self._seen[1]:
-            self._look(view, without)
-        if self._figures is None or not self._is_due:
+        job = self._revision(view, now) or self._search(view)
+        self._is_running = job is not None
+        return job
+
+    def _search(self, view: NetworkView) -> Job | None:
+        """For the next iteration, once this one's plan is published: it is what everybody goes on from."""
+        own = view.records.get(self.me)
+        is_seen = own is not None and (own.flows_iteration, own.flows) == self._flows
+        if self._plan is not None and not (self._is_due and (is_seen or self._waits)):
             return None
+        self._look()
+        if self._figures is None or self._searches == 0:
+            return None
+        self._searches -= 1
         self._is_due = False
-        self._running = True
-        return partial(plan_for, self._figures, self._effort, self._seed, self._plan)
+        return partial(plan_for, self._figures, published_flows(view), self._seed)
 
-    def planned(self, plan: IterationPlan) -> None:
+    def _revision(self, view: NetworkView, now: float) -> Job | None:
+        """For this iteration, when peers have come or gone."""
+        if self._plan is None or self._waits or (view is self._watched[0] and self._without == self._watched[1]):
+            return None
+        self._watched = (view, self._without)
+        if swarm_of(view, self._without) == self._plan.figures.swarm:
+            return None
+        figures, _ = figures_of(view, self._without)
+        if figures is None:
+            return None
+        self._updates += 1
+        leader = min(view.data_peers)
+        since_s = now - self._began_at + (view.link(leader, self.me).latency_s if leader != self.me else 0.0)
+        flows = tuple((flow.data_peer, flow.relays) for flow in self._plan.flows)
+        return partial(revise, figures, flows, int(since_s / TICK_S), self._seed)
+
+    def planned(self, plan: IterationPlan | None) -> None:
         """The result of a job."""
-        self._running = False
-        self.plans_made += 1
-        if self._plan is not None and self._plan.figures != plan.figures:
-            self.flows_changed += plan.changed_from(self._plan)
-        self._plan, self._reason = plan, plan.reason
-        self._spare.promised = Counter(peer for flow in plan.flows for peer in flow.relays)
+        self._is_running = False
+        if plan is None:
+            return
+        self._plans_made += 1
+        self._reason = plan.reason
+        if plan.is_revision:
+            self._take_up(plan)
+        else:
+            self._next = plan
 
-    def _look(self, view: NetworkView, without: frozenset[PeerId]) -> None:
+    def _look(self) -> None:
         """Does what is known now call for a plan?"""
-        self._seen = (view, without)
+        view = self._spare.view
+        if view is None or (view is self._seen[0] and self._without == self._seen[1]):
+            return
         record = view.records.get(self.me)
         if record is None or record.stage != DATA_STAGE or not record.is_routable:
             return
-        figures, why = figures_of(view, without)
+        self._seen = (view, self._without)
+        figures, why = figures_of(view, self._without)
         if figures is None:
-            self._reason = why
+            self._figures, self._reason = None, why
         elif figures != self._figures:
-            self.figures_changed += self._figures is not None
-            self._figures, self._searches, self._is_due = figures, SEARCHES, True
+            self._updates += self._plan is not None
+            self._figures, self._searches = figures, SEARCHES + 1
+
+    def _take_up(self, plan: IterationPlan) -> None:
+        if self._plan is not None and self._plan.figures != plan.figures:
+            self._flows_changed += plan.changed_from(self._plan)
+        self._plan = plan
+        self._flows = self._iteration, plan.published_by(self.me)
+        self._spare.promised = Counter(peer for flow in plan.flows for peer in flow.relays)
 
     # ---- what it answers
 
@@ -117,31 +182,56 @@ class IterationRouter:
         if self._spare.view is None or request.after not in self._spare.view.records:
             return NoRoute("own record is not in the view yet")
         if not self._injected.is_new(request):
-            return self._ways.cheapest(request)
-        if self._plan is None:
-            return NoRoute(f"no plan yet: {self._reason}")
-        if request.microbatch.iteration != self._iteration:
-            self._begin(request.microbatch.iteration, now)
+            return self._repaired(request)
+        if request.microbatch.iteration != self._iteration and not self._begin(request, now):
+            return NoRoute(f"planning: {self._reason}")
         answer = self._planned_flow(request, now)
         if isinstance(answer, Route):
             self._injected.add(request.microbatch)
         return answer
 
-    def _begin(self, iteration: int, now: float) -> None:
-        self._iteration, self._began_at = iteration, now
-        if self._searches > 0:
-            self._searches -= 1
-            self._is_due = True
+    def revised(self, microbatch: MicrobatchId, stage: Stage) -> tuple[PeerId, ...]:
+        """The relays from `stage` on by what the microbatch's data peer has published for this iteration; empty if nothing."""
+        view = self._spare.view
+        return published_flow(view, microbatch)[stage - 1 :] if view is not None else ()
+
+    def _begin(self, request: RouteRequest, now: float) -> bool:
+        """Begin an iteration, unless its plan has to be waited for."""
+        self._look()
+        plan = self._next or self._plan
+        self._is_due = True
+        self._waits = plan is None or self._figures is None or plan.figures.swarm != self._figures.swarm
+        if self._waits:
+            return False
+        assert plan is not None
+        self._iteration, self._began_at, self._next = request.microbatch.iteration, now, None
+        self._take_up(plan)
+        return True
 
     def _planned_flow(self, request: RouteRequest, now: float) -> Route | NoRoute:
-        assert self._plan is not None
-        share = self._plan.share_of(self.me)
+        plan = self._plan
+        assert plan is not None
+        share = plan.share_of(self.me)
         if not share:
-            return NoRoute("no flow of its own in the plan yet")
+            return NoRoute("no flow of its own in the plan")
         flow = share[request.microbatch.index % len(share)]
         early_s = self._began_at + flow.release_s - now
         if early_s > PUNCTUAL_S:
             return NoRoute(f"planned for {early_s:.3f} s later", early_s)
         if request.excluding & set(flow.relays):
-            return self._ways.mended(request, flow.relays)
-        return Route(flow.relays, f"planned, expected back at {flow.finish_s:.2f} s of {self._plan.makespan_s:.2f} s")
+            return self._repaired(request)
+        return Route(flow.relays, f"planned, expected back at {flow.finish_s:.2f} s of {plan.makespan_s:.2f} s")
+
+    def _repaired(self, request: RouteRequest) -> Route | NoRoute:
+        """The stages asked for of the microbatch's flow without excluded peers; the cheapest way when that is unknown."""
+        view = self._spare.view
+        assert view is not None
+        if self._mended[0][0] is not view or self._mended[0][1] != request.excluding:
+            figures, _ = figures_of(view, request.excluding)
+            flows = [flow for flow in published_flows(view) if flow[0] not in request.excluding]
+            self._mended = (view, request.excluding), Mended(figures, flows) if figures is not None else None
+        mended = self._mended[1]
+        relays = mended.flow(request.microbatch) if mended is not None else None
+        if relays is None:
+            return self._ways.cheapest(request)
+        return Route(relays[request.first_stage - 1 : request.last_stage], "planned, excluded peers replaced")
