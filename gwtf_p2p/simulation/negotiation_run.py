@@ -24,6 +24,9 @@ from gwtf_p2p.protocol.plan import Flow, Plan
 from gwtf_p2p.protocol.problem import Problem
 from gwtf_p2p.simulation.kernel import Kernel
 
+THOROUGH = NegotiationConfig(temperature=0.3, cooling_s=200.0)
+"""A problem file has no microbatches that wait for the annealing to end."""
+
 LATENCY_S = (0.01, 0.15)
 MOST_S = 7200.0
 
@@ -53,7 +56,7 @@ class Negotiation:
 
     def __init__(self, problem: Problem, seed: int, config: NegotiationConfig | None = None) -> None:
         self.problem, self.seed = problem, seed
-        self.config = config or NegotiationConfig()
+        self.config = config or THOROUGH
         self.kernel = Kernel()
         self.random = Random(seed)
         self.peers: dict[PeerId, Negotiator] = {}
@@ -64,7 +67,7 @@ class Negotiation:
         self._advertised: dict[PeerId, Advert] = {}
         self._near = neighbourhoods(problem, self.config.known, seed)
         self._history: list[tuple[float, int]] = [(0.0, 0)]
-        self._last_move: tuple[int, float] = (0, 0.0)
+        self._latency_s: dict[tuple[PeerId, PeerId], float] = {}
         for layer in range(problem.stages + 1):
             for index, peer in enumerate(problem.layers[layer]):
                 own = Random(int.from_bytes(sha256(f"{seed}/{peer}".encode()).digest()[:8]))
@@ -89,18 +92,20 @@ class Negotiation:
     # ---- the world
 
     def latency_s(self, one: PeerId, other: PeerId) -> float:
-        low, high = LATENCY_S
-        pair = "/".join(sorted((one, other)))
-        share = int.from_bytes(sha256(f"{self.seed}/{pair}".encode()).digest()[:4]) / 2**32
-        return low + (high - low) * share
+        pair = (one, other) if one < other else (other, one)
+        if pair not in self._latency_s:
+            share = int.from_bytes(sha256(f"{self.seed}/{pair[0]}/{pair[1]}".encode()).digest()[:4]) / 2**32
+            self._latency_s[pair] = LATENCY_S[0] + (LATENCY_S[1] - LATENCY_S[0]) * share
+        return self._latency_s[pair]
 
     def _after(self, peer: PeerId) -> None:
         """Send what a peer wants to say."""
         for to, message in self.peers[peer].take_out():
             self._send(peer, to, message)
-        count = sum(len(self.peers[d].flows) for d in self.problem.layers[0] if d not in self.lost)
-        if count != self._history[-1][1]:
-            self._history.append((self.kernel.now, count))
+        if peer in self.problem.layers[0]:
+            count = sum(len(self.peers[d].flows) for d in self.problem.layers[0] if d not in self.lost)
+            if count != self._history[-1][1]:
+                self._history.append((self.kernel.now, count))
         self.on_step()
 
     def _send(self, sender: PeerId, to: PeerId, message: NegotiationMessage) -> None:
