@@ -23,6 +23,7 @@ VERBS = {
     "dht": "bootstrap peer: rendezvous for a swarm",
     "data": "data peer: holds a shard of the dataset, the embedding, the head and the loss",
     "peer": "relay peer: holds one stage of the model",
+    "doctor": "can this machine take part? clock, ports, NAT, relays, megabytes, memory, device",
     "route": "plan the flows of a problem file, without a network",
     "sim": "run a scenario in virtual time",
     "ab": "compare routers on one scenario, simulated or live, and write the report",
