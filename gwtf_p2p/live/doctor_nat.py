@@ -31,6 +31,9 @@ from gwtf_p2p.live.reachability_rules import host_of, is_loopback, port_of
 from gwtf_p2p.protocol.ids import PeerId
 
 ANSWER_S = 5.0
+_START_S = 40.0
+"""p2pd starts in 0.2 s; a doctor also visits machines that have too much to do."""
+
 DIAL_REFUSED = "the dial was refused"
 """As `libp2p_streams` puts it: asked too often, or for an address that the peer does not dial."""
 
@@ -177,6 +180,7 @@ async def bare_daemon(identity: Identity | None, host_maddrs: tuple[str, ...]) -
             auto_nat=False,
             force_reachability="private",
             nat_port_map=False,
+            startup_timeout=_START_S,
         )
     except P2PDaemonError as error:
         sockets.remove()

@@ -38,8 +38,8 @@ class Diagnosis:
     exit_code: int
 
 
-def diagnose(network: NetworkFindings, machine: MachineFindings, stage: StageSpeed | str) -> Diagnosis:
-    """`stage`: the measurement, or why there is none."""
+def diagnose(network: NetworkFindings, machine: MachineFindings, stage: StageSpeed | str | None) -> Diagnosis:
+    """`stage`: the measurement, or why it failed; None when it was not asked for."""
     lines = (
         *network_lines(network),
         _port(machine),
@@ -47,7 +47,7 @@ def diagnose(network: NetworkFindings, machine: MachineFindings, stage: StageSpe
         _memory(machine, stage),
         _disk(machine),
         _device(machine),
-        _stage(stage),
+        *([_stage(stage)] if stage is not None else []),
     )
     roles = {role: _verdict(role, lines) for role in ROLES}
     obstacles = [line for line in lines if line.status is Status.BAD and RELAY in line.against]
@@ -88,7 +88,7 @@ def _files(machine: MachineFindings) -> Line:
     return Line("open_files", Status.GOOD, text, values=values)
 
 
-def _memory(machine: MachineFindings, stage: StageSpeed | str) -> Line:
+def _memory(machine: MachineFindings, stage: StageSpeed | str | None) -> Line:
     free, values = machine.memory_bytes, {"available_bytes": machine.memory_bytes}
     if not free:
         return Line("memory", Status.UNKNOWN, "the system does not tell", values=values)

@@ -26,6 +26,7 @@ from gwtf_p2p.live.public_relay import start_public_relay
 from gwtf_p2p.live.reachability import Reachability
 from gwtf_p2p.live.record_keeper import RECORD_PERIOD_S
 from gwtf_p2p.live.running_peer import start_running, until
+from gwtf_p2p.live.speed import serve_speed
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.records import PathType, RunRecord
 
@@ -68,6 +69,7 @@ async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport,
         daemon = await _start_daemon(config, identity)
         times.mark("p2pd")
         stack.push_async_callback(_stop_daemon, daemon)
+        await serve_speed(daemon)
         reachability = await _start_reachability(config, daemon, stack)
         times.mark("reachability")
         hidden = reachability is not None and reachability.path is not PathType.PUBLIC

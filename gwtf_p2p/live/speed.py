@@ -32,7 +32,7 @@ BYTES_PER_MINUTE = 256 << 20
 
 MOST_AT_ONCE = 8
 
-_FIRST_BYTES = 256 << 10
+_FIRST_BYTES = 512 << 10
 _ENOUGH_S = 0.4
 """A transfer that took longer says enough; a shorter one is repeated with four times as many bytes."""
 
