@@ -17,7 +17,8 @@ from functools import partial
 
 from hivemind.p2p import PeerID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
-from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
+from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, read_pbmsg_safe, write_pbmsg
+from hivemind.proto import p2pd_pb2
 
 from gwtf_p2p.live.p2p import Daemon
 from gwtf_p2p.protocol.ids import PeerId
@@ -102,7 +103,7 @@ async def _measure_both(daemon: Daemon, peer: PeerId) -> Speed:
 
 async def _measure_echo(daemon: Daemon, peer: PeerId) -> Speed:
     rate, moved, cut = await _grow(partial(_echo, daemon, peer), most=4 << 20)
-    return Speed(rate, rate, moved, echoed=True, cut_after=cut)
+    return Speed(rate, rate, 2 * moved, echoed=True, cut_after=cut)
 
 
 async def _grow(transfer: Callable[[int], Awaitable[float]], most: int = MOST_BYTES) -> tuple[float, int, int]:
@@ -126,7 +127,7 @@ def _rate(size: int, seconds: float, empty_s: float) -> float:
 
 
 async def _download(daemon: Daemon, peer: PeerId, size: int) -> float:
-    _, reader, writer = await daemon.p2p.call_binary_stream_handler(PeerID.from_base58(peer), PROTOCOL)
+    reader, writer = await _open(daemon, peer, PROTOCOL)
     try:
         begin = time.perf_counter()
         writer.write(_REQUEST.pack(b"D", size))
@@ -137,7 +138,7 @@ async def _download(daemon: Daemon, peer: PeerId, size: int) -> float:
 
 
 async def _upload(daemon: Daemon, peer: PeerId, size: int) -> float:
-    _, reader, writer = await daemon.p2p.call_binary_stream_handler(PeerID.from_base58(peer), PROTOCOL)
+    reader, writer = await _open(daemon, peer, PROTOCOL)
     try:
         begin = time.perf_counter()
         sent = 0
@@ -158,7 +159,7 @@ async def _upload(daemon: Daemon, peer: PeerId, size: int) -> float:
 
 
 async def _echo(daemon: Daemon, peer: PeerId, size: int) -> float:
-    _, reader, writer = await daemon.p2p.call_binary_stream_handler(PeerID.from_base58(peer), PING)
+    reader, writer = await _open(daemon, peer, PING)
     try:
         begin = time.perf_counter()
         writer.write(bytes(size or 32))
@@ -166,6 +167,25 @@ async def _echo(daemon: Daemon, peer: PeerId, size: int) -> float:
         return time.perf_counter() - begin
     finally:
         writer.transport.abort()
+
+
+async def _open(daemon: Daemon, peer: PeerId, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A stream to a peer; hivemind's own way leaks a connection when the peer does not speak the protocol.
+
+    Raises P2PDaemonError, OSError, IncompleteReadError.
+    """
+    reader, writer = await asyncio.open_unix_connection(daemon.control_path)
+    try:
+        request = p2pd_pb2.StreamOpenRequest(peer=PeerID.from_base58(peer).to_bytes(), proto=[protocol])
+        await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=request))
+        response = p2pd_pb2.Response()
+        await read_pbmsg_safe(reader, response)
+        if response.type == p2pd_pb2.Response.ERROR:
+            raise P2PDaemonError(f"{protocol}: {response.error.msg}")
+    except BaseException:
+        writer.transport.abort()
+        raise
+    return reader, writer
 
 
 async def _read_all(reader: asyncio.StreamReader, size: int, begin: float) -> None:
