@@ -66,6 +66,7 @@ class Training:
         self.heard: list[Heard] = []
         self.began: dict[str, float] = {}
         self.ids: dict[str, str] = {}
+        self.stages: dict[str, int] = {}
         self.may_end: set[str] = set()
         expected = self.shape["data_peers"] * self.shape["microbatches"]
         self.state = RunState(stages=self.shape["stages"], expected=expected, tokens_per_microbatch=128)
@@ -122,7 +123,9 @@ class Training:
             if report["name"] == "started":
                 self.ids[who] = report["peer"]
                 self.state.names[report["peer"]] = who
-            self.state.hear(who, 0, report, now)
+            elif report["name"] == "online":
+                self.stages[who] = report["stage"]
+            self.state.hear(who, self.stages.get(who, 0), report, now)
 
     def reports(self, who: str, name: str) -> list[Mapping[str, Any]]:
         return [heard.report for heard in self.heard if heard.who == who and heard.report["name"] == name]
@@ -142,6 +145,11 @@ class Training:
         """The newest kind of path that a peer told of to another; empty when it told none."""
         kinds = [report["path"] for report in self.reports(who, "path") if report["peer"] == self.ids[to]]
         return str(kinds[-1]) if kinds else ""
+
+    def speed(self, who: str, to: str) -> float:
+        """Megabytes per second of the newest probe from one peer to another; 0 without one."""
+        told = [report["megabytes_per_s"] for report in self.reports(who, "link") if report["peer"] == self.ids[to]]
+        return float(told[-1]) if told else 0.0
 
     def log(self, who: str) -> str:
         return self.swarm.peers[who].log.read_text(errors="replace")

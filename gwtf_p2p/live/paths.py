@@ -107,6 +107,11 @@ class Paths:
         """None while there is no connection."""
         return self._way(peer).kind
 
+    def circuit_bytes(self, peer: PeerId) -> int:
+        """What a circuit between this peer and that one carries each way; 0 is no limit."""
+        record = self._records.get(peer)
+        return _least(record.circuit_bytes if record else 0, self._reachability.circuit_bytes)
+
     # ---- as `rpc_outgoing.Ways`
 
     async def ready(self, peer: PeerId) -> None:
@@ -190,7 +195,7 @@ class Paths:
         if way.kind is not PathType.RELAYED:
             return 1 << 62
         record, own = self._records.get(peer), self._reachability
-        budget_bytes = _least(record.circuit_bytes if record else 0, own.circuit_bytes)
+        budget_bytes = self.circuit_bytes(peer)
         budget_s = _least(record.circuit_s if record else 0, own.circuit_s)
         if budget_s and self._clock() - way.opened_s > budget_s * (1 - SPARE_FRACTION):
             return 0

@@ -42,12 +42,12 @@ class LinkProbes:
         """One push to `to`: how long its header took to be answered, and its payload to go through."""
         samples = self._links.setdefault(to, _Samples())
         enough = transferred_bytes >= LEAST_BYTES and transfer_s > 0
-        if probe and samples.bytes_per_s:
+        if probe and samples.bytes_per_s and samples.source is LinkSource.TRAFFIC:
             return
-        if probe:
-            samples.source = LinkSource.PROBE
+        if probe:  # the newest one counts: a larger one, or one on another path
+            samples = self._links[to] = _Samples(source=LinkSource.PROBE, path=samples.path)
         elif samples.source is LinkSource.PROBE and enough:
-            samples = self._links[to] = _Samples()
+            samples = self._links[to] = _Samples(path=samples.path)
         samples.newest_at = self._clock()
         samples.round_trip_s.append(round_trip_s)
         if enough:

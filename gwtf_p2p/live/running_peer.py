@@ -21,6 +21,7 @@ from gwtf_p2p.live.event_log import EventLog
 from gwtf_p2p.live.faults import FaultTrigger
 from gwtf_p2p.live.idle_probes import IdleProber
 from gwtf_p2p.live.join_times import JoinTimes
+from gwtf_p2p.live.link_probe import LinkProbe
 from gwtf_p2p.live.network import Network
 from gwtf_p2p.live.p2p import Daemon, DaemonEnded
 from gwtf_p2p.live.peer_config import OnReport, PeerConfig
@@ -111,6 +112,7 @@ class RunningPeer:
         self.state_download = StateDownload(self.rpc)
         self.replication = Replication(self.checkpoints, self.state_download, self.daemon.peer_id)
         self.probes = LinkProbes(time.monotonic)
+        self.link_probe = LinkProbe(self.rpc, self.probes, self.on_report)
         self.prober = IdleProber(self.rpc, self.probes, self.place.stage)
         self.records = RecordKeeper(edge.dht, run, self.place, self.probes, network.reachability)
         self.event_log = EventLog(config.event_log) if config.event_log else None
@@ -164,6 +166,7 @@ class RunningPeer:
                 self.records.keep_looking(machine, self._view_changed),
                 self.replication.run(lambda: machine.ctx.view, lambda: machine.membership.serves),
                 self.prober.run(),
+                self.link_probe.run(),
                 self._tell_figures(),
             )
         ]
@@ -243,6 +246,7 @@ class RunningPeer:
 
     def _path_changed(self, peer: PeerId, path: PathType) -> None:
         self.probes.path_changed(peer, path)
+        self.link_probe.path_changed(peer, path, self.network.paths.circuit_bytes(peer) if self.network.paths else 0)
         self.records.publish_soon()
         self.on_report({"name": "path", "peer": peer, "path": path.value})
 
