@@ -103,6 +103,12 @@ class Training:
         self.began[name] = time.monotonic()
         self.swarm.start_in(host, name, verb.config_of(build_parser(words[0]).parse_args(own)))
 
+    def leave(self, name: str) -> None:
+        """Have a peer drain and leave, as Ctrl+C does."""
+        self.may_end.add(name)
+        self.swarm.peers[name].pipe.send("stop")
+        self.wait(lambda: self.reports(name, "exited"), 90)
+
     # ---- what they tell
 
     def wait(self, holds: Callable[[], Any], limit_s: float) -> Any:

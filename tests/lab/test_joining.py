@@ -49,6 +49,7 @@ def test_a_relay_peer_behind_any_router_joins_a_running_swarm(running: Training,
     seconds = run.wait(lambda: run.done_by(host), 2 * JOIN_S)
     speed = run.wait(lambda: run.speed(host, "second"), JOIN_S)
     [started] = run.reports(host, "started")
+    run.leave(host)
     print(
         f"{host}: first microbatch after {seconds:.1f} s, called {path} ({started['why']}), "
         f"path to the data peer {run.path(host, 'second')}, {speed:.0f} MB/s"
@@ -71,7 +72,7 @@ def test_a_swarm_whose_every_peer_is_behind_a_router_trains_as_one_process_does(
         for stage, hosts in ((1, ("full_cone", "symmetric")), (2, ("port_restr2", "firewalled"))):
             for host in hosts:
                 run.relay(host, "--stage", str(stage))
-        run.wait(lambda: run.state.iterations >= steps, 180)
+        run.wait(lambda: run.state.iterations >= steps and not run.state.accounting()["lost"], 180)
         paths = sorted(f"{h.who}: {h.report['path']}" for h in run.heard if h.report["name"] == "path")
         losses = [run.state.loss(step) for step in range(steps)]
         accounting = run.state.accounting()
