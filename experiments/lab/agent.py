@@ -79,7 +79,9 @@ class Agents:
         self._context.set_forkserver_preload(["experiments.lab.agent_process"])
 
     def start(self, host: str, options: P2POptions, flags: Sequence[str] = (), **settings: Any) -> Agent:
-        """`flags` go to p2pd as they are, `settings` to hivemind's `P2P.create`. Raises AgentError when it does not start."""
+        """`flags` go to p2pd as they are, `settings` to hivemind's `P2P.create`, but for `with_paths`: the agent finds the best
+        path to peers of which it learns the record. Raises AgentError when it does not start.
+        """
         from experiments.lab.agent_process import run_agent
 
         ours, theirs = self._context.Pipe()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import time
@@ -18,9 +19,12 @@ from gwtf_p2p.live import libp2p_streams, punch
 from gwtf_p2p.live.dialling import connect
 from gwtf_p2p.live.maddrs import parse_initial_peers
 from gwtf_p2p.live.p2p import Daemon, P2POptions, start_daemon
+from gwtf_p2p.live.paths import Paths
 from gwtf_p2p.live.reachability import Reachability
 from gwtf_p2p.live.rpc import Header, Rpc
-from gwtf_p2p.protocol.ids import PeerId, RunId
+from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.network_view import NetworkView
+from gwtf_p2p.protocol.records import PeerState, StageRecord
 
 RUN = RunId("lab")
 
@@ -44,9 +48,9 @@ class _Sink:
 class _Agent:
     """One method for each thing that can be asked."""
 
-    def __init__(self, daemon: Daemon, rpc: Rpc) -> None:
+    def __init__(self, daemon: Daemon, rpc: Rpc, reachability: Reachability | None = None, paths: Paths | None = None) -> None:
         self.daemon, self.rpc = daemon, rpc
-        self._reachability: Reachability | None = None
+        self._reachability, self._path_keeper = reachability, paths
         self._doors: list[asyncio.Task[punch.Splice]] = []
 
     async def maddrs(self) -> tuple[str, ...]:
@@ -98,6 +102,30 @@ class _Agent:
         assert self._reachability is not None, "become_reachable comes first"
         return self._reachability.path.value, self._reachability.maddrs
 
+    async def record(self) -> StageRecord:
+        """As it would publish it."""
+        reach = self._reachability
+        assert reach is not None, "only an agent with paths has a record"
+        where = {"path": reach.path, "maddrs": reach.maddrs}
+        budget = {"circuit_bytes": reach.circuit_bytes, "circuit_s": reach.circuit_s}
+        return StageRecord(self.daemon.peer_id, RUN, Stage(1), PeerState.ONLINE, 1, **where, **budget)
+
+    async def learn(self, record: StageRecord) -> None:
+        assert self._path_keeper is not None, "only an agent with paths learns"
+        self._path_keeper.learn(NetworkView.of([record], 1, 1))
+
+    async def kind(self, peer: PeerId) -> str:
+        assert self._path_keeper is not None, "only an agent with paths knows their kinds"
+        kind = self._path_keeper.kind(peer)
+        return kind.value if kind else ""
+
+    async def push_for(self, peer: PeerId, size: int, limit_s: float) -> tuple[float, int]:
+        """Seconds of one push, and how many circuits it took."""
+        assert self._path_keeper is not None, "only an agent with paths counts its circuits"
+        before = self._path_keeper.circuits_renewed
+        result = await self.rpc.push(peer, {"kind": "null"}, bytes(size), limit_s)
+        return result.seconds, self._path_keeper.circuits_renewed - before + 1
+
     async def wait_at_door(self, own_port: int, host: str, port: int) -> None:
         """Wait in the background for the dial of a peer whose public address this is; see `punch_result`."""
         self._doors.append(asyncio.create_task(punch.wait_at_door(own_port, host, port)))
@@ -120,9 +148,11 @@ def run_agent(pipe: Connection, log: str, options: P2POptions, flags: Sequence[s
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    logging.basicConfig(level="INFO", format="%(asctime)s %(name)s %(message)s")
+    with_paths = settings.pop("with_paths", False)
     _add_settings(flags, settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(pipe, options))
+        runner.run(_serve(pipe, options, with_paths))
 
 
 def _add_settings(flags: Sequence[str], settings: dict[str, Any]) -> None:
@@ -136,16 +166,23 @@ def _add_settings(flags: Sequence[str], settings: dict[str, Any]) -> None:
     P2P._make_process_args = staticmethod(lambda *args, **kwargs: [*arguments(*args, **kwargs), *flags])
 
 
-async def _serve(pipe: Connection, options: P2POptions) -> None:
+async def _serve(pipe: Connection, options: P2POptions, with_paths: bool) -> None:
     loop = asyncio.get_running_loop()
+    reachability, paths = None, None
     try:
         daemon = await start_daemon(options)
-        rpc = Rpc(daemon, RUN)
+        if with_paths:
+            reachability = Reachability(daemon, options.initial_peers, lambda: None)
+            await reachability.start()
+            paths = Paths(daemon, reachability)
+        rpc = Rpc(daemon, RUN, ways=paths)
+        if paths is not None:
+            paths.attach(rpc, lambda peer, kind: None)
         await rpc.start(_Sink())
     except Exception as error:  # noqa: BLE001 (the process boundary: told to whoever started this agent)
         pipe.send((False, f"{type(error).__name__}: {error}"))
         return
-    agent = _Agent(daemon, rpc)
+    agent = _Agent(daemon, rpc, reachability, paths)
     maddrs = await daemon.maddrs() if options.host_maddrs else ()
     pipe.send((True, (daemon.peer_id, maddrs)))
     with suppress(EOFError, ConnectionError):
@@ -160,4 +197,6 @@ async def _serve(pipe: Connection, options: P2POptions) -> None:
     if agent._reachability is not None:
         await agent._reachability.stop()
     await rpc.stop()
+    if agent._path_keeper is not None:
+        await agent._path_keeper.stop()
     await daemon.stop()

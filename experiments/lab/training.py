@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,21 @@ data_peers = {data_peers}
 relays_per_stage = {relays_per_stage}
 model = "tiny-llama"
 dataset = "stdlib"
-sequence_length = 64
+sequence_length = {sequence_length}
 microbatch_size = 2
 microbatches_per_data_peer = {microbatches}
 total_iterations = {iterations}
 optimizer = {{ learning_rate = 1e-3 }}
 """
-DEFAULTS = {"run_id": "lab", "stages": 1, "data_peers": 1, "relays_per_stage": 1, "microbatches": 4, "iterations": 0}
+DEFAULTS = {
+    "run_id": "lab",
+    "stages": 1,
+    "data_peers": 1,
+    "relays_per_stage": 1,
+    "microbatches": 4,
+    "iterations": 0,
+    "sequence_length": 64,
+}
 
 
 class PeerGone(Exception):
@@ -79,11 +87,14 @@ class Training:
 
     # ---- peers
 
-    def bootstrap(self, host: str, *flags: str, name: str = "") -> str:
-        """A bootstrap peer that announces its public address, all others' initial peer; returns its multiaddr."""
+    def bootstrap(self, host: str, *flags: str, name: str = "", **options: Any) -> str:
+        """A bootstrap peer that announces its public address, all others' initial peer; returns its multiaddr.
+
+        `options`: fields of `P2POptions` that no flag sets.
+        """
         name = name or host
-        self._start(host, name, dht, ["dht", "--public_ip", self.lab.public_address(host), *flags])
-        self.wait(lambda: name in self.ids, 30)
+        self._start(host, name, dht, ["dht", "--public_ip", self.lab.public_address(host), *flags], options)
+        self.wait(lambda: name in self.ids, 120)
         maddr = str(self.reports(name, "started")[-1]["maddrs"][0])
         self.join = [maddr]
         return maddr
@@ -95,13 +106,14 @@ class Training:
     def relay(self, host: str, *flags: str, name: str = "") -> None:
         self._start(host, name or host, peer, ["peer", "--run_id", self.shape["run_id"], *flags])
 
-    def _start(self, host: str, name: str, verb: Any, words: Sequence[str]) -> None:
+    def _start(self, host: str, name: str, verb: Any, words: Sequence[str], options: Mapping[str, Any] | None = None) -> None:
         initial = [] if "--initial_peers" in words or not self.join else ["--initial_peers", *self.join]
         own = [*words, *initial, "--identity_path", str(self.folder / f"{name}.key")]
         if verb is not dht:
             own += ["--threads", "1"]
         self.began[name] = time.monotonic()
-        self.swarm.start_in(host, name, verb.config_of(build_parser(words[0]).parse_args(own)))
+        config = verb.config_of(build_parser(words[0]).parse_args(own))
+        self.swarm.start_in(host, name, replace(config, options=replace(config.options, **(options or {}))))
 
     def leave(self, name: str) -> None:
         """Have a peer drain and leave, as Ctrl+C does."""

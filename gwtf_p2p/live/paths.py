@@ -65,6 +65,7 @@ class _Way:
     changing_until_s: float = 0.0
     next_try_s: float = 0.0
     retry_s: float = FIRST_RETRY_S
+    is_fragile: bool = False
     is_trying: bool = False
     is_wanted: bool = False
     doors: list[punch.Splice] = field(default_factory=list)
@@ -78,6 +79,7 @@ class Paths:
         self._control = daemon.control_path
         self._ways: dict[PeerId, _Way] = {}
         self._records: dict[PeerId, StageRecord] = {}
+        self.circuits_renewed = 0
         self._rpc: Rpc | None = None
         self._on_change: Callable[[PeerId, PathType], None] = lambda peer, kind: None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,10 +123,12 @@ class Paths:
             await self._connect(peer, way)
             if self._is_due(way):
                 await self._improve(peer, way)
+                if way.kind is None:  # whoever was to dial has closed the circuit, and could not
+                    await self._connect(peer, way)
 
     def is_fragile(self, peer: PeerId) -> bool:
         way = self._way(peer)
-        return way.kind in (PathType.RELAYED, PathType.PUNCHED) or self._clock() < way.changing_until_s
+        return way.is_fragile or self._clock() < way.changing_until_s
 
     def allowance(self, peer: PeerId, wanted: int) -> int:
         way = self._way(peer)
@@ -140,6 +144,7 @@ class Paths:
             if self._left(peer, way) < LEAST_ALLOWANCE:  # else another transfer has renewed it meanwhile
                 await self._hang_up(peer, way)
                 await self._connect(peer, way)
+                self.circuits_renewed += 1
 
     # ---- connecting
 
@@ -173,6 +178,7 @@ class Paths:
             way.sent_bytes, way.opened_s = 0, self._clock()
         if kind is before or kind is None:
             return
+        way.is_fragile = kind is not PathType.PUBLIC  # and stays so when it ends: the end of a circuit is no news of the peer
         logger.info("path to %s: %s%s", peer[-6:], kind.value, f", was {before.value}" if before else "")
         if kind is not PathType.RELAYED:
             way.retry_s = FIRST_RETRY_S

@@ -23,6 +23,9 @@ from gwtf_p2p.protocol.ids import PeerId
 FRUITLESS_TRIES = 4
 """So many streams in a row that carried nothing end a transfer."""
 
+FIRST_PAUSE_S = 0.5
+"""After an attempt that found no path, doubled each time: p2pd dials no address again within 5 s of a failure."""
+
 
 @dataclass(slots=True)
 class _Progress:
@@ -60,19 +63,19 @@ class Push:
                 return await self._on_a_stream(start_s)
             except (StreamLost, RpcFailed) as error:
                 fruitless = fruitless + 1 if self._progress.arrived == before else 0
-                if not self.opened or fruitless >= FRUITLESS_TRIES or not self._goes_on(error):
+                if fruitless >= FRUITLESS_TRIES or not self._goes_on():
                     raise
+                if isinstance(error, RpcFailed):
+                    await asyncio.sleep(FIRST_PAUSE_S * 2**fruitless)
             if self._progress.is_paused:
                 self._progress.is_paused = False
                 await self._ways.renew(self._to)
 
-    def _goes_on(self, error: StreamLost | RpcFailed) -> bool:
-        if isinstance(error, RpcFailed):  # no other stream to be had: that is final, but something had been said
-            raise StreamLost(error.reason) from error
+    def _goes_on(self) -> bool:
         if not self._number and self._ways.is_fragile(self._to):
             self._number = secrets.randbits(63) | 1  # the path has changed since: begin anew, and keep what comes from now on
             self._progress = _Progress()
-        return bool(self._number)
+        return bool(self._number) and self._ways.is_fragile(self._to)
 
     async def _on_a_stream(self, start_s: float) -> PushResult:
         async with self._pool.stream(self._to, for_call=False) as stream:

@@ -1,0 +1,118 @@
+"""The path between two peers: punched where the routers allow it, relayed where not; and circuits that end are no errors."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from experiments.lab.agent import Agent, Agents
+from experiments.lab.lab import Lab
+from experiments.lab.topology import load_topology
+from experiments.lab.training import Training
+from gwtf_p2p.live.maddrs import parse_initial_peers
+from gwtf_p2p.live.p2p import P2POptions
+
+pytestmark = pytest.mark.netns
+
+PORT, BOOT_PORT = 31330, 31337
+PUSH_BYTES = 32 << 20
+SMALL_BYTES, SHORT_S = 1 << 20, 5
+
+
+class Swarm:
+    """Agents that find the best path to each other, as running peers do."""
+
+    def __init__(self, lab: Lab, folder: Path, *relay_flags: str) -> None:
+        self.lab, self.agents = lab, Agents(lab, folder)
+        self.options = {"relay_flags": relay_flags} if relay_flags else {}
+        self.boot = self._relay()
+
+    def _relay(self) -> Agent:
+        here = (f"/ip4/{self.lab.public_address('boot')}/tcp/{BOOT_PORT}",)
+        public = P2POptions(host_maddrs=here, is_public=True, check_identity=False, nat_port_map=False, **self.options)
+        return self.agents.start("boot", public)
+
+    def join(self, host: str) -> Agent:
+        peers = parse_initial_peers(self.boot.maddrs, {})
+        here = (f"/ip4/0.0.0.0/tcp/{PORT}",)
+        hidden = P2POptions(peers, here, dht_mode="auto", check_identity=False, nat_port_map=False)
+        return self.agents.start(host, hidden, with_paths=True)
+
+    def introduce(self, one: Agent, other: Agent) -> None:
+        """Both read the other's record, as from the DHT."""
+        one.ask("learn", other.ask("record"))
+        other.ask("learn", one.ask("record"))
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
+    with Lab(load_topology("nat_swarm")) as lab:
+        yield Swarm(lab, tmp_path_factory.mktemp("paths"))
+
+
+def speeds(one: Agent, to: str) -> str:
+    figures = [one.ask("push", to, PUSH_BYTES) for _ in range(3)]
+    return f"{statistics.median(figures):.0f} ({min(figures):.0f}-{max(figures):.0f})"
+
+
+def test_tensors_go_direct_punched_or_relayed_as_the_routers_allow(swarm: Swarm) -> None:
+    """Two cone NATs are punched with the help of one public peer alone; a symmetric one leaves the relay."""
+    cone, other, symmetric = (swarm.join(host) for host in ("port_restr", "port_restr2", "symmetric"))
+    swarm.introduce(cone, other)
+    swarm.introduce(cone, symmetric)
+    rows = [("direct, NAT to public", speeds(cone, swarm.boot.peer))]
+    begin = time.monotonic()
+    cone.ask("call", other.peer)
+    first_s = time.monotonic() - begin
+    rows.append(("punched, dialler to waiting", speeds(cone, other.peer)))
+    rows.append(("punched, waiting to dialler", speeds(other, cone.peer)))
+    rows.append(("relayed", speeds(cone, symmetric.peer)))
+    print(f"first call between two cone NATs, punch included: {first_s:.2f} s")
+    print(f"MB/s of {PUSH_BYTES >> 20} MiB, median of 3 (range)")
+    for label, figure in rows:
+        print(f"{label:30} {figure}")
+    assert cone.ask("kind", other.peer) == other.ask("kind", cone.peer) == "punched"
+    assert not any("p2p-circuit" in path for path in cone.ask("paths", other.peer))
+    assert cone.ask("kind", symmetric.peer) == "relayed"
+    for agent in (cone, other, symmetric):
+        agent.stop()
+
+
+def test_a_transfer_goes_on_over_as_many_circuits_as_it_takes(tmp_path: Path) -> None:
+    """Larger than a circuit's bytes, and longer than its life."""
+    flags = (f"-relayDataLimit={SMALL_BYTES}", f"-relayTimeLimit={SHORT_S}s")
+    with Lab(load_topology("nat_swarm")) as lab:
+        swarm = Swarm(lab, tmp_path, *flags)
+        one, other = swarm.join("symmetric"), swarm.join("double_nat")
+        while (budget := one.ask("record").circuit_bytes) != SMALL_BYTES:  # p2pd's race between its relay services was lost
+            swarm.boot.stop()
+            swarm = Swarm(lab, tmp_path, *flags)
+            one.stop(), other.stop()
+            one, other = swarm.join("symmetric"), swarm.join("double_nat")
+        swarm.introduce(one, other)
+        seconds, circuits = one.ask("push_for", other.peer, 48 * SMALL_BYTES, 120.0, limit_s=130.0)
+        print(f"{48 * SMALL_BYTES >> 20} MiB in {seconds:.1f} s over {circuits} circuits of {budget >> 20} MiB and {SHORT_S} s")
+        assert one.ask("kind", other.peer) == "relayed"
+        assert circuits > 48
+        assert seconds > SHORT_S
+        one.stop(), other.stop(), swarm.boot.stop()
+
+
+def test_training_does_not_notice_that_its_circuits_end(tmp_path: Path) -> None:
+    """Through a stock relay, which gives a circuit 128 KiB; one activation is larger than that."""
+    steps = 3
+    shape = {"iterations": steps, "sequence_length": 256, "microbatches": 2}
+    with Lab(load_topology("nat_swarm")) as lab, Training(lab, tmp_path, **shape) as run:
+        run.bootstrap("boot", is_public=False, relay_flags=())
+        run.data("symmetric")
+        run.relay("double_nat")
+        run.wait(lambda: run.state.iterations >= steps and not run.state.accounting()["lost"], 180)
+        accounting = run.state.accounting()
+        print(f"{accounting}; step seconds {[round(s, 1) for s in run.state.iteration_seconds()]}")
+        assert run.path("symmetric", "double_nat") == "relayed"
+    assert accounting == {"done": steps * 2, "retried": 0, "lost": 0, "double_counted": 0}
+    assert not [h.report for h in run.heard if h.report["name"] in ("recovery", "peer_lost", "average_failed")]
