@@ -112,7 +112,7 @@ class RunningPeer:
         self.state_download = StateDownload(self.rpc)
         self.replication = Replication(self.checkpoints, self.state_download, self.daemon.peer_id)
         self.probes = LinkProbes(time.monotonic)
-        self.link_probe = LinkProbe(self.rpc, self.probes, self.on_report)
+        self.link_probe = LinkProbe(edge.real_rpc, self.probes, self.on_report)
         self.prober = IdleProber(self.rpc, self.probes, self.place.stage)
         self.records = RecordKeeper(edge.dht, run, self.place, self.probes, network.reachability)
         self.event_log = EventLog(config.event_log) if config.event_log else None
