@@ -283,6 +283,18 @@ class Member:
 
     # ---- falling behind and catching up
 
+    def heard(self, sender: PeerId, standing: Standing) -> None:
+        """Somebody at a later iteration shows that this peer has missed a commit."""
+        if standing.joining or standing.position <= self.position or self.joining or self.behind:
+            return
+        closing = self.closing
+        next_one = standing.position == (self.ctx.history, self.version + 1)
+        if next_one and self.prepared and closing is not None and standing.committed == closing.ballot:
+            self.commit(Commit(closing.iteration, closing.attempt, closing.leader, closing.mean_loss))
+        elif not self.stepping:
+            where = f"iteration {standing.version}" + (f" of history {standing.history}" if standing.history else "")
+            self.fall_behind(f"{sender} is at {where}", self.weights)
+
     def fall_behind(self, reason: str, weights: int) -> None:
         """This peer's weights are old, or belong to no version: it must not serve until it has caught up."""
         if self.behind:

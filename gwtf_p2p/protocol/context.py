@@ -169,10 +169,14 @@ class Context:
         return self._by_name.get(name)
 
     @property
+    def kept_bytes(self) -> int:
+        """Tensors of all that is held, once it is done: what recovery may need until the iteration commits."""
+        return len(self.held) * TENSORS * self.activation_bytes
+
+    @property
     def memory_is_full(self) -> bool:
         """Would one more microbatch, done and kept until the commit, go over the limit?"""
-        needed = (len(self.held) + 1) * TENSORS * self.activation_bytes
-        return 0 < self.memory_limit_bytes < needed
+        return 0 < self.memory_limit_bytes < self.kept_bytes + TENSORS * self.activation_bytes
 
     def in_order(self) -> list[Held]:
         """Sorted by id, so that equal histories give equal effects. For rare events: it looks at everything held."""
@@ -181,6 +185,11 @@ class Context:
     def got_from(self, peer: PeerId) -> list[Held]:
         """What this peer has handed here, sorted by id."""
         return sorted((held for held in self.held.values() if held.predecessor == peer), key=lambda held: held.id)
+
+    def shares(self, microbatch: MicrobatchId, peer: PeerId) -> bool:
+        """Did it come from this peer, or go there?"""
+        held = self.held.get(microbatch)
+        return held is not None and peer in (held.predecessor, held.successor)
 
     def shared_with(self, peer: PeerId) -> tuple[MicrobatchId, ...]:
         """Handed to this peer, or got from it and not done yet."""

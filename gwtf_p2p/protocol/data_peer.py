@@ -335,6 +335,9 @@ class DataPeer(PeerMachine):
                     continue
                 ctx.report("stage_empty" if empty else "stage_staffed", stage=k, iteration=self.member.version)
 
+    def _others_waited_for(self) -> list[PeerId]:
+        return self.leader.waits_for()
+
     def _iteration_changed(self) -> None:
         self._pending.clear()
         self.finishing.clear()

@@ -172,6 +172,12 @@ class Leader:
             for stage, missing in void.items():
                 self.ctx.emit(Send(data_peer, Missing(peer, stage, tuple(missing))))
 
+    def waits_for(self) -> list[PeerId]:
+        """Members that have not averaged, peers that have not said where they stand."""
+        if self.attempt is not None:
+            return self.attempt.waiting_for() if self.attempt.committed is None else []
+        return self.inquiry.waiting_for() if self.inquiry is not None else []
+
     def timer(self, what: str) -> None:
         """`average`, `inquire` are late: ask whoever has not answered. `wait`: data peers are late. `close`: try again."""
         ctx, version = self.ctx, self.member.version
@@ -234,7 +240,7 @@ class Leader:
             self.member.fall_behind(outcome.reason, self.member.weights)
         elif outcome.refused is not None:
             self._number = max(self._number, outcome.refused.attempt)
-            ctx.liveness.heard_from(outcome.refused.leader, ctx.out)
+            ctx.liveness.heard_from(outcome.refused.leader, ctx.now, ctx.out)
             ctx.start_timer("close", "", CLOSE_RETRY_S)
         elif outcome.commit is None:
             lost = stages_without(version, inquiry.replies, ctx.past, ctx.stages) if self.welcomes.patience_is_over else []

@@ -15,14 +15,21 @@ from dataclasses import dataclass
 from gwtf_p2p.protocol.events import Ask, CheckAnswered, CheckFailed, Effect, Unwatch, Watch
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.records import PeerState
+from gwtf_p2p.protocol.records import LinkSource, PeerState
 from gwtf_p2p.protocol.timings import Timings
 
-CHECK_PRIOR_S = 1.0
+CHECK_PRIOR_S = 0.8
 """First deadline of a question while no round trip is measured."""
 
 LEAST_DEADLINE_S = 0.5
 """A question is small, but the machine that answers it may be busy: below this, silence says nothing."""
+
+PULSE_S = 1.0
+"""Silence of a peer that holds work, after which it is asked (see `pulse`). A question that goes unanswered twice takes two or
+three seconds more, so a frozen peer is found in under five."""
+
+ROUND_TRIPS = 4.0
+"""A question may take so many measured round trips of the link."""
 
 ASK_AGAIN_S = 0.5
 """A peer that has just answered is not asked again because something is late. When a connection breaks, it is."""
@@ -43,6 +50,8 @@ class _Suspicion:
 class Liveness:
     """Suspected, lost, probed and watched peers of one peer. Methods append to the effect list that they are given."""
 
+    pulse_s = PULSE_S
+
     def __init__(self, me: PeerId, timings: Timings) -> None:
         self.me = me
         self._timings = timings
@@ -51,6 +60,7 @@ class Liveness:
         self._left: set[PeerId] = set()
         self._silent_since: dict[PeerId, float] = {}
         self._answered_at: dict[PeerId, float] = {}
+        self._heard_at: dict[PeerId, float] = {}
         self._probed: set[PeerId] = set()
         self._view: NetworkView | None = None
         self._watched: set[PeerId] = set()
@@ -91,19 +101,27 @@ class Liveness:
             self._lost[peer] = now
             if view.records[peer].state is not PeerState.DRAINING:
                 self._left.discard(peer)
-            self.heard_from(peer, out)
+            self._probe(peer, out)
 
     def _sequence(self, peer: PeerId) -> int:
         """Of the peer's newest record."""
         record = self._view.records.get(peer) if self._view is not None else None
         return record.sequence_number if record is not None else NO_RECORD
 
-    def heard_from(self, peer: PeerId, out: list[Effect]) -> None:
-        """A lost peer has said something."""
+    def silent_s(self, peer: PeerId, now: float) -> float:
+        """Since it was last heard of; silence begins with the first question about it."""
+        return now - self._heard_at.setdefault(peer, now)
+
+    def heard_from(self, peer: PeerId, now: float, out: list[Effect]) -> None:
+        """It has said something; if it was lost, that is a sign of life."""
+        self._heard_at[peer] = now
+        self._probe(peer, out)
+
+    def _probe(self, peer: PeerId, out: list[Effect]) -> None:
         if peer in self._lost and peer not in self._probed and peer not in self._left:
             self._probed.add(peer)
             # With the longest deadline: there is one question, and a far peer would stay lost for good.
-            out.append(Ask(peer, (), self._deadline_s(ROUNDS)))
+            out.append(Ask(peer, (), self._deadline_s(peer, ROUNDS)))
 
     # ---- watches
 
@@ -132,7 +150,7 @@ class Liveness:
         """Ask the peer, unless it is being asked already or is lost."""
         if peer != self.me and peer not in self._suspected and peer not in self._lost:
             self._suspected[peer] = _Suspicion(reason, now, 1, False, microbatches)
-            out.append(Ask(peer, microbatches, self._deadline_s(1)))
+            out.append(Ask(peer, microbatches, self._deadline_s(peer, 1)))
 
     def bar(self, peer: PeerId) -> None:
         """A connection to a suspected peer broke, which says more than that it is late."""
@@ -142,7 +160,7 @@ class Liveness:
 
     def answered(self, event: CheckAnswered, now: float) -> bool:
         """True when a lost peer is back."""
-        self._answered_at[event.peer] = now
+        self._answered_at[event.peer] = self._heard_at[event.peer] = now
         self._left.discard(event.peer)
         self._timings.observe(("check",), event.seconds)
         self._suspected.pop(event.peer, None)
@@ -159,7 +177,7 @@ class Liveness:
         if event.silent and suspicion.round < ROUNDS:
             suspicion.round += 1
             suspicion.barred, self._barred = True, None
-            out.append(Ask(event.peer, suspicion.microbatches, self._deadline_s(suspicion.round)))
+            out.append(Ask(event.peer, suspicion.microbatches, self._deadline_s(event.peer, suspicion.round)))
             return None
         waited = now - suspicion.since
         why = f"{suspicion.reason}; then {event.reason} to {suspicion.round} question(s) in {waited:.2f} s"
@@ -184,6 +202,10 @@ class Liveness:
         self._left.add(peer)
         return True
 
-    def _deadline_s(self, round_: int) -> float:
-        measured = self._timings.deadline_s(("check",), CHECK_PRIOR_S)
-        return float(max(measured, LEAST_DEADLINE_S) * 2 ** (round_ - 1))
+    def _deadline_s(self, peer: PeerId, round_: int) -> float:
+        """From the answers of all peers so far, and the link to this one."""
+        link = self._view.link(self.me, peer) if self._view is not None else None
+        known = link is not None and link.source is not LinkSource.ASSUMED
+        far_s = 2 * ROUND_TRIPS * link.latency_s if link is not None and known else 0.0
+        measured = self._timings.deadline_s(("check",), LEAST_DEADLINE_S if known else CHECK_PRIOR_S)
+        return float(max(measured, LEAST_DEADLINE_S, far_s) * 2 ** (round_ - 1))

@@ -11,6 +11,7 @@ from typing import Any
 
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol import messages as msg
+from gwtf_p2p.protocol.accounts import Accounts
 from gwtf_p2p.protocol.aggregation import Member
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.handback import Handbacks
@@ -19,6 +20,7 @@ from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.membership import Membership
 from gwtf_p2p.protocol.microbatch import COMPUTING, Held, Phase
 from gwtf_p2p.protocol.negotiating import TICK, Negotiating
+from gwtf_p2p.protocol.pulse import Pulse
 from gwtf_p2p.protocol.records import PeerState
 from gwtf_p2p.protocol.repair import Repairs
 
@@ -37,16 +39,20 @@ class PeerMachine(ABC):
         self.handoffs = Handoffs(context)
         self.repairs = Repairs(context, self.handoffs)
         self.handbacks = Handbacks(context, upper_stage)
+        self.pulse = Pulse(context)
         self.negotiating = Negotiating(context)
         self.running: tuple[ev.Work, MicrobatchId] | None = None
-        self.computed_s = 0.0
-        self.useful_s = 0.0
-        self._computed_before_s = 0.0
+        self.accounts = Accounts(context)
         self._position = (0, 0)
 
     @property
     def state(self) -> PeerState:
         return self.membership.state
+
+    @property
+    def computed_s(self) -> float:
+        """Device seconds since the start."""
+        return self.accounts.computed_s
 
     @property
     def published_state(self) -> PeerState:
@@ -59,10 +65,10 @@ class PeerMachine(ABC):
         ctx.now, ctx.out = now, []
         match event:
             case ev.Offered(sender, msg.Forward() as forward):
-                ctx.liveness.heard_from(sender, ctx.out)
+                ctx.liveness.heard_from(sender, now, ctx.out)
                 ctx.emit(self._verdict_forward(sender, forward))
             case ev.Offered(sender, msg.Backward() as backward):
-                ctx.liveness.heard_from(sender, ctx.out)
+                ctx.liveness.heard_from(sender, now, ctx.out)
                 ctx.emit(self._verdict_backward(sender, backward))
             case ev.Delivered():
                 self._delivered(event.sender, event.message)
@@ -71,7 +77,7 @@ class PeerMachine(ABC):
             case ev.PushAnswered() | ev.PushDelivered() | ev.PushFailed():
                 self._push_event(event)
             case ev.Received():
-                ctx.liveness.heard_from(event.sender, ctx.out)
+                ctx.liveness.heard_from(event.sender, now, ctx.out)
                 self._received(event.sender, event.message)
             case ev.Computed():
                 self._work_done(event)
@@ -129,6 +135,8 @@ class PeerMachine(ABC):
             self._position = member.position
             self._iteration_changed()
         self._compute_next()
+        if self.ctx.held:
+            self.pulse.keep_up()
         member.average_when_right(self.running is not None and self.running[0] in COUNTING)
         if self.membership.state is PeerState.DRAINING:
             self.membership.drained_when(self._nothing_left())
@@ -166,6 +174,10 @@ class PeerMachine(ABC):
     @abstractmethod
     def _timer(self, what: str) -> None: ...
 
+    def _others_waited_for(self) -> list[PeerId]:
+        """Besides those that hold work for this peer."""
+        return []
+
     @abstractmethod
     def _iteration_changed(self) -> None: ...
 
@@ -185,6 +197,9 @@ class PeerMachine(ABC):
         held = self.ctx.held.get(microbatch) if microbatch is not None else None
         if held is None:
             return
+        peer = held.predecessor if back else held.successor
+        if peer is not None and not isinstance(event, ev.PushFailed):
+            self.ctx.liveness.heard_from(peer, self.ctx.now, self.ctx.out)
         match event:
             case ev.PushAnswered():
                 (self.handbacks if back else self.handoffs).answered(held, event)
@@ -204,7 +219,7 @@ class PeerMachine(ABC):
                 if self.repairs.superseded(sender, message):
                     self._drop(ctx.held[message.microbatch])
             case msg.Check(microbatches):
-                ctx.emit(ev.AnswerCheck(tuple(m for m in microbatches if not self._shares(m, sender))))
+                ctx.emit(ev.AnswerCheck(tuple(m for m in microbatches if not ctx.shares(m, sender))))
             case msg.Redo():
                 if message.microbatch.iteration == self.member.version:
                     self.repairs.asked_to_redo(message)
@@ -230,22 +245,8 @@ class PeerMachine(ABC):
             case _ if not self.negotiating.heard(sender, message):
                 self._received_own(sender, message)
 
-    def _shares(self, microbatch: MicrobatchId, peer: PeerId) -> bool:
-        held = self.ctx.held.get(microbatch)
-        return held is not None and peer in (held.predecessor, held.successor)
-
     def _standing(self, sender: PeerId, standing: msg.Standing) -> None:
-        """Somebody at a later iteration shows that this peer has missed a commit."""
-        member = self.member
-        if standing.joining or standing.position <= member.position or member.joining or member.behind:
-            return
-        closing = member.closing
-        next_one = standing.position == (self.ctx.history, member.version + 1)
-        if next_one and member.prepared and closing is not None and standing.committed == closing.ballot:
-            member.commit(msg.Commit(closing.iteration, closing.attempt, closing.leader, closing.mean_loss))
-        elif not member.stepping:
-            where = f"iteration {standing.version}" + (f" of history {standing.history}" if standing.history else "")
-            member.fall_behind(f"{sender} is at {where}", member.weights)
+        self.member.heard(sender, standing)
 
     def _told_lost(self, sender: PeerId, peer: PeerId, reason: str) -> None:
         """A data peer's word counts (it leads, and it has asked); a relay's word makes a data peer ask."""
@@ -286,8 +287,7 @@ class PeerMachine(ABC):
     def _work_done(self, event: ev.Computed) -> None:
         ctx = self.ctx
         self.running = None
-        self.computed_s += event.seconds
-        ctx.timings.observe(("compute", event.work.value), event.seconds)
+        self.accounts.computed(event)
         if event.work in CORRECTIONS:
             self.member.corrected(event.work, event.microbatch)
             return
@@ -330,7 +330,6 @@ class PeerMachine(ABC):
                     self._on_lost(event.peer, why)
 
     def _on_left(self, peer: PeerId) -> None:
-        """It has nothing of ours any more, or it would not leave."""
         self.ctx.report("peer_left", peer=peer)
         self.handbacks.peer_lost(peer)
         self.repairs.peer_left(peer)
@@ -348,7 +347,9 @@ class PeerMachine(ABC):
     def _timer_fired(self, name: ev.TimerName) -> None:
         what, of = name
         held = self.ctx.named(of)
-        if what in ("seek", "doubt"):
+        if what == "pulse":
+            self.pulse.beat(self._others_waited_for())
+        elif what in ("seek", "doubt"):
             self.membership.timer(what)
         elif what == TICK:
             self.negotiating.tick()
@@ -381,27 +382,12 @@ class PeerMachine(ABC):
                 self.membership.caught_up()
             return
         assert closing is not None
-        credited = closing.share_of(self.ctx.me)
-        useful = sum(held.computed_s for m, held in self.ctx.held.items() if m in credited)
-        self.useful_s += useful
-        spent = self.computed_s - self._computed_before_s
-        self._computed_before_s = self.computed_s
+        self.accounts.stepped(closing)
         self.member.stepped(iteration)
         for held in self.ctx.in_order():
             if held.id.iteration <= iteration:
                 self.ctx.router.observe_end(held.id, self.ctx.now)
                 self.ctx.discard(held)
-        self.ctx.report(
-            "stepped",
-            iteration=iteration,
-            microbatches=len(credited),
-            of=closing.total,
-            different=len({m for share in closing.shares for m in share.microbatches}),
-            useful_s=useful,
-            wasted_s=spent - useful,
-            computed_s=self.computed_s,
-            hop_s=self.ctx.timings.median_s(("hop",)),
-        )
 
     def _drop_everything(self) -> None:
         """This peer is out of step: what it holds is of no use to anybody."""

@@ -69,6 +69,8 @@ def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_n
         circuit_s=around.circuit_s,
         links=tuple(links),
         line_bytes_per_s=around.line_bytes_per_s,
+        kept_bytes=ctx.kept_bytes,
+        memory_limit_bytes=ctx.memory_limit_bytes,
         flows_held=held,
         flows=flows,
         flows_iteration=flows_iteration,

@@ -10,6 +10,7 @@ from experiments.recovery_sweep import Sweep, draw_config, draw_script
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.messages import Commit
+from gwtf_p2p.protocol.records import StageRecord
 from gwtf_p2p.simulation.faults import Fault
 from gwtf_p2p.simulation.invariants import Tally
 from gwtf_p2p.simulation.small import FORWARD_S, LATENCY_S, MICROBATCH_BYTES, SmallConfig, SmallSwarm, small_swarm
@@ -288,3 +289,50 @@ def test_who_has_left_may_come_back() -> None:
     assert not swarm.reported("peer_lost")
     microbatches = [r.fields["microbatches"] for who, r, _ in swarm.reported("stepped") if who == "relay_2_1"]
     assert isinstance(microbatches[-1], int) and microbatches[-1] > 0
+
+
+@pytest.mark.parametrize("name", ["relay_1_1", "relay_2_0", "relay_3_1"])
+@pytest.mark.parametrize("at_s", [1.51, 1.7, 2.0, 2.3])
+def test_a_frozen_relay_is_found_in_the_first_iteration(name: str, at_s: float) -> None:
+    """Nothing is measured then: the silence of a peer that holds work is enough."""
+    swarm = small_swarm(SmallConfig(microbatches=8), [Fault("freeze", PeerId(name), at_s=at_s)])
+    assert swarm.run(iterations=2) == everything(swarm, 2)
+    found = [at for _, r, at in swarm.reported("peer_lost") if r.fields["peer"] == name]
+    assert found and found[0] - at_s < 5.0
+
+
+@pytest.mark.parametrize("factor", [5.0, 50.0])
+@pytest.mark.parametrize("name", ["relay_1_1", "relay_2_0", "relay_3_1"])
+@pytest.mark.parametrize("at_s", [1.6, 4.0])
+def test_who_suddenly_becomes_slow_is_not_taken_for_lost(name: str, at_s: float, factor: float) -> None:
+    swarm = small_swarm(SmallConfig(), [Fault("slow", PeerId(name), at_s=at_s, factor=factor)])
+    assert swarm.run(iterations=5) == everything(swarm, 5)
+    assert swarm.faults.fired and not swarm.reported("peer_lost") and not swarm.reported("recovery")
+    assert all(float(str(r.fields["wasted_s"])) < 1e-9 for _, r, _ in swarm.reported("stepped"))
+
+
+def test_what_is_kept_for_recovery_is_bounded_and_published() -> None:
+    """A relay is BUSY beyond its memory; what it keeps is in its record."""
+    config = SmallConfig(data_peers=2, microbatches=3, capacity=8, memory_microbatches=3)
+    swarm = small_swarm(config)
+    most: dict[PeerId, int] = {}
+    publish = swarm.world.directory.publish
+
+    def published(record: StageRecord, now: float) -> None:
+        assert record.stage == 0 or record.kept_bytes <= record.memory_limit_bytes == 3 * 4 * MICROBATCH_BYTES
+        most[record.peer] = max(most.get(record.peer, 0), record.kept_bytes)
+        publish(record, now)
+
+    swarm.world.directory.publish = published  # type: ignore[method-assign]
+    before = swarm.world.on_event
+    assert before is not None
+    held: dict[PeerId, int] = {}
+
+    def watch(peer: PeerId, event: ev.Event, now: float) -> None:
+        before(peer, event, now)
+        held[peer] = max(held.get(peer, 0), len(swarm.world.peers[peer].machine.ctx.held))
+
+    swarm.world.on_event = watch
+    assert swarm.run(iterations=6) == everything(swarm, 6)
+    assert max(held[peer] for peer in swarm.relays) == 3, "the bound is reached, and kept"
+    assert max(most.values()) > 0

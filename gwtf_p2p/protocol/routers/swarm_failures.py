@@ -29,7 +29,9 @@ class FixedTimings(Timings):
 
 
 class ForgetfulLiveness(Liveness):
-    """A lost peer is routed to like any other, and found lost again."""
+    """A lost peer is routed to like any other, and found lost again. Silence alone is no reason to ask."""
+
+    pulse_s = 0.0
 
     @property
     def barred(self) -> frozenset[PeerId]:
