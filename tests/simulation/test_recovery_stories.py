@@ -8,9 +8,10 @@ import pytest
 
 from experiments.recovery_sweep import Sweep, draw_config, draw_script
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import PeerId, RunId
 from gwtf_p2p.protocol.messages import Commit
-from gwtf_p2p.protocol.records import StageRecord
+from gwtf_p2p.protocol.publishing import Surroundings, stage_record
+from gwtf_p2p.protocol.relay_peer import RelayPeer
 from gwtf_p2p.simulation.faults import Fault
 from gwtf_p2p.simulation.invariants import Tally
 from gwtf_p2p.simulation.small import FORWARD_S, LATENCY_S, MICROBATCH_BYTES, SmallConfig, SmallSwarm, small_swarm
@@ -315,24 +316,19 @@ def test_what_is_kept_for_recovery_is_bounded_and_published() -> None:
     """A relay is BUSY beyond its memory; what it keeps is in its record."""
     config = SmallConfig(data_peers=2, microbatches=3, capacity=8, memory_microbatches=3)
     swarm = small_swarm(config)
-    most: dict[PeerId, int] = {}
-    publish = swarm.world.directory.publish
-
-    def published(record: StageRecord, now: float) -> None:
-        assert record.stage == 0 or record.kept_bytes <= record.memory_limit_bytes == 3 * 4 * MICROBATCH_BYTES
-        most[record.peer] = max(most.get(record.peer, 0), record.kept_bytes)
-        publish(record, now)
-
-    swarm.world.directory.publish = published  # type: ignore[method-assign]
     before = swarm.world.on_event
     assert before is not None
-    held: dict[PeerId, int] = {}
+    most = 0
 
     def watch(peer: PeerId, event: ev.Event, now: float) -> None:
+        nonlocal most
         before(peer, event, now)
-        held[peer] = max(held.get(peer, 0), len(swarm.world.peers[peer].machine.ctx.held))
+        machine = swarm.world.peers[peer].machine
+        if isinstance(machine, RelayPeer):
+            record = stage_record(machine, Surroundings(RunId("small")), 1)
+            assert record.kept_bytes == len(machine.ctx.held) * 4 * MICROBATCH_BYTES <= record.memory_limit_bytes
+            most = max(most, len(machine.ctx.held))
 
     swarm.world.on_event = watch
     assert swarm.run(iterations=6) == everything(swarm, 6)
-    assert max(held[peer] for peer in swarm.relays) == 3, "the bound is reached, and kept"
-    assert max(most.values()) > 0
+    assert most == 3, "the bound is reached, and kept"
