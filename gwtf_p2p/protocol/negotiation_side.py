@@ -52,8 +52,8 @@ class NegotiationConfig:
     tick_s: float = 0.5
     patience_s: float = 24.0
     check_s: float = 10.0
-    temperature: float = 0.3
-    cooling_s: float = 200.0
+    temperature: float = 0.05
+    cooling_s: float = 30.0
     coldest: float = 0.02
     search: float = 0.5
     known: int = 32

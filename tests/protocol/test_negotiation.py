@@ -17,9 +17,13 @@ from gwtf_p2p.protocol.negotiation_messages import (
     FlowAnswer,
     HopEnd,
     NegotiationMessage,
+    Passage,
     PathIs,
     PathLost,
+    RedirectAnswer,
+    RequestChange,
     RequestFlow,
+    RequestRedirect,
     UnknownFlows,
     UpstreamIs,
 )
@@ -191,6 +195,97 @@ def test_a_data_peer_offers_as_many_paths_as_it_wants_flows() -> None:
     assert [m.accepted for _, m in said(made) if isinstance(m, FlowAnswer)] == [True, False]
     made.know(Near({W: 5}, {}, ()), 0, 2.0)
     assert [type(m) for _, m in said(made)] == [PathLost], "it wants none any more"
+
+
+# ---- moves: p asks v, both in one stage; hops of v: u 10, x 12, w 5; of p as the passages say
+
+
+P, Y = PeerId("p"), PeerId("y")
+
+
+def passage(link: str, before_us: int, after_us: int, sink: PeerId = D, beyond_us: int = 7) -> Passage:
+    """From `x` through p to `w`."""
+    return Passage(sink, HopEnd(f"in {link}", X, 1, 1), HopEnd(f"out {link}", W, 1, 1), before_us, after_us, beyond_us)
+
+
+def answer_to(made: Negotiator, request: NegotiationMessage) -> tuple[NegotiationMessage, list[NegotiationMessage]]:
+    """What p hears, and what everybody else does."""
+    made.hear(P, request, 9.0)
+    told = said(made)
+    [answer] = [m for to, m in told if to == P]
+    return answer, [m for to, m in told if to != P]
+
+
+def test_a_redirect_is_accepted_when_it_saves_and_both_ends_are_told() -> None:
+    made = relay()
+    answer, told = answer_to(made, RequestRedirect(1, (passage("a", 9, 5), passage("b", 12, 20))))
+    assert answer == RedirectAnswer(1, 1, 1), "x to w through v costs 17: 32 - 17 is more than 14 - 17"
+    assert UpstreamIs("out b", 2, V, D) in told and PathIs("in b", 2, V, D, 12, {}) in told
+    assert set(made.slots.by_in) == {"in b"} and set(made.slots.by_out) == {"out b"}
+
+
+def test_a_redirect_may_take_the_inflow_of_one_flow_and_the_outflow_of_another() -> None:
+    answer, _ = answer_to(relay(), RequestRedirect(1, (passage("a", 30, 1), passage("b", 1, 30))))
+    assert answer == RedirectAnswer(1, 0, 1)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_redirect_is_refused_when_it_saves_nothing_or_there_is_no_room(full: bool) -> None:
+    made = flowing()[0] if full else relay()
+    answer, told = answer_to(made, RequestRedirect(1, (passage("a", 99 if full else 12, 99 if full else 5),)))
+    assert answer == RedirectAnswer(1) and told == []
+
+
+def test_a_redirect_goes_on_along_a_cheaper_spare_path() -> None:
+    made = relay(capacity=1)
+    link = with_path(made, 2)
+    answer, told = answer_to(made, RequestRedirect(1, (passage("a", 12, 20, beyond_us=50),)))
+    assert answer == RedirectAnswer(1, 0, 0, keeps_path=True)
+    assert [type(m) for m in told] == [PathIs] and set(made.slots.by_out) == {link}
+
+
+def change(its: Passage, after_us: dict[PeerId, int]) -> RequestChange:
+    return RequestChange(1, (its,), {U: 50, X: 50}, after_us)
+
+
+def test_a_change_exchanges_next_hops_when_the_sum_falls() -> None:
+    made, link = flowing()
+    made.know(Near({U: 10, X: 12}, {W: 5, Y: 1}, ()), 1, 3.0)
+    its = Passage(D, HopEnd("in", X, 1, 1), HopEnd("out", Y, 3, 4), 40, 30, 6)
+    answer, told = answer_to(made, change(its, {W: 10, Y: 30}))
+    assert isinstance(answer, ChangeAnswer) and answer.outflow is not None
+    assert (answer.chosen, answer.outflow.link, answer.inflow, answer.beyond_us) == (0, link, None, 7)
+    assert UpstreamIs("out", 4, V, D) in told
+    assert [m.cost_us for m in told if isinstance(m, PathIs)] == [7], "v's flow goes by y now: 1 and 6 beyond"
+    made.hear(W, PathIs(link, 9, W, D, 1), 9.0)
+    assert said(made) == [(P, PathIs(link, 9, W, D, 1))], "what still comes for the hop that p has is sent on to it"
+
+
+def test_a_change_is_refused_when_the_sum_rises() -> None:
+    made, _ = flowing()
+    made.know(Near({U: 10, X: 12}, {W: 5, Y: 6}, ()), 1, 3.0)
+    its = Passage(D, HopEnd("in", X, 1, 1), HopEnd("out", Y, 3, 4), 40, 2, 6)
+    answer, told = answer_to(made, change(its, {W: 10, Y: 2}))
+    assert answer == ChangeAnswer(1) and told == []
+
+
+def test_a_move_of_a_peer_that_is_gone_meanwhile_leaves_the_flow_pathless() -> None:
+    """p accepts a Change and its next peer leaves before the answer is here."""
+    made, _ = flowing()
+    made.know(Near({U: 10, X: 12}, {W: 5}, (P,)), 1, 3.0)
+    requests: list[RequestChange] = []
+    for second in range(4, 60):
+        made.tick(second / 2)
+        for to, message in said(made):
+            if isinstance(message, RequestChange):
+                requests.append(message)
+            elif isinstance(message, RequestRedirect):
+                made.hear(to, RedirectAnswer(message.token), second / 2)
+        if requests:
+            break
+    made.hear(P, ChangeAnswer(requests[0].token, 0, HopEnd("new", Y, 1, 1), None, D, 3), 30.0)
+    assert (Y, CancelFlow("new", 2)) in said(made)
+    assert not made.slots.by_out and "flow" in made.slots.by_in
 
 
 def test_messages_survive_the_wire() -> None:

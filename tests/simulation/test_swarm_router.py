@@ -131,13 +131,14 @@ def shares(run: Simulation, stage: int, slow: str) -> tuple[float, float]:
     return sum(predicted) / len(predicted), done[PeerId(slow)] / sum(done.values())
 
 
-def test_a_peer_slowed_by_a_tenth_of_a_second_gets_what_its_response_time_predicts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_peer_slowed_by_a_tenth_of_a_second_gets_what_its_response_time_predicts(stage: int, tmp_path: Path) -> None:
     """FIELD section 3: 13.5 / 10.1 / 10.4 % predicted, 12.7 / 10.1 / 12.3 % observed on the official code, 3 stages x 2."""
     scenario = story(tmp_path, iterations=20, microbatches=16)
     run = simulation(scenario, config=replace(OFFICIAL, in_flight=1))
-    slow_down(run, "relay_3_1", 0.1)
+    slow_down(run, f"relay_{stage}_1", 0.1)
     run.run()
-    predicted, observed = shares(run, 3, "relay_3_1")
+    predicted, observed = shares(run, stage, f"relay_{stage}_1")
     assert 0.08 < predicted < 0.16
     assert observed == pytest.approx(predicted, abs=0.03)
 
@@ -168,13 +169,16 @@ def test_a_killed_peer_costs_less_than_a_second(tmp_path: Path) -> None:
 
 
 def test_a_frozen_peer_stalls_the_official_time_outs_and_not_the_measured_ones(tmp_path: Path) -> None:
-    """FIELD section 3: everything stands for 60 s on the official code."""
-    longest = {}
+    """FIELD section 3: everything stands for 60 s on the official code. That is two of its forward time-outs, as nobody is
+    banned and the frozen peer is chosen again; then its record expires. On top come the averages that wait for it."""
+    stalled_s = {}
     for official in (False, True):
         config = replace(PAPER, official_failures=official)
-        run = simulation(story(tmp_path, iterations=6, relays=3), config=config)
-        longest[official] = max(fault(run, "freeze", "relay_2_1", 3)[-6:])
-    assert longest[True] > 30.0 and longest[False] < 8.0
+        run = simulation(story(tmp_path, iterations=10, relays=3), config=config)
+        *usual, _, _, _, _, _, _, _ = seconds = fault(run, "freeze", "relay_2_1", 3)[-10:]
+        stalled_s[official] = sum(seconds) - len(seconds) * max(usual)
+        assert max(seconds[-4:]) < 2 * max(usual), "it is over"
+    assert 60.0 < stalled_s[True] < 80.0 and stalled_s[False] < 8.0
 
 
 # ---- rebalancing
