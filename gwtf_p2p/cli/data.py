@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.peer_flags import (
+    BYTES_PER_S_OF_A_MBPS,
     DRAIN_S,
     PEER_PORT,
     add_compute_flags,
     add_network_flags,
     checkpoint_options,
+    memory_limit,
     p2p_options,
     serve,
 )
@@ -61,6 +63,8 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
         executor=ExecutorConfig(args.device, args.torch_dtype),
         threads=args.threads,
         checkpoints=checkpoint_options(args),
+        upload_bytes_per_s=args.upload_mbps * BYTES_PER_S_OF_A_MBPS,
+        memory=memory_limit(args),
         drain_s=DRAIN_S,
         event_log=args.event_log,
     )

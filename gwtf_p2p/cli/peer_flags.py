@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from gwtf_p2p.live.checkpoints import CheckpointOptions
     from gwtf_p2p.live.p2p import P2POptions
     from gwtf_p2p.live.peer_config import PeerConfig
+    from gwtf_p2p.live.tensor_store import MemoryLimit
 
 BOOTSTRAP_PORT = 31337
 PEER_PORT = 31330
+BYTES_PER_S_OF_A_MBPS = 125_000
 DRAIN_S = 60.0
 """How long a peer that is asked to leave may take to finish what it holds; asked twice, it leaves at once."""
 
@@ -51,6 +53,11 @@ def add_compute_flags(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
     add("--checkpoint_dir", type=Path, metavar="DIR", help="write checkpoints of this peer's stage there, and resume from them")
     add("--checkpoint_every", type=int, default=10, metavar="N", help="a checkpoint after every N steps (default 10)")
+    add("--copies", type=int, default=1, metavar="N", help="peers of neighbouring stages that copy a checkpoint (default 1)")
+    add("--copy_mbps", type=float, default=64.0, help="most megabits/s for the copies that this peer fetches (default 64)")
+    add("--upload_mbps", type=float, default=0.0, help="most megabits/s of state given to newcomers (default: no limit)")
+    add("--max_kept_gb", type=float, default=0.0, metavar="GB", help="most memory for what is kept of microbatches")
+    add("--spill_dir", type=Path, metavar="DIR", help="what is above --max_kept_gb goes there, instead of being refused")
     add("--keep_checkpoints", type=int, default=3, metavar="N", help="keep the newest N (default 3)")
     add("--event_log", type=Path, metavar="FILE", help="write every protocol event there, as JSON lines")
 
@@ -62,7 +69,19 @@ def checkpoint_options(args: argparse.Namespace) -> CheckpointOptions:
     for name in ("checkpoint_every", "keep_checkpoints"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name}", str(getattr(args, name)), "expected a whole number above 0")
-    return CheckpointOptions(args.checkpoint_dir, args.checkpoint_every, args.keep_checkpoints)
+    if args.copies < 0 or args.copy_mbps <= 0:
+        raise InputError("--copies, --copy_mbps", f"{args.copies}, {args.copy_mbps}", "expected 0 or more, and more than 0")
+    speed = args.copy_mbps * BYTES_PER_S_OF_A_MBPS
+    return CheckpointOptions(args.checkpoint_dir, args.checkpoint_every, args.keep_checkpoints, args.copies, speed)
+
+
+def memory_limit(args: argparse.Namespace) -> MemoryLimit:
+    """Raises InputError."""
+    from gwtf_p2p.live.tensor_store import MemoryLimit
+
+    if args.max_kept_gb < 0 or (args.spill_dir and not args.max_kept_gb):
+        raise InputError("--max_kept_gb", str(args.max_kept_gb), "expected more than 0 (--spill_dir needs it)")
+    return MemoryLimit(int(args.max_kept_gb * 1e9), args.spill_dir)
 
 
 def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:

@@ -51,6 +51,7 @@ class RecordKeeper:
         self._changed = asyncio.Event()
         self._own: StageRecord | None = None
         self._sequence = 0
+        self.resent_bytes: Callable[[], int] = lambda: 0
 
     def publish_soon(self) -> None:
         self._due.set()
@@ -72,6 +73,7 @@ class RecordKeeper:
 
     def _surroundings(self) -> Surroundings:
         here = Surroundings(
+            resent_bytes=self.resent_bytes(),
             run_id=self._run.run_id,
             model_hash=self._run.model_hash,
             links=self._probes.measurements(),

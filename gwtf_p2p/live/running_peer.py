@@ -130,6 +130,7 @@ class RunningPeer:
             log_event=self._on_event,
             fault=FaultTrigger(config.fault, self._announce) if config.fault else None,
         )
+        self.records.resent_bytes = lambda: self.driver.resent_bytes
         self.driver = Driver(make_machine(config, run, self.place, self.daemon.peer_id), parts)
 
     async def resume(self, view: NetworkView) -> None:

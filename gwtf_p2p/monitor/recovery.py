@@ -48,6 +48,8 @@ class RecoveryFigures:
             case "started":
                 self._earlier_computed_s += self._computed_s.pop(peer, 0.0)
                 self._earlier_resent_bytes += self._resent_bytes.pop(peer, 0)
+            case "online":
+                self._fault_at.pop(peer, None)  # whoever misses it from now on does not miss it because of that fault
             case "recovery":
                 self.kinds[str(report["kind"])] += 1
                 lost = str(report["lost"])

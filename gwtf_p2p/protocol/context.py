@@ -7,6 +7,7 @@ the same however much is held.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.events import CancelPush, CancelTimer, Discard, Effect, Report, StartTimer
@@ -53,6 +54,7 @@ class Context:
     held: dict[MicrobatchId, Held] = field(default_factory=dict)
     view: NetworkView | None = None
     now: float = 0.0
+    recoveries: Counter[str] = field(default_factory=Counter)
     incarnation: int = 0
     history: int = 0
     branches: tuple[int, ...] = ()

@@ -177,8 +177,7 @@ class Handoffs:
         held.tried.clear()
         held.asked = 0
         if held.lost_at is not None:
-            ctx.report("recovered", microbatch=held.name, seconds=ctx.now - held.lost_at)
-            held.lost_at = None
+            self._recovered(held, held.lost_at)
         held.to_handoff(Handoff.AWAITING, ctx.now)
         self._wait(held, "backward" if self.is_last else "complete")
         if ctx.stage > 0 and held.phase is not Phase.DONE:
@@ -236,13 +235,19 @@ class Handoffs:
             ctx.cancel_timer(what, held.name)
         held.successor = sender
         if held.lost_at is not None:
-            ctx.report("recovered", microbatch=held.name, seconds=ctx.now - held.lost_at)
-            held.lost_at = None
+            self._recovered(held, held.lost_at)
         if held.handoff is not Handoff.RETURNED:
             if held.phase is not Phase.DONE and held.handoff is Handoff.AWAITING:
                 ctx.timings.observe(("backward",), ctx.now - held.waits_since)
             self._routing.discard(held.id)
             held.to_handoff(Handoff.RETURNED, ctx.now)
+
+    def _recovered(self, held: Held, lost_at: float) -> None:
+        """It moves on: `lost_at` is when the peer that had it fell silent."""
+        ctx = self.ctx
+        ctx.timings.observe(("recovery",), ctx.now - lost_at)
+        ctx.report("recovered", microbatch=held.name, seconds=ctx.now - lost_at)
+        held.lost_at = None
 
     def stop(self, held: Held) -> None:
         """This redo of a finished microbatch leads nowhere: others have taken it over."""

@@ -12,7 +12,7 @@ from gwtf_p2p.protocol.data_peer import DataPeer
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.negotiation_offers import Advert
-from gwtf_p2p.protocol.records import LinkMeasurement, PathType, StageRecord, Timing
+from gwtf_p2p.protocol.records import Account, LinkMeasurement, PathType, StageRecord, Timing
 from gwtf_p2p.protocol.relay_peer import RelayPeer
 from gwtf_p2p.protocol.routers.base import PlanningRouter, TalkingRouter
 
@@ -22,7 +22,8 @@ TOP_LINKS = 32
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the machine does not know of itself: its run, its links and its line. Bandwidths in bytes/s."""
+    """What the machine does not know of itself: its run, its links and its line (bandwidths in bytes/s), and what it has
+    sent twice."""
 
     run_id: RunId
     model_hash: str = ""
@@ -33,6 +34,7 @@ class Surroundings:
     circuit_s: int = 0
     line_bytes_per_s: float = 0.0
     shard: int = -1
+    resent_bytes: int = 0
 
 
 def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_number: int) -> StageRecord:
@@ -79,7 +81,23 @@ def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_n
         takeover_us=advert.prices,
         model_hash=around.model_hash,
         shard=around.shard,
+        account=_account(machine, around),
         sequence_number=sequence_number,
+    )
+
+
+def _account(machine: RelayPeer | DataPeer, around: Surroundings) -> Account | None:
+    """None while there is nothing to account for."""
+    timings = machine.ctx.timings
+    recovery_s = timings.median_s(("recovery",))
+    if not machine.computed_s:
+        return None
+    return Account(
+        computed_s=round(machine.computed_s, 3),
+        useful_s=round(machine.accounts.useful_s, 3),
+        recoveries=dict(machine.ctx.recoveries),
+        recovery=None if recovery_s is None else Timing(recovery_s, timings.count(("recovery",)), 0.0),
+        resent_bytes=around.resent_bytes,
     )
 
 

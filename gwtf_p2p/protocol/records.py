@@ -162,6 +162,21 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Account:
+    """What a peer has computed since its start, and what crashes of others cost it.
+
+    `useful_s` of `computed_s` went into committed gradients, or may still. `recoveries` by kind; `recovery` is how long a
+    microbatch stood still, from when a lost peer was missed to when another one had it.
+    """
+
+    computed_s: float = 0.0
+    useful_s: float = 0.0
+    recoveries: Mapping[str, int] = field(default_factory=dict)
+    recovery: Timing | None = None
+    resent_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class StageRecord:
     """One peer's record under `<run_id>.stage.<k>`; data peers publish theirs under stage 0.
 
@@ -202,6 +217,7 @@ class StageRecord:
     takeover_us: Mapping[str, int] = field(default_factory=dict)
     model_hash: str = ""
     shard: int = -1
+    account: Account | None = None
     sequence_number: int = 0
     schema_version: int = SCHEMA_VERSION
     wire_version: int = WIRE_VERSION

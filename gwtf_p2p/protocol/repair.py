@@ -170,6 +170,7 @@ class Repairs:
         held.asked = 0
         if peer:
             ctx.emit(Send(peer, Superseded(held.id, (*held.attempt, held.handed))))
+        ctx.recoveries[kind] += 1
         ctx.report("recovery", kind=kind, microbatch=held.name, lost=peer, reason=reason)
         self.handoffs.again(held, None)
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gwtf_p2p.protocol.errors import InputError, LocalProtocolError, RemoteProtocolError
+from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId
 from gwtf_p2p.training.gradients import AlreadyCountedError, GradientAccumulator, GradientSum, NotHeldError
 from gwtf_p2p.training.model_split import DataPart, StagePart
@@ -293,11 +293,22 @@ class DataExecutor(_Executor):
         self._clear_if_empty()
 
     def gradient_vector(self) -> GradientSum:
-        """The gradient sum, without a copy. Raises LocalProtocolError while a microbatch is half counted (loss, no finish)."""
-        halves = [str(microbatch) for microbatch, flight in self._in_flight.items() if flight.loss_inputs is not None]
-        if halves:
-            raise LocalProtocolError("gradient asked for while microbatches are half counted", halves)
-        return super().gradient_vector()
+        """The gradient sum of what is counted; a copy while a microbatch is half counted (loss, no finish), without that half.
+
+        A data peer that came late is asked to average while its own microbatches, which are not in its share, are under way.
+        """
+        gradient = super().gradient_vector()
+        halves = [flight.loss_inputs for flight in self._in_flight.values() if flight.loss_inputs is not None]
+        if not halves:
+            return gradient
+        tensors = {name: torch.zeros_like(tensor) for name, tensor in gradient.tensors.items()}
+        if gradient.counted:
+            for name, tensor in gradient.tensors.items():
+                tensors[name].copy_(tensor)
+            for inputs in halves:
+                for name, head in self._head_gradients(*inputs)[2].items():
+                    tensors[name].sub_(head)
+        return GradientSum(tensors, gradient.counted)
 
     def reset_gradients(self) -> None:
         """Start of an iteration: nothing counted, nothing in flight."""
