@@ -164,11 +164,12 @@ def _speeds(found: NetworkFindings) -> list[Line]:
         lines.append(_speed("speed_direct", f"with {host_of(found.joined[0])}", found.best))
     elif found.best_why:
         lines.append(Line("speed_direct", Status.UNKNOWN, found.best_why, "", (), True))
-    tried = next((trial for trial in found.relays if trial.slot is not None), None)
+    tried = next((trial for trial in found.relays if trial.speed is not None), None)
+    failed = [trial.why for trial in found.relays if trial.slot is not None and trial.why]
     if tried is not None and tried.speed is not None:
         lines.append(_speed("speed_relay", f"through {host_of(tried.maddr)} and back to this machine", tried.speed))
-    elif tried is not None:
-        lines.append(Line("speed_relay", Status.REMARK, f"nothing came through: {tried.why}", "", (), True))
+    elif failed:
+        lines.append(Line("speed_relay", Status.REMARK, f"nothing came through: {'; '.join(failed)}", "", (), True))
     return lines
 
 

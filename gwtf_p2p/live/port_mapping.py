@@ -1,9 +1,9 @@
 """Have the home router forward this peer's port (UPnP, PCP or NAT-PMP, whichever answers), keep it so, take it back at the end.
 
 A mapping lasts an hour and is renewed every ten minutes, so that a router that restarted, or whose public address changed, is
-not without it for long; `close` removes it. A router whose own outside address is private stands behind another NAT: a mapping
-there leads nowhere, so it is taken back at once and the reason says so. Whether the mapped port can really be reached is for
-somebody else's dial-back to tell.
+not without it for long; `close` removes it. Where none was to be had, it is tried again as often. A router whose own outside
+address is private stands behind another NAT: a mapping there leads nowhere, so it is taken back at once and the reason says
+so. Whether the mapped port can really be reached is for somebody else's dial-back to tell.
 
     mapper = PortMapper(on_change)
     maddr = await mapper.map_port(31330)      # '/ip4/1.2.3.4/tcp/31330', or None and mapper.reason
@@ -67,6 +67,7 @@ class PortMapper:
         self._lease_s, self._renew_s = lease_s, renew_s
         self._gateway: Gateway | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._moved = asyncio.Event()
         self.mapped: Mapped | None = None
         self.reason = "not tried"
         """Why there is no mapping."""
@@ -77,11 +78,15 @@ class PortMapper:
         """The public multiaddr that leads to this TCP port of this machine from now on; None, with `reason`, without one."""
         assert self._renewing is None, "one mapper maps one port"
         self.mapped = await self._search_and_map(port, limit_s)
+        self._renewing = asyncio.get_running_loop().create_task(self._renew(port))
         if self.mapped is None:
             return None
-        self._renewing = asyncio.get_running_loop().create_task(self._renew(port))
         logger.info("%s router %s forwards %s", self.mapped.kind, self.mapped.router, self.mapped.maddr)
         return self.mapped.maddr
+
+    def look_again(self) -> None:
+        """Map anew now: the machine has another address, perhaps behind another router."""
+        self._moved.set()
 
     async def close(self) -> None:
         """Remove the mapping. May be called twice."""
@@ -125,17 +130,24 @@ class PortMapper:
         return mapped
 
     async def _renew(self, port: int) -> None:
+        """For ever. A router that answers no more is looked for again, as is one that was not there before."""
         while True:
-            await asyncio.sleep(self._renew_s)
-            assert self._gateway is not None, "a mapping has been granted"
-            try:
-                mapped: Mapped | None = await self._map(self._gateway, port)
-            except (NoGateway, MappingRefused):
-                mapped = await self._search_and_map(port, FIND_S)  # it may have restarted, or given way to another router
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._renew_s):
+                    await self._moved.wait()
+            known = self._gateway if self.mapped is not None and not self._moved.is_set() else None
+            self._moved.clear()
+            mapped = await self._map_again(known, port) or await self._search_and_map(port, FIND_S)
             before, self.mapped = self.mapped, mapped
             if (before and before.maddr) != (mapped and mapped.maddr):
                 logger.info("port mapping: %s", mapped.maddr if mapped else self.reason)
                 self._on_change()
+
+    async def _map_again(self, gateway: Gateway | None, port: int) -> Mapped | None:
+        try:
+            return await self._map(gateway, port) if gateway is not None else None
+        except (NoGateway, MappingRefused):
+            return None
 
 
 async def _take_back(gateway: Gateway, mapped: Mapped) -> None:

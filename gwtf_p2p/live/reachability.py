@@ -146,6 +146,7 @@ class Reachability:
         self._dialled_back = ""
         self._observed.clear()
         await self._look_at_own()
+        self._mapper.look_again()
         for relay in self._relays:  # the old connections would take minutes to be found dead
             await disconnect(self._daemon.control_path, relay)
             self._note(relay, None)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from experiments.lab.agent import Agents
 from experiments.lab.lab import Lab
 from experiments.lab.miniupnpd import OUTSIDE, mappings, start_miniupnpd, why_no_miniupnpd
 from experiments.lab.topology import load_topology
 from gwtf_p2p.live import port_mapping
+from gwtf_p2p.live.maddrs import parse_initial_peers
 from gwtf_p2p.live.nat_pmp import Gateway, MappingRefused, NatPmpGateway, NoGateway, default_router, find_pmp_gateway
+from gwtf_p2p.live.p2p import P2POptions
 from gwtf_p2p.live.port_mapping import PortMapper
 from gwtf_p2p.live.upnp import find_upnp_gateway
 
@@ -100,6 +104,45 @@ def test_the_mapper_keeps_a_port_mapped_and_takes_it_back(lab: Lab) -> None:
         await mapper.close()
 
     in_host(lab, "home", use)
+    assert mappings(lab, "router") == ""
+
+
+def test_a_router_that_comes_later_is_found_when_the_machine_has_moved(lab: Lab) -> None:
+    async def use() -> None:
+        changed = asyncio.Event()
+        mapper = PortMapper(changed.set)
+        assert await mapper.map_port(PORT, 0.2) is None
+        lab.move("plain", behind="router")
+        mapper.look_again()
+        await changed.wait()
+        assert mapper.mapped is not None
+        assert mapper.reason == ""
+        await mapper.close()
+
+    in_host(lab, "plain", use)
+    lab.move("plain", behind="router_plain")
+    assert mappings(lab, "router") == ""
+
+
+def test_a_peer_behind_such_a_router_is_called_directly(lab: Lab, tmp_path: Path) -> None:
+    """And its port is free again when it has left."""
+    agents = Agents(lab, tmp_path)
+    public = f"/ip4/{lab.public_address('first')}/tcp/31337"
+    boot = agents.start("first", P2POptions((), (public,), nat_port_map=False, check_identity=False))
+    listen = (f"/ip4/0.0.0.0/tcp/{PORT}",)
+    initial = parse_initial_peers(boot.maddrs, {})
+    home = agents.start("home", P2POptions(initial, listen, dht_mode="client", nat_port_map=False, check_identity=False))
+    home.ask("become_reachable", boot.maddrs)
+    end = time.monotonic() + 4 * LIMIT_S
+    while (reachable := home.ask("reachable"))[0] != "public":
+        assert time.monotonic() < end, reachable
+    assert reachable[1][0] == f"/ip4/{lab.public_address('home')}/tcp/{PORT}"
+    stranger = agents.start("second", P2POptions((), (), nat_port_map=False, check_identity=False))
+    assert stranger.ask("connect", home.peer, f"{reachable[1][0]}/p2p/{home.peer}") == ""
+    stranger.ask("push", home.peer, 1 << 20)
+    assert all("p2p-circuit" not in path for path in stranger.ask("paths", home.peer))
+    for agent in (stranger, home, boot):
+        agent.stop()
     assert mappings(lab, "router") == ""
 
 
