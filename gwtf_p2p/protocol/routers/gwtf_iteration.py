@@ -66,7 +66,8 @@ class IterationRouter:
         self._seen: Seen = (None, frozenset())
         self._watched: Seen = (None, frozenset())
         self._searches = 0
-        self._is_due = self._is_running = self._waits = False
+        self._is_due = self._is_overdue = self._is_running = self._waits = False
+        self._compared: NetworkView | None = None
         self._iteration = -1
         self._began_at = 0.0
         self._flows: tuple[int, tuple[str, ...]] = (-1, ())
@@ -112,11 +113,15 @@ class IterationRouter:
         return job
 
     def _search(self, view: NetworkView) -> Job | None:
-        """For the next iteration, once this one's plan is published: it is what everybody goes on from."""
-        own = view.records.get(self.me)
-        is_seen = own is not None and (own.flows_iteration, own.flows) == self._flows
-        if self._plan is not None and not (self._is_due and (is_seen or self._waits)):
-            return None
+        """For the next iteration, once all shares of this one's plan are published: everybody goes on from them. When that has
+        not come about in an iteration, because plans differ, from what there is."""
+        if self._plan is not None:
+            if not self._is_due or view is self._compared:
+                return None
+            self._compared = view
+            flows = tuple((flow.data_peer, flow.relays) for flow in self._plan.flows)
+            if not self._waits and not self._is_overdue and published_flows(view) != flows:
+                return None
         self._look()
         if self._figures is None or self._searches == 0:
             return None
@@ -199,7 +204,7 @@ class IterationRouter:
         """Begin an iteration, unless its plan has to be waited for."""
         self._look()
         plan = self._next or self._plan
-        self._is_due = True
+        self._is_due, self._is_overdue, self._compared = True, self._is_due, None
         self._waits = plan is None or self._figures is None or plan.figures.swarm != self._figures.swarm
         if self._waits:
             return False
