@@ -213,7 +213,7 @@ class Mended:
         paths = _with_relays(pipeline, flows)
         self._flows = [(pipeline.peers[path[0]], tuple(pipeline.peers[i] for i in path[1:])) for path in paths]
 
-    def flow(self, microbatch: MicrobatchId) -> tuple[PeerId, ...] | None:
-        """The relays planned for a microbatch, if its data peer has planned it."""
-        share = [relays for data_peer, relays in self._flows if data_peer == microbatch.data_peer]
-        return share[microbatch.index % len(share)] if share else None
+    def flow_at(self, data_peer: PeerId, index: int) -> tuple[PeerId, ...] | None:
+        """The relays planned for a data peer's microbatch, if it has planned any."""
+        share = [relays for owner, relays in self._flows if owner == data_peer]
+        return share[index % len(share)] if share else None

@@ -70,7 +70,9 @@ def plan_iteration(pipeline: Pipeline, effort: Effort, seed: int, before: Sequen
     random = Random(seed)
     paths = list(before)
     if not paths:
-        paths = balance(pipeline, first_paths(pipeline), effort.steps, random)
+        first = first_paths(pipeline)
+        candidates = [first, balance(pipeline, first, effort.steps, random)]
+        paths = min(candidates, key=lambda candidate: score_of(forecast(pipeline, candidate)))
     return schedule(pipeline, paths, effort.computations, random)
 
 

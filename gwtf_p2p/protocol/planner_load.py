@@ -3,7 +3,7 @@
 For each relay: the time by which it could be done with what the paths bring it, if nothing ever waited. A microbatch holds one
 of its slots from its arrival until its backward is done, which takes what an idle swarm takes for everything below; it keeps
 the device, and each direction of the line, busy for a while. The time is the largest of slots, device and line, and to it
-comes what passes before the first microbatch can be there and after the last has left (`lost`, the least of any path so far).
+comes what passes before a microbatch can be there and after it has left (`lost`, the mean of the paths through the relay).
 The load is the sum of the eighth powers: nearly the maximum, but it also falls when the second-worst relay improves.
 """
 
@@ -42,7 +42,7 @@ class Load:
             for before, after, line in zip(pipeline.before_us, pipeline.after_us, pipeline.line, strict=True)
         ]
         self._held_us, self._count = [0.0] * peers, [0] * peers
-        self._lost_us, self._power = [float("inf")] * peers, [0.0] * peers
+        self._lost_us, self._power = [0.0] * peers, [0.0] * peers
         self.total = 0.0
         self._visits: list[_Visits] = [[] for _ in paths]
         self.change(enumerate(paths))
@@ -54,18 +54,18 @@ class Load:
         touched = undo.relays
         for m, path in changes:
             before, after = self._visits[m], self._visits_of(path)
-            for relay, hold_us, _ in before:
+            for relay, hold_us, lost_us in before:
                 if relay not in touched:
                     touched[relay] = (held[relay], count[relay], lost[relay], power[relay])
                 held[relay] -= hold_us
                 count[relay] -= 1
+                lost[relay] -= lost_us
             for relay, hold_us, lost_us in after:
                 if relay not in touched:
                     touched[relay] = (held[relay], count[relay], lost[relay], power[relay])
                 held[relay] += hold_us
                 count[relay] += 1
-                if lost_us < lost[relay]:
-                    lost[relay] = lost_us
+                lost[relay] += lost_us
             undo.visits.append((m, before))
             self._visits[m] = after
         for relay in touched:
@@ -92,7 +92,7 @@ class Load:
         if self._count[relay]:
             slots_us = self._held_us[relay] / self.pipeline.slots[relay]
             busy_us = self._count[relay] * self._busy_us[relay]
-            new = self._lost_us[relay] + (slots_us if slots_us > busy_us else busy_us)
+            new = self._lost_us[relay] / self._count[relay] + (slots_us if slots_us > busy_us else busy_us)
             new *= new
             new *= new
             new *= new

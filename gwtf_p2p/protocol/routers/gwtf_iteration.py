@@ -236,7 +236,8 @@ class IterationRouter:
             flows = [flow for flow in published_flows(view) if flow[0] not in request.excluding]
             self._mended = (view, request.excluding), Mended(figures, flows) if figures is not None else None
         mended = self._mended[1]
-        relays = mended.flow(request.microbatch) if mended is not None else None
+        microbatch = request.microbatch
+        relays = mended.flow_at(microbatch.data_peer, microbatch.index) if mended is not None else None
         if relays is None:
             return self._ways.cheapest(request)
         return Route(relays[request.first_stage - 1 : request.last_stage], "planned, excluded peers replaced")
