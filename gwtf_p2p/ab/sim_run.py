@@ -9,7 +9,7 @@ from gwtf_p2p.ab.gantt import Row, write_rows
 from gwtf_p2p.ab.result import SIM, RunResult
 from gwtf_p2p.ab.scaling import scaled
 from gwtf_p2p.ab.task import RunTask
-from gwtf_p2p.live.timed_router import TimedRouter
+from gwtf_p2p.live.timed_router import timed
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.routers.base import Router
@@ -63,12 +63,12 @@ def run_simulated(task: RunTask) -> RunResult:
         nonlocal planning_s
         planning_s += seconds
 
-    def timed(router: Router) -> Router:
-        return TimedRouter(router, time.perf_counter, add)
+    def around(router: Router) -> Router:
+        return timed(router, time.perf_counter, add)
 
-    simulation.swarm.around_router = timed
+    simulation.swarm.around_router = around
     for peer in simulation.world.peers.values():
-        peer.machine.ctx.router = timed(peer.machine.ctx.router)
+        peer.machine.ctx.router = around(peer.machine.ctx.router)
     outcome = simulation.run()
     ends = simulation.metrics.ends
     if len(ends) > 1:

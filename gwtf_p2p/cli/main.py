@@ -26,6 +26,8 @@ VERBS = {
     "doctor": "can this machine take part? clock, ports, NAT, relays, megabytes, memory, device",
     "route": "plan the flows of a problem file, without a network",
     "sim": "run a scenario in virtual time",
+    "monitor": "watch a running swarm: terminal, web page, metrics",
+    "routes": "the plan of a running swarm: flows, predicted and measured time",
     "ab": "compare routers on one scenario, simulated or live, and write the report",
     "export": "assemble checkpoints into a folder that transformers loads",
     "id": "show, create or back up this machine's identity",

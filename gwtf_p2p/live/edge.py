@@ -12,7 +12,7 @@ from gwtf_p2p.live.emulation import EmulatedDht, EmulatedRpc, Emulation
 from gwtf_p2p.live.emulation_client import Stretch, WireClient, connect_wire
 from gwtf_p2p.live.network import Network
 from gwtf_p2p.live.rpc import Rpc
-from gwtf_p2p.live.timed_router import TimedRouter
+from gwtf_p2p.live.timed_router import timed
 from gwtf_p2p.protocol.data_peer import DataPeer
 from gwtf_p2p.protocol.placement import IN_QUEUE
 from gwtf_p2p.protocol.records import RunRecord
@@ -33,7 +33,7 @@ class Edge:
         """The peer takes part from now on."""
         if self.wire is not None:
             self.wire.note({"op": "online"})
-            machine.ctx.router = TimedRouter(machine.ctx.router, time.perf_counter, self._planned)
+            machine.ctx.router = timed(machine.ctx.router, time.perf_counter, self._planned)
             self.wire.queue_length = lambda: sum(held.phase in IN_QUEUE for held in machine.ctx.held.values())
 
     def _planned(self, seconds: float) -> None:

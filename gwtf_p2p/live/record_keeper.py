@@ -15,6 +15,7 @@ from dataclasses import replace
 from gwtf_p2p.live.assembly import Place
 from gwtf_p2p.live.dht import Dht
 from gwtf_p2p.live.probes import LinkProbes
+from gwtf_p2p.live.progress import Progress
 from gwtf_p2p.live.reachability import Reachability
 from gwtf_p2p.protocol.data_peer import DataPeer
 from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
@@ -46,6 +47,7 @@ class RecordKeeper:
     ) -> None:
         self._dht, self._run, self._place, self._probes = dht, run, place, probes
         self._reachability = reachability
+        self.progress = Progress()
         self._due = asyncio.Event()
         self._due.set()
         self._changed = asyncio.Event()
@@ -79,6 +81,8 @@ class RecordKeeper:
             links=self._probes.measurements(),
             line_bytes_per_s=self._probes.line_bytes_per_s,
             shard=self._place.shard,
+            progress=self.progress.figures(),
+            route_seconds=self.progress.route_seconds(),
         )
         reach = self._reachability
         if reach is None:

@@ -302,6 +302,7 @@ class RunningPeer:
             self.checkpoints.stepped(self.driver.machine.member.version)
         elif report.name == "drained":
             self._drained.set()
+        self.records.progress.hear(report.name, report.fields, now)
         logger.debug("%s %s", report.name, report.fields)
         fields: dict[str, Any] = {"name": report.name, **report.fields}
         self.on_report(fields)

@@ -1,41 +1,41 @@
-"""A router with a stopwatch: how many seconds its peer spends on routing, for comparisons."""
+"""A stopwatch on a router: how many seconds its peer spends on routing and planning, for comparisons."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from gwtf_p2p.protocol.ids import MicrobatchId
-from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, Router, RouteRequest
+from gwtf_p2p.protocol.routers.base import Router
+
+METHODS = ("observe_view", "observe_hop", "observe_end", "route", "hear", "tick", "planned")
+"""Of `Router` and of its further kinds; what a router does not have is left out."""
 
 
-class TimedRouter:
-    """Passes everything on. `add` hears the seconds of each call, by `clock`; other attributes are the router's own."""
+def timed(router: Router, clock: Callable[[], float], add: Callable[[float], None]) -> Router:
+    """The same router; from now on `add` hears the seconds of each of its calls and planning jobs, by `clock`.
 
-    def __init__(self, router: Router, clock: Callable[[], float], add: Callable[[float], None]) -> None:
-        self._router, self._clock, self._add = router, clock, add
+    Its methods are replaced on the object, so that it stays what it is for those who ask (`isinstance`).
+    """
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._router, name)
+    def watched(call: Callable[..., Any]) -> Callable[..., Any]:
+        def measured(*arguments: Any) -> Any:
+            began = clock()
+            try:
+                return call(*arguments)
+            finally:
+                add(clock() - began)
 
-    def observe_view(self, view: NetworkView, now: float) -> None:
-        began = self._clock()
-        self._router.observe_view(view, now)
-        self._add(self._clock() - began)
+        return measured
 
-    def observe_hop(self, hop: HopObservation, now: float) -> None:
-        began = self._clock()
-        self._router.observe_hop(hop, now)
-        self._add(self._clock() - began)
+    for name in METHODS:
+        method = getattr(router, name, None)
+        if method is not None:
+            setattr(router, name, watched(method))
+    planning = getattr(router, "planning", None)
+    if planning is not None:
+        setattr(router, "planning", lambda without: _job(planning(without), watched))  # noqa: B010  mypy: not a method of Router
+    return router
 
-    def observe_end(self, microbatch: MicrobatchId, now: float) -> None:
-        began = self._clock()
-        self._router.observe_end(microbatch, now)
-        self._add(self._clock() - began)
 
-    def route(self, request: RouteRequest, now: float) -> Route | NoRoute:
-        began = self._clock()
-        answer = self._router.route(request, now)
-        self._add(self._clock() - began)
-        return answer
+def _job(job: Callable[[], Any] | None, watched: Callable[..., Callable[[], Any]]) -> Callable[[], Any] | None:
+    return None if job is None else watched(job)

@@ -5,8 +5,8 @@ Both interpreters publish through here, so a record in the simulator and one in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.data_peer import DataPeer
 from gwtf_p2p.protocol.events import Work
@@ -35,6 +35,8 @@ class Surroundings:
     line_bytes_per_s: float = 0.0
     shard: int = -1
     resent_bytes: int = 0
+    progress: Mapping[str, float] = field(default_factory=dict)
+    route_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_number: int) -> StageRecord:
@@ -82,6 +84,8 @@ def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_n
         model_hash=around.model_hash,
         shard=around.shard,
         account=_account(machine, around),
+        progress=around.progress,
+        route_seconds=around.route_seconds,
         sequence_number=sequence_number,
     )
 

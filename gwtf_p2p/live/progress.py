@@ -1,0 +1,78 @@
+"""What this peer has measured of the run itself, for its record: observers read it, routers do not.
+
+Of a relay: the microbatches that it is credited with. Of a data peer also its loss, its iteration, and how long microbatches
+took on each route, from injection to done (median of the last few). Routes are named by the ends of their relays' ids.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from statistics import fmean, median
+from typing import Any
+
+ROUTES_TOLD = 12
+SAMPLES = 8
+NAME = 6
+"""Characters of a peer id that tell peers apart well enough to be read by people."""
+
+
+def route_name(relays: list[str] | tuple[str, ...]) -> str:
+    return ">".join(peer[-NAME:] for peer in relays)
+
+
+class Progress:
+    """Hears the peer's reports; `now` is in seconds and only compared with other values of `now`."""
+
+    def __init__(self) -> None:
+        self.microbatches = 0
+        self._injected_at: dict[str, float] = {}
+        self._took_s: dict[str, deque[float]] = {}
+        self._losses: dict[int, list[float]] = {}
+        self._began: tuple[int, float] | None = None
+        self._iteration_s = 0.0
+        self._loss: float | None = None
+
+    def hear(self, name: str, fields: Mapping[str, Any], now: float) -> None:
+        match name:
+            case "injected":
+                self._injected_at[fields["microbatch"]] = now
+            case "microbatch_done":
+                self._done(fields["microbatch"], float(fields["loss"]), route_name(fields["route"]), now)
+            case "iteration_begins":
+                self._injected_at.clear()
+                self._began = (int(fields["iteration"]), now)
+            case "stepped":
+                self.microbatches += int(fields["microbatches"])
+                self._stepped(int(fields["iteration"]), now)
+            case _:
+                pass
+
+    def figures(self) -> dict[str, float]:
+        """For the record; what is not measured is left out."""
+        told: dict[str, float] = {"microbatches": float(self.microbatches)}
+        if self._loss is not None:
+            told["loss"] = round(self._loss, 6)
+        if self._iteration_s:
+            told["iteration_s"] = round(self._iteration_s, 4)
+        return told
+
+    def route_seconds(self) -> dict[str, float]:
+        """Median seconds by route, of the routes used last."""
+        return {name: round(median(took), 4) for name, took in list(self._took_s.items())[-ROUTES_TOLD:]}
+
+    def _done(self, microbatch: str, loss: float, route: str, now: float) -> None:
+        self._losses.setdefault(int(microbatch.split("/")[1]), []).append(loss)
+        injected_at = self._injected_at.pop(microbatch, None)
+        if injected_at is not None:
+            took = self._took_s.pop(route, deque(maxlen=SAMPLES))  # used last: to the end
+            took.append(now - injected_at)
+            self._took_s[route] = took
+
+    def _stepped(self, iteration: int, now: float) -> None:
+        losses = self._losses.pop(iteration, [])
+        self._losses = {i: kept for i, kept in self._losses.items() if i > iteration}
+        if losses:
+            self._loss = fmean(losses)
+        if self._began is not None and self._began[0] == iteration:
+            self._iteration_s = now - self._began[1]

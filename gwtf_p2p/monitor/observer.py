@@ -1,0 +1,71 @@
+"""Looks at a running swarm through its DHT, as a client that holds nothing: no stage, no record of its own, a passing identity.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from gwtf_p2p.live.dht import Dht, DhtOptions, start_dht
+from gwtf_p2p.live.identity import create_identity
+from gwtf_p2p.live.maddrs import InitialPeer
+from gwtf_p2p.live.p2p import P2POptions, running_daemon
+from gwtf_p2p.monitor.swarm_state import Change, SwarmState
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.ids import RunId, Stage
+from gwtf_p2p.protocol.records import RunRecord, StageRecord
+
+RUN_WAIT_S = 20.0
+RUN_LOOK_S = 0.5
+LOOK_S = 2.0
+
+OnLook = Callable[[SwarmState, list[Change]], bool]
+"""Hears of every look; True ends the observation."""
+
+
+async def observe(initial_peers: tuple[InitialPeer, ...], run_id: RunId, on_look: OnLook, stop: asyncio.Event) -> None:
+    """Until `stop` is set or `on_look` has seen enough. Raises NetworkUnreachable, DaemonFailed, InputError (no such run)."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gwtf-observer-")))
+        identity = create_identity(folder / "identity.key")
+        options = P2POptions(
+            initial_peers=initial_peers,
+            dht_mode="client",
+            auto_nat=False,
+            nat_port_map=False,
+            check_identity=False,
+        )
+        daemon = await stack.enter_async_context(running_daemon(options, identity))
+        dht = await start_dht(daemon, identity, DhtOptions(run_id, client_mode=True))
+        stack.push_async_callback(dht.stop)
+        run = await _run(dht, run_id)
+        state = SwarmState(run)
+        while not stop.is_set():
+            records = await _records(dht, run)
+            if on_look(state, state.look(records, time.time())):
+                return
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await stop.wait()
+            except TimeoutError:
+                continue
+
+
+async def _records(dht: Dht, run: RunRecord) -> list[StageRecord]:
+    stages = [Stage(number) for number in range(run.stages + 1)]
+    return [record for record in await dht.read_stages(run.run_id, stages) if record.model_hash == run.model_hash]
+
+
+async def _run(dht: Dht, run_id: RunId) -> RunRecord:
+    end = time.monotonic() + RUN_WAIT_S
+    while True:
+        run = await dht.read_run(run_id)
+        if run is not None:
+            return run
+        if time.monotonic() > end:
+            raise InputError("--run_id", run_id, f"no such run on this DHT ({RUN_WAIT_S:.0f} s)")
+        await asyncio.sleep(RUN_LOOK_S)
