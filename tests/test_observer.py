@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -21,6 +22,7 @@ from gwtf_p2p.monitor.swarm_state import SwarmState
 from gwtf_p2p.monitor.swarm_view import plain_line, render_swarm
 from gwtf_p2p.monitor.web import WebServer
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.iteration_plan import tag
 from gwtf_p2p.protocol.records import LinkMeasurement, LinkSource, PeerState, RunRecord, StageRecord, Timing
 
 RUN = RunRecord(RunId("watched"), {"hidden_size": 64}, ((0, 1), (1, 2)), 0, 16, 2, 4, data_peers=1)
@@ -123,24 +125,37 @@ def test_a_name_in_a_record_cannot_become_markup(served: tuple[SwarmState, str])
     assert "<b>x" not in get(url)
 
 
-def test_routes_show_the_plan_with_its_reason_and_what_was_measured() -> None:
+def planned(*relays: PeerId) -> tuple[str, ...]:
+    """What a data peer publishes whose microbatches go over these relays of stage 1 and B1."""
+    return tuple(f"{n}:{tag(relay)}{tag(B1)}" for n, relay in enumerate(relays))
+
+
+def test_routes_show_the_published_plan_with_its_reason_and_what_was_measured() -> None:
     plans = RoutePlans(RUN)
-    used = {route_name((A1, B1)): 0.5}
-    told = plans.look(swarm(route_seconds=used), 1.0)
-    assert told and "microbatches" in told[0]
-    assert sum(line.microbatches for line in plans.lines) == 4
-    measured = next(line for line in plans.lines if line.route == route_name((A1, B1)))
-    assert measured.measured_s == 0.5
-    assert all(line.predicted_s and line.predicted_s > 0 for line in plans.lines if line.microbatches)
-    assert plans.look(swarm(route_seconds=used), 3.0) == [], "equal records, equal plan"
-    changed = plans.look([r for r in swarm() if r.peer != A1], 5.0)
-    assert len(changed) > 1 and not any(A1[-6:] in line.route for line in plans.lines if line.microbatches)
-    assert table(plans)[0].startswith("watched, router gwtf: ")
+    data: dict[str, Any] = {
+        "route_seconds": {route_name((A1, B1)): 0.5},
+        "flows": planned(A1, A1, A1, A2),
+        "flows_iteration": 3,
+    }
+    told = plans.look(swarm(**data))
+    assert "first plan" in told[0]
+    by_route = {line.route: line for line in plans.lines}
+    one, other = by_route[route_name((A1, B1))], by_route[route_name((A2, B1))]
+    assert (one.microbatches, one.measured_s, other.microbatches, other.measured_s) == (3, 0.5, 1, None)
+    least_s = 0.02 * 3 + 4 * 0.005
+    assert all(line.predicted_s and line.predicted_s > least_s for line in (one, other)), (
+        "three computations each way, four hops"
+    )
+    assert plans.look(swarm(**data)) == [], "equal records, equal plan"
+    assert "measured times" in plans.look(swarm(**{**data, "flows": planned(A1, A1, A2, A2)}))[0]
+    gone = plans.look([r for r in swarm(**{**data, "flows": planned(A2, A2, A2, A2)}) if r.peer != A1])
+    assert "came or went" in gone[0] and A1[-6:] in gone[0]
+    assert table(plans)[0].startswith("watched, router gwtf: 4 microbatches")
 
 
 def test_routers_without_a_plan_show_what_was_measured() -> None:
     plans = RoutePlans(replace(RUN, router="swarm"))
-    plans.look(swarm(route_seconds={route_name((A1, B1)): 0.5}), 1.0)
+    plans.look(swarm(route_seconds={route_name((A1, B1)): 0.5}))
     assert "no plan" in plans.reason
     assert [(line.microbatches, line.predicted_s, line.measured_s) for line in plans.lines] == [(0, None, 0.5)]
 

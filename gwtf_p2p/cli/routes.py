@@ -1,7 +1,7 @@
 """`gwtf routes`: the plan of a running swarm: flows, predicted and measured time, and the reason of each change.
 
-The plan is made here, from the same records and by the same code as in the data peers. Without `--once` it goes on: what
-changes is told with its reason until Ctrl+C. Routes that are used but not in the plan have 0 microbatches.
+The flows are those that the data peers publish, forecast by the planner's own model. Without `--once` it goes on: what changes
+is told with its reason until Ctrl+C. Routes that are used but not in the plan have 0 microbatches.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     def on_look(state: SwarmState, changes: list[Change]) -> bool:
         if not plans:
             plans.append(RoutePlans(state.run))
-        told = plans[0].look(list(state.records.values()), state.seen_at)
+        told = plans[0].look(list(state.records.values()))
         if args.json:
             print(json.dumps({**plans[0].plain(), "changes": [*(c.text for c in changes), *told]}), flush=True)
         else:

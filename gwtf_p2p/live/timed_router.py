@@ -33,7 +33,7 @@ def timed(router: Router, clock: Callable[[], float], add: Callable[[float], Non
             setattr(router, name, watched(method))
     planning = getattr(router, "planning", None)
     if planning is not None:
-        setattr(router, "planning", lambda without: _job(planning(without), watched))  # noqa: B010  mypy: not a method of Router
+        setattr(router, "planning", lambda *arguments: _job(planning(*arguments), watched))  # noqa: B010  no method of Router
     return router
 
 

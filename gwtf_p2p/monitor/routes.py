@@ -1,7 +1,6 @@
-"""The plan of a running swarm, made by the observer from the same records by the same code as the data peers make theirs.
+"""The plan of a running swarm: the flows that the data peers publish in their records, forecast by the planner's own model of
+the pipeline, beside the times that the data peers have measured on the routes that they used last.
 
-A plan follows the records and the plan before it, so an observer that has only come may hold a first plan where the peers have
-kept an older one: what they really use is in `measured_s`, which data peers publish for the routes that they have used last.
 Routers that choose hop by hop (SWARM's, greedy, random) or negotiate have no plan to show, only measured routes.
 """
 
@@ -14,12 +13,11 @@ from typing import Any
 from gwtf_p2p.live.progress import NAME, route_name
 from gwtf_p2p.protocol.costs import MICROSECONDS
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
-from gwtf_p2p.protocol.iteration_plan import IterationPlan
+from gwtf_p2p.protocol.iteration_plan import published_flows
 from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.plan import Plan
+from gwtf_p2p.protocol.pipeline_model import forecast
+from gwtf_p2p.protocol.pipeline_view import figures_of, pipeline_of
 from gwtf_p2p.protocol.records import RunRecord, StageRecord
-from gwtf_p2p.protocol.routers.base import PlanningRouter, Router
-from gwtf_p2p.protocol.routers.factory import default_config, make_router
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,43 +42,47 @@ class RoutePlans:
     run: RunRecord
     reason: str = "nothing is planned yet"
     lines: tuple[FlowLine, ...] = ()
-    _router: Router | None = None
     _planned: dict[tuple[PeerId, str], tuple[int, float]] = field(default_factory=dict)
+    _routable: frozenset[PeerId] = frozenset()
 
-    def look(self, records: Sequence[StageRecord], now: float) -> list[str]:
-        """One line per change of the plan, with its reason."""
+    def look(self, records: Sequence[StageRecord]) -> list[str]:
+        """One line per changed route, behind one with the reason; nothing when nothing has changed."""
         view = NetworkView.of(records, self.run.stages, self.run.activation_bytes)
-        before, former_reason = self._planned, self.reason
-        if view.data_peers:
-            self._plan(view, now)
+        routable = frozenset(peer for peer, record in view.records.items() if record.is_routable)
+        before, came_or_went = self._planned, sorted(peer[-NAME:] for peer in routable ^ self._routable)
+        self._planned, self.reason, self._routable = *self._forecast(view), routable
         self.lines = tuple(self._lines(view))
-        told = [f"{_flow(key)}: {before.get(key, (0, 0.0))[0]} -> {self._planned.get(key, (0, 0.0))[0]} microbatches"
-                for key in sorted({*before, *self._planned})
-                if before.get(key, (0, 0.0))[0] != self._planned.get(key, (0, 0.0))[0]]  # fmt: skip
-        if told or (self.reason != former_reason and not before):
-            return [f"{self.reason}; {len(told)} routes changed", *told]
-        return []
+        counts = {key: (before.get(key, (0,))[0], self._planned.get(key, (0,))[0]) for key in {*before, *self._planned}}
+        told = [f"{_flow(key)}: {old} -> {new} microbatches" for key, (old, new) in sorted(counts.items()) if old != new]
+        if not told:
+            return []
+        if not before:
+            why = "the first plan that is seen"
+        elif came_or_went:
+            why = f"peers came or went: {', '.join(came_or_went)}"
+        else:
+            why = "measured times changed, or the search has found better"
+        return [f"{len(told)} routes changed ({why}); {self.reason}", *told]
 
-    def _plan(self, view: NetworkView, now: float) -> None:
-        if self._router is None:
-            router = self.run.router
-            self._router = make_router(router, default_config(router), self.run.seed, view.data_peers[0])
-        self._router.observe_view(view, now)
-        if isinstance(self._router, PlanningRouter):
-            job = self._router.planning(frozenset())
-            if job is not None:
-                self._router.planned(job())
-        plan, self.reason = getattr(
-            self._router, "plan", (None, f"router {self.run.router} chooses hop by hop: there is no plan")
-        )
+    def _forecast(self, view: NetworkView) -> tuple[dict[tuple[PeerId, str], tuple[int, float]], str]:
+        """Microbatches and mean seconds of each planned route, and the reason."""
+        flows = [flow for flow in published_flows(view) if all(flow[1])]
+        if not flows:
+            return {}, f"no plan is published (router {self.run.router})"
+        figures, why = figures_of(view)
+        if figures is None:
+            return {}, why
+        pipeline = pipeline_of(figures)
+        number = {peer: i for i, peer in enumerate(pipeline.peers)}
+        usable = [flow for flow in flows if all(peer in number for peer in (flow[0], *flow[1]))]
+        seen = forecast(pipeline, [tuple(number[peer] for peer in (data_peer, *relays)) for data_peer, relays in usable])
         found: dict[tuple[PeerId, str], list[float]] = {}
-        if isinstance(plan, IterationPlan):
-            for flow in plan.flows:
-                found.setdefault((flow.data_peer, route_name(flow.relays)), []).append(flow.finish_s - flow.release_s)
-        elif isinstance(plan, Plan):
-            for held in plan.flows:
-                found.setdefault((held.data_peer, route_name(held.relays)), []).append(held.cost_us / MICROSECONDS)
-        self._planned = {key: (len(seconds), sum(seconds) / len(seconds)) for key, seconds in found.items()}
+        for m, (data_peer, relays) in enumerate(usable):
+            seconds = (seen.finish_us[m] - seen.release_us[m]) / MICROSECONDS
+            found.setdefault((data_peer, route_name(relays)), []).append(seconds)
+        planned = {key: (len(seconds), sum(seconds) / len(seconds)) for key, seconds in found.items()}
+        gone = f"; {len(flows) - len(usable)} flows lead over peers that are gone" if len(usable) < len(flows) else ""
+        return planned, f"{len(usable)} microbatches, forecast {seen.makespan_us / MICROSECONDS:.2f} s{gone}"
 
     def _lines(self, view: NetworkView) -> list[FlowLine]:
         measured = {
