@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.messages import Close, ControlMessage, TensorMessage, Verdict
 from gwtf_p2p.protocol.network_view import NetworkView
 
@@ -390,6 +390,16 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveTo:
+    """This peer changes its stage: end this state machine, which holds nothing any more, and start one of that stage, under the
+    same identity, with nothing but what checkpoints or copies of that stage are here (`Started`). No event follows.
+    """
+
+    stage: Stage
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Publish:
     """This peer's record changed in a way that others should see soon."""
 
@@ -420,6 +430,7 @@ Effect = (
     | Download
     | Discard
     | Plan
+    | MoveTo
     | Publish
     | Report
 )

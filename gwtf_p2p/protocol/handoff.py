@@ -9,6 +9,7 @@ from __future__ import annotations
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.events import Push, PushAnswered, PushDelivered, Send, Slot
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.ledger import NOBODY
 from gwtf_p2p.protocol.messages import SUPERSEDED, Complete, Forward, Redo, Superseded, Verdict
 from gwtf_p2p.protocol.microbatch import Handoff, Held, Phase
 from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, PlanningRouter, RouteRequest
@@ -89,7 +90,7 @@ class Handoffs:
                 self._push(held, held.id.data_peer)
             return
         barred = ctx.liveness.barred | held.tried
-        if not held.ahead or held.ahead[0] in barred:
+        if not held.ahead or held.ahead[0] == NOBODY or held.ahead[0] in barred:
             rest = held.ahead[1:]
             rejoin = rest[0] if rest and not ctx.liveness.is_lost(rest[0]) else None
             last = self.target if rejoin else Stage(ctx.stages)
@@ -133,6 +134,8 @@ class Handoffs:
             return
         self._observe(held, next_peer, None, event.verdict.name)
         held.tried.add(next_peer)
+        if event.verdict is Verdict.REFUSED and held.ahead:
+            held.ahead = (NOBODY, *held.ahead[1:])  # it is no peer of that stage (any more): waiting for it is no use
         ctx.cancel_timer("push", held.name)
         self.to_routing(held)
         if self.is_last:

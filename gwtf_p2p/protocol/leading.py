@@ -355,14 +355,16 @@ class Leader:
         self.try_close()
 
     def _tell_of_loss(self, peer: PeerId, stage: Stage | None, reason: str) -> None:
+        """The neighbouring stages; everybody if it was the last of its stage, since somebody may have to take its place."""
         ctx = self.ctx
         records = ctx.view.records if ctx.view else {}
         if stage is None and peer in records:
             stage = records[peer].stage
         near = {DATA_STAGE} if not stage else {DATA_STAGE, Stage(stage - 1), Stage(stage + 1)}
         others = {p: r.stage for p, r in records.items()} | self.roster.stages
+        empty = all(at != stage or other == peer or ctx.liveness.is_lost(other) for other, at in others.items())
         for other, at in sorted(others.items()):
-            if (not stage or at in near) and other not in (ctx.me, peer) and not ctx.liveness.is_lost(other):
+            if (not stage or empty or at in near) and other not in (ctx.me, peer) and not ctx.liveness.is_lost(other):
                 ctx.emit(Send(other, Lost(peer, reason)))
 
     def peer_returned(self, peer: PeerId) -> None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.aggregation import NO_WEIGHTS, Member
 from gwtf_p2p.protocol.context import Context
-from gwtf_p2p.protocol.events import Download, Publish, Send
-from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
+from gwtf_p2p.protocol.events import Download, MoveTo, Publish, Send
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.messages import Inquire, Standing, Welcome
 from gwtf_p2p.protocol.records import PeerState
 
@@ -30,6 +30,8 @@ class Membership:
         self.state = PeerState.JOINING
         self.welcomed = False
         self.drained = False
+        self.moving_to: Stage | None = None
+        self._why_moving = ""
         self._seek_s = SEEK_S
         self._introduced = False
         self._downloading: int | None = None
@@ -198,9 +200,24 @@ class Membership:
         """Leave once: the peers that are told do not wait for this one any more."""
         if self.state is PeerState.DRAINING and nothing_left and not self.drained:
             self.drained = self.member.leaving = True
-            self.ctx.report("drained", version=self.member.version)
+            if self.moving_to is None:
+                self.ctx.report("drained", version=self.member.version)
             self._say_goodbye()
             self.ctx.emit(Publish())
+            if self.moving_to is not None:
+                self.ctx.emit(MoveTo(self.moving_to, self._why_moving))
+
+    def move(self, to: Stage, reason: str) -> None:
+        """Drain, then begin anew in another stage."""
+        self.moving_to, self._why_moving = to, reason
+        self.ctx.report("moving", stage=self.ctx.stage, to_stage=to, reason=reason)
+        self.drain()
+
+    def stay(self, reason: str) -> None:
+        """This stage needs its peer after all."""
+        self.moving_to, self.state = None, PeerState.ONLINE
+        self.ctx.report("stays", stage=self.ctx.stage, reason=reason)
+        self.ctx.emit(Publish())
 
     def _say_goodbye(self) -> None:
         """To all who may have dealt with this peer: the neighbouring stages, its own, and the data peers."""

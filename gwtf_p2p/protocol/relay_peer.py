@@ -14,7 +14,9 @@ from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.messages import SUPERSEDED, Backward, ControlMessage, Forward, Superseded, TensorMessage, Verdict
 from gwtf_p2p.protocol.microbatch import HAS_GRADIENT, Held, Phase
+from gwtf_p2p.protocol.moving import LOOK_S, Mover
 from gwtf_p2p.protocol.peer_machine import PeerMachine
+from gwtf_p2p.protocol.placement import Move
 from gwtf_p2p.protocol.records import PeerState
 
 
@@ -25,15 +27,47 @@ class RelayPeer(PeerMachine):
     activations, limits how many are between the start of their forward and the end of their backward.
     """
 
-    def __init__(self, context: Context, capacity: int, *, queues: bool = False) -> None:
+    def __init__(self, context: Context, capacity: int, *, queues: bool = False, mover: Mover | None = None) -> None:
         super().__init__(context, context.stage)
-        self.capacity, self.queues = capacity, queues
+        self.capacity, self.queues, self.mover = capacity, queues, mover
+        self._looks = self._hurries = False
         self._said_full = -1
 
     @property
     def occupancy(self) -> int:
         """Microbatches that count against the capacity."""
         return self.ctx.occupancy
+
+    # ---- changing the stage
+
+    def _settle(self) -> None:
+        membership = self.membership
+        if self.mover is not None and not self._looks and membership.serves:
+            self._looks = True
+            self.ctx.start_timer("placement", "", LOOK_S)
+        if membership.moving_to is not None and not membership.drained and not self._others_serve():
+            membership.stay("nobody else is left in it")
+        super()._settle()
+
+    def _look(self) -> None:
+        """Is it this peer's turn to move? To a stage without anybody at once, since nothing here can be finished before."""
+        self._looks = False
+        view = self.ctx.view
+        if self.mover is None or view is None or not self.membership.serves:
+            return
+        seen = view.without(self.ctx.liveness.lost)
+        move = self.mover.look(seen, self.ctx.now)
+        if isinstance(move, Move) and self._others_serve():
+            self.membership.move(move.to_stage, move.reason)
+            self._hurries = not seen.peers_of_stage(move.to_stage)
+
+    def _others_serve(self) -> bool:
+        view, ctx = self.ctx.view, self.ctx
+        peers = view.peers_of_stage(ctx.stage) if view is not None else ()
+        return any(peer != ctx.me and not ctx.liveness.is_lost(peer) for peer in peers)
+
+    def _nothing_left(self) -> bool:
+        return self._hurries or super()._nothing_left()
 
     # ---- transfers towards this peer
 
@@ -172,7 +206,8 @@ class RelayPeer(PeerMachine):
     # ---- time, other peers, iterations
 
     def _timer(self, what: str) -> None:
-        pass
+        if what == "placement":
+            self._look()
 
     def _peer_lost(self, peer: PeerId, reason: str) -> None:
         """Drop what can never be finished: unfinished work of a lost data peer, and half-received tensors."""

@@ -25,6 +25,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.data_peer import DataPeer, DataPeerConfig
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.moving import Mover
 from gwtf_p2p.protocol.records import LinkMeasurement, LinkSource
 from gwtf_p2p.protocol.relay_peer import RelayPeer
 from gwtf_p2p.protocol.routers.base import Router
@@ -105,7 +106,8 @@ class Swarm:
             machine = DataPeer(context, config)
             timed = (ev.Work.EMBED, ev.Work.LOSS, ev.Work.FINISH)
         else:
-            machine = RelayPeer(context, drawn.capacity, queues=arm.queues)
+            mover = Mover(peer) if getattr(arm.config, "moves", False) else None
+            machine = RelayPeer(context, drawn.capacity, queues=arm.queues, mover=mover)
             timed = (ev.Work.FORWARD, ev.Work.BACKWARD)
         seconds = drawn.work_seconds()
         for work in timed:

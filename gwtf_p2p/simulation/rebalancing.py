@@ -65,6 +65,11 @@ class Rebalancing:
         # The report comes out of the peer's own machine: let it finish what it is doing.
         self.swarm.world.kernel.after(0.0, lambda: self._move(peer, stage))
 
+    def move(self, peer: PeerId, stage: Stage) -> None:
+        """What a peer's own machine has decided (`protocol/moving`)."""
+        self.moves += 1
+        self.swarm.world.kernel.after(0.0, lambda: self._move(peer, stage))
+
     def _move(self, peer: PeerId, stage: Stage) -> None:
         if self.swarm.world.peers[peer].alive:
             self.swarm.world.kill(peer)

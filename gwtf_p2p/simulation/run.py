@@ -41,6 +41,7 @@ class Simulation:
         self.bound = bound_of(self.swarm)
         self.churn = Churn(self.swarm, self.bound.iteration_s)
         self.rebalancing = Rebalancing(self.swarm, getattr(arm.config, "rebalance_period_s", 0.0))
+        self.world.on_move = self.rebalancing.move
         self.listeners: list[Callable[[PeerId, ev.Report, float], None]] = []
         self._complete: set[PeerId] = set()
         self._last_reports: deque[str] = deque(maxlen=40)

@@ -11,6 +11,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.data_peer import DataPeer, DataPeerConfig
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.moving import Mover
 from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.relay_peer import RelayPeer
 from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, RouteRequest
@@ -82,6 +83,7 @@ class SmallConfig:
     exact: bool = True
     speeds: tuple[float, ...] = (1.0,)
     memory_microbatches: int = 0
+    moves: bool = False
     seed: int = 0
 
 
@@ -98,6 +100,8 @@ class SmallSwarm:
         self.faults = Faults(self.world, self.new_peer)
         self.world.on_event = self._before_event
         self.world.on_effect = self.faults.before_effect
+        self.world.on_move = lambda peer, stage: self.world.kernel.after(0.0, lambda: self.move(peer, stage))
+        self.stages: dict[PeerId, Stage] = {}
         self._random = Random(self.config.seed)
 
     def _before_event(self, peer: PeerId, event: ev.Event, now: float) -> None:
@@ -114,12 +118,22 @@ class SmallSwarm:
             speed = Speed({ev.Work.EMBED: 0.005, ev.Work.LOSS: 0.02, ev.Work.FINISH: 0.005, **corrections})
             own = DataPeerConfig(config.microbatches, config.data_peers, config.iterations)
             return SimulatedPeer(DataPeer(ctx, own), speed)
-        ctx = Context(peer, Stage(int(numbers[0])), config.stages, RoundRobin(0), config.exact)
+        ctx = Context(peer, self.stages.get(peer, Stage(int(numbers[0]))), config.stages, RoundRobin(0), config.exact)
         ctx.activation_bytes = MICROBATCH_BYTES
         ctx.memory_limit_bytes = config.memory_microbatches * 4 * MICROBATCH_BYTES
         factor = self._random.choice(config.speeds)
         seconds = {ev.Work.FORWARD: FORWARD_S, ev.Work.BACKWARD: BACKWARD_S, **corrections}
-        return SimulatedPeer(RelayPeer(ctx, config.capacity), Speed({w: s * factor for w, s in seconds.items()}))
+        relay = RelayPeer(ctx, config.capacity, mover=Mover(peer) if config.moves else None)
+        return SimulatedPeer(relay, Speed({w: s * factor for w, s in seconds.items()}))
+
+    def move(self, peer: PeerId, stage: Stage) -> None:
+        """It begins anew in another stage, with the copies of that stage's checkpoints that its neighbours keep."""
+        kept = [p.kept for p in self.world.peers.values() if p.machine.ctx.stage == stage]
+        self.world.kill(peer)
+        self.stages[peer] = stage
+        former = self.world.peers[peer]
+        former.kept, former.history = max(kept, default=[]).copy(), 0
+        self.faults.restart(peer, fresh=False)
 
     def leave(self, peer: SimulatedPeer) -> None:
         """The program of a peer that has drained ends."""

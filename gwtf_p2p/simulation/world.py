@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.data_peer import DataPeer
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId, Stage
 from gwtf_p2p.protocol.messages import Check, Close, ControlMessage
 from gwtf_p2p.protocol.publishing import Surroundings, stage_record
 from gwtf_p2p.protocol.records import LinkMeasurement
@@ -114,6 +114,7 @@ class World:
         self.on_event: Callable[[PeerId, ev.Event, float], None] | None = None
         self.on_effect: Callable[[PeerId], None] | None = None
         self.on_span: Callable[[Span], None] | None = None
+        self.on_move: Callable[[PeerId, Stage], None] = lambda peer, stage: None
         self.star = False
         self._on_report = on_report
         self._record_period_s = record_period_s
@@ -264,6 +265,8 @@ class World:
                 self._download(peer, effect)
             case ev.Plan(job):
                 self.feed(peer, ev.Planned(job()))
+            case ev.MoveTo(stage):
+                self.on_move(peer.id, stage)
             case ev.Publish():
                 self._publish(peer)
             case ev.Report():

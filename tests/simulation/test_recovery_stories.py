@@ -332,3 +332,27 @@ def test_what_is_kept_for_recovery_is_bounded_and_published() -> None:
     swarm.world.on_event = watch
     assert swarm.run(iterations=6) == everything(swarm, 6)
     assert most == 3, "the bound is reached, and kept"
+
+
+@pytest.mark.parametrize("at_s", [1.8, 4.2])
+def test_a_stage_without_anybody_gets_a_peer_of_a_rich_stage(at_s: float) -> None:
+    """Which begins from a copy of that stage's checkpoint; the training goes on from there."""
+    config = SmallConfig(relays=3, moves=True)
+    script = [Fault("kill", peer, at_s=at_s) for peer in peers("relay_2_0", "relay_2_1", "relay_2_2")]
+    swarm = small_swarm(config, script)
+    assert swarm.run(iterations=8) == everything(swarm, 8)
+    moves = [(who, r.fields["to_stage"]) for who, r, _ in swarm.reported("moving")]
+    assert len(moves) == 1 and moves[0][1] == 2 and swarm.stages == {PeerId(moves[0][0]): 2}
+    reached = swarm.reported("iteration_begins")
+    version = max(int(str(r.fields["iteration"])) for _, r, at in reached if at < at_s)
+    back = [int(str(r.fields["version"])) for _, r, _ in swarm.reported("going_back")]
+    assert all(to >= version - 1 for to in back), "no more than the copy is behind is lost"
+
+
+def test_a_swarm_out_of_balance_moves_one_peer_after_the_other_and_then_none() -> None:
+    config = SmallConfig(relays=4, moves=True, microbatches=6)
+    swarm = small_swarm(config, [Fault("drain", PeerId(f"relay_2_{i}"), at_s=3.0) for i in range(3)])
+    swarm.run(iterations=120, deadline_s=3000.0)
+    moves = [(r.fields["stage"], r.fields["to_stage"]) for _, r, _ in swarm.reported("moving")]
+    assert sorted(moves) == [(1, 2), (3, 2)], "three peers in each stage"
+    assert not swarm.reported("peer_lost") and not swarm.reported("recovery")

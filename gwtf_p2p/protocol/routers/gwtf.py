@@ -35,9 +35,11 @@ COSTS = ("iteration", "paper")
 
 @dataclass(frozen=True, slots=True)
 class GwtfConfig:
-    """`cost`: what a plan makes least, the time of an iteration or the paper's linear cost."""
+    """`cost`: what a plan makes least, the time of an iteration or the paper's linear cost. `moves`: relays change to the stage
+    that is the bottleneck (`moving`)."""
 
     cost: str = "iteration"
+    moves: bool = False
 
     def __post_init__(self) -> None:
         if self.cost not in COSTS:
