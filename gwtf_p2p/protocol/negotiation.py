@@ -173,8 +173,10 @@ class _SideParts:
             self._hops = hops
             self.search.stir()
         self.paths.wish()
-        if side.random.random() < side.config.search and not self.paths.switch():
-            self.search.step()
+        if side.random.random() < side.config.search:
+            moved = self.paths.switch() or self.paths.take_over(self.search.temperature_us)
+            if not moved:
+                self.search.step()
 
     def know(self, near: Near, capacity: int) -> None:
         """Who is around, and what this side may hold."""

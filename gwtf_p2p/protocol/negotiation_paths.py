@@ -9,6 +9,8 @@ the other end does not know is dropped.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import exp
+from random import Random
 
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.negotiation_messages import (
@@ -137,15 +139,21 @@ class Paths:
                 self._request(None, *choice)
 
     def _ask_as_source(self) -> None:
-        side = self.side
-        if not self._choices(side.me):
-            after = side.near.after_us
-            prices = [(after[q] + p[side.me], q, p[side.me]) for q, p in side.prices.items() if side.me in p and q in after]
-            best = min(prices, default=None)
-            if best is not None and best[0] < 0:
-                self._request(None, best[2], best[1], side.me, takes_over=True)
-                return
-        self._ask(None, side.me)
+        if self._choices(self.side.me) or not self.take_over(0.0):
+            self._ask(None, self.side.me)
+
+    def take_over(self, temperature_us: float) -> bool:
+        """Ask for a flow of another data peer: if all gain, or now and then while it is hot, as with all moves."""
+        side, slots = self.side, self.side.slots
+        if side.pending is not None or not slots.is_source or slots.room <= 0:
+            return False
+        after = side.near.after_us
+        prices = [(after[q] + p[side.me], q, p[side.me]) for q, p in side.prices.items() if side.me in p and q in after]
+        more_us, peer, price_us = min(prices, default=(0, side.me, 0))
+        if peer == side.me or (more_us >= 0 and not _dares(more_us, temperature_us, side.random)):
+            return False
+        self._request(None, price_us, peer, side.me, takes_over=True)
+        return True
 
     def _ask(self, slot: Slot | None, sink: PeerId) -> bool:
         """For the cheapest path on offer; without any, wake somebody now and then."""
@@ -351,3 +359,7 @@ class Paths:
             if not slot.locked:
                 side.push_back(slot)
                 side.cancel_out(slot)
+
+
+def _dares(more_us: int, temperature_us: float, random: Random) -> bool:
+    return temperature_us > 0 and random.random() < exp(-more_us / temperature_us)
