@@ -29,10 +29,9 @@ def daemons() -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("router", ["gwtf", "negotiated"])
-def test_the_demo_trains_and_leaves_nothing_behind(router: str, tmp_path: Path) -> None:
+def test_the_demo_trains_and_leaves_nothing_behind(tmp_path: Path) -> None:
     before = daemons()
-    command = [sys.executable, "-m", "gwtf_p2p", "demo", *SMALL, "--router", router, "--json", "--keep_logs", str(tmp_path)]
+    command = [sys.executable, "-m", "gwtf_p2p", "demo", *SMALL, "--json", "--keep_logs", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
