@@ -102,7 +102,7 @@ def gantt(seconds: float, rows: Sequence[Row], title: str, most_s: float) -> str
     for i, kind in enumerate(("forward", "backward", "embed", "loss", "finish", "average")):
         drawing.box((left + i * 110, bottom + 24), (12, 10), COLOURS[kind])
         drawing.text((left + i * 110 + 17, bottom + 33), kind, GREY)
-    drawing.text((left + 680, bottom + 33), "thin: transfers out; black line: the iteration's end", GREY)
+    drawing.text((WIDTH - 12, bottom + 33), "thin: transfers out; black line: the end", GREY, "end")
     return drawing.done()
 
 
