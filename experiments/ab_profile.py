@@ -155,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     profile = cProfile.Profile()
     _run(record, profile)
     told = subjects(profile)
+    pstats.Stats(profile).sort_stats("tottime").print_stats(flags.top)
     books = _run(record, None)
     spent = {name: books.end[name] - books.begin.get(name, 0.0) for name in books.end}
     compute = sum(seconds for name, seconds in spent.items() if name.startswith("compute"))
@@ -171,7 +172,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "event_loop_share_of_wall": round(loop / spent["wall"], 3),
         "event_loop_by_subject": {name: f"{own / sum(told.values()):.0%}" for name, own in told.most_common()},
     }, indent=1))  # fmt: skip
-    pstats.Stats(profile).sort_stats("tottime").print_stats(flags.top)
     return 0
 
 

@@ -78,13 +78,20 @@ def sweep(base: Path) -> list[Path]:
     removed = []
     for path in sorted(base.iterdir()):
         if path.name.endswith(_NEWBORN):
-            dead = time.time() - path.stat().st_mtime > _NEWBORN_GRACE_S
+            dead = _is_stillborn(path)
         else:
             dead = _is_unlocked(path / _LOCK) and not any(_answers(s) for s in path.glob("p2pd-*.sock"))
         if dead:
             shutil.rmtree(path, ignore_errors=True)
             removed.append(path)
     return removed
+
+
+def _is_stillborn(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _NEWBORN_GRACE_S
+    except FileNotFoundError:
+        return False  # its peer has just given it its name
 
 
 def die_with_parent(parent_pid: int, signal_number: int = signal.SIGTERM) -> bool:
