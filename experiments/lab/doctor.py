@@ -16,7 +16,7 @@ from experiments.lab.warm import LabSwarm, fork_into
 
 PORT = 31330
 BOOTSTRAP_PORT = 31337
-ANSWER_S = 120.0
+ANSWER_S = 300.0
 
 
 def start_bootstraps(lab: Lab, swarm: LabSwarm, hosts: Sequence[str]) -> list[str]:
