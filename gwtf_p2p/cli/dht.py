@@ -37,4 +37,4 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
     options = p2p_options(args, needs_peers=False)
     from gwtf_p2p.live.peer_config import PeerConfig
 
-    return PeerConfig("dht", options, args.identity_path)
+    return PeerConfig("dht", options, args.identity_path, join_timeout_s=args.timeout)

@@ -64,5 +64,6 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
         upload_bytes_per_s=args.upload_mbps * BYTES_PER_S_OF_A_MBPS,
         memory=memory_limit(args),
         drain_s=DRAIN_S,
+        join_timeout_s=args.timeout,
         event_log=args.event_log,
     )

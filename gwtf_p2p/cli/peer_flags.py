@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BOOTSTRAP_PORT = 31337
 PEER_PORT = 31330
 BYTES_PER_S_OF_A_MBPS = 125_000
+JOIN_TIMEOUT_S = 300.0
 DRAIN_S = 60.0
 """How long a peer that is asked to leave may take to finish what it holds; asked twice, it leaves at once."""
 
@@ -35,6 +36,8 @@ def add_network_flags(parser: argparse.ArgumentParser, port: int) -> None:
     add("--initial_peers", nargs="*", default=[], metavar="MADDR", help=whom)
     add("--host_maddrs", nargs="*", default=None, metavar="MADDR", help="listen here instead of on --port of all addresses")
     add("--announce_maddrs", nargs="*", default=[], metavar="MADDR", help="addresses that others should dial")
+    timeout = "keep trying while no initial peer answers (default 300)"
+    add("--timeout", type=float, default=JOIN_TIMEOUT_S, metavar="SECONDS", help=timeout)
     add("--port", type=int, default=port, help=f"TCP port to listen on (default {port}; 0: any)")
     add("--public_ip", help="announce this address with --port")
     add("--identity_path", type=Path, help="identity file (default ~/.gwtf/identity.key)")

@@ -26,6 +26,14 @@ def _line(report: dict[str, Any]) -> str:
         case "started":
             address = report["maddrs"][0] if report["maddrs"] else "-"
             return f"peer {report['peer']} is up; others can also join through {address}"
+        case "waiting":
+            reasons = "; ".join(f"{maddr}: {why}" for maddr, why in report["reasons"])
+            return f"no initial peer answers, trying on for {report['seconds_left']:.0f} s: {reasons}"
+        case "restarting":
+            return f"{report['reason']}: starting again"
+        case "path":
+            kind = {"public": "direct"}.get(report["path"], report["path"])
+            return f"path to {report['peer'][-6:]}: {kind}"
         case "online":
             where = f"stage {report['stage']}" if report["stage"] else f"shard {report['shard']}"
             return f"online in {where}, waiting for microbatches"

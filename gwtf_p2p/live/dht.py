@@ -120,6 +120,14 @@ class Dht:
             raise RemoteProtocolError(f"{peer[-6:]} does not tell its time: {error!r}") from error
         return float(response.dht_time)
 
+    async def greet(self, peer: PeerId) -> bool:
+        """Have a DHT peer in the routing table if it answers, and forget that it did not answer before."""
+        peer_id = PeerID.from_base58(peer)
+        if await self._node.protocol.call_ping(peer_id, validate=False, strict=False) is None:
+            return False
+        self._node.blacklist.register_success(peer_id)
+        return True
+
     async def stop(self) -> None:
         """Leave the DHT. Our records stay until they expire."""
         self._node.is_alive = False

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gwtf_p2p.live.dht import Dht
+from gwtf_p2p.live.dialling import is_circuit
 from gwtf_p2p.live.p2p import Daemon
 from gwtf_p2p.live.paths import Paths
+from gwtf_p2p.live.peer_cache import PeerCache
 from gwtf_p2p.live.reachability import Reachability
 from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.records import PathType
@@ -20,6 +22,7 @@ class Network:
     dht: Dht
     reachability: Reachability | None = None
     paths: Paths | None = None
+    cache: PeerCache | None = None
 
     def saw(self, view: NetworkView) -> None:
         """Where the peers of this view are to be found, and who of them can relay."""
@@ -29,3 +32,5 @@ class Network:
         for peer, record in view.records.items():
             if record.path is PathType.PUBLIC:
                 self.reachability.learn(peer, record.maddrs)
+                if self.cache is not None:
+                    self.cache.note(f"{maddr}/p2p/{peer}" for maddr in record.maddrs if not is_circuit(maddr))

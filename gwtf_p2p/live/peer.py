@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from gwtf_p2p.live.assembly import check_config
@@ -18,9 +19,11 @@ from gwtf_p2p.live.clock import ClockVerdict, check_clock
 from gwtf_p2p.live.dht import Dht, DhtOptions, start_dht
 from gwtf_p2p.live.identity import Identity, IdentityLock, default_identity_path, load_or_create_identity
 from gwtf_p2p.live.join_times import JoinTimes
+from gwtf_p2p.live.joining import join, keep_joined
 from gwtf_p2p.live.network import Network
 from gwtf_p2p.live.p2p import Daemon, DaemonEnded, DaemonFailed, start_daemon
 from gwtf_p2p.live.paths import Paths
+from gwtf_p2p.live.peer_cache import PeerCache
 from gwtf_p2p.live.peer_config import ClockWrong, OnReport, PeerConfig
 from gwtf_p2p.live.public_relay import start_public_relay
 from gwtf_p2p.live.reachability import Reachability
@@ -66,35 +69,35 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event)
 async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport, stop: asyncio.Event) -> None:
     times = JoinTimes()
     async with AsyncExitStack() as stack:
-        daemon = await _start_daemon(config, identity)
+        run_id = config.new_run.run_id if config.new_run else config.run_id
+        cache = PeerCache(identity, run_id)
+        start = partial(start_public_relay if config.options.is_public else start_daemon, identity=identity)
+        daemon = await join(start, config.options, cache, config.join_timeout_s, stop, on_report)
         times.mark("p2pd")
         stack.push_async_callback(_stop_daemon, daemon)
         await serve_speed(daemon)
         reachability = await _start_reachability(config, daemon, stack)
         times.mark("reachability")
         hidden = reachability is not None and reachability.path is not PathType.PUBLIC
-        run_id = config.new_run.run_id if config.new_run else config.run_id
         client = hidden or config.options.dht_mode == "client"
         dht = await start_dht(daemon, identity, DhtOptions(run_id, RECORD_PERIOD_S, client))
         stack.push_async_callback(dht.stop)
         times.mark("dht")
         on_report(await _started(daemon, reachability))
         await _check_clock(daemon, dht)
+        initial = tuple(dict.fromkeys((*config.options.initial_peers, *daemon.options.initial_peers)))
+        joined = asyncio.ensure_future(keep_joined(daemon, dht, initial, cache))
+        stack.callback(joined.cancel)
         if config.role == "dht":
-            await until(stop, daemon)
+            await until(stop, daemon, joined)
             return
         run = await _find_run(config, dht)
         check_config(config, run)
         times.mark("run")
         paths = Paths(daemon, reachability) if reachability is not None else None
-        peer = await start_running(config, run, Network(daemon, dht, reachability, paths), on_report, times)
+        peer = await start_running(config, run, Network(daemon, dht, reachability, paths, cache), on_report, times)
         stack.push_async_callback(peer.close)
         await peer.serve(stop)
-
-
-async def _start_daemon(config: PeerConfig, identity: Identity) -> Daemon:
-    start = start_public_relay if config.options.is_public else start_daemon
-    return await start(config.options, identity)
 
 
 async def _stop_daemon(daemon: Daemon) -> None:
@@ -108,6 +111,7 @@ async def _start_reachability(config: PeerConfig, daemon: Daemon, stack: AsyncEx
     reachability = Reachability(daemon, daemon.options.initial_peers, lambda: None)
     stack.push_async_callback(reachability.stop)
     await reachability.start()
+    reachability.add(config.options.initial_peers)  # those that do not answer now may do so later
     return reachability
 
 

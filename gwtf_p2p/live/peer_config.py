@@ -25,8 +25,9 @@ class PeerConfig:
     """`role`: dht, data or peer. `stage` None: the newcomer chooses. `shard` None: the lowest that no live data peer holds.
 
     `upload_bytes_per_s`: pace of state downloads that this peer serves, 0 for no limit. `drain_s`: how long a peer that is
-    told to stop may finish what it holds. `memory`: how much what is kept of microbatches may take. `figures_every_s` 0: the
-    peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests and churn scripts).
+    told to stop may finish what it holds. `join_timeout_s`: how long to try on while no initial peer answers. `memory`: how
+    much what is kept of microbatches may take. `figures_every_s` 0: the peer's figures (memory, seconds computed) are not
+    reported. `fault`: break down on purpose (tests and churn scripts).
     `router_config`: settings of the run's router, None for its default. `queues`: a relay queues what is over its capacity
     instead of refusing it; None as the router's kind has it. `emulation`: links and devices of a comparison (`gwtf ab`).
     Everything else about the training comes from the run record.
@@ -45,6 +46,7 @@ class PeerConfig:
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
     upload_bytes_per_s: float = 0.0
     drain_s: float = 0.0
+    join_timeout_s: float = 0.0
     memory: MemoryLimit = NO_LIMIT
     figures_every_s: float = 0.0
     fault: Fault | None = None

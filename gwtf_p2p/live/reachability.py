@@ -67,7 +67,7 @@ class Reachability:
     def __init__(self, daemon: Daemon, relays: Sequence[InitialPeer], on_change: Callable[[], None]) -> None:
         self._daemon = daemon
         self._mapper = PortMapper(self._mapping_changed)
-        self._relays = {relay.peer: relay.text for relay in relays if relay.relay is None}
+        self._relays = _by_peer(relays)
         self._on_change = on_change
         self._observed: dict[PeerId, str] = {}
         self._dialled_back = ""
@@ -131,6 +131,13 @@ class Reachability:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._mapper.close()
+
+    def add(self, relays: Sequence[InitialPeer]) -> None:
+        """More of them, which need not answer yet."""
+        for peer, maddr in _by_peer(relays).items():
+            if peer not in self._relays and len(self._relays) < MOST_RELAYS:
+                self._relays[peer] = maddr
+                self._hold(peer)
 
     def learn(self, peer: PeerId, maddrs: Sequence[str]) -> None:
         """A public peer of the run, which may serve as a relay."""
@@ -281,6 +288,15 @@ class Reachability:
             self.reservations[relay] = held
         if had != (held is not None):
             self._on_change()
+
+
+def _by_peer(relays: Sequence[InitialPeer]) -> dict[PeerId, str]:
+    """One address of each; TCP where there is a choice, since plain streams over QUIC lose their tails (measured)."""
+    found: dict[PeerId, str] = {}
+    for relay in relays:
+        if relay.relay is None and (relay.peer not in found or relay.transport == "tcp"):
+            found[relay.peer] = relay.text
+    return found
 
 
 def _source_addresses(maddrs: Iterable[str]) -> frozenset[str]:

@@ -46,7 +46,8 @@ def test_the_demo_trains_and_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("port", "reason"), [(9, "127.0.0.1 port 9")])
 def test_an_unreachable_initial_peer_is_named(port: int, reason: str, tmp_path: Path) -> None:
     maddr = f"/ip4/127.0.0.1/tcp/{port}/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
-    command = [sys.executable, "-m", "gwtf_p2p", "peer", "--run_id", "r", "--initial_peers", maddr, "--port", "0"]
+    flags = ["--run_id", "r", "--initial_peers", maddr, "--port", "0", "--timeout", "2"]
+    command = [sys.executable, "-m", "gwtf_p2p", "peer", *flags]
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "GWTF_HOME": str(tmp_path)}
     )
