@@ -148,11 +148,12 @@ class Training:
     def reports(self, who: str, name: str) -> list[Mapping[str, Any]]:
         return [heard.report for heard in self.heard if heard.who == who and heard.report["name"] == name]
 
-    def done_by(self, who: str, since: float = 0.0) -> float:
-        """Seconds from this peer's start until a data peer had the first microbatch back that it did; 0 before."""
+    def done_by(self, who: str, since: float | None = None) -> float:
+        """Seconds from `since`, or this peer's start, until a data peer had the next microbatch back that it did; 0 before."""
+        since = self.began[who] if since is None else since
         for heard in self.heard:
             if heard.at >= since and heard.report["name"] == "microbatch_done" and self.ids.get(who) in heard.report["route"]:
-                return heard.at - self.began[who]
+                return heard.at - since
         return 0.0
 
     def steps(self) -> int:

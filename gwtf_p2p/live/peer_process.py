@@ -38,6 +38,7 @@ def run_child(config: PeerConfig, pipe: Connection, log: str) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    logging.basicConfig(level=os.environ.get("HIVEMIND_LOGLEVEL", "WARNING"), format="%(asctime)s %(name)s %(message)s")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         code = runner.run(_serve(config, pipe))
     pipe.close()
