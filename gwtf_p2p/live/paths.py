@@ -23,10 +23,12 @@ from gwtf_p2p.live.dialling import connect, connections, disconnect, is_circuit
 from gwtf_p2p.live.p2p import Daemon
 from gwtf_p2p.live.reachability import Reachability
 from gwtf_p2p.live.reachability_rules import (
-    SPARE_FRACTION,
+    NO_END,
     Role,
     Situation,
+    circuit_left,
     host_of,
+    is_likely,
     kind_of,
     port_of,
     punch_role,
@@ -49,8 +51,6 @@ PUNCH_S = 4.0
 DIAL_AFTER_S = 0.1
 """The other end's door has to be open when the dial comes; what comes earlier is sent again after a second."""
 FIRST_RETRY_S, LAST_RETRY_S = 30.0, 600.0
-OVERHEAD_BYTES = 16 << 10
-"""Of a circuit's budget go to its handshakes and to small messages."""
 LEAST_ALLOWANCE = 4096
 
 
@@ -122,7 +122,7 @@ class Paths:
         async with way.lock:
             await self._connect(peer, way)
             if self._is_due(way):
-                await self._improve(peer, way)
+                await self._improve(peer, way, patient=False)
                 if way.kind is None:  # whoever was to dial has closed the circuit, and could not
                     await self._connect(peer, way)
 
@@ -199,29 +199,27 @@ class Paths:
     def _left(self, peer: PeerId, way: _Way) -> int:
         """Bytes that the path will carry yet."""
         if way.kind is not PathType.RELAYED:
-            return 1 << 62
+            return NO_END
         record, own = self._records.get(peer), self._reachability
-        budget_bytes = self.circuit_bytes(peer)
         budget_s = _least(record.circuit_s if record else 0, own.circuit_s)
-        if budget_s and self._clock() - way.opened_s > budget_s * (1 - SPARE_FRACTION):
-            return 0
-        if not budget_bytes:
-            return 1 << 62
-        return int(budget_bytes * (1 - SPARE_FRACTION)) - OVERHEAD_BYTES - way.sent_bytes
+        return circuit_left(self.circuit_bytes(peer), budget_s, way.sent_bytes, self._clock() - way.opened_s)
 
     # ---- better paths
 
     def _is_due(self, way: _Way) -> bool:
         return way.kind is PathType.RELAYED and not way.is_trying and self._clock() >= way.next_try_s
 
-    async def _improve(self, peer: PeerId, way: _Way) -> None:
-        """Agree with the other end on a path without a relay, and take it; the lock of the way is held."""
+    async def _improve(self, peer: PeerId, way: _Way, *, patient: bool) -> None:
+        """Agree with the other end on a path without a relay, and take it; the lock of the way is held.
+
+        `patient`: nothing waits for it, so that what is not likely may be tried.
+        """
         assert self._rpc is not None, "attached before the first stream"
         mine = self._reachability.situation
         way.is_trying = True
         way.next_try_s, way.retry_s = self._clock() + way.retry_s, min(2 * way.retry_s, LAST_RETRY_S)
         try:
-            answer = await self._rpc.signal(peer, {"kind": MEET, **_to_header(mine)}, DIRECT_S)
+            answer = await self._rpc.signal(peer, {"kind": MEET, "patient": patient, **_to_header(mine)}, DIRECT_S)
             role, reason = _role_in(answer), str(answer.get("reason"))
             if role is None:
                 logger.info("no better path to %s: %s", peer[-6:], reason)
@@ -239,6 +237,8 @@ class Paths:
         if way.is_trying and self._daemon.peer_id < sender:
             return {"reason": "the other end is trying already"}
         role, reason = punch_role(_undialled(mine), _undialled(other), self._daemon.peer_id < sender)
+        if role is not None and not is_likely(mine, other) and header.get("patient") is not True:
+            role, reason = None, f"{reason}; that is tried when nothing is under way"
         if role is None:
             return {"reason": reason}
         way.next_try_s = self._clock() + way.retry_s
@@ -316,7 +316,13 @@ class Paths:
         if self._left(peer, way) < LEAST_ALLOWANCE:
             self._spawn(self._quietly(self.renew(peer)))
         elif self._is_due(way):
-            self._spawn(self._quietly(self.ready(peer)))
+            self._spawn(self._quietly(self._improve_at_leisure(peer, way)))
+
+    async def _improve_at_leisure(self, peer: PeerId, way: _Way) -> None:
+        async with way.lock:
+            await self._improve(peer, way, patient=True)
+            if way.kind is None:
+                await self._connect(peer, way)
 
     async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -23,6 +23,11 @@ EARLY_RENEW_S = 20.0
 SPARE_FRACTION = 0.1
 """A circuit is replaced while this part of its budget is left."""
 
+OVERHEAD_BYTES = 16 << 10
+"""Of a circuit's budget go to its handshakes and to small messages."""
+
+NO_END = 1 << 62
+
 
 class Mapping(Enum):
     """The public port of a peer, as others see it."""
@@ -52,7 +57,13 @@ class Situation:
     def mapping(self) -> Mapping:
         if len(set(self.observed)) > 1:
             return Mapping.VARIES
-        return Mapping.KEPT if len(self.observed) > 1 else Mapping.UNKNOWN
+        if len(self.observed) > 1:
+            return Mapping.KEPT
+        if not self.observed or not self.listens:
+            return Mapping.UNKNOWN
+        # One observer tells nothing for sure; but a router that keeps ports mostly keeps their numbers too.
+        same = port_of(self.observed[0]) in {port_of(maddr) for maddr in self.listens}
+        return Mapping.KEPT if same else Mapping.VARIES
 
     @property
     def direct(self) -> tuple[str, ...]:
@@ -102,17 +113,26 @@ def punch_role(me: Situation, other: Situation, mine_is_smaller: bool) -> tuple[
     return Role.DIALS if mine_is_smaller else Role.WAITS, "both ports are kept: the smaller peer id dials"
 
 
+def is_likely(me: Situation, other: Situation) -> bool:
+    """Whether a punch will probably come off, so that traffic may wait for it. Where the port of one end varies, it comes off
+    only with a router at the other end that admits any port, which few do: such a try has to wait for the traffic.
+    """
+    return Mapping.VARIES not in (me.mapping, other.mapping) or share_a_router(me, other)
+
+
 def renew_in_s(lasts_s: float, is_first: bool) -> float:
     """Seconds until a reservation that lasts so long is renewed."""
     in_time = max(1.0, lasts_s * RENEW_FRACTION)
     return min(EARLY_RENEW_S, in_time) if is_first else in_time
 
 
-def needs_new_circuit(budget_bytes: int, budget_s: int, used_bytes: int, age_s: float, next_bytes: int) -> bool:
-    """Whether a circuit should be replaced before the next transfer of so many bytes; a budget of 0 has no end."""
-    bytes_left = budget_bytes * (1 - SPARE_FRACTION) - used_bytes if budget_bytes else float("inf")
-    seconds_left = budget_s * (1 - SPARE_FRACTION) - age_s if budget_s else float("inf")
-    return next_bytes > bytes_left or seconds_left <= 0
+def circuit_left(budget_bytes: int, budget_s: int, used_bytes: int, age_s: float) -> int:
+    """Payload bytes that a circuit should carry yet, after so many and so long; a budget of 0 has no end."""
+    if budget_s and age_s > budget_s * (1 - SPARE_FRACTION):
+        return 0
+    if not budget_bytes:
+        return NO_END
+    return max(0, int(budget_bytes * (1 - SPARE_FRACTION)) - OVERHEAD_BYTES - used_bytes)
 
 
 def circuit_maddrs(relays: Sequence[str]) -> tuple[str, ...]:

@@ -7,10 +7,14 @@ import itertools
 import pytest
 
 from gwtf_p2p.live.reachability_rules import (
+    NO_END,
+    OVERHEAD_BYTES,
     Mapping,
     Role,
     Situation,
-    needs_new_circuit,
+    circuit_left,
+    is_likely,
+    kind_of,
     path_of,
     punch_role,
     renew_in_s,
@@ -23,6 +27,34 @@ ONE_OBSERVER = Situation((HERE,))
 VARIES = Situation((HERE, "/ip4/192.0.0.200/tcp/4711"))
 OPEN = Situation((HERE, HERE), HERE)
 UNSEEN = Situation()
+
+
+def test_one_observer_is_believed_when_the_port_is_the_own_one() -> None:
+    listens = ("/ip4/192.168.1.2/tcp/31330",)
+    assert Situation((HERE,), listens=listens).mapping is Mapping.KEPT
+    assert Situation(("/ip4/192.0.0.200/tcp/4711",), listens=listens).mapping is Mapping.VARIES
+
+
+def test_traffic_waits_for_a_punch_only_where_both_ports_are_kept() -> None:
+    assert is_likely(KEPT, ONE_OBSERVER)
+    elsewhere = Situation(("/ip4/192.0.0.201/tcp/31330",) * 2)
+    assert not is_likely(elsewhere, VARIES)
+    assert is_likely(KEPT, VARIES), "behind one router no punch is needed"
+
+
+@pytest.mark.parametrize(
+    ("connections", "kind"),
+    [
+        ([], None),
+        (["/ip4/192.0.0.200/tcp/31337/p2p/Qm1/p2p-circuit"], PathType.RELAYED),
+        (["/ip4/192.0.0.200/tcp/31337/p2p/Qm1/p2p-circuit", "/ip4/192.0.0.201/tcp/31330"], PathType.PUNCHED),
+        (["/ip4/127.0.0.1/tcp/4000"], PathType.PUNCHED),
+        (["/ip4/127.0.0.1/tcp/4001"], PathType.PUBLIC),
+        (["/ip4/192.168.1.3/tcp/31330"], PathType.PUBLIC),
+    ],
+)
+def test_the_kind_of_a_path_is_that_of_its_best_connection(connections: list[str], kind: PathType | None) -> None:
+    assert kind_of(connections, {4000}, both_behind_nat=True) is kind
 
 
 @pytest.mark.parametrize(
@@ -71,17 +103,15 @@ def test_a_reservation_is_renewed_soon_and_then_at_half_its_life() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget_bytes", "budget_s", "used", "age", "following", "new"),
+    ("budget_bytes", "budget_s", "used", "age", "left"),
     [
-        (128 << 10, 120, 0, 0, 100_000, False),
-        (128 << 10, 120, 0, 0, 128 << 10, True),
-        (128 << 10, 120, 100_000, 0, 30_000, True),
-        (4 << 30, 1800, 0, 1700, 1, True),
-        (4 << 30, 1800, 0, 1600, 1 << 20, False),
-        (0, 0, 1 << 50, 1e9, 1 << 40, False),
+        (1_000_000, 120, 0, 0.0, 900_000 - OVERHEAD_BYTES),
+        (1_000_000, 120, 500_000, 0.0, 400_000 - OVERHEAD_BYTES),
+        (1_000_000, 120, 990_000, 0.0, 0),
+        (4 << 30, 1800, 0, 1700.0, 0),
+        (0, 1800, 1 << 50, 1600.0, NO_END),
+        (0, 0, 1 << 50, 1e9, NO_END),
     ],
 )
-def test_a_circuit_is_replaced_before_its_budget_ends(
-    budget_bytes: int, budget_s: int, used: int, age: float, following: int, new: bool
-) -> None:
-    assert needs_new_circuit(budget_bytes, budget_s, used, age, following) is new
+def test_a_circuit_is_left_before_its_budget_ends(budget_bytes: int, budget_s: int, used: int, age: float, left: int) -> None:
+    assert circuit_left(budget_bytes, budget_s, used, age) == left
