@@ -121,11 +121,12 @@ def plan_for(figures: PipelineFigures, published: tuple[Flow, ...], seed: int) -
     pipeline = pipeline_of(figures)
     paths = _kept_paths(pipeline, published)
     if not paths:
-        planned = plan_iteration(pipeline, _effort(pipeline, FROM_NOTHING), seed)
+        first = first_paths(pipeline)
+        planned = plan_iteration(pipeline, first, _effort(pipeline, first, FROM_NOTHING), seed)
         order = sorted(range(len(planned.paths)), key=lambda m: (planned.forecast.release_us[m], m))
         return _in_ids(figures, pipeline, planned, order, "planned from nothing")
     kept = Planned(tuple(paths), forecast(pipeline, paths))
-    found = schedule(pipeline, paths, _effort(pipeline, GOING_ON).computations, Random(seed))
+    found = schedule(pipeline, paths, _effort(pipeline, paths, GOING_ON).computations, Random(seed))
     is_better = score_of(found.forecast) < (1 - WORTH_CHANGING) * score_of(kept.forecast)
     planned, how = (found, "planned on") if is_better else (kept, "kept")
     order = sorted(range(len(planned.paths)), key=lambda m: (planned.forecast.release_us[m], m))
@@ -142,13 +143,13 @@ def revise(figures: PipelineFigures, flows: tuple[Flow, ...], begun_ticks: int, 
     if not paths:
         return None
     until_us = (begun_ticks * TICK_S + NOTICE_S) * MICROSECONDS
-    planned = schedule(pipeline, paths, _effort(pipeline, REVISING).computations, Random(seed), until_us)
+    planned = schedule(pipeline, paths, _effort(pipeline, paths, REVISING).computations, Random(seed), until_us)
     return replace(_in_ids(figures, pipeline, planned, range(len(paths)), "revised"), is_revision=True)
 
 
-def _effort(pipeline: Pipeline, most: int) -> Effort:
-    """Of the time that an iteration takes by the first paths that come to hand: what is counted is equal for all peers."""
-    seconds = forecast(pipeline, first_paths(pipeline)).makespan_us / MICROSECONDS
+def _effort(pipeline: Pipeline, paths: Sequence[Path], most: int) -> Effort:
+    """By the time that an iteration takes with the paths that there are: counted, so equal for all peers."""
+    seconds = forecast(pipeline, paths).makespan_us / MICROSECONDS
     computations = int(min(most, most / FROM_NOTHING * PER_SECOND * seconds))
     return Effort(steps=computations // 60, computations=computations)
 

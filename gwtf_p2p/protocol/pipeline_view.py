@@ -7,7 +7,7 @@ the stage's, then of all relays'; an unmeasured link is what `NetworkView.link` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -111,7 +111,7 @@ def pipeline_of(figures: PipelineFigures) -> Pipeline:
     """Peers are numbered in the order of their ids. Links are looked up when they are first asked for."""
     peers, stages = figures.peers, figures.stages
     line = tuple(p.line_bytes_per_s / MICROSECONDS if p.line_bytes_per_s > 0 else float("inf") for p in peers)
-    links = _Links(figures)
+    links = ViewLinks(figures)
     data = [i for i, p in enumerate(peers) if p.stage == DATA_STAGE]
     return Pipeline(
         peers=tuple(p.peer for p in peers),
@@ -131,13 +131,22 @@ def pipeline_of(figures: PipelineFigures) -> Pipeline:
     )
 
 
-class _Links(dict[int, Link]):
+class ViewLinks(dict[int, Link]):
     """By sender x peers + receiver: measured by the sender, else by the receiver, else assumed (`NetworkView.link`)."""
 
     def __init__(self, figures: PipelineFigures) -> None:
         super().__init__()
         self._figures = figures
         self._measured = [{to: (latency_s, bandwidth) for to, latency_s, bandwidth in p.links} for p in figures.peers]
+
+    def measured(self, senders: Sequence[int], receivers: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Index pairs that are measured in at least one direction."""
+        peers = self._figures.peers
+        row, column = ({peers[i].peer: n for n, i in enumerate(side)} for side in (senders, receivers))
+        for n, i in enumerate(senders):
+            yield from ((n, column[to]) for to in self._measured[i] if to in column)
+        for n, i in enumerate(receivers):
+            yield from ((row[to], n) for to in self._measured[i] if to in row)
 
     def __missing__(self, number: int) -> Link:
         peers = self._figures.peers

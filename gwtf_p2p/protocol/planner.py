@@ -24,7 +24,10 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
+from gwtf_p2p.protocol.costs import MICROSECONDS
+from gwtf_p2p.protocol.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S, ASSUMED_LATENCY_S
 from gwtf_p2p.protocol.pipeline_model import Forecast, Path, Pipeline, forecast
+from gwtf_p2p.protocol.pipeline_view import ViewLinks
 from gwtf_p2p.protocol.planner_load import Change, Load
 from gwtf_p2p.protocol.planner_moves import BALANCING, SCHEDULING, Moves
 
@@ -62,17 +65,11 @@ class Planned:
     forecast: Forecast
 
 
-def plan_iteration(pipeline: Pipeline, effort: Effort, seed: int, before: Sequence[Path] = ()) -> Planned:
-    """The best paths found. `before`: paths to go on from, one per microbatch and possible; without them, from nothing.
-
-    Never worse than its start, by the score of `schedule`. Every stage must have a peer.
-    """
+def plan_iteration(pipeline: Pipeline, first: Sequence[Path], effort: Effort, seed: int) -> Planned:
+    """The best paths found from the first that come to hand. Never worse than these, by the score of `schedule`."""
     random = Random(seed)
-    paths = list(before)
-    if not paths:
-        first = first_paths(pipeline)
-        candidates = [first, balance(pipeline, first, effort.steps, random)]
-        paths = min(candidates, key=lambda candidate: score_of(forecast(pipeline, candidate)))
+    candidates = [first, balance(pipeline, first, effort.steps, random)]
+    paths = min(candidates, key=lambda candidate: score_of(forecast(pipeline, candidate)))
     return schedule(pipeline, paths, effort.computations, random)
 
 
@@ -111,7 +108,16 @@ def _in_turn(pipeline: Pipeline) -> list[int]:
 
 
 def _there_and_back_us(pipeline: Pipeline, above: Sequence[int], below: Sequence[int]) -> Matrix:
-    return np.array([[pipeline.idle_us(i, j) + pipeline.idle_us(j, i) for j in below] for i in above])
+    links = pipeline.links
+    if not isinstance(links, ViewLinks):
+        return np.array([[pipeline.idle_us(i, j) + pipeline.idle_us(j, i) for j in below] for i in above])
+    # Most pairs of a large swarm are not measured: computed at once, they take a fraction of the time.
+    line = np.minimum.outer([pipeline.line[i] for i in above], [pipeline.line[j] for j in below])
+    line[np.isinf(line)] = ASSUMED_BANDWIDTH_BYTES_PER_S / MICROSECONDS
+    both: Matrix = 2 * (ASSUMED_LATENCY_S * MICROSECONDS + pipeline.activation_bytes / line)
+    for i, j in links.measured(above, below):
+        both[i, j] = pipeline.idle_us(above[i], below[j]) + pipeline.idle_us(below[j], above[i])
+    return both
 
 
 def _cheapest_way(hops_us: Sequence[Matrix], prices: Sequence[Matrix], source: int) -> list[int]:

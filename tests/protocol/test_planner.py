@@ -83,7 +83,8 @@ def test_a_faster_relay_with_more_slots_gets_more_microbatches() -> None:
     records = [record("d", 0, 9), record("fast", 1, 4, 0.1), record("slow", 1, 1, 0.4)]
     figures, _ = figures_of(NetworkView.of(records, 1, 1000))
     assert figures is not None
-    plan = plan_iteration(pipeline_of(figures), LITTLE, 0)
+    pipeline = pipeline_of(figures)
+    plan = plan_iteration(pipeline, first_paths(pipeline), LITTLE, 0)
     used = Counter(figures.peers[path[1]].peer for path in plan.paths)
     assert used["fast"] >= 3 * used["slow"]
 
@@ -105,6 +106,15 @@ def test_what_does_not_matter_for_a_plan_does_not_change_the_figures() -> None:
     view = random_view(np.random.default_rng(1), SIZE)
     records = [replace(r, occupancy=1, sequence_number=9, spare_flows=2) for r in view.records.values()]
     assert figures_of(NetworkView.of(records, view.stages, view.microbatch_bytes))[0] == figures_of(view)[0]
+
+
+def test_large_swarms_are_priced_as_small_ones_are() -> None:
+    """The matrices that are computed at once, against the links one by one."""
+    figures = figures_for(7)
+    at_once, one_by_one = pipeline_of(figures), pipeline_of(figures)
+    peers = range(len(figures.peers))
+    plain = {i * len(peers) + j: one_by_one.links[i * len(peers) + j] for i in peers for j in peers if i != j}
+    assert first_paths(at_once) == first_paths(replace(one_by_one, links=plain))
 
 
 def test_an_unmeasured_relay_is_taken_for_an_average_one() -> None:
