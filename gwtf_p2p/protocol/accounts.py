@@ -16,6 +16,11 @@ class Accounts:
         self.useful_s = 0.0
         self._computed_before_s = 0.0
 
+    @property
+    def uncommitted_s(self) -> float:
+        """Computed since the last step: what a crash now would take with it."""
+        return self.computed_s - self._computed_before_s
+
     def computed(self, event: Computed) -> None:
         """Times are kept under ("compute", work)."""
         self.computed_s += event.seconds
@@ -27,7 +32,7 @@ class Accounts:
         credited = closing.share_of(ctx.me)
         useful = sum(held.computed_s for m, held in ctx.held.items() if m in credited)
         self.useful_s += useful
-        spent = self.computed_s - self._computed_before_s
+        spent = self.uncommitted_s
         self._computed_before_s = self.computed_s
         ctx.report(
             "stepped",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.messages import Verdict
 from gwtf_p2p.simulation.links import Transfer
 
@@ -21,12 +21,14 @@ Key = tuple[PeerId, int]
 
 
 class Pushes:
-    """All pushes under way in a world."""
+    """All pushes under way in a world. `bytes_resent`: of tensors that the same peer had sent before."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._transfers: dict[Key, Transfer] = {}
         self._accepted: dict[Key, ev.Push] = {}
+        self._sent: set[tuple[PeerId, str, MicrobatchId]] = set()
+        self.bytes_resent = 0
 
     def push(self, sender: PeerId, push: ev.Push) -> None:
         """Begin one."""
@@ -103,10 +105,18 @@ class Pushes:
         target, sender = world.peers[push.to], world.peers[key[0]]
         if transfer is None or accepted is None or not target.alive or not sender.alive:
             return
+        self._count(key[0], push)
         world.note_push(key[0], push, began)
         world.feed(target, ev.Delivered(key[0], push.message))
         if not target.frozen:
             world.later(key[0], push.to, ev.PushDelivered(push.token, world.kernel.now - began))
+
+    def _count(self, sender: PeerId, push: ev.Push) -> None:
+        """A tensor that its sender has sent before, whole, to whomever."""
+        sent = (sender, type(push.message).__name__, push.message.microbatch)
+        if sent in self._sent:
+            self.bytes_resent += self._world.sizes.microbatch_bytes
+        self._sent.add(sent)
 
     def _drop(self, key: Key, keep: bool = False) -> None:
         """Stop a transfer; `keep` when the sender does not learn of it (a frozen receiver)."""

@@ -15,6 +15,7 @@ from gwtf_p2p.simulation.build import Arm, Swarm, build
 from gwtf_p2p.simulation.churn import Churn
 from gwtf_p2p.simulation.metrics import Metrics, Outcome
 from gwtf_p2p.simulation.rebalancing import Rebalancing
+from gwtf_p2p.simulation.recovery_metrics import RecoveryMetrics
 from gwtf_p2p.simulation.scenario import Scenario
 from gwtf_p2p.simulation.trace import Trace
 
@@ -34,9 +35,11 @@ class Simulation:
         self.trace = trace or Trace()
         expected = scenario.data_peers * scenario.model.microbatches_per_data_peer
         self.metrics = Metrics(expected, scenario.model.stages)
+        self.recovery = RecoveryMetrics()
         self.swarm: Swarm = build(scenario, arm, seed, self._report)
         self.world = self.swarm.world
         self.world.on_event = self._event
+        self.world.on_fault = self.recovery.fault
         self.world.on_span = self.trace.span
         self.bound = bound_of(self.swarm)
         self.churn = Churn(self.swarm, self.bound.iteration_s)
@@ -90,6 +93,7 @@ class Simulation:
             listener(peer, report, now)
         self._last_reports.append(f"{now:.3f} {peer} {report.name} {dict(report.fields)}")
         self.metrics.report(peer, report, now)
+        self.recovery.report(peer, report, now)
         if report.name == "run_complete":
             self._complete.add(peer)
         elif report.name == "drained":
@@ -134,6 +138,8 @@ class Simulation:
                 "moves": self.rebalancing.moves,
                 "messages": world.messages,
                 "bytes_sent": world.links.bytes_sent,
+                "bytes_resent": world.pushes.bytes_resent,
+                **self.recovery.figures(device_s),
                 "virtual_seconds": world.kernel.now,
                 "kernel_steps": world.kernel.steps,
                 **self._negotiation(),

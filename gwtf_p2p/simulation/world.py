@@ -114,13 +114,14 @@ class World:
         self.on_event: Callable[[PeerId, ev.Event, float], None] | None = None
         self.on_effect: Callable[[PeerId], None] | None = None
         self.on_span: Callable[[Span], None] | None = None
+        self.on_fault: Callable[[PeerId, float, float], None] = lambda peer, uncommitted_s, now: None
         self.on_move: Callable[[PeerId, Stage], None] = lambda peer, stage: None
         self.star = False
         self._on_report = on_report
         self._record_period_s = record_period_s
         self._shown_at = -1.0
         self._timers = 0
-        self._pushes = Pushes(self)
+        self.pushes = Pushes(self)
         self._rounds = Rounds(links, sizes.stage_gradient_bytes, self._tell)
         self._rounds.on_done = self._averaged
         self._downloads = Downloads(links)
@@ -146,10 +147,11 @@ class World:
         """The process is gone; its connections break at once."""
         peer = self.peers[peer_id]
         peer.alive = False
-        if peer.busy_since is not None:
-            peer.device_s += self.kernel.now - peer.busy_since
-            peer.busy_since = None
-        self._pushes.peer_gone(peer_id)
+        cut_off_s = self.kernel.now - peer.busy_since if peer.busy_since is not None else 0.0
+        self.on_fault(peer_id, peer.machine.accounts.uncommitted_s + cut_off_s, self.kernel.now)
+        peer.device_s += cut_off_s
+        peer.busy_since = None
+        self.pushes.peer_gone(peer_id)
         for other in self.peers.values():
             if peer_id in other.watching:
                 other.watching.discard(peer_id)
@@ -161,6 +163,7 @@ class World:
     def freeze(self, peer_id: PeerId) -> None:
         """The process is stopped: it says nothing and computes nothing, and its connections stay open."""
         self.peers[peer_id].frozen = True
+        self.on_fault(peer_id, 0.0, self.kernel.now)
         self.kernel.after(REQUEST_TIMEOUT_S, lambda: self._silent(peer_id))
 
     def _silent(self, donor: PeerId) -> None:
@@ -237,9 +240,9 @@ class World:
             return
         match effect:
             case ev.Push():
-                self._pushes.push(peer.id, effect)
+                self.pushes.push(peer.id, effect)
             case ev.CancelPush(token):
-                self._pushes.cancel((peer.id, token))
+                self.pushes.cancel((peer.id, token))
             case ev.Send(to, message):
                 self._send(peer, to, message)
             case ev.Ask():
