@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.routers.factory import default_config
 from gwtf_p2p.simulation.build import Arm
 from gwtf_p2p.simulation.run import simulate
@@ -110,3 +111,15 @@ def test_a_trace_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "run.txt", tmp_path / "none" / "run.json"):
         with pytest.raises(InputError):
             check_trace_path(path)
+
+
+def test_what_crashes_cost_is_told(tmp_path: Path) -> None:
+    """Against the moment of the crash and one hop; what died with the crashed is part of the waste."""
+    run = simulation(story(tmp_path, iterations=6, relays=3, microbatches=8), "gwtf")
+    run.world.kernel.at(2.2, lambda: run.world.kill(PeerId("relay_2_1")))
+    outcome = run.run().to_json()
+    assert outcome["recovery_count"] and outcome["bytes_resent"]
+    delay_s, hop_s = float(str(outcome["recovery_delay_seconds"])), float(str(outcome["hop_seconds"]))
+    assert 0.0 < delay_s <= 3 * hop_s
+    wasted, with_crashes = (float(str(outcome[f"wasted_{name}_fraction"])) for name in ("compute", "with_crashes"))
+    assert 0.0 < with_crashes <= wasted + 1e-9
