@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from gwtf_p2p.live.maddrs import InitialPeer
 from gwtf_p2p.live.p2p import Daemon, DaemonFailed, P2POptions
 from gwtf_p2p.live.p2p_lifetime import make_socket_dir, socket_base
 from gwtf_p2p.live.port_mapping import FIND_S, Mapped, PortMapper
-from gwtf_p2p.live.reachability_rules import host_of, is_loopback, port_of
+from gwtf_p2p.live.reachability_rules import host_of, port_of
 from gwtf_p2p.protocol.ids import PeerId
 
 ANSWER_S = 5.0
@@ -110,23 +111,24 @@ async def warm_dials(home: Daemon, identity: Identity, first: KnownPeer, second:
 
 async def try_mapping(known: Sequence[KnownPeer], folder: Path) -> MappingTrial:
     """Have the router map some port that nobody has used, and a public peer dial it; the mapping is taken back."""
-    identity, mapper = create_identity(folder / "mapping.key"), PortMapper()
-    async with bare_daemon(identity, listen_on(0)) as home:
-        try:
-            maddr = await mapper.map_port(await listening_port(home), FIND_S)
-            dialling = next((peer for peer in reversed(known) if peer.says.dials_back), None)
-            if maddr is None or dialling is None:
-                return MappingTrial(mapper.mapped, mapper.reason, mapper.outside_ip)
-            async with bare_daemon(identity, ()) as asker:
-                dialled = await _dials(asker, dialling, maddr)
-            return MappingTrial(mapper.mapped, "", mapper.outside_ip, dialled)
-        finally:
-            await mapper.close()
+    mapper, port = PortMapper(), free_port()
+    try:
+        maddr = await mapper.map_port(port, FIND_S)
+        dialling = next((peer for peer in reversed(known) if peer.says.dials_back), None)
+        if maddr is None or dialling is None:
+            return MappingTrial(mapper.mapped, mapper.reason, mapper.outside_ip)
+        identity = create_identity(folder / "mapping.key")
+        async with bare_daemon(identity, listen_on(port)), bare_daemon(identity, ()) as asker:
+            return MappingTrial(mapper.mapped, "", mapper.outside_ip, await _dials(asker, dialling, maddr))
+    finally:
+        await mapper.close()
 
 
-async def listening_port(home: Daemon) -> int:
-    maddrs = await home.maddrs()
-    return next((port_of(maddr) for maddr in maddrs if not is_loopback(maddr)), 0) or port_of(maddrs[0])
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
+        trial.bind(("0.0.0.0", 0))
+        return int(trial.getsockname()[1])
 
 
 def listen_on(port: int) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ from gwtf_p2p.live.doctor_nat import (
     MappingTrial,
     bare_daemon,
     cold_dial,
+    free_port,
     listen_on,
-    listening_port,
     meet,
     try_mapping,
     warm_dials,
@@ -76,16 +76,13 @@ async def examine_network(
     initial: Sequence[InitialPeer], port: int, folder: Path, run_id: RunId | None = None
 ) -> NetworkFindings:
     """Everything about the network, in about 10-25 s. `folder` takes the identities for the moment. Raises DaemonFailed."""
-    findings = NetworkFindings(port, len({peer.peer for peer in initial}))
+    findings = NetworkFindings(port or free_port(), len({peer.peer for peer in initial}))
     direct = [peer for peer in initial if peer.relay is None]
     findings.failed = {peer.text: "behind a relay: the doctor needs the relay's own address" for peer in initial if peer.relay}
     findings.failed.update(await probe(direct))
     known, failed = await meet([peer for peer in direct if peer.text not in findings.failed])
     findings.failed.update(failed)
     findings.joined = tuple(peer.initial.text for peer in known)
-    if port == 0:
-        async with bare_daemon(None, listen_on(0)) as any_port:
-            findings.port = await listening_port(any_port)
     own_ip = own_address(known[0].host if known else "192.0.2.1")
     mapping = asyncio.ensure_future(_mapping(known, own_ip, folder))
     try:
