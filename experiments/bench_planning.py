@@ -19,7 +19,9 @@ import numpy as np
 from gwtf_p2p.protocol.flow import solve
 from gwtf_p2p.protocol.flow_joint import solve_joint
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.iteration_plan import plan_for
 from gwtf_p2p.protocol.network_view import NetworkView
+from gwtf_p2p.protocol.pipeline_view import figures_of
 from gwtf_p2p.protocol.problem import DataPeer, Problem, RelayPeer, problem_of_view
 from gwtf_p2p.protocol.records import LinkMeasurement, LinkSource, PeerState, StageRecord, Timing
 
@@ -79,12 +81,33 @@ def timed_view_s(relays: int, data_peers: int, seed: int) -> float:
     return time.process_time() - began
 
 
+def timed_iteration_s(relays: int, data_peers: int, seed: int) -> tuple[float, float]:
+    """CPU seconds from records to a plan of an iteration, and the makespan that is forecast."""
+    view = view_of(relays, data_peers, np.random.default_rng(seed))
+    began = time.process_time()
+    figures, why = figures_of(view)
+    assert figures is not None, why
+    plan = plan_for.__wrapped__(figures, (), seed)
+    return time.process_time() - began, plan.makespan_s
+
+
+def bench_iterations(sizes: list[int], seeds: int) -> None:
+    print(f"plans of an iteration, {STAGES} stages, {FLOWS} microbatches, 8 data peers: medians of {seeds} seeds")
+    for relays in sizes:
+        spent, makespans = zip(*(timed_iteration_s(relays, 8, seed) for seed in range(seeds)), strict=True)
+        print(f"{relays:>7} relays: {median(spent):.2f} CPU seconds, {median(makespans):.2f} s forecast", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--relays", type=int, nargs="+", default=[100, 1000, 10_000])
     parser.add_argument("--data_peers", type=int, nargs="+", default=[1, 2, 8])
+    parser.add_argument("--iteration", action="store_true", help="plans of an iteration instead of flows of least cost")
     args = parser.parse_args()
+    if args.iteration:
+        bench_iterations(args.relays, args.seeds)
+        return
     print(f"{STAGES} stages, {FLOWS} flows wanted, {args.seeds} seeds: medians (worst)")
     row = "{:>7} {:>10} {:>8} {:>6} {:>15} {:>17} {:>9}"
     print(row.format("relays", "data peers", "network", "flows", "CPU seconds", "gap %", "exact s"))

@@ -32,8 +32,11 @@ WORTH_CHANGING = 0.004
 PER_SECOND = 12_000
 """Computations in forecasts per second of the iteration that is planned: 3 % of one core (measured: 400,000 in a second)."""
 
-FROM_NOTHING, GOING_ON, REVISING = 200_000, 60_000, 20_000
+FROM_NOTHING, GOING_ON, REVISING = 200_000, 60_000, 40_000
 """The most computations in forecasts. What is gained by more is under 1 %."""
+
+FULL_EFFORT_PEERS = 250
+"""Of many relays a random move finds a good one rarely: larger swarms get fewer forecasts, and rely on the first paths."""
 
 TICK_S = 0.5
 """Peers that see a change at about the same time should revise for the same time."""
@@ -150,7 +153,8 @@ def revise(figures: PipelineFigures, flows: tuple[Flow, ...], begun_ticks: int, 
 def _effort(pipeline: Pipeline, paths: Sequence[Path], most: int) -> Effort:
     """By the time that an iteration takes with the paths that there are: counted, so equal for all peers."""
     seconds = forecast(pipeline, paths).makespan_us / MICROSECONDS
-    computations = int(min(most, most / FROM_NOTHING * PER_SECOND * seconds))
+    part = min(1.0, FULL_EFFORT_PEERS / len(pipeline.peers))
+    computations = int(part * min(most, most / FROM_NOTHING * PER_SECOND * seconds))
     return Effort(steps=computations // 60, computations=computations)
 
 

@@ -23,8 +23,8 @@ from gwtf_p2p.protocol.records import PeerState
 class RelayPeer(PeerMachine):
     """One relay peer. `capacity` is the most microbatches held at once; 0 means no limit.
 
-    With `queues` it refuses nothing (SWARM): inputs wait in an unbounded queue, and the capacity, which is memory for
-    activations, limits how many are between the start of their forward and the end of their backward.
+    With `queues` it refuses nothing (SWARM, and `gwtf`'s plans of iterations): inputs wait in a queue, and the capacity, which
+    is memory for activations, limits how many are between the start of their forward and the end of their backward.
     """
 
     def __init__(self, context: Context, capacity: int, *, queues: bool = False, mover: Mover | None = None) -> None:

@@ -8,10 +8,10 @@ and both lines. It is published for the neighbouring stages, as the live swarm's
 A relay times one microbatch of each pass before it goes online, so its first record has a measured compute time.
 
 **Memory** is the same choice in all arms of a comparison. LIMITED: activations are kept from forward to backward, and a relay's
-capacity is what it has room for. A router's relays refuse what does not fit; SWARM's, which know no refusal, take it into an
-unbounded queue of inputs (free memory that the others do not get) and compute its forward when there is room. STRICT: the same,
-but SWARM's relays refuse as well. RECOMPUTED: no activations are kept, so nothing limits, and every backward is preceded by
-another forward. UNLIMITED: kept, without limit.
+capacity is what it has room for. Relays of SWARM, which know no refusal, and of `gwtf`, whose plan says what waits where, take
+inputs beyond it into a queue and compute their forward when there is room: with exact recovery inputs are kept until the commit
+in any case. Other routers' relays refuse what does not fit. STRICT: all relays refuse. RECOMPUTED: no activations are kept, so
+nothing limits, and every backward is preceded by another forward. UNLIMITED: kept, without limit.
 """
 
 from __future__ import annotations
