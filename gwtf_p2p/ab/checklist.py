@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import mean
 
@@ -14,7 +15,8 @@ def checklist(results: Sequence[RunResult], equivalence: str) -> tuple[tuple[str
     arms = list(dict.fromkeys(r.arm for r in results))
     swarm = [arm for arm in arms if is_swarm(arm)]
     live = [r for r in results if r.backend == LIVE]
-    seeds = {s: len({r.seed for r in results if r.scenario == s}) for s in dict.fromkeys(r.scenario for r in results)}
+    pairs = dict.fromkeys((r.backend, r.scenario) for r in results)
+    seeds = {f"{b} {s}": min(_seeds_by_arm(results, b, s).values()) for b, s in pairs}
     fewest = min(seeds.values())
     waits = sorted({f"{parse_arm(arm).config.in_flight or 'no limit'}" for arm in swarm})
     return (
@@ -37,7 +39,7 @@ def checklist(results: Sequence[RunResult], equivalence: str) -> tuple[tuple[str
         ("7", "Lost and repeated work counted as waste in all arms",
          "Waste = 1 - device seconds in committed gradients / all device seconds, computations cut off by a crash included."),
         ("8", "Same model, start weights, batch, data order, network and failures; 5 seeds; homogeneous control; equal losses",
-         f"All drawn from the seed alone; seeds by scenario: {', '.join(f'{s} {n}' for s, n in seeds.items())}"
+         f"All drawn from the seed alone; seeds of every arm: {', '.join(f'{s} {n}' for s, n in seeds.items())}"
          + (" (FEWER THAN 5 in some)" if fewest < 5 else "")
          + f"; homogeneous control {'included' if any('homogeneous' in s for s in seeds) else 'NOT in this report'}. "
          + (f"Losses: {equivalence}." if live else "The simulator trains nothing; losses are compared in live runs.")),
@@ -47,6 +49,11 @@ def checklist(results: Sequence[RunResult], equivalence: str) -> tuple[tuple[str
         ("10", "Reference arms: random below, the optimum above",
          f"random {'included' if 'random' in arms else 'NOT included'}; the bound (compute, slots, lines) in every table."),
     )  # fmt: skip
+
+
+def _seeds_by_arm(results: Sequence[RunResult], backend: str, scenario: str) -> Counter[str]:
+    """How many seeds each arm was run with."""
+    return Counter(r.arm for r in results if (r.backend, r.scenario) == (backend, scenario))
 
 
 def _official(arms: Sequence[str]) -> str:
