@@ -182,6 +182,19 @@ def a_stage_dies_with_its_disks(comparison: Comparison, folder: Path) -> str:
     return f"{comparison.equal_weights(swarm)}; back to {back[-1]['version']}, newcomer after {joined['seconds']:.1f} s"
 
 
+def a_relay_moves(comparison: Comparison, folder: Path) -> str:
+    """All peers of stage 2 are gone for good: one of stage 1 goes there, with the copy of its checkpoint that is kept."""
+    with Swarm(LONGER, folder, options={"moves": True}) as swarm:
+        swarm.until("a copy of stage 2 is kept elsewhere", lambda: _copies(swarm, 2) > 0)
+        before = len(swarm.said("online"))
+        for number in range(2):
+            swarm.run.kill(f"relay2.{number}")
+        moving = swarm.wait_for("moving")
+        moved_s = swarm.until("stage 2 has a peer", lambda: any(r["stage"] == 2 for r in swarm.said("online")[before:]))
+        swarm.to_the_end()
+    return f"{comparison.equal_weights(swarm)}; serves in stage {moving['to_stage']} {moved_s:.1f} s after its decision"
+
+
 def everything_is_killed(comparison: Comparison, folder: Path) -> str:
     """And starts again: it resumes at the last common iteration, with equal losses."""
     return _cold_restart(comparison, folder, lost_stage=None)
@@ -256,6 +269,7 @@ STORIES: dict[str, Story] = {
             a_donor_is_killed,
             a_stage_dies_and_comes_back,
             a_stage_dies_with_its_disks,
+            a_relay_moves,
             everything_is_killed,
             everything_is_killed_and_a_stage_loses_its_disks,
             memory_is_short,

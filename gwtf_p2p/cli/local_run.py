@@ -36,8 +36,8 @@ class RunFailed(Exception):
 class LocalRunConfig:
     """How the peers of a local run are set up. `own_folders`: a checkpoint folder for each peer, as on machines of their own.
 
-    `max_kept_bytes` 0: no limit; with `spill` what is above it goes to the disk. `drain_s` and `upload_bytes_per_s` as
-    in `PeerConfig`.
+    `max_kept_bytes` 0: no limit; with `spill` what is above it goes to the disk. `drain_s`,
+    `upload_bytes_per_s` and `moves` as in `PeerConfig`.
     """
 
     data_peers: int
@@ -52,6 +52,7 @@ class LocalRunConfig:
     spill: bool = False
     drain_s: float = 0.0
     upload_bytes_per_s: float = 0.0
+    moves: bool = False
     event_logs: bool = False
 
 
@@ -178,6 +179,7 @@ class LocalRun:
             ),
             memory=MemoryLimit(config.max_kept_bytes, self.folder / f"{name}.kept" if config.spill else None),
             drain_s=config.drain_s,
+            moves=config.moves,
             upload_bytes_per_s=config.upload_bytes_per_s,
             figures_every_s=FIGURES_S,
             fault=self.faults.pop(name, None),

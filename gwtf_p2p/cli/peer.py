@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("peer", help="relay peer: holds one stage of the model", description=__doc__)
     add_network_flags(parser, PEER_PORT)
     parser.add_argument("--run_id", help="the run to take part in")
-    parser.add_argument("--stage", type=int, help="hold this stage instead of the one that needs a peer most")
+    parser.add_argument("--stage", type=int, help="hold this stage, and stay there, instead of the one that needs a peer most")
     parser.add_argument("--capacity", type=int, default=4, help="most microbatches held at once (default 4)")
     add_compute_flags(parser)
     parser.set_defaults(run=run)
@@ -57,6 +57,7 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
         identity_path=args.identity_path,
         run_id=RunId(args.run_id),
         stage=args.stage,
+        moves=args.stage is None,
         capacity=args.capacity,
         executor=ExecutorConfig(args.device, args.torch_dtype),
         threads=args.threads,

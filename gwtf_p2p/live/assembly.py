@@ -13,6 +13,7 @@ from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.data_peer import DataPeer, DataPeerConfig
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.joining import choose_stage
+from gwtf_p2p.protocol.moving import Mover
 from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.records import RunRecord
 from gwtf_p2p.protocol.relay_peer import RelayPeer
@@ -97,4 +98,5 @@ def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -
         return RelayPeer(context, config.capacity, queues=config.queues)
     if router_kind(run.router).unbounded_queues:
         return RelayPeer(context, 0)
-    return RelayPeer(context, config.capacity, queues=getattr(settings, "queues_inputs", False))
+    mover = Mover(me) if config.moves else None
+    return RelayPeer(context, config.capacity, queues=getattr(settings, "queues_inputs", False), mover=mover)

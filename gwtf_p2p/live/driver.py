@@ -22,7 +22,7 @@ from gwtf_p2p.live.state_transfer import StateUnavailable
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.data_peer import DataPeer
 from gwtf_p2p.protocol.errors import RemoteProtocolError
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.messages import (
     Backward,
     Check,
@@ -85,13 +85,15 @@ Downloader = Callable[[ev.Download], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True, slots=True)
 class DriverParts:
-    """Everything a driver connects. `publish` is called when the record should go out soon."""
+    """Everything a driver connects. `publish` is called when the record should go out soon, `on_move` when this peer is to
+    begin anew in another stage."""
 
     compute: Compute
     transport: Transport
     average: Averager
     download: Downloader
     publish: Callable[[], None]
+    on_move: Callable[[Stage], None]
     on_report: ReportListener
     probes: LinkProbes
     log_event: Callable[[ev.Event, float], None] | None = None
@@ -223,6 +225,8 @@ class Driver:
                 self.parts.compute.discard(microbatch)
             case ev.Plan(job):
                 self._spawn(self._plan(job))
+            case ev.MoveTo(stage):
+                self.parts.on_move(stage)
             case ev.Publish():
                 self.parts.publish()
             case ev.Report():

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -94,10 +95,17 @@ async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport,
         run = await _find_run(config, dht)
         check_config(config, run)
         times.mark("run")
-        paths = Paths(daemon, reachability) if reachability is not None else None
-        peer = await start_running(config, run, Network(daemon, dht, reachability, paths, cache), on_report, times)
-        stack.push_async_callback(peer.close)
-        await peer.serve(stop)
+        while True:
+            paths = Paths(daemon, reachability) if reachability is not None else None
+            peer = await start_running(config, run, Network(daemon, dht, reachability, paths, cache), on_report, times)
+            try:
+                stage = await peer.serve(stop)
+            finally:
+                await peer.close()
+            if stage is None:
+                return
+            logger.info("this peer moves to stage %d", stage)
+            config, times = replace(config, stage=stage, fault=None), JoinTimes()
 
 
 async def _stop_daemon(daemon: Daemon) -> None:

@@ -26,8 +26,9 @@ class PeerConfig:
 
     `upload_bytes_per_s`: pace of state downloads that this peer serves, 0 for no limit. `drain_s`: how long a peer that is
     told to stop may finish what it holds. `join_timeout_s`: how long to try on while no initial peer answers. `memory`: how
-    much what is kept of microbatches may take. `figures_every_s` 0: the peer's figures (memory, seconds computed) are not
-    reported. `fault`: break down on purpose (tests and churn scripts).
+    much what is kept of microbatches may take. `moves`: a relay peer may go to another stage that needs it more.
+    `figures_every_s` 0: the peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests
+    and churn scripts).
     `router_config`: settings of the run's router, None for its default. `queues`: a relay queues what is over its capacity
     instead of refusing it; None as the router's kind has it. `emulation`: links and devices of a comparison (`gwtf ab`).
     Everything else about the training comes from the run record.
@@ -48,6 +49,7 @@ class PeerConfig:
     drain_s: float = 0.0
     join_timeout_s: float = 0.0
     memory: MemoryLimit = NO_LIMIT
+    moves: bool = False
     figures_every_s: float = 0.0
     fault: Fault | None = None
     event_log: Path | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -30,6 +31,7 @@ RECORD_PERIOD_S = 10.0
 VIEW_PERIOD_S = 2.0
 ASSEMBLING_PERIOD_S = 0.5
 PUBLISH_SOON_S = 0.2
+NUMBERS_PER_S = 10
 
 
 async def read_view(dht: Dht, run: RunRecord, own: StageRecord | None = None) -> NetworkView:
@@ -52,7 +54,8 @@ class RecordKeeper:
         self._due.set()
         self._changed = asyncio.Event()
         self._own: StageRecord | None = None
-        self._sequence = 0
+        # Newer than what this peer published before it started again, or in another stage; it publishes less often than that.
+        self._sequence = int(time.time() * NUMBERS_PER_S)
         self.resent_bytes: Callable[[], int] = lambda: 0
 
     def publish_soon(self) -> None:

@@ -43,8 +43,8 @@ class Replication:
 
     async def adopt(self, view: NetworkView) -> int:
         """What others keep of this stage, at the start; returns the history that it belongs to."""
-        found = await self._ask([peer for peer in view.records if peer != self._me])
-        history = max([self._checkpoints.history, *(h for h, _ in found.values())])
+        found = await self._ask(view.records)
+        history = max([self._checkpoints.history, *(h for h, kept in found.values() if kept)])
         self._note(found, history)
         return history
 

@@ -33,7 +33,7 @@ from gwtf_p2p.live.state_store import StateStore
 from gwtf_p2p.live.state_transfer import StateDonor, StateDownload
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.messages import Close
 from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.records import PathType, RunRecord
@@ -119,12 +119,15 @@ class RunningPeer:
         self._started = ev.Started()
         self._online = self._has_computed = False
         self._drained = asyncio.Event()
+        self._moved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._moves_to: Stage | None = None
         parts = DriverParts(
             compute=self.compute,
             transport=self.rpc,
             average=self._average,
             download=self._download,
             publish=self._publish,
+            on_move=self._move,
             on_report=self._report,
             probes=self.probes,
             log_event=self._on_event,
@@ -137,6 +140,7 @@ class RunningPeer:
         """Take up the newest own checkpoint, and learn what others keep of this stage. Raises InputError for another model."""
         checkpoints = self.checkpoints
         await asyncio.to_thread(checkpoints.look)
+        history = checkpoints.history if checkpoints.kept else await self.replication.adopt(view)
         if checkpoints.kept:
             newest = checkpoints.kept[-1]
             await self.compute.load(await asyncio.to_thread(checkpoints.read, self.place.stage, newest))
@@ -144,7 +148,7 @@ class RunningPeer:
         self._started = ev.Started(
             weights_version=checkpoints.kept[-1] if checkpoints.kept else 0,
             incarnation=int(time.time()),
-            history=checkpoints.history,
+            history=history,
             kept=self.replication.kept,
         )
 
@@ -153,8 +157,8 @@ class RunningPeer:
         for work, seconds in (await self.compute.measure()).items():
             self.driver.machine.ctx.timings.observe((work.value,), seconds)
 
-    async def serve(self, stop: asyncio.Event) -> None:
-        """Take part until told to stop."""
+    async def serve(self, stop: asyncio.Event) -> Stage | None:
+        """Take part until told to stop, or until this peer is to begin anew in another stage, which is returned."""
         machine = self.driver.machine
         self.state_download.on_chunk = lambda n, of: self.on_report({"name": "download", "chunks": n, "of": of})
         self.checkpoints.on_kept = self.replication.on_remote = self._tell_kept
@@ -172,8 +176,10 @@ class RunningPeer:
             )
         ]
         try:
-            await until(stop, self.daemon, *tasks, self.driver.failure)
-            await self._drain(*tasks)
+            await until(stop, self.daemon, *tasks, self.driver.failure, self._moved)
+            if not self._moved.done():
+                await self._drain(*tasks)
+            return None if stop.is_set() else self._moves_to
         finally:
             for task in tasks:
                 task.cancel()
@@ -198,6 +204,12 @@ class RunningPeer:
         with suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_s):
                 await until(self._drained, self.daemon, *tasks, self.driver.failure)
+
+    def _move(self, stage: Stage) -> None:
+        self._moves_to = stage
+        self._drained.set()
+        if not self._moved.done():
+            self._moved.set_result(None)
 
     async def _average(self, close: Close, gradient: dict[str, Tensor]) -> AverageResult:
         """The mean gradient of the group, weighted by microbatches. Raises AverageFailureError."""

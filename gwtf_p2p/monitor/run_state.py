@@ -149,6 +149,8 @@ class RunState:
             case "joined":
                 self.joined_s[peer] = float(report["seconds"])
                 return f"{peer} joined in {report['seconds']:.1f} s"
+            case "moving":
+                return f"{peer} moves from stage {report['stage']} to {report['to_stage']}: {report['reason']}"
             case "going_back":
                 return f"back to version {report['version']}: {report.get('reason', 'nobody has a later one')}"
             case "version_missing":

@@ -1,0 +1,27 @@
+"""The most telling live stories (`experiments/live_stories.py` has all): a data peer, a donor, a stage, everybody is lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from experiments.live_stories import STORIES, Comparison
+
+pytestmark = pytest.mark.live
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]:
+    """The undisturbed runs are done once for all stories."""
+    yield Comparison(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.mark.parametrize(
+    "story", ["a_data_peer_is_killed", "a_donor_is_killed", "a_stage_dies_with_its_disks", "everything_is_killed"]
+)
+def test_a_story_holds(story: str, comparison: Comparison, tmp_path: Path) -> None:
+    assert os.environ["XDG_RUNTIME_DIR"], "peers put their sockets where the test looks for leftovers"
+    assert STORIES[story](comparison, tmp_path)
