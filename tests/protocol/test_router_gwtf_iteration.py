@@ -132,3 +132,20 @@ def test_a_relay_that_hands_on_follows_what_is_published_for_this_iteration() ->
     assert relay.planning(NOBODY, 0.0) is None, "relays follow, they do not plan"
     assert relay.revised(MicrobatchId(A, 0, 0), Stage(2)) == made.share_of(A)[0].relays[1:]
     assert relay.revised(MicrobatchId(A, 1, 0), Stage(2)) == (), "of another iteration nothing is said"
+
+
+def test_peers_that_are_back_when_an_iteration_begins_are_planned_for_though_they_were_known_before() -> None:
+    router = router_of(A, records())
+    for iteration in range(14):  # until the search for these peers has ended
+        plan(router)
+        router.route(RouteRequest(MicrobatchId(A, iteration, 0), A, Stage(1), Stage(2)), float(iteration))
+        plan(router)
+    revised = plan(router, frozenset({PeerId("p")}), 9.0)
+    assert revised is not None and revised.is_revision
+    router.planning(NOBODY, 9.5)  # p is back; the revision for that is under way when the iteration begins
+    next_one = RouteRequest(MicrobatchId(A, 14, 0), A, Stage(1), Stage(2))
+    router.route(next_one, 10.0)
+    router.planned(None)
+    made = plan(router, now=10.0)
+    assert made is not None and not made.is_revision
+    assert isinstance(router.route(next_one, 10.0), Route)

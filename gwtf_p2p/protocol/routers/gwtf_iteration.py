@@ -68,7 +68,7 @@ class IterationRouter:
         self._searches = 0
         self._is_due = self._is_overdue = self._is_running = self._waits = False
         self._compared: NetworkView | None = None
-        self._iteration = -1
+        self._iteration = self._revises = -1
         self._began_at = 0.0
         self._flows: tuple[int, tuple[str, ...]] = (-1, ())
         self._mended: tuple[Seen, Mended | None] = ((None, frozenset()), None)
@@ -143,6 +143,7 @@ class IterationRouter:
         leader = min(view.data_peers)
         since_s = now - self._began_at + (view.link(leader, self.me).latency_s if leader != self.me else 0.0)
         flows = tuple((flow.data_peer, flow.relays) for flow in self._plan.flows)
+        self._revises = self._iteration
         return partial(revise, figures, flows, int(since_s / TICK_S), self._seed)
 
     def planned(self, plan: IterationPlan | None) -> None:
@@ -153,7 +154,8 @@ class IterationRouter:
         self._plans_made += 1
         self._reason = plan.reason
         if plan.is_revision:
-            self._take_up(plan)
+            if self._revises == self._iteration:  # else it has come too late
+                self._take_up(plan)
         else:
             self._next = plan
 
@@ -207,6 +209,7 @@ class IterationRouter:
         self._is_due, self._is_overdue, self._compared = True, self._is_due, None
         self._waits = plan is None or self._figures is None or plan.figures.swarm != self._figures.swarm
         if self._waits:
+            self._searches = max(self._searches, 1)  # a revision may have been for other peers than those that are here now
             return False
         assert plan is not None
         self._iteration, self._began_at, self._next = request.microbatch.iteration, now, None
