@@ -40,15 +40,16 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Peer]]:
 
     def go(*words: str) -> Peer:
         where = ["--port", "0", "--host_maddrs", "/ip4/127.0.0.1/tcp/0", "--identity_path", str(tmp_path / f"{len(peers)}.key")]
-        peers.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "gwtf_p2p", *words, *where, "--json"],
-                stdout=subprocess.PIPE,
-                stderr=(tmp_path / f"{len(peers)}.log").open("w"),
-                text=True,
-                env={**os.environ, "GWTF_HOME": str(tmp_path)},
+        with (tmp_path / f"{len(peers)}.log").open("w") as log:
+            peers.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "gwtf_p2p", *words, *where, "--json"],
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    env={**os.environ, "GWTF_HOME": str(tmp_path)},
+                )
             )
-        )
         return peers[-1]
 
     yield go
