@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,10 +98,13 @@ def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
         raise InputError("--initial_peers", "", "expected at least one multiaddr, as `gwtf dht` prints it")
     if not 0 <= args.port <= 65535:
         raise InputError("--port", str(args.port), "expected 0 to 65535")
-    host = args.host_maddrs if args.host_maddrs is not None else [f"/ip4/0.0.0.0/tcp/{args.port}"]
+    host = args.host_maddrs if args.host_maddrs is not None else _everywhere(args.port, is_bootstrap=not needs_peers)
     announce = list(args.announce_maddrs)
     if args.public_ip:
-        announce.append(f"/ip4/{args.public_ip}/tcp/{args.port}")
+        kind = "ip6" if ":" in args.public_ip else "ip4"
+        announce.append(f"/{kind}/{args.public_ip}/tcp/{args.port}")
+        if not needs_peers and args.host_maddrs is None:
+            announce.append(f"/{kind}/{args.public_ip}/udp/{args.port}/quic-v1")
     is_public = bool(announce) or not needs_peers
     return P2POptions(
         initial_peers=peers,
@@ -112,6 +116,17 @@ def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
         nat_port_map=False,  # `port_mapping` does it, and tells
         is_public=is_public,
     )
+
+
+def _everywhere(port: int, *, is_bootstrap: bool) -> list[str]:
+    """Where to listen: TCP, which carries tensors better than QUIC; a bootstrap peer may be joined by either."""
+    listen = [f"/ip4/0.0.0.0/tcp/{port}"]
+    has_ipv6 = Path("/proc/net/if_inet6").exists() or (socket.has_ipv6 and not sys.platform.startswith("linux"))
+    if is_bootstrap:
+        listen.append(f"/ip4/0.0.0.0/udp/{port}/quic-v1")
+    if is_bootstrap and has_ipv6 and port:
+        listen += [f"/ip6/::/tcp/{port}", f"/ip6/::/udp/{port}/quic-v1"]
+    return listen
 
 
 def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dict[str, Any]], None]) -> int:
