@@ -60,6 +60,7 @@ class _Way:
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     kind: PathType | None = None
+    told: PathType | None = None
     sent_bytes: int = 0
     opened_s: float = 0.0
     changing_until_s: float = 0.0
@@ -176,8 +177,9 @@ class Paths:
         before, way.kind = way.kind, kind
         if kind is PathType.RELAYED and before is not PathType.RELAYED:
             way.sent_bytes, way.opened_s = 0, self._clock()
-        if kind is before or kind is None:
+        if kind is way.told or kind is None:
             return
+        before, way.told = way.told, kind
         way.is_fragile = kind is not PathType.PUBLIC  # and stays so when it ends: the end of a circuit is no news of the peer
         logger.info("path to %s: %s%s", peer[-6:], kind.value, f", was {before.value}" if before else "")
         if kind is not PathType.RELAYED:

@@ -45,6 +45,9 @@ from gwtf_p2p.protocol.records import PathType
 logger = logging.getLogger(__name__)
 
 ANSWER_S = 5.0
+TRIES = 2
+"""The first stream on a fresh connection stalls now and then; the second one does not (measured)."""
+
 YES_S = 2.0
 """How long the start waits for a yes to a dial-back. A later one is still heard."""
 
@@ -175,11 +178,14 @@ class Reachability:
         self._listens = tuple(maddr for maddr in own if "/tcp/" in maddr and not is_loopback(maddr)) or tuple(own)
 
     async def _observe(self, relay: PeerId) -> None:
-        try:
-            observed = (await identify(self._daemon.control_path, relay, ANSWER_S)).observed
-        except StreamFailed as error:
-            logger.info("%s", error)
-            return
+        observed = ""
+        for _ in range(TRIES):
+            try:
+                observed = (await identify(self._daemon.control_path, relay, ANSWER_S / TRIES)).observed
+            except StreamFailed as error:
+                logger.info("%s", error)
+            else:
+                break
         if observed and "/p2p-circuit" not in observed and self._observed.get(relay) != observed:
             self._observed[relay] = observed
             self._on_change()

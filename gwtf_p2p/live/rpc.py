@@ -146,6 +146,9 @@ class Rpc:
                     with suppress(StreamLost, TimeoutError):
                         async with asyncio.timeout(deadline_s / 2):
                             return await self._call_once(to, header)
+                    while self._ways.is_fragile(to):  # its circuits may end at any moment; the deadline ends this
+                        with suppress(StreamLost):
+                            return await self._call_once(to, header)
                 return await self._call_once(to, header)
         except _FAILURES as error:
             kind, reason = _why(error, deadline_s, opened=True)
@@ -244,13 +247,22 @@ class _Watch:
         rpc = self._rpc
         try:
             async with asyncio.timeout(2 * rpc._options.first_try_s):
-                await rpc._ways.ready(self._peer)
-                self._frames, _ = await open_with_retry(
-                    rpc._daemon.control_path, self._peer, rpc._name, Purpose.WATCH, self, rpc._options.first_try_s
-                )
+                while self._frames is None:
+                    await rpc._ways.ready(self._peer)
+                    try:
+                        self._frames, _ = await open_with_retry(
+                            rpc._daemon.control_path, self._peer, rpc._name, Purpose.WATCH, self, rpc._options.first_try_s
+                        )
+                    except RpcFailed:
+                        if not rpc._ways.is_fragile(self._peer):
+                            raise
+                        await asyncio.sleep(AGAIN_S)
         except (TimeoutError, RpcFailed) as error:
             self.on_lost(str(error) or "no answer when the watch was opened")
 
+
+AGAIN_S = 0.1
+"""Between attempts to watch a peer whose circuits come and go."""
 
 _FAILURES = (TimeoutError, StreamLost, NotTaken, RemoteProtocolError)
 

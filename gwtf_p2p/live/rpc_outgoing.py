@@ -30,6 +30,8 @@ from gwtf_p2p.live.rpc_stream import (
 from gwtf_p2p.protocol.ids import PeerId
 
 _KEPT_STREAMS = 2
+_TRIES = 3
+"""For a stream to a peer whose circuits come and go: one may end just when it is to be used."""
 
 
 class Ways(Protocol):
@@ -169,7 +171,17 @@ class StreamPool:
             stream.close()
 
     async def _open(self, peer: PeerId) -> OutgoingStream:
+        for _ in range(_TRIES - 1):
+            await self._ways.ready(peer)
+            try:
+                return await self._open_once(peer)
+            except RpcFailed:
+                if not self._ways.is_fragile(peer):
+                    raise
         await self._ways.ready(peer)
+        return await self._open_once(peer)
+
+    async def _open_once(self, peer: PeerId) -> OutgoingStream:
         stream = OutgoingStream(lambda lost: self._forget(peer, lost))
         stream.frames, _ = await open_with_retry(
             self._control_path, peer, self._protocol_name, Purpose.TRANSFER, stream, self._options.first_try_s
