@@ -314,6 +314,11 @@ class Leader:
 
     def _leaves(self, peer: PeerId) -> None:
         self.roster.remove(peer, gone=True)
+        if self.attempt is not None and peer in self.attempt.members:
+            self._give_up(f"{peer} leaves")
+        if self.inquiry is not None:
+            self.inquiry.asked.discard(peer)
+            self._decide_when_known()
         self.try_close()
 
     def _welcome_joiners(self) -> None:
