@@ -67,8 +67,9 @@ def run(args: argparse.Namespace) -> int:
     schedule = Schedule(tasks, file, _run_one, lambda text: print(text, file=sys.stderr, flush=True))
     stopped = False
     if not args.report_only:
-        # A comparison that a shell started in the background has Ctrl+C ignored; `kill -INT` must stop it all the same.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # A comparison that a shell started in the background has Ctrl+C ignored; it must stop all the same, and clean up.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         try:
             schedule.work(_failures(backends))
         except KeyboardInterrupt:
