@@ -157,8 +157,9 @@ class Reachability:
         self._observed.clear()
         await self._look_at_own()
         self._mapper.look_again()
-        for relay in self._relays:  # the old connections would take minutes to be found dead
-            await disconnect(self._daemon.control_path, relay)
+        for peer in await connections(self._daemon.control_path):  # they are dead, and would be found so only after minutes
+            await disconnect(self._daemon.control_path, peer)
+        for relay in self._relays:
             self._note(relay, None)
         self._on_change()
 
