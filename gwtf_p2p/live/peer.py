@@ -22,7 +22,7 @@ from gwtf_p2p.live.identity import Identity, IdentityLock, default_identity_path
 from gwtf_p2p.live.join_times import JoinTimes
 from gwtf_p2p.live.joining import join, keep_joined
 from gwtf_p2p.live.network import Network
-from gwtf_p2p.live.p2p import Daemon, DaemonEnded, DaemonFailed, start_daemon
+from gwtf_p2p.live.p2p import Daemon, DaemonEnded, DaemonFailed, NetworkUnreachable, start_daemon
 from gwtf_p2p.live.paths import Paths
 from gwtf_p2p.live.peer_cache import PeerCache
 from gwtf_p2p.live.peer_config import ClockWrong, OnReport, PeerConfig
@@ -73,7 +73,15 @@ async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport,
         run_id = config.new_run.run_id if config.new_run else config.run_id
         cache = PeerCache(identity, run_id)
         start = partial(start_public_relay if config.options.is_public else start_daemon, identity=identity)
-        daemon = await join(start, config.options, cache, config.join_timeout_s, stop, on_report)
+        others = tuple(peer for peer in config.options.initial_peers if peer.peer != identity.peer_id)
+        options = replace(config.options, initial_peers=others)
+        try:
+            daemon = await join(start, options, cache, 0.0 if config.role == "dht" else config.join_timeout_s, stop, on_report)
+        except NetworkUnreachable as error:
+            if config.role != "dht":
+                raise
+            logger.warning("%s; this bootstrap peer serves alone until one of them is there", error)
+            daemon = await start(replace(options, initial_peers=()))
         times.mark("p2pd")
         stack.push_async_callback(_stop_daemon, daemon)
         await serve_speed(daemon)
@@ -86,7 +94,7 @@ async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport,
         times.mark("dht")
         on_report(await _started(daemon, reachability))
         await _check_clock(daemon, dht)
-        initial = tuple(dict.fromkeys((*config.options.initial_peers, *daemon.options.initial_peers)))
+        initial = tuple(dict.fromkeys((*others, *daemon.options.initial_peers)))
         joined = asyncio.ensure_future(keep_joined(daemon, dht, initial, cache))
         stack.callback(joined.cancel)
         if config.role == "dht":
