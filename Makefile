@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast test-all lint clean
 
 demo: $(INSTALLED)
 	$(RUN)gwtf demo $(ARGS)
@@ -13,7 +13,11 @@ test: $(INSTALLED) lint
 	$(RUN)python -m pytest $(ARGS)
 
 test-fast: $(INSTALLED)
-	$(RUN)python -m pytest -m "not live and not netns" $(ARGS)
+	$(RUN)python -m pytest -m "not live and not netns and not slow" $(ARGS)
+
+# Everything, the long lab runs and live stories included: about half an hour.
+test-all: $(INSTALLED) lint
+	$(RUN)python -m pytest -m "" $(ARGS)
 
 lint: $(INSTALLED)
 	$(RUN)ruff check .

@@ -268,7 +268,7 @@ class Leader:
             self.roster.enter(sender, standing)
             if standing.led_by not in (None, self.ctx.me) and self.roster.leads:
                 self._settle_who_leads(sender, standing)
-            if standing.stage == DATA_STAGE and not standing.syncing and sender not in self.roster.data_peers():
+            if self._waits_to_take_part(sender, standing):
                 self._joins(sender, standing)
             self._free(sender, standing)
             refused = standing.promised is not None and attempt is not None and standing.promised.leader != self.ctx.me
@@ -280,6 +280,11 @@ class Leader:
             self.roster.remove(sender, gone=False)
             self._void(sender, None)
             self._give_up(f"{sender} is not at iteration {position[1]}")
+
+    def _waits_to_take_part(self, peer: PeerId, standing: Standing) -> bool:
+        """A data peer with the weights that is not expected here, or that is and has not been told so."""
+        told = standing.active or self.member.data_peers is None
+        return standing.stage == DATA_STAGE and not standing.syncing and not (told and peer in self.roster.data_peers())
 
     def _settle_who_leads(self, other: PeerId, standing: Standing) -> None:
         """It does not know that this one leads. If two have started alone, each as the first of those it knew: the lower id."""

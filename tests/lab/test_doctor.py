@@ -18,7 +18,7 @@ from experiments.lab.warm import LabSwarm
 from gwtf_p2p.live.doctor_report import Line, RoleVerdict, Status
 from gwtf_p2p.live.doctor_rules import Diagnosis
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]  # the first test waits for eight doctors
+pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(900)]  # the first test waits for eight doctors
 
 KINDS = {
     "public": "none",

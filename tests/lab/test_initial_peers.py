@@ -13,7 +13,7 @@ from experiments.lab.topology import load_topology
 from gwtf_p2p.live.maddrs import parse_initial_peers
 from gwtf_p2p.live.p2p import P2POptions
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 HAS_IPV6 = Path("/proc/net/if_inet6").exists()
 DEAD = "/ip4/192.0.0.129/tcp/9/p2p/12D3KooWRahQcr9Awj8Jih9zivoS3f7A3W8RUsmXvj7cJ1NmQ4cK"

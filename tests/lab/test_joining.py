@@ -61,6 +61,7 @@ def test_a_relay_peer_behind_any_router_joins_a_running_swarm(running: Training,
         assert all("/p2p-circuit/" in maddr for maddr in started["maddrs"])
 
 
+@pytest.mark.slow
 def test_a_swarm_whose_every_peer_is_behind_a_router_trains_as_one_process_does(tmp_path: Path) -> None:
     """Two data peers and four relay peers behind six routers of five kinds; only the bootstrap is public."""
     steps = 10

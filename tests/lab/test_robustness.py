@@ -16,7 +16,7 @@ from experiments.lab.lab import Lab
 from experiments.lab.topology import load_topology
 from experiments.lab.training import Training
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 AGAIN_S = 150.0
 """Bounds a test that hangs; what it really took is printed."""

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.live_stories import STORIES, Comparison
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

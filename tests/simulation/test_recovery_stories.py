@@ -280,6 +280,14 @@ def test_a_leader_does_not_wait_for_the_answer_of_one_that_has_left(seed: int) -
     assert (tally.lost, tally.double) == (0, 0)
 
 
+def test_a_data_peer_that_is_expected_but_was_not_told_so_is_told() -> None:
+    """It came back in a new history, was welcomed while an average was under way, and then waited to be welcomed again."""
+    sweep = Sweep()
+    config = draw_config(671, sweep)
+    tally = small_swarm(config, draw_script(671, config, sweep)).run(sweep.iterations, deadline_s=500.0)
+    assert (tally.lost, tally.double) == (0, 0)
+
+
 @pytest.mark.parametrize("name", ["relay_1_0", "relay_2_1", "relay_3_0"])
 @pytest.mark.parametrize("at_s", [0.5, 1.9, 2.4, 4.0])
 def test_who_leaves_in_good_order_is_not_lost(name: str, at_s: float) -> None:
