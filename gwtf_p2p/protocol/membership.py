@@ -67,9 +67,13 @@ class Membership:
                 self.doubt()
 
     def data_peers(self) -> list[PeerId]:
-        """Other data peers that may know more."""
+        """Other data peers that may know more. One that is still joining may: it is back with later weights."""
         ctx = self.ctx
         known = set(self.member.data_peers or ()) | set(ctx.view.data_peers if ctx.view else ())
+        mine = (ctx.history, self.member.weights)
+        for record in ctx.view.records.values() if ctx.view else ():
+            if record.stage == DATA_STAGE and (record.history, record.weights_version) > mine:
+                known.add(record.peer)
         return sorted(p for p in known if p != ctx.me and not ctx.liveness.is_lost(p))
 
     def doubt(self) -> None:
