@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gwtf_p2p.live import libp2p_streams as streams
+from gwtf_p2p.live.dialling import maddr_text
 
 
 @given(st.lists(st.tuples(st.integers(1, 1000), st.one_of(st.integers(0, 2**63 - 1), st.binary(max_size=300))), max_size=8))
@@ -34,4 +35,4 @@ def test_a_message_that_ends_too_early_is_refused() -> None:
 
 
 def test_bytes_that_are_no_multiaddr_are_no_address() -> None:
-    assert streams._maddr(b"\xff\xff\xff\x00") == ""
+    assert maddr_text(b"\xff\xff\xff\x00") == ""
