@@ -55,7 +55,7 @@ def test_every_profile_is_tried_and_described() -> None:
 def test_the_bootstrap_announces_its_public_port(monkeypatch: pytest.MonkeyPatch) -> None:
     config, _ = load("bootstrap", monkeypatch)
     assert config.role == "dht"
-    assert config.options.host_maddrs == ("/ip4/0.0.0.0/tcp/31337",)
+    assert "/ip4/0.0.0.0/tcp/31337" in config.options.host_maddrs
     assert config.options.announce_maddrs == ("/ip4/203.0.113.7/tcp/31337",)
 
 
