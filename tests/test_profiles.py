@@ -56,7 +56,7 @@ def test_the_bootstrap_announces_its_public_port(monkeypatch: pytest.MonkeyPatch
     config, _ = load("bootstrap", monkeypatch)
     assert config.role == "dht"
     assert "/ip4/0.0.0.0/tcp/31337" in config.options.host_maddrs
-    assert config.options.announce_maddrs == ("/ip4/203.0.113.7/tcp/31337",)
+    assert "/ip4/203.0.113.7/tcp/31337" in config.options.announce_maddrs
 
 
 def test_the_public_relay_peer_announces_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
