@@ -10,6 +10,7 @@ from gwtf_p2p.ab.result import SIM, RunResult
 from gwtf_p2p.ab.scaling import scaled
 from gwtf_p2p.ab.task import RunTask
 from gwtf_p2p.live.timed_router import timed
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.routers.base import Router
@@ -41,7 +42,7 @@ class Recorder(Trace):
         about = "/".join(span.about.split("/")[1:]) if "/" in span.about else span.about
         self.rows.append(Row(span.peer, span.what, about, span.began, span.ended, span.to or ""))
 
-    def report(self, peer: PeerId, report: ev.Report, now: float) -> None:
+    def report(self, peer: PeerId, report: ef.Report, now: float) -> None:
         if report.name == "recovered":
             seconds = report.fields["seconds"]
             assert isinstance(seconds, float | int)

@@ -1,4 +1,4 @@
-"""Have the own p2pd connect to a peer, at given addresses, and see which connections there are.
+"""Have the own p2pd connect to a peer, at given addresses, see which connections there are, and open streams.
 
 Spoken by hand over p2pd's control socket: hivemind's `Multiaddr.to_bytes` writes ids of the form 12D3... in a way that p2pd
 refuses. p2pd answers at once when there is any connection to the peer already, direct or through a relay.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from hivemind.p2p import PeerID
 from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe, write_pbmsg
@@ -18,6 +19,12 @@ from hivemind.utils.multiaddr.exceptions import Error as MultiaddrError
 from gwtf_p2p.protocol.ids import PeerId
 
 CIRCUIT = "/p2p-circuit"
+
+
+class StreamRefused(Exception):
+    """p2pd could not open the stream: the peer is not to be reached, or does not speak the protocol."""
+
+
 _ANSWER_S = 5.0
 
 
@@ -59,6 +66,25 @@ async def connections(control_path: str) -> dict[PeerId, list[str]]:
         addresses = found.setdefault(PeerId(str(PeerID(info.id))), [])
         addresses += filter(None, map(maddr_text, info.addrs))
     return found
+
+
+async def open_stream(control_path: str, peer: PeerId, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A stream to a peer; abort the writer's transport to end it. Safe to cancel: nothing stays open.
+
+    Raises StreamRefused; OSError or IncompleteReadError when the own p2pd is gone. hivemind's own `stream_open` leaves the unix
+    connection open in both processes whenever the peer cannot be reached.
+    """
+    request = p2pd_pb2.StreamOpenRequest(peer=PeerID.from_base58(peer).to_bytes(), proto=[protocol])
+    response = p2pd_pb2.Response()
+    reader, writer = await asyncio.open_unix_connection(control_path)
+    with ExitStack() as on_failure:
+        on_failure.callback(writer.transport.abort)
+        await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=request))
+        await read_pbmsg_safe(reader, response)
+        if response.type == p2pd_pb2.Response.ERROR:
+            raise StreamRefused(response.error.msg)
+        on_failure.pop_all()
+    return reader, writer
 
 
 def is_circuit(maddr: str) -> bool:

@@ -11,22 +11,17 @@ taken then, and another one is examined.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hivemind.p2p import P2P
-from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
-
 from gwtf_p2p.live.dialling import connect, connections
 from gwtf_p2p.live.identity import Identity, create_identity
-from gwtf_p2p.live.libp2p_streams import Identified, StreamFailed, dial_back, identify
+from gwtf_p2p.live.libp2p_streams import DIAL_REFUSED, Identified, StreamFailed, dial_back, identify
 from gwtf_p2p.live.maddrs import InitialPeer
-from gwtf_p2p.live.p2p import Daemon, DaemonFailed, P2POptions
-from gwtf_p2p.live.p2p_lifetime import make_socket_dir, socket_base
+from gwtf_p2p.live.p2p import Daemon, P2POptions, running_daemon
 from gwtf_p2p.live.port_mapping import FIND_S, Mapped, PortMapper
 from gwtf_p2p.live.reachability_rules import host_of, port_of
 from gwtf_p2p.protocol.ids import PeerId
@@ -34,9 +29,6 @@ from gwtf_p2p.protocol.ids import PeerId
 ANSWER_S = 5.0
 _START_S = 40.0
 """p2pd starts in 0.2 s; a doctor also visits machines that have too much to do."""
-
-DIAL_REFUSED = "the dial was refused"
-"""As `libp2p_streams` puts it: asked too often, or for an address that the peer does not dial."""
 
 YES_S = 4.0
 """How long a dial-back may take: a yes takes a few round trips, a no 15 s, so silence counts as no."""
@@ -74,7 +66,7 @@ async def meet(initial: Sequence[InitialPeer]) -> tuple[list[KnownPeer], dict[st
     """Connect to all; those that answer, one address each, and the addresses that do not, with the reason."""
     known: dict[PeerId, KnownPeer] = {}
     failed: dict[str, str] = {}
-    async with bare_daemon(None, ()) as daemon:
+    async with quiet_daemon(None, ()) as daemon:
         for peer in initial:
             if peer.peer in known:
                 continue
@@ -96,14 +88,14 @@ async def cold_dial(first: KnownPeer, port: int, folder: Path) -> bool | None:
     if not first.says.dials_back:
         return None
     identity = create_identity(folder / "cold.key")
-    async with bare_daemon(identity, listen_on(port)), bare_daemon(identity, ()) as asker:
+    async with quiet_daemon(identity, listen_on(port)), quiet_daemon(identity, ()) as asker:
         return await _dials(asker, first, f"/ip4/{host_of(first.says.observed)}/tcp/{port}")
 
 
 async def warm_dials(home: Daemon, identity: Identity, first: KnownPeer, second: KnownPeer | None) -> WarmTrial:
     """Home calls the first peer, both dial home, then home calls the second. `second` is on another address, or None."""
     observed = await _observed_by(home, first)
-    async with bare_daemon(identity, ()) as asker:
+    async with quiet_daemon(identity, ()) as asker:
         stranger, known = await asyncio.gather(_dials(asker, second, observed), _dials(home, first, observed))
     seen = (observed, await _observed_by(home, second) if second else "")
     return WarmTrial(tuple(filter(None, seen)), stranger, known)
@@ -118,7 +110,7 @@ async def try_mapping(known: Sequence[KnownPeer], folder: Path) -> MappingTrial:
         if maddr is None or dialling is None:
             return MappingTrial(mapper.mapped, mapper.reason, mapper.outside_ip)
         identity = create_identity(folder / "mapping.key")
-        async with bare_daemon(identity, listen_on(port)), bare_daemon(identity, ()) as asker:
+        async with quiet_daemon(identity, listen_on(port)), quiet_daemon(identity, ()) as asker:
             return MappingTrial(mapper.mapped, "", mapper.outside_ip, await _dials(asker, dialling, maddr))
     finally:
         await mapper.close()
@@ -162,36 +154,15 @@ async def _dials(asking: Daemon, peer: KnownPeer | None, at: str) -> bool | None
 
 
 @asynccontextmanager
-async def bare_daemon(identity: Identity | None, host_maddrs: tuple[str, ...]) -> AsyncIterator[Daemon]:
-    """A p2pd that does nothing unasked: no DHT of libp2p's, no port mapping, no AutoNAT, neither as a service nor for itself
-    (forced reachability), since a peer that is asked to dial back more than 30 times a minute refuses. Raises DaemonFailed.
-    """
-    sockets = make_socket_dir(socket_base(os.environ))
-
-    class BareP2P(P2P):
-        _UNIX_SOCKET_PREFIX = f"/unix{sockets.path}/"
-        DHT_MODE_MAPPING = {"off": {}}  # noqa: RUF012 (hivemind's own attribute)
-
-    try:
-        p2p = await BareP2P.create(
-            host_maddrs=host_maddrs or None,
-            no_listen=not host_maddrs,
-            identity_path=str(identity.path) if identity else None,
-            check_if_identity_free=False,
-            dht_mode="off",
-            auto_nat=False,
-            force_reachability="private",
-            nat_port_map=False,
-            startup_timeout=_START_S,
-        )
-    except P2PDaemonError as error:
-        sockets.remove()
-        raise DaemonFailed(f"p2pd does not start: {error}") from error
-    except BaseException:
-        sockets.remove()
-        raise
-    daemon = Daemon(p2p, sockets, P2POptions(host_maddrs=host_maddrs))
-    try:
+async def quiet_daemon(identity: Identity | None, host_maddrs: tuple[str, ...]) -> AsyncIterator[Daemon]:
+    """A p2pd that does nothing unasked (see `P2POptions.is_quiet`). Raises DaemonFailed."""
+    options = P2POptions(
+        host_maddrs=host_maddrs,
+        check_identity=False,
+        auto_nat=False,
+        nat_port_map=False,
+        is_quiet=True,
+        start_timeout_s=_START_S,
+    )
+    async with running_daemon(options, identity) as daemon:
         yield daemon
-    finally:
-        await asyncio.shield(daemon.stop())

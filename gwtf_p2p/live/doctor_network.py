@@ -14,11 +14,11 @@ from gwtf_p2p.live.doctor_nat import (
     ANSWER_S,
     KnownPeer,
     MappingTrial,
-    bare_daemon,
     cold_dial,
     free_port,
     listen_on,
     meet,
+    quiet_daemon,
     try_mapping,
     warm_dials,
 )
@@ -110,7 +110,7 @@ async def _examine_with_peers(
     second = next((peer for peer in known if peer.host != first.host), None)
     hops, cold = await asyncio.gather(first_hops(first.host), cold_dial(first, findings.port, folder))
     identity = create_identity(folder / "warm.key")
-    async with bare_daemon(identity, listen_on(findings.port)) as home:
+    async with quiet_daemon(identity, listen_on(findings.port)) as home:
         await serve_speed(home)
         warm = await warm_dials(home, identity, first, second)
         findings.evidence = Evidence(own_ip, warm.observed, cold, warm.stranger, warm.known, hops)
@@ -135,7 +135,7 @@ async def _try_relay(home: Daemon, peer: KnownPeer, measure: bool) -> RelayTrial
         return RelayTrial(relay, maddr, why=str(error))
     if not measure:
         return RelayTrial(relay, maddr, slot)
-    async with bare_daemon(None, ()) as caller:
+    async with quiet_daemon(None, ()) as caller:
         why = await connect(caller.control_path, home.peer_id, [f"{maddr}/p2p-circuit/p2p/{home.peer_id}"], ANSWER_S)
         if why:
             return RelayTrial(relay, maddr, slot, why=f"the slot is given, but the relay does not connect: {why}")

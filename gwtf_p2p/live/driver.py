@@ -19,6 +19,7 @@ from gwtf_p2p.live.faults import FaultTrigger
 from gwtf_p2p.live.probes import LinkProbes
 from gwtf_p2p.live.rpc_api import FailureKind, Header, PushResult, RpcFailed
 from gwtf_p2p.live.state_transfer import StateUnavailable
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.data_peer import DataPeer
 from gwtf_p2p.protocol.errors import RemoteProtocolError
@@ -44,7 +45,7 @@ CALL_DEADLINE_S = 5.0
 PUSH_DEADLINE_S = 120.0
 """Only a bound on leaked transfers: the protocol's own deadlines, from measured times, act long before and cancel."""
 
-ReportListener = Callable[[ev.Report, float], None]
+ReportListener = Callable[[ef.Report, float], None]
 
 
 class Transport(Protocol):
@@ -79,7 +80,7 @@ class AverageFailureError(Exception):
 Averager = Callable[[Close, dict[str, Tensor]], Coroutine[Any, Any, AverageResult]]
 """Averages this member's mean gradient with its group. Raises AverageFailureError."""
 
-Downloader = Callable[[ev.Download], Coroutine[Any, Any, None]]
+Downloader = Callable[[ef.Download], Coroutine[Any, Any, None]]
 """Puts a state in place. Raises StateUnavailable or RemoteProtocolError, and then changes nothing."""
 
 
@@ -119,7 +120,7 @@ class Driver:
 
     # ---- events in
 
-    def feed(self, event: ev.Event) -> list[ev.Effect]:
+    def feed(self, event: ev.Event) -> list[ef.Effect]:
         """Handle one event and carry out what follows; returns the effects, for answers."""
         if self._stopped:
             return []
@@ -160,7 +161,7 @@ class Driver:
             expected = self.parts.compute.activation_bytes
             return _reply(Verdict.REFUSED, f"payload: expected {expected} bytes, got {payload_bytes}")
         effects = self.feed(ev.Offered(sender, message))
-        answer = next((effect for effect in effects if isinstance(effect, ev.Answer)), None)
+        answer = next((effect for effect in effects if isinstance(effect, ef.Answer)), None)
         return _reply(answer.verdict, answer.detail) if answer else _reply(Verdict.BUSY, "stopping")
 
     def on_delivery(self, sender: PeerId, header: Header, payload: memoryview) -> None:
@@ -178,7 +179,7 @@ class Driver:
             raise RemoteProtocolError(f"{type(message).__name__} needs a payload")
         effects = self.feed(ev.Received(sender, message))
         if isinstance(message, Check):
-            unknown = next((e.unknown for e in effects if isinstance(e, ev.AnswerCheck)), message.microbatches)
+            unknown = next((e.unknown for e in effects if isinstance(e, ef.AnswerCheck)), message.microbatches)
             known = set(message.microbatches) - set(unknown)
             return {"known": [message.microbatches.index(m) for m in sorted(known)]}
         return {}
@@ -188,53 +189,53 @@ class Driver:
 
     # ---- effects out
 
-    def _carry_out(self, effect: ev.Effect) -> None:
+    def _carry_out(self, effect: ef.Effect) -> None:
         match effect:
-            case ev.Push():
+            case ef.Push():
                 self._pushes[effect.token] = self._spawn(self._push(effect))
-            case ev.CancelPush(token):
+            case ef.CancelPush(token):
                 task = self._pushes.pop(token, None)
                 if task is not None:
                     task.cancel()
-            case ev.Send(to, message):
+            case ef.Send(to, message):
                 self._send(to, message)
-            case ev.Ask():
+            case ef.Ask():
                 self._spawn(self._ask(effect))
-            case ev.Compute(work, microbatch):
+            case ef.Compute(work, microbatch):
                 self._spawn(self._compute(work, microbatch))
-            case ev.StartTimer(name, delay_s):
+            case ef.StartTimer(name, delay_s):
                 self._start_timer(name, delay_s)
-            case ev.CancelTimer(name):
+            case ef.CancelTimer(name):
                 timer = self._timers.pop(name, None)
                 if timer is not None:
                     timer.cancel()
-            case ev.Watch(peer):
+            case ef.Watch(peer):
                 self.parts.transport.watch(peer)
-            case ev.Unwatch(peer):
+            case ef.Unwatch(peer):
                 self.parts.transport.unwatch(peer)
-            case ev.Average(close):
+            case ef.Average(close):
                 self._averaging[close.iteration, close.attempt] = self._spawn(self._average(close))
-            case ev.CancelAverage(iteration, attempt):
+            case ef.CancelAverage(iteration, attempt):
                 self._cancel_average((iteration, attempt))
-            case ev.Step(iteration, attempt):
+            case ef.Step(iteration, attempt):
                 self._spawn(self._step(iteration, attempt))
-            case ev.Download():
+            case ef.Download():
                 self._start_download(effect)
-            case ev.Discard(microbatch):
+            case ef.Discard(microbatch):
                 self._sent -= {(microbatch, slot) for slot in ev.Slot}
                 self.parts.compute.discard(microbatch)
-            case ev.Plan(job):
+            case ef.Plan(job):
                 self._spawn(self._plan(job))
-            case ev.MoveTo(stage):
+            case ef.MoveTo(stage):
                 self.parts.on_move(stage)
-            case ev.Publish():
+            case ef.Publish():
                 self.parts.publish()
-            case ev.Report():
+            case ef.Report():
                 self.parts.on_report(effect, self.clock())
-            case ev.Answer() | ev.AnswerCheck():
+            case ef.Answer() | ef.AnswerCheck():
                 pass  # read by whoever fed the event
 
-    async def _push(self, push: ev.Push) -> None:
+    async def _push(self, push: ef.Push) -> None:
         parts = self.parts
         what = (push.message.microbatch, push.slot)
         payload = parts.compute.payload(*what)
@@ -266,7 +267,7 @@ class Driver:
         except RpcFailed as error:
             self.feed(ev.SendFailed(to, message, f"{error.kind.value}: {error.reason}"))
 
-    async def _ask(self, ask: ev.Ask) -> None:
+    async def _ask(self, ask: ef.Ask) -> None:
         began = self.clock()
         try:
             reply = await self.parts.transport.call(ask.peer, to_header(Check(ask.microbatches)), ask.deadline_s)
@@ -308,17 +309,17 @@ class Driver:
     async def _step(self, iteration: int, attempt: int) -> None:
         result = self._averages.pop((iteration, attempt))
         norm = await self.parts.compute.step(result.tensors, iteration)
-        self.parts.on_report(ev.Report("optimizer_step", {"iteration": iteration, "gradient_norm": norm}), self.clock())
+        self.parts.on_report(ef.Report("optimizer_step", {"iteration": iteration, "gradient_norm": norm}), self.clock())
         self.feed(ev.Stepped(iteration))
 
-    def _start_download(self, download: ev.Download) -> None:
+    def _start_download(self, download: ef.Download) -> None:
         if self._download_task is not None:
             self._download_task.cancel()
         for key in [key for key in {*self._averages, *self._averaging} if key[0] < download.version]:
             self._cancel_average(key)
         self._download_task = self._spawn(self._download(download))
 
-    async def _download(self, download: ev.Download) -> None:
+    async def _download(self, download: ef.Download) -> None:
         try:
             await self.parts.download(download)
         except (StateUnavailable, RemoteProtocolError) as error:

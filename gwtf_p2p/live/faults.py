@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.messages import Backward, Forward
 
@@ -82,11 +83,11 @@ class FaultTrigger:
             case _:
                 pass
 
-    def on_effect(self, effect: ev.Effect) -> None:
+    def on_effect(self, effect: ef.Effect) -> None:
         """Before it is carried out, except that an average has begun."""
-        if isinstance(effect, ev.Push):
+        if isinstance(effect, ef.Push):
             self._pushes[effect.token] = effect.message
-        elif isinstance(effect, ev.Average):
+        elif isinstance(effect, ef.Average):
             self._reached("averaging", effect.close.iteration)
 
     def _reached(self, moment: str, iteration: int) -> None:

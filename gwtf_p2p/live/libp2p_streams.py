@@ -23,11 +23,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from hivemind.p2p import PeerID
-from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe, write_pbmsg
-from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
-from gwtf_p2p.live.dialling import maddr_text
+from gwtf_p2p.live.dialling import StreamRefused, maddr_text, open_stream
 from gwtf_p2p.protocol.ids import PeerId
 
 IDENTIFY = "/ipfs/id/1.0.0"
@@ -41,9 +39,11 @@ _MAX_MESSAGE = 1 << 16
 _VARINT, _BYTES = 0, 2
 _RESERVE, _STATUS, _STATUS_OK = 0, 2, 100
 _DIAL, _DIAL_RESPONSE = 0, 1
+DIAL_REFUSED = "the dial was refused"
+"""Asked too often, or for an address that the peer does not dial."""
 _REASONS = {
     100: "the dial failed",
-    101: "the dial was refused",
+    101: DIAL_REFUSED,
     200: "reservation refused",
     201: "the relay is full",
     202: "permission denied",
@@ -162,17 +162,11 @@ async def _stream(
     writer = None
     try:
         async with asyncio.timeout(limit_s):
-            reader, writer = await asyncio.open_unix_connection(control_path)
-            request = p2pd_pb2.StreamOpenRequest(peer=PeerID.from_base58(peer).to_bytes(), proto=[protocol])
-            await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=request))
-            response = p2pd_pb2.Response()
-            await read_pbmsg_safe(reader, response)
-            if response.type == p2pd_pb2.Response.ERROR:
-                raise StreamFailed(f"{protocol} with {peer[-6:]}: {response.error.msg}")
+            reader, writer = await open_stream(control_path, peer, protocol)
             yield reader, writer
     except TimeoutError as error:
         raise StreamFailed(f"{protocol} with {peer[-6:]}: no answer within {limit_s:.0f} s") from error
-    except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+    except (StreamRefused, OSError, asyncio.IncompleteReadError, ValueError) as error:
         raise StreamFailed(f"{protocol} with {peer[-6:]}: {error or type(error).__name__}") from error
     finally:
         if writer is not None:

@@ -17,7 +17,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,7 +83,8 @@ class P2POptions:
     `host_maddrs` empty: listen nowhere. `dht_mode`, of libp2p's own DHT: server, client (for peers that nobody can dial), or
     auto, as AutoNAT finds. `check_identity`: ask the swarm whether another peer runs with this identity (0.3 s and a second
     p2pd for a moment). `auto_nat`: find out how others can reach this peer, and make it so. `is_public`: this peer is known to
-    be reachable; p2pd need not find out, and relays for others at once (`public_relay`).
+    be reachable; p2pd need not find out, and relays for others at once (`public_relay`). `is_quiet`: this p2pd does nothing
+    unasked: no DHT of libp2p's, and nobody asked to dial back, since a peer that is asked more than 30 times a minute refuses.
     """
 
     initial_peers: tuple[InitialPeer, ...] = ()
@@ -97,6 +98,8 @@ class P2POptions:
     noise: bool = False
     check_identity: bool = True
     is_public: bool = False
+    is_quiet: bool = False
+    start_timeout_s: float = _START_S
     relay_flags: tuple[str, ...] = _RELAY_FLAGS
 
 
@@ -236,7 +239,8 @@ async def _launch(options: P2POptions, identity: Identity | None) -> Daemon:
     base = socket_base(os.environ)
     sweep(base)
     sockets = make_socket_dir(base)
-    try:
+    with ExitStack() as on_failure:
+        on_failure.callback(sockets.remove)
         p2p = await _daemon_class(sockets.path, options).create(
             initial_peers=[peer.text for peer in options.initial_peers],
             host_maddrs=options.host_maddrs or None,
@@ -244,24 +248,23 @@ async def _launch(options: P2POptions, identity: Identity | None) -> Daemon:
             announce_maddrs=options.announce_maddrs or None,
             identity_path=str(identity.path) if identity else None,
             check_if_identity_free=False,  # checked before, where the reason can be told
-            dht_mode=options.dht_mode,
+            dht_mode="off" if options.is_quiet else options.dht_mode,
             use_relay=options.use_relay,
             use_auto_relay=options.use_auto_relay,
             auto_nat=options.auto_nat,
             nat_port_map=options.nat_port_map,
-            force_reachability="public" if options.is_public else None,
+            force_reachability="public" if options.is_public else "private" if options.is_quiet else None,
             persistent_conn_max_msg_size=DEFAULT_MAX_MSG_SIZE,  # unequal limits make callers hang (measured)
-            startup_timeout=_START_S,
+            startup_timeout=options.start_timeout_s,
         )
-    except BaseException:
-        sockets.remove()
-        raise
+        on_failure.pop_all()
     return Daemon(p2p, sockets, options)
 
 
 def _daemon_class(socket_dir: Path, options: P2POptions) -> type[P2P]:
     class GwtfP2P(P2P):
         _UNIX_SOCKET_PREFIX = f"/unix{socket_dir}/"
+        DHT_MODE_MAPPING = {**P2P.DHT_MODE_MAPPING, "off": {}}  # noqa: RUF012 (hivemind's own attribute)
 
         @staticmethod
         def _make_process_args(*args: object, **kwargs: object) -> list[str]:

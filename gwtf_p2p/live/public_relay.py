@@ -9,6 +9,7 @@ again when it is the wrong one.
 from __future__ import annotations
 
 import logging
+from contextlib import AsyncExitStack
 
 from gwtf_p2p.live.dialling import connect
 from gwtf_p2p.live.identity import Identity
@@ -31,11 +32,10 @@ async def start_public_relay(options: P2POptions, identity: Identity | None = No
     """
     for attempt in range(1, STARTS + 1):
         daemon = await start_daemon(options, identity)
-        try:
+        async with AsyncExitStack() as on_failure:
+            on_failure.push_async_callback(daemon.stop)
             budget = await granted(daemon)
-        except BaseException:
-            await daemon.stop()
-            raise
+            on_failure.pop_all()
         if budget is None or is_generous(budget):
             return daemon
         logger.info("start %d: this relay grants %d bytes per circuit; p2pd is started again", attempt, budget.circuit_bytes)

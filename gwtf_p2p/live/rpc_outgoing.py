@@ -14,8 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from hivemind.p2p import PeerID
-
+from gwtf_p2p.live.dialling import StreamRefused
 from gwtf_p2p.live.rpc_api import FailureKind, Header, RpcFailed, RpcOptions, pack, unpack
 from gwtf_p2p.live.rpc_stream import (
     MAX_CONTROL_BYTES,
@@ -23,7 +22,6 @@ from gwtf_p2p.live.rpc_stream import (
     FrameListener,
     FrameStream,
     Purpose,
-    StreamRefused,
     clock_s,
     open_frames,
 )
@@ -225,13 +223,12 @@ async def open_with_retry(
 
     Raises RpcFailed (UNREACHABLE).
     """
-    peer_id = PeerID.from_base58(peer)
     try:
         try:
             async with asyncio.timeout(first_try_s):
-                return await open_frames(control_path, peer_id, protocol_name, purpose, listener)
+                return await open_frames(control_path, peer, protocol_name, purpose, listener)
         except TimeoutError:
-            return await open_frames(control_path, peer_id, protocol_name, purpose, listener)
+            return await open_frames(control_path, peer, protocol_name, purpose, listener)
     except (StreamRefused, OSError) as error:
         raise RpcFailed(peer, FailureKind.UNREACHABLE, str(error)) from error
 

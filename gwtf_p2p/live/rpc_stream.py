@@ -23,12 +23,12 @@ import asyncio
 import struct
 import time
 import zlib
+from contextlib import ExitStack
 from enum import IntEnum
 from typing import Protocol, cast
 
-from hivemind.p2p import PeerID
-from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe, write_pbmsg
-from hivemind.proto import p2pd_pb2
+from gwtf_p2p.live.dialling import StreamRefused, open_stream
+from gwtf_p2p.protocol.ids import PeerId
 
 FRAME_HEADER = struct.Struct(">BI")
 END_BODY = struct.Struct(">QI")
@@ -73,10 +73,6 @@ class Greeted(IntEnum):
 
     OK = 0
     WRONG_VERSION = 1
-
-
-class StreamRefused(Exception):
-    """p2pd could not open the stream, or the other end does not speak this version."""
 
 
 class FrameListener(Protocol):
@@ -223,35 +219,27 @@ class FrameStream(asyncio.BufferedProtocol):
 
 
 async def open_frames(
-    control_path: str, peer: PeerID, protocol_name: str, purpose: Purpose, listener: FrameListener
+    control_path: str, peer: PeerId, protocol_name: str, purpose: Purpose, listener: FrameListener
 ) -> tuple[FrameStream, float]:
     """Open a stream to `peer` through the p2pd at `control_path`; returns it with the round trip of the greeting in seconds.
 
-    Raises StreamRefused, or OSError when the own p2pd is gone. Safe to cancel: nothing stays open. hivemind's own
-    `stream_open` leaves the unix connection open in both processes whenever the peer cannot be reached.
+    Raises StreamRefused, also for another version, or OSError when the own p2pd is gone. Safe to cancel: nothing stays open.
     """
-    reader, writer = await asyncio.open_unix_connection(control_path)
-    try:
-        request = p2pd_pb2.StreamOpenRequest(peer=peer.to_bytes(), proto=[protocol_name])
-        await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=request))
-        response = p2pd_pb2.Response()
-        await read_pbmsg_safe(reader, response)
-        if response.type == p2pd_pb2.Response.ERROR:
-            raise StreamRefused(response.error.msg)
-        start_s = clock_s()
-        writer.write(GREETING.pack(MAGIC, STREAM_VERSION, purpose))
-        magic, version, status = GREETING.unpack(await reader.readexactly(GREETING.size))
-        round_trip_s = clock_s() - start_s
+    with ExitStack() as on_failure:
+        try:
+            reader, writer = await open_stream(control_path, peer, protocol_name)
+            on_failure.callback(writer.transport.abort)
+            start_s = clock_s()
+            writer.write(GREETING.pack(MAGIC, STREAM_VERSION, purpose))
+            magic, version, status = GREETING.unpack(await reader.readexactly(GREETING.size))
+            round_trip_s = clock_s() - start_s
+        except asyncio.IncompleteReadError as error:
+            raise StreamRefused("the stream ended during the greeting") from error
         if reader.at_eof() or writer.is_closing():  # it ended right behind the greeting: the frames would never hear of it
             raise StreamRefused("the stream ended during the greeting")
         if magic != MAGIC or status != Greeted.OK:
             raise StreamRefused(f"it speaks stream version {version}, this peer {STREAM_VERSION}")
-    except asyncio.IncompleteReadError as error:
-        writer.transport.abort()
-        raise StreamRefused("the stream ended during the greeting") from error
-    except BaseException:
-        writer.transport.abort()
-        raise
+        on_failure.pop_all()
     return _take_over(writer, listener), round_trip_s
 
 

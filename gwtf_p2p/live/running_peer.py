@@ -31,6 +31,7 @@ from gwtf_p2p.live.replication import Replication
 from gwtf_p2p.live.resident import resident_bytes
 from gwtf_p2p.live.state_store import StateStore
 from gwtf_p2p.live.state_transfer import StateDonor, StateDownload
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId, Stage
@@ -225,7 +226,7 @@ class RunningPeer:
             raise AverageFailureError(error.reason, error.peer) from error
         return AverageResult(dict(zip(names, averaged.tensors, strict=True)), averaged.digest, averaged.seconds)
 
-    async def _download(self, download: ev.Download) -> None:
+    async def _download(self, download: ef.Download) -> None:
         """Own weights, checkpoint or replica where they are the right ones, else from the donors. Raises StateUnavailable."""
         version, compute, checkpoints = download.version, self.compute, self.checkpoints
         if download.own and await compute.version() == version:
@@ -239,7 +240,7 @@ class RunningPeer:
             logger.error("%s; training goes on", error)
         self._tell_kept()
 
-    async def _state_for(self, download: ev.Download) -> dict[str, Tensor]:
+    async def _state_for(self, download: ef.Download) -> dict[str, Tensor]:
         version = download.version
         if not download.own:
             return await self.state_download.fetch(version, download.donors)
@@ -309,7 +310,7 @@ class RunningPeer:
             "resident_bytes": resident_bytes(),
         }
 
-    def _report(self, report: ev.Report, now: float) -> None:
+    def _report(self, report: ef.Report, now: float) -> None:
         if report.name == "stepped":
             self.checkpoints.stepped(self.driver.machine.member.version)
         elif report.name == "drained":

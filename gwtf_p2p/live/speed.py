@@ -15,11 +15,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from hivemind.p2p import PeerID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
-from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, read_pbmsg_safe, write_pbmsg
-from hivemind.proto import p2pd_pb2
 
+from gwtf_p2p.live.dialling import StreamRefused, open_stream
 from gwtf_p2p.live.p2p import Daemon
 from gwtf_p2p.protocol.ids import PeerId
 
@@ -87,7 +85,7 @@ async def measure_speed(daemon: Daemon, peer: PeerId, limit_s: float) -> Speed:
         raise SpeedUnknown(f"{peer[-6:]}: {error or 'no answer in time'}") from error
 
 
-_NOT_SERVED = (P2PDaemonError, OSError, asyncio.IncompleteReadError)
+_NOT_SERVED = (StreamRefused, OSError, asyncio.IncompleteReadError)
 
 
 async def _measure_both(daemon: Daemon, peer: PeerId) -> Speed:
@@ -127,7 +125,7 @@ def _rate(size: int, seconds: float, empty_s: float) -> float:
 
 
 async def _download(daemon: Daemon, peer: PeerId, size: int) -> float:
-    reader, writer = await _open(daemon, peer, PROTOCOL)
+    reader, writer = await open_stream(daemon.control_path, peer, PROTOCOL)
     try:
         begin = time.perf_counter()
         writer.write(_REQUEST.pack(b"D", size))
@@ -138,7 +136,7 @@ async def _download(daemon: Daemon, peer: PeerId, size: int) -> float:
 
 
 async def _upload(daemon: Daemon, peer: PeerId, size: int) -> float:
-    reader, writer = await _open(daemon, peer, PROTOCOL)
+    reader, writer = await open_stream(daemon.control_path, peer, PROTOCOL)
     try:
         begin = time.perf_counter()
         sent = 0
@@ -159,7 +157,7 @@ async def _upload(daemon: Daemon, peer: PeerId, size: int) -> float:
 
 
 async def _echo(daemon: Daemon, peer: PeerId, size: int) -> float:
-    reader, writer = await _open(daemon, peer, PING)
+    reader, writer = await open_stream(daemon.control_path, peer, PING)
     try:
         begin = time.perf_counter()
         writer.write(bytes(size or 32))
@@ -167,25 +165,6 @@ async def _echo(daemon: Daemon, peer: PeerId, size: int) -> float:
         return time.perf_counter() - begin
     finally:
         writer.transport.abort()
-
-
-async def _open(daemon: Daemon, peer: PeerId, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A stream to a peer; hivemind's own way leaks a connection when the peer does not speak the protocol.
-
-    Raises P2PDaemonError, OSError, IncompleteReadError.
-    """
-    reader, writer = await asyncio.open_unix_connection(daemon.control_path)
-    try:
-        request = p2pd_pb2.StreamOpenRequest(peer=PeerID.from_base58(peer).to_bytes(), proto=[protocol])
-        await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=request))
-        response = p2pd_pb2.Response()
-        await read_pbmsg_safe(reader, response)
-        if response.type == p2pd_pb2.Response.ERROR:
-            raise P2PDaemonError(f"{protocol}: {response.error.msg}")
-    except BaseException:
-        writer.transport.abort()
-        raise
-    return reader, writer
 
 
 async def _read_all(reader: asyncio.StreamReader, size: int, begin: float) -> None:

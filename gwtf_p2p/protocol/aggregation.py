@@ -24,7 +24,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gwtf_p2p.protocol.context import Context
-from gwtf_p2p.protocol.events import Average, AverageDone, AverageFailed, CancelAverage, Publish, Send, Step, Work
+from gwtf_p2p.protocol.effects import Average, CancelAverage, Publish, Send, Step
+from gwtf_p2p.protocol.events import AverageDone, AverageFailed, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.messages import (
     Abandon,

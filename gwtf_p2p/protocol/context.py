@@ -10,7 +10,7 @@ import heapq
 from collections import Counter
 from dataclasses import dataclass, field
 
-from gwtf_p2p.protocol.events import CancelPush, CancelTimer, Discard, Effect, Report, StartTimer
+from gwtf_p2p.protocol.effects import CancelPush, CancelTimer, Discard, Effect, Report, StartTimer
 from gwtf_p2p.protocol.histories import Past
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.liveness import Liveness

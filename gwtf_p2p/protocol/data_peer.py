@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.finishing import Finishing
@@ -100,10 +101,10 @@ class DataPeer(PeerMachine):
             return
         job = router.planning(self.ctx.liveness.lost, self.ctx.now)
         if job is not None:
-            self.ctx.emit(ev.Plan(job))
+            self.ctx.emit(ef.Plan(job))
         if router.flows != self._said:
             self._said = router.flows
-            self.ctx.emit(ev.Publish())
+            self.ctx.emit(ef.Publish())
 
     def _planned(self, result: Any) -> None:
         router = self.ctx.router
@@ -163,52 +164,52 @@ class DataPeer(PeerMachine):
 
     # ---- transfers towards this peer
 
-    def _verdict_forward(self, sender: PeerId, message: Forward) -> ev.Answer:
+    def _verdict_forward(self, sender: PeerId, message: Forward) -> ef.Answer:
         ctx = self.ctx
         held = ctx.held.get(message.microbatch)
         if held is None or message.stage != self.handbacks.stage:
-            return ev.Answer(Verdict.REFUSED, "not a microbatch of this data peer and iteration")
+            return ef.Answer(Verdict.REFUSED, "not a microbatch of this data peer and iteration")
         if message.attempt < held.result_attempt:
-            ctx.emit(ev.Send(sender, Superseded(held.id, held.result_attempt)))
-            return ev.Answer(Verdict.REFUSED, SUPERSEDED)
+            ctx.emit(ef.Send(sender, Superseded(held.id, held.result_attempt)))
+            return ef.Answer(Verdict.REFUSED, SUPERSEDED)
         if held.phase is Phase.RECEIVING_RESULT:
             ctx.move(held, Phase.TRAVELLING)  # the newest offer counts: the transfer before it may have gone astray
         if held.phase is Phase.TRAVELLING:
             held.predecessor, held.result_attempt = sender, message.attempt
             ctx.move(held, Phase.RECEIVING_RESULT)
             ctx.liveness.watch(sender, ctx.out)
-            return ev.Answer(Verdict.ACCEPTED)
+            return ef.Answer(Verdict.ACCEPTED)
         if held.phase in HAS_RESULT:
             held.result_attempt = message.attempt
             self.handbacks.new_predecessor(held, sender, message.attempt)
-            return ev.Answer(Verdict.DUPLICATE)
-        return ev.Answer(Verdict.BUSY, f"not travelling: {held.phase.name}")
+            return ef.Answer(Verdict.DUPLICATE)
+        return ef.Answer(Verdict.BUSY, f"not travelling: {held.phase.name}")
 
-    def _verdict_backward(self, sender: PeerId, message: Backward) -> ev.Answer:
+    def _verdict_backward(self, sender: PeerId, message: Backward) -> ef.Answer:
         ctx = self.ctx
         held = ctx.held.get(message.microbatch)
         if held is None or message.stage != DATA_STAGE:
-            return ev.Answer(Verdict.REFUSED, "not a microbatch of this data peer and iteration")
+            return ef.Answer(Verdict.REFUSED, "not a microbatch of this data peer and iteration")
         if len(message.done_by) != ctx.stages or message.done_by[0] != sender:
-            return ev.Answer(Verdict.REFUSED, f"done_by: expected {ctx.stages} peers, the sender first")
+            return ef.Answer(Verdict.REFUSED, f"done_by: expected {ctx.stages} peers, the sender first")
         if held.phase is Phase.RECEIVING_GRADIENT:
             ctx.move(held, Phase.RETURNING)
         if held.phase is Phase.RETURNING:
             held.gradient_from = sender
             ctx.move(held, Phase.RECEIVING_GRADIENT)
-            return ev.Answer(Verdict.ACCEPTED)
+            return ef.Answer(Verdict.ACCEPTED)
         if held.phase in (Phase.QUEUED_FINISH, Phase.FINISH, Phase.DONE):
             self.handoffs.returned(held, sender)
-            return ev.Answer(Verdict.DUPLICATE)
+            return ef.Answer(Verdict.DUPLICATE)
         if held.phase is Phase.TRAVELLING:
             self.repairs.insist(held)
-        return ev.Answer(Verdict.BUSY, f"loss is not done: {held.phase.name}")
+        return ef.Answer(Verdict.BUSY, f"loss is not done: {held.phase.name}")
 
     def _delivered(self, sender: PeerId, message: TensorMessage) -> None:
         ctx = self.ctx
         held = ctx.held.get(message.microbatch)
         if held is None:
-            ctx.emit(ev.Discard(message.microbatch))
+            ctx.emit(ef.Discard(message.microbatch))
         elif isinstance(message, Forward) and held.phase is Phase.RECEIVING_RESULT:
             ctx.move(held, Phase.QUEUED_LOSS)
         elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gwtf_p2p.protocol.events import Send
+from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.leading import FINISH_PRIOR_S
 from gwtf_p2p.protocol.ledger import Gap, Ledger

@@ -8,7 +8,8 @@ kept until the iteration commits, so that it can be sent again to a replacement.
 from __future__ import annotations
 
 from gwtf_p2p.protocol.context import Context
-from gwtf_p2p.protocol.events import Push, PushAnswered, PushDelivered, Send, Slot
+from gwtf_p2p.protocol.effects import Push, Send
+from gwtf_p2p.protocol.events import PushAnswered, PushDelivered, Slot
 from gwtf_p2p.protocol.handoff import MOST_PUSH_DOUBLINGS, PUSH_PRIOR_S, RETRY_S, WAIT_PRIOR_S
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.messages import Attempt, Backward, Done, Superseded, Verdict

@@ -7,7 +7,8 @@ when it passes, the peer is asked whether it lives and still holds the microbatc
 from __future__ import annotations
 
 from gwtf_p2p.protocol.context import Context
-from gwtf_p2p.protocol.events import Push, PushAnswered, PushDelivered, Send, Slot
+from gwtf_p2p.protocol.effects import Push, Send
+from gwtf_p2p.protocol.events import PushAnswered, PushDelivered, Slot
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.ledger import NOBODY
 from gwtf_p2p.protocol.messages import SUPERSEDED, Complete, Forward, Redo, Superseded, Verdict

@@ -15,7 +15,7 @@ from __future__ import annotations
 from gwtf_p2p.protocol.aggregation import Member
 from gwtf_p2p.protocol.closing import Attempt, closes
 from gwtf_p2p.protocol.context import Context
-from gwtf_p2p.protocol.events import Send
+from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.inquiry import Inquiry, Outcome, common_version, decide, stages_without
 from gwtf_p2p.protocol.messages import (
@@ -346,14 +346,15 @@ class Leader:
     # ---- other peers, other iterations
 
     def peer_lost(self, peer: PeerId, reason: str) -> None:
-        """Tell its neighbours, since a peer lost after its backward is missed by nobody else."""
+        """What it did is void; the leader tells whom it concerns."""
         attempt = self.attempt
         stage = self.roster.remove(peer, gone=False)
         self.welcomes.waiting.pop(peer, None)
         self.finished.pop(peer, None)
         self._void(peer, None)
         if self.roster.leads:
-            self._tell_of_loss(peer, stage, reason)
+            for other in self.roster.concerned_by_loss(peer, stage):
+                self.ctx.emit(Send(other, Lost(peer, reason)))
         if attempt is not None and peer in attempt.members:
             self._give_up(f"{peer} is lost: {reason}")
         if self.inquiry is not None:
@@ -363,19 +364,6 @@ class Leader:
         if idle and self._unsure and self.member.closing is not None:
             self._inquire()  # the former leader may have committed already
         self.try_close()
-
-    def _tell_of_loss(self, peer: PeerId, stage: Stage | None, reason: str) -> None:
-        """The neighbouring stages; everybody if it was the last of its stage, since somebody may have to take its place."""
-        ctx = self.ctx
-        records = ctx.view.records if ctx.view else {}
-        if stage is None and peer in records:
-            stage = records[peer].stage
-        near = {DATA_STAGE} if not stage else {DATA_STAGE, Stage(stage - 1), Stage(stage + 1)}
-        others = {p: r.stage for p, r in records.items()} | self.roster.stages
-        empty = all(at != stage or other == peer or ctx.liveness.is_lost(other) for other, at in others.items())
-        for other, at in sorted(others.items()):
-            if (not stage or empty or at in near) and other not in (ctx.me, peer) and not ctx.liveness.is_lost(other):
-                ctx.emit(Send(other, Lost(peer, reason)))
 
     def peer_returned(self, peer: PeerId) -> None:
         """A lost peer is back: is it still at this iteration?"""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gwtf_p2p.protocol.events import Ask, CheckAnswered, CheckFailed, Effect, Unwatch, Watch
+from gwtf_p2p.protocol.effects import Ask, Effect, Unwatch, Watch
+from gwtf_p2p.protocol.events import CheckAnswered, CheckFailed
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.records import LinkSource, PeerState

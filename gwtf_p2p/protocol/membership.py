@@ -12,7 +12,7 @@ from __future__ import annotations
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.aggregation import NO_WEIGHTS, Member
 from gwtf_p2p.protocol.context import Context
-from gwtf_p2p.protocol.events import Download, MoveTo, Publish, Send
+from gwtf_p2p.protocol.effects import Download, MoveTo, Publish, Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.messages import Inquire, Standing, Welcome
 from gwtf_p2p.protocol.records import PeerState

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import get_args
 
 from gwtf_p2p.protocol.context import Context
-from gwtf_p2p.protocol.events import Publish, Send
+from gwtf_p2p.protocol.effects import Publish, Send
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.messages import ControlMessage
 from gwtf_p2p.protocol.negotiation_messages import NegotiationMessage

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol import messages as msg
 from gwtf_p2p.protocol.accounts import Accounts
@@ -59,7 +60,7 @@ class PeerMachine(ABC):
         """What the record says: a peer whose weights are old does not serve."""
         return self.membership.published_state
 
-    def handle(self, event: ev.Event, now: float) -> list[ev.Effect]:
+    def handle(self, event: ev.Event, now: float) -> list[ef.Effect]:
         """The one entry point. Raises LocalProtocolError on an illegal transition, which is our bug."""
         ctx = self.ctx
         ctx.now, ctx.out = now, []
@@ -101,7 +102,7 @@ class PeerMachine(ABC):
         match event:
             case ev.Started():
                 self.membership.started(event)
-                self.ctx.emit(ev.Publish())
+                self.ctx.emit(ef.Publish())
             case ev.AverageDone():
                 self.member.average_done(event)
             case ev.AverageFailed():
@@ -145,10 +146,10 @@ class PeerMachine(ABC):
     # ---- what the two kinds of peer do in their own way
 
     @abstractmethod
-    def _verdict_forward(self, sender: PeerId, message: msg.Forward) -> ev.Answer: ...
+    def _verdict_forward(self, sender: PeerId, message: msg.Forward) -> ef.Answer: ...
 
     @abstractmethod
-    def _verdict_backward(self, sender: PeerId, message: msg.Backward) -> ev.Answer: ...
+    def _verdict_backward(self, sender: PeerId, message: msg.Backward) -> ef.Answer: ...
 
     @abstractmethod
     def _delivered(self, sender: PeerId, message: msg.TensorMessage) -> None: ...
@@ -219,7 +220,7 @@ class PeerMachine(ABC):
                 if self.repairs.superseded(sender, message):
                     self._drop(ctx.held[message.microbatch])
             case msg.Check(microbatches):
-                ctx.emit(ev.AnswerCheck(tuple(m for m in microbatches if not ctx.shares(m, sender))))
+                ctx.emit(ef.AnswerCheck(tuple(m for m in microbatches if not ctx.shares(m, sender))))
             case msg.Redo():
                 if message.microbatch.iteration == self.member.version:
                     self.repairs.asked_to_redo(message)
@@ -233,7 +234,7 @@ class PeerMachine(ABC):
                 self.member.commit(message)
             case msg.Inquire():
                 self.member.inquired(sender, message)
-                ctx.emit(ev.Send(sender, self.member.standing()))
+                ctx.emit(ef.Send(sender, self.member.standing()))
             case msg.Standing():
                 if message.leaving and ctx.liveness.left(sender, ctx.now, ctx.out):
                     self._on_left(sender)
@@ -252,7 +253,7 @@ class PeerMachine(ABC):
         """A data peer's word counts (it leads, and it has asked); a relay's word makes a data peer ask."""
         ctx = self.ctx
         if peer == ctx.me:
-            ctx.emit(ev.Send(sender, self.member.standing()))  # a sign of life
+            ctx.emit(ef.Send(sender, self.member.standing()))  # a sign of life
         elif ctx.liveness.is_lost(peer):
             return
         elif sender in self.membership.data_peers():
@@ -282,7 +283,7 @@ class PeerMachine(ABC):
 
     def _start(self, work: ev.Work, microbatch: MicrobatchId) -> None:
         self.running = (work, microbatch)
-        self.ctx.emit(ev.Compute(work, microbatch))
+        self.ctx.emit(ef.Compute(work, microbatch))
 
     def _work_done(self, event: ev.Computed) -> None:
         ctx = self.ctx
@@ -293,7 +294,7 @@ class PeerMachine(ABC):
             return
         held = ctx.held.get(event.microbatch)
         if held is None:
-            ctx.emit(ev.Discard(event.microbatch))
+            ctx.emit(ef.Discard(event.microbatch))
             return
         if held.phase not in COMPUTING:
             return  # it was dropped and has come again meanwhile
@@ -326,7 +327,7 @@ class PeerMachine(ABC):
                 why = ctx.liveness.failed(event, ctx.now, ctx.out)
                 if why:
                     for data_peer in sorted({m.data_peer for m in ctx.held} - {ctx.me, event.peer}):
-                        ctx.emit(ev.Send(data_peer, msg.Lost(event.peer, why)))
+                        ctx.emit(ef.Send(data_peer, msg.Lost(event.peer, why)))
                     self._on_lost(event.peer, why)
 
     def _on_left(self, peer: PeerId) -> None:

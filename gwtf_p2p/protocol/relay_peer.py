@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.ids import PeerId
@@ -71,10 +72,10 @@ class RelayPeer(PeerMachine):
 
     # ---- transfers towards this peer
 
-    def _verdict_forward(self, sender: PeerId, message: Forward) -> ev.Answer:
+    def _verdict_forward(self, sender: PeerId, message: Forward) -> ef.Answer:
         ctx, member = self.ctx, self.member
         if message.stage != ctx.stage:
-            return ev.Answer(Verdict.REFUSED, f"this peer holds stage {ctx.stage}")
+            return ef.Answer(Verdict.REFUSED, f"this peer holds stage {ctx.stage}")
         held = ctx.held.get(message.microbatch)
         if held is not None:
             return self._verdict_again(held, sender, message)
@@ -83,18 +84,18 @@ class RelayPeer(PeerMachine):
         if member.out_of_step or message.history != ctx.history or not member.version <= iteration <= newest:
             if (message.history, iteration) > member.position:
                 self.membership.doubt()
-            return ev.Answer(Verdict.STALE, f"weights version is {member.weights}")
+            return ef.Answer(Verdict.STALE, f"weights version is {member.weights}")
         if self.state is not PeerState.ONLINE:
-            return ev.Answer(Verdict.BUSY, self.state.value)
+            return ef.Answer(Verdict.BUSY, self.state.value)
         full = self._why_full()
         if full:
-            return ev.Answer(Verdict.BUSY, full)
+            return ef.Answer(Verdict.BUSY, full)
         new = Held(message.microbatch, message.attempt, Phase.RECEIVING, sender, message.ahead)
         new.note(f"accepted from {sender}, attempt {message.attempt}", ctx.now)
         ctx.add(new)
         ctx.liveness.watch(new.id.data_peer, ctx.out)
         ctx.liveness.watch(sender, ctx.out)
-        return ev.Answer(Verdict.ACCEPTED)
+        return ef.Answer(Verdict.ACCEPTED)
 
     def _why_full(self) -> str:
         ctx = self.ctx
@@ -108,11 +109,11 @@ class RelayPeer(PeerMachine):
             ctx.report("memory_full", iteration=self.member.version, kept=len(ctx.held), limit=ctx.memory_limit_bytes)
         return f"memory: {len(ctx.held)} kept until the iteration closes"
 
-    def _verdict_again(self, held: Held, sender: PeerId, message: Forward) -> ev.Answer:
+    def _verdict_again(self, held: Held, sender: PeerId, message: Forward) -> ef.Answer:
         """Offered what is held already: a repair further up, or a repeated transfer."""
         if message.attempt < held.attempt:
-            self.ctx.emit(ev.Send(sender, Superseded(held.id, held.attempt)))
-            return ev.Answer(Verdict.REFUSED, SUPERSEDED)
+            self.ctx.emit(ef.Send(sender, Superseded(held.id, held.attempt)))
+            return ef.Answer(Verdict.REFUSED, SUPERSEDED)
         held.unwanted = False
         restarted = message.attempt[0] > held.attempt[0]
         held.attempt = message.attempt
@@ -120,33 +121,33 @@ class RelayPeer(PeerMachine):
         if held.phase is Phase.RECEIVING:
             held.predecessor, held.ahead = sender, message.ahead
             self.ctx.cancel_timer("orphan", held.name)
-            return ev.Answer(Verdict.ACCEPTED)
+            return ef.Answer(Verdict.ACCEPTED)
         self.handbacks.new_predecessor(held, sender, message.attempt)
         if restarted:
             self.repairs.walk_again(held)
-        return ev.Answer(Verdict.DUPLICATE)
+        return ef.Answer(Verdict.DUPLICATE)
 
-    def _verdict_backward(self, sender: PeerId, message: Backward) -> ev.Answer:
+    def _verdict_backward(self, sender: PeerId, message: Backward) -> ef.Answer:
         ctx = self.ctx
         held = ctx.held.get(message.microbatch)
         if held is None or message.stage != ctx.stage:
-            return ev.Answer(Verdict.REFUSED, "not held here")
+            return ef.Answer(Verdict.REFUSED, "not held here")
         if held.phase is Phase.RECEIVING_GRADIENT:
             ctx.move(held, Phase.FORWARDED)  # the newest offer counts: the transfer before it may have gone astray
         if held.phase is Phase.FORWARDED:
             held.gradient_from = sender
             ctx.move(held, Phase.RECEIVING_GRADIENT)
-            return ev.Answer(Verdict.ACCEPTED)
+            return ef.Answer(Verdict.ACCEPTED)
         if held.phase in HAS_GRADIENT:
             self.handoffs.returned(held, sender)
-            return ev.Answer(Verdict.DUPLICATE)
-        return ev.Answer(Verdict.BUSY, f"forward is not done: {held.phase.name}")
+            return ef.Answer(Verdict.DUPLICATE)
+        return ef.Answer(Verdict.BUSY, f"forward is not done: {held.phase.name}")
 
     def _delivered(self, sender: PeerId, message: TensorMessage) -> None:
         ctx = self.ctx
         held = ctx.held.get(message.microbatch)
         if held is None:
-            ctx.emit(ev.Discard(message.microbatch))
+            ctx.emit(ef.Discard(message.microbatch))
         elif isinstance(message, Forward) and held.phase is Phase.RECEIVING:
             held.delivered_at = ctx.now
             ctx.move(held, Phase.QUEUED_FORWARD)

@@ -18,7 +18,7 @@ and exactly one stage is computed again.
 from __future__ import annotations
 
 from gwtf_p2p.protocol.context import Context
-from gwtf_p2p.protocol.events import Send
+from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.handoff import RETRY_S, WAIT_PRIOR_S, WAITING, Handoffs
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.messages import Done, Missing, Redo, Superseded

@@ -102,3 +102,17 @@ class Roster:
         self.guests.clear()
         self.gone.clear()
         self.idle.clear()
+
+    def concerned_by_loss(self, peer: PeerId, stage: Stage | None) -> list[PeerId]:
+        """Who must hear that a peer is lost: data peers and the neighbouring stages, as one lost after its backward is missed
+        by nobody else; everybody if it was the last of its stage, since somebody may have to take its place.
+        """
+        lost, view = self.ctx.liveness.is_lost, self.ctx.view
+        records = view.records if view is not None else {}
+        if stage is None and peer in records:
+            stage = records[peer].stage
+        near = {DATA_STAGE} if not stage else {DATA_STAGE, Stage(stage - 1), Stage(stage + 1)}
+        others = {p: r.stage for p, r in records.items()} | self.stages
+        empty = all(at != stage or other == peer or lost(other) for other, at in others.items())
+        told = (other for other, at in others.items() if not stage or empty or at in near)
+        return sorted(other for other in told if other not in (self.ctx.me, peer) and not lost(other))

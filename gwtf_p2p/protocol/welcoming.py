@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from gwtf_p2p.protocol.aggregation import Member
 from gwtf_p2p.protocol.context import Context
-from gwtf_p2p.protocol.events import Send
+from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.inquiry import Replies, available, common_version
 from gwtf_p2p.protocol.messages import Standing, Welcome

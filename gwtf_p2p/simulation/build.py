@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.data_peer import DataPeer, DataPeerConfig
@@ -140,7 +141,7 @@ class Swarm:
         return LinkMeasurement(receiver, round_trip_s, bandwidth, LinkSource.PROBE, PROBE_SAMPLES, 0.0)
 
 
-def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, ev.Report, float], None]) -> Swarm:
+def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, ef.Report, float], None]) -> Swarm:
     """All peers added to the world, none started."""
     drawn = {peer.id: _with_memory(peer, arm.memory, scenario) for peer in draw_peers(scenario, seed)}
     kernel = Kernel()

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol.aggregation import Member
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.messages import Share
@@ -54,7 +54,7 @@ class Metrics:
                 self.ends.append(now)
             self.ends[iteration] = now
 
-    def report(self, peer: PeerId, report: ev.Report, now: float) -> None:
+    def report(self, peer: PeerId, report: ef.Report, now: float) -> None:
         self.reports[report.name] += 1
         fields = report.fields
         if report.name == "iteration_begins" and self.began_at is None:

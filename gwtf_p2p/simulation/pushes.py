@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.messages import Verdict
@@ -26,11 +27,11 @@ class Pushes:
     def __init__(self, world: World) -> None:
         self._world = world
         self._transfers: dict[Key, Transfer] = {}
-        self._accepted: dict[Key, ev.Push] = {}
+        self._accepted: dict[Key, ef.Push] = {}
         self._sent: set[tuple[PeerId, str, MicrobatchId]] = set()
         self.bytes_resent = 0
 
-    def push(self, sender: PeerId, push: ev.Push) -> None:
+    def push(self, sender: PeerId, push: ef.Push) -> None:
         """Begin one."""
         world = self._world
         hub = push.message.microbatch.data_peer
@@ -69,7 +70,7 @@ class Pushes:
             elif push is not None:
                 world.later(push.to, peer, ev.DeliveryBroken(peer, push.message, "connection reset"))
 
-    def _offer(self, key: Key, push: ev.Push) -> None:
+    def _offer(self, key: Key, push: ef.Push) -> None:
         world, sender = self._world, key[0]
         target = world.peers[push.to]
         if key not in self._transfers:
@@ -86,10 +87,10 @@ class Pushes:
             target.waiting.append(ev.DeliveryBroken(sender, push.message, "frozen"))
             self._drop(key, keep=True)
 
-    def _answer(self, key: Key, push: ev.Push, target: SimulatedPeer, event: ev.Offered) -> None:
+    def _answer(self, key: Key, push: ef.Push, target: SimulatedPeer, event: ev.Offered) -> None:
         world = self._world
         effects = target.machine.handle(event, world.kernel.now)
-        answer = next(e for e in effects if isinstance(e, ev.Answer))
+        answer = next(e for e in effects if isinstance(e, ef.Answer))
         if answer.verdict is not Verdict.ACCEPTED:
             self._drop(key)
         else:
@@ -98,7 +99,7 @@ class Pushes:
         for effect in effects:
             world.carry_out(target, effect)
 
-    def _arrived(self, key: Key, push: ev.Push, began: float) -> None:
+    def _arrived(self, key: Key, push: ef.Push, began: float) -> None:
         world = self._world
         transfer = self._transfers.pop(key, None)
         accepted = self._accepted.pop(key, None)
@@ -111,7 +112,7 @@ class Pushes:
         if not target.frozen:
             world.later(key[0], push.to, ev.PushDelivered(push.token, world.kernel.now - began))
 
-    def _count(self, sender: PeerId, push: ev.Push) -> None:
+    def _count(self, sender: PeerId, push: ef.Push) -> None:
         """A tensor that its sender has sent before, whole, to whomever."""
         sent = (sender, type(push.message).__name__, push.message.microbatch)
         if sent in self._sent:

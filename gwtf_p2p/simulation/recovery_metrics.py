@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
-from gwtf_p2p.protocol.events import Report
+from gwtf_p2p.protocol.effects import Report
 from gwtf_p2p.protocol.ids import PeerId
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.microbatch import Phase
@@ -45,7 +46,7 @@ class Simulation:
         self.churn = Churn(self.swarm, self.bound.iteration_s)
         self.rebalancing = Rebalancing(self.swarm, getattr(arm.config, "rebalance_period_s", 0.0))
         self.world.on_move = self.rebalancing.move
-        self.listeners: list[Callable[[PeerId, ev.Report, float], None]] = []
+        self.listeners: list[Callable[[PeerId, ef.Report, float], None]] = []
         self._complete: set[PeerId] = set()
         self._last_reports: deque[str] = deque(maxlen=40)
 
@@ -87,7 +88,7 @@ class Simulation:
             machine = self.world.peers[peer].machine
             self.metrics.stepping(machine.member, machine.ctx.stage, event.iteration, now)
 
-    def _report(self, peer: PeerId, report: ev.Report, now: float) -> None:
+    def _report(self, peer: PeerId, report: ef.Report, now: float) -> None:
         self.trace.report(peer, report, now)
         for listener in self.listeners:
             listener(peer, report, now)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.data_peer import DataPeer, DataPeerConfig
@@ -93,7 +94,7 @@ class SmallSwarm:
 
     config: SmallConfig
     world: World
-    reports: list[tuple[PeerId, ev.Report, float]] = field(default_factory=list)
+    reports: list[tuple[PeerId, ef.Report, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.invariants = Invariants(self.world, self.config.stages, self.config.exact)
@@ -167,7 +168,7 @@ class SmallSwarm:
         """Reports of this name by their kind."""
         return Counter(str(r.fields.get("kind", "")) for _, r, _ in self.reports if r.name == name)
 
-    def reported(self, name: str) -> list[tuple[PeerId, ev.Report, float]]:
+    def reported(self, name: str) -> list[tuple[PeerId, ef.Report, float]]:
         return [line for line in self.reports if line[1].name == name]
 
     def story(self, last: int = 80) -> str:
@@ -221,10 +222,10 @@ def small_swarm(config: SmallConfig, script: Sequence[Fault] = ()) -> SmallSwarm
     kernel = Kernel()
     links = Links(kernel, lambda a, b: LinkSpec(LATENCY_S, BYTES_PER_S))
     directory = Directory(config.stages, MICROBATCH_BYTES)
-    reports: list[tuple[PeerId, ev.Report, float]] = []
+    reports: list[tuple[PeerId, ef.Report, float]] = []
     sizes = Sizes(MICROBATCH_BYTES, 4 * MICROBATCH_BYTES)
 
-    def on_report(peer: PeerId, report: ev.Report, now: float) -> None:
+    def on_report(peer: PeerId, report: ef.Report, now: float) -> None:
         reports.append((peer, report, now))
         if report.name == "drained":
             kernel.after(LATENCY_S, lambda leaver=world.peers[peer]: swarm.leave(leaver))  # type: ignore[misc]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId
@@ -64,7 +65,7 @@ class Trace:
         if self._keep:
             self._lines.append({"at_s": now, "peer": peer, "event": type(event).__name__, "about": what})
 
-    def report(self, peer: PeerId, report: ev.Report, now: float) -> None:
+    def report(self, peer: PeerId, report: ef.Report, now: float) -> None:
         if self._keep:
             self._lines.append({"at_s": now, "peer": peer, "report": report.name, **report.fields})
 

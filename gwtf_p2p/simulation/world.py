@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.data_peer import DataPeer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId, Stage
@@ -105,7 +106,7 @@ class World:
         links: Links,
         directory: Directory,
         sizes: Sizes,
-        on_report: Callable[[PeerId, ev.Report, float], None],
+        on_report: Callable[[PeerId, ef.Report, float], None],
         record_period_s: float = 10.0,
     ) -> None:
         self.kernel, self.links, self.directory, self.sizes = kernel, links, directory, sizes
@@ -232,49 +233,49 @@ class World:
 
     # ---- effects out
 
-    def carry_out(self, peer: SimulatedPeer, effect: ev.Effect) -> None:
+    def carry_out(self, peer: SimulatedPeer, effect: ef.Effect) -> None:
         """What a peer that has died meanwhile wanted to do is not done."""
         if self.on_effect is not None:
             self.on_effect(peer.id)
         if not peer.alive:
             return
         match effect:
-            case ev.Push():
+            case ef.Push():
                 self.pushes.push(peer.id, effect)
-            case ev.CancelPush(token):
+            case ef.CancelPush(token):
                 self.pushes.cancel((peer.id, token))
-            case ev.Send(to, message):
+            case ef.Send(to, message):
                 self._send(peer, to, message)
-            case ev.Ask():
+            case ef.Ask():
                 self._ask(peer, effect)
-            case ev.Compute(work, microbatch):
+            case ef.Compute(work, microbatch):
                 self._compute(peer, work, microbatch)
-            case ev.StartTimer(name, delay_s):
+            case ef.StartTimer(name, delay_s):
                 self._start_timer(peer, name, delay_s)
-            case ev.CancelTimer(name):
+            case ef.CancelTimer(name):
                 peer.timers.pop(name, None)
-            case ev.Watch(other):
+            case ef.Watch(other):
                 self._watch(peer, other)
-            case ev.Unwatch(other):
+            case ef.Unwatch(other):
                 peer.watching.discard(other)
-            case ev.Average(close):
+            case ef.Average(close):
                 self._average(peer, close)
-            case ev.CancelAverage(iteration, attempt):
+            case ef.CancelAverage(iteration, attempt):
                 self._rounds.withdraw(peer.id, iteration, attempt)
-            case ev.Step(iteration, _):
+            case ef.Step(iteration, _):
                 self._keep(peer, [*peer.kept, iteration + 1])
                 self.kernel.after(0.0, lambda: self.feed(peer, ev.Stepped(iteration)))
-            case ev.Download():
+            case ef.Download():
                 self._download(peer, effect)
-            case ev.Plan(job):
+            case ef.Plan(job):
                 self.feed(peer, ev.Planned(job()))
-            case ev.MoveTo(stage):
+            case ef.MoveTo(stage):
                 self.on_move(peer.id, stage)
-            case ev.Publish():
+            case ef.Publish():
                 self._publish(peer)
-            case ev.Report():
+            case ef.Report():
                 self._on_report(peer.id, effect, self.kernel.now)
-            case ev.Answer() | ev.AnswerCheck() | ev.Discard():
+            case ef.Answer() | ef.AnswerCheck() | ef.Discard():
                 pass  # answers are read by whoever fed the event; there are no tensors to free
 
     def _compute(self, peer: SimulatedPeer, work: ev.Work, microbatch: MicrobatchId) -> None:
@@ -328,7 +329,7 @@ class World:
 
         self.kernel.after(delay, arrive)
 
-    def _ask(self, peer: SimulatedPeer, ask: ev.Ask) -> None:
+    def _ask(self, peer: SimulatedPeer, ask: ef.Ask) -> None:
         self.messages += 1
         asked_at = self.kernel.now
         latency = self.links.latency_s(peer.id, ask.peer)
@@ -343,7 +344,7 @@ class World:
                 self.kernel.after(left, lambda: self.feed(peer, failed))
             else:
                 answers = target.machine.handle(ev.Received(peer.id, Check(ask.microbatches)), self.kernel.now)
-                unknown = next(e.unknown for e in answers if isinstance(e, ev.AnswerCheck))
+                unknown = next(e.unknown for e in answers if isinstance(e, ef.AnswerCheck))
                 self.later(peer.id, ask.peer, ev.CheckAnswered(ask.peer, unknown, 2 * latency))
                 for effect in answers:
                     self.carry_out(target, effect)
@@ -355,7 +356,7 @@ class World:
     def _average(self, peer: SimulatedPeer, close: Close) -> None:
         self._rounds.join(peer.id, close, [m for m in close.members if not self.peers[m].alive])
 
-    def note_push(self, sender: PeerId, push: ev.Push, began: float) -> None:
+    def note_push(self, sender: PeerId, push: ef.Push, began: float) -> None:
         """A push has arrived: for whoever draws what took time."""
         if self.on_span is not None:
             what = type(push.message).__name__.lower()
@@ -371,7 +372,7 @@ class World:
         else:
             self.later(to, about, event)
 
-    def _download(self, peer: SimulatedPeer, download: ev.Download) -> None:
+    def _download(self, peer: SimulatedPeer, download: ef.Download) -> None:
         """From an own checkpoint if that is the right one, which takes no time; else from all donors at once."""
         version = download.version
         own = download.own and version in peer.kept

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hivemind.p2p import PeerID
 
 from gwtf_p2p.live.rpc import CallFailed, FailureKind, Header, PushFailed, RpcOptions
 from gwtf_p2p.live.rpc_api import pack, unpack
@@ -241,7 +240,7 @@ class Half:
     async def open(a: LivePeer, b: LivePeer) -> Half:
         half = Half()
         name = f"gwtf/{STREAM_VERSION}/{RUN}"
-        half.frames, _ = await open_frames(a.daemon.control_path, PeerID.from_base58(b.id), name, Purpose.TRANSFER, half)
+        half.frames, _ = await open_frames(a.daemon.control_path, PeerId(b.id), name, Purpose.TRANSFER, half)
         return half
 
     @staticmethod

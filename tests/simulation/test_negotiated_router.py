@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.relay_peer import RelayPeer
@@ -43,7 +44,7 @@ def routes(run: Simulation) -> list[tuple[str, ...]]:
     """Of every microbatch that is done, filled in as the run goes on."""
     found: list[tuple[str, ...]] = []
 
-    def hear(peer: PeerId, report: ev.Report, now: float) -> None:
+    def hear(peer: PeerId, report: ef.Report, now: float) -> None:
         if report.name == "microbatch_done":
             route = report.fields["route"]
             assert isinstance(route, list)
@@ -87,7 +88,7 @@ def test_a_lost_relay_is_mended_and_its_flows_move(kind: str, tmp_path: Path) ->
     run = negotiated(tmp_path, iterations=10, relays=3)
     fired: list[float] = []
 
-    def fault(peer: PeerId, report: ev.Report, now: float) -> None:
+    def fault(peer: PeerId, report: ef.Report, now: float) -> None:
         if report.name == "iteration_begins" and report.fields["iteration"] == 5 and not fired:
             fired.append(now)
             run.world.kernel.at(now + 0.03, lambda: getattr(run.world, kind)(victim))

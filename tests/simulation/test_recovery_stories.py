@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from experiments.recovery_sweep import Sweep, draw_config, draw_script
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, RunId
 from gwtf_p2p.protocol.messages import Commit
@@ -40,7 +41,7 @@ def relay_events(swarm: SmallSwarm, name: str, wanted: Callable[[ev.Event], bool
         if peer == name and machine.member.version == 1 and wanted(event) and not done:
             done.append(now)
             swarm.world.kill(peer)
-            swarm.reports.append((peer, ev.Report("killed"), now))
+            swarm.reports.append((peer, ef.Report("killed"), now))
 
     swarm.world.on_event = watch
 
@@ -204,10 +205,10 @@ def test_the_leader_dies_between_its_commits(said: int, returns: bool) -> None:
     leader = swarm.world.peers[PeerId("data_0")]
     handle, told = leader.machine.handle, []
 
-    def cut_off(event: ev.Event, now: float) -> list[ev.Effect]:
+    def cut_off(event: ev.Event, now: float) -> list[ef.Effect]:
         kept = []
         for effect in handle(event, now):
-            if isinstance(effect, ev.Send) and isinstance(effect.message, Commit) and effect.message.iteration == 1:
+            if isinstance(effect, ef.Send) and isinstance(effect.message, Commit) and effect.message.iteration == 1:
                 told.append(effect.to)
                 if len(told) > said:
                     swarm.world.kernel.after(0.0, lambda: swarm.world.kill(PeerId("data_0")))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId, Stage
 from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.placement import Move, NoMove, swarm_move
@@ -147,7 +147,7 @@ def fault(run: Simulation, kind: str, peer: str, iteration: int) -> list[float]:
     """Kill or freeze a peer shortly after an iteration begins; the returned list gets the time of it."""
     fired: list[float] = []
 
-    def on_report(who: PeerId, report: ev.Report, now: float) -> None:
+    def on_report(who: PeerId, report: ef.Report, now: float) -> None:
         if report.name == "iteration_begins" and report.fields["iteration"] == iteration and not fired:
             fired.append(now + 0.05)
             run.world.kernel.at(now + 0.05, lambda: getattr(run.world, kind)(PeerId(peer)))

@@ -11,7 +11,7 @@ found dead, in any case: only routing forgets.
 
 from __future__ import annotations
 
-from gwtf_p2p.protocol.events import Effect
+from gwtf_p2p.protocol.effects import Effect
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.liveness import Liveness
 from gwtf_p2p.protocol.timings import Timings

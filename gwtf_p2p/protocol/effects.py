@@ -1,0 +1,194 @@
+"""What state machines ask their interpreters to do, in order (see `events` for the other half)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gwtf_p2p.protocol.events import Slot, TimerName, Work
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.messages import Close, ControlMessage, TensorMessage, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The verdict on the offer being handled."""
+
+    verdict: Verdict
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCheck:
+    """The answer to the `Check` being handled."""
+
+    unknown: tuple[MicrobatchId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Transfer a tensor. Followed by PushAnswered, then PushDelivered if it was accepted; or PushFailed."""
+
+    token: int
+    to: PeerId
+    message: TensorMessage
+    slot: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class CancelPush:
+    """Nobody waits for this push any more; the interpreter may stop it. No event follows."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A small acknowledged message. Followed by SendFailed if it could not be delivered; a peer may send to itself."""
+
+    to: PeerId
+    message: ControlMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Is this peer alive, and does it hold these? Followed by CheckAnswered or CheckFailed."""
+
+    peer: PeerId
+    microbatches: tuple[MicrobatchId, ...]
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    work: Work
+    microbatch: MicrobatchId
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimer:
+    """(Re)start: a timer of the same name is replaced."""
+
+    name: TimerName
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTimer:
+    name: TimerName
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Keep a connection to this peer and say when it breaks."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Unwatch:
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """Average the gradients of a stage group. Followed by AverageDone or AverageFailed; the inputs stay untouched.
+
+    `close.key` names the average. A result is kept until its Step or CancelAverage: a peer that is downloading its
+    weights steps later, and several iterations in turn.
+    """
+
+    close: Close
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAverage:
+    """Nobody waits for this average any more, running or done. No event follows."""
+
+    iteration: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Apply the average of this attempt with the optimizer. Followed by Stepped."""
+
+    iteration: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """Put weights and optimizer state of this version in place; it replaces an earlier download.
+
+    With `own`, from what is there if it can be: the weights themselves, a checkpoint, a replica. Otherwise from the donors,
+    several at once. The gradient is emptied, kept averages are dropped; checkpoints of later versions are of no use any more
+    and must be removed. From now on checkpoints are of this `history`. Followed by Downloaded or DownloadFailed.
+    """
+
+    version: int
+    donors: tuple[PeerId, ...]
+    own: bool = False
+    history: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Free every tensor of this microbatch."""
+
+    microbatch: MicrobatchId
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Run this job, which takes long and touches nothing else, where it disturbs nobody. Followed by Planned."""
+
+    job: Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class MoveTo:
+    """This peer changes its stage: end this state machine, which holds nothing any more, and start one of that stage, under the
+    same identity, with nothing but what checkpoints or copies of that stage are here (`Started`). No event follows.
+    """
+
+    stage: Stage
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """This peer's record changed in a way that others should see soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Something that people and metrics want to know: a stable name and its fields."""
+
+    name: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+Effect = (
+    Answer
+    | AnswerCheck
+    | Push
+    | CancelPush
+    | Send
+    | Ask
+    | Compute
+    | StartTimer
+    | CancelTimer
+    | Watch
+    | Unwatch
+    | Average
+    | CancelAverage
+    | Step
+    | Download
+    | Discard
+    | Plan
+    | MoveTo
+    | Publish
+    | Report
+)
