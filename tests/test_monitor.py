@@ -7,11 +7,12 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from gwtf_p2p.cli.churn import ChurnRates, ChurnScript, parse_churn
+from gwtf_p2p.cli.churn import ChurnScript, parse_churn
 from gwtf_p2p.live.faults import MOMENTS
 from gwtf_p2p.monitor.run_state import RunState
 from gwtf_p2p.monitor.terminal import PeerLine, progress_line, render, sparkline
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.simulation.scenario import ChurnSpec
 
 
 def stepped(iteration: int, of: int, different: int) -> dict[str, object]:
@@ -129,7 +130,7 @@ def test_a_churn_script_is_data() -> None:
     assert somebody.is_about("data1")
     assert not somebody.is_about("relay1.1")
     assert parse_churn(" ; ", MOMENTS) == ChurnScript()
-    assert parse_churn("rate crash=0.1 rejoin=0.5", MOMENTS).rates == ChurnRates(0.1, 0.5)
+    assert parse_churn("rate crash=0.1 rejoin=0.5", MOMENTS).rates == ChurnSpec(0.1, 0.5)
 
 
 @pytest.mark.parametrize(

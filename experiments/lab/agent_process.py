@@ -140,7 +140,6 @@ class _Agent:
         return ""
 
 
-
 def run_agent(pipe: Connection, log: str, options: P2POptions, flags: Sequence[str], settings: dict[str, Any]) -> None:
     """Serve until the pipe ends or brings None."""
     os.setsid()

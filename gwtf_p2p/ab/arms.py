@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.routers.factory import configure
+from gwtf_p2p.protocol.routers.factory import KINDS, configure
 from gwtf_p2p.simulation.build import Arm, Memory
 
 OFFICIAL = "gamma=0.1:bias_corrected=true:backward_charge=2.5"
@@ -35,6 +35,8 @@ def parse_arm(text: str, recovery: str = "exact", where: str = "--arms") -> Arm:
     """Raises InputError for an unknown router, setting or memory."""
     words, at, memory = written_out(text).partition("@")
     router, *settings = words.split(":")
+    if router not in KINDS:
+        raise InputError(where, "", f"expected one of {', '.join((*KINDS, *NAMED))}, got {router!r}")
     pairs = {name: value for name, _, value in (setting.partition("=") for setting in settings)}
     known = {choice.value for choice in Memory}
     if at and memory not in known:

@@ -1,20 +1,17 @@
-"""Churn and rebalancing of a live run: the same plans as the simulator's (`simulation/churn`, `simulation/rebalancing`), acted
-out on real processes. A crash is a SIGKILL; who comes back is a newly started process with the same identity.
+"""Churn and rebalancing of a live run: the plan of `simulation/churn` and the rule of `simulation/rebalancing`, acted out on
+real processes. A crash is a SIGKILL; who comes back is a newly started process with the same identity.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage
 from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.placement import Move, swarm_move
 from gwtf_p2p.protocol.records import PeerState, StageRecord
-from gwtf_p2p.simulation.draw import DrawnPeer, draw_fate
-from gwtf_p2p.simulation.scenario import ChurnSpec
+from gwtf_p2p.simulation.draw import DrawnPeer
 
 
 @dataclass
@@ -27,54 +24,31 @@ class Actors:
 
 
 @dataclass
-class LiveChurn:
-    """`stage_of` and `online` are the run's own books: every relay's stage, and who is up and in step."""
+class LiveRelays:
+    """The relays of a live run, by name. `stage_of`, `online`: the run's own books, every peer's stage and who is in step."""
 
-    spec: ChurnSpec
-    seed: int
-    first_length_s: float
     stage_of: dict[str, Stage]
     online: set[str]
     actors: Actors
-    crashes: int = 0
-    returns: int = 0
-    spared: int = 0
     down: set[str] = field(default_factory=set)
-    _began_at: list[float] = field(default_factory=list)
-    _planned: list[tuple[float, int, str]] = field(default_factory=list)
-    _order: count[int] = field(default_factory=count)
 
-    def iteration_begins(self, iteration: int, now: float) -> None:
-        """To be called for every report of it; only the first counts."""
-        if iteration != len(self._began_at) or not (self.spec.crash_probability or self.spec.rejoin_probability):
-            return
-        length_s = now - self._began_at[-1] if self._began_at else self.first_length_s
-        self._began_at.append(now)
-        for name, stage in self.stage_of.items():
-            if stage == DATA_STAGE:
-                continue
-            fate = draw_fate(self.spec, self.seed, PeerId(name), iteration)
-            if fate.rejoins and name in self.down:
-                self.returns += 1
-                self.down.discard(name)
-                self.actors.start(name)
-            if fate.crashes:
-                heapq.heappush(self._planned, (now + fate.moment * length_s, next(self._order), name))
+    def stages(self) -> Mapping[PeerId, Stage]:
+        return {PeerId(name): stage for name, stage in self.stage_of.items() if stage != DATA_STAGE}
 
-    def act(self, now: float) -> None:
-        """Do what is due; to be called often."""
-        while self._planned and self._planned[0][0] <= now:
-            _, _, name = heapq.heappop(self._planned)
-            if name in self.down:
-                continue
-            others = {n for n in self.online if n != name and self.stage_of[n] == self.stage_of[name]}
-            if others:
-                self.crashes += 1
-                self.online.discard(name)
-                self.down.add(name)
-                self.actors.kill(name)
-            else:
-                self.spared += 1
+    def is_down(self, peer: PeerId) -> bool:
+        return peer in self.down
+
+    def is_online(self, peer: PeerId) -> bool:
+        return peer in self.online
+
+    def crash(self, peer: PeerId) -> None:
+        self.online.discard(peer)
+        self.down.add(peer)
+        self.actors.kill(peer)
+
+    def come_back(self, peer: PeerId) -> None:
+        self.down.discard(peer)
+        self.actors.start(peer)
 
 
 @dataclass

@@ -12,15 +12,16 @@ from typing import Any
 
 from gwtf_p2p.ab.cpu import CpuBooks
 from gwtf_p2p.ab.gantt import Row, write_rows
-from gwtf_p2p.ab.live_churn import Actors, LiveChurn, LiveRebalancing, stages_of
+from gwtf_p2p.ab.live_churn import Actors, LiveRebalancing, LiveRelays, stages_of
 from gwtf_p2p.ab.live_metrics import LiveMetrics
 from gwtf_p2p.ab.live_plan import LivePlan
-from gwtf_p2p.ab.result import LIVE, RunResult
+from gwtf_p2p.ab.result import RunResult
 from gwtf_p2p.ab.task import RunTask
 from gwtf_p2p.ab.wire import Wire
 from gwtf_p2p.live.local_swarm import LocalSwarm
 from gwtf_p2p.monitor.run_state import RunState
 from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
+from gwtf_p2p.simulation.churn import Churn
 
 POLL_S = 0.02
 START_DEADLINE_S = 120.0
@@ -57,8 +58,9 @@ class _LiveRun:
         self.version: Counter[str] = Counter()
         self.cpu = CpuBooks()
         actors = Actors(self._kill, self._start, self._move)
-        spec, scenario = plan.swarm.scenario.churn, plan.swarm.scenario
-        self.churn = LiveChurn(spec, self.task.seed, plan.bound.iteration_s, self.stage_of, self.online, actors)
+        scenario = plan.swarm.scenario
+        self.relays = LiveRelays(self.stage_of, self.online, actors)
+        self.churn = Churn(scenario.churn, self.task.seed, plan.bound.iteration_s, self.relays)
         period_s = getattr(self.task.arm.config, "rebalance_period_s", 0.0) * self.task.time_scale
         self.rebalancing = LiveRebalancing(period_s, scenario.model.stages, self.stage_of, self.online, actors)
         self.maddr = ""
@@ -155,7 +157,7 @@ class _LiveRun:
     def _ended(self, name: str, report: Mapping[str, Any]) -> None:
         if report["name"] == "exited" and self.rebalancing.left(name):
             self._start(name)
-        elif name not in self.churn.down and name not in self.rebalancing.leaving:
+        elif name not in self.relays.down and name not in self.rebalancing.leaving:
             raise RunFailed(f"{name} ended: {report.get('error', report.get('code'))}: {self._log(name)}")
 
     def _take_queued(self) -> dict[str, list[int]]:
@@ -181,17 +183,7 @@ class _LiveRun:
         for (sender, receiver, _), size in self.wire.bytes_by_path.items():
             paths[f"{names[sender]} > {names[receiver]}"] += size
         return RunResult(
-            scenario=task.scenario.name,
-            seed=task.seed,
-            arm=task.arm_text,
-            backend=LIVE,
-            time_scale=scale,
-            settings=task.settings,
-            commit=task.commit,
-            churn=task.scenario.churn.crash_probability,
-            warmup_iterations=task.scenario.warmup_iterations,
-            microbatches_per_iteration=metrics.state.expected,
-            tokens_per_microbatch=task.tokens_per_microbatch,
+            **task.head(),
             iteration_s=tuple(seconds / scale for seconds in iteration_s),
             bound_iteration_s=plan.bound.iteration_s / scale,
             bound_microbatches_per_s=plan.bound.microbatches_per_second * scale,
@@ -200,9 +192,7 @@ class _LiveRun:
             wasted_compute_fraction=max(0.0, 1 - metrics.useful_s / device_s) if device_s else 0.0,
             recoveries=dict(metrics.recoveries),
             recovery_s=tuple(seconds / scale for seconds in metrics.recovery_s),
-            crashes=self.churn.crashes,
-            returns=self.churn.returns,
-            spared=self.churn.spared,
+            **self.churn.counts(),
             moves=self.rebalancing.moves,
             messages=sum(u.messages for u in usage),
             bytes_by_kind={**kinds, "all": sum(kinds.values())},

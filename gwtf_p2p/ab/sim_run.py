@@ -6,7 +6,7 @@ import time
 from collections import Counter
 
 from gwtf_p2p.ab.gantt import Row, write_rows
-from gwtf_p2p.ab.result import SIM, RunResult
+from gwtf_p2p.ab.result import RunResult
 from gwtf_p2p.ab.scaling import scaled
 from gwtf_p2p.ab.task import RunTask
 from gwtf_p2p.live.timed_router import timed
@@ -15,14 +15,13 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.routers.base import Router
 from gwtf_p2p.simulation.run import Simulation
-from gwtf_p2p.simulation.trace import Trace
-from gwtf_p2p.simulation.world import Span
+from gwtf_p2p.simulation.trace import Span, Trace
 
 
 class Recorder(Trace):
-    """Hears what the report shows: bytes by path, routes, recoveries. `size` is an activation's, in bytes."""
+    """Hears what the report shows: bytes by path, routes, recoveries."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.rows: list[Row] = []
         self.paths: Counter[str] = Counter()
@@ -30,15 +29,14 @@ class Recorder(Trace):
         self.routes: Counter[str] = Counter()
         self.recovery_s: list[float] = []
         self.losses: dict[int, list[float]] = {}
-        self._size = size
 
     def event(self, peer: PeerId, event: ev.Event, now: float) -> None:
         """No digest: nobody asks for it here."""
 
     def span(self, span: Span) -> None:
         if span.to is not None:
-            self.paths[f"{span.peer} > {span.to}"] += self._size
-            self.kinds[span.what] += self._size
+            self.paths[f"{span.peer} > {span.to}"] += span.size
+            self.kinds[span.what] += span.size
         about = "/".join(span.about.split("/")[1:]) if "/" in span.about else span.about
         self.rows.append(Row(span.peer, span.what, about, span.began, span.ended, span.to or ""))
 
@@ -56,7 +54,7 @@ class Recorder(Trace):
 def run_simulated(task: RunTask) -> RunResult:
     """Raises StuckError when it does not come to an end: our bug."""
     began, scale = time.monotonic(), task.time_scale
-    recorder = Recorder(task.scenario.model.microbatch_bytes)
+    recorder = Recorder()
     simulation = Simulation(scaled(task.scenario, scale), task.arm, task.seed, recorder)
     planning_s = 0.0
 
@@ -67,25 +65,13 @@ def run_simulated(task: RunTask) -> RunResult:
     def around(router: Router) -> Router:
         return timed(router, time.perf_counter, add)
 
-    simulation.swarm.around_router = around
-    for peer in simulation.world.peers.values():
-        peer.machine.ctx.router = around(peer.machine.ctx.router)
+    simulation.swarm.put_around_routers(around)
     outcome = simulation.run()
     ends = simulation.metrics.ends
     if len(ends) > 1:
         write_rows(task.gantt_path, recorder.rows, (ends[-2], ends[-1]), scale)
     return RunResult(
-        scenario=task.scenario.name,
-        seed=task.seed,
-        arm=task.arm_text,
-        backend=SIM,
-        time_scale=scale,
-        settings=task.settings,
-        commit=task.commit,
-        churn=task.scenario.churn.crash_probability,
-        warmup_iterations=outcome.warmup_iterations,
-        microbatches_per_iteration=outcome.microbatches_per_iteration,
-        tokens_per_microbatch=task.tokens_per_microbatch,
+        **task.head(),
         iteration_s=tuple(seconds / scale for seconds in outcome.iteration_seconds),
         bound_iteration_s=outcome.bound_iteration_seconds / scale,
         bound_microbatches_per_s=outcome.bound_microbatches_per_second * scale,
@@ -94,9 +80,7 @@ def run_simulated(task: RunTask) -> RunResult:
         wasted_compute_fraction=outcome.wasted_compute_fraction,
         recoveries=dict(outcome.recoveries),
         recovery_s=tuple(seconds / scale for seconds in recorder.recovery_s),
-        crashes=simulation.churn.crashes,
-        returns=simulation.churn.returns,
-        spared=simulation.churn.spared,
+        **simulation.churn.counts(),
         moves=simulation.rebalancing.moves,
         messages=simulation.world.messages,
         bytes_by_kind={**recorder.kinds, "all": simulation.world.links.bytes_sent},

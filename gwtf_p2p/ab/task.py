@@ -6,6 +6,7 @@ import hashlib
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from gwtf_p2p.ab.arms import parse_arm
 from gwtf_p2p.ab.result import RunKey
@@ -44,6 +45,19 @@ class RunTask:
     @property
     def tokens_per_microbatch(self) -> int:
         return self.record.microbatch_size * self.record.sequence_length
+
+    def head(self) -> dict[str, Any]:
+        """The fields of a `RunResult` that say what was run."""
+        return {
+            **asdict(self.key),
+            "time_scale": self.time_scale,
+            "settings": self.settings,
+            "commit": self.commit,
+            "churn": self.scenario.churn.crash_probability,
+            "warmup_iterations": self.scenario.warmup_iterations,
+            "microbatches_per_iteration": self.scenario.data_peers * self.scenario.model.microbatches_per_data_peer,
+            "tokens_per_microbatch": self.tokens_per_microbatch,
+        }
 
     @property
     def slug(self) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.simulation.kernel import Action, Kernel
 from gwtf_p2p.simulation.links import Links, LinkSpec, Transfer
+from gwtf_p2p.simulation.trace import Span
 
 START_DEADLINE_S = 10.0
 
@@ -37,19 +38,6 @@ class RealKernel(Kernel):
 
     def at(self, time_s: float, action: Action) -> None:
         self._loop.call_later(max(0.0, time_s - self.now), action)
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Seconds of the monotonic clock. `to` is set for transfers; `size` in bytes as charged."""
-
-    peer: PeerId
-    what: str
-    about: str
-    began: float
-    ended: float
-    to: PeerId | None = None
-    size: int = 0
 
 
 @dataclass

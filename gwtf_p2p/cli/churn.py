@@ -15,10 +15,11 @@ spared, so that the training goes on. The seed is the run's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.simulation.scenario import ChurnSpec
 
 WHERE = "--churn"
 VERBS = ("kill", "freeze", "restart", "join")
@@ -57,17 +58,9 @@ class ChurnStep:
 
 
 @dataclass(frozen=True, slots=True)
-class ChurnRates:
-    """Probabilities per iteration: of a crash per relay, of a return per crashed relay."""
-
-    crash: float = 0.0
-    rejoin: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class ChurnScript:
     steps: tuple[ChurnStep, ...] = ()
-    rates: ChurnRates = ChurnRates()
+    rates: ChurnSpec = field(default_factory=ChurnSpec)
 
 
 def parse_churn(script: str, moments: tuple[str, ...]) -> ChurnScript:
@@ -77,10 +70,10 @@ def parse_churn(script: str, moments: tuple[str, ...]) -> ChurnScript:
     if len(rates) > 1:
         raise InputError(WHERE, rates[1], "expected rate once")
     steps = tuple(_parse_step(text.split(), text, moments) for text in texts if text not in rates)
-    return ChurnScript(steps, _parse_rates(rates[0]) if rates else ChurnRates())
+    return ChurnScript(steps, _parse_rates(rates[0]) if rates else ChurnSpec())
 
 
-def _parse_rates(text: str) -> ChurnRates:
+def _parse_rates(text: str) -> ChurnSpec:
     values = {}
     for word in text.split()[1:]:
         name, _, value = word.partition("=")
@@ -92,7 +85,7 @@ def _parse_rates(text: str) -> ChurnRates:
             values[name] = -1.0
         if not 0 <= values[name] <= 1:
             raise InputError(WHERE, text, f"{name}: expected 0 to 1, got {value!r}")
-    return ChurnRates(**values)
+    return ChurnSpec(values.get("crash", 0.0), values.get("rejoin", 0.0))
 
 
 def _parse_step(words: list[str], text: str, moments: tuple[str, ...]) -> ChurnStep:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import random
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gwtf_p2p.cli.churn import ANY, ChurnScript, ChurnStep
-from gwtf_p2p.cli.local_run import GONE, LocalRun
+from gwtf_p2p.cli.local_run import LocalRun
+from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.simulation.churn import Churn
 
 if TYPE_CHECKING:
     from gwtf_p2p.live.faults import Fault
@@ -39,11 +39,8 @@ class ChurnRun:
 
     def __init__(self, script: ChurnScript, run: LocalRun, seed: int, say: Callable[[str], None]) -> None:
         self.script, self.run, self.say = script, run, say
-        self.crashes = self.returns = 0
-        self._random = random.Random(f"churn {seed}")
+        self.churn = Churn(script.rates, seed, FIRST_ITERATION_S, self)
         self._done: set[ChurnStep] = set()
-        self._drawn = -1
-        self._due: list[tuple[float, str]] = []
 
     @property
     def missed(self) -> list[str]:
@@ -59,12 +56,9 @@ class ChurnRun:
         for step in self.script.steps:
             if not step.moment and step not in self._done and step.iteration in self.run.state.begun_at:
                 self._do(step)
-        if self.script.rates.crash:
-            newest = max(self.run.state.begun_at, default=-1)
-            if newest > self._drawn:
-                self._drawn = newest
-                self._draw()
-            self._crash_due()
+        for iteration, began_at in sorted(self.run.state.begun_at.items()):
+            self.churn.iteration_begins(iteration, began_at)
+        self.churn.act(time.monotonic())
 
     def _do(self, step: ChurnStep) -> None:
         run, name = self.run, step.target
@@ -81,30 +75,22 @@ class ChurnRun:
             run.kill(name, step.verb)
             self.say(f"{step.verb} {name} in step {step.iteration + 1}")
 
-    # ---- rates
+    # ---- rates (see `simulation.churn`, which has the plan)
 
-    def _draw(self) -> None:
-        """Once per iteration: who comes back, who crashes, and when. Every relay costs the same draws, whatever its state."""
-        rates, run = self.script.rates, self.run
-        seconds = run.state.iteration_seconds()[-8:]
-        length_s = statistics.median(seconds) if seconds else FIRST_ITERATION_S
-        for name in sorted(run.names("relay")):
-            crash, back, moment = (self._random.random() for _ in range(3))
-            if run.lines[name].state == "killed" and back < rates.rejoin:
-                self.returns += 1
-                self.say(f"{name} starts again in step {self._drawn + 1}")
-                run.start_again(name)
-            elif run.lines[name].state not in GONE and crash < rates.crash:
-                self._due.append((time.monotonic() + moment * length_s, name))
+    def stages(self) -> Mapping[PeerId, Stage]:
+        lines = {name: self.run.lines[name] for name in self.run.names("relay")}
+        return {PeerId(name): Stage(line.stage) for name, line in lines.items() if line.state != "left"}
 
-    def _crash_due(self) -> None:
-        now, run = time.monotonic(), self.run
-        for due in [due for due in self._due if due[0] <= now]:
-            self._due.remove(due)
-            name = due[1]
-            stage = run.lines[name].stage
-            others = [n for n in run.names("relay", "online") if run.lines[n].stage == stage and n != name]
-            if run.lines[name].state == "online" and others:
-                self.crashes += 1
-                self.say(f"kill {name} in step {self._drawn + 1}")
-                run.kill(name)
+    def is_down(self, peer: PeerId) -> bool:
+        return self.run.lines[peer].state == "killed"
+
+    def is_online(self, peer: PeerId) -> bool:
+        return self.run.lines[peer].state == "online"
+
+    def crash(self, peer: PeerId) -> None:
+        self.say(f"kill {peer} in step {self.run.state.newest + 1}")
+        self.run.kill(peer)
+
+    def come_back(self, peer: PeerId) -> None:
+        self.say(f"{peer} starts again in step {self.run.state.newest + 1}")
+        self.run.start_again(peer)

@@ -235,7 +235,7 @@ class _Demo:
             "withdrawn": state.withdrawn,
             "recoveries": dict(state.recoveries),
             "recovery": state.recovery.plain(),
-            "churn": {"crashes": self.churn.crashes, "returns": self.churn.returns},
+            "churn": {"crashes": self.churn.churn.crashes, "returns": self.churn.churn.returns},
             "joined_seconds": {name: round(s, 2) for name, s in state.joined_s.items()},
             "wall_seconds": round(time.monotonic() - self.local.began, 2),
         }

@@ -38,7 +38,6 @@ COSTS = ("paper",)
 """A problem file says what a flow costs, not what a pipeline does: see `gwtf sim` for plans of the latter."""
 
 
-
 def _negotiated(problem: Problem, seed: int) -> Planned:
     found = negotiate(problem, seed)
     return Planned(found.plan, found.reason, {"messages": found.messages})

@@ -139,7 +139,6 @@ def second_nat(evidence: Evidence) -> tuple[bool | None, str]:
     return (False, "") if evidence.hops and all(evidence.hops[1:]) else (None, "")
 
 
-
 def _in(ip: str, network: IPv4Network) -> bool:
     try:
         return ip_address(ip) in network

@@ -83,6 +83,11 @@ class RunState:
         losses = self.losses[iteration].values()
         return sum(losses) / len(losses) if losses else float("nan")
 
+    @property
+    def newest(self) -> int:
+        """The last iteration that has begun; -1 before the first."""
+        return max(self.begun_at, default=-1)
+
     def iteration_seconds(self) -> list[float]:
         """Wall seconds of each committed iteration, its average and step included."""
         return [self.ended_at[i] - self.begun_at[i] for i in sorted(self.ended_at) if i in self.begun_at]

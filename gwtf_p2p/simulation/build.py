@@ -74,28 +74,31 @@ class Arm:
 
 @dataclass
 class Swarm:
-    """The peers of one run and how to make one of them (again). `drawn` changes when a relay moves to another stage.
-
-    `around_router` is put around the router of every peer made from now on: a stopwatch, for instance.
-    """
+    """The peers of one run and how to make one of them (again). `drawn` changes when a relay moves to another stage."""
 
     scenario: Scenario
     arm: Arm
     seed: int
     world: World
     drawn: dict[PeerId, DrawnPeer]
-    around_router: Callable[[Router], Router] | None = None
+    _around_router: Callable[[Router], Router] | None = None
 
     @property
     def links(self) -> Links:
         return self.world.links
 
+    def put_around_routers(self, around: Callable[[Router], Router]) -> None:
+        """A stopwatch, for instance: around the router of every peer, those of peers to come included."""
+        self._around_router = around
+        for peer in self.world.peers.values():
+            peer.machine.ctx.router = around(peer.machine.ctx.router)
+
     def new_peer(self, peer: PeerId) -> SimulatedPeer:
         """A peer as it is when its program has just been started: nothing held, nothing measured but its own speed."""
         drawn, arm, model = self.drawn[peer], self.arm, self.scenario.model
         router = make_router(arm.router, arm.config, self.seed, peer)
-        if self.around_router is not None:
-            router = self.around_router(router)
+        if self._around_router is not None:
+            router = self._around_router(router)
         context = Context(peer, drawn.stage, model.stages, router, exact=arm.recovery == "exact")
         if getattr(arm.config, "official_failures", False):
             context.timings = FixedTimings()

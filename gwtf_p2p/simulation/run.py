@@ -13,7 +13,7 @@ from gwtf_p2p.protocol.records import PeerState
 from gwtf_p2p.protocol.routers.base import PlanningRouter, TalkingRouter
 from gwtf_p2p.simulation.bound import bound_of
 from gwtf_p2p.simulation.build import Arm, Swarm, build
-from gwtf_p2p.simulation.churn import Churn
+from gwtf_p2p.simulation.churn import Churn, SimulatedRelays
 from gwtf_p2p.simulation.metrics import Metrics, Outcome
 from gwtf_p2p.simulation.rebalancing import Rebalancing
 from gwtf_p2p.simulation.recovery_metrics import RecoveryMetrics
@@ -43,7 +43,7 @@ class Simulation:
         self.world.on_fault = self.recovery.fault
         self.world.on_span = self.trace.span
         self.bound = bound_of(self.swarm)
-        self.churn = Churn(self.swarm, self.bound.iteration_s)
+        self.churn = Churn(scenario.churn, seed, self.bound.iteration_s, SimulatedRelays(self.swarm))
         self.rebalancing = Rebalancing(self.swarm, getattr(arm.config, "rebalance_period_s", 0.0))
         self.world.on_move = self.rebalancing.move
         self.listeners: list[Callable[[PeerId, ef.Report, float], None]] = []
@@ -102,7 +102,8 @@ class Simulation:
         elif report.name == "iteration_begins":
             iteration = report.fields["iteration"]
             assert isinstance(iteration, int)
-            self.churn.iteration_begins(iteration, now)
+            for moment in self.churn.iteration_begins(iteration, now):
+                self.world.kernel.at(moment, lambda: self.churn.act(self.world.kernel.now))
 
     def _planning(self) -> dict[str, float]:
         """What the first data peer's plans did, when its router plans: flows that came or went per change of the records."""
@@ -133,9 +134,7 @@ class Simulation:
             trace_sha256=self.trace.sha256(),
             extra={
                 "memory": self.arm.memory.value,
-                "crashes": self.churn.crashes,
-                "returns": self.churn.returns,
-                "spared": self.churn.spared,
+                **self.churn.counts(),
                 "moves": self.rebalancing.moves,
                 "messages": world.messages,
                 "bytes_sent": world.links.bytes_sent,

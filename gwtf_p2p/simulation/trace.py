@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,25 @@ from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.simulation.world import Span
 
 MICROSECONDS = 1e6
 SUFFIXES = (".jsonl", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Something that took time at a peer: a computation (`what` is the work), a transfer (to `to`) or an average.
+
+    `began`, `ended` in seconds of the run's clock; `size` in bytes, as charged to the lines.
+    """
+
+    peer: PeerId
+    what: str
+    about: str
+    began: float
+    ended: float
+    to: PeerId | None = None
+    size: int = 0
 
 
 def _tensor(event: ev.Offered | ev.Delivered | ev.DeliveryBroken) -> str:

@@ -26,6 +26,7 @@ from gwtf_p2p.simulation.kernel import Kernel
 from gwtf_p2p.simulation.links import Links
 from gwtf_p2p.simulation.pushes import Pushes
 from gwtf_p2p.simulation.rounds import Rounds
+from gwtf_p2p.simulation.trace import Span
 
 KEPT_VERSIONS = 4
 """Checkpoints that a peer keeps, what it works with included."""
@@ -83,18 +84,6 @@ class SimulatedPeer:
     @property
     def id(self) -> PeerId:
         return self.machine.ctx.me
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Something that took time at a peer: a computation (`what` is the work), a transfer (to `to`) or an average."""
-
-    peer: PeerId
-    what: str
-    about: str
-    began: float
-    ended: float
-    to: PeerId | None = None
 
 
 class World:
@@ -360,7 +349,8 @@ class World:
         """A push has arrived: for whoever draws what took time."""
         if self.on_span is not None:
             what = type(push.message).__name__.lower()
-            self.on_span(Span(sender, what, str(push.message.microbatch), began, self.kernel.now, push.to))
+            about, size = str(push.message.microbatch), self.sizes.microbatch_bytes
+            self.on_span(Span(sender, what, about, began, self.kernel.now, push.to, size))
 
     def _averaged(self, member: PeerId, close: Close, since: float) -> None:
         if self.on_span is not None:
