@@ -37,8 +37,11 @@ def _line(report: dict[str, Any]) -> str:
         case "online":
             where = f"stage {report['stage']}" if report["stage"] else f"shard {report['shard']}"
             return f"online in {where}, waiting for microbatches"
+        case "joined":
+            return f"that took {report['seconds']:.1f} s: {report['steps']}"
         case "stepped":
-            return f"step {report['iteration'] + 1}: {report['microbatches']} of {report['of']} microbatches were ours"
+            share = f"{report['microbatches']} of {report['of']} microbatches were ours"
+            return f"step {report['iteration'] + 1:4d}  loss {report['loss']:.4f}  {share}"
         case "recovery":
             return f"{report['kind']} recovery of {report['microbatch']}: {report['reason']}"
         case "peer_lost":

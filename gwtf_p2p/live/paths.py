@@ -181,7 +181,7 @@ class Paths:
             return
         before, way.told = way.told, kind
         way.is_fragile = kind is not PathType.PUBLIC  # and stays so when it ends: the end of a circuit is no news of the peer
-        logger.info("path to %s: %s%s", peer[-6:], kind.value, f", was {before.value}" if before else "")
+        logger.debug("path to %s: %s%s", peer[-6:], kind.value, f", was {before.value}" if before else "")
         if kind is not PathType.RELAYED:
             way.retry_s = FIRST_RETRY_S
             if self._rpc is not None:

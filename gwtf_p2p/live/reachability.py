@@ -126,7 +126,8 @@ class Reachability:
         await asyncio.wait(first, timeout=2 * ANSWER_S)
         if not self.situation.direct and self._could_be_dialled:
             await asyncio.wait(yes, timeout=YES_S, return_when=asyncio.FIRST_COMPLETED)
-        logger.info("%s: %s", *path_of(self.situation))
+        kind, why = path_of(self.situation)
+        logger.info("how others reach this peer: %s: %s", "directly" if kind is PathType.PUBLIC else kind.value, why)
 
     async def stop(self) -> None:
         """Reservations stay with the relays until they expire. May be called twice."""

@@ -91,7 +91,7 @@ def path_of(situation: Situation) -> tuple[PathType, str]:
         return PathType.PUBLIC, f"dialled back at {situation.dialled_back}"
     if situation.direct:
         return PathType.PUBLIC, f"on one network with its initial peers, at {situation.direct[0]}"
-    seen = f"{len(situation.observed)} observers, port {situation.mapping.value}"
+    seen = f"seen by {len(situation.observed)} of its initial peers, port {situation.mapping.value}"
     return PathType.RELAYED, f"nobody has dialled it back ({seen})"
 
 

@@ -282,7 +282,6 @@ class RunningPeer:
             self.on_report({"name": "online", "stage": self.place.stage, "shard": self.place.shard, "version": version})
             seconds = round(times.seconds, 3)
             self.on_report({"name": "joined", "seconds": seconds, "steps": str(times), "step_s": dict(times.step_s)})
-            logger.info("online after %.1f s: %s", seconds, times)
         self.records.publish_soon()
 
     def _on_event(self, event: ev.Event, now: float) -> None:

@@ -39,6 +39,7 @@ class Accounts:
             iteration=closing.iteration,
             microbatches=len(credited),
             of=closing.total,
+            loss=closing.mean_loss,
             different=len({m for share in closing.shares for m in share.microbatches}),
             useful_s=useful,
             wasted_s=spent - useful,

@@ -33,4 +33,6 @@ def choose_stage(view: NetworkView, me: PeerId) -> StageChoice:
 
     best = min(paces.members, key=key)
     count, pace_s = len(paces.members[best]), paces.pace_s(best)
-    return StageChoice(best, f"{count} peers, {pace_s:.3f} s per microbatch, most of {view.stages} stages")
+    if not count:
+        return StageChoice(best, "no peer serves it yet")
+    return StageChoice(best, f"the slowest of {view.stages} stages, {pace_s:.3f} s per microbatch with {count} peers")
