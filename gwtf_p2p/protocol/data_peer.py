@@ -292,7 +292,7 @@ class DataPeer(PeerMachine):
             case "inject":
                 self._inject()
             case "redo":
-                self.finishing.close_gaps()
+                self.finishing.late_redo()
             case "finish":
                 self.finishing.late()
             case _:

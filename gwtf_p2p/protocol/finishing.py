@@ -33,6 +33,7 @@ class Finishing:
         self.ledger = Ledger(peer.ctx.me, peer.ctx.liveness.is_lost)
         self.reported_to: PeerId | None = None
         self._finished_at: float | None = None
+        self._asked_for: set[Gap] = set()
 
     def clear(self) -> None:
         """Another iteration."""
@@ -43,6 +44,7 @@ class Finishing:
             ctx.timings.observe(("finish",), ctx.now - self._finished_at)
         self._finished_at = self.reported_to = None
         self.ledger.clear()
+        self._asked_for.clear()
 
     # ---- what the ledger learns
 
@@ -67,6 +69,8 @@ class Finishing:
                     self.ctx.emit(Send(message.peer, Redo(microbatch, message.stage, message.peer)))
         elif self.ledger.void(message.peer, message.stage, [m.index for m in current]):
             self.reported_to = None
+            indices = {m.index for m in current}
+            self._asked_for = {g for g in self._asked_for if g.stage != message.stage or g.index not in indices}
             self.close_gaps()
 
     def gone(self, peer: PeerId) -> None:
@@ -81,18 +85,25 @@ class Finishing:
     # ---- gaps
 
     def close_gaps(self) -> None:
-        """Have missing stages redone, or (fast recovery) go without them."""
+        """Have missing stages redone, or (fast recovery) go without them. What is under way is left alone until `late_redo`."""
         ctx = self.ctx
         if not ctx.exact:
             for index, stage, lost in self.ledger.drop_gaps():
                 microbatch = MicrobatchId(ctx.me, self.member.version, index)
                 ctx.report("dropped", microbatch=str(microbatch), stage=stage, lost=lost)
-        for gap in self.ledger.gaps():
+        new = [gap for gap in self.ledger.gaps() if gap not in self._asked_for]
+        self._asked_for.update(new)
+        for gap in new:
             self._close_gap(gap)
-        if self.ledger.has_gaps:
+        if new:
             ctx.start_timer("redo", "", REDO_RETRY_S * 2 ** min(self.ledger.most_tries(), MOST_REDO_DOUBLINGS))
-        elif self.reported_to is None:
+        if not self.ledger.has_gaps and self.reported_to is None:
             self.report()
+
+    def late_redo(self) -> None:
+        """It takes long: a request may be lost, or lead to somebody who cannot help."""
+        self._asked_for.clear()
+        self.close_gaps()
 
     def _close_gap(self, gap: Gap) -> None:
         ctx, repairs = self.ctx, self.peer.repairs

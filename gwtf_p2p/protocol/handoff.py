@@ -2,6 +2,9 @@
 
 What happens when the next peer is lost, forgets or refuses is in `repair`. Every wait has a deadline from measured times;
 when it passes, the peer is asked whether it lives and still holds the microbatch, and then waited for again, twice as long.
+
+A microbatch that nobody has room for waits for the first peer that says it has (`Room`). Should that message be lost, it is
+offered again after as long as it usually takes.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from gwtf_p2p.protocol.effects import Push, Send
 from gwtf_p2p.protocol.events import PushAnswered, PushDelivered, Slot
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.ledger import NOBODY
-from gwtf_p2p.protocol.messages import SUPERSEDED, Complete, Forward, Redo, Superseded, Verdict
+from gwtf_p2p.protocol.messages import SUPERSEDED, Complete, Forward, Redo, Room, Superseded, Verdict
 from gwtf_p2p.protocol.microbatch import Handoff, Held, Phase
 from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, PlanningRouter, RouteRequest
 
@@ -20,7 +23,8 @@ WAIT_PRIOR_S = 2.0
 """How long to wait before asking while nothing is measured. A question costs a small message, so these are no time-outs."""
 
 RETRY_S = 0.25
-"""Between two searches for a route when there is none; a view change or a finished microbatch also tries again."""
+"""Between two searches for a route when there is none; a view change or a finished microbatch also tries again. Where
+everybody is BUSY, only until it is measured how long it takes to find room."""
 
 MOST_DOUBLINGS = 2
 MOST_PUSH_DOUBLINGS = 6
@@ -36,6 +40,7 @@ class Handoffs:
         self.ctx = context
         self._planner = context.router if isinstance(context.router, PlanningRouter) and context.stage > 0 else None
         self._routing: set[MicrobatchId] = set()
+        self._refused: dict[MicrobatchId, float] = {}
 
     @property
     def target(self) -> Stage:
@@ -81,6 +86,31 @@ class Handoffs:
             else:
                 self.retry(held)
 
+    def heard(self, sender: PeerId, message: Complete | Room) -> None:
+        """From a peer of the next stage."""
+        if isinstance(message, Room):
+            self._room(sender, message.microbatches)
+            return
+        held = self.ctx.held.get(message.microbatch)
+        if held is not None:
+            self.complete(held, sender, message)
+
+    def _room(self, peer: PeerId, microbatches: int) -> None:
+        """It can take some of what it, or others, had no room for; what is offered to another one now may come back to it.
+
+        One more than it can take is offered: by refusing that, it remembers to tell this peer again."""
+        offers = microbatches + 1
+        for microbatch in sorted(self._refused):
+            held = self.ctx.held.get(microbatch)
+            if held is None or held.handoff not in (Handoff.ROUTING, Handoff.PUSHING):
+                del self._refused[microbatch]
+                continue
+            held.tried.discard(peer)
+            if held.handoff is Handoff.ROUTING and offers > 0:
+                offers -= 1
+                held.ahead = (peer, *held.ahead[1:])
+                self.retry(held)
+
     def route(self, held: Held) -> None:
         """Choose the next peer and push, or wait for a route."""
         ctx = self.ctx
@@ -99,7 +129,8 @@ class Handoffs:
             if isinstance(answer, NoRoute):
                 held.note(f"no route: {answer.reason}", ctx.now)
                 held.tried.clear()
-                ctx.start_timer("route", held.name, RETRY_S)
+                is_refused = held.id in self._refused
+                ctx.start_timer("route", held.name, ctx.timings.deadline_s(("room",), RETRY_S) if is_refused else RETRY_S)
                 return
             held.ahead = answer.peers + (rest if rejoin else ())
         self._push(held, held.ahead[0])
@@ -135,6 +166,8 @@ class Handoffs:
             return
         self._observe(held, next_peer, None, event.verdict.name)
         held.tried.add(next_peer)
+        if event.verdict is Verdict.BUSY:
+            self._refused.setdefault(held.id, ctx.now)
         if event.verdict is Verdict.REFUSED and held.ahead:
             held.ahead = (NOBODY, *held.ahead[1:])  # it is no peer of that stage (any more): waiting for it is no use
         ctx.cancel_timer("push", held.name)
@@ -176,6 +209,9 @@ class Handoffs:
         ctx = self.ctx
         assert held.successor is not None
         held.walking = False
+        refused_at = self._refused.pop(held.id, None)
+        if refused_at is not None:
+            ctx.timings.observe(("room",), ctx.now - refused_at)
         ctx.end_push(held.push_token)
         ctx.cancel_timer("push", held.name)
         held.tried.clear()

@@ -78,6 +78,13 @@ class Complete:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """To a peer whose offers were BUSY: I can take so many `microbatches` now. Who comes first gets it; it may be lost."""
+
+    microbatches: int
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """To the data peer: I did the backward of `stage`, and the usual way back could not tell you (a repair)."""
 
@@ -326,6 +333,7 @@ class Lost:
 TensorMessage = Forward | Backward
 ControlMessage = (
     Complete
+    | Room
     | Done
     | Superseded
     | Check

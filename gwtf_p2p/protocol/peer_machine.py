@@ -212,10 +212,8 @@ class PeerMachine(ABC):
     def _received(self, sender: PeerId, message: msg.ControlMessage) -> None:
         ctx = self.ctx
         match message:
-            case msg.Complete():
-                held = ctx.held.get(message.microbatch)
-                if held is not None:
-                    self.handoffs.complete(held, sender, message)
+            case msg.Complete() | msg.Room():
+                self.handoffs.heard(sender, message)
             case msg.Superseded():
                 if self.repairs.superseded(sender, message):
                     self._drop(ctx.held[message.microbatch])

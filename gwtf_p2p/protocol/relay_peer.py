@@ -13,12 +13,24 @@ from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.messages import SUPERSEDED, Backward, ControlMessage, Forward, Superseded, TensorMessage, Verdict
+from gwtf_p2p.protocol.messages import (
+    SUPERSEDED,
+    Backward,
+    ControlMessage,
+    Forward,
+    Room,
+    Superseded,
+    TensorMessage,
+    Verdict,
+)
 from gwtf_p2p.protocol.microbatch import HAS_GRADIENT, Held, Phase
 from gwtf_p2p.protocol.moving import LOOK_S, Mover
 from gwtf_p2p.protocol.peer_machine import PeerMachine
 from gwtf_p2p.protocol.placement import Move
 from gwtf_p2p.protocol.records import PeerState
+
+MOST_REFUSED = 64
+"""Peers that are told when there is room again. Others ask again in their own time."""
 
 
 class RelayPeer(PeerMachine):
@@ -33,6 +45,7 @@ class RelayPeer(PeerMachine):
         self.capacity, self.queues, self.mover = capacity, queues, mover
         self._looks = self._hurries = False
         self._said_full = -1
+        self._refused: dict[PeerId, None] = {}
 
     @property
     def occupancy(self) -> int:
@@ -49,6 +62,8 @@ class RelayPeer(PeerMachine):
         if membership.moving_to is not None and not membership.drained and not self._others_serve():
             membership.stay("nobody else is left in it")
         super()._settle()
+        if self._refused and membership.serves and not self._why_full():
+            self._tell_refused()
 
     def _look(self) -> None:
         """Is it this peer's turn to move? To a stage without anybody at once, since nothing here can be finished before."""
@@ -85,10 +100,10 @@ class RelayPeer(PeerMachine):
             if (message.history, iteration) > member.position:
                 self.membership.doubt()
             return ef.Answer(Verdict.STALE, f"weights version is {member.weights}")
-        if self.state is not PeerState.ONLINE:
-            return ef.Answer(Verdict.BUSY, self.state.value)
-        full = self._why_full()
+        full = self.state.value if self.state is not PeerState.ONLINE else self._why_full()
         if full:
+            if len(self._refused) < MOST_REFUSED:
+                self._refused[sender] = None
             return ef.Answer(Verdict.BUSY, full)
         new = Held(message.microbatch, message.attempt, Phase.RECEIVING, sender, message.ahead)
         new.note(f"accepted from {sender}, attempt {message.attempt}", ctx.now)
@@ -108,6 +123,16 @@ class RelayPeer(PeerMachine):
             self._said_full = self.member.version
             ctx.report("memory_full", iteration=self.member.version, kept=len(ctx.held), limit=ctx.memory_limit_bytes)
         return f"memory: {len(ctx.held)} kept until the iteration closes"
+
+    def _tell_refused(self) -> None:
+        """There is room: all who were refused hear of it, the first one first. Who comes too late is refused and told again."""
+        ctx = self.ctx
+        limited = self.capacity and not self.queues
+        slots = self.capacity - ctx.occupancy if limited else len(self._refused)
+        for peer in self._refused:
+            if not ctx.liveness.is_lost(peer):
+                ctx.emit(ef.Send(peer, Room(slots)))
+        self._refused.clear()
 
     def _verdict_again(self, held: Held, sender: PeerId, message: Forward) -> ef.Answer:
         """Offered what is held already: a repair further up, or a repeated transfer."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from statistics import median
 
 import pytest
 
@@ -10,7 +12,7 @@ from experiments.recovery_sweep import Sweep, draw_config, draw_script
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, RunId
-from gwtf_p2p.protocol.messages import Commit
+from gwtf_p2p.protocol.messages import Commit, Forward
 from gwtf_p2p.protocol.publishing import Surroundings, stage_record
 from gwtf_p2p.protocol.relay_peer import RelayPeer
 from gwtf_p2p.simulation.faults import Fault
@@ -288,7 +290,7 @@ def test_data_peers_that_wait_for_each_other_find_out(seed: int) -> None:
     sweep = Sweep()
     config = draw_config(seed, sweep)
     tally = small_swarm(config, draw_script(seed, config, sweep)).run(sweep.iterations, deadline_s=500.0)
-    assert (tally.lost, tally.double) == (0, 0)
+    assert tally.double == 0 and (tally.lost == 0 or not config.exact)
 
 
 @pytest.mark.parametrize("name", ["relay_1_0", "relay_2_1", "relay_3_0"])
@@ -375,3 +377,55 @@ def test_a_swarm_out_of_balance_moves_one_peer_after_the_other_and_then_none() -
     moves = [(r.fields["stage"], r.fields["to_stage"]) for _, r, _ in swarm.reported("moving")]
     assert sorted(moves) == [(1, 2), (3, 2)], "three peers in each stage"
     assert not swarm.reported("peer_lost") and not swarm.reported("recovery")
+
+
+def slots_left_empty_s(swarm: SmallSwarm, iterations: int) -> float:
+    """The longest that a relay with a free slot was left without the microbatch of a peer that it had refused."""
+    before = swarm.world.on_event
+    assert before is not None
+    free_since: dict[PeerId, float] = {}
+    waiting: Counter[PeerId] = Counter()
+    longest = 0.0
+
+    def watch(peer: PeerId, event: ev.Event, now: float) -> None:
+        nonlocal longest
+        before(peer, event, now)
+        machine = swarm.world.peers[peer].machine
+        if not isinstance(machine, RelayPeer):
+            return
+        if isinstance(event, ev.Offered) and isinstance(event.message, Forward):
+            full = machine.occupancy >= machine.capacity
+            waiting[peer] += full
+            if not full and waiting[peer]:
+                longest = max(longest, now - free_since.get(peer, now))
+                waiting[peer] = 0
+        if machine.occupancy >= machine.capacity:
+            free_since.pop(peer, None)
+        else:
+            free_since.setdefault(peer, now)
+
+    swarm.world.on_event = watch
+    assert swarm.run(iterations) == everything(swarm, iterations)
+    return longest
+
+
+def test_a_free_slot_is_taken_at_once_by_who_was_refused() -> None:
+    """It hears of the slot, and offers: two hops of latency, not as long as between two tries."""
+    swarm = small_swarm(SmallConfig(capacity=1, microbatches=6))
+    assert 0.0 < slots_left_empty_s(swarm, 3) <= 3 * LATENCY_S
+
+
+def test_nobody_waits_for_ever_when_no_word_of_a_free_slot_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RelayPeer, "_tell_refused", lambda self: None)
+    swarm = small_swarm(SmallConfig(capacity=1, microbatches=6), [Fault("kill", PeerId("relay_2_1"), at_s=2.5)])
+    assert swarm.run(iterations=3) == everything(swarm, 3)
+
+
+def test_after_a_kill_microbatches_wait_for_nothing_but_slots() -> None:
+    """One relay of two slots is left. The median delay is a few hops, where a blind retry took twice as long."""
+    delays_s = []
+    for i in range(10):
+        swarm = small_swarm(SmallConfig(capacity=2, microbatches=6), [Fault("kill", PeerId("relay_2_1"), at_s=3 + 0.2 * i)])
+        assert swarm.run(iterations=4) == everything(swarm, 4)
+        delays_s += [at - swarm.faults.fired[0][0] for _, _, at in swarm.reported("recovered")]
+    assert median(delays_s) <= 3 * HOP_S
