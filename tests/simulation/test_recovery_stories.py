@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from statistics import median
 
@@ -12,7 +11,8 @@ from experiments.recovery_sweep import Sweep, draw_config, draw_script
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, RunId
-from gwtf_p2p.protocol.messages import Commit, Forward
+from gwtf_p2p.protocol.messages import Commit
+from gwtf_p2p.protocol.microbatch import Handoff
 from gwtf_p2p.protocol.publishing import Surroundings, stage_record
 from gwtf_p2p.protocol.relay_peer import RelayPeer
 from gwtf_p2p.simulation.faults import Fault
@@ -380,29 +380,24 @@ def test_a_swarm_out_of_balance_moves_one_peer_after_the_other_and_then_none() -
 
 
 def slots_left_empty_s(swarm: SmallSwarm, iterations: int) -> float:
-    """The longest that a relay with a free slot was left without the microbatch of a peer that it had refused."""
+    """The longest that there was a free slot in a stage while a peer of the stage before had a microbatch without a route."""
     before = swarm.world.on_event
     assert before is not None
-    free_since: dict[PeerId, float] = {}
-    waiting: Counter[PeerId] = Counter()
+    since: dict[int, float] = {}
     longest = 0.0
 
     def watch(peer: PeerId, event: ev.Event, now: float) -> None:
         nonlocal longest
         before(peer, event, now)
-        machine = swarm.world.peers[peer].machine
-        if not isinstance(machine, RelayPeer):
-            return
-        if isinstance(event, ev.Offered) and isinstance(event.message, Forward):
-            full = machine.occupancy >= machine.capacity
-            waiting[peer] += full
-            if not full and waiting[peer]:
-                longest = max(longest, now - free_since.get(peer, now))
-                waiting[peer] = 0
-        if machine.occupancy >= machine.capacity:
-            free_since.pop(peer, None)
-        else:
-            free_since.setdefault(peer, now)
+        machines = [p.machine for p in swarm.world.peers.values()]
+        for stage in range(1, swarm.config.stages + 1):
+            relays = [m for m in machines if isinstance(m, RelayPeer) and m.ctx.stage == stage]
+            waiting = [h for m in machines if m.ctx.stage == stage - 1 for h in m.ctx.held.values()]
+            is_left = any(m.occupancy < m.capacity for m in relays) and any(h.handoff is Handoff.ROUTING for h in waiting)
+            if is_left:
+                longest = max(longest, now - since.setdefault(stage, now))
+            else:
+                since.pop(stage, None)
 
     swarm.world.on_event = watch
     assert swarm.run(iterations) == everything(swarm, iterations)
