@@ -27,6 +27,7 @@ from experiments.lab.topology import INTERNET, Host, Router, Topology
 
 COMMAND_S = 30.0
 _DELAY_PIPE = Path(__file__).parent / "delay_pipe.py"
+_CUT = "cut_off"
 _PACKAGES = {"ip": "iproute2", "tc": "iproute2", "nft": "nftables", "setpriv": "util-linux", "unshare": "util-linux"}
 
 
@@ -173,6 +174,16 @@ class Lab:
             pipe.communicate(timeout=COMMAND_S)
         self._connect(self.topology[name], behind)
         return self.address(name)
+
+    def cut_off(self, router: str, address: str) -> None:
+        """Drop what passes this router from or to an address, as a filter on the way would, until `let_pass`."""
+        self._sh(router, f"nft 'add table ip {_CUT}; add chain ip {_CUT} passing {{ type filter hook forward priority 1; }}'\n")
+        for end in ("saddr", "daddr"):
+            self._sh(router, f"nft add rule ip {_CUT} passing ip {end} {address} drop\n")
+
+    def let_pass(self, router: str) -> None:
+        """Everything that was cut off."""
+        self._sh(router, f"nft delete table ip {_CUT}\n")
 
     # ---- making
 

@@ -115,11 +115,13 @@ class Training:
         config = verb.config_of(build_parser(words[0]).parse_args(own))
         self.swarm.start_in(host, name, replace(config, options=replace(config.options, **(options or {}))))
 
-    def leave(self, name: str) -> None:
-        """Have a peer drain and leave, as Ctrl+C does."""
-        self.may_end.add(name)
-        self.swarm.peers[name].pipe.send("stop")
-        self.wait(lambda: self.reports(name, "exited"), 90)
+    def leave(self, *names: str) -> None:
+        """Have peers drain and leave, as Ctrl+C does."""
+        self.may_end.update(names)
+        before = len(self.heard)
+        for name in names:
+            self.swarm.peers[name].pipe.send("stop")
+        self.wait(lambda: {h.who for h in self.heard[before:] if h.report["name"] == "exited"}.issuperset(names), 90)
 
     # ---- what they tell
 

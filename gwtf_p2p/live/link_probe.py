@@ -2,8 +2,9 @@
 
 A ping says nothing about a path: relays and home lines differ in what they carry, not in their round trips. So whenever the
 path to a peer is another one than before, and nothing else is under way to that peer, `PROBE_BYTES` are pushed to it and thrown
-away there. One probe at a time, and one per peer in `LEAST_PAUSE_S`; none through a circuit that has few bytes to give. Real
-traffic measures the link from then on.
+away there. One probe at a time, and one per peer in `LEAST_PAUSE_S`: a path that changes again before is probed when the pause
+is over, if nothing has measured it by then. None through a circuit that has few bytes to give. Real traffic measures the link
+from then on.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class LinkProbe:
         self._rpc, self._probes, self._on_report = rpc, probes, on_report
         self._due: asyncio.Queue[tuple[PeerId, PathType]] = asyncio.Queue()
         self._probed_at: dict[PeerId, float] = {}
+        self._later: dict[PeerId, asyncio.TimerHandle] = {}
         rpc.add_service(PROBE, self)
 
     def path_changed(self, peer: PeerId, path: PathType, circuit_bytes: int) -> None:
@@ -43,12 +45,26 @@ class LinkProbe:
             self._due.put_nowait((peer, path))
 
     async def run(self) -> None:
-        clock = asyncio.get_running_loop().time
-        while True:
-            peer, path = await self._due.get()
-            if clock() - self._probed_at.get(peer, -LEAST_PAUSE_S) >= LEAST_PAUSE_S and await self._is_idle(peer):
-                self._probed_at[peer] = clock()
-                await self._probe(peer, path)
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                peer, path = await self._due.get()
+                if waiting := self._later.pop(peer, None):
+                    waiting.cancel()  # for a path that has changed again
+                    if self._is_measured(peer):
+                        continue
+                pause_s = self._probed_at.get(peer, -LEAST_PAUSE_S) + LEAST_PAUSE_S - loop.time()
+                if pause_s > 0:
+                    self._later[peer] = loop.call_later(pause_s, self._due.put_nowait, (peer, path))
+                elif await self._is_idle(peer):
+                    self._probed_at[peer] = loop.time()
+                    await self._probe(peer, path)
+        finally:
+            for waiting in self._later.values():
+                waiting.cancel()
+
+    def _is_measured(self, peer: PeerId) -> bool:
+        return any(link.to == peer for link in self._probes.measurements())
 
     async def _is_idle(self, peer: PeerId) -> bool:
         for _ in range(round(IDLE_WAIT_S / IDLE_LOOK_S)):

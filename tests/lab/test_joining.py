@@ -17,6 +17,8 @@ pytestmark = pytest.mark.netns
 
 JOIN_S = 60.0
 """What the issue allows from the start command to the first microbatch."""
+PATHS = {"full_cone": "public"} | dict.fromkeys(("port_restr", "symmetric", "double_nat", "firewalled"), "relayed")
+"""How strangers reach a peer at each host."""
 
 
 @pytest.fixture(scope="module")
@@ -32,33 +34,49 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
         yield run
 
 
-@pytest.mark.parametrize(
-    ("host", "path"),
-    [
-        ("full_cone", "public"),
-        ("port_restr", "relayed"),
-        ("symmetric", "relayed"),
-        ("double_nat", "relayed"),
-        ("firewalled", "relayed"),
-    ],
-)
-def test_a_relay_peer_behind_any_router_joins_a_running_swarm(running: Training, host: str, path: str) -> None:
-    """Its first microbatch is back, forward and backward, at the data peer. `path` is how strangers reach it."""
-    run = running
-    run.relay(host, "--capacity", "2")
+@pytest.fixture(scope="module")
+def joined(running: Training) -> Iterator[Training]:
+    """Five newcomers at once, each behind a router of another kind."""
+    for host in PATHS:
+        running.relay(host, "--capacity", "2")
+    yield running
+    running.leave(*PATHS)
+
+
+@pytest.mark.parametrize("host", PATHS)
+def test_a_relay_peer_behind_any_router_joins_a_running_swarm(joined: Training, host: str) -> None:
+    """Its first microbatch is back, forward and backward, at the data peer."""
+    run = joined
     seconds = run.wait(lambda: run.done_by(host), 2 * JOIN_S)
     speed = run.wait(lambda: run.speed(host, "second"), JOIN_S)
     [started] = run.reports(host, "started")
-    run.leave(host)
     print(
-        f"{host}: first microbatch after {seconds:.1f} s, called {path} ({started['why']}), "
+        f"{host}: first microbatch after {seconds:.1f} s, called {started['path']} ({started['why']}), "
         f"path to the data peer {run.path(host, 'second')}, {speed:.0f} MB/s"
     )
     assert seconds < JOIN_S
-    assert started["path"] == path
+    assert started["path"] == PATHS[host]
     assert run.path(host, "second") == "public", "it dials the public peer itself"
-    if path == "relayed":
+    if started["path"] == "relayed":
         assert all("/p2p-circuit/" in maddr for maddr in started["maddrs"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this kernel has no IPv6")
+@pytest.mark.parametrize("transport", ["tcp/31337", "udp/31337/quic-v1"])
+def test_a_relay_peer_that_has_ipv6_only_joins_it_too(running: Training, transport: str) -> None:
+    """The data peer announces an IPv4 address alone, so the two meet through the bootstrap peer, which has both."""
+    run, host = running, "port_restr2"
+    run.lab.run(host, ["ip", "-4", "address", "flush", "dev", "eth0"])
+    maddr = f"/ip6/{run.lab.address('boot').ip6}/{transport}/p2p/{run.ids['boot']}"
+    run.relay(host, "--capacity", "2", "--initial_peers", maddr)
+    seconds = run.wait(lambda: run.done_by(host), 2 * JOIN_S)
+    [*_, started] = run.reports(host, "started")
+    run.leave(host)
+    path = run.path(host, "second")
+    print(f"IPv6 only, by {transport}: first microbatch after {seconds:.1f} s, path to the data peer {path}")
+    assert seconds < JOIN_S
+    assert all(maddr.startswith("/ip6/") for maddr in started["maddrs"])
 
 
 @pytest.mark.slow

@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 
 from experiments.lab.lab import Lab
+from experiments.lab.observing import LabObserver
 from experiments.lab.topology import load_topology
 from experiments.lab.training import Training
+from gwtf_p2p.protocol.records import PeerState
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 AGAIN_S = 150.0
 """Bounds a test that hangs; what it really took is printed."""
-ASLEEP_S = 12.0
+ASLEEP_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +53,33 @@ def test_the_laptop_moves_and_has_another_address(running: Training) -> None:
 
 def test_the_laptop_sleeps(running: Training) -> None:
     """Both of its processes stand still; the others go on without it and take it back."""
-    process = running.swarm.peers["port_restr"].pid
-    [*_, started] = running.reports("port_restr", "started")
-    for pid in (process, started["p2pd"]):
+    run, peer = running, running.ids["port_restr"]
+    observer = LabObserver(run.lab, "second", run.join, "lab")
+
+    def is_online() -> bool:
+        record = observer.view().records.get(peer)
+        return record is not None and record.state is PeerState.ONLINE
+
+    assert run.wait(is_online, AGAIN_S)
+    [*_, started] = run.reports("port_restr", "started")
+    both = run.swarm.peers["port_restr"].pid, started["p2pd"]
+    before = run.steps()
+    for pid in both:
         os.kill(pid, signal.SIGSTOP)
-    before = running.steps()
-    running.wait(lambda: running.steps() > before + 1, AGAIN_S)
     end = time.monotonic() + ASLEEP_S
     while time.monotonic() < end:
-        running.hear(0.5)
-    for pid in (started["p2pd"], process):
+        run.hear(0.5)
+    assert peer not in observer.view().records, "its record has expired"
+    slept_through = run.steps() - before
+    assert slept_through > 1
+    woken = time.monotonic()
+    for pid in reversed(both):
         os.kill(pid, signal.SIGCONT)
-    trains_again(running, f"asleep for more than {ASLEEP_S:.0f} s", time.monotonic())
+    run.wait(is_online, AGAIN_S)
+    seconds = time.monotonic() - woken
+    print(f"asleep for {ASLEEP_S:.0f} s, {slept_through} steps of the others: online again after {seconds:.1f} s")
+    trains_again(run, "asleep", woken)
+    observer.stop()
 
 
 def test_its_p2pd_is_killed(running: Training) -> None:
