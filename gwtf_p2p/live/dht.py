@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from hivemind.dht import DHTNode
@@ -23,7 +24,7 @@ from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
 
-from gwtf_p2p.live.dht_schema import make_validator, peer_of_owner, run_key, stage_key
+from gwtf_p2p.live.dht_schema import REMEMBERED, make_validator, peer_of_owner, run_key, stage_key
 from gwtf_p2p.live.identity import Identity
 from gwtf_p2p.live.p2p import Daemon, NetworkUnreachable
 from gwtf_p2p.protocol.errors import RemoteProtocolError
@@ -33,6 +34,10 @@ from gwtf_p2p.protocol.records import WIRE_VERSION, RunRecord, StageRecord, deco
 logger = logging.getLogger(__name__)
 
 LIFETIME_PERIODS = 3
+REPLICAS = 5
+"""Peers that keep a record; a reader asks as many. Asking all that are known (hivemind's default, up to 20) costs most of what
+the DHT costs a peer. A record that was read counts until it expires, so a holder that is missed now and then hides nobody."""
+_STORE_BEAM = REPLICAS + 1
 _ANSWER_S = 3.0
 _SHUTDOWN_S = 2.0
 
@@ -68,6 +73,7 @@ class Dht:
         self.dropped: Counter[str] = Counter()
         self._node = node
         self._owner = owner
+        self._read_before: dict[tuple[str, PeerId], tuple[StageRecord, float]] = {}
 
     async def publish_run(self, record: RunRecord) -> bool:
         """Store the run record under this peer's key; False when no peer kept it. Raises ValueError above 8 KiB."""
@@ -85,7 +91,7 @@ class Dht:
         """
         key = run_key(run_id)
         entries = await self._read([key])
-        found = {peer: record for peer, record in self._decoded(entries[key], decode_run) if record.run_id == run_id}
+        found = {peer: record for peer, record, _ in self._decoded(entries[key], decode_run) if record.run_id == run_id}
         if owner is not None:
             return found.get(owner)
         if len({_contents(record) for record in found.values()}) > 1:
@@ -96,15 +102,17 @@ class Dht:
         """All living records of these stages, by stage and peer. A peer that moved can be in two of them for a while."""
         keys = {stage_key(run_id, stage): stage for stage in stages}
         entries = await self._read(list(keys))
-        records = []
         for key, stage in keys.items():
-            for peer, record in self._decoded(entries[key], decode_stage):
+            for peer, record, expires_at in self._decoded(entries[key], _decode_stage):
                 if record.peer != peer:
                     self._drop("forged", peer, f"names {record.peer}")
                 elif record.run_id != run_id or record.stage != stage:
                     self._drop("misplaced", peer, f"is of run {record.run_id}, stage {record.stage}, under {key}")
-                else:
-                    records.append(record)
+                elif expires_at >= self._read_before.get((key, peer), (None, 0.0))[1]:
+                    self._read_before[key, peer] = record, expires_at
+        now = get_dht_time()
+        self._read_before = {at: read for at, read in self._read_before.items() if read[1] > now}
+        records = [record for (key, _), (record, _) in self._read_before.items() if key in keys]
         return sorted(records, key=lambda record: (record.stage, record.peer))
 
     async def time_of(self, peer: PeerId, deadline_s: float = _ANSWER_S) -> float:
@@ -139,25 +147,27 @@ class Dht:
 
     async def _publish(self, key: str, value: bytes) -> bool:
         expiry = get_dht_time() + LIFETIME_PERIODS * self.options.period_s
-        return bool(await self._node.store(key, value, expiry, subkey=self._owner))
+        return bool(await self._node.store(key, value, expiry, subkey=self._owner, beam_size=_STORE_BEAM))
 
     async def _read(self, keys: list[str]) -> dict[str, Any]:
-        found: dict[str, Any] = await self._node.get_many(keys, sufficient_expiration_time=float("inf"))
+        found: dict[str, Any] = await self._node.get_many(
+            keys, sufficient_expiration_time=float("inf"), beam_size=REPLICAS
+        )
         return {key: entry.value if entry is not None else {} for key, entry in found.items()}
 
-    def _decoded(self, entries: Any, decode: Callable[[bytes], R]) -> Iterator[tuple[PeerId, R]]:
-        """Owner and record of each entry that can be read."""
+    def _decoded(self, entries: Any, decode: Callable[[bytes], R]) -> Iterator[tuple[PeerId, R, float]]:
+        """Owner, record and expiry (hivemind's DHT time) of each entry that can be read."""
         if not isinstance(entries, dict):
             self._drop("format", None, "a plain value where a map of owners is due")
             return
-        for subkey, (value, _) in entries.items():
+        for subkey, (value, expires_at) in entries.items():
             try:
                 peer = peer_of_owner(subkey)
             except RemoteProtocolError as error:
                 self._drop("owner", None, str(error))
                 continue
             try:
-                yield peer, decode(value)
+                yield peer, decode(value), expires_at
             except RemoteProtocolError as error:
                 self._drop("version" if f"speaks {WIRE_VERSION}" in str(error) else "format", peer, str(error))
 
@@ -181,6 +191,7 @@ async def start_dht(daemon: Daemon, identity: Identity, options: DhtOptions) -> 
             client_mode=options.client_mode,
             record_validator=validator,
             wait_timeout=_ANSWER_S,
+            num_replicas=REPLICAS,
             strict=False,  # a clock that is off by 3 s would raise here; it is measured and judged in `clock`
             cache_locally=False,  # records change every period: an old one must not answer for a new one
             cache_nearest=0,
@@ -188,6 +199,12 @@ async def start_dht(daemon: Daemon, identity: Identity, options: DhtOptions) -> 
     except RuntimeError as error:
         raise NetworkUnreachable([(text, "is reached, but answers no DHT ping") for text in initial]) from error
     return Dht(node, identity, owner, options)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _decode_stage(data: bytes) -> StageRecord:
+    """Most of what is read was read two seconds ago as well."""
+    return decode_stage(data)
 
 
 def _contents(record: RunRecord) -> bytes:

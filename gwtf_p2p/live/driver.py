@@ -51,7 +51,9 @@ ReportListener = Callable[[ef.Report, float], None]
 class Transport(Protocol):
     """What the driver needs of `rpc.Rpc`."""
 
-    async def push(self, to: PeerId, header: Header, payload: memoryview, deadline_s: float) -> PushResult: ...
+    async def push(
+        self, to: PeerId, header: Header, payload: memoryview, deadline_s: float, *, eager: bool = True
+    ) -> PushResult: ...
 
     async def call(self, to: PeerId, header: Header, deadline_s: float, *, idempotent: bool = False) -> Header: ...
 
@@ -114,7 +116,7 @@ class Driver:
         self._averaging: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._averages: dict[tuple[int, int], AverageResult] = {}
         self._download_task: asyncio.Task[None] | None = None
-        self._sent: set[tuple[MicrobatchId, ev.Slot]] = set()
+        self._sent: dict[tuple[MicrobatchId, ev.Slot], set[PeerId]] = {}
         self.resent_bytes = 0
         self._stopped = False
 
@@ -222,7 +224,8 @@ class Driver:
             case ef.Download():
                 self._start_download(effect)
             case ef.Discard(microbatch):
-                self._sent -= {(microbatch, slot) for slot in ev.Slot}
+                for slot in ev.Slot:
+                    self._sent.pop((microbatch, slot), None)
                 self.parts.compute.discard(microbatch)
             case ef.Plan(job):
                 self._spawn(self._plan(job))
@@ -239,16 +242,17 @@ class Driver:
         parts = self.parts
         what = (push.message.microbatch, push.slot)
         payload = parts.compute.payload(*what)
-        again = what in self._sent
-        self._sent.add(what)
+        before = self._sent.get(what, set())
+        self._sent[what] = before | {push.to}
+        eager = push.to not in before  # who was sent it already is likely to have it: the payload waits for the verdict
         try:
-            result = await parts.transport.push(push.to, to_header(push.message), payload, PUSH_DEADLINE_S)
+            result = await parts.transport.push(push.to, to_header(push.message), payload, PUSH_DEADLINE_S, eager=eager)
         except RpcFailed as error:
             self.feed(ev.PushFailed(push.token, f"{error.kind.value}: {error.reason}"))
             return
         finally:
             self._pushes.pop(push.token, None)
-        self.resent_bytes += result.sent_bytes if again else 0
+        self.resent_bytes += result.sent_bytes if before else 0
         parts.probes.observe(push.to, result.round_trip_s, result.sent_bytes, result.transfer_s)
         verdict, detail = _verdict_of(result.reply)
         self.feed(ev.PushAnswered(push.token, verdict, detail))

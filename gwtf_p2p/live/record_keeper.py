@@ -1,7 +1,9 @@
 """Keeps this peer's record in the DHT fresh, and the peer's view of all others' records.
 
-A record goes out every period, and soon after the protocol asks for it; requests within a moment go out as one. Reading is
-quicker while a swarm assembles than later.
+A record goes out every period, and when the protocol asks for it: soon when others route, plan or join by what has changed in
+it (`news_of`); what only accounts for the peer (its figures, its links, a relay's version) waits for `ROUTINE_S`. Reading is
+quicker while a swarm assembles or this peer joins than later. This peer's own record enters its view as it is published,
+without another reading.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -31,14 +33,26 @@ RECORD_PERIOD_S = 10.0
 VIEW_PERIOD_S = 2.0
 ASSEMBLING_PERIOD_S = 0.5
 PUBLISH_SOON_S = 0.2
+ROUTINE_S = 5.0
 NUMBERS_PER_S = 10
 
 
-async def read_view(dht: Dht, run: RunRecord, own: StageRecord | None = None) -> NetworkView:
-    """All records of this very model; this peer's own comes from itself, since the DHT may not have it yet."""
+async def read_view(dht: Dht, run: RunRecord) -> NetworkView:
+    """All records of this very model."""
+    return NetworkView.of(await _read(dht, run), run.stages, run.activation_bytes)
+
+
+async def _read(dht: Dht, run: RunRecord) -> list[StageRecord]:
     stages = [Stage(number) for number in range(run.stages + 1)]
-    records = [record for record in await dht.read_stages(run.run_id, stages) if record.model_hash == run.model_hash]
-    return NetworkView.of([*records, *([own] if own else [])], run.stages, run.activation_bytes)
+    return [record for record in await dht.read_stages(run.run_id, stages) if record.model_hash == run.model_hash]
+
+
+def news_of(record: StageRecord) -> tuple[object, ...]:
+    """What of a record others act on at once."""
+    version = record.weights_version if record.stage == DATA_STAGE else 0  # who has missed a commit learns it from a data peer
+    place = record.stage, record.state, record.capacity, record.history, version, record.memory_limit_bytes
+    way = record.path, record.maddrs, record.circuit_bytes, record.circuit_s
+    return *place, *way, record.flows_iteration, record.flows, record.cost_to_sink_us, record.takeover_us
 
 
 class RecordKeeper:
@@ -62,19 +76,31 @@ class RecordKeeper:
         self._due.set()
 
     async def keep_publishing(self, machine: RelayPeer | DataPeer) -> None:
+        run_due_at, clock = 0.0, asyncio.get_running_loop().time
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(RECORD_PERIOD_S):
-                    await self._due.wait()
-            self._due.clear()
+            await self._until_due(machine)
             self._sequence += 1
             self._own = stage_record(machine, self._surroundings(), self._sequence)
             self._changed.set()  # a router plans on this peer's own record too: it must not lag behind
             if not await self._dht.publish_stage(self._own):
                 logger.warning("no peer of the DHT keeps this peer's record; it is published again in a moment")
-            if self._place.stage == DATA_STAGE:
+            if self._place.stage == DATA_STAGE and clock() >= run_due_at:
+                run_due_at = clock() + RECORD_PERIOD_S
                 await self._dht.publish_run(self._run)  # by every data peer, so that it outlives its first owner
-            await asyncio.sleep(PUBLISH_SOON_S)
+
+    async def _until_due(self, machine: RelayPeer | DataPeer) -> None:
+        """Return when the record is to go out (again)."""
+        clock = asyncio.get_running_loop().time
+        published_at, pause_s = clock(), RECORD_PERIOD_S
+        while self._own is not None and (left_s := published_at + pause_s - clock()) > 0:
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._due.wait()
+            except TimeoutError:
+                return
+            self._due.clear()
+            now = stage_record(machine, self._surroundings(), self._sequence)
+            pause_s = min(pause_s, PUBLISH_SOON_S if news_of(now) != news_of(self._own) else ROUTINE_S)
 
     def _surroundings(self) -> Surroundings:
         here = Surroundings(
@@ -95,12 +121,23 @@ class RecordKeeper:
         )
 
     async def keep_looking(self, machine: RelayPeer | DataPeer, on_change: Callable[[NetworkView], object]) -> None:
+        clock = asyncio.get_running_loop().time
         while True:
-            self._changed.clear()
-            view = await read_view(self._dht, self._run, self._own)
-            if view != machine.ctx.view:
-                on_change(view)
-            assembling = isinstance(machine, DataPeer) and not machine.begun
+            others = await _read(self._dht, self._run)
+            assembling = not machine.membership.serves or (isinstance(machine, DataPeer) and not machine.begun)
+            until = clock() + (ASSEMBLING_PERIOD_S if assembling else VIEW_PERIOD_S)
             with suppress(TimeoutError):
-                async with asyncio.timeout(ASSEMBLING_PERIOD_S if assembling else VIEW_PERIOD_S):
-                    await self._changed.wait()
+                async with asyncio.timeout_at(until):
+                    while True:
+                        self._changed.clear()
+                        self._see(others, machine.ctx.view, on_change)
+                        await self._changed.wait()
+
+    def _see(
+        self, others: Sequence[StageRecord], former: NetworkView | None, on_change: Callable[[NetworkView], object]
+    ) -> None:
+        """This peer's own record comes from itself, since the DHT may not have it yet."""
+        run, own = self._run, self._own
+        view = NetworkView.of([*others, *([own] if own else [])], run.stages, run.activation_bytes, former)
+        if view != former:
+            on_change(view)

@@ -139,7 +139,7 @@ class Handoffs:
         ctx = self.ctx
         held.push_token = ctx.new_push(held, back=False)
         held.successor, held.beyond = peer, None
-        held.handed_on_at = held.waits_since = ctx.now
+        held.waits_since, held.taken_at = ctx.now, None
         self._routing.discard(held.id)
         held.to_handoff(Handoff.PUSHING, ctx.now)
         message = Forward(held.id, (*held.attempt, held.handed), self.target, held.ahead[1:], ctx.history)
@@ -156,6 +156,7 @@ class Handoffs:
         if next_peer is None or event.token != held.push_token or held.handoff is not Handoff.PUSHING:
             return
         if event.verdict is Verdict.ACCEPTED:
+            held.taken_at = ctx.now
             return
         ctx.end_push(event.token)
         if event.verdict is Verdict.DUPLICATE:
@@ -212,6 +213,7 @@ class Handoffs:
         refused_at = self._refused.pop(held.id, None)
         if refused_at is not None:
             ctx.timings.observe(("room",), ctx.now - refused_at)
+        held.taken_at = held.taken_at or ctx.now
         ctx.end_push(held.push_token)
         ctx.cancel_timer("push", held.name)
         held.tried.clear()

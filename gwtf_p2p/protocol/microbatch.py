@@ -129,9 +129,9 @@ class Held:
     `result_attempt` is the one that the result came with. `ahead` are the peers planned for the stages after this one,
     `ahead[0]` being the next; `beyond` is the successor's own successor as its `Complete` told, so that a replacement of
     the successor can join the path again. `done_by` is who did the backward of all later stages. `asked` counts how often
-    a wait was too long, `lost_at` is when the peer that had it fell silent. `walking`: the data peer has started again, and the
-    next peer is yet to hear of it. `refused_since`: the data peer refuses a gradient of whose loss it knows nothing, and has
-    `insisted` so often that the way be walked again.
+    a wait was too long, `taken_at` is when the next peer said that it takes it, `lost_at` is when the peer that had it fell
+    silent. `walking`: the data peer has started again, and the next peer is yet to hear of it. `refused_since`: the data peer
+    refuses a gradient of whose loss it knows nothing, and has `insisted` so often that the way be walked again.
     """
 
     id: MicrobatchId
@@ -155,7 +155,7 @@ class Held:
     computed_s: float = 0.0
     delivered_at: float = 0.0
     forward_held_s: float = 0.0
-    handed_on_at: float = 0.0
+    taken_at: float | None = None
     waits_since: float = 0.0
     lost_at: float | None = None
     refused_since: float | None = None

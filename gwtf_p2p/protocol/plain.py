@@ -2,24 +2,35 @@
 
 Records and message headers share this: what arrives from a stranger becomes a typed object or a `RemoteProtocolError` that
 names the field. Unknown keys are ignored, so that a newer peer can add fields.
+
+An annotation is looked into once and becomes a function (`_reader`): records and headers are read hundreds of times a second,
+and looking at the annotations took most of that time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from enum import Enum
 from functools import cache
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 
+Reader = Callable[[Any], Any]
+
+_AS_IT_IS = frozenset({str, int, float, bool, bytes, NoneType})
+
 
 def to_plain(value: Any) -> Any:
     """Dataclasses to maps, enums to their values, tuples to lists; the inverse of `from_plain`."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+    kind: Any = type(value)
+    if kind in _AS_IT_IS:
+        return value
+    names = _field_names(kind)
+    if names is not None:
+        return {name: to_plain(getattr(value, name)) for name in names}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
@@ -31,66 +42,147 @@ def to_plain(value: Any) -> Any:
 
 def from_plain(kind: Any, value: Any, where: str) -> Any:
     """Rebuild `kind` from plain values, checking each type. Raises RemoteProtocolError that names the field."""
-    origin = get_origin(kind)
-    if origin in (Union, UnionType):
-        if value is None:
-            return None
-        return from_plain(next(a for a in get_args(kind) if a is not type(None)), value, where)
-    if hasattr(kind, "__dataclass_fields__"):
-        return _dataclass_from_plain(kind, value, where)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        try:
-            return kind(value)
-        except ValueError as error:
-            raise RemoteProtocolError(f"{where}: expected one of {[m.value for m in kind]}, got {value!r}") from error
-    if origin is tuple:
-        return _tuple_from_plain(get_args(kind), value, where)
-    if origin is not None and issubclass(origin, Mapping):
-        _expect(isinstance(value, dict), where, "a map", value)
-        item = get_args(kind)[1]
-        return {str(k): from_plain(item, v, f"{where}.{k}") for k, v in value.items()}
-    return _scalar_from_plain(kind, value, where)
+    try:
+        return _reader(kind)(value)
+    except _Mismatch as mismatch:
+        raise RemoteProtocolError(f"{where}{mismatch.path}: {mismatch.what}") from mismatch
+
+
+class _Mismatch(Exception):
+    """A value that is not what is due; `path` grows on the way out, so that it costs nothing where all is well."""
+
+    def __init__(self, what: str) -> None:
+        self.path, self.what = "", what
+        super().__init__(what)
+
+    def within(self, part: str) -> _Mismatch:
+        self.path = part + self.path
+        return self
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
-    """Resolved annotations of a dataclass; `get_type_hints` is too slow to repeat for every message."""
-    return get_type_hints(kind)
+def _field_names(kind: Any) -> tuple[str, ...] | None:
+    """None for what is no dataclass."""
+    return tuple(f.name for f in fields(kind)) if hasattr(kind, "__dataclass_fields__") else None
 
 
-def _dataclass_from_plain(kind: Any, value: Any, where: str) -> Any:
-    _expect(isinstance(value, dict), where, "a map", value)
-    hints = _hints(kind)
-    known = {f.name: from_plain(hints[f.name], value[f.name], f"{where}.{f.name}") for f in fields(kind) if f.name in value}
-    try:
-        return kind(**known)
-    except TypeError as error:
-        raise RemoteProtocolError(f"{where}: {error}") from error
+@cache
+def _reader(kind: Any) -> Reader:
+    """What makes a `kind` of a plain value, or raises _Mismatch."""
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        return _optional(_reader(next(a for a in get_args(kind) if a is not NoneType)))
+    if hasattr(kind, "__dataclass_fields__"):
+        return _dataclass(kind)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return _enum(kind)
+    if origin is tuple:
+        return _tuple(get_args(kind))
+    if origin is not None and issubclass(origin, Mapping):
+        return _mapping(_reader(get_args(kind)[1]))
+    return _scalar(getattr(kind, "__supertype__", kind))
 
 
-def _tuple_from_plain(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    _expect(isinstance(value, list), where, "a list", value)
-    if len(args) == 2 and args[1] is Ellipsis:
-        return tuple(from_plain(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    _expect(len(args) == len(value), where, f"{len(args)} items", value)
-    return tuple(from_plain(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+def _optional(item: Reader) -> Reader:
+    return lambda value: None if value is None else item(value)
 
 
-def _scalar_from_plain(kind: Any, value: Any, where: str) -> Any:
-    kind = getattr(kind, "__supertype__", kind)
+def _dataclass(kind: Any) -> Reader:
+    hints = get_type_hints(kind)
+    readers = tuple((f.name, _reader(hints[f.name])) for f in fields(kind))
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _expected("a map", value)
+        known = {}
+        for name, item in readers:
+            if name in value:
+                try:
+                    known[name] = item(value[name])
+                except _Mismatch as mismatch:
+                    raise mismatch.within(f".{name}") from None
+        try:
+            return kind(**known)
+        except TypeError as error:
+            raise _Mismatch(str(error)) from error
+
+    return read
+
+
+def _enum(kind: type[Enum]) -> Reader:
+    def read(value: Any) -> Any:
+        try:
+            return kind(value)
+        except ValueError as error:
+            raise _Mismatch(f"expected one of {[m.value for m in kind]}, got {value!r:.80}") from error
+
+    return read
+
+
+def _tuple(args: tuple[Any, ...]) -> Reader:
+    repeats = len(args) == 2 and args[1] is Ellipsis
+    items = [_reader(a) for a in args if a is not Ellipsis]
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, list):
+            raise _expected("a list", value)
+        if not repeats and len(items) != len(value):
+            raise _expected(f"{len(items)} items", value)
+        found = []
+        for i, v in enumerate(value):
+            try:
+                found.append(items[0 if repeats else i](v))
+            except _Mismatch as mismatch:
+                raise mismatch.within(f"[{i}]") from None
+        return tuple(found)
+
+    return read
+
+
+def _mapping(item: Reader) -> Reader:
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _expected("a map", value)
+        found = {}
+        for k, v in value.items():
+            try:
+                found[str(k)] = item(v)
+            except _Mismatch as mismatch:
+                raise mismatch.within(f".{k}") from None
+        return found
+
+    return read
+
+
+def _scalar(kind: Any) -> Reader:
     if kind is Any:
-        return value
+        return lambda value: value
     if kind is float:
-        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
-        _expect(value == value and abs(value) != float("inf"), where, "a finite number", value)
-        return float(value)
+        return _float
     if kind is int:
-        _expect(isinstance(value, int) and not isinstance(value, bool), where, "a whole number", value)
+        return _int
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise _expected(f"a {kind.__name__}", value)
         return value
-    _expect(isinstance(value, kind), where, f"a {kind.__name__}", value)
+
+    return read
+
+
+def _float(value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise _expected("a number", value)
+    if value != value or abs(value) == float("inf"):
+        raise _expected("a finite number", value)
+    return float(value)
+
+
+def _int(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _expected("a whole number", value)
     return value
 
 
-def _expect(condition: bool, where: str, expected: str, got: object) -> None:
-    if not condition:
-        raise RemoteProtocolError(f"{where}: expected {expected}, got {got!r:.80}")
+def _expected(what: str, got: object) -> _Mismatch:
+    return _Mismatch(f"expected {what}, got {got!r:.80}")

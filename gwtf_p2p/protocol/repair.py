@@ -73,8 +73,7 @@ class Repairs:
         for held in ctx.in_order() if unknown else ():
             if held.successor != peer or held.id not in unknown:
                 continue
-            on_its_way = held.handoff is Handoff.PUSHING and ctx.now - held.handed_on_at <= 2 * seconds
-            if held.handoff in WAITING and not on_its_way:
+            if held.handoff in WAITING and _is_forgotten(held, ctx.now - seconds):
                 held.note(f"{peer} does not hold it", ctx.now)
                 if held.lost_at is None:
                     held.lost_at = ctx.now
@@ -174,3 +173,8 @@ class Repairs:
         ctx.report("recovery", kind=kind, microbatch=held.name, lost=peer, reason=reason)
         self.handoffs.again(held, None)
 
+
+def _is_forgotten(held: Held, asked_at: float) -> bool:
+    """The next peer, asked then, says that it does not hold this. Had it taken it before? An offer that it has not answered yet
+    may have been overtaken by the question: only when it is late for the second time has it gone astray."""
+    return held.asked > 1 if held.taken_at is None else held.taken_at <= asked_at
