@@ -75,13 +75,15 @@ class Books:
 
     def marks(self) -> dict[str, float]:
         by_thread = {t.name: t.native_id for t in threading.enumerate()}
-        found = {name: _thread_cpu_s(tid) for name, tid in by_thread.items() if tid is not None}
-        return {**found, "process": time.process_time(), "p2pd": cpu_seconds(self.p2pd), "wall": time.monotonic()}
+        found = {name: sum(_thread_cpu_s(tid)) for name, tid in by_thread.items() if tid is not None}
+        kernel_s = _thread_cpu_s(threading.main_thread().native_id or 0)[1]
+        return {**found, "kernel": kernel_s, "process": time.process_time(), "p2pd": cpu_seconds(self.p2pd), "wall": time.monotonic()}
 
 
-def _thread_cpu_s(native_id: int) -> float:
+def _thread_cpu_s(native_id: int) -> tuple[float, float]:
+    """In the program, in the kernel."""
     fields = Path(f"/proc/self/task/{native_id}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / 100.0
+    return int(fields[11]) / 100.0, int(fields[12]) / 100.0
 
 
 def _config(record: RunRecord, folder: Path, role: str, name: str, maddr: str, **more: Any) -> PeerConfig:
@@ -185,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "microbatches": books.microbatches,
         "wall_s": round(spent["wall"], 2),
         "event_loop_cpu_s": round(loop, 2),
+        "of_it_in_the_kernel_s": round(spent["kernel"], 2),
         "compute_thread_cpu_s": round(compute, 2),
         "other_threads_cpu_s": round(spent["process"] - loop - compute, 2),
         "p2pd_cpu_s": round(spent["p2pd"], 2),
