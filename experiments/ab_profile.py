@@ -77,7 +77,8 @@ class Books:
         by_thread = {t.name: t.native_id for t in threading.enumerate()}
         found = {name: sum(_thread_cpu_s(tid)) for name, tid in by_thread.items() if tid is not None}
         kernel_s = _thread_cpu_s(threading.main_thread().native_id or 0)[1]
-        return {**found, "kernel": kernel_s, "process": time.process_time(), "p2pd": cpu_seconds(self.p2pd), "wall": time.monotonic()}
+        found |= {"kernel": kernel_s, "process": time.process_time(), "p2pd": cpu_seconds(self.p2pd)}
+        return {**found, "wall": time.monotonic()}
 
 
 def _thread_cpu_s(native_id: int) -> tuple[float, float]:

@@ -63,7 +63,7 @@ def run_simulated(task: RunTask) -> RunResult:
         planning_s += seconds
 
     def around(router: Router) -> Router:
-        return timed(router, time.perf_counter, add)
+        return timed(router, time.thread_time, add)
 
     simulation.swarm.put_around_routers(around)
     outcome = simulation.run()

@@ -13,7 +13,8 @@ lost. Here
   again with another group. That all members succeeded is for the protocol to find out (it compares the digests before it
   commits).
 
-Members need not start at the same moment: a member that has not heard of the group yet refuses, and is asked again.
+Members need not start at the same moment: a member that has not heard of the group yet refuses, and is asked again, at once
+when it sends something of its own. To a member that has, payloads go without waiting for its verdict.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from hivemind.averaging.partition import TensorPartContainer
@@ -38,6 +42,13 @@ COMPRESSIONS: dict[str, CompressionBase] = {"none": NoCompression(), "float16": 
 _PUSH_S = 60.0
 _ASK_AGAIN_S = (0.02, 0.5)
 _NOT_YET = "not in this group yet"
+_REMEMBERED = 64
+"""Groups that others have begun and this peer has not heard of."""
+
+_INLINE_BYTES = 1 << 18
+"""Smaller work is done at once: it takes less than handing it to a thread and back, which on a busy machine waits twice."""
+
+T = TypeVar("T")
 
 
 class AveragingFailed(Exception):
@@ -96,6 +107,7 @@ class Averager:
         self._rpc = rpc
         self._compression = COMPRESSIONS[compression]
         self._rounds: dict[str, _Round] = {}
+        self._begun_elsewhere: OrderedDict[str, set[PeerId]] = OrderedDict()
         rpc.add_service(KIND, self)
 
     async def average(self, group: AveragingGroup, tensors: Sequence[torch.Tensor], deadline_s: float) -> AverageResult:
@@ -106,17 +118,18 @@ class Averager:
         start_s = time.perf_counter()
         own = [tensor.detach().to("cpu", torch.float32).contiguous() for tensor in tensors]
         if len(group.members) == 1:
-            return AverageResult(own, await asyncio.to_thread(_digest, own), 0, time.perf_counter() - start_s)
+            return AverageResult(own, await _digest_of(own), 0, time.perf_counter() - start_s)
         assert group.group_id not in self._rounds, "an attempt has a name of its own"
         round_ = _Round(self._rpc, group, own, self._compression)
         self._rounds[group.group_id] = round_
+        for member in self._begun_elsewhere.pop(group.group_id, set()):
+            round_.begun[member].set()
         try:
             results = await round_.run(deadline_s)
         finally:
             del self._rounds[group.group_id]
             round_.container.finalize()
-        digest = await asyncio.to_thread(_digest, results)
-        return AverageResult(results, digest, round_.sent_bytes, time.perf_counter() - start_s)
+        return AverageResult(results, await _digest_of(results), round_.sent_bytes, time.perf_counter() - start_s)
 
     def peer_lost(self, peer: PeerId, reason: str) -> None:
         """A peer is known to be gone: averages that need it fail now instead of at their deadline."""
@@ -127,8 +140,12 @@ class Averager:
     # the transport's side
 
     def on_offer(self, sender: PeerId, header: Header, payload_bytes: int) -> Header:
-        round_ = self._rounds.get(str(header.get("group")))
+        group = str(header.get("group"))
+        round_ = self._rounds.get(group)
         if round_ is None:
+            self._begun_elsewhere.setdefault(group, set()).add(sender)
+            while len(self._begun_elsewhere) > _REMEMBERED:
+                self._begun_elsewhere.popitem(last=False)
             return {"accepted": False, "reason": _NOT_YET}
         key = round_.key_of(sender, header)
         bound = round_.bound_of(key)
@@ -136,6 +153,7 @@ class Averager:
             raise RemoteProtocolError(f"{payload_bytes} bytes where at most {bound} are due")
         if round_.expected[key].done():
             raise RemoteProtocolError("sent twice")
+        round_.begun[sender].set()
         return {"accepted": True}
 
     def on_delivery(self, sender: PeerId, header: Header, payload: memoryview) -> None:
@@ -181,6 +199,7 @@ class _Round:
             if phase == "result" or group.weights[i] > 0
             for b in range(len(self._batches[share]))
         }
+        self.begun = {member: asyncio.Event() for member in group.members}
         self._failure: AveragingFailed | None = None
         self._work: asyncio.Task[list[torch.Tensor]] | None = None
 
@@ -232,7 +251,8 @@ class _Round:
 
     async def _send_pieces(self, to: int) -> None:
         for number, batch in enumerate(self._batches[to]):
-            payload = await asyncio.to_thread(pack_parts, self._pieces[to][batch.span], self._compression)
+            pieces = self._pieces[to][batch.span]
+            payload = await _work(batch.max_bytes, lambda pieces=pieces: pack_parts(pieces, self._compression))
             await self._push(to, "part", number, payload)
 
     async def _sum_up(self, tasks: asyncio.TaskGroup) -> None:
@@ -245,11 +265,19 @@ class _Round:
                     contributions.append((weight, self._pieces[self._me][batch.span]))
                 elif weight > 0:
                     contributions.append((weight, await self._arrived(("part", member, number))))
-            averages = await asyncio.to_thread(average_parts, contributions)
-            payload = await asyncio.to_thread(pack_parts, averages, self._compression)
-            self._register(self._me, batch, await asyncio.to_thread(unpack_parts, payload, batch, self._compression))
+            payload, parts = await _work(
+                batch.max_bytes * len(contributions), lambda: self._share_of(batch, contributions)  # noqa: B023  awaited here
+            )
+            self._register(self._me, batch, parts)
             for other in self._others:
                 tasks.create_task(self._push(other, "result", number, payload))
+
+    def _share_of(
+        self, batch: Batch, contributions: Sequence[tuple[float, tuple[torch.Tensor, ...]]]
+    ) -> tuple[bytes, tuple[torch.Tensor, ...]]:
+        """Our finished batch as all others get it, and as they decode it."""
+        payload = pack_parts(average_parts(contributions), self._compression)
+        return payload, unpack_parts(payload, batch, self._compression)
 
     async def _collect(self) -> list[torch.Tensor]:
         for other in self._others:
@@ -262,28 +290,35 @@ class _Round:
             self.container.register_processed_part(member, batch.span.start + offset, part)
 
     async def _arrived(self, key: Key) -> tuple[torch.Tensor, ...]:
-        payload = await self.expected[key]
+        payload, batch = await self.expected[key], self._batch(key)
         try:
-            return await asyncio.to_thread(unpack_parts, payload, self._batch(key), self._compression)
+            return await _work(len(payload), lambda: unpack_parts(payload, batch, self._compression))
         except RemoteProtocolError as error:
             raise AveragingFailed(self.group.members[key[1]], str(error)) from error
 
     async def _push(self, to: int, phase: str, batch: int, payload: bytes) -> None:
-        """Until it is taken. The verdict is awaited before the payload goes: the other may not have heard of the group yet."""
+        """Until it is taken. As the other may not have heard of the group yet, the payload waits for the first verdict."""
         peer = self.group.members[to]
         header = {"kind": KIND, "group": self.group.group_id, "phase": phase, "batch": batch}
         wait_s, longest_s = _ASK_AGAIN_S
+        begun = self.begun[peer]
         while True:
+            expected = begun.is_set()
             try:
-                result = await self._rpc.push(peer, header, payload, _PUSH_S, eager=False)
+                result = await self._rpc.push(peer, header, payload, _PUSH_S, eager=expected)
             except PushFailed as error:
                 raise AveragingFailed(peer, f"{phase}: {error.kind.value}: {error.reason}") from error
             self.sent_bytes += result.sent_bytes
             if result.accepted:
+                begun.set()
                 return
             if result.reply.get("reason") != _NOT_YET:
                 raise AveragingFailed(peer, f"{phase} refused: {result.reply.get('reason')!r:.200}")
-            await asyncio.sleep(wait_s)
+            if expected:
+                begun.clear()  # it has left this group, or it will say so
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await begun.wait()
             wait_s = min(2 * wait_s, longest_s)
 
     def _batch(self, key: Key) -> Batch:
@@ -294,6 +329,15 @@ class _Round:
         """The first member that still owes us something. Parts come first: a result can be late because of another's part."""
         missing = sorted(key for key, future in self.expected.items() if not future.done() or future.cancelled())
         return self.group.members[missing[0][1]] if missing else None
+
+
+async def _work(size: int, function: Callable[[], T]) -> T:
+    """In a thread, unless it is about few bytes."""
+    return function() if size <= _INLINE_BYTES else await asyncio.to_thread(function)
+
+
+async def _digest_of(tensors: Sequence[torch.Tensor]) -> str:
+    return await _work(sum(tensor.nbytes for tensor in tensors), lambda: _digest(tensors))
 
 
 def _digest(tensors: Sequence[torch.Tensor]) -> str:

@@ -33,7 +33,7 @@ class Edge:
         """The peer takes part from now on."""
         if self.wire is not None:
             self.wire.note({"op": "online"})
-            machine.ctx.router = timed(machine.ctx.router, time.perf_counter, self._planned)
+            machine.ctx.router = timed(machine.ctx.router, time.thread_time, self._planned)
             self.wire.queue_length = lambda: sum(held.phase in IN_QUEUE for held in machine.ctx.held.values())
 
     def _planned(self, seconds: float) -> None:

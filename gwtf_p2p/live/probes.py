@@ -1,15 +1,18 @@
 """Links as this peer measures them on its real traffic; nothing is published that was not measured.
 
-Of every push the round trip (header to verdict) and, if it carried enough bytes to say something, the bandwidth are kept;
-medians over the last samples are published with count and age. A link without traffic has the figures of a probe
-(`idle_probes`), and says so; the first traffic replaces them.
+Of every push the round trip (header to verdict) and, if it carried enough bytes to say something, the bandwidth are kept.
+Published are, with count and age, the median round trip and the `ALONE` quantile of the bandwidth over the last samples:
+transfers share lines, and planners, who share them out themselves, need what a link carries when it is alone. A figure is told
+anew when it has moved by `STEADY`: below that is noise, and planners would begin anew for it. A link without traffic has the
+figures of a probe (`idle_probes`), and says so; the first traffic replaces them.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import ceil
 from statistics import median
 
 from gwtf_p2p.protocol.ids import PeerId
@@ -19,12 +22,18 @@ SAMPLES = 16
 LEAST_BYTES = 32 << 10
 """A transfer below this says more about latency than about bandwidth."""
 
+ALONE = 0.9
+STEADY = 0.1
+"""Part of the figure that was told."""
+
 
 @dataclass(slots=True)
 class _Samples:
     round_trip_s: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     bytes_per_s: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     newest_at: float = 0.0
+    told_round_trip_s: float = 0.0
+    told_bytes_per_s: float = 0.0
     source: LinkSource = LinkSource.TRAFFIC
     path: PathType = PathType.PUBLIC
 
@@ -52,6 +61,8 @@ class LinkProbes:
         samples.round_trip_s.append(round_trip_s)
         if enough:
             samples.bytes_per_s.append(transferred_bytes / transfer_s)
+            samples.told_bytes_per_s = _steady(samples.told_bytes_per_s, _quantile(samples.bytes_per_s, ALONE))
+        samples.told_round_trip_s = _steady(samples.told_round_trip_s, median(samples.round_trip_s))
 
     def path_changed(self, to: PeerId, path: PathType) -> None:
         """Another kind of path to a peer: what was measured on the old one says nothing about it."""
@@ -60,6 +71,7 @@ class LinkProbes:
             samples.path = path
             samples.round_trip_s.clear()
             samples.bytes_per_s.clear()
+            samples.told_round_trip_s = samples.told_bytes_per_s = 0.0
 
     def measurements(self) -> list[LinkMeasurement]:
         """Every link with at least one bandwidth sample."""
@@ -67,8 +79,8 @@ class LinkProbes:
         return [
             LinkMeasurement(
                 to=peer,
-                round_trip_s=median(samples.round_trip_s),
-                bandwidth_bytes_per_s=median(samples.bytes_per_s),
+                round_trip_s=samples.told_round_trip_s,
+                bandwidth_bytes_per_s=samples.told_bytes_per_s,
                 source=samples.source,
                 samples=len(samples.bytes_per_s),
                 age_s=round(now - samples.newest_at, 3),
@@ -81,4 +93,14 @@ class LinkProbes:
     @property
     def line_bytes_per_s(self) -> float:
         """The fastest link measured so far: a lower bound of this peer's line; 0.0 while unmeasured."""
-        return max((median(s.bytes_per_s) for s in self._links.values() if s.bytes_per_s), default=0.0)
+        return max((samples.told_bytes_per_s for samples in self._links.values()), default=0.0)
+
+
+def _quantile(samples: Iterable[float], part: float) -> float:
+    """The sample that so great a part of all is below or equal to."""
+    ordered = sorted(samples)
+    return ordered[ceil(part * len(ordered)) - 1]
+
+
+def _steady(told: float, now: float) -> float:
+    return now if abs(now - told) > STEADY * told else told

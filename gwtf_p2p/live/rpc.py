@@ -123,8 +123,8 @@ class Rpc:
     ) -> PushResult:
         """Send header and payload; returns when they are acknowledged, or refused (`accepted` is False in the result).
 
-        The payload must not change meanwhile. `eager=False` waits for the verdict before it sends the payload, and then for
-        the `gate`. Raises PushFailed.
+        The payload must not change meanwhile. `eager=False` waits for the verdict before it sends the payload; the `gate` is
+        waited for before the payload's end is. Raises PushFailed.
         """
         push = Push(self._pool, self._ways, to, header, memoryview(payload).cast("B"), eager=eager)
         push.gate = gate

@@ -40,7 +40,7 @@ class _Progress:
 
 
 Gate = Callable[[], Awaitable[None]]
-"""Awaited between an accepting verdict and the first byte of the payload (emulated links: see `emulation`)."""
+"""Awaited, once the payload is accepted and sent, before the end that makes it count (emulated links: see `emulation`)."""
 
 
 class Push:
@@ -92,9 +92,6 @@ class Push:
                 self._offer(frames)
                 if not self._eager:
                     await self._hear_verdict(stream, start_s)
-                if self.gate is not None and self._is_accepted:
-                    gate, self.gate = self.gate, None
-                    await _unless_lost(stream, gate)
             await self._send_rest(stream, frames, start_s)
             if self._progress.reply is None:
                 await self._hear_verdict(stream, start_s)
@@ -131,6 +128,9 @@ class Push:
             progress.sent += len(chunk)
             await frames.drained()
         if offset == len(payload):
+            if self.gate is not None and self._is_accepted:
+                gate, self.gate = self.gate, None
+                await _unless_lost(stream, gate)
             frames.send(Frame.END, END_BODY.pack(offset, crc))
         else:
             frames.send(Frame.ABORT, b"refused")

@@ -107,5 +107,5 @@ def _account(machine: RelayPeer | DataPeer, around: Surroundings) -> Account | N
 
 def _timing(machine: RelayPeer | DataPeer, work: Work) -> Timing | None:
     key = ("compute", work.value)
-    median = machine.ctx.timings.median_s(key)
+    median = machine.ctx.timings.steady_s(key)
     return None if median is None else Timing(median, machine.ctx.timings.count(key), 0.0)

@@ -24,12 +24,17 @@ LEAST_DEADLINE_S = 0.2
 """Asking more often than this costs more than it tells; also the guard against a wait of nothing."""
 
 
+STEADY = 0.03
+"""Of a median: what moves it by less is noise, for which planners should not begin anew."""
+
+
 class Timings:
     """Recent durations by key: ("compute", work), ("push", peer), and waits such as ("complete", peer) or ("backward",)."""
 
     def __init__(self) -> None:
         self._samples: dict[tuple[object, ...], deque[float]] = {}
         self._deadlines: dict[tuple[object, ...], float] = {}
+        self._told: dict[tuple[object, ...], float] = {}
 
     def observe(self, key: tuple[object, ...], seconds: float) -> None:
         self._samples.setdefault(key, deque(maxlen=WINDOW)).append(seconds)
@@ -42,6 +47,13 @@ class Timings:
         """None while nothing is measured."""
         samples = self._samples.get(key)
         return median(samples) if samples else None
+
+    def steady_s(self, key: tuple[object, ...]) -> float | None:
+        """For records: the median, as it was when it last moved by more than `STEADY`."""
+        now, told = self.median_s(key), self._told.get(key)
+        if now is not None and (told is None or abs(now - told) > STEADY * told):
+            self._told[key] = told = now
+        return told
 
     def deadline_s(self, key: tuple[object, ...], prior_s: float) -> float:
         """How long to wait for `key` before asking; `prior_s` until there are three samples."""
