@@ -2,8 +2,9 @@
 
 A passed deadline, a broken watch or a failed push makes a peer *suspected*: it is asked. An answer clears it. An answer
 that it is not there (its process or its host refuses the connection), or two silences in a row, the second with twice the
-deadline, make it *lost*. A lost peer is not routed to, nor is one that has been silent once, or whose connection broke: but
-one that is only late is, as it is most likely busy. A sign of life (a message from it, a record other than the one that
+deadline, make it *lost*. So does the word of another peer that has confirmed it, after one silence or a broken connection
+here. A lost peer is not routed to, nor is one that has been silent once, or whose connection broke: but one that is only late
+is, as it is most likely busy. A sign of life (a message from it, a record other than the one that
 it was lost with) makes it *probed*: it is asked, and an answer brings it back. A peer that says goodbye has *left*: it is no
 more routed to than a lost one, but nobody asks after it, until it publishes that it has started again.
 """

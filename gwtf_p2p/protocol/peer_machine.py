@@ -248,13 +248,14 @@ class PeerMachine(ABC):
         self.member.heard(sender, standing)
 
     def _told_lost(self, sender: PeerId, peer: PeerId, reason: str) -> None:
-        """A data peer's word counts (it leads, and it has asked); a relay's word makes a data peer ask."""
+        """A data peer's word counts (it leads, and it has asked), a relay's if it confirms what this peer has seen itself: a
+        broken connection, or silence. Otherwise it is a reason to ask."""
         ctx = self.ctx
         if peer == ctx.me:
             ctx.emit(ef.Send(sender, self.member.standing()))  # a sign of life
         elif ctx.liveness.is_lost(peer):
             return
-        elif sender in self.membership.data_peers():
+        elif sender in self.membership.data_peers() or peer in ctx.liveness.barred:
             ctx.liveness.declare_lost(peer, ctx.now, ctx.out)
             self._on_lost(peer, reason)
         else:

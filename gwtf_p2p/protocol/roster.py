@@ -34,8 +34,11 @@ class Roster:
         return tuple(sorted(self._live(set(self.electorate()) | self.guests | {self.ctx.me})))
 
     def leading_peer(self) -> PeerId | None:
-        """Who came during this iteration does not lead it, as not everybody knows of it."""
-        return min(self._live(set(self.electorate())) or self._live(self.guests | {self.ctx.me}), default=None)
+        """Who came during this iteration does not lead it, as not everybody knows of it; nor does one that began it and has
+        started again, until it takes part once more: it would wait to be welcomed by whoever leads."""
+        absent = self.syncing | (self.idle if self.member.version > 0 else set())
+        began = set(self.electorate()) - absent
+        return min(self._live(began) or self._live(self.guests | {self.ctx.me}), default=None)
 
     @property
     def leads(self) -> bool:
@@ -84,6 +87,7 @@ class Roster:
     def welcome(self, peer: PeerId, stage: Stage, in_step: bool) -> None:
         """It takes part from now on."""
         self.gone.discard(peer)
+        self.idle.discard(peer)
         self.stages[peer] = stage
         (self.syncing.discard if in_step else self.syncing.add)(peer)
         if in_step and stage == DATA_STAGE:

@@ -11,7 +11,7 @@ from experiments.recovery_sweep import Sweep, draw_config, draw_script
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, RunId
-from gwtf_p2p.protocol.messages import Commit
+from gwtf_p2p.protocol.messages import Commit, Lost
 from gwtf_p2p.protocol.microbatch import Handoff
 from gwtf_p2p.protocol.publishing import Surroundings, stage_record
 from gwtf_p2p.protocol.relay_peer import RelayPeer
@@ -283,9 +283,10 @@ def test_a_leader_does_not_wait_for_the_answer_of_one_that_has_left(seed: int) -
     assert (tally.lost, tally.double) == (0, 0)
 
 
-@pytest.mark.parametrize("seed", [671, 1474])
+@pytest.mark.parametrize("seed", [671, 916, 1245, 1474])
 def test_data_peers_that_wait_for_each_other_find_out(seed: int) -> None:
     """671: one came back in a new history, was welcomed while an average was under way, and then waited to be welcomed again.
+    916, 1245: one that had led the iteration came back into it, and each took the other for its leader.
     1474: one that was behind took no notice of one that had started again with later weights, and went back without end."""
     sweep = Sweep()
     config = draw_config(seed, sweep)
@@ -424,3 +425,16 @@ def test_after_a_kill_microbatches_wait_for_nothing_but_slots() -> None:
         assert swarm.run(iterations=4) == everything(swarm, 4)
         delays_s += [at - swarm.faults.fired[0][0] for _, _, at in swarm.reported("recovered")]
     assert median(delays_s) <= 3 * HOP_S
+
+
+@pytest.mark.parametrize("is_cut_off", [True, False])
+def test_the_word_of_a_relay_confirms_a_broken_connection_and_nothing_else(is_cut_off: bool) -> None:
+    """A data peer that has lost the connection too need not wait for an answer of its own."""
+    swarm = small_swarm(SmallConfig())
+    swarm.run(iterations=1)
+    data_peer, now = swarm.world.peers[PeerId("data_0")].machine, swarm.world.kernel.now
+    if is_cut_off:
+        data_peer.handle(ev.WatchBroken(PeerId("relay_2_1"), "the stream ended"), now)
+    effects = data_peer.handle(ev.Received(PeerId("relay_1_0"), Lost(PeerId("relay_2_1"), "gone")), now)
+    assert data_peer.ctx.liveness.is_lost(PeerId("relay_2_1")) is is_cut_off
+    assert any(isinstance(effect, ef.Ask) for effect in effects) is not is_cut_off
