@@ -87,7 +87,8 @@ class Roster:
     def welcome(self, peer: PeerId, stage: Stage, in_step: bool) -> None:
         """It takes part from now on."""
         self.gone.discard(peer)
-        self.idle.discard(peer)
+        if self.member.data_peers is not None:
+            self.idle.discard(peer)  # else it is told an electorate without it
         self.stages[peer] = stage
         (self.syncing.discard if in_step else self.syncing.add)(peer)
         if in_step and stage == DATA_STAGE:
