@@ -22,6 +22,7 @@ from pathlib import Path
 from experiments.live_swarm import SmallRun, StoryFailed, Swarm, check, check_equal_weights
 from gwtf_p2p.cli.local_run import BOOTSTRAP, RunFailed
 from gwtf_p2p.live.faults import MOMENTS, REPLACING, Fault
+from gwtf_p2p.protocol.microbatch import TENSORS
 
 SMALL = SmallRun()
 LONGER = replace(SMALL, steps=30)
@@ -218,6 +219,22 @@ def memory_is_short(comparison: Comparison, folder: Path) -> str:
     return f"{comparison.equal_weights(swarm)}; at most {most // one} tensors in memory, limit 12"
 
 
+def memory_is_full(comparison: Comparison, folder: Path) -> str:
+    """Without a disk to go to, a relay takes no more than it may keep. One of three is killed; two have just room enough."""
+    small = replace(SMALL, relays_per_stage=3, microbatches=6, capacity=8, steps=8)
+    one = small.microbatch_size * small.sequence_length * 128 * 4
+    limit = 3 * TENSORS * one
+    fault = Fault("kill", "averaging", AT, folder / "token")
+    options = {"max_kept_bytes": limit, "event_logs": True}
+    with Swarm(small, folder, {f"relay1.{i}": fault for i in range(3)}, options) as swarm:
+        swarm.to_the_end()
+    most = swarm.state.recovery.most_kept_bytes
+    check(0 < most <= limit, f"nobody kept more than {limit} bytes: {most}")
+    refused = sum(log.read_text().count('"BUSY", "detail": "memory') for log in folder.glob("*.events.jsonl"))
+    check(refused > 0, "a relay was BUSY for want of memory")
+    return f"{comparison.equal_weights(swarm)}; {refused} offers refused, at most {most // one} tensors kept, limit 12"
+
+
 def _kill_stage(swarm: Swarm) -> float:
     """Seconds until somebody said that stage 1 is empty."""
     swarm.until_step(3)
@@ -272,6 +289,7 @@ STORIES: dict[str, Story] = {
             everything_is_killed,
             everything_is_killed_and_a_stage_loses_its_disks,
             memory_is_short,
+            memory_is_full,
         )
     },
 }

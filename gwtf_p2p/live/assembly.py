@@ -11,8 +11,10 @@ from gwtf_p2p.live.compute import Compute
 from gwtf_p2p.live.peer_config import PeerConfig, RunMismatch
 from gwtf_p2p.protocol.context import Context
 from gwtf_p2p.protocol.data_peer import DataPeer, DataPeerConfig
+from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.joining import choose_stage
+from gwtf_p2p.protocol.microbatch import TENSORS
 from gwtf_p2p.protocol.moving import Mover
 from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.records import RunRecord
@@ -76,7 +78,10 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
 
 
 def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> RelayPeer | DataPeer:
-    """The state machine with its router. Raises InputError for an unknown router."""
+    """The state machine with its router. Raises InputError for an unknown router, or for less memory than is of any use."""
+    limit_bytes, least = 0 if config.memory.folder else config.memory.limit_bytes, TENSORS * run.activation_bytes
+    if place.stage != DATA_STAGE and 0 < limit_bytes < least:
+        raise InputError("--max_kept_gb", "", f"expected at least {least / 1e9:.2g}, for one microbatch, or --spill_dir")
     settings = config.router_config or default_config(run.router)
     router = make_router(run.router, settings, run.seed, me)
     context = Context(
@@ -86,7 +91,7 @@ def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -
         router=router,
         exact=run.recovery == "exact",
         activation_bytes=run.activation_bytes,
-        memory_limit_bytes=0 if config.memory.folder else config.memory.limit_bytes,
+        memory_limit_bytes=limit_bytes,
     )
     if getattr(settings, "official_failures", False):
         context.timings = FixedTimings()

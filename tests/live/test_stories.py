@@ -1,4 +1,4 @@
-"""The most telling live stories (`experiments/live_stories.py` has all): a data peer, a donor, a stage, everybody is lost."""
+"""The most telling live stories (`experiments/live_stories.py` has all): lost peers, donors, stages, everybody; little memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]
 
 
 @pytest.mark.parametrize(
-    "story", ["a_data_peer_is_killed", "a_donor_is_killed", "a_stage_dies_with_its_disks", "everything_is_killed"]
+    "story",
+    [
+        "a_data_peer_is_killed",
+        "a_donor_is_killed",
+        "a_stage_dies_with_its_disks",
+        "everything_is_killed",
+        "memory_is_short",
+        "memory_is_full",
+    ],
 )
 def test_a_story_holds(story: str, comparison: Comparison, tmp_path: Path) -> None:
     assert os.environ["XDG_RUNTIME_DIR"], "peers put their sockets where the test looks for leftovers"
