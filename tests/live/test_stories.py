@@ -1,4 +1,4 @@
-"""The most telling live stories (`experiments/live_stories.py` has all): lost peers, donors, stages, everybody; little memory."""
+"""The most telling live stories (all: `experiments/live_stories.py`): lost peers, donors, stages, everybody; little memory."""
 
 from __future__ import annotations
 
