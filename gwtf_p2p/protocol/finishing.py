@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gwtf_p2p.protocol.effects import Send
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.leading import FINISH_PRIOR_S
 from gwtf_p2p.protocol.ledger import Gap, Ledger
 from gwtf_p2p.protocol.messages import Done, Finished, Missing, Redo
@@ -55,9 +55,12 @@ class Finishing:
             self.close_gaps()
 
     def stands_in(self, sender: PeerId, message: Done) -> None:
-        """A replacement did a stage; it is credited if the place is or becomes void."""
-        current = self._is_current(message.microbatch) and 1 <= message.stage <= self.ctx.stages
-        if current and self.ledger.stands_in(message.microbatch.index, message.stage, sender):
+        """A replacement did a stage, and others those after it; they are credited if the place is or becomes void."""
+        places = list(enumerate((sender, *message.done_by), start=message.stage))
+        if not self._is_current(message.microbatch) or not 1 <= message.stage <= self.ctx.stages + 1 - len(places):
+            return
+        filled = [self.ledger.stands_in(message.microbatch.index, Stage(k), peer) for k, peer in places]
+        if any(filled):
             self.report()
 
     def missing(self, sender: PeerId, message: Missing) -> None:
@@ -108,7 +111,8 @@ class Finishing:
     def _close_gap(self, gap: Gap) -> None:
         ctx, repairs = self.ctx, self.peer.repairs
         held = ctx.held[MicrobatchId(ctx.me, self.member.version, gap.index)]
-        redo = Redo(held.id, gap.stage, gap.lost, gap.ahead)
+        # In the epoch of the redos before: others of these have taught it to the peers after the gap.
+        redo = Redo(held.id, gap.stage, gap.lost, gap.ahead, held.attempt[0])
         if gap.lost and not ctx.liveness.is_lost(gap.lost) and self.ledger.ask_back(gap):
             ctx.emit(Send(gap.lost, redo))  # it is back: perhaps it was only silent, and has it still
             return

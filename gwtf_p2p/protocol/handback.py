@@ -43,7 +43,7 @@ class Handbacks:
         if event.verdict is Verdict.DUPLICATE:
             self._held(held)
             if self.stage <= ctx.stages:
-                ctx.emit(Send(held.id.data_peer, Done(held.id, self.stage)))
+                ctx.emit(Send(held.id.data_peer, Done(held.id, self.stage, held.done_by)))
             return
         self._block(held, f"{held.predecessor} answered {event.verdict.name} {event.detail}")
         if event.verdict is not Verdict.BUSY:

@@ -86,10 +86,13 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """To the data peer: I did the backward of `stage`, and the usual way back could not tell you (a repair)."""
+    """To the data peer: I did the backward of `stage`, and the usual way back could not tell you (a repair).
+
+    `done_by` did those of the stages after it: if these were redone as well, their way back has ended here."""
 
     microbatch: MicrobatchId
     stage: Stage
+    done_by: tuple[PeerId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
