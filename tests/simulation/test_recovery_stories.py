@@ -275,6 +275,14 @@ def test_what_once_was_stuck_is_not(seed: int) -> None:
     assert (tally.lost, tally.double) == (0, 0)
 
 
+def test_two_neighbouring_stages_are_lost_after_their_backwards() -> None:
+    """Found by the sweep: their redo is one way down and one way back, and only the upper stage was told of."""
+    sweep = Sweep()
+    config = draw_config(6541, sweep)
+    tally = small_swarm(config, draw_script(6541, config, sweep)).run(sweep.iterations, deadline_s=500.0)
+    assert (tally.lost, tally.double) == (0, 0)
+
+
 @pytest.mark.parametrize("seed", [3141, 3209])
 def test_a_leader_does_not_wait_for_the_answer_of_one_that_has_left(seed: int) -> None:
     sweep = Sweep()
