@@ -54,8 +54,11 @@ class Handoffs:
     # ---- choosing the next peer
 
     def begin(self, held: Held) -> None:
-        """The output is ready: a plan may have been revised since the microbatch was sent on its way."""
-        if self._planner is not None and not self.is_last:
+        """The output is ready: a plan may have been revised since the microbatch was sent on its way.
+
+        One that was handed on anew is led to the peers that have it already, whatever the plan says."""
+        is_first = not any(held.attempt[1:])
+        if self._planner is not None and not self.is_last and is_first:
             held.ahead = self._planner.revised(held.id, self.target) or held.ahead
         self.to_routing(held)
         self.route(held)

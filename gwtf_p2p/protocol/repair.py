@@ -162,7 +162,7 @@ class Repairs:
         kind = "aggregation" if done else "backward" if held.beyond else "forward"
         if held.lost_at is None:
             held.lost_at = ctx.liveness.silent_since(peer, ctx.now)
-        path = ahead or (held.done_by[1:] if done else (held.beyond,) if held.beyond else held.ahead[1:])
+        path = ahead or (held.done_by[1:] if done else (held.beyond, *held.ahead[2:]) if held.beyond else held.ahead[1:])
         held.ahead = (peer, *path)
         held.tried.add(peer)
         held.successor = held.beyond = None
