@@ -4,7 +4,8 @@ Of every push the round trip (header to verdict) and, if it carried enough bytes
 Published are, with count and age, the median round trip and the `ALONE` quantile of the bandwidth over the last samples:
 transfers share lines, and planners, who share them out themselves, need what a link carries when it is alone. A figure is told
 anew when it has moved by `STEADY`: below that is noise, and planners would begin anew for it. A link without traffic has the
-figures of a probe (`idle_probes`), and says so; the first traffic replaces them.
+figures of a probe (`idle_probes`), and says so; it counts as one sample when there is traffic. This peer's line is the most that
+its transfers have carried together: more than any single link where the links are the narrow part.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ class LinkProbes:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._links: dict[PeerId, _Samples] = {}
+        self._ended: deque[tuple[float, float, int]] = deque(maxlen=SAMPLES)
+        self._together: deque[float] = deque(maxlen=SAMPLES)
+        self._told_line = 0.0
 
     def observe(
         self, to: PeerId, round_trip_s: float, transferred_bytes: int, transfer_s: float, *, probe: bool = False
@@ -56,12 +60,13 @@ class LinkProbes:
         if probe:  # the newest one counts: a larger one, or one on another path
             samples = self._links[to] = _Samples(source=LinkSource.PROBE, path=samples.path)
         elif samples.source is LinkSource.PROBE and enough:
-            samples = self._links[to] = _Samples(path=samples.path)
+            samples.source = LinkSource.TRAFFIC
         samples.newest_at = self._clock()
         samples.round_trip_s.append(round_trip_s)
         if enough:
             samples.bytes_per_s.append(transferred_bytes / transfer_s)
             samples.told_bytes_per_s = _steady(samples.told_bytes_per_s, _quantile(samples.bytes_per_s, ALONE))
+            self._carried(samples.newest_at, transferred_bytes, transfer_s)
         samples.told_round_trip_s = _steady(samples.told_round_trip_s, median(samples.round_trip_s))
 
     def path_changed(self, to: PeerId, path: PathType) -> None:
@@ -92,8 +97,16 @@ class LinkProbes:
 
     @property
     def line_bytes_per_s(self) -> float:
-        """The fastest link measured so far: a lower bound of this peer's line; 0.0 while unmeasured."""
-        return max((samples.told_bytes_per_s for samples in self._links.values()), default=0.0)
+        """A lower bound of this peer's line; 0.0 while unmeasured."""
+        return max([self._told_line, *(samples.told_bytes_per_s for samples in self._links.values())])
+
+    def _carried(self, now: float, size: int, seconds: float) -> None:
+        """A transfer has ended: with the parts of others that went beside it, how much was carried in its time?"""
+        began = now - seconds
+        beside = sum(part * max(0.0, end - max(start, began)) / (end - start) for start, end, part in self._ended)
+        self._ended.append((began, now, size))
+        self._together.append((size + beside) / seconds)
+        self._told_line = _steady(self._told_line, _quantile(self._together, ALONE))
 
 
 def _quantile(samples: Iterable[float], part: float) -> float:
