@@ -4,8 +4,8 @@ Of every push the round trip (header to verdict) and, if it carried enough bytes
 Published are, with count and age, the median round trip and the `ALONE` quantile of the bandwidth over the last samples:
 transfers share lines, and planners, who share them out themselves, need what a link carries when it is alone. A figure is told
 anew when it has moved by `STEADY`: below that is noise, and planners would begin anew for it. A link without traffic has the
-figures of a probe (`idle_probes`), and says so; it counts as one sample when there is traffic. This peer's line is the most that
-its transfers have carried together: more than any single link where the links are the narrow part.
+figures of a probe (`idle_probes`), and says so; it counts as one sample when there is traffic. This peer's line is the most
+that its transfers have carried together: more than any single link where the links are the narrow part.
 """
 
 from __future__ import annotations
