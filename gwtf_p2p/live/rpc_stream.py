@@ -61,6 +61,9 @@ class Frame(IntEnum):
     STAND = 11
 
 
+_FRAMES = {frame.value: frame for frame in Frame}
+
+
 class Purpose(IntEnum):
     """Why a stream was opened, said in the greeting."""
 
@@ -117,7 +120,12 @@ class FrameStream(asyncio.BufferedProtocol):
         """Queue one frame. The parts must not change until it has been written (see `drained`)."""
         if self._closed:
             return
-        self._transport.write(FRAME_HEADER.pack(kind, sum(len(p) for p in parts)))
+        length = sum(map(len, parts))
+        head = FRAME_HEADER.pack(kind, length)
+        if length <= _SCRATCH_BYTES:
+            self._transport.write(b"".join((head, *parts)))  # three writes cost more than a small copy
+            return
+        self._transport.write(head)
         for part in parts:
             self._transport.write(part)
 
@@ -175,20 +183,21 @@ class FrameStream(asyncio.BufferedProtocol):
         at, end = 0, self._held
         while end - at >= FRAME_HEADER.size and not self._closed:
             number, length = FRAME_HEADER.unpack_from(self._scratch, at)
+            kind = _FRAMES.get(number)
             at += FRAME_HEADER.size
             here = min(length, end - at)
             piece = self._scratch[at : at + here]
             at += here
-            if number == Frame.DATA:
+            if kind is Frame.DATA:
                 self._start_data(length, piece)
                 if self._data_left:
                     break
-            elif number not in Frame._value2member_map_ or length > MAX_CONTROL_BYTES:
+            elif kind is None or length > MAX_CONTROL_BYTES:
                 self._fail(f"not a frame: kind {number}, {length} bytes")
             elif here == length:
-                self._listener.on_frame(Frame(number), bytes(piece))
+                self._listener.on_frame(kind, bytes(piece))
             else:
-                self._body_kind, self._body, self._body_filled = Frame(number), bytearray(length), here
+                self._body_kind, self._body, self._body_filled = kind, bytearray(length), here
                 self._body[:here] = piece
                 break
         rest = end - at
