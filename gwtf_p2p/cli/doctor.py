@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     except DaemonFailed as error:
         print(f"gwtf doctor: {error}", file=sys.stderr)
         return int(error.exit_code)
-    (_print_json if args.json else _print_table)(diagnosis)
+    (_print_json if args.json else print_table)(diagnosis)
     return diagnosis.exit_code
 
 
@@ -95,9 +95,14 @@ def _measure(args: argparse.Namespace, network: NetworkFindings) -> StageSpeed |
         return str(error).partition("\n")[0]
 
 
-def _print_table(diagnosis: Diagnosis) -> None:
+def print_table(diagnosis: Diagnosis) -> None:
+    """What a person reads."""
+    from gwtf_p2p.live.doctor_report import BOOTSTRAP
+
     for line in diagnosis.lines:
-        print(f"[{MARKS[line.status.value]}] {line.check:14} {line.text}")
+        only_bootstrap = line.against == (BOOTSTRAP,)  # who wants to train is not to take fright at it
+        mark = MARKS["remark" if only_bootstrap and line.status.value == "bad" else line.status.value]
+        print(f"[{mark}] {line.check:14} {line.text}")
         if line.remedy:
             print(f"     {'':14} -> {line.remedy}")
     print()

@@ -14,6 +14,7 @@ from gwtf_p2p.live.speed import Speed
 LOW_BYTES_PER_S = 1e6
 """A boundary activation of 4 MB takes 4 s each way at this speed."""
 LOW_BUDGET = 1 << 30
+HOUR_S = 3600
 
 
 def network_lines(found: NetworkFindings) -> list[Line]:
@@ -71,7 +72,8 @@ def _mapping(found: NetworkFindings) -> Line:
     trial = found.mapping
     assert trial is not None, "asked for only when it was tried"
     if trial.mapped is None:
-        return Line("port_mapping", Status.REMARK, trial.why, "", (), True, {"maps": False})
+        text = f"the router forwards no port on request ({trial.why})"
+        return Line("port_mapping", Status.REMARK, text, "", (), True, {"maps": False})
     values = {"maps": True, "kind": trial.mapped.kind, "outside_ip": trial.outside_ip, "dialled": trial.dialled}
     text = f"the router {trial.mapped.router} forwards ports on request ({trial.mapped.kind})"
     if trial.dialled:
@@ -95,7 +97,7 @@ def _way_in(found: NetworkFindings) -> Line:
         unknown = "cannot tell whether others can call this machine: no initial peer answers"
         return Line("way_in", Status.UNKNOWN, unknown, "give --initial_peers that answer", ROLES, True, values)
     if slots:
-        others = "; punched paths are tried as well" if kind is not NatKind.SYMMETRIC else ""
+        others = ", and directly where a hole can be punched" if kind is not NatKind.SYMMETRIC else ""
         if kind is NatKind.UNKNOWN:
             text = f"others call this machine through {len(slots)} relays; whether directly too is not known"
             return Line("way_in", Status.UNKNOWN, text, "see the line on NAT", (BOOTSTRAP,), True, values)
@@ -154,8 +156,15 @@ def _relay_values(trial: RelayTrial) -> dict[str, Any]:
 
 
 def _budget(circuit_bytes: int, circuit_s: int) -> str:
-    size = f"{circuit_bytes / MB:,.1f} MB" if circuit_bytes else "any number of bytes"
-    return f"{size} each way, for {circuit_s / 60:.0f} minutes" if circuit_s else f"{size} each way"
+    size = _size(circuit_bytes) if circuit_bytes else "any number of bytes"
+    life = f"{circuit_s / 60:.0f} minutes" if circuit_s < 2 * HOUR_S else f"{circuit_s / HOUR_S:.0f} hours"
+    return f"{size} each way, for {life}" if circuit_s else f"{size} each way"
+
+
+def _size(count: int) -> str:
+    """Of bytes, in the unit that keeps it short."""
+    unit, name = (1e12, "TB") if count >= 1e12 else (1e9, "GB") if count >= 1e9 else (MB, "MB")
+    return f"{count / unit:.1f} {name}"
 
 
 def _speeds(found: NetworkFindings) -> list[Line]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from experiments.lab.agent import Agent, Agents
 from experiments.lab.lab import Lab
-from experiments.lab.topology import load_topology
+from experiments.lab.observing import LabObserver
+from experiments.lab.topology import Line, Topology, load_topology
 from experiments.lab.training import Training
 from gwtf_p2p.live.maddrs import parse_initial_peers
 from gwtf_p2p.live.p2p import P2POptions
+from gwtf_p2p.protocol.network_view import NetworkView
+from gwtf_p2p.protocol.records import PathType
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
@@ -131,3 +135,48 @@ def test_training_does_not_notice_that_its_circuits_end(lab: Lab, tmp_path: Path
         assert run.path("symmetric", "double_nat") == "relayed"
     assert [h.report for h in run.heard if h.report["name"] in ("recovery", "peer_lost", "average_failed")] == []
     assert accounting == {"done": steps * 2, "retried": 0, "lost": 0, "double_counted": 0}
+
+
+RELAY_MBPS = 8.0
+
+
+def with_slow_relay() -> Topology:
+    topology = load_topology("nat_swarm")
+    line = Line(up_mbps=RELAY_MBPS, down_mbps=RELAY_MBPS)
+    hosts = tuple(replace(host, line=line) if host.name == "boot" else host for host in topology.hosts)
+    return Topology(topology.name, topology.description, hosts, topology.routers)
+
+
+def test_planners_see_what_a_relayed_path_costs_and_that_it_has_become_a_punched_one(tmp_path: Path) -> None:
+    """Two homes whose packets do not get to each other at first; the relay between them has a slow line."""
+    ends = ("port_restr", "port_restr2")
+    with Lab(with_slow_relay()) as lab, Training(lab, tmp_path, sequence_length=256, microbatches=2) as run:
+        lab.cut_off("router_port", lab.public_address("port_restr2"))
+        run.bootstrap("boot")
+        run.data("port_restr")
+        run.relay("port_restr2")
+        run.wait(lambda: run.steps() >= 1, 120)
+        observer = LabObserver(lab, "second", run.join, "lab")
+
+        def published(kind: PathType) -> NetworkView | None:
+            """The records, when both ends have measured their link over this kind of path."""
+            run.hear(0.0)
+            view = observer.view()
+            links = [link for record in view.records.values() for link in record.links]
+            return view if len(links) == 2 and all(link.path is kind for link in links) else None
+
+        relayed = run.wait(lambda: published(PathType.RELAYED), 120)
+        lab.let_pass("router_port")
+        begin = time.monotonic()
+        punched = run.wait(lambda: published(PathType.PUNCHED), 150)
+        seconds = time.monotonic() - begin
+        observer.stop()
+        run.wait(lambda: {run.path(*ends), run.path(*reversed(ends))} == {"punched"}, 30)
+    sender, receiver = (run.ids[end] for end in ends)
+    before, after = (view.link(sender, receiver).bandwidth_bytes_per_s / 1e6 for view in (relayed, punched))
+    costs = [view.hop_cost_us(sender, receiver) / 1e3 for view in (relayed, punched)]
+    print(f"relayed over {RELAY_MBPS / 8:.1f} MB/s: published {before:.2f} MB/s, the hop costs {costs[0]:.0f} ms")
+    print(f"punched {seconds:.0f} s after it could be: published {after:.1f} MB/s, the hop costs {costs[1]:.0f} ms")
+    assert before < 1.2 * RELAY_MBPS / 8
+    assert after > 4 * before
+    assert costs[1] < costs[0]

@@ -192,9 +192,9 @@ def test_a_router_that_maps_to_a_private_address_is_no_help(monkeypatch: pytest.
 
 def test_a_router_that_maps_nothing_is_told_from_one_that_refuses(lab: Lab) -> None:
     async def silent() -> None:
-        for find in (pmp, upnp):
+        for find in (find_pmp_gateway, find_upnp_gateway):
             with pytest.raises(NoGateway):
-                await find()
+                await find(1.0)
 
     async def refused() -> None:
         with pytest.raises(MappingRefused):

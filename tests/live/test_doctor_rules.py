@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gwtf_p2p.cli import doctor
 from gwtf_p2p.live.clock import ClockCheck, ClockVerdict
 from gwtf_p2p.live.doctor_machine import MachineFindings, StageSpeed
 from gwtf_p2p.live.doctor_nat import MappingTrial
@@ -109,6 +110,17 @@ def test_a_home_with_relays_is_fit_to_train_and_not_to_be_a_bootstrap() -> None:
     assert found.roles["bootstrap"] == (RoleVerdict.UNFIT, ("way_in",))
     assert "forward TCP port 31330 there to 192.168.1.7" in line(found, "nat").remedy
     assert "192.168.1.1" in line(found, "nat").remedy
+
+
+def test_who_is_fit_to_train_reads_no_no(capsys: pytest.CaptureFixture[str]) -> None:
+    """Though it could be no bootstrap peer."""
+    doctor.print_table(diagnose(network(), MACHINE, STAGE))
+    table = capsys.readouterr().out
+    assert "[--] way_in" in table
+    assert "[NO]" not in table
+    assert "a circuit carries 4.3 GB each way, for 30 minutes" in table
+    doctor.print_table(diagnose(network(slot=None), MACHINE, STAGE))
+    assert "[NO] way_in" in capsys.readouterr().out
 
 
 def test_a_public_machine_is_fit_for_everything() -> None:
