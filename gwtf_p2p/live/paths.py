@@ -50,12 +50,12 @@ CIRCUIT_S = 6.0
 PUNCH_S = 4.0
 DIAL_AFTER_S = 0.1
 """The other end's door has to be open when the dial comes; what comes earlier is sent again after a second."""
-DOOR_AFTER_S = 1.0
-"""In every meeting but the first the dial goes first. Routers remember the SYNs of an earlier meeting (Linux for two minutes):
-the dialler's would hand the waiting SYN to a p2pd that has not dialled yet, whose listener takes it for a caller's; two
-listeners face each other, and nothing comes of it (measured). A dial that the other router lets in so is as good as a punch.
-"""
 FIRST_RETRY_S, LAST_RETRY_S = 30.0, 600.0
+FORGOTTEN_S = 150.0
+"""No punch within this time after one. Routers remember its SYNs (Linux for 120 s), and hand the next one of the other end to
+p2pd's listener, which takes it for a caller's; its answer does not fit what the router remembers and is dropped, and the port
+is not free for the punch (measured: each try renews what the last one left, and none comes off).
+"""
 LEAST_ALLOWANCE = 4096
 
 
@@ -74,7 +74,6 @@ class _Way:
     is_fragile: bool = False
     is_trying: bool = False
     is_wanted: bool = False
-    has_met: bool = False
     doors: list[punch.Splice] = field(default_factory=list)
 
 
@@ -270,8 +269,9 @@ class Paths:
         """This end's part; returns when the path is what it will be."""
         mine = self._reachability.situation
         near = share_a_router(mine, other)
-        dial_first, way.has_met = way.has_met, True
         way.changing_until_s = self._clock() + DIRECT_S + CIRCUIT_S
+        if not near:
+            way.next_try_s = max(way.next_try_s, self._clock() + FORGOTTEN_S)
         if role is Role.DIALS:
             await asyncio.sleep(DIAL_AFTER_S)
             await self._hang_up(peer, way)
@@ -281,7 +281,6 @@ class Paths:
                 logger.info("no better path to %s: %s", peer[-6:], reason or "the relay was quicker")
                 await self._connect_again(peer, way)
         elif not near:
-            await asyncio.sleep(DOOR_AFTER_S if dial_first else 0.0)
             await self._wait_at_door(peer, way, other.observed[0])
         else:
             await asyncio.sleep(PUNCH_S / 2)

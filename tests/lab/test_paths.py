@@ -168,7 +168,7 @@ def test_planners_see_what_a_relayed_path_costs_and_that_it_has_become_a_punched
         relayed = run.wait(lambda: published(PathType.RELAYED), 120)
         lab.let_pass("router_port")
         begin = time.monotonic()
-        punched = run.wait(lambda: published(PathType.PUNCHED), 150)
+        punched = run.wait(lambda: published(PathType.PUNCHED), 240)
         seconds = time.monotonic() - begin
         observer.stop()
         run.wait(lambda: {run.path(*ends), run.path(*reversed(ends))} == {"punched"}, 30)
