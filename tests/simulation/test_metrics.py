@@ -123,3 +123,14 @@ def test_what_crashes_cost_is_told(tmp_path: Path) -> None:
     assert 0.0 < delay_s <= 3 * hop_s
     wasted, with_crashes = (float(str(outcome[f"wasted_{name}_fraction"])) for name in ("compute", "with_crashes"))
     assert 0.0 < with_crashes <= wasted + 1e-9
+
+
+def test_nothing_is_wasted_but_what_dies_with_the_crashed(tmp_path: Path) -> None:
+    """Plans are revised after each crash; repairs lead to the peers that have the microbatch all the same."""
+    changes = {"iterations": 3, "stages": 4, "relays": 4, "microbatches": 16, "data_peers": 2}
+    run = simulation(story(tmp_path, forward_s=0.3, capacity=2, **changes), "gwtf", seed=1)
+    for n, name in enumerate(("relay_2_0", "relay_3_1", "relay_1_0", "relay_3_0", "relay_2_1", "relay_4_2")):
+        run.world.kernel.at(10.0 + 5.1 * n, lambda peer=PeerId(name): run.world.kill(peer))  # type: ignore[misc]
+    outcome = run.run().to_json()
+    wasted, with_crashes = (float(str(outcome[f"wasted_{name}_fraction"])) for name in ("compute", "with_crashes"))
+    assert outcome["recovery_count"] and 0.0 < with_crashes and wasted - with_crashes < 1e-6
