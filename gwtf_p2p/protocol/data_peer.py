@@ -99,7 +99,8 @@ class DataPeer(PeerMachine):
         router = self.ctx.router
         if not isinstance(router, PlanningRouter):
             return
-        job = router.planning(self.ctx.liveness.lost, self.ctx.now)
+        liveness = self.ctx.liveness
+        job = router.planning(liveness.lost | liveness.back, self.ctx.now)
         if job is not None:
             self.ctx.emit(ef.Plan(job))
         if router.flows != self._said:
@@ -148,19 +149,24 @@ class DataPeer(PeerMachine):
     def _inject(self) -> None:
         ctx = self.ctx
         ctx.cancel_timer("inject", "")
-        while self._pending:
-            microbatch = MicrobatchId(ctx.me, self.member.version, self._pending[0])
+        waits_s: list[float] = []
+        for index in list(self._pending):
+            microbatch = MicrobatchId(ctx.me, self.member.version, index)
             request = RouteRequest(microbatch, ctx.me, Stage(1), Stage(ctx.stages), ctx.liveness.barred)
             answer = ctx.router.route(request, ctx.now)
             if isinstance(answer, NoRoute):
-                ctx.start_timer("inject", "", RETRY_S if answer.retry_s is None else answer.retry_s)
-                return
+                waits_s.append(RETRY_S if answer.retry_s is None else answer.retry_s)
+                if answer.retry_s is None:
+                    break  # nor is there one for the others
+                continue
             held = Held(microbatch, (ctx.incarnation,), Phase.PENDING, ctx.me, ahead=answer.peers)
-            self._pending.pop(0)
+            self._pending.remove(index)
             held.note(f"route {' '.join(answer.peers)}: {answer.reason}", ctx.now)
             ctx.add(held)
             ctx.move(held, Phase.QUEUED_EMBED)
             ctx.report("injected", microbatch=held.name, route=list(answer.peers), reason=answer.reason)
+        if waits_s:
+            ctx.start_timer("inject", "", min(waits_s))
 
     # ---- transfers towards this peer
 

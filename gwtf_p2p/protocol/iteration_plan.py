@@ -22,6 +22,7 @@ from gwtf_p2p.protocol.costs import MICROSECONDS
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId
 from gwtf_p2p.protocol.network_view import NetworkView
 from gwtf_p2p.protocol.pipeline_model import Path, Pipeline, forecast
+from gwtf_p2p.protocol.pipeline_underway import Underway
 from gwtf_p2p.protocol.pipeline_view import PipelineFigures, pipeline_of
 from gwtf_p2p.protocol.planner import Effort, Planned, first_paths, plan_iteration, schedule, score_of
 from gwtf_p2p.protocol.planner_load import Load
@@ -41,9 +42,6 @@ FULL_EFFORT_PEERS = 250
 TICK_S = 0.5
 """Peers that see a change at about the same time should revise for the same time."""
 
-NOTICE_S = 2.0
-"""Until a revised plan has come to those who are to follow it."""
-
 TAG_DIGITS = 8
 """Of a relay's id in a published flow: ids are long, and a relay is only looked for in one stage."""
 
@@ -62,16 +60,21 @@ class PlannedFlow:
     finish_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class IterationPlan:
     """The flows of all data peers in the order of their release. `makespan_s` is the forecast of the whole. A revision is
-    for the iteration at hand."""
+    for the iteration at hand, which it finds `underway`; `everybody` has those that are gone since its beginning as well."""
 
     figures: PipelineFigures
     flows: tuple[PlannedFlow, ...]
     makespan_s: float
     reason: str
-    is_revision: bool = False
+    underway: Underway | None = None
+    everybody: PipelineFigures | None = None
+
+    @property
+    def is_revision(self) -> bool:
+        return self.underway is not None
 
     def share_of(self, data_peer: PeerId) -> tuple[PlannedFlow, ...]:
         return tuple(flow for flow in self.flows if flow.data_peer == data_peer)
@@ -137,17 +140,36 @@ def plan_for(figures: PipelineFigures, published: tuple[Flow, ...], seed: int) -
 
 
 @lru_cache(maxsize=8)
-def revise(figures: PipelineFigures, flows: tuple[Flow, ...], begun_ticks: int, seed: int) -> IterationPlan | None:
+def revise(figures: PipelineFigures, plan: IterationPlan, begun_ticks: int, seed: int) -> IterationPlan | None:
     """The plan of an iteration that has run for so many ticks when peers have come or gone: only what is still to come changes.
 
-    What is under way is known by forecast. Flows keep their places. None when they are not all known."""
-    pipeline = pipeline_of(figures)
-    paths = _kept_paths(pipeline, flows)
-    if not paths:
+    What is under way is known by forecast (`pipeline_underway`). Flows keep their places. None when a data peer has come or
+    gone: its flows are not planned, or are in the way."""
+    flows = tuple((flow.data_peer, flow.relays) for flow in plan.flows)
+    kept = pipeline_of(figures)
+    mended = _kept_paths(kept, flows)
+    if not mended:
         return None
-    until_us = (begun_ticks * TICK_S + NOTICE_S) * MICROSECONDS
-    planned = schedule(pipeline, paths, _effort(pipeline, paths, REVISING).computations, Random(seed), until_us)
-    return replace(_in_ids(figures, pipeline, planned, range(len(paths)), "revised"), is_revision=True)
+    everybody = _with_newcomers(plan, figures)
+    pipeline = pipeline_of(everybody)
+    number = {peer: i for i, peer in enumerate(pipeline.peers)}
+    present = {number[peer] for peer in kept.peers}
+    pipeline = replace(pipeline, stage_peers=tuple(tuple(i for i in s if i in present) for s in pipeline.stage_peers))
+    before = [(number[data_peer], *(number[relay] for relay in relays)) for data_peer, relays in flows]
+    paths = [tuple(number[kept.peers[i]] for i in path) for path in mended]
+    start = plan.underway or Underway.begun(pipeline_of(plan.figures), before)
+    start = start.later(before, begun_ticks * TICK_S * MICROSECONDS).changed(pipeline, paths)
+    planned = schedule(pipeline, paths, _effort(pipeline, paths, REVISING).computations, Random(seed), start)
+    now = start.later(planned.paths, start.at_us)
+    return replace(_in_ids(figures, pipeline, planned, range(len(paths)), "revised"), underway=now, everybody=everybody)
+
+
+def _with_newcomers(plan: IterationPlan, figures: PipelineFigures) -> PipelineFigures:
+    """The peers that the plan knows of in their order, whether or not they are there, then the others."""
+    former = (plan.everybody or plan.figures).peers
+    now, then = ({p.peer: p for p in peers} for peers in (figures.peers, former))
+    others = (p for p in figures.peers if p.peer not in then)
+    return replace(figures, peers=(*(now.get(p.peer, p) for p in former), *others))
 
 
 def _effort(pipeline: Pipeline, paths: Sequence[Path], most: int) -> Effort:

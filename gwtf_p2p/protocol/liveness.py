@@ -4,9 +4,10 @@ A passed deadline, a broken watch or a failed push makes a peer *suspected*: it 
 that it is not there (its process or its host refuses the connection), or two silences in a row, the second with twice the
 deadline, make it *lost*. So does the word of another peer that has confirmed it, after one silence or a broken connection
 here. A lost peer is not routed to, nor is one that has been silent once, or whose connection broke: but one that is only late
-is, as it is most likely busy. A sign of life (a message from it, a record other than the one that
-it was lost with) makes it *probed*: it is asked, and an answer brings it back. A peer that says goodbye has *left*: it is no
-more routed to than a lost one, but nobody asks after it, until it publishes that it has started again.
+is, as it is most likely busy. A sign of life (a message from it, a record other than the one that it was lost with) makes it
+*probed*: it is asked, and an answer brings it back; but that it serves, only a new record shows: a program that has been
+started again answers too, while its old record still says ONLINE. A peer that says goodbye has *left*: it is no more routed
+to than a lost one, but nobody asks after it, until it publishes that it has started again.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Liveness:
         self._timings = timings
         self._suspected: dict[PeerId, _Suspicion] = {}
         self._lost: dict[PeerId, int] = {}
+        self._back: dict[PeerId, int] = {}
         self._left: set[PeerId] = set()
         self._silent_since: dict[PeerId, float] = {}
         self._answered_at: dict[PeerId, float] = {}
@@ -75,6 +77,11 @@ class Liveness:
     @property
     def suspected(self) -> frozenset[PeerId]:
         return frozenset(self._suspected)
+
+    @property
+    def back(self) -> frozenset[PeerId]:
+        """Lost peers that have answered since, of which there is no record yet but the one that they were lost with."""
+        return frozenset(self._back)
 
     @property
     def barred(self) -> frozenset[PeerId]:
@@ -96,6 +103,7 @@ class Liveness:
     def observe_view(self, view: NetworkView, out: list[Effect]) -> None:
         """A lost peer that published another record is probed."""
         self._view = view
+        self._back = {peer: sequence for peer, sequence in self._back.items() if self._sequence(peer) == sequence}
         for peer, sequence in sorted(self._lost.items()):
             now = self._sequence(peer)
             if now in (sequence, NO_RECORD):
@@ -168,7 +176,10 @@ class Liveness:
         self._suspected.pop(event.peer, None)
         self._probed.discard(event.peer)
         self._barred = None
-        return self._lost.pop(event.peer, None) is not None
+        lost_with = self._lost.pop(event.peer, None)
+        if lost_with is not None and lost_with == self._sequence(event.peer):
+            self._back[event.peer] = lost_with
+        return lost_with is not None
 
     def failed(self, event: CheckFailed, now: float, out: list[Effect]) -> str | None:
         """The reason why the peer is lost now, or None when it gets another chance or nobody asked."""

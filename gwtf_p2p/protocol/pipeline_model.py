@@ -34,7 +34,7 @@ WINDOW = 1
 UNLIMITED = 1 << 30
 """Slots of a peer without a limit."""
 
-_SENDING, _ARRIVING, _COMPUTING = range(3)
+SENDING, ARRIVING, COMPUTING, QUEUED, DONE = range(5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +94,27 @@ class Forecast:
 
 def forecast(pipeline: Pipeline, paths: Sequence[Path], window: int = WINDOW) -> Forecast:
     """One iteration; earlier microbatches of `paths` are released first. O(E log E) for E computations and transfers."""
-    return _Run(pipeline, paths, window).run()
+    return Run(pipeline, paths, window).run()
 
 
-class _Run:
+def round_trip(path: Path) -> Path:
+    """The peers at each position of a microbatch's way."""
+    return (*path, path[0], *path[:0:-1], path[0])
+
+
+class Run:
     """One forecast. Positions on a round trip: 0 embedding, 1..S forwards, S + 1 loss, then back, 2 S + 2 finish.
 
-    Each microbatch is in one place and has at most one event in the heap, besides outdated ones, which `version` tells.
+    Each microbatch is in one place and has at most one event in the heap, besides outdated ones, which `version` tells. It
+    ends at its `last` position; from `jumps[m][0]` it goes on at `jumps[m][1]` (`pipeline_faults` makes use of these).
     """
 
     def __init__(self, pipeline: Pipeline, paths: Sequence[Path], window: int) -> None:
         count, peers = len(paths), len(pipeline.peers)
         self.pipeline, self.window, self.count = pipeline, window, count
         self.turn = pipeline.stages + 1
-        self.routes = [(*path, path[0], *path[:0:-1], path[0]) for path in paths]
-        self.position, self.state, self.version = [-1] * count, [_ARRIVING] * count, [0] * count
+        self.routes = [round_trip(path) for path in paths]
+        self.position, self.state, self.version = [-1] * count, [ARRIVING] * count, [0] * count
         self.left, self.rate, self.updated = [0.0] * count, [0.0] * count, [0.0] * count
         self.offered = [[0.0] * self.turn for _ in paths]
         self.queued_at, self.sequence = [0.0] * count, [0] * count
@@ -118,6 +124,8 @@ class _Run:
         self.down: list[list[int]] = [[] for _ in range(peers)]
         self.on_link: dict[int, list[int]] = {}
         self.heap: list[tuple[float, int, int]] = []
+        self.last = [2 * self.turn] * count
+        self.jumps: dict[int, tuple[int, int]] = {}
         self.released = 0
         self.pending: list[list[int]] = [[] for _ in range(peers)]
         for m in range(count - 1, -1, -1):
@@ -126,23 +134,31 @@ class _Run:
         self.result = Forecast(0.0, zeros, zeros.copy(), [0.0] * (count * pipeline.stages), self.offered)
 
     def run(self) -> Forecast:
+        self.begin(0.0)
+        self.advance(float("inf"))
+        self.result.makespan_us = max(self.result.finish_us)
+        return self.result
+
+    def begin(self, now: float) -> None:
+        """Release what may be released."""
+        for relay in self.pipeline.stage_peers[1]:
+            self._release(relay, now)
+
+    def advance(self, until: float) -> None:
+        """All that happens up to then."""
         heap, version, state = self.heap, self.version, self.state
         sent, arrived, computed = self._sent, self._arrived, self._computed
-        for relay in self.pipeline.stage_peers[1]:
-            self._release(relay, 0.0)
-        while heap:
+        while heap and heap[0][0] <= until:
             now, m, number = heappop(heap)
             if number != version[m]:
                 continue
             what = state[m]
-            if what == _COMPUTING:
+            if what == COMPUTING:
                 computed(m, now)
-            elif what == _ARRIVING:
+            elif what == ARRIVING:
                 arrived(m, now)
             else:
                 sent(m, now)
-        self.result.makespan_us = max(self.result.finish_us)
-        return self.result
 
     def _release(self, relay: int, now: float) -> None:
         pending = self.pending[relay]
@@ -156,7 +172,7 @@ class _Run:
 
     # ---- transfers
 
-    def _send(self, m: int, position: int, sender: int, now: float) -> None:
+    def send(self, m: int, position: int, sender: int, now: float) -> None:
         pipeline = self.pipeline
         receiver = self.routes[m][position + 1]
         number = sender * len(pipeline.peers) + receiver
@@ -172,7 +188,7 @@ class _Run:
             self.offered[m][position + 1] = now + link.latency_us
         rate = min(link.bandwidth / len(on_link), pipeline.line[sender] / len(up), pipeline.line[receiver] / len(down))
         self.left[m], self.updated[m], self.rate[m] = pipeline.activation_bytes, now, rate
-        self.state[m] = _SENDING
+        self.state[m] = SENDING
         heappush(self.heap, (now + pipeline.activation_bytes / rate, m, self.version[m]))
         if len(up) > 1 or len(down) > 1:
             self._share((*up, *down), now)
@@ -185,7 +201,7 @@ class _Run:
         up.remove(m)
         down.remove(m)
         self.on_link[number].remove(m)
-        self.state[m] = _ARRIVING
+        self.state[m] = ARRIVING
         heappush(self.heap, (now + self.pipeline.links[number].latency_us, m, self.version[m]))
         if up or down:
             self._share((*up, *down), now)
@@ -221,6 +237,7 @@ class _Run:
             self._compute(m, position, peer, now)
             return
         self.queued_at[m] = now
+        self.state[m] = QUEUED
         if position % self.turn == 0:  # at the data peer
             rank = 0 if position == self.turn else 1 if position == 0 else 2
             heappush(self.queues[peer], (rank, self.sequence[m], m))
@@ -254,17 +271,21 @@ class _Run:
                 self._release(peer, now)
         else:
             lasts = pipeline.after_us[peer] if position > self.turn else pipeline.loss_us[peer]
-        self.state[m] = _COMPUTING
+        self.state[m] = COMPUTING
         heappush(self.heap, (now + lasts, m, self.version[m]))
 
     def _computed(self, m: int, now: float) -> None:
         position = self.position[m]
         peer = self.routes[m][position]
         self.running[peer] = False
-        if position == 2 * self.turn:
+        self.kept[peer] -= self.turn < position < 2 * self.turn
+        if position == self.last[m]:
             self.result.finish_us[m] = now
+            self.state[m] = DONE
+        elif m in self.jumps and self.jumps[m][0] == position:
+            position = self.position[m] = self.jumps[m][1]
+            self.send(m, position, self.routes[m][position], now)
         else:
-            self.kept[peer] -= position > self.turn
-            self._send(m, position, peer, now)
+            self.send(m, position, peer, now)
         if self.queues[peer]:
             self._next(peer, now)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from random import Random
 
@@ -27,6 +28,7 @@ import numpy.typing as npt
 from gwtf_p2p.protocol.costs import MICROSECONDS
 from gwtf_p2p.protocol.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S, ASSUMED_LATENCY_S
 from gwtf_p2p.protocol.pipeline_model import Forecast, Path, Pipeline, forecast
+from gwtf_p2p.protocol.pipeline_underway import Underway
 from gwtf_p2p.protocol.pipeline_view import ViewLinks
 from gwtf_p2p.protocol.planner_load import Change, Load
 from gwtf_p2p.protocol.planner_moves import BALANCING, SCHEDULING, Moves
@@ -47,6 +49,10 @@ EARLINESS = 0.5
 
 MOST_DRAWS = 20
 """Draws of moves per forecast in all, before a search gives up: small problems have few different plans."""
+
+
+NOTICE_S = 2.0
+"""Until a revised plan has come to those who are to follow it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,15 +170,16 @@ def balance(pipeline: Pipeline, paths: Sequence[Path], steps: int, random: Rando
 
 
 def schedule(
-    pipeline: Pipeline, paths: Sequence[Path], computations: int, random: Random, begun_us: float | None = None
+    pipeline: Pipeline, paths: Sequence[Path], computations: int, random: Random, underway: Underway | None = None
 ) -> Planned:
     """Lower the score of the forecast: makespan and a little of the mean finish. The best paths seen.
 
-    `begun_us`: so far the iteration has come; what is forecast to be handed on before stays as it is.
+    Of an iteration that is `underway`, only what is still to come is changed.
     """
+    look = underway.forecast if underway is not None else partial(forecast, pipeline)
     now, moves = list(paths), Moves(pipeline, random)
     load = Load(pipeline, now)
-    seen_at = forecast(pipeline, now)
+    seen_at = look(now)
     score = score_of(seen_at)
     best = Planned(tuple(now), seen_at)
     best_score, forecasts = score, computations // max(1, len(now) * (2 * pipeline.stages + 3))
@@ -186,11 +193,11 @@ def schedule(
         trial = list(now)
         for m, path in changes:
             trial[m] = path
-        if tuple(trial) in tried or (begun_us is not None and _is_too_late(changes, now, offered_us, begun_us)):
+        if tuple(trial) in tried or (underway is not None and _is_too_late(changes, now, offered_us, underway)):
             continue
         tried.add(tuple(trial))
         made += 1
-        seen = forecast(pipeline, trial)
+        seen = look(trial)
         trial_score = score_of(seen)
         if trial_score > score * (1 + TOLERANCE * (1 - made / forecasts)):
             continue
@@ -204,12 +211,18 @@ def schedule(
 
 
 def _is_too_late(
-    changes: Sequence[Change], paths: Sequence[Path], offered_us: Sequence[Sequence[float]], now_us: float
+    changes: Sequence[Change], paths: Sequence[Path], offered_us: Sequence[Sequence[float]], underway: Underway
 ) -> bool:
-    """Does a move change what has happened already?"""
+    """Does a move change what has happened already, or will have before those that hand on the microbatch know?
+
+    A data peer, which hands on to the first stage, knows at once."""
+    noticed_us = underway.at_us + NOTICE_S * MICROSECONDS
     return any(
         path[0] != paths[m][0]
-        or any(new != old and offered_us[m][k] <= now_us for k, (new, old) in enumerate(zip(path, paths[m], strict=True)))
+        or any(
+            new != old and (underway.is_handed_to(m, k) or (k > 1 and offered_us[m][k] <= noticed_us))
+            for k, (new, old) in enumerate(zip(path, paths[m], strict=True))
+        )
         for m, path in changes
     )
 

@@ -142,9 +142,8 @@ class IterationRouter:
         self._updates += 1
         leader = min(view.data_peers)
         since_s = now - self._began_at + (view.link(leader, self.me).latency_s if leader != self.me else 0.0)
-        flows = tuple((flow.data_peer, flow.relays) for flow in self._plan.flows)
         self._revises = self._iteration
-        return partial(revise, figures, flows, int(since_s / TICK_S), self._seed)
+        return partial(revise, figures, self._plan, int(since_s / TICK_S), self._seed)
 
     def planned(self, plan: IterationPlan | None) -> None:
         """The result of a job."""
