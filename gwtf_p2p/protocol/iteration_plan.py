@@ -60,7 +60,7 @@ class PlannedFlow:
     finish_s: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class IterationPlan:
     """The flows of all data peers in the order of their release. `makespan_s` is the forecast of the whole. A revision is
     for the iteration at hand, which it finds `underway`; `everybody` has those that are gone since its beginning as well."""

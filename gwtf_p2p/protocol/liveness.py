@@ -60,6 +60,7 @@ class Liveness:
         self._timings = timings
         self._suspected: dict[PeerId, _Suspicion] = {}
         self._lost: dict[PeerId, int] = {}
+        self._lost_with: dict[PeerId, int] = {}
         self._back: dict[PeerId, int] = {}
         self._left: set[PeerId] = set()
         self._silent_since: dict[PeerId, float] = {}
@@ -176,10 +177,12 @@ class Liveness:
         self._suspected.pop(event.peer, None)
         self._probed.discard(event.peer)
         self._barred = None
-        lost_with = self._lost.pop(event.peer, None)
-        if lost_with is not None and lost_with == self._sequence(event.peer):
+        if self._lost.pop(event.peer, None) is None:
+            return False
+        lost_with = self._lost_with.pop(event.peer, NO_RECORD)
+        if lost_with == self._sequence(event.peer):
             self._back[event.peer] = lost_with
-        return lost_with is not None
+        return True
 
     def failed(self, event: CheckFailed, now: float, out: list[Effect]) -> str | None:
         """The reason why the peer is lost now, or None when it gets another chance or nobody asked."""
@@ -202,7 +205,8 @@ class Liveness:
         self._silent_since[peer] = self.silent_since(peer, now) if peer in self._suspected else now
         self._suspected.pop(peer, None)
         self._barred = None
-        self._lost[peer] = self._sequence(peer)
+        self._back.pop(peer, None)
+        self._lost[peer] = self._lost_with[peer] = self._sequence(peer)
         if peer in self._watched:
             self._watched.discard(peer)
             out.append(Unwatch(peer))

@@ -158,12 +158,27 @@ def test_a_lost_relay_is_replaced_and_a_revision_changes_nothing_that_has_begun(
     lost = plan.flows[0].relays[1]
     figures, _ = figures_of(view, [lost])
     assert figures is not None
-    for later in (plan_for(figures, flows_of(plan), 0), revise(figures, flows_of(plan), 0, 0)):
+    for later in (plan_for(figures, flows_of(plan), 0), revise(figures, plan, 0, 0)):
         assert later is not None and all(lost not in flow.relays for flow in later.flows)
-    done = revise(figures, flows_of(plan), 10**6, 0)
+    done = revise(figures, plan, 10**6, 0)
     assert done is not None
     for before, after in zip(plan.flows, done.flows, strict=True):
         assert all(a == b or b == lost for a, b in zip(after.relays, before.relays, strict=True)), "all is over: only mended"
+
+
+def test_a_revision_gives_a_newcomer_nothing_to_do_before_it_has_come() -> None:
+    """One slow relay has everything; a second comes when a third of the time has passed, and takes some of the rest."""
+    records = [record("d", 0, 9), record("fast", 1, 4, 0.1), record("slow", 1, 1, 0.4)]
+    view = NetworkView.of(records, 1, 1000)
+    alone, _ = figures_of(view, [PeerId("fast")])
+    both, _ = figures_of(view)
+    assert alone is not None and both is not None
+    plan = plan_for(alone, (), 0)
+    came_s = 0.5 * (plan.makespan_s // 1.5)
+    revised = revise(both, plan, int(came_s / 0.5), 0)
+    assert revised is not None and revised.makespan_s < plan.makespan_s
+    moved = [flow for flow in revised.flows if flow.relays == (PeerId("fast"),)]
+    assert moved and all(flow.release_s >= came_s for flow in moved)
 
 
 def test_repairs_by_the_same_records_spread_over_the_relays_that_are_left() -> None:
