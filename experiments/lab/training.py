@@ -151,11 +151,16 @@ class Training:
         return [heard.report for heard in self.heard if heard.who == who and heard.report["name"] == name]
 
     def done_by(self, who: str, since: float | None = None) -> float:
-        """Seconds from `since`, or this peer's start, until a data peer had the next microbatch back that it did; 0 before."""
+        """Seconds from `since`, or this peer's start, until a data peer had a microbatch back that it did, and that was begun
+        after `since`; 0 before. By the peers' own clocks: a report may be heard late."""
         since = self.began[who] if since is None else since
+        begun = set()
         for heard in self.heard:
-            if heard.at >= since and heard.report["name"] == "microbatch_done" and self.ids.get(who) in heard.report["route"]:
-                return heard.at - since
+            report = heard.report
+            if report["name"] == "injected" and report["at"] >= since:
+                begun.add(report["microbatch"])
+            elif report["name"] == "microbatch_done" and report["microbatch"] in begun and self.ids.get(who) in report["route"]:
+                return float(report["at"] - since)
         return 0.0
 
     def steps(self) -> int:
