@@ -138,7 +138,16 @@ class Daemon:
         finally:
             ending.cancel()
             gone.cancel()
+            await self._end_tasks()
             self._sockets.remove()
+
+    async def _end_tasks(self) -> None:
+        """Of hivemind's connection to p2pd: `shutdown` only cancels them, and one that failed when p2pd died tells so at the
+        next garbage collection, wherever that is.
+        """
+        control = self.p2p._client.control
+        tasks = [task for task in (control._read_task, control._write_task) if task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _gone(pid: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import signal
 import socket
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hivemind.proto import p2pd_pb2
 
 from gwtf_p2p.live.identity import IdentityInUse, create_identity
 from gwtf_p2p.live.maddrs import parse_initial_peers
@@ -91,6 +94,21 @@ async def test_an_identity_that_runs_elsewhere_in_the_swarm_is_refused(tmp_path:
         with pytest.raises(IdentityInUse, match="another peer of this swarm") as error:
             await start_daemon(joining(*await daemon.maddrs()), identity)
         assert error.value.exit_code == 4
+
+
+async def test_nothing_is_told_of_a_dead_p2pd_after_stop(caplog: pytest.LogCaptureFixture) -> None:
+    """hivemind was writing to it when it died; what became of that is nobody's business any more, nor is an open connection."""
+    daemon = await start_daemon(QUIET)
+    control = daemon.p2p._client.control
+    os.kill(daemon.pid, signal.SIGKILL)
+    await daemon.wait_ended()
+    control._pending_messages.put_nowait(p2pd_pb2.PersistentConnectionRequest(callId=bytes(16)))
+    done, _ = await asyncio.wait({control._write_task}, timeout=DEADLINE_S)
+    assert done
+    await daemon.stop()
+    del daemon, control, done
+    gc.collect()
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
 async def test_the_end_of_p2pd_is_noticed_and_stop_may_come_twice(runtime_dir: Path) -> None:
