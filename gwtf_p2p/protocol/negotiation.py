@@ -240,7 +240,8 @@ class Negotiator:
         """No request is under way, and nothing is to be gained that this peer knows of."""
         up = self._up.side
         nothing = up.slots.is_source or not up.near.beside or not up.slots.complete()
-        return (nothing or self._up.search.is_done) and all(p.side.pending is None for p in self.parts)
+        resting = nothing or self._up.search.is_done
+        return resting and not self._up.paths.is_hopeful and all(p.side.pending is None for p in self.parts)
 
     # ---- what it learns
 

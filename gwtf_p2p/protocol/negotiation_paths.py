@@ -47,6 +47,13 @@ class Paths:
         self._wake_after = 0.0
         self._wanted: dict[PeerId, float] = {}
 
+    @property
+    def is_hopeful(self) -> bool:
+        """A data peer that wants more flows, and has not yet asked in vain for long."""
+        side = self.side
+        wants = side.slots.is_source and side.slots.room > 0 and bool(side.near.after_us)
+        return wants and (self._gap_s < MOST_GAP_S or bool(self._choices(side.me)))
+
     # ---- giving
 
     def requested(self, sender: PeerId, message: RequestFlow) -> None:

@@ -29,6 +29,8 @@ THOROUGH = NegotiationConfig(temperature=0.3, cooling_s=200.0)
 
 LATENCY_S = (0.01, 0.15)
 MOST_S = 7200.0
+RENEWED_S = 10.0
+"""After which an advert is shown again, as a record is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Negotiation:
         self.on_step: Callable[[], None] = lambda: None
         self.adverts = 0
         self.under_way = 0
-        self._advertised: dict[PeerId, Advert] = {}
+        self._advertised: dict[PeerId, tuple[Advert, float]] = {}
         self._near = neighbourhoods(problem, self.config.known, seed)
         self._history: list[tuple[float, int]] = [(0.0, 0)]
         self._latency_s: dict[tuple[PeerId, PeerId], float] = {}
@@ -120,10 +122,12 @@ class Negotiation:
         self.kernel.after(self.latency_s(sender, to), arrive)
 
     def _advertise(self, peer: PeerId) -> None:
-        advert = self.peers[peer].advert()
-        if advert == self._advertised.get(peer):
+        """What is new at once, the rest now and then, as records are renewed: an answer may have told something else since."""
+        advert, now = self.peers[peer].advert(), self.kernel.now
+        told, told_at = self._advertised.get(peer, (None, 0.0))
+        if advert == told and now - told_at < RENEWED_S:
             return
-        self._advertised[peer] = advert
+        self._advertised[peer] = advert, now
         for other in sorted(self._near[peer].before_us):
             if other not in self.lost:
                 self.adverts += 1
