@@ -62,7 +62,7 @@ def add_compute_flags(parser: argparse.ArgumentParser) -> None:
     add("--upload_mbps", type=float, default=0.0, help="most megabits/s of state given to newcomers (default: no limit)")
     add("--max_kept_gb", type=float, default=0.0, metavar="GB", help="most memory for what is kept of microbatches")
     add("--spill_dir", type=Path, metavar="DIR", help="what is above --max_kept_gb goes there, instead of being refused")
-    add("--keep_checkpoints", type=int, default=3, metavar="N", help="keep the newest N (default 3)")
+    add("--keep_checkpoints", type=int, default=3, metavar="N", help="keep the newest N (default 3), and a few older")
     add("--event_log", type=Path, metavar="FILE", help="write every protocol event there, as JSON lines")
 
 

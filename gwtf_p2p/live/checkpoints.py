@@ -20,7 +20,14 @@ from gwtf_p2p.live.compute import Compute
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.protocol.records import RunRecord
-from gwtf_p2p.training.checkpoint import intact_iterations, listed_iterations, load_checkpoint, save_checkpoint
+from gwtf_p2p.protocol.replicas import worth_keeping
+from gwtf_p2p.training.checkpoint import (
+    drop_checkpoints,
+    intact_iterations,
+    listed_iterations,
+    load_checkpoint,
+    save_checkpoint,
+)
 from gwtf_p2p.training.histories import UNKNOWN, read_histories, write_histories
 
 logger = logging.getLogger(__name__)
@@ -28,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CheckpointOptions:
-    """`folder` None: none are written. `every` n steps, `keep` the newest n.
+    """`folder` None: none are written. `every` n steps, `keep` the newest n, and what a lost stage may need (`replicas`).
 
     `copies`: how many peers of neighbouring stages keep a copy of each stage's checkpoints; `copy_bytes_per_s`: how fast this
     peer fetches what it keeps for others.
@@ -42,13 +49,19 @@ class CheckpointOptions:
 
 
 class Checkpoints:
-    """One peer's checkpoints of its stage. `kept` are their versions; `on_kept` hears of every change."""
+    """One peer's checkpoints of its stage. `kept` are their versions; `on_kept` hears of every change.
+
+    `secured` is the newest version that every stage has twice, `copied` those of this stage that others have too, as far as
+    this peer has heard (`replication`).
+    """
 
     def __init__(self, options: CheckpointOptions, run: RunRecord, stage: Stage, compute: Compute) -> None:
         self.options, self.run, self.stage, self.compute = options, run, stage, compute
         self.written = 0
         self.kept: tuple[int, ...] = ()
         self.history = 0
+        self.secured: int | None = None
+        self.copied: frozenset[int] = frozenset()
         self.on_kept: Callable[[], None] = lambda: None
         self._task: asyncio.Task[None] | None = None
 
@@ -70,9 +83,16 @@ class Checkpoints:
         return load_checkpoint(self.options.folder, self.run, stage, version)
 
     def keep(self, stage: Stage, state: dict[str, Tensor]) -> None:
-        """Write a state of any stage. Raises InputError."""
-        if self.options.folder is not None:
-            save_checkpoint(self.options.folder, self.run, stage, state, self.options.keep, self.history)
+        """Write a state of any stage, and drop what is not needed any more. Raises InputError.
+
+        Of others' stages at least two are kept: one that has just been copied is not dropped for the next one.
+        """
+        folder = self.options.folder
+        if folder is not None:
+            save_checkpoint(folder, self.run, stage, state, self.history)
+            own = stage == self.stage
+            newest, copied = self.options.keep if own else max(2, self.options.keep), self.copied if own else frozenset[int]()
+            drop_checkpoints(folder, stage, lambda there: worth_keeping(there, newest, self.secured, copied))
 
     def go_on_from(self, version: int, history: int, trusted: bool) -> None:
         """Weights of this version are in place, in this history. Raises InputError.
@@ -85,7 +105,9 @@ class Checkpoints:
             if history > histories.newest:
                 write_histories(folder, histories.going_on(history, version if trusted else UNKNOWN))
             self.kept = intact_iterations(folder, self.run, self.stage)
-        self.history = history
+        if history != self.history:
+            # Every stage has the version that the swarm has gone back to; what was secured later is gone.
+            self.history, self.secured, self.copied = history, version, frozenset()
 
     def stepped(self, version: int) -> None:
         """A step was applied; write a checkpoint if one is due."""
@@ -105,10 +127,10 @@ class Checkpoints:
         version, state = await self.compute.snapshot()
         try:
             await asyncio.to_thread(self.keep, self.stage, state)
+            self.kept = await asyncio.to_thread(self.kept_of, self.stage)
         except InputError as error:
             logger.error("%s; training goes on without this checkpoint", error)
             return
         self.written += 1
-        self.kept = (*self.kept, version)[-self.options.keep :]
         logger.info("checkpoint of stage %d after %d iterations", self.stage, version)
         self.on_kept()

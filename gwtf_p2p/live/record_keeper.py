@@ -71,6 +71,7 @@ class RecordKeeper:
         # Newer than what this peer published before it started again, or in another stage; it publishes less often than that.
         self._sequence = int(time.time() * NUMBERS_PER_S)
         self.resent_bytes: Callable[[], int] = lambda: 0
+        self.copied: Callable[[], tuple[int, ...]] = lambda: ()
 
     def publish_soon(self) -> None:
         self._due.set()
@@ -110,6 +111,7 @@ class RecordKeeper:
             links=self._probes.measurements(),
             line_bytes_per_s=self._probes.line_bytes_per_s,
             shard=self._place.shard,
+            copied=self.copied(),
             progress=self.progress.figures(),
             route_seconds=self.progress.route_seconds(),
         )

@@ -18,13 +18,15 @@ from gwtf_p2p.live.state_transfer import StateDownload, StateUnavailable
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.replicas import kept_by, neighbouring_stages
+from gwtf_p2p.protocol.replicas import keepers, kept_by, neighbouring_stages, secured_version, worth_copying, worth_keeping
 
 logger = logging.getLogger(__name__)
 
 COPY_PERIOD_S = 2.0
 SEEK_PERIOD_S = 1.0
 MOST_ASKED = 16
+MOST_TOLD = 8
+"""Newest copied versions in a record, however many are kept on the disk."""
 
 
 class Replication:
@@ -33,8 +35,14 @@ class Replication:
     def __init__(self, checkpoints: Checkpoints, download: StateDownload, me: PeerId) -> None:
         self._checkpoints, self._download, self._me = checkpoints, download, me
         self.remote: dict[int, tuple[PeerId, ...]] = {}
-        self.copied = 0
         self.on_remote: Callable[[], None] = lambda: None
+
+    @property
+    def copied(self) -> tuple[int, ...]:
+        """What the record tells: versions of this peer's stage that are here and copied. Without copies, its own must do."""
+        checkpoints = self._checkpoints
+        twice = checkpoints.copied.intersection(checkpoints.kept) if checkpoints.options.copies else checkpoints.kept
+        return tuple(sorted(worth_keeping(twice, MOST_TOLD, checkpoints.secured)))
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -59,15 +67,27 @@ class Replication:
             now = view()
             if now is None:
                 continue
-            self._note(await self._ask(self._near(now) if serves() else now.records), self._checkpoints.history)
-            if serves() and self._checkpoints.options.folder is not None:
-                for stage in kept_by(now, self._me, self._checkpoints.stage, self._checkpoints.options.copies):
-                    await self._copy(now, stage)
+            await self.look(now, serves())
+
+    async def look(self, view: NetworkView, serves: bool) -> None:
+        """Once: what others keep of this stage, which version is secured, and copies of what this peer keeps for others."""
+        checkpoints = self._checkpoints
+        self._note(await self._ask(self._near(view) if serves else view.records), checkpoints.history)
+        if serves:  # else peers of the same stage were asked too
+            checkpoints.copied = frozenset(self.remote)
+        secured = secured_version(view, checkpoints.history)
+        if secured is not None:  # else some stage has not said yet: what was secured before still holds
+            checkpoints.secured = secured
+        if serves and checkpoints.options.folder is not None:
+            for stage in kept_by(view, self._me, checkpoints.stage, checkpoints.options.copies):
+                await self._copy(view, stage)
 
     def _near(self, view: NetworkView) -> list[PeerId]:
+        """Those who are to keep copies first, then others who may have kept them before."""
         stage = self._checkpoints.stage
         near = [peer for other in neighbouring_stages(stage, view.stages) for peer in view.peers_of_stage(other)]
-        return sorted(near)[:MOST_ASKED]
+        first = keepers(view, stage, self._checkpoints.options.copies)
+        return list(dict.fromkeys((*first, *sorted(near))))[:MOST_ASKED]
 
     async def _ask(self, peers: Iterable[PeerId], stage: Stage | None = None) -> dict[PeerId, tuple[int, tuple[int, ...]]]:
         """What each of them keeps of a stage (this peer's own if none is named); those that do not answer are left out."""
@@ -87,25 +107,26 @@ class Replication:
         versions = {version for h, kept in found.values() if h == history for version in kept}
         remote = {
             version: tuple(sorted(peer for peer, (h, kept) in found.items() if h == history and version in kept))
-            for version in sorted(versions - set(self._checkpoints.kept))
+            for version in sorted(versions)
         }
         if remote != self.remote:
             self.remote = remote
             self.on_remote()
 
     async def _copy(self, view: NetworkView, stage: Stage) -> None:
-        """The newest version of a stage that its peers have on disk, unless it is here already."""
+        """The next version of a stage that is worth it (`replicas`), of those that its peers have on disk."""
         checkpoints = self._checkpoints
         found = await self._ask(view.peers_of_stage(stage), stage)
-        newest = max((v for h, kept in found.values() if h == checkpoints.history for v in kept), default=0)
-        if not newest or newest in await asyncio.to_thread(checkpoints.kept_of, stage):
+        there = {version for h, kept in found.values() if h == checkpoints.history for version in kept}
+        here = await asyncio.to_thread(checkpoints.kept_of, stage)
+        version = next((v for v in worth_copying(there, checkpoints.secured) if v not in here), None)
+        if version is None:
             return
-        donors = sorted(peer for peer, (h, kept) in found.items() if h == checkpoints.history and newest in kept)
+        donors = sorted(peer for peer, (h, kept) in found.items() if h == checkpoints.history and version in kept)
         try:
-            state = await self._download.fetch(newest, donors, stage, checkpoints.options.copy_bytes_per_s / len(donors))
+            state = await self._download.fetch(version, donors, stage, checkpoints.options.copy_bytes_per_s / len(donors))
             await asyncio.to_thread(checkpoints.keep, stage, state)
         except (StateUnavailable, RemoteProtocolError, InputError) as error:
-            logger.warning("no copy of stage %d after %d iterations: %s", stage, newest, error)
+            logger.warning("no copy of stage %d after %d iterations: %s", stage, version, error)
             return
-        self.copied += 1
-        logger.info("copied the checkpoint of stage %d after %d iterations", stage, newest)
+        logger.info("copied the checkpoint of stage %d after %d iterations", stage, version)

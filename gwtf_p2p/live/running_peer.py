@@ -135,6 +135,7 @@ class RunningPeer:
             fault=FaultTrigger(config.fault, self._announce) if config.fault else None,
         )
         self.records.resent_bytes = lambda: self.driver.resent_bytes
+        self.records.copied = lambda: self.replication.copied
         self.driver = Driver(make_machine(config, run, self.place, self.daemon.peer_id), parts)
 
     async def resume(self, view: NetworkView) -> None:

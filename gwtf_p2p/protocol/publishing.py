@@ -22,8 +22,8 @@ TOP_LINKS = 32
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the machine does not know of itself: its run, its links and its line (bandwidths in bytes/s), and what it has
-    sent twice."""
+    """What the machine does not know of itself: its run, its links and its line (bandwidths in bytes/s), what it has sent
+    twice, and which of its checkpoints are copied."""
 
     run_id: RunId
     model_hash: str = ""
@@ -34,6 +34,7 @@ class Surroundings:
     circuit_s: int = 0
     line_bytes_per_s: float = 0.0
     shard: int = -1
+    copied: tuple[int, ...] = ()
     resent_bytes: int = 0
     progress: Mapping[str, float] = field(default_factory=dict)
     route_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -83,6 +84,7 @@ def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_n
         takeover_us=advert.prices,
         model_hash=around.model_hash,
         shard=around.shard,
+        copied=around.copied,
         account=_account(machine, around),
         progress=around.progress,
         route_seconds=around.route_seconds,

@@ -187,7 +187,8 @@ class StageRecord:
     are negotiated (`negotiation_offers`). Of a data peer, `forward` is its head and loss, `backward` its embedding, `finish`
     the gradient of its embedding, `flows` the share of the plan by which it goes in `flows_iteration` (`iteration_plan`).
     `maddrs` are its addresses, best first, without its own id; a relay cuts each circuit to it after `circuit_bytes` each way
-    or `circuit_s` (0: never). `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of the run
+    or `circuit_s` (0: never). `copied` are versions of its stage that it has a checkpoint of and that a neighbouring stage has
+    a copy of (`replicas`). `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of the run
     for observers; nobody plans on them.
     """
 
@@ -218,6 +219,7 @@ class StageRecord:
     takeover_us: Mapping[str, int] = field(default_factory=dict)
     model_hash: str = ""
     shard: int = -1
+    copied: tuple[int, ...] = ()
     account: Account | None = None
     progress: Mapping[str, float] = field(default_factory=dict)
     route_seconds: Mapping[str, float] = field(default_factory=dict)

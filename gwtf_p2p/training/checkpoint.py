@@ -20,7 +20,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,8 @@ def step_folder(root: Path, stage: int, iteration: int) -> Path:
     return root / f"stage_{stage:05d}" / f"step_{iteration:08d}"
 
 
-def save_checkpoint(
-    root: Path, run: RunRecord, stage: int, state: Mapping[str, Tensor], keep: int = 3, history: int = 0
-) -> Path:
-    """Write the state of one stage after `state["step"]` iterations, then drop all but the `keep` (1 or more) newest of it.
+def save_checkpoint(root: Path, run: RunRecord, stage: int, state: Mapping[str, Tensor], history: int = 0) -> Path:
+    """Write the state of one stage after `state["step"]` iterations.
 
     Raises InputError naming the directory if it can't be written.
     """
@@ -90,10 +88,25 @@ def save_checkpoint(
             "files": files,
         }
         replace_file(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
-        _drop_old(folder.parent, keep)
     except OSError as error:
         raise InputError(str(root), "", f"expected a writable checkpoint directory ({error.strerror or error})") from error
     return folder
+
+
+def drop_checkpoints(root: Path, stage: int, worth_keeping: Callable[[Sequence[int]], Collection[int]]) -> None:
+    """Remove what is not worth keeping of the complete checkpoints of a stage, given in rising order.
+
+    With it goes what has been left unfinished, if it is older than all that is kept, and what belongs to a history that the
+    run has gone back from: its later versions would count as the newest.
+    """
+    folders = {int(folder.name.removeprefix("step_")): folder for folder in _all_step_folders(root / f"stage_{stage:05d}")}
+    manifests = {iteration: _read_manifest(folder) for iteration, folder in folders.items()}
+    histories = read_histories(root)
+    complete = {i: manifest for i, manifest in manifests.items() if manifest is not None}
+    kept = worth_keeping(sorted(i for i, manifest in complete.items() if histories.holds(int(manifest.get("history", 0)), i)))
+    for iteration, folder in folders.items():
+        if iteration not in kept and (iteration in complete or iteration < min(kept, default=0)):
+            _remove(folder)
 
 
 def newest_checkpoint(root: Path, run: RunRecord, stage: int) -> Checkpoint | None:
@@ -201,8 +214,11 @@ def _check_model(checkpoint: Checkpoint, model_hash: str) -> None:
 
 def _step_folders(stage_folder: Path) -> Sequence[Path]:
     """Checkpoint folders with a manifest, newest first."""
-    found = stage_folder.glob("step_" + "[0-9]" * 8)
-    return sorted((folder for folder in found if (folder / MANIFEST).is_file()), reverse=True)
+    return sorted((folder for folder in _all_step_folders(stage_folder) if (folder / MANIFEST).is_file()), reverse=True)
+
+
+def _all_step_folders(stage_folder: Path) -> Iterator[Path]:
+    return stage_folder.glob("step_" + "[0-9]" * 8)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -222,17 +238,6 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _drop_old(stage_folder: Path, keep: int) -> None:
-    """Remove what is older than the `keep` newest complete checkpoints, unfinished folders among it included."""
-    complete = _step_folders(stage_folder)
-    if len(complete) < keep:
-        return
-    oldest_kept = complete[keep - 1].name
-    for folder in stage_folder.glob("step_" + "[0-9]" * 8):
-        if folder.name < oldest_kept:
-            _remove(folder)
 
 
 def _remove(folder: Path) -> None:

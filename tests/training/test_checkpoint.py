@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.training.checkpoint import (
+    drop_checkpoints,
     intact_iterations,
     latest_common_iteration,
     listed_iterations,
@@ -33,9 +34,9 @@ def small_state(iteration: int) -> dict[str, torch.Tensor]:
     return {**tensors, "step": torch.tensor(iteration)}
 
 
-def save(root: Path, stage: int, *iterations: int, keep: int = 3) -> None:
+def save(root: Path, stage: int, *iterations: int) -> None:
     for iteration in iterations:
-        save_checkpoint(root, run_record(LLAMA), stage, small_state(iteration), keep)
+        save_checkpoint(root, run_record(LLAMA), stage, small_state(iteration))
 
 
 def newest(root: Path, stage: int = 1) -> int | None:
@@ -137,14 +138,24 @@ def test_the_newest_iteration_is_one_that_all_stages_have(tmp_path: Path) -> Non
     assert newest(tmp_path, stage=3) is None
 
 
-def test_only_the_newest_are_kept_and_unfinished_older_ones_go(tmp_path: Path) -> None:
-    save(tmp_path, 1, 10, 20)
-    (step_folder(tmp_path, 1, 20) / "manifest.json").unlink()
-    unfinished = step_folder(tmp_path, 1, 60)
-    unfinished.mkdir()
-    save(tmp_path, 1, 30, 40, 50, keep=2)
-    left = sorted(path.name for path in (tmp_path / "stage_00001").iterdir())
-    assert left == ["step_00000040", "step_00000050", unfinished.name]
+def test_what_is_not_worth_keeping_goes_and_unfinished_older_ones_with_it(tmp_path: Path) -> None:
+    save(tmp_path, 1, 10, 20, 30, 40, 50)
+    unfinished = [step_folder(tmp_path, 1, iteration) for iteration in (5, 20, 60)]
+    for folder in unfinished:
+        folder.mkdir(exist_ok=True)
+        (folder / "manifest.json").unlink(missing_ok=True)
+    drop_checkpoints(tmp_path, 1, lambda there: {10, there[-1]})
+    left = sorted(int(path.name.removeprefix("step_")) for path in (tmp_path / "stage_00001").iterdir())
+    assert left == [10, 20, 50, 60]
+
+
+def test_what_the_run_has_gone_back_from_makes_room_for_what_it_does_again(tmp_path: Path) -> None:
+    save(tmp_path, 1, 10, 80, 90, 100)
+    write_histories(tmp_path, read_histories(tmp_path).going_on(1, 10))
+    save_checkpoint(tmp_path, run_record(LLAMA), 1, small_state(20), history=1)
+    drop_checkpoints(tmp_path, 1, lambda there: there[-3:])
+    assert intact_iterations(tmp_path, run_record(LLAMA), 1) == (10, 20)
+    assert not step_folder(tmp_path, 1, 90).exists()
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
