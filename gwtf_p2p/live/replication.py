@@ -36,6 +36,12 @@ class Replication:
         self._checkpoints, self._download, self._me = checkpoints, download, me
         self.remote: dict[int, tuple[PeerId, ...]] = {}
         self.on_remote: Callable[[], None] = lambda: None
+        self._adopted = self._noted = 0
+
+    @property
+    def _history(self) -> int:
+        """The one that this peer is in, or the one that it has found the others in."""
+        return max(self._adopted, self._checkpoints.history)
 
     @property
     def copied(self) -> tuple[int, ...]:
@@ -47,14 +53,15 @@ class Replication:
     @property
     def kept(self) -> tuple[int, ...]:
         """Versions of this peer's stage that it has on its disk or can fetch."""
-        return tuple(sorted({*self._checkpoints.kept, *self.remote}))
+        remote = self.remote if self._noted == self._history else ()
+        return tuple(sorted({*self._checkpoints.kept, *remote}))
 
     async def adopt(self, view: NetworkView) -> int:
         """What others keep of this stage, at the start; returns the history that it belongs to."""
         found = await self._ask(view.records)
-        history = max([self._checkpoints.history, *(h for h, kept in found.values() if kept)])
-        self._note(found, history)
-        return history
+        self._adopted = max([self._checkpoints.history, *(h for h, kept in found.values() if kept)])
+        self._note(found, self._adopted)
+        return self._adopted
 
     async def fetch(self, version: int) -> dict[str, Tensor]:
         """A version of this stage from whoever keeps it. Raises StateUnavailable."""
@@ -72,7 +79,7 @@ class Replication:
     async def look(self, view: NetworkView, serves: bool) -> None:
         """Once: what others keep of this stage, which version is secured, and copies of what this peer keeps for others."""
         checkpoints = self._checkpoints
-        self._note(await self._ask(self._near(view) if serves else view.records), checkpoints.history)
+        self._note(await self._ask(self._near(view) if serves else view.records), self._history)
         if serves:  # else peers of the same stage were asked too
             checkpoints.copied = frozenset(self.remote)
         secured = secured_version(view, checkpoints.history)
@@ -109,8 +116,8 @@ class Replication:
             version: tuple(sorted(peer for peer, (h, kept) in found.items() if h == history and version in kept))
             for version in sorted(versions)
         }
-        if remote != self.remote:
-            self.remote = remote
+        if (remote, history) != (self.remote, self._noted):
+            self.remote, self._noted = remote, history
             self.on_remote()
 
     async def _copy(self, view: NetworkView, stage: Stage) -> None:

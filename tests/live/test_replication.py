@@ -143,3 +143,25 @@ async def test_after_going_back_the_version_gone_back_to_is_kept(tmp_path: Path)
     await swarm.step(2 * KEEP)
     for kept in swarm.checkpoints.values():
         assert kept.kept == kept.kept_of(kept.stage) == (2, 8, 10, 12, 14)
+
+
+async def test_a_newcomer_without_a_disk_counts_on_the_copies_of_the_history_that_the_run_is_in(tmp_path: Path) -> None:
+    """It has not been there when the run went back; what is of a history that it leaves does not count any more."""
+    swarm = Swarm(tmp_path, per_copy=0)
+    await swarm.step(3)
+    for kept in swarm.checkpoints.values():
+        kept.go_on_from(2, history=1, trusted=True)
+    swarm.iterations = 2
+    await swarm.step(1)
+    await swarm.look()
+    left = swarm.view().without([PeerId("p2")])
+    options = CheckpointOptions(tmp_path / "newcomer", every=2, keep=KEEP)
+    checkpoints = Checkpoints(options, run_record(LLAMA), Stage(2), cast(Compute, FakeCompute()))
+    newcomer = Replication(checkpoints, SlowDownload(swarm), PeerId("newcomer"))
+    assert await newcomer.adopt(left) == 1
+    copied = newcomer.kept
+    assert copied, "there are copies of its stage"
+    await newcomer.look(left, serves=False)
+    assert newcomer.kept == copied
+    checkpoints.go_on_from(2, history=2, trusted=False)
+    assert newcomer.kept == (), "nobody has said yet what of it still holds"
