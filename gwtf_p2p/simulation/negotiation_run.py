@@ -29,7 +29,7 @@ THOROUGH = NegotiationConfig(temperature=0.3, cooling_s=200.0)
 
 LATENCY_S = (0.01, 0.15)
 MOST_S = 7200.0
-RENEWED_S = 10.0
+RENEWED_S = 30.0
 """After which an advert is shown again, as a record is."""
 
 
