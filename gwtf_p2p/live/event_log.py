@@ -24,10 +24,12 @@ class EventLog:
 
     @staticmethod
     def _fields(event: ev.Event) -> dict[str, Any]:
-        """A view is named by its peers and versions alone: it would be most of the log otherwise."""
+        """A view is named by its peers and versions alone, a plan by its flows: they would be most of the log otherwise."""
         if isinstance(event, ev.ViewChanged):
             records = event.view.records.values()
             return {"view": [[r.peer, r.stage, r.state.value, r.weights_version, r.sequence_number] for r in records]}
+        if isinstance(event, ev.Planned):
+            return {"reason": getattr(event.result, "reason", ""), "flows": to_plain(getattr(event.result, "flows", ()))}
         plain: dict[str, Any] = to_plain(event)
         message = getattr(event, "message", None)
         if message is not None:
