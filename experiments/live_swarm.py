@@ -117,8 +117,13 @@ class Swarm:
 
     def adds_up(self) -> None:
         """Nothing lost and nothing counted twice in any iteration so far. Raises StoryFailed."""
+        self.until("every stage has told of the steps that data peers have told of", self._all_told)
         accounting = self.state.accounting()
         check(accounting["lost"] + accounting["double_counted"] == 0, f"the ledger adds up: {accounting}")
+
+    def _all_told(self) -> bool:
+        state = self.state
+        return all((iteration, stage) in state.averaged for iteration in state.ended_at for stage in range(state.stages + 1))
 
     def said(self, report: str, by: str = "") -> list[Mapping[str, Any]]:
         return [r for name, r in self.heard if r["name"] == report and by in ("", name)]

@@ -220,7 +220,8 @@ class Driver:
             case ef.CancelAverage(iteration, attempt):
                 self._cancel_average((iteration, attempt))
             case ef.Step(iteration, attempt):
-                self._spawn(self._step(iteration, attempt))
+                # Taken at once: a download that follows drops what is kept, and this step is then of weights that it replaces.
+                self._spawn(self._step(iteration, self._averages.pop((iteration, attempt))))
             case ef.Download():
                 self._start_download(effect)
             case ef.Discard(microbatch):
@@ -310,8 +311,7 @@ class Driver:
         if task is not None:
             task.cancel()
 
-    async def _step(self, iteration: int, attempt: int) -> None:
-        result = self._averages.pop((iteration, attempt))
+    async def _step(self, iteration: int, result: AverageResult) -> None:
         norm = await self.parts.compute.step(result.tensors, iteration)
         self.parts.on_report(ef.Report("optimizer_step", {"iteration": iteration, "gradient_norm": norm}), self.clock())
         self.feed(ev.Stepped(iteration))
