@@ -32,7 +32,6 @@ from gwtf_p2p.cli.demo import plain_run
 from gwtf_p2p.cli.main import build_parser
 from gwtf_p2p.cli.run_file import run_from_plain
 from gwtf_p2p.live.local_swarm import LocalSwarm
-from gwtf_p2p.live.maddrs import parse_initial_peer
 from gwtf_p2p.live.p2p import P2POptions
 from gwtf_p2p.live.peer import run_peer
 from gwtf_p2p.live.peer_config import PeerConfig
@@ -88,8 +87,7 @@ def _thread_cpu_s(native_id: int) -> tuple[float, float]:
 
 
 def _config(record: RunRecord, folder: Path, role: str, name: str, maddr: str, **more: Any) -> PeerConfig:
-    peers = (parse_initial_peer(maddr),) if maddr else ()
-    options = P2POptions(initial_peers=peers, auto_nat=False, nat_port_map=False, check_identity=False)
+    options = P2POptions.on_this_machine(maddr)
     return PeerConfig(role=role, options=options, identity_path=folder / f"{name}.key", run_id=record.run_id, threads=1, **more)
 
 

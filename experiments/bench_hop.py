@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,6 @@ import uvloop
 from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.proto.runtime_pb2 import ExpertRequest, ExpertResponse
 
-from gwtf_p2p.live.maddrs import parse_initial_peers
 from gwtf_p2p.live.p2p import Daemon, P2POptions, running_daemon
 from gwtf_p2p.live.rpc import Header, Rpc
 from gwtf_p2p.protocol.ids import PeerId, RunId
@@ -221,8 +220,7 @@ async def send(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def options_of(initial: list[str], noise: bool) -> P2POptions:
-    peers = parse_initial_peers(initial, {})
-    return P2POptions(peers, auto_nat=False, nat_port_map=False, noise=noise, check_identity=False)
+    return replace(P2POptions.on_this_machine(*initial), noise=noise)
 
 
 def report(result: dict[str, Any]) -> None:

@@ -29,7 +29,6 @@ from experiments.live_swarm import SmallRun
 from gwtf_p2p.ab.wire import Wire
 from gwtf_p2p.live.emulation import Emulation
 from gwtf_p2p.live.local_swarm import LocalSwarm
-from gwtf_p2p.live.maddrs import parse_initial_peer
 from gwtf_p2p.live.p2p import P2POptions
 from gwtf_p2p.live.peer_config import PeerConfig
 from gwtf_p2p.protocol.events import Work
@@ -92,12 +91,7 @@ class Life:
             device = {Work.FORWARD: seconds, Work.BACKWARD: seconds}
         return PeerConfig(
             role=role,
-            options=P2POptions(
-                initial_peers=(parse_initial_peer(maddr),) if maddr else (),
-                auto_nat=False,
-                nat_port_map=False,
-                check_identity=False,
-            ),
+            options=P2POptions.on_this_machine(maddr),
             identity_path=self.folder / f"{name}.key",
             run_id=record.run_id,
             threads=1,

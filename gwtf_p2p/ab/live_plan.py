@@ -10,7 +10,6 @@ from gwtf_p2p.ab.scaling import scaled
 from gwtf_p2p.ab.task import RunTask
 from gwtf_p2p.live.emulation import AVERAGE, MICROBATCH, STATE, Emulation
 from gwtf_p2p.live.identity import load_or_create_identity
-from gwtf_p2p.live.maddrs import parse_initial_peer
 from gwtf_p2p.live.p2p import P2POptions
 from gwtf_p2p.live.peer_config import PeerConfig
 from gwtf_p2p.protocol.errors import InputError
@@ -89,7 +88,7 @@ class LivePlan:
         shard = int(name.rpartition("_")[2]) if is_data else None
         return PeerConfig(
             role="data" if is_data else "peer",
-            options=self.options(maddr),
+            options=P2POptions.on_this_machine(maddr),
             identity_path=self.task.out / "keys" / f"{name}.key",
             run_id=self.record.run_id,
             new_run=self.record if shard == 0 else None,
@@ -104,12 +103,8 @@ class LivePlan:
         )
 
     def bootstrap(self) -> PeerConfig:
-        return PeerConfig(role="dht", options=self.options(""), identity_path=self.task.out / "keys" / "bootstrap.key")
-
-    @staticmethod
-    def options(maddr: str) -> P2POptions:
-        peers = (parse_initial_peer(maddr),) if maddr else ()
-        return P2POptions(initial_peers=peers, auto_nat=False, nat_port_map=False, check_identity=False)
+        identity_path = self.task.out / "keys" / "bootstrap.key"
+        return PeerConfig(role="dht", options=P2POptions.on_this_machine(), identity_path=identity_path)
 
     def _emulation(self, work_s: dict[Work, float], stage: Stage, socket: Path) -> Emulation:
         links, model, ids = self.swarm.links, self.swarm.scenario.model, self.ids

@@ -149,7 +149,6 @@ class LocalRun:
 
     def _config(self, name: str) -> Any:
         from gwtf_p2p.live.checkpoints import CheckpointOptions
-        from gwtf_p2p.live.maddrs import parse_initial_peer
         from gwtf_p2p.live.p2p import P2POptions
         from gwtf_p2p.live.peer_config import PeerConfig
         from gwtf_p2p.live.tensor_store import MemoryLimit
@@ -157,15 +156,9 @@ class LocalRun:
 
         config, line, shard = self.config, self.lines[name], self._shards.get(name)
         folder = config.checkpoint_dir
-        maddr = self.initial_peer()
         return PeerConfig(
             role={"bootstrap": "dht", "data": "data", "relay": "peer"}[line.role],
-            options=P2POptions(
-                initial_peers=(parse_initial_peer(maddr),) if maddr else (),
-                auto_nat=False,
-                nat_port_map=False,
-                check_identity=False,
-            ),
+            options=P2POptions.on_this_machine(self.initial_peer()),
             identity_path=self.folder / f"{name}.key",
             run_id=self.record.run_id,
             new_run=self.record if shard == 0 else None,

@@ -20,7 +20,7 @@ from gwtf_p2p.live.compute import Compute
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.protocol.records import RunRecord
-from gwtf_p2p.protocol.replicas import worth_keeping
+from gwtf_p2p.protocol.replicas import copies_worth_keeping, worth_keeping
 from gwtf_p2p.training.checkpoint import (
     drop_checkpoints,
     intact_iterations,
@@ -83,16 +83,15 @@ class Checkpoints:
         return load_checkpoint(self.options.folder, self.run, stage, version)
 
     def keep(self, stage: Stage, state: dict[str, Tensor]) -> None:
-        """Write a state of any stage, and drop what is not needed any more. Raises InputError.
-
-        Of others' stages at least two are kept: one that has just been copied is not dropped for the next one.
-        """
+        """Write a state of any stage, and drop what is not needed any more (`replicas`). Raises InputError."""
         folder = self.options.folder
         if folder is not None:
             save_checkpoint(folder, self.run, stage, state, self.history)
-            own = stage == self.stage
-            newest, copied = self.options.keep if own else max(2, self.options.keep), self.copied if own else frozenset[int]()
-            drop_checkpoints(folder, stage, lambda there: worth_keeping(there, newest, self.secured, copied))
+            newest, secured = self.options.keep, self.secured
+            if stage == self.stage:
+                drop_checkpoints(folder, stage, lambda there: worth_keeping(there, newest, secured, self.copied))
+            else:
+                drop_checkpoints(folder, stage, lambda there: copies_worth_keeping(there, newest, secured))
 
     def go_on_from(self, version: int, history: int, trusted: bool) -> None:
         """Weights of this version are in place, in this history. Raises InputError.

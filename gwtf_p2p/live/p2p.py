@@ -27,7 +27,7 @@ from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 
 from gwtf_p2p.live.dialling import connect
 from gwtf_p2p.live.identity import Identity, IdentityInUse
-from gwtf_p2p.live.maddrs import InitialPeer
+from gwtf_p2p.live.maddrs import InitialPeer, parse_initial_peer
 from gwtf_p2p.live.p2p_lifetime import SocketDir, make_socket_dir, socket_base, sweep
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId
@@ -101,6 +101,15 @@ class P2POptions:
     is_quiet: bool = False
     start_timeout_s: float = _START_S
     relay_flags: tuple[str, ...] = _RELAY_FLAGS
+
+    @classmethod
+    def on_this_machine(cls, *maddrs: str) -> P2POptions:
+        """Of a peer among others of one machine, which finds nothing out about how it is reached; empty multiaddrs are none.
+
+        Raises InputError.
+        """
+        peers = tuple(parse_initial_peer(maddr) for maddr in maddrs if maddr)
+        return cls(peers, auto_nat=False, nat_port_map=False, check_identity=False)
 
 
 class Daemon:

@@ -1,9 +1,9 @@
 """Keeps this peer's record in the DHT fresh, and the peer's view of all others' records.
 
 A record goes out every period, and when the protocol asks for it: soon when others route, plan or join by what has changed in
-it (`news_of`); what only accounts for the peer (its figures, its links, a relay's version) waits for `ROUTINE_S`. Reading is
-quicker while a swarm assembles or this peer joins than later. This peer's own record enters its view as it is published,
-without another reading.
+it (`publishing.news_of`); what only accounts for the peer (its figures, its links, a relay's version) waits for `ROUTINE_S`.
+Reading is quicker while a swarm assembles or this peer joins than later. This peer's own record enters its view as it is
+published, without another reading.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gwtf_p2p.live.reachability import Reachability
 from gwtf_p2p.protocol.data_peer import DataPeer
 from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
 from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.publishing import Surroundings, stage_record
+from gwtf_p2p.protocol.publishing import Surroundings, news_of, stage_record
 from gwtf_p2p.protocol.records import RunRecord, StageRecord
 from gwtf_p2p.protocol.relay_peer import RelayPeer
 
@@ -45,14 +45,6 @@ async def read_view(dht: Dht, run: RunRecord) -> NetworkView:
 async def _read(dht: Dht, run: RunRecord) -> list[StageRecord]:
     stages = [Stage(number) for number in range(run.stages + 1)]
     return [record for record in await dht.read_stages(run.run_id, stages) if record.model_hash == run.model_hash]
-
-
-def news_of(record: StageRecord) -> tuple[object, ...]:
-    """What of a record others act on at once."""
-    version = record.weights_version if record.stage == DATA_STAGE else 0  # who has missed a commit learns it from a data peer
-    place = record.stage, record.state, record.capacity, record.history, version, record.memory_limit_bytes
-    way = record.path, record.maddrs, record.circuit_bytes, record.circuit_s
-    return *place, *way, record.flows_iteration, record.flows, record.cost_to_sink_us, record.takeover_us
 
 
 class RecordKeeper:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.data_peer import DataPeer
 from gwtf_p2p.protocol.events import Work
-from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.ids import DATA_STAGE, RunId
 from gwtf_p2p.protocol.negotiation_offers import Advert
 from gwtf_p2p.protocol.records import Account, LinkMeasurement, PathType, StageRecord, Timing
 from gwtf_p2p.protocol.relay_peer import RelayPeer
@@ -38,6 +38,14 @@ class Surroundings:
     resent_bytes: int = 0
     progress: Mapping[str, float] = field(default_factory=dict)
     route_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def news_of(record: StageRecord) -> tuple[object, ...]:
+    """What of a record others route, plan or join by, and therefore act on at once."""
+    version = record.weights_version if record.stage == DATA_STAGE else 0  # who has missed a commit learns it from a data peer
+    place = record.stage, record.state, record.capacity, record.history, version, record.memory_limit_bytes
+    way = record.path, record.maddrs, record.circuit_bytes, record.circuit_s
+    return *place, *way, record.flows_iteration, record.flows, record.cost_to_sink_us, record.takeover_us
 
 
 def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_number: int) -> StageRecord:

@@ -60,6 +60,11 @@ def worth_keeping(versions: Iterable[int], newest: int, secured: int | None, cop
     return {*there[-newest:], *worth_copying(there, secured), *later.intersection(there)}
 
 
+def copies_worth_keeping(versions: Iterable[int], newest: int, secured: int | None) -> set[int]:
+    """The same of another stage, two of the newest at least: a copy just made is not dropped for the next one."""
+    return worth_keeping(versions, max(2, newest), secured)
+
+
 def worth_copying(versions: Iterable[int], secured: int | None) -> tuple[int, ...]:
     """Of the versions that a stage has: the secured one, then the roundest after it."""
     there = sorted(set(versions))

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import uvloop
 
-from gwtf_p2p.live.maddrs import parse_initial_peers
 from gwtf_p2p.live.p2p import Daemon, P2POptions, start_daemon
 from gwtf_p2p.live.p2p_lifetime import sweep
 from gwtf_p2p.live.rpc import Header, Rpc, RpcOptions
@@ -27,7 +26,7 @@ RUN = RunId("test-run")
 DEADLINE_S = 20.0
 """How long a test waits for an event that must come. It is no measure of speed."""
 
-LOCAL = P2POptions(auto_nat=False, nat_port_map=False, check_identity=False)
+LOCAL = P2POptions.on_this_machine()
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
@@ -130,8 +129,8 @@ async def start_peer() -> AsyncIterator[StartPeer]:
     peers: list[LivePeer] = []
 
     async def start(answer: Callable[[Header], Header] | None = None, limits: RpcOptions | None = None) -> LivePeer:
-        initial = parse_initial_peers(await peers[0].daemon.maddrs(), {}) if peers else ()
-        daemon = await start_daemon(P2POptions(initial, auto_nat=False, nat_port_map=False, check_identity=False))
+        initial = await peers[0].daemon.maddrs() if peers else ()
+        daemon = await start_daemon(P2POptions.on_this_machine(*initial))
         handlers = Recorder() if answer is None else Recorder(answer)
         peer = LivePeer(daemon, Rpc(daemon, RUN, limits or RpcOptions(first_try_s=2.0)), handlers)
         peers.append(peer)
