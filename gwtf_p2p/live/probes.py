@@ -18,6 +18,7 @@ from statistics import median
 
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.records import LinkMeasurement, LinkSource, PathType
+from gwtf_p2p.protocol.timings import steady
 
 SAMPLES = 16
 LEAST_BYTES = 32 << 10
@@ -65,9 +66,9 @@ class LinkProbes:
         samples.round_trip_s.append(round_trip_s)
         if enough:
             samples.bytes_per_s.append(transferred_bytes / transfer_s)
-            samples.told_bytes_per_s = _steady(samples.told_bytes_per_s, _quantile(samples.bytes_per_s, ALONE))
+            samples.told_bytes_per_s = steady(samples.told_bytes_per_s, _quantile(samples.bytes_per_s, ALONE), STEADY)
             self._carried(samples.newest_at, transferred_bytes, transfer_s)
-        samples.told_round_trip_s = _steady(samples.told_round_trip_s, median(samples.round_trip_s))
+        samples.told_round_trip_s = steady(samples.told_round_trip_s, median(samples.round_trip_s), STEADY)
 
     def path_changed(self, to: PeerId, path: PathType) -> None:
         """Another kind of path to a peer: what was measured on the old one says nothing about it."""
@@ -106,14 +107,10 @@ class LinkProbes:
         beside = sum(part * max(0.0, end - max(start, began)) / (end - start) for start, end, part in self._ended)
         self._ended.append((began, now, size))
         self._together.append((size + beside) / seconds)
-        self._told_line = _steady(self._told_line, _quantile(self._together, ALONE))
+        self._told_line = steady(self._told_line, _quantile(self._together, ALONE), STEADY)
 
 
 def _quantile(samples: Iterable[float], part: float) -> float:
     """The sample that so great a part of all is below or equal to."""
     ordered = sorted(samples)
     return ordered[ceil(part * len(ordered)) - 1]
-
-
-def _steady(told: float, now: float) -> float:
-    return now if abs(now - told) > STEADY * told else told

@@ -28,6 +28,11 @@ STEADY = 0.03
 """Of a median: what moves it by less is noise, for which planners should not begin anew."""
 
 
+def steady(told: float, now: float, part: float) -> float:
+    """The figure to tell: as it was told, until it has moved by more than this part of it."""
+    return now if abs(now - told) > part * told else told
+
+
 class Timings:
     """Recent durations by key: ("compute", work), ("push", peer), and waits such as ("complete", peer) or ("backward",)."""
 
@@ -50,10 +55,10 @@ class Timings:
 
     def steady_s(self, key: tuple[object, ...]) -> float | None:
         """For records: the median, as it was when it last moved by more than `STEADY`."""
-        now, told = self.median_s(key), self._told.get(key)
-        if now is not None and (told is None or abs(now - told) > STEADY * told):
-            self._told[key] = told = now
-        return told
+        now = self.median_s(key)
+        if now is not None:
+            self._told[key] = steady(self._told.get(key, 0.0), now, STEADY)
+        return self._told.get(key)
 
     def deadline_s(self, key: tuple[object, ...], prior_s: float) -> float:
         """How long to wait for `key` before asking; `prior_s` until there are three samples."""
