@@ -106,7 +106,7 @@ class Run:
     """One forecast. Positions on a round trip: 0 embedding, 1..S forwards, S + 1 loss, then back, 2 S + 2 finish.
 
     Each microbatch is in one place and has at most one event in the heap, besides outdated ones, which `version` tells. It
-    ends at its `last` position; from `jumps[m][0]` it goes on at `jumps[m][1]` (`pipeline_faults` makes use of these).
+    ends at its `last` position; from `jumps[m][0]` it goes on at `jumps[m][1]` (`pipeline_underway` makes use of these).
     """
 
     def __init__(self, pipeline: Pipeline, paths: Sequence[Path], window: int) -> None:
