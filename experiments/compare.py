@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gwtf_p2p.ab.statistics import interval
+from gwtf_p2p.ab.report.statistics import interval
 
 __all__ = ["compare", "interval", "main", "markdown"]
 

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from experiments.live_swarm import SmallRun, StoryFailed, Swarm, check, check_equal_weights
-from gwtf_p2p.cli.local_run import BOOTSTRAP, RunFailed
-from gwtf_p2p.live.faults import MOMENTS, REPLACING, Fault
-from gwtf_p2p.protocol.microbatch import TENSORS
+from experiments.support.live_swarm import SmallRun, StoryFailed, Swarm, check, check_equal_weights
+from gwtf_p2p.cli.shared.local_run import BOOTSTRAP, RunFailed
+from gwtf_p2p.live.emulation.faults import MOMENTS, REPLACING, Fault
+from gwtf_p2p.protocol.core.lifecycle import TENSORS
 
 SMALL = SmallRun()
 LONGER = replace(SMALL, steps=30)

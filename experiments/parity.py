@@ -15,10 +15,10 @@ import sys
 
 import torch
 
-from experiments.control import control_losses
-from gwtf_p2p.cli.demo import plain_run
+from experiments.support.control import control_losses
 from gwtf_p2p.cli.main import build_parser
-from gwtf_p2p.cli.run_file import run_from_plain
+from gwtf_p2p.cli.shared.run_file import run_from_plain
+from gwtf_p2p.cli.verbs.demo import plain_run
 
 BOUND = 1e-4
 

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gwtf_p2p.protocol.ids import MicrobatchId, Stage
-from gwtf_p2p.simulation.faults import Fault
-from gwtf_p2p.simulation.invariants import InvariantError
-from gwtf_p2p.simulation.small import SmallConfig, StuckError, every_moment, small_swarm
+from gwtf_p2p.simulation.world.faults import Fault
+from gwtf_p2p.simulation.world.invariants import InvariantError
+from gwtf_p2p.simulation.world.small_swarm import SmallConfig, StuckError, every_moment, small_swarm
 
 ITERATION = 1
 """In which the fault happens; the one before fills the timings, and others follow."""

@@ -21,9 +21,9 @@ from pathlib import Path
 from random import Random
 
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.simulation.faults import KINDS, Fault
-from gwtf_p2p.simulation.invariants import InvariantError
-from gwtf_p2p.simulation.small import (
+from gwtf_p2p.simulation.world.faults import KINDS, Fault
+from gwtf_p2p.simulation.world.invariants import InvariantError
+from gwtf_p2p.simulation.world.small_swarm import (
     BACKWARD_S,
     FORWARD_S,
     SmallConfig,

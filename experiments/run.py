@@ -19,11 +19,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from experiments.arms import expand, parse_arm
-from gwtf_p2p.cli.sim import parse_seeds
+from experiments.support.arms import expand, parse_arm
+from gwtf_p2p.cli.verbs.sim import parse_seeds
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.simulation.run import simulate
-from gwtf_p2p.simulation.scenario import load_scenario
+from gwtf_p2p.simulation.scenario.scenario import load_scenario
 
 Task = tuple[str, str, str, int]
 """Scenario file, arm, recovery, seed."""

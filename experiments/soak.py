@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.live_swarm import POLL_S, SmallRun, Swarm
-from gwtf_p2p.cli.local_run import BOOTSTRAP, RunFailed
+from experiments.support.live_swarm import POLL_S, SmallRun, Swarm
+from gwtf_p2p.cli.shared.local_run import BOOTSTRAP, RunFailed
 
 RESTART_AFTER_S = 2.0
 SAMPLE_EVERY_S = 2.0

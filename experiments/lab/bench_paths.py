@@ -17,11 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments.lab.agent import Agent, AgentError, Agents
 from experiments.lab.lab import Lab
+from experiments.lab.programs.agent import Agent, AgentError, Agents
 from experiments.lab.topology import load_topology
-from gwtf_p2p.live.maddrs import parse_initial_peers
-from gwtf_p2p.live.p2p import P2POptions
+from gwtf_p2p.live.libp2p.daemon import P2POptions
+from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
 
 KINDS = ("full_cone", "addr_restr", "port_restr", "symmetric", "firewalled", "double_nat")
 PORT, BOOT_PORT = 31330, 31337

@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.simulation.fields import Fields, read_toml
+from gwtf_p2p.simulation.scenario.fields import Fields, read_toml
 
 FOLDER = Path(__file__).parent / "topologies"
 INTERNET = "internet"

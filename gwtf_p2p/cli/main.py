@@ -13,8 +13,9 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
-from gwtf_p2p.cli.config_file import expand
+from gwtf_p2p.cli.shared.config_file import expand
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.version import VERSION
 
@@ -34,12 +35,20 @@ VERBS = {
 }
 
 
+MODULES = {"dht": "bootstrap", "route": "plan"}
+
+
 class _Parser(argparse.ArgumentParser):
     """Usage errors in one line; dashes in flags are accepted for underscores."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
+
+
+def verb_module(verb: str) -> ModuleType:
+    """The module of a verb, imported only when it is asked for."""
+    return importlib.import_module(f"gwtf_p2p.cli.verbs.{MODULES.get(verb, verb)}")
 
 
 def build_parser(verb: str | None) -> argparse.ArgumentParser:
@@ -49,7 +58,7 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
     for name, summary in VERBS.items():
         if name == verb:
-            importlib.import_module(f"gwtf_p2p.cli.{name}").add_parser(subparsers)
+            verb_module(name).add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=summary, add_help=False)
     return parser

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from gwtf_p2p.live.dht import Dht, DhtOptions, start_dht
-from gwtf_p2p.live.identity import create_identity
-from gwtf_p2p.live.maddrs import InitialPeer
-from gwtf_p2p.live.p2p import P2POptions, running_daemon
+from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, start_dht
+from gwtf_p2p.live.libp2p.daemon import P2POptions, running_daemon
+from gwtf_p2p.live.libp2p.identity import create_identity
+from gwtf_p2p.live.libp2p.maddrs import InitialPeer
 from gwtf_p2p.monitor.swarm_state import Change, SwarmState
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId, Stage
-from gwtf_p2p.protocol.records import RunRecord, StageRecord
+from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
 
 RUN_WAIT_S = 20.0
 RUN_LOOK_S = 0.5

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gwtf_p2p.live.progress import NAME, route_name
-from gwtf_p2p.protocol.costs import MICROSECONDS
+from gwtf_p2p.live.measure.run_progress import NAME, route_name
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
-from gwtf_p2p.protocol.iteration_plan import published_flows
-from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.pipeline_model import forecast
-from gwtf_p2p.protocol.pipeline_view import figures_of, pipeline_of
-from gwtf_p2p.protocol.records import RunRecord, StageRecord
+from gwtf_p2p.protocol.schedule.from_view import figures_of, pipeline_of
+from gwtf_p2p.protocol.schedule.iteration_plan import published_flows
+from gwtf_p2p.protocol.schedule.model import forecast
+from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
 
 
 @dataclass(frozen=True, slots=True)

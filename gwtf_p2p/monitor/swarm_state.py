@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
-from gwtf_p2p.protocol.records import PeerState, RunRecord, StageRecord
+from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord
 
 EVENTS_KEPT = 200
 LOSSES_KEPT = 2000

@@ -12,7 +12,7 @@ from rich.text import Text
 from gwtf_p2p.monitor.swarm_state import SHOWN, SwarmState
 from gwtf_p2p.monitor.terminal import sparkline
 from gwtf_p2p.protocol.ids import DATA_STAGE
-from gwtf_p2p.protocol.records import PeerState
+from gwtf_p2p.protocol.wire.records import PeerState
 
 CHANGES_SHOWN = 6
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gwtf_p2p.protocol.events import Slot, TimerName, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.messages import Close, ControlMessage, TensorMessage, Verdict
+from gwtf_p2p.protocol.wire.messages import Close, ControlMessage, TensorMessage, Verdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Events in, effects (`effects`) out: the whole interface between the protocol and its two interpreters.
 
-An interpreter (simulation/world, live/driver) feeds events to a state machine and carries out the effects that it returns,
-in order. It contains no policy. Failures are events like any other. Every event that follows from an effect carries what is
-needed to recognise it (a token, a name, an id), so that an answer to a question no longer asked is ignored.
+An interpreter (simulation/world/world, live/peer/driver) feeds events to a state machine and carries out the effects that it
+returns, in order. It contains no policy. Failures are events like any other. Every event that follows from an effect carries
+what is needed to recognise it (a token, a name, an id), so that an answer to a question no longer asked is ignored.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from enum import Enum
 from typing import Any
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
-from gwtf_p2p.protocol.messages import ControlMessage, TensorMessage, Verdict
-from gwtf_p2p.protocol.network_view import NetworkView
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.messages import ControlMessage, TensorMessage, Verdict
 
 
 class Slot(Enum):

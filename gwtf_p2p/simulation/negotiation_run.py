@@ -15,14 +15,14 @@ from functools import partial
 from hashlib import sha256
 from random import Random
 
-from gwtf_p2p.protocol.flow import FAR
+from gwtf_p2p.protocol.flow.min_cost import FAR
+from gwtf_p2p.protocol.flow.plan_keeper import Flow, Plan
+from gwtf_p2p.protocol.flow.problem import Problem
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.negotiation import Advert, Near, NegotiationConfig, Negotiator
-from gwtf_p2p.protocol.negotiation_messages import NegotiationMessage
-from gwtf_p2p.protocol.negotiation_side import some_of
-from gwtf_p2p.protocol.plan import Flow, Plan
-from gwtf_p2p.protocol.problem import Problem
-from gwtf_p2p.simulation.kernel import Kernel
+from gwtf_p2p.protocol.negotiation.messages import NegotiationMessage
+from gwtf_p2p.protocol.negotiation.negotiator import Advert, Near, NegotiationConfig, Negotiator
+from gwtf_p2p.protocol.negotiation.side import some_of
+from gwtf_p2p.simulation.lines.kernel import Kernel
 
 THOROUGH = NegotiationConfig(temperature=0.3, cooling_s=200.0)
 """A problem file has no microbatches that wait for the annealing to end."""

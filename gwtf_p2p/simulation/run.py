@@ -7,18 +7,18 @@ from collections.abc import Callable
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.core.lifecycle import Phase
+from gwtf_p2p.protocol.core.router import PlanningRouter, TalkingRouter
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
-from gwtf_p2p.protocol.microbatch import Phase
-from gwtf_p2p.protocol.records import PeerState
-from gwtf_p2p.protocol.routers.base import PlanningRouter, TalkingRouter
-from gwtf_p2p.simulation.bound import bound_of
-from gwtf_p2p.simulation.build import Arm, Swarm, build
-from gwtf_p2p.simulation.churn import Churn, SimulatedRelays
-from gwtf_p2p.simulation.metrics import Metrics, Outcome
-from gwtf_p2p.simulation.rebalancing import Rebalancing
-from gwtf_p2p.simulation.recovery_metrics import RecoveryMetrics
-from gwtf_p2p.simulation.scenario import Scenario
-from gwtf_p2p.simulation.trace import Trace
+from gwtf_p2p.protocol.wire.records import PeerState
+from gwtf_p2p.simulation.bounds.bound import bound_of
+from gwtf_p2p.simulation.measure.metrics import Metrics, Outcome
+from gwtf_p2p.simulation.measure.recovery_metrics import RecoveryMetrics
+from gwtf_p2p.simulation.measure.trace import Trace
+from gwtf_p2p.simulation.scenario.scenario import Scenario
+from gwtf_p2p.simulation.swarm.build import Arm, Swarm, build
+from gwtf_p2p.simulation.swarm.churn import Churn, SimulatedRelays
+from gwtf_p2p.simulation.swarm.swarm_rebalancing import Rebalancing
 
 STUCK_S = 3600.0
 """Virtual seconds per iteration after which a run counts as stuck."""

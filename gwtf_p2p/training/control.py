@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gwtf_p2p.protocol.records import RunRecord
-from gwtf_p2p.training.data import DataSource, open_data
-from gwtf_p2p.training.families import check_run
-from gwtf_p2p.training.model_split import PartSpec, build_whole_model, parameter_shapes
-from gwtf_p2p.training.optimizer import PartOptimizer
+from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.data.batches import DataSource, open_data
+from gwtf_p2p.training.model.families import check_run
+from gwtf_p2p.training.model.split import PartSpec, build_whole_model, parameter_shapes
 
 
 def control_losses(run: RunRecord, iterations: int, shards: int, device: str = "cpu") -> list[float]:

@@ -9,16 +9,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gwtf_p2p.ab.arms import NAMED, parse_arm, written_out
-from gwtf_p2p.ab.result import RunFile, RunResult
-from gwtf_p2p.ab.scaling import scaled
-from gwtf_p2p.ab.schedule import Schedule, interleaved
-from gwtf_p2p.ab.sim_run import run_simulated
-from gwtf_p2p.ab.task import RunTask
+from gwtf_p2p.ab.trials.arms import NAMED, parse_arm, written_out
+from gwtf_p2p.ab.trials.result import RunFile, RunResult
+from gwtf_p2p.ab.trials.scaling import scaled
+from gwtf_p2p.ab.trials.schedule import Schedule, interleaved
+from gwtf_p2p.ab.trials.simulated import run_simulated
+from gwtf_p2p.ab.trials.task import RunTask
 from gwtf_p2p.cli.main import main
 from gwtf_p2p.protocol.ids import RunId
-from gwtf_p2p.protocol.records import RunRecord
-from gwtf_p2p.simulation.scenario import Scenario
+from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.simulation.scenario.scenario import Scenario
 from tests.simulation.stories import TEXT, USUAL, story
 
 CHURN = "[churn]\ncrash_probability_per_iteration = 0.3\nrejoin_probability_per_iteration = 0.5\n"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from gwtf_p2p.ab.wire import Wire
-from gwtf_p2p.live.emulation import EmulatedRpc, Emulation
-from gwtf_p2p.live.emulation_client import WireClient, connect_wire
-from gwtf_p2p.live.rpc import FailureKind, PushFailed
-from gwtf_p2p.simulation.links import LinkSpec
+from gwtf_p2p.ab.live.wire import Wire
+from gwtf_p2p.live.emulation.emulation import EmulatedRpc, Emulation
+from gwtf_p2p.live.emulation.wire_client import WireClient, connect_wire
+from gwtf_p2p.live.rpc.rpc import FailureKind, PushFailed
+from gwtf_p2p.simulation.lines.links import LinkSpec
 from tests.live.conftest import DEADLINE_S, LivePeer, StartPeer, runtime_dir, start_peer
 
 __all__ = ["runtime_dir", "start_peer"]

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from gwtf_p2p.ab.wire import Wire
-from gwtf_p2p.live.emulation_client import Load, Stretch, WireClient, connect_wire
+from gwtf_p2p.ab.live.wire import Wire
+from gwtf_p2p.live.emulation.wire_client import Load, Stretch, WireClient, connect_wire
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
-from gwtf_p2p.simulation.kernel import Kernel
-from gwtf_p2p.simulation.links import Links, LinkSpec
+from gwtf_p2p.simulation.lines.kernel import Kernel
+from gwtf_p2p.simulation.lines.links import Links, LinkSpec
 
 A, B, C, HUB = (PeerId(name) for name in ("a", "b", "c", "hub"))
 FAST = LinkSpec(0.0, 1e9)
 LINE = 1_000_000.0
 LEAST_S = 0.2
-"""What the passages take at least: emulated, so no busy machine makes it shorter. How much longer is `experiments.ab_wire`."""
+"""What the passages take at least: emulated, so no busy machine makes it shorter. How much longer is
+`experiments.bench.wire`."""
 
 
 @pytest.fixture

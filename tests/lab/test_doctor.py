@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from experiments.lab.doctor import Doctors, start_bootstraps
 from experiments.lab.lab import Lab
-from experiments.lab.miniupnpd import start_miniupnpd, why_no_miniupnpd
+from experiments.lab.programs.doctor import Doctors, start_bootstraps
+from experiments.lab.programs.miniupnpd import start_miniupnpd, why_no_miniupnpd
+from experiments.lab.programs.warm import LabSwarm
 from experiments.lab.topology import load_topology
-from experiments.lab.warm import LabSwarm
-from gwtf_p2p.live.doctor_report import Line, RoleVerdict, Status
-from gwtf_p2p.live.doctor_rules import Diagnosis
+from gwtf_p2p.live.doctor.report import Line, RoleVerdict, Status
+from gwtf_p2p.live.doctor.rules import Diagnosis
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(900)]  # the first test waits for eight doctors
 

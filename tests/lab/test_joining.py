@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.control import control_losses
 from experiments.lab.lab import Lab
+from experiments.lab.programs.training import Training
 from experiments.lab.topology import load_topology
-from experiments.lab.training import Training
-from gwtf_p2p.cli.run_file import read_run_file
+from experiments.support.control import control_losses
+from gwtf_p2p.cli.shared.run_file import read_run_file
 
 pytestmark = pytest.mark.netns
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments.lab.agent import Agent, Agents
 from experiments.lab.lab import Lab
-from experiments.lab.observing import LabObserver
+from experiments.lab.programs.agent import Agent, Agents
+from experiments.lab.programs.observing import LabObserver
+from experiments.lab.programs.training import Training
 from experiments.lab.topology import Line, Topology, load_topology
-from experiments.lab.training import Training
-from gwtf_p2p.live.maddrs import parse_initial_peers
-from gwtf_p2p.live.p2p import P2POptions
-from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.records import PathType
+from gwtf_p2p.live.libp2p.daemon import P2POptions
+from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.records import PathType
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 

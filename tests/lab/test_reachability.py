@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from experiments.lab.agent import Agent, AgentError, Agents
 from experiments.lab.lab import Lab
+from experiments.lab.programs.agent import Agent, AgentError, Agents
 from experiments.lab.topology import load_topology
-from gwtf_p2p.live.maddrs import parse_initial_peers
-from gwtf_p2p.live.p2p import P2POptions
+from gwtf_p2p.live.libp2p.daemon import P2POptions
+from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
 
 pytestmark = pytest.mark.netns
 

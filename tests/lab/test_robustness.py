@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from experiments.lab.lab import Lab
-from experiments.lab.observing import LabObserver
+from experiments.lab.programs.observing import LabObserver
+from experiments.lab.programs.training import Training
 from experiments.lab.topology import load_topology
-from experiments.lab.training import Training
-from gwtf_p2p.protocol.records import PeerState
+from gwtf_p2p.protocol.wire.records import PeerState
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments.lab.lab import Lab
+from experiments.lab.programs.warm import fork_into
 from experiments.lab.topology import load_topology
-from experiments.lab.warm import fork_into
 from tests.lab.nat_probe import LIMIT_S
 
 pytestmark = pytest.mark.netns

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import uvloop
 
-from gwtf_p2p.live.p2p import Daemon, P2POptions, start_daemon
-from gwtf_p2p.live.p2p_lifetime import sweep
-from gwtf_p2p.live.rpc import Header, Rpc, RpcOptions
+from gwtf_p2p.live.libp2p.daemon import Daemon, P2POptions, start_daemon
+from gwtf_p2p.live.libp2p.daemon_lifetime import sweep
+from gwtf_p2p.live.rpc.rpc import Header, Rpc, RpcOptions
 from gwtf_p2p.protocol.ids import PeerId, RunId
 
 RUN = RunId("test-run")

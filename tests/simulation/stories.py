@@ -7,9 +7,9 @@ from pathlib import Path
 
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.routers.factory import default_config
-from gwtf_p2p.simulation.build import Arm
 from gwtf_p2p.simulation.run import Simulation
-from gwtf_p2p.simulation.scenario import Scenario, load_scenario
+from gwtf_p2p.simulation.scenario.scenario import Scenario, load_scenario
+from gwtf_p2p.simulation.swarm.build import Arm
 
 TEXT = """
 name = "story"

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from gwtf_p2p.protocol.routers.factory import default_config
-from gwtf_p2p.simulation.bound import Bound, bound_of
-from gwtf_p2p.simulation.build import Arm, Memory, build
-from gwtf_p2p.simulation.links import LinkSpec
+from gwtf_p2p.simulation.bounds.bound import Bound, bound_of
+from gwtf_p2p.simulation.lines.links import LinkSpec
 from gwtf_p2p.simulation.run import simulate
-from gwtf_p2p.simulation.scenario import LinkTable, Scenario, load_scenario
+from gwtf_p2p.simulation.scenario.scenario import LinkTable, Scenario, load_scenario
+from gwtf_p2p.simulation.swarm.build import Arm, Memory, build
 from tests.simulation.stories import story
 
 SCENARIOS = Path(__file__).parent.parent.parent / "experiments" / "scenarios"

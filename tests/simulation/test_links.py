@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.simulation.kernel import Kernel
-from gwtf_p2p.simulation.links import Line, Links, LinkSpec, Transfer, max_min_rates
+from gwtf_p2p.simulation.lines.kernel import Kernel
+from gwtf_p2p.simulation.lines.links import Line, Links, LinkSpec, Transfer, max_min_rates
 
 A, B, C, D = (PeerId(name) for name in "abcd")
 

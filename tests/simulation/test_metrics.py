@@ -16,9 +16,9 @@ import pytest
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.routers.factory import default_config
-from gwtf_p2p.simulation.build import Arm
+from gwtf_p2p.simulation.measure.trace import Trace, check_trace_path
 from gwtf_p2p.simulation.run import simulate
-from gwtf_p2p.simulation.trace import Trace, check_trace_path
+from gwtf_p2p.simulation.swarm.build import Arm
 from tests.simulation.stories import simulation, story
 
 SWARM = Arm("swarm", default_config("swarm"))
@@ -26,9 +26,9 @@ DIGEST = """
 import sys
 from pathlib import Path
 from gwtf_p2p.protocol.routers.factory import default_config
-from gwtf_p2p.simulation.build import Arm
+from gwtf_p2p.simulation.swarm.build import Arm
 from gwtf_p2p.simulation.run import simulate
-from gwtf_p2p.simulation.scenario import load_scenario
+from gwtf_p2p.simulation.scenario.scenario import load_scenario
 print(simulate(load_scenario(Path(sys.argv[1])), Arm("swarm", default_config("swarm")), 7).trace_sha256)
 """
 

@@ -10,7 +10,7 @@ import pytest
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.relay_peer import RelayPeer
+from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
 from gwtf_p2p.protocol.routers.negotiated import NegotiatedRouter
 from gwtf_p2p.simulation.run import Simulation
 from tests.simulation.stories import simulation, story

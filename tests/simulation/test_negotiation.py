@@ -10,14 +10,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gwtf_p2p.protocol.flow import NO_ARC
+from gwtf_p2p.protocol.flow.min_cost import NO_ARC
+from gwtf_p2p.protocol.flow.plan_keeper import check_plan, plan_problem
+from gwtf_p2p.protocol.flow.problem import DataPeer, Problem, RelayPeer
+from gwtf_p2p.protocol.flow.problem_file import parse_problem
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.negotiation import NegotiationConfig
-from gwtf_p2p.protocol.plan import check_plan, plan_problem
-from gwtf_p2p.protocol.problem import DataPeer, Problem, RelayPeer
-from gwtf_p2p.protocol.problem_file import parse_problem
+from gwtf_p2p.protocol.negotiation.negotiator import NegotiationConfig
 from gwtf_p2p.simulation.negotiation_run import Negotiation, negotiate
-from tests.test_cli_route import EXACT, case
+from tests.cli.test_plan import EXACT, case
 
 QUICK = NegotiationConfig(temperature=0.2, cooling_s=20.0)
 
@@ -190,7 +190,7 @@ def test_a_data_peer_takes_over_a_flow_that_costs_all_less() -> None:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_published_instances_to_their_full_count_and_near_the_optimum(name: str) -> None:
-    """How near on average over 20 seeds, with the default settings: `experiments.negotiated_quality`."""
+    """How near on average over 20 seeds, with the default settings: `experiments.bench.negotiated_quality`."""
     path = case(name)
     of = parse_problem(path.read_text(), path.name)
     found = negotiate(of, 1, replace(QUICK, cooling_s=30.0))

@@ -8,8 +8,8 @@ import pytest
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.simulation.draw import draw_fate, draw_peers
-from gwtf_p2p.simulation.scenario import ChurnSpec, load_scenario
+from gwtf_p2p.simulation.scenario.draw import draw_fate, draw_peers
+from gwtf_p2p.simulation.scenario.scenario import ChurnSpec, load_scenario
 
 SCENARIOS = Path(__file__).parent.parent.parent / "experiments" / "scenarios"
 

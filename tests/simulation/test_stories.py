@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.records import PeerState
-from gwtf_p2p.simulation.faults import Fault
-from gwtf_p2p.simulation.invariants import Tally
-from gwtf_p2p.simulation.small import FORWARD_S, SmallConfig, SmallSwarm, small_swarm
+from gwtf_p2p.protocol.wire.records import PeerState
+from gwtf_p2p.simulation.world.faults import Fault
+from gwtf_p2p.simulation.world.invariants import Tally
+from gwtf_p2p.simulation.world.small_swarm import FORWARD_S, SmallConfig, SmallSwarm, small_swarm
 
 
 def all_done(swarm: SmallSwarm, iterations: int) -> Tally:

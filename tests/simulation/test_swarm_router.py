@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from gwtf_p2p.protocol import effects as ef
+from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId, Stage
-from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.placement import Move, NoMove, swarm_move
-from gwtf_p2p.protocol.records import PeerState, StageRecord
-from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, RouteRequest
+from gwtf_p2p.protocol.membership.swarm_rebalancing import Move, NoMove, swarm_move
 from gwtf_p2p.protocol.routers.swarm import OFFICIAL, PAPER, SwarmConfig, SwarmRouter
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 from gwtf_p2p.simulation.run import Simulation
 from tests.simulation.stories import simulation, slow_down, story
 

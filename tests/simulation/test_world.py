@@ -9,13 +9,13 @@ import pytest
 
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
-from gwtf_p2p.protocol.records import PeerState, StageRecord
-from gwtf_p2p.simulation.averaging import round_seconds
-from gwtf_p2p.simulation.directory import Directory
-from gwtf_p2p.simulation.downloads import Downloads, Request
-from gwtf_p2p.simulation.kernel import Kernel
-from gwtf_p2p.simulation.links import Links, LinkSpec
-from gwtf_p2p.simulation.scenario import ChurnSpec, Scenario
+from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
+from gwtf_p2p.simulation.lines.averaging import round_seconds
+from gwtf_p2p.simulation.lines.downloads import Downloads, Request
+from gwtf_p2p.simulation.lines.kernel import Kernel
+from gwtf_p2p.simulation.lines.links import Links, LinkSpec
+from gwtf_p2p.simulation.scenario.scenario import ChurnSpec, Scenario
+from gwtf_p2p.simulation.world.directory import Directory
 from tests.simulation.stories import simulation, story
 
 A, B, C = (PeerId(name) for name in "abc")

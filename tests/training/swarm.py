@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId
-from gwtf_p2p.protocol.records import OptimizerSpec, RunRecord
-from gwtf_p2p.training.executor import DataExecutor, ExecutorConfig, StageExecutor
-from gwtf_p2p.training.families import default_layer_split, layer_count
-from gwtf_p2p.training.model_split import PartSpec, build_data_part, build_stage_part
+from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
+from gwtf_p2p.training.compute.executor import DataExecutor, ExecutorConfig, StageExecutor
+from gwtf_p2p.training.model.families import default_layer_split, layer_count
+from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part
 
 VOCABULARY = 257
 LLAMA: dict[str, Any] = {

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.training.checkpoint import (
+from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.state.checkpoint import (
     drop_checkpoints,
     intact_iterations,
     latest_common_iteration,
@@ -22,10 +23,9 @@ from gwtf_p2p.training.checkpoint import (
     stages_in,
     step_folder,
 )
-from gwtf_p2p.training.export import export_hf
-from gwtf_p2p.training.histories import read_histories, write_histories
-from gwtf_p2p.training.optimizer import PartOptimizer
-from gwtf_p2p.training.state import export_state, state_hash
+from gwtf_p2p.training.state.epochs import read_histories, write_histories
+from gwtf_p2p.training.state.export import export_hf
+from gwtf_p2p.training.state.tensors import export_state, state_hash
 from tests.training.swarm import LLAMA, MODELS, Pipeline, batch, microbatch, run_record
 
 

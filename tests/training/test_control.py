@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.control import control_losses
+from experiments.support.control import control_losses
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.records import OptimizerSpec, RunRecord
-from gwtf_p2p.training.data import open_data
-from gwtf_p2p.training.optimizer import PartOptimizer
+from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
+from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.data.batches import open_data
 from tests.training.swarm import GPT2, LLAMA, Pipeline, microbatch, run_record
 
 ITERATIONS, DATA_PEERS = 5, 2

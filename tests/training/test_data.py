@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.training.data import BatchSpec, StreamSource, TextSource, open_data, open_dataset
-from gwtf_p2p.training.tokenizer import ByteTokenizer, load_tokenizer
+from gwtf_p2p.training.data.batches import BatchSpec, StreamSource, TextSource, open_data, open_dataset
+from gwtf_p2p.training.data.tokenizer import ByteTokenizer, load_tokenizer
 from tests.training.swarm import LLAMA, run_record
 
 SPEC = BatchSpec(seed=0, sequence_length=8, microbatch_size=2, microbatches_per_data_peer=3)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
-from gwtf_p2p.training.executor import ExecutorConfig, resolve_device
-from gwtf_p2p.training.gradients import AlreadyCountedError, GradientSum, NotHeldError
-from gwtf_p2p.training.model_split import build_whole_model
+from gwtf_p2p.training.compute.executor import ExecutorConfig, resolve_device
+from gwtf_p2p.training.compute.gradients import AlreadyCountedError, GradientSum, NotHeldError
+from gwtf_p2p.training.model.split import build_whole_model
 from tests.training.swarm import GPT2, LENGTH, LLAMA, MODELS, ROWS, Pipeline, assert_close, batch, microbatch, run_record
 
 TIED_OR_NOT = pytest.mark.parametrize("model", ["llama", "gpt2_tied"])

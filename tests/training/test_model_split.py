@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional
 
 from gwtf_p2p.protocol.errors import InputError, LocalProtocolError
-from gwtf_p2p.training.families import build_skeleton, check_run, default_layer_split, layer_count, load_config
-from gwtf_p2p.training.initial_weights import initialise_unit
-from gwtf_p2p.training.model_split import (
+from gwtf_p2p.training.model.families import build_skeleton, check_run, default_layer_split, layer_count, load_config
+from gwtf_p2p.training.model.initial_weights import initialise_unit
+from gwtf_p2p.training.model.split import (
     PartSpec,
     build_data_part,
     build_stage_part,

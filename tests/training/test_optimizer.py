@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from gwtf_p2p.protocol.errors import LocalProtocolError, RemoteProtocolError
-from gwtf_p2p.protocol.records import OptimizerSpec
-from gwtf_p2p.training.model_split import PartSpec, build_stage_part, build_whole_model
-from gwtf_p2p.training.optimizer import PartOptimizer, learning_rate
-from gwtf_p2p.training.state import export_state, live_state, load_state, state_hash
+from gwtf_p2p.protocol.wire.records import OptimizerSpec
+from gwtf_p2p.training.compute.optimizer import PartOptimizer, learning_rate
+from gwtf_p2p.training.model.split import PartSpec, build_stage_part, build_whole_model
+from gwtf_p2p.training.state.tensors import export_state, live_state, load_state, state_hash
 from tests.training.swarm import LLAMA, MODELS, Pipeline, batch, microbatch, run_record
 
 SPEC = OptimizerSpec(learning_rate=1e-2, weight_decay=0.1, schedule="cosine", warmup_iterations=2, total_iterations=6)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
-from gwtf_p2p.training.wire import dtype_of, from_wire, to_wire, wire_bytes
+from gwtf_p2p.training.compute.tensor_bytes import dtype_of, from_wire, to_wire, wire_bytes
 
 SHAPE = (2, 3, 5)
 

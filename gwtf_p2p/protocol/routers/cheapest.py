@@ -10,10 +10,10 @@ from itertools import groupby
 
 import numpy as np
 
-from gwtf_p2p.protocol.flow import IntArray
+from gwtf_p2p.protocol.core.router import NoRoute, Route, RouteRequest
+from gwtf_p2p.protocol.flow.min_cost import IntArray
+from gwtf_p2p.protocol.flow.problem import hop_costs_us
 from gwtf_p2p.protocol.ids import PeerId, Stage
-from gwtf_p2p.protocol.problem import hop_costs_us
-from gwtf_p2p.protocol.routers.base import NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.routers.spare import SpareCapacity
 
 

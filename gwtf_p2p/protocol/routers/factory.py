@@ -12,9 +12,9 @@ from hashlib import sha256
 from random import Random
 from typing import Any
 
+from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.routers.base import Router
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def default_config(name: str) -> Any:
 
         return HopConfig()
     if name == "negotiated":
-        from gwtf_p2p.protocol.negotiation import NegotiationConfig
+        from gwtf_p2p.protocol.negotiation.negotiator import NegotiationConfig
 
         return NegotiationConfig()
     from gwtf_p2p.protocol.routers.gwtf import GwtfConfig

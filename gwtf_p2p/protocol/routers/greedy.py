@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gwtf_p2p.protocol.flow import FAR, IntArray
-from gwtf_p2p.protocol.flow_descent import in_order
+from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
+from gwtf_p2p.protocol.flow.local_search import in_order
+from gwtf_p2p.protocol.flow.min_cost import FAR, IntArray
+from gwtf_p2p.protocol.flow.plan_keeper import Plan, plan_of
+from gwtf_p2p.protocol.flow.problem import Problem
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
-from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.plan import Plan, plan_of
-from gwtf_p2p.protocol.problem import Problem
-from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
+from gwtf_p2p.protocol.view.network_view import NetworkView
 
 Choice = Callable[[IntArray], int]
 """Picks one of the candidates by position, given their costs (none of them FAR)."""

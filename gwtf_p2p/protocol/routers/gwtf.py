@@ -21,14 +21,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from gwtf_p2p.protocol.flow_joint import Effort
+from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
+from gwtf_p2p.protocol.flow.multi_commodity import Effort
+from gwtf_p2p.protocol.flow.plan_keeper import Flow, Plan, Planner, with_fair_demands
+from gwtf_p2p.protocol.flow.problem import problem_of_view
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
-from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.plan import Flow, Plan, Planner, with_fair_demands
-from gwtf_p2p.protocol.problem import problem_of_view
-from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.routers.cheapest import CheapestWays, stages_of
 from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
+from gwtf_p2p.protocol.view.network_view import NetworkView
 
 COSTS = ("iteration", "paper")
 

@@ -21,8 +21,12 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
+from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.iteration_plan import (
+from gwtf_p2p.protocol.routers.cheapest import CheapestWays
+from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
+from gwtf_p2p.protocol.schedule.from_view import PipelineFigures, figures_of, swarm_of
+from gwtf_p2p.protocol.schedule.iteration_plan import (
     TICK_S,
     IterationPlan,
     Mended,
@@ -31,11 +35,7 @@ from gwtf_p2p.protocol.iteration_plan import (
     published_flows,
     revise,
 )
-from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.pipeline_view import PipelineFigures, figures_of, swarm_of
-from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, RouteRequest
-from gwtf_p2p.protocol.routers.cheapest import CheapestWays
-from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
+from gwtf_p2p.protocol.view.network_view import NetworkView
 
 SEARCHES = 4
 """Iterations in which the search for the same figures goes on."""

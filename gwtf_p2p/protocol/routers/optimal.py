@@ -6,10 +6,10 @@ says so), otherwise the best plan found and the bound that no plan beats.
 
 from __future__ import annotations
 
-from gwtf_p2p.protocol.flow_joint import THOROUGH
+from gwtf_p2p.protocol.flow.multi_commodity import THOROUGH
+from gwtf_p2p.protocol.flow.plan_keeper import Plan, plan_problem
+from gwtf_p2p.protocol.flow.problem import Problem
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.plan import Plan, plan_problem
-from gwtf_p2p.protocol.problem import Problem
 from gwtf_p2p.protocol.routers.gwtf import GwtfRouter
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from random import Random
 
+from gwtf_p2p.protocol.core.router import RouteRequest
+from gwtf_p2p.protocol.flow.plan_keeper import Plan
+from gwtf_p2p.protocol.flow.problem import Problem
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.plan import Plan
-from gwtf_p2p.protocol.problem import Problem
-from gwtf_p2p.protocol.routers.base import RouteRequest
 from gwtf_p2p.protocol.routers.greedy import GreedyRouter, HopConfig, pack
+from gwtf_p2p.protocol.view.network_view import NetworkView
 
 
 class RandomRouter(GreedyRouter):

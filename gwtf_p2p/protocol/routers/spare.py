@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from gwtf_p2p.protocol.core.router import HopObservation, RouteRequest
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.routers.base import HopObservation, RouteRequest
+from gwtf_p2p.protocol.view.network_view import NetworkView
 
 
 class SpareCapacity:

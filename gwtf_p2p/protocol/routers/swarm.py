@@ -11,12 +11,12 @@ them unbounded queues); latency is hidden by keeping `in_flight` microbatches of
 `OFFICIAL`: what yandex-research/swarm does: gamma 0.1 with bias correction, a backward charged 2.5 forwards.
 
 **Failures.** A peer that failed is banned until it announces itself again and the same stage is tried at once elsewhere with
-the stored input; retries never stop. That is the machines' own repair (`protocol/repair`) with deadlines from measured times:
-they pass lost and suspected peers as `excluding`. With `official_failures` the machines wait 30 s for a forward and 75 s for
-a backward, and do not ban, as the official code does (`swarm_failures`).
+the stored input; retries never stop. That is the machines' own repair (`protocol/transfer/repair`) with deadlines from
+measured times: they pass lost and suspected peers as `excluding`. With `official_failures` the machines wait 30 s for a
+forward and 75 s for a backward, and do not ban, as the official code does (`swarm_failures`).
 
 **Data plane.** Peer to peer: each holder chooses the next peer with its own router, so a router has one queue (its next
-stage). In `swarm-hub` every hop also returns to the data peer; see `simulation/world`.
+stage). In `swarm-hub` every hop also returns to the data peer; see `simulation/world/world`.
 
 **Deviations** from the paper (P) and the official code (O), all in the interest of equal terms with the other routers:
 - A backward returns to the peer that did the forward, whose activations are kept (O chooses again and always recomputes).
@@ -34,9 +34,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.network_view import NetworkView
-from gwtf_p2p.protocol.routers.base import HopObservation, NoRoute, Route, RouteRequest
+from gwtf_p2p.protocol.view.network_view import NetworkView
 
 
 @dataclass(frozen=True, slots=True)

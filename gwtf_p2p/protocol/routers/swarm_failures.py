@@ -11,10 +11,10 @@ found dead, in any case: only routing forgets.
 
 from __future__ import annotations
 
+from gwtf_p2p.protocol.core.deadlines import Timings
+from gwtf_p2p.protocol.core.failure_detector import Liveness
 from gwtf_p2p.protocol.effects import Effect
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
-from gwtf_p2p.protocol.liveness import Liveness
-from gwtf_p2p.protocol.timings import Timings
 
 TIMEOUTS_S = {"push": 30.0, "complete": 30.0, "backward": 75.0}
 """What the machines wait for: an input to arrive, a forward to be computed and handed on, a gradient to come back."""

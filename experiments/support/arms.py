@@ -1,0 +1,38 @@
+"""The sets of arms that comparisons use; a set is written +NAME. How an arm is written: `gwtf_p2p/ab/arms`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gwtf_p2p.ab.trials.arms import OFFICIAL, parse_arm
+from gwtf_p2p.protocol.errors import InputError
+
+__all__ = ["SETS", "expand", "parse_arm"]
+
+
+def _swarm_sweep() -> list[str]:
+    """Start value, smoothing and requests in flight; the paper's and the official code's settings are among them."""
+    smoothing: tuple[str, ...] = ("gamma=0.8", "gamma=0.3", OFFICIAL)
+    starts: tuple[str, ...] = ("0.05", "0.5")
+    return [
+        f"swarm:initial_s={start}:{gamma}:in_flight={limit}"
+        for start in starts
+        for gamma in smoothing
+        for limit in (0, 2, 4, 6)
+    ]
+
+
+SETS = {"swarm_sweep": _swarm_sweep()}
+
+
+def expand(words: Sequence[str]) -> list[str]:
+    """Arms with the sets written out. Raises InputError for a set that does not exist."""
+    arms: list[str] = []
+    for word in words:
+        if not word.startswith("+"):
+            arms.append(word)
+        elif word[1:] in SETS:
+            arms += SETS[word[1:]]
+        else:
+            raise InputError("--arms", "", f"expected a set of {', '.join('+' + name for name in SETS)}, got {word!r}")
+    return list(dict.fromkeys(arms))

@@ -1,0 +1,169 @@
+"""A small live swarm for stories and soaks: started, watched until something is so, broken on purpose, compared at the end.
+
+It is the demo's local run (`cli.local_run`) with waits that fail by name. Nothing here decides anything about the training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig
+from gwtf_p2p.cli.shared.run_file import run_from_plain
+from gwtf_p2p.live.emulation.faults import Fault
+from gwtf_p2p.protocol.wire.records import RunRecord
+
+POLL_S = 0.05
+DEADLINE_S = 180.0
+"""How long a story waits for what must come. It is no measure of speed: the machine may be busy with something else."""
+
+TOLERANCE = 1e-4
+
+
+class StoryFailed(AssertionError):
+    """What should have happened did not."""
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """A run that takes seconds. `steps` 0: no end."""
+
+    stages: int = 2
+    relays_per_stage: int = 2
+    data_peers: int = 1
+    steps: int = 6
+    microbatches: int = 4
+    capacity: int = 4
+    microbatch_size: int = 1
+    sequence_length: int = 32
+    learning_rate: float = 1.5e-3
+    seed: int = 0
+
+    def record(self) -> RunRecord:
+        return run_from_plain(
+            {
+                "run_id": f"story-{self.seed}",
+                "stages": self.stages,
+                "relays_per_stage": self.relays_per_stage,
+                "data_peers": self.data_peers,
+                "model": "tiny-llama",
+                "dataset": "stdlib",
+                "seed": self.seed,
+                "sequence_length": self.sequence_length,
+                "microbatch_size": self.microbatch_size,
+                "microbatches_per_data_peer": self.microbatches,
+                "total_iterations": self.steps,
+                "optimizer": {"learning_rate": self.learning_rate, "warmup_iterations": 10},
+            },
+            "story",
+        )
+
+
+@dataclass
+class Swarm:
+    """One life of a swarm in a folder; `heard` is everything that it has said."""
+
+    small: SmallRun
+    folder: Path
+    faults: Mapping[str, Fault] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        defaults = {"checkpoint_dir": self.folder / "checkpoints", "checkpoint_every": 2, "own_folders": True}
+        config = LocalRunConfig(
+            data_peers=self.small.data_peers,
+            relays_per_stage=self.small.relays_per_stage,
+            capacity=self.small.capacity,
+            **{**defaults, **self.options},
+        )
+        self.run = LocalRun(config, self.small.record(), self.folder, self.faults)
+        self.state = self.run.state
+        self.heard: list[tuple[str, Mapping[str, Any]]] = []
+
+    def __enter__(self) -> Swarm:
+        self.run.begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.run.stop()
+
+    # ---- waiting
+
+    def poll(self) -> None:
+        self.heard += [(name, report) for name, report in self.run.poll(POLL_S) if report["name"] != "figures"]
+
+    def until(self, what: str, condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> float:
+        """Seconds that it took. Raises StoryFailed."""
+        began = time.monotonic()
+        while not condition():
+            if time.monotonic() - began > deadline_s:
+                raise StoryFailed(f"not in {deadline_s:.0f} s: {what}; last said: {[r['name'] for _, r in self.heard[-8:]]}")
+            self.poll()
+        return time.monotonic() - began
+
+    def until_step(self, step: int) -> None:
+        self.until(f"step {step} is committed", lambda: self.state.iterations >= step)
+
+    def to_the_end(self) -> None:
+        self.until("everybody has done all steps", lambda: self.run.finished(self.small.steps))
+        self.adds_up()
+
+    def adds_up(self) -> None:
+        """Nothing lost and nothing counted twice in any iteration so far. Raises StoryFailed."""
+        self.until("every stage has told of the steps that data peers have told of", self._all_told)
+        accounting = self.state.accounting()
+        check(accounting["lost"] + accounting["double_counted"] == 0, f"the ledger adds up: {accounting}")
+
+    def _all_told(self) -> bool:
+        state = self.state
+        return all((iteration, stage) in state.averaged for iteration in state.ended_at for stage in range(state.stages + 1))
+
+    def said(self, report: str, by: str = "") -> list[Mapping[str, Any]]:
+        return [r for name, r in self.heard if r["name"] == report and by in ("", name)]
+
+    def wait_for(self, report: str, by: str = "") -> Mapping[str, Any]:
+        self.until(f"{by or 'somebody'} says {report}", lambda: bool(self.said(report, by)))
+        return self.said(report, by)[-1]
+
+    @property
+    def delay(self) -> str:
+        """What a recovery took, for the table."""
+        figures = self.state.recovery
+        if figures.delay_s is None:
+            return "no microbatch had to be handed on"
+        return f"moved on after {1000 * figures.delay_s:.0f} ms, a hop {1000 * figures.hop_s:.0f} ms"
+
+
+def check(holds: bool, what: str) -> None:
+    """Raises StoryFailed unless it holds."""
+    if not holds:
+        raise StoryFailed(f"does not hold: {what}")
+
+
+def weights(folder: Path, stage: int, step: int) -> dict[str, torch.Tensor]:
+    """Of a stage after so many steps, from any peer's checkpoint of it. Raises StoryFailed."""
+    name = f"stage_{stage:05d}/step_{step:08d}/model.safetensors"
+    found = sorted(folder.glob(f"*/{name}"))
+    check(bool(found), f"there is a checkpoint {name}")
+    states = [load_file(path) for path in found]
+    for path, state in zip(found, states, strict=True):
+        equal = all(torch.equal(state[key], states[0][key]) for key in states[0])
+        check(equal, f"{path} is equal to {found[0]}, to the bit")
+    return states[0]
+
+
+def check_equal_weights(ours: Path, theirs: Path, stages: int, step: int) -> float:
+    """Largest difference over all stages. Raises StoryFailed above the tolerance."""
+    largest = 0.0
+    for stage in range(stages + 1):
+        mine, expected = weights(ours, stage, step), weights(theirs, stage, step)
+        largest = max(largest, *(float((mine[key] - expected[key]).abs().max()) for key in expected))
+    check(largest <= TOLERANCE, f"weights are equal to the undisturbed run's within {TOLERANCE}: they differ by {largest:.2g}")
+    return largest

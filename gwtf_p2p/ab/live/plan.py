@@ -1,0 +1,127 @@
+"""From a scenario, an arm and a seed to the peers of a live run: what each is told, and what the wire imposes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+from gwtf_p2p.ab.trials.scaling import scaled
+from gwtf_p2p.ab.trials.task import RunTask
+from gwtf_p2p.live.emulation.emulation import AVERAGE, MICROBATCH, STATE, Emulation
+from gwtf_p2p.live.libp2p.daemon import P2POptions
+from gwtf_p2p.live.libp2p.identity import load_or_create_identity
+from gwtf_p2p.live.peer.config import PeerConfig
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.events import Work
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage
+from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.simulation.bounds.bound import Bound, bound_of
+from gwtf_p2p.simulation.lines.links import LinkSpec
+from gwtf_p2p.simulation.swarm.build import Memory, Swarm, build
+from gwtf_p2p.training.model.split import PartSpec, parameter_shapes
+
+FLOAT_BYTES = 4
+STATE_COPIES = 3
+"""Weights and two moments."""
+
+DRAIN_S = 60.0
+
+
+def check_live(task: RunTask) -> None:
+    """Raises InputError for what only the simulator can do."""
+    if task.arm.memory is Memory.RECOMPUTED:
+        raise InputError("--routers", task.arm_text, "recomputed memory is only simulated; live peers keep activations")
+
+
+@dataclass(frozen=True)
+class LivePlan:
+    """`ids`: libp2p ids by the peers' names in the scenario; the same in all arms, as the keys are kept."""
+
+    task: RunTask
+    swarm: Swarm
+    record: RunRecord
+    bound: Bound
+    ids: dict[str, PeerId]
+    folder: Path
+
+    @staticmethod
+    def of(task: RunTask, folder: Path) -> LivePlan:
+        """Raises InputError."""
+        check_live(task)
+        scenario = scaled(task.scenario, task.time_scale)
+        swarm = build(scenario, task.arm, task.seed, lambda peer, report, now: None)
+        relays = [g for g in scenario.groups if not g.is_data]
+        record = replace(
+            task.record,
+            run_id=RunId(f"ab-{task.seed}"),
+            seed=task.seed,
+            router=task.arm.router,
+            recovery=task.arm.recovery,
+            data_peers=scenario.data_peers,
+            relays_per_stage=sum(g.count for g in relays),
+            microbatches_per_data_peer=scenario.model.microbatches_per_data_peer,
+            total_iterations=scenario.iterations,
+        )
+        keys = task.out / "keys"
+        ids = {str(name): load_or_create_identity(keys / f"{name}.key").peer_id for name in swarm.drawn}
+        return LivePlan(task, swarm, record, bound_of(swarm), ids, folder)
+
+    @property
+    def names(self) -> dict[PeerId, str]:
+        return {peer: name for name, peer in self.ids.items()}
+
+    def link(self, sender: PeerId, receiver: PeerId) -> LinkSpec:
+        """Between two libp2p ids."""
+        names = self.names
+        return self.swarm.links.spec(PeerId(names[sender]), PeerId(names[receiver]))
+
+    @property
+    def lines(self) -> dict[PeerId, float]:
+        """Bytes/s of each peer's line, by libp2p id."""
+        return {self.ids[str(peer)]: line for peer, line in self.swarm.links.line_bytes_per_s.items()}
+
+    def config(self, name: str, stage: Stage, socket: Path, maddr: str) -> PeerConfig:
+        """What the peer with this name is told, in that stage (a relay may have moved)."""
+        drawn = self.swarm.drawn[PeerId(name)]
+        is_data = stage == DATA_STAGE
+        shard = int(name.rpartition("_")[2]) if is_data else None
+        return PeerConfig(
+            role="data" if is_data else "peer",
+            options=P2POptions.on_this_machine(maddr),
+            identity_path=self.task.out / "keys" / f"{name}.key",
+            run_id=self.record.run_id,
+            new_run=self.record if shard == 0 else None,
+            stage=None if is_data else stage,
+            shard=shard,
+            capacity=max(1, drawn.capacity),
+            threads=1,
+            drain_s=DRAIN_S if getattr(self.task.arm.config, "rebalance_period_s", 0) else 0.0,
+            router_config=self.task.arm.config,
+            queues=self.task.arm.queues,
+            emulation=self._emulation(drawn.work_seconds(), stage, socket),
+        )
+
+    def bootstrap(self) -> PeerConfig:
+        identity_path = self.task.out / "keys" / "bootstrap.key"
+        return PeerConfig(role="dht", options=P2POptions.on_this_machine(), identity_path=identity_path)
+
+    def _emulation(self, work_s: dict[Work, float], stage: Stage, socket: Path) -> Emulation:
+        links, model, ids = self.swarm.links, self.swarm.scenario.model, self.ids
+        return Emulation(
+            socket=socket,
+            links=self.task.emulate_links,
+            latency_s={(ids[str(a)], ids[str(b)]): links.latency_s(a, b) for a in self.swarm.drawn for b in self.swarm.drawn},
+            bytes_factor=self._factors(stage, model.stage_gradient_bytes, model.stage_state_bytes, model.microbatch_bytes),
+            work_s=work_s,
+            star=self.task.arm.kind.star,
+        )
+
+    def _factors(self, stage: Stage, gradient: int, state: int, microbatch: int) -> dict[str, float]:
+        """Bytes of the scenario's model for each byte of the real one."""
+        real = FLOAT_BYTES * sum(prod(shape) for shape in parameter_shapes(PartSpec.of(self.record, stage)).values())
+        return {
+            MICROBATCH: microbatch / self.record.activation_bytes,
+            AVERAGE: gradient / real,
+            STATE: state / (STATE_COPIES * real),
+        }

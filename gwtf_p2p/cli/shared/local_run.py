@@ -1,0 +1,236 @@
+"""A run of real peers on this machine: who they are, what they report, and what is done to them.
+
+Used by `gwtf demo` and by the experiments that need a live swarm. Names are `bootstrap`, `data0`..., `relay1.0`... (stage and
+number). A peer that ends without having been killed by us ends the run (`RunFailed`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gwtf_p2p.monitor.run_state import RunState
+from gwtf_p2p.monitor.terminal import PeerLine
+from gwtf_p2p.protocol.wire.records import RunRecord
+
+if TYPE_CHECKING:
+    from gwtf_p2p.live.emulation.faults import Fault
+
+START_DEADLINE_S = 60.0
+FIGURES_S = 0.2
+"""How often peers tell their memory and the seconds that they have computed."""
+
+BOOTSTRAP = "bootstrap"
+GONE = ("killed", "frozen", "left")
+"""States in which a peer is not expected to say anything."""
+
+
+class RunFailed(Exception):
+    """The run cannot go on; the message says why, with the end of the log of the peer that failed."""
+
+
+@dataclass(frozen=True)
+class LocalRunConfig:
+    """How the peers of a local run are set up. `own_folders`: a checkpoint folder for each peer, as on machines of their own.
+
+    `max_kept_bytes` 0: no limit; with `spill` what is above it goes to the disk. `drain_s`,
+    `upload_bytes_per_s` and `moves` as in `PeerConfig`.
+    """
+
+    data_peers: int
+    relays_per_stage: int
+    capacity: int = 4
+    device: str = "cpu"
+    torch_dtype: str = "float32"
+    checkpoint_dir: Path | None = None
+    checkpoint_every: int = 5
+    own_folders: bool = False
+    max_kept_bytes: int = 0
+    spill: bool = False
+    drain_s: float = 0.0
+    upload_bytes_per_s: float = 0.0
+    moves: bool = False
+    event_logs: bool = False
+
+
+class LocalRun:
+    """`begin` starts everybody, `poll` hears them, `stop` leaves nothing behind."""
+
+    def __init__(
+        self, config: LocalRunConfig, record: RunRecord, folder: Path, faults: Mapping[str, Fault] | None = None
+    ) -> None:
+        from gwtf_p2p.live.peer.local_swarm import LocalSwarm
+
+        self.config, self.record, self.folder = config, record, folder
+        self.swarm = LocalSwarm(folder)
+        self.state = RunState(
+            stages=record.stages,
+            expected=record.data_peers * record.microbatches_per_data_peer,
+            tokens_per_microbatch=record.microbatch_size * record.sequence_length,
+            data_peers=record.data_peers,
+        )
+        self.lines: dict[str, PeerLine] = {}
+        self.maddrs: dict[str, str] = {}
+        self.p2pd: dict[str, int] = {}
+        self.complete: set[str] = set()
+        self.faults = dict(faults or {})
+        self.online_s = 0.0
+        self.began = time.monotonic()
+        self._shards: dict[str, int] = {}
+
+    # ---- peers
+
+    def begin(self) -> None:
+        """Start the bootstrap peer, then everybody else. Raises RunFailed."""
+        self.lines[BOOTSTRAP] = PeerLine("bootstrap", -1)
+        self.swarm.start(BOOTSTRAP, self._config(BOOTSTRAP))
+        started = self.swarm.wait_for(BOOTSTRAP, "started", START_DEADLINE_S)
+        if started is None:
+            raise RunFailed(f"the bootstrap peer did not start\n{self.tail(BOOTSTRAP)}")
+        self._hear(BOOTSTRAP, started)
+        self.lines[BOOTSTRAP].state = "online"
+        for shard in range(self.config.data_peers):
+            self.add_data_peer(shard)
+        for stage in range(1, self.record.stages + 1):
+            for _ in range(self.config.relays_per_stage):
+                self.add_relay(stage)
+
+    def add_data_peer(self, shard: int) -> str:
+        name = f"data{shard}"
+        self._shards[name] = shard
+        self.lines[name] = PeerLine("data", 0)
+        self.swarm.start(name, self._config(name))
+        return name
+
+    def add_relay(self, stage: int) -> str:
+        """The next relay peer of this stage; returns its name."""
+        name = f"relay{stage}.{sum(line.stage == stage for line in self.lines.values())}"
+        self.lines[name] = PeerLine("relay", stage)
+        self.swarm.start(name, self._config(name))
+        return name
+
+    def start_again(self, name: str) -> None:
+        """A peer that was killed comes back with its identity and its files."""
+        self.swarm.forget(name)
+        line = self.lines[name]
+        self.lines[name] = PeerLine(line.role, line.stage)
+        self.complete.discard(name)
+        self.swarm.start(name, self._config(name))
+
+    def kill(self, name: str, action: str = "kill") -> None:
+        """SIGKILL (or with `freeze` SIGSTOP) from outside, now."""
+        fault = {"name": "fault", "action": action, "moment": "any", "at": time.monotonic()}
+        self.lines[name].state = "killed" if action == "kill" else "frozen"
+        (self.swarm.kill if action == "kill" else self.swarm.freeze)(name)
+        self._hear(name, fault)
+
+    def kill_all(self) -> None:
+        """Everybody at once, as when the power goes."""
+        for name, line in self.lines.items():
+            if line.state not in ("killed", "left"):
+                self.kill(name)
+        for name in self.lines:
+            self.swarm.forget(name)
+
+    def thaw(self, name: str) -> None:
+        self.swarm.thaw(name)
+        self.lines[name].state = "online"
+
+    def stop(self) -> None:
+        self.swarm.stop()
+
+    def initial_peer(self) -> str:
+        """A multiaddr to join at: the bootstrap peer's while it lives, else that of any peer; empty when nobody is there."""
+        living = [name for name, line in self.lines.items() if line.state == "online" and name in self.maddrs]
+        return self.maddrs[living[0]] if living else ""
+
+    def _config(self, name: str) -> Any:
+        from gwtf_p2p.live.compute.tensor_store import MemoryLimit
+        from gwtf_p2p.live.libp2p.daemon import P2POptions
+        from gwtf_p2p.live.peer.config import PeerConfig
+        from gwtf_p2p.live.state.checkpoints import CheckpointOptions
+        from gwtf_p2p.training.compute.executor import ExecutorConfig
+
+        config, line, shard = self.config, self.lines[name], self._shards.get(name)
+        folder = config.checkpoint_dir
+        return PeerConfig(
+            role={"bootstrap": "dht", "data": "data", "relay": "peer"}[line.role],
+            options=P2POptions.on_this_machine(self.initial_peer()),
+            identity_path=self.folder / f"{name}.key",
+            run_id=self.record.run_id,
+            new_run=self.record if shard == 0 else None,
+            stage=line.stage if line.role == "relay" else None,
+            shard=shard,
+            capacity=config.capacity,
+            executor=ExecutorConfig(config.device, config.torch_dtype),
+            threads=1,
+            checkpoints=CheckpointOptions(
+                folder / name if folder is not None and config.own_folders else folder, config.checkpoint_every
+            ),
+            memory=MemoryLimit(config.max_kept_bytes, self.folder / f"{name}.kept" if config.spill else None),
+            drain_s=config.drain_s,
+            moves=config.moves,
+            upload_bytes_per_s=config.upload_bytes_per_s,
+            figures_every_s=FIGURES_S,
+            fault=self.faults.pop(name, None),
+            event_log=self.folder / f"{name}.events.jsonl" if config.event_logs else None,
+        )
+
+    # ---- what they say
+
+    def poll(self, timeout_s: float) -> list[tuple[str, Mapping[str, Any]]]:
+        """Hear what has come; returns it. Raises RunFailed when a peer has ended that should not have."""
+        heard = self.swarm.poll(timeout_s)
+        for name, report in heard:
+            if report["name"] in ("failed", "exited"):
+                if self.lines[name].state not in GONE:
+                    raise RunFailed(f"{name} ended: {report.get('error', report.get('code'))}\n{self.tail(name)}")
+                continue
+            self._hear(name, report)
+        return heard
+
+    def _hear(self, name: str, report: Mapping[str, Any]) -> None:
+        line, now = self.lines[name], time.monotonic()
+        match report["name"]:
+            case "started":
+                self.p2pd[name] = int(report["p2pd"])
+                if report["maddrs"]:
+                    self.maddrs[name] = str(report["maddrs"][0])
+            case "online":
+                line.state, line.stage = "online", int(report["stage"])
+                line.iteration = max(line.iteration, int(report["version"]))
+                if not self.online_s and all(other.state == "online" for other in self.lines.values()):
+                    self.online_s = now - self.began
+            case "stepped":
+                line.iteration = int(report["iteration"]) + 1
+                line.microbatches += int(report["microbatches"])
+            case "run_complete":
+                self.complete.add(name)
+            case "fault":
+                line.state = "killed" if report["action"] == "kill" else "frozen"
+            case _:
+                pass
+        self.state.hear(name, max(line.stage, 0), report, now)
+
+    # ---- how far it is
+
+    def names(self, role: str, *states: str) -> list[str]:
+        """Peers of this role, in these states (any state when none is given)."""
+        return [name for name, line in self.lines.items() if line.role == role and (not states or line.state in states)]
+
+    def finished(self, steps: int) -> bool:
+        """Has everybody that is there done its steps?"""
+        data_peers, relays = self.names("data", "online"), self.names("relay", "online")
+        done = all(self.lines[name].iteration >= steps for name in (*data_peers, *relays))
+        return bool(data_peers) and done and set(data_peers) <= self.complete
+
+    def tail(self, name: str, lines: int = 5) -> str:
+        """The end of a peer's log, for a failure message."""
+        try:
+            log = (self.folder / f"{name}.log").read_text(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(f"  {line}" for line in log.splitlines()[-lines:])

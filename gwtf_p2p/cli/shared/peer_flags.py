@@ -1,0 +1,177 @@
+"""The flags that `gwtf dht`, `data` and `peer` share, spelled as in hivemind and Petals, and how such a peer is run."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gwtf_p2p.protocol.errors import InputError
+
+if TYPE_CHECKING:
+    from gwtf_p2p.live.compute.tensor_store import MemoryLimit
+    from gwtf_p2p.live.libp2p.daemon import P2POptions
+    from gwtf_p2p.live.peer.config import PeerConfig
+    from gwtf_p2p.live.state.checkpoints import CheckpointOptions
+
+BOOTSTRAP_PORT = 31337
+PEER_PORT = 31330
+BYTES_PER_S_OF_A_MBPS = 125_000
+JOIN_TIMEOUT_S = 300.0
+DRAIN_S = 60.0
+"""How long a peer that is asked to leave may take to finish what it holds; asked twice, it leaves at once."""
+
+
+def add_network_flags(parser: argparse.ArgumentParser, port: int) -> None:
+    """Who to join, where to listen, who to be."""
+    add = parser.add_argument
+    add("-c", "--config", metavar="FILE", help="flags from a TOML file")
+    whom = "multiaddrs, comma lists or @file (env GWTF_INITIAL_PEERS)"
+    add("--initial_peers", nargs="*", default=[], metavar="MADDR", help=whom)
+    add("--host_maddrs", nargs="*", default=None, metavar="MADDR", help="listen here instead of on --port of all addresses")
+    add("--announce_maddrs", nargs="*", default=[], metavar="MADDR", help="addresses that others should dial")
+    timeout = "keep trying while no initial peer answers (default 300)"
+    add("--timeout", type=float, default=JOIN_TIMEOUT_S, metavar="SECONDS", help=timeout)
+    add("--port", type=int, default=port, help=f"TCP port to listen on (default {port}; 0: any)")
+    add("--public_ip", help="announce this address with --port")
+    add("--identity_path", type=Path, help="identity file (default ~/.gwtf/identity.key)")
+    add("--use_relay", dest="use_relay", action="store_true", default=True, help="reach peers through relays (default)")
+    add("--no_relay", dest="use_relay", action="store_false", help="never use a relay")
+    add("--use_auto_relay", action="store_true", help="be reachable through a relay when behind NAT")
+    add("--log_level", default=os.environ.get("HIVEMIND_LOGLEVEL", "INFO"), help="DEBUG, INFO, WARNING or ERROR")
+    add("--json", action="store_true", help="one JSON object per report on stdout")
+
+
+def add_compute_flags(parser: argparse.ArgumentParser) -> None:
+    """How to compute."""
+    add = parser.add_argument
+    add("--device", default="cpu", help="cpu, cuda or cuda:N")
+    add("--torch_dtype", default="float32", help="float32 or bfloat16 (weights stay float32)")
+    add("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
+    add("--checkpoint_dir", type=Path, metavar="DIR", help="write checkpoints of this peer's stage there, and resume from them")
+    add("--checkpoint_every", type=int, default=10, metavar="N", help="a checkpoint after every N steps (default 10)")
+    add("--copies", type=int, default=1, metavar="N", help="peers of neighbouring stages that copy a checkpoint (default 1)")
+    add("--copy_mbps", type=float, default=64.0, help="most megabits/s for the copies that this peer fetches (default 64)")
+    add("--upload_mbps", type=float, default=0.0, help="most megabits/s of state given to newcomers (default: no limit)")
+    add("--max_kept_gb", type=float, default=0.0, metavar="GB", help="most memory for what is kept of microbatches")
+    add("--spill_dir", type=Path, metavar="DIR", help="what is above --max_kept_gb goes there, instead of being refused")
+    add("--keep_checkpoints", type=int, default=3, metavar="N", help="keep the newest N (default 3), and a few older")
+    add("--event_log", type=Path, metavar="FILE", help="write every protocol event there, as JSON lines")
+
+
+def checkpoint_options(args: argparse.Namespace) -> CheckpointOptions:
+    """Raises InputError."""
+    from gwtf_p2p.live.state.checkpoints import CheckpointOptions
+
+    for name in ("checkpoint_every", "keep_checkpoints"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}", str(getattr(args, name)), "expected a whole number above 0")
+    if args.copies < 0 or args.copy_mbps <= 0:
+        raise InputError("--copies, --copy_mbps", f"{args.copies}, {args.copy_mbps}", "expected 0 or more, and more than 0")
+    speed = args.copy_mbps * BYTES_PER_S_OF_A_MBPS
+    return CheckpointOptions(args.checkpoint_dir, args.checkpoint_every, args.keep_checkpoints, args.copies, speed)
+
+
+def memory_limit(args: argparse.Namespace) -> MemoryLimit:
+    """Raises InputError."""
+    from gwtf_p2p.live.compute.tensor_store import MemoryLimit
+
+    if args.max_kept_gb < 0 or (args.spill_dir and not args.max_kept_gb):
+        raise InputError("--max_kept_gb", str(args.max_kept_gb), "expected more than 0 (--spill_dir needs it)")
+    return MemoryLimit(int(args.max_kept_gb * 1e9), args.spill_dir)
+
+
+def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
+    """Raises InputError for malformed addresses, and when a peer has nobody to join."""
+    from gwtf_p2p.live.libp2p.daemon import P2POptions
+    from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers, parse_listen_maddrs
+
+    peers = parse_initial_peers(args.initial_peers, os.environ)
+    if needs_peers and not peers:
+        raise InputError("--initial_peers", "", "expected at least one multiaddr, as `gwtf dht` prints it")
+    if not 0 <= args.port <= 65535:
+        raise InputError("--port", str(args.port), "expected 0 to 65535")
+    host = args.host_maddrs if args.host_maddrs is not None else _everywhere(args.port, is_bootstrap=not needs_peers)
+    announce = list(args.announce_maddrs)
+    if args.public_ip:
+        kind = "ip6" if ":" in args.public_ip else "ip4"
+        announce.append(f"/{kind}/{args.public_ip}/tcp/{args.port}")
+        if not needs_peers and args.host_maddrs is None:
+            announce.append(f"/{kind}/{args.public_ip}/udp/{args.port}/quic-v1")
+    is_public = bool(announce) or not needs_peers
+    return P2POptions(
+        initial_peers=peers,
+        host_maddrs=parse_listen_maddrs(host, "--host_maddrs"),
+        announce_maddrs=parse_listen_maddrs(announce, "--announce_maddrs", announced=True),
+        use_relay=args.use_relay,
+        use_auto_relay=args.use_auto_relay,
+        dht_mode="server" if is_public else "auto",
+        nat_port_map=False,  # `port_mapping` does it, and tells
+        is_public=is_public,
+    )
+
+
+def _everywhere(port: int, *, is_bootstrap: bool) -> list[str]:
+    """Where to listen: TCP, which carries tensors better than QUIC; a bootstrap peer may be joined by either."""
+    listen = [f"/ip4/0.0.0.0/tcp/{port}"]
+    has_ipv6 = Path("/proc/net/if_inet6").exists() or (socket.has_ipv6 and not sys.platform.startswith("linux"))
+    if is_bootstrap:
+        listen.append(f"/ip4/0.0.0.0/udp/{port}/quic-v1")
+    if is_bootstrap and has_ipv6 and port:
+        listen += [f"/ip6/::/tcp/{port}", f"/ip6/::/udp/{port}/quic-v1"]
+    return listen
+
+
+def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dict[str, Any]], None]) -> int:
+    """Run a peer in this process until Ctrl+C or SIGTERM; a second Ctrl+C leaves at once. Returns the exit code."""
+    import uvloop
+
+    from gwtf_p2p.live.discovery.dht import RunConflict
+    from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
+    from gwtf_p2p.live.libp2p.identity import IdentityInUse
+    from gwtf_p2p.live.peer.config import ClockWrong, RunMismatch
+    from gwtf_p2p.live.peer.lifecycle import run_peer
+
+    _set_up_logging(args.log_level)
+    interrupted = False
+
+    async def main() -> None:
+        nonlocal interrupted
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+        def leave(by_hand: bool) -> None:
+            nonlocal interrupted
+            if stop.is_set() and by_hand:
+                os._exit(130)  # asked twice: leave now; p2pd ends when its only client is gone
+            interrupted = interrupted or by_hand
+            stop.set()
+
+        loop.add_signal_handler(signal.SIGINT, leave, True)
+        loop.add_signal_handler(signal.SIGTERM, leave, False)
+        await run_peer(config, on_report, stop)
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+    except (NetworkUnreachable, IdentityInUse, DaemonFailed, ClockWrong, RunMismatch, RunConflict) as error:
+        print(f"gwtf {args.verb}: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    return 0
+
+
+def _set_up_logging(level: str) -> None:
+    if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise InputError("--log_level", level, "expected DEBUG, INFO, WARNING or ERROR")
+    logging.basicConfig(
+        level=level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s.%(msecs)03d [%(levelname)s] [%(name)s] %(message)s",
+        datefmt="%b %d %H:%M:%S",
+    )

@@ -1,0 +1,40 @@
+"""`gwtf dht`: a bootstrap peer, the rendezvous of a swarm. It holds no stage; it prints the line that others paste."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from gwtf_p2p.cli.shared.peer_flags import BOOTSTRAP_PORT, add_network_flags, p2p_options, serve
+
+if TYPE_CHECKING:
+    from gwtf_p2p.live.peer.config import PeerConfig
+
+
+def add_parser(subparsers: Any) -> None:
+    """The flags of the verb."""
+    parser = subparsers.add_parser("dht", help="bootstrap peer: rendezvous for a swarm", description=__doc__)
+    add_network_flags(parser, BOOTSTRAP_PORT)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until Ctrl+C."""
+    def report(fields: dict[str, Any]) -> None:
+        if args.json:
+            print(json.dumps(fields), flush=True)
+        elif fields["name"] == "started":
+            print(f"Bootstrap peer {fields['peer']} is up. Others join with one of:", flush=True)
+            for maddr in fields["maddrs"]:
+                print(f"  --initial_peers {maddr}", flush=True)
+
+    return serve(config_of(args), args, report)
+
+
+def config_of(args: argparse.Namespace) -> PeerConfig:
+    """What the flags say. Raises InputError."""
+    options = p2p_options(args, needs_peers=False)
+    from gwtf_p2p.live.peer.config import PeerConfig
+
+    return PeerConfig("dht", options, args.identity_path, join_timeout_s=args.timeout)

@@ -1,0 +1,71 @@
+"""`gwtf data`: a data peer. It starts a run (`--new_run FILE.toml`) or takes up a shard of one (`--run_id R`)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gwtf_p2p.cli.shared.peer_flags import (
+    BYTES_PER_S_OF_A_MBPS,
+    DRAIN_S,
+    PEER_PORT,
+    add_compute_flags,
+    add_network_flags,
+    checkpoint_options,
+    memory_limit,
+    p2p_options,
+    serve,
+)
+from gwtf_p2p.cli.shared.peer_reports import reporter
+from gwtf_p2p.cli.shared.run_file import read_run_file
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.ids import RunId
+
+if TYPE_CHECKING:
+    from gwtf_p2p.live.peer.config import PeerConfig
+
+
+def add_parser(subparsers: Any) -> None:
+    """The flags of the verb."""
+    summary = "data peer: holds a shard of the dataset, the embedding, the head and the loss"
+    parser = subparsers.add_parser("data", help=summary, description=__doc__)
+    add_network_flags(parser, PEER_PORT)
+    parser.add_argument("--new_run", type=Path, metavar="FILE", help="start the run that this TOML file describes")
+    parser.add_argument("--run_id", help="take part in this run")
+    parser.add_argument("--shard", type=int, help="hold this shard instead of the lowest free one")
+    add_compute_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until Ctrl+C."""
+    return serve(config_of(args), args, reporter(args.json))
+
+
+def config_of(args: argparse.Namespace) -> PeerConfig:
+    """What the flags say. Raises InputError."""
+    if bool(args.new_run) == bool(args.run_id):
+        raise InputError("--new_run, --run_id", "", "expected one of the two")
+    options = p2p_options(args, needs_peers=True)
+    new_run = read_run_file(args.new_run) if args.new_run else None
+    from gwtf_p2p.live.peer.config import PeerConfig
+    from gwtf_p2p.training.compute.executor import ExecutorConfig, resolve_device
+
+    resolve_device(args.device)
+    return PeerConfig(
+        role="data",
+        options=options,
+        identity_path=args.identity_path,
+        run_id=new_run.run_id if new_run else RunId(args.run_id),
+        new_run=new_run,
+        shard=args.shard,
+        executor=ExecutorConfig(args.device, args.torch_dtype),
+        threads=args.threads,
+        checkpoints=checkpoint_options(args),
+        upload_bytes_per_s=args.upload_mbps * BYTES_PER_S_OF_A_MBPS,
+        memory=memory_limit(args),
+        drain_s=DRAIN_S,
+        join_timeout_s=args.timeout,
+        event_log=args.event_log,
+    )

@@ -1,0 +1,261 @@
+"""`gwtf demo`: a local swarm of real peers trains a small model on real text, and one watches.
+
+Every peer is a process of its own with its own p2pd and libp2p identity; they meet through the bootstrap peer's multiaddr, as
+they would across the internet. Nothing leaves loopback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from gwtf_p2p.cli.shared.churn import ChurnScript, parse_churn
+from gwtf_p2p.cli.shared.churn_run import ChurnRun, faults_of
+from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig, RunFailed
+from gwtf_p2p.cli.shared.run_file import run_from_plain
+from gwtf_p2p.monitor.terminal import progress_line, render
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.routers.factory import router_kind
+from gwtf_p2p.protocol.wire.records import RunRecord
+
+POLL_S = 0.05
+"""A churn script is carried out as often: a crash at a drawn moment of an iteration is no later."""
+
+STALL_S = 120.0
+SHOWN_ROUTES = 6
+WARMUP_STEPS = 10
+CHECKPOINT_EVERY = 5
+
+
+def add_parser(subparsers: Any) -> None:
+    """The flags of the verb."""
+    parser = subparsers.add_parser("demo", help="train a small model on a local swarm of real peers", description=__doc__)
+    number = parser.add_argument
+    number("--stages", type=int, default=3, help="pipeline stages of relay peers (default 3)")
+    number("--relays_per_stage", type=int, default=2, help="relay peers in each stage (default 2)")
+    number("--data_peers", type=int, default=2, help="data peers, one shard of the dataset each (default 2)")
+    number("--steps", type=int, default=50, help="optimizer steps (default 50)")
+    number("--model", default="tiny-llama", help="tiny-llama, tiny-gpt2, a config.json or a hub id")
+    number("--dataset", default="stdlib", help="stdlib (this Python's library source), text:GLOB, or a hub name")
+    number("--tokenizer", default="byte", help="byte, or a Hugging Face tokenizer's name")
+    number("--router", default="gwtf", help="how microbatches find their way (default gwtf)")
+    number("--recovery", default="exact", help="exact or fast (default exact)")
+    number("--seed", type=int, default=0)
+    number("--microbatches", type=int, default=4, help="per data peer and step (default 4)")
+    number("--microbatch_size", type=int, default=4, help="sequences in a microbatch (default 4)")
+    number("--sequence_length", type=int, default=128, help="tokens in a sequence (default 128)")
+    number("--capacity", type=int, default=4, help="most microbatches that a relay holds at once (default 4)")
+    number("--learning_rate", type=float, default=1.5e-3)
+    number("--wire_dtype", default="float32", help="float32 or bfloat16: activations on the wire")
+    number("--torch_dtype", default="float32", help="float32 or bfloat16: how peers compute")
+    number("--device", default="cpu", help="cpu, cuda or cuda:N")
+    number("--churn", default="", metavar="SCRIPT", help="faults, such as 'kill relay stage=2 at=backward_received iter=3'")
+    number("--checkpoint_dir", type=Path, metavar="DIR", help="write every stage's checkpoints there, and resume from them")
+    number("--keep_logs", type=Path, metavar="DIR", help="keep every peer's log and event log there")
+    number("--json", action="store_true", help="one JSON object on stdout, progress on stderr")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0 when every step was committed."""
+    for name in ("stages", "relays_per_stage", "data_peers", "steps"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}", str(getattr(args, name)), "expected a whole number above 0")
+    from gwtf_p2p.training.data.batches import open_data
+
+    record = run_from_plain(plain_run(args), "command line")
+    router_kind(args.router)
+    if record.dataset.startswith("text:"):
+        open_data(record)  # a wrong pattern is told here, not by a data peer half a minute later
+    with ExitStack() as stack:
+        folder = args.keep_logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gwtf-demo-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        return _Demo(args, record, folder).run()
+
+
+def plain_run(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the demo's run, as in a run file."""
+    names = ("stages", "relays_per_stage", "data_peers", "model", "dataset", "tokenizer", "router", "recovery", "seed")
+    plain = {name: getattr(args, name) for name in (*names, "sequence_length", "microbatch_size", "wire_dtype")}
+    plain["microbatches_per_data_peer"] = args.microbatches
+    plain["total_iterations"] = args.steps
+    plain["optimizer"] = {"learning_rate": args.learning_rate, "warmup_iterations": WARMUP_STEPS}
+    return {"run_id": f"demo-{args.seed}", **plain}
+
+
+def _churn_of(args: argparse.Namespace) -> ChurnScript:
+    """The checked script. Raises InputError for peers that the demo does not have."""
+    from gwtf_p2p.live.emulation.faults import ALL_MOMENTS
+
+    script = parse_churn(args.churn, ALL_MOMENTS)
+    for step in script.steps:
+        peers = args.relays_per_stage if step.role == "relay" else args.data_peers
+        known = step.role == "bootstrap" or step.verb in ("join", "restart") or step.index < peers
+        if not known or not 1 <= step.stage <= args.stages or step.iteration >= args.steps:
+            raise InputError("--churn", str(step), "no such peer, stage or step in this demo")
+    return script
+
+
+class _Demo:
+    """One demo from the first process to the summary."""
+
+    def __init__(self, args: argparse.Namespace, record: RunRecord, folder: Path) -> None:
+        self.args, self.record = args, record
+        self.out = sys.stderr if args.json else sys.stdout
+        script = _churn_of(args)
+        config = LocalRunConfig(
+            data_peers=args.data_peers,
+            relays_per_stage=args.relays_per_stage,
+            capacity=args.capacity,
+            device=args.device,
+            torch_dtype=args.torch_dtype,
+            checkpoint_dir=args.checkpoint_dir,
+            checkpoint_every=CHECKPOINT_EVERY,
+            event_logs=bool(args.keep_logs),
+        )
+        relays = [f"relay{k + 1}.{i}" for k in range(record.stages) for i in range(args.relays_per_stage)]
+        names = [*relays, *(f"data{i}" for i in range(args.data_peers))]
+        self.local = LocalRun(config, record, folder, faults_of(script, names, folder))
+        self.state = self.local.state
+        self.churn = ChurnRun(script, self.local, args.seed, self._say)
+        self._told: set[int] = set()
+        self._said_online = False
+        self._pause = ""
+
+    def run(self) -> int:
+        failure, code = "", 1
+        try:
+            self._start()
+            failure = self._watch()
+        except RunFailed as error:
+            failure = str(error)
+        except KeyboardInterrupt:
+            failure, code = "interrupted", 130
+        finally:
+            self.local.stop()
+        accounting = self.state.accounting()
+        if not failure and self.churn.missed:
+            failure = f"did not come about: {'; '.join(self.churn.missed)}"
+        if not failure and accounting["lost"] + accounting["double_counted"]:
+            failure = f"the ledger does not add up: {accounting}"
+        self._summary(failure)
+        return code if failure else 0
+
+    def _say(self, text: str) -> None:
+        print(text, file=self.out, flush=True)
+
+    def _start(self) -> None:
+        args = self.args
+        self._say(
+            f"starting 1 bootstrap peer, {args.data_peers} data peers and {args.stages * args.relays_per_stage} relay peers "
+            f"in {args.stages} stages ({args.model}, {args.dataset}, router {args.router})"
+        )
+        self.local.begin()
+        self._say(f"join with --initial_peers {self.local.initial_peer()} --run_id {self.record.run_id}")
+
+    # ---- watching
+
+    def _watch(self) -> str:
+        """Until every data peer has done its steps; returns why not, or nothing."""
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(file=self.out)
+        progress_at = time.monotonic()
+        with ExitStack() as stack:
+            live = stack.enter_context(Live(console=console, auto_refresh=False)) if console.is_terminal else None
+            while not self.local.finished(self.args.steps):
+                heard = self.local.poll(POLL_S)
+                for name, report in heard:
+                    self._heard(name, report)
+                if any(report["name"] != "figures" for _, report in heard):
+                    progress_at = time.monotonic()
+                self.churn.tick()
+                if time.monotonic() - progress_at > STALL_S:
+                    return f"nothing happened for {STALL_S:.0f} s; the peers' logs: --keep_logs DIR"
+                if live is not None:
+                    title = f"gwtf demo · {self.record.run_id} · router {self.record.router}"
+                    live.update(render(self.state, self.local.lines, title, self.args.steps), refresh=True)
+                else:
+                    self._plain()
+        return ""
+
+    def _heard(self, name: str, report: Mapping[str, Any]) -> None:
+        if report["name"] == "fault" and report["moment"] != "any":
+            self.churn.fired(name, report["moment"], report["iteration"])
+            self._say(f"{report['action']} {name} at {report['moment']} in step {report['iteration'] + 1}")
+        elif report["name"] == "joined" and self.state.ended_at:
+            self._say(f"{name} joined in {report['seconds']:.1f} s ({report['steps']})")
+        if self.local.online_s and not self._said_online:
+            self._said_online = True
+            self._say(f"all {len(self.local.lines)} peers online after {self.local.online_s:.1f} s")
+        if self.state.pause != self._pause:
+            self._pause = self.state.pause
+            self._say(self._pause or "training goes on: every stage has a peer again")
+
+    def _plain(self) -> None:
+        for iteration in sorted(set(self.state.ended_at) - self._told):
+            self._say(progress_line(self.state, iteration))
+            self._told.add(iteration)
+
+    # ---- the end
+
+    def _summary(self, failure: str) -> None:
+        if self.out is sys.stderr or not self.out.isatty():
+            self._plain()
+        if self.args.json:
+            print(json.dumps({**self._plain_summary(), **({"failure": failure.splitlines()[0]} if failure else {})}))
+        else:
+            self._tell_summary()
+        if failure:
+            print(f"gwtf demo: {failure}", file=sys.stderr)
+
+    def _plain_summary(self) -> dict[str, Any]:
+        state = self.state
+        losses = [state.loss(i) for i in sorted(state.ended_at)]
+        return {
+            "steps": state.iterations,
+            "first_loss": losses[0] if losses else None,
+            "last_loss": losses[-1] if losses else None,
+            "losses": losses,
+            "tokens_per_second": round(state.tokens_per_second(), 1),
+            "iteration_seconds": [round(s, 4) for s in state.iteration_seconds()],
+            "router": self.record.router,
+            "peers": len(self.local.lines),
+            "seconds_to_online": round(self.local.online_s, 2),
+            "microbatches": state.accounting(),
+            "withdrawn": state.withdrawn,
+            "recoveries": dict(state.recoveries),
+            "recovery": state.recovery.plain(),
+            "churn": {"crashes": self.churn.churn.crashes, "returns": self.churn.churn.returns},
+            "joined_seconds": {name: round(s, 2) for name, s in state.joined_s.items()},
+            "wall_seconds": round(time.monotonic() - self.local.began, 2),
+        }
+
+    def _tell_summary(self) -> None:
+        state = self.state
+        losses, seconds = [state.loss(i) for i in sorted(state.ended_at)], state.iteration_seconds()
+        for route, count in state.routes.most_common(SHOWN_ROUTES):
+            self._say(f"route {' → '.join(('data', *route, 'data'))}: {count} microbatches")
+        if losses:
+            self._say(
+                f"{state.iterations} steps: loss {losses[0]:.4f} → {losses[-1]:.4f}, {state.tokens_per_second():.0f} tokens/s, "
+                f"median step {statistics.median(seconds):.2f} s"
+            )
+        for line in state.recovery.lines():
+            self._say(line)
+        accounting = state.accounting()
+        recoveries = ", ".join(f"{kind} {count}" for kind, count in sorted(state.recoveries.items())) or "none"
+        self._say(
+            f"microbatches done {accounting['done']}, retried {accounting['retried']}, recoveries {recoveries}, "
+            f"microbatches lost {accounting['lost']}, double-counted {accounting['double_counted']}; "
+            f"{time.monotonic() - self.local.began:.0f} s in all"
+        )

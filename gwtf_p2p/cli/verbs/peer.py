@@ -1,0 +1,70 @@
+"""`gwtf peer`: a relay peer. `gwtf peer --initial_peers MADDR --run_id R` is enough."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from gwtf_p2p.cli.shared.peer_flags import (
+    BYTES_PER_S_OF_A_MBPS,
+    DRAIN_S,
+    PEER_PORT,
+    add_compute_flags,
+    add_network_flags,
+    checkpoint_options,
+    memory_limit,
+    p2p_options,
+    serve,
+)
+from gwtf_p2p.cli.shared.peer_reports import reporter
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.ids import RunId
+
+if TYPE_CHECKING:
+    from gwtf_p2p.live.peer.config import PeerConfig
+
+
+def add_parser(subparsers: Any) -> None:
+    """The flags of the verb."""
+    parser = subparsers.add_parser("peer", help="relay peer: holds one stage of the model", description=__doc__)
+    add_network_flags(parser, PEER_PORT)
+    parser.add_argument("--run_id", help="the run to take part in")
+    parser.add_argument("--stage", type=int, help="hold this stage, and stay there, instead of the one that needs a peer most")
+    parser.add_argument("--capacity", type=int, default=4, help="most microbatches held at once (default 4)")
+    add_compute_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until Ctrl+C."""
+    return serve(config_of(args), args, reporter(args.json))
+
+
+def config_of(args: argparse.Namespace) -> PeerConfig:
+    """What the flags say. Raises InputError."""
+    if not args.run_id:
+        raise InputError("--run_id", "", "expected the id of the run to take part in")
+    if args.capacity < 1:
+        raise InputError("--capacity", str(args.capacity), "expected a whole number above 0")
+    options = p2p_options(args, needs_peers=True)
+    from gwtf_p2p.live.peer.config import PeerConfig
+    from gwtf_p2p.training.compute.executor import ExecutorConfig, resolve_device
+
+    resolve_device(args.device)
+    return PeerConfig(
+        role="peer",
+        options=options,
+        identity_path=args.identity_path,
+        run_id=RunId(args.run_id),
+        stage=args.stage,
+        moves=args.stage is None,
+        capacity=args.capacity,
+        executor=ExecutorConfig(args.device, args.torch_dtype),
+        threads=args.threads,
+        checkpoints=checkpoint_options(args),
+        upload_bytes_per_s=args.upload_mbps * BYTES_PER_S_OF_A_MBPS,
+        memory=memory_limit(args),
+        drain_s=DRAIN_S,
+        join_timeout_s=args.timeout,
+        event_log=args.event_log,
+    )

@@ -1,0 +1,119 @@
+"""`gwtf sim SCENARIO.toml --router NAME`: a scenario in virtual time, one line per seed, compared with what is possible.
+
+With `--json` one object per seed on stdout (DESIGN section 7), otherwise a table: the mean iteration after the warm-up, the
+bound of an iteration and of the steady throughput (`simulation/bounds/bound`), and how near the run came to each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.routers.factory import KINDS, configure, router_kind
+from gwtf_p2p.simulation.measure.metrics import Outcome
+from gwtf_p2p.simulation.measure.trace import Trace, check_trace_path
+from gwtf_p2p.simulation.run import simulate
+from gwtf_p2p.simulation.scenario.scenario import load_scenario
+from gwtf_p2p.simulation.swarm.build import Arm, Memory
+
+MOST_SEEDS = 100_000
+
+HEADINGS = (
+    *("seed", "iteration s", "bound s", "of it", "mb/s", "bound", "of it", "waste", "recovered f/b/a"),
+    *("lost", "twice", "messages"),
+)
+ROW = "{:>6} {:>11} {:>8} {:>6} {:>7} {:>7} {:>6} {:>7} {:>16} {:>5} {:>6} {:>9}"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Flags of `gwtf sim`."""
+    parser = subparsers.add_parser("sim", help="run a scenario in virtual time", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("scenario", type=Path, metavar="SCENARIO.toml")
+    parser.add_argument("--router", default="gwtf", help=", ".join(KINDS))
+    parser.add_argument("--seeds", help="such as 0-4 or 1,5,7; default: the scenario's")
+    parser.add_argument("--cost", help="of gwtf, the same as --set cost=...: iteration (default) or paper")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a setting of the router; repeatable")
+    parser.add_argument("--recovery", choices=("exact", "fast"), default="exact", help="redo a lost peer's part, or drop it")
+    parser.add_argument(
+        "--memory",
+        choices=[memory.value for memory in Memory],
+        default=Memory.LIMITED.value,
+        help="limited: activations are kept up to the capacity (strict: SWARM's relays refuse too), recomputed, or unlimited",
+    )
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="of one seed: .jsonl (events), .json (Chrome trace)")
+    parser.add_argument("--json", action="store_true", help="one object per seed")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises InputError for a bad scenario, router, setting, seed or trace file."""
+    router_kind(args.router)
+    arm = Arm(args.router, configure(args.router, _settings(args.set, args.cost)), args.recovery, Memory(args.memory))
+    scenario = load_scenario(args.scenario)
+    seeds = parse_seeds(args.seeds) if args.seeds is not None else scenario.seeds
+    if args.trace is not None:
+        check_trace_path(args.trace)
+        if len(seeds) > 1:
+            raise InputError("--trace", "", f"expected one seed (--seeds {seeds[0]}), a file holds one run")
+    outcomes: list[Outcome] = []
+    if not args.json:
+        print(f"{scenario.name}, router {arm.router}, recovery {arm.recovery}, memory {arm.memory.value}")
+        print(ROW.format(*HEADINGS))
+    for seed in seeds:
+        trace = Trace(keep=args.trace is not None)
+        outcomes.append(simulate(scenario, arm, seed, trace))
+        print(json.dumps(outcomes[-1].to_json()) if args.json else _row(str(seed), outcomes[-1:]), flush=True)
+        if args.trace is not None:
+            trace.write(args.trace)
+    if not args.json and len(outcomes) > 1:
+        print(_row("median", outcomes))
+    return 0
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0-4` or `1,5,7` or both mixed. Raises InputError."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or not (last.isdecimal() or not dash):
+            raise InputError("--seeds", "", f"expected whole numbers such as 0-4 or 1,5,7, got {text!r}")
+        low, high = int(first), int(last or first)
+        if not low <= high < low + MOST_SEEDS:
+            raise InputError("--seeds", "", f"expected a range upwards of at most {MOST_SEEDS} seeds, got {part!r}")
+        seeds += range(low, high + 1)
+    if len(set(seeds)) < len(seeds):
+        raise InputError("--seeds", "", f"expected each seed once, got {text!r}")
+    return tuple(seeds)
+
+
+def _settings(texts: Sequence[str], cost: str | None) -> dict[str, str]:
+    pairs = [text.partition("=") for text in (*texts, *([f"cost={cost}"] if cost is not None else []))]
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise InputError("--set", "", f"expected FIELD=VALUE, got {name!r}")
+    return {name: value for name, _, value in pairs}
+
+
+def _row(label: str, outcomes: Sequence[Outcome]) -> str:
+    """One seed's figures, or the median of each column."""
+    kinds = ("forward", "backward", "aggregation")
+    recovered = "/".join(f"{median(o.recoveries.get(kind, 0) for o in outcomes):g}" for kind in kinds)
+    return ROW.format(
+        label,
+        f"{median(o.mean_iteration_s for o in outcomes):.3f}",
+        f"{median(o.bound_iteration_seconds for o in outcomes):.3f}",
+        f"{median(o.bound_iteration_seconds / o.mean_iteration_s for o in outcomes):.1%}",
+        f"{median(o.microbatches_per_second for o in outcomes):.3f}",
+        f"{median(o.bound_microbatches_per_second for o in outcomes):.3f}",
+        f"{median(o.microbatches_per_second / o.bound_microbatches_per_second for o in outcomes):.1%}",
+        f"{median(o.wasted_compute_fraction for o in outcomes):.2%}",
+        recovered,
+        f"{median(o.microbatches_lost for o in outcomes):g}",
+        f"{median(o.double_counted for o in outcomes):g}",
+        f"{median(float(o.extra['messages']) for o in outcomes):.0f}",
+    )

@@ -1,0 +1,219 @@
+"""The compute thread of one peer, and the tensors that it holds.
+
+Tensors live here under (microbatch, slot) as wire bytes; the event loop only hands buffers over. One thread does all the
+computing, so torch work is never concurrent with itself and the event loop never waits for it. Every method whose result is
+awaited runs in that thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, MemoryLimit, TensorStore
+from gwtf_p2p.protocol.events import Slot, Work
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
+from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.compute.tensor_bytes import from_wire, to_wire
+from gwtf_p2p.training.data.batches import DataSource
+from gwtf_p2p.training.state.tensors import export_state, load_state
+
+T = TypeVar("T")
+
+
+class Device(Protocol):
+    """Another device than this one, imposed in the compute thread around every computation (`emulation_client.Stretch`)."""
+
+    def begin(self, work: Work, microbatch: MicrobatchId) -> Any: ...
+
+    def end(self, work: Work, microbatch: MicrobatchId, marks: Any) -> None: ...
+
+    def measured(self, seconds: Mapping[Work, float]) -> dict[Work, float]: ...
+
+    def close(self) -> None: ...
+
+
+class Compute:
+    """Executor, optimizer and tensors of one peer. `data` is a data peer's dataset and which shard of it is its own."""
+
+    def __init__(
+        self,
+        run: RunRecord,
+        executor: StageExecutor | DataExecutor,
+        optimizer: PartOptimizer,
+        data: tuple[DataSource, int] | None = None,
+        limit: MemoryLimit = NO_LIMIT,
+    ) -> None:
+        self.run, self.executor, self.optimizer = run, executor, optimizer
+        self.device: Device | None = None
+        self._data_source = data
+        hidden = executor.part.hidden_size
+        self._shape_BTH = (run.microbatch_size, run.sequence_length, hidden)
+        self.store = TensorStore(limit)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+
+    @property
+    def activation_bytes(self) -> int:
+        """What one transfer carries."""
+        return self.run.activation_bytes
+
+    def put(self, microbatch: MicrobatchId, slot: Slot, payload: memoryview) -> None:
+        """A tensor has arrived."""
+        self.store.put(microbatch, slot, payload)
+
+    def payload(self, microbatch: MicrobatchId, slot: Slot) -> memoryview:
+        """Wire bytes for a push. Raises KeyError when the slot is empty: our bug."""
+        return self.store.get(microbatch, slot)
+
+    def discard(self, microbatch: MicrobatchId) -> None:
+        """Free everything of a microbatch; an abandoned forward leaves no trace in the gradient."""
+        self.store.discard(microbatch)
+        self._thread.submit(self.executor.discard, microbatch)
+
+    async def work(self, work: Work, microbatch: MicrobatchId) -> tuple[float, float | None]:
+        """Do it; returns (seconds of computing, loss or None)."""
+        return await self.in_thread(lambda: self._timed(work, microbatch))
+
+    async def measure(self) -> dict[Work, float]:
+        """Seconds of one real microbatch of this relay's stage, per kind of work; nothing of it is counted.
+
+        The first one pays for what torch sets up only once, so it is the second that is taken. Empty for a data peer.
+        """
+        seconds = await self.in_thread(self._measure)
+        return seconds if self.device is None else self.device.measured(seconds)
+
+    async def mean_gradient(self) -> dict[str, Tensor]:
+        """Mean gradient over the counted microbatches, fresh CPU tensors by parameter name."""
+        return await self.in_thread(lambda: self.executor.gradient_vector().mean())
+
+    async def step(self, averaged: Mapping[str, Tensor], iteration: int) -> float:
+        """Optimizer step, and an empty gradient for the next iteration; returns the gradient's norm."""
+
+        def do() -> float:
+            report = self.optimizer.step(averaged, iteration)
+            self.executor.reset_gradients()
+            return report.gradient_norm
+
+        return await self.in_thread(do)
+
+    async def version(self) -> int:
+        """Weights version: optimizer steps so far."""
+        return await self.in_thread(lambda: self.optimizer.steps)
+
+    async def reset(self) -> None:
+        """Forget every gradient and graph."""
+        await self.in_thread(self.executor.reset_gradients)
+
+    async def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over weights, moments and step count. Raises RemoteProtocolError, and changes nothing, if they do not fit."""
+
+        def do() -> None:
+            load_state(self.executor.part.parameters, self.optimizer, state)
+            self.executor.reset_gradients()
+
+        await self.in_thread(do)
+
+    async def snapshot(self) -> tuple[int, dict[str, Tensor]]:
+        """(weights version, state) between two computations, in fresh memory."""
+        return await self.in_thread(
+            lambda: (self.optimizer.steps, export_state(self.executor.part.parameters, self.optimizer))
+        )
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Run a function in the compute thread, after what is queued there already."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def close(self) -> None:
+        """Let the running computation end; drop what is queued, and what was spilled."""
+        if self.device is not None:
+            self.device.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self.store.close()
+
+    # ---- in the thread
+
+    def _measure(self) -> dict[Work, float]:
+        executor, trial = self.executor, MicrobatchId(PeerId(""), -1, 0)
+        seconds: dict[Work, float] = {}
+        if isinstance(executor, StageExecutor):
+            for _ in range(2):
+                x_BTH = torch.zeros(self._shape_BTH, device=executor.device)
+                began = time.perf_counter()
+                y_BTH = executor.forward(trial, x_BTH)
+                turned = time.perf_counter()
+                executor.backward(trial, y_BTH)
+                seconds = {Work.FORWARD: turned - began, Work.BACKWARD: time.perf_counter() - turned}
+                executor.reset_gradients()
+        return seconds
+
+    def _timed(self, work: Work, microbatch: MicrobatchId) -> tuple[float, float | None]:
+        began = time.perf_counter()
+        executor, device = self.executor, self.device
+        marks = device.begin(work, microbatch) if device is not None else None
+        loss = self._data(executor, work, microbatch) if isinstance(executor, DataExecutor) else None
+        if isinstance(executor, StageExecutor):
+            self._relay(executor, work, microbatch)
+        if work in (Work.BACKWARD, Work.FINISH):
+            self.store.done(microbatch)
+        if device is not None:
+            device.end(work, microbatch, marks)
+        return time.perf_counter() - began, loss
+
+    def _relay(self, executor: StageExecutor, work: Work, microbatch: MicrobatchId) -> None:
+        match work:
+            case Work.FORWARD:
+                self._keep(microbatch, Slot.OUTPUT, executor.forward(microbatch, self._get(microbatch, Slot.INPUT)))
+            case Work.BACKWARD:
+                gradient = executor.backward(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
+                self._keep(microbatch, Slot.INPUT_GRADIENT, gradient)
+            case Work.UNCOUNT:
+                input_, gradient = self._get(microbatch, Slot.INPUT), self._get(microbatch, Slot.OUTPUT_GRADIENT)
+                executor.uncount(microbatch, input_, gradient)
+            case Work.RECOUNT:
+                executor.forward(microbatch, self._get(microbatch, Slot.INPUT))
+                executor.backward(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
+            case _:
+                raise ValueError(f"a relay peer does not {work.value}")
+
+    def _data(self, executor: DataExecutor, work: Work, microbatch: MicrobatchId) -> float | None:
+        loss = None
+        match work:
+            case Work.EMBED:
+                tokens_BT, _ = self._batch(microbatch)
+                self._keep(microbatch, Slot.OUTPUT, executor.embed(microbatch, tokens_BT))
+            case Work.LOSS:
+                _, labels_BT = self._batch(microbatch)
+                loss, gradient = executor.loss_and_gradient(microbatch, self._get(microbatch, Slot.INPUT), labels_BT)
+                self._keep(microbatch, Slot.INPUT_GRADIENT, gradient)
+            case Work.FINISH:
+                executor.finish(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
+            case Work.UNCOUNT:
+                input_, gradient = self._get(microbatch, Slot.INPUT), self._get(microbatch, Slot.OUTPUT_GRADIENT)
+                executor.uncount(microbatch, self._batch(microbatch), input_, gradient)
+            case Work.RECOUNT:
+                tokens_BT, labels_BT = self._batch(microbatch)
+                executor.embed(microbatch, tokens_BT)
+                executor.loss_and_gradient(microbatch, self._get(microbatch, Slot.INPUT), labels_BT)
+                executor.finish(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
+            case _:
+                raise ValueError(f"a data peer does not {work.value}")
+        return loss
+
+    def _batch(self, microbatch: MicrobatchId) -> tuple[Tensor, Tensor]:
+        assert self._data_source is not None, "a data peer has a dataset"
+        source, shard = self._data_source
+        return source.batch(microbatch.iteration, microbatch.index, shard, self.run.data_peers)
+
+    def _get(self, microbatch: MicrobatchId, slot: Slot) -> Tensor:
+        return from_wire(self.store.get(microbatch, slot), self._shape_BTH, self.run.wire_dtype, self.executor.device)
+
+    def _keep(self, microbatch: MicrobatchId, slot: Slot, tensor: Tensor) -> None:
+        self.store.put(microbatch, slot, to_wire(tensor, self.run.wire_dtype))

@@ -1,0 +1,212 @@
+"""Records in the DHT: publish ours, read the others', believe only what its owner signed.
+
+hivemind's `DHTNode` runs in the peer's own event loop, on the peer's own p2pd: hivemind's `DHT` would fork a second process of
+315 MB for it (measured). Records live for three periods; a peer publishes once per period.
+
+A record is dropped, and counted in `dropped`, when its subkey is no public key (`owner`), when the peer id inside is not the
+hash of that key (`forged`), when it belongs to another run or stage than its key says (`misplaced`), when it speaks another
+wire version (`version`) or is no record at all (`format`). Signatures and sizes were checked before (`dht_schema`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from hivemind.dht import DHTNode
+from hivemind.p2p import PeerID
+from hivemind.proto import dht_pb2
+from hivemind.utils.timed_storage import get_dht_time
+
+from gwtf_p2p.live.discovery.dht_validation import REMEMBERED, make_validator, peer_of_owner, run_key, stage_key
+from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable
+from gwtf_p2p.live.libp2p.identity import Identity
+from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.wire.records import WIRE_VERSION, RunRecord, StageRecord, decode_run, decode_stage, encode
+
+logger = logging.getLogger(__name__)
+
+LIFETIME_PERIODS = 3
+REPLICAS = 5
+"""Peers that keep a record; a reader asks as many. Asking all that are known (hivemind's default, up to 20) costs most of what
+the DHT costs a peer. A record that was read counts until it expires, so a holder that is missed now and then hides nobody."""
+_STORE_BEAM = REPLICAS + 1
+_ANSWER_S = 3.0
+_SHUTDOWN_S = 2.0
+
+R = TypeVar("R", RunRecord, StageRecord)
+
+
+class RunConflict(RemoteProtocolError):
+    """Several owners publish different run records under one run id. Name the owner to trust. Exit code 5."""
+
+    exit_code = 5
+
+    def __init__(self, run_id: RunId, owners: Iterable[PeerId]) -> None:
+        self.owners = tuple(sorted(owners))
+        super().__init__(f"run {run_id} has different run records, by {', '.join(self.owners)}")
+
+
+@dataclass(frozen=True, slots=True)
+class DhtOptions:
+    """`run_id` None: a bootstrap peer, which keeps the records of all runs. `client_mode`: nobody can ask this peer for keys,
+    as it must be behind a NAT (records on peers that cannot be reached are lost)."""
+
+    run_id: RunId | None = None
+    period_s: float = 15.0
+    client_mode: bool = False
+
+
+class Dht:
+    """The DHT as one peer sees it. Made by `start_dht`."""
+
+    def __init__(self, node: DHTNode, identity: Identity, owner: bytes, options: DhtOptions) -> None:
+        self.peer_id = identity.peer_id
+        self.options = options
+        self.dropped: Counter[str] = Counter()
+        self._node = node
+        self._owner = owner
+        self._read_before: dict[tuple[str, PeerId], tuple[StageRecord, float]] = {}
+
+    async def publish_run(self, record: RunRecord) -> bool:
+        """Store the run record under this peer's key; False when no peer kept it. Raises ValueError above 8 KiB."""
+        return await self._publish(run_key(record.run_id), encode(record))
+
+    async def publish_stage(self, record: StageRecord) -> bool:
+        """Store this peer's stage record; False when no peer kept it. Raises ValueError above 8 KiB."""
+        assert record.peer == self.peer_id, "others would drop a record that does not name its signer"
+        return await self._publish(stage_key(record.run_id, record.stage), encode(record))
+
+    async def read_run(self, run_id: RunId, owner: PeerId | None = None) -> RunRecord | None:
+        """The run record, None when there is none. Without `owner`, all that publish one must agree.
+
+        Several peers may publish the same record, so that it outlives its first owner. Raises RunConflict.
+        """
+        key = run_key(run_id)
+        entries = await self._read([key])
+        found = {peer: record for peer, record, _ in self._decoded(entries[key], decode_run) if record.run_id == run_id}
+        if owner is not None:
+            return found.get(owner)
+        if len({_contents(record) for record in found.values()}) > 1:
+            raise RunConflict(run_id, found)
+        return max(found.values(), key=lambda record: record.sequence_number, default=None)
+
+    async def read_stages(self, run_id: RunId, stages: Iterable[Stage]) -> list[StageRecord]:
+        """All living records of these stages, by stage and peer. A peer that moved can be in two of them for a while."""
+        keys = {stage_key(run_id, stage): stage for stage in stages}
+        entries = await self._read(list(keys))
+        for key, stage in keys.items():
+            for peer, record, expires_at in self._decoded(entries[key], _decode_stage):
+                if record.peer != peer:
+                    self._drop("forged", peer, f"names {record.peer}")
+                elif record.run_id != run_id or record.stage != stage:
+                    self._drop("misplaced", peer, f"is of run {record.run_id}, stage {record.stage}, under {key}")
+                elif expires_at >= self._read_before.get((key, peer), (None, 0.0))[1]:
+                    self._read_before[key, peer] = record, expires_at
+        now = get_dht_time()
+        self._read_before = {at: read for at, read in self._read_before.items() if read[1] > now}
+        records = [record for (key, _), (record, _) in self._read_before.items() if key in keys]
+        return sorted(records, key=lambda record: (record.stage, record.peer))
+
+    async def time_of(self, peer: PeerId, deadline_s: float = _ANSWER_S) -> float:
+        """The clock of another peer, in seconds since the epoch. Raises RemoteProtocolError when it does not answer.
+
+        It is hivemind's DHT ping, which every DHT peer answers, bootstrap peers of other programs too.
+        """
+        request = dht_pb2.PingRequest(peer=dht_pb2.NodeInfo(), validate=False)
+        stub = self._node.protocol.get_stub(PeerID.from_base58(peer))
+        try:
+            response = await stub.rpc_ping(request, timeout=deadline_s)
+        except Exception as error:  # hivemind raises whatever the other end's p2pd or the serialiser brings up
+            raise RemoteProtocolError(f"{peer[-6:]} does not tell its time: {error!r}") from error
+        return float(response.dht_time)
+
+    async def greet(self, peer: PeerId) -> bool:
+        """Have a DHT peer in the routing table if it answers, and forget that it did not answer before."""
+        peer_id = PeerID.from_base58(peer)
+        if await self._node.protocol.call_ping(peer_id, validate=False, strict=False) is None:
+            return False
+        self._node.blacklist.register_success(peer_id)
+        return True
+
+    async def stop(self) -> None:
+        """Leave the DHT. Our records stay until they expire."""
+        self._node.is_alive = False
+        if self._node.cache_refresh_task is not None:
+            self._node.cache_refresh_task.cancel()
+        with suppress(TimeoutError):  # hivemind waits for its own p2pd without end, even when that is gone
+            async with asyncio.timeout(_SHUTDOWN_S):
+                await self._node.shutdown()
+
+    async def _publish(self, key: str, value: bytes) -> bool:
+        expiry = get_dht_time() + LIFETIME_PERIODS * self.options.period_s
+        return bool(await self._node.store(key, value, expiry, subkey=self._owner, beam_size=_STORE_BEAM))
+
+    async def _read(self, keys: list[str]) -> dict[str, Any]:
+        found: dict[str, Any] = await self._node.get_many(
+            keys, sufficient_expiration_time=float("inf"), beam_size=REPLICAS
+        )
+        return {key: entry.value if entry is not None else {} for key, entry in found.items()}
+
+    def _decoded(self, entries: Any, decode: Callable[[bytes], R]) -> Iterator[tuple[PeerId, R, float]]:
+        """Owner, record and expiry (hivemind's DHT time) of each entry that can be read."""
+        if not isinstance(entries, dict):
+            self._drop("format", None, "a plain value where a map of owners is due")
+            return
+        for subkey, (value, expires_at) in entries.items():
+            try:
+                peer = peer_of_owner(subkey)
+            except RemoteProtocolError as error:
+                self._drop("owner", None, str(error))
+                continue
+            try:
+                yield peer, decode(value), expires_at
+            except RemoteProtocolError as error:
+                self._drop("version" if f"speaks {WIRE_VERSION}" in str(error) else "format", peer, str(error))
+
+    def _drop(self, reason: str, peer: PeerId | None, detail: str) -> None:
+        self.dropped[reason] += 1
+        logger.debug("dropped the record of %s: %s: %s", peer, reason, detail)
+
+
+async def start_dht(daemon: Daemon, identity: Identity, options: DhtOptions) -> Dht:
+    """Join the DHT through the daemon's initial peers; without any, be its first peer.
+
+    Raises NetworkUnreachable when none of the initial peers is a DHT peer, InputError for a bad run id.
+    """
+    assert daemon.peer_id == identity.peer_id, "records are signed by the key that libp2p runs with"
+    validator, owner = make_validator(identity.key, options.run_id)
+    initial = [peer.text for peer in daemon.options.initial_peers]
+    try:
+        node = await DHTNode.create(
+            daemon.p2p,
+            initial_peers=initial,
+            client_mode=options.client_mode,
+            record_validator=validator,
+            wait_timeout=_ANSWER_S,
+            num_replicas=REPLICAS,
+            strict=False,  # a clock that is off by 3 s would raise here; it is measured and judged in `clock`
+            cache_locally=False,  # records change every period: an old one must not answer for a new one
+            cache_nearest=0,
+        )
+    except RuntimeError as error:
+        raise NetworkUnreachable([(text, "is reached, but answers no DHT ping") for text in initial]) from error
+    return Dht(node, identity, owner, options)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _decode_stage(data: bytes) -> StageRecord:
+    """Most of what is read was read two seconds ago as well."""
+    return decode_stage(data)
+
+
+def _contents(record: RunRecord) -> bytes:
+    """What two owners of one run must agree on."""
+    return encode(replace(record, sequence_number=0))

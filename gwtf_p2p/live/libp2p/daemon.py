@@ -1,0 +1,322 @@
+"""Start and stop the one p2pd of a peer, and say in time why it cannot join.
+
+p2pd alone says only "failed to connect to bootstrap peers", for any reason, after up to 15 s and with TCP addresses that drop
+packets later still. So each initial peer is tried by TCP first (5 s, all at once); when none is left the peer stops there, else
+p2pd gets the ones that answered (and those that cannot be tried, over QUIC). If it still fails, a p2pd without initial peers
+dials them one by one and its reasons are reported. All of it ends within 30 s.
+
+hivemind's `P2P` is used as it is, except that one method and one class attribute, which it reads from its class, are given by
+a subclass: the directory of the sockets (`p2p_lifetime`) and flags that have no parameter. One of them turns noise off, which
+p2pd would otherwise prefer to TLS: TLS costs about half the CPU (measured), and every p2pd of hivemind speaks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hivemind.p2p import P2P
+from hivemind.p2p.p2p_daemon_bindings.control import DEFAULT_MAX_MSG_SIZE
+from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
+
+from gwtf_p2p.live.libp2p.daemon_lifetime import SocketDir, make_socket_dir, socket_base, sweep
+from gwtf_p2p.live.libp2p.dialling import connect
+from gwtf_p2p.live.libp2p.identity import Identity, IdentityInUse
+from gwtf_p2p.live.libp2p.maddrs import InitialPeer, parse_initial_peer
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.ids import PeerId
+
+logger = logging.getLogger(__name__)
+
+_PROBE_S = 5.0
+_START_S = 12.0
+_DIAL_S = 6.0
+_IDENTITY_CHECK_S = 6.0
+_SHUTDOWN_S = 5.0
+
+
+# What a public peer grants to those that it relays for. p2pd's own 4 GiB and 30 min would cut a circuit in the middle of a
+# training run, and its 16 circuits per peer are fewer than the neighbours that a peer behind NAT may have.
+_RELAY_FLAGS = (
+    "-relayDataLimit=1099511627776",
+    "-relayTimeLimit=24h",
+    "-relayMaxCircuits=256",
+    "-relayMaxReservations=1024",
+    "-relayBufferSize=262144",  # of each circuit, and allocated at once: p2pd's own 16 MiB are no faster (measured)
+)
+
+# What p2pd prints as its last words (go-libp2p-daemon of hivemind 1.1.12).
+_NOT_JOINED = "failed to connect to bootstrap peers"
+_NO_LISTEN = "failed to listen on any addresses"
+
+
+class DaemonFailed(Exception):
+    """p2pd does not run on this machine, or not in time. Exit code 6."""
+
+    exit_code = 6
+
+
+class DaemonEnded(Exception):
+    """p2pd has ended under a running peer, which can start again with another one."""
+
+
+class NetworkUnreachable(Exception):
+    """No initial peer could be joined. Exit code 3. `reasons` has one line for each address."""
+
+    exit_code = 3
+
+    def __init__(self, reasons: Sequence[tuple[str, str]]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__("no initial peer can be reached: " + "; ".join(f"{text}: {why}" for text, why in reasons))
+
+
+@dataclass(frozen=True, slots=True)
+class P2POptions:
+    """How a peer takes part in libp2p. The defaults are those of a peer on a public or local address.
+
+    `host_maddrs` empty: listen nowhere. `dht_mode`, of libp2p's own DHT: server, client (for peers that nobody can dial), or
+    auto, as AutoNAT finds. `check_identity`: ask the swarm whether another peer runs with this identity (0.3 s and a second
+    p2pd for a moment). `auto_nat`: find out how others can reach this peer, and make it so. `is_public`: this peer is known to
+    be reachable; p2pd need not find out, and relays for others at once (`public_relay`). `is_quiet`: this p2pd does nothing
+    unasked: no DHT of libp2p's, and nobody asked to dial back, since a peer that is asked more than 30 times a minute refuses.
+    """
+
+    initial_peers: tuple[InitialPeer, ...] = ()
+    host_maddrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    announce_maddrs: tuple[str, ...] = ()
+    use_relay: bool = True
+    use_auto_relay: bool = False
+    dht_mode: str = "server"
+    auto_nat: bool = True
+    nat_port_map: bool = True
+    noise: bool = False
+    check_identity: bool = True
+    is_public: bool = False
+    is_quiet: bool = False
+    start_timeout_s: float = _START_S
+    relay_flags: tuple[str, ...] = _RELAY_FLAGS
+
+    @classmethod
+    def on_this_machine(cls, *maddrs: str) -> P2POptions:
+        """Of a peer among others of one machine, which finds nothing out about how it is reached; empty multiaddrs are none.
+
+        Raises InputError.
+        """
+        peers = tuple(parse_initial_peer(maddr) for maddr in maddrs if maddr)
+        return cls(peers, auto_nat=False, nat_port_map=False, check_identity=False)
+
+
+class Daemon:
+    """A running p2pd, commanded by this process alone. Made by `start_daemon`; ended by `stop` or by this process's end."""
+
+    def __init__(self, p2p: P2P, sockets: SocketDir, options: P2POptions) -> None:
+        self.p2p = p2p
+        self.options = options
+        self.peer_id = PeerId(str(p2p.peer_id))
+        self.control_path = str(p2p.daemon_listen_maddr["unix"])
+        self._sockets = sockets
+
+    @property
+    def pid(self) -> int:
+        """Process id of p2pd."""
+        return int(self.p2p._child.pid)
+
+    async def maddrs(self) -> tuple[str, ...]:
+        """Addresses under which others can reach this peer, peer id included: what goes into `--initial_peers`."""
+        return tuple(str(maddr) for maddr in await self.p2p.get_visible_maddrs(latest=True))
+
+    async def wait_ended(self) -> None:
+        """Return when p2pd has ended, for whatever reason."""
+        await self.p2p._child.wait()
+
+    async def stop(self) -> None:
+        """End p2pd and remove its sockets. May be called twice."""
+        ending = asyncio.ensure_future(self.p2p.shutdown())
+        gone = asyncio.ensure_future(_gone(self.pid))
+        try:
+            await asyncio.wait({ending, gone}, timeout=_SHUTDOWN_S, return_when=asyncio.FIRST_COMPLETED)
+            if not ending.done() and not gone.done():
+                with suppress(ProcessLookupError):
+                    self.p2p._child.kill()
+        finally:
+            ending.cancel()
+            gone.cancel()
+            await self._end_tasks()
+            self._sockets.remove()
+
+    async def _end_tasks(self) -> None:
+        """Of hivemind's connection to p2pd: `shutdown` only cancels them, and one that failed when p2pd died tells so at the
+        next garbage collection, wherever that is.
+        """
+        control = self.p2p._client.control
+        tasks = [task for task in (control._read_task, control._write_task) if task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _gone(pid: int) -> None:
+    """Return when a process has ended, as the kernel tells it (Linux).
+
+    asyncio tells it only when the process's pipes are at their end too, and hivemind stops reading them: it never hears.
+    """
+    if not hasattr(os, "pidfd_open"):
+        await asyncio.Event().wait()
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+@asynccontextmanager
+async def running_daemon(options: P2POptions, identity: Identity | None = None) -> AsyncIterator[Daemon]:
+    """`start_daemon`, and `stop` on every way out."""
+    daemon = await start_daemon(options, identity)
+    try:
+        yield daemon
+    finally:
+        await asyncio.shield(daemon.stop())
+
+
+async def start_daemon(options: P2POptions, identity: Identity | None = None) -> Daemon:
+    """Start p2pd and join the initial peers; without an identity the peer id is a fresh one.
+
+    Raises NetworkUnreachable (exit code 3), IdentityInUse (4), DaemonFailed (6), InputError for an address that is taken.
+    """
+    _check_ports(options.host_maddrs)
+    reasons = await probe(options.initial_peers)
+    reachable = tuple(peer for peer in options.initial_peers if peer.text not in reasons)
+    for text, why in reasons.items():
+        logger.warning("initial peer %s: %s", text, why)
+    if options.initial_peers and not reachable:
+        raise NetworkUnreachable(list(reasons.items()))
+    joining = replace(options, initial_peers=reachable)
+    if identity is not None and reachable and options.check_identity:
+        await _check_identity(joining, identity)
+    try:
+        return await _launch(joining, identity)
+    except P2PDaemonError as error:
+        if _NOT_JOINED in str(error):
+            dialled = await _dial_each(reachable)
+            raise NetworkUnreachable([*reasons.items(), *((peer.text, dialled[peer.text]) for peer in reachable)]) from error
+        if _NO_LISTEN in str(error):
+            why = str(error).partition(_NO_LISTEN)[2].strip(": []")
+            raise InputError("--host_maddrs", ",".join(options.host_maddrs), f"cannot listen there: {why}") from error
+        raise DaemonFailed(f"p2pd does not start: {error}") from error
+
+
+async def probe(peers: Sequence[InitialPeer], limit_s: float = _PROBE_S) -> dict[str, str]:
+    """The TCP addresses that do not answer, each with the reason. QUIC addresses cannot be tried from here and pass."""
+    texts = [peer.text for peer in peers if peer.transport == "tcp"]
+    whys = await asyncio.gather(*(_probe_tcp(peer, limit_s) for peer in peers if peer.transport == "tcp"))
+    return {text: why for text, why in zip(texts, whys, strict=True) if why}
+
+
+async def _probe_tcp(peer: InitialPeer, limit_s: float) -> str:
+    try:
+        async with asyncio.timeout(limit_s):
+            _, writer = await asyncio.open_connection(peer.host, peer.port)
+    except TimeoutError:
+        return f"no answer from {peer.host} port {peer.port} within {limit_s:.0f} s"
+    except OSError as error:
+        return f"{peer.host} port {peer.port}: {error.strerror or error}"
+    writer.transport.abort()
+    return ""
+
+
+def _check_ports(host_maddrs: Sequence[str]) -> None:
+    """libp2p opens its ports for sharing: two p2pd of one user listen on one port without an error, and each connection goes
+    to either of them. So a port that is taken has to be found before. Raises InputError.
+    """
+    for maddr in host_maddrs:
+        _, kind, host, layer, port, *_ = maddr.split("/")
+        if kind not in ("ip4", "ip6") or port == "0":
+            continue
+        family = socket.AF_INET if kind == "ip4" else socket.AF_INET6
+        with socket.socket(family, socket.SOCK_STREAM if layer == "tcp" else socket.SOCK_DGRAM) as trial:
+            if layer == "tcp":
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
+            try:
+                trial.bind((host, int(port)))
+            except OSError as error:
+                raise InputError("--host_maddrs", maddr, f"cannot listen there: {error.strerror}") from error
+
+
+async def _launch(options: P2POptions, identity: Identity | None) -> Daemon:
+    base = socket_base(os.environ)
+    sweep(base)
+    sockets = make_socket_dir(base)
+    with ExitStack() as on_failure:
+        on_failure.callback(sockets.remove)
+        p2p = await _daemon_class(sockets.path, options).create(
+            initial_peers=[peer.text for peer in options.initial_peers],
+            host_maddrs=options.host_maddrs or None,
+            no_listen=not options.host_maddrs,
+            announce_maddrs=options.announce_maddrs or None,
+            identity_path=str(identity.path) if identity else None,
+            check_if_identity_free=False,  # checked before, where the reason can be told
+            dht_mode="off" if options.is_quiet else options.dht_mode,
+            use_relay=options.use_relay,
+            use_auto_relay=options.use_auto_relay,
+            auto_nat=options.auto_nat,
+            nat_port_map=options.nat_port_map,
+            force_reachability="public" if options.is_public else "private" if options.is_quiet else None,
+            persistent_conn_max_msg_size=DEFAULT_MAX_MSG_SIZE,  # unequal limits make callers hang (measured)
+            startup_timeout=options.start_timeout_s,
+        )
+        on_failure.pop_all()
+    return Daemon(p2p, sockets, options)
+
+
+def _daemon_class(socket_dir: Path, options: P2POptions) -> type[P2P]:
+    class GwtfP2P(P2P):
+        _UNIX_SOCKET_PREFIX = f"/unix{socket_dir}/"
+        DHT_MODE_MAPPING = {**P2P.DHT_MODE_MAPPING, "off": {}}  # noqa: RUF012 (hivemind's own attribute)
+
+        @staticmethod
+        def _make_process_args(*args: object, **kwargs: object) -> list[str]:
+            command = [*P2P._make_process_args(*args, **kwargs), f"-noise={int(options.noise)}", *options.relay_flags]
+            # With one thread p2pd's race between its two relay services nearly always ends well (`public_relay`).
+            return ["env", "GOMAXPROCS=1", *command] if options.is_public else command
+
+    return GwtfP2P
+
+
+@asynccontextmanager
+async def asking_daemon(initial_peers: tuple[InitialPeer, ...] = ()) -> AsyncIterator[Daemon]:
+    """A p2pd without identity or address, for a question that the peer's own cannot ask. Raises P2PDaemonError."""
+    options = P2POptions(initial_peers, host_maddrs=(), dht_mode="client", auto_nat=False, nat_port_map=False)
+    daemon = await _launch(options, None)
+    try:
+        yield daemon
+    finally:
+        await daemon.stop()
+
+
+async def _check_identity(options: P2POptions, identity: Identity) -> None:
+    """Is a peer with this id in the swarm already? Raises IdentityInUse."""
+    try:
+        async with asking_daemon(options.initial_peers) as daemon:
+            taken = not await connect(daemon.control_path, identity.peer_id, (), _IDENTITY_CHECK_S)
+    except P2PDaemonError:
+        return  # the same will happen to the real one, where it is reported
+    if taken:
+        raise IdentityInUse(identity.path, f"another peer of this swarm ({identity.peer_id})")
+
+
+async def _dial_each(peers: Sequence[InitialPeer]) -> dict[str, str]:
+    """Why p2pd cannot join each of these."""
+    async with asking_daemon() as daemon:
+        whys = await asyncio.gather(*(connect(daemon.control_path, peer.peer, [peer.text], _DIAL_S) for peer in peers))
+    return {peer.text: why or "answers now, but did not when p2pd started" for peer, why in zip(peers, whys, strict=True)}

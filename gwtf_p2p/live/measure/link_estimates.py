@@ -1,0 +1,116 @@
+"""Links as this peer measures them on its real traffic; nothing is published that was not measured.
+
+Of every push the round trip (header to verdict) and, if it carried enough bytes to say something, the bandwidth are kept.
+Published are, with count and age, the median round trip and the `ALONE` quantile of the bandwidth over the last samples:
+transfers share lines, and planners, who share them out themselves, need what a link carries when it is alone. A figure is told
+anew when it has moved by `STEADY`: below that is noise, and planners would begin anew for it. A link without traffic has the
+figures of a probe (`idle_probes`), and says so; it counts as one sample when there is traffic. This peer's line is the most
+that its transfers have carried together: more than any single link where the links are the narrow part.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from math import ceil
+from statistics import median
+
+from gwtf_p2p.protocol.core.deadlines import steady
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, PathType
+
+SAMPLES = 16
+LEAST_BYTES = 32 << 10
+"""A transfer below this says more about latency than about bandwidth."""
+
+ALONE = 0.9
+STEADY = 0.1
+"""Part of the figure that was told."""
+
+
+@dataclass(slots=True)
+class _Samples:
+    round_trip_s: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    bytes_per_s: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    newest_at: float = 0.0
+    told_round_trip_s: float = 0.0
+    told_bytes_per_s: float = 0.0
+    source: LinkSource = LinkSource.TRAFFIC
+    path: PathType = PathType.PUBLIC
+
+
+class LinkProbes:
+    """Round trips and bandwidths by peer. `clock` gives seconds that only grow."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._links: dict[PeerId, _Samples] = {}
+        self._ended: deque[tuple[float, float, int]] = deque(maxlen=SAMPLES)
+        self._together: deque[float] = deque(maxlen=SAMPLES)
+        self._told_line = 0.0
+
+    def observe(
+        self, to: PeerId, round_trip_s: float, transferred_bytes: int, transfer_s: float, *, probe: bool = False
+    ) -> None:
+        """One push to `to`: how long its header took to be answered, and its payload to go through."""
+        samples = self._links.setdefault(to, _Samples())
+        enough = transferred_bytes >= LEAST_BYTES and transfer_s > 0
+        if probe and samples.bytes_per_s and samples.source is LinkSource.TRAFFIC:
+            return
+        if probe:  # the newest one counts: a larger one, or one on another path
+            samples = self._links[to] = _Samples(source=LinkSource.PROBE, path=samples.path)
+        elif samples.source is LinkSource.PROBE and enough:
+            samples.source = LinkSource.TRAFFIC
+        samples.newest_at = self._clock()
+        samples.round_trip_s.append(round_trip_s)
+        if enough:
+            samples.bytes_per_s.append(transferred_bytes / transfer_s)
+            samples.told_bytes_per_s = steady(samples.told_bytes_per_s, _quantile(samples.bytes_per_s, ALONE), STEADY)
+            self._carried(samples.newest_at, transferred_bytes, transfer_s)
+        samples.told_round_trip_s = steady(samples.told_round_trip_s, median(samples.round_trip_s), STEADY)
+
+    def path_changed(self, to: PeerId, path: PathType) -> None:
+        """Another kind of path to a peer: what was measured on the old one says nothing about it."""
+        samples = self._links.setdefault(to, _Samples())
+        if samples.path is not path:
+            samples.path = path
+            samples.round_trip_s.clear()
+            samples.bytes_per_s.clear()
+            samples.told_round_trip_s = samples.told_bytes_per_s = 0.0
+
+    def measurements(self) -> list[LinkMeasurement]:
+        """Every link with at least one bandwidth sample."""
+        now = self._clock()
+        return [
+            LinkMeasurement(
+                to=peer,
+                round_trip_s=samples.told_round_trip_s,
+                bandwidth_bytes_per_s=samples.told_bytes_per_s,
+                source=samples.source,
+                samples=len(samples.bytes_per_s),
+                age_s=round(now - samples.newest_at, 3),
+                path=samples.path,
+            )
+            for peer, samples in self._links.items()
+            if samples.bytes_per_s
+        ]
+
+    @property
+    def line_bytes_per_s(self) -> float:
+        """A lower bound of this peer's line; 0.0 while unmeasured."""
+        return max([self._told_line, *(samples.told_bytes_per_s for samples in self._links.values())])
+
+    def _carried(self, now: float, size: int, seconds: float) -> None:
+        """A transfer has ended: with the parts of others that went beside it, how much was carried in its time?"""
+        began = now - seconds
+        beside = sum(part * max(0.0, end - max(start, began)) / (end - start) for start, end, part in self._ended)
+        self._ended.append((began, now, size))
+        self._together.append((size + beside) / seconds)
+        self._told_line = steady(self._told_line, _quantile(self._together, ALONE), STEADY)
+
+
+def _quantile(samples: Iterable[float], part: float) -> float:
+    """The sample that so great a part of all is below or equal to."""
+    ordered = sorted(samples)
+    return ordered[ceil(part * len(ordered)) - 1]

@@ -1,0 +1,107 @@
+"""From a run record and a config to the parts of a peer: its place, its model part, its state machine."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.core.lifecycle import TENSORS
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.membership.rebalancing import Mover
+from gwtf_p2p.protocol.membership.stage_choice import choose_stage
+from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
+from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.routers.factory import default_config, make_router, router_kind
+from gwtf_p2p.protocol.routers.swarm_failures import FixedTimings, ForgetfulLiveness
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
+from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.data.batches import open_data
+from gwtf_p2p.training.model.families import check_run
+from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a peer stands in the run: its stage, and a data peer's shard (-1 for relay peers)."""
+
+    stage: Stage
+    shard: int = -1
+
+
+def check_config(config: PeerConfig, run: RunRecord) -> None:
+    """Raises RunMismatch that names the field."""
+    if config.stage is not None and not 1 <= config.stage <= run.stages:
+        raise RunMismatch(f"run {run.run_id}: stage: this run has stages 1 to {run.stages}, not {config.stage}")
+    if config.shard is not None and not 0 <= config.shard < run.data_peers:
+        raise RunMismatch(f"run {run.run_id}: shard: this run has shards 0 to {run.data_peers - 1}, not {config.shard}")
+
+
+def choose_place(config: PeerConfig, run: RunRecord, view: NetworkView, me: PeerId) -> Place:
+    """What the config says, else what the swarm needs most. Raises RunMismatch when every shard is held."""
+    if config.role == "data":
+        taken = {record.shard for peer, record in view.records.items() if peer != me}
+        free = [shard for shard in range(run.data_peers) if shard not in taken]
+        if config.shard is None and not free:
+            raise RunMismatch(f"run {run.run_id}: data_peers: all {run.data_peers} shards are held already")
+        return Place(DATA_STAGE, free[0] if config.shard is None else config.shard)
+    if config.stage is not None:
+        return Place(Stage(config.stage))
+    choice = choose_stage(view, me)
+    logger.info("stage %d: %s", choice.stage, choice.reason)
+    return Place(choice.stage)
+
+
+def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
+    """The model part from the run's seed, its executor and optimizer, and a data peer's dataset. Raises InputError."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    check_run(run)
+    spec = PartSpec.of(run, place.stage)
+    executor: StageExecutor | DataExecutor
+    data = None
+    if place.stage == DATA_STAGE:
+        executor, data = DataExecutor(build_data_part(spec), config.executor), (open_data(run)[0], place.shard)
+    else:
+        executor = StageExecutor(build_stage_part(spec), config.executor)
+    optimizer = PartOptimizer(executor.part.parameters, run.optimizer)
+    return Compute(run, executor, optimizer, data, config.memory)
+
+
+def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> RelayPeer | DataPeer:
+    """The state machine with its router. Raises InputError for an unknown router, or for less memory than is of any use."""
+    limit_bytes, least = 0 if config.memory.folder else config.memory.limit_bytes, TENSORS * run.activation_bytes
+    if place.stage != DATA_STAGE and 0 < limit_bytes < least:
+        raise InputError("--max_kept_gb", "", f"expected at least {least / 1e9:.2g}, for one microbatch, or --spill_dir")
+    settings = config.router_config or default_config(run.router)
+    router = make_router(run.router, settings, run.seed, me)
+    context = Context(
+        me=me,
+        stage=place.stage,
+        stages=run.stages,
+        router=router,
+        exact=run.recovery == "exact",
+        activation_bytes=run.activation_bytes,
+        memory_limit_bytes=limit_bytes,
+    )
+    if getattr(settings, "official_failures", False):
+        context.timings = FixedTimings()
+        context.liveness = ForgetfulLiveness(me, context.timings)
+    if place.stage == DATA_STAGE:
+        quorum = (run.data_peers, run.total_iterations, run.relays_per_stage)
+        return DataPeer(context, DataPeerConfig(run.microbatches_per_data_peer, *quorum))
+    if config.queues is not None:
+        return RelayPeer(context, config.capacity, queues=config.queues)
+    if router_kind(run.router).unbounded_queues:
+        return RelayPeer(context, 0)
+    mover = Mover(me) if config.moves else None
+    return RelayPeer(context, config.capacity, queues=getattr(settings, "queues_inputs", False), mover=mover)

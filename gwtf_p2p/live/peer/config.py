@@ -1,0 +1,70 @@
+"""What one peer is told on the command line, and the ways in which it can find that it cannot take part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, MemoryLimit
+from gwtf_p2p.live.emulation.emulation import Emulation
+from gwtf_p2p.live.emulation.faults import Fault
+from gwtf_p2p.live.libp2p.daemon import P2POptions
+from gwtf_p2p.live.state.checkpoints import CheckpointOptions
+from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.training.compute.executor import ExecutorConfig
+
+OnReport = Callable[[dict[str, Any]], None]
+"""Hears what a peer reports: a `name` and its fields."""
+
+
+@dataclass(frozen=True)
+class PeerConfig:
+    """`role`: dht, data or peer. `stage` None: the newcomer chooses. `shard` None: the lowest that no live data peer holds.
+
+    `upload_bytes_per_s`: pace of state downloads that this peer serves, 0 for no limit. `drain_s`: how long a peer that is
+    told to stop may finish what it holds. `join_timeout_s`: how long to try on while no initial peer answers. `memory`: how
+    much what is kept of microbatches may take. `moves`: a relay peer may go to another stage that needs it more.
+    `figures_every_s` 0: the peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests
+    and churn scripts).
+    `router_config`: settings of the run's router, None for its default. `queues`: a relay queues what is over its capacity
+    instead of refusing it; None as the router's kind has it. `emulation`: links and devices of a comparison (`gwtf ab`).
+    Everything else about the training comes from the run record.
+    """
+
+    role: str
+    options: P2POptions = field(default_factory=P2POptions)
+    identity_path: Path | None = None
+    run_id: RunId | None = None
+    new_run: RunRecord | None = None
+    stage: int | None = None
+    shard: int | None = None
+    capacity: int = 4
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    threads: int = 0
+    checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
+    upload_bytes_per_s: float = 0.0
+    drain_s: float = 0.0
+    join_timeout_s: float = 0.0
+    memory: MemoryLimit = NO_LIMIT
+    moves: bool = False
+    figures_every_s: float = 0.0
+    fault: Fault | None = None
+    event_log: Path | None = None
+    router_config: Any = None
+    queues: bool | None = None
+    emulation: Emulation | None = None
+
+
+class ClockWrong(Exception):
+    """This machine's clock is so far off that its records would be born expired. Exit code 6."""
+
+    exit_code = 6
+
+
+class RunMismatch(Exception):
+    """This peer cannot take part in the run. Exit code 5."""
+
+    exit_code = 5

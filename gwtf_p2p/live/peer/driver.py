@@ -1,0 +1,375 @@
+"""Interpreter 2 of the protocol: asyncio, real transfers, real computing. It carries out effects and decides nothing.
+
+Every event enters through `feed`, in the event loop, one at a time; the effects that come back are carried out in order.
+With an event log, each event is written with its `now`, so that a live story can be told again in a test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.emulation.faults import FaultTrigger
+from gwtf_p2p.live.measure.link_estimates import LinkProbes
+from gwtf_p2p.live.rpc.api import FailureKind, Header, PushResult, RpcFailed
+from gwtf_p2p.live.state.transfer import StateUnavailable
+from gwtf_p2p.protocol import effects as ef
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.peer.data_peer import DataPeer
+from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.messages import (
+    Backward,
+    Check,
+    Close,
+    ControlMessage,
+    Forward,
+    Message,
+    TensorMessage,
+    Verdict,
+    from_header,
+    to_header,
+)
+
+CALL_DEADLINE_S = 5.0
+"""How long a small message may take before it counts as failed; the protocol then asks, it does not conclude."""
+
+PUSH_DEADLINE_S = 120.0
+"""Only a bound on leaked transfers: the protocol's own deadlines, from measured times, act long before and cancel."""
+
+ReportListener = Callable[[ef.Report, float], None]
+
+
+class Transport(Protocol):
+    """What the driver needs of `rpc.Rpc`."""
+
+    async def push(
+        self, to: PeerId, header: Header, payload: memoryview, deadline_s: float, *, eager: bool = True
+    ) -> PushResult: ...
+
+    async def call(self, to: PeerId, header: Header, deadline_s: float, *, idempotent: bool = False) -> Header: ...
+
+    def watch(self, peer: PeerId) -> None: ...
+
+    def unwatch(self, peer: PeerId) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AverageResult:
+    """Mean gradient by parameter name, a digest that is equal for all members, and the seconds that it took."""
+
+    tensors: dict[str, Tensor]
+    digest: str
+    seconds: float
+
+
+class AverageFailureError(Exception):
+    """An all-reduce attempt failed, perhaps because of `suspect`; the inputs are untouched."""
+
+    def __init__(self, reason: str, suspect: PeerId | None) -> None:
+        self.reason, self.suspect = reason, suspect
+        super().__init__(reason)
+
+
+Averager = Callable[[Close, dict[str, Tensor]], Coroutine[Any, Any, AverageResult]]
+"""Averages this member's mean gradient with its group. Raises AverageFailureError."""
+
+Downloader = Callable[[ef.Download], Coroutine[Any, Any, None]]
+"""Puts a state in place. Raises StateUnavailable or RemoteProtocolError, and then changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class DriverParts:
+    """Everything a driver connects. `publish` is called when the record should go out soon, `on_move` when this peer is to
+    begin anew in another stage."""
+
+    compute: Compute
+    transport: Transport
+    average: Averager
+    download: Downloader
+    publish: Callable[[], None]
+    on_move: Callable[[Stage], None]
+    on_report: ReportListener
+    probes: LinkProbes
+    log_event: Callable[[ev.Event, float], None] | None = None
+    fault: FaultTrigger | None = None
+
+
+class Driver:
+    """Runs one state machine. Handlers of `rpc` are the `on_...` methods."""
+
+    def __init__(self, machine: RelayPeer | DataPeer, parts: DriverParts, clock: Callable[[], float] = time.monotonic) -> None:
+        self.machine, self.parts = machine, parts
+        self.clock = clock
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pushes: dict[int, asyncio.Task[None]] = {}
+        self._timers: dict[ev.TimerName, asyncio.TimerHandle] = {}
+        self._averaging: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._averages: dict[tuple[int, int], AverageResult] = {}
+        self._download_task: asyncio.Task[None] | None = None
+        self._sent: dict[tuple[MicrobatchId, ev.Slot], set[PeerId]] = {}
+        self.resent_bytes = 0
+        self._stopped = False
+
+    # ---- events in
+
+    def feed(self, event: ev.Event) -> list[ef.Effect]:
+        """Handle one event and carry out what follows; returns the effects, for answers."""
+        if self._stopped:
+            return []
+        now = self.clock()
+        if self.parts.log_event is not None:
+            self.parts.log_event(event, now)
+        if self.parts.fault is not None:
+            self.parts.fault.on_event(event)
+        try:
+            effects = self.machine.handle(event, now)
+            for effect in effects:
+                self._carry_out(effect)
+                if self.parts.fault is not None:
+                    self.parts.fault.on_effect(effect)
+        except Exception as error:  # our own bug: it ends the peer with its story, also where a library would swallow it
+            if not self.failure.done():
+                self.failure.set_exception(error)
+            raise
+        return effects
+
+    def view_changed(self, view: NetworkView) -> None:
+        self.feed(ev.ViewChanged(view))
+
+    def stop(self) -> None:
+        """No more events or effects; running transfers are cancelled."""
+        self._stopped = True
+        for timer in self._timers.values():
+            timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        self.parts.compute.close()
+
+    # ---- the transport's handlers
+
+    def on_offer(self, sender: PeerId, header: Header, payload_bytes: int) -> Header:
+        message = _tensor_message(header)
+        if payload_bytes != self.parts.compute.activation_bytes:
+            expected = self.parts.compute.activation_bytes
+            return _reply(Verdict.REFUSED, f"payload: expected {expected} bytes, got {payload_bytes}")
+        effects = self.feed(ev.Offered(sender, message))
+        answer = next((effect for effect in effects if isinstance(effect, ef.Answer)), None)
+        return _reply(answer.verdict, answer.detail) if answer else _reply(Verdict.BUSY, "stopping")
+
+    def on_delivery(self, sender: PeerId, header: Header, payload: memoryview) -> None:
+        message = _tensor_message(header)
+        slot = ev.Slot.INPUT if isinstance(message, Forward) else ev.Slot.OUTPUT_GRADIENT
+        self.parts.compute.put(message.microbatch, slot, payload)
+        self.feed(ev.Delivered(sender, message))
+
+    def on_broken(self, sender: PeerId, header: Header, reason: str) -> None:
+        self.feed(ev.DeliveryBroken(sender, _tensor_message(header), reason))
+
+    def on_message(self, sender: PeerId, header: Header) -> Header:
+        message = from_header(header)
+        if isinstance(message, (Forward, Backward)):
+            raise RemoteProtocolError(f"{type(message).__name__} needs a payload")
+        effects = self.feed(ev.Received(sender, message))
+        if isinstance(message, Check):
+            unknown = next((e.unknown for e in effects if isinstance(e, ef.AnswerCheck)), message.microbatches)
+            known = set(message.microbatches) - set(unknown)
+            return {"known": [message.microbatches.index(m) for m in sorted(known)]}
+        return {}
+
+    def on_watch_broken(self, peer: PeerId, reason: str) -> None:
+        self.feed(ev.WatchBroken(peer, reason))
+
+    # ---- effects out
+
+    def _carry_out(self, effect: ef.Effect) -> None:
+        match effect:
+            case ef.Push():
+                self._pushes[effect.token] = self._spawn(self._push(effect))
+            case ef.CancelPush(token):
+                task = self._pushes.pop(token, None)
+                if task is not None:
+                    task.cancel()
+            case ef.Send(to, message):
+                self._send(to, message)
+            case ef.Ask():
+                self._spawn(self._ask(effect))
+            case ef.Compute(work, microbatch):
+                self._spawn(self._compute(work, microbatch))
+            case ef.StartTimer(name, delay_s):
+                self._start_timer(name, delay_s)
+            case ef.CancelTimer(name):
+                timer = self._timers.pop(name, None)
+                if timer is not None:
+                    timer.cancel()
+            case ef.Watch(peer):
+                self.parts.transport.watch(peer)
+            case ef.Unwatch(peer):
+                self.parts.transport.unwatch(peer)
+            case ef.Average(close):
+                self._averaging[close.iteration, close.attempt] = self._spawn(self._average(close))
+            case ef.CancelAverage(iteration, attempt):
+                self._cancel_average((iteration, attempt))
+            case ef.Step(iteration, attempt):
+                # Taken at once: a download that follows drops what is kept, and this step is then of weights that it replaces.
+                self._spawn(self._step(iteration, self._averages.pop((iteration, attempt))))
+            case ef.Download():
+                self._start_download(effect)
+            case ef.Discard(microbatch):
+                for slot in ev.Slot:
+                    self._sent.pop((microbatch, slot), None)
+                self.parts.compute.discard(microbatch)
+            case ef.Plan(job):
+                self._spawn(self._plan(job))
+            case ef.MoveTo(stage):
+                self.parts.on_move(stage)
+            case ef.Publish():
+                self.parts.publish()
+            case ef.Report():
+                self.parts.on_report(effect, self.clock())
+            case ef.Answer() | ef.AnswerCheck():
+                pass  # read by whoever fed the event
+
+    async def _push(self, push: ef.Push) -> None:
+        parts = self.parts
+        what = (push.message.microbatch, push.slot)
+        payload = parts.compute.payload(*what)
+        before = self._sent.get(what, set())
+        self._sent[what] = before | {push.to}
+        eager = push.to not in before  # who was sent it already is likely to have it: the payload waits for the verdict
+        try:
+            result = await parts.transport.push(push.to, to_header(push.message), payload, PUSH_DEADLINE_S, eager=eager)
+        except RpcFailed as error:
+            self.feed(ev.PushFailed(push.token, f"{error.kind.value}: {error.reason}"))
+            return
+        finally:
+            self._pushes.pop(push.token, None)
+        self.resent_bytes += result.sent_bytes if before else 0
+        parts.probes.observe(push.to, result.round_trip_s, result.sent_bytes, result.transfer_s)
+        verdict, detail = _verdict_of(result.reply)
+        self.feed(ev.PushAnswered(push.token, verdict, detail))
+        if result.accepted:
+            self.feed(ev.PushDelivered(push.token, result.seconds))
+
+    def _send(self, to: PeerId, message: ControlMessage) -> None:
+        if to == self.machine.ctx.me:
+            asyncio.get_running_loop().call_soon(self.feed, ev.Received(to, message))
+        else:
+            self._spawn(self._call(to, message))
+
+    async def _call(self, to: PeerId, message: ControlMessage) -> None:
+        try:
+            await self.parts.transport.call(to, to_header(message), CALL_DEADLINE_S, idempotent=True)
+        except RpcFailed as error:
+            self.feed(ev.SendFailed(to, message, f"{error.kind.value}: {error.reason}"))
+
+    async def _ask(self, ask: ef.Ask) -> None:
+        began = self.clock()
+        try:
+            reply = await self.parts.transport.call(ask.peer, to_header(Check(ask.microbatches)), ask.deadline_s)
+        except RpcFailed as error:
+            silent = error.kind is FailureKind.TIMEOUT
+            self.feed(ev.CheckFailed(ask.peer, f"{error.kind.value}: {error.reason}", silent))
+            return
+        indices = reply.get("known")
+        known = {i for i in indices if isinstance(i, int)} if isinstance(indices, list) else set()
+        unknown = tuple(m for i, m in enumerate(ask.microbatches) if i not in known)
+        self.feed(ev.CheckAnswered(ask.peer, unknown, self.clock() - began))
+
+    async def _compute(self, work: ev.Work, microbatch: MicrobatchId) -> None:
+        seconds, loss = await self.parts.compute.work(work, microbatch)
+        self.feed(ev.Computed(work, microbatch, seconds, loss))
+
+    async def _plan(self, job: Callable[[], Any]) -> None:
+        """In a thread: planning takes longer than other events can wait."""
+        self.feed(ev.Planned(await asyncio.to_thread(job)))
+
+    async def _average(self, close: Close) -> None:
+        key = (close.iteration, close.attempt)
+        gradient = await self.parts.compute.mean_gradient()
+        try:
+            self._averages[key] = await self.parts.average(close, gradient)
+        except AverageFailureError as error:
+            self.feed(ev.AverageFailed(*key, error.reason, error.suspect))
+            return
+        finally:
+            self._averaging.pop(key, None)
+        self.feed(ev.AverageDone(*key, self._averages[key].digest, self._averages[key].seconds))
+
+    def _cancel_average(self, key: tuple[int, int]) -> None:
+        self._averages.pop(key, None)
+        task = self._averaging.pop(key, None)
+        if task is not None:
+            task.cancel()
+
+    async def _step(self, iteration: int, result: AverageResult) -> None:
+        norm = await self.parts.compute.step(result.tensors, iteration)
+        self.parts.on_report(ef.Report("optimizer_step", {"iteration": iteration, "gradient_norm": norm}), self.clock())
+        self.feed(ev.Stepped(iteration))
+
+    def _start_download(self, download: ef.Download) -> None:
+        if self._download_task is not None:
+            self._download_task.cancel()
+        for key in [key for key in {*self._averages, *self._averaging} if key[0] < download.version]:
+            self._cancel_average(key)
+        self._download_task = self._spawn(self._download(download))
+
+    async def _download(self, download: ef.Download) -> None:
+        try:
+            await self.parts.download(download)
+        except (StateUnavailable, RemoteProtocolError) as error:
+            self.feed(ev.DownloadFailed(str(error)))
+            return
+        self.feed(ev.Downloaded(download.version))
+
+    def _start_timer(self, name: ev.TimerName, delay_s: float) -> None:
+        old = self._timers.pop(name, None)
+        if old is not None:
+            old.cancel()
+
+        def fire() -> None:
+            del self._timers[name]
+            self.feed(ev.TimerFired(name))
+
+        self._timers[name] = asyncio.get_running_loop().call_later(delay_s, fire)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        """Task boundary: an exception here is our own bug, and ends the peer with its story rather than hanging it."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not self.failure.done():
+            self.failure.set_exception(error)
+
+
+def _tensor_message(header: Header) -> TensorMessage:
+    message: Message = from_header(header)
+    if not isinstance(message, (Forward, Backward)):
+        raise RemoteProtocolError(f"{type(message).__name__} carries no payload")
+    return message
+
+
+def _reply(verdict: Verdict, detail: str) -> Header:
+    return {"accepted": verdict is Verdict.ACCEPTED, "verdict": verdict.value, "detail": detail}
+
+
+def _verdict_of(reply: Header) -> tuple[Verdict, str]:
+    """A verdict that is none counts as a refusal."""
+    detail = str(reply.get("detail") or reply.get("reason") or "")
+    try:
+        return Verdict(reply.get("verdict")), detail
+    except ValueError:
+        return Verdict.REFUSED, detail or f"no verdict in the reply: {reply!r:.80}"

@@ -1,0 +1,58 @@
+"""Where a peer meets the network and its device: the real ones, or over them those of a comparison (`emulation`)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import cast
+
+from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.discovery.dht import Dht
+from gwtf_p2p.live.emulation.emulation import EmulatedDht, EmulatedRpc, Emulation
+from gwtf_p2p.live.emulation.timed_router import timed
+from gwtf_p2p.live.emulation.wire_client import Stretch, WireClient, connect_wire
+from gwtf_p2p.live.peer.network import Network
+from gwtf_p2p.live.rpc.rpc import Rpc
+from gwtf_p2p.protocol.membership.swarm_rebalancing import IN_QUEUE
+from gwtf_p2p.protocol.peer.data_peer import DataPeer
+from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.wire.records import RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """`rpc` and `dht` are the emulated ones where there is an emulation, with `real_rpc` below; `wire` is None without."""
+
+    network: Network
+    real_rpc: Rpc
+    rpc: Rpc
+    dht: Dht
+    wire: WireClient | None = None
+
+    def started(self, machine: RelayPeer | DataPeer) -> None:
+        """The peer takes part from now on."""
+        if self.wire is not None:
+            self.wire.note({"op": "online"})
+            machine.ctx.router = timed(machine.ctx.router, time.thread_time, self._planned)
+            self.wire.queue_length = lambda: sum(held.phase in IN_QUEUE for held in machine.ctx.held.values())
+
+    def _planned(self, seconds: float) -> None:
+        assert self.wire is not None, "routers are timed for the wire"
+        self.wire.planning_s += seconds
+
+    async def close(self) -> None:
+        if self.wire is not None:
+            await self.wire.close()
+
+
+async def connect_edge(emulation: Emulation | None, network: Network, run: RunRecord, compute: Compute) -> Edge:
+    """Raises OSError when the wire of an emulation is not there."""
+    me, dht = network.daemon.peer_id, network.dht
+    rpc = Rpc(network.daemon, run.run_id, ways=network.paths)
+    if emulation is None:
+        return Edge(network, rpc, rpc, dht)
+    wire = await connect_wire(emulation.socket, me, emulation.links)
+    compute.device = Stretch(emulation.work_s, wire)
+    # Both have the methods that a peer uses, with the same meaning; a Protocol for each would say it again.
+    emulated_dht = cast(Dht, EmulatedDht(dht, emulation.lookup_s(me)))
+    return Edge(network, rpc, cast(Rpc, EmulatedRpc(rpc, emulation, wire)), emulated_dht, wire)

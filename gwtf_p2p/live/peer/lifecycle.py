@@ -1,0 +1,166 @@
+"""One peer from start to stop: identity, p2pd, DHT, clock, run record, and then its part in the run.
+
+The order matters: the addresses are checked before the DHT is joined, the run is known before weights are made, and the record
+says ONLINE only when the handlers answer. On every way out p2pd ends and the identity is free again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from gwtf_p2p.live.discovery.clock_skew import ClockVerdict, check_clock
+from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, start_dht
+from gwtf_p2p.live.discovery.peer_cache import PeerCache
+from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonEnded, DaemonFailed, NetworkUnreachable, start_daemon
+from gwtf_p2p.live.libp2p.identity import Identity, IdentityLock, default_identity_path, load_or_create_identity
+from gwtf_p2p.live.measure.bandwidth import serve_speed
+from gwtf_p2p.live.measure.join_times import JoinTimes
+from gwtf_p2p.live.nat.circuit_relay import start_public_relay
+from gwtf_p2p.live.nat.paths import Paths
+from gwtf_p2p.live.nat.reachability import Reachability
+from gwtf_p2p.live.peer.assembly import check_config
+from gwtf_p2p.live.peer.config import ClockWrong, OnReport, PeerConfig
+from gwtf_p2p.live.peer.join import join, keep_joined
+from gwtf_p2p.live.peer.network import Network
+from gwtf_p2p.live.peer.record_keeper import RECORD_PERIOD_S
+from gwtf_p2p.live.peer.running_peer import start_running, until
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.wire.records import PathType, RunRecord
+
+logger = logging.getLogger(__name__)
+
+RUN_WAIT_S = 20.0
+"""How long a run id may stay unknown: its record travels through the DHT in well under a second once it is published."""
+
+RUN_LOOK_S = 0.5
+
+MOST_DEATHS, DEATHS_WITHIN_S = 3, 600.0
+"""A p2pd that dies more often than this will die again."""
+
+
+async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event) -> None:
+    """Run until `stop` is set.
+
+    When p2pd dies under it, the peer starts anew with another one, as a crashed peer that returns: a few times, then not.
+    Raises InputError, NetworkUnreachable, DaemonFailed, IdentityInUse, ClockWrong, RunMismatch, RunConflict; anything else
+    is our bug.
+    """
+    identity = load_or_create_identity(config.identity_path or default_identity_path(os.environ))
+    deaths: list[float] = []
+    with IdentityLock(identity):
+        while True:
+            try:
+                await _run_once(config, identity, on_report, stop)
+                return
+            except DaemonEnded as error:
+                deaths = [at for at in deaths if time.monotonic() - at < DEATHS_WITHIN_S] + [time.monotonic()]
+                if len(deaths) > MOST_DEATHS:
+                    raise DaemonFailed(f"{error}, {len(deaths)} times in {DEATHS_WITHIN_S:.0f} s") from error
+                logger.warning("%s; this peer starts again", error)
+                on_report({"name": "restarting", "reason": str(error)})
+
+
+async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport, stop: asyncio.Event) -> None:
+    times = JoinTimes()
+    async with AsyncExitStack() as stack:
+        run_id = config.new_run.run_id if config.new_run else config.run_id
+        cache = PeerCache(identity, run_id)
+        start = partial(start_public_relay if config.options.is_public else start_daemon, identity=identity)
+        others = tuple(peer for peer in config.options.initial_peers if peer.peer != identity.peer_id)
+        options = replace(config.options, initial_peers=others)
+        try:
+            daemon = await join(start, options, cache, 0.0 if config.role == "dht" else config.join_timeout_s, stop, on_report)
+        except NetworkUnreachable as error:
+            if config.role != "dht":
+                raise
+            logger.warning("%s; this bootstrap peer serves alone until one of them is there", error)
+            daemon = await start(replace(options, initial_peers=()))
+        times.mark("p2pd")
+        stack.push_async_callback(_stop_daemon, daemon)
+        await serve_speed(daemon)
+        reachability = await _start_reachability(config, daemon, stack)
+        times.mark("reachability")
+        hidden = reachability is not None and reachability.path is not PathType.PUBLIC
+        client = hidden or config.options.dht_mode == "client"
+        dht = await start_dht(daemon, identity, DhtOptions(run_id, RECORD_PERIOD_S, client))
+        stack.push_async_callback(dht.stop)
+        times.mark("dht")
+        on_report(await _started(daemon, reachability))
+        await _check_clock(daemon, dht)
+        initial = tuple(dict.fromkeys((*others, *daemon.options.initial_peers)))
+        joined = asyncio.ensure_future(keep_joined(daemon, dht, initial, cache))
+        stack.callback(joined.cancel)
+        if config.role == "dht":
+            await until(stop, daemon, joined)
+            return
+        run = await _find_run(config, dht)
+        check_config(config, run)
+        times.mark("run")
+        while True:
+            paths = Paths(daemon, reachability) if reachability is not None else None
+            peer = await start_running(config, run, Network(daemon, dht, reachability, paths, cache), on_report, times)
+            try:
+                stage = await peer.serve(stop)
+            finally:
+                await peer.close()
+            if stage is None:
+                return
+            logger.info("this peer moves to stage %d", stage)
+            config, times = replace(config, stage=stage, fault=None), JoinTimes()
+
+
+async def _stop_daemon(daemon: Daemon) -> None:
+    await asyncio.shield(daemon.stop())
+
+
+async def _start_reachability(config: PeerConfig, daemon: Daemon, stack: AsyncExitStack) -> Reachability | None:
+    """None for those whose ways p2pd finds alone, and for bootstrap peers, which are public or useless."""
+    if not config.options.auto_nat or config.role == "dht":
+        return None
+    reachability = Reachability(daemon, daemon.options.initial_peers, lambda: None)
+    stack.push_async_callback(reachability.stop)
+    await reachability.start()
+    reachability.add(config.options.initial_peers)  # those that do not answer now may do so later
+    return reachability
+
+
+async def _started(daemon: Daemon, reachability: Reachability | None) -> dict[str, Any]:
+    maddrs = list(await daemon.maddrs())
+    report = {"name": "started", "peer": daemon.peer_id, "maddrs": maddrs, "p2pd": daemon.pid}
+    if reachability is not None:
+        report["maddrs"] = [f"{maddr}/p2p/{daemon.peer_id}" for maddr in reachability.maddrs] or maddrs
+        report |= {"path": reachability.path.value, "why": reachability.reason}
+    return report
+
+
+async def _check_clock(daemon: Daemon, dht: Dht) -> None:
+    """Records expire in absolute time, so a wrong clock is told, and a very wrong one refused. Raises ClockWrong."""
+    peers = sorted({peer.peer for peer in daemon.options.initial_peers})
+    check = await check_clock(dht, peers)
+    if check.verdict is ClockVerdict.REFUSE:
+        raise ClockWrong(check.reason)
+    if check.verdict is ClockVerdict.WARN:
+        logger.warning("%s", check.reason)
+
+
+async def _find_run(config: PeerConfig, dht: Dht) -> RunRecord:
+    """Publish the new run, or read the record of the one to join. Raises InputError for an unknown run id."""
+    if config.new_run is not None:
+        await dht.publish_run(config.new_run)
+        return config.new_run
+    assert config.run_id is not None, "the command line asks for a run id or a run file"
+    end = time.monotonic() + RUN_WAIT_S
+    while True:
+        run = await dht.read_run(config.run_id)
+        if run is not None:
+            return run
+        if time.monotonic() > end:
+            raise InputError("--run_id", config.run_id, f"no such run on this DHT ({RUN_WAIT_S:.0f} s)")
+        await asyncio.sleep(RUN_LOOK_S)

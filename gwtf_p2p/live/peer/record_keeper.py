@@ -1,0 +1,137 @@
+"""Keeps this peer's record in the DHT fresh, and the peer's view of all others' records.
+
+A record goes out every period, and when the protocol asks for it: soon when others route, plan or join by what has changed in
+it (`publishing.news_of`); what only accounts for the peer (its figures, its links, a relay's version) waits for `ROUTINE_S`.
+Reading is quicker while a swarm assembles or this peer joins than later. This peer's own record enters its view as it is
+published, without another reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from gwtf_p2p.live.discovery.dht import Dht
+from gwtf_p2p.live.measure.link_estimates import LinkProbes
+from gwtf_p2p.live.measure.run_progress import Progress
+from gwtf_p2p.live.nat.reachability import Reachability
+from gwtf_p2p.live.peer.assembly import Place
+from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
+from gwtf_p2p.protocol.peer.data_peer import DataPeer
+from gwtf_p2p.protocol.peer.own_record import Surroundings, news_of, stage_record
+from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
+
+logger = logging.getLogger(__name__)
+
+RECORD_PERIOD_S = 10.0
+VIEW_PERIOD_S = 2.0
+ASSEMBLING_PERIOD_S = 0.5
+PUBLISH_SOON_S = 0.2
+ROUTINE_S = 5.0
+NUMBERS_PER_S = 10
+
+
+async def read_view(dht: Dht, run: RunRecord) -> NetworkView:
+    """All records of this very model."""
+    return NetworkView.of(await _read(dht, run), run.stages, run.activation_bytes)
+
+
+async def _read(dht: Dht, run: RunRecord) -> list[StageRecord]:
+    stages = [Stage(number) for number in range(run.stages + 1)]
+    return [record for record in await dht.read_stages(run.run_id, stages) if record.model_hash == run.model_hash]
+
+
+class RecordKeeper:
+    """Of one peer. `keep_publishing` and `keep_looking` run until cancelled."""
+
+    def __init__(
+        self, dht: Dht, run: RunRecord, place: Place, probes: LinkProbes, reachability: Reachability | None = None
+    ) -> None:
+        self._dht, self._run, self._place, self._probes = dht, run, place, probes
+        self._reachability = reachability
+        self.progress = Progress()
+        self._due = asyncio.Event()
+        self._due.set()
+        self._changed = asyncio.Event()
+        self._own: StageRecord | None = None
+        # Newer than what this peer published before it started again, or in another stage; it publishes less often than that.
+        self._sequence = int(time.time() * NUMBERS_PER_S)
+        self.resent_bytes: Callable[[], int] = lambda: 0
+        self.copied: Callable[[], tuple[int, ...]] = lambda: ()
+
+    def publish_soon(self) -> None:
+        self._due.set()
+
+    async def keep_publishing(self, machine: RelayPeer | DataPeer) -> None:
+        run_due_at, clock = 0.0, asyncio.get_running_loop().time
+        while True:
+            await self._until_due(machine)
+            self._sequence += 1
+            self._own = stage_record(machine, self._surroundings(), self._sequence)
+            self._changed.set()  # a router plans on this peer's own record too: it must not lag behind
+            if not await self._dht.publish_stage(self._own):
+                logger.warning("no peer of the DHT keeps this peer's record; it is published again in a moment")
+            if self._place.stage == DATA_STAGE and clock() >= run_due_at:
+                run_due_at = clock() + RECORD_PERIOD_S
+                await self._dht.publish_run(self._run)  # by every data peer, so that it outlives its first owner
+
+    async def _until_due(self, machine: RelayPeer | DataPeer) -> None:
+        """Return when the record is to go out (again)."""
+        clock = asyncio.get_running_loop().time
+        published_at, pause_s = clock(), RECORD_PERIOD_S
+        while self._own is not None and (left_s := published_at + pause_s - clock()) > 0:
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._due.wait()
+            except TimeoutError:
+                return
+            self._due.clear()
+            now = stage_record(machine, self._surroundings(), self._sequence)
+            pause_s = min(pause_s, PUBLISH_SOON_S if news_of(now) != news_of(self._own) else ROUTINE_S)
+
+    def _surroundings(self) -> Surroundings:
+        here = Surroundings(
+            resent_bytes=self.resent_bytes(),
+            run_id=self._run.run_id,
+            model_hash=self._run.model_hash,
+            links=self._probes.measurements(),
+            line_bytes_per_s=self._probes.line_bytes_per_s,
+            shard=self._place.shard,
+            copied=self.copied(),
+            progress=self.progress.figures(),
+            route_seconds=self.progress.route_seconds(),
+        )
+        reach = self._reachability
+        if reach is None:
+            return here
+        return replace(
+            here, path=reach.path, maddrs=reach.maddrs, circuit_bytes=reach.circuit_bytes, circuit_s=reach.circuit_s
+        )
+
+    async def keep_looking(self, machine: RelayPeer | DataPeer, on_change: Callable[[NetworkView], object]) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            others = await _read(self._dht, self._run)
+            assembling = not machine.membership.serves or (isinstance(machine, DataPeer) and not machine.begun)
+            until = clock() + (ASSEMBLING_PERIOD_S if assembling else VIEW_PERIOD_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    while True:
+                        self._changed.clear()
+                        self._see(others, machine.ctx.view, on_change)
+                        await self._changed.wait()
+
+    def _see(
+        self, others: Sequence[StageRecord], former: NetworkView | None, on_change: Callable[[NetworkView], object]
+    ) -> None:
+        """This peer's own record comes from itself, since the DHT may not have it yet."""
+        run, own = self._run, self._own
+        view = NetworkView.of([*others, *([own] if own else [])], run.stages, run.activation_bytes, former)
+        if view != former:
+            on_change(view)

@@ -1,0 +1,321 @@
+"""A peer that has found its run: its parts connected, from ONLINE to the way out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gwtf_p2p.live.compute.all_reduce import Averager, AveragingFailed, AveragingGroup
+from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.compute.resident_memory import resident_bytes
+from gwtf_p2p.live.emulation.faults import FaultTrigger
+from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonEnded
+from gwtf_p2p.live.measure.idle_probe import IdleProber
+from gwtf_p2p.live.measure.join_times import JoinTimes
+from gwtf_p2p.live.measure.link_estimates import LinkProbes
+from gwtf_p2p.live.measure.path_probe import LinkProbe
+from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, make_machine
+from gwtf_p2p.live.peer.config import OnReport, PeerConfig
+from gwtf_p2p.live.peer.driver import AverageFailureError, AverageResult, Driver, DriverParts
+from gwtf_p2p.live.peer.edge import Edge, connect_edge
+from gwtf_p2p.live.peer.event_log import EventLog
+from gwtf_p2p.live.peer.network import Network
+from gwtf_p2p.live.peer.record_keeper import RecordKeeper, read_view
+from gwtf_p2p.live.state.checkpoints import Checkpoints
+from gwtf_p2p.live.state.replication import Replication
+from gwtf_p2p.live.state.store import StateStore
+from gwtf_p2p.live.state.transfer import StateDonor, StateDownload
+from gwtf_p2p.protocol import effects as ef
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.messages import Close
+from gwtf_p2p.protocol.wire.records import PathType, RunRecord
+
+logger = logging.getLogger(__name__)
+
+AVERAGE_BOUND_S = 600.0
+"""Only a bound on a leaked attempt: the leader's deadlines, from measured times, end an attempt long before."""
+
+
+async def until(stop: asyncio.Event, daemon: Daemon, *others: asyncio.Future[None]) -> None:
+    """Return when `stop` is set. Raises what one of the others raises, or DaemonEnded."""
+    stopping = asyncio.ensure_future(stop.wait())
+    ended = asyncio.ensure_future(daemon.wait_ended())
+    waiting: set[asyncio.Future[Any]] = {stopping, ended, *others}
+    try:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for future in others:
+            if future in done:
+                future.result()
+        if ended in done and stopping not in done:
+            raise DaemonEnded("p2pd ended under the running peer")
+    finally:
+        stopping.cancel()
+        ended.cancel()
+
+
+async def start_running(
+    config: PeerConfig, run: RunRecord, network: Network, on_report: OnReport, times: JoinTimes
+) -> RunningPeer:
+    """Take a place, make the weights (or take up a checkpoint), connect everything, and answer from now on."""
+    view = await read_view(network.dht, run)
+    place = choose_place(config, run, view, network.daemon.peer_id)
+    compute = await asyncio.to_thread(make_compute, config, run, place)
+    edge = await connect_edge(config.emulation, network, run, compute)
+    times.mark("weights")
+    peer = RunningPeer(config, run, (place, compute), edge, Telling(on_report, times))
+    await peer.resume(view)
+    times.mark("checkpoint")
+    await peer.measure()
+    times.mark("measured")
+    network.saw(view)
+    await peer.rpc.start(peer.driver)
+    return peer
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """Who hears of this peer, and how long it has taken so far."""
+
+    on_report: OnReport
+    times: JoinTimes
+
+
+class RunningPeer:
+    """Made by `start_running`; `serve` runs it, `close` ends it."""
+
+    def __init__(
+        self,
+        config: PeerConfig,
+        run: RunRecord,
+        part: tuple[Place, Compute],
+        edge: Edge,
+        telling: Telling,
+    ) -> None:
+        self.config, self.run, self.on_report, self.times = config, run, telling.on_report, telling.times
+        self.place, self.compute = part
+        network = edge.network
+        self.edge, self.daemon, self.network, self.rpc = edge, network.daemon, network, edge.rpc
+        if network.paths is not None:
+            network.paths.attach(edge.real_rpc, self._path_changed)
+        self.averager = Averager(self.rpc)
+        self.checkpoints = Checkpoints(config.checkpoints, run, self.place.stage, self.compute)
+        store = StateStore(self.compute, self.checkpoints)
+        self.donor = StateDonor(self.rpc, store, self.place.stage, config.upload_bytes_per_s)
+        self.state_download = StateDownload(self.rpc)
+        self.replication = Replication(self.checkpoints, self.state_download, self.daemon.peer_id)
+        self.probes = LinkProbes(time.monotonic)
+        self.link_probe = LinkProbe(edge.real_rpc, self.probes, self.on_report)
+        self.prober = IdleProber(self.rpc, self.probes, self.place.stage)
+        self.records = RecordKeeper(edge.dht, run, self.place, self.probes, network.reachability)
+        self.event_log = EventLog(config.event_log) if config.event_log else None
+        self._started = ev.Started()
+        self._online = self._has_computed = False
+        self._drained = asyncio.Event()
+        self._moved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._moves_to: Stage | None = None
+        parts = DriverParts(
+            compute=self.compute,
+            transport=self.rpc,
+            average=self._average,
+            download=self._download,
+            publish=self._publish,
+            on_move=self._move,
+            on_report=self._report,
+            probes=self.probes,
+            log_event=self._on_event,
+            fault=FaultTrigger(config.fault, self._announce) if config.fault else None,
+        )
+        self.records.resent_bytes = lambda: self.driver.resent_bytes
+        self.records.copied = lambda: self.replication.copied
+        self.driver = Driver(make_machine(config, run, self.place, self.daemon.peer_id), parts)
+
+    async def resume(self, view: NetworkView) -> None:
+        """Take up the newest own checkpoint, and learn what others keep of this stage. Raises InputError for another model."""
+        checkpoints = self.checkpoints
+        await asyncio.to_thread(checkpoints.look)
+        history = checkpoints.history if checkpoints.kept else await self.replication.adopt(view)
+        if checkpoints.kept:
+            newest = checkpoints.kept[-1]
+            await self.compute.load(await asyncio.to_thread(checkpoints.read, self.place.stage, newest))
+            logger.info("resumed stage %d from the checkpoint after %d iterations", self.place.stage, newest)
+        self._started = ev.Started(
+            weights_version=checkpoints.kept[-1] if checkpoints.kept else 0,
+            incarnation=int(time.time()),
+            history=history,
+            kept=self.replication.kept,
+        )
+
+    async def measure(self) -> None:
+        """Time this peer's work before anybody plans on it: what is published is measured, never a guess."""
+        for work, seconds in (await self.compute.measure()).items():
+            self.driver.machine.ctx.timings.observe((work.value,), seconds)
+
+    async def serve(self, stop: asyncio.Event) -> Stage | None:
+        """Take part until told to stop, or until this peer is to begin anew in another stage, which is returned."""
+        machine = self.driver.machine
+        self.state_download.on_chunk = lambda n, of: self.on_report({"name": "download", "chunks": n, "of": of})
+        self.checkpoints.on_kept = self.replication.on_remote = self._tell_kept
+        self.edge.started(machine)
+        self.driver.feed(self._started)
+        tasks = [
+            asyncio.ensure_future(work)
+            for work in (
+                self.records.keep_publishing(machine),
+                self.records.keep_looking(machine, self._view_changed),
+                self.replication.run(lambda: machine.ctx.view, lambda: machine.membership.serves),
+                self.prober.run(),
+                self.link_probe.run(),
+                self._tell_figures(),
+            )
+        ]
+        try:
+            await until(stop, self.daemon, *tasks, self.driver.failure, self._moved)
+            if not self._moved.done():
+                await self._drain(*tasks)
+            return None if stop.is_set() else self._moves_to
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        await self.checkpoints.close()  # first: a checkpoint that is due needs the compute thread once more
+        self.driver.stop()
+        self.donor.stop()
+        await self.rpc.stop()
+        if self.network.paths is not None:
+            await self.network.paths.stop()
+        await self.edge.close()
+        if self.event_log is not None:
+            self.event_log.close()
+
+    async def _drain(self, *tasks: asyncio.Future[None]) -> None:
+        """Finish what is held and let the others know, unless told to leave at once."""
+        if self.config.drain_s <= 0:
+            return
+        self.driver.feed(ev.DrainRequested())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.config.drain_s):
+                await until(self._drained, self.daemon, *tasks, self.driver.failure)
+
+    def _move(self, stage: Stage) -> None:
+        self._moves_to = stage
+        self._drained.set()
+        if not self._moved.done():
+            self._moved.set_result(None)
+
+    async def _average(self, close: Close, gradient: dict[str, Tensor]) -> AverageResult:
+        """The mean gradient of the group, weighted by microbatches. Raises AverageFailureError."""
+        names = sorted(gradient)
+        group = AveragingGroup(
+            group_id=f"{self.run.run_id}.{close.key}",
+            members=close.members,
+            weights=tuple(float(len(share.microbatches)) for share in close.shares),
+        )
+        try:
+            averaged = await self.averager.average(group, [gradient[name] for name in names], AVERAGE_BOUND_S)
+        except AveragingFailed as error:
+            raise AverageFailureError(error.reason, error.peer) from error
+        return AverageResult(dict(zip(names, averaged.tensors, strict=True)), averaged.digest, averaged.seconds)
+
+    async def _download(self, download: ef.Download) -> None:
+        """Own weights, checkpoint or replica where they are the right ones, else from the donors. Raises StateUnavailable."""
+        version, compute, checkpoints = download.version, self.compute, self.checkpoints
+        if download.own and await compute.version() == version:
+            await compute.reset()
+        else:
+            await compute.load(await self._state_for(download))
+        trusted = download.own or download.history == checkpoints.history
+        try:
+            await asyncio.to_thread(checkpoints.go_on_from, version, download.history, trusted)
+        except InputError as error:
+            logger.error("%s; training goes on", error)
+        self._tell_kept()
+
+    async def _state_for(self, download: ef.Download) -> dict[str, Tensor]:
+        version = download.version
+        if not download.own:
+            return await self.state_download.fetch(version, download.donors)
+        if version in self.checkpoints.kept:
+            try:
+                return await asyncio.to_thread(self.checkpoints.read, self.place.stage, version)
+            except InputError as error:
+                logger.warning("%s", error)
+        return await self.replication.fetch(version)
+
+    # ---- what it hears of the network
+
+    def _view_changed(self, view: NetworkView) -> None:
+        self.network.saw(view)
+        self.prober.view = view
+        self.driver.view_changed(view)
+
+    def _path_changed(self, peer: PeerId, path: PathType) -> None:
+        self.probes.path_changed(peer, path)
+        self.link_probe.path_changed(peer, path, self.network.paths.circuit_bytes(peer) if self.network.paths else 0)
+        self.records.publish_soon()
+        self.on_report({"name": "path", "peer": peer, "path": path.value})
+
+    # ---- what it tells
+
+    def _announce(self, fault: dict[str, Any]) -> None:
+        self.on_report({**fault, "computed_s": self.driver.machine.computed_s})
+
+    def _tell_kept(self) -> None:
+        self.driver.feed(ev.Kept(self.replication.kept))
+
+    def _publish(self) -> None:
+        """Called whenever the record has changed: this is how this peer's coming ONLINE is seen here."""
+        machine, times = self.driver.machine, self.times
+        if not self._online and machine.membership.serves:
+            self._online = True
+            times.mark("online")
+            version = machine.member.version
+            self.on_report({"name": "online", "stage": self.place.stage, "shard": self.place.shard, "version": version})
+            seconds = round(times.seconds, 3)
+            self.on_report({"name": "joined", "seconds": seconds, "steps": str(times), "step_s": dict(times.step_s)})
+        self.records.publish_soon()
+
+    def _on_event(self, event: ev.Event, now: float) -> None:
+        if self.event_log is not None:
+            self.event_log.write(event, now)
+        if isinstance(event, ev.Computed) and not self._has_computed and event.work in (ev.Work.BACKWARD, ev.Work.FINISH):
+            self._has_computed = True
+            self.on_report({"name": "first_microbatch", "seconds": round(self.times.seconds, 3)})
+
+    async def _tell_figures(self) -> None:
+        """Memory and compute, as often as the config says."""
+        while True:
+            await asyncio.sleep(self.config.figures_every_s or 3600.0)
+            if self.config.figures_every_s:
+                self.on_report({"name": "figures", **self._figures()})
+
+    def _figures(self) -> dict[str, Any]:
+        store = self.compute.store
+        return {
+            "computed_s": self.driver.machine.computed_s,
+            "resent_bytes": self.driver.resent_bytes,
+            "kept_bytes": store.held_bytes,
+            "most_kept_bytes": store.most_held_bytes,
+            "spilled_bytes": store.spilled_bytes,
+            "resident_bytes": resident_bytes(),
+        }
+
+    def _report(self, report: ef.Report, now: float) -> None:
+        if report.name == "stepped":
+            self.checkpoints.stepped(self.driver.machine.member.version)
+        elif report.name == "drained":
+            self._drained.set()
+        self.records.progress.hear(report.name, report.fields, now)
+        logger.debug("%s %s", report.name, report.fields)
+        fields: dict[str, Any] = {"name": report.name, **report.fields}
+        self.on_report(fields)

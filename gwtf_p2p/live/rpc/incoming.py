@@ -1,0 +1,299 @@
+"""The accepting end of the data plane: what other peers' streams bring.
+
+Life of a stream: IDLE -OFFER-> RECEIVING (accepted) or DISCARDING (refused) -END or ABORT-> IDLE; a CALL is answered while
+IDLE. Anything else is a breach of the protocol and ends the stream. A payload is received into memory that is allocated when it
+is accepted, never before, and the sum of those buffers is bounded.
+
+A transfer with a number may outlive its stream: on PAUSE, and when the stream breaks, what has come is parked, and RESUME on
+another stream of the same sender takes it up where it stopped (STAND says where). That is how a payload gets through relays
+that cut every circuit after some bytes, and how a link moves from a relay to a direct path under way. See `rpc_outgoing`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import numpy as np
+
+from gwtf_p2p.live.rpc.api import FailureKind, Header, RpcOptions, RpcService, pack, unpack
+from gwtf_p2p.live.rpc.frames import END_BODY, Frame, FrameStream, clock_s
+from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.ids import PeerId
+
+OFFER_HEAD = struct.Struct(">QQ")
+"""Length of the payload, and the number of the transfer: 0 when it ends with its stream."""
+TRANSFER_NUMBER = struct.Struct(">Q")
+
+_REMEMBERED = 256
+
+
+@dataclass(slots=True)
+class _Transfer:
+    """A payload under way. `reply` is the verdict that was given on it."""
+
+    number: int
+    header: Header
+    payload: memoryview
+    reply: Header
+    offered_s: float
+    filled: int = 0
+    crc: int = 0
+
+
+class Acceptor:
+    """What all accepted streams share: limits, services, and who is connected."""
+
+    def __init__(self, options: RpcOptions, service_for: Callable[[Header], RpcService]) -> None:
+        self.options = options
+        self.service_for = service_for
+        self.inflight_bytes = 0
+        self.streams: set[IncomingStream] = set()
+        self._streams_of: Counter[PeerId] = Counter()
+        self._parked: dict[tuple[PeerId, int], tuple[_Transfer, asyncio.TimerHandle]] = {}
+        self._ended: OrderedDict[tuple[PeerId, int], Header] = OrderedDict()
+
+    def admits(self, sender: PeerId) -> bool:
+        return self._streams_of[sender] < self.options.max_accepted_streams_per_peer
+
+    def add(self, stream: IncomingStream) -> None:
+        self.streams.add(stream)
+        self._streams_of[stream.sender] += 1
+
+    def remove(self, stream: IncomingStream) -> None:
+        self.streams.discard(stream)
+        self._streams_of[stream.sender] -= 1
+        if not self._streams_of[stream.sender]:
+            del self._streams_of[stream.sender]
+
+    def close(self) -> None:
+        """End every stream without telling the services: this peer is leaving."""
+        for stream in list(self.streams):
+            stream.close()
+        for _, timer in self._parked.values():
+            timer.cancel()
+        self._parked.clear()
+
+    def park(self, sender: PeerId, transfer: _Transfer, reason: str) -> None:
+        """Keep a half received payload for a while; then it counts as broken."""
+        key = (sender, transfer.number)
+
+        def give_up() -> None:
+            del self._parked[key]
+            self.inflight_bytes -= len(transfer.payload)
+            self.service_for(transfer.header).on_broken(sender, transfer.header, f"{reason}, and it was not taken up again")
+
+        self.unpark(sender, transfer.number)
+        self._parked[key] = transfer, asyncio.get_running_loop().call_later(self.options.park_s, give_up)
+
+    def unpark(self, sender: PeerId, number: int) -> _Transfer | None:
+        """The parked transfer, which is the caller's from here on. One whose old stream still seems alive is taken from it."""
+        transfer, timer = self._parked.pop((sender, number), (None, None))
+        if timer is not None:
+            timer.cancel()
+            return transfer
+        for stream in list(self.streams):
+            if stream.sender == sender and (taken := stream.give_up_transfer(number)) is not None:
+                return taken
+        return None
+
+    def remember_end(self, sender: PeerId, number: int, acknowledgement: Header) -> None:
+        """So that a sender whose stream broke before the acknowledgement came can ask for it."""
+        self._ended[sender, number] = acknowledgement
+        while len(self._ended) > _REMEMBERED:
+            self._ended.popitem(last=False)
+
+    def end_of(self, sender: PeerId, number: int) -> Header | None:
+        return self._ended.get((sender, number))
+
+
+class _State(Enum):
+    IDLE = auto()
+    RECEIVING = auto()
+    DISCARDING = auto()
+
+
+class IncomingStream:
+    """Hears the frames of one accepted stream (see `rpc_stream.FrameListener`)."""
+
+    def __init__(self, sender: PeerId, acceptor: Acceptor) -> None:
+        self.sender = sender
+        self.frames: FrameStream | None = None
+        self._acceptor = acceptor
+        self._state = _State.IDLE
+        self._transfer: _Transfer | None = None
+
+    def close(self) -> None:
+        transfer = self._pause()
+        if transfer is not None:
+            self._acceptor.inflight_bytes -= len(transfer.payload)
+        if self.frames is not None:
+            self.frames.close()
+        self._acceptor.remove(self)
+
+    def on_lost(self, reason: str) -> None:
+        transfer = self._pause()
+        self._settle()
+        self._acceptor.remove(self)
+        if transfer is not None and transfer.number:
+            self._acceptor.park(self.sender, transfer, reason)
+        elif transfer is not None:
+            self._acceptor.inflight_bytes -= len(transfer.payload)
+            self._acceptor.service_for(transfer.header).on_broken(self.sender, transfer.header, reason)
+
+    def give_up_transfer(self, number: int) -> _Transfer | None:
+        """What this stream has received of a transfer that goes on elsewhere; the stream ends."""
+        if self._transfer is None or self._transfer.number != number:
+            return None
+        transfer = self._pause()
+        self.close()
+        return transfer
+
+    def on_frame(self, kind: Frame, body: bytes) -> None:
+        try:
+            if kind is Frame.OFFER and self._state is _State.IDLE:
+                self._offer(body)
+            elif kind is Frame.CALL and self._state is _State.IDLE:
+                self._call(body)
+            elif kind is Frame.END and self._state is not _State.IDLE:
+                self._end(body)
+            elif kind is Frame.ABORT and self._state is not _State.IDLE:
+                self._abort(body.decode(errors="replace") or "the sender gave up")
+            elif kind is Frame.PAUSE and self._state is not _State.IDLE:
+                self._stand(self._pause())
+            elif kind is Frame.RESUME and self._state is _State.IDLE:
+                self._resume(body)
+            else:
+                raise RemoteProtocolError(f"{kind.name} in state {self._state.name}")
+        except RemoteProtocolError as error:
+            if self.frames is not None:
+                self.frames.close()
+            self.on_lost(str(error))
+
+    def _offer(self, body: bytes) -> None:
+        if len(body) < OFFER_HEAD.size:
+            raise RemoteProtocolError("OFFER without a length")
+        length, number = OFFER_HEAD.unpack_from(body)
+        header = unpack(memoryview(body)[OFFER_HEAD.size :])
+        reply = self._decide(header, length)
+        if reply.get("accepted") is True:
+            payload = np.empty(length, np.uint8).data  # not bytearray: that would write every page twice
+            self._acceptor.inflight_bytes += length
+            self._receive(_Transfer(number, header, payload, reply, clock_s()))
+        else:
+            self._state = _State.DISCARDING
+            self._stream.expect_payload(None)
+        self._stream.send(Frame.VERDICT, pack(reply))
+
+    def _receive(self, transfer: _Transfer) -> None:
+        self._state, self._transfer = _State.RECEIVING, transfer
+        self._stream.expect_payload(transfer.payload, transfer.filled, transfer.crc)
+
+    def _pause(self) -> _Transfer | None:
+        """Stop receiving; what has come so far, None when nothing was being received."""
+        transfer, self._transfer = self._transfer, None
+        if transfer is not None:
+            transfer.filled, transfer.crc = self._stream.sink_filled, self._stream.sink_crc
+        self._settle()
+        return transfer
+
+    def _stand(self, transfer: _Transfer | None) -> None:
+        """Answer a PAUSE: so much has come."""
+        if transfer is None:
+            self._stream.send(Frame.STAND, pack({"filled": -1}))
+            return
+        if not transfer.number:
+            raise RemoteProtocolError("PAUSE of a transfer without a number")
+        self._acceptor.park(self.sender, transfer, "the sender paused")
+        self._stream.send(Frame.STAND, pack({"filled": transfer.filled}))
+
+    def _resume(self, body: bytes) -> None:
+        """Take up a parked transfer, or say how it ended; `filled` is -1 when it is not known here."""
+        if len(body) != TRANSFER_NUMBER.size:
+            raise RemoteProtocolError("RESUME without a number")
+        (number,) = TRANSFER_NUMBER.unpack(body)
+        ended = self._acceptor.end_of(self.sender, number)
+        if ended is not None:
+            self._stream.send(Frame.STAND, pack({"filled": -1, "ended": ended}))
+            return
+        transfer = self._acceptor.unpark(self.sender, number)
+        if transfer is None:
+            self._stream.send(Frame.STAND, pack({"filled": -1}))
+            return
+        self._receive(transfer)
+        self._stream.send(Frame.STAND, pack({"filled": transfer.filled, "reply": transfer.reply}))
+
+    def _decide(self, header: Header, length: int) -> Header:
+        options = self._acceptor.options
+        if length > options.max_payload_bytes:
+            return _refusal(f"{length} bytes are over the bound of {options.max_payload_bytes}")
+        if length + self._acceptor.inflight_bytes > options.max_inflight_bytes:
+            return {**_refusal("too many bytes are being received already"), "verdict": "BUSY"}
+        try:
+            return self._acceptor.service_for(header).on_offer(self.sender, header, length)
+        except RemoteProtocolError as error:
+            return _refusal(str(error))
+
+    def _call(self, body: bytes) -> None:
+        header = unpack(body)
+        try:
+            reply = self._acceptor.service_for(header).on_message(self.sender, header)
+        except RemoteProtocolError as error:
+            self._stream.send(Frame.REPLY, b"\x01", str(error).encode())
+        else:
+            self._stream.send(Frame.REPLY, b"\x00", pack(reply))
+
+    def _end(self, body: bytes) -> None:
+        if len(body) != END_BODY.size:
+            raise RemoteProtocolError("END without length and checksum")
+        transfer = self._pause()
+        if transfer is None:
+            return
+        self._acceptor.inflight_bytes -= len(transfer.payload)
+        sent, sent_crc = END_BODY.unpack(body)
+        filled, length = transfer.filled, len(transfer.payload)
+        service = self._acceptor.service_for(transfer.header)
+        if filled != length or (sent, sent_crc) != (filled, transfer.crc):
+            checksum = "equal" if sent_crc == transfer.crc else "differs"
+            reason = f"{filled} of {length} bytes, {sent} sent, checksum {checksum}"
+            self._acknowledge(transfer, FailureKind.CORRUPT, reason)
+            service.on_broken(self.sender, transfer.header, f"corrupt: {reason}")
+            return
+        try:
+            service.on_delivery(self.sender, transfer.header, transfer.payload)
+        except RemoteProtocolError as error:
+            self._acknowledge(transfer, FailureKind.REFUSED, str(error))
+        else:
+            self._acknowledge(transfer, None, "")
+
+    def _acknowledge(self, transfer: _Transfer, failure: FailureKind | None, reason: str) -> None:
+        receive_s = clock_s() - transfer.offered_s
+        body = {"failure": failure.value if failure else None, "reason": reason, "receive_s": receive_s}
+        if transfer.number:
+            self._acceptor.remember_end(self.sender, transfer.number, {**body, "reply": transfer.reply})
+        self._stream.send(Frame.ACK, pack(body))
+
+    def _abort(self, reason: str) -> None:
+        transfer = self._pause()
+        if transfer is not None:
+            self._acceptor.inflight_bytes -= len(transfer.payload)
+            self._acceptor.service_for(transfer.header).on_broken(self.sender, transfer.header, reason)
+
+    def _settle(self) -> None:
+        """Back to IDLE."""
+        if self._state is _State.RECEIVING:
+            self._stream.expect_payload(None)
+        self._state = _State.IDLE
+
+    @property
+    def _stream(self) -> FrameStream:
+        assert self.frames is not None, "frames arrive only on a stream that was taken over"
+        return self.frames
+
+
+def _refusal(reason: str) -> Header:
+    return {"accepted": False, "verdict": "REFUSED", "reason": reason}

@@ -1,0 +1,278 @@
+"""The data plane: tensors pushed and small messages sent from peer to peer, over hivemind's libp2p streams.
+
+- `push`: header and payload to one peer. The peer answers the header at once, before the payload is there; it acknowledges when
+  length and checksum are right. Whatever happens, the sender hears of it: a result, or PushFailed with its kind.
+- `call`: a small message, answered.
+- `watch`: hear within milliseconds when a peer's process dies, without sending it anything.
+
+Handlers run in the event loop and return at once; computing is somebody else's thread. A receiver that accepted an offer gets
+exactly one of `on_delivery` and `on_broken` for it. After PushFailed with kind BROKEN or TIMEOUT the receiver may have got the
+payload all the same: whoever sends it again must be able to tell (the protocol does, by microbatch id and attempt).
+
+Why not hivemind's protobuf handlers: its streams build and parse a protobuf message per chunk (three copies of every byte),
+open a stream per call, take an early end for a normal one, and leak a connection per failed open; its unary calls hang above
+4 MiB. Same p2pd, same libp2p protocol negotiation: see `rpc_stream` for the frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
+
+from gwtf_p2p.live.libp2p.daemon import Daemon
+from gwtf_p2p.live.rpc.api import (
+    DEFAULT_OPTIONS,
+    CallFailed,
+    FailureKind,
+    Header,
+    PushFailed,
+    PushResult,
+    RpcFailed,
+    RpcHandlers,
+    RpcOptions,
+    RpcService,
+)
+from gwtf_p2p.live.rpc.frames import STREAM_VERSION, Frame, FrameStream, Purpose, accept_frames, accept_greeting
+from gwtf_p2p.live.rpc.incoming import Acceptor, IncomingStream
+from gwtf_p2p.live.rpc.outgoing import (
+    NotTaken,
+    OutgoingStream,
+    PlainWays,
+    StreamLost,
+    StreamPool,
+    Ways,
+    call_on,
+    open_with_retry,
+)
+from gwtf_p2p.live.rpc.push import Gate, Push
+from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.ids import PeerId, RunId
+
+__all__ = [
+    "CallFailed",
+    "FailureKind",
+    "Header",
+    "PushFailed",
+    "PushResult",
+    "Rpc",
+    "RpcFailed",
+    "RpcHandlers",
+    "RpcOptions",
+    "RpcService",
+]
+
+
+Payload = memoryview | bytes | bytearray
+
+
+class Rpc:
+    """The data plane of one peer in one run. Peers of another run refuse its streams. `ways`: how it gets to the others."""
+
+    def __init__(
+        self, daemon: Daemon, run_id: RunId, options: RpcOptions = DEFAULT_OPTIONS, ways: Ways | None = None
+    ) -> None:
+        self._daemon = daemon
+        self._options = options
+        self._name = f"gwtf/{STREAM_VERSION}/{run_id}"
+        self._ways = ways or PlainWays()
+        self._pool = StreamPool(daemon.control_path, self._name, options, self._ways)
+        self._acceptor = Acceptor(options, self._service_for)
+        self._services: dict[str, RpcService] = {}
+        self._handlers: RpcHandlers | None = None
+        self._accepting = False
+        self._watches: dict[PeerId, _Watch] = {}
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._daemon.peer_id
+
+    async def start(self, handlers: RpcHandlers) -> None:
+        """Accept streams from now on. Everything whose kind has no service of its own goes to `handlers`."""
+        self._handlers, self._accepting = handlers, True
+        await self._daemon.p2p.add_binary_stream_handler(self._name, self._accept)
+
+    def add_service(self, kind: str, service: RpcService) -> None:
+        """Pushes and calls whose header has this `kind` go to `service`."""
+        if kind in self._services:
+            raise ValueError(f"the kind {kind!r} has a service already")
+        self._services[kind] = service
+
+    async def stop(self) -> None:
+        """End every stream at once, and accept none. Pushes under way fail here and at the other end. May be called twice."""
+        for watch in list(self._watches.values()):
+            watch.close()
+        self._watches.clear()
+        self._pool.close()
+        self._acceptor.close()
+        if self._accepting:
+            self._accepting = False
+            with suppress(OSError, asyncio.IncompleteReadError):  # the own p2pd may be gone already
+                await self._daemon.p2p.remove_binary_stream_handler(self._name)
+
+    async def push(
+        self,
+        to: PeerId,
+        header: Header,
+        payload: Payload,
+        deadline_s: float,
+        *,
+        eager: bool = True,
+        gate: Gate | None = None,
+    ) -> PushResult:
+        """Send header and payload; returns when they are acknowledged, or refused (`accepted` is False in the result).
+
+        The payload must not change meanwhile. `eager=False` waits for the verdict before it sends the payload; the `gate` is
+        waited for before the payload's end is. Raises PushFailed.
+        """
+        push = Push(self._pool, self._ways, to, header, memoryview(payload).cast("B"), eager=eager)
+        push.gate = gate
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await push.run()
+        except _FAILURES as error:
+            kind, reason = _why(error, deadline_s, push.opened)
+            raise PushFailed(to, kind, reason) from error
+
+    async def call(self, to: PeerId, header: Header, deadline_s: float, *, idempotent: bool = False) -> Header:
+        """A small message and its reply. `idempotent` allows a second try when the stream broke or half the deadline passed.
+
+        Raises CallFailed.
+        """
+        try:
+            async with asyncio.timeout(deadline_s):
+                if idempotent:
+                    with suppress(StreamLost, TimeoutError):
+                        async with asyncio.timeout(deadline_s / 2):
+                            return await self._call_once(to, header)
+                    while self._ways.is_fragile(to):  # its circuits may end at any moment; the deadline ends this
+                        with suppress(StreamLost):
+                            return await self._call_once(to, header)
+                return await self._call_once(to, header)
+        except _FAILURES as error:
+            kind, reason = _why(error, deadline_s, opened=True)
+            raise CallFailed(to, kind, reason) from error
+
+    def watch(self, peer: PeerId) -> None:
+        """Hold a silent stream open to `peer`; when it breaks or cannot be opened, `on_watch_broken` is called, once."""
+        if peer not in self._watches:
+            self._watches[peer] = _Watch(self, peer)
+
+    def unwatch(self, peer: PeerId) -> None:
+        watch = self._watches.pop(peer, None)
+        if watch is not None:
+            watch.close()
+
+    def path_changed(self, peer: PeerId) -> None:
+        """There is a better path to a peer now: streams are opened anew, those under way end where they are."""
+        self._pool.drop_idle(peer)
+
+    def is_idle(self, peer: PeerId) -> bool:
+        """Whether nothing is under way to the peer; a watch is nothing."""
+        return self._pool.is_idle(peer)
+
+    async def signal(self, to: PeerId, header: Header, deadline_s: float) -> Header:
+        """A call on a stream of its own, over whatever connection there is: how a better path is agreed on.
+
+        Raises CallFailed.
+        """
+        listener = OutgoingStream(lambda _: None)
+        try:
+            async with asyncio.timeout(deadline_s):
+                listener.frames, _ = await open_with_retry(
+                    self._daemon.control_path, to, self._name, Purpose.TRANSFER, listener, self._options.first_try_s
+                )
+                return await call_on(listener, header)
+        except _FAILURES as error:
+            kind, reason = _why(error, deadline_s, opened=True)
+            raise CallFailed(to, kind, reason) from error
+        finally:
+            listener.close()
+
+    async def _call_once(self, to: PeerId, header: Header) -> Header:
+        async with self._pool.stream(to, for_call=True) as stream:
+            return await call_on(stream, header)
+
+    def _service_for(self, header: Header) -> RpcService:
+        assert self._handlers is not None, "streams are accepted only after start"
+        return self._services.get(str(header.get("kind")), self._handlers)
+
+    async def _accept(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A stream that another peer opened; hivemind calls this in a task of its own."""
+        sender = PeerId(str(info.peer_id))
+        stream = IncomingStream(sender, self._acceptor)
+        try:
+            async with asyncio.timeout(self._options.first_try_s):
+                purpose = await accept_greeting(reader)
+        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+            purpose = None
+        ended = reader.at_eof() or writer.is_closing()
+        if purpose is None or ended or not self._accepting or not self._acceptor.admits(sender):
+            writer.transport.abort()
+            return
+        self._acceptor.add(stream)
+        stream.frames = accept_frames(writer, stream)
+
+    def _watch_broken(self, peer: PeerId, reason: str) -> None:
+        if self._watches.pop(peer, None) is not None and self._handlers is not None:
+            self._handlers.on_watch_broken(peer, reason)
+
+
+class _Watch:
+    """One watched peer. The stream carries nothing; that it ends is the news."""
+
+    def __init__(self, rpc: Rpc, peer: PeerId) -> None:
+        self._rpc = rpc
+        self._peer = peer
+        self._frames: FrameStream | None = None
+        self._opening = asyncio.get_running_loop().create_task(self._open())
+
+    def close(self) -> None:
+        self._opening.cancel()
+        if self._frames is not None:
+            self._frames.close()
+
+    def on_frame(self, kind: Frame, body: bytes) -> None:
+        """Nothing is due on a watch; whatever comes is ignored."""
+
+    def on_lost(self, reason: str) -> None:
+        if self._frames is not None and self._rpc._ways.is_fragile(self._peer):
+            self._frames = None  # perhaps only the path has ended: the news is whether another can be had
+            self._opening = asyncio.get_running_loop().create_task(self._open())
+            return
+        self._rpc._watch_broken(self._peer, reason)
+
+    async def _open(self) -> None:
+        rpc = self._rpc
+        try:
+            async with asyncio.timeout(2 * rpc._options.first_try_s):
+                while self._frames is None:
+                    await rpc._ways.ready(self._peer)
+                    try:
+                        self._frames, _ = await open_with_retry(
+                            rpc._daemon.control_path, self._peer, rpc._name, Purpose.WATCH, self, rpc._options.first_try_s
+                        )
+                    except RpcFailed:
+                        if not rpc._ways.is_fragile(self._peer):
+                            raise
+                        await asyncio.sleep(AGAIN_S)
+        except (TimeoutError, RpcFailed) as error:
+            self.on_lost(str(error) or "no answer when the watch was opened")
+
+
+AGAIN_S = 0.1
+"""Between attempts to watch a peer whose circuits come and go."""
+
+_FAILURES = (TimeoutError, StreamLost, NotTaken, RemoteProtocolError)
+
+
+def _why(error: Exception, deadline_s: float, opened: bool) -> tuple[FailureKind, str]:
+    """Kind and reason of a failed exchange. `opened`: something may have been said to the peer."""
+    if isinstance(error, TimeoutError) and not opened:
+        return FailureKind.UNREACHABLE, f"no stream within {deadline_s:.1f} s"
+    if isinstance(error, TimeoutError):
+        return FailureKind.TIMEOUT, f"no answer within {deadline_s:.1f} s"
+    if isinstance(error, (NotTaken, RpcFailed)):
+        return error.kind, error.reason
+    return FailureKind.BROKEN, str(error)

@@ -1,0 +1,146 @@
+"""Copies of other stages' checkpoints on this disk, and copies of this stage's on others'.
+
+Which stages a peer keeps copies for is decided in `protocol/view/replica_choice`. A copy is fetched like any state: in chunks,
+hashed, off the compute thread, at a pace that leaves the line to the training. Several donors of a stage with equal
+checkpoints share the work. What others keep of this peer's own stage counts as kept here: this peer can fetch it (`remote`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+
+from gwtf_p2p.live.state.checkpoints import Checkpoints
+from gwtf_p2p.live.state.transfer import StateDownload, StateUnavailable
+from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
+from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.replica_choice import (
+    keepers,
+    kept_by,
+    neighbouring_stages,
+    secured_version,
+    worth_copying,
+    worth_keeping,
+)
+
+logger = logging.getLogger(__name__)
+
+COPY_PERIOD_S = 2.0
+SEEK_PERIOD_S = 1.0
+MOST_ASKED = 16
+MOST_TOLD = 8
+"""Newest copied versions in a record, however many are kept on the disk."""
+
+
+class Replication:
+    """Of one peer. `view` gives the newest view, `serves` whether this peer takes part; `on_remote` hears of changes."""
+
+    def __init__(self, checkpoints: Checkpoints, download: StateDownload, me: PeerId) -> None:
+        self._checkpoints, self._download, self._me = checkpoints, download, me
+        self.remote: dict[int, tuple[PeerId, ...]] = {}
+        self.on_remote: Callable[[], None] = lambda: None
+        self._adopted = self._noted = 0
+
+    @property
+    def _history(self) -> int:
+        """The one that this peer is in, or the one that it has found the others in."""
+        return max(self._adopted, self._checkpoints.history)
+
+    @property
+    def copied(self) -> tuple[int, ...]:
+        """What the record tells: versions of this peer's stage that are here and copied. Without copies, its own must do."""
+        checkpoints = self._checkpoints
+        twice = checkpoints.copied.intersection(checkpoints.kept) if checkpoints.options.copies else checkpoints.kept
+        return tuple(sorted(worth_keeping(twice, MOST_TOLD, checkpoints.secured)))
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Versions of this peer's stage that it has on its disk or can fetch."""
+        remote = self.remote if self._noted == self._history else ()
+        return tuple(sorted({*self._checkpoints.kept, *remote}))
+
+    async def adopt(self, view: NetworkView) -> int:
+        """What others keep of this stage, at the start; returns the history that it belongs to."""
+        found = await self._ask(view.records)
+        self._adopted = max([self._checkpoints.history, *(h for h, kept in found.values() if kept)])
+        self._note(found, self._adopted)
+        return self._adopted
+
+    async def fetch(self, version: int) -> dict[str, Tensor]:
+        """A version of this stage from whoever keeps it. Raises StateUnavailable."""
+        return await self._download.fetch(version, self.remote.get(version, ()), self._checkpoints.stage)
+
+    async def run(self, view: Callable[[], NetworkView | None], serves: Callable[[], bool]) -> None:
+        """Look for copies of what this peer may need, and make copies of what it keeps for others, until cancelled."""
+        while True:
+            await asyncio.sleep(COPY_PERIOD_S if serves() else SEEK_PERIOD_S)
+            now = view()
+            if now is None:
+                continue
+            await self.look(now, serves())
+
+    async def look(self, view: NetworkView, serves: bool) -> None:
+        """Once: what others keep of this stage, which version is secured, and copies of what this peer keeps for others."""
+        checkpoints = self._checkpoints
+        self._note(await self._ask(self._near(view) if serves else view.records), self._history)
+        if serves:  # else peers of the same stage were asked too
+            checkpoints.copied = frozenset(self.remote)
+        secured = secured_version(view, checkpoints.history)
+        if secured is not None:  # else some stage has not said yet: what was secured before still holds
+            checkpoints.secured = secured
+        if serves and checkpoints.options.folder is not None:
+            for stage in kept_by(view, self._me, checkpoints.stage, checkpoints.options.copies):
+                await self._copy(view, stage)
+
+    def _near(self, view: NetworkView) -> list[PeerId]:
+        """Those who are to keep copies first, then others who may have kept them before."""
+        stage = self._checkpoints.stage
+        near = [peer for other in neighbouring_stages(stage, view.stages) for peer in view.peers_of_stage(other)]
+        first = keepers(view, stage, self._checkpoints.options.copies)
+        return list(dict.fromkeys((*first, *sorted(near))))[:MOST_ASKED]
+
+    async def _ask(self, peers: Iterable[PeerId], stage: Stage | None = None) -> dict[PeerId, tuple[int, tuple[int, ...]]]:
+        """What each of them keeps of a stage (this peer's own if none is named); those that do not answer are left out."""
+        of = self._checkpoints.stage if stage is None else stage
+        asked = sorted(set(peers) - {self._me})
+        answers = await asyncio.gather(*(self._download.listed(peer, of) for peer in asked), return_exceptions=True)
+        found = {}
+        for peer, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, BaseException):
+                if not isinstance(answer, RemoteProtocolError):
+                    raise answer
+            else:
+                found[peer] = answer
+        return found
+
+    def _note(self, found: dict[PeerId, tuple[int, tuple[int, ...]]], history: int) -> None:
+        versions = {version for h, kept in found.values() if h == history for version in kept}
+        remote = {
+            version: tuple(sorted(peer for peer, (h, kept) in found.items() if h == history and version in kept))
+            for version in sorted(versions)
+        }
+        if (remote, history) != (self.remote, self._noted):
+            self.remote, self._noted = remote, history
+            self.on_remote()
+
+    async def _copy(self, view: NetworkView, stage: Stage) -> None:
+        """The next version of a stage that is worth it (`replicas`), of those that its peers have on disk."""
+        checkpoints = self._checkpoints
+        found = await self._ask(view.peers_of_stage(stage), stage)
+        there = {version for h, kept in found.values() if h == checkpoints.history for version in kept}
+        here = await asyncio.to_thread(checkpoints.kept_of, stage)
+        version = next((v for v in worth_copying(there, checkpoints.secured) if v not in here), None)
+        if version is None:
+            return
+        donors = sorted(peer for peer, (h, kept) in found.items() if h == checkpoints.history and version in kept)
+        try:
+            state = await self._download.fetch(version, donors, stage, checkpoints.options.copy_bytes_per_s / len(donors))
+            await asyncio.to_thread(checkpoints.keep, stage, state)
+        except (StateUnavailable, RemoteProtocolError, InputError) as error:
+            logger.warning("no copy of stage %d after %d iterations: %s", stage, version, error)
+            return
+        logger.info("copied the checkpoint of stage %d after %d iterations", stage, version)

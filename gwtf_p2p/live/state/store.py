@@ -1,0 +1,35 @@
+"""What one peer can give of the states of the run: its own weights as they are now, and every checkpoint on its disk."""
+
+from __future__ import annotations
+
+import asyncio
+
+from torch import Tensor
+
+from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.state.checkpoints import Checkpoints
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.ids import Stage
+
+
+class StateStore:
+    """Read by `StateDonor` for others, and by the peer itself."""
+
+    def __init__(self, compute: Compute, checkpoints: Checkpoints) -> None:
+        self._compute, self._checkpoints = compute, checkpoints
+
+    async def state_of(self, stage: Stage, version: int) -> dict[str, Tensor] | None:
+        """The state of this stage and version, None when it is not here. Off the event loop."""
+        if stage == self._checkpoints.stage and await self._compute.version() == version:
+            now, state = await self._compute.snapshot()
+            if now == version:
+                return state
+        try:
+            return await asyncio.to_thread(self._checkpoints.read, stage, version)
+        except InputError:
+            return None
+
+    async def kept_of(self, stage: Stage) -> tuple[int, tuple[int, ...]]:
+        """(history, versions on the disk) of a stage."""
+        versions = await asyncio.to_thread(self._checkpoints.kept_of, stage)
+        return self._checkpoints.history, versions

@@ -1,0 +1,75 @@
+"""What is averaged in one attempt at closing an iteration: the shares of every member of every stage group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.wire.messages import Ballot, Close, Commit, Finished, Share
+
+
+@dataclass
+class Attempt:
+    """One try: who must average, and who has."""
+
+    number: int
+    groups: dict[Stage, Close]
+    digests: dict[PeerId, str] = field(default_factory=dict)
+    committed: Commit | None = None
+
+    @property
+    def members(self) -> dict[PeerId, Stage]:
+        return {member: stage for stage, close in sorted(self.groups.items()) for member in close.members}
+
+    def waiting_for(self) -> list[PeerId]:
+        return [member for member in self.members if member not in self.digests]
+
+    def disagreement(self) -> str | None:
+        """Names a stage whose members ended with different bytes."""
+        for stage, close in sorted(self.groups.items()):
+            if len({self.digests[m] for m in close.members if m in self.digests}) > 1:
+                return f"members of stage {stage} ended with different averages"
+        return None
+
+
+def closes(
+    position: tuple[int, int],
+    ballot: Ballot,
+    base: Ballot | None,
+    roster: Mapping[PeerId, Stage],
+    finished: Mapping[PeerId, Finished],
+    stages: int,
+) -> dict[Stage, Close]:
+    """One `Close` per stage group: the credited peers with their shares, and the others of the roster with empty ones.
+
+    `position` is (history, iteration).
+    """
+    history, iteration = position
+    shares: dict[Stage, dict[PeerId, list[MicrobatchId]]] = {Stage(k): {} for k in range(stages + 1)}
+    for peer, stage in roster.items():
+        shares[stage][peer] = []
+    for data_peer, report in sorted(finished.items()):
+        shares[DATA_STAGE].setdefault(data_peer, [])
+        for credit in report.ledger:
+            microbatch = MicrobatchId(data_peer, iteration, credit.index)
+            for k, peer in enumerate((data_peer, *credit.peers)):
+                if peer:
+                    shares[Stage(k)].setdefault(peer, []).append(microbatch)
+    microbatches = sum(len(report.ledger) for report in finished.values())
+    loss = sum(report.mean_loss * len(report.ledger) for report in finished.values()) / max(1, microbatches)
+    staying = tuple(peer for peer, report in sorted(finished.items()) if not report.leaving)
+    return {
+        stage: Close(
+            iteration=iteration,
+            attempt=ballot.attempt,
+            leader=ballot.leader,
+            stage=stage,
+            shares=tuple(Share(peer, tuple(sorted(group[peer]))) for peer in sorted(group)),
+            base=base,
+            data_peers=staying,
+            mean_loss=loss,
+            history=history,
+        )
+        for stage, group in shares.items()
+    }

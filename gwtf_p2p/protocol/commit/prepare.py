@@ -1,0 +1,134 @@
+"""What a new leader concludes from where everybody stands. The rule is stated and justified in `aggregation`.
+
+Two more cases. Peers that are *ahead* have had a commit that others missed: whoever has prepared the same attempt gets it
+now, and a leader that has not is behind, if those ahead can go on alone, that is if there is one in every stage. If not, that
+commit has reached too few: the swarm has to *go back* to the newest version that every stage still has, as it must when all
+peers of a stage are gone with their weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gwtf_p2p.protocol.core.epochs import Past
+from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.wire.messages import Ballot, Close, Commit, Standing
+
+Replies = dict[PeerId, Standing]
+
+
+@dataclass
+class Inquiry:
+    """Asking everybody where they stand, with a number that bars lower attempts."""
+
+    number: int
+    asked: set[PeerId]
+    replies: Replies = field(default_factory=dict)
+
+    def waiting_for(self) -> list[PeerId]:
+        return sorted(self.asked - self.replies.keys())
+
+    def note(self, sender: PeerId, standing: Standing, position: tuple[int, int], me: PeerId) -> bool:
+        """Take an answer; False for what was said before the question was heard."""
+        concerned = standing.position == position and not standing.joining
+        if sender not in self.asked or (concerned and (standing.promised or Ballot(0, me)) < Ballot(self.number, me)):
+            return False
+        self.replies[sender] = standing
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`commit` goes to `to_commit`. `behind`: the swarm has gone on without the leader. `refused`: somebody leads higher.
+
+    `go_back`: what some have committed cannot be gone on from.
+    """
+
+    reason: str
+    commit: Commit | None = None
+    to_commit: tuple[PeerId, ...] = ()
+    behind: bool = False
+    refused: Ballot | None = None
+    go_back: bool = False
+
+
+def decide(inquiry: Inquiry, position: tuple[int, int], stages: int, me: PeerId) -> Outcome:
+    """Everybody who can be reached has answered: commit an attempt, step back, or begin a new one."""
+    here = {peer: s for peer, s in inquiry.replies.items() if s.position == position and not s.joining}
+    ahead = {peer: s for peer, s in inquiry.replies.items() if s.position > position and not s.joining}
+    if ahead:
+        return _when_some_are_ahead(here, ahead, position, stages, me)
+    refused = max((s.promised for s in here.values() if s.promised is not None), default=None)
+    if refused is not None and refused > Ballot(inquiry.number, me):
+        return Outcome(f"attempt {refused.attempt} of {refused.leader} is ahead", refused=refused)
+    prepared = {s.close.ballot for s in here.values() if s.prepared and s.close is not None}
+    if not prepared:
+        return Outcome(f"nobody of {len(here)} has prepared anything")
+    ballot = max(prepared)
+    doubt = _why_not_committed(inquiry.replies, position, stages, ballot)
+    if doubt is not None:
+        return Outcome(doubt)
+    ready = _ready(here, ballot)
+    reason = f"all {len(ready)} that answer have prepared attempt {ballot.attempt} of {ballot.leader}"
+    return Outcome(reason, _commit_of(here, ballot), ready, behind=me not in ready)
+
+
+def common_version(replies: Replies, past: Past, stages: int) -> int | None:
+    """The newest version that some peer of every stage has the weights of, or a checkpoint."""
+    had: list[set[int]] = [set() for _ in range(stages + 1)]
+    for standing in replies.values():
+        had[standing.stage] |= available(standing, past)
+    return max(set.intersection(*had), default=None)
+
+
+def available(standing: Standing, past: Past) -> set[int]:
+    """Versions that a peer could put in place. Those of another history may be of weights that differ."""
+    there = set(standing.kept) | (set() if standing.syncing else {standing.version})
+    return {version for version in there if past.shares(standing.history, version)}
+
+
+def stages_without(version: int, replies: Replies, past: Past, stages: int) -> list[Stage]:
+    """Stages of which nobody has this version."""
+    found = {s.stage for s in replies.values() if version in available(s, past)}
+    return [Stage(k) for k in range(stages + 1) if k not in found]
+
+
+def _when_some_are_ahead(here: Replies, ahead: Replies, position: tuple[int, int], stages: int, me: PeerId) -> Outcome:
+    history, iteration = position
+    first = min(ahead)
+    reason = f"{first} is at iteration {ahead[first].version}"
+    next_one = [s for s in ahead.values() if s.position == (history, iteration + 1)]
+    for ballot in sorted({s.committed for s in next_one if s.committed is not None}):
+        ready = _ready(here, ballot)
+        if ready:
+            return Outcome(reason, _commit_of(here, ballot), ready, behind=me not in ready)
+    goes_on = {s.stage for s in ahead.values()} == set(range(stages + 1)) or any(s.history > history for s in ahead.values())
+    return Outcome(reason, behind=goes_on, go_back=not goes_on)
+
+
+def _why_not_committed(replies: Replies, position: tuple[int, int], stages: int, ballot: Ballot) -> str | None:
+    """Evidence that an attempt was not committed and will not be; None when it may have been."""
+    attempt = f"attempt {ballot.attempt} of {ballot.leader}"
+    ready = {p: s for p, s in replies.items() if s.position == position and not s.joining and _has_prepared(s, ballot)}
+    closes = [s.close for s in ready.values() if s.close is not None]
+    lacking = sorted(p for close in closes for p in close.members if p in replies and p not in ready)
+    if lacking:
+        return f"{lacking[0]} has not prepared {attempt}"
+    for stage in range(stages + 1):
+        digests = {s.digest for s in ready.values() if s.stage == stage}
+        if len(digests) != 1:
+            return f"stage {stage} has {len(digests)} averages of {attempt}"
+    return None
+
+
+def _has_prepared(standing: Standing, ballot: Ballot) -> bool:
+    return standing.prepared and standing.close is not None and standing.close.ballot == ballot
+
+
+def _ready(here: Replies, ballot: Ballot) -> tuple[PeerId, ...]:
+    return tuple(sorted(peer for peer, standing in here.items() if _has_prepared(standing, ballot)))
+
+
+def _commit_of(here: Replies, ballot: Ballot) -> Commit:
+    closes: list[Close] = [s.close for s in here.values() if s.close is not None and s.close.ballot == ballot]
+    return Commit(closes[0].iteration, closes[0].attempt, closes[0].leader, closes[0].mean_loss)

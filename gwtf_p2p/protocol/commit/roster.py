@@ -1,0 +1,123 @@
+"""Who takes part in the iteration, as one data peer knows it: the members of the next attempt, and who leads it.
+
+The *roster* are all peers known to be at this iteration, which need its step even if nothing is credited to them. The first
+of the data peers that began the iteration leads it; *guests* are data peers that came later and do not lead. A peer that is
+*gone* was there, has started again or left, and does not count until it is welcomed anew. One that is *idle* says itself that
+it does not take part: after a cold start, when records are all that is known of who began the iteration, it does not lead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gwtf_p2p.protocol.commit.participant import Member
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.wire.messages import Standing
+
+
+class Roster:
+    """`syncing` are those that follow without the weights."""
+
+    def __init__(self, context: Context, member: Member) -> None:
+        self.ctx, self.member = context, member
+        self.stages: dict[PeerId, Stage] = {}
+        self.syncing: set[PeerId] = set()
+        self.guests: set[PeerId] = set()
+        self.gone: set[PeerId] = set()
+        self.idle: set[PeerId] = set()
+
+    # ---- who leads
+
+    def data_peers(self) -> tuple[PeerId, ...]:
+        """Those that take part in this iteration and are not lost. Before the first commit: all that are online."""
+        return tuple(sorted(self._live(set(self.electorate()) | self.guests | {self.ctx.me})))
+
+    def leading_peer(self) -> PeerId | None:
+        """Who came during this iteration does not lead it, as not everybody knows of it; nor does one that began it and has
+        started again, until it takes part once more: it would wait to be welcomed by whoever leads."""
+        absent = self.syncing | (self.idle if self.member.version > 0 else set())
+        began = set(self.electorate()) - absent
+        return min(self._live(began) or self._live(self.guests | {self.ctx.me}), default=None)
+
+    @property
+    def leads(self) -> bool:
+        return self.member.active and not self.member.out_of_step and self.leading_peer() == self.ctx.me
+
+    def electorate(self) -> tuple[PeerId, ...]:
+        """The data peers that began this iteration."""
+        known, view = self.member.data_peers, self.ctx.view
+        if known is not None:
+            return known
+        idle = self.idle if self.member.version > 0 else ()
+        return (*(p for p in (view.data_peers if view is not None else ()) if p not in idle), self.ctx.me)
+
+    def _live(self, peers: set[PeerId]) -> set[PeerId]:
+        live = {peer for peer in peers - self.gone if not self.ctx.liveness.is_lost(peer)}
+        return live if self.member.active else live - {self.ctx.me}
+
+    # ---- who else is there
+
+    def present(self) -> dict[PeerId, Stage]:
+        """Members of an attempt that begins now."""
+        return {p: s for p, s in self.stages.items() if not self.ctx.liveness.is_lost(p) and p not in self.gone}
+
+    def serving(self, stage: Stage) -> list[PeerId]:
+        """Peers of a stage that hold the weights of this iteration."""
+        return sorted(peer for peer, own in self.present().items() if own == stage and peer not in self.syncing)
+
+    def learn(self, replies: Mapping[PeerId, Standing]) -> None:
+        """Everybody has said where it stands."""
+        self.stages.clear()
+        self.syncing.clear()
+        for peer, standing in replies.items():
+            if standing.position == self.member.position and not standing.joining and not standing.leaving:
+                self.enter(peer, standing)
+
+    def enter(self, peer: PeerId, standing: Standing) -> None:
+        """It is at this iteration."""
+        self.gone.discard(peer)
+        self.stages[peer] = standing.stage
+        (self.syncing.add if standing.syncing else self.syncing.discard)(peer)
+        if standing.taking_part:
+            self.guests.add(peer)
+        if standing.stage == DATA_STAGE:
+            (self.idle.discard if standing.active else self.idle.add)(peer)
+
+    def welcome(self, peer: PeerId, stage: Stage, in_step: bool) -> None:
+        """It takes part from now on."""
+        self.gone.discard(peer)
+        if self.member.data_peers is not None:
+            self.idle.discard(peer)  # else it is told an electorate without it
+        self.stages[peer] = stage
+        (self.syncing.discard if in_step else self.syncing.add)(peer)
+        if in_step and stage == DATA_STAGE:
+            self.guests.add(peer)
+
+    def remove(self, peer: PeerId, gone: bool) -> Stage | None:
+        """`gone`: whatever else is known of it is not true any more. Returns its stage, if it was in the roster."""
+        self.guests.discard(peer)
+        if gone:
+            self.gone.add(peer)
+        return self.stages.pop(peer, None)
+
+    def begin(self, members: Mapping[PeerId, Stage]) -> None:
+        """The next iteration; `members` of the last attempt are known to be there."""
+        self.stages = {p: s for p, s in members.items() if not self.ctx.liveness.is_lost(p) and p not in self.gone}
+        self.guests.clear()
+        self.gone.clear()
+        self.idle.clear()
+
+    def concerned_by_loss(self, peer: PeerId, stage: Stage | None) -> list[PeerId]:
+        """Who must hear that a peer is lost: data peers and the neighbouring stages, as one lost after its backward is missed
+        by nobody else; everybody if it was the last of its stage, since somebody may have to take its place.
+        """
+        lost, view = self.ctx.liveness.is_lost, self.ctx.view
+        records = view.records if view is not None else {}
+        if stage is None and peer in records:
+            stage = records[peer].stage
+        near = {DATA_STAGE} if not stage else {DATA_STAGE, Stage(stage - 1), Stage(stage + 1)}
+        others = {p: r.stage for p, r in records.items()} | self.stages
+        empty = all(at != stage or other == peer or lost(other) for other, at in others.items())
+        told = (other for other, at in others.items() if not stage or empty or at in near)
+        return sorted(other for other in told if other not in (self.ctx.me, peer) and not lost(other))

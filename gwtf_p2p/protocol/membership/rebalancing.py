@@ -1,0 +1,135 @@
+"""Should a relay peer change its stage? Which one, and when is it sure enough? (DESIGN section 6; SWARM's rule: `placement`.)
+
+A stage's *pace* is how many seconds it needs per microbatch: the larger of what its peers' compute allows (1 / sum of their
+rates) and what their slots allow (how long a microbatch holds a slot, over the sum of their capacities: the flow per capacity
+of the GWTF prototype). The stage with the largest pace is the bottleneck of the swarm. A move takes one peer there, if after
+it neither that stage nor the one that it leaves is as slow as the bottleneck was, by a margin. No stage is emptied by a move.
+
+All peers find the same move from the same records, so they agree on the mover without talking. Against flapping: the margin;
+the same move must be found several times in a row; nothing moves while a peer is on its way (joining, syncing or draining), nor
+for a while after any peer has come, gone or moved. A stage without anybody stops the training: then only the second rule holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import inf
+from statistics import median
+
+from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.membership.swarm_rebalancing import Move, NoMove
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
+
+MARGIN = 0.2
+"""By how much the bottleneck must get faster: more than measured times differ from one look to the next."""
+
+ALIKE = 0.15
+"""Movers whose moves differ by less are alike: the lowest id moves, so that noise does not name another one at each look."""
+
+LOOK_S = 5.0
+"""Between two looks at the records."""
+
+LOOKS = 3
+LOOKS_WHEN_EMPTY = 2
+"""So often in a row the same move must be found."""
+
+COOLDOWN_S = 60.0
+"""After any peer has come, gone or moved: what it changes must be measured first."""
+
+
+class Paces:
+    """Of all stages, from the records of `coming` peers. A peer that is not measured counts with the median of the others."""
+
+    def __init__(self, stages: int, records: Iterable[StageRecord]) -> None:
+        self.members: dict[Stage, list[StageRecord]] = {Stage(k): [] for k in range(1, stages + 1)}
+        for record in records:
+            if record.stage in self.members:
+                self.members[record.stage].append(record)
+        measured = [r.forward_s + r.backward_s for group in self.members.values() for r in group if r.forward and r.backward]
+        self._usual_s = median(measured) if measured else 1.0
+        self._holds_s: dict[Stage, float] = {}
+        rest_s = 0.0
+        for stage in sorted(self.members, reverse=True):
+            group = self.members[stage]
+            rest_s += median(self.seconds(r) for r in group) if group else self._usual_s
+            self._holds_s[stage] = rest_s
+
+    def seconds(self, record: StageRecord) -> float:
+        """Of both passes of one microbatch."""
+        return max(1e-6, (record.forward_s + record.backward_s) or self._usual_s)
+
+    def pace_s(self, stage: Stage, without: PeerId | None = None, more: StageRecord | None = None) -> float:
+        """Seconds per microbatch; infinite for a stage without anybody."""
+        group = [r for r in self.members[stage] if r.peer != without] + ([more] if more is not None else [])
+        if not group:
+            return inf
+        compute_s = 1.0 / sum(1.0 / self.seconds(r) for r in group)
+        slots = sum(r.capacity for r in group)
+        return max(compute_s, self._holds_s[stage] / slots) if all(r.capacity for r in group) else compute_s
+
+    def bottleneck(self) -> Stage:
+        """Of equals the lowest."""
+        return min(self.members, key=lambda stage: (-round(self.pace_s(stage), 9), stage))
+
+
+def best_move(view: NetworkView) -> Move | NoMove:
+    """The one move that helps most now, whoever is looking."""
+    relays = [record for record in view.records.values() if record.stage > 0]
+    on_their_way = [record.peer for record in relays if record.state is not PeerState.ONLINE]
+    if on_their_way:
+        return NoMove(f"{on_their_way[0]} is on its way")
+    paces = Paces(view.stages, relays)
+    target = paces.bottleneck()
+    before = paces.pace_s(target)
+    found: list[tuple[float, PeerId, Stage]] = []
+    for stage, group in paces.members.items():
+        if stage == target or len(group) < 2:
+            continue
+        for record in group:
+            after = max(paces.pace_s(stage, without=record.peer), paces.pace_s(target, more=record))
+            found.append((after, record.peer, stage))
+    if not found:
+        return NoMove("no stage can spare a peer")
+    least = min(after for after, _, _ in found)
+    peer, source, after = min((peer, stage, after) for after, peer, stage in found if after <= (1 + ALIKE) * least)
+    change = f"stage {target} goes from {before:.3f} to at most {after:.3f} s per microbatch"
+    if after > (1 - MARGIN) * before:
+        return NoMove(f"too little to gain: {change}")
+    return Move(peer, source, target, change)
+
+
+@dataclass(slots=True)
+class _Suggestion:
+    move: Move
+    looks: int
+
+
+class Mover:
+    """Of one relay peer: when is it its turn to move?"""
+
+    def __init__(self, me: PeerId) -> None:
+        self.me = me
+        self._suggested: _Suggestion | None = None
+        self._stages: Mapping[PeerId, Stage] = {}
+        self._changed_at = -inf
+
+    def look(self, view: NetworkView, now: float) -> Move | NoMove:
+        """A `Move` of this peer, now; or why not. To be called every `LOOK_S` with the records of those that are not lost."""
+        stages = {peer: record.stage for peer, record in view.records.items() if record.stage > 0}
+        if stages != self._stages:
+            self._stages, self._changed_at = stages, now
+        move = best_move(view)
+        if isinstance(move, NoMove):
+            self._suggested = None
+            return move
+        former = self._suggested
+        same = former is not None and (former.move.peer, former.move.to_stage) == (move.peer, move.to_stage)
+        self._suggested = _Suggestion(move, former.looks + 1 if former is not None and same else 1)
+        empty = not view.peers_of_stage(move.to_stage)
+        if not empty and now - self._changed_at < COOLDOWN_S:
+            return NoMove(f"the peers changed {now - self._changed_at:.0f} s ago")
+        if self._suggested.looks < (LOOKS_WHEN_EMPTY if empty else LOOKS):
+            return NoMove(f"found {self._suggested.looks} times: {move.peer} to stage {move.to_stage}, {move.reason}")
+        return move if move.peer == self.me else NoMove(f"{move.peer} moves to stage {move.to_stage}")

@@ -1,0 +1,48 @@
+"""What one peer has computed, and how much of it entered a committed gradient. The rest was for nothing."""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.events import Computed
+from gwtf_p2p.protocol.wire.messages import Close
+
+
+class Accounts:
+    """Seconds since the program started. `useful_s` counts what is credited in committed iterations."""
+
+    def __init__(self, context: Context) -> None:
+        self.ctx = context
+        self.computed_s = 0.0
+        self.useful_s = 0.0
+        self._computed_before_s = 0.0
+
+    @property
+    def uncommitted_s(self) -> float:
+        """Computed since the last step: what a crash now would take with it."""
+        return self.computed_s - self._computed_before_s
+
+    def computed(self, event: Computed) -> None:
+        """Times are kept under ("compute", work)."""
+        self.computed_s += event.seconds
+        self.ctx.timings.observe(("compute", event.work.value), event.seconds)
+
+    def stepped(self, closing: Close) -> None:
+        """The iteration is committed; to be called while its microbatches are still held."""
+        ctx = self.ctx
+        credited = closing.share_of(ctx.me)
+        useful = sum(held.computed_s for m, held in ctx.held.items() if m in credited)
+        self.useful_s += useful
+        spent = self.uncommitted_s
+        self._computed_before_s = self.computed_s
+        ctx.report(
+            "stepped",
+            iteration=closing.iteration,
+            microbatches=len(credited),
+            of=closing.total,
+            loss=closing.mean_loss,
+            different=len({m for share in closing.shares for m in share.microbatches}),
+            useful_s=useful,
+            wasted_s=spent - useful,
+            computed_s=self.computed_s,
+            hop_s=ctx.timings.median_s(("hop",)),
+        )

@@ -1,0 +1,400 @@
+"""What relay peers and data peers have in common: the one entry point, transfers, liveness, timers, the stage group.
+
+`handle(event, now) -> effects`, no I/O, no clock, no tensors. The two kinds of peer differ in what a microbatch goes through
+(`relay_peer`, `data_peer`); how it is handed on, handed back and averaged is the same code.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from gwtf_p2p.protocol import effects as ef
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.commit.participant import Member
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.core.heartbeat import Pulse
+from gwtf_p2p.protocol.core.lifecycle import COMPUTING, Held, Phase
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.membership.membership import Membership
+from gwtf_p2p.protocol.peer.accounts import Accounts
+from gwtf_p2p.protocol.peer.router_port import TICK, Negotiating
+from gwtf_p2p.protocol.transfer.repair import Repairs
+from gwtf_p2p.protocol.transfer.return_gradient import Handbacks
+from gwtf_p2p.protocol.transfer.send_activation import Handoffs
+from gwtf_p2p.protocol.wire import messages as msg
+from gwtf_p2p.protocol.wire.records import PeerState
+
+CORRECTIONS = frozenset({ev.Work.UNCOUNT, ev.Work.RECOUNT})
+COUNTING = frozenset({ev.Work.BACKWARD, ev.Work.LOSS, ev.Work.FINISH}) | CORRECTIONS
+"""Work that changes the gradient."""
+
+
+class PeerMachine(ABC):
+    """Base of `RelayPeer` and `DataPeer`; `upper_stage` is the stage whose input gradients this peer hands back."""
+
+    def __init__(self, context: Context, upper_stage: Stage) -> None:
+        self.ctx = context
+        self.member = Member(context)
+        self.membership = Membership(context, self.member)
+        self.handoffs = Handoffs(context)
+        self.repairs = Repairs(context, self.handoffs)
+        self.handbacks = Handbacks(context, upper_stage)
+        self.pulse = Pulse(context)
+        self.negotiating = Negotiating(context)
+        self.running: tuple[ev.Work, MicrobatchId] | None = None
+        self.accounts = Accounts(context)
+        self._position = (0, 0)
+
+    @property
+    def state(self) -> PeerState:
+        return self.membership.state
+
+    @property
+    def computed_s(self) -> float:
+        """Device seconds since the start."""
+        return self.accounts.computed_s
+
+    @property
+    def published_state(self) -> PeerState:
+        """What the record says: a peer whose weights are old does not serve."""
+        return self.membership.published_state
+
+    def handle(self, event: ev.Event, now: float) -> list[ef.Effect]:
+        """The one entry point. Raises LocalProtocolError on an illegal transition, which is our bug."""
+        ctx = self.ctx
+        ctx.now, ctx.out = now, []
+        match event:
+            case ev.Offered(sender, msg.Forward() as forward):
+                ctx.liveness.heard_from(sender, now, ctx.out)
+                ctx.emit(self._verdict_forward(sender, forward))
+            case ev.Offered(sender, msg.Backward() as backward):
+                ctx.liveness.heard_from(sender, now, ctx.out)
+                ctx.emit(self._verdict_backward(sender, backward))
+            case ev.Delivered():
+                self._delivered(event.sender, event.message)
+            case ev.DeliveryBroken():
+                self._delivery_broken(event)
+            case ev.PushAnswered() | ev.PushDelivered() | ev.PushFailed():
+                self._push_event(event)
+            case ev.Received():
+                ctx.liveness.heard_from(event.sender, now, ctx.out)
+                self._received(event.sender, event.message)
+            case ev.Computed():
+                self._work_done(event)
+            case ev.TimerFired(name):
+                if ctx.timer_fired(name):
+                    self._timer_fired(name)
+            case ev.ViewChanged():
+                ctx.view = event.view
+                ctx.liveness.observe_view(event.view, ctx.out)
+                ctx.router.observe_view(event.view, now)
+                self.membership.view_changed()
+                self._routes_may_be_open()
+            case ev.CheckAnswered() | ev.CheckFailed() | ev.WatchBroken() | ev.SendFailed():
+                self._liveness_event(event)
+            case _:
+                self._iteration_event(event)
+        self._settle()
+        return ctx.out
+
+    def _iteration_event(self, event: ev.Event) -> None:
+        match event:
+            case ev.Started():
+                self.membership.started(event)
+                self.ctx.emit(ef.Publish())
+            case ev.AverageDone():
+                self.member.average_done(event)
+            case ev.AverageFailed():
+                self.member.average_failed(event)
+            case ev.Stepped(iteration):
+                self._optimizer_stepped(iteration)
+            case ev.Downloaded():
+                self.membership.downloaded(event)
+            case ev.DownloadFailed():
+                self.membership.download_failed(event)
+            case ev.Kept(versions):
+                self.member.kept = versions
+            case ev.Planned(result):
+                self._planned(result)
+            case ev.DrainRequested():
+                self.membership.drain()
+                self._drain()
+            case _:
+                pass
+
+    def _settle(self) -> None:
+        """What follows from any event: drop what is of no use, go on computing, average, leave."""
+        member = self.member
+        if member.drop_held:
+            member.drop_held = False
+            self._drop_everything()
+        if member.fell_behind:
+            member.fell_behind = False
+            self.membership.fell_behind()
+        if member.position != self._position:
+            self._position = member.position
+            self._iteration_changed()
+        self._compute_next()
+        if self.ctx.held:
+            self.pulse.keep_up()
+        member.average_when_right(self.running is not None and self.running[0] in COUNTING)
+        if self.membership.state is PeerState.DRAINING:
+            self.membership.drained_when(self._nothing_left())
+        self.negotiating.say()
+
+    # ---- what the two kinds of peer do in their own way
+
+    @abstractmethod
+    def _verdict_forward(self, sender: PeerId, message: msg.Forward) -> ef.Answer: ...
+
+    @abstractmethod
+    def _verdict_backward(self, sender: PeerId, message: msg.Backward) -> ef.Answer: ...
+
+    @abstractmethod
+    def _delivered(self, sender: PeerId, message: msg.TensorMessage) -> None: ...
+
+    @abstractmethod
+    def _delivery_broken(self, event: ev.DeliveryBroken) -> None: ...
+
+    @abstractmethod
+    def _received_own(self, sender: PeerId, message: msg.ControlMessage) -> None: ...
+
+    @abstractmethod
+    def _computed(self, held: Held, event: ev.Computed) -> None: ...
+
+    @abstractmethod
+    def _next_work(self) -> tuple[ev.Work, Held] | None: ...
+
+    @abstractmethod
+    def _peer_lost(self, peer: PeerId, reason: str) -> None: ...
+
+    @abstractmethod
+    def _peer_cleared(self, peer: PeerId, returned: bool) -> None: ...
+
+    @abstractmethod
+    def _timer(self, what: str) -> None: ...
+
+    def _others_waited_for(self) -> list[PeerId]:
+        """Besides those that hold work for this peer."""
+        return []
+
+    @abstractmethod
+    def _iteration_changed(self) -> None: ...
+
+    @abstractmethod
+    def _routes_may_be_open(self) -> None: ...
+
+    @abstractmethod
+    def _drain(self) -> None: ...
+
+    @abstractmethod
+    def _planned(self, result: Any) -> None: ...
+
+    # ---- transfers and messages
+
+    def _push_event(self, event: ev.PushAnswered | ev.PushDelivered | ev.PushFailed) -> None:
+        microbatch, back = self.ctx.pushes.get(event.token, (None, False))
+        held = self.ctx.held.get(microbatch) if microbatch is not None else None
+        if held is None:
+            return
+        peer = held.predecessor if back else held.successor
+        if peer is not None and not isinstance(event, ev.PushFailed):
+            self.ctx.liveness.heard_from(peer, self.ctx.now, self.ctx.out)
+        match event:
+            case ev.PushAnswered():
+                (self.handbacks if back else self.handoffs).answered(held, event)
+            case ev.PushDelivered():
+                (self.handbacks if back else self.handoffs).delivered(held, event)
+            case ev.PushFailed():
+                (self.handbacks if back else self.repairs).failed(held, event.token, event.reason)
+
+    def _received(self, sender: PeerId, message: msg.ControlMessage) -> None:
+        ctx = self.ctx
+        match message:
+            case msg.Complete() | msg.Room():
+                self.handoffs.heard(sender, message)
+            case msg.Superseded():
+                if self.repairs.superseded(sender, message):
+                    self._drop(ctx.held[message.microbatch])
+            case msg.Check(microbatches):
+                ctx.emit(ef.AnswerCheck(tuple(m for m in microbatches if not ctx.shares(m, sender))))
+            case msg.Redo():
+                if message.microbatch.iteration == self.member.version:
+                    self.repairs.asked_to_redo(message)
+                else:
+                    self.membership.doubt()
+            case msg.Close():
+                self.member.close(sender, message)
+            case msg.Abandon():
+                self.member.abandoned(sender, message)
+            case msg.Commit():
+                self.member.commit(message)
+            case msg.Inquire():
+                self.member.inquired(sender, message)
+                ctx.emit(ef.Send(sender, self.member.standing()))
+            case msg.Standing():
+                if message.leaving and ctx.liveness.left(sender, ctx.now, ctx.out):
+                    self._on_left(sender)
+                self._standing(sender, message)
+            case msg.Welcome():
+                self.membership.welcome(sender, message)
+            case msg.Lost(peer, reason):
+                self._told_lost(sender, peer, reason)
+            case _ if not self.negotiating.heard(sender, message):
+                self._received_own(sender, message)
+
+    def _standing(self, sender: PeerId, standing: msg.Standing) -> None:
+        self.member.heard(sender, standing)
+
+    def _told_lost(self, sender: PeerId, peer: PeerId, reason: str) -> None:
+        """A data peer's word counts (it leads, and it has asked), a relay's if it confirms what this peer has seen itself: a
+        broken connection, or silence. Otherwise it is a reason to ask."""
+        ctx = self.ctx
+        if peer == ctx.me:
+            ctx.emit(ef.Send(sender, self.member.standing()))  # a sign of life
+        elif ctx.liveness.is_lost(peer):
+            return
+        elif sender in self.membership.data_peers() or peer in ctx.liveness.barred:
+            ctx.liveness.declare_lost(peer, ctx.now, ctx.out)
+            self._on_lost(peer, reason)
+        else:
+            ctx.suspect(peer, f"{sender} says lost: {reason}")
+
+    def _drop(self, held: Held) -> None:
+        if held.phase in COMPUTING:
+            held.unwanted = True
+        else:
+            self.ctx.discard(held)
+
+    # ---- computing
+
+    def _compute_next(self) -> None:
+        if self.running is not None:
+            return
+        correction = self.member.next_correction()
+        if correction is not None:
+            self._start(*correction)
+            return
+        work = self._next_work()
+        if work is not None:
+            self._start(work[0], work[1].id)
+
+    def _start(self, work: ev.Work, microbatch: MicrobatchId) -> None:
+        self.running = (work, microbatch)
+        self.ctx.emit(ef.Compute(work, microbatch))
+
+    def _work_done(self, event: ev.Computed) -> None:
+        ctx = self.ctx
+        self.running = None
+        self.accounts.computed(event)
+        if event.work in CORRECTIONS:
+            self.member.corrected(event.work, event.microbatch)
+            return
+        held = ctx.held.get(event.microbatch)
+        if held is None:
+            ctx.emit(ef.Discard(event.microbatch))
+            return
+        if held.phase not in COMPUTING:
+            return  # it was dropped and has come again meanwhile
+        held.computed_s += event.seconds
+        if held.unwanted and event.work is ev.Work.FORWARD:
+            ctx.discard(held)
+            return
+        self._computed(held, event)
+
+    # ---- liveness and time
+
+    def _liveness_event(self, event: ev.CheckAnswered | ev.CheckFailed | ev.WatchBroken | ev.SendFailed) -> None:
+        ctx = self.ctx
+        match event:
+            case ev.WatchBroken(peer, reason):
+                ctx.liveness.watch_broke(peer)
+                ctx.suspect(peer, f"connection broke: {reason}", broken=True)
+            case ev.SendFailed(to, message, reason):
+                if not isinstance(message, msg.Superseded):
+                    ctx.suspect(to, f"message failed: {reason}", broken=True)
+            case ev.CheckAnswered(peer, unknown, seconds):
+                returned = ctx.liveness.answered(event, ctx.now)
+                if ctx.shared_with(peer):
+                    ctx.liveness.watch(peer, ctx.out)
+                self.repairs.peer_answered(peer, frozenset(unknown), seconds)
+                self.handbacks.peer_answered(peer, frozenset(unknown))
+                self._peer_cleared(peer, returned)
+                self._routes_may_be_open()
+            case ev.CheckFailed():
+                why = ctx.liveness.failed(event, ctx.now, ctx.out)
+                if why:
+                    for data_peer in sorted({m.data_peer for m in ctx.held} - {ctx.me, event.peer}):
+                        ctx.emit(ef.Send(data_peer, msg.Lost(event.peer, why)))
+                    self._on_lost(event.peer, why)
+
+    def _on_left(self, peer: PeerId) -> None:
+        self.ctx.report("peer_left", peer=peer)
+        self.handbacks.peer_lost(peer)
+        self.repairs.peer_left(peer)
+
+    def _on_lost(self, peer: PeerId, reason: str) -> None:
+        """One that said that it would leave, and owes nothing, has not been lost."""
+        ctx = self.ctx
+        record = ctx.view.records.get(peer) if ctx.view is not None else None
+        left = record is not None and record.state is PeerState.DRAINING and not ctx.shared_with(peer)
+        ctx.report("peer_left" if left else "peer_lost", peer=peer, reason=reason)
+        self._peer_lost(peer, reason)
+        self.handbacks.peer_lost(peer)
+        self.repairs.peer_lost(peer, reason)
+
+    def _timer_fired(self, name: ev.TimerName) -> None:
+        what, of = name
+        held = self.ctx.named(of)
+        if what == "pulse":
+            self.pulse.beat(self._others_waited_for())
+        elif what in ("seek", "doubt"):
+            self.membership.timer(what)
+        elif what == TICK:
+            self.negotiating.tick()
+        elif what == "averaging":
+            if self.member.averaging:
+                self.membership.say()
+                self.member.wait_for_average()
+        elif held is None:
+            self._timer(what)
+        elif what == "route":
+            self.handoffs.retry(held)
+        elif what == "return":
+            self.handbacks.timer(held)
+        elif what == "orphan":
+            if held.phase is not Phase.DONE:
+                held.note("nobody has announced itself: dropped", self.ctx.now)
+                self._drop(held)
+        else:
+            self.handoffs.late(held, what)
+
+    # ---- the end of an iteration
+
+    def _optimizer_stepped(self, iteration: int) -> None:
+        closing = self.member.closing
+        ends = self.member.stepping and closing is not None and closing.iteration == iteration
+        if not ends:
+            followed = self.member.syncing
+            self.member.stepped(iteration)
+            if followed and not self.member.out_of_step:
+                self.membership.caught_up()
+            return
+        assert closing is not None
+        self.accounts.stepped(closing)
+        self.member.stepped(iteration)
+        for held in self.ctx.in_order():
+            if held.id.iteration <= iteration:
+                self.ctx.router.observe_end(held.id, self.ctx.now)
+                self.ctx.discard(held)
+
+    def _drop_everything(self) -> None:
+        """This peer is out of step: what it holds is of no use to anybody."""
+        for held in self.ctx.in_order():
+            self.ctx.router.observe_end(held.id, self.ctx.now)
+            self.ctx.discard(held)
+
+    def _nothing_left(self) -> bool:
+        """A draining peer may leave: its work is finished and committed, and no group waits for it."""
+        return not self.ctx.occupancy and not self.member.counted and self.member.closing is None

@@ -1,0 +1,152 @@
+"""The end of a data peer's iteration: its ledger is complete, it reports to the leader, and what goes missing is redone.
+
+All microbatches must be done, and every stage of each credited to a peer that has it. A gap is closed by whoever else did
+that stage, by the peer that was thought lost and is back, or by a redo from the peer before it (`ledger`, `repair`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gwtf_p2p.protocol.commit.coordinator import FINISH_PRIOR_S
+from gwtf_p2p.protocol.core.lifecycle import Held
+from gwtf_p2p.protocol.effects import Send
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.transfer.ledger import Gap, Ledger
+from gwtf_p2p.protocol.wire.messages import Done, Finished, Missing, Redo
+from gwtf_p2p.protocol.wire.records import PeerState
+
+if TYPE_CHECKING:
+    from gwtf_p2p.protocol.peer.data_peer import DataPeer
+
+REDO_RETRY_S = 1.0
+MOST_REDO_DOUBLINGS = 6
+"""Between two requests to redo what is missing, and how often that time is doubled: a second request starts anew."""
+
+
+class Finishing:
+    """Of one data peer. `reported_to` is who has its report; None when there is none, or it is not right any more."""
+
+    def __init__(self, peer: DataPeer) -> None:
+        self.peer, self.ctx, self.member, self.leader = peer, peer.ctx, peer.member, peer.leader
+        self.ledger = Ledger(peer.ctx.me, peer.ctx.liveness.is_lost)
+        self.reported_to: PeerId | None = None
+        self._finished_at: float | None = None
+        self._asked_for: set[Gap] = set()
+
+    def clear(self) -> None:
+        """Another iteration."""
+        ctx = self.ctx
+        ctx.cancel_timer("finish", "")
+        ctx.cancel_timer("redo", "")
+        if self._finished_at is not None:
+            ctx.timings.observe(("finish",), ctx.now - self._finished_at)
+        self._finished_at = self.reported_to = None
+        self.ledger.clear()
+        self._asked_for.clear()
+
+    # ---- what the ledger learns
+
+    def back(self, held: Held) -> None:
+        """The gradient of a microbatch has arrived."""
+        self.ledger.back(held.id.index, held.done_by)
+        if self.ledger.has_gaps:
+            self.close_gaps()
+
+    def stands_in(self, sender: PeerId, message: Done) -> None:
+        """A replacement did a stage, and others those after it; they are credited if the place is or becomes void."""
+        places = list(enumerate((sender, *message.done_by), start=message.stage))
+        if not self._is_current(message.microbatch) or not 1 <= message.stage <= self.ctx.stages + 1 - len(places):
+            return
+        filled = [self.ledger.stands_in(message.microbatch.index, Stage(k), peer) for k, peer in places]
+        if any(filled):
+            self.report()
+
+    def missing(self, sender: PeerId, message: Missing) -> None:
+        """A peer lacks what the ledger credits it with; if somebody else says so, it is asked itself."""
+        current = [m for m in message.microbatches if self._is_current(m)]
+        if sender != message.peer and sender not in self.leader.roster.data_peers():
+            for microbatch in current:
+                if self.ledger.credits_with(microbatch.index, message.stage, message.peer):
+                    self.ctx.emit(Send(message.peer, Redo(microbatch, message.stage, message.peer)))
+        elif self.ledger.void(message.peer, message.stage, [m.index for m in current]):
+            self.reported_to = None
+            indices = {m.index for m in current}
+            self._asked_for = {g for g in self._asked_for if g.stage != message.stage or g.index not in indices}
+            self.close_gaps()
+
+    def gone(self, peer: PeerId) -> None:
+        """What this peer had of mine is not there any more."""
+        if self.ledger.void(peer):
+            self.reported_to = None
+        self.close_gaps()
+
+    def _is_current(self, microbatch: MicrobatchId) -> bool:
+        return microbatch.data_peer == self.ctx.me and microbatch.iteration == self.member.version
+
+    # ---- gaps
+
+    def close_gaps(self) -> None:
+        """Have missing stages redone, or (fast recovery) go without them. What is under way is left alone until `late_redo`."""
+        ctx = self.ctx
+        if not ctx.exact:
+            for index, stage, lost in self.ledger.drop_gaps():
+                microbatch = MicrobatchId(ctx.me, self.member.version, index)
+                ctx.report("dropped", microbatch=str(microbatch), stage=stage, lost=lost)
+        new = [gap for gap in self.ledger.gaps() if gap not in self._asked_for]
+        self._asked_for.update(new)
+        for gap in new:
+            self._close_gap(gap)
+        if new:
+            ctx.start_timer("redo", "", REDO_RETRY_S * 2 ** min(self.ledger.most_tries(), MOST_REDO_DOUBLINGS))
+        if not self.ledger.has_gaps and self.reported_to is None:
+            self.report()
+
+    def late_redo(self) -> None:
+        """It takes long: a request may be lost, or lead to somebody who cannot help."""
+        self._asked_for.clear()
+        self.close_gaps()
+
+    def _close_gap(self, gap: Gap) -> None:
+        ctx, repairs = self.ctx, self.peer.repairs
+        held = ctx.held[MicrobatchId(ctx.me, self.member.version, gap.index)]
+        # In the epoch of the redos before: others of these have taught it to the peers after the gap.
+        redo = Redo(held.id, gap.stage, gap.lost, gap.ahead, held.attempt[0])
+        if gap.lost and not ctx.liveness.is_lost(gap.lost) and self.ledger.ask_back(gap):
+            ctx.emit(Send(gap.lost, redo))  # it is back: perhaps it was only silent, and has it still
+            return
+        if self.ledger.tries(gap) > 1:
+            redo = replace(redo, epoch=held.attempt[0] + 1)
+            if gap.before != ctx.me:
+                held.attempt = (redo.epoch,)
+        if gap.before == ctx.me:
+            repairs.asked_to_redo(redo)
+        else:
+            ctx.emit(Send(gap.before, redo))
+
+    # ---- the report
+
+    def report(self) -> None:
+        """Tell the leader once all microbatches are done and nothing has to be redone; again when either has changed."""
+        ctx = self.ctx
+        if not self.peer.all_injected or ctx.occupancy or self.ledger.has_gaps or self.member.out_of_step:
+            return
+        leader = self.leader.roster.leading_peer()
+        if leader is None:
+            return
+        losses = [held.loss for held in ctx.held.values() if held.loss is not None]
+        if self._finished_at is None:
+            self._finished_at = ctx.now
+        self.reported_to = leader
+        mean = sum(losses) / len(losses) if losses else 0.0
+        leaving = self.peer.state is PeerState.DRAINING
+        ctx.liveness.watch(leader, ctx.out)
+        ctx.emit(Send(leader, Finished(self.member.version, self.ledger.credits(), mean, leaving, ctx.history)))
+        ctx.start_timer("finish", "", ctx.timings.deadline_s(("finish",), FINISH_PRIOR_S))
+
+    def late(self) -> None:
+        """The iteration has not been closed: does the leader live, and does it have the report?"""
+        if self.reported_to is not None:
+            self.ctx.suspect(self.reported_to, "close is late")
+        self.report()

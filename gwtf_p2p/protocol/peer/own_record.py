@@ -1,0 +1,121 @@
+"""What a peer publishes about itself: its record, made from its state machine and its measured links.
+
+Both interpreters publish through here, so a record in the simulator and one in the live swarm say the same things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gwtf_p2p.protocol.core.router import PlanningRouter, TalkingRouter
+from gwtf_p2p.protocol.events import Work
+from gwtf_p2p.protocol.ids import DATA_STAGE, RunId
+from gwtf_p2p.protocol.negotiation.offers import Advert
+from gwtf_p2p.protocol.peer.data_peer import DataPeer
+from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.wire.records import Account, LinkMeasurement, PathType, StageRecord, Timing
+
+TOP_LINKS = 32
+"""Links in one record at most: with 60 bytes of peer id each they leave a third of the record for the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the machine does not know of itself: its run, its links and its line (bandwidths in bytes/s), what it has sent
+    twice, and which of its checkpoints are copied."""
+
+    run_id: RunId
+    model_hash: str = ""
+    links: Sequence[LinkMeasurement] = ()
+    path: PathType = PathType.PUBLIC
+    maddrs: tuple[str, ...] = ()
+    circuit_bytes: int = 0
+    circuit_s: int = 0
+    line_bytes_per_s: float = 0.0
+    shard: int = -1
+    copied: tuple[int, ...] = ()
+    resent_bytes: int = 0
+    progress: Mapping[str, float] = field(default_factory=dict)
+    route_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def news_of(record: StageRecord) -> tuple[object, ...]:
+    """What of a record others route, plan or join by, and therefore act on at once."""
+    version = record.weights_version if record.stage == DATA_STAGE else 0  # who has missed a commit learns it from a data peer
+    place = record.stage, record.state, record.capacity, record.history, version, record.memory_limit_bytes
+    way = record.path, record.maddrs, record.circuit_bytes, record.circuit_s
+    return *place, *way, record.flows_iteration, record.flows, record.cost_to_sink_us, record.takeover_us
+
+
+def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_number: int) -> StageRecord:
+    """The record of this peer now. A figure that is not measured is left out, never guessed."""
+    ctx = machine.ctx
+    if isinstance(machine, DataPeer):
+        capacity, occupancy = machine.config.microbatches, machine.in_flight
+        works = (Work.LOSS, Work.EMBED)
+    else:
+        capacity, occupancy = machine.capacity, machine.occupancy
+        works = (Work.FORWARD, Work.BACKWARD)
+    forward, backward = (_timing(machine, work) for work in works)
+    held: dict[str, int] = {}
+    for microbatch in ctx.held:
+        held[microbatch.data_peer] = held.get(microbatch.data_peer, 0) + 1
+    flows_iteration, flows = ctx.router.flows if isinstance(ctx.router, PlanningRouter) else (-1, ())
+    links = sorted(around.links, key=lambda link: (link.round_trip_s, link.to))[:TOP_LINKS]
+    advert = ctx.router.advert if isinstance(ctx.router, TalkingRouter) else Advert({}, {})
+    return StageRecord(
+        peer=ctx.me,
+        run_id=around.run_id,
+        stage=ctx.stage,
+        state=machine.published_state,
+        capacity=capacity,
+        occupancy=occupancy,
+        forward=forward,
+        backward=backward,
+        finish=_timing(machine, Work.FINISH) if isinstance(machine, DataPeer) else None,
+        weights_version=machine.member.version,
+        history=ctx.history,
+        path=around.path,
+        maddrs=around.maddrs,
+        circuit_bytes=around.circuit_bytes,
+        circuit_s=around.circuit_s,
+        links=tuple(links),
+        line_bytes_per_s=around.line_bytes_per_s,
+        kept_bytes=ctx.kept_bytes,
+        memory_limit_bytes=ctx.memory_limit_bytes,
+        flows_held=held,
+        flows=flows,
+        flows_iteration=flows_iteration,
+        spare_flows=max(0, capacity - occupancy),
+        cost_to_sink_us=advert.offers,
+        takeover_us=advert.prices,
+        model_hash=around.model_hash,
+        shard=around.shard,
+        copied=around.copied,
+        account=_account(machine, around),
+        progress=around.progress,
+        route_seconds=around.route_seconds,
+        sequence_number=sequence_number,
+    )
+
+
+def _account(machine: RelayPeer | DataPeer, around: Surroundings) -> Account | None:
+    """None while there is nothing to account for."""
+    timings = machine.ctx.timings
+    recovery_s = timings.median_s(("recovery",))
+    if not machine.computed_s:
+        return None
+    return Account(
+        computed_s=round(machine.computed_s, 3),
+        useful_s=round(machine.accounts.useful_s, 3),
+        recoveries=dict(machine.ctx.recoveries),
+        recovery=None if recovery_s is None else Timing(recovery_s, timings.count(("recovery",)), 0.0),
+        resent_bytes=around.resent_bytes,
+    )
+
+
+def _timing(machine: RelayPeer | DataPeer, work: Work) -> Timing | None:
+    key = ("compute", work.value)
+    median = machine.ctx.timings.steady_s(key)
+    return None if median is None else Timing(median, machine.ctx.timings.count(key), 0.0)

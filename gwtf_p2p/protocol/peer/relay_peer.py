@@ -1,0 +1,259 @@
+"""The state machine of a relay peer, which holds one stage.
+
+What arrives is answered at once with a verdict; what is accepted is computed (backward first, since a finished backward
+frees a slot), handed on (`repair.Handoffs`), handed back (`handback.Handbacks`) and counted, and the iteration is closed
+with its stage group (`aggregation.Member`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gwtf_p2p.protocol import effects as ef
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.core.lifecycle import HAS_GRADIENT, Held, Phase
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.membership.rebalancing import LOOK_S, Mover
+from gwtf_p2p.protocol.membership.swarm_rebalancing import Move
+from gwtf_p2p.protocol.peer.base import PeerMachine
+from gwtf_p2p.protocol.wire.messages import (
+    SUPERSEDED,
+    Backward,
+    ControlMessage,
+    Forward,
+    Room,
+    Superseded,
+    TensorMessage,
+    Verdict,
+)
+from gwtf_p2p.protocol.wire.records import PeerState
+
+MOST_REFUSED = 64
+"""Peers that are told when there is room again. Others ask again in their own time."""
+
+
+class RelayPeer(PeerMachine):
+    """One relay peer. `capacity` is the most microbatches held at once; 0 means no limit.
+
+    With `queues` it refuses nothing (SWARM, and `gwtf`'s plans of iterations): inputs wait in a queue, and the capacity, which
+    is memory for activations, limits how many are between the start of their forward and the end of their backward.
+    """
+
+    def __init__(self, context: Context, capacity: int, *, queues: bool = False, mover: Mover | None = None) -> None:
+        super().__init__(context, context.stage)
+        self.capacity, self.queues, self.mover = capacity, queues, mover
+        self._looks = self._hurries = False
+        self._said_full = -1
+        self._refused: dict[PeerId, None] = {}
+
+    @property
+    def occupancy(self) -> int:
+        """Microbatches that count against the capacity."""
+        return self.ctx.occupancy
+
+    # ---- changing the stage
+
+    def _settle(self) -> None:
+        membership = self.membership
+        if self.mover is not None and not self._looks and membership.serves:
+            self._looks = True
+            self.ctx.start_timer("placement", "", LOOK_S)
+        if membership.moving_to is not None and not membership.drained and not self._others_serve():
+            membership.stay("nobody else is left in it")
+        super()._settle()
+        if self._refused and membership.serves and not self._why_full():
+            self._tell_refused()
+
+    def _look(self) -> None:
+        """Is it this peer's turn to move? To a stage without anybody at once, since nothing here can be finished before."""
+        self._looks = False
+        view = self.ctx.view
+        if self.mover is None or view is None or not self.membership.serves:
+            return
+        seen = view.without(self.ctx.liveness.lost)
+        move = self.mover.look(seen, self.ctx.now)
+        if isinstance(move, Move) and self._others_serve():
+            self.membership.move(move.to_stage, move.reason)
+            self._hurries = not seen.peers_of_stage(move.to_stage)
+
+    def _others_serve(self) -> bool:
+        view, ctx = self.ctx.view, self.ctx
+        peers = view.peers_of_stage(ctx.stage) if view is not None else ()
+        return any(peer != ctx.me and not ctx.liveness.is_lost(peer) for peer in peers)
+
+    def _nothing_left(self) -> bool:
+        return self._hurries or super()._nothing_left()
+
+    # ---- transfers towards this peer
+
+    def _verdict_forward(self, sender: PeerId, message: Forward) -> ef.Answer:
+        ctx, member = self.ctx, self.member
+        if message.stage != ctx.stage:
+            return ef.Answer(Verdict.REFUSED, f"this peer holds stage {ctx.stage}")
+        held = ctx.held.get(message.microbatch)
+        if held is not None:
+            return self._verdict_again(held, sender, message)
+        iteration = message.microbatch.iteration
+        newest = member.version + (1 if member.closing is not None else 0)
+        if member.out_of_step or message.history != ctx.history or not member.version <= iteration <= newest:
+            if (message.history, iteration) > member.position:
+                self.membership.doubt()
+            return ef.Answer(Verdict.STALE, f"weights version is {member.weights}")
+        full = self.state.value if self.state is not PeerState.ONLINE else self._why_full()
+        if full:
+            if len(self._refused) < MOST_REFUSED:
+                self._refused[sender] = None
+            return ef.Answer(Verdict.BUSY, full)
+        new = Held(message.microbatch, message.attempt, Phase.RECEIVING, sender, message.ahead)
+        new.note(f"accepted from {sender}, attempt {message.attempt}", ctx.now)
+        ctx.add(new)
+        ctx.liveness.watch(new.id.data_peer, ctx.out)
+        ctx.liveness.watch(sender, ctx.out)
+        return ef.Answer(Verdict.ACCEPTED)
+
+    def _why_full(self) -> str:
+        ctx = self.ctx
+        if self.capacity and not self.queues and ctx.occupancy >= self.capacity:
+            return f"{ctx.occupancy} of {self.capacity} held"
+        if not ctx.memory_is_full:
+            return ""
+        if not ctx.occupancy and self._said_full != self.member.version:
+            # Nothing that is under way will free memory before the iteration closes.
+            self._said_full = self.member.version
+            ctx.report("memory_full", iteration=self.member.version, kept=len(ctx.held), limit=ctx.memory_limit_bytes)
+        return f"memory: {len(ctx.held)} kept until the iteration closes"
+
+    def _tell_refused(self) -> None:
+        """There is room: all who were refused hear of it, the first one first. Who comes too late is refused and told again."""
+        ctx = self.ctx
+        limited = self.capacity and not self.queues
+        slots = self.capacity - ctx.occupancy if limited else len(self._refused)
+        for peer in self._refused:
+            if not ctx.liveness.is_lost(peer):
+                ctx.emit(ef.Send(peer, Room(slots)))
+        self._refused.clear()
+
+    def _verdict_again(self, held: Held, sender: PeerId, message: Forward) -> ef.Answer:
+        """Offered what is held already: a repair further up, or a repeated transfer."""
+        if message.attempt < held.attempt:
+            self.ctx.emit(ef.Send(sender, Superseded(held.id, held.attempt)))
+            return ef.Answer(Verdict.REFUSED, SUPERSEDED)
+        held.unwanted = False
+        restarted = message.attempt[0] > held.attempt[0]
+        held.attempt = message.attempt
+        self.ctx.liveness.watch(sender, self.ctx.out)
+        if held.phase is Phase.RECEIVING:
+            held.predecessor, held.ahead = sender, message.ahead
+            self.ctx.cancel_timer("orphan", held.name)
+            return ef.Answer(Verdict.ACCEPTED)
+        self.handbacks.new_predecessor(held, sender, message.attempt)
+        if restarted:
+            self.repairs.walk_again(held)
+        return ef.Answer(Verdict.DUPLICATE)
+
+    def _verdict_backward(self, sender: PeerId, message: Backward) -> ef.Answer:
+        ctx = self.ctx
+        held = ctx.held.get(message.microbatch)
+        if held is None or message.stage != ctx.stage:
+            return ef.Answer(Verdict.REFUSED, "not held here")
+        if held.phase is Phase.RECEIVING_GRADIENT:
+            ctx.move(held, Phase.FORWARDED)  # the newest offer counts: the transfer before it may have gone astray
+        if held.phase is Phase.FORWARDED:
+            held.gradient_from = sender
+            ctx.move(held, Phase.RECEIVING_GRADIENT)
+            return ef.Answer(Verdict.ACCEPTED)
+        if held.phase in HAS_GRADIENT:
+            self.handoffs.returned(held, sender)
+            return ef.Answer(Verdict.DUPLICATE)
+        return ef.Answer(Verdict.BUSY, f"forward is not done: {held.phase.name}")
+
+    def _delivered(self, sender: PeerId, message: TensorMessage) -> None:
+        ctx = self.ctx
+        held = ctx.held.get(message.microbatch)
+        if held is None:
+            ctx.emit(ef.Discard(message.microbatch))
+        elif isinstance(message, Forward) and held.phase is Phase.RECEIVING:
+            held.delivered_at = ctx.now
+            ctx.move(held, Phase.QUEUED_FORWARD)
+        elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
+            held.done_by = message.done_by
+            self.handoffs.returned(held, sender)
+            ctx.move(held, Phase.QUEUED_BACKWARD)
+
+    def _delivery_broken(self, event: ev.DeliveryBroken) -> None:
+        ctx, message = self.ctx, event.message
+        held = ctx.held.get(message.microbatch)
+        if held is None:
+            return
+        if isinstance(message, Forward):
+            if held.phase is Phase.RECEIVING and message.attempt == held.attempt:
+                ctx.discard(held)
+        elif held.phase is Phase.RECEIVING_GRADIENT and event.sender == held.gradient_from:
+            ctx.move(held, Phase.FORWARDED)
+            ctx.suspect(event.sender, f"gradient broke off: {event.reason}")
+
+    def _received_own(self, sender: PeerId, message: ControlMessage) -> None:
+        self.ctx.report("unexpected_message", sender=sender, kind=type(message).__name__)
+
+    # ---- computing
+
+    def _next_work(self) -> tuple[ev.Work, Held] | None:
+        """Backward before forward, older before newer; a forward waits for the weights of its iteration."""
+        ctx, member = self.ctx, self.member
+        if member.out_of_step:
+            return None
+        if not member.gradient_is_fixed:
+            held = ctx.first_queued(Phase.QUEUED_BACKWARD)
+            if held is not None and held.id.iteration == member.version:
+                ctx.move(held, Phase.BACKWARD)
+                return ev.Work.BACKWARD, held
+        if self.queues and self.capacity and ctx.activations >= self.capacity:
+            return None
+        held = ctx.first_queued(Phase.QUEUED_FORWARD)
+        if held is not None and held.id.iteration == member.version and not member.stepping:
+            ctx.move(held, Phase.FORWARD)
+            return ev.Work.FORWARD, held
+        return None
+
+    def _computed(self, held: Held, event: ev.Computed) -> None:
+        ctx = self.ctx
+        if event.work is ev.Work.FORWARD:
+            held.forward_held_s = ctx.now - held.delivered_at
+            ctx.move(held, Phase.FORWARDED)
+            self.handoffs.begin(held)
+        else:
+            self.member.counted.add(held.id)
+            ctx.move(held, Phase.DONE)
+            self.negotiating.passed(held.id)
+            self.handbacks.begin(held)
+            self._routes_may_be_open()
+
+    # ---- time, other peers, iterations
+
+    def _timer(self, what: str) -> None:
+        if what == "placement":
+            self._look()
+
+    def _peer_lost(self, peer: PeerId, reason: str) -> None:
+        """Drop what can never be finished: unfinished work of a lost data peer, and half-received tensors."""
+        for held in self.ctx.in_order():
+            orphaned = held.id.data_peer == peer and held.phase is not Phase.DONE
+            if orphaned or (held.predecessor == peer and held.phase is Phase.RECEIVING):
+                held.note(f"dropped: {peer} is lost", self.ctx.now)
+                self._drop(held)
+
+    def _peer_cleared(self, peer: PeerId, returned: bool) -> None:
+        pass
+
+    def _routes_may_be_open(self) -> None:
+        self.handoffs.retry_all()
+
+    def _iteration_changed(self) -> None:
+        pass
+
+    def _drain(self) -> None:
+        pass
+
+    def _planned(self, result: Any) -> None:
+        """Only data peers plan."""

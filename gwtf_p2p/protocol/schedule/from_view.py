@@ -1,0 +1,160 @@
+"""From a view to a `Pipeline`: the figures that the records hold, in the form in which plans are made.
+
+`PipelineFigures` is what of a view matters for a plan. It compares by value, so a record that changes nothing else (its
+occupancy, its age) calls for no new plan. What a record does not say is predicted: an unmeasured compute time is the median of
+the stage's, then of all relays'; an unmeasured link is what `NetworkView.link` assumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.schedule.model import UNLIMITED, Link, Pipeline
+from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
+from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S, ASSUMED_LATENCY_S, NetworkView
+from gwtf_p2p.protocol.wire.records import StageRecord
+
+LinkFigures = tuple[PeerId, float, float]
+"""To whom, one-way latency in seconds, bytes/s."""
+
+Swarm = tuple[tuple[PeerId, Stage, int], ...]
+"""Who is there, in which stage, and how much each takes: a plan for others is of no use."""
+
+NOTHING_MEASURED_S = 0.1
+"""Compute time of a relay when no relay has measured any."""
+
+LEAST_S = 1e-6
+"""Of a computation: forecasts need no zero times, but a measurement may round to one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFigures:
+    """Seconds of one microbatch: `before_s` is a forward or an embedding, `after_s` a backward or a finish."""
+
+    peer: PeerId
+    stage: Stage
+    capacity: int
+    before_s: float
+    after_s: float
+    loss_s: float
+    line_bytes_per_s: float
+    links: tuple[LinkFigures, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineFigures:
+    """`peers` sorted by id; every stage has one at least."""
+
+    stages: int
+    microbatch_bytes: int
+    peers: tuple[PeerFigures, ...]
+
+    @property
+    def swarm(self) -> Swarm:
+        return tuple((p.peer, p.stage, p.capacity) for p in self.peers)
+
+
+def swarm_of(view: NetworkView, without: Iterable[PeerId] = ()) -> Swarm:
+    """The routable peers, which is quicker to see than their figures."""
+    gone = frozenset(without)
+    return tuple((r.peer, r.stage, r.capacity) for r in view.records.values() if r.is_routable and r.peer not in gone)
+
+
+def figures_of(view: NetworkView, without: Iterable[PeerId] = ()) -> tuple[PipelineFigures | None, str]:
+    """The figures of the routable peers, or None and the reason why nothing can be planned."""
+    gone = frozenset(without)
+    records = [r for r in view.records.values() if r.is_routable and r.peer not in gone]
+    staffed = {r.stage for r in records}
+    missing = next((k for k in range(view.stages + 1) if k not in staffed), None)
+    if missing is not None:
+        return None, f"stage {missing} has no peer"
+    typical = _typical_s(records)
+    return PipelineFigures(view.stages, view.microbatch_bytes, tuple(_figures(r, typical) for r in records)), ""
+
+
+def _typical_s(records: Iterable[StageRecord]) -> dict[Stage, tuple[float, float]]:
+    """Median forward and backward seconds of each stage's measured peers."""
+    known: dict[Stage, list[StageRecord]] = {}
+    for record in records:
+        known.setdefault(record.stage, [])
+        if record.forward is not None and record.backward is not None:
+            known[record.stage].append(record)
+    everybody = [r for stage, peers in known.items() if stage != DATA_STAGE for r in peers]
+    return {stage: _medians_s(peers or everybody) for stage, peers in known.items()}
+
+
+def _medians_s(records: list[StageRecord]) -> tuple[float, float]:
+    if not records:
+        return NOTHING_MEASURED_S, 2 * NOTHING_MEASURED_S
+    return median(r.forward_s for r in records), median(r.backward_s for r in records)
+
+
+def _figures(record: StageRecord, typical: dict[Stage, tuple[float, float]]) -> PeerFigures:
+    first_s, second_s = typical[record.stage]
+    if record.forward is not None:
+        first_s = record.forward_s
+    if record.backward is not None:
+        second_s = record.backward_s
+    loss_s = 0.0
+    if record.stage == DATA_STAGE:  # its `forward` is the head and loss, its `backward` the embedding
+        loss_s, first_s = first_s, second_s
+        second_s = record.finish.median_s if record.finish is not None else first_s
+    links = tuple((m.to, m.round_trip_s / 2, m.bandwidth_bytes_per_s) for m in record.links if m.bandwidth_bytes_per_s > 0)
+    line, capacity = record.line_bytes_per_s, record.capacity
+    return PeerFigures(record.peer, record.stage, capacity, first_s, second_s, loss_s, line, links)
+
+
+def pipeline_of(figures: PipelineFigures) -> Pipeline:
+    """Peers are numbered in the order of their ids. Links are looked up when they are first asked for."""
+    peers, stages = figures.peers, figures.stages
+    line = tuple(p.line_bytes_per_s / MICROSECONDS if p.line_bytes_per_s > 0 else float("inf") for p in peers)
+    links = ViewLinks(figures)
+    data = [i for i, p in enumerate(peers) if p.stage == DATA_STAGE]
+    return Pipeline(
+        peers=tuple(p.peer for p in peers),
+        stages=stages,
+        activation_bytes=float(figures.microbatch_bytes),
+        slots=tuple(p.capacity if p.capacity > 0 and p.stage != DATA_STAGE else UNLIMITED for p in peers),
+        before_us=tuple(max(LEAST_S, p.before_s) * MICROSECONDS for p in peers),
+        after_us=tuple(max(LEAST_S, p.after_s) * MICROSECONDS for p in peers),
+        loss_us=tuple(max(LEAST_S, p.loss_s) * MICROSECONDS for p in peers),
+        line=line,
+        starts_us=tuple(
+            links[data[0] * len(peers) + i].latency_us if i in data[1:] else 0.0 for i in range(len(peers))
+        ),
+        demand=tuple((i, max(0, peers[i].capacity)) for i in data),
+        stage_peers=tuple(tuple(i for i, p in enumerate(peers) if p.stage == k) for k in range(stages + 1)),
+        links=links,
+    )
+
+
+class ViewLinks(dict[int, Link]):
+    """By sender x peers + receiver: measured by the sender, else by the receiver, else assumed (`NetworkView.link`)."""
+
+    def __init__(self, figures: PipelineFigures) -> None:
+        super().__init__()
+        self._figures = figures
+        self._measured = [{to: (latency_s, bandwidth) for to, latency_s, bandwidth in p.links} for p in figures.peers]
+
+    def measured(self, senders: Sequence[int], receivers: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Index pairs that are measured in at least one direction."""
+        peers = self._figures.peers
+        row, column = ({peers[i].peer: n for n, i in enumerate(side)} for side in (senders, receivers))
+        for n, i in enumerate(senders):
+            yield from ((n, column[to]) for to in self._measured[i] if to in column)
+        for n, i in enumerate(receivers):
+            yield from ((row[to], n) for to in self._measured[i] if to in row)
+
+    def __missing__(self, number: int) -> Link:
+        peers = self._figures.peers
+        sender, receiver = divmod(number, len(peers))
+        a, b = peers[sender], peers[receiver]
+        found = self._measured[sender].get(b.peer) or self._measured[receiver].get(a.peer)
+        if found is None:
+            lines = [p.line_bytes_per_s for p in (a, b) if p.line_bytes_per_s > 0]
+            found = ASSUMED_LATENCY_S, min(lines, default=ASSUMED_BANDWIDTH_BYTES_PER_S)
+        link = self[number] = Link(found[0] * MICROSECONDS, found[1] / MICROSECONDS)
+        return link

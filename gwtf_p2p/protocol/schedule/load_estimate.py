@@ -1,0 +1,130 @@
+"""How evenly do paths load the relays? A quick estimate that a search can ask thousands of times before one forecast.
+
+For each relay: the time by which it could be done with what the paths bring it, if nothing ever waited. A microbatch holds one
+of its slots from its arrival until its backward is done, which takes what an idle swarm takes for everything below; it keeps
+the device, and each direction of the line, busy for a while. The time is the largest of slots, device and line, and to it
+comes what passes before a microbatch can be there and after it has left (`lost`, the mean of the paths through the relay).
+The load is the sum of the eighth powers: nearly the maximum, but it also falls when the second-worst relay improves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from gwtf_p2p.protocol.schedule.model import Path, Pipeline
+
+Change = tuple[int, Path]
+"""Microbatch number, its new path."""
+
+_Visits = list[tuple[int, float, float]]
+"""(relay, how long it holds a slot, what is lost before and after)"""
+
+
+@dataclass(slots=True)
+class _Undo:
+    total: float
+    relays: dict[int, tuple[float, int, float, float]]
+    visits: list[tuple[int, _Visits]]
+
+
+class Load:
+    """The load of a list of paths, kept up to date under changes. `total` has no unit: lower is better."""
+
+    def __init__(self, pipeline: Pipeline, paths: Sequence[Path]) -> None:
+        peers = len(pipeline.peers)
+        self.pipeline = pipeline
+        self._hop_us: dict[int, float] = {}
+        self._known: dict[Path, _Visits] = {}
+        self._busy_us = [
+            max(before + after, 2 * pipeline.activation_bytes / line)
+            for before, after, line in zip(pipeline.before_us, pipeline.after_us, pipeline.line, strict=True)
+        ]
+        self._held_us, self._count = [0.0] * peers, [0] * peers
+        self._lost_us, self._power = [0.0] * peers, [0.0] * peers
+        self.total = 0.0
+        self._visits: list[_Visits] = [[] for _ in paths]
+        self.change(enumerate(paths))
+
+    def change(self, changes: Iterable[Change]) -> _Undo:
+        """Replace paths; the result undoes it."""
+        held, count, lost, power = self._held_us, self._count, self._lost_us, self._power
+        undo = _Undo(self.total, {}, [])
+        touched = undo.relays
+        for m, path in changes:
+            before, after = self._visits[m], self._visits_of(path)
+            for relay, hold_us, lost_us in before:
+                if relay not in touched:
+                    touched[relay] = (held[relay], count[relay], lost[relay], power[relay])
+                held[relay] -= hold_us
+                count[relay] -= 1
+                lost[relay] -= lost_us
+            for relay, hold_us, lost_us in after:
+                if relay not in touched:
+                    touched[relay] = (held[relay], count[relay], lost[relay], power[relay])
+                held[relay] += hold_us
+                count[relay] += 1
+                lost[relay] += lost_us
+            undo.visits.append((m, before))
+            self._visits[m] = after
+        for relay in touched:
+            self.total += self._update(relay)
+        return undo
+
+    def undo(self, undo: _Undo) -> None:
+        self.total = undo.total
+        for relay, former in undo.relays.items():
+            self._held_us[relay], self._count[relay], self._lost_us[relay], self._power[relay] = former
+        for m, visits in undo.visits:
+            self._visits[m] = visits
+
+    def value_of(self, changes: Iterable[Change]) -> float:
+        """What the total would be."""
+        undo = self.change(changes)
+        total = self.total
+        self.undo(undo)
+        return total
+
+    def _update(self, relay: int) -> float:
+        former = self._power[relay]
+        new = 0.0
+        if self._count[relay]:
+            slots_us = self._held_us[relay] / self.pipeline.slots[relay]
+            busy_us = self._count[relay] * self._busy_us[relay]
+            new = self._lost_us[relay] / self._count[relay] + (slots_us if slots_us > busy_us else busy_us)
+            new *= new
+            new *= new
+            new *= new
+        self._power[relay] = new
+        return new - former
+
+    def _visits_of(self, path: Path) -> _Visits:
+        known = self._known.get(path)
+        if known is None:
+            known = self._known[path] = self._walk(path)
+        return known
+
+    def _walk(self, path: Path) -> _Visits:
+        """The round trip of a microbatch that is alone."""
+        pipeline = self.pipeline
+        now = pipeline.before_us[path[0]]
+        arrived = [0.0]
+        for sender, receiver in pairwise(path):
+            now += self._hop(sender, receiver)
+            arrived.append(now)
+            now += pipeline.before_us[receiver]
+        now += self._hop(path[-1], path[0]) + pipeline.loss_us[path[0]]
+        done = [0.0] * len(path)
+        sender = path[0]
+        for k in range(len(path) - 1, -1, -1):
+            now += self._hop(sender, path[k]) + pipeline.after_us[path[k]]
+            done[k], sender = now, path[k]
+        return [(path[k], done[k] - arrived[k], now - done[k] + arrived[k]) for k in range(1, len(path))]
+
+    def _hop(self, sender: int, receiver: int) -> float:
+        number = sender * len(self.pipeline.peers) + receiver
+        seconds = self._hop_us.get(number)
+        if seconds is None:
+            seconds = self._hop_us[number] = self.pipeline.idle_us(sender, receiver)
+        return seconds

@@ -1,0 +1,180 @@
+"""When the next peer is lost, forgets, or is superseded: somebody else continues, and nothing is computed twice without need.
+
+One rule covers every crash of a relay (DESIGN section 5): *whoever handed a microbatch to a lost peer hands it to another
+one*, in a higher attempt, and says which peer comes after it. In steps, when Y of stage k is lost:
+
+1. X of stage k-1 holds its own output. It asks its router for another peer of stage k and pushes the output to Y'.
+2. Y' computes the forward of stage k only, and hands its output on to Z, the peer that followed Y (Y told X when it handed
+   on; otherwise the planned one).
+3. Z already holds the microbatch: it answers DUPLICATE, keeps nothing new, and takes Y' as its predecessor.
+4. If Z has computed its backward already, it pushes its stored input gradient to Y'. If not, it will when it has.
+5. Y' computes the backward of stage k and pushes to X, which goes on, or, when X has had its gradient before, answers
+   DUPLICATE; then Y' tells the data peer whom to credit.
+
+So a forward crash, a backward crash and (with exact recovery) a crash between backward and average are the same repair,
+and exactly one stage is computed again.
+"""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.core.lifecycle import Handoff, Held, Phase
+from gwtf_p2p.protocol.effects import Send
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.transfer.send_activation import RETRY_S, WAIT_PRIOR_S, WAITING, Handoffs
+from gwtf_p2p.protocol.wire.messages import Done, Missing, Redo, Superseded
+
+MOST_INSIST_DOUBLINGS = 4
+
+
+class Repairs:
+    """Of the downstream side of every microbatch that a peer holds."""
+
+    def __init__(self, context: Context, handoffs: Handoffs) -> None:
+        self.ctx, self.handoffs = context, handoffs
+
+    def failed(self, held: Held, token: int, reason: str) -> None:
+        """The transport could not push: suspect the peer and go another way at once."""
+        ctx, next_peer = self.ctx, held.successor
+        if next_peer is None or token != held.push_token or held.handoff is not Handoff.PUSHING:
+            return
+        ctx.end_push(token)
+        ctx.suspect(next_peer, f"push failed: {reason}", broken=True)
+        if not self.handoffs.is_last:
+            self._repair(held, next_peer, reason)
+            return
+        ctx.cancel_timer("push", held.name)
+        self.handoffs.to_routing(held)
+        ctx.start_timer("route", held.name, RETRY_S)
+
+    # ---- lost peers, and peers that forgot
+
+    def peer_lost(self, peer: PeerId, reason: str) -> None:
+        """Hand everything that the lost peer had of mine to other peers."""
+        if self.handoffs.is_last:
+            return
+        for held in self.ctx.in_order():
+            wanted = held.handoff in WAITING or (held.handoff is Handoff.RETURNED and self.ctx.exact)
+            if held.successor == peer and wanted:
+                self._repair(held, peer, reason)
+
+    def peer_left(self, peer: PeerId) -> None:
+        """It has nothing: what is on its way there, in ignorance, goes elsewhere, as after a refusal."""
+        for held in self.ctx.in_order():
+            if held.successor == peer and held.handoff is Handoff.PUSHING and not self.handoffs.is_last:
+                held.tried.add(peer)
+                self.handoffs.again(held, None)
+        self.peer_lost(peer, "it has left")
+
+    def peer_answered(self, peer: PeerId, unknown: frozenset[MicrobatchId], seconds: float) -> None:
+        """A suspected peer lives: wait on, except for what it does not hold."""
+        ctx = self.ctx
+        forgotten: dict[PeerId, list[MicrobatchId]] = {}
+        for held in ctx.in_order() if unknown else ():
+            if held.successor != peer or held.id not in unknown:
+                continue
+            if held.handoff in WAITING and _is_forgotten(held, ctx.now - seconds):
+                held.note(f"{peer} does not hold it", ctx.now)
+                if held.lost_at is None:
+                    held.lost_at = ctx.now
+                self.handoffs.again(held, peer)
+            elif held.handoff is Handoff.RETURNED and ctx.exact and not self.handoffs.is_last:
+                forgotten.setdefault(held.id.data_peer, []).append(held.id)
+        for data_peer, microbatches in sorted(forgotten.items()):
+            ctx.emit(Send(data_peer, Missing(peer, self.handoffs.target, tuple(microbatches))))
+
+    # ---- what the data peer asks for
+
+    def asked_to_redo(self, message: Redo) -> None:
+        """A data peer misses a stage of its microbatch: this peer's, or the next one, to which it handed it."""
+        ctx = self.ctx
+        held = ctx.held.get(message.microbatch)
+        owner = message.microbatch.data_peer
+        if held is None:
+            if ctx.stage > 0:
+                ctx.emit(Send(owner, Missing(ctx.me, ctx.stage, (message.microbatch,))))
+        elif message.stage == ctx.stage:
+            if held.phase is Phase.DONE:
+                ctx.emit(Send(owner, Done(held.id, ctx.stage)))
+        elif message.stage == ctx.stage + 1:
+            raised = message.epoch > held.attempt[0]
+            held.attempt = (max(held.attempt[0], message.epoch), *held.attempt[1:])
+            who = self.redo(held, message)
+            if who is not None:
+                ctx.emit(Send(who, message))
+            elif raised and held.handoff in WAITING:
+                self.walk_again(held)
+
+    def redo(self, held: Held, message: Redo) -> PeerId | None:
+        """Hand it to another peer, unless that is under way. Returns who has done it, if somebody else than the lost one."""
+        has_it = held.successor
+        if held.handoff is Handoff.RETURNED:
+            if has_it not in (None, message.lost) and has_it not in self.ctx.liveness.lost:
+                return has_it
+            self._repair(held, has_it or message.lost, "redo", message.ahead)
+        return None
+
+    def walk_again(self, held: Held) -> None:
+        """The data peer has started again: show it the way to its microbatch, with what is computed already."""
+        if held.handoff not in (Handoff.IDLE, Handoff.ROUTING):
+            held.walking = True
+            self.handoffs.again(held, held.successor)  # without one (a redo that was stopped): to anybody
+
+    def insist(self, held: Held) -> None:
+        """The way back knows this data peer's microbatch as done, the way down does not: walk it again."""
+        ctx = self.ctx
+        if held.handoff is not Handoff.AWAITING:
+            return
+        patience_s = ctx.timings.deadline_s(("backward",), WAIT_PRIOR_S) * 2 ** min(held.insisted, MOST_INSIST_DOUBLINGS)
+        if held.refused_since is None:
+            held.refused_since = ctx.now
+        elif ctx.now - held.refused_since > patience_s:
+            held.refused_since = ctx.now
+            held.insisted += 1
+            held.attempt = (held.attempt[0] + 1,)
+            self.walk_again(held)
+
+    def superseded(self, sender: PeerId, message: Superseded) -> bool:
+        """A higher attempt is under way; True when this peer may forget the microbatch.
+
+        Told by the next peer, it may concern the peers before as well, down to where the attempts part. What is counted
+        stays counted until the iteration closes.
+        """
+        ctx = self.ctx
+        held = ctx.held.get(message.microbatch)
+        if held is None or held.id.data_peer == ctx.me:
+            return False
+        own = len(held.attempt)
+        if held.attempt == message.attempt[:own] and len(message.attempt) > own:
+            held.handed = max(held.handed, message.attempt[own])  # my own, of a time that I have forgotten
+        if held.attempt >= message.attempt[:own]:
+            return False
+        held.note(f"superseded by {message.attempt}", ctx.now)
+        if sender != held.predecessor and held.predecessor != held.id.data_peer:
+            ctx.emit(Send(held.predecessor, message))
+        if held.phase is Phase.DONE:
+            self.handoffs.stop(held)
+        return held.phase is not Phase.DONE
+
+    def _repair(self, held: Held, peer: PeerId, reason: str, ahead: tuple[PeerId, ...] = ()) -> None:
+        ctx = self.ctx
+        done = held.handoff is Handoff.RETURNED or held.phase is Phase.DONE
+        kind = "aggregation" if done else "backward" if held.beyond else "forward"
+        if held.lost_at is None:
+            held.lost_at = ctx.liveness.silent_since(peer, ctx.now)
+        path = ahead or (held.done_by[1:] if done else (held.beyond, *held.ahead[2:]) if held.beyond else held.ahead[1:])
+        held.ahead = (peer, *path)
+        held.tried.add(peer)
+        held.successor = held.beyond = None
+        held.asked = 0
+        if peer:
+            ctx.emit(Send(peer, Superseded(held.id, (*held.attempt, held.handed))))
+        ctx.recoveries[kind] += 1
+        ctx.report("recovery", kind=kind, microbatch=held.name, lost=peer, reason=reason)
+        self.handoffs.again(held, None)
+
+
+def _is_forgotten(held: Held, asked_at: float) -> bool:
+    """The next peer, asked then, says that it does not hold this. Had it taken it before? An offer that it has not answered yet
+    may have been overtaken by the question: only when it is late for the second time has it gone astray."""
+    return held.asked > 1 if held.taken_at is None else held.taken_at <= asked_at

@@ -1,0 +1,329 @@
+"""The way down: choosing the next peer for a microbatch's output, handing it over, and waiting for what comes back.
+
+What happens when the next peer is lost, forgets or refuses is in `repair`. Every wait has a deadline from measured times;
+when it passes, the peer is asked whether it lives and still holds the microbatch, and then waited for again, twice as long.
+
+A microbatch that nobody has room for waits for the first peer that says it has (`Room`). Should that message be lost, it is
+offered again after as long as it usually takes.
+"""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.core.lifecycle import Handoff, Held, Phase
+from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, PlanningRouter, RouteRequest
+from gwtf_p2p.protocol.effects import Push, Send
+from gwtf_p2p.protocol.events import PushAnswered, PushDelivered, Slot
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.transfer.ledger import NOBODY
+from gwtf_p2p.protocol.wire.messages import SUPERSEDED, Complete, Forward, Redo, Room, Superseded, Verdict
+
+PUSH_PRIOR_S = 2.0
+WAIT_PRIOR_S = 2.0
+"""How long to wait before asking while nothing is measured. A question costs a small message, so these are no time-outs."""
+
+RETRY_S = 0.25
+"""Between two searches for a route when there is none; a view change or a finished microbatch also tries again. Where
+everybody is BUSY, only until it is measured how long it takes to find room."""
+
+MOST_DOUBLINGS = 2
+MOST_PUSH_DOUBLINGS = 6
+"""A wait that was too short for a living peer is doubled at most so often. A transfer is begun anew, so it must get there."""
+
+WAITING = (Handoff.PUSHING, Handoff.AWAITING)
+
+
+class Handoffs:
+    """The downstream side of every microbatch that a peer holds."""
+
+    def __init__(self, context: Context) -> None:
+        self.ctx = context
+        self._planner = context.router if isinstance(context.router, PlanningRouter) and context.stage > 0 else None
+        self._routing: set[MicrobatchId] = set()
+        self._refused: dict[MicrobatchId, float] = {}
+
+    @property
+    def target(self) -> Stage:
+        return Stage(self.ctx.stage + 1)
+
+    @property
+    def is_last(self) -> bool:
+        """The next peer is the microbatch's data peer, which nobody can replace."""
+        return self.target > self.ctx.stages
+
+    # ---- choosing the next peer
+
+    def begin(self, held: Held) -> None:
+        """The output is ready: a plan may have been revised since the microbatch was sent on its way.
+
+        One that was handed on anew is led to the peers that have it already, whatever the plan says."""
+        is_first = not any(held.attempt[1:])
+        if self._planner is not None and not self.is_last and is_first:
+            held.ahead = self._planner.revised(held.id, self.target) or held.ahead
+        self.to_routing(held)
+        self.route(held)
+
+    def again(self, held: Held, to: PeerId | None) -> None:
+        """Give up what is under way with the next peer, and push anew: to this peer, if it can be had."""
+        ctx = self.ctx
+        if held.handoff is Handoff.PUSHING:
+            ctx.end_push(held.push_token, cancel=True)
+        for what in ("push", "complete", "backward"):
+            ctx.cancel_timer(what, held.name)
+        if to is not None:
+            held.ahead = (to, *held.ahead[1:])
+        self.to_routing(held)
+        self.route(held)
+
+    def retry(self, held: Held) -> None:
+        """The retry timer fired, or something changed that may have opened a route."""
+        if held.handoff is Handoff.ROUTING:
+            self.ctx.cancel_timer("route", held.name)
+            self.route(held)
+
+    def retry_all(self) -> None:
+        for microbatch in sorted(self._routing):
+            held = self.ctx.held.get(microbatch)
+            if held is None or held.handoff is not Handoff.ROUTING:
+                self._routing.discard(microbatch)
+            else:
+                self.retry(held)
+
+    def heard(self, sender: PeerId, message: Complete | Room) -> None:
+        """From a peer of the next stage."""
+        if isinstance(message, Room):
+            self._room(sender, message.microbatches)
+            return
+        held = self.ctx.held.get(message.microbatch)
+        if held is not None:
+            self.complete(held, sender, message)
+
+    def _room(self, peer: PeerId, microbatches: int) -> None:
+        """It can take some of what it, or others, had no room for; what is offered to another one now may come back to it.
+
+        One more than it can take is offered: by refusing that, it remembers to tell this peer again."""
+        offers = microbatches + 1
+        for microbatch in sorted(self._refused):
+            held = self.ctx.held.get(microbatch)
+            if held is None or held.handoff not in (Handoff.ROUTING, Handoff.PUSHING):
+                del self._refused[microbatch]
+                continue
+            held.tried.discard(peer)
+            if held.handoff is Handoff.ROUTING and offers > 0:
+                offers -= 1
+                held.ahead = (peer, *held.ahead[1:])
+                self.retry(held)
+
+    def route(self, held: Held) -> None:
+        """Choose the next peer and push, or wait for a route."""
+        ctx = self.ctx
+        if self.is_last:
+            if held.id.data_peer in ctx.liveness.barred:
+                ctx.start_timer("route", held.name, RETRY_S)
+            else:
+                self._push(held, held.id.data_peer)
+            return
+        barred = ctx.liveness.barred | held.tried
+        if not held.ahead or held.ahead[0] == NOBODY or held.ahead[0] in barred:
+            rest = held.ahead[1:]
+            rejoin = rest[0] if rest and not ctx.liveness.is_lost(rest[0]) else None
+            last = self.target if rejoin else Stage(ctx.stages)
+            answer = ctx.router.route(RouteRequest(held.id, ctx.me, self.target, last, barred, rejoin), ctx.now)
+            if isinstance(answer, NoRoute):
+                held.note(f"no route: {answer.reason}", ctx.now)
+                held.tried.clear()
+                is_refused = held.id in self._refused
+                ctx.start_timer("route", held.name, ctx.timings.deadline_s(("room",), RETRY_S) if is_refused else RETRY_S)
+                return
+            held.ahead = answer.peers + (rest if rejoin else ())
+        self._push(held, held.ahead[0])
+
+    def _push(self, held: Held, peer: PeerId) -> None:
+        ctx = self.ctx
+        held.push_token = ctx.new_push(held, back=False)
+        held.successor, held.beyond = peer, None
+        held.waits_since, held.taken_at = ctx.now, None
+        self._routing.discard(held.id)
+        held.to_handoff(Handoff.PUSHING, ctx.now)
+        message = Forward(held.id, (*held.attempt, held.handed), self.target, held.ahead[1:], ctx.history)
+        held.handed += 1
+        ctx.liveness.watch(peer, ctx.out)
+        ctx.emit(Push(held.push_token, peer, message, Slot.OUTPUT))
+        ctx.start_timer("push", held.name, self._push_deadline_s(held))
+
+    # ---- what became of a push
+
+    def answered(self, held: Held, event: PushAnswered) -> None:
+        """The verdict of the next peer."""
+        ctx, next_peer = self.ctx, held.successor
+        if next_peer is None or event.token != held.push_token or held.handoff is not Handoff.PUSHING:
+            return
+        if event.verdict is Verdict.ACCEPTED:
+            held.taken_at = ctx.now
+            return
+        ctx.end_push(event.token)
+        if event.verdict is Verdict.DUPLICATE:
+            self._accepted(held)
+            return
+        if event.verdict is Verdict.REFUSED and (event.detail == SUPERSEDED or self.is_last):
+            self._unwanted(held, next_peer, event.detail)
+            return
+        self._observe(held, next_peer, None, event.verdict.name)
+        held.tried.add(next_peer)
+        if event.verdict is Verdict.BUSY:
+            self._refused.setdefault(held.id, ctx.now)
+        if event.verdict is Verdict.REFUSED and held.ahead:
+            held.ahead = (NOBODY, *held.ahead[1:])  # it is no peer of that stage (any more): waiting for it is no use
+        ctx.cancel_timer("push", held.name)
+        self.to_routing(held)
+        if self.is_last:
+            ctx.start_timer("route", held.name, RETRY_S)
+        else:
+            self.route(held)
+
+    def _unwanted(self, held: Held, next_peer: PeerId, why: str) -> None:
+        """Somebody else has taken this over. A data peer, whose word counts, insists; what is counted stays."""
+        ctx = self.ctx
+        held.note(f"{next_peer} does not want it: {why}", ctx.now)
+        if held.id.data_peer == ctx.me:
+            held.attempt = (held.attempt[0] + 1,)
+            ctx.cancel_timer("push", held.name)
+            self.to_routing(held)
+            ctx.start_timer("route", held.name, RETRY_S)
+        elif held.phase is Phase.DONE:
+            ctx.cancel_timer("push", held.name)
+            held.to_handoff(Handoff.RETURNED, ctx.now)
+            if not self.is_last:
+                ctx.emit(Send(next_peer, Redo(held.id, self.target, next_peer)))  # its data peer should know
+        elif why == SUPERSEDED:
+            # By what, its `Superseded` tells, and whether that concerns the peers before as well.
+            ctx.cancel_timer("push", held.name)
+            self.to_routing(held)
+            ctx.start_timer("route", held.name, RETRY_S)
+        else:
+            ctx.discard(held)
+
+    def delivered(self, held: Held, event: PushDelivered) -> None:
+        """The whole tensor is there."""
+        if held.successor is not None and event.token == held.push_token and held.handoff is Handoff.PUSHING:
+            self.ctx.timings.observe(("push", held.successor), event.seconds)
+            self._accepted(held)
+
+    def _accepted(self, held: Held) -> None:
+        ctx = self.ctx
+        assert held.successor is not None
+        held.walking = False
+        refused_at = self._refused.pop(held.id, None)
+        if refused_at is not None:
+            ctx.timings.observe(("room",), ctx.now - refused_at)
+        held.taken_at = held.taken_at or ctx.now
+        ctx.end_push(held.push_token)
+        ctx.cancel_timer("push", held.name)
+        held.tried.clear()
+        held.asked = 0
+        if held.lost_at is not None:
+            self._recovered(held, held.lost_at)
+        held.to_handoff(Handoff.AWAITING, ctx.now)
+        self._wait(held, "backward" if self.is_last else "complete")
+        if ctx.stage > 0 and held.phase is not Phase.DONE:
+            ctx.emit(Send(held.predecessor, Complete(held.id, held.successor, held.forward_held_s)))
+
+    # ---- waiting for the next peer
+
+    def complete(self, held: Held, sender: PeerId, message: Complete) -> None:
+        """The successor has computed its forward and handed on."""
+        if sender != held.successor or held.handoff not in WAITING:
+            return
+        ctx = self.ctx
+        if held.handoff is Handoff.PUSHING:
+            self._accepted(held)  # its acknowledgement was lost: it cannot compute what it does not have
+        if held.beyond is None and ctx.is_armed("complete", held.name):
+            ctx.timings.observe(("complete", sender), ctx.now - held.waits_since)
+            ctx.cancel_timer("complete", held.name)
+            held.asked = 0
+            self._wait(held, "backward")
+        held.beyond = message.successor
+        seconds = (ctx.timings.median_s(("push", sender)) or 0.0) + message.held_s
+        ctx.timings.observe(("hop",), seconds)
+        self._observe(held, sender, seconds, "")
+
+    def late(self, held: Held, what: str) -> None:
+        """A wait was longer than usual: ask both neighbours, and wait again, longer."""
+        ctx = self.ctx
+        if held.successor is None or held.handoff not in WAITING:
+            return
+        held.asked += 1
+        if held.asked > 2 and held.asked % 2 and held.successor not in ctx.liveness.barred:
+            # It lives and says that it holds this, so something has gone astray on the way there or back. If it is only
+            # slow, it answers that it has it.
+            self.again(held, held.successor)
+            return
+        ctx.suspect(held.successor, f"{what} is late")
+        if held.predecessor not in (ctx.me, held.successor):
+            ctx.suspect(held.predecessor, "a microbatch is late")
+        if what == "push":
+            ctx.start_timer("push", held.name, self._push_deadline_s(held))
+        else:
+            self._wait(held, what)
+
+    def returned(self, held: Held, sender: PeerId) -> None:
+        """The gradient of my output is here, from `sender`, who may have replaced my successor."""
+        ctx, former = self.ctx, held.successor
+        if held.walking and held.handoff in (Handoff.ROUTING, Handoff.PUSHING):
+            return  # it will come again when the next peer has answered
+        if held.handoff is Handoff.PUSHING:
+            ctx.end_push(held.push_token, cancel=True)
+        if held.handoff in WAITING and former not in (None, sender) and not self.is_last:
+            assert former is not None
+            ctx.emit(Send(former, Superseded(held.id, (*held.attempt, held.handed))))
+        for what in ("push", "route", "complete", "backward"):
+            ctx.cancel_timer(what, held.name)
+        held.successor = sender
+        if held.lost_at is not None:
+            self._recovered(held, held.lost_at)
+        if held.handoff is not Handoff.RETURNED:
+            if held.phase is not Phase.DONE and held.handoff is Handoff.AWAITING:
+                ctx.timings.observe(("backward",), ctx.now - held.waits_since)
+            self._routing.discard(held.id)
+            held.to_handoff(Handoff.RETURNED, ctx.now)
+
+    def _recovered(self, held: Held, lost_at: float) -> None:
+        """It moves on: `lost_at` is when the peer that had it fell silent."""
+        ctx = self.ctx
+        ctx.timings.observe(("recovery",), ctx.now - lost_at)
+        ctx.report("recovered", microbatch=held.name, seconds=ctx.now - lost_at)
+        held.lost_at = None
+
+    def stop(self, held: Held) -> None:
+        """This redo of a finished microbatch leads nowhere: others have taken it over."""
+        if held.handoff is Handoff.RETURNED:
+            return
+        if held.handoff is Handoff.PUSHING:
+            self.ctx.end_push(held.push_token, cancel=True)
+        for what in ("push", "route", "complete", "backward"):
+            self.ctx.cancel_timer(what, held.name)
+        self._routing.discard(held.id)
+        held.lost_at = None
+        held.to_handoff(Handoff.RETURNED, self.ctx.now)
+
+    def _wait(self, held: Held, what: str) -> None:
+        """For `Complete` of the next peer, then for the gradient."""
+        if not held.asked:
+            held.waits_since = self.ctx.now
+        key = ("complete", held.successor) if what == "complete" else ("backward",)
+        deadline_s = self.ctx.timings.deadline_s(key, WAIT_PRIOR_S)
+        self.ctx.start_timer(what, held.name, deadline_s * 2 ** min(held.asked, MOST_DOUBLINGS))
+
+    def to_routing(self, held: Held) -> None:
+        held.to_handoff(Handoff.ROUTING, self.ctx.now)
+        self._routing.add(held.id)
+
+    def _push_deadline_s(self, held: Held) -> float:
+        deadline_s = self.ctx.timings.deadline_s(("push", held.successor), PUSH_PRIOR_S)
+        return deadline_s * 2.0 ** min(held.asked, MOST_PUSH_DOUBLINGS)
+
+    def _observe(self, held: Held, peer: PeerId, seconds: float | None, failure: str) -> None:
+        ctx = self.ctx
+        if not self.is_last:
+            hop = HopObservation(held.id, ctx.me, peer, self.target, False, seconds, failure)
+            ctx.router.observe_hop(hop, ctx.now)

@@ -1,0 +1,117 @@
+"""An immutable snapshot of all records of a run, as one peer sees it. Routers plan on nothing else.
+
+Two peers with the same records have equal views, hence equal plans: peers are kept sorted by id and a view carries no clock.
+Where no measurement of a link exists, the view predicts one and marks it `ASSUMED`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.view.hop_cost import hop_cost_us
+from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, StageRecord
+
+ASSUMED_LATENCY_S = 0.05
+ASSUMED_BANDWIDTH_BYTES_PER_S = 12.5e6
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One directed link as planners see it."""
+
+    latency_s: float
+    bandwidth_bytes_per_s: float
+    source: LinkSource
+
+
+@dataclass(frozen=True)
+class NetworkView:
+    """`records` sorted by peer id. Build it with `NetworkView.of`."""
+
+    stages: int
+    microbatch_bytes: int
+    records: Mapping[PeerId, StageRecord]
+    _links: Mapping[PeerId, Mapping[PeerId, Link]] = field(repr=False, compare=False)
+
+    @staticmethod
+    def of(
+        records: Iterable[StageRecord], stages: int, microbatch_bytes: int, former: NetworkView | None = None
+    ) -> NetworkView:
+        """Of several records of one peer the one with the highest sequence number counts.
+
+        `former` is an earlier view, whose work is used again for the peers whose links have not changed.
+        """
+        newest: dict[PeerId, StageRecord] = {}
+        for record in records:
+            held = newest.get(record.peer)
+            if held is None or record.sequence_number > held.sequence_number:
+                newest[record.peer] = record
+        ordered = {peer: newest[peer] for peer in sorted(newest)}
+        links: dict[PeerId, Mapping[PeerId, Link]] = {}
+        for peer, record in ordered.items():
+            before = former.records.get(peer) if former is not None else None
+            if former is not None and before is not None and before.links == record.links:
+                links[peer] = former._links[peer]
+            else:
+                links[peer] = _links_of(record)
+        return NetworkView(stages, microbatch_bytes, ordered, links)
+
+    def peers_of_stage(self, stage: Stage) -> tuple[PeerId, ...]:
+        """Routable peers of a stage, sorted by id."""
+        return self._routable.get(stage, ())
+
+    @cached_property
+    def _routable(self) -> Mapping[Stage, tuple[PeerId, ...]]:
+        stages: dict[Stage, list[PeerId]] = {}
+        for peer, record in self.records.items():
+            if record.is_routable:
+                stages.setdefault(record.stage, []).append(peer)
+        return {stage: tuple(peers) for stage, peers in stages.items()}
+
+    @cached_property
+    def furthest(self) -> tuple[tuple[int, int, PeerId], ...]:
+        """(history, weights version, peer) of every record, the furthest first."""
+        return tuple(sorted(((r.history, r.weights_version, p) for p, r in self.records.items()), reverse=True))
+
+    @property
+    def data_peers(self) -> tuple[PeerId, ...]:
+        return self.peers_of_stage(DATA_STAGE)
+
+    def link(self, sender: PeerId, receiver: PeerId) -> Link:
+        """Measured by the sender; else the reverse direction; else predicted from the advertised line speeds."""
+        measured = self._links.get(sender, {}).get(receiver) or self._links.get(receiver, {}).get(sender)
+        if measured is not None:
+            return measured
+        lines = [r.line_bytes_per_s for p in (sender, receiver) if (r := self.records.get(p)) and r.line_bytes_per_s > 0]
+        return Link(ASSUMED_LATENCY_S, min(lines, default=ASSUMED_BANDWIDTH_BYTES_PER_S), LinkSource.ASSUMED)
+
+    def hop_cost_us(self, i: PeerId, j: PeerId) -> int:
+        """The paper's linear cost of hop i-j (see `costs`); a data peer's compute time is its head's."""
+        forth, back = self.link(i, j), self.link(j, i)
+        compute = tuple(r.forward_s + r.backward_s for r in (self.records[i], self.records[j]))
+        return hop_cost_us(
+            (compute[0], compute[1]),
+            (forth.latency_s, back.latency_s),
+            (forth.bandwidth_bytes_per_s, back.bandwidth_bytes_per_s),
+            self.microbatch_bytes,
+        )
+
+    def without(self, peers: Iterable[PeerId]) -> NetworkView:
+        """The same view with some peers left out, as when they are lost or excluded."""
+        gone = set(peers)
+        kept = {p: r for p, r in self.records.items() if p not in gone}
+        return NetworkView(self.stages, self.microbatch_bytes, kept, self._links)
+
+
+def _links_of(record: StageRecord) -> Mapping[PeerId, Link]:
+    return {
+        link.to: Link(link.round_trip_s / 2, link.bandwidth_bytes_per_s, link.source)
+        for link in record.links
+        if link.bandwidth_bytes_per_s > 0
+    }
+
+
+__all__ = ["Link", "LinkMeasurement", "NetworkView"]

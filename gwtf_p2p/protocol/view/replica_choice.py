@@ -1,0 +1,77 @@
+"""Who keeps copies of whose checkpoints? Peers of the neighbouring stages, so that the loss of one machine loses no stage.
+
+The stages lie in a ring (stage 0, the data peers', follows the last one), so every stage has neighbours. Of the peers there,
+those with the highest hash of (stage, peer) keep the copies: all peers with equal views agree, without talking, and a peer
+that comes or goes changes little (rendezvous hashing).
+
+Which versions may go? A stage that is lost has only its copies, and they are worth nothing unless all other stages still have
+one of the same version. Copies may take long, and iterations may be short, so the newest versions alone will not do:
+- A version is *secured* when every stage has it twice, in a peer of its own and in a copy (`secured_version`, by the records).
+  Nobody drops the secured version before a later one is. Before there is any, the oldest takes its place: the first checkpoint
+  of a run is the first that is copied. After going back, it is the version that the swarm went back to.
+- Of the versions after it, everybody keeps and copies the *roundest*: the one with the largest power of two in it. Any stretch
+  of checkpoints has only one, so peers that know different parts of it agree without talking. The longer a copy takes, the
+  rounder the versions that are copied, and the longer they are kept: the secured version moves on at any speed.
+- Others may know sooner than a peer what is secured now, and drop the version before it. So a peer also keeps those of its own
+  stage's versions after the secured one that are copied already: the next secured version is one of them.
+So any stage may be lost at any moment, and besides the newest a few versions are kept, however long the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.view.network_view import NetworkView
+
+
+def neighbouring_stages(stage: Stage, stages: int) -> tuple[Stage, ...]:
+    """The stages before and after it in the ring of 0 to `stages`."""
+    ring = stages + 1
+    return tuple(sorted({Stage((stage - 1) % ring), Stage((stage + 1) % ring)} - {stage}))
+
+
+def keepers(view: NetworkView, stage: Stage, copies: int) -> tuple[PeerId, ...]:
+    """The peers that keep copies of this stage's checkpoints, fewer than `copies` if there are no more."""
+    near = [peer for other in neighbouring_stages(stage, view.stages) for peer in view.peers_of_stage(other)]
+    ranked = sorted(near, key=lambda peer: hashlib.sha256(f"{stage}/{peer}".encode()).digest(), reverse=True)
+    return tuple(ranked[:copies])
+
+
+def kept_by(view: NetworkView, me: PeerId, stage: Stage, copies: int) -> tuple[Stage, ...]:
+    """The stages whose checkpoints this peer, of `stage`, has to keep."""
+    return tuple(near for near in neighbouring_stages(stage, view.stages) if me in keepers(view, near, copies))
+
+
+def secured_version(view: NetworkView, history: int) -> int | None:
+    """The newest version of this history that every stage has twice, as the records say; None if there is none."""
+    had: list[set[int]] = [set() for _ in range(view.stages + 1)]
+    for record in view.records.values():
+        if record.history == history and record.stage <= view.stages:
+            had[record.stage].update(record.copied)
+    return max(set.intersection(*had), default=None)
+
+
+def worth_keeping(versions: Iterable[int], newest: int, secured: int | None, copied: Iterable[int] = ()) -> set[int]:
+    """Of the versions of one stage: the secured one, the roundest and the `copied` ones after it, and so many of the newest."""
+    there = sorted(set(versions))
+    later = {version for version in copied if secured is None or version > secured}
+    return {*there[-newest:], *worth_copying(there, secured), *later.intersection(there)}
+
+
+def copies_worth_keeping(versions: Iterable[int], newest: int, secured: int | None) -> set[int]:
+    """The same of another stage, two of the newest at least: a copy just made is not dropped for the next one."""
+    return worth_keeping(versions, max(2, newest), secured)
+
+
+def worth_copying(versions: Iterable[int], secured: int | None) -> tuple[int, ...]:
+    """Of the versions that a stage has: the secured one, then the roundest after it."""
+    there = sorted(set(versions))
+    first = secured if secured is not None else min(there, default=0)
+    later = [version for version in there if version > first]
+    return (*([first] if first in there else []), *([max(later, key=_roundness)] if later else []))
+
+
+def _roundness(version: int) -> tuple[int, int]:
+    return version & -version, version

@@ -1,0 +1,374 @@
+"""What peers say to each other about microbatches and iterations.
+
+`Forward` and `Backward` travel with a tensor and are answered at once with a `Verdict`, before the tensor has arrived.
+All others are small and are acknowledged by the transport. Nothing here is trusted further than its sender: the sender's
+id comes from the transport, never from the message.
+
+A microbatch of iteration i is computed with weights version i, so the iteration in its id says which weights it needs.
+
+**Attempts of a microbatch** are ordered so that a repair further up outranks every repair further down. An attempt is a
+tuple: the data peer's incarnation (it grows with each restart), then one number per stage passed, how often that stage's
+peer has handed the microbatch on. Tuples of one stage have equal lengths and compare from left to right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, get_args
+
+from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.negotiation.messages import NegotiationMessage
+from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
+
+Attempt = tuple[int, ...]
+"""See the module docstring."""
+
+SUPERSEDED = "superseded"
+"""Detail of a REFUSED: the receiver holds this microbatch in a higher attempt."""
+
+
+class Verdict(Enum):
+    """The receiver's answer to an offered transfer, given at once.
+
+    DUPLICATE: it already holds (or has done) this microbatch, keep the tensor; the sender is its neighbour from now on.
+    BUSY: no capacity now. STALE: weights versions differ. REFUSED: bad input or withdrawn, with the reason.
+    """
+
+    ACCEPTED = "ACCEPTED"
+    DUPLICATE = "DUPLICATE"
+    BUSY = "BUSY"
+    STALE = "STALE"
+    REFUSED = "REFUSED"
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """An activation for `stage` (S + 1 means: back at the data peer, for the loss). `ahead` lists planned later hops.
+
+    `history` counts how often the swarm has gone back to an earlier iteration: weights of another history differ.
+    """
+
+    microbatch: MicrobatchId
+    attempt: Attempt
+    stage: Stage
+    ahead: tuple[PeerId, ...] = ()
+    history: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """The gradient of the receiver's output. `done_by` lists who did the backward of the stages after the receiver's."""
+
+    microbatch: MicrobatchId
+    attempt: Attempt
+    stage: Stage
+    done_by: tuple[PeerId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """To the predecessor: my forward is computed (`held_s` after delivery) and `successor` has accepted it."""
+
+    microbatch: MicrobatchId
+    successor: PeerId
+    held_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """To a peer whose offers were BUSY: I can take so many `microbatches` now. Who comes first gets it; it may be lost."""
+
+    microbatches: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """To the data peer: I did the backward of `stage`, and the usual way back could not tell you (a repair).
+
+    `done_by` did those of the stages after it: if these were redone as well, their way back has ended here."""
+
+    microbatch: MicrobatchId
+    stage: Stage
+    done_by: tuple[PeerId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """To a former neighbour: another peer took your place for this microbatch; drop it unless your attempt is higher."""
+
+    microbatch: MicrobatchId
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Are you alive, and do you still hold these? The answer lists the ones that the receiver does not know."""
+
+    microbatches: tuple[MicrobatchId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Redo:
+    """From a data peer to the peer before `stage`: `lost` did this stage of my microbatch; hand it to another peer.
+
+    `ahead` are the peers that did the stages after it. To a peer of `stage` itself it asks: have you done it?
+    `epoch` above the first number of the receiver's attempt replaces it: an earlier request has met a higher attempt.
+    """
+
+    microbatch: MicrobatchId
+    stage: Stage
+    lost: PeerId
+    ahead: tuple[PeerId, ...] = ()
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """To a data peer: `peer` does not have these microbatches of `stage`, whatever the ledger says.
+
+    A relay's word about another one is a reason to ask that one; it may have got them from somebody else since.
+    """
+
+    peer: PeerId
+    stage: Stage
+    microbatches: tuple[MicrobatchId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Ledger line: `peers[k - 1]` did stage k of the data peer's microbatch `index`; empty: dropped (fast recovery)."""
+
+    index: int
+    peers: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """From a data peer to the leader: all my microbatches of this iteration are back; who did what; their mean loss.
+
+    `leaving`: do not wait for me in the next iteration.
+    """
+
+    iteration: int
+    ledger: tuple[Credit, ...]
+    mean_loss: float
+    leaving: bool = False
+    history: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one member of a stage group brings to an average: the microbatches credited to it."""
+
+    member: PeerId
+    microbatches: tuple[MicrobatchId, ...]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ballot:
+    """One attempt at closing an iteration: its number, then who leads it. Higher numbers replace lower ones."""
+
+    attempt: int
+    leader: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """From the leader to each member of a stage group: average exactly these shares. A higher attempt replaces a lower.
+
+    `base` is the ballot that the weights of this iteration were committed with, as far as the leader knows. `data_peers`
+    take part in the next iteration; the first of them leads it. `mean_loss` is over all microbatches of this iteration.
+    """
+
+    iteration: int
+    attempt: int
+    leader: PeerId
+    stage: Stage
+    shares: tuple[Share, ...]
+    base: Ballot | None = None
+    data_peers: tuple[PeerId, ...] = ()
+    mean_loss: float = 0.0
+    history: int = 0
+
+    @property
+    def ballot(self) -> Ballot:
+        return Ballot(self.attempt, self.leader)
+
+    @property
+    def key(self) -> str:
+        """Names this average among all of a run: no two groups or attempts share it."""
+        return f"{self.stage}.{self.iteration}.{self.attempt}.{self.leader}"
+
+    @property
+    def total(self) -> int:
+        """Microbatches in the average, over all members."""
+        return sum(len(share.microbatches) for share in self.shares)
+
+    @property
+    def members(self) -> tuple[PeerId, ...]:
+        return tuple(share.member for share in self.shares)
+
+    def share_of(self, member: PeerId) -> frozenset[MicrobatchId]:
+        """Empty for a peer that is no member."""
+        return frozenset(m for share in self.shares if share.member == member for m in share.microbatches)
+
+
+@dataclass(frozen=True, slots=True)
+class Averaged:
+    """From a member to the leader: my average of this attempt is ready, with this digest of its bytes."""
+
+    iteration: int
+    attempt: int
+    stage: Stage
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotAveraged:
+    """From a member to the leader: this attempt failed here. `missing` are credited microbatches that I do not have."""
+
+    iteration: int
+    attempt: int
+    stage: Stage
+    reason: str
+    suspect: PeerId | None = None
+    missing: tuple[MicrobatchId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """From the leader to every member: this attempt will never be committed; the next one follows."""
+
+    iteration: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """To every member: apply the average of this attempt, which `leader` led. Weights version becomes iteration + 1."""
+
+    iteration: int
+    attempt: int
+    leader: PeerId
+    mean_loss: float
+
+    @property
+    def ballot(self) -> Ballot:
+        return Ballot(self.attempt, self.leader)
+
+
+@dataclass(frozen=True, slots=True)
+class Inquire:
+    """From a would-be leader: where do you stand? With a number above 0: and take no part in lower attempts any more."""
+
+    iteration: int
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a peer stands. `version`: the iteration that it works on, in this `history` (how often the swarm has gone back);
+    `committed`: the ballot that brought it there; `kept`: the versions that it has checkpoints of.
+
+    `promised`: attempts below this one have no future here. `close`: the attempt it takes part in, `prepared` when its
+    average is ready, of which `digest` is the digest. `joining`: it has just come, or come back with nothing held: what it
+    had before is gone. `syncing`: it follows the averages but does not hold the weights yet. `active`: a data peer that others
+    may ask to take them in.
+    `taking_part`: it has microbatches in this iteration, which `led_by` leads as far as it knows. `leaving`: do not count on
+    it any more.
+    """
+
+    stage: Stage
+    version: int
+    committed: Ballot | None = None
+    promised: Ballot | None = None
+    close: Close | None = None
+    prepared: bool = False
+    digest: str = ""
+    joining: bool = False
+    syncing: bool = False
+    active: bool = False
+    taking_part: bool = False
+    led_by: PeerId | None = None
+    leaving: bool = False
+    history: int = 0
+    kept: tuple[int, ...] = ()
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Orders what has happened: a later history outranks a later iteration."""
+        return self.history, self.version
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """From the leader: take part from this iteration on. Whoever lacks its weights downloads them from `donors`, or takes
+    its `own` checkpoint, which is the right one.
+
+    `data_peers`: those whose first leads this iteration; a data peer that is welcomed joins them in the next one.
+    A `history` above the receiver's means: the swarm goes back to this iteration, because a later one has been lost in some
+    stage; whoever is further comes back, from its own checkpoint or from `donors`. `branches`: where each history began.
+    """
+
+    iteration: int
+    donors: tuple[PeerId, ...] = ()
+    data_peers: tuple[PeerId, ...] = ()
+    history: int = 0
+    own: bool = False
+    branches: tuple[int, ...] = ()
+
+    @property
+    def position(self) -> tuple[int, int]:
+        return self.history, self.iteration
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """From the leader: this peer is confirmed lost; whoever handed microbatches to it repairs them."""
+
+    peer: PeerId
+    reason: str
+
+
+TensorMessage = Forward | Backward
+ControlMessage = (
+    Complete
+    | Room
+    | Done
+    | Superseded
+    | Check
+    | Redo
+    | Missing
+    | Finished
+    | Close
+    | Averaged
+    | NotAveraged
+    | Abandon
+    | Commit
+    | Inquire
+    | Standing
+    | Welcome
+    | Lost
+    | NegotiationMessage
+)
+Message = TensorMessage | ControlMessage
+
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (*get_args(TensorMessage), *get_args(ControlMessage))}
+
+
+def to_header(message: Message) -> dict[str, Any]:
+    """The message as a plain map with its kind, for the transport."""
+    plain: dict[str, Any] = to_plain(message)
+    return {"kind": type(message).__name__, **plain}
+
+
+def from_header(header: Mapping[str, Any]) -> Message:
+    """Raises RemoteProtocolError when the header is no message of this protocol."""
+    kind = _KINDS.get(str(header.get("kind")))
+    if kind is None:
+        raise RemoteProtocolError(f"unknown message kind {header.get('kind')!r:.40}")
+    message: Message = from_plain(kind, dict(header), kind.__name__)
+    return message

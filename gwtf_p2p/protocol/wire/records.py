@@ -1,0 +1,277 @@
+"""What peers publish: the run record and one stage record per peer (DESIGN section 3).
+
+Inside the program these are frozen dataclasses; on the wire they are msgpack maps under 8 KiB with string keys. Readers
+ignore keys that they do not know, so a newer peer can add fields; a different `wire_version` is refused by name.
+Times in records are durations (an age, a median), never the publisher's wall clock: ages are judged by the receiver.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, TypeVar
+
+import msgpack
+
+from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
+from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
+
+SCHEMA_VERSION = 1
+WIRE_VERSION = 1
+MAX_RECORD_BYTES = 8192
+
+T = TypeVar("T")
+
+
+class PeerState(Enum):
+    """Life of a peer in a stage. Only ONLINE peers are routed to."""
+
+    JOINING = "JOINING"
+    SYNCING = "SYNCING"
+    ONLINE = "ONLINE"
+    DRAINING = "DRAINING"
+
+
+class PathType(Enum):
+    """How others reach a peer."""
+
+    PUBLIC = "public"
+    PUNCHED = "punched"
+    RELAYED = "relayed"
+
+
+class LinkSource(Enum):
+    """Where a link figure comes from. A guess is never published as a measurement."""
+
+    TRAFFIC = "traffic"
+    PROBE = "probe"
+    ASSUMED = "assumed"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A measured duration: median over `count` samples, the newest `age_s` old when it was published."""
+
+    median_s: float
+    count: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMeasurement:
+    """One directed link as its sender measured it."""
+
+    to: PeerId
+    round_trip_s: float
+    bandwidth_bytes_per_s: float
+    source: LinkSource
+    samples: int
+    age_s: float
+    path: PathType = PathType.PUBLIC
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSpec:
+    """AdamW and its schedule, part of the run record because every peer of a stage must step alike."""
+
+    learning_rate: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup_iterations: int = 0
+    total_iterations: int = 0
+    gradient_clip: float = 0.0
+
+    def validate(self, where: str) -> None:
+        """Raises InputError that names the first field out of range."""
+        if self.learning_rate <= 0:
+            raise InputError(where, "optimizer.learning_rate", f"expected a number above 0, got {self.learning_rate}")
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise InputError(where, "optimizer.schedule", f"expected constant, linear or cosine, got {self.schedule!r}")
+        if self.schedule != "constant" and self.total_iterations <= self.warmup_iterations:
+            raise InputError(where, "optimizer.total_iterations", "expected more iterations than warmup_iterations")
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """Everything that a joining peer needs besides an initial peer and the run id; signed by the run's owner.
+
+    `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds. `data_peers` is how many shards the
+    dataset is cut into. So many data peers, and `relays_per_stage` in each stage, must be online before iteration 0 begins.
+    """
+
+    run_id: RunId
+    model_config: Mapping[str, Any]
+    layer_split: tuple[tuple[int, int], ...]
+    seed: int
+    sequence_length: int
+    microbatch_size: int
+    microbatches_per_data_peer: int
+    dataset: str = "stdlib"
+    tokenizer: str = "byte"
+    data_peers: int = 1
+    relays_per_stage: int = 1
+    wire_dtype: str = "float32"
+    router: str = "gwtf"
+    recovery: str = "exact"
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    total_iterations: int = 0
+    sequence_number: int = 0
+    schema_version: int = SCHEMA_VERSION
+    wire_version: int = WIRE_VERSION
+
+    @property
+    def stages(self) -> int:
+        """Number of relay stages S."""
+        return len(self.layer_split)
+
+    @property
+    def model_hash(self) -> str:
+        """Names the model, its split and its seed: peers whose hashes differ cannot train together."""
+        canonical = json.dumps([dict(self.model_config), self.layer_split, self.seed], sort_keys=True, default=str)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def activation_bytes(self) -> int:
+        """Size of one boundary activation, microbatch x sequence x hidden, in the wire dtype; its gradient is alike."""
+        hidden = int(self.model_config.get("hidden_size") or self.model_config.get("n_embd") or 0)
+        return self.microbatch_size * self.sequence_length * hidden * (2 if self.wire_dtype == "bfloat16" else 4)
+
+    def validate(self, where: str = "run record") -> None:
+        """Raises InputError that names the first field that is out of range."""
+        for name in ("sequence_length", "microbatch_size", "microbatches_per_data_peer"):
+            if getattr(self, name) < 1:
+                raise InputError(where, name, f"expected a whole number above 0, got {getattr(self, name)}")
+        bad = any(c in self.run_id for c in ". /\\") or self.run_id.startswith("_")
+        if bad or not 1 <= len(self.run_id) <= 64:
+            expected = "expected 1-64 characters without dots, slashes or spaces, not beginning with _"
+            raise InputError(where, "run_id", f"{expected}, got {self.run_id!r}")
+        if not self.layer_split or any(b <= a for a, b in self.layer_split):
+            raise InputError(where, "layer_split", "expected at least one stage, each with at least one layer")
+        if self.wire_dtype not in ("float32", "bfloat16"):
+            raise InputError(where, "wire_dtype", f"expected float32 or bfloat16, got {self.wire_dtype!r}")
+        if self.recovery not in ("exact", "fast"):
+            raise InputError(where, "recovery", f"expected exact or fast, got {self.recovery!r}")
+        self.optimizer.validate(where)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a peer has computed since its start, and what crashes of others cost it.
+
+    `useful_s` of `computed_s` went into committed gradients, or may still. `recoveries` by kind; `recovery` is how long a
+    microbatch stood still, from when a lost peer was missed to when another one had it.
+    """
+
+    computed_s: float = 0.0
+    useful_s: float = 0.0
+    recoveries: Mapping[str, int] = field(default_factory=dict)
+    recovery: Timing | None = None
+    resent_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """One peer's record under `<run_id>.stage.<k>`; data peers publish theirs under stage 0.
+
+    `capacity` is the most microbatches the peer holds at once; for a data peer it is its demand, the microbatches that
+    it keeps in flight, and `shard` the part of the dataset that it holds. `kept_bytes` is what it keeps of microbatches until
+    the iteration commits, of at most `memory_limit_bytes` (0: no limit), beyond which it is BUSY. `flows_held` and
+    `cost_to_sink_us` are what others need to plan around this peer; the latter and `takeover_us` are what it offers when flows
+    are negotiated (`negotiation_offers`). Of a data peer, `forward` is its head and loss, `backward` its embedding, `finish`
+    the gradient of its embedding, `flows` the share of the plan by which it goes in `flows_iteration` (`iteration_plan`).
+    `maddrs` are its addresses, best first, without its own id; a relay cuts each circuit to it after `circuit_bytes` each way
+    or `circuit_s` (0: never). `copied` are versions of its stage that it has a checkpoint of and that a neighbouring stage has
+    a copy of (`replicas`). `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of the run
+    for observers; nobody plans on them.
+    """
+
+    peer: PeerId
+    run_id: RunId
+    stage: Stage
+    state: PeerState
+    capacity: int
+    occupancy: int = 0
+    forward: Timing | None = None
+    backward: Timing | None = None
+    finish: Timing | None = None
+    weights_version: int = 0
+    history: int = 0
+    path: PathType = PathType.PUBLIC
+    maddrs: tuple[str, ...] = ()
+    circuit_bytes: int = 0
+    circuit_s: int = 0
+    links: tuple[LinkMeasurement, ...] = ()
+    line_bytes_per_s: float = 0.0
+    kept_bytes: int = 0
+    memory_limit_bytes: int = 0
+    flows_held: Mapping[str, int] = field(default_factory=dict)
+    flows: tuple[str, ...] = ()
+    flows_iteration: int = -1
+    spare_flows: int = 0
+    cost_to_sink_us: Mapping[str, int] = field(default_factory=dict)
+    takeover_us: Mapping[str, int] = field(default_factory=dict)
+    model_hash: str = ""
+    shard: int = -1
+    copied: tuple[int, ...] = ()
+    account: Account | None = None
+    progress: Mapping[str, float] = field(default_factory=dict)
+    route_seconds: Mapping[str, float] = field(default_factory=dict)
+    sequence_number: int = 0
+    schema_version: int = SCHEMA_VERSION
+    wire_version: int = WIRE_VERSION
+
+    @property
+    def is_routable(self) -> bool:
+        return self.state is PeerState.ONLINE
+
+    @property
+    def forward_s(self) -> float:
+        """Median forward seconds of one microbatch, 0.0 while unmeasured."""
+        return self.forward.median_s if self.forward else 0.0
+
+    @property
+    def backward_s(self) -> float:
+        """Median backward seconds of one microbatch, 0.0 while unmeasured."""
+        return self.backward.median_s if self.backward else 0.0
+
+
+def encode(record: RunRecord | StageRecord) -> bytes:
+    """Msgpack of a record. Raises ValueError above 8 KiB: the publisher must send fewer links."""
+    packed: bytes = msgpack.packb(to_plain(record))
+    if len(packed) > MAX_RECORD_BYTES:
+        raise ValueError(f"record of {len(packed)} bytes is over the bound of {MAX_RECORD_BYTES}")
+    return packed
+
+
+def decode_run(data: bytes) -> RunRecord:
+    """Raises RemoteProtocolError when the bytes are not a run record of this wire version."""
+    return _decode(RunRecord, data)
+
+
+def decode_stage(data: bytes) -> StageRecord:
+    """Raises RemoteProtocolError when the bytes are not a stage record of this wire version."""
+    return _decode(StageRecord, data)
+
+
+def _decode(kind: type[T], data: bytes) -> T:
+    if len(data) > MAX_RECORD_BYTES:
+        raise RemoteProtocolError(f"{kind.__name__}: {len(data)} bytes, over the bound of {MAX_RECORD_BYTES}")
+    try:
+        plain = msgpack.unpackb(data, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise RemoteProtocolError(f"{kind.__name__}: not msgpack ({error})") from error
+    if not isinstance(plain, dict):
+        raise RemoteProtocolError(f"{kind.__name__}: expected a map, got {type(plain).__name__}")
+    if plain.get("wire_version") != WIRE_VERSION:
+        raise RemoteProtocolError(
+            f"{kind.__name__}: wire_version: this peer speaks {WIRE_VERSION}, the record says {plain.get('wire_version')}"
+        )
+    record: T = from_plain(kind, plain, kind.__name__)
+    return record

@@ -1,0 +1,104 @@
+"""What limits a peer: amounts per microbatch, and the part of an iteration in which the resource can be of use.
+
+A `Limit` says: so many microbatches need `amount` each of something that is supplied at `rate` per second, in a span T of
+which the first and last seconds, `lost_s` together, are of no use. See `bound` for the argument.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gwtf_p2p.simulation.bounds.path_times import PathTimes
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """In the steady state (an infinite span) the supply per second counts, and nothing is lost."""
+
+    amount: float
+    rate: float
+    lost_s: float
+
+    def supply(self, span_s: float) -> float:
+        return self.rate if math.isinf(span_s) else self.rate * max(0.0, span_s - self.lost_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """Relay `index` of `stage`. A slot is held for `hold_s` or more."""
+
+    stage: int
+    index: int
+    limits: tuple[Limit, ...]
+    least_span_s: float
+    slots: int
+    hold_s: float
+    slot_lost_s: float
+
+    def whole(self, span_s: float) -> int:
+        """Most microbatches that this relay can do in a span."""
+        if span_s < self.least_span_s:
+            return 0
+        in_slots = self.slots * int((span_s - self.slot_lost_s) / self.hold_s + 1e-9)
+        return min(in_slots, *(int(limit.supply(span_s) / limit.amount + 1e-9) for limit in self.limits))
+
+
+def relays_of(times: PathTimes, size: int, *, queues: bool) -> Iterator[Relay]:
+    """All relays, by stage. `size` is the bytes of an activation; `queues`: an input that waits or arrives takes no slot."""
+    for k in range(1, times.stages + 1):
+        away = times.below_s(k).min(axis=0)
+        away_sent = below_sent_s(times, k)
+        into = np.asarray(times.forth_s[k - 1] - times.latency_s[k - 1]).min(axis=0) * (not queues)
+        for i, peer in enumerate(times.layers[k]):
+            before, after = float(times.before_s[k][i]), float(times.after_s[k][i])
+            offered, arrived = float(times.offered_s[k][i]), float(times.arrived_s[k][i])
+            up, up_sent, below = float(times.up_s[k][i]), float(times.up_sent_s[k][i]), float(away[i])
+            limits = [
+                Limit(before + after, 1.0, arrived + up),
+                Limit(before, 1.0, arrived + below + after + up),
+                Limit(after, 1.0, arrived + before + below + up),
+            ]
+            line = peer.line_bytes_per_s
+            if line is not None:
+                limits += [
+                    Limit(2 * size, line, arrived + before + up_sent),
+                    Limit(2 * size, line, offered + after + up),
+                    Limit(size, line, offered + before + below + after + up),
+                    Limit(size, line, arrived + before + float(away_sent[i]) + after + up),
+                ]
+            hold_s = float(into[i]) + before + below + after
+            least = arrived + before + below + after + up
+            yield Relay(k, i, tuple(limits), least, peer.capacity, hold_s, (arrived if queues else offered) + up)
+
+
+def below_sent_s(times: PathTimes, k: int) -> np.ndarray:
+    """Like the least `below_s` over the data peers, from the end of the onward transfer instead of its start."""
+    if k == times.stages:
+        return np.asarray((times.latency_s[k].T + times.loss_s[:, None] + times.back_s[k].T).min(axis=0))
+    down = times.down_s[k + 1].min(axis=0)
+    return np.asarray((times.latency_s[k] + down[None, :] + times.back_s[k]).min(axis=1))
+
+
+def data_peer_limits(times: PathTimes, size: int) -> list[list[Limit]]:
+    """Per data peer: its device and its line."""
+    last = times.stages
+    first_in = float(times.offered_s[last + 1].min())
+    sent = below_sent_s(times, 0)
+    after_last_out = float((times.latency_s[last].min(axis=1) + times.after_s[last] + times.up_s[last]).min())
+    limits = []
+    for d, peer in enumerate(times.layers[0]):
+        before, after = float(times.before_s[0][d]), float(times.after_s[0][d])
+        own = [Limit(before + float(times.loss_s[d]) + after, 1.0, 0.0)]
+        line = peer.line_bytes_per_s
+        if line is not None:
+            own += [
+                Limit(2 * size, line, before + after_last_out),
+                Limit(2 * size, line, first_in + after),
+                Limit(size, line, before + float(sent[d]) + after),
+            ]
+        limits.append(own)
+    return limits

@@ -1,0 +1,70 @@
+"""Averages of stage groups: a round begins when its last member is ready, and ends for all together a butterfly later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.messages import Close
+from gwtf_p2p.simulation.lines.averaging import round_seconds
+from gwtf_p2p.simulation.lines.links import Links
+
+Tell = Callable[[PeerId, ev.Event, PeerId | None], None]
+"""(to, event, about): feed an event, one latency of the path to `about` from now, or now when that is None."""
+
+
+@dataclass
+class _Round:
+    """One average: who is ready, since when."""
+
+    close: Close
+    ready: dict[PeerId, float] = field(default_factory=dict)
+
+
+class Rounds:
+    """All averages of a world. `on_done` hears who averaged what, since when."""
+
+    def __init__(self, links: Links, gradient_bytes: int, tell: Tell) -> None:
+        self.on_done: Callable[[PeerId, Close, float], None] | None = None
+        self._links, self._gradient_bytes, self._tell = links, gradient_bytes, tell
+        self._rounds: dict[str, _Round] = {}
+
+    def join(self, peer: PeerId, close: Close, dead: list[PeerId]) -> None:
+        """A member is ready. A dead member refuses the connection."""
+        round_ = self._rounds.setdefault(close.key, _Round(close))
+        round_.ready[peer] = self._links.kernel.now
+        if dead:
+            self._tell(peer, ev.AverageFailed(close.iteration, close.attempt, "connection refused", dead[0]), dead[0])
+        elif len(round_.ready) == len(close.members):
+            seconds = round_seconds(self._links, close.members, self._gradient_bytes)
+            self._links.kernel.after(seconds, lambda: self._finish(round_))
+
+    def withdraw(self, peer: PeerId, iteration: int, attempt: int) -> None:
+        for key, round_ in list(self._rounds.items()):
+            if peer in round_.ready and (round_.close.iteration, round_.close.attempt) == (iteration, attempt):
+                self._fail(key, peer, "withdrawn", suspect=False)
+
+    def peer_gone(self, peer: PeerId) -> None:
+        for key, round_ in list(self._rounds.items()):
+            if peer in round_.ready:
+                self._fail(key, peer, "connection reset")
+
+    def _finish(self, round_: _Round) -> None:
+        close, now = round_.close, self._links.kernel.now
+        if self._rounds.get(close.key) is not round_:
+            return
+        del self._rounds[close.key]
+        for member, since in sorted(round_.ready.items()):
+            if self.on_done is not None:
+                self.on_done(member, close, since)
+            digest = f"{close.key}.{close.total}"
+            self._tell(member, ev.AverageDone(close.iteration, close.attempt, digest, now - since), None)
+
+    def _fail(self, key: str, at: PeerId, reason: str, *, suspect: bool = True) -> None:
+        close = self._rounds[key].close
+        failed = ev.AverageFailed(close.iteration, close.attempt, reason, at if suspect else None)
+        for member in sorted(self._rounds.pop(key).ready):
+            if member != at:
+                self._tell(member, failed, at)

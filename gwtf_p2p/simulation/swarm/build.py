@@ -1,0 +1,175 @@
+"""From a scenario, an arm and a seed to a world with all its peers, not yet started.
+
+An *arm* is what a comparison varies: the router and its settings, and the few things that come with it (`RouterKind`).
+Everything else is the scenario's and the seed's, so that arms of one seed differ in nothing else.
+
+What peers publish of their links is what a probe of an idle link measures: true latency, and the bandwidth left by the link
+and both lines. It is published for the neighbouring stages, as the live swarm's probes do, and ages as all records do.
+A relay times one microbatch of each pass before it goes online, so its first record has a measured compute time.
+
+**Memory** is the same choice in all arms of a comparison. LIMITED: activations are kept from forward to backward, and a relay's
+capacity is what it has room for. Relays of SWARM, which know no refusal, and of `gwtf`, whose plan says what waits where, take
+inputs beyond it into a queue and compute their forward when there is room: with exact recovery inputs are kept until the commit
+in any case. Other routers' relays refuse what does not fit. STRICT: all relays refuse. RECOMPUTED: no activations are kept, so
+nothing limits, and every backward is preceded by another forward. UNLIMITED: kept, without limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+from gwtf_p2p.protocol import effects as ef
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.core.router import Router
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.membership.rebalancing import Mover
+from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
+from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.routers.factory import RouterKind, make_router, router_kind
+from gwtf_p2p.protocol.routers.swarm_failures import FixedTimings, ForgetfulLiveness
+from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource
+from gwtf_p2p.simulation.lines.kernel import Kernel
+from gwtf_p2p.simulation.lines.links import Links, LinkSpec
+from gwtf_p2p.simulation.scenario.draw import DrawnPeer, draw_peers
+from gwtf_p2p.simulation.scenario.scenario import Scenario
+from gwtf_p2p.simulation.world.directory import Directory
+from gwtf_p2p.simulation.world.world import SimulatedPeer, Sizes, Speed, World
+
+RECORD_PERIOD_S = 10.0
+PROBE_SAMPLES = 3
+
+
+class Memory(Enum):
+    """See the module docstring."""
+
+    LIMITED = "limited"
+    STRICT = "strict"
+    RECOMPUTED = "recomputed"
+    UNLIMITED = "unlimited"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """`config` is the router's settings (see `factory.default_config`), `recovery` exact or fast."""
+
+    router: str
+    config: Any
+    recovery: str = "exact"
+    memory: Memory = Memory.LIMITED
+
+    @property
+    def kind(self) -> RouterKind:
+        return router_kind(self.router)
+
+    @property
+    def queues(self) -> bool:
+        """Relays refuse nothing."""
+        queues = self.kind.unbounded_queues or getattr(self.config, "queues_inputs", False)
+        return queues and self.memory is not Memory.STRICT
+
+
+@dataclass
+class Swarm:
+    """The peers of one run and how to make one of them (again). `drawn` changes when a relay moves to another stage."""
+
+    scenario: Scenario
+    arm: Arm
+    seed: int
+    world: World
+    drawn: dict[PeerId, DrawnPeer]
+    _around_router: Callable[[Router], Router] | None = None
+
+    @property
+    def links(self) -> Links:
+        return self.world.links
+
+    def put_around_routers(self, around: Callable[[Router], Router]) -> None:
+        """A stopwatch, for instance: around the router of every peer, those of peers to come included."""
+        self._around_router = around
+        for peer in self.world.peers.values():
+            peer.machine.ctx.router = around(peer.machine.ctx.router)
+
+    def new_peer(self, peer: PeerId) -> SimulatedPeer:
+        """A peer as it is when its program has just been started: nothing held, nothing measured but its own speed."""
+        drawn, arm, model = self.drawn[peer], self.arm, self.scenario.model
+        router = make_router(arm.router, arm.config, self.seed, peer)
+        if self._around_router is not None:
+            router = self._around_router(router)
+        context = Context(peer, drawn.stage, model.stages, router, exact=arm.recovery == "exact")
+        if getattr(arm.config, "official_failures", False):
+            context.timings = FixedTimings()
+            context.liveness = ForgetfulLiveness(peer, context.timings)
+        machine: RelayPeer | DataPeer
+        timed: tuple[ev.Work, ...]
+        if drawn.stage == DATA_STAGE:
+            config = DataPeerConfig(model.microbatches_per_data_peer, self.scenario.data_peers, self.scenario.iterations)
+            machine = DataPeer(context, config)
+            timed = (ev.Work.EMBED, ev.Work.LOSS, ev.Work.FINISH)
+        else:
+            mover = Mover(peer) if getattr(arm.config, "moves", False) else None
+            machine = RelayPeer(context, drawn.capacity, queues=arm.queues, mover=mover)
+            timed = (ev.Work.FORWARD, ev.Work.BACKWARD)
+        seconds = drawn.work_seconds()
+        for work in timed:
+            context.timings.observe(("compute", work.value), seconds[work])
+        simulated = SimulatedPeer(machine, Speed(seconds), line_bytes_per_s=drawn.line_bytes_per_s or 0.0)
+        simulated.links = tuple(self._measure(peer, other) for other in self._neighbours(drawn.stage) if other != peer)
+        former = self.world.peers.get(peer)
+        if former is not None:
+            simulated.sequence, simulated.device_s = former.sequence, former.device_s
+        return simulated
+
+    def restart(self, peer: PeerId) -> None:
+        """Start a program that has ended, without weights."""
+        former, simulated = self.world.peers[peer], self.new_peer(peer)
+        assert not former.alive, f"{peer} is running"
+        former.kept = []
+        self.world.add(simulated)
+        self.world.start(simulated)
+
+    def _neighbours(self, stage: Stage) -> list[PeerId]:
+        """Peers of the stages before and after; stage 0 follows stage S. Data peers also talk with each other."""
+        ring = self.scenario.model.stages + 1
+        near = {(stage + 1) % ring, (stage - 1) % ring} | ({DATA_STAGE} if stage == DATA_STAGE else set())
+        return [peer for peer, drawn in sorted(self.drawn.items()) if drawn.stage in near]
+
+    def _measure(self, sender: PeerId, receiver: PeerId) -> LinkMeasurement:
+        links = self.links
+        round_trip_s = links.latency_s(sender, receiver) + links.latency_s(receiver, sender)
+        bandwidth = links.idle_bandwidth(sender, receiver)
+        return LinkMeasurement(receiver, round_trip_s, bandwidth, LinkSource.PROBE, PROBE_SAMPLES, 0.0)
+
+
+def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, ef.Report, float], None]) -> Swarm:
+    """All peers added to the world, none started."""
+    drawn = {peer.id: _with_memory(peer, arm.memory, scenario) for peer in draw_peers(scenario, seed)}
+    kernel = Kernel()
+    lines = {peer.id: peer.line_bytes_per_s for peer in drawn.values() if peer.line_bytes_per_s is not None}
+    links = Links(kernel, _specs(scenario, {peer.id: peer.region for peer in drawn.values()}), lines)
+    model = scenario.model
+    directory = Directory(model.stages, model.microbatch_bytes)
+    sizes = Sizes(model.microbatch_bytes, model.stage_gradient_bytes, model.stage_state_bytes)
+    world = World(kernel, links, directory, sizes, on_report, RECORD_PERIOD_S)
+    world.star = arm.kind.star
+    swarm = Swarm(scenario, arm, seed, world, drawn)
+    for peer in drawn:
+        world.add(swarm.new_peer(peer))
+    return swarm
+
+
+def _with_memory(peer: DrawnPeer, memory: Memory, scenario: Scenario) -> DrawnPeer:
+    """What cannot be exceeded does not limit: all microbatches of an iteration at one relay."""
+    if peer.stage == DATA_STAGE or memory in (Memory.LIMITED, Memory.STRICT):
+        return peer
+    capacity = scenario.data_peers * scenario.model.microbatches_per_data_peer
+    again_s = peer.forward_s if memory is Memory.RECOMPUTED else 0.0
+    return replace(peer, capacity=capacity, backward_s=peer.backward_s + again_s)
+
+
+def _specs(scenario: Scenario, region: Mapping[PeerId, str]) -> Callable[[PeerId, PeerId], LinkSpec]:
+    known = {(a, b): scenario.links.between(a, b) for a in set(region.values()) for b in set(region.values())}
+    return lambda sender, receiver: known[region[sender], region[receiver]]

@@ -1,0 +1,53 @@
+"""The simulated DHT: records become visible to others after a delay, and readers look every so often.
+
+Every reader sees the same, equally old records: both routers of a comparison plan on the same staleness.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.records import StageRecord
+
+
+@dataclass
+class Directory:
+    """`delay_s` from publication to visibility; visibility advances in ticks, so that readers share view objects."""
+
+    stages: int
+    microbatch_bytes: int
+    delay_s: float = 1.0
+    tick_s: float = 0.5
+    expiry_s: float = 45.0
+    _published: dict[PeerId, list[tuple[float, StageRecord]]] = field(default_factory=dict)
+    _cached: tuple[int, NetworkView] | None = None
+
+    def publish(self, record: StageRecord, now: float) -> None:
+        history = self._published.setdefault(record.peer, [])
+        history.append((now, record))
+        del history[:-8]
+
+    def visible_at(self, published_at: float) -> float:
+        """When readers see a record: the first tick after the delay."""
+        return (int((published_at + self.delay_s) / self.tick_s) + 1) * self.tick_s
+
+    def view(self, now: float) -> NetworkView:
+        """What is visible at `now`; the same object while nothing new became visible."""
+        tick = int(now / self.tick_s)
+        if self._cached is not None and self._cached[0] == tick:
+            return self._cached[1]
+        horizon = tick * self.tick_s - self.delay_s
+        visible: list[StageRecord] = []
+        for peer in sorted(self._published):
+            seen = [(at, record) for at, record in self._published[peer] if at <= horizon]
+            if seen and seen[-1][0] > horizon - self.expiry_s:
+                visible.append(seen[-1][1])
+        if self._cached is not None and list(self._cached[1].records.values()) == visible:
+            view = self._cached[1]
+        else:
+            former = self._cached[1] if self._cached is not None else None
+            view = NetworkView.of(visible, self.stages, self.microbatch_bytes, former)
+        self._cached = (tick, view)
+        return view

@@ -1,0 +1,242 @@
+"""A small swarm on equal links, for stories and sweeps of faults: n stages, m relays each, d data peers, no scenario file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from gwtf_p2p.protocol import effects as ef
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
+from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.membership.rebalancing import Mover
+from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
+from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.simulation.lines.kernel import Kernel
+from gwtf_p2p.simulation.lines.links import Links, LinkSpec
+from gwtf_p2p.simulation.world.directory import Directory
+from gwtf_p2p.simulation.world.faults import Fault, Faults
+from gwtf_p2p.simulation.world.invariants import Invariants, Tally
+from gwtf_p2p.simulation.world.world import SimulatedPeer, Sizes, Speed, World
+
+LATENCY_S = 0.01
+FORWARD_S, BACKWARD_S = 0.05, 0.1
+MICROBATCH_BYTES = 1_000_000
+BYTES_PER_S = 1e8
+STEPS_BETWEEN_LOOKS = 16
+"""Looking at every peer after every step would take most of the time."""
+
+
+class StuckError(AssertionError):
+    """A run does not come to its end: every peer's story is in the message."""
+
+
+class RoundRobin:
+    """Takes the peers of a stage in turn; at most `in_flight` own microbatches at once."""
+
+    def __init__(self, in_flight: int) -> None:
+        self.in_flight = in_flight
+        self.view: NetworkView | None = None
+        self._flying: set[MicrobatchId] = set()
+        self._turns: Counter[int] = Counter()
+
+    def observe_view(self, view: NetworkView, now: float) -> None:
+        self.view = view
+
+    def observe_hop(self, hop: HopObservation, now: float) -> None:
+        pass
+
+    def observe_end(self, microbatch: MicrobatchId, now: float) -> None:
+        self._flying.discard(microbatch)
+
+    def route(self, request: RouteRequest, now: float) -> Route | NoRoute:
+        if self.view is None:
+            return NoRoute("no view yet")
+        inject = request.after == request.microbatch.data_peer and request.microbatch not in self._flying
+        if inject and len(self._flying) >= self.in_flight:
+            return NoRoute("enough in flight")
+        peers = []
+        for stage in range(request.first_stage, request.last_stage + 1):
+            able = [p for p in self.view.peers_of_stage(Stage(stage)) if p not in request.excluding]
+            if not able:
+                return NoRoute(f"nobody in stage {stage}")
+            self._turns[stage] += 1
+            peers.append(able[self._turns[stage] % len(able)])
+        if inject:
+            self._flying.add(request.microbatch)
+        return Route(tuple(peers), "in turn")
+
+
+@dataclass(frozen=True, slots=True)
+class SmallConfig:
+    """`speeds`: how many times slower than the usual 0.05 s + 0.1 s a relay is, drawn by seed. `iterations` 0: no end."""
+
+    stages: int = 3
+    relays: int = 2
+    data_peers: int = 1
+    microbatches: int = 4
+    capacity: int = 4
+    iterations: int = 0
+    exact: bool = True
+    speeds: tuple[float, ...] = (1.0,)
+    memory_microbatches: int = 0
+    moves: bool = False
+    seed: int = 0
+
+
+@dataclass
+class SmallSwarm:
+    """A running swarm with its invariants, its faults and everything that was reported."""
+
+    config: SmallConfig
+    world: World
+    reports: list[tuple[PeerId, ef.Report, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.invariants = Invariants(self.world, self.config.stages, self.config.exact)
+        self.faults = Faults(self.world, self.new_peer)
+        self.world.on_event = self._before_event
+        self.world.on_effect = self.faults.before_effect
+        self.world.on_move = lambda peer, stage: self.world.kernel.after(0.0, lambda: self.move(peer, stage))
+        self.stages: dict[PeerId, Stage] = {}
+        self._random = Random(self.config.seed)
+
+    def _before_event(self, peer: PeerId, event: ev.Event, now: float) -> None:
+        self.invariants.before_event(peer, event, now)
+        self.faults.before_event(peer, event, now)
+
+    def new_peer(self, peer: PeerId) -> SimulatedPeer:
+        """As it is when its program has just been started."""
+        config = self.config
+        kind, *numbers = peer.split("_")
+        corrections = {ev.Work.UNCOUNT: BACKWARD_S * 1.5, ev.Work.RECOUNT: BACKWARD_S * 1.5}
+        if kind == "data":
+            ctx = Context(peer, DATA_STAGE, config.stages, RoundRobin(config.microbatches), config.exact)
+            speed = Speed({ev.Work.EMBED: 0.005, ev.Work.LOSS: 0.02, ev.Work.FINISH: 0.005, **corrections})
+            own = DataPeerConfig(config.microbatches, config.data_peers, config.iterations)
+            return SimulatedPeer(DataPeer(ctx, own), speed)
+        ctx = Context(peer, self.stages.get(peer, Stage(int(numbers[0]))), config.stages, RoundRobin(0), config.exact)
+        ctx.activation_bytes = MICROBATCH_BYTES
+        ctx.memory_limit_bytes = config.memory_microbatches * 4 * MICROBATCH_BYTES
+        factor = self._random.choice(config.speeds)
+        seconds = {ev.Work.FORWARD: FORWARD_S, ev.Work.BACKWARD: BACKWARD_S, **corrections}
+        relay = RelayPeer(ctx, config.capacity, mover=Mover(peer) if config.moves else None)
+        return SimulatedPeer(relay, Speed({w: s * factor for w, s in seconds.items()}))
+
+    def move(self, peer: PeerId, stage: Stage) -> None:
+        """It begins anew in another stage, with the copies of that stage's checkpoints that its neighbours keep."""
+        kept = [p.kept for p in self.world.peers.values() if p.machine.ctx.stage == stage]
+        self.world.kill(peer)
+        self.stages[peer] = stage
+        former = self.world.peers[peer]
+        former.kept, former.history = max(kept, default=[]).copy(), 0
+        self.faults.restart(peer, fresh=False)
+
+    def leave(self, peer: SimulatedPeer) -> None:
+        """The program of a peer that has drained ends."""
+        if peer.alive and self.world.peers[peer.id] is peer:
+            self.world.kill(peer.id)
+
+    @property
+    def relays(self) -> list[PeerId]:
+        return [peer for peer in self.world.peers if peer.startswith("relay")]
+
+    def inject(self, *script: Fault) -> None:
+        self.faults.inject(script)
+
+    def run(self, iterations: int, deadline_s: float = 600.0, most_steps: int = 1_000_000) -> Tally:
+        """Until every peer that is up has finished so many iterations. Raises StuckError with everybody's story otherwise."""
+        kernel = self.world.kernel
+
+        def done() -> bool:
+            if kernel.steps > most_steps:
+                raise StuckError(f"no end after {most_steps} steps\n{self.story()}")
+            if kernel.steps % STEPS_BETWEEN_LOOKS:
+                return False
+            up = [p.machine for p in self.world.peers.values() if p.alive and not p.frozen]
+            return bool(up) and all(m.member.version >= iterations and not m.member.out_of_step for m in up)
+
+        if not kernel.run(done, deadline_s):
+            raise StuckError(self.story())
+        return self.invariants.check()
+
+    def count(self, name: str) -> Counter[str]:
+        """Reports of this name by their kind."""
+        return Counter(str(r.fields.get("kind", "")) for _, r, _ in self.reports if r.name == name)
+
+    def reported(self, name: str) -> list[tuple[PeerId, ef.Report, float]]:
+        return [line for line in self.reports if line[1].name == name]
+
+    def story(self, last: int = 80) -> str:
+        """For the one who has to find out why nothing moves."""
+        lines = [f"stuck at {self.world.kernel.now:.2f} s; {self.config}"]
+        lines += [f"fired at {at:.3f} s: {fault}" for at, fault in self.faults.fired]
+        for peer in self.world.peers.values():
+            machine, member = peer.machine, peer.machine.member
+            lines.append(
+                f"{peer.id} alive={peer.alive} frozen={peer.frozen} {machine.published_state.name} version={member.version} "
+                f"weights={member.weights} closing={member.closing is not None} prepared={member.prepared} "
+                f"counted={len(member.counted)} lost={sorted(machine.ctx.liveness.lost)} running={machine.running}"
+            )
+            if isinstance(machine, DataPeer):
+                leader = machine.leader
+                lines.append(
+                    f"   begun={machine.begun} {machine.finishing.ledger} welcomed={machine.membership.welcomed} "
+                    f"leading={leader.roster.leading_peer()} data_peers={leader.roster.data_peers()} "
+                    f"finished={sorted(leader.finished)}"
+                f" attempt={leader.attempt is not None} inquiry={leader.inquiry and leader.inquiry.waiting_for()}"
+                )
+            for held in machine.ctx.in_order():
+                lines.append(
+                    f"   {held.id} {held.attempt} {held.phase.name} {held.handoff.name} {held.handback.name} "
+                    f"{held.predecessor} -> {held.successor}"
+                )
+                lines += [f"        {line}" for line in held.story[-8:]]
+        lines += [f"{at:.3f} {who} {r.name} {dict(r.fields)}" for who, r, at in self.reports[-last:]]
+        return "\n".join(lines)
+
+
+def every_moment(config: SmallConfig, iteration: int, peers: str, of: str) -> dict[PeerId, int]:
+    """How many events (or effects) each peer of this kind has in an iteration without faults: when it could fail."""
+    counts: Counter[PeerId] = Counter()
+    swarm = small_swarm(config)
+
+    def count(peer: PeerId, *_: object) -> None:
+        if peer.startswith(peers) and swarm.world.peers[peer].machine.member.version == iteration:
+            counts[peer] += 1
+
+    if of == "event":
+        swarm.world.on_event = count
+    else:
+        swarm.world.on_effect = count
+    swarm.run(iteration + 1)
+    return dict(counts)
+
+
+def small_swarm(config: SmallConfig, script: Sequence[Fault] = ()) -> SmallSwarm:
+    """All peers started."""
+    kernel = Kernel()
+    links = Links(kernel, lambda a, b: LinkSpec(LATENCY_S, BYTES_PER_S))
+    directory = Directory(config.stages, MICROBATCH_BYTES)
+    reports: list[tuple[PeerId, ef.Report, float]] = []
+    sizes = Sizes(MICROBATCH_BYTES, 4 * MICROBATCH_BYTES)
+
+    def on_report(peer: PeerId, report: ef.Report, now: float) -> None:
+        reports.append((peer, report, now))
+        if report.name == "drained":
+            kernel.after(LATENCY_S, lambda leaver=world.peers[peer]: swarm.leave(leaver))  # type: ignore[misc]
+
+    world = World(kernel, links, directory, sizes, on_report)
+    swarm = SmallSwarm(config, world, reports)
+    names = [f"data_{d}" for d in range(config.data_peers)]
+    names += [f"relay_{k}_{r}" for k in range(1, config.stages + 1) for r in range(config.relays)]
+    for name in names:
+        world.add(swarm.new_peer(PeerId(name)))
+    swarm.inject(*script)
+    for peer in list(world.peers.values()):
+        world.start(peer)
+    return swarm

@@ -1,0 +1,246 @@
+"""Checkpoints: one folder per stage and iteration, complete as soon as its manifest is there.
+
+    stage_00003/step_00001200/{model.safetensors, optimizer.safetensors, manifest.json}
+
+Rules.
+- The manifest is written last, by atomic rename, and holds the other files' sizes and sha256. A crash at any moment leaves
+  either a complete checkpoint or a folder without a manifest, which readers pass over.
+- A checkpoint whose files don't match its manifest is treated as absent, so the one before it is used.
+- Several peers of a stage may write to one folder: their states are equal to the bit, every file appears by rename, so the
+  last one wins and nothing is torn.
+- `model.safetensors` holds the weights under the whole model's names; tied weights once, under the embedding's name.
+- A run resumes from the newest iteration that **all** stages have.
+- A checkpoint counts only if it belongs to the history that the run is in (`histories`); the others are passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.training.state.epochs import read_histories, replace_file
+from gwtf_p2p.training.state.tensors import STEP, WEIGHTS
+
+MANIFEST, MODEL, OPTIMIZER = "manifest.json", "model.safetensors", "optimizer.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A verified checkpoint: its manifest and its folder. `read` loads the state."""
+
+    folder: Path
+    stage: int
+    iteration: int
+    model_hash: str
+    run: Mapping[str, Any]
+    history: int = 0
+
+    def read(self) -> dict[str, Tensor]:
+        """The state as `state.load_state` takes it, on the CPU."""
+        weights = {f"{WEIGHTS}{name}": tensor for name, tensor in load_file(self.folder / MODEL).items()}
+        return weights | load_file(self.folder / OPTIMIZER)
+
+
+def step_folder(root: Path, stage: int, iteration: int) -> Path:
+    """Where a checkpoint lies under the checkpoint directory."""
+    return root / f"stage_{stage:05d}" / f"step_{iteration:08d}"
+
+
+def save_checkpoint(root: Path, run: RunRecord, stage: int, state: Mapping[str, Tensor], history: int = 0) -> Path:
+    """Write the state of one stage after `state["step"]` iterations.
+
+    Raises InputError naming the directory if it can't be written.
+    """
+    iteration = int(state[STEP])
+    folder = step_folder(root, stage, iteration)
+    weights = {name.removeprefix(WEIGHTS): tensor for name, tensor in state.items() if name.startswith(WEIGHTS)}
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith(WEIGHTS)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {MODEL: _write_tensors(folder / MODEL, weights), OPTIMIZER: _write_tensors(folder / OPTIMIZER, rest)}
+        manifest = {
+            "format": FORMAT,
+            "stage": stage,
+            "iteration": iteration,
+            "model_hash": run.model_hash,
+            "history": history,
+            "run": {
+                "run_id": run.run_id,
+                "model_config": dict(run.model_config),
+                "layer_split": [list(layers) for layers in run.layer_split],
+                "seed": run.seed,
+                "tokenizer": run.tokenizer,
+            },
+            "files": files,
+        }
+        replace_file(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    except OSError as error:
+        raise InputError(str(root), "", f"expected a writable checkpoint directory ({error.strerror or error})") from error
+    return folder
+
+
+def drop_checkpoints(root: Path, stage: int, worth_keeping: Callable[[Sequence[int]], Collection[int]]) -> None:
+    """Remove what is not worth keeping of the complete checkpoints of a stage, given in rising order.
+
+    With it goes what has been left unfinished, if it is older than all that is kept, and what belongs to a history that the
+    run has gone back from: its later versions would count as the newest.
+    """
+    folders = {int(folder.name.removeprefix("step_")): folder for folder in _all_step_folders(root / f"stage_{stage:05d}")}
+    manifests = {iteration: _read_manifest(folder) for iteration, folder in folders.items()}
+    histories = read_histories(root)
+    complete = {i: manifest for i, manifest in manifests.items() if manifest is not None}
+    kept = worth_keeping(sorted(i for i, manifest in complete.items() if histories.holds(int(manifest.get("history", 0)), i)))
+    for iteration, folder in folders.items():
+        if iteration not in kept and (iteration in complete or iteration < min(kept, default=0)):
+            _remove(folder)
+
+
+def newest_checkpoint(root: Path, run: RunRecord, stage: int) -> Checkpoint | None:
+    """The newest intact checkpoint of a stage of this very run's model, or None.
+
+    Raises InputError if it belongs to another model, split or seed.
+    """
+    return next(_intact(root, run, stage), None)
+
+
+def intact_iterations(root: Path, run: RunRecord, stage: int) -> tuple[int, ...]:
+    """All iterations of which there is an intact checkpoint of this stage, in rising order. Raises InputError as above."""
+    return tuple(sorted(checkpoint.iteration for checkpoint in _intact(root, run, stage)))
+
+
+def listed_iterations(root: Path, model_hash: str, stage: int) -> tuple[int, ...]:
+    """Iterations of which there is a manifest of this model, in rising order; the files are not checked."""
+    found, histories = [], read_histories(root)
+    for folder in reversed(_step_folders(root / f"stage_{stage:05d}")):
+        manifest = _read_manifest(folder)
+        if manifest is not None and manifest.get("model_hash") == model_hash:
+            iteration = int(folder.name.removeprefix("step_"))
+            if histories.holds(int(manifest.get("history", 0)), iteration):
+                found.append(iteration)
+    return tuple(found)
+
+
+def _intact(root: Path, run: RunRecord, stage: int) -> Iterator[Checkpoint]:
+    """Newest first."""
+    histories = read_histories(root)
+    for folder in _step_folders(root / f"stage_{stage:05d}"):
+        checkpoint = verified_checkpoint(folder)
+        if checkpoint is not None:
+            _check_model(checkpoint, run.model_hash)
+            if histories.holds(checkpoint.history, checkpoint.iteration):
+                yield checkpoint
+
+
+def load_checkpoint(root: Path, run: RunRecord, stage: int, iteration: int) -> dict[str, Tensor]:
+    """The verified state of one stage after `iteration` iterations.
+
+    Raises InputError if it is absent, damaged or of another model.
+    """
+    folder = step_folder(root, stage, iteration)
+    checkpoint = verified_checkpoint(folder)
+    if checkpoint is None:
+        raise InputError(str(folder), "", "expected a complete checkpoint whose files match its manifest")
+    _check_model(checkpoint, run.model_hash)
+    if not read_histories(root).holds(checkpoint.history, iteration):
+        raise InputError(str(folder), "", "it belongs to a history that the run has gone back from")
+    return checkpoint.read()
+
+
+def latest_common_iteration(root: Path, stages: int) -> int | None:
+    """The newest iteration of which stages 0 to `stages` all have an intact checkpoint; None if there is none."""
+    histories = read_histories(root)
+    folders = [{folder.name: folder for folder in _step_folders(root / f"stage_{stage:05d}")} for stage in range(stages + 1)]
+    common = set.intersection(*(set(by_name) for by_name in folders))
+    for name in sorted(common, reverse=True):
+        found = [verified_checkpoint(by_name[name]) for by_name in folders]
+        if all(checkpoint is not None and histories.holds(checkpoint.history, checkpoint.iteration) for checkpoint in found):
+            return int(name.removeprefix("step_"))
+    return None
+
+
+def stages_in(root: Path) -> list[int]:
+    """Stages that have a folder in a checkpoint directory. Raises InputError if it is not one."""
+    if not root.is_dir():
+        raise InputError(str(root), "", "expected a checkpoint directory")
+    matches = (re.fullmatch(r"stage_(\d{5})", entry.name) for entry in root.iterdir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def verified_checkpoint(folder: Path) -> Checkpoint | None:
+    """The checkpoint in a folder if its manifest can be read and every file matches it, else None."""
+    manifest = _read_manifest(folder)
+    try:
+        if manifest is None or manifest["format"] != FORMAT:
+            return None
+        for name in (MODEL, OPTIMIZER):
+            wanted = manifest["files"][name]
+            path = folder / name
+            if path.stat().st_size != wanted["bytes"] or _sha256(path) != wanted["sha256"]:
+                return None
+        names = (manifest["stage"], manifest["iteration"], manifest["model_hash"], manifest["run"])
+        return Checkpoint(folder, *names, int(manifest.get("history", 0)))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a torn or foreign file is the case that this function exists for
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def _check_model(checkpoint: Checkpoint, model_hash: str) -> None:
+    if checkpoint.model_hash != model_hash:
+        raise InputError(
+            str(checkpoint.folder / MANIFEST), "model_hash", f"expected the run's {model_hash}, got {checkpoint.model_hash}"
+        )
+
+
+def _step_folders(stage_folder: Path) -> Sequence[Path]:
+    """Checkpoint folders with a manifest, newest first."""
+    return sorted((folder for folder in _all_step_folders(stage_folder) if (folder / MANIFEST).is_file()), reverse=True)
+
+
+def _all_step_folders(stage_folder: Path) -> Iterator[Path]:
+    return stage_folder.glob("step_" + "[0-9]" * 8)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write, flush to disk and rename into place; returns size and hash for the manifest."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.writing")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
+    entry = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
+    temporary.replace(path)
+    return entry
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(folder: Path) -> None:
+    """The manifest goes first: a half-removed checkpoint must not look complete."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,66 @@
+"""The state of one part: weights, both moments of AdamW and the step count, as named tensors.
+
+This is what a newcomer downloads, what a checkpoint holds and what peers of a stage compare. Names, with the whole model's
+parameter names: `weights/<parameter>`, `first_moment/<parameter>`, `second_moment/<parameter>` (float32, the parameter's shape)
+and `step` (int64, no dimensions).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
+
+WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, STEP = "weights/", "first_moment/", "second_moment/", "step"
+
+
+def export_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer) -> dict[str, Tensor]:
+    """A snapshot on the CPU, in fresh memory: later steps don't change it."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in live_state(parameters, optimizer).items()}
+
+
+def live_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer) -> dict[str, Tensor]:
+    """The same names without a copy: the tensors that are trained. For hashing between two steps, not for handing on."""
+    state: dict[str, Tensor] = {f"{WEIGHTS}{name}": parameter.detach() for name, parameter in parameters.items()}
+    for name, (first, second) in optimizer.moments().items():
+        state[f"{FIRST_MOMENT}{name}"] = first
+        state[f"{SECOND_MOMENT}{name}"] = second
+    state[STEP] = torch.tensor(optimizer.steps, dtype=torch.int64)
+    return state
+
+
+def load_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer, state: Mapping[str, Tensor]) -> int:
+    """Overwrite weights, moments and step count in place; returns the step count (the weights version).
+
+    Raises RemoteProtocolError, and changes nothing, if a tensor is missing, unknown, or of another shape or dtype.
+    """
+    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in live_state(parameters, optimizer).items()}
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in state or name not in expected:
+            raise RemoteProtocolError(f"state: {name}: {'missing' if name in expected else 'not a tensor of this part'}")
+        got = (state[name].shape, state[name].dtype)
+        if got != expected[name]:
+            raise RemoteProtocolError(f"state: {name}: expected {expected[name]}, got {got}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[f"{WEIGHTS}{name}"])
+    moments = {name: (state[f"{FIRST_MOMENT}{name}"], state[f"{SECOND_MOMENT}{name}"]) for name in parameters}
+    steps = int(state[STEP])
+    optimizer.load_moments(moments, steps)
+    return steps
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """Sha256 (hex) over names, dtypes, shapes and bytes, sorted by name: equal exactly if the states are equal to the bit."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()

@@ -1,0 +1,206 @@
+"""The average of a stage group: equal bits everywhere, or a named failure and nothing changed."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hivemind.compression import Float16Compression, NoCompression
+from hivemind.proto import runtime_pb2
+
+from gwtf_p2p.live.compute.all_reduce import Averager, AverageResult, AveragingFailed, AveragingGroup
+from gwtf_p2p.live.compute.all_reduce_parts import average_parts, batches_of, pack_parts, part_bytes, unpack_parts
+from gwtf_p2p.live.rpc.rpc import CallFailed
+from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.ids import PeerId
+from tests.live.conftest import DEADLINE_S, LivePeer, StartPeer
+
+pytestmark = pytest.mark.live
+
+SHAPES = [(300, 70), (1,), (), (17, 3, 5), (0,), (40_000,)]
+
+
+def tensors_of(seed: int, shapes: Sequence[tuple[int, ...]] = SHAPES) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def group_of(peers: Sequence[LivePeer], weights: Sequence[float], speeds: Sequence[float] = ()) -> AveragingGroup:
+    return AveragingGroup("run/1/0/0", tuple(peer.id for peer in peers), tuple(weights), tuple(speeds))
+
+
+async def average_all(
+    peers: Sequence[LivePeer], group: AveragingGroup, inputs: Sequence[list[torch.Tensor]], compression: str = "none"
+) -> list[AverageResult]:
+    averagers = [Averager(peer.rpc, compression) for peer in peers]
+    return list(await asyncio.gather(*(a.average(group, own, DEADLINE_S) for a, own in zip(averagers, inputs, strict=True))))
+
+
+def assert_equal_bits(results: Sequence[AverageResult]) -> None:
+    for result in results:
+        assert result.digest == results[0].digest
+        for mine, first in zip(result.tensors, results[0].tensors, strict=True):
+            assert mine.numpy().tobytes() == first.numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("weights", "speeds"), [((1.0, 1.0), ()), ((3.0, 5.0, 0.0), ()), ((2.0, 1.0, 4.0, 1.0), (1e6, 0.0, 9e6, 2e6))]
+)
+async def test_all_members_get_the_same_bits_and_they_are_the_weighted_mean(
+    start_peer: StartPeer, weights: tuple[float, ...], speeds: tuple[float, ...]
+) -> None:
+    peers = [await start_peer() for _ in weights]
+    inputs = [tensors_of(seed) for seed in range(len(peers))]
+    before = [[tensor.clone() for tensor in own] for own in inputs]
+    results = await average_all(peers, group_of(peers, weights, speeds), inputs)
+    assert_equal_bits(results)
+    for k, result in enumerate(results[0].tensors):
+        exact = sum(w * own[k].double() for w, own in zip(weights, inputs, strict=True)) / sum(weights)
+        assert result.shape == inputs[0][k].shape
+        torch.testing.assert_close(result.double(), exact, rtol=1e-6, atol=1e-6)
+    assert all(torch.equal(x, y) for own, old in zip(inputs, before, strict=True) for x, y in zip(own, old, strict=True))
+
+
+async def test_float16_halves_the_bytes_and_keeps_the_bits_equal(start_peer: StartPeer) -> None:
+    peers = [await start_peer() for _ in range(2)]
+    inputs = [tensors_of(seed, [(200_000,)]) for seed in range(2)]
+    plain = await average_all(peers, group_of(peers, (1, 1)), inputs)
+    for peer in peers:
+        peer.rpc._services.clear()
+    halved = await average_all(peers, group_of(peers, (1, 1)), inputs, "float16")
+    assert_equal_bits(halved)
+    assert halved[0].sent_bytes < 0.51 * plain[0].sent_bytes
+    torch.testing.assert_close(halved[0].tensors[0], plain[0].tensors[0], rtol=2e-3, atol=2e-3)
+
+
+async def test_members_may_start_late_and_shares_of_many_batches_arrive_in_order(start_peer: StartPeer) -> None:
+    peers = [await start_peer() for _ in range(2)]
+    inputs = [tensors_of(seed, [(3_000_000,), (100,)]) for seed in range(2)]
+    group = group_of(peers, (1, 3))
+    averagers = [Averager(peer.rpc) for peer in peers]
+    refused = asyncio.Event()
+    refuse = averagers[1].on_offer
+    averagers[1].on_offer = lambda *offer: refused.set() or refuse(*offer)  # type: ignore[method-assign,func-returns-value]
+    early = asyncio.create_task(averagers[0].average(group, inputs[0], DEADLINE_S))
+    async with asyncio.timeout(DEADLINE_S):
+        await refused.wait()
+    late = await averagers[1].average(group, inputs[1], DEADLINE_S)
+    assert_equal_bits([await early, late])
+
+
+async def test_alone_in_the_group_nothing_is_sent(start_peer: StartPeer) -> None:
+    peer = await start_peer()
+    own = tensors_of(0)
+    result = await Averager(peer.rpc).average(group_of([peer], (2.0,)), own, DEADLINE_S)
+    assert all(torch.equal(x, y) for x, y in zip(own, result.tensors, strict=True))
+    assert result.sent_bytes == 0 and len(result.digest) == 64
+
+
+async def test_a_dead_member_fails_the_attempt_by_name_and_the_next_group_succeeds(start_peer: StartPeer) -> None:
+    a, b, c = await start_peer(), await start_peer(), await start_peer()
+    inputs = [tensors_of(seed) for seed in range(3)]
+    before = [tensor.clone() for tensor in inputs[0]]
+    averagers = [Averager(peer.rpc) for peer in (a, b)]
+    group = group_of((a, b, c), (1, 1, 1))
+    await c.daemon.stop()
+    attempts = [averager.average(group, own, DEADLINE_S) for averager, own in zip(averagers, inputs, strict=False)]
+    for outcome in await asyncio.gather(*attempts, return_exceptions=True):
+        assert isinstance(outcome, AveragingFailed) and outcome.peer == c.id
+    assert all(torch.equal(x, y) for x, y in zip(inputs[0], before, strict=True))
+    again = AveragingGroup("run/1/0/1", (a.id, b.id), (1.0, 1.0))
+    attempts = [averager.average(again, own, DEADLINE_S) for averager, own in zip(averagers, inputs, strict=False)]
+    assert_equal_bits(await asyncio.gather(*attempts))
+
+
+async def test_a_lost_or_late_member_ends_the_wait(start_peer: StartPeer) -> None:
+    """b is alive but never enters the group; the loss of another peer does not matter."""
+    a, b, c = await start_peer(), await start_peer(), await start_peer()
+    averager, _ = Averager(a.rpc), Averager(b.rpc)
+    group = group_of((a, b), (1, 1))
+    waiting = asyncio.create_task(averager.average(group, tensors_of(0), DEADLINE_S))
+    await asyncio.sleep(0)
+    averager.peer_lost(c.id, "gone")
+    averager.peer_lost(b.id, "gone too")
+    with pytest.raises(AveragingFailed, match="gone too") as failed:
+        await waiting
+    assert failed.value.peer == b.id
+    with pytest.raises(AveragingFailed, match="nothing came") as failed:
+        await averager.average(group, tensors_of(0), 0.1)
+    assert failed.value.peer == b.id
+
+
+async def test_what_is_not_due_is_refused_and_nonsense_fails_the_attempt(start_peer: StartPeer) -> None:
+    a, b, stranger = await start_peer(), await start_peer(), await start_peer()
+    averager = Averager(a.rpc)
+    group = group_of((a, b), (1, 1))
+    waiting = asyncio.create_task(averager.average(group, tensors_of(0), DEADLINE_S))
+    await asyncio.sleep(0)
+    header = {"kind": "average", "group": group.group_id, "phase": "part", "batch": 0}
+
+    async def reason_of(sender: LivePeer, changes: dict[str, object], payload: bytes = b"") -> str:
+        result = await sender.rpc.push(a.id, {**header, **changes}, payload, DEADLINE_S)
+        assert not result.accepted
+        return str(result.reply["reason"])
+
+    assert "not due" in await reason_of(stranger, {})
+    assert "not due" in await reason_of(b, {"batch": 99})
+    assert "not due" in await reason_of(b, {"batch": [1]})
+    assert "not due" in await reason_of(b, {"phase": "other"})
+    assert "at most" in await reason_of(b, {}, bytes(10_000_000))
+    assert "not in this group" in await reason_of(b, {"group": "another"})
+    assert (await b.rpc.push(a.id, header, b"nonsense", DEADLINE_S)).accepted
+    with pytest.raises(AveragingFailed) as failed:
+        await waiting
+    assert failed.value.peer == b.id
+    assert "not in this group" in await reason_of(b, {})
+    with pytest.raises(CallFailed, match="no calls"):
+        await b.rpc.call(a.id, {"kind": "average"}, DEADLINE_S)
+
+
+@pytest.mark.parametrize("compression", [NoCompression(), Float16Compression()])
+def test_parts_survive_packing_and_anything_else_is_refused(compression: NoCompression | Float16Compression) -> None:
+    parts = tuple(torch.linspace(-1, 1, n) for n in (1, 100, 1000))
+    [batch] = batches_of(parts)
+    packed = pack_parts(parts, compression)
+    assert len(packed) <= batch.max_bytes
+    back = unpack_parts(packed, batch, compression)
+    assert all(torch.allclose(x, y, atol=1e-3) for x, y in zip(parts, back, strict=True))
+    other = Float16Compression() if isinstance(compression, NoCompression) else NoCompression()
+    not_finite = pack_parts((torch.tensor([float("nan")]), *parts[1:]), compression)
+    too_short = struct.pack(">I", 4) + b"\xff\xff\xff\xff"
+    bad_type = runtime_pb2.Tensor(buffer=bytes(4), size=(1,), dtype="int32", compression=compression.compression_type)
+    bad = struct.pack(">I", bad_type.ByteSize()) + bad_type.SerializeToString()
+    for wrong in (packed[:-1], packed + b"x", pack_parts(parts, other), not_finite, too_short, bad, b""):
+        with pytest.raises(RemoteProtocolError):
+            unpack_parts(wrong, batch, compression)
+
+
+def test_batches_and_part_sizes_depend_on_sizes_alone() -> None:
+    parts = [torch.zeros(n) for n in (1_000_000, 200_000, 5, 1_100_000)]
+    assert [batch.span for batch in batches_of(parts)] == [slice(0, 2), slice(2, 4)]
+    assert batches_of([]) == []
+    assert part_bytes(10, 3) == 1 << 14 and part_bytes(10**9, 3) == 1 << 19
+
+
+def test_the_order_of_summing_is_the_given_one() -> None:
+    """Bits depend on the order; two members that sum in different orders would differ."""
+    parts = [torch.tensor([x], dtype=torch.float32) for x in (1e8, 1.0, -1e8)]
+    forth = average_parts([(1.0, [part]) for part in parts])
+    back = average_parts([(1.0, [part]) for part in reversed(parts)])
+    expected = (np.float32(1e8) + np.float32(1.0) + np.float32(-1e8)) / np.float32(3)
+    assert forth[0].item() == expected
+    assert average_parts([(2.0, [torch.ones(3)]), (6.0, [torch.zeros(3)])])[0].tolist() == [0.25] * 3
+    assert back[0].shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("members", "weights", "speeds"),
+    [("aa", (1, 1), ()), ("", (), ()), ("ab", (1,), ()), ("ab", (0, 0), ()), ("a", (-1,), ()), ("a", (1,), (1, 2))],
+)
+def test_impossible_groups_are_our_own_mistake(members: str, weights: tuple[float, ...], speeds: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"members|weights|line_bytes"):
+        AveragingGroup("g", tuple(PeerId(m) for m in members), weights, speeds)

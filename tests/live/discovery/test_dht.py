@@ -1,0 +1,195 @@
+"""Records between real DHT peers: what is read back, and what is never believed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from hivemind.utils.timed_storage import get_dht_time
+
+from gwtf_p2p.live.discovery.clock_skew import ClockVerdict, check_clock, judge_offsets
+from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, RunConflict, start_dht
+from gwtf_p2p.live.discovery.dht_validation import MAX_LIFETIME_S, peer_of_owner, run_key, stage_key
+from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable, P2POptions, start_daemon
+from gwtf_p2p.live.libp2p.identity import Identity, create_identity
+from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
+from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
+from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord, Timing, encode
+from tests.live.conftest import DEADLINE_S, RUN
+
+pytestmark = pytest.mark.live
+
+
+@pytest.fixture(scope="module")
+def identities(tmp_path_factory: pytest.TempPathFactory) -> list[Identity]:
+    folder = tmp_path_factory.mktemp("identities")
+    return [create_identity(folder / f"{n}.key") for n in range(4)]
+
+
+@dataclass
+class DhtPeer:
+    daemon: Daemon
+    dht: Dht
+    identity: Identity
+
+
+StartDht = Callable[..., Awaitable[DhtPeer]]
+
+
+@pytest.fixture
+async def start(identities: list[Identity]) -> AsyncIterator[StartDht]:
+    peers: list[DhtPeer] = []
+    unused: Iterator[Identity] = iter(identities)
+
+    async def start_one(run_id: RunId | None = RUN, *, client_mode: bool = False, period_s: float = 15.0) -> DhtPeer:
+        initial = parse_initial_peers(await peers[0].daemon.maddrs(), {}) if peers else ()
+        identity = next(unused)
+        daemon = await start_daemon(P2POptions(initial, auto_nat=False, nat_port_map=False, check_identity=False), identity)
+        dht = await start_dht(daemon, identity, DhtOptions(run_id, period_s, client_mode))
+        peers.append(DhtPeer(daemon, dht, identity))
+        return peers[-1]
+
+    yield start_one
+    for peer in peers:
+        await peer.dht.stop()
+        await peer.daemon.stop()
+
+
+def run_record(**changes: object) -> RunRecord:
+    record = RunRecord(RUN, {"model_type": "llama", "hidden_size": 64}, ((0, 2), (2, 4)), 7, 32, 4, 8)
+    return replace(record, **changes)  # type: ignore[arg-type]
+
+
+def stage_record(peer: PeerId, stage: int = 1, **changes: object) -> StageRecord:
+    record = StageRecord(peer, RUN, Stage(stage), PeerState.ONLINE, 4, forward=Timing(0.01, 5, 0.5))
+    return replace(record, **changes)  # type: ignore[arg-type]
+
+
+async def test_records_are_read_by_all_through_a_bootstrap_peer_that_knows_no_run(start: StartDht) -> None:
+    """A joining peer needs an initial peer and a run id, nothing else; client-mode peers publish and read too."""
+    await start(None)
+    a, b, behind_nat = await start(), await start(), await start(client_mode=True)
+    assert await a.dht.publish_run(run_record())
+    records = [stage_record(a.identity.peer_id), stage_record(b.identity.peer_id), stage_record(behind_nat.identity.peer_id, 2)]
+    for peer, record in zip((a, b, behind_nat), records, strict=True):
+        assert await peer.dht.publish_stage(record)
+    expected = sorted(records, key=lambda record: (record.stage, record.peer))
+    for peer in (a, b, behind_nat):
+        assert await peer.dht.read_run(RUN) == run_record()
+        assert await peer.dht.read_stages(RUN, [Stage(0), Stage(1), Stage(2)]) == expected
+        assert not peer.dht.dropped
+
+
+async def test_a_newer_record_replaces_the_older_and_old_ones_expire(start: StartDht) -> None:
+    a, b = await start(), await start(period_s=0.05)
+    for number in range(3):
+        await a.dht.publish_stage(stage_record(a.identity.peer_id, occupancy=number, sequence_number=number))
+    [record] = await b.dht.read_stages(RUN, [Stage(1)])
+    assert record.sequence_number == record.occupancy == 2
+    await b.dht.publish_stage(stage_record(b.identity.peer_id))
+    async with asyncio.timeout(DEADLINE_S):
+        while [r.peer for r in await a.dht.read_stages(RUN, [Stage(1)])] != [a.identity.peer_id]:
+            pass
+
+
+async def test_what_its_signer_may_not_say_is_dropped_and_counted(start: StartDht) -> None:
+    a, b, c = await start(), await start(), await start()
+    node, key = b.dht._node, stage_key(RUN, Stage(1))
+
+    async def publish(value: bytes) -> None:
+        assert await node.store(key, value, get_dht_time() + 60 + len(a.dht.dropped), subkey=b.dht._owner)
+
+    await c.dht.publish_stage(stage_record(c.identity.peer_id))
+    lies = {
+        "forged": encode(stage_record(a.identity.peer_id)),
+        "misplaced": encode(stage_record(b.identity.peer_id, 2)),
+        "version": encode(stage_record(b.identity.peer_id, wire_version=99)),
+        "format": b"\xc1 not a record",
+    }
+    for reason, value in lies.items():
+        await publish(value)
+        assert [r.peer for r in await a.dht.read_stages(RUN, [Stage(1)])] == [c.identity.peer_id]
+        assert a.dht.dropped[reason] == 1
+
+
+async def test_records_that_break_the_rules_are_stored_nowhere(start: StartDht) -> None:
+    a, b = await start(None), await start()
+    node, key, owner, soon = b.dht._node, stage_key(RUN, Stage(1)), b.dht._owner, get_dht_time() + 60
+    value = encode(stage_record(b.identity.peer_id))
+    assert await node.store(key, value, soon, subkey=owner)
+    assert not await node.store(key, value, soon + 1, subkey=a.dht._owner), "signed by another key than the subkey's"
+    assert not await node.store(key, value, soon + 2, subkey="b"), "owned by nobody"
+    assert not await node.store(key, value, soon + 3), "no subkey"
+    assert not await node.store(key, value, get_dht_time() + MAX_LIFETIME_S + 60, subkey=owner), "would live too long"
+    assert not await node.store(key, bytes(8193), soon + 4, subkey=owner), "too big"
+    assert not await node.store(key, "text", soon + 5, subkey=owner), "not bytes"
+    assert len(await b.dht.read_stages(RUN, [Stage(1)])) == 1
+    with pytest.raises(ValueError, match="over the bound"):
+        await b.dht.publish_stage(stage_record(b.identity.peer_id, model_hash="x" * 9000))
+
+
+async def test_run_records_of_several_owners_must_agree(start: StartDht) -> None:
+    a, b = await start(), await start()
+    assert await b.dht.read_run(RUN) is None
+    await a.dht.publish_run(run_record())
+    await b.dht.publish_run(run_record(sequence_number=5))
+    agreed = await b.dht.read_run(RUN)
+    assert agreed is not None and agreed.sequence_number == 5
+    await b.dht.publish_run(run_record(seed=8))
+    with pytest.raises(RunConflict, match=b.identity.peer_id):
+        await a.dht.read_run(RUN)
+    assert await a.dht.read_run(RUN, owner=a.identity.peer_id) == run_record()
+    assert await a.dht.read_run(RUN, owner=PeerId("Qm")) is None
+
+
+async def test_the_clocks_of_other_peers_can_be_asked(start: StartDht) -> None:
+    a, b = await start(None), await start()
+    check = await check_clock(b.dht, [a.identity.peer_id, PeerId("12D3KooWRahQcr9Awj8Jih9zivoS3f7A3W8RUsmXvj7cJ1NmQ4cK")])
+    assert check.verdict is ClockVerdict.GOOD and check.peers == 1
+
+
+@pytest.mark.parametrize(
+    ("offsets", "verdict"),
+    [
+        ([], ClockVerdict.UNKNOWN),
+        ([1.9, -0.5, 900.0], ClockVerdict.GOOD),
+        ([2.1, 5.0, 0.0], ClockVerdict.WARN),
+        ([-29.9], ClockVerdict.WARN),
+        ([-31.0, 0.0, -40.0], ClockVerdict.REFUSE),
+    ],
+)
+def test_clock_offsets_are_judged_by_their_median(offsets: list[float], verdict: ClockVerdict) -> None:
+    check = judge_offsets(offsets)
+    assert check.verdict is verdict and check.peers == len(offsets)
+    if verdict is ClockVerdict.REFUSE:
+        assert "31.0 s ahead of" in check.reason
+
+
+async def test_an_initial_peer_outside_any_dht_is_named(runtime_dir: Path, identities: list[Identity]) -> None:
+    quiet = P2POptions(auto_nat=False, nat_port_map=False, check_identity=False)
+    stranger = await start_daemon(quiet)
+    initial = parse_initial_peers(await stranger.maddrs(), {})
+    daemon = await start_daemon(replace(quiet, initial_peers=initial), identities[0])
+    try:
+        with pytest.raises(NetworkUnreachable, match="answers no DHT ping"):
+            await start_dht(daemon, identities[0], DhtOptions(RUN))
+    finally:
+        await daemon.stop()
+        await stranger.stop()
+
+
+def test_owners_and_run_ids_are_checked(identities: list[Identity]) -> None:
+    from gwtf_p2p.live.discovery.dht_validation import make_validator
+
+    _, owner = make_validator(identities[0].key, RUN)
+    assert peer_of_owner(owner) == identities[0].peer_id
+    for bad in (b"", b"[owner:ssh-rsa AAAA]", "[owner:x]", None, owner + b"x"):
+        with pytest.raises(RemoteProtocolError, match="owner"):
+            peer_of_owner(bad)
+    with pytest.raises(InputError, match="_hidden"):
+        make_validator(identities[0].key, RunId("_hidden"))
+    assert run_key(RUN) == "test-run.run" and stage_key(RUN, Stage(3)) == "test-run.stage.3"

@@ -1,0 +1,72 @@
+"""What a peer says of its links and its line, from transfers whose figures are given."""
+
+from __future__ import annotations
+
+import pytest
+
+from gwtf_p2p.live.measure.link_estimates import STEADY, LinkProbes
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.records import LinkSource
+
+A, B = PeerId("a"), PeerId("b")
+MEGABYTE = 1_000_000
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def told(probes: LinkProbes, peer: PeerId = A) -> float:
+    return next(link.bandwidth_bytes_per_s for link in probes.measurements() if link.to == peer)
+
+
+def test_a_link_is_told_as_it_is_when_transfers_do_not_share_the_line() -> None:
+    probes = LinkProbes(Clock())
+    for seconds in (1.0, 2.0, 2.0, 2.0, 1.0):
+        probes.observe(A, 0.1, MEGABYTE, seconds)
+    assert told(probes) == MEGABYTE
+
+
+def test_one_odd_sample_among_many_is_not_believed() -> None:
+    probes = LinkProbes(Clock())
+    for seconds in (1.0,) * 11 + (0.01,) + (1.0,) * 4:
+        probes.observe(A, 0.1, MEGABYTE, seconds)
+    assert told(probes) == MEGABYTE
+
+
+def test_noise_is_not_told_and_a_slower_link_is() -> None:
+    probes = LinkProbes(Clock())
+    probes.observe(A, 0.1, MEGABYTE, 1.0)
+    probes.observe(A, 0.1, MEGABYTE, 1.0 / (1 + STEADY / 2))
+    assert told(probes) == MEGABYTE
+    for _ in range(20):
+        probes.observe(A, 0.1, MEGABYTE, 4.0)
+    assert told(probes) == MEGABYTE / 4
+
+
+def test_a_probe_is_one_sample_when_there_is_traffic() -> None:
+    probes = LinkProbes(Clock())
+    probes.observe(A, 0.1, 64 << 10, 0.1, probe=True)
+    assert probes.measurements()[0].source is LinkSource.PROBE
+    probes.observe(A, 0.1, MEGABYTE, 1.0)
+    (link,) = probes.measurements()
+    assert (link.source, link.samples) == (LinkSource.TRAFFIC, 2)
+    for _ in range(20):
+        probes.observe(A, 0.1, MEGABYTE, 1.0)
+    assert told(probes) == MEGABYTE
+
+
+def test_the_line_carries_what_all_transfers_carry_together() -> None:
+    clock = Clock()
+    probes = LinkProbes(clock)
+    clock.now = 10.0
+    probes.observe(A, 0.1, MEGABYTE, 1.0)
+    clock.now = 10.5
+    probes.observe(B, 0.1, MEGABYTE, 1.0)
+    assert probes.line_bytes_per_s == pytest.approx(1.5 * MEGABYTE)
+    clock.now = 20.0
+    probes.observe(A, 0.1, MEGABYTE, 1.0)
+    assert probes.line_bytes_per_s == pytest.approx(1.5 * MEGABYTE)

@@ -1,0 +1,76 @@
+"""Real crashes of real peers: whatever is killed or frozen, and whenever, the weights come out as without the crash."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gwtf_p2p.live.emulation.faults import MOMENTS
+
+pytestmark = pytest.mark.live
+
+STEPS = 5  # the demo writes its first checkpoint after so many
+SMALL = [
+    *("--steps", str(STEPS), "--stages", "2", "--relays_per_stage", "2", "--data_peers", "1"),
+    *("--microbatches", "4", "--microbatch_size", "1", "--sequence_length", "32", "--capacity", "2"),
+]
+DEADLINE_S = 180
+
+
+def demo(checkpoints: Path, churn: str = "") -> dict[str, Any]:
+    """The summary of a small demo; fails unless it ends well."""
+    command = [sys.executable, "-m", "gwtf_p2p", "demo", *SMALL, "--json", "--checkpoint_dir", str(checkpoints)]
+    result = subprocess.run(
+        [*command, *(["--churn", churn] if churn else [])], capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    summary: dict[str, Any] = json.loads(result.stdout)
+    assert summary["microbatches"]["lost"] == summary["microbatches"]["double_counted"] == 0
+    assert summary["steps"] == STEPS
+    return summary
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of the run in which nothing happens."""
+    checkpoints = tmp_path_factory.mktemp("undisturbed")
+    assert not demo(checkpoints)["recoveries"]
+    return checkpoints
+
+
+def assert_equal_weights(ours: Path, theirs: Path) -> None:
+    """Of every stage, within 1e-4."""
+    for stage in range(3):
+        folder = f"stage_{stage:05d}/step_{STEPS:08d}/model.safetensors"
+        for (name, mine), (other, expected) in zip(
+            sorted(load_file(ours / folder).items()), sorted(load_file(theirs / folder).items()), strict=True
+        ):
+            assert name == other
+            torch.testing.assert_close(mine, expected, rtol=0, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_relay_is_killed(moment: str, undisturbed: Path, tmp_path: Path) -> None:
+    summary = demo(tmp_path, f"kill relay stage=1 index=any at={moment} iter=3")
+    assert summary["recoveries"] or moment == "averaging"
+    assert_equal_weights(tmp_path, undisturbed)
+
+
+def test_a_relay_is_frozen(undisturbed: Path, tmp_path: Path) -> None:
+    summary = demo(tmp_path, "freeze relay stage=2 index=any at=forward_received iter=3")
+    assert summary["recoveries"]
+    assert_equal_weights(tmp_path, undisturbed)
+
+
+def test_two_relays_are_killed_and_a_newcomer_takes_over(undisturbed: Path, tmp_path: Path) -> None:
+    first, then = "kill relay stage=1 index=any at=backward_sent iter=2", "kill relay stage=2 index=any at=forward_sent iter=3"
+    script = f"{first}; join stage=1 iter=3; {then}"
+    demo(tmp_path, script)
+    assert_equal_weights(tmp_path, undisturbed)

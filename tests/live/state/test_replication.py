@@ -1,0 +1,167 @@
+"""Checkpoints on real disks, copied by peers that are slow: whichever stage is lost, the swarm can go back to its copies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.state.checkpoints import CheckpointOptions, Checkpoints
+from gwtf_p2p.live.state.replication import Replication
+from gwtf_p2p.live.state.transfer import StateDownload
+from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
+from tests.training.swarm import LLAMA, run_record
+
+STAGES = 2
+KEEP = 3
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing crashes here, so nothing has to be on the platter."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+class FakeCompute:
+    """Its state after any number of iterations."""
+
+    def __init__(self) -> None:
+        self.iterations = 0
+
+    async def snapshot(self) -> tuple[int, dict[str, Tensor]]:
+        names = ("weights/w", "first_moment/w", "second_moment/w")
+        state = {name: torch.full((4,), float(self.iterations)) for name in names}
+        return self.iterations, {**state, "step": torch.tensor(self.iterations)}
+
+
+@dataclass
+class Swarm:
+    """One peer per stage, each with its own disk; while a copy is fetched, `per_copy` checkpoints are written."""
+
+    folder: Path
+    per_copy: int
+    checkpoints: dict[PeerId, Checkpoints] = field(default_factory=dict)
+    replications: dict[PeerId, Replication] = field(default_factory=dict)
+    iterations: int = 0
+
+    def __post_init__(self) -> None:
+        for k in range(STAGES + 1):
+            peer = PeerId(f"p{k}")
+            options = CheckpointOptions(self.folder / peer, every=2, keep=KEEP)
+            checkpoints = Checkpoints(options, run_record(LLAMA), Stage(k), cast(Compute, FakeCompute()))
+            self.checkpoints[peer] = checkpoints
+            self.replications[peer] = Replication(checkpoints, SlowDownload(self), peer)
+
+    async def step(self, checkpoints: int) -> None:
+        for _ in range(checkpoints):
+            self.iterations += 2
+            for kept in self.checkpoints.values():
+                cast(FakeCompute, kept.compute).iterations = self.iterations
+                kept.stepped(self.iterations)
+                await kept.close()
+
+    def view(self) -> NetworkView:
+        records = [
+            StageRecord(
+                peer,
+                RunId("r"),
+                kept.stage,
+                PeerState.ONLINE,
+                1,
+                history=kept.history,
+                copied=self.replications[peer].copied,
+            )
+            for peer, kept in self.checkpoints.items()
+        ]
+        return NetworkView.of(records, STAGES, 1)
+
+    async def look(self) -> None:
+        view = self.view()
+        for replication in self.replications.values():
+            await replication.look(view, serves=True)
+
+    def versions_without(self, lost: PeerId) -> set[int]:
+        """That all stages have when one machine is gone: the lost stage's are copies."""
+        left = {peer: kept for peer, kept in self.checkpoints.items() if peer != lost}
+        of_lost = {v for kept in left.values() for v in kept.kept_of(self.checkpoints[lost].stage)}
+        return of_lost.intersection(*(kept.kept_of(kept.stage) for kept in left.values()))
+
+
+class SlowDownload(StateDownload):
+    """From the other disks, and slow: what was asked for is read at once, and others train on until it is here."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        self._swarm = swarm
+
+    async def listed(self, peer: PeerId, stage: Stage) -> tuple[int, tuple[int, ...]]:
+        kept = self._swarm.checkpoints[peer]
+        return kept.history, kept.kept_of(stage)
+
+    async def fetch(
+        self, version: int, donors: Sequence[PeerId], stage: Stage | None = None, pace_bytes_per_s: float = 0.0
+    ) -> dict[str, Tensor]:
+        assert stage is not None
+        state = self._swarm.checkpoints[donors[0]].read(stage, version)
+        await self._swarm.step(self._swarm.per_copy)
+        return state
+
+
+async def test_a_stage_can_be_lost_at_any_time_after_its_first_copy(tmp_path: Path) -> None:
+    """More checkpoints are written while one copy is made than the newest that are kept."""
+    swarm = Swarm(tmp_path, per_copy=KEEP + 2)
+    await swarm.step(1)
+    reached = []
+    for _ in range(8):
+        await swarm.look()
+        await swarm.step(1)
+        common = {peer: swarm.versions_without(peer) for peer in swarm.checkpoints}
+        assert all(common.values()), f"a lost stage is lost for good: {common}"
+        reached.append(min(max(versions) for versions in common.values()))
+        for kept in swarm.checkpoints.values():
+            for k in range(STAGES + 1):
+                assert len(kept.kept_of(Stage(k))) <= 2 * KEEP + 3, "disks do not fill"
+    assert reached == sorted(reached), "it never has to go back further than before"
+    assert reached[-1] > swarm.iterations // 2
+
+
+async def test_after_going_back_the_version_gone_back_to_is_kept(tmp_path: Path) -> None:
+    """What is done again does not displace it, and what was done before does not displace what is done again."""
+    swarm = Swarm(tmp_path, per_copy=0)
+    await swarm.step(8)
+    swarm.iterations = 2
+    for kept in swarm.checkpoints.values():
+        kept.go_on_from(2, history=1, trusted=True)
+    await swarm.step(2 * KEEP)
+    for kept in swarm.checkpoints.values():
+        assert kept.kept == kept.kept_of(kept.stage) == (2, 8, 10, 12, 14)
+
+
+async def test_a_newcomer_without_a_disk_counts_on_the_copies_of_the_history_that_the_run_is_in(tmp_path: Path) -> None:
+    """It has not been there when the run went back; what is of a history that it leaves does not count any more."""
+    swarm = Swarm(tmp_path, per_copy=0)
+    await swarm.step(3)
+    for kept in swarm.checkpoints.values():
+        kept.go_on_from(2, history=1, trusted=True)
+    swarm.iterations = 2
+    await swarm.step(1)
+    await swarm.look()
+    left = swarm.view().without([PeerId("p2")])
+    options = CheckpointOptions(tmp_path / "newcomer", every=2, keep=KEEP)
+    checkpoints = Checkpoints(options, run_record(LLAMA), Stage(2), cast(Compute, FakeCompute()))
+    newcomer = Replication(checkpoints, SlowDownload(swarm), PeerId("newcomer"))
+    assert await newcomer.adopt(left) == 1
+    copied = newcomer.kept
+    assert copied, "there are copies of its stage"
+    await newcomer.look(left, serves=False)
+    assert newcomer.kept == copied
+    checkpoints.go_on_from(2, history=2, trusted=False)
+    assert newcomer.kept == (), "nobody has said yet what of it still holds"

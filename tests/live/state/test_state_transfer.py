@@ -1,0 +1,152 @@
+"""State downloads: complete and bit-equal, or a named reason; a donor may die or lie in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import torch
+from torch import Tensor
+
+from gwtf_p2p.live.state import manifest as state_manifest
+from gwtf_p2p.live.state import transfer as state_transfer
+from gwtf_p2p.live.state.manifest import Manifest
+from gwtf_p2p.live.state.transfer import CHUNK_KIND, StateDonor, StateDownload, StateUnavailable
+from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.ids import Stage
+from tests.live.conftest import DEADLINE_S, StartPeer
+
+pytestmark = pytest.mark.live
+
+VERSION = 7
+
+
+def state(seed: int = 0) -> dict[str, Tensor]:
+    """About four chunks."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {f"weights/{i}": torch.randn((257, 500 + i), generator=generator) for i in range(8)}
+    return {**tensors, "step": torch.tensor(VERSION, dtype=torch.int64)}
+
+
+STAGE, OTHER_STAGE = Stage(1), Stage(2)
+
+
+class Store:
+    """Holds one state of its own stage, and perhaps a replica of another stage's."""
+
+    def __init__(self, tensors: dict[str, Tensor], version: int = VERSION, replica: dict[str, Tensor] | None = None) -> None:
+        self.states = {(STAGE, version): tensors, **({(OTHER_STAGE, version): replica} if replica else {})}
+
+    async def state_of(self, stage: Stage, version: int) -> dict[str, Tensor] | None:
+        return self.states.get((stage, version))
+
+    async def kept_of(self, stage: Stage) -> tuple[int, tuple[int, ...]]:
+        return 3, tuple(version for of, version in self.states if of == stage)
+
+
+def assert_equal(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(got[name], tensor), name
+        assert got[name].dtype == tensor.dtype
+
+
+async def test_several_donors_serve_one_state(start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_manifest, "CHUNK_BYTES", 1 << 16)
+    newcomer, *donors = [await start_peer() for _ in range(3)]
+    serving = [StateDonor(peer.rpc, Store(state()), STAGE) for peer in donors]
+    got = await StateDownload(newcomer.rpc).fetch(VERSION, [peer.id for peer in donors])
+    assert_equal(got, state())
+    assert all(donor.bytes_served > 0 for donor in serving)
+
+
+async def test_a_donor_dies_in_the_middle(start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_manifest, "CHUNK_BYTES", 1 << 16)
+    newcomer, dying, steady = [await start_peer() for _ in range(3)]
+    StateDonor(steady.rpc, Store(state()), STAGE)
+    donor = StateDonor(dying.rpc, Store(state()), STAGE)
+    download = StateDownload(newcomer.rpc)
+    arrive, arrived = download.on_delivery, []
+
+    def count_and_kill(sender: str, header: dict[str, object], payload: memoryview) -> None:
+        arrive(sender, header, payload)  # type: ignore[arg-type]
+        arrived.append(sender)
+        if arrived.count(dying.id) == 3:
+            donor.stop()
+            dying.daemon.p2p._child.kill()
+
+    monkeypatch.setattr(download, "on_delivery", count_and_kill)
+    assert_equal(await download.fetch(VERSION, [dying.id, steady.id]), state())
+    assert arrived.count(dying.id) == 3, "the fault must have happened in the middle"
+
+
+async def test_a_donor_with_another_state_is_left_out(start_peer: StartPeer) -> None:
+    newcomer, *donors = [await start_peer() for _ in range(4)]
+    serving = [StateDonor(peer.rpc, Store(state(seed)), STAGE) for peer, seed in zip(donors, (0, 1, 0), strict=True)]
+    assert_equal(await StateDownload(newcomer.rpc).fetch(VERSION, [peer.id for peer in donors]), state(0))
+    assert serving[1].bytes_served == 0
+
+
+async def test_a_replica_of_another_stage_is_served(start_peer: StartPeer) -> None:
+    newcomer, donor = [await start_peer() for _ in range(2)]
+    StateDonor(donor.rpc, Store(state(), replica=state(5)), STAGE)
+    download = StateDownload(newcomer.rpc)
+    assert await download.listed(donor.id, OTHER_STAGE) == (3, (VERSION,))
+    assert await download.listed(donor.id, Stage(0)) == (3, ())
+    assert_equal(await download.fetch(VERSION, [donor.id], OTHER_STAGE), state(5))
+    assert_equal(await download.fetch(VERSION, [donor.id]), state())
+
+
+async def test_a_silent_donor_holds_nothing_up(start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has promised a chunk that never comes: another donor gives it, long before the deadline."""
+    monkeypatch.setattr(state_transfer, "CHUNK_PRIOR_S", 3600.0)
+    newcomer, silent, steady = [await start_peer() for _ in range(3)]
+    StateDonor(steady.rpc, Store(state()), STAGE)
+    donor = StateDonor(silent.rpc, Store(state()), STAGE)
+    monkeypatch.setattr(donor, "_push", lambda *args: asyncio.sleep(3600.0))
+    async with asyncio.timeout(DEADLINE_S):
+        assert_equal(await StateDownload(newcomer.rpc).fetch(VERSION, [silent.id, steady.id]), state())
+    donor.stop()
+
+
+async def test_a_damaged_chunk_is_not_believed(start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    newcomer, liar = [await start_peer() for _ in range(2)]
+    donor = StateDonor(liar.rpc, Store(state()), STAGE)
+    chunk = state_manifest.Snapshot.chunk
+
+    def damaged(self: state_manifest.Snapshot, index: int) -> memoryview:
+        honest = bytearray(chunk(self, index))
+        honest[0] ^= 1
+        return memoryview(honest)
+
+    download = StateDownload(newcomer.rpc)
+    await download._manifest(liar.id, {"version": VERSION})  # the snapshot is taken and hashed while the donor is honest
+    monkeypatch.setattr(state_manifest.Snapshot, "chunk", damaged)
+    with pytest.raises(StateUnavailable, match="failed to deliver"):
+        await download.fetch(VERSION, [liar.id])
+    donor.stop()
+
+
+async def test_nobody_has_that_version(start_peer: StartPeer) -> None:
+    newcomer, donor = [await start_peer() for _ in range(2)]
+    StateDonor(donor.rpc, Store(state(), VERSION + 1), STAGE)
+    with pytest.raises(StateUnavailable, match="not what this peer has"):
+        await StateDownload(newcomer.rpc).fetch(VERSION, [donor.id])
+    with pytest.raises(StateUnavailable, match="no donors"):
+        await StateDownload.__new__(StateDownload).fetch(VERSION, [])
+
+
+async def test_a_chunk_that_nobody_asked_for_is_refused(start_peer: StartPeer) -> None:
+    newcomer, stranger = [await start_peer() for _ in range(2)]
+    StateDownload(newcomer.rpc)
+    header = {"kind": CHUNK_KIND, "version": VERSION, "chunk": 0}
+    result = await stranger.rpc.push(newcomer.id, header, b"x" * 100, 10.0)
+    assert not result.accepted
+
+
+@pytest.mark.parametrize(
+    "plain", [{}, {"version": 1, "tensors": 5, "hashes": []}, {"version": 1, "tensors": [["a", "bool", [1]]], "hashes": []}]
+)
+def test_a_hostile_manifest_is_refused(plain: dict[str, object]) -> None:
+    with pytest.raises(RemoteProtocolError):
+        Manifest.from_plain(plain)

@@ -1,0 +1,29 @@
+"""What of a record is news, on which others act at once, and what may wait for the next routine record."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage
+from gwtf_p2p.protocol.peer.own_record import news_of
+from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
+
+RELAY = StageRecord(PeerId("relay"), RunId("run"), Stage(1), PeerState.ONLINE, 2)
+
+
+@pytest.mark.parametrize("change", [{"sequence_number": 2}, {"weights_version": 7}, {"occupancy": 1}, {"kept_bytes": 8}])
+def test_figures_of_a_relay_are_routine(change: dict[str, object]) -> None:
+    assert news_of(replace(RELAY, **change)) == news_of(RELAY)
+
+
+@pytest.mark.parametrize("change", [{"state": PeerState.DRAINING}, {"stage": Stage(2)}, {"capacity": 3}, {"flows": ("0:a",)}])
+def test_what_others_plan_with_is_news(change: dict[str, object]) -> None:
+    assert news_of(replace(RELAY, **change)) != news_of(RELAY)
+
+
+def test_a_step_of_a_data_peer_is_news() -> None:
+    """Who has missed the commit learns of it so."""
+    data_peer = replace(RELAY, stage=DATA_STAGE)
+    assert news_of(replace(data_peer, weights_version=7)) != news_of(data_peer)

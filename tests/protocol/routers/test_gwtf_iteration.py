@@ -1,0 +1,151 @@
+"""`gwtf` with plans of iterations, as its peers see it: shares, release times, repairs, and when it plans."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from gwtf_p2p.protocol.core.router import NoRoute, PlanningRouter, Route, RouteRequest
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.routers.gwtf_iteration import IterationRouter
+from gwtf_p2p.protocol.schedule.iteration_plan import IterationPlan
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.records import StageRecord
+from tests.protocol.flow.problems import record
+
+A, B = PeerId("a"), PeerId("b")
+NOBODY: frozenset[PeerId] = frozenset()
+
+
+def records() -> list[StageRecord]:
+    """Data peers a and b, stages {p, q} and {r, s}."""
+    relays = [record(n, k, 2, s) for n, k, s in (("p", 1, 0.1), ("q", 1, 0.2), ("r", 2, 0.1), ("s", 2, 0.2))]
+    return [record("a", 0, 2), record("b", 0, 2), *relays]
+
+
+def view_of(peers: list[StageRecord]) -> NetworkView:
+    return NetworkView.of(peers, 2, 1_000_000)
+
+
+def router_of(me: PeerId, peers: list[StageRecord]) -> IterationRouter:
+    router = IterationRouter(me, seed=1)
+    router.observe_view(view_of(peers), 0.0)
+    return router
+
+
+def plan(router: IterationRouter, without: frozenset[PeerId] = NOBODY, now: float = 0.0) -> IterationPlan | None:
+    """Run the job that there is, if any."""
+    job = router.planning(without, now)
+    if job is None:
+        return None
+    made = job()
+    router.planned(made)
+    return made
+
+
+def ask(
+    router: IterationRouter, owner: PeerId, index: int, now: float, excluding: frozenset[PeerId] = NOBODY
+) -> Route | NoRoute:
+    microbatch = MicrobatchId(owner, 0, index)
+    return router.route(RouteRequest(microbatch, owner, Stage(1), Stage(2), excluding), now)
+
+
+def test_it_waits_for_its_first_plan_and_says_so() -> None:
+    router = router_of(A, records())
+    assert isinstance(router, PlanningRouter)
+    answer = ask(router, A, 0, 0.0)
+    assert isinstance(answer, NoRoute) and "planning" in answer.reason
+    assert plan(router) is not None
+    assert isinstance(ask(router, A, 0, 0.0), Route)
+
+
+def test_equal_views_lead_to_one_plan_of_which_each_takes_its_share() -> None:
+    one, other = router_of(A, records()), router_of(B, list(reversed(records())))
+    made = plan(one)
+    assert made is not None and made == plan(other)
+    for router, owner in ((one, A), (other, B)):
+        first = ask(router, owner, 0, 0.0)  # the iteration begins; its flows may be for later
+        answers = [first if isinstance(first, Route) else ask(router, owner, 0, 100.0), ask(router, owner, 1, 100.0)]
+        got = [answer.peers for answer in answers if isinstance(answer, Route)]
+        assert got == [flow.relays for flow in made.share_of(owner)]
+
+
+def test_a_microbatch_leaves_at_its_time_and_the_asker_is_told_when() -> None:
+    alone = [record("a", 0, 2), record("p", 1, 1, 0.5), record("r", 2, 1, 0.1)]
+    router = router_of(A, alone)
+    made = plan(router)
+    assert made is not None
+    assert isinstance(ask(router, A, 0, 10.0), Route)
+    release_s = made.flows[1].release_s
+    assert release_s > 0.1, "the one relay of stage 1 is busy with the first"
+    early = ask(router, A, 1, 10.0 + release_s / 2)
+    assert isinstance(early, NoRoute) and early.retry_s is not None and abs(early.retry_s - release_s / 2) < 1e-9
+    assert isinstance(ask(router, A, 1, 10.0 + release_s), Route)
+
+
+def test_an_excluded_relay_is_avoided_and_the_rest_of_the_flow_stays() -> None:
+    router = router_of(A, records())
+    made = plan(router)
+    assert made is not None
+    first, second = made.share_of(A)[0].relays
+    router.observe_view(view_of([replace(r, flows=made.published_by(r.peer)) for r in records()]), 1.0)
+    answer = ask(router, A, 0, 1.0, frozenset({first}))
+    assert isinstance(answer, Route)
+    assert answer.peers == (({"p", "q"} - {first}).pop(), second)
+
+
+def test_peers_that_come_or_go_are_planned_for_at_once_and_changed_times_are_not_waited_for() -> None:
+    router = router_of(A, records())
+    plan(router)
+    assert isinstance(ask(router, A, 0, 0.0), Route)
+    slower = [record("p", 1, 2, 0.3, sequence_number=1) if r.peer == "p" else r for r in records()]
+    router.observe_view(view_of(slower), 1.0)
+    next_one = RouteRequest(MicrobatchId(A, 1, 0), A, Stage(1), Stage(2))
+    assert isinstance(router.route(next_one, 1.0), Route), "the old plan serves"
+    revised = plan(router, frozenset({PeerId("p")}), 1.5)
+    assert revised is not None and revised.is_revision
+    assert Counter(relay for flow in revised.flows for relay in flow.relays)["p"] == 0
+
+
+def test_nothing_is_planned_while_nothing_has_changed_and_the_search_ends() -> None:
+    router = router_of(A, [r for r in records() if r.peer != B])
+    jobs = 0
+    for iteration in range(12):
+        flows = router.plan[0].published_by(A) if router.plan[0] is not None else ()
+        mine = [replace(r, flows=flows, sequence_number=iteration) for r in records() if r.peer != B]
+        router.observe_view(view_of(mine), float(iteration))
+        jobs += plan(router, now=float(iteration)) is not None
+        router.route(RouteRequest(MicrobatchId(A, iteration, 0), A, Stage(1), Stage(2)), float(iteration))
+        jobs += plan(router, now=float(iteration)) is not None
+    assert 1 <= jobs <= 5
+    assert router.counts["flows_changed"] == 0
+
+
+def test_a_relay_that_hands_on_follows_what_is_published_for_this_iteration() -> None:
+    router = router_of(A, records())
+    made = plan(router)
+    assert made is not None
+    assert isinstance(ask(router, A, 0, 0.0), Route)
+    iteration, flows = router.flows
+    assert iteration == 0
+    relay = router_of(PeerId("p"), [replace(r, flows=flows, flows_iteration=0) if r.peer == A else r for r in records()])
+    assert relay.planning(NOBODY, 0.0) is None, "relays follow, they do not plan"
+    assert relay.revised(MicrobatchId(A, 0, 0), Stage(2)) == made.share_of(A)[0].relays[1:]
+    assert relay.revised(MicrobatchId(A, 1, 0), Stage(2)) == (), "of another iteration nothing is said"
+
+
+def test_peers_that_are_back_when_an_iteration_begins_are_planned_for_though_they_were_known_before() -> None:
+    router = router_of(A, records())
+    for iteration in range(14):  # until the search for these peers has ended
+        plan(router)
+        router.route(RouteRequest(MicrobatchId(A, iteration, 0), A, Stage(1), Stage(2)), float(iteration))
+        plan(router)
+    revised = plan(router, frozenset({PeerId("p")}), 9.0)
+    assert revised is not None and revised.is_revision
+    router.planning(NOBODY, 9.5)  # p is back; the revision for that is under way when the iteration begins
+    next_one = RouteRequest(MicrobatchId(A, 14, 0), A, Stage(1), Stage(2))
+    router.route(next_one, 10.0)
+    router.planned(None)
+    made = plan(router, now=10.0)
+    assert made is not None and not made.is_revision
+    assert isinstance(router.route(next_one, 10.0), Route)

@@ -1,0 +1,147 @@
+"""Who keeps copies of whose checkpoints: equal views agree, nobody keeps their own, every stage has a keeper.
+
+Which versions are kept: whichever stage is lost, and whenever, its copies are of a version that the other stages still have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from random import Random
+
+import pytest
+
+from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.replica_choice import (
+    keepers,
+    kept_by,
+    neighbouring_stages,
+    secured_version,
+    worth_copying,
+    worth_keeping,
+)
+from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
+
+
+def view_of(stages: int, peers_per_stage: int, gone: frozenset[str] = frozenset()) -> NetworkView:
+    records = [
+        StageRecord(PeerId(f"p{stage}_{i}"), RunId("r"), Stage(stage), PeerState.ONLINE, 1)
+        for stage in range(stages + 1)
+        for i in range(peers_per_stage)
+        if f"p{stage}_{i}" not in gone
+    ]
+    return NetworkView.of(records, stages, 1)
+
+
+def test_the_stages_are_a_ring() -> None:
+    assert neighbouring_stages(Stage(0), 3) == (1, 3)
+    assert neighbouring_stages(Stage(2), 3) == (1, 3)
+    assert neighbouring_stages(Stage(0), 1) == (1,)
+
+
+def test_every_stage_is_kept_by_as_many_others_as_asked() -> None:
+    view = view_of(3, 2)
+    for k in range(4):
+        stage = Stage(k)
+        for copies in (1, 2):
+            chosen = keepers(view, stage, copies)
+            assert len(set(chosen)) == copies
+            assert all(view.records[peer].stage in neighbouring_stages(stage, 3) for peer in chosen)
+    assert sum(len(kept_by(view, peer, record.stage, 1)) for peer, record in view.records.items()) == 4
+
+
+def test_a_peer_that_goes_changes_only_what_it_kept() -> None:
+    full = view_of(4, 3)
+    for gone in full.records:
+        fewer = view_of(4, 3, frozenset({gone}))
+        for k in range(5):
+            before, after = keepers(full, Stage(k), 1), keepers(fewer, Stage(k), 1)
+            assert after == before or before == (gone,)
+
+
+def test_with_too_few_peers_whoever_is_there_keeps_it() -> None:
+    view = view_of(1, 1)
+    assert keepers(view, Stage(1), 5) == ("p0_0",)
+
+
+def test_a_version_is_secured_when_every_stage_has_said_so_in_this_history() -> None:
+    records = list(view_of(2, 2).records.values())
+    copied = {"p0_0": (2, 4), "p1_1": (2, 4, 8), "p2_0": (2,), "p2_1": (4,)}
+
+    def secured(history: int = 0, **other: tuple[int, ...]) -> int | None:
+        told = [replace(r, copied=(copied | other).get(r.peer, ()), history=int(r.stage == 1) * history) for r in records]
+        return secured_version(NetworkView.of(told, 2, 1), 0)
+
+    assert secured() == 4
+    assert secured(p2_1=()) == 2
+    assert secured(p0_0=()) is None
+    assert secured(history=1) is None, "the records of stage 1 are of another history"
+
+
+def test_the_secured_version_and_the_roundest_after_it_are_kept_and_copied() -> None:
+    tens = range(10, 260, 10)
+    assert worth_copying(tens, 80) == (80, 160)
+    assert worth_keeping(tens, 3, 80) == {80, 160, 230, 240, 250}
+    assert worth_copying(tens, None) == (10, 160), "before there is any, the oldest takes its place"
+    assert worth_copying([90, 100], 80) == (100,), "what is not there cannot be copied"
+    assert worth_copying([10], None) == (10,)
+    assert worth_copying([], 80) == () == worth_copying([], None)
+    assert worth_keeping([], 3, None) == set()
+    assert worth_keeping(tens, 1, 80, [20, 120, 130, 990]) == {80, 120, 130, 160, 250}, "others may count on what is copied"
+
+
+@dataclass
+class Keeping:
+    """One stage of the model below: the versions on its own disks and at its keeper, and what it believes to be secured.
+
+    `copy_s`: how long its keeper takes for a copy, `hears_s`: how old the news are that it has of the others; in checkpoints.
+    """
+
+    copy_s: int
+    hears_s: int
+    own: set[int] = field(default_factory=set)
+    copies: set[int] = field(default_factory=set)
+    secured: int | None = None
+    copying: tuple[int, int] | None = None
+    told: list[set[int]] = field(default_factory=list)
+
+    def copied(self) -> set[int]:
+        return self.own & self.copies
+
+    def write(self, version: int, keep: int) -> None:
+        self.own = worth_keeping({*self.own, version}, keep, self.secured, self.copied())
+
+    def copy(self, now: int, keep: int) -> None:
+        if self.copying is not None and self.copying[0] <= now:
+            self.copies = worth_keeping({*self.copies, self.copying[1]}, max(2, keep), self.secured)
+            self.copying = None
+        if self.copying is None:
+            new = [version for version in worth_copying(self.own, self.secured) if version not in self.copies]
+            self.copying = (now + self.copy_s, new[0]) if new else None
+
+    def hear(self, now: int, stages: list[Keeping]) -> None:
+        """What all stages have told, `hears_s` ago."""
+        if now >= self.hears_s:
+            self.secured = max(set.intersection(*(stage.told[now - self.hears_s] for stage in stages)), default=self.secured)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_however_slow_copies_and_news_are_no_lost_stage_is_beyond_recovery(seed: int) -> None:
+    """Several checkpoints may be written while one copy is made: 1 to 40 here, and while news travel: 0 to 10."""
+    rng = Random(seed)
+    stages = [Keeping(rng.randint(1, 40), rng.randint(0, 10)) for _ in range(rng.randint(2, 5))]
+    slowest = max(stage.copy_s for stage in stages) + max(stage.hears_s for stage in stages)
+    keep = rng.randint(1, 3)
+    for now in range(1, 1000):
+        for stage in stages:
+            stage.write(2 * now, keep)
+            stage.copy(now, keep)
+            stage.told.append(stage.copied())
+        for stage in stages:
+            stage.hear(now - 1, stages)
+            assert len(stage.own) <= 2 * keep + 3
+        for lost in stages:
+            common = set.intersection(lost.copies, *(stage.own for stage in stages if stage is not lost))
+            assert common or not lost.copies, f"after checkpoint {now} a stage is lost for good"
+            if now > 4 * slowest:
+                assert 2 * now - max(common) <= 12 * slowest + 8, "the version to go back to moves on"

@@ -1,0 +1,37 @@
+"""Any single crash at any moment, and random sequences of faults: nothing lost, nothing counted twice, no run stuck.
+
+The samples here are small; `python -m experiments.recovery_single` does all moments, `recovery_sweep` thousands of seeds.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.recovery_single import CASES, Case, failures, faults_of
+from experiments.recovery_sweep import Sweep, draw_config, draw_script
+from gwtf_p2p.simulation.world.small_swarm import SmallConfig, small_swarm
+
+BASE = SmallConfig(stages=3, relays=2, microbatches=4)
+WHOLE = {Case("kill"), Case("freeze"), Case("kill", of="effect")}
+"""Every moment is tried; of the other cases a sample."""
+
+EVERY = 7
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.kind}-{c.peers}-{c.of}-{'exact' if c.exact else 'fast'}")
+def test_one_peer_fails_at_any_moment_of_an_iteration(case: Case) -> None:
+    """Gradients, counted by id, are those of a run without faults (see `experiments.recovery_single`)."""
+    faults = faults_of(case, BASE)
+    assert len(faults) > 100
+    assert not failures(case, BASE, faults if case in WHOLE else faults[CASES.index(case) % EVERY :: EVERY])
+
+
+@pytest.mark.parametrize("first", range(0, 48, 16))
+def test_random_faults(first: int) -> None:
+    """Relays are killed, frozen, restarted, blink, drain and become slow; data peers restart and blink."""
+    sweep = Sweep(stages=3, relays=3, iterations=4, churn=(0.1, 0.2))
+    for seed in range(first, first + 16):
+        config = draw_config(seed, sweep)
+        swarm = small_swarm(config, draw_script(seed, config, sweep))
+        tally = swarm.run(sweep.iterations, deadline_s=3000.0)
+        assert tally.double == 0 and (tally.lost == 0 or not config.exact), seed
