@@ -8,7 +8,7 @@ different histories differ, so histories are compared before versions, and a pee
 from __future__ import annotations
 
 from gwtf_p2p.protocol.commit.participant import Member
-from gwtf_p2p.protocol.commit.prepare import Replies, available, common_version
+from gwtf_p2p.protocol.commit.inquiry import Replies, available, common_version
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send

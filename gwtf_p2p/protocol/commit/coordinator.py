@@ -15,7 +15,7 @@ from __future__ import annotations
 from gwtf_p2p.protocol.commit.admission import Welcomes
 from gwtf_p2p.protocol.commit.attempt import Attempt, closes
 from gwtf_p2p.protocol.commit.participant import Member
-from gwtf_p2p.protocol.commit.prepare import Inquiry, Outcome, common_version, decide, stages_without
+from gwtf_p2p.protocol.commit.inquiry import Inquiry, Outcome, common_version, decide, stages_without
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send

@@ -117,9 +117,9 @@ class Finishing:
             ctx.emit(Send(gap.lost, redo))  # it is back: perhaps it was only silent, and has it still
             return
         if self.ledger.tries(gap) > 1:
-            redo = replace(redo, epoch=held.attempt[0] + 1)
+            redo = replace(redo, generation=held.attempt[0] + 1)
             if gap.before != ctx.me:
-                held.attempt = (redo.epoch,)
+                held.attempt = (redo.generation,)
         if gap.before == ctx.me:
             repairs.asked_to_redo(redo)
         else:

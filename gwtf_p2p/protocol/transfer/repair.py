@@ -97,8 +97,8 @@ class Repairs:
             if held.phase is Phase.DONE:
                 ctx.emit(Send(owner, Done(held.id, ctx.stage)))
         elif message.stage == ctx.stage + 1:
-            raised = message.epoch > held.attempt[0]
-            held.attempt = (max(held.attempt[0], message.epoch), *held.attempt[1:])
+            raised = message.generation > held.attempt[0]
+            held.attempt = (max(held.attempt[0], message.generation), *held.attempt[1:])
             who = self.redo(held, message)
             if who is not None:
                 ctx.emit(Send(who, message))

@@ -115,14 +115,14 @@ class Redo:
     """From a data peer to the peer before `stage`: `lost` did this stage of my microbatch; hand it to another peer.
 
     `ahead` are the peers that did the stages after it. To a peer of `stage` itself it asks: have you done it?
-    `epoch` above the first number of the receiver's attempt replaces it: an earlier request has met a higher attempt.
+    `generation` above the first number of the receiver's attempt replaces it: an earlier request has met a higher attempt.
     """
 
     microbatch: MicrobatchId
     stage: Stage
     lost: PeerId
     ahead: tuple[PeerId, ...] = ()
-    epoch: int = 0
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
