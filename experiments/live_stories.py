@@ -48,7 +48,7 @@ class Comparison:
         return self._undisturbed[small]
 
     def equal_weights(self, swarm: Swarm) -> str:
-        small = replace(swarm.small, relays_per_stage=2, capacity=SMALL.capacity)  # who computes makes no difference
+        small = replace(swarm.small, peers_per_stage=2, capacity=SMALL.capacity)  # who computes makes no difference
         other = self.undisturbed(small)
         difference = check_equal_weights(swarm.folder / "checkpoints", other.folder / "checkpoints", small.stages, small.steps)
         return f"weights equal ({difference:.1g})"
@@ -58,14 +58,14 @@ Story = Callable[[Comparison, Path], str]
 """Told in a folder of its own; returns what to put in the table. Raises StoryFailed or RunFailed."""
 
 
-def one_relay(action: str, moment: str) -> Story:
-    """Whichever relay of stage 1 gets to the moment first is killed or frozen there."""
+def one_stage_peer(action: str, moment: str) -> Story:
+    """Whichever stage peer of stage 1 gets to the moment first is killed or frozen there."""
 
     def tell(comparison: Comparison, folder: Path) -> str:
         fault = Fault(action, moment, AT, folder / "token")
-        with Swarm(SMALL, folder, {"relay1.0": fault, "relay1.1": fault}) as swarm:
+        with Swarm(SMALL, folder, {"stage1.0": fault, "stage1.1": fault}) as swarm:
             swarm.to_the_end()
-        check(len(swarm.said("fault")) == 1, "one relay broke down")
+        check(len(swarm.said("fault")) == 1, "one stage peer broke down")
         return f"{comparison.equal_weights(swarm)}; {swarm.delay}"
 
     return tell
@@ -83,17 +83,17 @@ def a_data_peer_is_killed(comparison: Comparison, folder: Path) -> str:
     return f"first step alone after {alone_s:.1f} s, {swarm.state.withdrawn} withdrawn, back {back_s:.1f} s after its start"
 
 
-def the_leader_is_killed(comparison: Comparison, folder: Path) -> str:
+def the_coordinator_is_killed(comparison: Comparison, folder: Path) -> str:
     """Of two data peers the one that leads: the other takes over."""
     small = replace(SMALL, data_peers=2, steps=0)
     with Swarm(small, folder) as swarm:
         swarm.until_step(3)
-        leader = min((peer, name) for peer, name in swarm.state.names.items() if name.startswith("data"))[1]
-        swarm.run.kill(leader)
+        coordinator = min((peer, name) for peer, name in swarm.state.names.items() if name.startswith("data"))[1]
+        swarm.run.kill(coordinator)
         reached = swarm.state.iterations
         seconds = swarm.until("the other one leads on", lambda: swarm.state.iterations >= reached + 3)
         swarm.adds_up()
-    return f"{leader} killed, three more steps in {seconds:.1f} s"
+    return f"{coordinator} killed, three more steps in {seconds:.1f} s"
 
 
 def the_bootstrap_peer_is_killed(comparison: Comparison, folder: Path) -> str:
@@ -101,7 +101,7 @@ def the_bootstrap_peer_is_killed(comparison: Comparison, folder: Path) -> str:
     with Swarm(replace(SMALL, steps=0, capacity=1), folder) as swarm:
         swarm.until_step(2)
         swarm.run.kill(BOOTSTRAP)
-        newcomer = swarm.run.add_relay(1)
+        newcomer = swarm.run.add_stage_peer(1)
         joined = swarm.wait_for("joined", newcomer)
         swarm.wait_for("first_microbatch", newcomer)
         reached = swarm.state.iterations
@@ -115,7 +115,7 @@ def a_newcomer_joins(comparison: Comparison, folder: Path) -> str:
     small = replace(SMALL, steps=0, capacity=1)
     with Swarm(small, folder) as swarm:
         swarm.until_step(2)
-        newcomer = swarm.run.add_relay(1)
+        newcomer = swarm.run.add_stage_peer(1)
         joined = swarm.wait_for("joined", newcomer)
         first = swarm.wait_for("first_microbatch", newcomer)
     return f"ONLINE after {joined['seconds']:.1f} s ({joined['steps']}), first microbatch after {first['seconds']:.1f} s"
@@ -125,36 +125,36 @@ def a_donor_is_killed(comparison: Comparison, folder: Path) -> str:
     """In the middle of a newcomer's download: the other donor gives the rest."""
     with Swarm(replace(SMALL, steps=0), folder, options={"upload_bytes_per_s": 1e6}) as swarm:
         swarm.until_step(2)
-        newcomer = swarm.run.add_relay(1)
+        newcomer = swarm.run.add_stage_peer(1)
         swarm.wait_for("catching_up", newcomer)
         swarm.until("a donor is in the middle of it", lambda: any(r["chunks"] > 1 for r in swarm.said("download", newcomer)))
         check(not swarm.said("joined", newcomer), "the download is under way")
-        swarm.run.kill("relay1.0")
+        swarm.run.kill("stage1.0")
         joined = swarm.wait_for("joined", newcomer)
     return f"ONLINE after {joined['seconds']:.1f} s ({joined['steps']})"
 
 
 def two_at_once(comparison: Comparison, folder: Path) -> str:
-    """One relay of each stage in the same iteration."""
+    """One stage peer of each stage in the same iteration."""
     faults = {
-        f"relay{stage}.{number}": Fault("kill", moment, AT, folder / f"token{stage}")
+        f"stage{stage}.{number}": Fault("kill", moment, AT, folder / f"token{stage}")
         for stage, moment in ((1, "backward_received"), (2, "forward_sent"))
         for number in range(2)
     }
     with Swarm(SMALL, folder, faults) as swarm:
         swarm.to_the_end()
-    check(len(swarm.said("fault")) == 2, "two relays were killed")
+    check(len(swarm.said("fault")) == 2, "two stage peers were killed")
     return f"{comparison.equal_weights(swarm)}; {swarm.delay}"
 
 
 def the_replacement_is_killed_too(comparison: Comparison, folder: Path) -> str:
-    """A relay, and then the one that has taken over its microbatch: the third one does it."""
+    """A stage peer, and then the one that has taken over its microbatch: the third one does it."""
     replacing = Fault("kill", REPLACING, AT, folder / "token")
-    faults = {"relay1.0": Fault("kill", "forward_received", AT), "relay1.1": replacing, "relay1.2": replacing}
-    # So many microbatches that each relay of the stage has to take some.
-    with Swarm(replace(SMALL, relays_per_stage=3, microbatches=6, capacity=2), folder, faults) as swarm:
+    faults = {"stage1.0": Fault("kill", "forward_received", AT), "stage1.1": replacing, "stage1.2": replacing}
+    # So many microbatches that each stage peer of the stage has to take some.
+    with Swarm(replace(SMALL, peers_per_stage=3, microbatches=6, capacity=2), folder, faults) as swarm:
         swarm.to_the_end()
-    check(len(swarm.said("fault")) == 2, "the relay and its replacement were killed")
+    check(len(swarm.said("fault")) == 2, "the stage peer and its replacement were killed")
     return f"{comparison.equal_weights(swarm)}; {swarm.delay}"
 
 
@@ -162,7 +162,7 @@ def a_stage_dies_and_comes_back(comparison: Comparison, folder: Path) -> str:
     """All peers of stage 1 are killed: the training pauses, says so, and goes on when one of them is back."""
     with Swarm(LONGER, folder) as swarm:
         paused_s = _kill_stage(swarm)
-        swarm.run.start_again("relay1.1")
+        swarm.run.start_again("stage1.1")
         resumed_s = swarm.until("stage 1 has a peer again", lambda: not swarm.state.pause)
         swarm.to_the_end()
     return f"{comparison.equal_weights(swarm)}; said so after {paused_s:.1f} s, resumed {resumed_s:.1f} s after its start"
@@ -174,8 +174,8 @@ def a_stage_dies_with_its_disks(comparison: Comparison, folder: Path) -> str:
         swarm.until("a copy of stage 1 is kept elsewhere", lambda: _copies(swarm, 1) > 0)
         _kill_stage(swarm)
         for number in range(2):
-            shutil.rmtree(swarm.folder / "checkpoints" / f"relay1.{number}")
-        newcomer = swarm.run.add_relay(1)
+            shutil.rmtree(swarm.folder / "checkpoints" / f"stage1.{number}")
+        newcomer = swarm.run.add_stage_peer(1)
         joined = swarm.wait_for("joined", newcomer)
         swarm.to_the_end()
     back = swarm.said("going_back")
@@ -183,13 +183,13 @@ def a_stage_dies_with_its_disks(comparison: Comparison, folder: Path) -> str:
     return f"{comparison.equal_weights(swarm)}; back to {back[-1]['version']}, newcomer after {joined['seconds']:.1f} s"
 
 
-def a_relay_moves(comparison: Comparison, folder: Path) -> str:
+def a_stage_peer_moves(comparison: Comparison, folder: Path) -> str:
     """All peers of stage 2 are gone for good: one of stage 1 goes there, with the copy of its checkpoint that is kept."""
     with Swarm(LONGER, folder, options={"moves": True}) as swarm:
         swarm.until("a copy of stage 2 is kept elsewhere", lambda: _copies(swarm, 2) > 0)
         before = len(swarm.said("online"))
         for number in range(2):
-            swarm.run.kill(f"relay2.{number}")
+            swarm.run.kill(f"stage2.{number}")
         moving = swarm.wait_for("moving")
         moved_s = swarm.until("stage 2 has a peer", lambda: any(r["stage"] == 2 for r in swarm.said("online")[before:]))
         swarm.to_the_end()
@@ -207,12 +207,12 @@ def everything_is_killed_and_a_stage_loses_its_disks(comparison: Comparison, fol
 
 
 def memory_is_short(comparison: Comparison, folder: Path) -> str:
-    """What is kept for recovery is more than the limit: it goes to the disk, and is there when a relay is killed."""
+    """What is kept for recovery is more than the limit: it goes to the disk, and is there when a stage peer is killed."""
     one = SMALL.microbatch_size * SMALL.sequence_length * 128 * 4
     small = replace(SMALL, microbatches=12, capacity=2)
     fault = Fault("kill", "averaging", AT, folder / "token")
     options = {"max_kept_bytes": 12 * one, "spill": True}
-    with Swarm(small, folder, {"relay1.0": fault, "relay1.1": fault}, options) as swarm:
+    with Swarm(small, folder, {"stage1.0": fault, "stage1.1": fault}, options) as swarm:
         swarm.to_the_end()
     most = swarm.state.recovery.most_kept_bytes
     check(most < 24 * one, f"memory stayed near the limit of {12 * one} bytes: {most}")
@@ -221,17 +221,18 @@ def memory_is_short(comparison: Comparison, folder: Path) -> str:
 
 
 def memory_is_full(comparison: Comparison, folder: Path) -> str:
-    """Without a disk to go to, a relay takes no more than it may keep. One of three is killed; two have just room enough."""
-    small = replace(SMALL, relays_per_stage=3, microbatches=6, capacity=8, steps=8)
+    """Without a disk to go to, a stage peer takes no more than it may keep. One of three is killed; two have just room
+    enough."""
+    small = replace(SMALL, peers_per_stage=3, microbatches=6, capacity=8, steps=8)
     one = small.microbatch_size * small.sequence_length * 128 * 4
     limit = 3 * TENSORS * one
     fault = Fault("kill", "averaging", AT, folder / "token")
     options = {"max_kept_bytes": limit, "event_logs": True}
-    with Swarm(small, folder, {f"relay1.{i}": fault for i in range(3)}, options) as swarm:
+    with Swarm(small, folder, {f"stage1.{i}": fault for i in range(3)}, options) as swarm:
         swarm.to_the_end()
     logs = [log.read_text() for log in folder.glob("*.events.jsonl")]
     kept = [int(number) for log in logs for number in re.findall(r'"BUSY", "detail": "memory: (\d+) kept', log)]
-    check(set(kept) == {3}, f"relays were BUSY with three microbatches, for want of memory: {kept}")
+    check(set(kept) == {3}, f"stage peers were BUSY with three microbatches, for want of memory: {kept}")
     return f"{comparison.equal_weights(swarm)}; {len(kept)} offers refused for want of memory"
 
 
@@ -239,7 +240,7 @@ def _kill_stage(swarm: Swarm) -> float:
     """Seconds until somebody said that stage 1 is empty."""
     swarm.until_step(3)
     for number in range(2):
-        swarm.run.kill(f"relay1.{number}")
+        swarm.run.kill(f"stage1.{number}")
     paused_s = swarm.until("the training pauses and says so", lambda: "stage 1" in swarm.state.pause)
     return paused_s
 
@@ -247,7 +248,7 @@ def _kill_stage(swarm: Swarm) -> float:
 def _copies(swarm: Swarm, stage: int) -> int:
     """Peers of other stages that have a checkpoint of this one."""
     found = (swarm.folder / "checkpoints").glob(f"*/stage_{stage:05d}/step_*/manifest.json")
-    return len({path.parts[-4] for path in found if not path.parts[-4].startswith(f"relay{stage}.")})
+    return len({path.parts[-4] for path in found if not path.parts[-4].startswith(f"stage{stage}.")})
 
 
 def _cold_restart(comparison: Comparison, folder: Path, lost_stage: int | None) -> str:
@@ -259,8 +260,8 @@ def _cold_restart(comparison: Comparison, folder: Path, lost_stage: int | None) 
         swarm.run.kill_all()
     reached = swarm.state.iterations
     if lost_stage is not None:
-        for number in range(small.relays_per_stage):
-            shutil.rmtree(folder / "checkpoints" / f"relay{lost_stage}.{number}")
+        for number in range(small.peers_per_stage):
+            shutil.rmtree(folder / "checkpoints" / f"stage{lost_stage}.{number}")
     with Swarm(small, folder) as again:
         again.to_the_end()
     resumed_at = min(again.state.ended_at)
@@ -272,20 +273,20 @@ def _cold_restart(comparison: Comparison, folder: Path, lost_stage: int | None) 
 
 
 STORIES: dict[str, Story] = {
-    **{f"{action}_{moment}": one_relay(action, moment) for action in ("kill", "freeze") for moment in MOMENTS},
+    **{f"{action}_{moment}": one_stage_peer(action, moment) for action in ("kill", "freeze") for moment in MOMENTS},
     **{
         story.__name__: story
         for story in (
             two_at_once,
             the_replacement_is_killed_too,
             a_data_peer_is_killed,
-            the_leader_is_killed,
+            the_coordinator_is_killed,
             the_bootstrap_peer_is_killed,
             a_newcomer_joins,
             a_donor_is_killed,
             a_stage_dies_and_comes_back,
             a_stage_dies_with_its_disks,
-            a_relay_moves,
+            a_stage_peer_moves,
             everything_is_killed,
             everything_is_killed_and_a_stage_loses_its_disks,
             memory_is_short,

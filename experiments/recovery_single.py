@@ -1,11 +1,11 @@
 """Every peer of a small swarm fails once, at each event and each effect of an iteration: is the gradient the same?
 
-    python -m experiments.recovery_single --stages 3 --relays 2
+    python -m experiments.recovery_single --stages 3 --stage_peers 2
 
-After a relay's fault, with exact recovery, all gradients are those of the run without faults, counted by microbatch id in every
-stage; with fast recovery a microbatch may be missing in stages, never counted twice. With two data peers, one of which fails,
-its microbatches of an iteration are in the gradients of all stages or of none. All invariants (`simulation.invariants`) hold
-at every event. One JSON line per case; the exit code is 1 when anything failed.
+After a stage peer's fault, with exact recovery, all gradients are those of the run without faults, counted by microbatch id in
+every stage; with fast recovery a microbatch may be missing in stages, never counted twice. With two data peers, one of which
+fails, its microbatches of an iteration are in the gradients of all stages or of none. All invariants (`simulation.invariants`)
+hold at every event. One JSON line per case; the exit code is 1 when anything failed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Case:
     """`of`: the fault comes before each "event" or each "effect" of a peer whose name begins with `peers`."""
 
     kind: str
-    peers: str = "relay"
+    peers: str = "stage"
     of: str = "event"
     exact: bool = True
 
@@ -84,7 +84,7 @@ def failure(case: Case, config: SmallConfig, fault: Fault, wanted: Gradients) ->
         return "the fault did not fire"
     if tally.double or (tally.lost and case.exact):
         return f"{tally.lost} lost, {tally.double} counted twice"
-    one_way = case.peers == "relay" and case.exact
+    one_way = case.peers == "stage" and case.exact
     if one_way and [swarm.invariants.committed(i) for i in range(ITERATIONS)] != wanted:
         return "another gradient than without the fault"
     if not one_way and tally.done + tally.lost < ITERATIONS * config.microbatches:
@@ -102,10 +102,10 @@ def failures(case: Case, base: SmallConfig, faults: Sequence[Fault]) -> list[str
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", type=int, default=3)
-    parser.add_argument("--relays", type=int, default=2, help="per stage")
+    parser.add_argument("--stage_peers", "--relays", type=int, default=2, help="per stage")
     parser.add_argument("--microbatches", type=int, default=4)
     flags = parser.parse_args()
-    base = SmallConfig(stages=flags.stages, relays=flags.relays, microbatches=flags.microbatches)
+    base = SmallConfig(stages=flags.stages, stage_peers=flags.stage_peers, microbatches=flags.microbatches)
     failed = 0
     for case in CASES:
         began = time.perf_counter()

@@ -1,10 +1,10 @@
 """Thousands of seeds of random faults on a small swarm, in virtual time: is anything lost, counted twice, or stuck?
 
-    python -m experiments.recovery_sweep --seeds 0-9999 --stages 6 --relays 3 --churn 0.1 0.2 0.3
+    python -m experiments.recovery_sweep --seeds 0-9999 --stages 6 --stage_peers 3 --churn 0.1 0.2 0.3
 
-Every run draws a script of faults from its seed: relays are killed, frozen, restarted, blink, drain or become slow, data
-peers are restarted or blink. `--churn` is the expected number of faults per relay and iteration (half of it for data peers).
-At least one relay of a stage comes back in the end, so a run must always come to its end. Single faults at every
+Every run draws a script of faults from its seed: stage peers are killed, frozen, restarted, blink, drain or become slow, data
+peers are restarted or blink. `--churn` is the expected number of faults per stage peer and iteration (half of it for data
+peers). At least one stage peer of a stage comes back in the end, so a run must always come to its end. Single faults at every
 moment of an iteration are the business of `recovery_single`.
 """
 
@@ -35,10 +35,10 @@ from gwtf_p2p.simulation.world.small_swarm import (
 STARTS_AT_S = 1.0
 """Before this, nobody sees anybody's record."""
 
-RELAY_FAULTS = ("kill", "restart", "restart", "freeze", "blink", "blink", "slow", "drain")
+STAGE_PEER_FAULTS = ("kill", "restart", "restart", "freeze", "blink", "blink", "slow", "drain")
 DATA_FAULTS = ("restart", "blink", "blink")
 FOR_GOOD = frozenset({"kill", "freeze", "drain"})
-"""From these a relay does not come back, so one of each stage is spared them."""
+"""From these a stage peer does not come back, so one of each stage is spared them."""
 
 HOP_S = 0.2
 """About what a microbatch spends at one stage, both passes."""
@@ -50,10 +50,10 @@ MOST_STEPS = 1_500_000
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """What all runs have in common. `churn`, `microbatches`: the seed decides which one of these. `slowness`: how many times
-    slower a relay becomes."""
+    slower a stage peer becomes."""
 
     stages: int = 6
-    relays: int = 3
+    stage_peers: int = 3
     iterations: int = 4
     churn: tuple[float, ...] = (0.1, 0.2, 0.3)
     kinds: tuple[str, ...] = KINDS
@@ -65,7 +65,7 @@ def draw_config(seed: int, sweep: Sweep) -> SmallConfig:
     random = Random(f"config {seed}")
     return SmallConfig(
         stages=sweep.stages,
-        relays=sweep.relays,
+        stage_peers=sweep.stage_peers,
         data_peers=random.choice((1, 1, 2, 3)),
         microbatches=random.choice(sweep.microbatches),
         capacity=random.choice((1, 2, 4)),
@@ -80,21 +80,21 @@ def draw_script(seed: int, config: SmallConfig, sweep: Sweep) -> list[Fault]:
     random = Random(f"script {seed}")
     churn = sweep.churn[seed % len(sweep.churn)]
     slowness = sum(config.speeds) / len(config.speeds)
-    bottleneck_s = config.data_peers * config.microbatches / config.relays * (FORWARD_S + BACKWARD_S) * slowness
+    bottleneck_s = config.data_peers * config.microbatches / config.stage_peers * (FORWARD_S + BACKWARD_S) * slowness
     horizon_s = STARTS_AT_S + sweep.iterations * (bottleneck_s + 2 * config.stages * HOP_S)
-    relay_kinds = [kind for kind in RELAY_FAULTS if kind in sweep.kinds]
+    stage_peer_kinds = [kind for kind in STAGE_PEER_FAULTS if kind in sweep.kinds]
     data_kinds = [kind for kind in DATA_FAULTS if kind in sweep.kinds]
     script = []
     for k in range(1, config.stages + 1):
-        left = config.relays - 1
-        for r in range(config.relays):
+        left = config.stage_peers - 1
+        for r in range(config.stage_peers):
             slow = False
             for _ in range(sweep.iterations):
-                if random.random() >= churn or not relay_kinds:
+                if random.random() >= churn or not stage_peer_kinds:
                     continue
-                kind = random.choice(relay_kinds)
+                kind = random.choice(stage_peer_kinds)
                 if (kind in FOR_GOOD and not left) or (kind == "slow" and slow):
-                    kind = "restart" if "restart" in relay_kinds else "blink"
+                    kind = "restart" if "restart" in stage_peer_kinds else "blink"
                 left -= kind in FOR_GOOD
                 slow |= kind == "slow"
                 script.append(_fault(random, kind, PeerId(f"relay_{k}_{r}"), horizon_s, sweep.slowness))
@@ -136,13 +136,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0-99", help="first-last")
     parser.add_argument("--stages", type=int, default=6)
-    parser.add_argument("--relays", type=int, default=3, help="per stage")
+    parser.add_argument("--stage_peers", "--relays", type=int, default=3, help="per stage")
     parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--churn", type=float, nargs="+", default=[0.1, 0.2, 0.3])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--story", type=Path, help="file for the story of the first run that fails")
     arguments = parser.parse_args()
-    sweep = Sweep(arguments.stages, arguments.relays, arguments.iterations, tuple(arguments.churn), tuple(arguments.kinds))
+    sweep = Sweep(arguments.stages, arguments.stage_peers, arguments.iterations, tuple(arguments.churn), tuple(arguments.kinds))
     began = time.perf_counter()
     ends: Counter[str] = Counter()
     tally: Counter[str] = Counter()

@@ -1,9 +1,9 @@
 """A live swarm under steady crashes: `python -m experiments.soak --minutes 30 --kill_every 20`.
 
 Every `kill_every` seconds a peer is killed (SIGKILL) and started again a moment later, with its identity and its checkpoints.
-Relays and data peers are drawn by the seed; the last living peer of a stage is spared, and one relay and one data peer are
-never killed: they are the survivors whose memory is watched (the peer and its p2pd, from /proc, after a warm-up of a fifth of
-the time; the slope is by least squares).
+Stage peers and data peers are drawn by the seed; the last living peer of a stage is spared, and one stage peer and one data
+peer are never killed: they are the survivors whose memory is watched (the peer and its p2pd, from /proc, after a warm-up of a
+fifth of the time; the slope is by least squares).
 
 Verdict, told by the exit code: the loss falls (first to last fifth of the steps), no microbatch is lost or counted twice, every
 killed peer comes back, the survivors' memory grows by less than `most_mb_per_min`, no process is left at the end.
@@ -31,7 +31,7 @@ from gwtf_p2p.cli.shared.local_run import BOOTSTRAP, RunFailed
 RESTART_AFTER_S = 2.0
 SAMPLE_EVERY_S = 2.0
 BACK_WITHIN_S = 120.0
-SURVIVORS = ("relay1.0", "data0")
+SURVIVORS = ("stage1.0", "data0")
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Soak:
 
     def _kill(self, now: float) -> None:
         run = self.swarm.run
-        online = [*run.names("relay", "online"), *run.names("data", "online")]
+        online = [*run.names("stage", "online"), *run.names("data", "online")]
         stages = [run.lines[name].stage for name in online]
         able = sorted(name for name in online if name not in SURVIVORS and stages.count(run.lines[name].stage) > 1)
         if able:
@@ -192,7 +192,7 @@ def main() -> int:
     parser.add_argument("--kill_every", type=float, default=20.0, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", type=int, default=2)
-    parser.add_argument("--relays_per_stage", type=int, default=2)
+    parser.add_argument("--peers_per_stage", "--relays_per_stage", type=int, default=2)
     parser.add_argument("--data_peers", type=int, default=2)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--most_mb_per_min", type=float, default=1.0, help="most growth of a survivor's memory")
@@ -201,7 +201,7 @@ def main() -> int:
     folder = args.keep or Path(tempfile.mkdtemp(prefix="gwtf-soak-"))
     small = SmallRun(
         stages=args.stages,
-        relays_per_stage=args.relays_per_stage,
+        peers_per_stage=args.peers_per_stage,
         data_peers=args.data_peers,
         steps=0,
         sequence_length=64,

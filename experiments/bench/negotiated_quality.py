@@ -3,7 +3,7 @@
     python -m experiments.bench.negotiated_quality ../shared/data/flow_cases --seeds 20
 
 Prints per file: flows found (of the most possible), mean and worst cost above the optimum, messages, adverts and moves, virtual
-seconds until the flows were full and until all was calm; means over the seeds. Settings as in `gwtf sim --set`.
+seconds until the flows were full and until all was converged; means over the seeds. Settings as in `gwtf sim --set`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gwtf_p2p.protocol.routers.factory import configure
 from gwtf_p2p.protocol.routers.optimal import optimal_plan
 from gwtf_p2p.simulation.negotiation_run import THOROUGH, Negotiated, negotiate
 
-HEADINGS = ("problem", "flows", "mean gap", "spread", "worst", "messages", "adverts", "moves", "full at s", "calm at s")
+HEADINGS = ("problem", "flows", "mean gap", "spread", "worst", "messages", "adverts", "moves", "full at s", "converged at s")
 ROW = "{:<22} {:>9} {:>8} {:>8} {:>8} {:>9} {:>8} {:>7} {:>9} {:>8}"
 
 

@@ -1,6 +1,7 @@
-"""How long planning takes, and how far a plan is from the exact optimum: 100, 1,000 and 10,000 relays in ten stages, 64 flows.
+"""How long planning takes, and how far a plan is from the exact optimum: 100, 1,000 and 10,000 stage peers in ten stages, 64
+flows.
 
-    python -m experiments.bench.planning [--seeds N] [--relays 100 1000 10000] [--data_peers 1 8]
+    python -m experiments.bench.planning [--seeds N] [--stage_peers 100 1000 10000] [--data_peers 1 8]
 
 Three kinds of network per size: `regions` (ten regions a few tens of ms apart, three speeds of peers), `plane` (peers spread
 over a plane, cost near their distance) and `uniform` (every link at random: nothing to exploit, and the hardest). One data
@@ -18,7 +19,7 @@ import numpy as np
 
 from gwtf_p2p.protocol.flow.min_cost import solve
 from gwtf_p2p.protocol.flow.multi_commodity import solve_joint
-from gwtf_p2p.protocol.flow.problem import DataPeer, Problem, RelayPeer, problem_of_view
+from gwtf_p2p.protocol.flow.problem import DataPeer, Problem, StagePeer, problem_of_view
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.schedule.from_view import figures_of
 from gwtf_p2p.protocol.schedule.iteration_plan import plan_for
@@ -30,13 +31,14 @@ KINDS = ("regions", "plane", "uniform")
 LARGEST_VIEW = 1000
 
 
-def made_up(kind: str, relays: int, data_peers: int, rng: np.random.Generator) -> Problem:
-    """A problem of `relays` relays in ten stages whose data peers want `FLOWS` flows together. Costs in microseconds."""
-    per_stage = relays // STAGES
+def made_up(kind: str, stage_peers: int, data_peers: int, rng: np.random.Generator) -> Problem:
+    """A problem of `stage_peers` stage peers in ten stages whose data peers want `FLOWS` flows together. Costs in
+    microseconds."""
+    per_stage = stage_peers // STAGES
     sizes = [data_peers, *[per_stage] * STAGES]
     data = tuple(DataPeer(PeerId(f"d{i:03}"), FLOWS // data_peers) for i in range(data_peers))
     stages = tuple(
-        tuple(RelayPeer(PeerId(f"r{k:02}_{i:04}"), int(rng.integers(1, 5))) for i in range(per_stage)) for k in range(STAGES)
+        tuple(StagePeer(PeerId(f"r{k:02}_{i:04}"), int(rng.integers(1, 5))) for i in range(per_stage)) for k in range(STAGES)
     )
     if kind == "uniform":
         shapes = zip(sizes, [*sizes[1:], data_peers], strict=True)
@@ -56,10 +58,10 @@ def _distances_us(here: np.ndarray, there: np.ndarray) -> np.ndarray:
     return (10_000 + 150_000 * apart).astype(np.int64)
 
 
-def view_of(relays: int, data_peers: int, rng: np.random.Generator) -> NetworkView:
+def view_of(stage_peers: int, data_peers: int, rng: np.random.Generator) -> NetworkView:
     """Records as a swarm of that size publishes them: each peer has measured a few of its links."""
     names = [(PeerId(f"d{i:03}"), 0) for i in range(data_peers)]
-    names += [(PeerId(f"r{i % STAGES:02}_{i:05}"), i % STAGES + 1) for i in range(relays)]
+    names += [(PeerId(f"r{i % STAGES:02}_{i:05}"), i % STAGES + 1) for i in range(stage_peers)]
     records = []
     for peer, stage in names:
         others = rng.choice(len(names), LINKS_PER_RECORD)
@@ -74,16 +76,16 @@ def view_of(relays: int, data_peers: int, rng: np.random.Generator) -> NetworkVi
     return NetworkView.of(records, STAGES, 4_194_304)
 
 
-def timed_view_s(relays: int, data_peers: int, seed: int) -> float:
-    view = view_of(relays, data_peers, np.random.default_rng(seed))
+def timed_view_s(stage_peers: int, data_peers: int, seed: int) -> float:
+    view = view_of(stage_peers, data_peers, np.random.default_rng(seed))
     began = time.process_time()
     problem_of_view(view)
     return time.process_time() - began
 
 
-def timed_iteration_s(relays: int, data_peers: int, seed: int) -> tuple[float, float]:
+def timed_iteration_s(stage_peers: int, data_peers: int, seed: int) -> tuple[float, float]:
     """CPU seconds from records to a plan of an iteration, and the makespan that is forecast."""
-    view = view_of(relays, data_peers, np.random.default_rng(seed))
+    view = view_of(stage_peers, data_peers, np.random.default_rng(seed))
     began = time.process_time()
     figures, why = figures_of(view)
     assert figures is not None, why
@@ -93,30 +95,30 @@ def timed_iteration_s(relays: int, data_peers: int, seed: int) -> tuple[float, f
 
 def bench_iterations(sizes: list[int], seeds: int) -> None:
     print(f"plans of an iteration, {STAGES} stages, {FLOWS} microbatches, 8 data peers: medians of {seeds} seeds")
-    for relays in sizes:
-        spent, makespans = zip(*(timed_iteration_s(relays, 8, seed) for seed in range(seeds)), strict=True)
-        print(f"{relays:>7} relays: {median(spent):.2f} CPU seconds, {median(makespans):.2f} s forecast", flush=True)
+    for stage_peers in sizes:
+        spent, makespans = zip(*(timed_iteration_s(stage_peers, 8, seed) for seed in range(seeds)), strict=True)
+        print(f"{stage_peers:>7} stage peers: {median(spent):.2f} CPU seconds, {median(makespans):.2f} s forecast", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--relays", type=int, nargs="+", default=[100, 1000, 10_000])
+    parser.add_argument("--stage_peers", "--relays", type=int, nargs="+", default=[100, 1000, 10_000])
     parser.add_argument("--data_peers", type=int, nargs="+", default=[1, 2, 8])
     parser.add_argument("--iteration", action="store_true", help="plans of an iteration instead of flows of least cost")
     args = parser.parse_args()
     if args.iteration:
-        bench_iterations(args.relays, args.seeds)
+        bench_iterations(args.stage_peers, args.seeds)
         return
     print(f"{STAGES} stages, {FLOWS} flows wanted, {args.seeds} seeds: medians (worst)")
     row = "{:>7} {:>10} {:>8} {:>6} {:>15} {:>17} {:>9}"
-    print(row.format("relays", "data peers", "network", "flows", "CPU seconds", "gap %", "exact s"))
-    for relays in args.relays:
+    print(row.format("stage_peers", "data peers", "network", "flows", "CPU seconds", "gap %", "exact s"))
+    for stage_peers in args.stage_peers:
         for data_peers in args.data_peers:
             for kind in KINDS:
                 seconds, gaps, flows, exact = [], [], [], []
                 for seed in range(args.seeds):
-                    problem = made_up(kind, relays, data_peers, np.random.default_rng(seed))
+                    problem = made_up(kind, stage_peers, data_peers, np.random.default_rng(seed))
                     began = time.process_time()
                     joint = solve_joint(problem)
                     seconds.append(time.process_time() - began)
@@ -127,10 +129,10 @@ def main() -> None:
                     flows.append(len(joint.flows))
                 spent, gap = (f"{median(x):.3f} ({max(x):.3f})" for x in (seconds, gaps))
                 count = f"{min(flows)}"
-                print(row.format(relays, data_peers, kind, count, spent, gap, f"{median(exact):.3f}"), flush=True)
-        if relays <= LARGEST_VIEW:
-            spent = median(timed_view_s(relays, 8, seed) for seed in range(args.seeds))
-            print(f"{relays:>7} relays: {spent:.3f} s from records to problem")
+                print(row.format(stage_peers, data_peers, kind, count, spent, gap, f"{median(exact):.3f}"), flush=True)
+        if stage_peers <= LARGEST_VIEW:
+            spent = median(timed_view_s(stage_peers, 8, seed) for seed in range(args.seeds))
+            print(f"{stage_peers:>7} stage peers: {spent:.3f} s from records to problem")
 
 
 if __name__ == "__main__":

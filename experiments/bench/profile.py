@@ -2,10 +2,10 @@
 
     python -m experiments.bench.profile --steps 20
 
-Runs the demo's swarm; one relay of it lives in this process, under cProfile. Prints the CPU of its threads and of its p2pd from
-the first microbatch to the last step, and the event loop's part by subject: functions' own CPU time, summed over the files that
-they belong to; what is nobody's (the standard library, pydantic, base58) counts as its callers'. The profiler makes Python
-calls about twice as dear; the totals are measured in a second run without it.
+Runs the demo's swarm; one stage peer of it lives in this process, under cProfile. Prints the CPU of its threads and of its
+p2pd from the first microbatch to the last step, and the event loop's part by subject: functions' own CPU time, summed over the
+files that they belong to; what is nobody's (the standard library, pydantic, base58) counts as its callers'. The profiler makes
+Python calls about twice as dear; the totals are measured in a second run without it.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _run(record: RunRecord, profile: cProfile.Profile | None) -> Books:
         folder = Path(name)
         swarm = LocalSwarm(folder)
         try:
-            swarm.start("bootstrap", _config(record, folder, "dht", "bootstrap", ""))
+            swarm.start("bootstrap", _config(record, folder, "bootstrap", "bootstrap", ""))
             started = swarm.wait_for("bootstrap", "started", 60)
             assert started is not None, "the bootstrap peer did not start"
             maddr = started["maddrs"][0]
@@ -126,9 +126,9 @@ def _run(record: RunRecord, profile: cProfile.Profile | None) -> Books:
                 new = record if shard == 0 else None
                 swarm.start(f"data{shard}", _config(record, folder, "data", f"data{shard}", maddr, shard=shard, new_run=new))
             for stage in range(1, record.stages + 1):
-                for number in range(record.relays_per_stage):
+                for number in range(record.peers_per_stage):
                     if (stage, number) != (1, 0):
-                        who = f"relay{stage}.{number}"
+                        who = f"stage{stage}.{number}"
                         swarm.start(who, _config(record, folder, "peer", who, maddr, stage=stage))
             own = _config(record, folder, "peer", "own", maddr, stage=1)
             threading.Thread(target=_keep_hearing, args=(swarm, books), daemon=True).start()

@@ -2,11 +2,11 @@
 
     python -m experiments.bench.swarm_behaviour [shares] [killed] [frozen] [frozen_official]
 
-- `shares`: a relay whose device takes 0.1 s longer for each pass (its real computing is stretched). Its share of the
+- `shares`: a stage peer whose device takes 0.1 s longer for each pass (its real computing is stretched). Its share of the
   microbatches against the one that the data peer's response times predict: on the official code 10.1 to 13.5 % predicted,
   within 3 points of that observed.
 - `killed`: from SIGKILL to the microbatch moving on. Official: under 0.3 s, since the connection breaks; here under 1 s.
-- `frozen`: a relay gets SIGSTOP. What the run loses by it, with deadlines from measured times (under 8 s) and,
+- `frozen`: a stage peer gets SIGSTOP. What the run loses by it, with deadlines from measured times (under 8 s) and,
   `frozen_official`, with the official time-outs, which stall everything for two forwards of 30 s.
 
 One line per check; exit code 1 when one is off.
@@ -39,14 +39,14 @@ from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord
 from gwtf_p2p.simulation.lines.links import LinkSpec
 
-DATA, SLOW, VICTIM = "data0", "relay1.1", "relay2.1"
+DATA, SLOW, VICTIM = "data0", "stage1.1", "stage2.1"
 DEVICE_S, SLOWER_S = 0.02, 0.1
 FAULT_AT = 3
-"""The iteration (from 0) in which a relay breaks down."""
+"""The iteration (from 0) in which a stage peer breaks down."""
 
 DEADLINE_S = 300.0
-SHARES = SmallRun(relays_per_stage=2, microbatches=16, steps=10)
-FAULTS = SmallRun(relays_per_stage=3, microbatches=8, steps=9)
+SHARES = SmallRun(peers_per_stage=2, microbatches=16, steps=10)
+FAULTS = SmallRun(peers_per_stage=3, microbatches=8, steps=9)
 
 
 @dataclass
@@ -70,14 +70,14 @@ class Life:
         record = replace(self.small.record(), router="swarm")
         wire.start()
         try:
-            swarm.start("bootstrap", self._config(record, "dht", "bootstrap", ""))
+            swarm.start("bootstrap", self._config(record, "bootstrap", "bootstrap", ""))
             started = swarm.wait_for("bootstrap", "started", 60)
             assert started is not None, "the bootstrap peer did not start"
             maddr = started["maddrs"][0]
             swarm.start(DATA, self._config(record, "data", DATA, maddr, wire, shard=0, new_run=record))
             for stage in range(1, record.stages + 1):
-                for number in range(record.relays_per_stage):
-                    name = f"relay{stage}.{number}"
+                for number in range(record.peers_per_stage):
+                    name = f"stage{stage}.{number}"
                     swarm.start(name, self._config(record, "peer", name, maddr, wire, stage=stage))
             self._watch(swarm)
         finally:
@@ -135,12 +135,12 @@ class Life:
 
 
 def predicted_share(life: Life) -> float:
-    """Of the slow relay, by the response times that the data peer learned: its events, told to a router like its own.
+    """Of the slow stage peer, by the response times that the data peer learned: its events, told to a router like its own.
 
     The mean over all microbatches after the first iteration's.
     """
-    relays = [life.peers[f"relay1.{number}"] for number in range(life.small.relays_per_stage)]
-    records = [StageRecord(peer, life.small.record().run_id, Stage(1), PeerState.ONLINE, 0) for peer in relays]
+    stage_peers = [life.peers[f"stage1.{number}"] for number in range(life.small.peers_per_stage)]
+    records = [StageRecord(peer, life.small.record().run_id, Stage(1), PeerState.ONLINE, 0) for peer in stage_peers]
     router, me = SwarmRouter(life.config, 0), life.peers[DATA]
     router.observe_view(NetworkView.of(records, 1, 1), 0.0)
     router.route(RouteRequest(MicrobatchId(me, 0, -1), me, Stage(1), Stage(1), frozenset()), 0.0)
@@ -154,7 +154,7 @@ def predicted_share(life: Life) -> float:
         hop = HopObservation(microbatch, me, PeerId(event["sender"]), Stage(1), False, message["held_s"])
         router.observe_hop(hop, 0.0)
         if microbatch.iteration > 0:
-            weights = {peer: 1 / router.response_s(Stage(1), peer) for peer in relays}
+            weights = {peer: 1 / router.response_s(Stage(1), peer) for peer in stage_peers}
             predicted.append(weights[life.peers[SLOW]] / sum(weights.values()))
     return sum(predicted) / len(predicted)
 

@@ -1,10 +1,10 @@
 """Who gets which address.
 
 The internet is 192.0.0.128/25: reserved by IANA and never routed, yet not on go-libp2p's list of private addresses. It does
-AutoNAT, relays and hole punching only between addresses that it takes for public; with 10/8 or 198.18/15 nothing happens
-(measured). Homes have 192.168.K.0/24, a provider that translates has 100.64.K.0/24 inside. IPv6: one /64 for the internet and
-the hosts behind a single router, which filters and translates nothing, as is usual; behind two routers there is IPv4 only.
-3fff::/20 is reserved for documentation, and public to go-libp2p.
+AutoNAT, circuit relays and hole punching only between addresses that it takes for public; with 10/8 or 198.18/15 nothing
+happens (measured). Homes have 192.168.K.0/24, a provider that translates has 100.64.K.0/24 inside. IPv6: one /64 for the
+internet and the hosts behind a single router, which filters and translates nothing, as is usual; behind two routers there is
+IPv4 only. 3fff::/20 is reserved for documentation, and public to go-libp2p.
 """
 
 from __future__ import annotations

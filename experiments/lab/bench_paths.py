@@ -120,7 +120,8 @@ class _Bench:
         return f"no: {reason[:60]}; {waits.ask('punch_result')[:60]}"
 
     def _relayed(self, label: str, one: Agent, other: Agent) -> None:
-        """Another public peer makes AutoNAT call the bootstrap public: only then does its relay grant more than 128 KiB."""
+        """Another public peer makes AutoNAT call the bootstrap public: only then does its circuit relay grant more than 128
+        KiB."""
         helper = self._start("second", f"/ip4/{self._lab.public_address('second')}/tcp/{BOOT_PORT}", join=self._boot)
         budget = self._wait_for_generous_relay(other)
         reason = one.ask("connect", other.peer, self._circuit(other))

@@ -64,9 +64,7 @@ def inside_command(namespace: str, argv: Sequence[str]) -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", namespace, *argv]
 
 
-def start_process(
-    host: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
-) -> HostProcess:
+def start_process(host: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> HostProcess:
     """Start it in a session of its own; its input is empty. `environment` is added to ours."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:

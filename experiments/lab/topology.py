@@ -195,4 +195,3 @@ def _forward(fields: Fields, text: str) -> Forward:
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536 and host):
         raise fields.error("forwards", f"expected PORT:HOST, got {text!r}")
     return Forward(int(port), host)
-

@@ -1,6 +1,6 @@
 """The control of a swarm's loss curve (`gwtf_p2p/training/control`) as a command.
 
-    python -m experiments.support.control --iterations 20 --model llama --stages 3 --data_peers 2 --seed 0
+python -m experiments.support.control --iterations 20 --model llama --stages 3 --data_peers 2 --seed 0
 """
 
 from __future__ import annotations

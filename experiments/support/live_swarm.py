@@ -35,7 +35,7 @@ class SmallRun:
     """A run that takes seconds. `steps` 0: no end."""
 
     stages: int = 2
-    relays_per_stage: int = 2
+    peers_per_stage: int = 2
     data_peers: int = 1
     steps: int = 6
     microbatches: int = 4
@@ -50,7 +50,7 @@ class SmallRun:
             {
                 "run_id": f"story-{self.seed}",
                 "stages": self.stages,
-                "relays_per_stage": self.relays_per_stage,
+                "peers_per_stage": self.peers_per_stage,
                 "data_peers": self.data_peers,
                 "model": "tiny-llama",
                 "dataset": "stdlib",
@@ -79,7 +79,7 @@ class Swarm:
         defaults = {"checkpoint_dir": self.folder / "checkpoints", "checkpoint_every": 2, "own_folders": True}
         config = LocalRunConfig(
             data_peers=self.small.data_peers,
-            relays_per_stage=self.small.relays_per_stage,
+            peers_per_stage=self.small.peers_per_stage,
             capacity=self.small.capacity,
             **{**defaults, **self.options},
         )

@@ -21,11 +21,11 @@ from gwtf_p2p.version import VERSION
 
 VERBS = {
     "demo": "train a small model on a local swarm of real peers",
-    "dht": "bootstrap peer: rendezvous for a swarm",
+    "bootstrap": "bootstrap peer: rendezvous for a swarm",
     "data": "data peer: holds a shard of the dataset, the embedding, the head and the loss",
-    "peer": "relay peer: holds one stage of the model",
-    "doctor": "can this machine take part? clock, ports, NAT, relays, megabytes, memory, device",
-    "route": "plan the flows of a problem file, without a network",
+    "peer": "stage peer: holds one stage of the model",
+    "doctor": "can this machine take part? clock, ports, NAT, circuit relays, megabytes, memory, device",
+    "plan": "plan the flows of a problem file, without a network",
     "sim": "run a scenario in virtual time",
     "monitor": "watch a running swarm: terminal, web page, metrics",
     "routes": "the plan of a running swarm: flows, predicted and measured time",
@@ -35,7 +35,8 @@ VERBS = {
 }
 
 
-MODULES = {"dht": "bootstrap", "route": "plan"}
+OLDER_VERBS = {"dht": "bootstrap", "route": "plan"}
+"""Spellings of older releases, which go on working."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,11 +49,11 @@ class _Parser(argparse.ArgumentParser):
 
 def verb_module(verb: str) -> ModuleType:
     """The module of a verb, imported only when it is asked for."""
-    return importlib.import_module(f"gwtf_p2p.cli.verbs.{MODULES.get(verb, verb)}")
+    return importlib.import_module(f"gwtf_p2p.cli.verbs.{verb}")
 
 
 def build_parser(verb: str | None) -> argparse.ArgumentParser:
-    """Only the chosen verb's module is imported: `gwtf route` needs neither torch nor hivemind."""
+    """Only the chosen verb's module is imported: `gwtf plan` needs neither torch nor hivemind."""
     parser = _Parser(prog="gwtf", description="Train a language model on strangers' computers, peer to peer.")
     parser.add_argument("--version", action="version", version=f"gwtf_p2p {VERSION}")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `gwtf` and `python -m gwtf_p2p`; returns the exit code."""
     arguments = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
     verb = next((word for word in arguments if not word.startswith("-")), None)
+    if verb in OLDER_VERBS:
+        arguments[arguments.index(verb)] = verb = OLDER_VERBS[verb]
     parser = build_parser(verb)
     if verb is None and not arguments:
         parser.print_help(sys.stderr)

@@ -1,5 +1,5 @@
-"""Looks at a running swarm through its DHT, as a client that holds nothing: no stage, no record of its own, a passing identity.
-"""
+"""Looks at a running swarm through its DHT, as a client that holds nothing: no stage, no record of its own, a passing
+identity."""
 
 from __future__ import annotations
 

@@ -75,11 +75,13 @@ class RoutePlans:
         pipeline = pipeline_of(figures)
         number = {peer: i for i, peer in enumerate(pipeline.peers)}
         usable = [flow for flow in flows if all(peer in number for peer in (flow[0], *flow[1]))]
-        seen = forecast(pipeline, [tuple(number[peer] for peer in (data_peer, *relays)) for data_peer, relays in usable])
+        seen = forecast(
+            pipeline, [tuple(number[peer] for peer in (data_peer, *stage_peers)) for data_peer, stage_peers in usable]
+        )
         found: dict[tuple[PeerId, str], list[float]] = {}
-        for m, (data_peer, relays) in enumerate(usable):
+        for m, (data_peer, stage_peers) in enumerate(usable):
             seconds = (seen.finish_us[m] - seen.release_us[m]) / MICROSECONDS
-            found.setdefault((data_peer, route_name(relays)), []).append(seconds)
+            found.setdefault((data_peer, route_name(stage_peers)), []).append(seconds)
         planned = {key: (len(seconds), sum(seconds) / len(seconds)) for key, seconds in found.items()}
         gone = f"; {len(flows) - len(usable)} flows lead over peers that are gone" if len(usable) < len(flows) else ""
         return planned, f"{len(usable)} microbatches, forecast {seen.makespan_us / MICROSECONDS:.2f} s{gone}"

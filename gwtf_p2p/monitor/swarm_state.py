@@ -72,7 +72,7 @@ class SwarmState:
                     texts.append(f"{_name(before)} has moved to stage {after.stage}")
                 if before.state is not after.state:
                     texts.append(f"{_name(after)} is {after.state.value}, was {before.state.value}")
-                if before.history != after.history:
+                if before.epoch != after.epoch:
                     texts.append(f"{_name(after)} has gone back to version {after.weights_version}")
         return texts
 
@@ -127,7 +127,7 @@ class SwarmState:
     def _peer(record: StageRecord) -> dict[str, Any]:
         return {
             "peer": record.peer,
-            "role": "data" if record.stage == DATA_STAGE else "relay",
+            "role": "data" if record.stage == DATA_STAGE else "stage",
             "stage": record.stage,
             "state": record.state.value,
             "weights_version": record.weights_version,
@@ -193,7 +193,7 @@ class SwarmState:
 
 
 def _name(record: StageRecord) -> str:
-    role = "data peer" if record.stage == DATA_STAGE else f"relay of stage {record.stage}"
+    role = "data peer" if record.stage == DATA_STAGE else f"stage peer of stage {record.stage}"
     return f"{role} {record.peer[-SHOWN:]}"
 
 

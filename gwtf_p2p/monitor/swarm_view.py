@@ -33,7 +33,7 @@ def render_swarm(state: SwarmState) -> RenderableType:
     for record in sorted(state.records.values(), key=lambda r: (r.stage, r.peer)):
         table.add_row(
             record.peer[-SHOWN:],
-            "data" if record.stage == DATA_STAGE else "relay",
+            "data" if record.stage == DATA_STAGE else "stage",
             str(record.stage),
             record.state.value,
             str(record.weights_version),

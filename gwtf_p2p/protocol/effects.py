@@ -8,7 +8,7 @@ from typing import Any
 
 from gwtf_p2p.protocol.events import Slot, TimerName, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.wire.messages import Close, ControlMessage, TensorMessage, Verdict
+from gwtf_p2p.protocol.wire.messages import ControlMessage, Prepare, TensorMessage, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +95,11 @@ class Unwatch:
 class Average:
     """Average the gradients of a stage group. Followed by AverageDone or AverageFailed; the inputs stay untouched.
 
-    `close.key` names the average. A result is kept until its Step or CancelAverage: a peer that is downloading its
+    `prepare.key` names the average. A result is kept until its Step or CancelAverage: a peer that is downloading its
     weights steps later, and several iterations in turn.
     """
 
-    close: Close
+    prepare: Prepare
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +124,13 @@ class Download:
 
     With `own`, from what is there if it can be: the weights themselves, a checkpoint, a replica. Otherwise from the donors,
     several at once. The gradient is emptied, kept averages are dropped; checkpoints of later versions are of no use any more
-    and must be removed. From now on checkpoints are of this `history`. Followed by Downloaded or DownloadFailed.
+    and must be removed. From now on checkpoints are of this `epoch`. Followed by Downloaded or DownloadFailed.
     """
 
     version: int
     donors: tuple[PeerId, ...]
     own: bool = False
-    history: int = 0
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ class RemoteProtocolError(Exception):
 
 
 class LocalProtocolError(Exception):
-    """An illegal transition in our own state machines, with the history that led to it."""
+    """An illegal transition in our own state machines, with the epoch that led to it."""
 
     def __init__(self, what: str, story: Sequence[str] = ()) -> None:
         self.story = tuple(story)

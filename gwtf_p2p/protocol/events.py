@@ -51,12 +51,12 @@ class Started:
     """The peer is up: identity, DHT and transport work. `weights_version` is what its weights are at (a checkpoint's).
 
     `incarnation` must grow with every start of this identity, as the wall clock in seconds does; 0 takes `now` instead.
-    `history` is the checkpoint's, `kept` are the versions of all checkpoints that it could be restored from.
+    `epoch` is the checkpoint's, `kept` are the versions of all checkpoints that it could be restored from.
     """
 
     weights_version: int = 0
     incarnation: int = 0
-    history: int = 0
+    epoch: int = 0
     kept: tuple[int, ...] = ()
 
 
@@ -202,7 +202,7 @@ class DownloadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A checkpoint was written or removed: these versions can be restored. One is worth what was `history` when it was made."""
+    """A checkpoint was written or removed: these versions can be restored. One is worth what was `epoch` when it was made."""
 
     versions: tuple[int, ...]
 

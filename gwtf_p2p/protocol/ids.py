@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import NewType
 
 PeerId = NewType("PeerId", str)
-"""libp2p identity in base58 in the live swarm, a short name such as `relay_1_0` in the simulator."""
+"""libp2p identity in base58 in the live swarm. In the simulator a short name such as `data_0`, or `relay_1_0` for a stage peer:
+names decide ties and draws, so they stay as they were when the first figures were made."""
 
 RunId = NewType("RunId", str)
 
 Stage = NewType("Stage", int)
-"""0 is held by the data peers (embedding, norm, head, loss), 1..S by the relay peers."""
+"""0 is held by the data peers (embedding, norm, head, loss), 1..S by the stage peers."""
 
 DATA_STAGE = Stage(0)
 
@@ -26,3 +27,8 @@ class MicrobatchId:
 
     def __str__(self) -> str:
         return f"{self.data_peer[-6:]}/{self.iteration}/{self.index}"
+
+
+ROLES = ("data", "stage")
+OLDER_ROLES = {"relay": "stage"}
+"""How scenario files, problem files and churn scripts name a peer's role, and the spelling of older files for a stage peer."""

@@ -1,4 +1,4 @@
-"""Negotiates the flows of a problem file in virtual time: `gwtf route --router negotiated`, without records or microbatches.
+"""Negotiates the flows of a problem file in virtual time: `gwtf plan --router negotiated`, without records or microbatches.
 
 A peer is a `Negotiator` and no more. It knows its own hops, the peers beside it, and what peers of the next stage advertise; an
 advert reaches the stage before as a message would, and is counted apart. Every pair of peers has a latency of its own, drawn
@@ -35,7 +35,7 @@ RENEWED_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """`full_at_s`: when the data peers first held as many flows as in the end. `seconds`: when all was calm."""
+    """`full_at_s`: when the data peers first held as many flows as in the end. `seconds`: when all was converged."""
 
     plan: Plan
     messages: int
@@ -68,7 +68,7 @@ class Negotiation:
         self.under_way = 0
         self._advertised: dict[PeerId, tuple[Advert, float]] = {}
         self._near = neighbourhoods(problem, self.config.known, seed)
-        self._history: list[tuple[float, int]] = [(0.0, 0)]
+        self._epoch: list[tuple[float, int]] = [(0.0, 0)]
         self._latency_s: dict[tuple[PeerId, PeerId], float] = {}
         for layer in range(problem.stages + 1):
             for index, peer in enumerate(problem.layers[layer]):
@@ -106,8 +106,8 @@ class Negotiation:
             self._send(peer, to, message)
         if peer in self.problem.layers[0]:
             count = sum(len(self.peers[d].flows) for d in self.problem.layers[0] if d not in self.lost)
-            if count != self._history[-1][1]:
-                self._history.append((self.kernel.now, count))
+            if count != self._epoch[-1][1]:
+                self._epoch.append((self.kernel.now, count))
         self.on_step()
 
     def _send(self, sender: PeerId, to: PeerId, message: NegotiationMessage) -> None:
@@ -153,24 +153,24 @@ class Negotiation:
     # ---- running and reading
 
     def run(self, most_s: float = MOST_S) -> Negotiated:
-        """Until all is calm."""
-        self.kernel.run(self.is_calm, most_s)
+        """Until all is converged."""
+        self.kernel.run(self.has_converged, most_s)
         return self.outcome()
 
-    def is_calm(self) -> bool:
+    def has_converged(self) -> bool:
         if self.under_way or self.kernel.now < self.config.patience_s:
             return False
-        return all(n.is_calm for p, n in self.peers.items() if p not in self.lost)
+        return all(n.has_converged for p, n in self.peers.items() if p not in self.lost)
 
     def outcome(self) -> Negotiated:
         plan = self.plan()
-        count = self._history[-1][1]
+        count = self._epoch[-1][1]
         return Negotiated(
             plan=plan,
             messages=sum(n.messages for n in self.peers.values()),
             adverts=self.adverts,
             moves=sum(n.moves for n in self.peers.values()),
-            full_at_s=next(at for at, n in self._history if n >= count),
+            full_at_s=next(at for at, n in self._epoch if n >= count),
             seconds=self.kernel.now,
         )
 
@@ -182,13 +182,13 @@ class Negotiation:
                 assert slot.outflow is not None
                 path = self.walk(data_peer, slot.outflow.peer, slot.outflow.link)
                 if path is not None:
-                    relays = tuple(path[1:-1])
+                    stage_peers = tuple(path[1:-1])
                     row = tuple(self.problem.layers[k].index(p) for k, p in enumerate(path))
-                    flows.append(Flow(data_peer, relays, self.problem.path_cost_us(row)))
+                    flows.append(Flow(data_peer, stage_peers, self.problem.path_cost_us(row)))
         return Plan(tuple(sorted(flows)))
 
     def walk(self, data_peer: PeerId, peer: PeerId, link: str) -> list[PeerId] | None:
-        """Data peer, relays, data peer; None when it leads astray."""
+        """Data peer, stage peers, data peer; None when it leads astray."""
         path = [data_peer]
         while peer not in self.lost:
             path.append(peer)

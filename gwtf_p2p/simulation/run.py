@@ -17,7 +17,7 @@ from gwtf_p2p.simulation.measure.recovery_metrics import RecoveryMetrics
 from gwtf_p2p.simulation.measure.trace import Trace
 from gwtf_p2p.simulation.scenario.scenario import Scenario
 from gwtf_p2p.simulation.swarm.build import Arm, Swarm, build
-from gwtf_p2p.simulation.swarm.churn import Churn, SimulatedRelays
+from gwtf_p2p.simulation.swarm.churn import Churn, SimulatedStagePeers
 from gwtf_p2p.simulation.swarm.swarm_rebalancing import Rebalancing
 
 STUCK_S = 3600.0
@@ -43,7 +43,7 @@ class Simulation:
         self.world.on_fault = self.recovery.fault
         self.world.on_span = self.trace.span
         self.bound = bound_of(self.swarm)
-        self.churn = Churn(scenario.churn, seed, self.bound.iteration_s, SimulatedRelays(self.swarm))
+        self.churn = Churn(scenario.churn, seed, self.bound.iteration_s, SimulatedStagePeers(self.swarm))
         self.rebalancing = Rebalancing(self.swarm, getattr(arm.config, "rebalance_period_s", 0.0))
         self.world.on_move = self.rebalancing.move
         self.listeners: list[Callable[[PeerId, ef.Report, float], None]] = []
@@ -61,22 +61,22 @@ class Simulation:
         return self._outcome()
 
     def _all_stepped(self) -> bool:
-        """Every data peer is through, and so is every relay that is up and in step."""
+        """Every data peer is through, and so is every stage peer that is up and in step."""
         if len(self._complete) < self.scenario.data_peers:
             return False
         up = [peer.machine for peer in self.world.peers.values() if peer.alive and not peer.frozen]
-        return all(m.member.version >= self.scenario.iterations for m in up if m.published_state is PeerState.ONLINE)
+        return all(m.participant.version >= self.scenario.iterations for m in up if m.published_state is PeerState.ONLINE)
 
     def story(self) -> str:
         """What every peer holds, for the one who has to find out why nothing moves."""
         name, metrics, kernel = self.scenario.name, self.metrics, self.world.kernel
         lines = [f"{name}, {self.arm.router}, seed {self.seed}: stuck in iteration {len(metrics.ends)} at {kernel.now:.2f} s"]
         for peer in self.world.peers.values():
-            member = peer.machine.member
-            lines.append(f"{peer.id} alive={peer.alive} version={member.version} out_of_step={member.out_of_step}")
+            participant = peer.machine.participant
+            lines.append(f"{peer.id} alive={peer.alive} version={participant.version} out_of_step={participant.out_of_step}")
             for held in peer.machine.ctx.in_order():
                 if held.phase is not Phase.DONE:
-                    at = f"{held.phase.name} {held.handoff.name} {held.handback.name} -> {held.successor}"
+                    at = f"{held.phase.name} {held.sending.name} {held.returning.name} -> {held.successor}"
                     lines += [f"   {held.id} {at}", *(f"        {line}" for line in held.story[-6:])]
         return "\n".join([*lines, *self._last_reports])
 
@@ -86,7 +86,7 @@ class Simulation:
         self.trace.event(peer, event, now)
         if isinstance(event, ev.Stepped):
             machine = self.world.peers[peer].machine
-            self.metrics.stepping(machine.member, machine.ctx.stage, event.iteration, now)
+            self.metrics.stepping(machine.participant, machine.ctx.stage, event.iteration, now)
 
     def _report(self, peer: PeerId, report: ef.Report, now: float) -> None:
         self.trace.report(peer, report, now)

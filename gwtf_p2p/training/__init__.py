@@ -1,6 +1,6 @@
 """torch and transformers without a network: what one peer computes.
 
-Nothing is imported here. A relay peer of stage k:
+Nothing is imported here. A stage peer of stage k:
 
     run                                         # protocol.records.RunRecord
     families.check_run(run)                     # InputError that names the field, before any weight is allocated

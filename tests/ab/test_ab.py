@@ -138,8 +138,9 @@ def test_a_mistake_is_one_line(
 @pytest.mark.live
 @pytest.mark.slow
 def test_live_arms_train_alike_with_churn(tmp_path: Path) -> None:
-    """Real peers over emulated links; relays are killed and come back; all arms and the single process have equal losses."""
-    fields = {**USUAL, "iterations": 3, "stages": 1, "microbatches": 4, "relays": 3, "forward_s": 0.05, "capacity": 4}
+    """Real peers over emulated links; stage peers are killed and come back; all arms and the single process have equal
+    losses."""
+    fields = {**USUAL, "iterations": 3, "stages": 1, "microbatches": 4, "stage_peers": 3, "forward_s": 0.05, "capacity": 4}
     path = tmp_path / "story.toml"
     path.write_text(TEXT.format(**fields) + CHURN)
     out, flags = tmp_path / "out", ["--routers", "gwtf,swarm", "--backend", "sim,live", "--seeds", "0"]

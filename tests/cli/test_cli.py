@@ -54,7 +54,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["peer", "--run_id", "r", "--initial_peers", "/ip4/127.0.0.1/tcp/1"], "peer id"),
         (["data", "--initial_peers", PEER.format(port=1)], "--new_run"),
         (["data", "--new_run", "/nowhere/run.toml", "--initial_peers", PEER.format(port=1)], "/nowhere/run.toml"),
-        (["dht", "-c", "/nowhere/peer.toml"], "/nowhere/peer.toml"),
+        (["bootstrap", "-c", "/nowhere/peer.toml"], "/nowhere/peer.toml"),
         (["fly"], "fly"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`gwtf route`: the published instances to their exact optimum, and mistakes in one line with exit code 2."""
+"""`gwtf plan`: the published instances to their exact optimum, and mistakes in one line with exit code 2."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SMALL: dict[str, Any] = {
     "stages": 1,
     "peers": [
         {"id": "d", "role": "data", "stage": 0, "demand": 2},
-        {"id": "r", "role": "relay", "stage": 1, "capacity": 1},
-        {"id": "q", "role": "relay", "stage": 1, "capacity": 1},
+        {"id": "r", "role": "stage", "stage": 1, "capacity": 1},
+        {"id": "q", "role": "stage", "stage": 1, "capacity": 1},
     ],
     "links": [{"from": a, "to": b, "cost": c} for a, b, c in (("d", "q", 1), ("d", "r", 2), ("q", "d", 3), ("r", "d", 4))],
 }
@@ -43,7 +43,7 @@ def case(name: str) -> Path:
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    assert main(["route", *arguments, "--json"]) == 0
+    assert main(["plan", *arguments, "--json"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     assert captured.out.count("\n") == 1, "one object on stdout and nothing else"
@@ -94,7 +94,7 @@ def test_random_follows_its_seed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_people_get_the_flows_drawn_stage_by_stage(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["route", str(small)]) == 0
+    assert main(["plan", str(small)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[:3]] == [
         ["data", "peer", "stage", "1", "data", "peer", "cost"],
@@ -108,15 +108,15 @@ def test_people_get_the_flows_drawn_stage_by_stage(small: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--router", "best"], "gwtf route: --router: expected one of gwtf, negotiated, greedy, random, optimal, got 'best'"),
-        (["--cost", "linear"], "gwtf route: --cost: expected one of paper, got 'linear'"),
-        (["--seed", "x"], "gwtf route: argument --seed: invalid int value: 'x'"),
+        (["--router", "best"], "gwtf plan: --router: expected one of gwtf, negotiated, greedy, random, optimal, got 'best'"),
+        (["--cost", "linear"], "gwtf plan: --cost: expected one of paper, got 'linear'"),
+        (["--seed", "x"], "gwtf plan: argument --seed: invalid int value: 'x'"),
     ],
 )
 def test_unknown_names_are_answered_with_the_choices(
     arguments: list[str], message: str, small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code(["route", str(small), *arguments]) == 2
+    assert exit_code(["plan", str(small), *arguments]) == 2
     assert capsys.readouterr().err.splitlines()[0].startswith(message)
 
 
@@ -133,17 +133,17 @@ def test_a_bad_file_is_named_with_its_field(
 ) -> None:
     path = tmp_path / "bad.json"
     path.write_bytes(content)
-    assert exit_code(["route", str(path), "--json"]) == 2
+    assert exit_code(["plan", str(path), "--json"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith(f"gwtf route: {path}: {message}")
+    assert captured.err.startswith(f"gwtf plan: {path}: {message}")
     assert captured.err.count("\n") == 1
 
 
 def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "none.json"
-    assert exit_code(["route", str(path)]) == 2
-    assert capsys.readouterr().err == f"gwtf route: {path}: expected a readable file, but No such file or directory\n"
+    assert exit_code(["plan", str(path)]) == 2
+    assert capsys.readouterr().err == f"gwtf plan: {path}: expected a readable file, but No such file or directory\n"
 
 
 def exit_code(arguments: list[str]) -> int:

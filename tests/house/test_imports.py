@@ -21,7 +21,17 @@ ALLOWED: dict[str, set[str]] = {
     "monitor": {"monitor", "protocol", "live"},
     "ab": {"ab", "live", "training", "simulation", "protocol", "monitor", "version", "torch"},
     "cli": {
-        "cli", "ab", "monitor", "live", "training", "simulation", "protocol", "version", "torch", "transformers", "hivemind",
+        "cli",
+        "ab",
+        "monitor",
+        "live",
+        "training",
+        "simulation",
+        "protocol",
+        "version",
+        "torch",
+        "transformers",
+        "hivemind",
     },
 }
 FORBIDDEN_IN_PURE_CODE = {"asyncio", "socket", "time", "threading", "subprocess", "multiprocessing", "datetime", "secrets"}

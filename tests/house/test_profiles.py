@@ -14,8 +14,8 @@ PROFILES = Path(__file__).parents[2] / "peers"
 MADDR = "/ip4/192.0.2.1/tcp/31337/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
 MORE = {
     "bootstrap": ("--public_ip", "203.0.113.7"),
-    "public_relay_peer": ("--initial_peers", MADDR, "--run_id", "r", "--public_ip", "203.0.113.7"),
-    "relay_peer_behind_nat": ("--initial_peers", MADDR, "--run_id", "r"),
+    "public_stage_peer": ("--initial_peers", MADDR, "--run_id", "r", "--public_ip", "203.0.113.7"),
+    "stage_peer_behind_nat": ("--initial_peers", MADDR, "--run_id", "r"),
     "data_peer": ("--initial_peers", MADDR, "--run_id", "r"),
     "doctor": ("--initial_peers", MADDR),
 }
@@ -53,20 +53,20 @@ def test_every_profile_is_tried_and_described() -> None:
 
 def test_the_bootstrap_announces_its_public_port(monkeypatch: pytest.MonkeyPatch) -> None:
     config, _ = load("bootstrap", monkeypatch)
-    assert config.role == "dht"
+    assert config.role == "bootstrap"
     assert "/ip4/0.0.0.0/tcp/31337" in config.options.host_maddrs
     assert "/ip4/203.0.113.7/tcp/31337" in config.options.announce_maddrs
 
 
-def test_the_public_relay_peer_announces_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, _ = load("public_relay_peer", monkeypatch)
+def test_the_public_stage_peer_announces_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, _ = load("public_stage_peer", monkeypatch)
     assert (config.role, config.run_id, config.capacity) == ("peer", "r", 4)
     assert config.options.announce_maddrs == ("/ip4/203.0.113.7/tcp/31330",)
     assert config.checkpoints.folder is not None
 
 
-def test_the_relay_peer_behind_nat_listens_on_a_fixed_port_and_may_use_relays(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, _ = load("relay_peer_behind_nat", monkeypatch)
+def test_the_stage_peer_behind_nat_listens_on_a_fixed_port_and_may_use_relays(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, _ = load("stage_peer_behind_nat", monkeypatch)
     assert config.role == "peer"
     assert config.options.host_maddrs == ("/ip4/0.0.0.0/tcp/31330",)
     assert config.options.announce_maddrs == ()
@@ -74,16 +74,16 @@ def test_the_relay_peer_behind_nat_listens_on_a_fixed_port_and_may_use_relays(mo
     assert config.options.auto_nat
 
 
-def test_the_data_peer_can_stand_beside_a_relay_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_peer_can_stand_beside_a_stage_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     config, _ = load("data_peer", monkeypatch)
-    beside, _ = load("relay_peer_behind_nat", monkeypatch)
+    beside, _ = load("stage_peer_behind_nat", monkeypatch)
     assert config.role == "data"
     assert config.options.host_maddrs != beside.options.host_maddrs
     assert config.identity_path != beside.identity_path
 
 
-def test_the_doctor_looks_at_the_port_of_the_relay_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_looks_at_the_port_of_the_stage_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     _, args = load("doctor", monkeypatch)
-    beside, _ = load("relay_peer_behind_nat", monkeypatch)
+    beside, _ = load("stage_peer_behind_nat", monkeypatch)
     assert beside.options.host_maddrs == (f"/ip4/0.0.0.0/tcp/{args.port}",)
     assert args.initial_peers == [MADDR]

@@ -1,4 +1,4 @@
-"""The doctor's verdict in each situation of the lab, all at the same time, with two `gwtf dht` as the public peers."""
+"""The doctor's verdict in each situation of the lab, all at the same time, with two `gwtf bootstrap` as the public peers."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_kind_of_nat_is_told(swarm: Swarm, host: str) -> None:
 def test_each_role_has_its_verdict(swarm: Swarm, host: str) -> None:
     diagnosis = swarm[2][host]
     story = "\n".join(f"{line.check}: {line.status.value}: {line.text}" for line in diagnosis.lines)
-    assert diagnosis.roles["relay"] == (RoleVerdict.FIT, ()), story
+    assert diagnosis.roles["stage"] == (RoleVerdict.FIT, ()), story
     assert diagnosis.roles["data"] == (RoleVerdict.FIT, ()), story
     if host in STRANGERS_GET_IN:
         assert diagnosis.roles["bootstrap"] == (RoleVerdict.FIT, ()), story
@@ -119,7 +119,7 @@ def test_with_one_public_peer_nothing_is_claimed(swarm: Swarm) -> None:
     assert by_check["nat"]["status"] == "unknown"
     assert "port-restricted or symmetric; a second public peer" in by_check["nat"]["text"]
     assert by_check["stage"]["tokens_per_s"] > 0
-    assert lines[-1]["roles"]["relay"]["verdict"] == "fit"
+    assert lines[-1]["roles"]["stage"]["verdict"] == "fit"
     assert lines[-1]["roles"]["bootstrap"]["verdict"] == "unknown"
 
 

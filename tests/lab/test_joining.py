@@ -23,7 +23,7 @@ PATHS = {"full_cone": "public"} | dict.fromkeys(("port_restr", "symmetric", "dou
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
-    """A run on two public peers, whose relay peer cannot hold all of its microbatches."""
+    """A run on two public peers, whose stage peer cannot hold all of its microbatches."""
     folder: Path = tmp_path_factory.mktemp("joining")
     with Lab(load_topology("nat_swarm")) as lab, Training(lab, folder, microbatches=16) as run:
         run.bootstrap("boot")
@@ -35,7 +35,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
 
 
 @pytest.mark.parametrize("host", PATHS)
-def test_a_relay_peer_behind_any_router_joins_a_running_swarm(running: Training, host: str) -> None:
+def test_a_stage_peer_behind_any_router_joins_a_running_swarm(running: Training, host: str) -> None:
     """Its first microbatch is back, forward and backward, at the data peer. One newcomer at a time: of several that measure
     themselves at once on a small machine, planners leave the slowest out for as long as the others suffice."""
     run = running
@@ -58,7 +58,7 @@ def test_a_relay_peer_behind_any_router_joins_a_running_swarm(running: Training,
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this kernel has no IPv6")
 @pytest.mark.parametrize("transport", ["tcp/31337", "udp/31337/quic-v1"])
-def test_a_relay_peer_that_has_ipv6_only_joins_it_too(running: Training, transport: str) -> None:
+def test_a_stage_peer_that_has_ipv6_only_joins_it_too(running: Training, transport: str) -> None:
     """The data peer announces an IPv4 address alone, so the two meet through the bootstrap peer, which has both."""
     run, host = running, "port_restr2"
     run.lab.run(host, ["ip", "-4", "address", "flush", "dev", "eth0"])
@@ -75,7 +75,7 @@ def test_a_relay_peer_that_has_ipv6_only_joins_it_too(running: Training, transpo
 
 @pytest.mark.slow
 def test_a_swarm_whose_every_peer_is_behind_a_router_trains_as_one_process_does(tmp_path: Path) -> None:
-    """Two data peers and four relay peers behind six routers of five kinds; only the bootstrap is public."""
+    """Two data peers and four stage peers behind six routers of five kinds; only the bootstrap is public."""
     steps = 10
     shape = {"data_peers": 2, "stages": 2, "relays_per_stage": 2, "iterations": steps}
     with Lab(load_topology("nat_swarm")) as lab, Training(lab, tmp_path, **shape) as run:

@@ -49,14 +49,14 @@ class Swarm:
         agent = self.agents.start(host, hidden, with_paths=True)
         end = time.monotonic() + 60
         while not agent.ask("record").maddrs:
-            assert time.monotonic() < end, f"{host} has no slot at the relay"
+            assert time.monotonic() < end, f"{host} has no slot at the circuit relay"
         return agent
 
     @staticmethod
     def granting(
         budget_bytes: int, lab: Lab, folder: Path, hosts: Sequence[str], *relay_flags: str
     ) -> tuple[Swarm, list[Agent]]:
-        """Of such circuits: p2pd's race between its two relay services is lost now and then (see `public_relay`)."""
+        """Of such circuits: p2pd's race between its two circuit relay services is lost now and then (see `public_relay`)."""
         while True:
             swarm = Swarm(lab, folder, *relay_flags)
             joined = [swarm.join(host) for host in hosts]
@@ -122,7 +122,7 @@ def test_a_transfer_goes_on_over_as_many_circuits_as_it_takes(lab: Lab, tmp_path
 
 
 def test_training_does_not_notice_that_its_circuits_end(lab: Lab, tmp_path: Path) -> None:
-    """Through a stock relay, which gives a circuit 128 KiB; one activation is larger than that."""
+    """Through a stock circuit relay, which gives a circuit 128 KiB; one activation is larger than that."""
     steps = 3
     shape = {"iterations": steps, "sequence_length": 256, "microbatches": 2}
     with Training(lab, tmp_path, **shape) as run:
@@ -148,7 +148,7 @@ def with_slow_relay() -> Topology:
 
 
 def test_planners_see_what_a_relayed_path_costs_and_that_it_has_become_a_punched_one(tmp_path: Path) -> None:
-    """Two homes whose packets do not get to each other at first; the relay between them has a slow line."""
+    """Two homes whose packets do not get to each other at first; the circuit relay between them has a slow line."""
     ends = ("port_restr", "port_restr2")
     with Lab(with_slow_relay()) as lab, Training(lab, tmp_path, sequence_length=256, microbatches=2) as run:
         lab.cut_off("router_port", lab.public_address("port_restr2"))

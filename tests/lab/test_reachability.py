@@ -96,7 +96,7 @@ def test_nobody_reserves_at_a_peer_that_is_not_there(swarm: tuple[Lab, dict[str,
 
 @pytest.fixture(scope="module")
 def reached(swarm: tuple[Lab, dict[str, Agent]]) -> tuple[list[str], dict[str, tuple[str, tuple[str, ...]]]]:
-    """The relays that all were told of, and the path and addresses of each host then."""
+    """The circuit relays that all were told of, and the path and addresses of each host then."""
     _, agents = swarm
     relays = [*agents["first"].maddrs, *agents["second"].maddrs]
     return relays, at_once(lambda host: agents[host].ask("become_reachable", relays))

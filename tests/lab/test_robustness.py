@@ -27,7 +27,7 @@ ASLEEP_S = 60.0
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
-    """A bootstrap; a public host with the data peer and a relay peer that cannot hold all; and a relay peer behind NAT."""
+    """A bootstrap; a public host with the data peer and a stage peer that cannot hold all; and a stage peer behind NAT."""
     folder: Path = tmp_path_factory.mktemp("robustness")
     with Lab(load_topology("nat_swarm")) as lab, Training(lab, folder, microbatches=16) as run:
         run.bootstrap("boot")
@@ -90,7 +90,7 @@ def test_its_p2pd_is_killed(running: Training) -> None:
 
 
 def test_the_bootstrap_restarts_with_its_identity(running: Training) -> None:
-    """It knows nobody and nothing then; the relay that it was to others has to be found again."""
+    """It knows nobody and nothing then; the circuit relay that it was to others has to be found again."""
     run = running
     run.may_end.add("boot")
     run.swarm.kill("boot")

@@ -26,7 +26,7 @@ from gwtf_p2p.protocol.schedule.iteration_plan import tag
 from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, PeerState, RunRecord, StageRecord, Timing
 
 RUN = RunRecord(RunId("watched"), {"hidden_size": 64}, ((0, 1), (1, 2)), 0, 16, 2, 4, data_peers=1)
-DATA, A1, A2, B1 = (PeerId(name) for name in ("Qmdata00", "QmrelayA1", "QmrelayA2", "QmrelayB1"))
+DATA, A1, A2, B1 = (PeerId(name) for name in ("Qmdata00", "QmRelayA1", "QmRelayA2", "QmRelayB1"))
 
 
 def record(peer: PeerId, stage: int, **fields: object) -> StageRecord:
@@ -52,7 +52,7 @@ def test_what_changes_between_two_looks_is_told() -> None:
     later.append(record(PeerId("QmnewB2"), 2, state=PeerState.SYNCING))
     told = [change.text for change in state.look(later, 3.0)]
     assert len(told) == 3
-    assert "relay of stage 1 layA1 is DRAINING, was ONLINE".replace("layA1", A1[-6:]) in told
+    assert "stage peer of stage 1 layA1 is DRAINING, was ONLINE".replace("layA1", A1[-6:]) in told
     assert any("is gone" in text for text in told) and any("has come" in text for text in told)
     assert state.totals == {"gone": 1, "came": 1}
     assert state.losses == {2: pytest.approx(3.7), 3: pytest.approx(3.6)}
@@ -125,9 +125,9 @@ def test_a_name_in_a_record_cannot_become_markup(served: tuple[SwarmState, str])
     assert "<b>x" not in get(url)
 
 
-def planned(*relays: PeerId) -> tuple[str, ...]:
-    """What a data peer publishes whose microbatches go over these relays of stage 1 and B1."""
-    return tuple(f"{n}:{tag(relay)}{tag(B1)}" for n, relay in enumerate(relays))
+def planned(*stage_peers: PeerId) -> tuple[str, ...]:
+    """What a data peer publishes whose microbatches go over these stage peers of stage 1 and B1."""
+    return tuple(f"{n}:{tag(stage_peer)}{tag(B1)}" for n, stage_peer in enumerate(stage_peers))
 
 
 def test_routes_show_the_published_plan_with_its_reason_and_what_was_measured() -> None:

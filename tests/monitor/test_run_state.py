@@ -28,15 +28,15 @@ def stepped(iteration: int, of: int, different: int) -> dict[str, object]:
     }
 
 
-def run_of(*relay_groups: tuple[int, int]) -> RunState:
-    """One iteration of two microbatches, with what the relay stage's group averaged in each of several iterations."""
-    state = RunState(stages=1, expected=2, tokens_per_microbatch=10, names={"Qm1": "relay1.0"})
-    for iteration, (of, different) in enumerate(relay_groups):
+def run_of(*stage_peer_groups: tuple[int, int]) -> RunState:
+    """One iteration of two microbatches, with what the stage peer stage's group averaged in each of several iterations."""
+    state = RunState(stages=1, expected=2, tokens_per_microbatch=10, names={"Qm1": "stage1.0"})
+    for iteration, (of, different) in enumerate(stage_peer_groups):
         state.hear("data0", 0, {"name": "iteration_begins", "iteration": iteration}, 10.0 * iteration)
         for index in range(2):
             done = {"name": "microbatch_done", "microbatch": f"x/{iteration}/{index}", "loss": 4.0 - index, "route": ["Qm1"]}
             state.hear("data0", 0, done, 10.0 * iteration + 1)
-        state.hear("relay1.0", 1, stepped(iteration, of, different), 10.0 * iteration + 2)
+        state.hear("stage1.0", 1, stepped(iteration, of, different), 10.0 * iteration + 2)
         state.hear("data0", 0, stepped(iteration, 2, 2), 10.0 * iteration + 4)
     return state
 
@@ -47,7 +47,7 @@ def test_a_clean_run_adds_up() -> None:
     assert state.loss(0) == 3.5
     assert state.iteration_seconds() == [4.0, 4.0]
     assert state.tokens_per_second() == pytest.approx(2 * 2 * 10 / 8.0)
-    assert state.routes == {("relay1.0",): 4}
+    assert state.routes == {("stage1.0",): 4}
 
 
 @pytest.mark.parametrize(
@@ -63,10 +63,10 @@ def test_the_view_names_peers_losses_and_events() -> None:
     recovery = {"name": "recovery", "kind": "backward", "microbatch": "x/0/0", "lost": "Qm1", "reason": "gone"}
     state.hear("data0", 0, recovery, 5.0)
     out = StringIO()
-    lines = {"bootstrap": PeerLine("bootstrap", -1, "online"), "relay1.0": PeerLine("relay", 1, "online", 2, 1)}
+    lines = {"bootstrap": PeerLine("bootstrap", -1, "online"), "stage1.0": PeerLine("stage", 1, "online", 2, 1)}
     Console(file=out, width=100).print(render(state, lines, "demo", 5))
     text = out.getvalue()
-    for expected in ("step 1/5", "relay1.0", "3.5000", "backward recovery", "routes used most"):
+    for expected in ("step 1/5", "stage1.0", "3.5000", "backward recovery", "routes used most"):
         assert expected in text
     assert "loss 3.5000" in progress_line(state, 0)
 
@@ -79,7 +79,7 @@ def test_a_sparkline_goes_from_lowest_to_highest() -> None:
 def test_what_a_crash_cost_is_told() -> None:
     """From the moment of the kill to the moment at which the next peer has the microbatch; the killed peer's work is waste."""
     state = run_of((2, 2))
-    state.hear("relay1.0", 1, {"name": "fault", "action": "kill", "moment": "averaging", "at": 7.0, "computed_s": 1.5}, 7.0)
+    state.hear("stage1.0", 1, {"name": "fault", "action": "kill", "moment": "averaging", "at": 7.0, "computed_s": 1.5}, 7.0)
     recovery = {"name": "recovery", "kind": "forward", "microbatch": "x/1/0", "lost": "Qm1", "reason": "gone"}
     state.hear("data0", 0, recovery, 7.1)
     state.hear("data0", 0, {"name": "recovered", "microbatch": "x/1/0", "seconds": 0.1, "at": 7.25}, 7.3)
@@ -95,9 +95,9 @@ def test_what_a_crash_cost_is_told() -> None:
 def test_a_peer_that_starts_again_counts_with_all_its_lives() -> None:
     state = run_of()
     for life in (1.0, 2.0):
-        state.hear("relay1.0", 1, {"name": "started", "peer": "Qm1", "maddrs": []}, 0.0)
+        state.hear("stage1.0", 1, {"name": "started", "peer": "Qm1", "maddrs": []}, 0.0)
         figures = {"resent_bytes": 8, "kept_bytes": 0, "most_kept_bytes": 0, "resident_bytes": 0}
-        state.hear("relay1.0", 1, {"name": "figures", "computed_s": life, **figures}, 1.0)
+        state.hear("stage1.0", 1, {"name": "figures", "computed_s": life, **figures}, 1.0)
     assert (state.recovery.computed_s, state.recovery.resent_bytes) == (3.0, 16)
 
 
@@ -120,15 +120,15 @@ def test_a_stage_without_peers_pauses_the_training_and_the_view_says_so() -> Non
 
 
 def test_a_churn_script_is_data() -> None:
-    script = "kill relay stage=2 index=1 at=averaging iter=3; join stage=1 iter=4; kill bootstrap iter=2; restart data iter=5"
+    script = "kill peer stage=2 index=1 at=averaging iter=3; join stage=1 iter=4; kill bootstrap iter=2; restart data iter=5"
     kill, join, bootstrap, restart = parse_churn(script, MOMENTS).steps
-    assert (kill.target, kill.moment, kill.iteration) == ("relay2.1", "averaging", 2)
+    assert (kill.target, kill.moment, kill.iteration) == ("stage2.1", "averaging", 2)
     assert (join.verb, join.stage, join.iteration) == ("join", 1, 3)
     assert (bootstrap.target, bootstrap.moment) == ("bootstrap", "")
     assert (restart.verb, restart.target) == ("restart", "data0")
     (somebody,) = parse_churn("freeze data index=any at=averaging", MOMENTS).steps
     assert somebody.is_about("data1")
-    assert not somebody.is_about("relay1.1")
+    assert not somebody.is_about("stage1.1")
     assert parse_churn(" ; ", MOMENTS) == ChurnScript()
     assert parse_churn("rate crash=0.1 rejoin=0.5", MOMENTS).rates == ChurnSpec(0.1, 0.5)
 
@@ -142,7 +142,7 @@ def test_a_churn_script_is_data() -> None:
         ("kill stage=x", "stage"),
         ("join iter=0", "iter"),
         ("restart at=averaging", "at:"),
-        ("join data", "expected relay"),
+        ("join data", "expected peer"),
         ("rate crash=2", "crash: expected 0 to 1"),
         ("rate speed=1", "speed"),
         ("rate crash=0.1; rate crash=0.2", "once"),

@@ -30,15 +30,15 @@ count = {data_peers}
 forward_s = 0.002
 backward_s = 0.004
 [[peers]]
-role = "relay"
-count_per_stage = {relays}
+role = "stage"
+count_per_stage = {stage_peers}
 forward_s = {forward_s}
 backward_factor = 2.0
 capacity = {capacity}
 """
 
 USUAL = {
-    "iterations": 4, "stages": 3, "microbatches": 8, "data_peers": 1, "relays": 2, "forward_s": 0.01, "capacity": 8,
+    "iterations": 4, "stages": 3, "microbatches": 8, "data_peers": 1, "stage_peers": 2, "forward_s": 0.01, "capacity": 8,
 }  # fmt: skip
 
 

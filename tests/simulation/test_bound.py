@@ -29,13 +29,13 @@ def with_link(scenario: Scenario, latency_s: float, bandwidth: float, line: floa
 
 
 def test_compute_limits(tmp_path: Path) -> None:
-    """Two relays of 0.3 s per microbatch in each of three stages."""
+    """Two stage peers of 0.3 s per microbatch in each of three stages."""
     assert bound(story(tmp_path, forward_s=0.1, capacity=100)).microbatches_per_second == pytest.approx(2 / 0.3)
 
 
 def test_slots_limit(tmp_path: Path) -> None:
     """One stage of one slot, held from the forward until the backward is done: two transfers and a loss between."""
-    one_slot = story(tmp_path, stages=1, relays=1, forward_s=0.1, capacity=1, microbatches=100)
+    one_slot = story(tmp_path, stages=1, stage_peers=1, forward_s=0.1, capacity=1, microbatches=100)
     scenario = with_link(one_slot, latency_s=0.5, bandwidth=SIZE / 0.25)
     loss_s = 0.006 - 0.0002 - 0.0004
     assert bound(scenario).microbatches_per_second == pytest.approx(1 / (0.1 + 0.75 + loss_s + 0.75 + 0.2))
@@ -43,27 +43,28 @@ def test_slots_limit(tmp_path: Path) -> None:
 
 
 def test_lines_limit(tmp_path: Path) -> None:
-    """A relay's line carries an activation and a gradient each way: at 200 kB/s and 100 kB each, one microbatch per second."""
-    scenario = with_link(story(tmp_path, stages=1, relays=1, capacity=100), 0.001, 1e9, line=2.0 * SIZE)
+    """A stage peer's line carries an activation and a gradient each way: at 200 kB/s and 100 kB each, one microbatch per
+    second."""
+    scenario = with_link(story(tmp_path, stages=1, stage_peers=1, capacity=100), 0.001, 1e9, line=2.0 * SIZE)
     assert bound(scenario).microbatches_per_second == pytest.approx(1.0)
 
 
 def test_links_limit(tmp_path: Path) -> None:
     """Activations go one way and gradients the other, each on its own link."""
-    scenario = with_link(story(tmp_path, stages=2, relays=1, capacity=100), 0.001, 2.0 * SIZE)
+    scenario = with_link(story(tmp_path, stages=2, stage_peers=1, capacity=100), 0.001, 2.0 * SIZE)
     assert bound(scenario).microbatches_per_second == pytest.approx(2.0)
 
 
 def test_one_microbatch_takes_exactly_its_path(tmp_path: Path) -> None:
     """Nothing queues: the bound of the iteration is what happens."""
-    scenario = story(tmp_path, microbatches=1, relays=1, forward_s=0.1)
+    scenario = story(tmp_path, microbatches=1, stage_peers=1, forward_s=0.1)
     outcome = simulate(scenario, Arm("swarm", default_config("swarm")), 0)
     assert outcome.measured_seconds[0] == pytest.approx(outcome.bound_iteration_seconds, rel=2e-3)
 
 
 @pytest.mark.parametrize("memory", list(Memory))
 def test_a_long_iteration_reaches_the_steady_rate(tmp_path: Path, memory: Memory) -> None:
-    """One stage of two equal relays, compute-bound, 100 microbatches: nearly the bound, and never over it."""
+    """One stage of two equal stage peers, compute-bound, 100 microbatches: nearly the bound, and never over it."""
     scenario = story(tmp_path, microbatches=100, stages=1, iterations=2)
     outcome = simulate(scenario, Arm("swarm", default_config("swarm"), memory=memory), 0)
     ratio = outcome.microbatches_per_second / outcome.bound_microbatches_per_second
@@ -81,5 +82,5 @@ def test_no_run_beats_a_bound(name: str, memory: Memory) -> None:
 
 
 def test_more_resources_never_lower_a_bound(tmp_path: Path) -> None:
-    few, many = bound(story(tmp_path, capacity=2)), bound(story(tmp_path, capacity=3, relays=3))
+    few, many = bound(story(tmp_path, capacity=2)), bound(story(tmp_path, capacity=3, stage_peers=3))
     assert many.microbatches_per_second >= few.microbatches_per_second and many.iteration_s <= few.iteration_s + many.closing_s

@@ -83,7 +83,7 @@ def test_keeping_a_trace_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_chrome_trace_shows_every_computation_and_transfer_once(tmp_path: Path) -> None:
-    """32 microbatches, three relays and a data peer each way: 6 + 3 computations and 8 transfers per microbatch."""
+    """32 microbatches, three stage peers and a data peer each way: 6 + 3 computations and 8 transfers per microbatch."""
     trace = Trace(keep=True)
     simulate(story(tmp_path), SWARM, 0, trace)
     trace.write(tmp_path / "run.json")
@@ -116,7 +116,7 @@ def test_a_trace_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_what_crashes_cost_is_told(tmp_path: Path) -> None:
     """Against the moment of the crash and one hop; what died with the crashed is part of the waste."""
-    run = simulation(story(tmp_path, iterations=6, relays=3, microbatches=8), "gwtf")
+    run = simulation(story(tmp_path, iterations=6, stage_peers=3, microbatches=8), "gwtf")
     run.world.kernel.at(2.2, lambda: run.world.kill(PeerId("relay_2_1")))
     outcome = run.run().to_json()
     assert outcome["recovery_count"] and outcome["bytes_resent"]
@@ -128,7 +128,7 @@ def test_what_crashes_cost_is_told(tmp_path: Path) -> None:
 
 def test_nothing_is_wasted_but_what_dies_with_the_crashed(tmp_path: Path) -> None:
     """Plans are revised after each crash; repairs lead to the peers that have the microbatch all the same."""
-    changes = {"iterations": 3, "stages": 4, "relays": 4, "microbatches": 16, "data_peers": 2}
+    changes = {"iterations": 3, "stages": 4, "stage_peers": 4, "microbatches": 16, "data_peers": 2}
     run = simulation(story(tmp_path, forward_s=0.3, capacity=2, **changes), "gwtf", seed=1)
     for n, name in enumerate(("relay_2_0", "relay_3_1", "relay_1_0", "relay_3_0", "relay_2_1", "relay_4_2")):
         run.world.kernel.at(10.0 + 5.1 * n, partial(run.world.kill, PeerId(name)))

@@ -10,7 +10,7 @@ import pytest
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.routers.negotiated import NegotiatedRouter
 from gwtf_p2p.simulation.run import Simulation
 from tests.simulation.stories import simulation, story
@@ -22,7 +22,7 @@ def negotiated(folder: Path, **changes: object) -> Simulation:
     def watch(peer: PeerId, event: ev.Event, now: float) -> None:
         trace(peer, event, now)
         machine = run.world.peers[peer].machine
-        if isinstance(machine, RelayPeer):
+        if isinstance(machine, StagePeer):
             assert machine.occupancy <= machine.capacity
         router = router_of(run, peer)
         for part in router.negotiator.parts if router.negotiator is not None else ():
@@ -59,11 +59,11 @@ def test_flows_are_found_counted_and_followed(tmp_path: Path) -> None:
     done = routes(run)
     outcome = run.run()
     assert outcome.microbatches_lost == outcome.double_counted == 0
-    assert outcome.extra["flow_count"] == 4, "two relays of capacity 2 in each stage"
+    assert outcome.extra["flow_count"] == 4, "two stage peers of capacity 2 in each stage"
     assert 0 < float(outcome.extra["virtual_seconds_to_full_flow"]) < 15
     assert 0 < int(outcome.extra["negotiation_messages"]) < int(outcome.extra["messages"])
-    used = Counter(relay for route in done[-16:] for relay in route)
-    assert set(used.values()) == {8}, "every relay carries its two flows in each of the last four iterations"
+    used = Counter(stage_peer for route in done[-16:] for stage_peer in route)
+    assert set(used.values()) == {8}, "every stage peer carries its two flows in each of the last four iterations"
 
 
 def test_records_offer_what_is_left(tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_data_peers_share_fairly_what_is_too_little(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["kill", "freeze"])
-def test_a_lost_relay_is_mended_and_its_flows_move(kind: str, tmp_path: Path) -> None:
-    run = negotiated(tmp_path, iterations=10, relays=3)
+def test_a_lost_stage_peer_is_mended_and_its_flows_move(kind: str, tmp_path: Path) -> None:
+    run = negotiated(tmp_path, iterations=10, stage_peers=3)
     fired: list[float] = []
 
     def fault(peer: PeerId, report: ef.Report, now: float) -> None:

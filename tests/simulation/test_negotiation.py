@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.flow.min_cost import NO_ARC
 from gwtf_p2p.protocol.flow.plan_keeper import check_plan, plan_problem
-from gwtf_p2p.protocol.flow.problem import DataPeer, Problem, RelayPeer
+from gwtf_p2p.protocol.flow.problem import DataPeer, Problem, StagePeer
 from gwtf_p2p.protocol.flow.problem_file import parse_problem
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.negotiation.negotiator import NegotiationConfig
@@ -29,10 +29,10 @@ def problem(seed: int, stages: int, data_peers: int = 1, missing: float = 0.0) -
     costs = [rng.integers(1, 101, (a, b)) for a, b in pairwise(sizes)]
     costs = [np.where(rng.random(c.shape) < missing, NO_ARC, c) for c in costs]
     data = tuple(DataPeer(PeerId(f"d{i}"), int(rng.integers(1, 5))) for i in range(data_peers))
-    relays = tuple(
-        tuple(RelayPeer(PeerId(f"r{k}_{i}"), int(rng.integers(1, 4))) for i in range(n)) for k, n in enumerate(sizes[1:-1])
+    stage_peers = tuple(
+        tuple(StagePeer(PeerId(f"r{k}_{i}"), int(rng.integers(1, 4))) for i in range(n)) for k, n in enumerate(sizes[1:-1])
     )
-    return Problem("random", data, relays, tuple(c.astype(np.int64) for c in costs))
+    return Problem("random", data, stage_peers, tuple(c.astype(np.int64) for c in costs))
 
 
 class Restless(Negotiation):
@@ -87,9 +87,9 @@ def test_books_stay_right_and_everybody_agrees_in_the_end(
     """Capacities at every moment, whatever the order of messages and whoever is lost; no flow leaks, and each leads home."""
     of = problem(seed, stages, data_peers)
     run = Restless(of, seed, longest_s)
-    relays = [peer for layer in of.layers[1:-1] for peer in layer]
+    stage_peers = [peer for layer in of.layers[1:-1] for peer in layer]
     for n, at_s in enumerate(sorted(losses)):
-        victim = relays[(seed + n) % len(relays)]
+        victim = stage_peers[(seed + n) % len(stage_peers)]
         run.kernel.at(at_s, lambda victim=victim: run.lose(victim))
     run.kernel.run(lambda: run.kernel.now > 70, 1e9)
     assert run.settles(900), "hops that only one end knows"
@@ -157,9 +157,7 @@ def test_flows_come_back_after_a_loss_up_to_what_is_left() -> None:
     layer, index = of.position[victim]
     left = [c.copy() for c in of.capacities]
     left[layer][index] = 0
-    stages = tuple(
-        tuple(replace(r, capacity=0) if r.peer == victim else r for r in stage) for stage in of.stage_peers
-    )
+    stages = tuple(tuple(replace(r, capacity=0) if r.peer == victim else r for r in stage) for stage in of.stage_peers)
     best, _ = plan_problem(replace(of, stage_peers=stages))
     assert lost > 0 and len(run.plan().flows) == len(best.flows) <= before
 
@@ -172,13 +170,13 @@ def test_equal_seeds_tell_equal_stories() -> None:
 
 
 def test_a_data_peer_takes_over_a_flow_that_costs_all_less() -> None:
-    """One relay, one place: whoever asks first has it, and the other gets it because its hops are cheaper."""
+    """One stage peer, one place: whoever asks first has it, and the other gets it because its hops are cheaper."""
     near, far = 10, 100
     data = (DataPeer(PeerId("d0"), 1), DataPeer(PeerId("d1"), 1))
     of = Problem(
         "small",
         data,
-        ((RelayPeer(PeerId("r"), 1),), (RelayPeer(PeerId("s"), 1),)),
+        ((StagePeer(PeerId("r"), 1),), (StagePeer(PeerId("s"), 1),)),
         (np.array([[far], [near]]), np.array([[1]]), np.array([[near, far]])),
     )
     assert [f.data_peer for f in negotiate(of, 0, QUICK).plan.flows] == ["d0"] or near + far > 0

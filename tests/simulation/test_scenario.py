@@ -33,7 +33,7 @@ count = 2
 forward_s = 0.02
 backward_s = 0.04
 [[peers]]
-role = "relay"
+role = "stage"
 count_per_stage = 2
 forward_s = [0.1, 0.2]
 backward_factor = 2.0
@@ -92,7 +92,7 @@ def test_units_and_every_field(tmp_path: Path) -> None:
         ("backward_factor = 2.0", "backward_factor = 2.0\nbackward_s = 1", "peers[1].backward_s"),
         ("capacity = [1, 2]", "capacity = [0]", "peers[1].capacity"),
         ('region = "any"', 'region = "Atlantis"', "peers[1].region"),
-        ('role = "relay"\ncount_per_stage', 'role = "data"\ncount', "peers[1].capacity"),
+        ('role = "stage"\ncount_per_stage', 'role = "data"\ncount', "peers[1].capacity"),
         ("= 0.25", "= 1.5", "churn.crash_probability_per_iteration"),
         ("= 0.5", "= 0.5\nfreeze = 1", "churn.freeze"),
         ("count_per_stage = 2", "count_per_stage = 100000", "peers"),
@@ -107,9 +107,9 @@ def test_a_mistake_names_the_file_and_the_field(tmp_path: Path, old: str, new: s
 
 
 def test_both_roles_are_needed(tmp_path: Path) -> None:
-    relay_part = GOOD[GOOD.index('[[peers]]\nrole = "relay"') : GOOD.index("[churn]")]
-    with pytest.raises(InputError, match='role = "relay"'):
-        load(tmp_path, GOOD.replace(relay_part, ""))
+    stage_peer_part = GOOD[GOOD.index('[[peers]]\nrole = "stage"') : GOOD.index("[churn]")]
+    with pytest.raises(InputError, match='role = "stage"'):
+        load(tmp_path, GOOD.replace(stage_peer_part, ""))
 
 
 def test_files_that_are_no_scenarios(tmp_path: Path) -> None:
@@ -151,11 +151,13 @@ def test_the_projects_scenarios_load_and_their_names_are_their_files() -> None:
 
 def test_churn_and_lines_do_not_change_the_peers() -> None:
     """Arms are paired by seed: only what the file varies differs."""
-    calm, wild = (load_scenario(SCENARIOS / f"ten_regions_home_churn_{p}.toml") for p in (0, 20))
-    assert draw_peers(calm, 3) == draw_peers(wild, 3)
-    assert draw_peers(calm, 3) != draw_peers(calm, 4)
+    converged, wild = (load_scenario(SCENARIOS / f"ten_regions_home_churn_{p}.toml") for p in (0, 20))
+    assert draw_peers(converged, 3) == draw_peers(wild, 3)
+    assert draw_peers(converged, 3) != draw_peers(converged, 4)
     cloud = load_scenario(SCENARIOS / "ten_regions_cloud_churn_0.toml")
-    assert [(p.region, p.forward_s) for p in draw_peers(cloud, 3)] == [(p.region, p.forward_s) for p in draw_peers(calm, 3)]
+    assert [(p.region, p.forward_s) for p in draw_peers(cloud, 3)] == [
+        (p.region, p.forward_s) for p in draw_peers(converged, 3)
+    ]
 
 
 def test_draws_are_the_same_on_any_machine() -> None:

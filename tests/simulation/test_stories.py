@@ -33,14 +33,14 @@ def test_without_faults_no_computation_is_wasted() -> None:
     assert wasted and max(wasted) < 1e-9  # type: ignore[type-var, operator]
 
 
-def test_a_full_relay_answers_busy_and_nothing_is_lost() -> None:
-    swarm = small_swarm(SmallConfig(relays=1, microbatches=8, capacity=2))
+def test_a_full_stage_peer_answers_busy_and_nothing_is_lost() -> None:
+    swarm = small_swarm(SmallConfig(stage_peers=1, microbatches=8, capacity=2))
     assert swarm.run(iterations=2) == all_done(swarm, 2)
 
 
-def test_a_relay_with_little_memory_takes_no_more_than_it_can_keep() -> None:
+def test_a_stage_peer_with_little_memory_takes_no_more_than_it_can_keep() -> None:
     """What is kept for exact recovery until the commit counts, so the others of the stage get the rest."""
-    swarm = small_swarm(SmallConfig(stages=1, relays=2, microbatches=8, capacity=8, memory_microbatches=4))
+    swarm = small_swarm(SmallConfig(stages=1, stage_peers=2, microbatches=8, capacity=8, memory_microbatches=4))
     most: dict[PeerId, int] = {}
     before = swarm.world.on_event
     assert before is not None
@@ -51,18 +51,18 @@ def test_a_relay_with_little_memory_takes_no_more_than_it_can_keep() -> None:
 
     swarm.world.on_event = watch
     assert swarm.run(iterations=2) == all_done(swarm, 2)
-    assert [most[peer] for peer in swarm.relays] == [4, 4]
+    assert [most[peer] for peer in swarm.stage_peers] == [4, 4]
 
 
 def test_a_stage_without_memory_for_an_iteration_says_so() -> None:
-    swarm = small_swarm(SmallConfig(stages=1, relays=1, microbatches=8, capacity=8, memory_microbatches=4))
+    swarm = small_swarm(SmallConfig(stages=1, stage_peers=1, microbatches=8, capacity=8, memory_microbatches=4))
     with pytest.raises(AssertionError, match="stuck"):
         swarm.run(iterations=1, deadline_s=30.0)
     assert swarm.reported("memory_full")
 
 
 def test_a_newcomer_catches_up_while_the_others_train_on() -> None:
-    swarm = small_swarm(SmallConfig(relays=3), [Fault("restart", PeerId("relay_2_1"), at_s=3.5, for_s=0.1, fresh=True)])
+    swarm = small_swarm(SmallConfig(stage_peers=3), [Fault("restart", PeerId("relay_2_1"), at_s=3.5, for_s=0.1, fresh=True)])
     assert swarm.run(iterations=8) == all_done(swarm, 8)
     (_, _, caught_up_at), *_ = swarm.reported("caught_up")
     steps = [at for who, r, at in swarm.reported("stepped") if who == "data_0"]
@@ -76,7 +76,7 @@ def test_a_newcomer_catches_up_while_the_others_train_on() -> None:
 def test_a_newcomer_whose_donor_dies_asks_again() -> None:
     """Its download takes seconds; one of two donors is killed in the middle, then the other one freezes."""
     swarm = small_swarm(
-        SmallConfig(relays=4),
+        SmallConfig(stage_peers=4),
         [
             Fault("restart", PeerId("relay_2_3"), at_s=3.5, for_s=0.1, fresh=True),
             Fault("kill", PeerId("relay_2_0"), at_s=3.68),
@@ -87,7 +87,7 @@ def test_a_newcomer_whose_donor_dies_asks_again() -> None:
     assert any(who == "relay_2_3" for who, _, _ in swarm.reported("caught_up"))
 
 
-def test_a_relay_that_drains_finishes_what_it_has_and_nobody_notices() -> None:
+def test_a_stage_peer_that_drains_finishes_what_it_has_and_nobody_notices() -> None:
     swarm = small_swarm(SmallConfig(), [Fault("drain", PeerId("relay_2_1"), at_s=2.0)])
     assert swarm.run(iterations=4) == all_done(swarm, 4)
     (_, _, asked_at), (_, _, left_at) = swarm.reported("draining")[0], swarm.reported("drained")[0]
@@ -96,8 +96,8 @@ def test_a_relay_that_drains_finishes_what_it_has_and_nobody_notices() -> None:
     assert asked_at < left_at == max(injected), "it leaves when what it has counted is committed"
 
 
-def test_an_idle_relay_drains_at_once() -> None:
-    swarm = small_swarm(SmallConfig(relays=3, microbatches=1), [Fault("drain", PeerId("relay_2_2"), at_s=1.55)])
+def test_an_idle_stage_peer_drains_at_once() -> None:
+    swarm = small_swarm(SmallConfig(stage_peers=3, microbatches=1), [Fault("drain", PeerId("relay_2_2"), at_s=1.55)])
     swarm.run(iterations=3)
     (_, _, asked_at), (_, _, left_at) = swarm.reported("draining")[0], swarm.reported("drained")[0]
     assert left_at - asked_at < 0.01
@@ -110,7 +110,7 @@ def test_a_data_peer_that_drains_finishes_its_iteration() -> None:
     assert all_done(swarm, 4).done > tally.done >= 4 * 4, "the other one goes on alone"
 
 
-def test_a_relay_that_becomes_ten_times_slower_is_not_taken_for_dead() -> None:
+def test_a_stage_peer_that_becomes_ten_times_slower_is_not_taken_for_dead() -> None:
     swarm = small_swarm(SmallConfig(), [Fault("slow", PeerId("relay_2_1"), at_s=2.0, factor=10.0)])
     assert swarm.run(iterations=4) == all_done(swarm, 4)
     assert swarm.faults.fired and not swarm.reported("peer_lost") and not swarm.reported("recovery")
@@ -127,7 +127,7 @@ def test_equal_seeds_give_equal_runs() -> None:
 
 
 def test_iterations_are_not_slowed_by_waiting() -> None:
-    """Four microbatches through three stages of two relays each: compute and transfers, no timer, no retry."""
+    """Four microbatches through three stages of two stage peers each: compute and transfers, no timer, no retry."""
     swarm = small_swarm(SmallConfig())
     swarm.run(iterations=4)
     steps = [at for who, _, at in swarm.reported("stepped") if who == "data_0"]

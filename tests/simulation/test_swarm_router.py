@@ -163,7 +163,7 @@ def fault(run: Simulation, kind: str, peer: str, iteration: int) -> list[float]:
 
 def test_a_killed_peer_costs_less_than_a_second(tmp_path: Path) -> None:
     """FIELD section 3: under 0.3 s on the official code, which learns of it from the broken connection, as we do."""
-    run = simulation(story(tmp_path, iterations=6, relays=3))
+    run = simulation(story(tmp_path, iterations=6, stage_peers=3))
     *gaps, _, _, _, _, _, _ = fault(run, "kill", "relay_2_1", 3)
     assert gaps and max(gaps) < 1.0
 
@@ -174,7 +174,7 @@ def test_a_frozen_peer_stalls_the_official_time_outs_and_not_the_measured_ones(t
     stalled_s = {}
     for official in (False, True):
         config = replace(PAPER, official_failures=official)
-        run = simulation(story(tmp_path, iterations=10, relays=3), config=config)
+        run = simulation(story(tmp_path, iterations=10, stage_peers=3), config=config)
         *usual, _, _, _, _, _, _, _ = seconds = fault(run, "freeze", "relay_2_1", 3)[-10:]
         stalled_s[official] = sum(seconds) - len(seconds) * max(usual)
         assert max(seconds[-4:]) < 2 * max(usual), "it is over"
@@ -207,8 +207,8 @@ def test_equal_loads_move_nobody() -> None:
 
 
 def test_a_mover_drains_downloads_and_serves_in_its_new_stage(tmp_path: Path) -> None:
-    """Stage 2 has one relay and the others four: two moves make stage 2 as large as the others, and iterations shorter."""
-    scenario = story(tmp_path, iterations=25, relays=3, microbatches=12, forward_s=0.05)
+    """Stage 2 has one stage peer and the others four: two moves make stage 2 as large as the others, and iterations shorter."""
+    scenario = story(tmp_path, iterations=25, stage_peers=3, microbatches=12, forward_s=0.05)
     times = {}
     for period_s in (0.0, 10.0):
         run = simulation(scenario, "swarm+rebalance", replace(PAPER, rebalance_period_s=period_s))

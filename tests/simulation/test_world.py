@@ -77,9 +77,9 @@ def test_a_butterfly_takes_what_its_slowest_line_takes() -> None:
 # ---- the star
 
 
-def test_in_the_star_every_hop_between_relays_passes_the_data_peer(tmp_path: Path) -> None:
-    """Three stages: four hops each way, two of them between relays. Bytes grow by half, and so does the time of one."""
-    scenario = story(tmp_path, microbatches=1, relays=1)
+def test_in_the_star_every_hop_between_stage_peers_passes_the_data_peer(tmp_path: Path) -> None:
+    """Three stages: four hops each way, two of them between stage peers. Bytes grow by half, and so does the time of one."""
+    scenario = story(tmp_path, microbatches=1, stage_peers=1)
     direct, star = (simulation(scenario, name).run() for name in ("swarm", "swarm-hub"))
     assert star.extra["bytes_sent"] == 1.5 * float(direct.extra["bytes_sent"])
     hop_s = 0.001 + 100_000 / 1e9
@@ -90,10 +90,10 @@ def test_in_the_star_every_hop_between_relays_passes_the_data_peer(tmp_path: Pat
 
 
 def churning(folder: Path, crash: float, rejoin: float, **changes: object) -> Scenario:
-    return replace(story(folder, iterations=10, relays=3, **changes), churn=ChurnSpec(crash, rejoin))
+    return replace(story(folder, iterations=10, stage_peers=3, **changes), churn=ChurnSpec(crash, rejoin))
 
 
-def test_relays_crash_and_come_back_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_stage_peers_crash_and_come_back_and_nothing_is_lost(tmp_path: Path) -> None:
     outcome = simulation(churning(tmp_path, 0.1, 0.5)).run()
     assert outcome.extra["crashes"] and outcome.extra["returns"]
     assert outcome.microbatches_lost == outcome.double_counted == 0
@@ -101,7 +101,7 @@ def test_relays_crash_and_come_back_and_nothing_is_lost(tmp_path: Path) -> None:
 
 
 def test_the_last_peer_of_a_stage_is_spared(tmp_path: Path) -> None:
-    """Everybody is to crash in every iteration, and nobody to come back: one relay per stage stays."""
+    """Everybody is to crash in every iteration, and nobody to come back: one stage peer per stage stays."""
     run = simulation(churning(tmp_path, 1.0, 0.0))
     outcome = run.run()
     left = [p for p in run.world.peers.values() if p.alive and p.machine.ctx.stage > 0]
@@ -109,7 +109,7 @@ def test_the_last_peer_of_a_stage_is_spared(tmp_path: Path) -> None:
     assert outcome.extra["crashes"] == 6 and float(outcome.extra["spared"]) > 0
 
 
-def test_a_returning_relay_serves_only_after_its_download(tmp_path: Path) -> None:
+def test_a_returning_stage_peer_serves_only_after_its_download(tmp_path: Path) -> None:
     """Its state is 1 MB over a line of 1 MB/s: at least a second passes between its start and its first forward."""
     scenario = churning(tmp_path, 0.1, 1.0)
     scenario = replace(scenario, links=replace(scenario.links, line_bytes_per_s=(1e6,)))

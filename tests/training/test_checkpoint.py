@@ -23,7 +23,7 @@ from gwtf_p2p.training.state.checkpoint import (
     stages_in,
     step_folder,
 )
-from gwtf_p2p.training.state.epochs import read_histories, write_histories
+from gwtf_p2p.training.state.epochs import read_epochs, write_epochs
 from gwtf_p2p.training.state.export import export_hf
 from gwtf_p2p.training.state.tensors import export_state, state_hash
 from tests.training.swarm import LLAMA, MODELS, Pipeline, batch, microbatch, run_record
@@ -63,22 +63,22 @@ def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 
 def test_what_was_written_after_the_point_that_the_run_went_back_to_does_not_count(tmp_path: Path) -> None:
     save(tmp_path, 1, 10, 20, 30)
-    write_histories(tmp_path, read_histories(tmp_path).going_on(1, 20))
+    write_epochs(tmp_path, read_epochs(tmp_path).going_on(1, 20))
     assert newest(tmp_path) == 20
     assert intact_iterations(tmp_path, run_record(LLAMA), 1) == (10, 20)
     assert listed_iterations(tmp_path, run_record(LLAMA).model_hash, 1) == (10, 20)
     with pytest.raises(InputError, match="gone back"):
         load_checkpoint(tmp_path, run_record(LLAMA), 1, 30)
-    save_checkpoint(tmp_path, run_record(LLAMA), 1, small_state(30), history=1)
+    save_checkpoint(tmp_path, run_record(LLAMA), 1, small_state(30), epoch=1)
     assert newest(tmp_path) == 30
 
 
 def test_a_folder_that_was_away_when_the_run_went_back_holds_nothing(tmp_path: Path) -> None:
     save(tmp_path, 1, 10)
-    write_histories(tmp_path, read_histories(tmp_path).going_on(2, 40))
+    write_epochs(tmp_path, read_epochs(tmp_path).going_on(2, 40))
     assert newest(tmp_path) is None
-    (tmp_path / "histories.json").write_text("torn")
-    assert read_histories(tmp_path).newest == 0
+    (tmp_path / "epochs.json").write_text("torn")
+    assert read_epochs(tmp_path).newest == 0
 
 
 def crash_between_the_files(folder: Path) -> None:
@@ -151,8 +151,8 @@ def test_what_is_not_worth_keeping_goes_and_unfinished_older_ones_with_it(tmp_pa
 
 def test_what_the_run_has_gone_back_from_makes_room_for_what_it_does_again(tmp_path: Path) -> None:
     save(tmp_path, 1, 10, 80, 90, 100)
-    write_histories(tmp_path, read_histories(tmp_path).going_on(1, 10))
-    save_checkpoint(tmp_path, run_record(LLAMA), 1, small_state(20), history=1)
+    write_epochs(tmp_path, read_epochs(tmp_path).going_on(1, 10))
+    save_checkpoint(tmp_path, run_record(LLAMA), 1, small_state(20), epoch=1)
     drop_checkpoints(tmp_path, 1, lambda there: there[-3:])
     assert intact_iterations(tmp_path, run_record(LLAMA), 1) == (10, 20)
     assert not step_folder(tmp_path, 1, 90).exists()

@@ -126,7 +126,7 @@ def test_a_split_that_does_not_cover_the_layers_is_refused(split: tuple[tuple[in
 def test_a_part_that_the_split_does_not_have_is_named() -> None:
     run = run_record(LLAMA, stages=3)
     for stage in (0, 4):
-        with pytest.raises(InputError, match=f"stage: expected a relay stage, 1 to 3, got {stage}"):
+        with pytest.raises(InputError, match=f"stage: expected a stage of layers, 1 to 3, got {stage}"):
             build_stage_part(PartSpec.of(run, stage))
     with pytest.raises(InputError, match="stage: expected 0, the data peers' stage, got 1"):
         build_data_part(PartSpec.of(run, 1))

@@ -94,7 +94,7 @@ class _Agent:
         return slot.expires_at - time.time(), slot.circuit_bytes, slot.circuit_s
 
     async def become_reachable(self, relays: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-        """Path type and addresses after the first answers of the relays; both are kept up to date from then on."""
+        """Path type and addresses after the first answers of the circuit relays; both are kept up to date from then on."""
         self._reachability = Reachability(self.daemon, parse_initial_peers(relays, {}), lambda: None)
         await self._reachability.start()
         return await self.reachable()

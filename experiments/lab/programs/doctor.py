@@ -20,7 +20,7 @@ ANSWER_S = 300.0
 
 
 def start_bootstraps(lab: Lab, swarm: LabSwarm, hosts: Sequence[str]) -> list[str]:
-    """One `gwtf dht` in each of these hosts, all of one swarm; their multiaddrs."""
+    """One `gwtf bootstrap` in each of these hosts, all of one swarm; their multiaddrs."""
     from gwtf_p2p.live.libp2p.daemon import P2POptions
     from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
     from gwtf_p2p.live.peer.config import PeerConfig
@@ -29,7 +29,7 @@ def start_bootstraps(lab: Lab, swarm: LabSwarm, hosts: Sequence[str]) -> list[st
     for host in hosts:
         listen = (f"/ip4/{lab.public_address(host)}/tcp/{BOOTSTRAP_PORT}",)
         options = P2POptions(parse_initial_peers(maddrs, {}), listen, is_public=True, nat_port_map=False)
-        swarm.start_in(host, host, PeerConfig("dht", options, swarm.folder / f"{host}.key"))
+        swarm.start_in(host, host, PeerConfig("bootstrap", options, swarm.folder / f"{host}.key"))
         started = swarm.wait_for(host, "started", ANSWER_S)
         assert started is not None, (swarm.folder / f"{host}.log").read_text()
         maddrs += [maddr for maddr in started["maddrs"] if lab.public_address(host) in maddr]

@@ -3,7 +3,7 @@
     with Lab(load_topology("nat_swarm")) as lab, Training(lab, folder) as run:
         run.bootstrap("boot")
         run.data("second", "--public_ip", lab.public_address("second"))
-        run.relay("symmetric")
+        run.circuit relay("symmetric")
         run.wait(lambda: run.done_by("symmetric"), 60)
 
 Reports of all peers are kept with the time of their arrival.
@@ -94,7 +94,7 @@ class Training:
         `options`: fields of `P2POptions` that no flag sets.
         """
         name = name or host
-        self._start(host, name, dht, ["dht", "--public_ip", self.lab.public_address(host), *flags], options)
+        self._start(host, name, dht, ["bootstrap", "--public_ip", self.lab.public_address(host), *flags], options)
         self.wait(lambda: name in self.ids, 120)
         maddr = str(self.reports(name, "started")[-1]["maddrs"][0])
         self.join = [maddr]

@@ -25,8 +25,9 @@ class Actors:
 
 
 @dataclass
-class LiveRelays:
-    """The relays of a live run, by name. `stage_of`, `online`: the run's own books, every peer's stage and who is in step."""
+class LiveStagePeers:
+    """The stage peers of a live run, by name. `stage_of`, `online`: the run's own books, every peer's stage and who is in
+    step."""
 
     stage_of: dict[str, Stage]
     online: set[str]

@@ -51,7 +51,7 @@ class LivePlan:
         check_live(task)
         scenario = scaled(task.scenario, task.time_scale)
         swarm = build(scenario, task.arm, task.seed, lambda peer, report, now: None)
-        relays = [g for g in scenario.groups if not g.is_data]
+        stage_peers = [g for g in scenario.groups if not g.is_data]
         record = replace(
             task.record,
             run_id=RunId(f"ab-{task.seed}"),
@@ -59,7 +59,7 @@ class LivePlan:
             router=task.arm.router,
             recovery=task.arm.recovery,
             data_peers=scenario.data_peers,
-            relays_per_stage=sum(g.count for g in relays),
+            peers_per_stage=sum(g.count for g in stage_peers),
             microbatches_per_data_peer=scenario.model.microbatches_per_data_peer,
             total_iterations=scenario.iterations,
         )
@@ -82,7 +82,7 @@ class LivePlan:
         return {self.ids[str(peer)]: line for peer, line in self.swarm.links.line_bytes_per_s.items()}
 
     def config(self, name: str, stage: Stage, socket: Path, maddr: str) -> PeerConfig:
-        """What the peer with this name is told, in that stage (a relay may have moved)."""
+        """What the peer with this name is told, in that stage (a stage peer may have moved)."""
         drawn = self.swarm.drawn[PeerId(name)]
         is_data = stage == DATA_STAGE
         shard = int(name.rpartition("_")[2]) if is_data else None
@@ -104,7 +104,7 @@ class LivePlan:
 
     def bootstrap(self) -> PeerConfig:
         identity_path = self.task.out / "keys" / "bootstrap.key"
-        return PeerConfig(role="dht", options=P2POptions.on_this_machine(), identity_path=identity_path)
+        return PeerConfig(role="bootstrap", options=P2POptions.on_this_machine(), identity_path=identity_path)
 
     def _emulation(self, work_s: dict[Work, float], stage: Stage, socket: Path) -> Emulation:
         links, model, ids = self.swarm.links, self.swarm.scenario.model, self.ids

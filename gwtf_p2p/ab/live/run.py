@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gwtf_p2p.ab.live.churn import Actors, LiveRebalancing, LiveRelays, stages_of
+from gwtf_p2p.ab.live.churn import Actors, LiveRebalancing, LiveStagePeers, stages_of
 from gwtf_p2p.ab.live.cpu import CpuBooks
 from gwtf_p2p.ab.live.metrics import LiveMetrics
 from gwtf_p2p.ab.live.plan import LivePlan
@@ -27,7 +27,7 @@ POLL_S = 0.02
 START_DEADLINE_S = 120.0
 STALL_S = 120.0
 LAST_WORDS_S = 3.0
-"""How long relays may take to report their last step after the data peers have reported theirs."""
+"""How long stage peers may take to report their last step after the data peers have reported theirs."""
 
 BOOTSTRAP = "bootstrap"
 
@@ -59,8 +59,8 @@ class _LiveRun:
         self.cpu = CpuBooks()
         actors = Actors(self._kill, self._start, self._move)
         scenario = plan.swarm.scenario
-        self.relays = LiveRelays(self.stage_of, self.online, actors)
-        self.churn = Churn(scenario.churn, self.task.seed, plan.bound.iteration_s, self.relays)
+        self.stage_peers = LiveStagePeers(self.stage_of, self.online, actors)
+        self.churn = Churn(scenario.churn, self.task.seed, plan.bound.iteration_s, self.stage_peers)
         period_s = getattr(self.task.arm.config, "rebalance_period_s", 0.0) * self.task.time_scale
         self.rebalancing = LiveRebalancing(period_s, scenario.model.stages, self.stage_of, self.online, actors)
         self.maddr = ""
@@ -157,7 +157,7 @@ class _LiveRun:
     def _ended(self, name: str, report: Mapping[str, Any]) -> None:
         if report["name"] == "exited" and self.rebalancing.left(name):
             self._start(name)
-        elif name not in self.relays.down and name not in self.rebalancing.leaving:
+        elif name not in self.stage_peers.down and name not in self.rebalancing.leaving:
             raise RunFailed(f"{name} ended: {report.get('error', report.get('code'))}: {self._log(name)}")
 
     def _take_queued(self) -> dict[str, list[int]]:

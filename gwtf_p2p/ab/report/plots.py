@@ -124,11 +124,11 @@ def flows(run: RunResult, title: str) -> str:
     """Peers by stage; a line's width is the number of microbatches that went that way."""
     edges: Counter[tuple[str, str]] = Counter()
     for route, count in run.routes.items():
-        relays = route.split(" > ")
-        for a, b in zip(["out", *relays], [*relays, "in"], strict=True):
+        stage_peers = route.split(" > ")
+        for a, b in zip(["out", *stage_peers], [*stage_peers, "in"], strict=True):
             edges[a, b] += count
     stages: dict[int, list[str]] = {}
-    for peer in sorted({p for edge in edges for p in edge} - {"out", "in"}, key=_place):
+    for peer in sorted({p for transport in edges for p in transport} - {"out", "in"}, key=_place):
         stages.setdefault(_place(peer)[0], []).append(peer)
     columns = [["out"], *(stages[k] for k in sorted(stages)), ["in"]]
     tallest = max(len(column) for column in columns)
@@ -151,7 +151,7 @@ def flows(run: RunResult, title: str) -> str:
 
 
 def _place(peer: str) -> tuple[int, int, str]:
-    """Data peers first, relays by stage and number."""
+    """Data peers first, stage peers by stage and number."""
     numbers = [int(n) for n in re.findall(r"\d+", peer)]
     if peer.startswith("data") or not numbers:
         return 0, numbers[0] if numbers else 0, peer

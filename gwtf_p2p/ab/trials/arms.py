@@ -3,7 +3,7 @@
     NAME[:FIELD=VALUE...][@limited|@strict|@recomputed|@unlimited]
 
 NAME is a router or one of `NAMED`, the fields are the router's settings (`protocol/routers/factory`), and what follows @ is
-what relays do with activations (`simulation/swarm/build`). `swarm:gamma=0.1:in_flight=4@recomputed`.
+what stage peers do with activations (`simulation/swarm/build`). `swarm:gamma=0.1:in_flight=4@recomputed`.
 """
 
 from __future__ import annotations

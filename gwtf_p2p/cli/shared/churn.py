@@ -1,15 +1,15 @@
 """The script of `gwtf demo --churn`: faults and joins as data.
 
-    "kill relay stage=2 at=backward_received iter=3; freeze relay stage=1 index=1 at=averaging iter=5; join stage=2 iter=6"
+    "kill peer stage=2 at=backward_received iter=3; freeze peer stage=1 index=1 at=averaging iter=5; join stage=2 iter=6"
     "kill data index=1 at=forward_received iter=2; restart data index=1 iter=4; kill bootstrap iter=5"
     "rate crash=0.1 rejoin=0.5"
 
-Steps are separated by semicolons; iterations count from 1, as the demo prints them. `index` chooses a relay of the stage or a
+Steps are separated by semicolons; iterations count from 1, as the demo prints them. `index` chooses a peer of the stage or a
 data peer (default 0); `index=any` is whoever gets to the moment first. `restart` starts a killed peer again, with its identity
 and its files, when that iteration begins. Every step must come about: one that does not is told at the end, with exit code 1.
 
-`rate` is what the scenario files have: in every iteration each relay crashes with probability `crash`, at a moment that is
-uniform in the iteration, and each crashed one starts again with probability `rejoin`. The last living relay of a stage is
+`rate` is what the scenario files have: in every iteration each stage peer crashes with probability `crash`, at a moment that is
+uniform in the iteration, and each crashed one starts again with probability `rejoin`. The last living stage peer of a stage is
 spared, so that the training goes on. The seed is the run's.
 """
 
@@ -24,7 +24,7 @@ from gwtf_p2p.simulation.scenario.scenario import ChurnSpec
 WHERE = "--churn"
 VERBS = ("kill", "freeze", "restart", "join")
 AT_A_MOMENT = ("kill", "freeze")
-ROLES = ("relay", "data", "bootstrap")
+ROLES = ("stage", "data", "bootstrap")
 ANY = -1
 
 
@@ -46,7 +46,7 @@ class ChurnStep:
     def target(self) -> str:
         """The demo's name of the peer that the step is about."""
         index = "*" if self.index == ANY else str(self.index)
-        return {"relay": f"relay{self.stage}.{index}", "data": f"data{index}"}.get(self.role, self.role)
+        return {"stage": f"stage{self.stage}.{index}", "data": f"data{index}"}.get(self.role, self.role)
 
     def is_about(self, name: str) -> bool:
         """Can it be this peer's?"""
@@ -92,9 +92,10 @@ def _parse_step(words: list[str], text: str, moments: tuple[str, ...]) -> ChurnS
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
         raise InputError(WHERE, text, f"expected {', '.join(VERBS)} or rate, got {verb!r}")
-    role = rest.pop(0) if rest and "=" not in rest[0] else "relay"
-    if role not in ROLES or (verb == "join" and role != "relay"):
-        raise InputError(WHERE, text, f"expected {'relay' if verb == 'join' else ', '.join(ROLES)}, got {role!r}")
+    role = rest.pop(0) if rest and "=" not in rest[0] else "stage"
+    role = "stage" if role in ("peer", "relay") else role
+    if role not in ROLES or (verb == "join" and role != "stage"):
+        raise InputError(WHERE, text, f"expected {'peer' if verb == 'join' else 'peer, data, bootstrap'}, got {role!r}")
     values: dict[str, str] = {}
     for word in rest:
         name, equals, value = word.partition("=")

@@ -66,7 +66,7 @@ class ChurnRun:
             return  # not yet: it must be down first
         self._done.add(step)
         if step.verb == "join":
-            name = run.add_relay(step.stage)
+            name = run.add_stage_peer(step.stage)
             self.say(f"{name} joins in step {step.iteration + 1}")
         elif step.verb == "restart":
             run.start_again(name)
@@ -78,7 +78,7 @@ class ChurnRun:
     # ---- rates (see `simulation.churn`, which has the plan)
 
     def stages(self) -> Mapping[PeerId, Stage]:
-        lines = {name: self.run.lines[name] for name in self.run.names("relay")}
+        lines = {name: self.run.lines[name] for name in self.run.names("stage")}
         return {PeerId(name): Stage(line.stage) for name, line in lines.items() if line.state != "left"}
 
     def is_down(self, peer: PeerId) -> bool:

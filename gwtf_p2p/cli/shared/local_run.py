@@ -1,6 +1,6 @@
 """A run of real peers on this machine: who they are, what they report, and what is done to them.
 
-Used by `gwtf demo` and by the experiments that need a live swarm. Names are `bootstrap`, `data0`..., `relay1.0`... (stage and
+Used by `gwtf demo` and by the experiments that need a live swarm. Names are `bootstrap`, `data0`..., `stage1.0`... (stage and
 number). A peer that ends without having been killed by us ends the run (`RunFailed`).
 """
 
@@ -41,7 +41,7 @@ class LocalRunConfig:
     """
 
     data_peers: int
-    relays_per_stage: int
+    peers_per_stage: int
     capacity: int = 4
     device: str = "cpu"
     torch_dtype: str = "float32"
@@ -95,8 +95,8 @@ class LocalRun:
         for shard in range(self.config.data_peers):
             self.add_data_peer(shard)
         for stage in range(1, self.record.stages + 1):
-            for _ in range(self.config.relays_per_stage):
-                self.add_relay(stage)
+            for _ in range(self.config.peers_per_stage):
+                self.add_stage_peer(stage)
 
     def add_data_peer(self, shard: int) -> str:
         name = f"data{shard}"
@@ -105,10 +105,10 @@ class LocalRun:
         self.swarm.start(name, self._config(name))
         return name
 
-    def add_relay(self, stage: int) -> str:
-        """The next relay peer of this stage; returns its name."""
-        name = f"relay{stage}.{sum(line.stage == stage for line in self.lines.values())}"
-        self.lines[name] = PeerLine("relay", stage)
+    def add_stage_peer(self, stage: int) -> str:
+        """The next stage peer of this stage; returns its name."""
+        name = f"stage{stage}.{sum(line.stage == stage for line in self.lines.values())}"
+        self.lines[name] = PeerLine("stage", stage)
         self.swarm.start(name, self._config(name))
         return name
 
@@ -157,12 +157,12 @@ class LocalRun:
         config, line, shard = self.config, self.lines[name], self._shards.get(name)
         folder = config.checkpoint_dir
         return PeerConfig(
-            role={"bootstrap": "dht", "data": "data", "relay": "peer"}[line.role],
+            role={"bootstrap": "bootstrap", "data": "data", "stage": "peer"}[line.role],
             options=P2POptions.on_this_machine(self.initial_peer()),
             identity_path=self.folder / f"{name}.key",
             run_id=self.record.run_id,
             new_run=self.record if shard == 0 else None,
-            stage=line.stage if line.role == "relay" else None,
+            stage=line.stage if line.role == "stage" else None,
             shard=shard,
             capacity=config.capacity,
             executor=ExecutorConfig(config.device, config.torch_dtype),
@@ -223,8 +223,8 @@ class LocalRun:
 
     def finished(self, steps: int) -> bool:
         """Has everybody that is there done its steps?"""
-        data_peers, relays = self.names("data", "online"), self.names("relay", "online")
-        done = all(self.lines[name].iteration >= steps for name in (*data_peers, *relays))
+        data_peers, stage_peers = self.names("data", "online"), self.names("stage", "online")
+        done = all(self.lines[name].iteration >= steps for name in (*data_peers, *stage_peers))
         return bool(data_peers) and done and set(data_peers) <= self.complete
 
     def tail(self, name: str, lines: int = 5) -> str:

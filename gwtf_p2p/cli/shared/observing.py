@@ -44,7 +44,7 @@ def watch(args: argparse.Namespace, on_look: OnLook) -> int:
     logging.basicConfig(level=args.log_level.upper(), stream=sys.stderr)
     peers = parse_initial_peers(args.initial_peers, os.environ)
     if not peers:
-        raise InputError("--initial_peers", "", "expected at least one multiaddr, as `gwtf dht` prints it")
+        raise InputError("--initial_peers", "", "expected at least one multiaddr, as `gwtf bootstrap` prints it")
 
     async def main() -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()

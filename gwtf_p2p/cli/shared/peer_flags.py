@@ -1,4 +1,4 @@
-"""The flags that `gwtf dht`, `data` and `peer` share, spelled as in hivemind and Petals, and how such a peer is run."""
+"""The flags that `gwtf bootstrap`, `data` and `peer` share, spelled as in hivemind and Petals, and how such a peer is run."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def add_network_flags(parser: argparse.ArgumentParser, port: int) -> None:
     add("--port", type=int, default=port, help=f"TCP port to listen on (default {port}; 0: any)")
     add("--public_ip", help="announce this address with --port")
     add("--identity_path", type=Path, help="identity file (default ~/.gwtf/identity.key)")
-    add("--use_relay", dest="use_relay", action="store_true", default=True, help="reach peers through relays (default)")
-    add("--no_relay", dest="use_relay", action="store_false", help="never use a relay")
-    add("--use_auto_relay", action="store_true", help="be reachable through a relay when behind NAT")
+    add("--use_relay", dest="use_relay", action="store_true", default=True, help="reach peers through circuit relays (default)")
+    add("--no_relay", dest="use_relay", action="store_false", help="never use a circuit relay")
+    add("--use_auto_relay", action="store_true", help="be reachable through a circuit relay when behind NAT")
     add("--log_level", default=os.environ.get("HIVEMIND_LOGLEVEL", "INFO"), help="DEBUG, INFO, WARNING or ERROR")
     add("--json", action="store_true", help="one JSON object per report on stdout")
 
@@ -95,7 +95,7 @@ def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
 
     peers = parse_initial_peers(args.initial_peers, os.environ)
     if needs_peers and not peers:
-        raise InputError("--initial_peers", "", "expected at least one multiaddr, as `gwtf dht` prints it")
+        raise InputError("--initial_peers", "", "expected at least one multiaddr, as `gwtf bootstrap` prints it")
     if not 0 <= args.port <= 65535:
         raise InputError("--port", str(args.port), "expected 0 to 65535")
     host = args.host_maddrs if args.host_maddrs is not None else _everywhere(args.port, is_bootstrap=not needs_peers)

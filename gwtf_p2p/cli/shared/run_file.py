@@ -52,6 +52,9 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 _OWN_FIELDS = {"model", "stages", "optimizer"}
+OLDER_FIELDS = {"relays_per_stage": "peers_per_stage"}
+"""Fields of older run files, and how they are called now."""
+
 _INTERNAL = {"model_config", "sequence_number", "schema_version", "wire_version"}
 
 
@@ -94,6 +97,7 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     from gwtf_p2p.training.data.tokenizer import load_tokenizer
     from gwtf_p2p.training.model.families import check_run, default_layer_split, layer_count
 
+    plain = {OLDER_FIELDS.get(name, name): value for name, value in plain.items()}
     allowed = ({f.name for f in fields(RunRecord)} - _INTERNAL) | _OWN_FIELDS
     for name in plain:
         if name not in allowed:

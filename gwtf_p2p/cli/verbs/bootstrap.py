@@ -1,4 +1,4 @@
-"""`gwtf dht`: a bootstrap peer, the rendezvous of a swarm. It holds no stage; it prints the line that others paste."""
+"""`gwtf bootstrap`: a bootstrap peer, the rendezvous of a swarm. It holds no stage; it prints the line that others paste."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """The flags of the verb."""
-    parser = subparsers.add_parser("dht", help="bootstrap peer: rendezvous for a swarm", description=__doc__)
+    parser = subparsers.add_parser("bootstrap", help="bootstrap peer: rendezvous for a swarm", description=__doc__)
     add_network_flags(parser, BOOTSTRAP_PORT)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves until Ctrl+C."""
+
     def report(fields: dict[str, Any]) -> None:
         if args.json:
             print(json.dumps(fields), flush=True)
@@ -37,4 +38,4 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
     options = p2p_options(args, needs_peers=False)
     from gwtf_p2p.live.peer.config import PeerConfig
 
-    return PeerConfig("dht", options, args.identity_path, join_timeout_s=args.timeout)
+    return PeerConfig("bootstrap", options, args.identity_path, join_timeout_s=args.timeout)

@@ -39,8 +39,8 @@ def add_parser(subparsers: Any) -> None:
     """The flags of the verb."""
     parser = subparsers.add_parser("demo", help="train a small model on a local swarm of real peers", description=__doc__)
     number = parser.add_argument
-    number("--stages", type=int, default=3, help="pipeline stages of relay peers (default 3)")
-    number("--relays_per_stage", type=int, default=2, help="relay peers in each stage (default 2)")
+    number("--stages", type=int, default=3, help="pipeline stages of stage peers (default 3)")
+    number("--peers_per_stage", "--relays_per_stage", type=int, default=2, help="stage peers in each stage (default 2)")
     number("--data_peers", type=int, default=2, help="data peers, one shard of the dataset each (default 2)")
     number("--steps", type=int, default=50, help="optimizer steps (default 50)")
     number("--model", default="tiny-llama", help="tiny-llama, tiny-gpt2, a config.json or a hub id")
@@ -52,12 +52,12 @@ def add_parser(subparsers: Any) -> None:
     number("--microbatches", type=int, default=4, help="per data peer and step (default 4)")
     number("--microbatch_size", type=int, default=4, help="sequences in a microbatch (default 4)")
     number("--sequence_length", type=int, default=128, help="tokens in a sequence (default 128)")
-    number("--capacity", type=int, default=4, help="most microbatches that a relay holds at once (default 4)")
+    number("--capacity", type=int, default=4, help="most microbatches that a stage peer holds at once (default 4)")
     number("--learning_rate", type=float, default=1.5e-3)
     number("--wire_dtype", default="float32", help="float32 or bfloat16: activations on the wire")
     number("--torch_dtype", default="float32", help="float32 or bfloat16: how peers compute")
     number("--device", default="cpu", help="cpu, cuda or cuda:N")
-    number("--churn", default="", metavar="SCRIPT", help="faults, such as 'kill relay stage=2 at=backward_received iter=3'")
+    number("--churn", default="", metavar="SCRIPT", help="faults, such as 'kill peer stage=2 at=backward_received iter=3'")
     number("--checkpoint_dir", type=Path, metavar="DIR", help="write every stage's checkpoints there, and resume from them")
     number("--keep_logs", type=Path, metavar="DIR", help="keep every peer's log and event log there")
     number("--json", action="store_true", help="one JSON object on stdout, progress on stderr")
@@ -66,7 +66,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 when every step was committed."""
-    for name in ("stages", "relays_per_stage", "data_peers", "steps"):
+    for name in ("stages", "peers_per_stage", "data_peers", "steps"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name}", str(getattr(args, name)), "expected a whole number above 0")
     from gwtf_p2p.training.data.batches import open_data
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def plain_run(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of the demo's run, as in a run file."""
-    names = ("stages", "relays_per_stage", "data_peers", "model", "dataset", "tokenizer", "router", "recovery", "seed")
+    names = ("stages", "peers_per_stage", "data_peers", "model", "dataset", "tokenizer", "router", "recovery", "seed")
     plain = {name: getattr(args, name) for name in (*names, "sequence_length", "microbatch_size", "wire_dtype")}
     plain["microbatches_per_data_peer"] = args.microbatches
     plain["total_iterations"] = args.steps
@@ -97,7 +97,7 @@ def _churn_of(args: argparse.Namespace) -> ChurnScript:
 
     script = parse_churn(args.churn, ALL_MOMENTS)
     for step in script.steps:
-        peers = args.relays_per_stage if step.role == "relay" else args.data_peers
+        peers = args.peers_per_stage if step.role == "stage" else args.data_peers
         known = step.role == "bootstrap" or step.verb in ("join", "restart") or step.index < peers
         if not known or not 1 <= step.stage <= args.stages or step.iteration >= args.steps:
             raise InputError("--churn", str(step), "no such peer, stage or step in this demo")
@@ -113,7 +113,7 @@ class _Demo:
         script = _churn_of(args)
         config = LocalRunConfig(
             data_peers=args.data_peers,
-            relays_per_stage=args.relays_per_stage,
+            peers_per_stage=args.peers_per_stage,
             capacity=args.capacity,
             device=args.device,
             torch_dtype=args.torch_dtype,
@@ -121,8 +121,8 @@ class _Demo:
             checkpoint_every=CHECKPOINT_EVERY,
             event_logs=bool(args.keep_logs),
         )
-        relays = [f"relay{k + 1}.{i}" for k in range(record.stages) for i in range(args.relays_per_stage)]
-        names = [*relays, *(f"data{i}" for i in range(args.data_peers))]
+        stage_peers = [f"stage{k + 1}.{i}" for k in range(record.stages) for i in range(args.peers_per_stage)]
+        names = [*stage_peers, *(f"data{i}" for i in range(args.data_peers))]
         self.local = LocalRun(config, record, folder, faults_of(script, names, folder))
         self.state = self.local.state
         self.churn = ChurnRun(script, self.local, args.seed, self._say)
@@ -155,7 +155,7 @@ class _Demo:
     def _start(self) -> None:
         args = self.args
         self._say(
-            f"starting 1 bootstrap peer, {args.data_peers} data peers and {args.stages * args.relays_per_stage} relay peers "
+            f"starting 1 bootstrap peer, {args.data_peers} data peers and {args.stages * args.peers_per_stage} stage peers "
             f"in {args.stages} stages ({args.model}, {args.dataset}, router {args.router})"
         )
         self.local.begin()

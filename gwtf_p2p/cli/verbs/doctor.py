@@ -1,7 +1,7 @@
 """`gwtf doctor`: can this machine take part? Each line of the report comes with a remedy; the exit code says it in short.
 
 Give two public peers of the swarm as --initial_peers: the kind of NAT cannot be told with fewer. It takes 15 to 40 seconds, and
-sends up to 100 MB. Exit codes: 0 fit to be a relay peer (or nothing is known against it), 2 bad input, 3 the network is against
+sends up to 100 MB. Exit codes: 0 fit to be a stage peer (or nothing is known against it), 2 bad input, 3 the network is against
 it, 6 this machine is (memory, disk, open files, clock, device).
 """
 

@@ -1,4 +1,4 @@
-"""`gwtf peer`: a relay peer. `gwtf peer --initial_peers MADDR --run_id R` is enough."""
+"""`gwtf peer`: a stage peer. `gwtf peer --initial_peers MADDR --run_id R` is enough."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """The flags of the verb."""
-    parser = subparsers.add_parser("peer", help="relay peer: holds one stage of the model", description=__doc__)
+    parser = subparsers.add_parser("peer", help="stage peer: holds one stage of the model", description=__doc__)
     add_network_flags(parser, PEER_PORT)
     parser.add_argument("--run_id", help="the run to take part in")
     parser.add_argument("--stage", type=int, help="hold this stage, and stay there, instead of the one that needs a peer most")

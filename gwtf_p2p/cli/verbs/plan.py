@@ -1,4 +1,4 @@
-"""`gwtf route PROBLEM.json`: plans a problem file without a network (DESIGN section 7).
+"""`gwtf plan PROBLEM.json`: plans a problem file without a network (DESIGN section 7).
 
 With `--json` one object on stdout; otherwise the flows drawn stage by stage, their costs, and how good the plan is.
 """
@@ -54,9 +54,9 @@ PLANNERS: dict[str, PlanMaker] = {
 
 
 def add_parser(subparsers: Any) -> None:
-    """Flags of `gwtf route`."""
+    """Flags of `gwtf plan`."""
     summary = (__doc__ or "").split("\n", 1)[0]
-    parser = subparsers.add_parser("route", help="plan the flows of a problem file", description=summary)
+    parser = subparsers.add_parser("plan", help="plan the flows of a problem file", description=summary)
     parser.add_argument("problem", metavar="PROBLEM.json")
     parser.add_argument("--router", default="gwtf", help=f"{', '.join(PLANNERS)} (default gwtf)")
     parser.add_argument("--seed", type=int, default=0, help="of routers that draw at random (default 0)")

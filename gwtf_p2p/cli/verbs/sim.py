@@ -43,7 +43,8 @@ def add_parser(subparsers: Any) -> None:
         "--memory",
         choices=[memory.value for memory in Memory],
         default=Memory.LIMITED.value,
-        help="limited: activations are kept up to the capacity (strict: SWARM's relays refuse too), recomputed, or unlimited",
+        help="limited: activations are kept up to the capacity (strict: SWARM's stage peers refuse too), recomputed, "
+        "or unlimited",
     )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="of one seed: .jsonl (events), .json (Chrome trace)")
     parser.add_argument("--json", action="store_true", help="one object per seed")

@@ -266,7 +266,8 @@ class _Round:
                 elif weight > 0:
                     contributions.append((weight, await self._arrived(("part", member, number))))
             payload, parts = await _work(
-                batch.max_bytes * len(contributions), lambda: self._share_of(batch, contributions)  # noqa: B023  awaited here
+                batch.max_bytes * len(contributions),
+                lambda: self._share_of(batch, contributions),  # noqa: B023  awaited here
             )
             self._register(self._me, batch, parts)
             for other in self._others:

@@ -83,7 +83,7 @@ class Compute:
         return await self.in_thread(lambda: self._timed(work, microbatch))
 
     async def measure(self) -> dict[Work, float]:
-        """Seconds of one real microbatch of this relay's stage, per kind of work; nothing of it is counted.
+        """Seconds of one real microbatch of this stage peer's stage, per kind of work; nothing of it is counted.
 
         The first one pays for what torch sets up only once, so it is the second that is taken. Empty for a data peer.
         """
@@ -123,9 +123,7 @@ class Compute:
 
     async def snapshot(self) -> tuple[int, dict[str, Tensor]]:
         """(weights version, state) between two computations, in fresh memory."""
-        return await self.in_thread(
-            lambda: (self.optimizer.steps, export_state(self.executor.part.parameters, self.optimizer))
-        )
+        return await self.in_thread(lambda: (self.optimizer.steps, export_state(self.executor.part.parameters, self.optimizer)))
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Run a function in the compute thread, after what is queued there already."""
@@ -160,14 +158,14 @@ class Compute:
         marks = device.begin(work, microbatch) if device is not None else None
         loss = self._data(executor, work, microbatch) if isinstance(executor, DataExecutor) else None
         if isinstance(executor, StageExecutor):
-            self._relay(executor, work, microbatch)
+            self._stage_peer(executor, work, microbatch)
         if work in (Work.BACKWARD, Work.FINISH):
             self.store.done(microbatch)
         if device is not None:
             device.end(work, microbatch, marks)
         return time.perf_counter() - began, loss
 
-    def _relay(self, executor: StageExecutor, work: Work, microbatch: MicrobatchId) -> None:
+    def _stage_peer(self, executor: StageExecutor, work: Work, microbatch: MicrobatchId) -> None:
         match work:
             case Work.FORWARD:
                 self._keep(microbatch, Slot.OUTPUT, executor.forward(microbatch, self._get(microbatch, Slot.INPUT)))
@@ -181,7 +179,7 @@ class Compute:
                 executor.forward(microbatch, self._get(microbatch, Slot.INPUT))
                 executor.backward(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
             case _:
-                raise ValueError(f"a relay peer does not {work.value}")
+                raise ValueError(f"a stage peer does not {work.value}")
 
     def _data(self, executor: DataExecutor, work: Work, microbatch: MicrobatchId) -> float | None:
         loss = None

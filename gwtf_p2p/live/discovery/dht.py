@@ -150,9 +150,7 @@ class Dht:
         return bool(await self._node.store(key, value, expiry, subkey=self._owner, beam_size=_STORE_BEAM))
 
     async def _read(self, keys: list[str]) -> dict[str, Any]:
-        found: dict[str, Any] = await self._node.get_many(
-            keys, sufficient_expiration_time=float("inf"), beam_size=REPLICAS
-        )
+        found: dict[str, Any] = await self._node.get_many(keys, sufficient_expiration_time=float("inf"), beam_size=REPLICAS)
         return {key: entry.value if entry is not None else {} for key, entry in found.items()}
 
     def _decoded(self, entries: Any, decode: Callable[[bytes], R]) -> Iterator[tuple[PeerId, R, float]]:

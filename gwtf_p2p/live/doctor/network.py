@@ -1,4 +1,4 @@
-"""What `gwtf doctor` finds out about the network: who answers, the NAT (`doctor_nat`), relays, megabytes, clocks."""
+"""What `gwtf doctor` finds out about the network: who answers, the NAT (`doctor_nat`), circuit relays, megabytes, clocks."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from gwtf_p2p.protocol.wire.records import RunRecord
 
 SPEED_S = 15.0
 MOST_RELAYS = 2
-"""So many relays are asked for a slot; megabytes go through the first that takes them."""
+"""So many circuit relays are asked for a slot; megabytes go through the first that takes them."""
 
 
 @dataclass(frozen=True, slots=True)
 class RelayTrial:
-    """A relay and what it gave: a slot with its budget, and the speed through it (from this machine, through the relay, back
-    to this machine: the slower of both directions counts)."""
+    """A circuit relay and what it gave: a slot with its budget, and the speed through it (from this machine, through the
+    circuit relay, back to this machine: the slower of both directions counts)."""
 
     relay: PeerId
     maddr: str
@@ -78,7 +78,9 @@ async def examine_network(
     """Everything about the network, in about 10-25 s. `folder` takes the identities for the moment. Raises DaemonFailed."""
     findings = NetworkFindings(port or free_port(), len({peer.peer for peer in initial}))
     direct = [peer for peer in initial if peer.relay is None]
-    findings.failed = {peer.text: "behind a relay: the doctor needs the relay's own address" for peer in initial if peer.relay}
+    findings.failed = {
+        peer.text: "behind a relay: the doctor needs the circuit relay's own address" for peer in initial if peer.relay
+    }
     findings.failed.update(await probe(direct))
     known, failed = await meet([peer for peer in direct if peer.text not in findings.failed])
     findings.failed.update(failed)
@@ -125,7 +127,7 @@ async def _examine_with_peers(
 
 
 async def _try_relay(home: Daemon, peer: KnownPeer, measure: bool) -> RelayTrial:
-    """A slot at this relay, and, to `measure`, megabytes through it to home from another p2pd of this machine."""
+    """A slot at this circuit relay, and, to `measure`, megabytes through it to home from another p2pd of this machine."""
     relay, maddr = peer.initial.peer, peer.initial.text
     if why := await connect(home.control_path, relay, [maddr], ANSWER_S):
         return RelayTrial(relay, maddr, why=why)
@@ -138,7 +140,7 @@ async def _try_relay(home: Daemon, peer: KnownPeer, measure: bool) -> RelayTrial
     async with quiet_daemon(None, ()) as caller:
         why = await connect(caller.control_path, home.peer_id, [f"{maddr}/p2p-circuit/p2p/{home.peer_id}"], ANSWER_S)
         if why:
-            return RelayTrial(relay, maddr, slot, why=f"the slot is given, but the relay does not connect: {why}")
+            return RelayTrial(relay, maddr, slot, why=f"the slot is given, but the circuit relay does not connect: {why}")
         try:
             return RelayTrial(relay, maddr, slot, await measure_speed(caller, home.peer_id, SPEED_S))
         except SpeedUnknown as error:

@@ -58,13 +58,16 @@ def _nat_remedy(found: NetworkFindings, kind: NatKind, double: bool | None) -> s
     if kind.strangers_get_in or kind is NatKind.UNKNOWN:
         return ""
     if kind is NatKind.FIREWALL:
-        return f"to be called directly, let TCP port {found.port} in at the firewall; else relays are used"
+        return f"to be called directly, let TCP port {found.port} in at the firewall; else circuit relays are used"
     if double:
-        return "to be called directly, ask the provider for a public address, or use IPv6; else relays and punching are used"
+        return (
+            "to be called directly, ask the provider for a public address, or use IPv6; else circuit relays and "
+            "punching are used"
+        )
     router = found.evidence.hops[0] if found.evidence.hops else "the router"
     return (
         f"to be called directly, turn on UPnP or PCP in {router}, or forward TCP port {found.port} there "
-        f"to {found.evidence.own_ip}; else relays and punching are used"
+        f"to {found.evidence.own_ip}; else circuit relays and punching are used"
     )
 
 
@@ -99,12 +102,12 @@ def _way_in(found: NetworkFindings) -> Line:
     if slots:
         others = ", and directly where a hole can be punched" if kind is not NatKind.SYMMETRIC else ""
         if kind is NatKind.UNKNOWN:
-            text = f"others call this machine through {len(slots)} relays; whether directly too is not known"
+            text = f"others call this machine through {len(slots)} circuit relays; whether directly too is not known"
             return Line("way_in", Status.UNKNOWN, text, "see the line on NAT", (BOOTSTRAP,), True, values)
-        text = f"others call this machine through {len(slots)} relays{others}"
+        text = f"others call this machine through {len(slots)} circuit relays{others}"
         remedy = "for a bootstrap peer: a machine with a public address, or a forwarded port"
         return Line("way_in", Status.BAD, text, remedy, (BOOTSTRAP,), True, values)
-    remedy = "give --initial_peers that relay (any `gwtf dht` on a public address does), or see the line on NAT"
+    remedy = "give --initial_peers that are circuit relays (a `gwtf bootstrap` on a public address is), or see the line on NAT"
     return Line("way_in", Status.BAD, "nobody can call this machine", remedy, ROLES, True, values)
 
 
@@ -134,13 +137,13 @@ def _relay(found: NetworkFindings) -> Line:
     if held:
         most = max(held, key=lambda slot: slot.circuit_bytes or 1 << 62)
         budget = _budget(most.circuit_bytes, most.circuit_s)
-        text = f"{len(held)} of {len(found.relays)} relays give a slot; a circuit carries {budget}"
+        text = f"{len(held)} of {len(found.relays)} circuit relays give a slot; a circuit carries {budget}"
         if most.circuit_bytes and most.circuit_bytes < LOW_BUDGET:
-            remedy = "circuits are renewed under way, which costs time; a `gwtf dht` as relay gives more"
+            remedy = "circuits are renewed under way, which costs time; a `gwtf bootstrap` as circuit relay gives more"
             return Line("relay", Status.REMARK, text, remedy, (), True, values)
         return Line("relay", Status.GOOD, text, "", (), True, values)
-    reasons = "; ".join(trial.why for trial in found.relays) or "no initial peer relays"
-    return Line("relay", Status.REMARK, reasons, "give --initial_peers that relay: any `gwtf dht` does", (), True, values)
+    reasons = "; ".join(trial.why for trial in found.relays) or "no initial peer is a circuit relay"
+    return Line("relay", Status.REMARK, reasons, "give --initial_peers that relay: any `gwtf bootstrap` does", (), True, values)
 
 
 def _relay_values(trial: RelayTrial) -> dict[str, Any]:

@@ -23,8 +23,8 @@ class RoleVerdict(Enum):
     UNKNOWN = "unknown"
 
 
-BOOTSTRAP, RELAY, DATA = ROLES = ("bootstrap", "relay", "data")
-TRAINING = (RELAY, DATA)
+BOOTSTRAP, STAGE, DATA = ROLES = ("bootstrap", "stage", "data")
+TRAINING = (STAGE, DATA)
 
 
 @dataclass(frozen=True, slots=True)

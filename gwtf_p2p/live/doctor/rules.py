@@ -4,10 +4,10 @@ Each line says what was found, whether that is good, for which roles it is an ob
 when no line stands against it, *unfit* when one does, and *unknown* when something that it needs could not be found out.
 
 - A bootstrap peer must be dialled by strangers at any time: a public address, a forwarded port, or a router that maps it.
-- A relay or data peer needs one way in: as above, or a slot at a relay.
+- A circuit relay or data peer needs one way in: as above, or a slot at a relay.
 - All need a clock within 30 s of the others', memory, disk and file descriptors; no speed is too low, a low one is remarked on.
 
-Exit code: 0 fit to be a relay peer (or nothing known against it), 3 the network is against it, 6 this machine is.
+Exit code: 0 fit to be a stage peer (or nothing known against it), 3 the network is against it, 6 this machine is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from gwtf_p2p.live.doctor.machine import MachineFindings, StageSpeed
 from gwtf_p2p.live.doctor.network import NetworkFindings
 from gwtf_p2p.live.doctor.network_lines import network_lines
-from gwtf_p2p.live.doctor.report import BOOTSTRAP, MB, RELAY, ROLES, TRAINING, Line, RoleVerdict, Status
+from gwtf_p2p.live.doctor.report import BOOTSTRAP, MB, ROLES, STAGE, TRAINING, Line, RoleVerdict, Status
 
 NETWORK_UNREACHABLE, RESOURCES = 3, 6
 
@@ -50,7 +50,7 @@ def diagnose(network: NetworkFindings, machine: MachineFindings, stage: StageSpe
         *([_stage(stage)] if stage is not None else []),
     )
     roles = {role: _verdict(role, lines) for role in ROLES}
-    obstacles = [line for line in lines if line.status is Status.BAD and RELAY in line.against]
+    obstacles = [line for line in lines if line.status is Status.BAD and STAGE in line.against]
     code = 0
     if obstacles:
         code = NETWORK_UNREACHABLE if any(line.is_network for line in obstacles) else RESOURCES

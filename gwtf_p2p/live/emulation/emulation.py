@@ -12,7 +12,8 @@ Everything else stays real: processes, libp2p, transfers, computing, averaging, 
   factor of its kind.
 - **The device.** Each computation is really done and then waited out until the scenario's time is over, in the compute thread,
   so that a device does one thing at a time and no core is burned.
-- **The star** of `swarm-hub`: what goes from relay to relay is charged to the lines of the data peer in between. Its bytes
+- **The star** of `swarm-hub`: what goes from stage peer to stage peer is charged to the lines of the data peer in between. Its
+bytes
   still go directly; only the time and the lines are the star's.
 """
 

@@ -88,7 +88,7 @@ class FaultTrigger:
         if isinstance(effect, ef.Push):
             self._pushes[effect.token] = effect.message
         elif isinstance(effect, ef.Average):
-            self._reached("averaging", effect.close.iteration)
+            self._reached("averaging", effect.prepare.iteration)
 
     def _reached(self, moment: str, iteration: int) -> None:
         if self._fired or (moment, iteration) != (self._fault.moment, self._fault.iteration):

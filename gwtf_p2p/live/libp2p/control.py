@@ -9,8 +9,8 @@ they are spoken here, and every libp2p peer understands them, a stock `hivemind-
   in a round trip and no after 15 s, whatever the reason (so that nobody can scan ports with it). A NAT that lets in every port
   of an address that was sent to (address-restricted) gets a yes, though strangers cannot come in (measured in the lab).
 - circuit relay v2 (/libp2p/circuit/relay/0.2.0/hop): a reservation, with the budget of a circuit in bytes and seconds. p2pd's
-  AutoRelay makes reservations too, but waits for four candidates or 3 minutes, drops a relay that restarts for an hour, and
-  does not tell the budget (go-libp2p 0.32.1, p2p/host/autorelay).
+  AutoRelay makes reservations too, but waits for four candidates or 3 minutes, drops a circuit relay that restarts for an
+  hour, and does not tell the budget (go-libp2p 0.32.1, p2p/host/autorelay).
 
 Messages are protobuf, each behind its length; only the fields used here are read and written.
 """
@@ -45,7 +45,7 @@ _REASONS = {
     100: "the dial failed",
     101: DIAL_REFUSED,
     200: "reservation refused",
-    201: "the relay is full",
+    201: "the circuit relay is full",
     202: "permission denied",
     203: "connection failed",
     204: "no reservation",
@@ -83,7 +83,7 @@ class DialBack:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A slot at a relay until `expires_at` (wall clock of the relay, seconds since the epoch).
+    """A slot at a circuit relay until `expires_at` (wall clock of the circuit relay, seconds since the epoch).
 
     Each circuit to this peer ends after `circuit_bytes` each way or `circuit_s`; 0 is no limit.
     """
@@ -95,7 +95,7 @@ class Reservation:
 
 
 class ReservationRefused(Exception):
-    """The relay answered, with a no."""
+    """The circuit relay answered, with a no."""
 
 
 async def identify(control_path: str, peer: PeerId, limit_s: float) -> Identified:
@@ -138,13 +138,14 @@ async def dial_back(
 
 
 async def reserve(control_path: str, relay: PeerId, limit_s: float) -> Reservation:
-    """Make or renew this peer's reservation at a relay that it is connected to. Raises StreamFailed, ReservationRefused."""
+    """Make or renew this peer's reservation at a circuit relay that it is connected to. Raises StreamFailed,
+    ReservationRefused."""
     async with _stream(control_path, relay, RELAY_HOP, limit_s) as (reader, writer):
         await _write(writer, _varint(1, _RESERVE))
         answer = dict(_fields(await _read(reader)))
     status, slot, limit = answer.get(5), answer.get(3), answer.get(4, b"")
     if answer.get(1) != _STATUS or not isinstance(limit, bytes):
-        raise StreamFailed(f"{relay[-6:]} does not answer as a relay does")
+        raise StreamFailed(f"{relay[-6:]} does not answer as a circuit relay does")
     if status != _STATUS_OK or not isinstance(slot, bytes):
         raise ReservationRefused(_REASONS.get(status, f"status {status}") if isinstance(status, int) else "no status")
     expires, limits = dict(_fields(slot)).get(1, 0), dict(_fields(limit))

@@ -41,8 +41,8 @@ _IDENTITY_CHECK_S = 6.0
 _SHUTDOWN_S = 5.0
 
 
-# What a public peer grants to those that it relays for. p2pd's own 4 GiB and 30 min would cut a circuit in the middle of a
-# training run, and its 16 circuits per peer are fewer than the neighbours that a peer behind NAT may have.
+# What a public peer grants to those that it circuit relays for. p2pd's own 4 GiB and 30 min would cut a circuit in the middle
+# of a # training run, and its 16 circuits per peer are fewer than the neighbours that a peer behind NAT may have.
 _RELAY_FLAGS = (
     "-relayDataLimit=1099511627776",
     "-relayTimeLimit=24h",
@@ -83,8 +83,9 @@ class P2POptions:
     `host_maddrs` empty: listen nowhere. `dht_mode`, of libp2p's own DHT: server, client (for peers that nobody can dial), or
     auto, as AutoNAT finds. `check_identity`: ask the swarm whether another peer runs with this identity (0.3 s and a second
     p2pd for a moment). `auto_nat`: find out how others can reach this peer, and make it so. `is_public`: this peer is known to
-    be reachable; p2pd need not find out, and relays for others at once (`public_relay`). `is_quiet`: this p2pd does nothing
-    unasked: no DHT of libp2p's, and nobody asked to dial back, since a peer that is asked more than 30 times a minute refuses.
+    be reachable; p2pd need not find out, and circuit relays for others at once (`public_relay`). `is_quiet`: this p2pd does
+    nothing unasked: no DHT of libp2p's, and nobody asked to dial back, since a peer that is asked more than 30 times a minute
+    refuses.
     """
 
     initial_peers: tuple[InitialPeer, ...] = ()
@@ -287,7 +288,7 @@ def _daemon_class(socket_dir: Path, options: P2POptions) -> type[P2P]:
         @staticmethod
         def _make_process_args(*args: object, **kwargs: object) -> list[str]:
             command = [*P2P._make_process_args(*args, **kwargs), f"-noise={int(options.noise)}", *options.relay_flags]
-            # With one thread p2pd's race between its two relay services nearly always ends well (`public_relay`).
+            # With one thread p2pd's race between its two circuit relay services nearly always ends well (`public_relay`).
             return ["env", "GOMAXPROCS=1", *command] if options.is_public else command
 
     return GwtfP2P

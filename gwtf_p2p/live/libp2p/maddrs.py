@@ -2,7 +2,7 @@
 
 An initial peer is given as one multiaddr, a comma list, or `@file` (one or more per line, `#` starts a comment); when none is
 given, `GWTF_INITIAL_PEERS` is read in the same way. Understood are /ip4, /ip6, /dns, /dns4 and /dns6 over /tcp, and over /udp
-with /quic or /quic-v1; the peer id is base58, `12D3Koo...` or `Qm...`. The address of a peer behind a relay ends in
+with /quic or /quic-v1; the peer id is base58, `12D3Koo...` or `Qm...`. The address of a peer behind a circuit relay ends in
 `/p2p-circuit/p2p/<id>`. Whatever is wrong is named, with the form that was expected (InputError).
 """
 
@@ -28,7 +28,8 @@ _DNS_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?(\
 
 @dataclass(frozen=True, slots=True)
 class InitialPeer:
-    """One address of a peer. `transport` is tcp, quic or quic-v1; with a relay, host and port are the relay's."""
+    """One address of a peer. `transport` is tcp, quic or quic-v1; with a circuit relay, host and port are the circuit
+    relay's."""
 
     text: str
     host: str

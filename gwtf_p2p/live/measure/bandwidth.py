@@ -50,7 +50,7 @@ class Speed:
     """Bytes per second away from this machine and towards it, and how many bytes were sent for it.
 
     `echoed`: both are the same figure, of an echo, and lower bounds. `cut_after`: the path broke after so many bytes of one
-    transfer (a relay's budget, most likely); 0 if it held.
+    transfer (a circuit relay's budget, most likely); 0 if it held.
     """
 
     up_bytes_per_s: float

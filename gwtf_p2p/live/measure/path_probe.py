@@ -1,10 +1,10 @@
 """A megabyte or two over every new path, so that its cost is known before the first microbatch needs it.
 
-A ping says nothing about a path: relays and home lines differ in what they carry, not in their round trips. So whenever the
-path to a peer is another one than before, and nothing else is under way to that peer, `PROBE_BYTES` are pushed to it and thrown
-away there. One probe at a time, and one per peer in `LEAST_PAUSE_S`: a path that changes again before is probed when the pause
-is over, if nothing has measured it by then. None through a circuit that has few bytes to give. Real traffic measures the link
-from then on.
+A ping says nothing about a path: circuit relays and home lines differ in what they carry, not in their round trips. So
+whenever the path to a peer is another one than before, and nothing else is under way to that peer, `PROBE_BYTES` are pushed to
+it and thrown away there. One probe at a time, and one per peer in `LEAST_PAUSE_S`: a path that changes again before is probed
+when the pause is over, if nothing has measured it by then. None through a circuit that has few bytes to give. Real traffic
+measures the link from then on.
 """
 
 from __future__ import annotations

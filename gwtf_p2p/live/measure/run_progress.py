@@ -1,7 +1,7 @@
 """What this peer has measured of the run itself, for its record: observers read it, routers do not.
 
 Of a relay: the microbatches that it is credited with. Of a data peer also its loss, its iteration, and how long microbatches
-took on each route, from injection to done (median of the last few). Routes are named by the ends of their relays' ids.
+took on each route, from injection to done (median of the last few). Routes are named by the ends of their circuit relays' ids.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A public peer that relays for others, and grants them circuits that last.
+"""A public peer that circuit relays for others, and grants them circuits that last.
 
-p2pd registers two relay services, a stingy one (128 KiB and 2 minutes per circuit) and one with the limits of its flags, and
-which of them answers is decided by a race at its start. Forced public and on one thread the generous one wins 20 to 24 times
-of 24 (measured). So the answer is asked for, by a reservation from a second p2pd that lives for a moment, and p2pd is started
-again when it is the wrong one.
+p2pd registers two circuit relay services, a stingy one (128 KiB and 2 minutes per circuit) and one with the limits of its
+flags, and which of them answers is decided by a race at its start. Forced public and on one thread the generous one wins 20 to
+24 times of 24 (measured). So the answer is asked for, by a reservation from a second p2pd that lives for a moment, and p2pd is
+started again when it is the wrong one.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ async def start_public_relay(options: P2POptions, identity: Identity | None = No
             on_failure.pop_all()
         if budget is None or is_generous(budget):
             return daemon
-        logger.info("start %d: this relay grants %d bytes per circuit; p2pd is started again", attempt, budget.circuit_bytes)
+        logger.info(
+            "start %d: this circuit relay grants %d bytes per circuit; p2pd is started again", attempt, budget.circuit_bytes
+        )
         if attempt < STARTS:
             await daemon.stop()
-    logger.warning("this relay ends each circuit after %d bytes and %d s", budget.circuit_bytes, budget.circuit_s)
+    logger.warning("this circuit relay ends each circuit after %d bytes and %d s", budget.circuit_bytes, budget.circuit_s)
     return daemon
 
 
@@ -50,7 +52,7 @@ def is_generous(budget: Reservation) -> bool:
 
 
 async def granted(daemon: Daemon) -> Reservation | None:
-    """What this peer grants to those that reserve a slot; None when it does not relay at all."""
+    """What this peer grants to those that reserve a slot; None when it does not circuit relay at all."""
     async with asking_daemon() as asking:
         why = await connect(asking.control_path, daemon.peer_id, await near_maddrs(daemon), _ANSWER_S)
         if why:

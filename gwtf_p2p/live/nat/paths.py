@@ -1,4 +1,4 @@
-"""The best path to each peer: direct if it can be dialled, else punched, else through a relay; and what each path is.
+"""The best path to each peer: direct if it can be dialled, else punched, else through a circuit relay; and what each path is.
 
 Addresses come from the peers' records. Before a stream is opened, `ready` sees to a connection: the direct addresses first,
 then the circuits. Where only a circuit is to be had, the two ends agree over it (a message of kind `meet`) how to get to each
@@ -217,7 +217,7 @@ class Paths:
         return way.kind is PathType.RELAYED and not way.is_trying and self._clock() >= way.next_try_s
 
     async def _improve(self, peer: PeerId, way: _Way, *, patient: bool) -> None:
-        """Agree with the other end on a path without a relay, and take it; the lock of the way is held.
+        """Agree with the other end on a path without a circuit relay, and take it; the lock of the way is held.
 
         `patient`: nothing waits for it, so that what is not likely may be tried.
         """
@@ -278,7 +278,7 @@ class Paths:
             reason = await connect(self._control, peer, other.listens if near else other.observed[:1], PUNCH_S)
             await self._look_at(peer, way)
             if way.kind in (None, PathType.RELAYED):
-                logger.info("no better path to %s: %s", peer[-6:], reason or "the relay was quicker")
+                logger.info("no better path to %s: %s", peer[-6:], reason or "the circuit relay was quicker")
                 await self._connect_again(peer, way)
         elif not near:
             await self._wait_at_door(peer, way, other.observed[0])

@@ -1,10 +1,12 @@
-"""Keep a peer reachable: find out what others see of it, hold reservations at relays, and say under which addresses to call it.
+"""Keep a peer reachable: find out what others see of it, hold reservations at circuit relays, and say under which addresses to
+call it.
 
-Asked of every relay (public peers that this one is connected to, its initial peers first), all at once: how do you see me, dial
-me back, reserve a slot for me. All but the no of a dial-back is known after a round trip. Then each reservation is renewed
-ahead, and a relay that is lost is connected to again and asked anew; p2pd's AutoRelay would leave it alone for an hour (source
-of go-libp2p 0.32.1). Public peers of the run are taken as relays too while fewer than `ENOUGH_RELAYS` hold a slot. When the
-machine's own address changes, everything is asked again. What is concluded from the answers is in `reachability_rules`.
+Asked of every circuit relay (public peers that this one is connected to, its initial peers first), all at once: how do you see
+me, dial me back, reserve a slot for me. All but the no of a dial-back is known after a round trip. Then each reservation is
+renewed ahead, and a circuit relay that is lost is connected to again and asked anew; p2pd's AutoRelay would leave it alone for
+an hour (source of go-libp2p 0.32.1). Public peers of the run are taken as circuit relays too while fewer than `ENOUGH_RELAYS`
+hold a slot. When the machine's own address changes, everything is asked again. What is concluded from the answers is in
+`reachability_rules`.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ YES_S = 2.0
 """How long the start waits for a yes to a dial-back. A later one is still heard."""
 
 RETRY_S = 5.0
-"""Between attempts at a relay that cannot be reached or has no slot."""
+"""Between attempts at a circuit relay that cannot be reached or has no slot."""
 
 CHECK_S = 3.0
 """How often a held reservation's connection, and the machine's own address, are looked at."""
@@ -112,7 +114,7 @@ class Reachability:
         return min((slot.circuit_s for slot in self.reservations.values() if slot.circuit_s), default=0)
 
     async def start(self) -> None:
-        """Return when every relay has answered, or its time is over. What is known by then is in `situation`."""
+        """Return when every circuit relay has answered, or its time is over. What is known by then is in `situation`."""
         await self._look_at_own()
         self._spawn(self._map_port())
         self._spawn(self._keep_asking())
@@ -130,7 +132,7 @@ class Reachability:
         logger.info("how others reach this peer: %s: %s", "directly" if kind is PathType.PUBLIC else kind.value, why)
 
     async def stop(self) -> None:
-        """Reservations stay with the relays until they expire. May be called twice."""
+        """Reservations stay with the circuit relays until they expire. May be called twice."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -271,12 +273,13 @@ class Reachability:
             try:
                 held = await reserve(self._daemon.control_path, relay, ANSWER_S)
             except (StreamFailed, ReservationRefused) as error:
-                logger.info("relay %s: %s", relay[-6:], error)
+                logger.info("circuit relay %s: %s", relay[-6:], error)
         self._note(relay, held)
         return held
 
     async def _keep(self, relay: PeerId, seconds: float) -> None:
-        """Return after so long, or earlier when the connection to the relay, and with it its way to this peer, is gone."""
+        """Return after so long, or earlier when the connection to the circuit relay, and with it its way to this peer, is
+        gone."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while (left := end - loop.time()) > 0:
@@ -284,7 +287,7 @@ class Reachability:
             if relay not in self.reservations:
                 return
             if relay not in await connections(self._daemon.control_path):
-                logger.info("relay %s is lost", relay[-6:])
+                logger.info("circuit relay %s is lost", relay[-6:])
                 self._note(relay, None)
                 return
 

@@ -18,7 +18,7 @@ RENEW_FRACTION = 0.5
 """A reservation is renewed after this part of its life, so that one failed attempt does not end it."""
 
 EARLY_RENEW_S = 20.0
-"""The first renewal: a relay whose AutoNAT verdict turns public after we came forgets its reservations (measured)."""
+"""The first renewal: a circuit relay whose AutoNAT verdict turns public after we came forgets its reservations (measured)."""
 
 SPARE_FRACTION = 0.1
 """A circuit is replaced while this part of its budget is left."""
@@ -136,7 +136,8 @@ def circuit_left(budget_bytes: int, budget_s: int, used_bytes: int, age_s: float
 
 
 def circuit_maddrs(relays: Sequence[str]) -> tuple[str, ...]:
-    """Under which addresses a peer is reached through relays (multiaddrs with peer id); append /p2p/<its id> to dial."""
+    """Under which addresses a peer is reached through circuit relays (multiaddrs with peer id); append /p2p/<its id> to
+    dial."""
     return tuple(f"{relay}/p2p-circuit" for relay in relays)
 
 

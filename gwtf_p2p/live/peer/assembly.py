@@ -16,7 +16,7 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.membership.rebalancing import Mover
 from gwtf_p2p.protocol.membership.stage_choice import choose_stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
-from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.routers.factory import default_config, make_router, router_kind
 from gwtf_p2p.protocol.routers.swarm_failures import FixedTimings, ForgetfulLiveness
 from gwtf_p2p.protocol.view.network_view import NetworkView
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a peer stands in the run: its stage, and a data peer's shard (-1 for relay peers)."""
+    """Where a peer stands in the run: its stage, and a data peer's shard (-1 for stage peers)."""
 
     stage: Stage
     shard: int = -1
@@ -77,7 +77,7 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     return Compute(run, executor, optimizer, data, config.memory)
 
 
-def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> RelayPeer | DataPeer:
+def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> StagePeer | DataPeer:
     """The state machine with its router. Raises InputError for an unknown router, or for less memory than is of any use."""
     limit_bytes, least = 0 if config.memory.folder else config.memory.limit_bytes, TENSORS * run.activation_bytes
     if place.stage != DATA_STAGE and 0 < limit_bytes < least:
@@ -97,11 +97,11 @@ def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -
         context.timings = FixedTimings()
         context.liveness = ForgetfulLiveness(me, context.timings)
     if place.stage == DATA_STAGE:
-        quorum = (run.data_peers, run.total_iterations, run.relays_per_stage)
+        quorum = (run.data_peers, run.total_iterations, run.peers_per_stage)
         return DataPeer(context, DataPeerConfig(run.microbatches_per_data_peer, *quorum))
     if config.queues is not None:
-        return RelayPeer(context, config.capacity, queues=config.queues)
+        return StagePeer(context, config.capacity, queues=config.queues)
     if router_kind(run.router).unbounded_queues:
-        return RelayPeer(context, 0)
+        return StagePeer(context, 0)
     mover = Mover(me) if config.moves else None
-    return RelayPeer(context, config.capacity, queues=getattr(settings, "queues_inputs", False), mover=mover)
+    return StagePeer(context, config.capacity, queues=getattr(settings, "queues_inputs", False), mover=mover)

@@ -24,15 +24,15 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
-from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import (
     Backward,
     Check,
-    Close,
     ControlMessage,
     Forward,
     Message,
+    Prepare,
     TensorMessage,
     Verdict,
     from_header,
@@ -79,7 +79,7 @@ class AverageFailureError(Exception):
         super().__init__(reason)
 
 
-Averager = Callable[[Close, dict[str, Tensor]], Coroutine[Any, Any, AverageResult]]
+Averager = Callable[[Prepare, dict[str, Tensor]], Coroutine[Any, Any, AverageResult]]
 """Averages this member's mean gradient with its group. Raises AverageFailureError."""
 
 Downloader = Callable[[ef.Download], Coroutine[Any, Any, None]]
@@ -106,7 +106,7 @@ class DriverParts:
 class Driver:
     """Runs one state machine. Handlers of `rpc` are the `on_...` methods."""
 
-    def __init__(self, machine: RelayPeer | DataPeer, parts: DriverParts, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, machine: StagePeer | DataPeer, parts: DriverParts, clock: Callable[[], float] = time.monotonic) -> None:
         self.machine, self.parts = machine, parts
         self.clock = clock
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -215,8 +215,8 @@ class Driver:
                 self.parts.transport.watch(peer)
             case ef.Unwatch(peer):
                 self.parts.transport.unwatch(peer)
-            case ef.Average(close):
-                self._averaging[close.iteration, close.attempt] = self._spawn(self._average(close))
+            case ef.Average(prepare):
+                self._averaging[prepare.iteration, prepare.attempt] = self._spawn(self._average(prepare))
             case ef.CancelAverage(iteration, attempt):
                 self._cancel_average((iteration, attempt))
             case ef.Step(iteration, attempt):
@@ -293,11 +293,11 @@ class Driver:
         """In a thread: planning takes longer than other events can wait."""
         self.feed(ev.Planned(await asyncio.to_thread(job)))
 
-    async def _average(self, close: Close) -> None:
-        key = (close.iteration, close.attempt)
+    async def _average(self, prepare: Prepare) -> None:
+        key = (prepare.iteration, prepare.attempt)
         gradient = await self.parts.compute.mean_gradient()
         try:
-            self._averages[key] = await self.parts.average(close, gradient)
+            self._averages[key] = await self.parts.average(prepare, gradient)
         except AverageFailureError as error:
             self.feed(ev.AverageFailed(*key, error.reason, error.suspect))
             return

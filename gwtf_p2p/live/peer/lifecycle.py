@@ -76,9 +76,11 @@ async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport,
         others = tuple(peer for peer in config.options.initial_peers if peer.peer != identity.peer_id)
         options = replace(config.options, initial_peers=others)
         try:
-            daemon = await join(start, options, cache, 0.0 if config.role == "dht" else config.join_timeout_s, stop, on_report)
+            daemon = await join(
+                start, options, cache, 0.0 if config.role == "bootstrap" else config.join_timeout_s, stop, on_report
+            )
         except NetworkUnreachable as error:
-            if config.role != "dht":
+            if config.role != "bootstrap":
                 raise
             logger.warning("%s; this bootstrap peer serves alone until one of them is there", error)
             daemon = await start(replace(options, initial_peers=()))
@@ -97,7 +99,7 @@ async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport,
         initial = tuple(dict.fromkeys((*others, *daemon.options.initial_peers)))
         joined = asyncio.ensure_future(keep_joined(daemon, dht, initial, cache))
         stack.callback(joined.cancel)
-        if config.role == "dht":
+        if config.role == "bootstrap":
             await until(stop, daemon, joined)
             return
         run = await _find_run(config, dht)
@@ -122,7 +124,7 @@ async def _stop_daemon(daemon: Daemon) -> None:
 
 async def _start_reachability(config: PeerConfig, daemon: Daemon, stack: AsyncExitStack) -> Reachability | None:
     """None for those whose ways p2pd finds alone, and for bootstrap peers, which are public or useless."""
-    if not config.options.auto_nat or config.role == "dht":
+    if not config.options.auto_nat or config.role == "bootstrap":
         return None
     reachability = Reachability(daemon, daemon.options.initial_peers, lambda: None)
     stack.push_async_callback(reachability.stop)

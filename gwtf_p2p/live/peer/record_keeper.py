@@ -1,9 +1,9 @@
 """Keeps this peer's record in the DHT fresh, and the peer's view of all others' records.
 
 A record goes out every period, and when the protocol asks for it: soon when others route, plan or join by what has changed in
-it (`publishing.news_of`); what only accounts for the peer (its figures, its links, a relay's version) waits for `ROUTINE_S`.
-Reading is quicker while a swarm assembles or this peer joins than later. This peer's own record enters its view as it is
-published, without another reading.
+it (`publishing.news_of`); what only accounts for the peer (its figures, its links, a stage peer's version) waits for
+`ROUTINE_S`. Reading is quicker while a swarm assembles or this peer joins than later. This peer's own record enters its view
+as it is published, without another reading.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.peer.assembly import Place
 from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
-from gwtf_p2p.protocol.peer.own_record import Surroundings, news_of, stage_record
-from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, news_of, stage_record
+from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
 
@@ -68,12 +68,12 @@ class RecordKeeper:
     def publish_soon(self) -> None:
         self._due.set()
 
-    async def keep_publishing(self, machine: RelayPeer | DataPeer) -> None:
+    async def keep_publishing(self, machine: StagePeer | DataPeer) -> None:
         run_due_at, clock = 0.0, asyncio.get_running_loop().time
         while True:
             await self._until_due(machine)
             self._sequence += 1
-            self._own = stage_record(machine, self._surroundings(), self._sequence)
+            self._own = stage_record(machine, self._own_measurements(), self._sequence)
             self._changed.set()  # a router plans on this peer's own record too: it must not lag behind
             if not await self._dht.publish_stage(self._own):
                 logger.warning("no peer of the DHT keeps this peer's record; it is published again in a moment")
@@ -81,7 +81,7 @@ class RecordKeeper:
                 run_due_at = clock() + RECORD_PERIOD_S
                 await self._dht.publish_run(self._run)  # by every data peer, so that it outlives its first owner
 
-    async def _until_due(self, machine: RelayPeer | DataPeer) -> None:
+    async def _until_due(self, machine: StagePeer | DataPeer) -> None:
         """Return when the record is to go out (again)."""
         clock = asyncio.get_running_loop().time
         published_at, pause_s = clock(), RECORD_PERIOD_S
@@ -92,11 +92,11 @@ class RecordKeeper:
             except TimeoutError:
                 return
             self._due.clear()
-            now = stage_record(machine, self._surroundings(), self._sequence)
+            now = stage_record(machine, self._own_measurements(), self._sequence)
             pause_s = min(pause_s, PUBLISH_SOON_S if news_of(now) != news_of(self._own) else ROUTINE_S)
 
-    def _surroundings(self) -> Surroundings:
-        here = Surroundings(
+    def _own_measurements(self) -> OwnMeasurements:
+        here = OwnMeasurements(
             resent_bytes=self.resent_bytes(),
             run_id=self._run.run_id,
             model_hash=self._run.model_hash,
@@ -110,11 +110,9 @@ class RecordKeeper:
         reach = self._reachability
         if reach is None:
             return here
-        return replace(
-            here, path=reach.path, maddrs=reach.maddrs, circuit_bytes=reach.circuit_bytes, circuit_s=reach.circuit_s
-        )
+        return replace(here, path=reach.path, maddrs=reach.maddrs, circuit_bytes=reach.circuit_bytes, circuit_s=reach.circuit_s)
 
-    async def keep_looking(self, machine: RelayPeer | DataPeer, on_change: Callable[[NetworkView], object]) -> None:
+    async def keep_looking(self, machine: StagePeer | DataPeer, on_change: Callable[[NetworkView], object]) -> None:
         clock = asyncio.get_running_loop().time
         while True:
             others = await _read(self._dht, self._run)

@@ -23,10 +23,10 @@ from gwtf_p2p.live.measure.path_probe import LinkProbe
 from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, make_machine
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 from gwtf_p2p.live.peer.driver import AverageFailureError, AverageResult, Driver, DriverParts
-from gwtf_p2p.live.peer.edge import Edge, connect_edge
 from gwtf_p2p.live.peer.event_log import EventLog
 from gwtf_p2p.live.peer.network import Network
 from gwtf_p2p.live.peer.record_keeper import RecordKeeper, read_view
+from gwtf_p2p.live.peer.transport import Transport, connect_transport
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.replication import Replication
 from gwtf_p2p.live.state.store import StateStore
@@ -36,13 +36,13 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
-from gwtf_p2p.protocol.wire.messages import Close
+from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
 
 logger = logging.getLogger(__name__)
 
 AVERAGE_BOUND_S = 600.0
-"""Only a bound on a leaked attempt: the leader's deadlines, from measured times, end an attempt long before."""
+"""Only a bound on a leaked attempt: the coordinator's deadlines, from measured times, end an attempt long before."""
 
 
 async def until(stop: asyncio.Event, daemon: Daemon, *others: asyncio.Future[None]) -> None:
@@ -69,9 +69,9 @@ async def start_running(
     view = await read_view(network.dht, run)
     place = choose_place(config, run, view, network.daemon.peer_id)
     compute = await asyncio.to_thread(make_compute, config, run, place)
-    edge = await connect_edge(config.emulation, network, run, compute)
+    transport = await connect_transport(config.emulation, network, run, compute)
     times.mark("weights")
-    peer = RunningPeer(config, run, (place, compute), edge, Telling(on_report, times))
+    peer = RunningPeer(config, run, (place, compute), transport, Reporting(on_report, times))
     await peer.resume(view)
     times.mark("checkpoint")
     await peer.measure()
@@ -82,7 +82,7 @@ async def start_running(
 
 
 @dataclass(frozen=True, slots=True)
-class Telling:
+class Reporting:
     """Who hears of this peer, and how long it has taken so far."""
 
     on_report: OnReport
@@ -97,15 +97,15 @@ class RunningPeer:
         config: PeerConfig,
         run: RunRecord,
         part: tuple[Place, Compute],
-        edge: Edge,
-        telling: Telling,
+        transport: Transport,
+        reporting: Reporting,
     ) -> None:
-        self.config, self.run, self.on_report, self.times = config, run, telling.on_report, telling.times
+        self.config, self.run, self.on_report, self.times = config, run, reporting.on_report, reporting.times
         self.place, self.compute = part
-        network = edge.network
-        self.edge, self.daemon, self.network, self.rpc = edge, network.daemon, network, edge.rpc
+        network = transport.network
+        self.transport, self.daemon, self.network, self.rpc = transport, network.daemon, network, transport.rpc
         if network.paths is not None:
-            network.paths.attach(edge.real_rpc, self._path_changed)
+            network.paths.attach(transport.real_rpc, self._path_changed)
         self.averager = Averager(self.rpc)
         self.checkpoints = Checkpoints(config.checkpoints, run, self.place.stage, self.compute)
         store = StateStore(self.compute, self.checkpoints)
@@ -113,9 +113,9 @@ class RunningPeer:
         self.state_download = StateDownload(self.rpc)
         self.replication = Replication(self.checkpoints, self.state_download, self.daemon.peer_id)
         self.probes = LinkProbes(time.monotonic)
-        self.link_probe = LinkProbe(edge.real_rpc, self.probes, self.on_report)
+        self.link_probe = LinkProbe(transport.real_rpc, self.probes, self.on_report)
         self.prober = IdleProber(self.rpc, self.probes, self.place.stage)
-        self.records = RecordKeeper(edge.dht, run, self.place, self.probes, network.reachability)
+        self.records = RecordKeeper(transport.dht, run, self.place, self.probes, network.reachability)
         self.event_log = EventLog(config.event_log) if config.event_log else None
         self._started = ev.Started()
         self._online = self._has_computed = False
@@ -142,7 +142,7 @@ class RunningPeer:
         """Take up the newest own checkpoint, and learn what others keep of this stage. Raises InputError for another model."""
         checkpoints = self.checkpoints
         await asyncio.to_thread(checkpoints.look)
-        history = checkpoints.history if checkpoints.kept else await self.replication.adopt(view)
+        epoch = checkpoints.epoch if checkpoints.kept else await self.replication.adopt(view)
         if checkpoints.kept:
             newest = checkpoints.kept[-1]
             await self.compute.load(await asyncio.to_thread(checkpoints.read, self.place.stage, newest))
@@ -150,7 +150,7 @@ class RunningPeer:
         self._started = ev.Started(
             weights_version=checkpoints.kept[-1] if checkpoints.kept else 0,
             incarnation=int(time.time()),
-            history=history,
+            epoch=epoch,
             kept=self.replication.kept,
         )
 
@@ -164,7 +164,7 @@ class RunningPeer:
         machine = self.driver.machine
         self.state_download.on_chunk = lambda n, of: self.on_report({"name": "download", "chunks": n, "of": of})
         self.checkpoints.on_kept = self.replication.on_remote = self._tell_kept
-        self.edge.started(machine)
+        self.transport.started(machine)
         self.driver.feed(self._started)
         tasks = [
             asyncio.ensure_future(work)
@@ -194,7 +194,7 @@ class RunningPeer:
         await self.rpc.stop()
         if self.network.paths is not None:
             await self.network.paths.stop()
-        await self.edge.close()
+        await self.transport.close()
         if self.event_log is not None:
             self.event_log.close()
 
@@ -213,13 +213,13 @@ class RunningPeer:
         if not self._moved.done():
             self._moved.set_result(None)
 
-    async def _average(self, close: Close, gradient: dict[str, Tensor]) -> AverageResult:
+    async def _average(self, prepare: Prepare, gradient: dict[str, Tensor]) -> AverageResult:
         """The mean gradient of the group, weighted by microbatches. Raises AverageFailureError."""
         names = sorted(gradient)
         group = AveragingGroup(
-            group_id=f"{self.run.run_id}.{close.key}",
-            members=close.members,
-            weights=tuple(float(len(share.microbatches)) for share in close.shares),
+            group_id=f"{self.run.run_id}.{prepare.key}",
+            members=prepare.participants,
+            weights=tuple(float(len(share.microbatches)) for share in prepare.shares),
         )
         try:
             averaged = await self.averager.average(group, [gradient[name] for name in names], AVERAGE_BOUND_S)
@@ -234,9 +234,9 @@ class RunningPeer:
             await compute.reset()
         else:
             await compute.load(await self._state_for(download))
-        trusted = download.own or download.history == checkpoints.history
+        trusted = download.own or download.epoch == checkpoints.epoch
         try:
-            await asyncio.to_thread(checkpoints.go_on_from, version, download.history, trusted)
+            await asyncio.to_thread(checkpoints.go_on_from, version, download.epoch, trusted)
         except InputError as error:
             logger.error("%s; training goes on", error)
         self._tell_kept()
@@ -279,7 +279,7 @@ class RunningPeer:
         if not self._online and machine.membership.serves:
             self._online = True
             times.mark("online")
-            version = machine.member.version
+            version = machine.participant.version
             self.on_report({"name": "online", "stage": self.place.stage, "shard": self.place.shard, "version": version})
             seconds = round(times.seconds, 3)
             self.on_report({"name": "joined", "seconds": seconds, "steps": str(times), "step_s": dict(times.step_s)})
@@ -312,7 +312,7 @@ class RunningPeer:
 
     def _report(self, report: ef.Report, now: float) -> None:
         if report.name == "stepped":
-            self.checkpoints.stepped(self.driver.machine.member.version)
+            self.checkpoints.stepped(self.driver.machine.participant.version)
         elif report.name == "drained":
             self._drained.set()
         self.records.progress.hear(report.name, report.fields, now)

@@ -15,12 +15,12 @@ from gwtf_p2p.live.peer.network import Network
 from gwtf_p2p.live.rpc.rpc import Rpc
 from gwtf_p2p.protocol.membership.swarm_rebalancing import IN_QUEUE
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
-from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.wire.records import RunRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Edge:
+class Transport:
     """`rpc` and `dht` are the emulated ones where there is an emulation, with `real_rpc` below; `wire` is None without."""
 
     network: Network
@@ -29,7 +29,7 @@ class Edge:
     dht: Dht
     wire: WireClient | None = None
 
-    def started(self, machine: RelayPeer | DataPeer) -> None:
+    def started(self, machine: StagePeer | DataPeer) -> None:
         """The peer takes part from now on."""
         if self.wire is not None:
             self.wire.note({"op": "online"})
@@ -45,14 +45,14 @@ class Edge:
             await self.wire.close()
 
 
-async def connect_edge(emulation: Emulation | None, network: Network, run: RunRecord, compute: Compute) -> Edge:
+async def connect_transport(emulation: Emulation | None, network: Network, run: RunRecord, compute: Compute) -> Transport:
     """Raises OSError when the wire of an emulation is not there."""
     me, dht = network.daemon.peer_id, network.dht
     rpc = Rpc(network.daemon, run.run_id, ways=network.paths)
     if emulation is None:
-        return Edge(network, rpc, rpc, dht)
+        return Transport(network, rpc, rpc, dht)
     wire = await connect_wire(emulation.socket, me, emulation.links)
     compute.device = Stretch(emulation.work_s, wire)
     # Both have the methods that a peer uses, with the same meaning; a Protocol for each would say it again.
     emulated_dht = cast(Dht, EmulatedDht(dht, emulation.lookup_s(me)))
-    return Edge(network, rpc, cast(Rpc, EmulatedRpc(rpc, emulation, wire)), emulated_dht, wire)
+    return Transport(network, rpc, cast(Rpc, EmulatedRpc(rpc, emulation, wire)), emulated_dht, wire)

@@ -5,8 +5,9 @@ IDLE. Anything else is a breach of the protocol and ends the stream. A payload i
 is accepted, never before, and the sum of those buffers is bounded.
 
 A transfer with a number may outlive its stream: on PAUSE, and when the stream breaks, what has come is parked, and RESUME on
-another stream of the same sender takes it up where it stopped (STAND says where). That is how a payload gets through relays
-that cut every circuit after some bytes, and how a link moves from a relay to a direct path under way. See `rpc_outgoing`.
+another stream of the same sender takes it up where it stopped (STAND says where). That is how a payload gets through stage
+peers that cut every circuit after some bytes, and how a link moves from a stage peer to a direct path under way. See
+`rpc_outgoing`.
 """
 
 from __future__ import annotations

@@ -70,9 +70,7 @@ Payload = memoryview | bytes | bytearray
 class Rpc:
     """The data plane of one peer in one run. Peers of another run refuse its streams. `ways`: how it gets to the others."""
 
-    def __init__(
-        self, daemon: Daemon, run_id: RunId, options: RpcOptions = DEFAULT_OPTIONS, ways: Ways | None = None
-    ) -> None:
+    def __init__(self, daemon: Daemon, run_id: RunId, options: RpcOptions = DEFAULT_OPTIONS, ways: Ways | None = None) -> None:
         self._daemon = daemon
         self._options = options
         self._name = f"gwtf/{STREAM_VERSION}/{run_id}"

@@ -28,7 +28,7 @@ from gwtf_p2p.training.state.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from gwtf_p2p.training.state.epochs import UNKNOWN, read_histories, write_histories
+from gwtf_p2p.training.state.epochs import UNKNOWN, read_epochs, write_epochs
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Checkpoints:
         self.options, self.run, self.stage, self.compute = options, run, stage, compute
         self.written = 0
         self.kept: tuple[int, ...] = ()
-        self.history = 0
+        self.epoch = 0
         self.secured: int | None = None
         self.copied: frozenset[int] = frozenset()
         self.on_kept: Callable[[], None] = lambda: None
@@ -69,7 +69,7 @@ class Checkpoints:
         """Read what is on the disk (it hashes: not in the event loop). Raises InputError if it is of another model."""
         folder = self.options.folder
         if folder is not None:
-            self.kept, self.history = intact_iterations(folder, self.run, self.stage), read_histories(folder).newest
+            self.kept, self.epoch = intact_iterations(folder, self.run, self.stage), read_epochs(folder).newest
 
     def kept_of(self, stage: Stage) -> tuple[int, ...]:
         """Versions of any stage that seem to be here; they are checked when they are read."""
@@ -86,27 +86,27 @@ class Checkpoints:
         """Write a state of any stage, and drop what is not needed any more (`replicas`). Raises InputError."""
         folder = self.options.folder
         if folder is not None:
-            save_checkpoint(folder, self.run, stage, state, self.history)
+            save_checkpoint(folder, self.run, stage, state, self.epoch)
             newest, secured = self.options.keep, self.secured
             if stage == self.stage:
                 drop_checkpoints(folder, stage, lambda there: worth_keeping(there, newest, secured, self.copied))
             else:
                 drop_checkpoints(folder, stage, lambda there: copies_worth_keeping(there, newest, secured))
 
-    def go_on_from(self, version: int, history: int, trusted: bool) -> None:
-        """Weights of this version are in place, in this history. Raises InputError.
+    def go_on_from(self, version: int, epoch: int, trusted: bool) -> None:
+        """Weights of this version are in place, in this epoch. Raises InputError.
 
-        `trusted`: a history that is new here began from this version, with what is on this disk; otherwise nobody knows.
+        `trusted`: an epoch that is new here began from this version, with what is on this disk; otherwise nobody knows.
         """
         folder = self.options.folder
         if folder is not None:
-            histories = read_histories(folder)
-            if history > histories.newest:
-                write_histories(folder, histories.going_on(history, version if trusted else UNKNOWN))
+            epochs = read_epochs(folder)
+            if epoch > epochs.newest:
+                write_epochs(folder, epochs.going_on(epoch, version if trusted else UNKNOWN))
             self.kept = intact_iterations(folder, self.run, self.stage)
-        if history != self.history:
+        if epoch != self.epoch:
             # Every stage has the version that the swarm has gone back to; what was secured later is gone.
-            self.history, self.secured, self.copied = history, version, frozenset()
+            self.epoch, self.secured, self.copied = epoch, version, frozenset()
 
     def stepped(self, version: int) -> None:
         """A step was applied; write a checkpoint if one is due."""

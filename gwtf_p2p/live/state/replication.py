@@ -46,9 +46,9 @@ class Replication:
         self._adopted = self._noted = 0
 
     @property
-    def _history(self) -> int:
+    def _epoch(self) -> int:
         """The one that this peer is in, or the one that it has found the others in."""
-        return max(self._adopted, self._checkpoints.history)
+        return max(self._adopted, self._checkpoints.epoch)
 
     @property
     def copied(self) -> tuple[int, ...]:
@@ -60,13 +60,13 @@ class Replication:
     @property
     def kept(self) -> tuple[int, ...]:
         """Versions of this peer's stage that it has on its disk or can fetch."""
-        remote = self.remote if self._noted == self._history else ()
+        remote = self.remote if self._noted == self._epoch else ()
         return tuple(sorted({*self._checkpoints.kept, *remote}))
 
     async def adopt(self, view: NetworkView) -> int:
-        """What others keep of this stage, at the start; returns the history that it belongs to."""
+        """What others keep of this stage, at the start; returns the epoch that it belongs to."""
         found = await self._ask(view.records)
-        self._adopted = max([self._checkpoints.history, *(h for h, kept in found.values() if kept)])
+        self._adopted = max([self._checkpoints.epoch, *(h for h, kept in found.values() if kept)])
         self._note(found, self._adopted)
         return self._adopted
 
@@ -86,10 +86,10 @@ class Replication:
     async def look(self, view: NetworkView, serves: bool) -> None:
         """Once: what others keep of this stage, which version is secured, and copies of what this peer keeps for others."""
         checkpoints = self._checkpoints
-        self._note(await self._ask(self._near(view) if serves else view.records), self._history)
+        self._note(await self._ask(self._near(view) if serves else view.records), self._epoch)
         if serves:  # else peers of the same stage were asked too
             checkpoints.copied = frozenset(self.remote)
-        secured = secured_version(view, checkpoints.history)
+        secured = secured_version(view, checkpoints.epoch)
         if secured is not None:  # else some stage has not said yet: what was secured before still holds
             checkpoints.secured = secured
         if serves and checkpoints.options.folder is not None:
@@ -117,26 +117,26 @@ class Replication:
                 found[peer] = answer
         return found
 
-    def _note(self, found: dict[PeerId, tuple[int, tuple[int, ...]]], history: int) -> None:
-        versions = {version for h, kept in found.values() if h == history for version in kept}
+    def _note(self, found: dict[PeerId, tuple[int, tuple[int, ...]]], epoch: int) -> None:
+        versions = {version for h, kept in found.values() if h == epoch for version in kept}
         remote = {
-            version: tuple(sorted(peer for peer, (h, kept) in found.items() if h == history and version in kept))
+            version: tuple(sorted(peer for peer, (h, kept) in found.items() if h == epoch and version in kept))
             for version in sorted(versions)
         }
-        if (remote, history) != (self.remote, self._noted):
-            self.remote, self._noted = remote, history
+        if (remote, epoch) != (self.remote, self._noted):
+            self.remote, self._noted = remote, epoch
             self.on_remote()
 
     async def _copy(self, view: NetworkView, stage: Stage) -> None:
         """The next version of a stage that is worth it (`replicas`), of those that its peers have on disk."""
         checkpoints = self._checkpoints
         found = await self._ask(view.peers_of_stage(stage), stage)
-        there = {version for h, kept in found.values() if h == checkpoints.history for version in kept}
+        there = {version for h, kept in found.values() if h == checkpoints.epoch for version in kept}
         here = await asyncio.to_thread(checkpoints.kept_of, stage)
         version = next((v for v in worth_copying(there, checkpoints.secured) if v not in here), None)
         if version is None:
             return
-        donors = sorted(peer for peer, (h, kept) in found.items() if h == checkpoints.history and version in kept)
+        donors = sorted(peer for peer, (h, kept) in found.items() if h == checkpoints.epoch and version in kept)
         try:
             state = await self._download.fetch(version, donors, stage, checkpoints.options.copy_bytes_per_s / len(donors))
             await asyncio.to_thread(checkpoints.keep, stage, state)

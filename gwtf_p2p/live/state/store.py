@@ -30,6 +30,6 @@ class StateStore:
             return None
 
     async def kept_of(self, stage: Stage) -> tuple[int, tuple[int, ...]]:
-        """(history, versions on the disk) of a stage."""
+        """(epoch, versions on the disk) of a stage."""
         versions = await asyncio.to_thread(self._checkpoints.kept_of, stage)
-        return self._checkpoints.history, versions
+        return self._checkpoints.epoch, versions

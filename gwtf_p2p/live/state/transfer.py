@@ -39,6 +39,7 @@ CHUNK_PRIOR_S = 10.0
 STRIKES = 2
 """Chunks that a donor may fail to deliver before it is left out."""
 
+
 class StateUnavailable(Exception):
     """No donor could give the state of this version; the reasons by donor."""
 
@@ -109,11 +110,11 @@ class StateDonor:
             self._spawn(self._look(stage))
         if found is None:
             return {"status": "preparing"}
-        return {"status": "ready", "history": found[1], "versions": list(found[2])}
+        return {"status": "ready", "epoch": found[1], "versions": list(found[2])}
 
     async def _look(self, stage: Stage) -> None:
-        history, versions = await self._source.kept_of(stage)
-        self._lists[stage] = (asyncio.get_running_loop().time(), history, versions)
+        epoch, versions = await self._source.kept_of(stage)
+        self._lists[stage] = (asyncio.get_running_loop().time(), epoch, versions)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -199,14 +200,14 @@ class StateDownload:
         return await asyncio.to_thread(assemble, manifest, chunks)
 
     async def listed(self, peer: PeerId, stage: Stage) -> tuple[int, tuple[int, ...]]:
-        """(history, versions) that a peer keeps of a stage. Raises RemoteProtocolError when it does not say."""
+        """(epoch, versions) that a peer keeps of a stage. Raises RemoteProtocolError when it does not say."""
         while True:
             reply = await self._rpc.call(peer, {"kind": LIST_KIND, "stage": stage}, ASK_DEADLINE_S, idempotent=True)
             if reply.get("status") == "ready":
-                history, versions = reply.get("history"), reply.get("versions")
-                if not isinstance(history, int) or not isinstance(versions, list):
-                    raise RemoteProtocolError("state_list: expected a history and versions")
-                return history, tuple(version for version in versions if isinstance(version, int))
+                epoch, versions = reply.get("epoch"), reply.get("versions")
+                if not isinstance(epoch, int) or not isinstance(versions, list):
+                    raise RemoteProtocolError("state_list: expected an epoch and versions")
+                return epoch, tuple(version for version in versions if isinstance(version, int))
             await asyncio.sleep(PREPARE_RETRY_S)
 
     # the transport's side

@@ -1,30 +1,30 @@
 """Taking peers in, and back: whoever has come, or has fallen behind, joins the next attempt and gets the weights.
 
 If nobody has the weights that a newcomer's stage needs (all its peers were lost), and that stays so for a while, the swarm
-goes back to the newest version that every stage still has. That begins a new *history*: weights of the same version in
-different histories differ, so histories are compared before versions, and a peer of an older one has to catch up.
+goes back to the newest version that every stage still has. That begins a new *epoch*: weights of the same version in
+different epochs differ, so epochs are compared before versions, and a peer of an older one has to catch up.
 """
 
 from __future__ import annotations
 
-from gwtf_p2p.protocol.commit.participant import Member
 from gwtf_p2p.protocol.commit.inquiry import Replies, available, common_version
+from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
-from gwtf_p2p.protocol.wire.messages import Standing, Welcome
+from gwtf_p2p.protocol.wire.messages import Admit, Standing
 
 GO_BACK_AFTER_S = 5.0
 """How long a stage may lack the weights of this iteration before the swarm gives up what it has done since it had them: the
 last one who has them may be coming back."""
 
 
-class Welcomes:
+class Admission:
     """Of a data peer, used when it leads. `waiting` have said where they stand."""
 
-    def __init__(self, context: Context, member: Member, roster: Roster) -> None:
-        self.ctx, self.member, self.roster = context, member, roster
+    def __init__(self, context: Context, participant: Participant, roster: Roster) -> None:
+        self.ctx, self.participant, self.roster = context, participant, roster
         self.waiting: dict[PeerId, Standing] = {}
         self.patience_is_over = False
         self._said: set[tuple[int, PeerId]] = set()
@@ -32,21 +32,21 @@ class Welcomes:
         self._came_at: dict[PeerId, float] = {}
 
     def must_be_weighed(self) -> bool:
-        """True once for each newcomer that has later weights of this history than this peer: are those of every stage there?
+        """True once for each newcomer that has later weights of this epoch than this peer: are those of every stage there?
 
         If so, this peer is behind.
         """
         found = False
         for peer, standing in sorted(self.waiting.items()):
             later = self._later(standing)
-            if later and self._weighed.get(peer) != (self.member.position, later):
-                self._weighed[peer] = (self.member.position, later)
+            if later and self._weighed.get(peer) != (self.participant.position, later):
+                self._weighed[peer] = (self.participant.position, later)
                 self._came_at.setdefault(peer, self.ctx.now)
                 found = True
         return found
 
     def _later(self, standing: Standing) -> frozenset[int]:
-        return frozenset(v for v in available(standing, self.ctx.past) if v > self.member.version)
+        return frozenset(v for v in available(standing, self.ctx.past) if v > self.participant.version)
 
     def _comes_too_soon(self, peer: PeerId, standing: Standing) -> bool:
         """It would throw away later weights: not before those of the other stages have had time to come too."""
@@ -55,23 +55,23 @@ class Welcomes:
             self._came_at.pop(peer, None)
         return too_soon
 
-    def welcome_all(self) -> None:
-        """Into the next attempt; the members of one under way are settled."""
-        ctx, version = self.ctx, self.member.version
+    def admit_all(self) -> None:
+        """Into the next attempt; the participants of one under way are settled."""
+        ctx, version = self.ctx, self.participant.version
         for peer, standing in sorted(self.waiting.items()):
-            in_step = standing.position == self.member.position and not standing.syncing
+            in_step = standing.position == self.participant.position and not standing.syncing
             own = version in available(standing, ctx.past)
             donors = tuple(donor for donor in self.roster.serving(standing.stage) if donor != peer)
             if (not donors and not own) or self._comes_too_soon(peer, standing):
                 self._strand(peer, standing)
                 continue
             del self.waiting[peer]
-            self.roster.welcome(peer, standing.stage, in_step)
-            ctx.emit(Send(peer, Welcome(version, donors, self.roster.electorate(), ctx.history, own, ctx.past.branches)))
+            self.roster.admit(peer, standing.stage, in_step)
+            ctx.emit(Send(peer, Admit(version, donors, self.roster.voters(), ctx.epoch, own, ctx.past.epoch_starts)))
 
     def _strand(self, peer: PeerId, standing: Standing) -> None:
         """Nobody has what this peer lacks, or it has what nobody else has."""
-        ctx, version = self.ctx, self.member.version
+        ctx, version = self.ctx, self.participant.version
         if (version, peer) not in self._said:
             self._said.add((version, peer))
             ctx.report("version_missing", stage=standing.stage, version=version, have=standing.version, peer=peer)
@@ -83,13 +83,13 @@ class Welcomes:
         ctx = self.ctx
         to = common_version(replies, ctx.past, ctx.stages)
         if to is None:
-            ctx.report("no_common_version", iteration=self.member.version, reason=why)
+            ctx.report("no_common_version", iteration=self.participant.version, reason=why)
             return False
         past = ctx.past.gone_back_to(to)
-        ctx.report("going_back", version=to, iteration=self.member.version, history=past.history, reason=why)
+        ctx.report("going_back", version=to, iteration=self.participant.version, epoch=past.epoch, reason=why)
         data_peers = tuple(sorted(p for p, s in replies.items() if s.stage == DATA_STAGE and not s.leaving))
         having = {peer for peer, standing in replies.items() if to in available(standing, ctx.past)}
         for peer, standing in sorted(replies.items()):
             donors = tuple(sorted(p for p in having - {peer} if replies[p].stage == standing.stage))
-            ctx.emit(Send(peer, Welcome(to, donors, data_peers, past.history, peer in having, past.branches)))
+            ctx.emit(Send(peer, Admit(to, donors, data_peers, past.epoch, peer in having, past.epoch_starts)))
         return True

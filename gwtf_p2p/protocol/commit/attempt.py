@@ -1,4 +1,4 @@
-"""What is averaged in one attempt at closing an iteration: the shares of every member of every stage group."""
+"""What is averaged in one attempt at closing an iteration: the shares of every participant of every stage group."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.wire.messages import Ballot, Close, Commit, Finished, Share
+from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Finished, Prepare, Share
 
 
 @dataclass
@@ -14,38 +14,38 @@ class Attempt:
     """One try: who must average, and who has."""
 
     number: int
-    groups: dict[Stage, Close]
+    groups: dict[Stage, Prepare]
     digests: dict[PeerId, str] = field(default_factory=dict)
     committed: Commit | None = None
 
     @property
-    def members(self) -> dict[PeerId, Stage]:
-        return {member: stage for stage, close in sorted(self.groups.items()) for member in close.members}
+    def participants(self) -> dict[PeerId, Stage]:
+        return {participant: stage for stage, prepare in sorted(self.groups.items()) for participant in prepare.participants}
 
     def waiting_for(self) -> list[PeerId]:
-        return [member for member in self.members if member not in self.digests]
+        return [participant for participant in self.participants if participant not in self.digests]
 
     def disagreement(self) -> str | None:
-        """Names a stage whose members ended with different bytes."""
-        for stage, close in sorted(self.groups.items()):
-            if len({self.digests[m] for m in close.members if m in self.digests}) > 1:
-                return f"members of stage {stage} ended with different averages"
+        """Names a stage whose participants ended with different bytes."""
+        for stage, prepare in sorted(self.groups.items()):
+            if len({self.digests[m] for m in prepare.participants if m in self.digests}) > 1:
+                return f"participants of stage {stage} ended with different averages"
         return None
 
 
-def closes(
+def prepares(
     position: tuple[int, int],
     ballot: Ballot,
     base: Ballot | None,
     roster: Mapping[PeerId, Stage],
     finished: Mapping[PeerId, Finished],
     stages: int,
-) -> dict[Stage, Close]:
-    """One `Close` per stage group: the credited peers with their shares, and the others of the roster with empty ones.
+) -> dict[Stage, Prepare]:
+    """One `Prepare` per stage group: the credited peers with their shares, and the others of the roster with empty ones.
 
-    `position` is (history, iteration).
+    `position` is (epoch, iteration).
     """
-    history, iteration = position
+    epoch, iteration = position
     shares: dict[Stage, dict[PeerId, list[MicrobatchId]]] = {Stage(k): {} for k in range(stages + 1)}
     for peer, stage in roster.items():
         shares[stage][peer] = []
@@ -60,16 +60,16 @@ def closes(
     loss = sum(report.mean_loss * len(report.ledger) for report in finished.values()) / max(1, microbatches)
     staying = tuple(peer for peer, report in sorted(finished.items()) if not report.leaving)
     return {
-        stage: Close(
+        stage: Prepare(
             iteration=iteration,
             attempt=ballot.attempt,
-            leader=ballot.leader,
+            coordinator=ballot.coordinator,
             stage=stage,
             shares=tuple(Share(peer, tuple(sorted(group[peer]))) for peer in sorted(group)),
             base=base,
             data_peers=staying,
             mean_loss=loss,
-            history=history,
+            epoch=epoch,
         )
         for stage, group in shares.items()
     }

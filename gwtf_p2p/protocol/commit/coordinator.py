@@ -1,35 +1,36 @@
-"""The leader: decides what each stage group averages, and commits it when all members have.
+"""The coordinator: decides what each stage group averages, and commits it when all participants have.
 
-The **leader** of an iteration is the live data peer with the lowest id among those that take part in it. When every one of
+The **coordinator** of an iteration is the live data peer with the lowest id among those that take part in it. When every one of
 them has reported `Finished` with its ledger (who did which stage of which microbatch) and nobody credited is lost, it sends
-each member of each stage group a `Close`. Members are those credited and the others of the *roster*: all peers known to be at
-this iteration, which need the step though nothing is credited to them. A leader that has not led the iteration before does
-not know whether somebody else has begun to close this one: it first asks all peers where they stand (`Inquire`, see
-`aggregation` for the rule that it follows), and so learns the roster too.
+each participant of each stage group a `Prepare`. Participants are those credited and the others of the *roster*: all peers
+known to be at this iteration, which need the step though nothing is credited to them. A coordinator that has not led the
+iteration before does not know whether somebody else has begun to close this one: it first asks all peers where they stand
+(`Inquire`, see `aggregation` for the rule that it follows), and so learns the roster too.
 
-Newcomers, and peers that fell behind, say where they stand; the leader welcomes them into the next attempt, and names donors.
+Newcomers, and peers that fell behind, say where they stand; the coordinator admits them into the next attempt, and names
+donors.
 """
 
 from __future__ import annotations
 
-from gwtf_p2p.protocol.commit.admission import Welcomes
-from gwtf_p2p.protocol.commit.attempt import Attempt, closes
-from gwtf_p2p.protocol.commit.participant import Member
+from gwtf_p2p.protocol.commit.admission import Admission
+from gwtf_p2p.protocol.commit.attempt import Attempt, prepares
 from gwtf_p2p.protocol.commit.inquiry import Inquiry, Outcome, common_version, decide, stages_without
+from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.wire.messages import (
-    Abandon,
-    Averaged,
+    Abort,
     Ballot,
     Commit,
     Finished,
     Inquire,
     Lost,
     Missing,
-    NotAveraged,
+    NotPrepared,
+    Prepared,
     Standing,
 )
 
@@ -38,50 +39,50 @@ INQUIRY_PRIOR_S = 1.0
 FINISH_PRIOR_S = 3.0
 """How long to wait before asking while nothing is measured; these are no time-outs."""
 
-CLOSE_RETRY_S = 0.25
+PREPARE_RETRY_S = 0.25
 
-ATTEMPTS_PER_HISTORY = 1 << 20
+ATTEMPTS_PER_EPOCH = 1 << 20
 """So that no two committed attempts of an iteration have equal numbers, whatever happened between."""
 
 
-class Leader:
+class Coordinator:
     """Lives in every data peer; acts in the one that leads."""
 
-    def __init__(self, context: Context, member: Member) -> None:
-        self.ctx, self.member = context, member
-        self.roster = Roster(context, member)
-        self.welcomes = Welcomes(context, member, self.roster)
-        member.led_by = self.roster.leading_peer
+    def __init__(self, context: Context, participant: Participant) -> None:
+        self.ctx, self.participant = context, participant
+        self.roster = Roster(context, participant)
+        self.admission = Admission(context, participant, self.roster)
+        participant.coordinator = self.roster.coordinator
         self.attempt: Attempt | None = None
         self.inquiry: Inquiry | None = None
         self.finished: dict[PeerId, Finished] = {}
         self._unsure = True
         self._number = 0
-        self._closed_at = 0.0
+        self._prepared_at = 0.0
         self._said: tuple[object, ...] = ()
 
     # ---- towards an attempt
 
     def data_peer_finished(self, sender: PeerId, message: Finished) -> None:
-        position = (message.history, message.iteration)
-        if position == self.member.position:
+        position = (message.epoch, message.iteration)
+        if position == self.participant.position:
             self.finished[sender] = message
             for peer in sorted({peer for credit in message.ledger for peer in credit.peers if peer}):
                 if self.ctx.liveness.is_lost(peer):
                     self._void(peer, None)
-            if not self.roster.leads:
-                self.ctx.emit(Send(sender, self.member.standing()))  # it thinks that this peer does
-            self.try_close()
-        elif position < self.member.position:
+            if not self.roster.coordinates:
+                self.ctx.emit(Send(sender, self.participant.standing()))  # it thinks that this peer does
+            self.try_to_prepare()
+        elif position < self.participant.position:
             self._show_the_way(sender, None)
 
-    def try_close(self) -> None:
-        """Send out a `Close` if all is there; otherwise say what is missing, and ask for it after a while."""
-        ctx, version = self.ctx, self.member.version
-        if not self.roster.leads or self.attempt is not None or self.inquiry is not None:
+    def try_to_prepare(self) -> None:
+        """Send out a `Prepare` if all is there; otherwise say what is missing, and ask for it after a while."""
+        ctx, version = self.ctx, self.participant.version
+        if not self.roster.coordinates or self.attempt is not None or self.inquiry is not None:
             return
         missing = [peer for peer in self.roster.data_peers() if peer not in self.finished]
-        doubtful = self._credited() & ctx.liveness.barred
+        doubtful = self._credited() & ctx.liveness.excluded
         if missing or doubtful:
             said = (version, tuple(missing), doubtful)
             if self.finished and said != self._said:
@@ -98,14 +99,16 @@ class Leader:
             self._open(self._number + 1)
 
     def _open(self, number: int) -> None:
-        ctx, member = self.ctx, self.member
+        ctx, participant = self.ctx, self.participant
         self._number = number
         finished = {peer: self.finished[peer] for peer in self.roster.data_peers()}
-        groups = closes(member.position, Ballot(number, ctx.me), member.committed, self.roster.present(), finished, ctx.stages)
+        groups = prepares(
+            participant.position, Ballot(number, ctx.me), participant.committed, self.roster.present(), finished, ctx.stages
+        )
         self.attempt = Attempt(number, groups)
-        self._closed_at = ctx.now
+        self._prepared_at = ctx.now
         ctx.cancel_timer("wait", "")
-        for peer, stage in self.attempt.members.items():
+        for peer, stage in self.attempt.participants.items():
             ctx.liveness.watch(peer, ctx.out)
             ctx.emit(Send(peer, self.attempt.groups[stage]))
         ctx.start_timer("average", "", ctx.timings.deadline_s(("average",), AVERAGE_PRIOR_S))
@@ -117,9 +120,9 @@ class Leader:
 
     # ---- an attempt under way
 
-    def averaged(self, sender: PeerId, message: Averaged) -> None:
+    def prepared(self, sender: PeerId, message: Prepared) -> None:
         ctx, attempt = self.ctx, self.attempt
-        if attempt is None or (message.iteration, message.attempt) != (self.member.version, attempt.number):
+        if attempt is None or (message.iteration, message.attempt) != (self.participant.version, attempt.number):
             return
         attempt.digests[sender] = message.digest
         if attempt.waiting_for() or attempt.committed is not None:
@@ -129,15 +132,15 @@ class Leader:
             self._give_up(wrong)
             return
         ctx.cancel_timer("average", "")
-        ctx.timings.observe(("average",), ctx.now - self._closed_at)
+        ctx.timings.observe(("average",), ctx.now - self._prepared_at)
         loss = attempt.groups[DATA_STAGE].mean_loss
-        attempt.committed = Commit(self.member.version, attempt.number, ctx.me, loss)
-        for peer in attempt.members:
+        attempt.committed = Commit(self.participant.version, attempt.number, ctx.me, loss)
+        for peer in attempt.participants:
             ctx.emit(Send(peer, attempt.committed))
 
-    def not_averaged(self, sender: PeerId, message: NotAveraged) -> None:
+    def not_prepared(self, sender: PeerId, message: NotPrepared) -> None:
         attempt = self.attempt
-        if attempt is None or (message.iteration, message.attempt) != (self.member.version, attempt.number):
+        if attempt is None or (message.iteration, message.attempt) != (self.participant.version, attempt.number):
             return
         if message.missing:
             self._void(sender, frozenset(message.missing))
@@ -151,12 +154,12 @@ class Leader:
         if attempt is None or attempt.committed is not None:
             return
         self.attempt = None
-        ctx.report("average_failed", iteration=self.member.version, reason=why)
+        ctx.report("average_failed", iteration=self.participant.version, reason=why)
         ctx.cancel_timer("average", "")
-        for peer in attempt.members:  # a lost one too: it may be back before it reads this
-            ctx.emit(Send(peer, Abandon(self.member.version, attempt.number)))
-        self._welcome_joiners()
-        ctx.start_timer("close", "", CLOSE_RETRY_S)
+        for peer in attempt.participants:  # a lost one too: it may be back before it reads this
+            ctx.emit(Send(peer, Abort(self.participant.version, attempt.number)))
+        self._admit_joiners()
+        ctx.start_timer("prepare", "", PREPARE_RETRY_S)
 
     def _void(self, peer: PeerId, microbatches: frozenset[MicrobatchId] | None) -> None:
         """A peer does not have (some of) what is credited to it: its data peers must have it redone and report again."""
@@ -173,37 +176,37 @@ class Leader:
                 self.ctx.emit(Send(data_peer, Missing(peer, stage, tuple(missing))))
 
     def waits_for(self) -> list[PeerId]:
-        """Members that have not averaged, peers that have not said where they stand."""
+        """Participants that have not averaged, peers that have not said where they stand."""
         if self.attempt is not None:
             return self.attempt.waiting_for() if self.attempt.committed is None else []
         return self.inquiry.waiting_for() if self.inquiry is not None else []
 
     def timer(self, what: str) -> None:
-        """`average`, `inquire` are late: ask whoever has not answered. `wait`: data peers are late. `close`: try again."""
-        ctx, version = self.ctx, self.member.version
+        """`average`, `inquire` are late: ask whoever has not answered. `wait`: data peers are late. `prepare`: try again."""
+        ctx, version = self.ctx, self.participant.version
         match what:
             case "average" if self.attempt is not None:
                 for peer in self.attempt.waiting_for():
                     ctx.suspect(peer, "average is late")
-                    ctx.emit(Send(peer, self.attempt.groups[self.attempt.members[peer]]))
+                    ctx.emit(Send(peer, self.attempt.groups[self.attempt.participants[peer]]))
                 ctx.start_timer("average", "", ctx.timings.deadline_s(("average",), AVERAGE_PRIOR_S))
             case "inquire" if self.inquiry is not None:
                 for peer in self.inquiry.waiting_for():
                     ctx.suspect(peer, "an inquiry is late")
                     ctx.emit(Send(peer, Inquire(version, self.inquiry.number)))
                 ctx.start_timer("inquire", "", ctx.timings.deadline_s(("inquire",), INQUIRY_PRIOR_S))
-            case "wait" if self.roster.leads and self.attempt is None and self.inquiry is None:
+            case "wait" if self.roster.coordinates and self.attempt is None and self.inquiry is None:
                 for peer in self.roster.data_peers():
                     if peer not in self.finished:
                         ctx.suspect(peer, "it has not finished")
                         ctx.emit(Send(peer, Inquire(version)))
                 if self._unsure:
-                    self._inquire()  # an attempt of a leader that is lost may keep somebody from finishing
-                self.try_close()
-            case "close":
-                self.try_close()
-            case "back" if self.roster.leads and self.welcomes.waiting and self.attempt is None and self.inquiry is None:
-                self.welcomes.patience_is_over = True
+                    self._inquire()  # an attempt of a coordinator that is lost may keep somebody from finishing
+                self.try_to_prepare()
+            case "prepare":
+                self.try_to_prepare()
+            case "back" if self.roster.coordinates and self.admission.waiting and self.attempt is None and self.inquiry is None:
+                self.admission.patience_is_over = True
                 self._inquire()
             case _:
                 pass
@@ -212,10 +215,10 @@ class Leader:
 
     def _inquire(self) -> None:
         """Bar all lower attempts, and learn of the highest one and of who is at this iteration."""
-        ctx, version = self.ctx, self.member.version
-        promised = self.member.promised
+        ctx, version = self.ctx, self.participant.version
+        promised = self.participant.promised
         self._number = max(self._number, promised.attempt if promised else 0) + 1
-        everybody = {ctx.me, *self.roster.data_peers(), *self.roster.stages, *self.welcomes.waiting}
+        everybody = {ctx.me, *self.roster.data_peers(), *self.roster.stages, *self.admission.waiting}
         everybody |= set(ctx.view.records if ctx.view else ())
         self.inquiry = Inquiry(self._number, {peer for peer in everybody if not ctx.liveness.is_lost(peer)})
         for peer in sorted(self.inquiry.asked):
@@ -223,12 +226,12 @@ class Leader:
         ctx.start_timer("inquire", "", ctx.timings.deadline_s(("inquire",), INQUIRY_PRIOR_S))
 
     def _decide_when_known(self) -> None:
-        ctx, inquiry, version = self.ctx, self.inquiry, self.member.version
+        ctx, inquiry, version = self.ctx, self.inquiry, self.participant.version
         if inquiry is None or inquiry.waiting_for():
             return
         self.inquiry = None
         ctx.cancel_timer("inquire", "")
-        outcome = decide(inquiry, self.member.position, ctx.stages, ctx.me)
+        outcome = decide(inquiry, self.participant.position, ctx.stages, ctx.me)
         common = common_version(inquiry.replies, ctx.past, ctx.stages)
         if common is not None and common > version:
             outcome = Outcome(f"all stages have version {common}", behind=True)
@@ -237,25 +240,25 @@ class Leader:
             for peer in outcome.to_commit:
                 ctx.emit(Send(peer, outcome.commit))
         if outcome.behind:
-            self.member.fall_behind(outcome.reason, self.member.weights)
+            self.participant.fall_behind(outcome.reason, self.participant.weights)
         elif outcome.refused is not None:
             self._number = max(self._number, outcome.refused.attempt)
-            ctx.liveness.heard_from(outcome.refused.leader, ctx.now, ctx.out)
-            ctx.start_timer("close", "", CLOSE_RETRY_S)
+            ctx.liveness.heard_from(outcome.refused.coordinator, ctx.now, ctx.out)
+            ctx.start_timer("prepare", "", PREPARE_RETRY_S)
         elif outcome.commit is None:
-            lost = stages_without(version, inquiry.replies, ctx.past, ctx.stages) if self.welcomes.patience_is_over else []
-            self.welcomes.patience_is_over = False
+            lost = stages_without(version, inquiry.replies, ctx.past, ctx.stages) if self.admission.patience_is_over else []
+            self.admission.patience_is_over = False
             why = outcome.reason if outcome.go_back else f"nobody has version {version} of stages {lost}"
-            if (outcome.go_back or lost) and self.welcomes.go_back(inquiry.replies, why):
+            if (outcome.go_back or lost) and self.admission.go_back(inquiry.replies, why):
                 return
             self.roster.learn(inquiry.replies)
             self._unsure = False
-            self._welcome_joiners()
-            self.try_close()
+            self._admit_joiners()
+            self.try_to_prepare()
 
     def stands(self, sender: PeerId, standing: Standing) -> None:
         """A peer says where it stands: an answer, or a newcomer, or a peer that has doubts."""
-        position, attempt = self.member.position, self.attempt
+        position, attempt = self.participant.position, self.attempt
         if self.inquiry is not None and self.inquiry.note(sender, standing, position, self.ctx.me):
             self._decide_when_known()
         if standing.joining:
@@ -266,132 +269,134 @@ class Leader:
             self._show_the_way(sender, standing)
         elif standing.position == position:
             self.roster.enter(sender, standing)
-            if standing.led_by not in (None, self.ctx.me) and self.roster.leads:
-                self._settle_who_leads(sender, standing)
+            if standing.coordinator not in (None, self.ctx.me) and self.roster.coordinates:
+                self._settle_who_coordinates(sender, standing)
             if self._waits_to_take_part(sender, standing):
                 self._joins(sender, standing)
             self._free(sender, standing)
-            refused = standing.promised is not None and attempt is not None and standing.promised.leader != self.ctx.me
+            refused = standing.promised is not None and attempt is not None and standing.promised.coordinator != self.ctx.me
             unfinished = standing.taking_part and sender not in self.finished
-            if attempt is not None and sender in attempt.members and (refused or unfinished):
+            if attempt is not None and sender in attempt.participants and (refused or unfinished):
                 self._unsure |= refused
                 self._give_up(f"{sender} is not free for it")
-        if attempt is not None and sender in attempt.members and (standing.joining or standing.position != position):
+        if attempt is not None and sender in attempt.participants and (standing.joining or standing.position != position):
             self.roster.remove(sender, gone=False)
             self._void(sender, None)
             self._give_up(f"{sender} is not at iteration {position[1]}")
 
     def _waits_to_take_part(self, peer: PeerId, standing: Standing) -> bool:
         """A data peer with the weights that is not expected here, or that is and has not been told so."""
-        told = standing.active or self.member.data_peers is None
+        told = standing.active or self.participant.data_peers is None
         return standing.stage == DATA_STAGE and not standing.syncing and not (told and peer in self.roster.data_peers())
 
-    def _settle_who_leads(self, other: PeerId, standing: Standing) -> None:
+    def _settle_who_coordinates(self, other: PeerId, standing: Standing) -> None:
         """It does not know that this one leads. If two have started alone, each as the first of those it knew: the lower id."""
-        if standing.led_by == other < self.ctx.me:
-            if self.member.version > 0:
+        if standing.coordinator == other < self.ctx.me:
+            if self.participant.version > 0:
                 self._give_up(f"{other} leads")
-                self.member.data_peers = tuple(sorted({other, *self.roster.electorate()}))
+                self.participant.data_peers = tuple(sorted({other, *self.roster.voters()}))
                 self._unsure = True
         else:
-            self.ctx.emit(Send(other, self.member.standing()))
+            self.ctx.emit(Send(other, self.participant.standing()))
 
     def _free(self, sender: PeerId, standing: Standing) -> None:
         """A peer takes part in an attempt that has no future: it must not wait for it."""
-        close, version = standing.close, self.member.version
-        current = self.attempt is not None and close is not None and close.ballot == Ballot(self.attempt.number, self.ctx.me)
-        if close is None or current or not self.roster.leads or self.inquiry is not None:
+        prepare, version = standing.prepare, self.participant.version
+        current = (
+            self.attempt is not None and prepare is not None and prepare.ballot == Ballot(self.attempt.number, self.ctx.me)
+        )
+        if prepare is None or current or not self.roster.coordinates or self.inquiry is not None:
             return
-        if close.leader == self.ctx.me:
-            self.ctx.emit(Send(sender, Abandon(version, close.attempt)))
-        elif self._number > close.attempt:
+        if prepare.coordinator == self.ctx.me:
+            self.ctx.emit(Send(sender, Abort(version, prepare.attempt)))
+        elif self._number > prepare.attempt:
             self.ctx.emit(Send(sender, Inquire(version, self._number)))
 
     def _joins(self, sender: PeerId, standing: Standing) -> None:
-        """What it had before is gone; it may take part again once it is welcomed."""
+        """What it had before is gone; it may take part again once it is admitted."""
         if standing.joining:
             self.roster.remove(sender, gone=True)
             self.finished.pop(sender, None)
             self._void(sender, None)
-        self.welcomes.waiting[sender] = standing
-        self._welcome_joiners()
-        self.try_close()
+        self.admission.waiting[sender] = standing
+        self._admit_joiners()
+        self.try_to_prepare()
 
     def _leaves(self, peer: PeerId) -> None:
         self.roster.remove(peer, gone=True)
-        if self.attempt is not None and peer in self.attempt.members:
+        if self.attempt is not None and peer in self.attempt.participants:
             self._give_up(f"{peer} leaves")
         if self.inquiry is not None:
             self.inquiry.asked.discard(peer)
             self._decide_when_known()
-        self.try_close()
+        self.try_to_prepare()
 
-    def _welcome_joiners(self) -> None:
+    def _admit_joiners(self) -> None:
         """Whoever waits, once it is known who is there, and no attempt is under way."""
-        if self.welcomes.waiting and self.roster.leads and self.attempt is None and self.inquiry is None:
-            if self.welcomes.must_be_weighed() or self._unsure:
+        if self.admission.waiting and self.roster.coordinates and self.attempt is None and self.inquiry is None:
+            if self.admission.must_be_weighed() or self._unsure:
                 self._inquire()
             else:
-                self.welcomes.welcome_all()
+                self.admission.admit_all()
 
     def _show_the_way(self, sender: PeerId, standing: Standing | None) -> None:
         """To a peer that is at an earlier iteration: the commit that it missed, or where to catch up."""
-        ctx, member = self.ctx, self.member
-        missed = standing.close if standing is not None and standing.prepared else None
-        if missed is not None and missed.iteration == member.version - 1 and missed.ballot == member.committed:
-            ctx.emit(Send(sender, Commit(missed.iteration, missed.attempt, missed.leader, missed.mean_loss)))
+        ctx, participant = self.ctx, self.participant
+        missed = standing.prepare if standing is not None and standing.prepared else None
+        if missed is not None and missed.iteration == participant.version - 1 and missed.ballot == participant.committed:
+            ctx.emit(Send(sender, Commit(missed.iteration, missed.attempt, missed.coordinator, missed.mean_loss)))
             return
-        ctx.emit(Send(sender, member.standing()))
+        ctx.emit(Send(sender, participant.standing()))
 
     # ---- other peers, other iterations
 
     def peer_lost(self, peer: PeerId, reason: str) -> None:
-        """What it did is void; the leader tells whom it concerns."""
+        """What it did is void; the coordinator tells whom it concerns."""
         attempt = self.attempt
         stage = self.roster.remove(peer, gone=False)
-        self.welcomes.waiting.pop(peer, None)
+        self.admission.waiting.pop(peer, None)
         self.finished.pop(peer, None)
         self._void(peer, None)
-        if self.roster.leads:
+        if self.roster.coordinates:
             for other in self.roster.concerned_by_loss(peer, stage):
                 self.ctx.emit(Send(other, Lost(peer, reason)))
-        if attempt is not None and peer in attempt.members:
+        if attempt is not None and peer in attempt.participants:
             self._give_up(f"{peer} is lost: {reason}")
         if self.inquiry is not None:
             self.inquiry.asked.discard(peer)
             self._decide_when_known()
-        idle = self.roster.leads and self.inquiry is None and self.attempt is None
-        if idle and self._unsure and self.member.closing is not None:
-            self._inquire()  # the former leader may have committed already
-        self.try_close()
+        idle = self.roster.coordinates and self.inquiry is None and self.attempt is None
+        if idle and self._unsure and self.participant.preparing is not None:
+            self._inquire()  # the former coordinator may have committed already
+        self.try_to_prepare()
 
     def peer_returned(self, peer: PeerId) -> None:
         """A lost peer is back: is it still at this iteration?"""
-        if self.roster.leads:
-            self.ctx.emit(Send(peer, Inquire(self.member.version)))
+        if self.roster.coordinates:
+            self.ctx.emit(Send(peer, Inquire(self.participant.version)))
 
     def begin(self) -> None:
         """This data peer takes part in an iteration. After a restart nothing is known of the others."""
-        if self.member.version > 0 and self.roster.leads and self._unsure and self.inquiry is None:
+        if self.participant.version > 0 and self.roster.coordinates and self._unsure and self.inquiry is None:
             self._inquire()
 
     def new_iteration(self) -> None:
-        """Who led the one before knows the members of the next."""
+        """Who led the one before knows the participants of the next."""
         attempt = self.attempt
         led = attempt is not None and attempt.committed is not None
-        members = attempt.members if attempt is not None and led else {}
-        self.roster.begin(members)
+        participants = attempt.participants if attempt is not None and led else {}
+        self.roster.begin(participants)
         self.reset()
         self._unsure = not led
-        self._welcome_joiners()
+        self._admit_joiners()
 
     def reset(self) -> None:
         """Forget an iteration that is over."""
-        for what in ("average", "inquire", "wait", "close", "back"):
+        for what in ("average", "inquire", "wait", "prepare", "back"):
             self.ctx.cancel_timer(what, "")
         self.attempt = self.inquiry = None
         self.finished.clear()
-        if not self.roster.leads:
-            self.welcomes.waiting.clear()
-        self._number = self.ctx.history * ATTEMPTS_PER_HISTORY
+        if not self.roster.coordinates:
+            self.admission.waiting.clear()
+        self._number = self.ctx.epoch * ATTEMPTS_PER_EPOCH
         self._unsure = True

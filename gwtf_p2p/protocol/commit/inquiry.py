@@ -1,9 +1,9 @@
-"""What a new leader concludes from where everybody stands. The rule is stated and justified in `aggregation`.
+"""What a new coordinator concludes from where everybody stands. The rule is stated and justified in `aggregation`.
 
 Two more cases. Peers that are *ahead* have had a commit that others missed: whoever has prepared the same attempt gets it
-now, and a leader that has not is behind, if those ahead can go on alone, that is if there is one in every stage. If not, that
-commit has reached too few: the swarm has to *go back* to the newest version that every stage still has, as it must when all
-peers of a stage are gone with their weights.
+now, and a coordinator that has not is behind, if those ahead can go on alone, that is if there is one in every stage. If not,
+that commit has reached too few: the swarm has to *go back* to the newest version that every stage still has, as it must when
+all peers of a stage are gone with their weights.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.core.epochs import Past
 from gwtf_p2p.protocol.ids import PeerId, Stage
-from gwtf_p2p.protocol.wire.messages import Ballot, Close, Commit, Standing
+from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Prepare, Standing
 
 Replies = dict[PeerId, Standing]
 
@@ -39,7 +39,7 @@ class Inquiry:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`commit` goes to `to_commit`. `behind`: the swarm has gone on without the leader. `refused`: somebody leads higher.
+    """`commit` goes to `to_commit`. `behind`: the swarm has gone on without the coordinator. `refused`: somebody leads higher.
 
     `go_back`: what some have committed cannot be gone on from.
     """
@@ -60,8 +60,8 @@ def decide(inquiry: Inquiry, position: tuple[int, int], stages: int, me: PeerId)
         return _when_some_are_ahead(here, ahead, position, stages, me)
     refused = max((s.promised for s in here.values() if s.promised is not None), default=None)
     if refused is not None and refused > Ballot(inquiry.number, me):
-        return Outcome(f"attempt {refused.attempt} of {refused.leader} is ahead", refused=refused)
-    prepared = {s.close.ballot for s in here.values() if s.prepared and s.close is not None}
+        return Outcome(f"attempt {refused.attempt} of {refused.coordinator} is ahead", refused=refused)
+    prepared = {s.prepare.ballot for s in here.values() if s.prepared and s.prepare is not None}
     if not prepared:
         return Outcome(f"nobody of {len(here)} has prepared anything")
     ballot = max(prepared)
@@ -69,7 +69,7 @@ def decide(inquiry: Inquiry, position: tuple[int, int], stages: int, me: PeerId)
     if doubt is not None:
         return Outcome(doubt)
     ready = _ready(here, ballot)
-    reason = f"all {len(ready)} that answer have prepared attempt {ballot.attempt} of {ballot.leader}"
+    reason = f"all {len(ready)} that answer have prepared attempt {ballot.attempt} of {ballot.coordinator}"
     return Outcome(reason, _commit_of(here, ballot), ready, behind=me not in ready)
 
 
@@ -82,9 +82,9 @@ def common_version(replies: Replies, past: Past, stages: int) -> int | None:
 
 
 def available(standing: Standing, past: Past) -> set[int]:
-    """Versions that a peer could put in place. Those of another history may be of weights that differ."""
+    """Versions that a peer could put in place. Those of another epoch may be of weights that differ."""
     there = set(standing.kept) | (set() if standing.syncing else {standing.version})
-    return {version for version in there if past.shares(standing.history, version)}
+    return {version for version in there if past.shares(standing.epoch, version)}
 
 
 def stages_without(version: int, replies: Replies, past: Past, stages: int) -> list[Stage]:
@@ -94,24 +94,24 @@ def stages_without(version: int, replies: Replies, past: Past, stages: int) -> l
 
 
 def _when_some_are_ahead(here: Replies, ahead: Replies, position: tuple[int, int], stages: int, me: PeerId) -> Outcome:
-    history, iteration = position
+    epoch, iteration = position
     first = min(ahead)
     reason = f"{first} is at iteration {ahead[first].version}"
-    next_one = [s for s in ahead.values() if s.position == (history, iteration + 1)]
+    next_one = [s for s in ahead.values() if s.position == (epoch, iteration + 1)]
     for ballot in sorted({s.committed for s in next_one if s.committed is not None}):
         ready = _ready(here, ballot)
         if ready:
             return Outcome(reason, _commit_of(here, ballot), ready, behind=me not in ready)
-    goes_on = {s.stage for s in ahead.values()} == set(range(stages + 1)) or any(s.history > history for s in ahead.values())
+    goes_on = {s.stage for s in ahead.values()} == set(range(stages + 1)) or any(s.epoch > epoch for s in ahead.values())
     return Outcome(reason, behind=goes_on, go_back=not goes_on)
 
 
 def _why_not_committed(replies: Replies, position: tuple[int, int], stages: int, ballot: Ballot) -> str | None:
     """Evidence that an attempt was not committed and will not be; None when it may have been."""
-    attempt = f"attempt {ballot.attempt} of {ballot.leader}"
+    attempt = f"attempt {ballot.attempt} of {ballot.coordinator}"
     ready = {p: s for p, s in replies.items() if s.position == position and not s.joining and _has_prepared(s, ballot)}
-    closes = [s.close for s in ready.values() if s.close is not None]
-    lacking = sorted(p for close in closes for p in close.members if p in replies and p not in ready)
+    prepares = [s.prepare for s in ready.values() if s.prepare is not None]
+    lacking = sorted(p for prepare in prepares for p in prepare.participants if p in replies and p not in ready)
     if lacking:
         return f"{lacking[0]} has not prepared {attempt}"
     for stage in range(stages + 1):
@@ -122,7 +122,7 @@ def _why_not_committed(replies: Replies, position: tuple[int, int], stages: int,
 
 
 def _has_prepared(standing: Standing, ballot: Ballot) -> bool:
-    return standing.prepared and standing.close is not None and standing.close.ballot == ballot
+    return standing.prepared and standing.prepare is not None and standing.prepare.ballot == ballot
 
 
 def _ready(here: Replies, ballot: Ballot) -> tuple[PeerId, ...]:
@@ -130,5 +130,5 @@ def _ready(here: Replies, ballot: Ballot) -> tuple[PeerId, ...]:
 
 
 def _commit_of(here: Replies, ballot: Ballot) -> Commit:
-    closes: list[Close] = [s.close for s in here.values() if s.close is not None and s.close.ballot == ballot]
-    return Commit(closes[0].iteration, closes[0].attempt, closes[0].leader, closes[0].mean_loss)
+    prepares: list[Prepare] = [s.prepare for s in here.values() if s.prepare is not None and s.prepare.ballot == ballot]
+    return Commit(prepares[0].iteration, prepares[0].attempt, prepares[0].coordinator, prepares[0].mean_loss)

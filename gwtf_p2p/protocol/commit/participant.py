@@ -1,21 +1,24 @@
 """One peer's part in closing an iteration: average in the stage group, then one optimizer step, exactly once.
 
-The leader (`leading`) sends each member of each stage group a `Close`: the shares to average. A member first makes its
-gradient equal its share: it takes out what it counted but is not credited with (a peer wrongly thought lost, or a data peer
-that died), puts back what an earlier attempt took out, and refuses when something is missing. Then the group averages. Only
-when all members of all groups have `Averaged`, with equal digests in each group, is the attempt committed; members then step
-to weights version iteration + 1. Until the commit the accumulated gradients stay untouched, so a failed attempt costs time
-and nothing else. A share of n microbatches has weight n (the sum of n gradients over the total is the mean over all).
+The coordinator (`leading`) sends each participant of each stage group a `Prepare`: the shares to average. A participant first
+makes its gradient equal its share: it takes out what it counted but is not credited with (a peer wrongly thought lost, or a
+data peer that died), puts back what an earlier attempt took out, and refuses when something is missing. Then the group
+averages. Only when all participants of all groups have `Prepared`, with equal digests in each group, is the attempt committed;
+participants then step to weights version iteration + 1. Until the commit the accumulated gradients stay untouched, so a failed
+attempt costs time and nothing else. A share of n microbatches has weight n (the sum of n gradients over the total is the mean
+over all).
 
-**No two attempts of one iteration are ever committed**, though leaders may die or be wrongly thought dead, because members
-keep a promise (this is Paxos' rule, with all members of the attempt as its quorum):
-- a member takes part in attempts of one leader only, in rising numbers, until another leader has asked where it stands
+**No two attempts of one iteration are ever committed**, though coordinators may die or be wrongly thought dead, because
+participants keep a promise (this is Paxos' rule, with all participants of the attempt as its quorum):
+- a participant takes part in attempts of one coordinator only, in rising numbers, until another coordinator has asked where it
+stands
   (`Inquire`) with a higher number; from then on it takes part in nothing lower;
-- a leader that has asked commits the attempt that all members it can reach have prepared, if there is one, since it may have
-  been committed already; otherwise at least one member has promised never to prepare it, and a new attempt may begin.
+- a coordinator that has asked commits the attempt that all participants it can reach have prepared, if there is one, since it
+may have
+  been committed already; otherwise at least one participant has promised never to prepare it, and a new attempt may begin.
 
-A member that misses a commit (frozen, cut off) is *behind*: it serves nobody, drops what it holds, and catches up
-(`membership`). A peer that catches up *follows*: it is a member with an empty share, keeps the averages of the iterations
+A participant that misses a commit (frozen, cut off) is *behind*: it serves nobody, drops what it holds, and catches up
+(`membership`). A peer that catches up *follows*: it is a participant with an empty share, keeps the averages of the iterations
 that are committed while it downloads the weights of the first of them, and then steps through all of them.
 """
 
@@ -29,13 +32,13 @@ from gwtf_p2p.protocol.effects import Average, CancelAverage, Publish, Send, Ste
 from gwtf_p2p.protocol.events import AverageDone, AverageFailed, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.messages import (
-    Abandon,
-    Averaged,
+    Abort,
     Ballot,
-    Close,
     Commit,
     Inquire,
-    NotAveraged,
+    NotPrepared,
+    Prepare,
+    Prepared,
     Standing,
 )
 
@@ -48,7 +51,7 @@ Correction = tuple[Work, MicrobatchId]
 """UNCOUNT or RECOUNT of one microbatch."""
 
 
-class Member:
+class Participant:
     """`version`: the iteration that this peer takes part in. `weights`: what its weights are at, equal unless it follows.
 
     `drop_held`: everything that this peer holds belongs to iterations that it has no part in (its owner drops it).
@@ -60,7 +63,7 @@ class Member:
         self.weights = 0
         self.kept: tuple[int, ...] = ()
         self.counted: set[MicrobatchId] = set()
-        self.closing: Close | None = None
+        self.preparing: Prepare | None = None
         self.prepared = False
         self.averaging = False
         self.stepping = False
@@ -70,7 +73,7 @@ class Member:
         self.active = False
         self.taking_part = False
         self.leaving = False
-        self.led_by: Callable[[], PeerId | None] = lambda: None
+        self.coordinator: Callable[[], PeerId | None] = lambda: None
         self.behind = False
         self.fell_behind = False
         self.drop_held = False
@@ -78,12 +81,12 @@ class Member:
         self._awaited_step: int | None = None
         self._digest = ""
         self._pending: list[tuple[int, int]] = []
-        self._early: tuple[PeerId, Close] | None = None
+        self._early: tuple[PeerId, Prepare] | None = None
 
     @property
     def position(self) -> tuple[int, int]:
         """See `Standing.position`."""
-        return self.ctx.history, self.version
+        return self.ctx.epoch, self.version
 
     @property
     def syncing(self) -> bool:
@@ -98,9 +101,9 @@ class Member:
     @property
     def gradient_is_fixed(self) -> bool:
         """No microbatch may be counted now: its gradient is being corrected, averaged or applied."""
-        return self.stepping or (self.closing is not None and not self.prepared)
+        return self.stepping or (self.preparing is not None and not self.prepared)
 
-    # ---- what the leader asks
+    # ---- what the coordinator asks
 
     def standing(self) -> Standing:
         return Standing(
@@ -108,21 +111,21 @@ class Member:
             version=self.weights if self.behind else self.version,
             committed=self.committed,
             promised=self.promised,
-            close=self.closing,
+            prepare=self.preparing,
             prepared=self.prepared,
             digest=self._digest if self.prepared else "",
             joining=self.joining or self.behind,
             syncing=self.out_of_step,
             active=self.active,
             taking_part=self.taking_part and not self.out_of_step,
-            led_by=self.led_by() if self.active and not self.out_of_step else None,
+            coordinator=self.coordinator() if self.active and not self.out_of_step else None,
             leaving=self.leaving,
-            history=self.ctx.history,
+            epoch=self.ctx.epoch,
             kept=self.kept,
         )
 
     def inquired(self, sender: PeerId, message: Inquire) -> None:
-        """Promise to take part in nothing lower, unless something as high was promised to another leader."""
+        """Promise to take part in nothing lower, unless something as high was promised to another coordinator."""
         ballot = Ballot(message.attempt, sender)
         asks = message.attempt > 0 and message.iteration == self.version and not self.behind and not self.stepping
         if asks and (self.promised is None or ballot > self.promised):
@@ -130,25 +133,27 @@ class Member:
             if not self.prepared:
                 self.drop_attempt()
 
-    def close(self, sender: PeerId, message: Close) -> None:
+    def prepare(self, sender: PeerId, message: Prepare) -> None:
         """Take part in an attempt, or say why not."""
         ctx = self.ctx
-        next_one = (message.history, message.iteration) == (ctx.history, self.version + 1)
+        next_one = (message.epoch, message.iteration) == (ctx.epoch, self.version + 1)
         if next_one and (self.stepping or self.prepared) and not self.behind:
             self._early = (sender, message)  # the commit of the iteration before is on its way
             if not self.stepping:
                 ctx.emit(Send(sender, self.standing()))
             return
-        barred = self.promised is not None and (self.promised.leader != sender or message.attempt < self.promised.attempt)
-        if message.leader != sender or ctx.me not in message.members or self.behind or barred or self.stepping:
+        excluded = self.promised is not None and (
+            self.promised.coordinator != sender or message.attempt < self.promised.attempt
+        )
+        if message.coordinator != sender or ctx.me not in message.participants or self.behind or excluded or self.stepping:
             ctx.emit(Send(sender, self.standing()))
             return
-        if (message.history, message.iteration) != self.position:
+        if (message.epoch, message.iteration) != self.position:
             ctx.emit(Send(sender, self.standing()))
             return
-        if self.closing is not None and self.closing.ballot == message.ballot:
+        if self.preparing is not None and self.preparing.ballot == message.ballot:
             if self.prepared:
-                self._say_averaged()
+                self._say_prepared()
             return
         if None not in (message.base, self.committed) and message.base != self.committed:
             self.fall_behind(f"weights of iteration {self.version} come from another average", NO_WEIGHTS)
@@ -157,10 +162,10 @@ class Member:
         self.promised = message.ballot
         missing = sorted(message.share_of(ctx.me) - self.counted - self._done())
         if missing:
-            failure = NotAveraged(message.iteration, message.attempt, ctx.stage, "missing", None, tuple(missing))
+            failure = NotPrepared(message.iteration, message.attempt, ctx.stage, "missing", None, tuple(missing))
             ctx.emit(Send(sender, failure))
             return
-        self.closing = message
+        self.preparing = message
 
     def _done(self) -> set[MicrobatchId]:
         return {microbatch for microbatch, held in self.ctx.held.items() if held.phase is Phase.DONE}
@@ -169,9 +174,9 @@ class Member:
 
     def next_correction(self) -> Correction | None:
         """What to take out of the gradient or put back before it can be averaged."""
-        if self.closing is None or self.averaging or self.prepared or self.stepping:
+        if self.preparing is None or self.averaging or self.prepared or self.stepping:
             return None
-        share = self.closing.share_of(self.ctx.me)
+        share = self.preparing.share_of(self.ctx.me)
         extra = self.counted - share
         if extra:
             return Work.UNCOUNT, min(extra)
@@ -185,11 +190,11 @@ class Member:
 
     def average_when_right(self, gradient_is_busy: bool) -> None:
         """`gradient_is_busy`: a computation under way will change the gradient."""
-        if self.closing is None or self.averaging or self.prepared or self.stepping or gradient_is_busy:
+        if self.preparing is None or self.averaging or self.prepared or self.stepping or gradient_is_busy:
             return
         if self.next_correction() is None:
             self.averaging = True
-            self.ctx.emit(Average(self.closing))
+            self.ctx.emit(Average(self.preparing))
             self.wait_for_average()
 
     def wait_for_average(self) -> None:
@@ -197,42 +202,50 @@ class Member:
         self.ctx.start_timer("averaging", "", self.ctx.timings.deadline_s(("averaging",), AVERAGING_PRIOR_S))
 
     def average_done(self, event: AverageDone) -> None:
-        closing = self.closing
-        if closing is None or not self.averaging or (event.iteration, event.attempt) != (closing.iteration, closing.attempt):
+        preparing = self.preparing
+        if (
+            preparing is None
+            or not self.averaging
+            or (event.iteration, event.attempt) != (preparing.iteration, preparing.attempt)
+        ):
             return
         self.averaging, self.prepared, self._digest = False, True, event.digest
         self.ctx.cancel_timer("averaging", "")
         self.ctx.timings.observe(("averaging",), event.seconds)
-        self._say_averaged()
+        self._say_prepared()
 
     def average_failed(self, event: AverageFailed) -> None:
-        closing = self.closing
-        if closing is None or not self.averaging or (event.iteration, event.attempt) != (closing.iteration, closing.attempt):
+        preparing = self.preparing
+        if (
+            preparing is None
+            or not self.averaging
+            or (event.iteration, event.attempt) != (preparing.iteration, preparing.attempt)
+        ):
             return
-        self.averaging, self.closing = False, None
+        self.averaging, self.preparing = False, None
         self.ctx.cancel_timer("averaging", "")
-        failure = NotAveraged(closing.iteration, event.attempt, self.ctx.stage, event.reason, event.suspect)
-        self.ctx.emit(Send(closing.leader, failure))
+        failure = NotPrepared(preparing.iteration, event.attempt, self.ctx.stage, event.reason, event.suspect)
+        self.ctx.emit(Send(preparing.coordinator, failure))
 
-    def _say_averaged(self) -> None:
-        closing = self.closing
-        assert closing is not None
-        said = Averaged(closing.iteration, closing.attempt, self.ctx.stage, self._digest)
-        self.ctx.emit(Send(closing.leader, said))
+    def _say_prepared(self) -> None:
+        preparing = self.preparing
+        assert preparing is not None
+        said = Prepared(preparing.iteration, preparing.attempt, self.ctx.stage, self._digest)
+        self.ctx.emit(Send(preparing.coordinator, said))
 
-    def abandoned(self, sender: PeerId, message: Abandon) -> None:
-        closing = self.closing
-        if closing is not None and (message.iteration, Ballot(message.attempt, sender)) == (self.version, closing.ballot):
+    def aborted(self, sender: PeerId, message: Abort) -> None:
+        preparing = self.preparing
+        if preparing is not None and (message.iteration, Ballot(message.attempt, sender)) == (self.version, preparing.ballot):
             self.drop_attempt()
 
     def drop_attempt(self) -> None:
         """The gradient may change again."""
-        if self.closing is None or self.stepping:
+        if self.preparing is None or self.stepping:
             return
         self.ctx.cancel_timer("averaging", "")
         if self.averaging or self.prepared:
-            self.ctx.emit(CancelAverage(self.closing.iteration, self.closing.attempt))
-        self.closing, self.averaging, self.prepared = None, False, False
+            self.ctx.emit(CancelAverage(self.preparing.iteration, self.preparing.attempt))
+        self.preparing, self.averaging, self.prepared = None, False, False
 
     # ---- the commit
 
@@ -244,15 +257,15 @@ class Member:
             if self.committed is not None and self.committed != message.ballot:
                 self.fall_behind(f"iteration {message.iteration} was committed with another average", NO_WEIGHTS)
             return
-        closing = self.closing
-        ready = message.iteration == self.version and self.prepared and closing is not None
-        if not ready or closing is None or closing.ballot != message.ballot:
+        preparing = self.preparing
+        ready = message.iteration == self.version and self.prepared and preparing is not None
+        if not ready or preparing is None or preparing.ballot != message.ballot:
             self.fall_behind(f"iteration {message.iteration} was committed without this peer", self.weights)
         elif self.stepping:
             return
         elif self.syncing:
             self._pending.append((message.iteration, message.attempt))
-            self._next_iteration(closing)
+            self._next_iteration(preparing)
         else:
             self.stepping = True
             self._step(message.iteration, message.attempt)
@@ -266,21 +279,21 @@ class Member:
         if not self.stepping:
             self._step_pending()
             return False
-        assert self.closing is not None and iteration == self.version
-        self._next_iteration(self.closing)
+        assert self.preparing is not None and iteration == self.version
+        self._next_iteration(self.preparing)
         return True
 
-    def _next_iteration(self, closing: Close) -> None:
+    def _next_iteration(self, preparing: Prepare) -> None:
         """Forget the iteration and begin the next."""
-        self.version = closing.iteration + 1
-        self.committed, self.data_peers = closing.ballot, closing.data_peers
+        self.version = preparing.iteration + 1
+        self.committed, self.data_peers = preparing.ballot, preparing.data_peers
         self.counted.clear()
-        self.closing, self.averaging, self.prepared, self.stepping = None, False, False, False
+        self.preparing, self.averaging, self.prepared, self.stepping = None, False, False, False
         self.promised = None
         self.ctx.emit(Publish())
         early, self._early = self._early, None
         if early is not None:
-            self.close(*early)
+            self.prepare(*early)
 
     # ---- falling behind and catching up
 
@@ -288,12 +301,12 @@ class Member:
         """Somebody at a later iteration shows that this peer has missed a commit."""
         if standing.joining or standing.position <= self.position or self.joining or self.behind:
             return
-        closing = self.closing
-        next_one = standing.position == (self.ctx.history, self.version + 1)
-        if next_one and self.prepared and closing is not None and standing.committed == closing.ballot:
-            self.commit(Commit(closing.iteration, closing.attempt, closing.leader, closing.mean_loss))
+        preparing = self.preparing
+        next_one = standing.position == (self.ctx.epoch, self.version + 1)
+        if next_one and self.prepared and preparing is not None and standing.committed == preparing.ballot:
+            self.commit(Commit(preparing.iteration, preparing.attempt, preparing.coordinator, preparing.mean_loss))
         elif not self.stepping:
-            where = f"iteration {standing.version}" + (f" of history {standing.history}" if standing.history else "")
+            where = f"iteration {standing.version}" + (f" of epoch {standing.epoch}" if standing.epoch else "")
             self.fall_behind(f"{sender} is at {where}", self.weights)
 
     def fall_behind(self, reason: str, weights: int) -> None:
@@ -306,19 +319,19 @@ class Member:
         self.ctx.report("out_of_step", version=self.version, reason=reason)
         self.ctx.emit(Publish())
 
-    def follow(self, iteration: int, history: int) -> None:
+    def follow(self, iteration: int, epoch: int) -> None:
         """Take part from this iteration on, with an empty share until the weights are here."""
         self._let_go()
         if self.weights == iteration:
             self.weights = NO_WEIGHTS  # they may be right, but the gradient is not empty
-        self.version, self.ctx.history = iteration, history
+        self.version, self.ctx.epoch = iteration, epoch
         self.committed = None
         self.joining = self.behind = self.fell_behind = False
 
     def _let_go(self) -> None:
         """Nothing that is under way here is of use any more, a step neither."""
         self.drop_attempt()
-        self.closing, self.averaging, self.prepared, self.stepping = None, False, False, False
+        self.preparing, self.averaging, self.prepared, self.stepping = None, False, False, False
         self.promised, self._early, self._awaited_step = None, None, None
         self.counted.clear()
         self._pending.clear()

@@ -1,8 +1,8 @@
-"""Who takes part in the iteration, as one data peer knows it: the members of the next attempt, and who leads it.
+"""Who takes part in the iteration, as one data peer knows it: the participants of the next attempt, and who leads it.
 
 The *roster* are all peers known to be at this iteration, which need its step even if nothing is credited to them. The first
 of the data peers that began the iteration leads it; *guests* are data peers that came later and do not lead. A peer that is
-*gone* was there, has started again or left, and does not count until it is welcomed anew. One that is *idle* says itself that
+*gone* was there, has started again or left, and does not count until it is admitted anew. One that is *idle* says itself that
 it does not take part: after a cold start, when records are all that is known of who began the iteration, it does not lead.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gwtf_p2p.protocol.commit.participant import Member
+from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.wire.messages import Standing
@@ -19,8 +19,8 @@ from gwtf_p2p.protocol.wire.messages import Standing
 class Roster:
     """`syncing` are those that follow without the weights."""
 
-    def __init__(self, context: Context, member: Member) -> None:
-        self.ctx, self.member = context, member
+    def __init__(self, context: Context, participant: Participant) -> None:
+        self.ctx, self.participant = context, participant
         self.stages: dict[PeerId, Stage] = {}
         self.syncing: set[PeerId] = set()
         self.guests: set[PeerId] = set()
@@ -31,35 +31,35 @@ class Roster:
 
     def data_peers(self) -> tuple[PeerId, ...]:
         """Those that take part in this iteration and are not lost. Before the first commit: all that are online."""
-        return tuple(sorted(self._live(set(self.electorate()) | self.guests | {self.ctx.me})))
+        return tuple(sorted(self._live(set(self.voters()) | self.guests | {self.ctx.me})))
 
-    def leading_peer(self) -> PeerId | None:
+    def coordinator(self) -> PeerId | None:
         """Who came during this iteration does not lead it, as not everybody knows of it; nor does one that began it and has
-        started again, until it takes part once more: it would wait to be welcomed by whoever leads."""
-        absent = self.syncing | (self.idle if self.member.version > 0 else set())
-        began = set(self.electorate()) - absent
+        started again, until it takes part once more: it would wait to be admitted by whoever leads."""
+        absent = self.syncing | (self.idle if self.participant.version > 0 else set())
+        began = set(self.voters()) - absent
         return min(self._live(began) or self._live(self.guests | {self.ctx.me}), default=None)
 
     @property
-    def leads(self) -> bool:
-        return self.member.active and not self.member.out_of_step and self.leading_peer() == self.ctx.me
+    def coordinates(self) -> bool:
+        return self.participant.active and not self.participant.out_of_step and self.coordinator() == self.ctx.me
 
-    def electorate(self) -> tuple[PeerId, ...]:
+    def voters(self) -> tuple[PeerId, ...]:
         """The data peers that began this iteration."""
-        known, view = self.member.data_peers, self.ctx.view
+        known, view = self.participant.data_peers, self.ctx.view
         if known is not None:
             return known
-        idle = self.idle if self.member.version > 0 else ()
+        idle = self.idle if self.participant.version > 0 else ()
         return (*(p for p in (view.data_peers if view is not None else ()) if p not in idle), self.ctx.me)
 
     def _live(self, peers: set[PeerId]) -> set[PeerId]:
         live = {peer for peer in peers - self.gone if not self.ctx.liveness.is_lost(peer)}
-        return live if self.member.active else live - {self.ctx.me}
+        return live if self.participant.active else live - {self.ctx.me}
 
     # ---- who else is there
 
     def present(self) -> dict[PeerId, Stage]:
-        """Members of an attempt that begins now."""
+        """Participants of an attempt that begins now."""
         return {p: s for p, s in self.stages.items() if not self.ctx.liveness.is_lost(p) and p not in self.gone}
 
     def serving(self, stage: Stage) -> list[PeerId]:
@@ -71,7 +71,7 @@ class Roster:
         self.stages.clear()
         self.syncing.clear()
         for peer, standing in replies.items():
-            if standing.position == self.member.position and not standing.joining and not standing.leaving:
+            if standing.position == self.participant.position and not standing.joining and not standing.leaving:
                 self.enter(peer, standing)
 
     def enter(self, peer: PeerId, standing: Standing) -> None:
@@ -84,10 +84,10 @@ class Roster:
         if standing.stage == DATA_STAGE:
             (self.idle.discard if standing.active else self.idle.add)(peer)
 
-    def welcome(self, peer: PeerId, stage: Stage, in_step: bool) -> None:
+    def admit(self, peer: PeerId, stage: Stage, in_step: bool) -> None:
         """It takes part from now on."""
         self.gone.discard(peer)
-        if self.member.data_peers is not None:
+        if self.participant.data_peers is not None:
             self.idle.discard(peer)  # else it is told an electorate without it
         self.stages[peer] = stage
         (self.syncing.discard if in_step else self.syncing.add)(peer)
@@ -101,9 +101,9 @@ class Roster:
             self.gone.add(peer)
         return self.stages.pop(peer, None)
 
-    def begin(self, members: Mapping[PeerId, Stage]) -> None:
-        """The next iteration; `members` of the last attempt are known to be there."""
-        self.stages = {p: s for p, s in members.items() if not self.ctx.liveness.is_lost(p) and p not in self.gone}
+    def begin(self, participants: Mapping[PeerId, Stage]) -> None:
+        """The next iteration; `participants` of the last attempt are known to be there."""
+        self.stages = {p: s for p, s in participants.items() if not self.ctx.liveness.is_lost(p) and p not in self.gone}
         self.guests.clear()
         self.gone.clear()
         self.idle.clear()

@@ -19,10 +19,10 @@ from gwtf_p2p.protocol.core.lifecycle import (
     KEEPS_ACTIVATIONS,
     PHASES,
     TENSORS,
-    Handback,
-    Handoff,
     Held,
     Phase,
+    Returning,
+    Sending,
 )
 from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.effects import CancelPush, CancelTimer, Discard, Effect, Report, StartTimer
@@ -39,7 +39,7 @@ class Context:
 
     `occupancy` counts the held microbatches that are not done, `activations` those between forward and backward.
 
-    `activation_bytes` is the size of one tensor of a microbatch; with `memory_limit_bytes` above 0 a relay is BUSY when
+    `activation_bytes` is the size of one tensor of a microbatch; with `memory_limit_bytes` above 0 a stage peer is BUSY when
     what it has accepted would need more by the end of the iteration.
     """
 
@@ -56,8 +56,8 @@ class Context:
     now: float = 0.0
     recoveries: Counter[str] = field(default_factory=Counter)
     incarnation: int = 0
-    history: int = 0
-    branches: tuple[int, ...] = ()
+    epoch: int = 0
+    epoch_starts: tuple[int, ...] = ()
     occupancy: int = 0
     activations: int = 0
     out: list[Effect] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Context:
 
     @property
     def past(self) -> Past:
-        return Past(self.history, self.branches)
+        return Past(self.epoch, self.epoch_starts)
 
     # ---- effects
 
@@ -111,7 +111,7 @@ class Context:
         if broken or self.liveness.may_ask(peer, self.now):
             self.liveness.suspect(peer, reason, self.now, self.shared_with(peer), self.out)
         if broken:
-            self.liveness.bar(peer)
+            self.liveness.exclude(peer)
 
     # ---- pushes
 
@@ -159,8 +159,8 @@ class Context:
         """Forget a microbatch and free its tensors."""
         for what in TIMERS_OF_A_MICROBATCH:
             self.cancel_timer(what, held.name)
-        self.end_push(held.push_token, held.handoff is Handoff.PUSHING)
-        self.end_push(held.return_token, held.handback is Handback.PUSHING)
+        self.end_push(held.push_token, held.sending is Sending.PUSHING)
+        self.end_push(held.return_token, held.returning is Returning.PUSHING)
         self.occupancy -= held.phase in HOLDS_CAPACITY
         self.activations -= held.phase in KEEPS_ACTIVATIONS
         del self.held[held.id], self._by_name[held.name]
@@ -181,7 +181,7 @@ class Context:
         return 0 < self.memory_limit_bytes < self.kept_bytes + TENSORS * self.activation_bytes
 
     def in_order(self) -> list[Held]:
-        """Sorted by id, so that equal histories give equal effects. For rare events: it looks at everything held."""
+        """Sorted by id, so that equal epochs give equal effects. For rare events: it looks at everything held."""
         return [self.held[m] for m in sorted(self.held)]
 
     def got_from(self, peer: PeerId) -> list[Held]:
@@ -195,12 +195,12 @@ class Context:
 
     def shared_with(self, peer: PeerId) -> tuple[MicrobatchId, ...]:
         """Handed to this peer, or got from it and not done yet."""
-        handed = (Handoff.PUSHING, Handoff.AWAITING, Handoff.RETURNED)
+        handed = (Sending.PUSHING, Sending.AWAITING, Sending.RETURNED)
         return tuple(
             sorted(
                 microbatch
                 for microbatch, held in self.held.items()
-                if (held.successor == peer and held.handoff in handed)
+                if (held.successor == peer and held.sending in handed)
                 or (held.predecessor == peer and held.phase is not Phase.DONE)
             )
         )

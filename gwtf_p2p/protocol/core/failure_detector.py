@@ -27,9 +27,9 @@ CHECK_PRIOR_S = 0.8
 LEAST_DEADLINE_S = 0.5
 """A question is small, but the machine that answers it may be busy: below this, silence says nothing."""
 
-PULSE_S = 1.0
-"""Silence of a peer that holds work, after which it is asked (see `pulse`). A question that goes unanswered twice takes two or
-three seconds more, so a frozen peer is found in under five."""
+HEARTBEAT_S = 1.0
+"""Silence of a peer that holds work, after which it is asked (see `heartbeat`). A question that goes unanswered twice takes
+two or three seconds more, so a frozen peer is found in under five."""
 
 ROUND_TRIPS = 4.0
 """A question may take so many measured round trips of the link."""
@@ -46,14 +46,14 @@ class _Suspicion:
     reason: str
     since: float
     round: int
-    barred: bool
+    excluded: bool
     microbatches: tuple[MicrobatchId, ...]
 
 
 class Liveness:
     """Suspected, lost, probed and watched peers of one peer. Methods append to the effect list that they are given."""
 
-    pulse_s = PULSE_S
+    heartbeat_s = HEARTBEAT_S
 
     def __init__(self, me: PeerId, timings: Timings) -> None:
         self.me = me
@@ -69,7 +69,7 @@ class Liveness:
         self._probed: set[PeerId] = set()
         self._view: NetworkView | None = None
         self._watched: set[PeerId] = set()
-        self._barred: frozenset[PeerId] | None = None
+        self._excluded: frozenset[PeerId] | None = None
 
     @property
     def lost(self) -> frozenset[PeerId]:
@@ -85,11 +85,11 @@ class Liveness:
         return frozenset(self._back)
 
     @property
-    def barred(self) -> frozenset[PeerId]:
+    def excluded(self) -> frozenset[PeerId]:
         """Not to be routed to now."""
-        if self._barred is None:
-            self._barred = frozenset(self._lost) | {peer for peer, s in self._suspected.items() if s.barred}
-        return self._barred
+        if self._excluded is None:
+            self._excluded = frozenset(self._lost) | {peer for peer, s in self._suspected.items() if s.excluded}
+        return self._excluded
 
     def is_lost(self, peer: PeerId) -> bool:
         return peer in self._lost
@@ -155,19 +155,17 @@ class Liveness:
         asked = peer == self.me or peer in self._suspected
         return not asked and now - self._answered_at.get(peer, -ASK_AGAIN_S) >= ASK_AGAIN_S
 
-    def suspect(
-        self, peer: PeerId, reason: str, now: float, microbatches: tuple[MicrobatchId, ...], out: list[Effect]
-    ) -> None:
+    def suspect(self, peer: PeerId, reason: str, now: float, microbatches: tuple[MicrobatchId, ...], out: list[Effect]) -> None:
         """Ask the peer, unless it is being asked already or is lost."""
         if peer != self.me and peer not in self._suspected and peer not in self._lost:
             self._suspected[peer] = _Suspicion(reason, now, 1, False, microbatches)
             out.append(Ask(peer, microbatches, self._deadline_s(peer, 1)))
 
-    def bar(self, peer: PeerId) -> None:
+    def exclude(self, peer: PeerId) -> None:
         """A connection to a suspected peer broke, which says more than that it is late."""
         if peer in self._suspected:
-            self._suspected[peer].barred = True
-            self._barred = None
+            self._suspected[peer].excluded = True
+            self._excluded = None
 
     def answered(self, event: CheckAnswered, now: float) -> bool:
         """True when a lost peer is back."""
@@ -176,7 +174,7 @@ class Liveness:
         self._timings.observe(("check",), event.seconds)
         self._suspected.pop(event.peer, None)
         self._probed.discard(event.peer)
-        self._barred = None
+        self._excluded = None
         if self._lost.pop(event.peer, None) is None:
             return False
         lost_with = self._lost_with.pop(event.peer, NO_RECORD)
@@ -192,7 +190,7 @@ class Liveness:
             return None
         if event.silent and suspicion.round < ROUNDS:
             suspicion.round += 1
-            suspicion.barred, self._barred = True, None
+            suspicion.excluded, self._excluded = True, None
             out.append(Ask(event.peer, suspicion.microbatches, self._deadline_s(event.peer, suspicion.round)))
             return None
         waited = now - suspicion.since
@@ -204,7 +202,7 @@ class Liveness:
         """Also used when somebody else has confirmed it."""
         self._silent_since[peer] = self.silent_since(peer, now) if peer in self._suspected else now
         self._suspected.pop(peer, None)
-        self._barred = None
+        self._excluded = None
         self._back.pop(peer, None)
         self._lost[peer] = self._lost_with[peer] = self._sequence(peer)
         if peer in self._watched:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.core.lifecycle import Handoff, Phase
+from gwtf_p2p.protocol.core.lifecycle import Phase, Sending
 from gwtf_p2p.protocol.ids import PeerId
 
-WAITING = (Handoff.PUSHING, Handoff.AWAITING)
+WAITING = (Sending.PUSHING, Sending.AWAITING)
 
 
-class Pulse:
+class Heartbeat:
     """Of one peer; beats while it waits for anybody."""
 
     def __init__(self, context: Context) -> None:
@@ -25,9 +25,9 @@ class Pulse:
 
     def keep_up(self) -> None:
         """To be called whenever there may be something to wait for."""
-        if not self._beating and self.ctx.liveness.pulse_s > 0:
+        if not self._beating and self.ctx.liveness.heartbeat_s > 0:
             self._beating = True
-            self.ctx.start_timer("pulse", "", self.ctx.liveness.pulse_s)
+            self.ctx.start_timer("heartbeat", "", self.ctx.liveness.heartbeat_s)
 
     def beat(self, others: Iterable[PeerId]) -> None:
         """The timer fired: ask who has been silent, of those that hold work for this peer and of `others`."""
@@ -36,7 +36,7 @@ class Pulse:
         wanted = self._wanted() | set(others) - {ctx.me}
         for peer in sorted(wanted):
             silent_s = ctx.liveness.silent_s(peer, ctx.now)
-            if silent_s >= ctx.liveness.pulse_s:
+            if silent_s >= ctx.liveness.heartbeat_s:
                 ctx.suspect(peer, f"silent for {silent_s:.1f} s")
         if wanted:
             self.keep_up()
@@ -45,9 +45,9 @@ class Pulse:
         """Who has to compute for this peer, or to take what it has computed."""
         wanted = set()
         for held in self.ctx.held.values():
-            if held.phase is Phase.DONE and held.handoff not in WAITING:
+            if held.phase is Phase.DONE and held.sending not in WAITING:
                 continue
-            if held.handoff in WAITING and held.successor is not None:
+            if held.sending in WAITING and held.successor is not None:
                 wanted.add(held.successor)
             wanted.add(held.predecessor)
         return wanted - {self.ctx.me}

@@ -1,6 +1,6 @@
 """Life of a microbatch at one peer: the transition table that the code, the tests and the documentation read.
 
-A relay peer walks the first block, a data peer the second. `Handoff` (towards the next stage) and `Handback` (towards the
+A stage peer walks the first block, a data peer the second. `Sending` (towards the next stage) and `Returning` (towards the
 previous one) are separate lives, since a neighbour can be replaced at any point of the computation.
 """
 
@@ -18,7 +18,7 @@ from gwtf_p2p.protocol.wire.messages import Attempt
 class Phase(Enum):
     """Where the computation of a microbatch stands at this peer."""
 
-    # relay peers
+    # stage peers
     RECEIVING = "RECEIVING"
     QUEUED_FORWARD = "QUEUED_FORWARD"
     FORWARD = "FORWARD"
@@ -41,7 +41,7 @@ class Phase(Enum):
     DONE = "DONE"
 
 
-class Handoff(Enum):
+class Sending(Enum):
     """Towards the next stage: my output."""
 
     IDLE = "IDLE"
@@ -51,7 +51,7 @@ class Handoff(Enum):
     RETURNED = "RETURNED"
 
 
-class Handback(Enum):
+class Returning(Enum):
     """Towards the previous stage: my input gradient."""
 
     IDLE = "IDLE"
@@ -60,7 +60,7 @@ class Handback(Enum):
     HELD = "HELD"
 
 
-_P, _O, _B = Phase, Handoff, Handback
+_P, _O, _B = Phase, Sending, Returning
 
 PHASES: dict[Phase, frozenset[Phase]] = {
     _P.RECEIVING: frozenset({_P.QUEUED_FORWARD}),
@@ -88,7 +88,7 @@ DATA_PHASES: dict[Phase, frozenset[Phase]] = {
     _P.RECEIVING_GRADIENT: frozenset({_P.QUEUED_FINISH, _P.RETURNING}),
 }
 
-HANDOFFS: dict[Handoff, frozenset[Handoff]] = {
+SENDING_STEPS: dict[Sending, frozenset[Sending]] = {
     _O.IDLE: frozenset({_O.ROUTING}),
     _O.ROUTING: frozenset({_O.PUSHING, _O.RETURNED}),
     _O.PUSHING: frozenset({_O.ROUTING, _O.AWAITING, _O.RETURNED}),
@@ -96,7 +96,7 @@ HANDOFFS: dict[Handoff, frozenset[Handoff]] = {
     _O.RETURNED: frozenset({_O.ROUTING}),
 }
 
-HANDBACKS: dict[Handback, frozenset[Handback]] = {
+RETURNING_STEPS: dict[Returning, frozenset[Returning]] = {
     _B.IDLE: frozenset({_B.PUSHING}),
     _B.PUSHING: frozenset({_B.PUSHING, _B.BLOCKED, _B.HELD}),
     _B.BLOCKED: frozenset({_B.PUSHING}),
@@ -104,19 +104,19 @@ HANDBACKS: dict[Handback, frozenset[Handback]] = {
 }
 
 HOLDS_CAPACITY = frozenset(Phase) - {Phase.DONE, Phase.PENDING}
-"""From forward accepted to backward done: these count against a relay's capacity."""
+"""From forward accepted to backward done: these count against a stage peer's capacity."""
 
 KEEPS_ACTIVATIONS = frozenset({_P.FORWARD, _P.FORWARDED, _P.RECEIVING_GRADIENT, _P.QUEUED_BACKWARD, _P.BACKWARD})
-"""Of a relay peer: from the start of the forward to the end of the backward."""
+"""Of a stage peer: from the start of the forward to the end of the backward."""
 
 COMPUTING = frozenset({_P.FORWARD, _P.BACKWARD, _P.EMBED, _P.LOSS, _P.FINISH})
 HAS_GRADIENT = frozenset({_P.QUEUED_BACKWARD, _P.BACKWARD, _P.DONE})
-"""Of a relay peer: the gradient of its output is here."""
+"""Of a stage peer: the gradient of its output is here."""
 
 TENSORS = len(("input", "output", "output gradient", "input gradient"))
 """What a peer keeps of a microbatch when it is done, until the iteration commits: enough to redo either neighbour."""
 
-_State = TypeVar("_State", Phase, Handoff, Handback)
+_State = TypeVar("_State", Phase, Sending, Returning)
 
 STORY_LENGTH = 40
 
@@ -139,8 +139,8 @@ class Held:
     phase: Phase
     predecessor: PeerId
     ahead: tuple[PeerId, ...] = ()
-    handoff: Handoff = Handoff.IDLE
-    handback: Handback = Handback.IDLE
+    sending: Sending = Sending.IDLE
+    returning: Returning = Returning.IDLE
     successor: PeerId | None = None
     gradient_from: PeerId | None = None
     beyond: PeerId | None = None
@@ -174,13 +174,13 @@ class Held:
         self._check(self.phase, phase, table, now)
         self.phase = phase
 
-    def to_handoff(self, handoff: Handoff, now: float) -> None:
-        self._check(self.handoff, handoff, HANDOFFS, now)
-        self.handoff = handoff
+    def to_sending(self, sending: Sending, now: float) -> None:
+        self._check(self.sending, sending, SENDING_STEPS, now)
+        self.sending = sending
 
-    def to_handback(self, handback: Handback, now: float) -> None:
-        self._check(self.handback, handback, HANDBACKS, now)
-        self.handback = handback
+    def to_returning(self, returning: Returning, now: float) -> None:
+        self._check(self.returning, returning, RETURNING_STEPS, now)
+        self.returning = returning
 
     def note(self, what: str, now: float) -> None:
         self.story.append(f"{now:.3f} {what}")

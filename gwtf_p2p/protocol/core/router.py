@@ -2,7 +2,7 @@
 
 One `Router` lives in each peer that routes. It learns from views (records) and from hops (what sends and computations took),
 and it answers requests. The same object serves first routing and repair: a repair is a request with an exclusion.
-Routers are pure: time is an argument, RNG is given at construction, and equal histories give equal answers.
+Routers are pure: time is an argument, RNG is given at construction, and equal epochs give equal answers.
 
 A router may answer with the whole rest of the route (`gwtf`: the plan is known) or with one hop (`swarm`: each holder
 chooses the next); the peer that holds the microbatch asks again when the answer runs out.
@@ -98,7 +98,7 @@ class PlanningRouter(Router, Protocol):
         """`plans_made`, `flows_changed` and `record_updates`: views that changed what a plan goes by."""
 
     def revised(self, microbatch: MicrobatchId, stage: Stage) -> tuple[PeerId, ...]:
-        """The relays from `stage` on by what is published now; empty to stay with the route that the microbatch has."""
+        """The stage peers from `stage` on by what is published now; empty to stay with the route that the microbatch has."""
 
     def planning(self, without: frozenset[PeerId], now: float) -> Callable[[], Any] | None:
         """A job to be run wherever it disturbs nobody, or None. `without`: peers that must not be used."""
@@ -123,7 +123,7 @@ class TalkingRouter(Router, Protocol):
         """These, and no others, are lost now."""
 
     def passed(self, microbatch: MicrobatchId) -> None:
-        """A relay's backward of it is done: its flow is free here."""
+        """A stage peer's backward of it is done: its flow is free here."""
 
     def take_out(self) -> list[tuple[PeerId, NegotiationMessage]]:
         """What is to be said since the last call."""
@@ -137,4 +137,4 @@ class TalkingRouter(Router, Protocol):
 
     @property
     def flow_count(self) -> int:
-        """Flows of this data peer that have a path; 0 for relays."""
+        """Flows of this data peer that have a path; 0 for stage peers."""

@@ -4,7 +4,7 @@
 finds the path that is missing, until none is. The relaxation of this problem is integral more often than not; `dive` turns
 the rest into whole flows by fixing what is whole, then the largest fraction, and solving what is left again.
 
-`lower_bound_us` is Lagrange's: for any prices >= 0 of the relays, `units` flows cost at least the sum of their data peers'
+`lower_bound_us` is Lagrange's: for any prices >= 0 of the stage peers, `units` flows cost at least the sum of their data peers'
 cheapest priced paths less the prices times the capacities. Prices are rounded to 1/256 microsecond first and the rest is exact
 integer arithmetic, so the bound holds whatever floating point did before.
 
@@ -51,7 +51,7 @@ class Budget:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Room:
+class CapacityAvailable:
     """What flows may use: `bounds[0]` demands, `bounds[k]` capacities of stage k, and `most` flows in all."""
 
     bounds: tuple[IntArray, ...]
@@ -60,13 +60,13 @@ class Room:
     def fits(self, path: Path) -> bool:
         return self.most > 0 and all(self.bounds[k][i] > 0 for k, i in enumerate(path[:-1]))
 
-    def without(self, paths: list[Path]) -> Room:
+    def without(self, paths: list[Path]) -> CapacityAvailable:
         """What is left when these are in use."""
         bounds = tuple(b.copy() for b in self.bounds)
         for path in paths:
             for k, i in enumerate(path[:-1]):
                 bounds[k][i] -= 1
-        return Room(bounds, self.most - len(paths))
+        return CapacityAvailable(bounds, self.most - len(paths))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Relaxation:
 
 
 class Pricer:
-    """Cheapest paths of one data peer at a time under given prices of the relays."""
+    """Cheapest paths of one data peer at a time under given prices of the stage peers."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -94,7 +94,7 @@ class Pricer:
 
     def paths(self, data: int, prices: tuple[FloatArray, ...], below: float, most: int) -> list[Path]:
         """Up to `most` paths of data peer `data` with a priced cost under `below`: the cheapest through each of the last
-        stage's relays, cheapest first, ties to the lowest index."""
+        stage's stage peers, cheapest first, ties to the lowest index."""
         label = self._costs[0][data] + prices[0]
         came_from: list[IntArray] = []
         for stage in range(1, self.problem.stages):
@@ -108,13 +108,13 @@ class Pricer:
 
     @staticmethod
     def _path(data: int, end: int, came_from: list[IntArray]) -> Path:
-        relays = [end]
+        stage_peers = [end]
         for best in reversed(came_from):
-            relays.append(int(best[relays[-1]]))
-        return (data, *reversed(relays), data)
+            stage_peers.append(int(best[stage_peers[-1]]))
+        return (data, *reversed(stage_peers), data)
 
 
-def relax(pricer: Pricer, room: Room, pool: tuple[Path, ...], budget: Budget) -> Relaxation:
+def relax(pricer: Pricer, room: CapacityAvailable, pool: tuple[Path, ...], budget: Budget) -> Relaxation:
     """The relaxation within `room`, starting from the paths in `pool`."""
     problem, bounds = pricer.problem, room.bounds
     reward = flow_reward(problem, room.most)
@@ -133,7 +133,7 @@ def relax(pricer: Pricer, room: Room, pool: tuple[Path, ...], budget: Budget) ->
         if not finished:
             break
         prices, is_optimal = master.prices(), True
-        priced = tuple(p + c for p, c in zip(prices.relay, closed, strict=True))
+        priced = tuple(p + c for p, c in zip(prices.stage_peer, closed, strict=True))
         for data in wanted:
             budget.work -= pricer.arcs + _CALL_WORK
             for path in pricer.paths(data, priced, reward - prices.flow - prices.data[data] - tolerance, _PATHS_PER_ROUND):
@@ -147,7 +147,7 @@ def flow_reward(problem: Problem, units: int) -> float:
     return float((units + 1) * (dearest + 1))
 
 
-def dive(pricer: Pricer, relaxation: Relaxation, room: Room, budget: Budget) -> list[Path]:
+def dive(pricer: Pricer, relaxation: Relaxation, room: CapacityAvailable, budget: Budget) -> list[Path]:
     """Whole flows near a relaxation, within `room`; possibly fewer flows than the relaxation has. When the budget ends, what
     fits is taken in the order of the fractions."""
     flows: list[Path] = []
@@ -168,7 +168,7 @@ def _split(amount: float) -> tuple[int, float]:
     return whole, rest if rest > _WHOLE else 0.0
 
 
-def _fix(relaxation: Relaxation, room: Room, least: float) -> list[Path]:
+def _fix(relaxation: Relaxation, room: CapacityAvailable, least: float) -> list[Path]:
     """The whole parts, then the fractions from `least` up that fit; at least one path while there is any."""
     parts = [(path, *_split(amount)) for path, amount in relaxation.amounts]
     offers = [path for path, whole, _ in parts for _ in range(whole)]

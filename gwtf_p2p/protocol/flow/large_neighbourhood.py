@@ -1,9 +1,9 @@
 """Release a few flows that are in each other's way and plan them again, near-exactly, in what the others leave.
 
-For each flow, worst first: its ideal path is its data peer's cheapest under given prices of the relays. Released with it are
-the flows that hold the full relays of that path, then those that share relays with it. The part is solved as the whole is, by
-the relaxation and diving of `flow_columns`, and taken if it is better. (Large neighbourhood search: Shaw 1998.) The search
-ends when a pass over all flows brings nothing, when the cost is close enough to the bound, or with the budget.
+For each flow, worst first: its ideal path is its data peer's cheapest under given prices of the stage peers. Released with it
+are the flows that hold the full stage peers of that path, then those that share stage peers with it. The part is solved as the
+whole is, by the relaxation and diving of `flow_columns`, and taken if it is better. (Large neighbourhood search: Shaw 1998.)
+The search ends when a pass over all flows brings nothing, when the cost is close enough to the bound, or with the budget.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gwtf_p2p.protocol.flow.column_generation import Budget, Pricer, Room, dive, relax
+from gwtf_p2p.protocol.flow.column_generation import Budget, CapacityAvailable, Pricer, dive, relax
 from gwtf_p2p.protocol.flow.local_search import costs_of, in_order, spare_of, value
 from gwtf_p2p.protocol.flow.master_lp import FloatArray, Path
 from gwtf_p2p.protocol.flow.min_cost import FAR, IntArray
@@ -106,7 +106,7 @@ def _replan(pricer: Pricer, flows_FL: IntArray, released: Mask, most: int, budge
     problem, others = pricer.problem, flows_FL[~released]
     demand = problem.capacities[0].copy()
     np.subtract.at(demand, others[:, 0], 1)
-    room = Room((demand, *spare_of(problem, others)), most - len(others))
+    room = CapacityAvailable((demand, *spare_of(problem, others)), most - len(others))
     relaxation = relax(pricer, room, tuple(tuple(row) for row in flows_FL[released].tolist()), budget)
     paths = np.array(dive(pricer, relaxation, room, budget), dtype=np.int64).reshape(-1, flows_FL.shape[1])
     candidate = in_order(np.concatenate([others, paths]))

@@ -6,11 +6,11 @@ capacities and never loses a flow:
 
 - `swap_segments`: two flows exchange what lies between two cuts; the best pair and cuts first (the paper's Request Change is
   the case of one stage).
-- `redirect`: one flow takes another relay of one stage that has spare capacity (the paper's Request Redirect).
+- `redirect`: one flow takes another stage peer of one stage that has spare capacity (the paper's Request Redirect).
 - `reroute_each`: all flows of one data peer are planned anew, exactly, in what the others leave; adds flows that fit.
 
 Each move strictly improves (more flows, then less cost), so the descent ends. (An exact assignment of all flows to the
-relays of one stage was measured too: no better than these three together, and twice as slow.)
+stage peers of one stage was measured too: no better than these three together, and twice as slow.)
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def in_order(flows_FL: IntArray) -> IntArray:
 
 
 def spare_of(problem: Problem, flows_FL: IntArray) -> list[IntArray]:
-    """Capacity of each relay that the flows leave, per stage."""
+    """Capacity of each stage peer that the flows leave, per stage."""
     spare = [c.copy() for c in problem.capacities[1:-1]]
     for stage, left in enumerate(spare, start=1):
         np.subtract.at(left, flows_FL[:, stage], 1)
@@ -106,7 +106,7 @@ def _update_cut_change(problem: Problem, flows: IntArray, layer: int, changed: t
 
 
 def redirect(problem: Problem, flows_FL: IntArray) -> IntArray:
-    """Move single flows to relays with spare capacity, stage after stage, the largest saving first."""
+    """Move single flows to stage peers with spare capacity, stage after stage, the largest saving first."""
     flows, spare = flows_FL.copy(), spare_of(problem, flows_FL)
     moved = len(flows) > 0
     while moved:
@@ -152,7 +152,7 @@ def reroute_each(problem: Problem, flows_FL: IntArray) -> IntArray:
 
 
 def network_for(problem: Problem, data: int, spare: list[IntArray], limit: int) -> LayeredNetwork:
-    """The network of one data peer in the spare capacity of the relays."""
+    """The network of one data peer in the spare capacity of the stage peers."""
     ends = np.array([limit], dtype=np.int64)
     costs = problem.costs_us
     return LayeredNetwork((ends, *spare, ends), (costs[0][data : data + 1], *costs[1:-1], costs[-1][:, data : data + 1]))

@@ -1,9 +1,9 @@
 """The linear program behind several data peers' flows, over paths: a bounded primal simplex, the same on every machine.
 
 Problem. Paths p, each of one data peer, with cost c_p. Choose x_p >= 0 that minimise sum (c_p - reward) x_p so that every row
-(a data peer with its demand, a relay with its capacity, all flows together) carries at most its bound. `reward` exceeds what
-any re-routing can cost, so the most flow comes first. Its value is the relaxation of the integral multi-commodity flow; its
-dual prices tell `flow_columns` which paths are missing (column generation: Ford and Fulkerson 1958; Barnhart, Hane, Vance,
+(a data peer with its demand, a stage peer with its capacity, all flows together) carries at most its bound. `reward` exceeds
+what any re-routing can cost, so the most flow comes first. Its value is the relaxation of the integral multi-commodity flow;
+its dual prices tell `flow_columns` which paths are missing (column generation: Ford and Fulkerson 1958; Barnhart, Hane, Vance,
 "Using branch-and-price-and-cut to solve origin-destination integer multicommodity flow problems", Operations Research, 2000).
 
 Method. Primal simplex from the all-slack basis. A row whose slack is basic is loose, the others are tight. Only the tight
@@ -43,10 +43,10 @@ _PIVOT_WORK = 25_000
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prices:
-    """Dual prices, all >= 0: `relay[k - 1][i]` of the i-th relay of stage k, `data[d]` of data peer d's demand, `flow` of the
-    number of flows."""
+    """Dual prices, all >= 0: `stage_peer[k - 1][i]` of the i-th stage peer of stage k, `data[d]` of data peer d's demand,
+    `flow` of the number of flows."""
 
-    relay: tuple[FloatArray, ...]
+    stage_peer: tuple[FloatArray, ...]
     data: FloatArray
     flow: float
 

@@ -21,7 +21,7 @@ from enum import Enum
 
 import numpy as np
 
-from gwtf_p2p.protocol.flow.column_generation import Budget, Pricer, Room, dive, lower_bound_us, relax
+from gwtf_p2p.protocol.flow.column_generation import Budget, CapacityAvailable, Pricer, dive, lower_bound_us, relax
 from gwtf_p2p.protocol.flow.large_neighbourhood import Goal, release_and_replan
 from gwtf_p2p.protocol.flow.local_search import ALL_MOVES, SMALL_MOVES, costs_of, cut_change, descend, in_order, value
 from gwtf_p2p.protocol.flow.master_lp import FloatArray
@@ -63,7 +63,7 @@ THOROUGH = Effort(base=4_000_000_000, rounds=100, most=40_000_000_000, gap=0.0, 
 @dataclass(frozen=True, eq=False, slots=True)
 class JointFlows:
     """`flows` has one row per flow, as in `flow_descent`. `lower_bound_us` holds for every plan with as many flows, and no plan
-    has more than `most_flows`. `prices` are the relays' dual prices per stage."""
+    has more than `most_flows`. `prices` are the stage peers' dual prices per stage."""
 
     status: JointStatus
     flows: IntArray
@@ -97,12 +97,12 @@ def _improve(problem: Problem, together: FlowResult, flows: IntArray, effort: Ef
     pool = [tuple(row) for row in flows.tolist()]
     for data, peer in enumerate(problem.data_peers):
         pool.extend(pricer.paths(data, prices[0], float(FAR), min(max(4, peer.demand), 32)))
-    room = Room(problem.capacities[:-1], together.units)
+    room = CapacityAvailable(problem.capacities[:-1], together.units)
     relaxation = relax(pricer, room, tuple(pool), budget)
     if relaxation.is_optimal and (most := int(np.floor(relaxation.units + 1e-4))) < room.most:
-        room = Room(room.bounds, most)
+        room = CapacityAvailable(room.bounds, most)
         relaxation = relax(pricer, room, relaxation.pool, budget)
-    prices.append(relaxation.prices.relay)
+    prices.append(relaxation.prices.stage_peer)
     rounded = np.array(dive(pricer, relaxation, room, budget), dtype=np.int64).reshape(-1, problem.stages + 2)
     rounded = descend(problem, in_order(rounded), SMALL_MOVES if len(rounded) == room.most else ALL_MOVES)
     flows = min(flows, rounded, key=lambda candidate: value(problem, candidate))
@@ -110,7 +110,7 @@ def _improve(problem: Problem, together: FlowResult, flows: IntArray, effort: Ef
     if not goal.is_met(value(problem, flows)):
         flows = descend(problem, flows)
     if not goal.is_met(value(problem, flows)):
-        flows = release_and_replan(pricer, flows, relaxation.prices.relay, goal, budget)
+        flows = release_and_replan(pricer, flows, relaxation.prices.stage_peer, goal, budget)
     units, cost = len(flows), int(costs_of(problem, flows).sum())
     bound = min(bounds.at(units), cost)
     status = JointStatus.OPTIMAL if (units, cost) == (room.most, bound) else JointStatus.BOUNDED

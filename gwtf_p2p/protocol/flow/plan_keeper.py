@@ -17,7 +17,7 @@ from gwtf_p2p.protocol.flow.column_generation import lower_bound_us
 from gwtf_p2p.protocol.flow.local_search import costs_of, in_order, spare_of
 from gwtf_p2p.protocol.flow.min_cost import FAR, IntArray
 from gwtf_p2p.protocol.flow.multi_commodity import Effort, JointFlows, JointStatus, solve_joint
-from gwtf_p2p.protocol.flow.problem import DataPeer, Problem, RelayPeer
+from gwtf_p2p.protocol.flow.problem import DataPeer, Problem, StagePeer
 from gwtf_p2p.protocol.ids import PeerId
 
 WORTH_CHANGING = 0.03
@@ -26,21 +26,21 @@ WORTH_CHANGING = 0.03
 
 @dataclass(frozen=True, slots=True, order=True)
 class Flow:
-    """A route that carries one microbatch at a time: `relays[k - 1]` is its peer of stage k."""
+    """A route that carries one microbatch at a time: `stage_peers[k - 1]` is its peer of stage k."""
 
     data_peer: PeerId
-    relays: tuple[PeerId, ...]
+    stage_peers: tuple[PeerId, ...]
     cost_us: int
 
     @property
     def peers(self) -> tuple[PeerId, ...]:
-        """Data peer, relays, and the data peer again."""
-        return (self.data_peer, *self.relays, self.data_peer)
+        """Data peer, stage peers, and the data peer again."""
+        return (self.data_peer, *self.stage_peers, self.data_peer)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Flows sorted by data peer and relays. `lower_bound_us`: no plan with as many flows costs less; None when unknown."""
+    """Flows sorted by data peer and stage peers. `lower_bound_us`: no plan with as many flows costs less; None when unknown."""
 
     flows: tuple[Flow, ...]
     lower_bound_us: int | None = None
@@ -55,7 +55,7 @@ class Plan:
 
     def share_of(self, data_peer: PeerId) -> tuple[Flow, ...]:
         """The flows of one data peer, cheapest first."""
-        return tuple(sorted((f for f in self.flows if f.data_peer == data_peer), key=lambda f: (f.cost_us, f.relays)))
+        return tuple(sorted((f for f in self.flows if f.data_peer == data_peer), key=lambda f: (f.cost_us, f.stage_peers)))
 
 
 def plan_problem(problem: Problem, effort: Effort | None = None) -> tuple[Plan, str]:
@@ -105,7 +105,7 @@ def check_plan(problem: Problem, plan: Plan) -> None:
     if (used > problem.capacities[0]).any():
         raise LocalProtocolError("plan with more flows than a data peer wants", [str(f.peers) for f in plan.flows])
     if any((spare < 0).any() for spare in spare_of(problem, flows)):
-        raise LocalProtocolError("plan over a relay's capacity", [str(f.peers) for f in plan.flows])
+        raise LocalProtocolError("plan over a stage peer's capacity", [str(f.peers) for f in plan.flows])
     if [f.cost_us for f in plan.flows] != costs_of(problem, flows).tolist():
         raise LocalProtocolError("plan with wrong costs", [str(f.peers) for f in plan.flows])
 
@@ -127,7 +127,7 @@ def _indices(problem: Problem, flow: Flow) -> tuple[int, ...] | None:
 
 
 def with_fair_demands(problem: Problem) -> Problem:
-    """Demands cut in proportion where the relays cannot carry them all."""
+    """Demands cut in proportion where the stage peers cannot carry them all."""
     room = min(int(c.sum()) for c in problem.capacities[1:-1])
     share = fair_shares(room, [d.demand for d in problem.data_peers])
     data = tuple(DataPeer(d.peer, s) for d, s in zip(problem.data_peers, share, strict=True))
@@ -200,16 +200,16 @@ class Planner:
         """The kept flows and the best flows for what they leave."""
         used = np.bincount(kept[:, 0], minlength=len(problem.data_peers))
         data = tuple(DataPeer(d.peer, d.demand - int(u)) for d, u in zip(problem.data_peers, used, strict=True))
-        relays = tuple(
-            tuple(RelayPeer(relay.peer, int(spare)) for relay, spare in zip(stage, left, strict=True))
+        stage_peers = tuple(
+            tuple(StagePeer(stage_peer.peer, int(spare)) for stage_peer, spare in zip(stage, left, strict=True))
             for stage, left in zip(problem.stage_peers, spare_of(problem, kept), strict=True)
         )
-        rest = self._solve(Problem(problem.name, data, relays, problem.costs_us))
+        rest = self._solve(Problem(problem.name, data, stage_peers, problem.costs_us))
         return in_order(np.concatenate([kept, rest.flows]))
 
     def _adopt(self, problem: Problem, joint: JointFlows, how: str) -> tuple[Plan, str]:
         plan = plan_of(problem, joint.flows, joint.lower_bound_us)
-        routes = [{(f.data_peer, f.relays) for f in p.flows} for p in (self.plan, plan)]
+        routes = [{(f.data_peer, f.stage_peers) for f in p.flows} for p in (self.plan, plan)]
         changed = len(routes[0] ^ routes[1]) if self._problem is not None else 0
         self.flows_changed += changed
         self._problem, self._joint, self.plan = problem, joint, plan

@@ -37,7 +37,7 @@ class DataPeer:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class RelayPeer:
+class StagePeer:
     """`capacity`: the most flows through it."""
 
     peer: PeerId
@@ -46,11 +46,11 @@ class RelayPeer:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """`stage_peers[k - 1]` are the relays of stage k. Sorted by id throughout; see the module docstring for `costs_us`."""
+    """`stage_peers[k - 1]` are the stage peers of stage k. Sorted by id throughout; see the module docstring for `costs_us`."""
 
     name: str
     data_peers: tuple[DataPeer, ...]
-    stage_peers: tuple[tuple[RelayPeer, ...], ...]
+    stage_peers: tuple[tuple[StagePeer, ...], ...]
     costs_us: tuple[IntArray, ...]
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Problem:
 
     @property
     def stages(self) -> int:
-        """Number of relay stages S."""
+        """Number of stage peer stages S."""
         return len(self.stage_peers)
 
     @cached_property
@@ -100,16 +100,16 @@ def problem_of_view(view: NetworkView, name: str = "view") -> Problem:
     """The records' problem: an ONLINE data peer's capacity is its demand, hops cost what `NetworkView.hop_cost_us` says."""
     layers = [view.peers_of_stage(Stage(k)) for k in (*range(view.stages + 1), 0)]
     data = tuple(DataPeer(p, max(0, view.records[p].capacity)) for p in layers[0])
-    relays = tuple(tuple(RelayPeer(p, max(0, view.records[p].capacity)) for p in layer) for layer in layers[1:-1])
+    stage_peers = tuple(tuple(StagePeer(p, max(0, view.records[p].capacity)) for p in layer) for layer in layers[1:-1])
     costs = tuple(hop_costs_us(view, a, b) for a, b in pairwise(layers))
-    return Problem(name, data, relays, costs)
+    return Problem(name, data, stage_peers, costs)
 
 
 def hop_costs_us(view: NetworkView, senders: tuple[PeerId, ...], receivers: tuple[PeerId, ...]) -> IntArray:
     """`NetworkView.hop_cost_us` of every sender (rows) to every receiver (columns), computed at once.
 
     The operations are those of `costs.hop_cost_us` in their order, so the costs are equal to the microsecond; a view of 1,000
-    relays takes a fraction of a second instead of several.
+    stage peers takes a fraction of a second instead of several.
     """
     lines = [np.array([view.records[p].line_bytes_per_s for p in side]) for side in (senders, receivers)]
     known = [np.where(line > 0, line, np.inf) for line in lines]
@@ -147,7 +147,7 @@ __all__ = [
     "NO_ARC",
     "DataPeer",
     "Problem",
-    "RelayPeer",
+    "StagePeer",
     "hop_costs_us",
     "problem_of_view",
 ]

@@ -1,8 +1,8 @@
-"""The problem file of `gwtf route` (DESIGN section 7), checked field by field. Pure: the caller reads the file.
+"""The problem file of `gwtf plan` (DESIGN section 7), checked field by field. Pure: the caller reads the file.
 
     {"name", "stages": S,
      "peers": [{"id", "role": "data", "stage": 0, "demand": n, "compute_s"?}
-               | {"id", "role": "relay", "stage": 1..S, "capacity": n, "compute_s"?}],
+               | {"id", "role": "stage", "stage": 1..S, "capacity": n, "compute_s"?}],
      "links": [{"from", "to", "cost"} | {"from", "to", "latency_s", "bandwidth_bytes_per_s"}],
      "microbatch_bytes"?}
 
@@ -25,13 +25,13 @@ import numpy as np
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.flow.min_cost import NO_ARC, IntArray
-from gwtf_p2p.protocol.flow.problem import MAX_CAPACITY, MAX_COST_US, MAX_STAGES, DataPeer, Problem, RelayPeer
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.flow.problem import MAX_CAPACITY, MAX_COST_US, MAX_STAGES, DataPeer, Problem, StagePeer
+from gwtf_p2p.protocol.ids import OLDER_ROLES, ROLES, PeerId
 from gwtf_p2p.protocol.view.hop_cost import hop_cost_us
 
 _TOP = ({"name", "stages", "peers", "links"}, {"microbatch_bytes"})
 _DATA = ({"id", "role", "stage", "demand"}, {"compute_s"})
-_RELAY = ({"id", "role", "stage", "capacity"}, {"compute_s"})
+_STAGE_PEER = ({"id", "role", "stage", "capacity"}, {"compute_s"})
 _COST_LINK = ({"from", "to", "cost"}, {"latency_s", "bandwidth_bytes_per_s"})
 _TIMED_LINK = ({"from", "to", "latency_s", "bandwidth_bytes_per_s"}, set[str]())
 
@@ -71,8 +71,8 @@ def parse_problem(text: str, where: str) -> Problem:
         reader.fail("peers", 'expected at least one peer with role "data"')
     costs = _Links(reader, top, layers, peers).read()
     data = tuple(DataPeer(p.peer, p.flows) for p in layers[0])
-    relays = tuple(tuple(RelayPeer(p.peer, p.flows) for p in layer) for layer in layers[1:-1])
-    return Problem(name, data, relays, costs)
+    stage_peers = tuple(tuple(StagePeer(p.peer, p.flows) for p in layer) for layer in layers[1:-1])
+    return Problem(name, data, stage_peers, costs)
 
 
 def _peers(reader: _Reader, top: Mapping[str, Any], stages: int) -> dict[PeerId, _Peer]:
@@ -80,9 +80,10 @@ def _peers(reader: _Reader, top: Mapping[str, Any], stages: int) -> dict[PeerId,
     for n, plain in enumerate(reader.items(top, "", "peers")):
         at = f"peers[{n}]"
         role = plain.get("role") if isinstance(plain, dict) else None
-        if isinstance(plain, dict) and "role" in plain and role not in ("data", "relay"):
-            reader.fail(f"{at}.role", f'expected "data" or "relay", got {role!r:.40}')
-        entry = reader.fields(plain, at, _DATA if role == "data" else _RELAY)
+        role = OLDER_ROLES.get(role, role) if isinstance(role, str) else role
+        if isinstance(plain, dict) and "role" in plain and role not in ROLES:
+            reader.fail(f"{at}.role", f'expected "data" or "stage", got {role!r:.40}')
+        entry = reader.fields(plain, at, _DATA if role == "data" else _STAGE_PEER)
         peer = PeerId(reader.text(entry, at, "id"))
         if peer in peers:
             reader.fail(f"{at}.id", f"expected each peer once, {peer!r} is listed again")
@@ -103,9 +104,7 @@ class _Links:
         self._stages = len(layers) - 2
         self._index = {p.peer: i for layer in layers[:-1] for i, p in enumerate(layer)}
         sizes = [len(layer) for layer in layers]
-        self._costs: tuple[IntArray, ...] = tuple(
-            np.full((a, b), NO_ARC, dtype=np.int64) for a, b in pairwise(sizes)
-        )
+        self._costs: tuple[IntArray, ...] = tuple(np.full((a, b), NO_ARC, dtype=np.int64) for a, b in pairwise(sizes))
         self._timed: dict[tuple[PeerId, PeerId], _TimedLink] = {}
         self._seen: set[tuple[PeerId, PeerId]] = set()
 

@@ -1,20 +1,20 @@
 """Coming, catching up and leaving: which iteration does the swarm work on, and does this peer take part in it?
 
 JOINING: the program has started. If no data peer answers and nobody's record is ahead, this peer is as far as anybody:
-it is ONLINE at once (so a fresh run begins). Otherwise it says where it stands to the data peers, and the leader welcomes it.
-SYNCING: it follows the iterations (as a member of its stage group with an empty share) while it downloads the weights of the
-first of them, then applies the averages it has kept. ONLINE: its weights are those of the iteration. A peer that finds itself
-behind says so, and is welcomed anew. DRAINING: it takes nothing new and leaves when its counted work is committed.
+it is ONLINE at once (so a fresh run begins). Otherwise it says where it stands to the data peers, and the coordinator admits
+it. SYNCING: it follows the iterations (as a member of its stage group with an empty share) while it downloads the weights of
+the first of them, then applies the averages it has kept. ONLINE: its weights are those of the iteration. A peer that finds
+itself behind says so, and is admitted anew. DRAINING: it takes nothing new and leaves when its counted work is committed.
 """
 
 from __future__ import annotations
 
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.commit.participant import NO_WEIGHTS, Member
+from gwtf_p2p.protocol.commit.participant import NO_WEIGHTS, Participant
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Download, MoveTo, Publish, Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
-from gwtf_p2p.protocol.wire.messages import Inquire, Standing, Welcome
+from gwtf_p2p.protocol.wire.messages import Admit, Inquire, Standing
 from gwtf_p2p.protocol.wire.records import PeerState
 
 SEEK_S = 1.0
@@ -23,12 +23,12 @@ MOST_SEEK_S = 8.0
 
 
 class Membership:
-    """Of one peer. `welcomed`: the leader (or the absence of one) lets this peer take part."""
+    """Of one peer. `admitted`: the coordinator (or the absence of one) lets this peer take part."""
 
-    def __init__(self, context: Context, member: Member) -> None:
-        self.ctx, self.member = context, member
+    def __init__(self, context: Context, participant: Participant) -> None:
+        self.ctx, self.participant = context, participant
         self.state = PeerState.JOINING
-        self.welcomed = False
+        self.admitted = False
         self.drained = False
         self.moving_to: Stage | None = None
         self._why_moving = ""
@@ -41,64 +41,64 @@ class Membership:
     @property
     def published_state(self) -> PeerState:
         """What the record says: a peer whose weights are old does not serve."""
-        if self.state is PeerState.ONLINE and self.member.out_of_step:
+        if self.state is PeerState.ONLINE and self.participant.out_of_step:
             return PeerState.SYNCING
         return self.state
 
     @property
     def serves(self) -> bool:
-        return self.state is PeerState.ONLINE and not self.member.out_of_step
+        return self.state is PeerState.ONLINE and not self.participant.out_of_step
 
     def started(self, event: ev.Started) -> None:
-        self.member.version = self.member.weights = event.weights_version
-        self.member.kept = event.kept
-        self.ctx.history = event.history
+        self.participant.version = self.participant.weights = event.weights_version
+        self.participant.kept = event.kept
+        self.ctx.epoch = event.epoch
         self.ctx.incarnation = event.incarnation or int(self.ctx.now * 1000)
         if self.ctx.view is not None:
             self.seek()
 
     def view_changed(self) -> None:
-        """The first records decide whether to wait for a welcome; later ones may show that the swarm has gone on."""
+        """The first records decide whether to wait for a admission; later ones may show that the swarm has gone on."""
         if self.state is PeerState.JOINING and not self.ctx.is_armed("seek", ""):
             self.seek()
         elif self.serves or (self.state is PeerState.DRAINING and not self.drained):
             self._introduce()
-            if self._furthest() > self.member.position:
+            if self._furthest() > self.participant.position:
                 self.doubt()
 
     def data_peers(self) -> list[PeerId]:
         """Other data peers that may know more. One that is still joining may: it is back with later weights."""
         ctx = self.ctx
-        known = set(self.member.data_peers or ()) | set(ctx.view.data_peers if ctx.view else ())
-        mine = (ctx.history, self.member.weights)
+        known = set(self.participant.data_peers or ()) | set(ctx.view.data_peers if ctx.view else ())
+        mine = (ctx.epoch, self.participant.weights)
         for record in ctx.view.records.values() if ctx.view else ():
-            if record.stage == DATA_STAGE and (record.history, record.weights_version) > mine:
+            if record.stage == DATA_STAGE and (record.epoch, record.weights_version) > mine:
                 known.add(record.peer)
         return sorted(p for p in known if p != ctx.me and not ctx.liveness.is_lost(p))
 
     def doubt(self) -> None:
         """Somebody seems to be further: say where this peer stands, and who knows better will answer."""
-        if not self.ctx.is_armed("doubt", "") and not self.member.stepping:
+        if not self.ctx.is_armed("doubt", "") and not self.participant.stepping:
             self.ctx.start_timer("doubt", "", SEEK_S)
             self.say()
 
     def say(self) -> None:
         """Where this peer stands, to all data peers."""
         for peer in self.data_peers():
-            self.ctx.emit(Send(peer, self.member.standing()))
+            self.ctx.emit(Send(peer, self.participant.standing()))
 
     def seek(self) -> None:
         """Find the iteration that the swarm works on."""
-        ctx, member = self.ctx, self.member
-        history, version = self._furthest()
+        ctx, participant = self.ctx, self.participant
+        epoch, version = self._furthest()
         if self.data_peers():
             self.say()
             self._ask_who_leads()
-        elif (history, version) <= (ctx.history, member.weights) and not member.behind:
-            self._online(welcomed=True)
+        elif (epoch, version) <= (ctx.epoch, participant.weights) and not participant.behind:
+            self._online(admitted=True)
             return
         elif ctx.stage == DATA_STAGE:
-            self._download(max(version, member.weights), (), own=history <= ctx.history)
+            self._download(max(version, participant.weights), (), own=epoch <= ctx.epoch)
         ctx.start_timer("seek", "", self._seek_s)
         self._seek_s = min(2 * self._seek_s, MOST_SEEK_S)
 
@@ -106,54 +106,56 @@ class Membership:
         """A data peer may find that none of the others takes part either."""
         if self.ctx.stage == DATA_STAGE:
             for peer in self.data_peers():
-                self.ctx.emit(Send(peer, Inquire(self.member.version)))
+                self.ctx.emit(Send(peer, Inquire(self.participant.version)))
 
     def heard(self, sender: PeerId, standing: Standing) -> None:
-        """If no data peer takes part, the one that is furthest begins (of several, the lowest id), and welcomes the others."""
-        ctx, member = self.ctx, self.member
-        if ctx.stage != DATA_STAGE or standing.stage != DATA_STAGE or self.welcomed:
+        """If no data peer takes part, the one that is furthest begins (of several, the lowest id), and admits the others."""
+        ctx, participant = self.ctx, self.participant
+        if ctx.stage != DATA_STAGE or standing.stage != DATA_STAGE or self.admitted:
             return
         self._others[sender] = standing
         others = {peer: self._others.get(peer) for peer in self.data_peers()}
         known = {peer: s for peer, s in others.items() if s is not None and not s.active}
-        if len(known) < len(others) or member.syncing or member.weights == NO_WEIGHTS:
+        if len(known) < len(others) or participant.syncing or participant.weights == NO_WEIGHTS:
             return
-        mine = (ctx.history, member.weights)
+        mine = (ctx.epoch, participant.weights)
         if all(s.position < mine or (s.position == mine and ctx.me < peer) for peer, s in known.items()):
-            ctx.report("takes_the_lead", version=member.version, others=sorted(known))
-            member.data_peers = (ctx.me,) if member.weights > 0 else None
-            if member.behind:
-                self._download(member.weights, (), own=True)  # to empty the gradient
+            ctx.report("takes_the_lead", version=participant.version, others=sorted(known))
+            participant.data_peers = (ctx.me,) if participant.weights > 0 else None
+            if participant.behind:
+                self._download(participant.weights, (), own=True)  # to empty the gradient
             else:
-                self._online(welcomed=True)
+                self._online(admitted=True)
 
     def timer(self, what: str) -> None:
-        unwelcomed = self.ctx.stage == DATA_STAGE and not self.welcomed
-        if what == "seek" and (self.state is PeerState.JOINING or self.member.behind or unwelcomed):
+        not_admitted = self.ctx.stage == DATA_STAGE and not self.admitted
+        if what == "seek" and (self.state is PeerState.JOINING or self.participant.behind or not_admitted):
             self.seek()
 
     def fell_behind(self) -> None:
-        self.welcomed = False
+        self.admitted = False
         self._downloading = None
         self._seek_s = SEEK_S
         self.seek()
 
-    def welcome(self, sender: PeerId, message: Welcome) -> None:
-        """The leader takes this peer in, from this iteration on."""
-        ctx, member = self.ctx, self.member
-        if message.position < member.position and not member.behind and not member.joining:
+    def admit(self, sender: PeerId, message: Admit) -> None:
+        """The coordinator takes this peer in, from this iteration on."""
+        ctx, participant = self.ctx, self.participant
+        if message.position < participant.position and not participant.behind and not participant.joining:
             return
-        in_step = message.position == member.position and member.weights == member.version and not member.behind
+        in_step = (
+            message.position == participant.position and participant.weights == participant.version and not participant.behind
+        )
         if in_step:
-            if not self.welcomed:
-                member.data_peers = message.data_peers if message.iteration > 0 else None
-            self._online(welcomed=True)
-        elif message.position != member.position or member.behind or self._downloading is None:
+            if not self.admitted:
+                participant.data_peers = message.data_peers if message.iteration > 0 else None
+            self._online(admitted=True)
+        elif message.position != participant.position or participant.behind or self._downloading is None:
             ctx.cancel_timer("seek", "")
-            self.welcomed = ctx.me in message.data_peers and message.history > ctx.history
-            member.follow(message.iteration, message.history)
-            ctx.branches = message.branches
-            member.data_peers = message.data_peers if message.iteration > 0 else None
+            self.admitted = ctx.me in message.data_peers and message.epoch > ctx.epoch
+            participant.follow(message.iteration, message.epoch)
+            ctx.epoch_starts = message.epoch_starts
+            participant.data_peers = message.data_peers if message.iteration > 0 else None
             if self.state is PeerState.JOINING:
                 self.state = PeerState.ONLINE
             ctx.report("catching_up", iteration=message.iteration, donors=list(message.donors))
@@ -165,12 +167,12 @@ class Membership:
         if self._downloading is None:
             return
         self._downloading = None
-        if self.member.joining or self.member.behind:
-            self.member.follow(event.version, self.ctx.history)  # no data peer was there to welcome this one
-            self.welcomed = True
-        if not self.member.downloaded(event.version):
+        if self.participant.joining or self.participant.behind:
+            self.participant.follow(event.version, self.ctx.epoch)  # no data peer was there to admission this one
+            self.admitted = True
+        if not self.participant.downloaded(event.version):
             self._give_up(f"the weights of iteration {event.version} came too late")
-        elif not self.member.syncing:
+        elif not self.participant.syncing:
             self.caught_up()
 
     def download_failed(self, event: ev.DownloadFailed) -> None:
@@ -179,19 +181,19 @@ class Membership:
             return
         self._report_missing(wanted)
         self._downloading = None
-        alone = ctx.stage == DATA_STAGE and not self.data_peers() and (self.member.joining or self.member.behind)
-        if alone and 0 <= self.member.weights < wanted:
-            ctx.report("going_back", version=self.member.weights, wanted=wanted)
-            self._download(self.member.weights, (), own=True)
+        alone = ctx.stage == DATA_STAGE and not self.data_peers() and (self.participant.joining or self.participant.behind)
+        if alone and 0 <= self.participant.weights < wanted:
+            ctx.report("going_back", version=self.participant.weights, wanted=wanted)
+            self._download(self.participant.weights, (), own=True)
         else:
             self._give_up(event.reason)
 
     def caught_up(self) -> None:
         """All averages are applied: this peer has the weights of the iteration."""
-        self.ctx.report("caught_up", version=self.member.version)
-        self._online(welcomed=self.welcomed)
+        self.ctx.report("caught_up", version=self.participant.version)
+        self._online(admitted=self.admitted)
         self.say()
-        if self.ctx.stage == DATA_STAGE and not self.welcomed:
+        if self.ctx.stage == DATA_STAGE and not self.admitted:
             self.ctx.start_timer("seek", "", self._seek_s)
 
     def drain(self) -> None:
@@ -203,9 +205,9 @@ class Membership:
     def drained_when(self, nothing_left: bool) -> None:
         """Leave once: the peers that are told do not wait for this one any more."""
         if self.state is PeerState.DRAINING and nothing_left and not self.drained:
-            self.drained = self.member.leaving = True
+            self.drained = self.participant.leaving = True
             if self.moving_to is None:
-                self.ctx.report("drained", version=self.member.version)
+                self.ctx.report("drained", version=self.participant.version)
             self._say_goodbye()
             self.ctx.emit(Publish())
             if self.moving_to is not None:
@@ -230,26 +232,26 @@ class Membership:
         records = ctx.view.records if ctx.view is not None else {}
         others = {peer for peer, record in records.items() if record.stage in near} | set(self.data_peers())
         for peer in sorted(others - {ctx.me} - ctx.liveness.lost):
-            ctx.emit(Send(peer, self.member.standing()))
+            ctx.emit(Send(peer, self.participant.standing()))
 
     def _give_up(self, reason: str) -> None:
         self.ctx.report("download_failed", reason=reason)
-        member = self.member
-        if not member.behind and not member.joining:
-            member.fall_behind(reason, member.weights)
-            member.fell_behind = False
+        participant = self.participant
+        if not participant.behind and not participant.joining:
+            participant.fall_behind(reason, participant.weights)
+            participant.fell_behind = False
         self.ctx.start_timer("seek", "", self._seek_s)
         self._seek_s = min(2 * self._seek_s, MOST_SEEK_S)
 
     def _download(self, version: int, donors: tuple[PeerId, ...], own: bool) -> None:
         if self._downloading != version:
             self._downloading = version
-            self.ctx.emit(Download(version, donors, own, self.ctx.history))
+            self.ctx.emit(Download(version, donors, own, self.ctx.epoch))
 
-    def _online(self, welcomed: bool) -> None:
+    def _online(self, admitted: bool) -> None:
         self.ctx.cancel_timer("seek", "")
-        self.member.joining = False
-        self.welcomed = welcomed
+        self.participant.joining = False
+        self.admitted = admitted
         self._seek_s = SEEK_S
         if self.state is PeerState.JOINING:
             self.state = PeerState.ONLINE
@@ -257,20 +259,20 @@ class Membership:
         self._introduce()
 
     def _introduce(self) -> None:
-        """Once: a leader knows whom it has heard of."""
+        """Once: a coordinator knows whom it has heard of."""
         if not self._introduced and self.data_peers():
             self._introduced = True
             self.say()
 
     def _furthest(self) -> tuple[int, int]:
-        """The latest position (history, iteration) that another peer's record shows."""
+        """The latest position (epoch, iteration) that another peer's record shows."""
         view, ctx = self.ctx.view, self.ctx
-        for history, version, peer in view.furthest if view is not None else ():
+        for epoch, version, peer in view.furthest if view is not None else ():
             if peer != ctx.me and not ctx.liveness.is_lost(peer):
-                return history, version
+                return epoch, version
         return 0, 0
 
     def _report_missing(self, version: int) -> None:
         if self._said_missing != version:
             self._said_missing = version
-            self.ctx.report("version_missing", stage=self.ctx.stage, version=version, have=self.member.weights)
+            self.ctx.report("version_missing", stage=self.ctx.stage, version=version, have=self.participant.weights)

@@ -1,4 +1,4 @@
-"""Should a relay peer change its stage? Which one, and when is it sure enough? (DESIGN section 6; SWARM's rule: `placement`.)
+"""Should a stage peer change its stage? Which one, and when is it sure enough? (DESIGN section 6; SWARM's rule: `placement`.)
 
 A stage's *pace* is how many seconds it needs per microbatch: the larger of what its peers' compute allows (1 / sum of their
 rates) and what their slots allow (how long a microbatch holds a slot, over the sum of their capacities: the flow per capacity
@@ -43,16 +43,18 @@ class Paces:
     """Of all stages, from the records of `coming` peers. A peer that is not measured counts with the median of the others."""
 
     def __init__(self, stages: int, records: Iterable[StageRecord]) -> None:
-        self.members: dict[Stage, list[StageRecord]] = {Stage(k): [] for k in range(1, stages + 1)}
+        self.participants: dict[Stage, list[StageRecord]] = {Stage(k): [] for k in range(1, stages + 1)}
         for record in records:
-            if record.stage in self.members:
-                self.members[record.stage].append(record)
-        measured = [r.forward_s + r.backward_s for group in self.members.values() for r in group if r.forward and r.backward]
+            if record.stage in self.participants:
+                self.participants[record.stage].append(record)
+        measured = [
+            r.forward_s + r.backward_s for group in self.participants.values() for r in group if r.forward and r.backward
+        ]
         self._usual_s = median(measured) if measured else 1.0
         self._holds_s: dict[Stage, float] = {}
         rest_s = 0.0
-        for stage in sorted(self.members, reverse=True):
-            group = self.members[stage]
+        for stage in sorted(self.participants, reverse=True):
+            group = self.participants[stage]
             rest_s += median(self.seconds(r) for r in group) if group else self._usual_s
             self._holds_s[stage] = rest_s
 
@@ -62,7 +64,7 @@ class Paces:
 
     def pace_s(self, stage: Stage, without: PeerId | None = None, more: StageRecord | None = None) -> float:
         """Seconds per microbatch; infinite for a stage without anybody."""
-        group = [r for r in self.members[stage] if r.peer != without] + ([more] if more is not None else [])
+        group = [r for r in self.participants[stage] if r.peer != without] + ([more] if more is not None else [])
         if not group:
             return inf
         compute_s = 1.0 / sum(1.0 / self.seconds(r) for r in group)
@@ -71,20 +73,20 @@ class Paces:
 
     def bottleneck(self) -> Stage:
         """Of equals the lowest."""
-        return min(self.members, key=lambda stage: (-round(self.pace_s(stage), 9), stage))
+        return min(self.participants, key=lambda stage: (-round(self.pace_s(stage), 9), stage))
 
 
 def best_move(view: NetworkView) -> Move | NoMove:
     """The one move that helps most now, whoever is looking."""
-    relays = [record for record in view.records.values() if record.stage > 0]
-    on_their_way = [record.peer for record in relays if record.state is not PeerState.ONLINE]
+    stage_peers = [record for record in view.records.values() if record.stage > 0]
+    on_their_way = [record.peer for record in stage_peers if record.state is not PeerState.ONLINE]
     if on_their_way:
         return NoMove(f"{on_their_way[0]} is on its way")
-    paces = Paces(view.stages, relays)
+    paces = Paces(view.stages, stage_peers)
     target = paces.bottleneck()
     before = paces.pace_s(target)
     found: list[tuple[float, PeerId, Stage]] = []
-    for stage, group in paces.members.items():
+    for stage, group in paces.participants.items():
         if stage == target or len(group) < 2:
             continue
         for record in group:
@@ -107,7 +109,7 @@ class _Suggestion:
 
 
 class Mover:
-    """Of one relay peer: when is it its turn to move?"""
+    """Of one stage peer: when is it its turn to move?"""
 
     def __init__(self, me: PeerId) -> None:
         self.me = me

@@ -29,10 +29,10 @@ def choose_stage(view: NetworkView, me: PeerId) -> StageChoice:
 
     def key(stage: Stage) -> tuple[float, int, str]:
         drawn = hashlib.sha256(f"{me}/{stage}".encode()).hexdigest()
-        return -round(paces.pace_s(stage), 6), len(paces.members[stage]), drawn
+        return -round(paces.pace_s(stage), 6), len(paces.participants[stage]), drawn
 
-    best = min(paces.members, key=key)
-    count, pace_s = len(paces.members[best]), paces.pace_s(best)
+    best = min(paces.participants, key=key)
+    count, pace_s = len(paces.participants[best]), paces.pace_s(best)
     if not count:
         return StageChoice(best, "no peer serves it yet")
     return StageChoice(best, f"the slowest of {view.stages} stages, {pace_s:.3f} s per microbatch with {count} peers")

@@ -44,7 +44,7 @@ class Move:
 
 
 class Moves:
-    """Of one relay's side."""
+    """Of one stage peer's side."""
 
     def __init__(self, side: Side, search: Search) -> None:
         self.side, self.search = side, search

@@ -181,7 +181,7 @@ class _SideParts:
     def know(self, near: Near, capacity: int) -> None:
         """Who is around, and what this side may hold."""
         side, before = self.side, self.side.near
-        near = Near(_calm(before.before_us, near.before_us), _calm(before.after_us, near.after_us), near.beside)
+        near = Near(_steady(before.before_us, near.before_us), _steady(before.after_us, near.after_us), near.beside)
         if near == before and capacity == side.slots.capacity:
             return
         lost = [p for p in (*before.before_us, *before.after_us) if p not in near.before_us and p not in near.after_us]
@@ -198,7 +198,7 @@ class _SideParts:
 
 
 class Negotiator:
-    """Of one peer. `messages` counts what it has said. `side` of a relay; a data peer has `source` and `sink`."""
+    """Of one peer. `messages` counts what it has said. `side` of a stage peer; a data peer has `source` and `sink`."""
 
     def __init__(self, me: PeerId, config: NegotiationConfig, random: Random, *, is_data_peer: bool) -> None:
         self.me, self.config = me, config
@@ -218,12 +218,12 @@ class Negotiator:
 
     @property
     def slots(self) -> Slots:
-        """Of a relay, or of a data peer as source: the flows that it uses."""
+        """Of a stage peer, or of a data peer as source: the flows that it uses."""
         return self._up.side.slots
 
     @property
     def sink_slots(self) -> Slots:
-        """Of a data peer as sink; a relay's only ones."""
+        """Of a data peer as sink; a stage peer's only ones."""
         return self._down.side.slots
 
     @property
@@ -236,7 +236,7 @@ class Negotiator:
         return sum(part.side.moves for part in self.parts)
 
     @property
-    def is_calm(self) -> bool:
+    def has_converged(self) -> bool:
         """No request is under way, and nothing is to be gained that this peer knows of."""
         up = self._up.side
         nothing = up.slots.is_source or not up.near.beside or not up.slots.complete()
@@ -300,7 +300,7 @@ class Negotiator:
         return Advert(offers_of(down), prices_of(up) if not up.slots.is_source else {})
 
 
-def _calm(before: Mapping[PeerId, int], now: Mapping[PeerId, int]) -> dict[PeerId, int]:
+def _steady(before: Mapping[PeerId, int], now: Mapping[PeerId, int]) -> dict[PeerId, int]:
     """The costs as they were, where they have hardly changed."""
     same = {p: c for p, c in before.items() if p in now and abs(now[p] - c) <= COST_NOISE * c}
     return {p: same.get(p, c) for p, c in sorted(now.items())}

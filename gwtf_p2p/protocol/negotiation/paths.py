@@ -1,9 +1,9 @@
 """Flows and their paths: how one side asks for them, gives them away, keeps their costs true, and loses them.
 
-Paths grow from the sinks back: a relay with room asks for the cheapest path that a peer of the next stage offers, and offers
-what it gets to the stage before. Every exchange of messages concerns one hop, and each end decides about its own slots only,
-so no message order can make a peer exceed its capacity. Whatever two ends disagree about is settled by CHECK_FLOW: a hop that
-the other end does not know is dropped.
+Paths grow from the sinks back: a stage peer with room asks for the cheapest path that a peer of the next stage offers, and
+offers what it gets to the stage before. Every exchange of messages concerns one hop, and each end decides about its own slots
+only, so no message order can make a peer exceed its capacity. Whatever two ends disagree about is settled by CHECK_FLOW: a hop
+that the other end does not know is dropped.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ ROUNDS_IN_VAIN = 3
 
 
 class Search:
-    """Of one relay's side. `rests_until`: nothing is to be had for now. `is_done`: it has come to a rest since
+    """Of one stage peer's side. `rests_until`: nothing is to be had for now. `is_done`: it has come to a rest since
     something changed."""
 
     def __init__(self, side: Side) -> None:
@@ -49,7 +49,7 @@ class Search:
         return part * self.side.near.mean_us if part > config.coldest else 0.0
 
     def reheat(self, heat: float) -> None:
-        """The surroundings have changed: begin again, at this part of the first temperature at least."""
+        """The measurements have changed: begin again, at this part of the first temperature at least."""
         self._heated_at = max(self._heated_at, self.side.now + log(heat) * self.side.config.cooling_s)
         self.stir()
 

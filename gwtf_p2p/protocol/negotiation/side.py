@@ -1,7 +1,7 @@
 """What the parts of one negotiating side share: where it stands, what it has agreed to, what it knows, what it says.
 
-A relay has one side. A data peer has two: a *source*, before stage 1, whose slots are the flows that it uses, and a *sink*,
-after stage S, whose slots are the paths that lead to it.
+A stage peer has one side. A data peer has two: a *source*, before stage 1, whose slots are the flows that it uses, and a
+*sink*, after stage S, whose slots are the paths that lead to it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.events import Computed
-from gwtf_p2p.protocol.wire.messages import Close
+from gwtf_p2p.protocol.wire.messages import Prepare
 
 
 class Accounts:
@@ -26,21 +26,21 @@ class Accounts:
         self.computed_s += event.seconds
         self.ctx.timings.observe(("compute", event.work.value), event.seconds)
 
-    def stepped(self, closing: Close) -> None:
+    def stepped(self, preparing: Prepare) -> None:
         """The iteration is committed; to be called while its microbatches are still held."""
         ctx = self.ctx
-        credited = closing.share_of(ctx.me)
+        credited = preparing.share_of(ctx.me)
         useful = sum(held.computed_s for m, held in ctx.held.items() if m in credited)
         self.useful_s += useful
         spent = self.uncommitted_s
         self._computed_before_s = self.computed_s
         ctx.report(
             "stepped",
-            iteration=closing.iteration,
+            iteration=preparing.iteration,
             microbatches=len(credited),
-            of=closing.total,
-            loss=closing.mean_loss,
-            different=len({m for share in closing.shares for m in share.microbatches}),
+            of=preparing.total,
+            loss=preparing.mean_loss,
+            different=len({m for share in preparing.shares for m in share.microbatches}),
             useful_s=useful,
             wasted_s=spent - useful,
             computed_s=self.computed_s,

@@ -1,7 +1,7 @@
-"""What relay peers and data peers have in common: the one entry point, transfers, liveness, timers, the stage group.
+"""What stage peers and data peers have in common: the one entry point, transfers, liveness, timers, the stage group.
 
 `handle(event, now) -> effects`, no I/O, no clock, no tensors. The two kinds of peer differ in what a microbatch goes through
-(`relay_peer`, `data_peer`); how it is handed on, handed back and averaged is the same code.
+(`stage_peer`, `data_peer`); how it is handed on, handed back and averaged is the same code.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Any
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.commit.participant import Member
+from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.core.heartbeat import Pulse
+from gwtf_p2p.protocol.core.heartbeat import Heartbeat
 from gwtf_p2p.protocol.core.lifecycle import COMPUTING, Held, Phase
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.membership.membership import Membership
 from gwtf_p2p.protocol.peer.accounts import Accounts
 from gwtf_p2p.protocol.peer.router_port import TICK, Negotiating
 from gwtf_p2p.protocol.transfer.repair import Repairs
-from gwtf_p2p.protocol.transfer.return_gradient import Handbacks
-from gwtf_p2p.protocol.transfer.send_activation import Handoffs
+from gwtf_p2p.protocol.transfer.return_gradient import ReturnGradient
+from gwtf_p2p.protocol.transfer.send_activation import SendActivation
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.records import PeerState
 
@@ -31,16 +31,16 @@ COUNTING = frozenset({ev.Work.BACKWARD, ev.Work.LOSS, ev.Work.FINISH}) | CORRECT
 
 
 class PeerMachine(ABC):
-    """Base of `RelayPeer` and `DataPeer`; `upper_stage` is the stage whose input gradients this peer hands back."""
+    """Base of `StagePeer` and `DataPeer`; `upper_stage` is the stage whose input gradients this peer hands back."""
 
     def __init__(self, context: Context, upper_stage: Stage) -> None:
         self.ctx = context
-        self.member = Member(context)
-        self.membership = Membership(context, self.member)
-        self.handoffs = Handoffs(context)
-        self.repairs = Repairs(context, self.handoffs)
-        self.handbacks = Handbacks(context, upper_stage)
-        self.pulse = Pulse(context)
+        self.participant = Participant(context)
+        self.membership = Membership(context, self.participant)
+        self.send_activation = SendActivation(context)
+        self.repairs = Repairs(context, self.send_activation)
+        self.return_gradient = ReturnGradient(context, upper_stage)
+        self.heartbeat = Heartbeat(context)
         self.negotiating = Negotiating(context)
         self.running: tuple[ev.Work, MicrobatchId] | None = None
         self.accounts = Accounts(context)
@@ -104,9 +104,9 @@ class PeerMachine(ABC):
                 self.membership.started(event)
                 self.ctx.emit(ef.Publish())
             case ev.AverageDone():
-                self.member.average_done(event)
+                self.participant.average_done(event)
             case ev.AverageFailed():
-                self.member.average_failed(event)
+                self.participant.average_failed(event)
             case ev.Stepped(iteration):
                 self._optimizer_stepped(iteration)
             case ev.Downloaded():
@@ -114,7 +114,7 @@ class PeerMachine(ABC):
             case ev.DownloadFailed():
                 self.membership.download_failed(event)
             case ev.Kept(versions):
-                self.member.kept = versions
+                self.participant.kept = versions
             case ev.Planned(result):
                 self._planned(result)
             case ev.DrainRequested():
@@ -125,20 +125,20 @@ class PeerMachine(ABC):
 
     def _settle(self) -> None:
         """What follows from any event: drop what is of no use, go on computing, average, leave."""
-        member = self.member
-        if member.drop_held:
-            member.drop_held = False
+        participant = self.participant
+        if participant.drop_held:
+            participant.drop_held = False
             self._drop_everything()
-        if member.fell_behind:
-            member.fell_behind = False
+        if participant.fell_behind:
+            participant.fell_behind = False
             self.membership.fell_behind()
-        if member.position != self._position:
-            self._position = member.position
+        if participant.position != self._position:
+            self._position = participant.position
             self._iteration_changed()
         self._compute_next()
         if self.ctx.held:
-            self.pulse.keep_up()
-        member.average_when_right(self.running is not None and self.running[0] in COUNTING)
+            self.heartbeat.keep_up()
+        participant.average_when_right(self.running is not None and self.running[0] in COUNTING)
         if self.membership.state is PeerState.DRAINING:
             self.membership.drained_when(self._nothing_left())
         self.negotiating.say()
@@ -203,59 +203,59 @@ class PeerMachine(ABC):
             self.ctx.liveness.heard_from(peer, self.ctx.now, self.ctx.out)
         match event:
             case ev.PushAnswered():
-                (self.handbacks if back else self.handoffs).answered(held, event)
+                (self.return_gradient if back else self.send_activation).answered(held, event)
             case ev.PushDelivered():
-                (self.handbacks if back else self.handoffs).delivered(held, event)
+                (self.return_gradient if back else self.send_activation).delivered(held, event)
             case ev.PushFailed():
-                (self.handbacks if back else self.repairs).failed(held, event.token, event.reason)
+                (self.return_gradient if back else self.repairs).failed(held, event.token, event.reason)
 
     def _received(self, sender: PeerId, message: msg.ControlMessage) -> None:
         ctx = self.ctx
         match message:
-            case msg.Complete() | msg.Room():
-                self.handoffs.heard(sender, message)
+            case msg.Complete() | msg.CapacityAvailable():
+                self.send_activation.heard(sender, message)
             case msg.Superseded():
                 if self.repairs.superseded(sender, message):
                     self._drop(ctx.held[message.microbatch])
             case msg.Check(microbatches):
                 ctx.emit(ef.AnswerCheck(tuple(m for m in microbatches if not ctx.shares(m, sender))))
             case msg.Redo():
-                if message.microbatch.iteration == self.member.version:
+                if message.microbatch.iteration == self.participant.version:
                     self.repairs.asked_to_redo(message)
                 else:
                     self.membership.doubt()
-            case msg.Close():
-                self.member.close(sender, message)
-            case msg.Abandon():
-                self.member.abandoned(sender, message)
+            case msg.Prepare():
+                self.participant.prepare(sender, message)
+            case msg.Abort():
+                self.participant.aborted(sender, message)
             case msg.Commit():
-                self.member.commit(message)
+                self.participant.commit(message)
             case msg.Inquire():
-                self.member.inquired(sender, message)
-                ctx.emit(ef.Send(sender, self.member.standing()))
+                self.participant.inquired(sender, message)
+                ctx.emit(ef.Send(sender, self.participant.standing()))
             case msg.Standing():
                 if message.leaving and ctx.liveness.left(sender, ctx.now, ctx.out):
                     self._on_left(sender)
                 self._standing(sender, message)
-            case msg.Welcome():
-                self.membership.welcome(sender, message)
+            case msg.Admit():
+                self.membership.admit(sender, message)
             case msg.Lost(peer, reason):
                 self._told_lost(sender, peer, reason)
             case _ if not self.negotiating.heard(sender, message):
                 self._received_own(sender, message)
 
     def _standing(self, sender: PeerId, standing: msg.Standing) -> None:
-        self.member.heard(sender, standing)
+        self.participant.heard(sender, standing)
 
     def _told_lost(self, sender: PeerId, peer: PeerId, reason: str) -> None:
-        """A data peer's word counts (it leads, and it has asked), a relay's if it confirms what this peer has seen itself: a
-        broken connection, or silence. Otherwise it is a reason to ask."""
+        """A data peer's word counts (it leads, and it has asked), a stage peer's if it confirms what this peer has seen
+        itself: a broken connection, or silence. Otherwise it is a reason to ask."""
         ctx = self.ctx
         if peer == ctx.me:
-            ctx.emit(ef.Send(sender, self.member.standing()))  # a sign of life
+            ctx.emit(ef.Send(sender, self.participant.standing()))  # a sign of life
         elif ctx.liveness.is_lost(peer):
             return
-        elif sender in self.membership.data_peers() or peer in ctx.liveness.barred:
+        elif sender in self.membership.data_peers() or peer in ctx.liveness.excluded:
             ctx.liveness.declare_lost(peer, ctx.now, ctx.out)
             self._on_lost(peer, reason)
         else:
@@ -272,7 +272,7 @@ class PeerMachine(ABC):
     def _compute_next(self) -> None:
         if self.running is not None:
             return
-        correction = self.member.next_correction()
+        correction = self.participant.next_correction()
         if correction is not None:
             self._start(*correction)
             return
@@ -289,7 +289,7 @@ class PeerMachine(ABC):
         self.running = None
         self.accounts.computed(event)
         if event.work in CORRECTIONS:
-            self.member.corrected(event.work, event.microbatch)
+            self.participant.corrected(event.work, event.microbatch)
             return
         held = ctx.held.get(event.microbatch)
         if held is None:
@@ -319,7 +319,7 @@ class PeerMachine(ABC):
                 if ctx.shared_with(peer):
                     ctx.liveness.watch(peer, ctx.out)
                 self.repairs.peer_answered(peer, frozenset(unknown), seconds)
-                self.handbacks.peer_answered(peer, frozenset(unknown))
+                self.return_gradient.peer_answered(peer, frozenset(unknown))
                 self._peer_cleared(peer, returned)
                 self._routes_may_be_open()
             case ev.CheckFailed():
@@ -331,7 +331,7 @@ class PeerMachine(ABC):
 
     def _on_left(self, peer: PeerId) -> None:
         self.ctx.report("peer_left", peer=peer)
-        self.handbacks.peer_lost(peer)
+        self.return_gradient.peer_lost(peer)
         self.repairs.peer_left(peer)
 
     def _on_lost(self, peer: PeerId, reason: str) -> None:
@@ -341,49 +341,49 @@ class PeerMachine(ABC):
         left = record is not None and record.state is PeerState.DRAINING and not ctx.shared_with(peer)
         ctx.report("peer_left" if left else "peer_lost", peer=peer, reason=reason)
         self._peer_lost(peer, reason)
-        self.handbacks.peer_lost(peer)
+        self.return_gradient.peer_lost(peer)
         self.repairs.peer_lost(peer, reason)
 
     def _timer_fired(self, name: ev.TimerName) -> None:
         what, of = name
         held = self.ctx.named(of)
-        if what == "pulse":
-            self.pulse.beat(self._others_waited_for())
+        if what == "heartbeat":
+            self.heartbeat.beat(self._others_waited_for())
         elif what in ("seek", "doubt"):
             self.membership.timer(what)
         elif what == TICK:
             self.negotiating.tick()
         elif what == "averaging":
-            if self.member.averaging:
+            if self.participant.averaging:
                 self.membership.say()
-                self.member.wait_for_average()
+                self.participant.wait_for_average()
         elif held is None:
             self._timer(what)
         elif what == "route":
-            self.handoffs.retry(held)
+            self.send_activation.retry(held)
         elif what == "return":
-            self.handbacks.timer(held)
+            self.return_gradient.timer(held)
         elif what == "orphan":
             if held.phase is not Phase.DONE:
                 held.note("nobody has announced itself: dropped", self.ctx.now)
                 self._drop(held)
         else:
-            self.handoffs.late(held, what)
+            self.send_activation.late(held, what)
 
     # ---- the end of an iteration
 
     def _optimizer_stepped(self, iteration: int) -> None:
-        closing = self.member.closing
-        ends = self.member.stepping and closing is not None and closing.iteration == iteration
+        preparing = self.participant.preparing
+        ends = self.participant.stepping and preparing is not None and preparing.iteration == iteration
         if not ends:
-            followed = self.member.syncing
-            self.member.stepped(iteration)
-            if followed and not self.member.out_of_step:
+            followed = self.participant.syncing
+            self.participant.stepped(iteration)
+            if followed and not self.participant.out_of_step:
                 self.membership.caught_up()
             return
-        assert closing is not None
-        self.accounts.stepped(closing)
-        self.member.stepped(iteration)
+        assert preparing is not None
+        self.accounts.stepped(preparing)
+        self.participant.stepped(iteration)
         for held in self.ctx.in_order():
             if held.id.iteration <= iteration:
                 self.ctx.router.observe_end(held.id, self.ctx.now)
@@ -397,4 +397,4 @@ class PeerMachine(ABC):
 
     def _nothing_left(self) -> bool:
         """A draining peer may leave: its work is finished and committed, and no group waits for it."""
-        return not self.ctx.occupancy and not self.member.counted and self.member.closing is None
+        return not self.ctx.occupancy and not self.participant.counted and self.participant.preparing is None

@@ -1,4 +1,4 @@
-"""The state machine of a data peer: source and sink of its flows, holder of stage 0, and sometimes leader.
+"""The state machine of a data peer: source and sink of its flows, holder of stage 0, and sometimes coordinator.
 
 It injects the microbatches of an iteration as its router finds routes, computes their loss when they come back, sends the
 gradient the same way back, and keeps the ledger of who did which stage. When all are back it reports `Finished`.
@@ -12,7 +12,7 @@ from typing import Any
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.commit.coordinator import Leader
+from gwtf_p2p.protocol.commit.coordinator import Coordinator
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import Held, Phase
 from gwtf_p2p.protocol.core.router import NoRoute, PlanningRouter, RouteRequest
@@ -23,14 +23,14 @@ from gwtf_p2p.protocol.transfer.send_activation import RETRY_S
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import (
     SUPERSEDED,
-    Averaged,
     Backward,
     ControlMessage,
     Done,
     Finished,
     Forward,
     Missing,
-    NotAveraged,
+    NotPrepared,
+    Prepared,
     Standing,
     Superseded,
     TensorMessage,
@@ -50,7 +50,7 @@ NEXT_WORK = (
 
 @dataclass(frozen=True, slots=True)
 class DataPeerConfig:
-    """`data_peers`, and `relays_per_stage` in each stage: how many must be online before iteration 0 begins.
+    """`data_peers`, and `peers_per_stage` in each stage: how many must be online before iteration 0 begins.
 
     `total_iterations` 0 means no end.
     """
@@ -58,7 +58,7 @@ class DataPeerConfig:
     microbatches: int
     data_peers: int = 1
     total_iterations: int = 0
-    relays_per_stage: int = 1
+    peers_per_stage: int = 1
 
 
 class DataPeer(PeerMachine):
@@ -67,7 +67,7 @@ class DataPeer(PeerMachine):
     def __init__(self, context: Context, config: DataPeerConfig) -> None:
         super().__init__(context, Stage(context.stages + 1))
         self.config = config
-        self.leader = Leader(context, self.member)
+        self.coordinator = Coordinator(context, self.participant)
         self.begun = False
         self.complete = False
         self.finishing = Finishing(self)
@@ -88,7 +88,7 @@ class DataPeer(PeerMachine):
     # ---- injecting
 
     def _settle(self) -> None:
-        self.member.active = self.membership.welcomed and not self.member.out_of_step and not self.membership.drained
+        self.participant.active = self.membership.admitted and not self.participant.out_of_step and not self.membership.drained
         if not self.begun:
             self._begin_when_ready()
         super()._settle()
@@ -117,33 +117,33 @@ class DataPeer(PeerMachine):
     def _begin_when_ready(self) -> None:
         """Begin to take part: everybody who should be here is, and every stage has a peer."""
         view = self.ctx.view
-        if self.complete or view is None or not self.member.active or not self.membership.serves:
+        if self.complete or view is None or not self.participant.active or not self.membership.serves:
             return
-        if (self.member.version > 0 or self._quorum(view)) and not self._empty:
+        if (self.participant.version > 0 or self._quorum(view)) and not self._empty:
             self.begun = True
             self._begin_iteration()
 
     def _quorum(self, view: NetworkView) -> bool:
         """Are as many online as the run wants for its beginning?"""
-        least = self.config.relays_per_stage
+        least = self.config.peers_per_stage
         stages = all(len(view.peers_of_stage(Stage(k))) >= least for k in range(1, self.ctx.stages + 1))
         # This peer too: routers give no flows to a data peer whose record does not say ONLINE yet.
         return stages and self.ctx.me in view.data_peers and len(view.data_peers) >= self.config.data_peers
 
     def _begin_iteration(self) -> None:
-        version = self.member.version
+        version = self.participant.version
         if self.config.total_iterations and version >= self.config.total_iterations:
             self.complete, self.begun = True, False
-            self.member.taking_part = False
+            self.participant.taking_part = False
             self.ctx.report("run_complete", iterations=version)
             return
-        self.member.taking_part = True
+        self.participant.taking_part = True
         self.ctx.report("iteration_begins", iteration=version)
         self._pending = list(range(self.config.microbatches))
         self.finishing.clear()
-        for peer in self.leader.roster.data_peers():
+        for peer in self.coordinator.roster.data_peers():
             self.ctx.liveness.watch(peer, self.ctx.out)
-        self.leader.begin()
+        self.coordinator.begin()
         self._inject()
 
     def _inject(self) -> None:
@@ -151,8 +151,8 @@ class DataPeer(PeerMachine):
         ctx.cancel_timer("inject", "")
         waits_s: list[float] = []
         for index in list(self._pending):
-            microbatch = MicrobatchId(ctx.me, self.member.version, index)
-            request = RouteRequest(microbatch, ctx.me, Stage(1), Stage(ctx.stages), ctx.liveness.barred)
+            microbatch = MicrobatchId(ctx.me, self.participant.version, index)
+            request = RouteRequest(microbatch, ctx.me, Stage(1), Stage(ctx.stages), ctx.liveness.excluded)
             answer = ctx.router.route(request, ctx.now)
             if isinstance(answer, NoRoute):
                 waits_s.append(RETRY_S if answer.retry_s is None else answer.retry_s)
@@ -173,7 +173,7 @@ class DataPeer(PeerMachine):
     def _verdict_forward(self, sender: PeerId, message: Forward) -> ef.Answer:
         ctx = self.ctx
         held = ctx.held.get(message.microbatch)
-        if held is None or message.stage != self.handbacks.stage:
+        if held is None or message.stage != self.return_gradient.stage:
             return ef.Answer(Verdict.REFUSED, "not a microbatch of this data peer and iteration")
         if message.attempt < held.result_attempt:
             ctx.emit(ef.Send(sender, Superseded(held.id, held.result_attempt)))
@@ -187,7 +187,7 @@ class DataPeer(PeerMachine):
             return ef.Answer(Verdict.ACCEPTED)
         if held.phase in HAS_RESULT:
             held.result_attempt = message.attempt
-            self.handbacks.new_predecessor(held, sender, message.attempt)
+            self.return_gradient.new_predecessor(held, sender, message.attempt)
             return ef.Answer(Verdict.DUPLICATE)
         return ef.Answer(Verdict.BUSY, f"not travelling: {held.phase.name}")
 
@@ -205,7 +205,7 @@ class DataPeer(PeerMachine):
             ctx.move(held, Phase.RECEIVING_GRADIENT)
             return ef.Answer(Verdict.ACCEPTED)
         if held.phase in (Phase.QUEUED_FINISH, Phase.FINISH, Phase.DONE):
-            self.handoffs.returned(held, sender)
+            self.send_activation.returned(held, sender)
             return ef.Answer(Verdict.DUPLICATE)
         if held.phase is Phase.TRAVELLING:
             self.repairs.insist(held)
@@ -220,7 +220,7 @@ class DataPeer(PeerMachine):
             ctx.move(held, Phase.QUEUED_LOSS)
         elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
             held.done_by = message.done_by
-            self.handoffs.returned(held, sender)
+            self.send_activation.returned(held, sender)
             ctx.move(held, Phase.QUEUED_FINISH)
             ctx.router.observe_end(held.id, ctx.now)
             self.finishing.back(held)
@@ -241,11 +241,11 @@ class DataPeer(PeerMachine):
     def _received_own(self, sender: PeerId, message: ControlMessage) -> None:
         match message:
             case Finished():
-                self.leader.data_peer_finished(sender, message)
-            case Averaged():
-                self.leader.averaged(sender, message)
-            case NotAveraged():
-                self.leader.not_averaged(sender, message)
+                self.coordinator.data_peer_finished(sender, message)
+            case Prepared():
+                self.coordinator.prepared(sender, message)
+            case NotPrepared():
+                self.coordinator.not_prepared(sender, message)
             case Done():
                 self.finishing.stands_in(sender, message)
             case Missing():
@@ -254,24 +254,24 @@ class DataPeer(PeerMachine):
                 self.ctx.report("unexpected_message", sender=sender, kind=type(message).__name__)
 
     def _standing(self, sender: PeerId, standing: Standing) -> None:
-        if self.leader.inquiry is None or sender not in self.leader.inquiry.asked:
+        if self.coordinator.inquiry is None or sender not in self.coordinator.inquiry.asked:
             super()._standing(sender, standing)
         self.membership.heard(sender, standing)
         if standing.joining:
             self.finishing.gone(sender)
-        self.leader.stands(sender, standing)
-        if self.finishing.reported_to not in (None, self.leader.roster.leading_peer()):
+        self.coordinator.stands(sender, standing)
+        if self.finishing.reported_to not in (None, self.coordinator.roster.coordinator()):
             self.finishing.report()
 
     # ---- computing
 
     def _next_work(self) -> tuple[ev.Work, Held] | None:
-        ctx, member = self.ctx, self.member
+        ctx, participant = self.ctx, self.participant
         for queued, computing, work in NEXT_WORK:
-            if work is not ev.Work.EMBED and member.gradient_is_fixed:
+            if work is not ev.Work.EMBED and participant.gradient_is_fixed:
                 continue
             held = ctx.first_queued(queued)
-            if held is not None and not member.stepping:
+            if held is not None and not participant.stepping:
                 ctx.move(held, computing)
                 return work, held
         return None
@@ -280,13 +280,13 @@ class DataPeer(PeerMachine):
         ctx = self.ctx
         if event.work is ev.Work.EMBED:
             ctx.move(held, Phase.TRAVELLING)
-            self.handoffs.begin(held)
+            self.send_activation.begin(held)
         elif event.work is ev.Work.LOSS:
             held.loss = event.loss
             ctx.move(held, Phase.RETURNING)
-            self.handbacks.begin(held)
+            self.return_gradient.begin(held)
         else:
-            self.member.counted.add(held.id)
+            self.participant.counted.add(held.id)
             ctx.move(held, Phase.DONE)
             ctx.report("microbatch_done", microbatch=held.name, loss=held.loss, route=list(held.done_by))
             self.finishing.report()
@@ -302,14 +302,14 @@ class DataPeer(PeerMachine):
             case "finish":
                 self.finishing.late()
             case _:
-                self.leader.timer(what)
+                self.coordinator.timer(what)
 
     def _peer_lost(self, peer: PeerId, reason: str) -> None:
         for held in self.ctx.in_order():
             if held.predecessor == peer and held.phase is Phase.RECEIVING_RESULT:
                 self.ctx.move(held, Phase.TRAVELLING)
         self._watch_stages()
-        self.leader.peer_lost(peer, reason)
+        self.coordinator.peer_lost(peer, reason)
         self.finishing.gone(peer)
         if self.finishing.reported_to == peer:
             self.finishing.report()
@@ -317,14 +317,14 @@ class DataPeer(PeerMachine):
     def _peer_cleared(self, peer: PeerId, returned: bool) -> None:
         if returned:
             self._watch_stages()
-            self.leader.peer_returned(peer)
-            if self.leader.roster.leading_peer() not in (self.finishing.reported_to, self.ctx.me):
+            self.coordinator.peer_returned(peer)
+            if self.coordinator.roster.coordinator() not in (self.finishing.reported_to, self.ctx.me):
                 self.finishing.report()
-        self.leader.try_close()
+        self.coordinator.try_to_prepare()
 
     def _routes_may_be_open(self) -> None:
         self._watch_stages()
-        self.handoffs.retry_all()
+        self.send_activation.retry_all()
         if self.begun and self._pending:
             self._inject()
 
@@ -340,31 +340,31 @@ class DataPeer(PeerMachine):
                 (self._empty.add if empty else self._empty.discard)(stage)
                 if not self.begun:
                     continue
-                ctx.report("stage_empty" if empty else "stage_staffed", stage=k, iteration=self.member.version)
+                ctx.report("stage_empty" if empty else "stage_staffed", stage=k, iteration=self.participant.version)
 
     def _others_waited_for(self) -> list[PeerId]:
-        return self.leader.waits_for()
+        return self.coordinator.waits_for()
 
     def _iteration_changed(self) -> None:
         self._pending.clear()
         self.finishing.clear()
-        self.leader.new_iteration()
-        serves = self.membership.welcomed and self.membership.serves
+        self.coordinator.new_iteration()
+        serves = self.membership.admitted and self.membership.serves
         if self.begun and serves:
             self._begin_iteration()
         else:
-            self.begun = self.member.taking_part = False
+            self.begun = self.participant.taking_part = False
 
     def _drop_everything(self) -> None:
         """The microbatches of this data peer are withdrawn: the others close without it."""
         if self.ctx.held:
-            self.ctx.report("withdrawn", iteration=self.member.version, microbatches=len(self.ctx.held))
+            self.ctx.report("withdrawn", iteration=self.participant.version, microbatches=len(self.ctx.held))
         super()._drop_everything()
-        self.begun = self.member.taking_part = False
+        self.begun = self.participant.taking_part = False
         self._pending.clear()
         self.finishing.clear()
         self.ctx.cancel_timer("inject", "")
-        self.leader.reset()
+        self.coordinator.reset()
 
     def _drain(self) -> None:
         """Finish what is under way, and the iteration with it."""

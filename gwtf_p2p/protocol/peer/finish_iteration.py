@@ -1,4 +1,4 @@
-"""The end of a data peer's iteration: its ledger is complete, it reports to the leader, and what goes missing is redone.
+"""The end of a data peer's iteration: its ledger is complete, it reports to the coordinator, and what goes missing is redone.
 
 All microbatches must be done, and every stage of each credited to a peer that has it. A gap is closed by whoever else did
 that stage, by the peer that was thought lost and is back, or by a redo from the peer before it (`ledger`, `repair`).
@@ -29,7 +29,7 @@ class Finishing:
     """Of one data peer. `reported_to` is who has its report; None when there is none, or it is not right any more."""
 
     def __init__(self, peer: DataPeer) -> None:
-        self.peer, self.ctx, self.member, self.leader = peer, peer.ctx, peer.member, peer.leader
+        self.peer, self.ctx, self.participant, self.coordinator = peer, peer.ctx, peer.participant, peer.coordinator
         self.ledger = Ledger(peer.ctx.me, peer.ctx.liveness.is_lost)
         self.reported_to: PeerId | None = None
         self._finished_at: float | None = None
@@ -66,7 +66,7 @@ class Finishing:
     def missing(self, sender: PeerId, message: Missing) -> None:
         """A peer lacks what the ledger credits it with; if somebody else says so, it is asked itself."""
         current = [m for m in message.microbatches if self._is_current(m)]
-        if sender != message.peer and sender not in self.leader.roster.data_peers():
+        if sender != message.peer and sender not in self.coordinator.roster.data_peers():
             for microbatch in current:
                 if self.ledger.credits_with(microbatch.index, message.stage, message.peer):
                     self.ctx.emit(Send(message.peer, Redo(microbatch, message.stage, message.peer)))
@@ -83,7 +83,7 @@ class Finishing:
         self.close_gaps()
 
     def _is_current(self, microbatch: MicrobatchId) -> bool:
-        return microbatch.data_peer == self.ctx.me and microbatch.iteration == self.member.version
+        return microbatch.data_peer == self.ctx.me and microbatch.iteration == self.participant.version
 
     # ---- gaps
 
@@ -92,7 +92,7 @@ class Finishing:
         ctx = self.ctx
         if not ctx.exact:
             for index, stage, lost in self.ledger.drop_gaps():
-                microbatch = MicrobatchId(ctx.me, self.member.version, index)
+                microbatch = MicrobatchId(ctx.me, self.participant.version, index)
                 ctx.report("dropped", microbatch=str(microbatch), stage=stage, lost=lost)
         new = [gap for gap in self.ledger.gaps() if gap not in self._asked_for]
         self._asked_for.update(new)
@@ -110,7 +110,7 @@ class Finishing:
 
     def _close_gap(self, gap: Gap) -> None:
         ctx, repairs = self.ctx, self.peer.repairs
-        held = ctx.held[MicrobatchId(ctx.me, self.member.version, gap.index)]
+        held = ctx.held[MicrobatchId(ctx.me, self.participant.version, gap.index)]
         # In the epoch of the redos before: others of these have taught it to the peers after the gap.
         redo = Redo(held.id, gap.stage, gap.lost, gap.ahead, held.attempt[0])
         if gap.lost and not ctx.liveness.is_lost(gap.lost) and self.ledger.ask_back(gap):
@@ -128,25 +128,25 @@ class Finishing:
     # ---- the report
 
     def report(self) -> None:
-        """Tell the leader once all microbatches are done and nothing has to be redone; again when either has changed."""
+        """Tell the coordinator once all microbatches are done and nothing has to be redone; again when either has changed."""
         ctx = self.ctx
-        if not self.peer.all_injected or ctx.occupancy or self.ledger.has_gaps or self.member.out_of_step:
+        if not self.peer.all_injected or ctx.occupancy or self.ledger.has_gaps or self.participant.out_of_step:
             return
-        leader = self.leader.roster.leading_peer()
-        if leader is None:
+        coordinator = self.coordinator.roster.coordinator()
+        if coordinator is None:
             return
         losses = [held.loss for held in ctx.held.values() if held.loss is not None]
         if self._finished_at is None:
             self._finished_at = ctx.now
-        self.reported_to = leader
+        self.reported_to = coordinator
         mean = sum(losses) / len(losses) if losses else 0.0
         leaving = self.peer.state is PeerState.DRAINING
-        ctx.liveness.watch(leader, ctx.out)
-        ctx.emit(Send(leader, Finished(self.member.version, self.ledger.credits(), mean, leaving, ctx.history)))
+        ctx.liveness.watch(coordinator, ctx.out)
+        ctx.emit(Send(coordinator, Finished(self.participant.version, self.ledger.credits(), mean, leaving, ctx.epoch)))
         ctx.start_timer("finish", "", ctx.timings.deadline_s(("finish",), FINISH_PRIOR_S))
 
     def late(self) -> None:
-        """The iteration has not been closed: does the leader live, and does it have the report?"""
+        """The iteration has not been closed: does the coordinator live, and does it have the report?"""
         if self.reported_to is not None:
             self.ctx.suspect(self.reported_to, "close is late")
         self.report()

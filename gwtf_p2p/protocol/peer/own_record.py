@@ -13,7 +13,7 @@ from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import DATA_STAGE, RunId
 from gwtf_p2p.protocol.negotiation.offers import Advert
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
-from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.wire.records import Account, LinkMeasurement, PathType, StageRecord, Timing
 
 TOP_LINKS = 32
@@ -21,7 +21,7 @@ TOP_LINKS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class OwnMeasurements:
     """What the machine does not know of itself: its run, its links and its line (bandwidths in bytes/s), what it has sent
     twice, and which of its checkpoints are copied."""
 
@@ -43,12 +43,12 @@ class Surroundings:
 def news_of(record: StageRecord) -> tuple[object, ...]:
     """What of a record others route, plan or join by, and therefore act on at once."""
     version = record.weights_version if record.stage == DATA_STAGE else 0  # who has missed a commit learns it from a data peer
-    place = record.stage, record.state, record.capacity, record.history, version, record.memory_limit_bytes
+    place = record.stage, record.state, record.capacity, record.epoch, version, record.memory_limit_bytes
     way = record.path, record.maddrs, record.circuit_bytes, record.circuit_s
     return *place, *way, record.flows_iteration, record.flows, record.cost_to_sink_us, record.takeover_us
 
 
-def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_number: int) -> StageRecord:
+def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequence_number: int) -> StageRecord:
     """The record of this peer now. A figure that is not measured is left out, never guessed."""
     ctx = machine.ctx
     if isinstance(machine, DataPeer):
@@ -74,8 +74,8 @@ def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_n
         forward=forward,
         backward=backward,
         finish=_timing(machine, Work.FINISH) if isinstance(machine, DataPeer) else None,
-        weights_version=machine.member.version,
-        history=ctx.history,
+        weights_version=machine.participant.version,
+        epoch=ctx.epoch,
         path=around.path,
         maddrs=around.maddrs,
         circuit_bytes=around.circuit_bytes,
@@ -100,7 +100,7 @@ def stage_record(machine: RelayPeer | DataPeer, around: Surroundings, sequence_n
     )
 
 
-def _account(machine: RelayPeer | DataPeer, around: Surroundings) -> Account | None:
+def _account(machine: StagePeer | DataPeer, around: OwnMeasurements) -> Account | None:
     """None while there is nothing to account for."""
     timings = machine.ctx.timings
     recovery_s = timings.median_s(("recovery",))
@@ -115,7 +115,7 @@ def _account(machine: RelayPeer | DataPeer, around: Surroundings) -> Account | N
     )
 
 
-def _timing(machine: RelayPeer | DataPeer, work: Work) -> Timing | None:
+def _timing(machine: StagePeer | DataPeer, work: Work) -> Timing | None:
     key = ("compute", work.value)
     median = machine.ctx.timings.steady_s(key)
     return None if median is None else Timing(median, machine.ctx.timings.count(key), 0.0)

@@ -1,8 +1,8 @@
-"""The state machine of a relay peer, which holds one stage.
+"""The state machine of a stage peer, which holds one stage.
 
 What arrives is answered at once with a verdict; what is accepted is computed (backward first, since a finished backward
-frees a slot), handed on (`repair.Handoffs`), handed back (`handback.Handbacks`) and counted, and the iteration is closed
-with its stage group (`aggregation.Member`).
+frees a slot), handed on (`repair.SendActivation`), handed back (`returning.ReturnGradient`) and counted, and the iteration is
+closed with its stage group (`aggregation.Participant`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from gwtf_p2p.protocol.peer.base import PeerMachine
 from gwtf_p2p.protocol.wire.messages import (
     SUPERSEDED,
     Backward,
+    CapacityAvailable,
     ControlMessage,
     Forward,
-    Room,
     Superseded,
     TensorMessage,
     Verdict,
@@ -33,8 +33,8 @@ MOST_REFUSED = 64
 """Peers that are told when there is room again. Others ask again in their own time."""
 
 
-class RelayPeer(PeerMachine):
-    """One relay peer. `capacity` is the most microbatches held at once; 0 means no limit.
+class StagePeer(PeerMachine):
+    """One stage peer. `capacity` is the most microbatches held at once; 0 means no limit.
 
     With `queues` it refuses nothing (SWARM, and `gwtf`'s plans of iterations): inputs wait in a queue, and the capacity, which
     is memory for activations, limits how many are between the start of their forward and the end of their backward.
@@ -88,18 +88,18 @@ class RelayPeer(PeerMachine):
     # ---- transfers towards this peer
 
     def _verdict_forward(self, sender: PeerId, message: Forward) -> ef.Answer:
-        ctx, member = self.ctx, self.member
+        ctx, participant = self.ctx, self.participant
         if message.stage != ctx.stage:
             return ef.Answer(Verdict.REFUSED, f"this peer holds stage {ctx.stage}")
         held = ctx.held.get(message.microbatch)
         if held is not None:
             return self._verdict_again(held, sender, message)
         iteration = message.microbatch.iteration
-        newest = member.version + (1 if member.closing is not None else 0)
-        if member.out_of_step or message.history != ctx.history or not member.version <= iteration <= newest:
-            if (message.history, iteration) > member.position:
+        newest = participant.version + (1 if participant.preparing is not None else 0)
+        if participant.out_of_step or message.epoch != ctx.epoch or not participant.version <= iteration <= newest:
+            if (message.epoch, iteration) > participant.position:
                 self.membership.doubt()
-            return ef.Answer(Verdict.STALE, f"weights version is {member.weights}")
+            return ef.Answer(Verdict.STALE, f"weights version is {participant.weights}")
         full = self.state.value if self.state is not PeerState.ONLINE else self._why_full()
         if full:
             if len(self._refused) < MOST_REFUSED:
@@ -118,10 +118,10 @@ class RelayPeer(PeerMachine):
             return f"{ctx.occupancy} of {self.capacity} held"
         if not ctx.memory_is_full:
             return ""
-        if not ctx.occupancy and self._said_full != self.member.version:
+        if not ctx.occupancy and self._said_full != self.participant.version:
             # Nothing that is under way will free memory before the iteration closes.
-            self._said_full = self.member.version
-            ctx.report("memory_full", iteration=self.member.version, kept=len(ctx.held), limit=ctx.memory_limit_bytes)
+            self._said_full = self.participant.version
+            ctx.report("memory_full", iteration=self.participant.version, kept=len(ctx.held), limit=ctx.memory_limit_bytes)
         return f"memory: {len(ctx.held)} kept until the iteration closes"
 
     def _tell_refused(self) -> None:
@@ -131,7 +131,7 @@ class RelayPeer(PeerMachine):
         slots = self.capacity - ctx.occupancy if limited else len(self._refused)
         for peer in self._refused:
             if not ctx.liveness.is_lost(peer):
-                ctx.emit(ef.Send(peer, Room(slots)))
+                ctx.emit(ef.Send(peer, CapacityAvailable(slots)))
         self._refused.clear()
 
     def _verdict_again(self, held: Held, sender: PeerId, message: Forward) -> ef.Answer:
@@ -147,7 +147,7 @@ class RelayPeer(PeerMachine):
             held.predecessor, held.ahead = sender, message.ahead
             self.ctx.cancel_timer("orphan", held.name)
             return ef.Answer(Verdict.ACCEPTED)
-        self.handbacks.new_predecessor(held, sender, message.attempt)
+        self.return_gradient.new_predecessor(held, sender, message.attempt)
         if restarted:
             self.repairs.walk_again(held)
         return ef.Answer(Verdict.DUPLICATE)
@@ -164,7 +164,7 @@ class RelayPeer(PeerMachine):
             ctx.move(held, Phase.RECEIVING_GRADIENT)
             return ef.Answer(Verdict.ACCEPTED)
         if held.phase in HAS_GRADIENT:
-            self.handoffs.returned(held, sender)
+            self.send_activation.returned(held, sender)
             return ef.Answer(Verdict.DUPLICATE)
         return ef.Answer(Verdict.BUSY, f"forward is not done: {held.phase.name}")
 
@@ -178,7 +178,7 @@ class RelayPeer(PeerMachine):
             ctx.move(held, Phase.QUEUED_FORWARD)
         elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
             held.done_by = message.done_by
-            self.handoffs.returned(held, sender)
+            self.send_activation.returned(held, sender)
             ctx.move(held, Phase.QUEUED_BACKWARD)
 
     def _delivery_broken(self, event: ev.DeliveryBroken) -> None:
@@ -200,18 +200,18 @@ class RelayPeer(PeerMachine):
 
     def _next_work(self) -> tuple[ev.Work, Held] | None:
         """Backward before forward, older before newer; a forward waits for the weights of its iteration."""
-        ctx, member = self.ctx, self.member
-        if member.out_of_step:
+        ctx, participant = self.ctx, self.participant
+        if participant.out_of_step:
             return None
-        if not member.gradient_is_fixed:
+        if not participant.gradient_is_fixed:
             held = ctx.first_queued(Phase.QUEUED_BACKWARD)
-            if held is not None and held.id.iteration == member.version:
+            if held is not None and held.id.iteration == participant.version:
                 ctx.move(held, Phase.BACKWARD)
                 return ev.Work.BACKWARD, held
         if self.queues and self.capacity and ctx.activations >= self.capacity:
             return None
         held = ctx.first_queued(Phase.QUEUED_FORWARD)
-        if held is not None and held.id.iteration == member.version and not member.stepping:
+        if held is not None and held.id.iteration == participant.version and not participant.stepping:
             ctx.move(held, Phase.FORWARD)
             return ev.Work.FORWARD, held
         return None
@@ -221,12 +221,12 @@ class RelayPeer(PeerMachine):
         if event.work is ev.Work.FORWARD:
             held.forward_held_s = ctx.now - held.delivered_at
             ctx.move(held, Phase.FORWARDED)
-            self.handoffs.begin(held)
+            self.send_activation.begin(held)
         else:
-            self.member.counted.add(held.id)
+            self.participant.counted.add(held.id)
             ctx.move(held, Phase.DONE)
             self.negotiating.passed(held.id)
-            self.handbacks.begin(held)
+            self.return_gradient.begin(held)
             self._routes_may_be_open()
 
     # ---- time, other peers, iterations
@@ -247,7 +247,7 @@ class RelayPeer(PeerMachine):
         pass
 
     def _routes_may_be_open(self) -> None:
-        self.handoffs.retry_all()
+        self.send_activation.retry_all()
 
     def _iteration_changed(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Ways through stages for single microbatches: repairs, and flows with excluded relays replaced.
+"""Ways through stages for single microbatches: repairs, and flows with excluded stage peers replaced.
 
 The cost of a way is the paper's linear one (`costs`): what counts for one microbatch is its own delay.
 """
@@ -23,22 +23,24 @@ class CheapestWays:
     def __init__(self, me: PeerId, spare: SpareCapacity) -> None:
         self.me, self._spare = me, spare
 
-    def mended(self, request: RouteRequest, relays: tuple[PeerId, ...]) -> Route | NoRoute:
-        """A flow with its excluded relays replaced, each run of them by the cheapest way between its neighbours."""
-        way = list(relays)
-        for excluded, run in groupby(range(len(relays)), key=lambda k: relays[k] in request.excluding):
+    def mended(self, request: RouteRequest, stage_peers: tuple[PeerId, ...]) -> Route | NoRoute:
+        """A flow with its excluded stage peers replaced, each run of them by the cheapest way between its neighbours."""
+        way = list(stage_peers)
+        for excluded, run in groupby(range(len(stage_peers)), key=lambda k: stage_peers[k] in request.excluding):
             if not excluded:
                 continue
             gap = list(run)
             before = way[gap[0] - 1] if gap[0] > 0 else self.me
-            rejoin = relays[gap[-1] + 1] if gap[-1] + 1 < len(relays) else None
+            rejoin = stage_peers[gap[-1] + 1] if gap[-1] + 1 < len(stage_peers) else None
             first, last = Stage(gap[0] + 1), Stage(gap[-1] + 1)
             part = replace(request, after=before, first_stage=first, last_stage=last, rejoin=rejoin)
             answer = self.cheapest(part)
             if isinstance(answer, NoRoute):
                 return answer
             way[gap[0] : gap[-1] + 1] = answer.peers
-        return Route(tuple(way), f"flow with {sum(a != b for a, b in zip(way, relays, strict=True))} excluded peers replaced")
+        return Route(
+            tuple(way), f"flow with {sum(a != b for a, b in zip(way, stage_peers, strict=True))} excluded peers replaced"
+        )
 
     def cheapest(self, request: RouteRequest) -> Route | NoRoute:
         """Through `first_stage`..`last_stage`, counting the hop from `after` and the one onwards; ties to the lowest ids."""

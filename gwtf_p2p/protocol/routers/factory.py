@@ -21,8 +21,8 @@ from gwtf_p2p.protocol.ids import PeerId
 class RouterKind:
     """What a run must know about a router besides its answers.
 
-    `unbounded_queues`: relays take whatever they are sent (SWARM knows no refusal). `star`: tensors between relays pass
-    through the data peer.
+    `unbounded_queues`: stage peers take whatever they are sent (SWARM knows no refusal). `star`: tensors between stage peers
+    pass through the data peer.
     """
 
     name: str

@@ -2,16 +2,16 @@
 
 Every data peer plans the flows of *all* data peers on its own view and takes its own share. The plan depends on nothing but
 the views (sorted ids, integer costs, explicit ties), so peers that saw the same views hold the same plan without talking;
-where views differ, the relay's verdict decides. Rules:
+where views differ, the stage peer's verdict decides. Rules:
 
 - A flow carries one microbatch at a time. `route` at the data peer hands out the cheapest free flow, `observe_end` frees it.
-- When the relays cannot carry all demands, these are cut in proportion first (`plan.with_fair_demands`): an iteration ends
+- When the stage peers cannot carry all demands, these are cut in proportion first (`plan.with_fair_demands`): an iteration ends
   only when every data peer's microbatches are back. A data peer without any flow sends one microbatch at a time through
   whatever room the records show.
-- A repair (an exclusion, or any request from a relay) takes the cheapest way through the stages asked for among peers with
+- A repair (an exclusion, or any request from a stage peer) takes the cheapest way through the stages asked for among peers with
   room, on to `rejoin` or to the data peer. It changes this microbatch's route, not the plan: the plan follows the records.
 - Planning is lazy: a view is only noted, and the plan is brought up to date (`plan.Planner`: kept, repaired or made anew) when
-  a flow is wanted or shown. Relays, which only repair, never plan.
+  a flow is wanted or shown. Stage peers, which only repair, never plan.
 
 The paper's linear cost (`costs`) knows neither queues nor how long a slot is held: `gwtf_iteration`, the default, does.
 """
@@ -35,8 +35,8 @@ COSTS = ("iteration", "paper")
 
 @dataclass(frozen=True, slots=True)
 class GwtfConfig:
-    """`cost`: what a plan makes least, the time of an iteration or the paper's linear cost. `moves`: relays change to the stage
-    that is the bottleneck (`moving`)."""
+    """`cost`: what a plan makes least, the time of an iteration or the paper's linear cost. `moves`: stage peers change to the
+    stage that is the bottleneck (`moving`)."""
 
     cost: str = "iteration"
     moves: bool = False
@@ -47,7 +47,7 @@ class GwtfConfig:
 
     @property
     def queues_inputs(self) -> bool:
-        """Relays take inputs that have to wait for a slot: the plan says how many wait, and where."""
+        """Stage peers take inputs that have to wait for a slot: the plan says how many wait, and where."""
         return self.cost == "iteration"
 
 
@@ -69,7 +69,7 @@ class GwtfRouter:
         if self._is_stale and self._spare.view is not None:
             self.planner.update(with_fair_demands(problem_of_view(self._spare.view)))
             self._is_stale = False
-            self._spare.promised = Counter(peer for flow in self.planner.plan.flows for peer in flow.relays)
+            self._spare.promised = Counter(peer for flow in self.planner.plan.flows for peer in flow.stage_peers)
         return self.planner.plan, self.planner.reason
 
     # ---- what it learns
@@ -107,13 +107,13 @@ class GwtfRouter:
         free = _less(share, tuple(self._in_use.values()))
         if not free:
             return NoRoute(f"all {len(share)} flows are in use")
-        flow = next((f for f in free if not request.excluding & set(f.relays)), None)
+        flow = next((f for f in free if not request.excluding & set(f.stage_peers)), None)
         if flow is not None:
-            self._in_use[request.microbatch] = flow.relays
-            return Route(flow.relays, f"flow of {flow.cost_us} us, {len(free)} of {len(share)} free")
-        answer = self._ways.mended(request, free[0].relays)
+            self._in_use[request.microbatch] = flow.stage_peers
+            return Route(flow.stage_peers, f"flow of {flow.cost_us} us, {len(free)} of {len(share)} free")
+        answer = self._ways.mended(request, free[0].stage_peers)
         if isinstance(answer, Route):
-            self._in_use[request.microbatch] = free[0].relays
+            self._in_use[request.microbatch] = free[0].stage_peers
         return answer
 
     def _borrow(self, request: RouteRequest, reason: str) -> Route | NoRoute:
@@ -130,10 +130,11 @@ class GwtfRouter:
 def _less(share: tuple[Flow, ...], used: tuple[tuple[PeerId, ...], ...]) -> list[Flow]:
     """The flows of a share that are free, cheapest first.
 
-    A microbatch on relays that a later plan has dropped still takes the place of a flow: the dearest free one waits for it."""
+    A microbatch on stage peers that a later plan has dropped still takes the place of a flow: the dearest free one waits for
+    it."""
     free, gone = list(share), 0
-    for relays in used:
-        flow = next((f for f in free if f.relays == relays), None)
+    for stage_peers in used:
+        flow = next((f for f in free if f.stage_peers == stage_peers), None)
         if flow is not None:
             free.remove(flow)
         else:

@@ -5,13 +5,13 @@ i-th flow of the share, not before the flow's release time. Plans depend on noth
 (`iteration_plan`), so peers that saw the same view hold the same plan without talking. Rules:
 
 - A plan is for a whole iteration; it is taken up when one begins, and published. When peers come or go meanwhile, it is
-  *revised*: what is under way stays, by forecast, and relays that hand on a microbatch go by what is published then.
+  *revised*: what is under way stays, by forecast, and stage peers that hand on a microbatch go by what is published then.
 - Planning is too long for `route`: `planning` returns it as a job when there is something to plan, whoever runs the peer runs
   the job where it disturbs nobody, and `planned` takes the result. An iteration waits for it only when there is no plan, or
   when peers have come or gone: figures that have merely changed are planned for while the earlier plan is used.
 - There is something to plan when the figures have changed (`pipeline_view.figures_of`), and, when they have not, `SEARCHES`
   times more, once in an iteration: the search then goes on from what is published.
-- A repair, which relays ask for too, goes by the published flows: all that lead through excluded peers are mended together
+- A repair, which stage peers ask for too, goes by the published flows: all that lead through excluded peers are mended together
   (`iteration_plan.Mended`). Where nothing is published, it takes the cheapest way among peers with room.
 """
 
@@ -119,7 +119,7 @@ class IterationRouter:
             if not self._is_due or view is self._compared:
                 return None
             self._compared = view
-            flows = tuple((flow.data_peer, flow.relays) for flow in self._plan.flows)
+            flows = tuple((flow.data_peer, flow.stage_peers) for flow in self._plan.flows)
             if not self._waits and not self._is_overdue and published_flows(view) != flows:
                 return None
         self._look()
@@ -140,8 +140,8 @@ class IterationRouter:
         if figures is None:
             return None
         self._updates += 1
-        leader = min(view.data_peers)
-        since_s = now - self._began_at + (view.link(leader, self.me).latency_s if leader != self.me else 0.0)
+        coordinator = min(view.data_peers)
+        since_s = now - self._began_at + (view.link(coordinator, self.me).latency_s if coordinator != self.me else 0.0)
         self._revises = self._iteration
         return partial(revise, figures, self._plan, int(since_s / TICK_S), self._seed)
 
@@ -179,7 +179,7 @@ class IterationRouter:
             self._flows_changed += plan.changed_from(self._plan)
         self._plan = plan
         self._flows = self._iteration, plan.published_by(self.me)
-        self._spare.promised = Counter(peer for flow in plan.flows for peer in flow.relays)
+        self._spare.promised = Counter(peer for flow in plan.flows for peer in flow.stage_peers)
 
     # ---- what it answers
 
@@ -197,7 +197,8 @@ class IterationRouter:
         return answer
 
     def revised(self, microbatch: MicrobatchId, stage: Stage) -> tuple[PeerId, ...]:
-        """The relays from `stage` on by what the microbatch's data peer has published for this iteration; empty if nothing."""
+        """The stage peers from `stage` on by what the microbatch's data peer has published for this iteration; empty if
+        nothing."""
         view = self._spare.view
         return published_flow(view, microbatch)[stage - 1 :] if view is not None else ()
 
@@ -225,9 +226,9 @@ class IterationRouter:
         early_s = self._began_at + flow.release_s - now
         if early_s > PUNCTUAL_S:
             return NoRoute(f"planned for {early_s:.3f} s later", early_s)
-        if request.excluding & set(flow.relays):
+        if request.excluding & set(flow.stage_peers):
             return self._repaired(request)
-        return Route(flow.relays, f"planned, expected back at {flow.finish_s:.2f} s of {plan.makespan_s:.2f} s")
+        return Route(flow.stage_peers, f"planned, expected back at {flow.finish_s:.2f} s of {plan.makespan_s:.2f} s")
 
     def _repaired(self, request: RouteRequest) -> Route | NoRoute:
         """The stages asked for of the microbatch's flow without excluded peers; the cheapest way when that is unknown."""
@@ -239,7 +240,7 @@ class IterationRouter:
             self._mended = (view, request.excluding), Mended(figures, flows) if figures is not None else None
         mended = self._mended[1]
         microbatch = request.microbatch
-        relays = mended.flow_at(microbatch.data_peer, microbatch.index) if mended is not None else None
-        if relays is None:
+        stage_peers = mended.flow_at(microbatch.data_peer, microbatch.index) if mended is not None else None
+        if stage_peers is None:
             return self._ways.cheapest(request)
-        return Route(relays[request.first_stage - 1 : request.last_stage], "planned, excluded peers replaced")
+        return Route(stage_peers[request.first_stage - 1 : request.last_stage], "planned, excluded peers replaced")

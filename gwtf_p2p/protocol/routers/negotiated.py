@@ -3,7 +3,8 @@
 A peer plans nothing and sees only the records of the stages around it: its own hops, what the next stage offers, and who is
 beside it. Rules:
 
-- A data peer injects a microbatch on the cheapest of its flows that is free; `observe_end` frees it. Each relay sends it on
+- A data peer injects a microbatch on the cheapest of its flows that is free; `observe_end` frees it. Each stage peer sends it
+on
   along a flow of the same data peer that no other microbatch uses there, so nobody knows a whole route.
 - Data peers want no more flows than their fair share of what the records say that the stages can carry.
 - A repair of one stage, and whatever has no free flow, takes the cheapest way among peers with room (`cheapest`). So does a
@@ -66,9 +67,9 @@ class NegotiatedRouter:
         is_data_peer = own.stage == DATA_STAGE
         if self.negotiator is None or (self.negotiator.parts[-1].side.slots.is_sink != is_data_peer):
             self.negotiator = Negotiator(self.me, self.config, self._random, is_data_peer=is_data_peer)
-        self._surroundings_changed(view, own)
+        self._own_measurements_changed(view, own)
 
-    def _surroundings_changed(self, view: NetworkView, own: StageRecord) -> None:
+    def _own_measurements_changed(self, view: NetworkView, own: StageRecord) -> None:
         assert self.negotiator is not None
         near = self._near(view, own) if own.is_routable else _NOBODY
         capacity = self._fair_share(view) if own.stage == DATA_STAGE else own.capacity
@@ -185,7 +186,7 @@ class NegotiatedRouter:
             self.negotiator.gone(peer, now)
         own = self._spare.view.records.get(self.me)
         if own is not None:
-            self._surroundings_changed(self._spare.view, own)
+            self._own_measurements_changed(self._spare.view, own)
 
     def passed(self, microbatch: MicrobatchId) -> None:
         self._in_use.pop(microbatch, None)

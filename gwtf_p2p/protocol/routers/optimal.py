@@ -1,4 +1,4 @@
-"""`optimal`: the best plan that can be found, whatever it takes; in the simulator and `gwtf route` only, as the bound.
+"""`optimal`: the best plan that can be found, whatever it takes; in the simulator and `gwtf plan` only, as the bound.
 
 One data peer: the exact optimum. Several: the optimum where the linear relaxation is integral or its bound is met (the reason
 says so), otherwise the best plan found and the bound that no plan beats.

@@ -1,8 +1,8 @@
 """Which peers have room, as one peer can know it: from the records, and from what it has sent since they were made.
 
-Records are as old as the refresh period, so a relay's published occupancy misses what came since. A router counts what it has
-sent itself until the microbatch ends or the next view arrives, and avoids peers that refused or failed until then. When
-nobody seems to have room, everybody who is not excluded may be tried: the relay's verdict decides, not an old record.
+Records are as old as the refresh period, so a stage peer's published occupancy misses what came since. A router counts what it
+has sent itself until the microbatch ends or the next view arrives, and avoids peers that refused or failed until then. When
+nobody seems to have room, everybody who is not excluded may be tried: the stage peer's verdict decides, not an old record.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 the peer of least virtual time, which is charged the peer's smoothed response time. The smoothed time follows the measured
 ones: ema <- gamma * dt + (1 - gamma) * ema. A newcomer enters at the current minimum with `initial_s`. So in the long run a
 peer's share of the microbatches is inversely proportional to its response time. The router learns from response times and
-from nothing else: no published cost, no capacity, no occupancy. Relays take what they are sent (a run in these arms gives
+from nothing else: no published cost, no capacity, no occupancy. Stage peers take what they are sent (a run in these arms gives
 them unbounded queues); latency is hidden by keeping `in_flight` microbatches of each data peer under way.
 
 **Two settings.** `PAPER`: initial 0.05 s, gamma 0.8, as the paper's was re-implemented for Helix (ASPLOS 2025).

@@ -31,14 +31,12 @@ class FixedTimings(Timings):
 class ForgetfulLiveness(Liveness):
     """A lost peer is routed to like any other, and found lost again. Silence alone is no reason to ask."""
 
-    pulse_s = 0.0
+    heartbeat_s = 0.0
 
     @property
-    def barred(self) -> frozenset[PeerId]:
+    def excluded(self) -> frozenset[PeerId]:
         return self.suspected
 
-    def suspect(
-        self, peer: PeerId, reason: str, now: float, microbatches: tuple[MicrobatchId, ...], out: list[Effect]
-    ) -> None:
+    def suspect(self, peer: PeerId, reason: str, now: float, microbatches: tuple[MicrobatchId, ...], out: list[Effect]) -> None:
         self._lost.pop(peer, None)
         super().suspect(peer, reason, now, microbatches, out)

@@ -2,7 +2,7 @@
 
 `PipelineFigures` is what of a view matters for a plan. It compares by value, so a record that changes nothing else (its
 occupancy, its age) calls for no new plan. What a record does not say is predicted: an unmeasured compute time is the median of
-the stage's, then of all relays'; an unmeasured link is what `NetworkView.link` assumes.
+the stage's, then of all stage peers'; an unmeasured link is what `NetworkView.link` assumes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Swarm = tuple[tuple[PeerId, Stage, int], ...]
 """Who is there, in which stage, and how much each takes: a plan for others is of no use."""
 
 NOTHING_MEASURED_S = 0.1
-"""Compute time of a relay when no relay has measured any."""
+"""Compute time of a stage peer when no stage peer has measured any."""
 
 LEAST_S = 1e-6
 """Of a computation: forecasts need no zero times, but a measurement may round to one."""
@@ -122,9 +122,7 @@ def pipeline_of(figures: PipelineFigures) -> Pipeline:
         after_us=tuple(max(LEAST_S, p.after_s) * MICROSECONDS for p in peers),
         loss_us=tuple(max(LEAST_S, p.loss_s) * MICROSECONDS for p in peers),
         line=line,
-        starts_us=tuple(
-            links[data[0] * len(peers) + i].latency_us if i in data[1:] else 0.0 for i in range(len(peers))
-        ),
+        starts_us=tuple(links[data[0] * len(peers) + i].latency_us if i in data[1:] else 0.0 for i in range(len(peers))),
         demand=tuple((i, max(0, peers[i].capacity)) for i in data),
         stage_peers=tuple(tuple(i for i, p in enumerate(peers) if p.stage == k) for k in range(stages + 1)),
         links=links,

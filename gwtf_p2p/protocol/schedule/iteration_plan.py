@@ -1,15 +1,16 @@
 """The plan of an iteration in ids, and how it follows from what the records say.
 
 `plan_for` is a pure function of the figures, of the flows that the data peers have published, of an effort and of a seed. It
-knows no history, so peers with equal views hold equal plans without talking, also one that has just come. Rules:
+knows no epoch, so peers with equal views hold equal plans without talking, also one that has just come. Rules:
 
 - While nobody has published flows (or not all), the plan is made from nothing.
-- Otherwise the published flows are kept; only relays that are gone are replaced, each by the one of least load; and the search
+- Otherwise the published flows are kept; only stage peers that are gone are replaced, each by the one of least load; and the
+search
   goes on from there. What it finds is taken only if it saves more than `WORTH_CHANGING`: below lies the noise of measured
   times, and flows that still make sense are worth keeping.
 - One made from nothing takes their place if it saves more than `WORTH_BEGINNING_ANEW`. The first plan of a swarm is made while
   little is measured, and what follows from it move by move stayed up to 60 % above what a new beginning found (live, twelve
-  relays whose lines differ twentyfold).
+  stage peers whose lines differ twentyfold).
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ FROM_NOTHING, GOING_ON, REVISING = 200_000, 60_000, 40_000
 """The most computations in forecasts. What is gained by more is under 1 %."""
 
 FULL_EFFORT_PEERS = 250
-"""Of many relays a random move finds a good one rarely: larger swarms get fewer forecasts, and rely on the first paths."""
+"""Of many stage peers a random move finds a good one rarely: larger swarms get fewer forecasts, and rely on the first paths."""
 
 TICK_S = 0.5
 """Peers that see a change at about the same time should revise for the same time."""
 
 TAG_DIGITS = 8
-"""Of a relay's id in a published flow: ids are long, and a relay is only looked for in one stage."""
+"""Of a stage peer's id in a published flow: ids are long, and a stage peer is only looked for in one stage."""
 
 Flow = tuple[PeerId, tuple[PeerId, ...]]
-"""Data peer, relays; a relay that is not known any more is ''."""
+"""Data peer, stage peers; a stage peer that is not known any more is ''."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class PlannedFlow:
     it is forecast to be back."""
 
     data_peer: PeerId
-    relays: tuple[PeerId, ...]
+    stage_peers: tuple[PeerId, ...]
     release_s: float
     finish_s: float
 
@@ -87,44 +88,45 @@ class IterationPlan:
 
     def changed_from(self, other: IterationPlan) -> int:
         """Flows that came or went."""
-        one, two = (Counter((f.data_peer, f.relays) for f in plan.flows) for plan in (self, other))
+        one, two = (Counter((f.data_peer, f.stage_peers) for f in plan.flows) for plan in (self, other))
         return ((one - two) + (two - one)).total()
 
     def published_by(self, data_peer: PeerId) -> tuple[str, ...]:
-        """One text per flow: its place in the plan, and eight digits per relay."""
+        """One text per flow: its place in the plan, and eight digits per stage peer."""
         flows = enumerate(self.flows)
-        return tuple(f"{n}:{''.join(map(tag, flow.relays))}" for n, flow in flows if flow.data_peer == data_peer)
+        return tuple(f"{n}:{''.join(map(tag, flow.stage_peers))}" for n, flow in flows if flow.data_peer == data_peer)
 
 
 @lru_cache(maxsize=4096)
-def tag(relay: PeerId) -> str:
-    return sha256(relay.encode()).hexdigest()[:TAG_DIGITS]
+def tag(stage_peer: PeerId) -> str:
+    return sha256(stage_peer.encode()).hexdigest()[:TAG_DIGITS]
 
 
 def published_flows(view: NetworkView) -> tuple[Flow, ...]:
     """What the data peers have published, in the order of the plan that it is from. Texts that are none are left out."""
-    relays: dict[tuple[int, str], PeerId] = {}
+    stage_peers: dict[tuple[int, str], PeerId] = {}
     for peer, record in view.records.items():
-        relays.setdefault((record.stage, tag(peer)), peer)
+        stage_peers.setdefault((record.stage, tag(peer)), peer)
     found: list[tuple[int, PeerId, tuple[PeerId, ...]]] = []
     for peer in view.data_peers:
         for text in view.records[peer].flows:
             place, _, tags = text.partition(":")
             if place.isdecimal() and len(tags) == view.stages * TAG_DIGITS:
                 parts = [tags[i : i + TAG_DIGITS] for i in range(0, len(tags), TAG_DIGITS)]
-                path = tuple(relays.get((k, part), PeerId("")) for k, part in enumerate(parts, start=1))
+                path = tuple(stage_peers.get((k, part), PeerId("")) for k, part in enumerate(parts, start=1))
                 found.append((int(place), peer, path))
     return tuple((peer, path) for _, peer, path in sorted(found))
 
 
 def published_flow(view: NetworkView, microbatch: MicrobatchId) -> tuple[PeerId, ...]:
-    """The relays of a microbatch by its data peer's record; empty when that is of another iteration, or a relay unknown."""
+    """The stage peers of a microbatch by its data peer's record; empty when that is of another iteration, or a stage peer
+    unknown."""
     record = view.records.get(microbatch.data_peer)
     if record is None or record.flows_iteration != microbatch.iteration:
         return ()
-    share = [relays for data_peer, relays in published_flows(view) if data_peer == microbatch.data_peer]
-    relays = share[microbatch.index % len(share)] if share else ()
-    return relays if all(relays) else ()
+    share = [stage_peers for data_peer, stage_peers in published_flows(view) if data_peer == microbatch.data_peer]
+    stage_peers = share[microbatch.index % len(share)] if share else ()
+    return stage_peers if all(stage_peers) else ()
 
 
 @lru_cache(maxsize=8)
@@ -161,7 +163,7 @@ def revise(figures: PipelineFigures, plan: IterationPlan, begun_ticks: int, seed
 
     What is under way is known by forecast (`pipeline_underway`). Flows keep their places. None when a data peer has come or
     gone: its flows are not planned, or are in the way."""
-    flows = tuple((flow.data_peer, flow.relays) for flow in plan.flows)
+    flows = tuple((flow.data_peer, flow.stage_peers) for flow in plan.flows)
     kept = pipeline_of(figures)
     mended = _kept_paths(kept, flows)
     if not mended:
@@ -171,7 +173,7 @@ def revise(figures: PipelineFigures, plan: IterationPlan, begun_ticks: int, seed
     number = {peer: i for i, peer in enumerate(pipeline.peers)}
     present = {number[peer] for peer in kept.peers}
     pipeline = replace(pipeline, stage_peers=tuple(tuple(i for i in s if i in present) for s in pipeline.stage_peers))
-    before = [(number[data_peer], *(number[relay] for relay in relays)) for data_peer, relays in flows]
+    before = [(number[data_peer], *(number[stage_peer] for stage_peer in stage_peers)) for data_peer, stage_peers in flows]
     paths = [tuple(number[kept.peers[i]] for i in path) for path in mended]
     start = plan.underway or Underway.begun(pipeline_of(plan.figures), before)
     start = start.later(before, begun_ticks * TICK_S * MICROSECONDS).changed(pipeline, paths)
@@ -196,38 +198,36 @@ def _effort(pipeline: Pipeline, paths: Sequence[Path], most: int) -> Effort:
     return Effort(steps=computations // 60, computations=computations)
 
 
-def _in_ids(
-    figures: PipelineFigures, pipeline: Pipeline, planned: Planned, order: Sequence[int], how: str
-) -> IterationPlan:
+def _in_ids(figures: PipelineFigures, pipeline: Pipeline, planned: Planned, order: Sequence[int], how: str) -> IterationPlan:
     seen, peers = planned.forecast, pipeline.peers
     flows = []
     for m in order:
         path = planned.paths[m]
         release_us = seen.release_us[m] - pipeline.starts_us[path[0]]
-        relays = tuple(peers[i] for i in path[1:])
-        flows.append(PlannedFlow(peers[path[0]], relays, release_us / MICROSECONDS, seen.finish_us[m] / MICROSECONDS))
+        stage_peers = tuple(peers[i] for i in path[1:])
+        flows.append(PlannedFlow(peers[path[0]], stage_peers, release_us / MICROSECONDS, seen.finish_us[m] / MICROSECONDS))
     makespan_s = seen.makespan_us / MICROSECONDS
     return IterationPlan(figures, tuple(flows), makespan_s, f"{how}: {len(flows)} microbatches in {makespan_s:.2f} s")
 
 
 def _kept_paths(pipeline: Pipeline, published: tuple[Flow, ...]) -> list[Path]:
-    """The published flows with every relay that is gone replaced; empty when not all that is wanted is published."""
+    """The published flows with every stage peer that is gone replaced; empty when not all that is wanted is published."""
     wanted = Counter({pipeline.peers[i]: count for i, count in pipeline.demand})
     if Counter(data_peer for data_peer, _ in published) != wanted:
         return []
-    return _with_relays(pipeline, published)
+    return _with_stage_peers(pipeline, published)
 
 
-def _with_relays(pipeline: Pipeline, flows: Sequence[Flow]) -> list[Path]:
-    """Paths of flows whose data peers are all there, with relays of least load for those that are not."""
+def _with_stage_peers(pipeline: Pipeline, flows: Sequence[Flow]) -> list[Path]:
+    """Paths of flows whose data peers are all there, with stage peers of least load for those that are not."""
     number = {peer: i for i, peer in enumerate(pipeline.peers)}
     stage_of = {i: k for k, peers in enumerate(pipeline.stage_peers) for i in peers}
     paths: list[Path] = []
     to_choose: list[tuple[int, int]] = []
-    for m, (data_peer, relays) in enumerate(flows):
+    for m, (data_peer, stage_peers) in enumerate(flows):
         path = [number[data_peer]]
-        for k, relay in enumerate(relays, start=1):
-            i = number.get(relay, -1)
+        for k, stage_peer in enumerate(stage_peers, start=1):
+            i = number.get(stage_peer, -1)
             if stage_of.get(i, DATA_STAGE) != k:
                 to_choose.append((m, k))
                 i = pipeline.stage_peers[k][0]
@@ -240,7 +240,7 @@ def _with_relays(pipeline: Pipeline, flows: Sequence[Flow]) -> list[Path]:
 
 
 def _least_loaded(pipeline: Pipeline, load: Load, m: int, path: Path, stage: int) -> Path:
-    """Change microbatch `m` to the relay of a stage that makes the load least; ties to the lowest number."""
+    """Change microbatch `m` to the stage peer of a stage that makes the load least; ties to the lowest number."""
     choices = [(*path[:stage], i, *path[stage + 1 :]) for i in pipeline.stage_peers[stage]]
     best = min(choices, key=lambda choice: load.value_of([(m, choice)]))
     load.change([(m, best)])
@@ -248,15 +248,15 @@ def _least_loaded(pipeline: Pipeline, load: Load, m: int, path: Path, stage: int
 
 
 class Mended:
-    """Flows with every relay that is gone replaced, all together: whoever repairs one of them by the same records makes the
-    same choice for the others, so they do not all go to one relay."""
+    """Flows with every stage peer that is gone replaced, all together: whoever repairs one of them by the same records makes
+    the same choice for the others, so they do not all go to one stage peer."""
 
     def __init__(self, figures: PipelineFigures, flows: Sequence[Flow]) -> None:
         pipeline = pipeline_of(figures)
-        paths = _with_relays(pipeline, flows)
+        paths = _with_stage_peers(pipeline, flows)
         self._flows = [(pipeline.peers[path[0]], tuple(pipeline.peers[i] for i in path[1:])) for path in paths]
 
     def flow_at(self, data_peer: PeerId, index: int) -> tuple[PeerId, ...] | None:
-        """The relays planned for a data peer's microbatch, if it has planned any."""
-        share = [relays for owner, relays in self._flows if owner == data_peer]
+        """The stage peers planned for a data peer's microbatch, if it has planned any."""
+        share = [stage_peers for owner, stage_peers in self._flows if owner == data_peer]
         return share[index % len(share)] if share else None

@@ -1,11 +1,11 @@
-"""How evenly do paths load the relays? A quick estimate that a search can ask thousands of times before one forecast.
+"""How evenly do paths load the stage peers? A quick estimate that a search can ask thousands of times before one forecast.
 
-For each relay: the time by which it could be done with what the paths bring it, if nothing ever waited. A microbatch holds one
-of its slots from its arrival until its backward is done, which takes what an idle swarm takes for everything below; it keeps
-the device, and each direction of the line, busy for a while. The time is the largest of slots, device and line, and to it
-comes what passes before a microbatch can be there and after it has left (`lost`, the mean of the paths through the relay).
-The load is the sum of the eighth powers: nearly the maximum, but it also falls when the second-worst relay improves.
-"""
+For each stage peer: the time by which it could be done with what the paths bring it, if nothing ever waited. A microbatch
+holds one of its slots from its arrival until its backward is done, which takes what an idle swarm takes for everything below;
+it keeps the device, and each direction of the line, busy for a while. The time is the largest of slots, device and line, and
+to it comes what passes before a microbatch can be there and after it has left (`lost`, the mean of the paths through the stage
+peer). The load is the sum of the eighth powers: nearly the maximum, but it also falls when the second-worst stage peer
+improves."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Change = tuple[int, Path]
 """Microbatch number, its new path."""
 
 _Visits = list[tuple[int, float, float]]
-"""(relay, how long it holds a slot, what is lost before and after)"""
+"""(stage peer, how long it holds a slot, what is lost before and after)"""
 
 
 @dataclass(slots=True)
 class _Undo:
     total: float
-    relays: dict[int, tuple[float, int, float, float]]
+    stage_peers: dict[int, tuple[float, int, float, float]]
     visits: list[tuple[int, _Visits]]
 
 
@@ -51,31 +51,31 @@ class Load:
         """Replace paths; the result undoes it."""
         held, count, lost, power = self._held_us, self._count, self._lost_us, self._power
         undo = _Undo(self.total, {}, [])
-        touched = undo.relays
+        touched = undo.stage_peers
         for m, path in changes:
             before, after = self._visits[m], self._visits_of(path)
-            for relay, hold_us, lost_us in before:
-                if relay not in touched:
-                    touched[relay] = (held[relay], count[relay], lost[relay], power[relay])
-                held[relay] -= hold_us
-                count[relay] -= 1
-                lost[relay] -= lost_us
-            for relay, hold_us, lost_us in after:
-                if relay not in touched:
-                    touched[relay] = (held[relay], count[relay], lost[relay], power[relay])
-                held[relay] += hold_us
-                count[relay] += 1
-                lost[relay] += lost_us
+            for stage_peer, hold_us, lost_us in before:
+                if stage_peer not in touched:
+                    touched[stage_peer] = (held[stage_peer], count[stage_peer], lost[stage_peer], power[stage_peer])
+                held[stage_peer] -= hold_us
+                count[stage_peer] -= 1
+                lost[stage_peer] -= lost_us
+            for stage_peer, hold_us, lost_us in after:
+                if stage_peer not in touched:
+                    touched[stage_peer] = (held[stage_peer], count[stage_peer], lost[stage_peer], power[stage_peer])
+                held[stage_peer] += hold_us
+                count[stage_peer] += 1
+                lost[stage_peer] += lost_us
             undo.visits.append((m, before))
             self._visits[m] = after
-        for relay in touched:
-            self.total += self._update(relay)
+        for stage_peer in touched:
+            self.total += self._update(stage_peer)
         return undo
 
     def undo(self, undo: _Undo) -> None:
         self.total = undo.total
-        for relay, former in undo.relays.items():
-            self._held_us[relay], self._count[relay], self._lost_us[relay], self._power[relay] = former
+        for stage_peer, former in undo.stage_peers.items():
+            self._held_us[stage_peer], self._count[stage_peer], self._lost_us[stage_peer], self._power[stage_peer] = former
         for m, visits in undo.visits:
             self._visits[m] = visits
 
@@ -86,17 +86,17 @@ class Load:
         self.undo(undo)
         return total
 
-    def _update(self, relay: int) -> float:
-        former = self._power[relay]
+    def _update(self, stage_peer: int) -> float:
+        former = self._power[stage_peer]
         new = 0.0
-        if self._count[relay]:
-            slots_us = self._held_us[relay] / self.pipeline.slots[relay]
-            busy_us = self._count[relay] * self._busy_us[relay]
-            new = self._lost_us[relay] / self._count[relay] + (slots_us if slots_us > busy_us else busy_us)
+        if self._count[stage_peer]:
+            slots_us = self._held_us[stage_peer] / self.pipeline.slots[stage_peer]
+            busy_us = self._count[stage_peer] * self._busy_us[stage_peer]
+            new = self._lost_us[stage_peer] / self._count[stage_peer] + (slots_us if slots_us > busy_us else busy_us)
             new *= new
             new *= new
             new *= new
-        self._power[relay] = new
+        self._power[stage_peer] = new
         return new - former
 
     def _visits_of(self, path: Path) -> _Visits:

@@ -1,20 +1,20 @@
 """A fast model of one iteration: who computes what when, given each microbatch's path. Planners score plans with it.
 
-**What is modelled**, as the protocol does it (`relay_peer`, `data_peer`, `simulation`): one computation at a time per peer;
-relays take backward before forward and what was offered earlier before what came later; a relay's slots are held from the start
-of a forward to the end of its backward, and inputs beyond them wait; data peers prefer a loss to an embedding to a finish;
-transfers overlap with computing, last a latency and their bytes, and share the link and both peers' lines.
+**What is modelled**, as the protocol does it (`stage_peer`, `data_peer`, `simulation`): one computation at a time per peer;
+stage peers take backward before forward and what was offered earlier before what came later; a stage peer's slots are held
+from the start of a forward to the end of its backward, and inputs beyond them wait; data peers prefer a loss to an embedding
+to a finish; transfers overlap with computing, last a latency and their bytes, and share the link and both peers' lines.
 
 **What is simplified.** A transfer's rate is the least of its equal shares of the link and the two lines; what others cannot use
 of a share is not given to it (max-min sharing would). Small messages take no time. Nobody fails.
 
-**Pace.** A microbatch leaves its data peer when the queue of inputs before its first relay has room (`window`): as late as
-keeps that relay busy. So early microbatches do not share the data peer's line with ones that would only wait, and relays see
-them in the planned order. The forecast says when that is, and these times are part of a plan.
+**Pace.** A microbatch leaves its data peer when the queue of inputs before its first stage peer has room (`window`): as late as
+keeps that stage peer busy. So early microbatches do not share the data peer's line with ones that would only wait, and stage
+peers see them in the planned order. The forecast says when that is, and these times are part of a plan.
 
-A path is (data peer, relay of stage 1, ..., relay of stage S), peers by number. Times are microseconds, sizes bytes. Only
-additions, multiplications, divisions and comparisons are done, in a fixed order, so equal inputs give equal forecasts on any
-machine. A forecast of 16 microbatches in 6 stages (464 computations and transfers) takes about 0.7 ms.
+A path is (data peer, stage peer of stage 1, ..., stage peer of stage S), peers by number. Times are microseconds, sizes bytes.
+Only additions, multiplications, divisions and comparisons are done, in a fixed order, so equal inputs give equal forecasts on
+any machine. A forecast of 16 microbatches in 6 stages (464 computations and transfers) takes about 0.7 ms.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Path = tuple[int, ...]
 """See the module docstring."""
 
 WINDOW = 1
-"""Inputs on their way to or waiting at a relay of stage 1. One keeps it busy; more only share the data peer's line."""
+"""Inputs on their way to or waiting at a stage peer of stage 1. One keeps it busy; more only share the data peer's line."""
 
 UNLIMITED = 1 << 30
 """Slots of a peer without a limit."""
@@ -51,7 +51,7 @@ class Pipeline:
 
     `before_us` is a forward or an embedding, `after_us` a backward or a finish, `loss_us` the head and loss (data peers).
     `line` is bytes per microsecond in each direction, infinite when not known. `starts_us`: when a data peer's iteration
-    begins, the leader's being 0. `links[sender * peers + receiver]` must know each link of a path in both directions.
+    begins, the coordinator's being 0. `links[sender * peers + receiver]` must know each link of a path in both directions.
     """
 
     peers: tuple[PeerId, ...]
@@ -77,8 +77,8 @@ class Pipeline:
 class Forecast:
     """`finish_us[m]`: microbatch m is back. `release_us[m]`: it leaves its data peer's queue of microbatches not begun.
 
-    `wait_us[m * stages + k - 1]`: how long it waits at its relay of stage k, both passes together. `offered_us[m][k]`: when the
-    transfer to that relay begins to arrive.
+    `wait_us[m * stages + k - 1]`: how long it waits at its stage peer of stage k, both passes together. `offered_us[m][k]`:
+    when the transfer to that stage peer begins to arrive.
     """
 
     makespan_us: float
@@ -141,8 +141,8 @@ class Run:
 
     def begin(self, now: float) -> None:
         """Release what may be released."""
-        for relay in self.pipeline.stage_peers[1]:
-            self._release(relay, now)
+        for stage_peer in self.pipeline.stage_peers[1]:
+            self._release(stage_peer, now)
 
     def advance(self, until: float) -> None:
         """All that happens up to then."""
@@ -160,11 +160,11 @@ class Run:
             else:
                 sent(m, now)
 
-    def _release(self, relay: int, now: float) -> None:
-        pending = self.pending[relay]
-        while pending and self.backlog[relay] < self.window:
+    def _release(self, stage_peer: int, now: float) -> None:
+        pending = self.pending[stage_peer]
+        while pending and self.backlog[stage_peer] < self.window:
             m = pending.pop()
-            self.backlog[relay] += 1
+            self.backlog[stage_peer] += 1
             self.sequence[m] = self.released = self.released + 1
             begin = max(now, self.pipeline.starts_us[self.routes[m][0]])
             self.result.release_us[m] = begin

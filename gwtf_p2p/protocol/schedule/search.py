@@ -4,7 +4,8 @@
 all gradients are back at all data peers) is least. It is a job shop with machine choice and blocking, NP-hard; this is a local
 search in three steps, each starting from the last:
 
-1. `first_paths`: microbatch after microbatch takes the way of least round trip plus price, where a relay's price is the time
+1. `first_paths`: microbatch after microbatch takes the way of least round trip plus price, where a stage peer's price is the
+time
    for which its slots are already spoken for. Exact for one microbatch; any size.
 2. Balance: moves that lower `planner_load.Load`, thousands of them.
 3. Schedule: moves scored by a forecast; of two candidates the one of the lower load is forecast. Better ones are kept, and
@@ -83,7 +84,8 @@ def plan_iteration(pipeline: Pipeline, first: Sequence[Path], effort: Effort, se
 
 
 def first_paths(pipeline: Pipeline) -> list[Path]:
-    """Data peers in turn. A relay's price: until when its slots, or its device, are spoken for. Ties to the lowest number."""
+    """Data peers in turn. A stage peer's price: until when its slots, or its device, are spoken for. Ties to the lowest
+    number."""
     layers = [tuple(peer for peer, _ in pipeline.demand), *pipeline.stage_peers[1:]]
     hops_us = [_there_and_back_us(pipeline, a, b) for a, b in pairwise([*layers, layers[0]])]
     work_us = [np.array([pipeline.before_us[i] + pipeline.after_us[i] for i in layer]) for layer in layers]

@@ -1,7 +1,7 @@
 """Local moves on a list of paths: what a search may try next.
 
-- *change*: another relay in one stage of one path;
-- *exchange*: two paths exchange one relay, or everything from a stage on (swap tails);
+- *change*: another stage peer in one stage of one path;
+- *exchange*: two paths exchange one stage peer, or everything from a stage on (swap tails);
 - *reorder*: two paths change places, so that another microbatch goes first.
 
 None changes how many microbatches a data peer has. Guided moves start where a forecast says that late microbatches wait: a
@@ -74,17 +74,17 @@ class Moves:
         place = min(bisect_left(self._waits, self._random.random() * self._waits[-1]), len(self._waits) - 1)
         m, stage = divmod(place, self._pipeline.stages)
         stage += 1
-        relay = paths[m][stage]
+        stage_peer = paths[m][stage]
         if self._random.random() < 0.5:
-            m = self._one_of([other for other, path in enumerate(paths) if path[stage] == relay])
+            m = self._one_of([other for other, path in enumerate(paths) if path[stage] == stage_peer])
         if self._random.random() < 0.6:
             return self._change(paths, m, stage)
-        elsewhere = [other for other, path in enumerate(paths) if path[stage] != relay]
+        elsewhere = [other for other, path in enumerate(paths) if path[stage] != stage_peer]
         return self._exchange(paths, m, self._one_of(elsewhere), stage) if elsewhere else []
 
     def _change(self, paths: Sequence[Path], m: int, stage: int) -> list[Change]:
-        path, relay = paths[m], self._one_of(self._pipeline.stage_peers[stage])
-        return [] if relay == path[stage] else [(m, (*path[:stage], relay, *path[stage + 1 :]))]
+        path, stage_peer = paths[m], self._one_of(self._pipeline.stage_peers[stage])
+        return [] if stage_peer == path[stage] else [(m, (*path[:stage], stage_peer, *path[stage + 1 :]))]
 
     def _exchange(self, paths: Sequence[Path], a: int, b: int, stage: int) -> list[Change]:
         first, second = paths[a], paths[b]

@@ -1,11 +1,11 @@
 """An iteration that is under way: where every microbatch is by forecast, and what a loss or a return changes in that.
 
-A plan that is revised in the middle of an iteration must not count on time that has passed: a relay that has come can do
-nothing before it came, and what a lost relay had done is done again, from now on. `Underway` is a forecast (`pipeline_model`)
-that was stopped at a moment. It can be continued with other paths, as often as a search likes, and it can lose relays.
-
-**What a loss does**, as the protocol does it (`repair`). Let the relay of stage k be lost, X the peer before it on the path,
-and Z the one after it. A microbatch
+A plan that is revised in the middle of an iteration must not count on time that has passed: a stage peer that has come can do
+nothing before it came, and what a lost stage peer had done is done again, from now on. `Underway` is a forecast
+(`pipeline_model`) that was stopped at a moment. It can be continued with other paths, as often as a search likes, and it can
+lose stage peers.
+**What a loss does**, as the protocol does it (`repair`). Let the stage peer of stage k be lost, X the peer before it on the
+path, and Z the one after it. A microbatch
 - that has not come to it goes to the replacement when it gets there;
 - that is at it, or between it and a neighbour on the way down, is handed by X to the replacement anew;
 - that is further down has its forward redone by the replacement, beside its way;
@@ -71,8 +71,8 @@ class Underway:
         return Underway(run, max(at_us, self.at_us), self.microbatches)
 
     def changed(self, pipeline: Pipeline, paths: Sequence[Path]) -> Underway:
-        """Relays have come or gone: `pipeline` has the peers of this one first, and only those that are there in its stages.
-        `paths` lead through these; what leads elsewhere now through a relay that is gone, has lost it."""
+        """Stage peers have come or gone: `pipeline` has the peers of this one first, and only those that are there in its
+        stages. `paths` lead through these; what leads elsewhere now through a stage peer that is gone, has lost it."""
         run = _copy(self.run, pipeline, paths, self.microbatches)
         present = {i for peers in pipeline.stage_peers for i in peers}
         gone = set(range(len(pipeline.peers))) - present
@@ -111,7 +111,7 @@ def _copy(former: Run, pipeline: Pipeline, paths: Sequence[Path], microbatches: 
 
 
 class _Loss:
-    """What the loss of relays does to `run`, a copy of `former` whose paths avoid them already."""
+    """What the loss of stage peers does to `run`, a copy of `former` whose paths avoid them already."""
 
     def __init__(self, former: Run, run: Run, gone: set[int], now: float, microbatches: int) -> None:
         self.former, self.run, self.gone, self.now, self.microbatches = former, run, gone, now, microbatches
@@ -128,16 +128,16 @@ class _Loss:
         for item in range(self.microbatches, len(run.routes)):
             if run.state[item] != DONE:
                 self._lose_redone(item)
-        for relay in gone:
-            run.queues[relay], run.up[relay], run.down[relay] = [], [], []
-            run.kept[relay], run.backlog[relay], run.running[relay] = 0, 0, False
+        for stage_peer in gone:
+            run.queues[stage_peer], run.up[stage_peer], run.down[stage_peer] = [], [], []
+            run.kept[stage_peer], run.backlog[stage_peer], run.running[stage_peer] = 0, 0, False
         for item, position in self._restarts:
             self._go(item, position)
         for m, k, whole in self._redone:
             self._redo(m, k, whole)
 
     def _lose(self, m: int, k: int) -> None:
-        """Of the relay of stage k on the way of microbatch m."""
+        """Of the stage peer of stage k on the way of microbatch m."""
         run, position, state, back = self.run, self.run.position[m], self.run.state[m], 2 * self.run.turn - k
         at, sending, flies = state in (QUEUED, COMPUTING), state == SENDING, state in (SENDING, ARRIVING)
         if position < k - 1 or (position == k - 1 and not (flies and position >= 0)):
@@ -153,7 +153,7 @@ class _Loss:
             self._redone.append((m, k, True))
 
     def _lose_redone(self, item: int) -> None:
-        """Of a relay on the way of a redone stage: if it is the one that redoes it, that is asked for anew in `_lose`."""
+        """Of a stage peer on the way of a redone stage: if it is the one that redoes it, that is asked for anew in `_lose`."""
         run, former, gone = self.run, self.former, self.gone
         last = run.last[item]
         stage = last if last < run.turn else 2 * run.turn - last

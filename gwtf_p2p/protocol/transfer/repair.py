@@ -1,6 +1,6 @@
 """When the next peer is lost, forgets, or is superseded: somebody else continues, and nothing is computed twice without need.
 
-One rule covers every crash of a relay (DESIGN section 5): *whoever handed a microbatch to a lost peer hands it to another
+One rule covers every crash of a stage peer (DESIGN section 5): *whoever handed a microbatch to a lost peer hands it to another
 one*, in a higher attempt, and says which peer comes after it. In steps, when Y of stage k is lost:
 
 1. X of stage k-1 holds its own output. It asks its router for another peer of stage k and pushes the output to Y'.
@@ -18,10 +18,10 @@ and exactly one stage is computed again.
 from __future__ import annotations
 
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.core.lifecycle import Handoff, Held, Phase
+from gwtf_p2p.protocol.core.lifecycle import Held, Phase, Sending
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
-from gwtf_p2p.protocol.transfer.send_activation import RETRY_S, WAIT_PRIOR_S, WAITING, Handoffs
+from gwtf_p2p.protocol.transfer.send_activation import RETRY_S, WAIT_PRIOR_S, WAITING, SendActivation
 from gwtf_p2p.protocol.wire.messages import Done, Missing, Redo, Superseded
 
 MOST_INSIST_DOUBLINGS = 4
@@ -30,40 +30,40 @@ MOST_INSIST_DOUBLINGS = 4
 class Repairs:
     """Of the downstream side of every microbatch that a peer holds."""
 
-    def __init__(self, context: Context, handoffs: Handoffs) -> None:
-        self.ctx, self.handoffs = context, handoffs
+    def __init__(self, context: Context, send_activation: SendActivation) -> None:
+        self.ctx, self.send_activation = context, send_activation
 
     def failed(self, held: Held, token: int, reason: str) -> None:
         """The transport could not push: suspect the peer and go another way at once."""
         ctx, next_peer = self.ctx, held.successor
-        if next_peer is None or token != held.push_token or held.handoff is not Handoff.PUSHING:
+        if next_peer is None or token != held.push_token or held.sending is not Sending.PUSHING:
             return
         ctx.end_push(token)
         ctx.suspect(next_peer, f"push failed: {reason}", broken=True)
-        if not self.handoffs.is_last:
+        if not self.send_activation.is_last:
             self._repair(held, next_peer, reason)
             return
         ctx.cancel_timer("push", held.name)
-        self.handoffs.to_routing(held)
+        self.send_activation.to_routing(held)
         ctx.start_timer("route", held.name, RETRY_S)
 
     # ---- lost peers, and peers that forgot
 
     def peer_lost(self, peer: PeerId, reason: str) -> None:
         """Hand everything that the lost peer had of mine to other peers."""
-        if self.handoffs.is_last:
+        if self.send_activation.is_last:
             return
         for held in self.ctx.in_order():
-            wanted = held.handoff in WAITING or (held.handoff is Handoff.RETURNED and self.ctx.exact)
+            wanted = held.sending in WAITING or (held.sending is Sending.RETURNED and self.ctx.exact)
             if held.successor == peer and wanted:
                 self._repair(held, peer, reason)
 
     def peer_left(self, peer: PeerId) -> None:
         """It has nothing: what is on its way there, in ignorance, goes elsewhere, as after a refusal."""
         for held in self.ctx.in_order():
-            if held.successor == peer and held.handoff is Handoff.PUSHING and not self.handoffs.is_last:
+            if held.successor == peer and held.sending is Sending.PUSHING and not self.send_activation.is_last:
                 held.tried.add(peer)
-                self.handoffs.again(held, None)
+                self.send_activation.again(held, None)
         self.peer_lost(peer, "it has left")
 
     def peer_answered(self, peer: PeerId, unknown: frozenset[MicrobatchId], seconds: float) -> None:
@@ -73,15 +73,15 @@ class Repairs:
         for held in ctx.in_order() if unknown else ():
             if held.successor != peer or held.id not in unknown:
                 continue
-            if held.handoff in WAITING and _is_forgotten(held, ctx.now - seconds):
+            if held.sending in WAITING and _is_forgotten(held, ctx.now - seconds):
                 held.note(f"{peer} does not hold it", ctx.now)
                 if held.lost_at is None:
                     held.lost_at = ctx.now
-                self.handoffs.again(held, peer)
-            elif held.handoff is Handoff.RETURNED and ctx.exact and not self.handoffs.is_last:
+                self.send_activation.again(held, peer)
+            elif held.sending is Sending.RETURNED and ctx.exact and not self.send_activation.is_last:
                 forgotten.setdefault(held.id.data_peer, []).append(held.id)
         for data_peer, microbatches in sorted(forgotten.items()):
-            ctx.emit(Send(data_peer, Missing(peer, self.handoffs.target, tuple(microbatches))))
+            ctx.emit(Send(data_peer, Missing(peer, self.send_activation.target, tuple(microbatches))))
 
     # ---- what the data peer asks for
 
@@ -102,13 +102,13 @@ class Repairs:
             who = self.redo(held, message)
             if who is not None:
                 ctx.emit(Send(who, message))
-            elif raised and held.handoff in WAITING:
+            elif raised and held.sending in WAITING:
                 self.walk_again(held)
 
     def redo(self, held: Held, message: Redo) -> PeerId | None:
         """Hand it to another peer, unless that is under way. Returns who has done it, if somebody else than the lost one."""
         has_it = held.successor
-        if held.handoff is Handoff.RETURNED:
+        if held.sending is Sending.RETURNED:
             if has_it not in (None, message.lost) and has_it not in self.ctx.liveness.lost:
                 return has_it
             self._repair(held, has_it or message.lost, "redo", message.ahead)
@@ -116,14 +116,14 @@ class Repairs:
 
     def walk_again(self, held: Held) -> None:
         """The data peer has started again: show it the way to its microbatch, with what is computed already."""
-        if held.handoff not in (Handoff.IDLE, Handoff.ROUTING):
+        if held.sending not in (Sending.IDLE, Sending.ROUTING):
             held.walking = True
-            self.handoffs.again(held, held.successor)  # without one (a redo that was stopped): to anybody
+            self.send_activation.again(held, held.successor)  # without one (a redo that was stopped): to anybody
 
     def insist(self, held: Held) -> None:
         """The way back knows this data peer's microbatch as done, the way down does not: walk it again."""
         ctx = self.ctx
-        if held.handoff is not Handoff.AWAITING:
+        if held.sending is not Sending.AWAITING:
             return
         patience_s = ctx.timings.deadline_s(("backward",), WAIT_PRIOR_S) * 2 ** min(held.insisted, MOST_INSIST_DOUBLINGS)
         if held.refused_since is None:
@@ -153,12 +153,12 @@ class Repairs:
         if sender != held.predecessor and held.predecessor != held.id.data_peer:
             ctx.emit(Send(held.predecessor, message))
         if held.phase is Phase.DONE:
-            self.handoffs.stop(held)
+            self.send_activation.stop(held)
         return held.phase is not Phase.DONE
 
     def _repair(self, held: Held, peer: PeerId, reason: str, ahead: tuple[PeerId, ...] = ()) -> None:
         ctx = self.ctx
-        done = held.handoff is Handoff.RETURNED or held.phase is Phase.DONE
+        done = held.sending is Sending.RETURNED or held.phase is Phase.DONE
         kind = "aggregation" if done else "backward" if held.beyond else "forward"
         if held.lost_at is None:
             held.lost_at = ctx.liveness.silent_since(peer, ctx.now)
@@ -171,7 +171,7 @@ class Repairs:
             ctx.emit(Send(peer, Superseded(held.id, (*held.attempt, held.handed))))
         ctx.recoveries[kind] += 1
         ctx.report("recovery", kind=kind, microbatch=held.name, lost=peer, reason=reason)
-        self.handoffs.again(held, None)
+        self.send_activation.again(held, None)
 
 
 def _is_forgotten(held: Held, asked_at: float) -> bool:

@@ -8,7 +8,7 @@ kept until the iteration commits, so that it can be sent again to a replacement.
 from __future__ import annotations
 
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.core.lifecycle import Handback, Held, Phase
+from gwtf_p2p.protocol.core.lifecycle import Held, Phase, Returning
 from gwtf_p2p.protocol.effects import Push, Send
 from gwtf_p2p.protocol.events import PushAnswered, PushDelivered, Slot
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
@@ -16,7 +16,7 @@ from gwtf_p2p.protocol.transfer.send_activation import MOST_PUSH_DOUBLINGS, PUSH
 from gwtf_p2p.protocol.wire.messages import Attempt, Backward, Done, Superseded, Verdict
 
 
-class Handbacks:
+class ReturnGradient:
     """The upstream side of every microbatch that a peer holds. `stage` is S + 1 for a data peer's loss."""
 
     def __init__(self, context: Context, stage: Stage) -> None:
@@ -25,10 +25,10 @@ class Handbacks:
     def begin(self, held: Held) -> None:
         """The input gradient is ready, or there is a new predecessor who needs it."""
         ctx = self.ctx
-        if held.handback is Handback.PUSHING:
+        if held.returning is Returning.PUSHING:
             ctx.end_push(held.return_token, cancel=True)
         held.return_token = ctx.new_push(held, back=True)
-        held.to_handback(Handback.PUSHING, ctx.now)
+        held.to_returning(Returning.PUSHING, ctx.now)
         done_by = (ctx.me, *held.done_by) if self.stage <= ctx.stages else ()
         message = Backward(held.id, held.attempt, Stage(self.stage - 1), done_by)
         ctx.liveness.watch(held.predecessor, ctx.out)
@@ -37,7 +37,7 @@ class Handbacks:
 
     def answered(self, held: Held, event: PushAnswered) -> None:
         ctx = self.ctx
-        if event.token != held.return_token or held.handback is not Handback.PUSHING or event.verdict is Verdict.ACCEPTED:
+        if event.token != held.return_token or held.returning is not Returning.PUSHING or event.verdict is Verdict.ACCEPTED:
             return
         ctx.end_push(event.token)
         if event.verdict is Verdict.DUPLICATE:
@@ -51,35 +51,35 @@ class Handbacks:
             ctx.cancel_timer("return", held.name)
 
     def delivered(self, held: Held, event: PushDelivered) -> None:
-        if event.token == held.return_token and held.handback is Handback.PUSHING:
+        if event.token == held.return_token and held.returning is Returning.PUSHING:
             self.ctx.timings.observe(("push", held.predecessor), event.seconds)
             self._held(held)
 
     def failed(self, held: Held, token: int, reason: str) -> None:
-        if token == held.return_token and held.handback is Handback.PUSHING:
+        if token == held.return_token and held.returning is Returning.PUSHING:
             self._block(held, f"push failed: {reason}")
             self.ctx.suspect(held.predecessor, f"push failed: {reason}", broken=True)
 
     def timer(self, held: Held) -> None:
         """The transfer takes too long, or a blocked one is due for another try."""
         ctx = self.ctx
-        if held.handback is Handback.PUSHING:
+        if held.returning is Returning.PUSHING:
             held.asked += 1
-            if held.asked % 2 == 0 and held.predecessor not in ctx.liveness.barred:
+            if held.asked % 2 == 0 and held.predecessor not in ctx.liveness.excluded:
                 self.begin(held)  # it has answered since, so this transfer has gone astray
                 return
             ctx.suspect(held.predecessor, "gradient transfer is late")
             self._start_timer(held)
-        elif held.handback is Handback.BLOCKED and not ctx.liveness.is_lost(held.predecessor):
+        elif held.returning is Returning.BLOCKED and not ctx.liveness.is_lost(held.predecessor):
             self.begin(held)
 
     def peer_lost(self, peer: PeerId) -> None:
         """Wait for the replacement to announce itself; whoever holds a slot for it does not wait for ever."""
         ctx = self.ctx
         for held in ctx.got_from(peer):
-            if held.handback is Handback.PUSHING:
+            if held.returning is Returning.PUSHING:
                 ctx.end_push(held.return_token, cancel=True)
-                held.to_handback(Handback.BLOCKED, ctx.now)
+                held.to_returning(Returning.BLOCKED, ctx.now)
                 ctx.cancel_timer("return", held.name)
             self.orphaned(held)
 
@@ -94,7 +94,7 @@ class Handbacks:
         for held in self.ctx.got_from(peer):
             if held.id in unknown:
                 self.orphaned(held)
-            elif held.handback is Handback.BLOCKED:
+            elif held.returning is Returning.BLOCKED:
                 self.begin(held)
 
     def new_predecessor(self, held: Held, sender: PeerId, attempt: Attempt) -> None:
@@ -106,8 +106,8 @@ class Handbacks:
         ctx.cancel_timer("orphan", held.name)
         held.note(f"predecessor {former} -> {sender}", ctx.now)
         held.predecessor = sender
-        under_way = held.handback is Handback.PUSHING and former == sender
-        if held.handback is not Handback.IDLE and not under_way:
+        under_way = held.returning is Returning.PUSHING and former == sender
+        if held.returning is not Returning.IDLE and not under_way:
             held.asked = 0
             self.begin(held)
 
@@ -115,12 +115,12 @@ class Handbacks:
         held.asked = 0
         self.ctx.end_push(held.return_token)
         self.ctx.cancel_timer("return", held.name)
-        held.to_handback(Handback.HELD, self.ctx.now)
+        held.to_returning(Returning.HELD, self.ctx.now)
 
     def _block(self, held: Held, why: str) -> None:
         held.note(why, self.ctx.now)
         self.ctx.end_push(held.return_token)
-        held.to_handback(Handback.BLOCKED, self.ctx.now)
+        held.to_returning(Returning.BLOCKED, self.ctx.now)
         self.ctx.start_timer("return", held.name, RETRY_S)
 
     def _start_timer(self, held: Held) -> None:

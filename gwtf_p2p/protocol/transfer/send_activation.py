@@ -3,20 +3,20 @@
 What happens when the next peer is lost, forgets or refuses is in `repair`. Every wait has a deadline from measured times;
 when it passes, the peer is asked whether it lives and still holds the microbatch, and then waited for again, twice as long.
 
-A microbatch that nobody has room for waits for the first peer that says it has (`Room`). Should that message be lost, it is
-offered again after as long as it usually takes.
+A microbatch that nobody has room for waits for the first peer that says it has (`CapacityAvailable`). Should that message be
+lost, it is offered again after as long as it usually takes.
 """
 
 from __future__ import annotations
 
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.core.lifecycle import Handoff, Held, Phase
+from gwtf_p2p.protocol.core.lifecycle import Held, Phase, Sending
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, PlanningRouter, RouteRequest
 from gwtf_p2p.protocol.effects import Push, Send
 from gwtf_p2p.protocol.events import PushAnswered, PushDelivered, Slot
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.transfer.ledger import NOBODY
-from gwtf_p2p.protocol.wire.messages import SUPERSEDED, Complete, Forward, Redo, Room, Superseded, Verdict
+from gwtf_p2p.protocol.wire.messages import SUPERSEDED, CapacityAvailable, Complete, Forward, Redo, Superseded, Verdict
 
 PUSH_PRIOR_S = 2.0
 WAIT_PRIOR_S = 2.0
@@ -30,10 +30,10 @@ MOST_DOUBLINGS = 2
 MOST_PUSH_DOUBLINGS = 6
 """A wait that was too short for a living peer is doubled at most so often. A transfer is begun anew, so it must get there."""
 
-WAITING = (Handoff.PUSHING, Handoff.AWAITING)
+WAITING = (Sending.PUSHING, Sending.AWAITING)
 
 
-class Handoffs:
+class SendActivation:
     """The downstream side of every microbatch that a peer holds."""
 
     def __init__(self, context: Context) -> None:
@@ -66,7 +66,7 @@ class Handoffs:
     def again(self, held: Held, to: PeerId | None) -> None:
         """Give up what is under way with the next peer, and push anew: to this peer, if it can be had."""
         ctx = self.ctx
-        if held.handoff is Handoff.PUSHING:
+        if held.sending is Sending.PUSHING:
             ctx.end_push(held.push_token, cancel=True)
         for what in ("push", "complete", "backward"):
             ctx.cancel_timer(what, held.name)
@@ -77,21 +77,21 @@ class Handoffs:
 
     def retry(self, held: Held) -> None:
         """The retry timer fired, or something changed that may have opened a route."""
-        if held.handoff is Handoff.ROUTING:
+        if held.sending is Sending.ROUTING:
             self.ctx.cancel_timer("route", held.name)
             self.route(held)
 
     def retry_all(self) -> None:
         for microbatch in sorted(self._routing):
             held = self.ctx.held.get(microbatch)
-            if held is None or held.handoff is not Handoff.ROUTING:
+            if held is None or held.sending is not Sending.ROUTING:
                 self._routing.discard(microbatch)
             else:
                 self.retry(held)
 
-    def heard(self, sender: PeerId, message: Complete | Room) -> None:
+    def heard(self, sender: PeerId, message: Complete | CapacityAvailable) -> None:
         """From a peer of the next stage."""
-        if isinstance(message, Room):
+        if isinstance(message, CapacityAvailable):
             self._room(sender, message.microbatches)
             return
         held = self.ctx.held.get(message.microbatch)
@@ -105,11 +105,11 @@ class Handoffs:
         offers = microbatches + 1
         for microbatch in sorted(self._refused):
             held = self.ctx.held.get(microbatch)
-            if held is None or held.handoff not in (Handoff.ROUTING, Handoff.PUSHING):
+            if held is None or held.sending not in (Sending.ROUTING, Sending.PUSHING):
                 del self._refused[microbatch]
                 continue
             held.tried.discard(peer)
-            if held.handoff is Handoff.ROUTING and offers > 0:
+            if held.sending is Sending.ROUTING and offers > 0:
                 offers -= 1
                 held.ahead = (peer, *held.ahead[1:])
                 self.retry(held)
@@ -118,17 +118,17 @@ class Handoffs:
         """Choose the next peer and push, or wait for a route."""
         ctx = self.ctx
         if self.is_last:
-            if held.id.data_peer in ctx.liveness.barred:
+            if held.id.data_peer in ctx.liveness.excluded:
                 ctx.start_timer("route", held.name, RETRY_S)
             else:
                 self._push(held, held.id.data_peer)
             return
-        barred = ctx.liveness.barred | held.tried
-        if not held.ahead or held.ahead[0] == NOBODY or held.ahead[0] in barred:
+        excluded = ctx.liveness.excluded | held.tried
+        if not held.ahead or held.ahead[0] == NOBODY or held.ahead[0] in excluded:
             rest = held.ahead[1:]
             rejoin = rest[0] if rest and not ctx.liveness.is_lost(rest[0]) else None
             last = self.target if rejoin else Stage(ctx.stages)
-            answer = ctx.router.route(RouteRequest(held.id, ctx.me, self.target, last, barred, rejoin), ctx.now)
+            answer = ctx.router.route(RouteRequest(held.id, ctx.me, self.target, last, excluded, rejoin), ctx.now)
             if isinstance(answer, NoRoute):
                 held.note(f"no route: {answer.reason}", ctx.now)
                 held.tried.clear()
@@ -144,8 +144,8 @@ class Handoffs:
         held.successor, held.beyond = peer, None
         held.waits_since, held.taken_at = ctx.now, None
         self._routing.discard(held.id)
-        held.to_handoff(Handoff.PUSHING, ctx.now)
-        message = Forward(held.id, (*held.attempt, held.handed), self.target, held.ahead[1:], ctx.history)
+        held.to_sending(Sending.PUSHING, ctx.now)
+        message = Forward(held.id, (*held.attempt, held.handed), self.target, held.ahead[1:], ctx.epoch)
         held.handed += 1
         ctx.liveness.watch(peer, ctx.out)
         ctx.emit(Push(held.push_token, peer, message, Slot.OUTPUT))
@@ -156,7 +156,7 @@ class Handoffs:
     def answered(self, held: Held, event: PushAnswered) -> None:
         """The verdict of the next peer."""
         ctx, next_peer = self.ctx, held.successor
-        if next_peer is None or event.token != held.push_token or held.handoff is not Handoff.PUSHING:
+        if next_peer is None or event.token != held.push_token or held.sending is not Sending.PUSHING:
             return
         if event.verdict is Verdict.ACCEPTED:
             held.taken_at = ctx.now
@@ -192,7 +192,7 @@ class Handoffs:
             ctx.start_timer("route", held.name, RETRY_S)
         elif held.phase is Phase.DONE:
             ctx.cancel_timer("push", held.name)
-            held.to_handoff(Handoff.RETURNED, ctx.now)
+            held.to_sending(Sending.RETURNED, ctx.now)
             if not self.is_last:
                 ctx.emit(Send(next_peer, Redo(held.id, self.target, next_peer)))  # its data peer should know
         elif why == SUPERSEDED:
@@ -205,7 +205,7 @@ class Handoffs:
 
     def delivered(self, held: Held, event: PushDelivered) -> None:
         """The whole tensor is there."""
-        if held.successor is not None and event.token == held.push_token and held.handoff is Handoff.PUSHING:
+        if held.successor is not None and event.token == held.push_token and held.sending is Sending.PUSHING:
             self.ctx.timings.observe(("push", held.successor), event.seconds)
             self._accepted(held)
 
@@ -223,7 +223,7 @@ class Handoffs:
         held.asked = 0
         if held.lost_at is not None:
             self._recovered(held, held.lost_at)
-        held.to_handoff(Handoff.AWAITING, ctx.now)
+        held.to_sending(Sending.AWAITING, ctx.now)
         self._wait(held, "backward" if self.is_last else "complete")
         if ctx.stage > 0 and held.phase is not Phase.DONE:
             ctx.emit(Send(held.predecessor, Complete(held.id, held.successor, held.forward_held_s)))
@@ -232,10 +232,10 @@ class Handoffs:
 
     def complete(self, held: Held, sender: PeerId, message: Complete) -> None:
         """The successor has computed its forward and handed on."""
-        if sender != held.successor or held.handoff not in WAITING:
+        if sender != held.successor or held.sending not in WAITING:
             return
         ctx = self.ctx
-        if held.handoff is Handoff.PUSHING:
+        if held.sending is Sending.PUSHING:
             self._accepted(held)  # its acknowledgement was lost: it cannot compute what it does not have
         if held.beyond is None and ctx.is_armed("complete", held.name):
             ctx.timings.observe(("complete", sender), ctx.now - held.waits_since)
@@ -250,10 +250,10 @@ class Handoffs:
     def late(self, held: Held, what: str) -> None:
         """A wait was longer than usual: ask both neighbours, and wait again, longer."""
         ctx = self.ctx
-        if held.successor is None or held.handoff not in WAITING:
+        if held.successor is None or held.sending not in WAITING:
             return
         held.asked += 1
-        if held.asked > 2 and held.asked % 2 and held.successor not in ctx.liveness.barred:
+        if held.asked > 2 and held.asked % 2 and held.successor not in ctx.liveness.excluded:
             # It lives and says that it holds this, so something has gone astray on the way there or back. If it is only
             # slow, it answers that it has it.
             self.again(held, held.successor)
@@ -269,11 +269,11 @@ class Handoffs:
     def returned(self, held: Held, sender: PeerId) -> None:
         """The gradient of my output is here, from `sender`, who may have replaced my successor."""
         ctx, former = self.ctx, held.successor
-        if held.walking and held.handoff in (Handoff.ROUTING, Handoff.PUSHING):
+        if held.walking and held.sending in (Sending.ROUTING, Sending.PUSHING):
             return  # it will come again when the next peer has answered
-        if held.handoff is Handoff.PUSHING:
+        if held.sending is Sending.PUSHING:
             ctx.end_push(held.push_token, cancel=True)
-        if held.handoff in WAITING and former not in (None, sender) and not self.is_last:
+        if held.sending in WAITING and former not in (None, sender) and not self.is_last:
             assert former is not None
             ctx.emit(Send(former, Superseded(held.id, (*held.attempt, held.handed))))
         for what in ("push", "route", "complete", "backward"):
@@ -281,11 +281,11 @@ class Handoffs:
         held.successor = sender
         if held.lost_at is not None:
             self._recovered(held, held.lost_at)
-        if held.handoff is not Handoff.RETURNED:
-            if held.phase is not Phase.DONE and held.handoff is Handoff.AWAITING:
+        if held.sending is not Sending.RETURNED:
+            if held.phase is not Phase.DONE and held.sending is Sending.AWAITING:
                 ctx.timings.observe(("backward",), ctx.now - held.waits_since)
             self._routing.discard(held.id)
-            held.to_handoff(Handoff.RETURNED, ctx.now)
+            held.to_sending(Sending.RETURNED, ctx.now)
 
     def _recovered(self, held: Held, lost_at: float) -> None:
         """It moves on: `lost_at` is when the peer that had it fell silent."""
@@ -296,15 +296,15 @@ class Handoffs:
 
     def stop(self, held: Held) -> None:
         """This redo of a finished microbatch leads nowhere: others have taken it over."""
-        if held.handoff is Handoff.RETURNED:
+        if held.sending is Sending.RETURNED:
             return
-        if held.handoff is Handoff.PUSHING:
+        if held.sending is Sending.PUSHING:
             self.ctx.end_push(held.push_token, cancel=True)
         for what in ("push", "route", "complete", "backward"):
             self.ctx.cancel_timer(what, held.name)
         self._routing.discard(held.id)
         held.lost_at = None
-        held.to_handoff(Handoff.RETURNED, self.ctx.now)
+        held.to_sending(Sending.RETURNED, self.ctx.now)
 
     def _wait(self, held: Held, what: str) -> None:
         """For `Complete` of the next peer, then for the gradient."""
@@ -315,7 +315,7 @@ class Handoffs:
         self.ctx.start_timer(what, held.name, deadline_s * 2 ** min(held.asked, MOST_DOUBLINGS))
 
     def to_routing(self, held: Held) -> None:
-        held.to_handoff(Handoff.ROUTING, self.ctx.now)
+        held.to_sending(Sending.ROUTING, self.ctx.now)
         self._routing.add(held.id)
 
     def _push_deadline_s(self, held: Held) -> float:

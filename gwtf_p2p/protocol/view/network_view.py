@@ -73,8 +73,8 @@ class NetworkView:
 
     @cached_property
     def furthest(self) -> tuple[tuple[int, int, PeerId], ...]:
-        """(history, weights version, peer) of every record, the furthest first."""
-        return tuple(sorted(((r.history, r.weights_version, p) for p, r in self.records.items()), reverse=True))
+        """(epoch, weights version, peer) of every record, the furthest first."""
+        return tuple(sorted(((r.epoch, r.weights_version, p) for p, r in self.records.items()), reverse=True))
 
     @property
     def data_peers(self) -> tuple[PeerId, ...]:

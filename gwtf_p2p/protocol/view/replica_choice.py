@@ -44,11 +44,11 @@ def kept_by(view: NetworkView, me: PeerId, stage: Stage, copies: int) -> tuple[S
     return tuple(near for near in neighbouring_stages(stage, view.stages) if me in keepers(view, near, copies))
 
 
-def secured_version(view: NetworkView, history: int) -> int | None:
-    """The newest version of this history that every stage has twice, as the records say; None if there is none."""
+def secured_version(view: NetworkView, epoch: int) -> int | None:
+    """The newest version of this epoch that every stage has twice, as the records say; None if there is none."""
     had: list[set[int]] = [set() for _ in range(view.stages + 1)]
     for record in view.records.values():
-        if record.history == history and record.stage <= view.stages:
+        if record.epoch == epoch and record.stage <= view.stages:
             had[record.stage].update(record.copied)
     return max(set.intersection(*had), default=None)
 

@@ -48,14 +48,14 @@ class Verdict(Enum):
 class Forward:
     """An activation for `stage` (S + 1 means: back at the data peer, for the loss). `ahead` lists planned later hops.
 
-    `history` counts how often the swarm has gone back to an earlier iteration: weights of another history differ.
+    `epoch` counts how often the swarm has gone back to an earlier iteration: weights of another epoch differ.
     """
 
     microbatch: MicrobatchId
     attempt: Attempt
     stage: Stage
     ahead: tuple[PeerId, ...] = ()
-    history: int = 0
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Complete:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class CapacityAvailable:
     """To a peer whose offers were BUSY: I can take so many `microbatches` now. Who comes first gets it; it may be lost."""
 
     microbatches: int
@@ -129,7 +129,7 @@ class Redo:
 class Missing:
     """To a data peer: `peer` does not have these microbatches of `stage`, whatever the ledger says.
 
-    A relay's word about another one is a reason to ask that one; it may have got them from somebody else since.
+    A stage peer's word about another one is a reason to ask that one; it may have got them from somebody else since.
     """
 
     peer: PeerId
@@ -147,7 +147,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """From a data peer to the leader: all my microbatches of this iteration are back; who did what; their mean loss.
+    """From a data peer to the coordinator: all my microbatches of this iteration are back; who did what; their mean loss.
 
     `leaving`: do not wait for me in the next iteration.
     """
@@ -156,14 +156,14 @@ class Finished:
     ledger: tuple[Credit, ...]
     mean_loss: float
     leaving: bool = False
-    history: int = 0
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one member of a stage group brings to an average: the microbatches credited to it."""
+    """What one participant of a stage group brings to an average: the microbatches credited to it."""
 
-    member: PeerId
+    participant: PeerId
     microbatches: tuple[MicrobatchId, ...]
 
 
@@ -172,53 +172,54 @@ class Ballot:
     """One attempt at closing an iteration: its number, then who leads it. Higher numbers replace lower ones."""
 
     attempt: int
-    leader: PeerId
+    coordinator: PeerId
 
 
 @dataclass(frozen=True, slots=True)
-class Close:
-    """From the leader to each member of a stage group: average exactly these shares. A higher attempt replaces a lower.
+class Prepare:
+    """From the coordinator to each participant of a stage group: average exactly these shares. A higher attempt replaces a
+    lower.
 
-    `base` is the ballot that the weights of this iteration were committed with, as far as the leader knows. `data_peers`
+    `base` is the ballot that the weights of this iteration were committed with, as far as the coordinator knows. `data_peers`
     take part in the next iteration; the first of them leads it. `mean_loss` is over all microbatches of this iteration.
     """
 
     iteration: int
     attempt: int
-    leader: PeerId
+    coordinator: PeerId
     stage: Stage
     shares: tuple[Share, ...]
     base: Ballot | None = None
     data_peers: tuple[PeerId, ...] = ()
     mean_loss: float = 0.0
-    history: int = 0
+    epoch: int = 0
 
     @property
     def ballot(self) -> Ballot:
-        return Ballot(self.attempt, self.leader)
+        return Ballot(self.attempt, self.coordinator)
 
     @property
     def key(self) -> str:
         """Names this average among all of a run: no two groups or attempts share it."""
-        return f"{self.stage}.{self.iteration}.{self.attempt}.{self.leader}"
+        return f"{self.stage}.{self.iteration}.{self.attempt}.{self.coordinator}"
 
     @property
     def total(self) -> int:
-        """Microbatches in the average, over all members."""
+        """Microbatches in the average, over all participants."""
         return sum(len(share.microbatches) for share in self.shares)
 
     @property
-    def members(self) -> tuple[PeerId, ...]:
-        return tuple(share.member for share in self.shares)
+    def participants(self) -> tuple[PeerId, ...]:
+        return tuple(share.participant for share in self.shares)
 
-    def share_of(self, member: PeerId) -> frozenset[MicrobatchId]:
-        """Empty for a peer that is no member."""
-        return frozenset(m for share in self.shares if share.member == member for m in share.microbatches)
+    def share_of(self, participant: PeerId) -> frozenset[MicrobatchId]:
+        """Empty for a peer that is no participant."""
+        return frozenset(m for share in self.shares if share.participant == participant for m in share.microbatches)
 
 
 @dataclass(frozen=True, slots=True)
-class Averaged:
-    """From a member to the leader: my average of this attempt is ready, with this digest of its bytes."""
+class Prepared:
+    """From a participant to the coordinator: my average of this attempt is ready, with this digest of its bytes."""
 
     iteration: int
     attempt: int
@@ -227,8 +228,9 @@ class Averaged:
 
 
 @dataclass(frozen=True, slots=True)
-class NotAveraged:
-    """From a member to the leader: this attempt failed here. `missing` are credited microbatches that I do not have."""
+class NotPrepared:
+    """From a participant to the coordinator: this attempt failed here. `missing` are credited microbatches that I do not
+    have."""
 
     iteration: int
     attempt: int
@@ -239,8 +241,8 @@ class NotAveraged:
 
 
 @dataclass(frozen=True, slots=True)
-class Abandon:
-    """From the leader to every member: this attempt will never be committed; the next one follows."""
+class Abort:
+    """From the coordinator to every participant: this attempt will never be committed; the next one follows."""
 
     iteration: int
     attempt: int
@@ -248,21 +250,22 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """To every member: apply the average of this attempt, which `leader` led. Weights version becomes iteration + 1."""
+    """To every participant: apply the average of this attempt, which `coordinator` led. Weights version becomes iteration +
+    1."""
 
     iteration: int
     attempt: int
-    leader: PeerId
+    coordinator: PeerId
     mean_loss: float
 
     @property
     def ballot(self) -> Ballot:
-        return Ballot(self.attempt, self.leader)
+        return Ballot(self.attempt, self.coordinator)
 
 
 @dataclass(frozen=True, slots=True)
 class Inquire:
-    """From a would-be leader: where do you stand? With a number above 0: and take no part in lower attempts any more."""
+    """From a would-be coordinator: where do you stand? With a number above 0: and take no part in lower attempts any more."""
 
     iteration: int
     attempt: int = 0
@@ -270,64 +273,64 @@ class Inquire:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a peer stands. `version`: the iteration that it works on, in this `history` (how often the swarm has gone back);
+    """Where a peer stands. `version`: the iteration that it works on, in this `epoch` (how often the swarm has gone back);
     `committed`: the ballot that brought it there; `kept`: the versions that it has checkpoints of.
 
-    `promised`: attempts below this one have no future here. `close`: the attempt it takes part in, `prepared` when its
+    `promised`: attempts below this one have no future here. `prepare`: the attempt it takes part in, `prepared` when its
     average is ready, of which `digest` is the digest. `joining`: it has just come, or come back with nothing held: what it
     had before is gone. `syncing`: it follows the averages but does not hold the weights yet. `active`: a data peer that others
     may ask to take them in.
-    `taking_part`: it has microbatches in this iteration, which `led_by` leads as far as it knows. `leaving`: do not count on
-    it any more.
+    `taking_part`: it has microbatches in this iteration, which `coordinator` leads as far as it knows. `leaving`: do not count
+    on it any more.
     """
 
     stage: Stage
     version: int
     committed: Ballot | None = None
     promised: Ballot | None = None
-    close: Close | None = None
+    prepare: Prepare | None = None
     prepared: bool = False
     digest: str = ""
     joining: bool = False
     syncing: bool = False
     active: bool = False
     taking_part: bool = False
-    led_by: PeerId | None = None
+    coordinator: PeerId | None = None
     leaving: bool = False
-    history: int = 0
+    epoch: int = 0
     kept: tuple[int, ...] = ()
 
     @property
     def position(self) -> tuple[int, int]:
-        """Orders what has happened: a later history outranks a later iteration."""
-        return self.history, self.version
+        """Orders what has happened: a later epoch outranks a later iteration."""
+        return self.epoch, self.version
 
 
 @dataclass(frozen=True, slots=True)
-class Welcome:
-    """From the leader: take part from this iteration on. Whoever lacks its weights downloads them from `donors`, or takes
+class Admit:
+    """From the coordinator: take part from this iteration on. Whoever lacks its weights downloads them from `donors`, or takes
     its `own` checkpoint, which is the right one.
 
-    `data_peers`: those whose first leads this iteration; a data peer that is welcomed joins them in the next one.
-    A `history` above the receiver's means: the swarm goes back to this iteration, because a later one has been lost in some
-    stage; whoever is further comes back, from its own checkpoint or from `donors`. `branches`: where each history began.
+    `data_peers`: those whose first leads this iteration; a data peer that is admitted joins them in the next one.
+    A `epoch` above the receiver's means: the swarm goes back to this iteration, because a later one has been lost in some
+    stage; whoever is further comes back, from its own checkpoint or from `donors`. `epoch_starts`: where each epoch began.
     """
 
     iteration: int
     donors: tuple[PeerId, ...] = ()
     data_peers: tuple[PeerId, ...] = ()
-    history: int = 0
+    epoch: int = 0
     own: bool = False
-    branches: tuple[int, ...] = ()
+    epoch_starts: tuple[int, ...] = ()
 
     @property
     def position(self) -> tuple[int, int]:
-        return self.history, self.iteration
+        return self.epoch, self.iteration
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """From the leader: this peer is confirmed lost; whoever handed microbatches to it repairs them."""
+    """From the coordinator: this peer is confirmed lost; whoever handed microbatches to it repairs them."""
 
     peer: PeerId
     reason: str
@@ -336,21 +339,21 @@ class Lost:
 TensorMessage = Forward | Backward
 ControlMessage = (
     Complete
-    | Room
+    | CapacityAvailable
     | Done
     | Superseded
     | Check
     | Redo
     | Missing
     | Finished
-    | Close
-    | Averaged
-    | NotAveraged
-    | Abandon
+    | Prepare
+    | Prepared
+    | NotPrepared
+    | Abort
     | Commit
     | Inquire
     | Standing
-    | Welcome
+    | Admit
     | Lost
     | NegotiationMessage
 )

@@ -21,7 +21,7 @@ from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 
 SCHEMA_VERSION = 1
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 MAX_RECORD_BYTES = 8192
 
 T = TypeVar("T")
@@ -103,7 +103,7 @@ class RunRecord:
     """Everything that a joining peer needs besides an initial peer and the run id; signed by the run's owner.
 
     `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds. `data_peers` is how many shards the
-    dataset is cut into. So many data peers, and `relays_per_stage` in each stage, must be online before iteration 0 begins.
+    dataset is cut into. So many data peers, and `peers_per_stage` in each stage, must be online before iteration 0 begins.
     """
 
     run_id: RunId
@@ -116,7 +116,7 @@ class RunRecord:
     dataset: str = "stdlib"
     tokenizer: str = "byte"
     data_peers: int = 1
-    relays_per_stage: int = 1
+    peers_per_stage: int = 1
     wire_dtype: str = "float32"
     router: str = "gwtf"
     recovery: str = "exact"
@@ -128,7 +128,7 @@ class RunRecord:
 
     @property
     def stages(self) -> int:
-        """Number of relay stages S."""
+        """Number of stage peer stages S."""
         return len(self.layer_split)
 
     @property
@@ -186,9 +186,9 @@ class StageRecord:
     `cost_to_sink_us` are what others need to plan around this peer; the latter and `takeover_us` are what it offers when flows
     are negotiated (`negotiation_offers`). Of a data peer, `forward` is its head and loss, `backward` its embedding, `finish`
     the gradient of its embedding, `flows` the share of the plan by which it goes in `flows_iteration` (`iteration_plan`).
-    `maddrs` are its addresses, best first, without its own id; a relay cuts each circuit to it after `circuit_bytes` each way
-    or `circuit_s` (0: never). `copied` are versions of its stage that it has a checkpoint of and that a neighbouring stage has
-    a copy of (`replicas`). `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of the run
+    `maddrs` are its addresses, best first, without its own id; a stage peer cuts each circuit to it after `circuit_bytes` each
+    way or `circuit_s` (0: never). `copied` are versions of its stage that it has a checkpoint of and that a neighbouring stage
+    has a copy of (`replicas`). `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of the run
     for observers; nobody plans on them.
     """
 
@@ -202,7 +202,7 @@ class StageRecord:
     backward: Timing | None = None
     finish: Timing | None = None
     weights_version: int = 0
-    history: int = 0
+    epoch: int = 0
     path: PathType = PathType.PUBLIC
     maddrs: tuple[str, ...] = ()
     circuit_bytes: int = 0

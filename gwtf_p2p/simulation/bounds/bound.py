@@ -1,16 +1,16 @@
 """What no router can beat: microbatches per second, and seconds per iteration.
 
 **Steady state.** Let f(d, i, j) be the microbatches per second of data peer d that go from peer i to peer j of the next
-layer. Maximise the rate x that all data peers reach, subject to: conservation at each relay; compute, f_i (forward +
+layer. Maximise the rate x that all data peers reach, subject to: conservation at each stage peer; compute, f_i (forward +
 backward) <= 1; slots by Little's law, sum of f x (time that the microbatch holds the slot, at the least) <= capacity; lines,
 an activation and a gradient each way, 2 f_i size <= line; links, f_ij size <= bandwidth. A linear program, as the least
 holding time is a constant of (d, i, j). The result is D x.
 
 **One iteration** of M microbatches per data peer does not reach the steady state: it has to fill and to drain. For a span T
-the same program bounds the *number* of microbatches when each resource gets the part of T in which it can be of use: relay i
-has no input before `arrived_s`, and after its last backward the gradient still needs `up_s`. The least T that carries M is
-a bound, as is the least T for which the stages' integral counts (whole microbatches per relay and per slot) add up. To it
-comes what every router pays at the end: the messages of the close and the average of the slowest stage group.
+the same program bounds the *number* of microbatches when each resource gets the part of T in which it can be of use: stage
+peer i has no input before `arrived_s`, and after its last backward the gradient still needs `up_s`. The least T that carries M
+is a bound, as is the least T for which the stages' integral counts (whole microbatches per stage peer and per slot) add up. To
+it comes what every router pays at the end: the messages of the close and the average of the slowest stage group.
 
 Both bounds assume all peers up. They are tight where one resource is the bottleneck throughout; they are not where the
 order of work matters (queues, backward first), where lines are shared at the wrong time, or with churn.
@@ -26,7 +26,7 @@ from functools import partial
 
 from gwtf_p2p.simulation.bounds.path_times import PathTimes, path_times
 from gwtf_p2p.simulation.bounds.program import Program
-from gwtf_p2p.simulation.bounds.resources import Relay
+from gwtf_p2p.simulation.bounds.resources import StagePeer
 from gwtf_p2p.simulation.lines.averaging import round_seconds
 from gwtf_p2p.simulation.swarm.build import Swarm
 
@@ -57,14 +57,14 @@ def _closing_s(swarm: Swarm) -> float:
     """Close to every member, the average of the slowest group, the answers, and the commit to the other data peers."""
     links = swarm.links
     groups = [[p for p, drawn in swarm.drawn.items() if drawn.stage == k] for k in range(swarm.scenario.model.stages + 1)]
-    leader = min(groups[0])
+    coordinator = min(groups[0])
     rounds = [
-        max(links.latency_s(leader, m) for m in group)
+        max(links.latency_s(coordinator, m) for m in group)
         + round_seconds(links, group, swarm.scenario.model.stage_gradient_bytes)
-        + max(links.latency_s(m, leader) for m in group)
+        + max(links.latency_s(m, coordinator) for m in group)
         for group in groups
     ]
-    return max(rounds) + max(links.latency_s(leader, other) for other in groups[0])
+    return max(rounds) + max(links.latency_s(coordinator, other) for other in groups[0])
 
 
 def _least_span_s(program: Program, times: PathTimes, demand: int) -> float:
@@ -73,15 +73,15 @@ def _least_span_s(program: Program, times: PathTimes, demand: int) -> float:
     needed = demand * program.data_peers
     whole = shortest
     for k in range(1, times.stages + 1):
-        relays = [relay for relay in program.relays if relay.stage == k]
-        whole = _least(partial(_carries, relays, needed), whole)
+        stage_peers = [stage_peer for stage_peer in program.stage_peers if stage_peer.stage == k]
+        whole = _least(partial(_carries, stage_peers, needed), whole)
     if not program.is_small:
         return whole
     return _least(lambda span: program.most(span) >= demand * (1 - PRECISION), whole)
 
 
-def _carries(relays: list[Relay], needed: int, span_s: float) -> bool:
-    return sum(relay.whole(span_s) for relay in relays) >= needed
+def _carries(stage_peers: list[StagePeer], needed: int, span_s: float) -> bool:
+    return sum(stage_peer.whole(span_s) for stage_peer in stage_peers) >= needed
 
 
 def _least(enough: Callable[[float], bool], low: float) -> float:

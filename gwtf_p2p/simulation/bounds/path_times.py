@@ -1,6 +1,6 @@
 """Least times in an idle swarm: how soon a microbatch can reach a peer, how long it is away below, how long it needs back.
 
-Layers are 0 (data peers), 1..S (relays) and again 0: a microbatch ends where it began. All times are lower bounds for any
+Layers are 0 (data peers), 1..S (stage peers) and again 0: a microbatch ends where it began. All times are lower bounds for any
 router: the best path is taken, nothing queues, and a transfer has its link and both lines to itself. Arrays are indexed by
 the peer's place in its layer; `down` has a row per data peer, as the turning point below is the one above.
 """
@@ -27,9 +27,9 @@ class PathTimes:
 
     `forth_s[k][i, j]`: a whole transfer from the i-th peer of layer k to the j-th of layer k + 1, `back_s[k][i, j]` the way
     back, `latency_s[k][i, j]` what of it is latency (both ways alike). `offered_s[k]`: when the first byte of the first
-    microbatch can reach a peer of layer k; `arrived_s[k]`: the whole of it. `down_s[k][d, i]`: from whole arrival at relay i
-    until its backward is done, for a microbatch of data peer d. `up_s[k]`: from the end of the backward until the data peer
-    has finished; `up_sent_s[k]`: the same without the first hop's transfer time.
+    microbatch can reach a peer of layer k; `arrived_s[k]`: the whole of it. `down_s[k][d, i]`: from whole arrival at stage
+    peer i until its backward is done, for a microbatch of data peer d. `up_s[k]`: from the end of the backward until the data
+    peer has finished; `up_sent_s[k]`: the same without the first hop's transfer time.
     """
 
     layers: tuple[tuple[DrawnPeer, ...], ...]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gwtf_p2p.simulation.bounds.path_times import PathTimes
-from gwtf_p2p.simulation.bounds.resources import Limit, Relay, data_peer_limits, relays_of
+from gwtf_p2p.simulation.bounds.resources import Limit, StagePeer, data_peer_limits, stage_peers_of
 
 MOST_FLOWS = 60_000
 """Above so many (data peer, hop) pairs the data peers count as one, which loosens the slots' bound a little."""
@@ -49,12 +49,12 @@ class Program:
         self.is_small = self.data_peers * hops <= MOST_FLOWS
         everyone = range(self.data_peers)
         self._commodities = [[d] for d in everyone] if self.is_small else [list(everyone)]
-        self.relays = list(relays_of(times, size, queues=queues))
+        self.stage_peers = list(stage_peers_of(times, size, queues=queues))
         self._variables: dict[tuple[int, int], Numbers] = {}
         self._width = 0
         self._number_variables()
         self._limits, self._equal = _Rows(), _Rows()
-        self._add_relays()
+        self._add_stage_peers()
         self._add_data_peers()
         self._add_links()
         self._at_most, self._exactly = self._limits.matrix(self._width), self._equal.matrix(self._width)
@@ -72,54 +72,54 @@ class Program:
         return float(answer.x[-1])
 
     def _number_variables(self) -> None:
-        for c, members in enumerate(self._commodities):
+        for c, participants in enumerate(self._commodities):
             for k, matrix in enumerate(self.times.forth_s):
-                rows = len(members) if k == 0 else matrix.shape[0]
-                columns = len(members) if k == self.times.stages else matrix.shape[1]
+                rows = len(participants) if k == 0 else matrix.shape[0]
+                columns = len(participants) if k == self.times.stages else matrix.shape[1]
                 size = rows * columns
                 self._variables[c, k] = np.arange(self._width, self._width + size).reshape(rows, columns).astype(float)
                 self._width += size
         self._width += 1
 
-    def _add_relays(self) -> None:
-        for relay in self.relays:
-            k, i = relay.stage, relay.index
+    def _add_stage_peers(self) -> None:
+        for stage_peer in self.stage_peers:
+            k, i = stage_peer.stage, stage_peer.index
             flows = []
             for c in range(len(self._commodities)):
                 into, out = self._variables[c, k - 1][:, i], self._variables[c, k][i, :]
                 self._equal.add(np.concatenate([into, out]), np.repeat([1.0, -1.0], [len(into), len(out)]), Limit(1, 0, 0))
                 flows.append(out)
             everything = np.concatenate(flows)
-            for limit in relay.limits:
+            for limit in stage_peer.limits:
                 self._limits.add(everything, np.array(limit.amount), Limit(1, limit.rate, limit.lost_s))
-            self._add_slots(relay)
+            self._add_slots(stage_peer)
 
-    def _add_slots(self, relay: Relay) -> None:
+    def _add_slots(self, stage_peer: StagePeer) -> None:
         """A slot is held while the input arrives (unless inputs queue), and from then until the backward is done."""
-        times, k, i = self.times, relay.stage, relay.index
+        times, k, i = self.times, stage_peer.stage, stage_peer.index
         into_s = (times.forth_s[k - 1] - times.latency_s[k - 1])[:, i] * (not self.queues)
         own_s = float(times.before_s[k][i] + times.after_s[k][i])
         columns, values = [], []
-        for c, members in enumerate(self._commodities):
+        for c, participants in enumerate(self._commodities):
             columns += [self._variables[c, k - 1][:, i], self._variables[c, k][i, :]]
-            values += [into_s[members] if k == 1 else into_s, own_s + self._away_s(members, k)[i]]
-        self._limits.add(np.concatenate(columns), np.concatenate(values), Limit(1, relay.slots, relay.slot_lost_s))
+            values += [into_s[participants] if k == 1 else into_s, own_s + self._away_s(participants, k)[i]]
+        self._limits.add(np.concatenate(columns), np.concatenate(values), Limit(1, stage_peer.slots, stage_peer.slot_lost_s))
 
-    def _away_s(self, members: list[int], k: int) -> Numbers:
+    def _away_s(self, participants: list[int], k: int) -> Numbers:
         """[i, j]: from the start of the transfer i to j until the gradient is back at i, at the least."""
         times = self.times
         if k == times.stages:
-            return np.asarray((times.forth_s[k] + times.loss_s[None, :] + times.back_s[k])[:, members])
-        away = times.forth_s[k] + times.down_s[k + 1][members].min(axis=0)[None, :] + times.back_s[k]
-        return np.asarray(away[members] if k == 0 else away)
+            return np.asarray((times.forth_s[k] + times.loss_s[None, :] + times.back_s[k])[:, participants])
+        away = times.forth_s[k] + times.down_s[k + 1][participants].min(axis=0)[None, :] + times.back_s[k]
+        return np.asarray(away[participants] if k == 0 else away)
 
     def _add_data_peers(self) -> None:
         times, last = self.times, self.times.stages
         x = np.array([self._width - 1.0])
         limits = data_peer_limits(times, self.size)
-        for c, members in enumerate(self._commodities):
-            away = self._away_s(members, 0)
-            for place, d in enumerate(members):
+        for c, participants in enumerate(self._commodities):
+            away = self._away_s(participants, 0)
+            for place, d in enumerate(participants):
                 out, into = self._variables[c, 0][place, :], self._variables[c, last][:, place]
                 for side in (out, into):
                     self._equal.add(np.concatenate([side, x]), np.repeat([1.0, -1.0], [len(side), 1]), Limit(1, 0, 0))
@@ -145,10 +145,10 @@ class Program:
 
     def _hop_columns(self, k: int, i: int, j: int) -> Numbers:
         columns = []
-        for c, members in enumerate(self._commodities):
-            if (k == 0 and i not in members) or (k == self.times.stages and j not in members):
+        for c, participants in enumerate(self._commodities):
+            if (k == 0 and i not in participants) or (k == self.times.stages and j not in participants):
                 continue
-            row = members.index(i) if k == 0 else i
-            column = members.index(j) if k == self.times.stages else j
+            row = participants.index(i) if k == 0 else i
+            column = participants.index(j) if k == self.times.stages else j
             columns.append(self._variables[c, k][row, column])
         return np.array(columns)

@@ -28,8 +28,8 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class Relay:
-    """Relay `index` of `stage`. A slot is held for `hold_s` or more."""
+class StagePeer:
+    """Stage peer `index` of `stage`. A slot is held for `hold_s` or more."""
 
     stage: int
     index: int
@@ -40,15 +40,16 @@ class Relay:
     slot_lost_s: float
 
     def whole(self, span_s: float) -> int:
-        """Most microbatches that this relay can do in a span."""
+        """Most microbatches that this stage peer can do in a span."""
         if span_s < self.least_span_s:
             return 0
         in_slots = self.slots * int((span_s - self.slot_lost_s) / self.hold_s + 1e-9)
         return min(in_slots, *(int(limit.supply(span_s) / limit.amount + 1e-9) for limit in self.limits))
 
 
-def relays_of(times: PathTimes, size: int, *, queues: bool) -> Iterator[Relay]:
-    """All relays, by stage. `size` is the bytes of an activation; `queues`: an input that waits or arrives takes no slot."""
+def stage_peers_of(times: PathTimes, size: int, *, queues: bool) -> Iterator[StagePeer]:
+    """All stage peers, by stage. `size` is the bytes of an activation; `queues`: an input that waits or arrives takes no
+    slot."""
     for k in range(1, times.stages + 1):
         away = times.below_s(k).min(axis=0)
         away_sent = below_sent_s(times, k)
@@ -72,7 +73,7 @@ def relays_of(times: PathTimes, size: int, *, queues: bool) -> Iterator[Relay]:
                 ]
             hold_s = float(into[i]) + before + below + after
             least = arrived + before + below + after + up
-            yield Relay(k, i, tuple(limits), least, peer.capacity, hold_s, (arrived if queues else offered) + up)
+            yield StagePeer(k, i, tuple(limits), least, peer.capacity, hold_s, (arrived if queues else offered) + up)
 
 
 def below_sent_s(times: PathTimes, k: int) -> np.ndarray:

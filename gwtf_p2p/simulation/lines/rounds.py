@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.wire.messages import Close
+from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.simulation.lines.averaging import round_seconds
 from gwtf_p2p.simulation.lines.links import Links
 
@@ -19,7 +19,7 @@ Tell = Callable[[PeerId, ev.Event, PeerId | None], None]
 class _Round:
     """One average: who is ready, since when."""
 
-    close: Close
+    prepare: Prepare
     ready: dict[PeerId, float] = field(default_factory=dict)
 
 
@@ -27,23 +27,23 @@ class Rounds:
     """All averages of a world. `on_done` hears who averaged what, since when."""
 
     def __init__(self, links: Links, gradient_bytes: int, tell: Tell) -> None:
-        self.on_done: Callable[[PeerId, Close, float], None] | None = None
+        self.on_done: Callable[[PeerId, Prepare, float], None] | None = None
         self._links, self._gradient_bytes, self._tell = links, gradient_bytes, tell
         self._rounds: dict[str, _Round] = {}
 
-    def join(self, peer: PeerId, close: Close, dead: list[PeerId]) -> None:
+    def join(self, peer: PeerId, prepare: Prepare, dead: list[PeerId]) -> None:
         """A member is ready. A dead member refuses the connection."""
-        round_ = self._rounds.setdefault(close.key, _Round(close))
+        round_ = self._rounds.setdefault(prepare.key, _Round(prepare))
         round_.ready[peer] = self._links.kernel.now
         if dead:
-            self._tell(peer, ev.AverageFailed(close.iteration, close.attempt, "connection refused", dead[0]), dead[0])
-        elif len(round_.ready) == len(close.members):
-            seconds = round_seconds(self._links, close.members, self._gradient_bytes)
+            self._tell(peer, ev.AverageFailed(prepare.iteration, prepare.attempt, "connection refused", dead[0]), dead[0])
+        elif len(round_.ready) == len(prepare.participants):
+            seconds = round_seconds(self._links, prepare.participants, self._gradient_bytes)
             self._links.kernel.after(seconds, lambda: self._finish(round_))
 
     def withdraw(self, peer: PeerId, iteration: int, attempt: int) -> None:
         for key, round_ in list(self._rounds.items()):
-            if peer in round_.ready and (round_.close.iteration, round_.close.attempt) == (iteration, attempt):
+            if peer in round_.ready and (round_.prepare.iteration, round_.prepare.attempt) == (iteration, attempt):
                 self._fail(key, peer, "withdrawn", suspect=False)
 
     def peer_gone(self, peer: PeerId) -> None:
@@ -52,19 +52,19 @@ class Rounds:
                 self._fail(key, peer, "connection reset")
 
     def _finish(self, round_: _Round) -> None:
-        close, now = round_.close, self._links.kernel.now
-        if self._rounds.get(close.key) is not round_:
+        prepare, now = round_.prepare, self._links.kernel.now
+        if self._rounds.get(prepare.key) is not round_:
             return
-        del self._rounds[close.key]
-        for member, since in sorted(round_.ready.items()):
+        del self._rounds[prepare.key]
+        for participant, since in sorted(round_.ready.items()):
             if self.on_done is not None:
-                self.on_done(member, close, since)
-            digest = f"{close.key}.{close.total}"
-            self._tell(member, ev.AverageDone(close.iteration, close.attempt, digest, now - since), None)
+                self.on_done(participant, prepare, since)
+            digest = f"{prepare.key}.{prepare.total}"
+            self._tell(participant, ev.AverageDone(prepare.iteration, prepare.attempt, digest, now - since), None)
 
     def _fail(self, key: str, at: PeerId, reason: str, *, suspect: bool = True) -> None:
-        close = self._rounds[key].close
-        failed = ev.AverageFailed(close.iteration, close.attempt, reason, at if suspect else None)
-        for member in sorted(self._rounds.pop(key).ready):
-            if member != at:
-                self._tell(member, failed, at)
+        prepare = self._rounds[key].prepare
+        failed = ev.AverageFailed(prepare.iteration, prepare.attempt, reason, at if suspect else None)
+        for participant in sorted(self._rounds.pop(key).ready):
+            if participant != at:
+                self._tell(participant, failed, at)

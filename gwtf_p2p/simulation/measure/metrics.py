@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol import effects as ef
-from gwtf_p2p.protocol.commit.participant import Member
+from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.wire.messages import Share
 
@@ -39,16 +39,16 @@ class Metrics:
     full_flow_s: float = 0.0
     _committed: dict[tuple[int, Stage], list[tuple[Share, ...]]] = field(default_factory=dict)
 
-    def stepping(self, member: Member, stage: Stage, iteration: int, now: float) -> None:
+    def stepping(self, participant: Participant, stage: Stage, iteration: int, now: float) -> None:
         """A peer is about to step: the shares that its group has averaged count now, once for the group.
 
         Should two members step with different shares, both count: what is in both is then counted twice.
         """
-        closing = member.closing
-        if closing is not None and closing.iteration == iteration:
+        preparing = participant.preparing
+        if preparing is not None and preparing.iteration == iteration:
             committed = self._committed.setdefault((iteration, stage), [])
-            if not any(shares is closing.shares or shares == closing.shares for shares in committed):
-                committed.append(closing.shares)
+            if not any(shares is preparing.shares or shares == preparing.shares for shares in committed):
+                committed.append(preparing.shares)
         if stage == DATA_STAGE:
             if iteration == len(self.ends):
                 self.ends.append(now)

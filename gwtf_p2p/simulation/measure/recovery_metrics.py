@@ -2,8 +2,8 @@
 
 The *delay* of a recovery runs from the moment of the fault to the moment at which the microbatch has moved on: the next peer
 has it. A *hop* is what it takes a microbatch to get one stage further (transfer, queue and forward) as the peers measure it.
-What a relay has computed since its last step dies with it: that part of the waste no recovery can avoid. With a crash
-probability of p per relay and iteration, at any moment of it, that is about p / 2 of all compute.
+What a stage peer has computed since its last step dies with it: that part of the waste no recovery can avoid. With a crash
+probability of p per stage peer and iteration, at any moment of it, that is about p / 2 of all compute.
 """
 
 from __future__ import annotations

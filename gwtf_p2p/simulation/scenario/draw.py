@@ -55,7 +55,7 @@ def stream(seed: int, *names: object) -> Random:
 
 
 def draw_peers(scenario: Scenario, seed: int) -> tuple[DrawnPeer, ...]:
-    """Data peers `data_0`, ..., then relays `relay_1_0`, ... by stage."""
+    """Data peers `data_0`, ..., then stage peers `relay_1_0`, ... by stage."""
     drawn: list[DrawnPeer] = []
     for stage in range(scenario.model.stages + 1):
         index = 0
@@ -87,7 +87,7 @@ def _draw(scenario: Scenario, group: PeerGroup, seed: int, stage: Stage, peer: P
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What churn plans for one relay in one iteration. `moment` is the part of the iteration at which it would crash."""
+    """What churn plans for one stage peer in one iteration. `moment` is the part of the iteration at which it would crash."""
 
     crashes: bool
     moment: float
@@ -95,7 +95,7 @@ class Fate:
 
 
 def draw_fate(churn: ChurnSpec, seed: int, peer: PeerId, iteration: int) -> Fate:
-    """The same for every router: a crash is planned whether or not the relay is up then."""
+    """The same for every router: a crash is planned whether or not the stage peer is up then."""
     numbers = stream(seed, peer, "churn", iteration)
     crash, moment, rejoin = (numbers.random() for _ in range(3))
     return Fate(crash < churn.crash_probability, moment, rejoin < churn.rejoin_probability)

@@ -3,7 +3,7 @@
     name, seeds, iterations, warmup_iterations
     [model]    stages, microbatch_bytes, microbatches_per_data_peer, stage_gradient_bytes, stage_state_bytes
     [links]    table = FILE (relative to this file) | uniform = { latency_ms, gbps }; bandwidth_scale; peer_upload_mbps
-    [[peers]]  role = "data": count; role = "relay": count_per_stage, capacity; both: forward_s, backward_s | backward_factor,
+    [[peers]]  role = "data": count; role = "stage": count_per_stage, capacity; both: forward_s, backward_s | backward_factor,
                region
     [churn]    crash_probability_per_iteration, rejoin_probability_per_iteration
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gwtf_p2p.protocol.ids import OLDER_ROLES, ROLES
 from gwtf_p2p.simulation.lines.links import LinkSpec
 from gwtf_p2p.simulation.scenario.fields import Fields, read_toml
 
@@ -60,7 +61,7 @@ class LinksSpec:
 
 @dataclass(frozen=True, slots=True)
 class PeerGroup:
-    """`count` data peers, or `count` relays in each stage. `backward_s` is empty when `backward_factor` is given."""
+    """`count` data peers, or `count` stage peers in each stage. `backward_s` is empty when `backward_factor` is given."""
 
     is_data: bool
     count: int
@@ -73,7 +74,7 @@ class PeerGroup:
 
 @dataclass(frozen=True, slots=True)
 class ChurnSpec:
-    """Per iteration: of each live relay to crash, and of each crashed one to come back."""
+    """Per iteration: of each live stage peer to crash, and of each crashed one to come back."""
 
     crash_probability: float = 0.0
     rejoin_probability: float = 0.0
@@ -103,7 +104,7 @@ def load_scenario(path: Path) -> Scenario:
     model = _model(top.table("model"))
     links = _links(top.table("links"), path.parent)
     groups = tuple(_group(fields, links) for fields in top.tables("peers"))
-    for is_data, role in ((True, "data"), (False, "relay")):
+    for is_data, role in ((True, "data"), (False, "stage")):
         if not any(group.is_data is is_data for group in groups):
             raise top.error("peers", f'expected at least one group with role = "{role}"')
     if sum(g.count * (1 if g.is_data else model.stages) for g in groups) > MOST_PEERS:
@@ -179,8 +180,9 @@ def _link(fields: Fields) -> LinkSpec:
 
 def _group(fields: Fields, links: LinksSpec) -> PeerGroup:
     role = fields.text("role")
-    if role not in ("data", "relay"):
-        raise fields.error("role", f"expected data or relay, got {role!r}")
+    role = OLDER_ROLES.get(role, role)
+    if role not in ROLES:
+        raise fields.error("role", f"expected data or stage, got {role!r}")
     if fields.has("backward_s") == fields.has("backward_factor"):
         raise fields.error("backward_s", "expected either backward_s or backward_factor")
     region = fields.text("region", "any")

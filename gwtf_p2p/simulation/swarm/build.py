@@ -5,13 +5,13 @@ Everything else is the scenario's and the seed's, so that arms of one seed diffe
 
 What peers publish of their links is what a probe of an idle link measures: true latency, and the bandwidth left by the link
 and both lines. It is published for the neighbouring stages, as the live swarm's probes do, and ages as all records do.
-A relay times one microbatch of each pass before it goes online, so its first record has a measured compute time.
+A stage peer times one microbatch of each pass before it goes online, so its first record has a measured compute time.
 
-**Memory** is the same choice in all arms of a comparison. LIMITED: activations are kept from forward to backward, and a relay's
-capacity is what it has room for. Relays of SWARM, which know no refusal, and of `gwtf`, whose plan says what waits where, take
-inputs beyond it into a queue and compute their forward when there is room: with exact recovery inputs are kept until the commit
-in any case. Other routers' relays refuse what does not fit. STRICT: all relays refuse. RECOMPUTED: no activations are kept, so
-nothing limits, and every backward is preceded by another forward. UNLIMITED: kept, without limit.
+**Memory** is the same choice in all arms of a comparison. LIMITED: activations are kept from forward to backward, and a stage
+peer's capacity is what it has room for. Stage peers of SWARM, which know no refusal, and of `gwtf`, whose plan says what waits
+where, take inputs beyond it into a queue and compute their forward when there is room: with exact recovery inputs are kept
+until the commit in any case. Other routers' stage peers refuse what does not fit. STRICT: all stage peers refuse. RECOMPUTED:
+no activations are kept, so nothing limits, and every backward is preceded by another forward. UNLIMITED: kept, without limit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.membership.rebalancing import Mover
 from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
-from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.routers.factory import RouterKind, make_router, router_kind
 from gwtf_p2p.protocol.routers.swarm_failures import FixedTimings, ForgetfulLiveness
 from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource
@@ -67,14 +67,14 @@ class Arm:
 
     @property
     def queues(self) -> bool:
-        """Relays refuse nothing."""
+        """Stage peers refuse nothing."""
         queues = self.kind.unbounded_queues or getattr(self.config, "queues_inputs", False)
         return queues and self.memory is not Memory.STRICT
 
 
 @dataclass
 class Swarm:
-    """The peers of one run and how to make one of them (again). `drawn` changes when a relay moves to another stage."""
+    """The peers of one run and how to make one of them (again). `drawn` changes when a stage peer moves to another stage."""
 
     scenario: Scenario
     arm: Arm
@@ -103,7 +103,7 @@ class Swarm:
         if getattr(arm.config, "official_failures", False):
             context.timings = FixedTimings()
             context.liveness = ForgetfulLiveness(peer, context.timings)
-        machine: RelayPeer | DataPeer
+        machine: StagePeer | DataPeer
         timed: tuple[ev.Work, ...]
         if drawn.stage == DATA_STAGE:
             config = DataPeerConfig(model.microbatches_per_data_peer, self.scenario.data_peers, self.scenario.iterations)
@@ -111,7 +111,7 @@ class Swarm:
             timed = (ev.Work.EMBED, ev.Work.LOSS, ev.Work.FINISH)
         else:
             mover = Mover(peer) if getattr(arm.config, "moves", False) else None
-            machine = RelayPeer(context, drawn.capacity, queues=arm.queues, mover=mover)
+            machine = StagePeer(context, drawn.capacity, queues=arm.queues, mover=mover)
             timed = (ev.Work.FORWARD, ev.Work.BACKWARD)
         seconds = drawn.work_seconds()
         for work in timed:
@@ -162,7 +162,7 @@ def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, 
 
 
 def _with_memory(peer: DrawnPeer, memory: Memory, scenario: Scenario) -> DrawnPeer:
-    """What cannot be exceeded does not limit: all microbatches of an iteration at one relay."""
+    """What cannot be exceeded does not limit: all microbatches of an iteration at one stage peer."""
     if peer.stage == DATA_STAGE or memory in (Memory.LIMITED, Memory.STRICT):
         return peer
     capacity = scenario.data_peers * scenario.model.microbatches_per_data_peer

@@ -1,12 +1,13 @@
-"""Relays that crash and come back, as probabilities and the seed plan it: one plan for the simulator and for real processes.
+"""Stage peers that crash and come back, as probabilities and the seed plan it: one plan for the simulator and for real
+processes.
 
-When an iteration begins, each crashed relay comes back with the rejoin probability, and for each relay it is decided whether
-it crashes in this iteration and at which part of it. The moment is turned into a time with the length of the iteration
+When an iteration begins, each crashed stage peer comes back with the rejoin probability, and for each stage peer it is decided
+whether it crashes in this iteration and at which part of it. The moment is turned into a time with the length of the iteration
 before (of the first: what the caller expects), so a crash can fall a little past the end. The plan is the seed's alone
 (`draw`), so all arms of a comparison have the same plan, iteration by iteration.
 
 A crash is a killed process: its connections break, what it held is gone. It comes back as a newly started program without
-weights, downloads the stage's state, catches up and serves (`protocol/membership`). A relay is spared when no other of its
+weights, downloads the stage's state, catches up and serves (`protocol/membership`). A stage peer is spared when no other of its
 stage is up and in step: the paper assumes at least one live peer per stage (FIELD section 1).
 """
 
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
     from gwtf_p2p.simulation.swarm.build import Swarm
 
 
-class Relays(Protocol):
+class StagePeers(Protocol):
     """Those that may crash, and what a plan is acted out with."""
 
     def stages(self) -> Mapping[PeerId, Stage]:
-        """Every relay's stage, whatever its state."""
+        """Every stage peer's stage, whatever its state."""
 
     def is_down(self, peer: PeerId) -> bool: ...
 
@@ -50,7 +51,7 @@ class Churn:
     spec: ChurnSpec
     seed: int
     first_length_s: float
-    relays: Relays
+    stage_peers: StagePeers
     crashes: int = 0
     returns: int = 0
     spared: int = 0
@@ -66,11 +67,11 @@ class Churn:
         length_s = now - self._began_at if self._began_at is not None else self.first_length_s
         self._newest, self._began_at = iteration, now
         moments = []
-        for peer in self.relays.stages():
+        for peer in self.stage_peers.stages():
             fate = draw_fate(self.spec, self.seed, peer, iteration)
-            if fate.rejoins and self.relays.is_down(peer):
+            if fate.rejoins and self.stage_peers.is_down(peer):
                 self.returns += 1
-                self.relays.come_back(peer)
+                self.stage_peers.come_back(peer)
             if fate.crashes:
                 moments.append(now + fate.moment * length_s)
                 heapq.heappush(self._planned, (moments[-1], next(self._order), peer))
@@ -83,19 +84,19 @@ class Churn:
         """Do what is due."""
         while self._planned and self._planned[0][0] <= now:
             _, _, peer = heapq.heappop(self._planned)
-            if self.relays.is_down(peer):
+            if self.stage_peers.is_down(peer):
                 continue
-            stages = self.relays.stages()
-            if any(self.relays.is_online(other) for other, at in stages.items() if other != peer and at == stages[peer]):
+            stages = self.stage_peers.stages()
+            if any(self.stage_peers.is_online(other) for other, at in stages.items() if other != peer and at == stages[peer]):
                 self.crashes += 1
-                self.relays.crash(peer)
+                self.stage_peers.crash(peer)
             else:
                 self.spared += 1
 
 
 @dataclass(frozen=True)
-class SimulatedRelays:
-    """The relays of a simulated swarm."""
+class SimulatedStagePeers:
+    """The stage peers of a simulated swarm."""
 
     swarm: Swarm
 

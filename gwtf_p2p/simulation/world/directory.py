@@ -25,9 +25,9 @@ class Directory:
     _cached: tuple[int, NetworkView] | None = None
 
     def publish(self, record: StageRecord, now: float) -> None:
-        history = self._published.setdefault(record.peer, [])
-        history.append((now, record))
-        del history[:-8]
+        epoch = self._published.setdefault(record.peer, [])
+        epoch.append((now, record))
+        del epoch[:-8]
 
     def visible_at(self, published_at: float) -> float:
         """When readers see a record: the first tick after the delay."""

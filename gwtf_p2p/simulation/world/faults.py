@@ -71,7 +71,7 @@ class Faults:
 
     def _count(self, seen: dict[PeerId, tuple[int, int]], peer: PeerId) -> tuple[int, int]:
         """(iteration, n) of this moment."""
-        iteration = self.world.peers[peer].machine.member.version
+        iteration = self.world.peers[peer].machine.participant.version
         before, count = seen.get(peer, (iteration, 0))
         seen[peer] = moment = (iteration, count + 1 if before == iteration else 1)
         return moment

@@ -1,6 +1,6 @@
 """What must hold at every moment of every run, and at its end (DESIGN section 5).
 
-At every event: no relay holds more than its capacity; a gradient that was averaged was exactly the member's share; nothing
+At every event: no stage peer holds more than its capacity; a gradient that was averaged was exactly the member's share; nothing
 is held of a committed iteration. At the end: all attempts that were committed in an iteration are one and the same, in all
 stages; every microbatch is in the gradient of every stage exactly once, or of none (`recovery = fast`: at most once); peers
 of a stage group that serve at the same version have weights of the same commits.
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.lifecycle import HOLDS_CAPACITY
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
-from gwtf_p2p.protocol.wire.messages import Ballot, Close
+from gwtf_p2p.protocol.peer.stage_peer import StagePeer
+from gwtf_p2p.protocol.wire.messages import Ballot, Prepare
 from gwtf_p2p.simulation.world.world import World
 
 
@@ -39,30 +39,30 @@ class Invariants:
     world: World
     stages: int
     exact: bool = True
-    closes: dict[tuple[int, Stage, Ballot], Close] = field(default_factory=dict)
+    prepares: dict[tuple[int, Stage, Ballot], Prepare] = field(default_factory=dict)
     steps: dict[PeerId, dict[int, Ballot]] = field(default_factory=dict)
     _latest: dict[int, Ballot] = field(default_factory=dict)
 
     def before_event(self, peer: PeerId, event: ev.Event, now: float) -> None:
         """To be called by `World.on_event`: what the events so far have led to, and what this one tells."""
         machine = self.world.peers[peer].machine
-        member = machine.member
-        if isinstance(machine, RelayPeer) and machine.capacity and not machine.queues:
+        participant = machine.participant
+        if isinstance(machine, StagePeer) and machine.capacity and not machine.queues:
             self._expect(machine.ctx.occupancy <= machine.capacity, f"{peer} holds {machine.ctx.occupancy}")
-        closing = member.closing
-        if isinstance(event, ev.AverageDone) and member.averaging and closing is not None:
-            if (event.iteration, event.attempt) == (closing.iteration, closing.attempt):
-                share = closing.share_of(peer)
-                self._expect(share == member.counted, f"{peer} averaged another gradient than its share")
-                self.closes[closing.iteration, closing.stage, closing.ballot] = closing
-        elif isinstance(event, ev.Stepped) and member.stepping and closing is not None:
-            self.steps.setdefault(peer, {})[event.iteration] = closing.ballot
-            self._latest[event.iteration] = closing.ballot
+        preparing = participant.preparing
+        if isinstance(event, ev.AverageDone) and participant.averaging and preparing is not None:
+            if (event.iteration, event.attempt) == (preparing.iteration, preparing.attempt):
+                share = preparing.share_of(peer)
+                self._expect(share == participant.counted, f"{peer} averaged another gradient than its share")
+                self.prepares[preparing.iteration, preparing.stage, preparing.ballot] = preparing
+        elif isinstance(event, ev.Stepped) and participant.stepping and preparing is not None:
+            self.steps.setdefault(peer, {})[event.iteration] = preparing.ballot
+            self._latest[event.iteration] = preparing.ballot
         elif isinstance(event, (ev.Started, ev.Downloaded)):
             self.steps.pop(peer, None)
         if isinstance(event, ev.TimerFired | ev.ViewChanged):
-            old = [m for m in machine.ctx.held if m.iteration < member.version]
-            self._expect(not old, f"{peer} at iteration {member.version} still holds {old[:3]}")
+            old = [m for m in machine.ctx.held if m.iteration < participant.version]
+            self._expect(not old, f"{peer} at iteration {participant.version} still holds {old[:3]}")
 
     def check(self) -> Tally:
         """At the end of a run."""
@@ -80,8 +80,8 @@ class Invariants:
         """How often each microbatch is in the gradient of each stage."""
         ballot = self._latest[iteration]
         return {
-            stage: Counter(m for share in close.shares for m in share.microbatches)
-            for (i, stage, b), close in self.closes.items()
+            stage: Counter(m for share in prepare.shares for m in share.microbatches)
+            for (i, stage, b), prepare in self.prepares.items()
             if (i, b) == (iteration, ballot)
         }
 
@@ -93,7 +93,7 @@ class Invariants:
         wanted = set(committed[DATA_STAGE])
         everywhere = set.intersection(*(set(counts) for counts in committed.values()))
         extra = set.union(*(set(counts) for counts in committed.values())) - wanted
-        self._expect(not extra, f"iteration {iteration}: {sorted(extra)[:3]} are in relay stages only")
+        self._expect(not extra, f"iteration {iteration}: {sorted(extra)[:3]} are not in every stage")
         lost = wanted - everywhere
         self._expect(not lost or not self.exact, f"iteration {iteration}: {sorted(lost)[:3]} are missing in a stage")
         return Counter(done=len(everywhere), lost=len(lost), double=double)
@@ -102,7 +102,7 @@ class Invariants:
         """Weights that are equal by version must come from the same commits."""
         for peer_id, steps in self.steps.items():
             peer = self.world.peers[peer_id]
-            if not peer.alive or peer.frozen or peer.machine.member.out_of_step:
+            if not peer.alive or peer.frozen or peer.machine.participant.out_of_step:
                 continue
             for iteration, ballot in steps.items():
                 right = self._latest[iteration]

@@ -1,7 +1,8 @@
 """Pushes: how a tensor gets from one simulated peer to another, and what both hear of it.
 
 The header arrives after one latency and is answered at once; the bytes follow it without waiting for the answer, and stop when
-it is not ACCEPTED. In a star, what goes from relay to relay passes the microbatch's data peer, which stores and forwards it.
+it is not ACCEPTED. In a star, what goes from stage peer to stage peer passes the microbatch's data peer, which stores and
+forwards it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A small swarm on equal links, for stories and sweeps of faults: n stages, m relays each, d data peers, no scenario file."""
+"""A small swarm on equal links, for stories and sweeps of faults: n stages, m stage peers each, d data peers, no scenario
+file."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteR
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.membership.rebalancing import Mover
 from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
-from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links, LinkSpec
@@ -73,10 +74,10 @@ class RoundRobin:
 
 @dataclass(frozen=True, slots=True)
 class SmallConfig:
-    """`speeds`: how many times slower than the usual 0.05 s + 0.1 s a relay is, drawn by seed. `iterations` 0: no end."""
+    """`speeds`: how many times slower than the usual 0.05 s + 0.1 s a stage peer is, drawn by seed. `iterations` 0: no end."""
 
     stages: int = 3
-    relays: int = 2
+    stage_peers: int = 2
     data_peers: int = 1
     microbatches: int = 4
     capacity: int = 4
@@ -124,8 +125,8 @@ class SmallSwarm:
         ctx.memory_limit_bytes = config.memory_microbatches * 4 * MICROBATCH_BYTES
         factor = self._random.choice(config.speeds)
         seconds = {ev.Work.FORWARD: FORWARD_S, ev.Work.BACKWARD: BACKWARD_S, **corrections}
-        relay = RelayPeer(ctx, config.capacity, mover=Mover(peer) if config.moves else None)
-        return SimulatedPeer(relay, Speed({w: s * factor for w, s in seconds.items()}))
+        stage_peer = StagePeer(ctx, config.capacity, mover=Mover(peer) if config.moves else None)
+        return SimulatedPeer(stage_peer, Speed({w: s * factor for w, s in seconds.items()}))
 
     def move(self, peer: PeerId, stage: Stage) -> None:
         """It begins anew in another stage, with the copies of that stage's checkpoints that its neighbours keep."""
@@ -133,7 +134,7 @@ class SmallSwarm:
         self.world.kill(peer)
         self.stages[peer] = stage
         former = self.world.peers[peer]
-        former.kept, former.history = max(kept, default=[]).copy(), 0
+        former.kept, former.epoch = max(kept, default=[]).copy(), 0
         self.faults.restart(peer, fresh=False)
 
     def leave(self, peer: SimulatedPeer) -> None:
@@ -142,7 +143,7 @@ class SmallSwarm:
             self.world.kill(peer.id)
 
     @property
-    def relays(self) -> list[PeerId]:
+    def stage_peers(self) -> list[PeerId]:
         return [peer for peer in self.world.peers if peer.startswith("relay")]
 
     def inject(self, *script: Fault) -> None:
@@ -158,7 +159,7 @@ class SmallSwarm:
             if kernel.steps % STEPS_BETWEEN_LOOKS:
                 return False
             up = [p.machine for p in self.world.peers.values() if p.alive and not p.frozen]
-            return bool(up) and all(m.member.version >= iterations and not m.member.out_of_step for m in up)
+            return bool(up) and all(m.participant.version >= iterations and not m.participant.out_of_step for m in up)
 
         if not kernel.run(done, deadline_s):
             raise StuckError(self.story())
@@ -176,23 +177,25 @@ class SmallSwarm:
         lines = [f"stuck at {self.world.kernel.now:.2f} s; {self.config}"]
         lines += [f"fired at {at:.3f} s: {fault}" for at, fault in self.faults.fired]
         for peer in self.world.peers.values():
-            machine, member = peer.machine, peer.machine.member
+            machine, participant = peer.machine, peer.machine.participant
             lines.append(
-                f"{peer.id} alive={peer.alive} frozen={peer.frozen} {machine.published_state.name} version={member.version} "
-                f"weights={member.weights} closing={member.closing is not None} prepared={member.prepared} "
-                f"counted={len(member.counted)} lost={sorted(machine.ctx.liveness.lost)} running={machine.running}"
+                f"{peer.id} alive={peer.alive} frozen={peer.frozen} {machine.published_state.name} "
+                f"version={participant.version} weights={participant.weights} "
+                f"preparing={participant.preparing is not None} prepared={participant.prepared} "
+                f"counted={len(participant.counted)} lost={sorted(machine.ctx.liveness.lost)} running={machine.running}"
             )
             if isinstance(machine, DataPeer):
-                leader = machine.leader
+                coordinator = machine.coordinator
                 lines.append(
-                    f"   begun={machine.begun} {machine.finishing.ledger} welcomed={machine.membership.welcomed} "
-                    f"leading={leader.roster.leading_peer()} data_peers={leader.roster.data_peers()} "
-                    f"finished={sorted(leader.finished)}"
-                f" attempt={leader.attempt is not None} inquiry={leader.inquiry and leader.inquiry.waiting_for()}"
+                    f"   begun={machine.begun} {machine.finishing.ledger} admitted={machine.membership.admitted} "
+                    f"coordinator={coordinator.roster.coordinator()} data_peers={coordinator.roster.data_peers()} "
+                    f"finished={sorted(coordinator.finished)}"
+                    f" attempt={coordinator.attempt is not None} "
+                    f"inquiry={coordinator.inquiry and coordinator.inquiry.waiting_for()}"
                 )
             for held in machine.ctx.in_order():
                 lines.append(
-                    f"   {held.id} {held.attempt} {held.phase.name} {held.handoff.name} {held.handback.name} "
+                    f"   {held.id} {held.attempt} {held.phase.name} {held.sending.name} {held.returning.name} "
                     f"{held.predecessor} -> {held.successor}"
                 )
                 lines += [f"        {line}" for line in held.story[-8:]]
@@ -206,7 +209,9 @@ def every_moment(config: SmallConfig, iteration: int, peers: str, of: str) -> di
     swarm = small_swarm(config)
 
     def count(peer: PeerId, *_: object) -> None:
-        if peer.startswith(peers) and swarm.world.peers[peer].machine.member.version == iteration:
+        if (peer in swarm.stage_peers) == (peers == "stage") and swarm.world.peers[
+            peer
+        ].machine.participant.version == iteration:
             counts[peer] += 1
 
     if of == "event":
@@ -233,7 +238,7 @@ def small_swarm(config: SmallConfig, script: Sequence[Fault] = ()) -> SmallSwarm
     world = World(kernel, links, directory, sizes, on_report)
     swarm = SmallSwarm(config, world, reports)
     names = [f"data_{d}" for d in range(config.data_peers)]
-    names += [f"relay_{k}_{r}" for k in range(1, config.stages + 1) for r in range(config.relays)]
+    names += [f"relay_{k}_{r}" for k in range(1, config.stages + 1) for r in range(config.stage_peers)]
     for name in names:
         world.add(swarm.new_peer(PeerId(name)))
     swarm.inject(*script)

@@ -4,7 +4,8 @@ This module carries out effects and reports what came of them; it decides nothin
 bandwidth of every transfer (`links`), one computation at a time per peer, small messages that take a latency and no line,
 records that become visible late (`directory`), all-reduce time in a stage group (over lines that are idle by then), and
 three faults: a peer is *killed* (its connections break), *frozen* (it stops and stays silent, as under SIGSTOP) or *thawed*.
-In a `star` every tensor that goes from relay to relay is stored and forwarded by its data peer: SWARM's first data plane.
+In a `star` every tensor that goes from stage peer to stage peer is stored and forwarded by its data peer: SWARM's first data
+plane.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
-from gwtf_p2p.protocol.peer.own_record import Surroundings, stage_record
-from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
-from gwtf_p2p.protocol.wire.messages import Check, Close, ControlMessage
+from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, stage_record
+from gwtf_p2p.protocol.peer.stage_peer import StagePeer
+from gwtf_p2p.protocol.wire.messages import Check, ControlMessage, Prepare
 from gwtf_p2p.protocol.wire.records import LinkMeasurement
 from gwtf_p2p.simulation.lines.downloads import Downloads, Request
 from gwtf_p2p.simulation.lines.kernel import Kernel
@@ -66,7 +67,7 @@ class SimulatedPeer:
     weights that it could give: the last is what it works with, the others are checkpoints.
     """
 
-    machine: RelayPeer | DataPeer
+    machine: StagePeer | DataPeer
     speed: Speed
     alive: bool = True
     frozen: bool = False
@@ -79,7 +80,7 @@ class SimulatedPeer:
     busy_since: float | None = None
     device_s: float = 0.0
     kept: list[int] = field(default_factory=list)
-    history: int = 0
+    epoch: int = 0
 
     @property
     def id(self) -> PeerId:
@@ -122,14 +123,14 @@ class World:
         """A new peer, or one that was killed and is to start again."""
         former = self.peers.get(peer.id)
         if former is not None:
-            peer.kept, peer.history = former.kept, former.history
+            peer.kept, peer.epoch = former.kept, former.epoch
         self.peers[peer.id] = peer
 
     def start(self, peer: SimulatedPeer, weights_version: int = 0) -> None:
         """Bring a peer up: it starts, publishes, and looks at the records from now on."""
         if weights_version not in peer.kept:
             peer.kept.append(weights_version)
-        self.feed(peer, ev.Started(weights_version, history=peer.history, kept=tuple(peer.kept)))
+        self.feed(peer, ev.Started(weights_version, epoch=peer.epoch, kept=tuple(peer.kept)))
         self._republish(peer)
         self._show(peer)
 
@@ -213,7 +214,7 @@ class World:
 
     def _publish(self, peer: SimulatedPeer) -> None:
         peer.sequence += 1
-        around = Surroundings(RunId("simulation"), links=peer.links, line_bytes_per_s=peer.line_bytes_per_s)
+        around = OwnMeasurements(RunId("simulation"), links=peer.links, line_bytes_per_s=peer.line_bytes_per_s)
         self.directory.publish(stage_record(peer.machine, around, peer.sequence), self.kernel.now)
         visible_at = self.directory.visible_at(self.kernel.now)
         if visible_at > self._shown_at:
@@ -247,8 +248,8 @@ class World:
                 self._watch(peer, other)
             case ef.Unwatch(other):
                 peer.watching.discard(other)
-            case ef.Average(close):
-                self._average(peer, close)
+            case ef.Average(prepare):
+                self._average(peer, prepare)
             case ef.CancelAverage(iteration, attempt):
                 self._rounds.withdraw(peer.id, iteration, attempt)
             case ef.Step(iteration, _):
@@ -342,8 +343,8 @@ class World:
 
     # ---- averages and state
 
-    def _average(self, peer: SimulatedPeer, close: Close) -> None:
-        self._rounds.join(peer.id, close, [m for m in close.members if not self.peers[m].alive])
+    def _average(self, peer: SimulatedPeer, prepare: Prepare) -> None:
+        self._rounds.join(peer.id, prepare, [m for m in prepare.participants if not self.peers[m].alive])
 
     def note_push(self, sender: PeerId, push: ef.Push, began: float) -> None:
         """A push has arrived: for whoever draws what took time."""
@@ -352,9 +353,9 @@ class World:
             about, size = str(push.message.microbatch), self.sizes.microbatch_bytes
             self.on_span(Span(sender, what, about, began, self.kernel.now, push.to, size))
 
-    def _averaged(self, member: PeerId, close: Close, since: float) -> None:
+    def _averaged(self, participant: PeerId, prepare: Prepare, since: float) -> None:
         if self.on_span is not None:
-            self.on_span(Span(member, "average", f"iteration {close.iteration}", since, self.kernel.now))
+            self.on_span(Span(participant, "average", f"iteration {prepare.iteration}", since, self.kernel.now))
 
     def _tell(self, to: PeerId, event: ev.Event, about: PeerId | None) -> None:
         if about is None:
@@ -371,8 +372,8 @@ class World:
             if not whole:
                 self.feed(peer, ev.DownloadFailed(f"nobody has version {version}"))
                 return
-            earlier = [v for v in peer.kept if v < version] if own or download.history == peer.history else []
-            peer.history = download.history
+            earlier = [v for v in peer.kept if v < version] if own or download.epoch == peer.epoch else []
+            peer.epoch = download.epoch
             self._keep(peer, [*earlier, version])
             self.feed(peer, ev.Downloaded(version))
 

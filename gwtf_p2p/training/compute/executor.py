@@ -37,7 +37,8 @@ class ExecutorConfig:
     """How one peer computes; each peer's own choice.
 
     `device`: `cpu`, `cuda` or `cuda:N`. `torch_dtype`: `float32` or `bfloat16` (autocast).
-    `recompute`: a relay keeps only the input of a forward and runs it again at the backward: less memory, a third more compute.
+    `recompute`: a stage peer keeps only the input of a forward and runs it again at the backward: less memory, a third more
+    compute.
     """
 
     device: str = "cpu"
@@ -111,7 +112,7 @@ class _Held:
 
 
 class StageExecutor(_Executor):
-    """A relay stage: activation in, activation out, and the gradients the other way."""
+    """A stage peer stage: activation in, activation out, and the gradients the other way."""
 
     def __init__(self, part: StagePart, config: ExecutorConfig) -> None:
         device = resolve_device(config.device)

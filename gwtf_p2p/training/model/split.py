@@ -1,4 +1,4 @@
-"""The model in parts: the data peers' (stage 0) and one contiguous range of decoder layers per relay stage 1..S.
+"""The model in parts: the data peers' (stage 0) and one contiguous range of decoder layers per stage peer stage 1..S.
 
     tokens_BT -> embedding(s) -> x_BTH -> stage 1 -> ... -> stage S -> x_BTH -> norm, head -> logits_BTV -> loss
 
@@ -53,7 +53,7 @@ class PartSpec:
 
 
 class StagePart:
-    """The decoder layers of one relay stage. `parameters` maps the whole model's names to this part's float32 weights."""
+    """The decoder layers of one stage peer stage. `parameters` maps the whole model's names to this part's float32 weights."""
 
     def __init__(self, spec: PartSpec, layers: dict[str, nn.Module], rotary: nn.Module | None) -> None:
         self.spec = spec
@@ -127,10 +127,10 @@ class DataPart:
 
 
 def build_stage_part(spec: PartSpec, where: str = RUN_RECORD) -> StagePart:
-    """The part of one relay stage on the CPU with its initial weights; memory for this part only. Raises InputError."""
+    """The part of one stage peer stage on the CPU with its initial weights; memory for this part only. Raises InputError."""
     family, skeleton = _checked_skeleton(spec, where)
     if not 1 <= spec.stage <= len(spec.layer_split):
-        raise InputError(where, "stage", f"expected a relay stage, 1 to {len(spec.layer_split)}, got {spec.stage}")
+        raise InputError(where, "stage", f"expected a stage of layers, 1 to {len(spec.layer_split)}, got {spec.stage}")
     names = [f"{family.layers}.{i}" for i in range(*spec.layer_split[spec.stage - 1])]
     layers = {name: _materialise(skeleton, name, spec.seed) for name in names}
     rotary = None

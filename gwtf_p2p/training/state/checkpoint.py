@@ -10,7 +10,7 @@ Rules.
   last one wins and nothing is torn.
 - `model.safetensors` holds the weights under the whole model's names; tied weights once, under the embedding's name.
 - A run resumes from the newest iteration that **all** stages have.
-- A checkpoint counts only if it belongs to the history that the run is in (`histories`); the others are passed over.
+- A checkpoint counts only if it belongs to the epoch that the run is in (`epochs`); the others are passed over.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.records import RunRecord
-from gwtf_p2p.training.state.epochs import read_histories, replace_file
+from gwtf_p2p.training.state.epochs import read_epochs, replace_file
 from gwtf_p2p.training.state.tensors import STEP, WEIGHTS
 
 MANIFEST, MODEL, OPTIMIZER = "manifest.json", "model.safetensors", "optimizer.safetensors"
@@ -47,7 +47,7 @@ class Checkpoint:
     iteration: int
     model_hash: str
     run: Mapping[str, Any]
-    history: int = 0
+    epoch: int = 0
 
     def read(self) -> dict[str, Tensor]:
         """The state as `state.load_state` takes it, on the CPU."""
@@ -60,7 +60,7 @@ def step_folder(root: Path, stage: int, iteration: int) -> Path:
     return root / f"stage_{stage:05d}" / f"step_{iteration:08d}"
 
 
-def save_checkpoint(root: Path, run: RunRecord, stage: int, state: Mapping[str, Tensor], history: int = 0) -> Path:
+def save_checkpoint(root: Path, run: RunRecord, stage: int, state: Mapping[str, Tensor], epoch: int = 0) -> Path:
     """Write the state of one stage after `state["step"]` iterations.
 
     Raises InputError naming the directory if it can't be written.
@@ -77,7 +77,7 @@ def save_checkpoint(root: Path, run: RunRecord, stage: int, state: Mapping[str, 
             "stage": stage,
             "iteration": iteration,
             "model_hash": run.model_hash,
-            "history": history,
+            "epoch": epoch,
             "run": {
                 "run_id": run.run_id,
                 "model_config": dict(run.model_config),
@@ -96,14 +96,14 @@ def save_checkpoint(root: Path, run: RunRecord, stage: int, state: Mapping[str, 
 def drop_checkpoints(root: Path, stage: int, worth_keeping: Callable[[Sequence[int]], Collection[int]]) -> None:
     """Remove what is not worth keeping of the complete checkpoints of a stage, given in rising order.
 
-    With it goes what has been left unfinished, if it is older than all that is kept, and what belongs to a history that the
+    With it goes what has been left unfinished, if it is older than all that is kept, and what belongs to an epoch that the
     run has gone back from: its later versions would count as the newest.
     """
     folders = {int(folder.name.removeprefix("step_")): folder for folder in _all_step_folders(root / f"stage_{stage:05d}")}
     manifests = {iteration: _read_manifest(folder) for iteration, folder in folders.items()}
-    histories = read_histories(root)
+    epochs = read_epochs(root)
     complete = {i: manifest for i, manifest in manifests.items() if manifest is not None}
-    kept = worth_keeping(sorted(i for i, manifest in complete.items() if histories.holds(int(manifest.get("history", 0)), i)))
+    kept = worth_keeping(sorted(i for i, manifest in complete.items() if epochs.holds(_epoch_of(manifest), i)))
     for iteration, folder in folders.items():
         if iteration not in kept and (iteration in complete or iteration < min(kept, default=0)):
             _remove(folder)
@@ -124,24 +124,24 @@ def intact_iterations(root: Path, run: RunRecord, stage: int) -> tuple[int, ...]
 
 def listed_iterations(root: Path, model_hash: str, stage: int) -> tuple[int, ...]:
     """Iterations of which there is a manifest of this model, in rising order; the files are not checked."""
-    found, histories = [], read_histories(root)
+    found, epochs = [], read_epochs(root)
     for folder in reversed(_step_folders(root / f"stage_{stage:05d}")):
         manifest = _read_manifest(folder)
         if manifest is not None and manifest.get("model_hash") == model_hash:
             iteration = int(folder.name.removeprefix("step_"))
-            if histories.holds(int(manifest.get("history", 0)), iteration):
+            if epochs.holds(_epoch_of(manifest), iteration):
                 found.append(iteration)
     return tuple(found)
 
 
 def _intact(root: Path, run: RunRecord, stage: int) -> Iterator[Checkpoint]:
     """Newest first."""
-    histories = read_histories(root)
+    epochs = read_epochs(root)
     for folder in _step_folders(root / f"stage_{stage:05d}"):
         checkpoint = verified_checkpoint(folder)
         if checkpoint is not None:
             _check_model(checkpoint, run.model_hash)
-            if histories.holds(checkpoint.history, checkpoint.iteration):
+            if epochs.holds(checkpoint.epoch, checkpoint.iteration):
                 yield checkpoint
 
 
@@ -155,19 +155,19 @@ def load_checkpoint(root: Path, run: RunRecord, stage: int, iteration: int) -> d
     if checkpoint is None:
         raise InputError(str(folder), "", "expected a complete checkpoint whose files match its manifest")
     _check_model(checkpoint, run.model_hash)
-    if not read_histories(root).holds(checkpoint.history, iteration):
-        raise InputError(str(folder), "", "it belongs to a history that the run has gone back from")
+    if not read_epochs(root).holds(checkpoint.epoch, iteration):
+        raise InputError(str(folder), "", "it belongs to an epoch that the run has gone back from")
     return checkpoint.read()
 
 
 def latest_common_iteration(root: Path, stages: int) -> int | None:
     """The newest iteration of which stages 0 to `stages` all have an intact checkpoint; None if there is none."""
-    histories = read_histories(root)
+    epochs = read_epochs(root)
     folders = [{folder.name: folder for folder in _step_folders(root / f"stage_{stage:05d}")} for stage in range(stages + 1)]
     common = set.intersection(*(set(by_name) for by_name in folders))
     for name in sorted(common, reverse=True):
         found = [verified_checkpoint(by_name[name]) for by_name in folders]
-        if all(checkpoint is not None and histories.holds(checkpoint.history, checkpoint.iteration) for checkpoint in found):
+        if all(checkpoint is not None and epochs.holds(checkpoint.epoch, checkpoint.iteration) for checkpoint in found):
             return int(name.removeprefix("step_"))
     return None
 
@@ -192,7 +192,7 @@ def verified_checkpoint(folder: Path) -> Checkpoint | None:
             if path.stat().st_size != wanted["bytes"] or _sha256(path) != wanted["sha256"]:
                 return None
         names = (manifest["stage"], manifest["iteration"], manifest["model_hash"], manifest["run"])
-        return Checkpoint(folder, *names, int(manifest.get("history", 0)))
+        return Checkpoint(folder, *names, _epoch_of(manifest))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a torn or foreign file is the case that this function exists for
 
@@ -244,3 +244,8 @@ def _remove(folder: Path) -> None:
     """The manifest goes first: a half-removed checkpoint must not look complete."""
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _epoch_of(manifest: Mapping[str, Any]) -> int:
+    """Which epoch a checkpoint was written in; manifests of an older release call it `history`."""
+    return int(manifest.get("epoch", manifest.get("history", 0)))

@@ -1,8 +1,8 @@
-"""Which checkpoints of a folder belong to the history that the run is in.
+"""Which checkpoints of a folder belong to the epoch that the run is in.
 
 When a stage loses weights that nobody has any more, the swarm goes back to a version that all stages have, and so begins a
-new *history* (`protocol/commit/admission`). A checkpoint says in which one it was written. The file `histories.json` of a
-checkpoint folder says, for each history that was begun since, from which version: what was written earlier holds up to that
+new *epoch* (`protocol/commit/admission`). A checkpoint says in which one it was written. The file `epochs.json` of a
+checkpoint folder says, for each epoch that was begun since, from which version: what was written earlier holds up to that
 version, and later versions of it are of a branch that the run has left.
 """
 
@@ -16,14 +16,17 @@ from pathlib import Path
 
 from gwtf_p2p.protocol.errors import InputError
 
-FILE = "histories.json"
+FILE = "epochs.json"
+OLDER_FILE = "histories.json"
+"""Its name in folders that an older release has written; the content is the same."""
+
 UNKNOWN = -1
-"""Version from which a history began that this folder was not there for: nothing older holds."""
+"""Version from which an epoch began that this folder was not there for: nothing older holds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Histories:
-    """`begun` maps a history to the version from which it began."""
+class Epochs:
+    """`begun` maps an epoch to the version from which it began."""
 
     begun: Mapping[int, int] = field(default_factory=dict)
 
@@ -31,30 +34,31 @@ class Histories:
     def newest(self) -> int:
         return max(self.begun, default=0)
 
-    def holds(self, history: int, version: int) -> bool:
-        """Is a checkpoint of this version, written in this history, still right?"""
-        return all(version <= since for later, since in self.begun.items() if later > history)
+    def holds(self, epoch: int, version: int) -> bool:
+        """Is a checkpoint of this version, written in this epoch, still right?"""
+        return all(version <= since for later, since in self.begun.items() if later > epoch)
 
-    def going_on(self, history: int, version: int) -> Histories:
-        """With a history that begins from this version; those between were missed."""
-        missed = dict.fromkeys(range(self.newest + 1, history), UNKNOWN)
-        return Histories({**self.begun, **missed, history: version})
+    def going_on(self, epoch: int, version: int) -> Epochs:
+        """With an epoch that begins from this version; those between were missed."""
+        missed = dict.fromkeys(range(self.newest + 1, epoch), UNKNOWN)
+        return Epochs({**self.begun, **missed, epoch: version})
 
 
-def read_histories(root: Path) -> Histories:
+def read_epochs(root: Path) -> Epochs:
     """Of a checkpoint folder; without the file, or with a torn one, the run has never gone back."""
     try:
-        begun = json.loads((root / FILE).read_bytes())
-        return Histories({int(history): int(version) for history, version in begun.items()})
+        path = root / FILE
+        begun = json.loads((path if path.exists() else root / OLDER_FILE).read_bytes())
+        return Epochs({int(epoch): int(version) for epoch, version in begun.items()})
     except (OSError, ValueError, TypeError, AttributeError):
-        return Histories()
+        return Epochs()
 
 
-def write_histories(root: Path, histories: Histories) -> None:
+def write_epochs(root: Path, epochs: Epochs) -> None:
     """By atomic rename. Raises InputError."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        replace_file(root / FILE, json.dumps(dict(histories.begun)).encode())
+        replace_file(root / FILE, json.dumps(dict(epochs.begun)).encode())
     except OSError as error:
         raise InputError(str(root), "", f"expected a writable checkpoint directory ({error.strerror or error})") from error
 

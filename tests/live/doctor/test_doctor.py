@@ -43,7 +43,7 @@ def test_alone_it_judges_the_machine_and_says_what_is_missing(capsys: pytest.Cap
     assert by_check["stage"]["tokens_per_s"] > 0
     assert by_check["disk"]["free_bytes"] > 0
     assert lines[-1]["exit_code"] == code
-    assert set(lines[-1]["roles"]) == {"bootstrap", "relay", "data"}
+    assert set(lines[-1]["roles"]) == {"bootstrap", "stage", "data"}
 
 
 def test_an_address_that_does_not_answer_is_told_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +51,7 @@ def test_an_address_that_does_not_answer_is_told_with_its_reason(capsys: pytest.
     table = capsys.readouterr().out
     assert "[NO] initial_peers" in table
     assert "Connection refused" in table or "Connect call failed" in table
-    assert "relay      unfit (see initial_peers)" in table
+    assert "stage      unfit (see initial_peers)" in table
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["a peer of ours", "a stock libp2p peer"])
@@ -73,7 +73,7 @@ async def test_beside_a_peer_of_the_same_network(tmp_path: Path, ours: bool) -> 
     assert found.best.echoed is not ours
     assert found.best.moved_bytes >= 1 << 20
     diagnosis = diagnose(found, examine_machine(tmp_path, 0, "cpu"), None)
-    assert diagnosis.roles["relay"][0] is RoleVerdict.FIT
+    assert diagnosis.roles["stage"][0] is RoleVerdict.FIT
     assert diagnosis.exit_code == 0
 
 

@@ -106,7 +106,7 @@ def test_a_second_nat_is_told_where_something_tells(evidence: Evidence, double: 
 def test_a_home_with_relays_is_fit_to_train_and_not_to_be_a_bootstrap() -> None:
     found = diagnose(network(), MACHINE, STAGE)
     assert found.exit_code == 0
-    assert found.roles["relay"] == found.roles["data"] == (RoleVerdict.FIT, ())
+    assert found.roles["stage"] == found.roles["data"] == (RoleVerdict.FIT, ())
     assert found.roles["bootstrap"] == (RoleVerdict.UNFIT, ("way_in",))
     assert "forward TCP port 31330 there to 192.168.1.7" in line(found, "nat").remedy
     assert "192.168.1.1" in line(found, "nat").remedy
@@ -135,7 +135,7 @@ def test_a_mapped_port_counts_when_somebody_got_in(dialled: bool | None, bootstr
     mapped = Mapped(40000, "UPnP", "192.168.1.1", Granted("8.8.4.4", 40000, 3600))
     found = diagnose(network(mapping=MappingTrial(mapped, "", "8.8.4.4", dialled)), MACHINE, STAGE)
     assert found.roles["bootstrap"][0] is bootstrap
-    assert found.roles["relay"][0] is RoleVerdict.FIT
+    assert found.roles["stage"][0] is RoleVerdict.FIT
 
 
 @pytest.mark.parametrize("kind", ["port", "full", "symmetric"])
@@ -146,7 +146,7 @@ def test_nobody_can_call_a_home_without_relay(kind: str) -> None:
         "symmetric": replace(HOME, observed=(SEEN, OTHER)),
     }
     found = diagnose(network(evidence[kind], slot=None), MACHINE, STAGE)
-    assert found.roles["relay"] == (RoleVerdict.UNFIT, ("way_in",))
+    assert found.roles["stage"] == (RoleVerdict.UNFIT, ("way_in",))
     assert found.exit_code == 3
     assert "it is full" in line(found, "relay").text
 
@@ -161,10 +161,10 @@ def test_initial_peers_that_do_not_answer_are_listed_with_the_reason() -> None:
 @pytest.mark.parametrize(
     ("machine", "check", "unfit"),
     [
-        (replace(MACHINE, memory_bytes=GB // 2), "memory", {"bootstrap", "relay", "data"}),
-        (replace(MACHINE, memory_bytes=GB + 1), "memory", {"relay", "data"}),
-        (replace(MACHINE, disk_bytes=GB), "disk", {"relay", "data"}),
-        (replace(MACHINE, hard_files=512), "open_files", {"bootstrap", "relay", "data"}),
+        (replace(MACHINE, memory_bytes=GB // 2), "memory", {"bootstrap", "stage", "data"}),
+        (replace(MACHINE, memory_bytes=GB + 1), "memory", {"stage", "data"}),
+        (replace(MACHINE, disk_bytes=GB), "disk", {"stage", "data"}),
+        (replace(MACHINE, hard_files=512), "open_files", {"bootstrap", "stage", "data"}),
         (replace(MACHINE, hard_files=2048), "open_files", {"bootstrap"}),
     ],
 )
@@ -173,7 +173,7 @@ def test_what_the_machine_lacks_stands_against_roles(machine: MachineFindings, c
     assert {role for role, (verdict, _) in found.roles.items() if verdict is RoleVerdict.UNFIT} == unfit
     assert line(found, check).status is Status.BAD
     assert line(found, check).remedy
-    assert found.exit_code == (6 if "relay" in unfit else 0)
+    assert found.exit_code == (6 if "stage" in unfit else 0)
 
 
 def test_a_device_that_cannot_compute_a_stage_is_an_obstacle_to_training_only() -> None:

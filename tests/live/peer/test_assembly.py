@@ -18,7 +18,7 @@ RUN = SmallRun().record()
 ONE_MICROBATCH = 4 * RUN.activation_bytes
 
 
-def test_a_relay_that_could_not_keep_one_microbatch_is_told_so(tmp_path: Path) -> None:
+def test_a_stage_peer_that_could_not_keep_one_microbatch_is_told_so(tmp_path: Path) -> None:
     """It would refuse everything. What it spills, it can keep; a data peer refuses nothing."""
     short, enough = MemoryLimit(ONE_MICROBATCH - 1), MemoryLimit(ONE_MICROBATCH)
     with pytest.raises(InputError, match="--max_kept_gb"):

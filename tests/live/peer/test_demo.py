@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.live
 
-SMALL = ["--steps", "3", "--stages", "2", "--relays_per_stage", "1", "--microbatches", "2", "--sequence_length", "32"]
+SMALL = ["--steps", "3", "--stages", "2", "--peers_per_stage", "1", "--microbatches", "2", "--sequence_length", "32"]
 DEADLINE_S = 150
 
 
@@ -39,7 +39,7 @@ def test_the_demo_trains_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert summary["microbatches"] == {"done": 12, "retried": 0, "lost": 0, "double_counted": 0}
     assert summary["last_loss"] < summary["first_loss"]
     assert not (daemons() - before), "a p2pd outlived its peer"
-    events = [json.loads(line) for line in (tmp_path / "relay1.0.events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (tmp_path / "stage1.0.events.jsonl").read_text().splitlines()]
     assert {"Offered", "Delivered", "Computed", "Stepped"} <= {event["event"] for event in events}
 
 

@@ -20,5 +20,5 @@ def test_a_revised_plan_is_told_by_its_flows(tmp_path: Path) -> None:
     log.write(ev.Planned(None), 2.5)
     log.close()
     told, nothing = (json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines())
-    assert [tuple(flow["relays"]) for flow in told["flows"]] == [flow.relays for flow in revised.flows]
+    assert [tuple(flow["stage_peers"]) for flow in told["flows"]] == [flow.stage_peers for flow in revised.flows]
     assert (told["reason"], nothing["reason"], nothing["now"]) == (revised.reason, "", 2.5)

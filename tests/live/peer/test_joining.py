@@ -146,7 +146,7 @@ async def test_a_clock_that_is_a_minute_off_is_refused(tmp_path: Path, monkeypat
 async def test_a_peer_whose_p2pd_dies_starts_again_with_another(tmp_path: Path) -> None:
     heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     stop = asyncio.Event()
-    running = asyncio.ensure_future(run_peer(PeerConfig("dht", LOCAL, tmp_path / "a.key"), heard.put_nowait, stop))
+    running = asyncio.ensure_future(run_peer(PeerConfig("bootstrap", LOCAL, tmp_path / "a.key"), heard.put_nowait, stop))
     async with asyncio.timeout(DEADLINE_S):
         first = await heard.get()
         os.kill(first["p2pd"], signal.SIGKILL)
@@ -163,7 +163,7 @@ async def test_a_bootstrap_serves_though_the_others_are_down_and_it_lists_itself
     """As when it restarts with the list that everybody has."""
     identity, heard, stop = identity_in(tmp_path, "boot"), asyncio.Queue[dict[str, Any]](), asyncio.Event()
     given = options(DEAD, f"/ip4/127.0.0.1/tcp/9/p2p/{identity.peer_id}")
-    running = asyncio.ensure_future(run_peer(PeerConfig("dht", given, identity.path), heard.put_nowait, stop))
+    running = asyncio.ensure_future(run_peer(PeerConfig("bootstrap", given, identity.path), heard.put_nowait, stop))
     async with asyncio.timeout(DEADLINE_S):
         assert (await heard.get())["name"] == "started"
     stop.set()

@@ -27,7 +27,7 @@ dataset = "stdlib"
 sequence_length = 32
 microbatch_size = 1
 microbatches_per_data_peer = 4
-relays_per_stage = 2
+peers_per_stage = 2
 """
 
 Peer = subprocess.Popen[str]
@@ -77,13 +77,13 @@ def leave(peer: Peer) -> tuple[int, list[str]]:
 
 def test_ctrl_c_drains_and_a_second_one_does_not_wait(start: Callable[..., Peer], tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(RUN)
-    bootstrap = start("dht")
+    bootstrap = start("bootstrap")
     there = ["--initial_peers", until(bootstrap, "started")["maddrs"][0]]
     data = start("data", "--new_run", str(tmp_path / "run.toml"), *there)
     until(data, "started")
     idle = start("peer", "--run_id", "leave", *there)
     until(idle, "online")
-    code, said = leave(idle)  # the run waits for a second relay: nothing is in flight
+    code, said = leave(idle)  # the run waits for a second stage peer: nothing is in flight
     assert (code, "drained" in said) == (0, True)
 
     busy, other = start("peer", "--run_id", "leave", *there), start("peer", "--run_id", "leave", *there)

@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.live
 
 DEADLINE_S = 150
-DEMO = ["demo", "--steps", "5000", "--stages", "1", "--relays_per_stage", "1", "--data_peers", "1", "--sequence_length", "32"]
+DEMO = ["demo", "--steps", "5000", "--stages", "1", "--peers_per_stage", "1", "--data_peers", "1", "--sequence_length", "32"]
 
 
 def gwtf(*words: str) -> list[str]:
@@ -42,7 +42,7 @@ def test_a_running_swarm_is_seen_from_outside() -> None:
         finally:
             demo.terminate()
             demo.communicate()
-    assert {peer["role"] for peer in state["peers"]} == {"data", "relay"}
+    assert {peer["role"] for peer in state["peers"]} == {"data", "stage"}
     assert all(peer["state"] == "ONLINE" for peer in state["peers"])
     assert state["iterations"] >= 1 and state["loss"] is not None
     assert routes["router"] == "gwtf" and sum(flow["microbatches"] for flow in routes["flows"]) == 4

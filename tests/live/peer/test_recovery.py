@@ -18,7 +18,7 @@ pytestmark = pytest.mark.live
 
 STEPS = 5  # the demo writes its first checkpoint after so many
 SMALL = [
-    *("--steps", str(STEPS), "--stages", "2", "--relays_per_stage", "2", "--data_peers", "1"),
+    *("--steps", str(STEPS), "--stages", "2", "--peers_per_stage", "2", "--data_peers", "1"),
     *("--microbatches", "4", "--microbatch_size", "1", "--sequence_length", "32", "--capacity", "2"),
 ]
 DEADLINE_S = 180
@@ -57,20 +57,20 @@ def assert_equal_weights(ours: Path, theirs: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_relay_is_killed(moment: str, undisturbed: Path, tmp_path: Path) -> None:
-    summary = demo(tmp_path, f"kill relay stage=1 index=any at={moment} iter=3")
+def test_a_stage_peer_is_killed(moment: str, undisturbed: Path, tmp_path: Path) -> None:
+    summary = demo(tmp_path, f"kill stage stage=1 index=any at={moment} iter=3")
     assert summary["recoveries"] or moment == "averaging"
     assert_equal_weights(tmp_path, undisturbed)
 
 
-def test_a_relay_is_frozen(undisturbed: Path, tmp_path: Path) -> None:
-    summary = demo(tmp_path, "freeze relay stage=2 index=any at=forward_received iter=3")
+def test_a_stage_peer_is_frozen(undisturbed: Path, tmp_path: Path) -> None:
+    summary = demo(tmp_path, "freeze peer stage=2 index=any at=forward_received iter=3")
     assert summary["recoveries"]
     assert_equal_weights(tmp_path, undisturbed)
 
 
-def test_two_relays_are_killed_and_a_newcomer_takes_over(undisturbed: Path, tmp_path: Path) -> None:
-    first, then = "kill relay stage=1 index=any at=backward_sent iter=2", "kill relay stage=2 index=any at=forward_sent iter=3"
+def test_two_stage_peers_are_killed_and_a_newcomer_takes_over(undisturbed: Path, tmp_path: Path) -> None:
+    first, then = "kill peer stage=1 index=any at=backward_sent iter=2", "kill peer stage=2 index=any at=forward_sent iter=3"
     script = f"{first}; join stage=1 iter=3; {then}"
     demo(tmp_path, script)
     assert_equal_weights(tmp_path, undisturbed)

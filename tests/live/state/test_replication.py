@@ -77,7 +77,7 @@ class Swarm:
                 kept.stage,
                 PeerState.ONLINE,
                 1,
-                history=kept.history,
+                epoch=kept.epoch,
                 copied=self.replications[peer].copied,
             )
             for peer, kept in self.checkpoints.items()
@@ -104,7 +104,7 @@ class SlowDownload(StateDownload):
 
     async def listed(self, peer: PeerId, stage: Stage) -> tuple[int, tuple[int, ...]]:
         kept = self._swarm.checkpoints[peer]
-        return kept.history, kept.kept_of(stage)
+        return kept.epoch, kept.kept_of(stage)
 
     async def fetch(
         self, version: int, donors: Sequence[PeerId], stage: Stage | None = None, pace_bytes_per_s: float = 0.0
@@ -139,18 +139,18 @@ async def test_after_going_back_the_version_gone_back_to_is_kept(tmp_path: Path)
     await swarm.step(8)
     swarm.iterations = 2
     for kept in swarm.checkpoints.values():
-        kept.go_on_from(2, history=1, trusted=True)
+        kept.go_on_from(2, epoch=1, trusted=True)
     await swarm.step(2 * KEEP)
     for kept in swarm.checkpoints.values():
         assert kept.kept == kept.kept_of(kept.stage) == (2, 8, 10, 12, 14)
 
 
-async def test_a_newcomer_without_a_disk_counts_on_the_copies_of_the_history_that_the_run_is_in(tmp_path: Path) -> None:
-    """It has not been there when the run went back; what is of a history that it leaves does not count any more."""
+async def test_a_newcomer_without_a_disk_counts_on_the_copies_of_the_epoch_that_the_run_is_in(tmp_path: Path) -> None:
+    """It has not been there when the run went back; what is of an epoch that it leaves does not count any more."""
     swarm = Swarm(tmp_path, per_copy=0)
     await swarm.step(3)
     for kept in swarm.checkpoints.values():
-        kept.go_on_from(2, history=1, trusted=True)
+        kept.go_on_from(2, epoch=1, trusted=True)
     swarm.iterations = 2
     await swarm.step(1)
     await swarm.look()
@@ -163,5 +163,5 @@ async def test_a_newcomer_without_a_disk_counts_on_the_copies_of_the_history_tha
     assert copied, "there are copies of its stage"
     await newcomer.look(left, serves=False)
     assert newcomer.kept == copied
-    checkpoints.go_on_from(2, history=2, trusted=False)
+    checkpoints.go_on_from(2, epoch=2, trusted=False)
     assert newcomer.kept == (), "nobody has said yet what of it still holds"

@@ -10,7 +10,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix
 
 from gwtf_p2p.protocol.flow.min_cost import FAR, NO_ARC
-from gwtf_p2p.protocol.flow.problem import DataPeer, Problem, RelayPeer
+from gwtf_p2p.protocol.flow.problem import DataPeer, Problem, StagePeer
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, PeerState, StageRecord, Timing
@@ -21,7 +21,7 @@ class Size:
     """`missing` is the share of links left out."""
 
     stages: int
-    relays: int
+    stage_peers: int
     data_peers: int = 1
     demand: int = 8
     capacity: int = 4
@@ -31,17 +31,17 @@ class Size:
 
 def random_problem(rng: np.random.Generator, size: Size) -> Problem:
     data = tuple(DataPeer(PeerId(f"d{i}"), int(rng.integers(1, size.demand + 1))) for i in range(size.data_peers))
-    relays = tuple(
-        tuple(RelayPeer(PeerId(f"r{k}_{i:02}"), int(rng.integers(0, size.capacity + 1))) for i in range(size.relays))
+    stage_peers = tuple(
+        tuple(StagePeer(PeerId(f"r{k}_{i:02}"), int(rng.integers(0, size.capacity + 1))) for i in range(size.stage_peers))
         for k in range(1, size.stages + 1)
     )
-    sizes = [size.data_peers, *[size.relays] * size.stages, size.data_peers]
+    sizes = [size.data_peers, *[size.stage_peers] * size.stages, size.data_peers]
     costs = []
     for before, after in pairwise(sizes):
         matrix = rng.integers(0, size.dearest + 1, (before, after))
         matrix[rng.random(matrix.shape) < size.missing] = NO_ARC
         costs.append(matrix.astype(np.int64))
-    return Problem("random", data, relays, tuple(costs))
+    return Problem("random", data, stage_peers, tuple(costs))
 
 
 def best_by_highs(problem: Problem) -> tuple[int, int]:
@@ -120,7 +120,9 @@ def random_view(rng: np.random.Generator, size: Size) -> NetworkView:
     """Every peer measured some of its links; the others are assumed."""
     peers = [(f"d{i}", 0, size.demand) for i in range(size.data_peers)]
     peers += [
-        (f"r{k}_{i}", k, int(rng.integers(1, size.capacity + 1))) for k in range(1, size.stages + 1) for i in range(size.relays)
+        (f"r{k}_{i}", k, int(rng.integers(1, size.capacity + 1)))
+        for k in range(1, size.stages + 1)
+        for i in range(size.stage_peers)
     ]
     records = []
     for name, stage, capacity in peers:

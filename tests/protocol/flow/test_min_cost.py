@@ -60,7 +60,7 @@ def test_a_second_solver_finds_the_same_count_and_cost(seed: int) -> None:
         large = n == 0
         size = Size(
             stages=8 if large else int(rng.integers(1, 8)),
-            relays=20 if large else int(rng.integers(1, 9)),
+            stage_peers=20 if large else int(rng.integers(1, 9)),
             demand=60 if large else 20,
             missing=float(rng.choice([0.0, 0.2, 0.5])),
             dearest=int(rng.choice([3, 100, 100_000])),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from gwtf_p2p.protocol.flow.column_generation import Budget, Pricer, Room, dive, lower_bound_us, relax
+from gwtf_p2p.protocol.flow.column_generation import Budget, CapacityAvailable, Pricer, dive, lower_bound_us, relax
 from gwtf_p2p.protocol.flow.local_search import SMALL_MOVES, descend, reroute_each, value
 from gwtf_p2p.protocol.flow.master_lp import PathMaster
 from gwtf_p2p.protocol.flow.min_cost import FAR, solve
@@ -24,7 +24,7 @@ from tests.protocol.flow.problems import Size, best_by_highs, random_problem
 sizes = st.builds(
     Size,
     stages=st.integers(1, 4),
-    relays=st.integers(1, 5),
+    stage_peers=st.integers(1, 5),
     data_peers=st.integers(1, 3),
     demand=st.integers(1, 5),
     capacity=st.integers(1, 3),
@@ -50,7 +50,7 @@ def test_small_problems_are_within_one_percent_of_the_optimum(seed: int) -> None
     for n in range(10):
         size = Size(
             stages=int(rng.integers(2, 7)),
-            relays=int(rng.integers(3, 8)),
+            stage_peers=int(rng.integers(3, 8)),
             data_peers=int(rng.integers(2, 5)),
             missing=float(rng.choice([0.0, 0.3])),
         )
@@ -66,14 +66,14 @@ def test_small_problems_are_within_one_percent_of_the_optimum(seed: int) -> None
 
 
 def test_one_data_peer_is_solved_exactly() -> None:
-    problem = random_problem(np.random.default_rng(5), Size(stages=5, relays=8, demand=20))
+    problem = random_problem(np.random.default_rng(5), Size(stages=5, stage_peers=8, demand=20))
     exact, joint = solve(problem.network(), problem.demand), solve_joint(problem)
     assert (len(joint.flows), joint.cost_us, joint.status) == (exact.units, exact.cost, JointStatus.OPTIMAL)
 
 
 def test_without_any_effort_the_plan_is_still_whole() -> None:
     """The budget limits how good a plan is, never whether its rules hold."""
-    problem = random_problem(np.random.default_rng(8), Size(stages=5, relays=8, data_peers=4))
+    problem = random_problem(np.random.default_rng(8), Size(stages=5, stage_peers=8, data_peers=4))
     poor = solve_joint(problem, Effort(base=0, rounds=0, most=0))
     good = solve_joint(problem)
     check_plan(problem, plan_of(problem, poor.flows, None))
@@ -108,7 +108,7 @@ def test_local_moves_keep_the_rules_and_never_make_a_plan_worse(size: Size, seed
 
 @pytest.mark.parametrize("dearest", [1 << 20, MAX_COST_US])
 def test_costs_of_any_size_are_planned_and_bounded(dearest: int) -> None:
-    problem = random_problem(np.random.default_rng(2), Size(stages=6, relays=6, data_peers=3, dearest=dearest))
+    problem = random_problem(np.random.default_rng(2), Size(stages=6, stage_peers=6, data_peers=3, dearest=dearest))
     joint, (flows, _) = solve_joint(problem), best_by_highs(problem)
     check_plan(problem, plan_of(problem, joint.flows, None))
     assert len(joint.flows) == flows
@@ -117,9 +117,9 @@ def test_costs_of_any_size_are_planned_and_bounded(dearest: int) -> None:
 
 def test_the_relaxation_reaches_the_value_of_a_second_solver() -> None:
     """All paths of a small problem are listed, so HiGHS can solve the same program directly."""
-    problem = random_problem(np.random.default_rng(3), Size(stages=3, relays=4, data_peers=3, demand=4, capacity=3))
+    problem = random_problem(np.random.default_rng(3), Size(stages=3, stage_peers=4, data_peers=3, demand=4, capacity=3))
     pricer = Pricer(problem)
-    room = Room(problem.capacities[:-1], 100)
+    room = CapacityAvailable(problem.capacities[:-1], 100)
     relaxation = relax(pricer, room, (), Budget(10**9))
     assert relaxation.is_optimal
     paths = _all_paths(problem)
@@ -133,8 +133,8 @@ def test_the_relaxation_reaches_the_value_of_a_second_solver() -> None:
 
 
 def test_diving_takes_no_more_than_there_is_room_for() -> None:
-    problem = random_problem(np.random.default_rng(4), Size(stages=4, relays=6, data_peers=4))
-    pricer, room, budget = Pricer(problem), Room(problem.capacities[:-1], 5), Budget(10**9)
+    problem = random_problem(np.random.default_rng(4), Size(stages=4, stage_peers=6, data_peers=4))
+    pricer, room, budget = Pricer(problem), CapacityAvailable(problem.capacities[:-1], 5), Budget(10**9)
     paths = dive(pricer, relax(pricer, room, (), budget), room, budget)
     assert len(paths) == 5
     left = room.without(paths)
@@ -154,7 +154,7 @@ def test_a_known_path_is_not_added_twice() -> None:
 @given(st.integers(0, 2**32), st.randoms(use_true_random=False))
 def test_names_decide_nothing_but_ties(seed: int, random: object) -> None:
     """Renaming the peers changes their order everywhere, but not how good the plan of a small problem is."""
-    problem = random_problem(np.random.default_rng(seed), Size(stages=3, relays=4, data_peers=2, demand=4))
+    problem = random_problem(np.random.default_rng(seed), Size(stages=3, stage_peers=4, data_peers=2, demand=4))
     renamed = _reordered(problem, random)
     one, other = solve_joint(problem), solve_joint(renamed)
     assert len(one.flows) == len(other.flows)

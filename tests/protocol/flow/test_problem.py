@@ -27,9 +27,9 @@ def small() -> dict[str, Any]:
         "stages": 2,
         "peers": [
             {"id": "d0", "role": "data", "stage": 0, "demand": 3},
-            {"id": "r2", "role": "relay", "stage": 1, "capacity": 1},
-            {"id": "r1", "role": "relay", "stage": 1, "capacity": 2},
-            {"id": "r3", "role": "relay", "stage": 2, "capacity": 3},
+            {"id": "r2", "role": "stage", "stage": 1, "capacity": 1},
+            {"id": "r1", "role": "stage", "stage": 1, "capacity": 2},
+            {"id": "r3", "role": "stage", "stage": 2, "capacity": 3},
         ],
         "links": [
             {"from": "d0", "to": "r1", "cost": 1},
@@ -68,7 +68,7 @@ def test_links_that_are_not_listed_do_not_exist() -> None:
     problem = parsed(plain)
     assert problem.costs_us[0].tolist() == [[NO_ARC, 2]]
     plan, reason = plan_problem(problem)
-    assert [f.relays for f in plan.flows] == [("r2", "r3")]
+    assert [f.stage_peers for f in plan.flows] == [("r2", "r3")]
     assert reason.startswith("1 of 3 flows wanted, links between the stages are missing")
 
 
@@ -97,7 +97,7 @@ def test_with_one_stage_both_links_to_the_data_peer_are_read() -> None:
         "microbatch_bytes": 0,
         "peers": [
             {"id": "d", "role": "data", "stage": 0, "demand": 1},
-            {"id": "r", "role": "relay", "stage": 1, "capacity": 1},
+            {"id": "r", "role": "stage", "stage": 1, "capacity": 1},
         ],
         "links": [
             {"from": "d", "to": "r", "latency_s": 0.1, "bandwidth_bytes_per_s": 1},
@@ -137,7 +137,7 @@ MISTAKES = [
     (changed(peers=small()["peers"][1:], links=[]), 'peers: expected at least one peer with role "data"'),
     (changed(stage=3), "stage: expected only the fields links, microbatch_bytes, name, peers, stages"),
     (changed(microbatch_bytes=-1), "microbatch_bytes: expected a whole number from 0"),
-    (peer(1, role="worker"), 'peers[1].role: expected "data" or "relay", got \'worker\''),
+    (peer(1, role="worker"), 'peers[1].role: expected "data" or "stage", got \'worker\''),
     (peer(1, role=...), "peers[1].role: expected this field, it is missing"),
     (peer(1, role=[]), "peers[1].role: expected"),
     (peer(1, stage=3), "peers[1].stage: expected a whole number from 1 to 2, got 3"),
@@ -209,7 +209,7 @@ def test_any_json_is_a_problem_or_a_named_mistake(plain: object) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_costs_of_a_view_are_those_of_its_hops_to_the_microsecond(seed: int) -> None:
-    view = random_view(np.random.default_rng(seed), Size(stages=3, relays=5, data_peers=2))
+    view = random_view(np.random.default_rng(seed), Size(stages=3, stage_peers=5, data_peers=2))
     problem = problem_of_view(view)
     for k, costs in enumerate(problem.costs_us):
         for i, sender in enumerate(problem.layers[k]):
@@ -218,7 +218,7 @@ def test_costs_of_a_view_are_those_of_its_hops_to_the_microsecond(seed: int) -> 
     assert problem.capacities[0].tolist() == [view.records[p].capacity for p in view.data_peers]
 
 
-def test_demands_are_cut_in_proportion_to_what_the_relays_carry() -> None:
+def test_demands_are_cut_in_proportion_to_what_the_stage_peers_carry() -> None:
     plain = small()
     for name, demand in (("d1", 7), ("d2", 1), ("d3", 0)):
         plain["peers"].append({"id": name, "role": "data", "stage": 0, "demand": demand})
@@ -234,7 +234,7 @@ def test_demands_are_cut_in_proportion_to_what_the_relays_carry() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 6))
 def test_fair_demands_use_all_there_is_and_ask_for_nothing_new(seed: int, data_peers: int) -> None:
-    problem = random_problem(np.random.default_rng(seed), Size(stages=2, relays=3, data_peers=data_peers, demand=6))
+    problem = random_problem(np.random.default_rng(seed), Size(stages=2, stage_peers=3, data_peers=data_peers, demand=6))
     cut = with_fair_demands(problem)
     room = min(int(c.sum()) for c in problem.capacities[1:-1])
     assert cut.demand == min(problem.demand, room)

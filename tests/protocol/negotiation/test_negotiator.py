@@ -38,8 +38,8 @@ def said(peer: Negotiator) -> list[tuple[PeerId, NegotiationMessage]]:
     return peer.take_out()
 
 
-def relay(capacity: int = 2) -> Negotiator:
-    """The relay `v` between `u` and the data peer `d` (stage 1 of 1 would have d before it, too): hops of 10 and 5."""
+def stage_peer(capacity: int = 2) -> Negotiator:
+    """The stage peer `v` between `u` and the data peer `d` (stage 1 of 1 would have d before it, too): hops of 10 and 5."""
     made = Negotiator(V, CONFIG, Random(1), is_data_peer=False)
     made.know(Near({U: 10, X: 12}, {W: 5}, ()), capacity, 0.0)
     assert said(made) == []
@@ -57,7 +57,7 @@ def with_path(made: Negotiator, cost_us: int = 7) -> str:
 
 
 def test_a_path_is_asked_for_offered_and_given_away() -> None:
-    made = relay()
+    made = stage_peer()
     with_path(made)
     assert made.advert().offers == {D: 12}
     made.hear(U, RequestFlow("flow", D, 12), 2.0)
@@ -67,7 +67,7 @@ def test_a_path_is_asked_for_offered_and_given_away() -> None:
 
 
 def test_a_stale_quote_is_rejected_with_the_true_cost() -> None:
-    made = relay()
+    made = stage_peer()
     with_path(made)
     made.hear(U, RequestFlow("flow", D, 11), 2.0)
     [(_, answer)] = said(made)
@@ -76,7 +76,7 @@ def test_a_stale_quote_is_rejected_with_the_true_cost() -> None:
 
 
 def test_a_stranger_and_a_second_request_get_nothing() -> None:
-    made = relay()
+    made = stage_peer()
     with_path(made)
     made.hear(PeerId("stranger"), RequestFlow("flow", D, 99), 2.0)
     made.hear(U, RequestFlow("one", D, 12), 2.0)
@@ -85,7 +85,7 @@ def test_a_stranger_and_a_second_request_get_nothing() -> None:
 
 
 def test_a_repeated_request_gets_the_same_answer_and_no_second_slot() -> None:
-    made = relay()
+    made = stage_peer()
     with_path(made)
     for _ in range(2):
         made.hear(U, RequestFlow("flow", D, 12), 2.0)
@@ -95,7 +95,7 @@ def test_a_repeated_request_gets_the_same_answer_and_no_second_slot() -> None:
 
 def flowing() -> tuple[Negotiator, str]:
     """`u` uses a path of `v` through `w`; the name of the hop to w."""
-    made = relay(capacity=1)
+    made = stage_peer(capacity=1)
     link = with_path(made)
     made.hear(U, RequestFlow("flow", D, 12), 2.0)
     said(made)
@@ -156,7 +156,7 @@ def test_a_lost_peer_before_leaves_a_spare_path_that_is_cancelled_after_a_while(
 
 
 def test_an_accept_that_comes_too_late_is_cancelled() -> None:
-    made = relay()
+    made = stage_peer()
     made.hear_advert(W, Advert({D: 7}, {}), 1.0)
     [(_, request)] = said(made)
     assert isinstance(request, RequestFlow)
@@ -217,7 +217,7 @@ def answer_to(made: Negotiator, request: NegotiationMessage) -> tuple[Negotiatio
 
 
 def test_a_redirect_is_accepted_when_it_saves_and_both_ends_are_told() -> None:
-    made = relay()
+    made = stage_peer()
     answer, told = answer_to(made, RequestRedirect(1, (passage("a", 9, 5), passage("b", 12, 20))))
     assert answer == RedirectAnswer(1, 1, 1), "x to w through v costs 17: 32 - 17 is more than 14 - 17"
     assert UpstreamIs("out b", 2, V, D) in told and PathIs("in b", 2, V, D, 12, {}) in told
@@ -225,19 +225,19 @@ def test_a_redirect_is_accepted_when_it_saves_and_both_ends_are_told() -> None:
 
 
 def test_a_redirect_may_take_the_inflow_of_one_flow_and_the_outflow_of_another() -> None:
-    answer, _ = answer_to(relay(), RequestRedirect(1, (passage("a", 30, 1), passage("b", 1, 30))))
+    answer, _ = answer_to(stage_peer(), RequestRedirect(1, (passage("a", 30, 1), passage("b", 1, 30))))
     assert answer == RedirectAnswer(1, 0, 1)
 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_a_redirect_is_refused_when_it_saves_nothing_or_there_is_no_room(full: bool) -> None:
-    made = flowing()[0] if full else relay()
+    made = flowing()[0] if full else stage_peer()
     answer, told = answer_to(made, RequestRedirect(1, (passage("a", 99 if full else 12, 99 if full else 5),)))
     assert answer == RedirectAnswer(1) and told == []
 
 
 def test_a_redirect_goes_on_along_a_cheaper_spare_path() -> None:
-    made = relay(capacity=1)
+    made = stage_peer(capacity=1)
     link = with_path(made, 2)
     answer, told = answer_to(made, RequestRedirect(1, (passage("a", 12, 20, beyond_us=50),)))
     assert answer == RedirectAnswer(1, 0, 0, keeps_path=True)

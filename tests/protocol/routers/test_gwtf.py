@@ -25,9 +25,9 @@ MICROBATCH_BYTES = 1_000_000
 
 
 def two_stages(*, demand: int = 2, capacity: int = 2) -> list[StageRecord]:
-    """Data peers a and b, stages {p, q} and {r, s}; the later a relay's letter, the slower it is."""
-    relays = [record(n, k, capacity, s) for n, k, s in (("p", 1, 0.1), ("q", 1, 0.2), ("r", 2, 0.1), ("s", 2, 0.2))]
-    return [record("a", 0, demand), record("b", 0, demand), *relays]
+    """Data peers a and b, stages {p, q} and {r, s}; the later a stage peer's letter, the slower it is."""
+    stage_peers = [record(n, k, capacity, s) for n, k, s in (("p", 1, 0.1), ("q", 1, 0.2), ("r", 2, 0.1), ("s", 2, 0.2))]
+    return [record("a", 0, demand), record("b", 0, demand), *stage_peers]
 
 
 def view_of(records: list[StageRecord], stages: int = 2) -> NetworkView:
@@ -54,13 +54,13 @@ def test_two_data_peers_with_equal_views_take_disjoint_shares_of_one_plan() -> N
     one, other = (router_of(me, two_stages()) for me in (A, B))
     assert one.plan == other.plan
     used = Counter(peer for route in routes(one, A, 9) + routes(other, B, 9) for peer in route)
-    assert used == {"p": 2, "q": 2, "r": 2, "s": 2}, "four flows fill what the relays have, and no more"
+    assert used == {"p": 2, "q": 2, "r": 2, "s": 2}, "four flows fill what the stage peers have, and no more"
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32), st.randoms(use_true_random=False))
 def test_the_plan_depends_on_the_records_and_not_on_their_order(seed: int, random: Random) -> None:
-    view = random_view(np.random.default_rng(seed), Size(stages=3, relays=3, data_peers=2, demand=3))
+    view = random_view(np.random.default_rng(seed), Size(stages=3, stage_peers=3, data_peers=2, demand=3))
     records = list(view.records.values())
     random.shuffle(records)
     routers = [GwtfRouter(me) for me in view.data_peers]
@@ -69,7 +69,7 @@ def test_the_plan_depends_on_the_records_and_not_on_their_order(seed: int, rando
         records.reverse()
     plan, _ = routers[0].plan
     assert all(router.plan[0] == plan for router in routers)
-    load = Counter(peer for flow in plan.flows for peer in flow.relays)
+    load = Counter(peer for flow in plan.flows for peer in flow.stage_peers)
     assert all(view.records[peer].capacity >= count for peer, count in load.items())
     assert sum(len(routes(router, router.me, 9)) for router in routers) == len(plan.flows)
 
@@ -103,8 +103,8 @@ def test_a_free_flow_is_mended_around_an_excluded_peer() -> None:
 
 def repair(router: Router, stage: int, after: str, excluding: str, rejoin: str | None) -> Route | NoRoute:
     onward = PeerId(rejoin) if rejoin else None
-    barred = frozenset(PeerId(name) for name in excluding)
-    request = RouteRequest(MicrobatchId(A, 0, 0), PeerId(after), Stage(stage), Stage(stage), barred, onward)
+    excluded = frozenset(PeerId(name) for name in excluding)
+    request = RouteRequest(MicrobatchId(A, 0, 0), PeerId(after), Stage(stage), Stage(stage), excluded, onward)
     return router.route(request, 0.0)
 
 
@@ -117,29 +117,29 @@ def linked(name: str, stage: int, to: dict[str, float], occupancy: int = 0) -> S
 def chain(*, busy: str = "") -> list[StageRecord]:
     """a - p - {q, r, s} - t: q is nearest to p, r nearest to t, s is far from both."""
     middle = {"q": (0.01, 0.30), "r": (0.02, 0.03), "s": (0.50, 0.50)}
-    relays = [linked(n, 2, {"p": near, "t": far}, 2 if n in busy else 0) for n, (near, far) in middle.items()]
-    return [record("a", 0, 2), linked("p", 1, {"a": 0.01}), *relays, linked("t", 3, {"a": 0.01})]
+    stage_peers = [linked(n, 2, {"p": near, "t": far}, 2 if n in busy else 0) for n, (near, far) in middle.items()]
+    return [record("a", 0, 2), linked("p", 1, {"a": 0.01}), *stage_peers, linked("t", 3, {"a": 0.01})]
 
 
-def relay_router(records: list[StageRecord]) -> GwtfRouter:
+def stage_peer_router(records: list[StageRecord]) -> GwtfRouter:
     router = GwtfRouter(PeerId("p"))
     router.observe_view(view_of(records, stages=3), 0.0)
     return router
 
 
 def test_a_repair_takes_the_cheapest_peer_between_its_neighbours() -> None:
-    answer = repair(relay_router(chain()), 2, "p", "x", "t")
+    answer = repair(stage_peer_router(chain()), 2, "p", "x", "t")
     assert isinstance(answer, Route) and answer.peers == ("r",), "cheapest through, not the nearest to the sender"
-    excluded = repair(relay_router(chain()), 2, "p", "r", "t")
+    excluded = repair(stage_peer_router(chain()), 2, "p", "r", "t")
     assert isinstance(excluded, Route) and excluded.peers == ("q",)
 
 
 def test_a_repair_prefers_peers_with_room_by_the_view_and_by_what_was_sent_since() -> None:
-    router = relay_router(chain(busy="r"))
+    router = stage_peer_router(chain(busy="r"))
     chosen = [repair(router, 2, "p", "", "t") for _ in range(5)]
     peers = [answer.peers[0] for answer in chosen if isinstance(answer, Route)]
     assert peers[:4] == ["q", "q", "s", "s"], "two microbatches fill q, two fill s"
-    assert peers[4] == "r", "when nobody is known to have room, the relay's verdict decides"
+    assert peers[4] == "r", "when nobody is known to have room, the stage peer's verdict decides"
     assert "not all known to have room" in chosen[4].reason
     router.observe_view(view_of(chain(), stages=3), 1.0)
     again = repair(router, 2, "p", "", "t")
@@ -147,7 +147,7 @@ def test_a_repair_prefers_peers_with_room_by_the_view_and_by_what_was_sent_since
 
 
 def test_a_peer_that_refused_is_avoided_until_the_next_view() -> None:
-    router = relay_router(chain())
+    router = stage_peer_router(chain())
     hop = HopObservation(MicrobatchId(A, 0, 0), PeerId("p"), PeerId("r"), Stage(2), False, None, "BUSY")
     router.observe_hop(hop, 0.0)
     answer = repair(router, 2, "p", "", "t")
@@ -156,12 +156,12 @@ def test_a_peer_that_refused_is_avoided_until_the_next_view() -> None:
 
 def test_a_repair_of_the_rest_of_the_route_counts_the_way_home() -> None:
     request = RouteRequest(MicrobatchId(A, 0, 0), PeerId("p"), Stage(2), Stage(3))
-    answer = relay_router(chain()).route(request, 0.0)
+    answer = stage_peer_router(chain()).route(request, 0.0)
     assert isinstance(answer, Route) and answer.peers == ("r", "t")
 
 
-def test_relays_repair_without_ever_planning() -> None:
-    router = relay_router(chain())
+def test_stage_peers_repair_without_ever_planning() -> None:
+    router = stage_peer_router(chain())
     repair(router, 2, "p", "", "t")
     assert router.planner.plans_made == 0
 
@@ -178,10 +178,10 @@ def test_an_unchanged_view_is_not_planned_again() -> None:
 
 def test_small_changes_of_measured_times_move_no_flow() -> None:
     rng = np.random.default_rng(0)
-    view = random_view(rng, Size(stages=3, relays=5, data_peers=2, demand=4))
+    view = random_view(rng, Size(stages=3, stage_peers=5, data_peers=2, demand=4))
     router = GwtfRouter(view.data_peers[0])
     router.observe_view(view, 0.0)
-    routes_before = [(f.data_peer, f.relays) for f in router.plan[0].flows]
+    routes_before = [(f.data_peer, f.stage_peers) for f in router.plan[0].flows]
     for n in range(10):
         wobbled = []
         for r in view.records.values():
@@ -190,36 +190,38 @@ def test_small_changes_of_measured_times_move_no_flow() -> None:
             wobbled.append(replace(r, forward=forward, sequence_number=n + 1))
         router.observe_view(NetworkView.of(wobbled, view.stages, view.microbatch_bytes), float(n))
         plan, _ = router.plan
-        assert [(f.data_peer, f.relays) for f in plan.flows] == routes_before
+        assert [(f.data_peer, f.stage_peers) for f in plan.flows] == routes_before
     assert router.planner.flows_changed == 0
-    costs = {f.relays: f.cost_us for f in plan.flows}
+    costs = {f.stage_peers: f.cost_us for f in plan.flows}
     problem_costs = NetworkView.of(wobbled, view.stages, view.microbatch_bytes)
     flow = plan.flows[0]
     hops = zip(flow.peers[:-1], flow.peers[1:], strict=True)
-    assert costs[flow.relays] == sum(problem_costs.hop_cost_us(i, j) for i, j in hops), "costs follow the records all the same"
+    assert costs[flow.stage_peers] == sum(problem_costs.hop_cost_us(i, j) for i, j in hops), (
+        "costs follow the records all the same"
+    )
 
 
 def test_a_great_improvement_is_taken() -> None:
     records = two_stages(demand=1)
     router = router_of(A, records)
-    assert {p for f in router.plan[0].flows for p in f.relays} == {"p", "r"}
+    assert {p for f in router.plan[0].flows for p in f.stage_peers} == {"p", "r"}
     fast = [*records[:3], record("q", 1, 2, 0.001), *records[4:]]
     router.observe_view(view_of([replace(r, sequence_number=1) for r in fast]), 1.0)
     plan, reason = router.plan
-    assert {p for f in plan.flows for p in f.relays} == {"q", "r"}
+    assert {p for f in plan.flows for p in f.stage_peers} == {"q", "r"}
     assert reason.startswith("planned anew: 2 of 2 flows wanted")
     assert router.planner.flows_changed == 4, "two went, two came"
 
 
-def test_when_a_relay_goes_only_its_flows_change() -> None:
-    relays = [record(name, stage, 2, 0.1) for stage, names in ((1, "pqr"), (2, "stu")) for name in names]
-    records = [record("a", 0, 4), *relays]
+def test_when_a_stage_peer_goes_only_its_flows_change() -> None:
+    stage_peers = [record(name, stage, 2, 0.1) for stage, names in ((1, "pqr"), (2, "stu")) for name in names]
+    records = [record("a", 0, 4), *stage_peers]
     router = router_of(A, records)
-    before = Counter(f.relays for f in router.plan[0].flows)
+    before = Counter(f.stage_peers for f in router.plan[0].flows)
     gone = PeerId("p")
     router.observe_view(view_of([r for r in records if r.peer != gone]), 1.0)
-    after = Counter(f.relays for f in router.plan[0].flows)
-    kept = Counter({relays: n for relays, n in before.items() if gone not in relays})
+    after = Counter(f.stage_peers for f in router.plan[0].flows)
+    kept = Counter({stage_peers: n for stage_peers, n in before.items() if gone not in stage_peers})
     assert sum(after.values()) == 4
     assert kept - after == Counter(), "flows that did not use the lost peer are as they were"
     assert router.plan[1].startswith("repaired: 4 of 4 flows wanted")
@@ -265,7 +267,7 @@ def test_a_data_peer_without_a_flow_borrows_what_is_free_one_microbatch_at_a_tim
 
 def test_peers_that_are_not_online_take_no_flows() -> None:
     records = [replace(r, state=PeerState.SYNCING) if r.peer == "p" else r for r in two_stages()]
-    assert "p" not in {peer for f in router_of(A, records).plan[0].flows for peer in f.relays}
+    assert "p" not in {peer for f in router_of(A, records).plan[0].flows for peer in f.stage_peers}
 
 
 def test_an_unknown_cost_model_is_refused_by_name() -> None:

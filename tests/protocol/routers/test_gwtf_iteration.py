@@ -19,8 +19,8 @@ NOBODY: frozenset[PeerId] = frozenset()
 
 def records() -> list[StageRecord]:
     """Data peers a and b, stages {p, q} and {r, s}."""
-    relays = [record(n, k, 2, s) for n, k, s in (("p", 1, 0.1), ("q", 1, 0.2), ("r", 2, 0.1), ("s", 2, 0.2))]
-    return [record("a", 0, 2), record("b", 0, 2), *relays]
+    stage_peers = [record(n, k, 2, s) for n, k, s in (("p", 1, 0.1), ("q", 1, 0.2), ("r", 2, 0.1), ("s", 2, 0.2))]
+    return [record("a", 0, 2), record("b", 0, 2), *stage_peers]
 
 
 def view_of(peers: list[StageRecord]) -> NetworkView:
@@ -67,7 +67,7 @@ def test_equal_views_lead_to_one_plan_of_which_each_takes_its_share() -> None:
         first = ask(router, owner, 0, 0.0)  # the iteration begins; its flows may be for later
         answers = [first if isinstance(first, Route) else ask(router, owner, 0, 100.0), ask(router, owner, 1, 100.0)]
         got = [answer.peers for answer in answers if isinstance(answer, Route)]
-        assert got == [flow.relays for flow in made.share_of(owner)]
+        assert got == [flow.stage_peers for flow in made.share_of(owner)]
 
 
 def test_a_microbatch_leaves_at_its_time_and_the_asker_is_told_when() -> None:
@@ -77,17 +77,17 @@ def test_a_microbatch_leaves_at_its_time_and_the_asker_is_told_when() -> None:
     assert made is not None
     assert isinstance(ask(router, A, 0, 10.0), Route)
     release_s = made.flows[1].release_s
-    assert release_s > 0.1, "the one relay of stage 1 is busy with the first"
+    assert release_s > 0.1, "the one stage peer of stage 1 is busy with the first"
     early = ask(router, A, 1, 10.0 + release_s / 2)
     assert isinstance(early, NoRoute) and early.retry_s is not None and abs(early.retry_s - release_s / 2) < 1e-9
     assert isinstance(ask(router, A, 1, 10.0 + release_s), Route)
 
 
-def test_an_excluded_relay_is_avoided_and_the_rest_of_the_flow_stays() -> None:
+def test_an_excluded_stage_peer_is_avoided_and_the_rest_of_the_flow_stays() -> None:
     router = router_of(A, records())
     made = plan(router)
     assert made is not None
-    first, second = made.share_of(A)[0].relays
+    first, second = made.share_of(A)[0].stage_peers
     router.observe_view(view_of([replace(r, flows=made.published_by(r.peer)) for r in records()]), 1.0)
     answer = ask(router, A, 0, 1.0, frozenset({first}))
     assert isinstance(answer, Route)
@@ -104,7 +104,7 @@ def test_peers_that_come_or_go_are_planned_for_at_once_and_changed_times_are_not
     assert isinstance(router.route(next_one, 1.0), Route), "the old plan serves"
     revised = plan(router, frozenset({PeerId("p")}), 1.5)
     assert revised is not None and revised.is_revision
-    assert Counter(relay for flow in revised.flows for relay in flow.relays)["p"] == 0
+    assert Counter(stage_peer for flow in revised.flows for stage_peer in flow.stage_peers)["p"] == 0
 
 
 def test_nothing_is_planned_while_nothing_has_changed_and_the_search_ends() -> None:
@@ -121,17 +121,17 @@ def test_nothing_is_planned_while_nothing_has_changed_and_the_search_ends() -> N
     assert router.counts["flows_changed"] == 0
 
 
-def test_a_relay_that_hands_on_follows_what_is_published_for_this_iteration() -> None:
+def test_a_stage_peer_that_hands_on_follows_what_is_published_for_this_iteration() -> None:
     router = router_of(A, records())
     made = plan(router)
     assert made is not None
     assert isinstance(ask(router, A, 0, 0.0), Route)
     iteration, flows = router.flows
     assert iteration == 0
-    relay = router_of(PeerId("p"), [replace(r, flows=flows, flows_iteration=0) if r.peer == A else r for r in records()])
-    assert relay.planning(NOBODY, 0.0) is None, "relays follow, they do not plan"
-    assert relay.revised(MicrobatchId(A, 0, 0), Stage(2)) == made.share_of(A)[0].relays[1:]
-    assert relay.revised(MicrobatchId(A, 1, 0), Stage(2)) == (), "of another iteration nothing is said"
+    stage_peer = router_of(PeerId("p"), [replace(r, flows=flows, flows_iteration=0) if r.peer == A else r for r in records()])
+    assert stage_peer.planning(NOBODY, 0.0) is None, "stage peers follow, they do not plan"
+    assert stage_peer.revised(MicrobatchId(A, 0, 0), Stage(2)) == made.share_of(A)[0].stage_peers[1:]
+    assert stage_peer.revised(MicrobatchId(A, 1, 0), Stage(2)) == (), "of another iteration nothing is said"
 
 
 def test_peers_that_are_back_when_an_iteration_begins_are_planned_for_though_they_were_known_before() -> None:

@@ -1,6 +1,6 @@
 """The forecast against iterations worked out by hand, and against the bounds that no iteration can beat.
 
-The small pipelines have data peer 0 and relays from 1 on; microseconds and bytes. A transfer alone takes 2 + 10 / 5 = 4.
+The small pipelines have data peer 0 and stage peers from 1 on; microseconds and bytes. A transfer alone takes 2 + 10 / 5 = 4.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from tests.protocol.flow.problems import Size, random_view
 EMBED, LOSS, FINISH, FORWARD, BACKWARD, TRANSFER = 1.0, 2.0, 1.0, 3.0, 6.0, 4.0
 
 
-def small(relays: int = 1, slots: int = UNLIMITED, bandwidth: float = 5.0, line: float = float("inf")) -> Pipeline:
+def small(stage_peers: int = 1, slots: int = UNLIMITED, bandwidth: float = 5.0, line: float = float("inf")) -> Pipeline:
     """One stage; only the data peer's line limits."""
-    peers = 1 + relays
+    peers = 1 + stage_peers
     return Pipeline(
         peers=tuple(PeerId(f"p{i}") for i in range(peers)),
         stages=1,
         activation_bytes=10.0,
-        slots=(UNLIMITED, *[slots] * relays),
-        before_us=(EMBED, *[FORWARD] * relays),
-        after_us=(FINISH, *[BACKWARD] * relays),
-        loss_us=(LOSS, *[0.0] * relays),
-        line=(line, *[float("inf")] * relays),
+        slots=(UNLIMITED, *[slots] * stage_peers),
+        before_us=(EMBED, *[FORWARD] * stage_peers),
+        after_us=(FINISH, *[BACKWARD] * stage_peers),
+        loss_us=(LOSS, *[0.0] * stage_peers),
+        line=(line, *[float("inf")] * stage_peers),
         starts_us=(0.0,) * peers,
         demand=((0, 2),),
         stage_peers=((0,), tuple(range(1, peers))),
@@ -53,15 +53,15 @@ def test_a_second_microbatch_waits_for_the_slot_and_leaves_when_the_first_begins
 
 
 def test_with_two_slots_the_second_forward_comes_before_the_first_backward() -> None:
-    """The second: forward 10-13, loss 17-19, at the relay 23, where the first's backward ends at 24."""
+    """The second: forward 10-13, loss 17-19, at the stage peer 23, where the first's backward ends at 24."""
     both = forecast(small(slots=2), [(0, 1), (0, 1)])
     assert both.finish_us == [29.0, 35.0]
     assert both.wait_us == [0.0, 1.0]
 
 
 def test_concurrent_transfers_share_the_line_of_their_data_peer() -> None:
-    """Two relays, so both leave at once: of the first input half is sent when the second begins to share the line."""
-    both = forecast(small(relays=2, bandwidth=10.0, line=5.0), [(0, 1), (0, 2)])
+    """Two stage peers, so both leave at once: of the first input half is sent when the second begins to share the line."""
+    both = forecast(small(stage_peers=2, bandwidth=10.0, line=5.0), [(0, 1), (0, 2)])
     assert both.finish_us == [31.0, 33.0]
 
 
@@ -74,16 +74,18 @@ def test_a_data_peer_that_begins_later_releases_later() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32))
-def test_no_forecast_beats_what_one_relay_has_to_do(seed: int) -> None:
-    view = random_view(np.random.default_rng(seed), Size(stages=3, relays=2, data_peers=2, demand=3))
+def test_no_forecast_beats_what_one_stage_peer_has_to_do(seed: int) -> None:
+    view = random_view(np.random.default_rng(seed), Size(stages=3, stage_peers=2, data_peers=2, demand=3))
     figures, _ = figures_of(view)
     assert figures is not None
     pipeline = pipeline_of(figures)
     paths = first_paths(pipeline)
     seen = forecast(pipeline, paths)
     for stage in range(1, 4):
-        for relay in pipeline.stage_peers[stage]:
-            work = sum(path[stage] == relay for path in paths) * (pipeline.before_us[relay] + pipeline.after_us[relay])
+        for stage_peer in pipeline.stage_peers[stage]:
+            work = sum(path[stage] == stage_peer for path in paths) * (
+                pipeline.before_us[stage_peer] + pipeline.after_us[stage_peer]
+            )
             assert seen.makespan_us >= work * (1 - 1e-12)
     alone = [forecast(pipeline, [path]).makespan_us for path in paths]
     starts = [pipeline.starts_us[path[0]] for path in paths]

@@ -19,7 +19,7 @@ from gwtf_p2p.protocol.schedule.search import Effort, balance, first_paths, plan
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from tests.protocol.flow.problems import Size, random_view, record
 
-SIZE = Size(stages=3, relays=3, data_peers=2, demand=3)
+SIZE = Size(stages=3, stage_peers=3, data_peers=2, demand=3)
 LITTLE = Effort(steps=100, computations=3_000)
 
 
@@ -34,7 +34,7 @@ def pipeline_for(seed: int) -> Pipeline:
 
 
 def flows_of(plan: IterationPlan) -> tuple[Flow, ...]:
-    return tuple((flow.data_peer, flow.relays) for flow in plan.flows)
+    return tuple((flow.data_peer, flow.stage_peers) for flow in plan.flows)
 
 
 def publishing(view: NetworkView, plan: IterationPlan) -> NetworkView:
@@ -55,7 +55,7 @@ def test_every_step_gives_valid_paths_and_none_is_worse_than_its_start(seed: int
     planned = schedule(pipeline, balanced, 3_000, Random(seed))
     for paths in (first, balanced, planned.paths):
         assert Counter(path[0] for path in paths) == dict(pipeline.demand)
-        assert all(relay in pipeline.stage_peers[k] for path in paths for k, relay in enumerate(path))
+        assert all(stage_peer in pipeline.stage_peers[k] for path in paths for k, stage_peer in enumerate(path))
     assert Load(pipeline, balanced).total <= Load(pipeline, first).total * (1 + 1e-9)
     assert score_of(planned.forecast) <= score_of(forecast(pipeline, balanced))
     assert planned.forecast == forecast(pipeline, planned.paths), "the forecast is that of the paths"
@@ -79,7 +79,7 @@ def test_the_load_after_changes_is_the_load_of_the_changed_paths(seed: int) -> N
     assert load.total == before
 
 
-def test_a_faster_relay_with_more_slots_gets_more_microbatches() -> None:
+def test_a_faster_stage_peer_with_more_slots_gets_more_microbatches() -> None:
     records = [record("d", 0, 9), record("fast", 1, 4, 0.1), record("slow", 1, 1, 0.4)]
     figures, _ = figures_of(NetworkView.of(records, 1, 1000))
     assert figures is not None
@@ -117,7 +117,7 @@ def test_large_swarms_are_priced_as_small_ones_are() -> None:
     assert first_paths(at_once) == first_paths(replace(one_by_one, links=plain))
 
 
-def test_an_unmeasured_relay_is_taken_for_an_average_one() -> None:
+def test_an_unmeasured_stage_peer_is_taken_for_an_average_one() -> None:
     records = [record("d", 0, 1), record("a", 1, 1, 0.1), record("b", 1, 1, 0.3), replace(record("c", 1, 1), forward=None)]
     figures, _ = figures_of(NetworkView.of(records, 1, 1000))
     assert figures is not None
@@ -139,7 +139,7 @@ def test_published_flows_are_what_the_plan_says() -> None:
 def test_a_published_flow_of_a_stranger_s_making_is_left_out() -> None:
     bad = ("x:00", "0:zz", "1", "2:" + "0" * 24)
     view = NetworkView.of([record("d", 0, 1, flows=bad), *(record(f"r{k}", k, 1) for k in (1, 2, 3))], 3, 1000)
-    assert published_flows(view) == ((PeerId("d"), (PeerId(""),) * 3),), "well-formed, but no such relays"
+    assert published_flows(view) == ((PeerId("d"), (PeerId(""),) * 3),), "well-formed, but no such stage peers"
 
 
 def test_flows_that_are_published_are_kept_when_a_time_has_changed_a_little() -> None:
@@ -152,22 +152,24 @@ def test_flows_that_are_published_are_kept_when_a_time_has_changed_a_little() ->
     assert again.changed_from(plan) <= 4, "of twelve: a change of one flow counts twice"
 
 
-def test_a_lost_relay_is_replaced_and_a_revision_changes_nothing_that_has_begun() -> None:
+def test_a_lost_stage_peer_is_replaced_and_a_revision_changes_nothing_that_has_begun() -> None:
     view = random_view(np.random.default_rng(4), SIZE)
     plan = plan_for(figures_for(4), (), 0)
-    lost = plan.flows[0].relays[1]
+    lost = plan.flows[0].stage_peers[1]
     figures, _ = figures_of(view, [lost])
     assert figures is not None
     for later in (plan_for(figures, flows_of(plan), 0), revise(figures, plan, 0, 0)):
-        assert later is not None and all(lost not in flow.relays for flow in later.flows)
+        assert later is not None and all(lost not in flow.stage_peers for flow in later.flows)
     done = revise(figures, plan, 10**6, 0)
     assert done is not None
     for before, after in zip(plan.flows, done.flows, strict=True):
-        assert all(a == b or b == lost for a, b in zip(after.relays, before.relays, strict=True)), "all is over: only mended"
+        assert all(a == b or b == lost for a, b in zip(after.stage_peers, before.stage_peers, strict=True)), (
+            "all is over: only mended"
+        )
 
 
 def test_a_revision_gives_a_newcomer_nothing_to_do_before_it_has_come() -> None:
-    """One slow relay has everything; a second comes when a third of the time has passed, and takes some of the rest."""
+    """One slow stage peer has everything; a second comes when a third of the time has passed, and takes some of the rest."""
     records = [record("d", 0, 9), record("fast", 1, 4, 0.1), record("slow", 1, 1, 0.4)]
     view = NetworkView.of(records, 1, 1000)
     alone, _ = figures_of(view, [PeerId("fast")])
@@ -177,16 +179,16 @@ def test_a_revision_gives_a_newcomer_nothing_to_do_before_it_has_come() -> None:
     came_s = 0.5 * (plan.makespan_s // 1.5)
     revised = revise(both, plan, int(came_s / 0.5), 0)
     assert revised is not None and revised.makespan_s < plan.makespan_s
-    moved = [flow for flow in revised.flows if flow.relays == (PeerId("fast"),)]
+    moved = [flow for flow in revised.flows if flow.stage_peers == (PeerId("fast"),)]
     assert moved and all(flow.release_s >= came_s for flow in moved)
 
 
-def test_repairs_by_the_same_records_spread_over_the_relays_that_are_left() -> None:
+def test_repairs_by_the_same_records_spread_over_the_stage_peers_that_are_left() -> None:
     records = [record("d", 0, 6), *(record(n, 1, 2) for n in "abc"), *(record(n, 2, 2) for n in "pqr")]
     view = NetworkView.of(records, 2, 1000)
     figures, _ = figures_of(view, [PeerId("a")])
     assert figures is not None
     flows = [(PeerId("d"), (PeerId("abc"[i % 3]), PeerId("pqr"[i % 3]))) for i in range(6)]
     mended = Mended(figures, flows)
-    used = Counter(relays[0] for i in range(6) if (relays := mended.flow_at(PeerId("d"), i)) is not None)
+    used = Counter(stage_peers[0] for i in range(6) if (stage_peers := mended.flow_at(PeerId("d"), i)) is not None)
     assert used == {"b": 3, "c": 3}

@@ -1,7 +1,7 @@
 """An iteration that is under way: continued it is the forecast, and a loss costs what the protocol's repair costs.
 
-By hand, alone on one relay (`test_pipeline_model`): embedding 0-1, there at 5, forward 5-8, back at 12, loss 12-14, there at
-18, backward 18-24, back at 28, finish 29. A transfer takes 4, the last 2 of which its bytes are on the way.
+By hand, alone on one stage peer (`test_pipeline_model`): embedding 0-1, there at 5, forward 5-8, back at 12, loss 12-14, there
+at 18, backward 18-24, back at 28, finish 29. A transfer takes 4, the last 2 of which its bytes are on the way.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def without(pipeline: Pipeline, *gone: int) -> Pipeline:
 
 
 def drawn(seed: int) -> tuple[Pipeline, list[Path]]:
-    figures, _ = figures_of(random_view(np.random.default_rng(seed), Size(stages=3, relays=3, data_peers=2, capacity=2)))
+    figures, _ = figures_of(random_view(np.random.default_rng(seed), Size(stages=3, stage_peers=3, data_peers=2, capacity=2)))
     assert figures is not None
     pipeline = pipeline_of(figures)
     return pipeline, first_paths(pipeline)
@@ -56,15 +56,15 @@ def test_continued_as_planned_it_is_the_forecast(seed: int) -> None:
     ],
 )
 def test_a_loss_costs_what_has_to_be_done_again(at: float, finish: float, makespan: float) -> None:
-    pipeline = small(relays=2)
+    pipeline = small(stage_peers=2)
     left = Underway.begun(pipeline, [(0, 1)]).later([(0, 1)], at).changed(without(pipeline, 1), [(0, 2)])
     seen = left.forecast([(0, 2)])
     assert (seen.finish_us, seen.makespan_us) == ([finish], makespan)
 
 
 def test_the_replacement_may_be_lost_too() -> None:
-    """Redone by relay 2 from 30 on, which is lost at 40; by relay 3 from then on."""
-    pipeline = small(relays=3)
+    """Redone by stage peer 2 from 30 on, which is lost at 40; by stage peer 3 from then on."""
+    pipeline = small(stage_peers=3)
     first = Underway.begun(pipeline, [(0, 1)]).later([(0, 1)], 30).changed(without(pipeline, 1), [(0, 2)])
     second = first.later([(0, 2)], 40).changed(without(pipeline, 1, 2), [(0, 3)])
     assert second.forecast([(0, 3)]).makespan_us == 40 + 17
@@ -80,8 +80,8 @@ def test_losses_and_returns_leave_nothing_behind(seed: int) -> None:
         now_us += random.random() * 0.4 * length_us
         underway = underway.later(paths, now_us)
         stage = random.choice([peers for peers in pipeline.stage_peers[1:] if len(peers) > 1])
-        gone = [relay for relay in gone if random.random() < 0.7]  # the others are back, without anything
-        present = [relay for relay in stage if relay not in gone]
+        gone = [stage_peer for stage_peer in gone if random.random() < 0.7]  # the others are back, without anything
+        present = [stage_peer for stage_peer in stage if stage_peer not in gone]
         if len(present) > 1:
             gone.append(random.choice(present))
         able = without(pipeline, *gone)
@@ -89,6 +89,6 @@ def test_losses_and_returns_leave_nothing_behind(seed: int) -> None:
         underway = underway.changed(able, paths)
     end = underway.later(paths, 100 * length_us)
     assert all(finish_us > 0 for finish_us in end.forecast(paths).finish_us)
-    relays = [i for peers in end.run.pipeline.stage_peers[1:] for i in peers]
-    assert [end.run.kept[i] for i in relays] == [0] * len(relays)
+    stage_peers = [i for peers in end.run.pipeline.stage_peers[1:] for i in peers]
+    assert [end.run.kept[i] for i in stage_peers] == [0] * len(stage_peers)
     assert not any(end.run.up) and not any(end.run.down) and not any(end.run.queues)

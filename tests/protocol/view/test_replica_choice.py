@@ -64,18 +64,18 @@ def test_with_too_few_peers_whoever_is_there_keeps_it() -> None:
     assert keepers(view, Stage(1), 5) == ("p0_0",)
 
 
-def test_a_version_is_secured_when_every_stage_has_said_so_in_this_history() -> None:
+def test_a_version_is_secured_when_every_stage_has_said_so_in_this_epoch() -> None:
     records = list(view_of(2, 2).records.values())
     copied = {"p0_0": (2, 4), "p1_1": (2, 4, 8), "p2_0": (2,), "p2_1": (4,)}
 
-    def secured(history: int = 0, **other: tuple[int, ...]) -> int | None:
-        told = [replace(r, copied=(copied | other).get(r.peer, ()), history=int(r.stage == 1) * history) for r in records]
+    def secured(epoch: int = 0, **other: tuple[int, ...]) -> int | None:
+        told = [replace(r, copied=(copied | other).get(r.peer, ()), epoch=int(r.stage == 1) * epoch) for r in records]
         return secured_version(NetworkView.of(told, 2, 1), 0)
 
     assert secured() == 4
     assert secured(p2_1=()) == 2
     assert secured(p0_0=()) is None
-    assert secured(history=1) is None, "the records of stage 1 are of another history"
+    assert secured(epoch=1) is None, "the records of stage 1 are of another epoch"
 
 
 def test_the_secured_version_and_the_roundest_after_it_are_kept_and_copied() -> None:

@@ -18,7 +18,7 @@ def test_neighbouring_stages_that_were_redone_together_are_credited_together() -
     swarm.run(iterations=1)
     data = swarm.world.peers[PeerId("data_0")].machine
     assert isinstance(data, DataPeer)
-    finishing, microbatch = data.finishing, MicrobatchId(data.ctx.me, data.member.version, 0)
+    finishing, microbatch = data.finishing, MicrobatchId(data.ctx.me, data.participant.version, 0)
     finishing.ledger.clear()
     finishing.ledger.back(0, peers("relay_1_0", "relay_2_0", "relay_3_0"))
     for lost in peers("relay_2_0", "relay_3_0"):

@@ -15,8 +15,8 @@ from gwtf_p2p.protocol.wire.records import PeerState
 from gwtf_p2p.simulation.world.faults import Fault
 from gwtf_p2p.simulation.world.small_swarm import SmallConfig, SmallSwarm, small_swarm
 
-RELAYS = st.sampled_from([PeerId(f"relay_{k}_{r}") for k in (1, 2) for r in (0, 1)])
-PEERS = st.one_of(RELAYS, st.sampled_from([PeerId("data_0"), PeerId("data_1")]))
+STAGE_PEERS = st.sampled_from([PeerId(f"relay_{k}_{r}") for k in (1, 2) for r in (0, 1)])
+PEERS = st.one_of(STAGE_PEERS, st.sampled_from([PeerId("data_0"), PeerId("data_1")]))
 MORE_ITERATIONS = 3
 
 
@@ -31,7 +31,7 @@ class RecoveryMachine(RuleBasedStateMachine):
 
     @initialize(exact=st.booleans(), microbatches=st.integers(1, 4), capacity=st.integers(1, 4))
     def begin(self, exact: bool, microbatches: int, capacity: int) -> None:
-        config = SmallConfig(stages=2, relays=2, data_peers=2, microbatches=microbatches, capacity=capacity, exact=exact)
+        config = SmallConfig(stages=2, stage_peers=2, data_peers=2, microbatches=microbatches, capacity=capacity, exact=exact)
         self.swarm = small_swarm(config)
         self._pass(1.5)
 
@@ -57,11 +57,11 @@ class RecoveryMachine(RuleBasedStateMachine):
     def started_again(self, peer: PeerId, fresh: bool) -> None:
         self.swarm.faults.restart(peer, fresh and peer.startswith("relay") and self._others_have_it(peer))
 
-    @rule(peer=RELAYS)
+    @rule(peer=STAGE_PEERS)
     def drains(self, peer: PeerId) -> None:
         self.swarm.faults.fire(Fault("drain", peer, at_s=0.0))
 
-    @rule(peer=RELAYS)
+    @rule(peer=STAGE_PEERS)
     def becomes_slow(self, peer: PeerId) -> None:
         if peer not in self.slow:
             self.slow.add(peer)
@@ -75,7 +75,7 @@ class RecoveryMachine(RuleBasedStateMachine):
             if simulated.alive and simulated.machine.state is PeerState.DRAINING:
                 self.swarm.world.kill(peer)
             self.swarm.faults.restart(peer, fresh=False)
-        newest = max(peer.machine.member.version for peer in self.swarm.world.peers.values())
+        newest = max(peer.machine.participant.version for peer in self.swarm.world.peers.values())
         kernel = self.swarm.world.kernel
         tally = self.swarm.run(newest + MORE_ITERATIONS, kernel.now + 2000.0, kernel.steps + 200_000)
         assert tally.double == 0 and (tally.lost == 0 or not self.swarm.config.exact)

@@ -10,8 +10,8 @@ from experiments.recovery_sweep import Sweep, draw_config, draw_script
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, RunId
-from gwtf_p2p.protocol.peer.own_record import Surroundings, stage_record
-from gwtf_p2p.protocol.peer.relay_peer import RelayPeer
+from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, stage_record
+from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.wire.messages import Commit, Lost
 from gwtf_p2p.simulation.world.faults import Fault
 from gwtf_p2p.simulation.world.invariants import Tally
@@ -29,8 +29,8 @@ def everything(swarm: SmallSwarm, iterations: int) -> Tally:
     return Tally(iterations * config.data_peers * config.microbatches, lost=0, double=0)
 
 
-def relay_events(swarm: SmallSwarm, name: str, wanted: Callable[[ev.Event], bool]) -> None:
-    """Kill a relay when it handles the first such event of iteration 1."""
+def stage_peer_events(swarm: SmallSwarm, name: str, wanted: Callable[[ev.Event], bool]) -> None:
+    """Kill a stage peer when it handles the first such event of iteration 1."""
     before = swarm.world.on_event
     assert before is not None
     done = []
@@ -38,7 +38,7 @@ def relay_events(swarm: SmallSwarm, name: str, wanted: Callable[[ev.Event], bool
     def watch(peer: PeerId, event: ev.Event, now: float) -> None:
         before(peer, event, now)
         machine = swarm.world.peers[peer].machine
-        if peer == name and machine.member.version == 1 and wanted(event) and not done:
+        if peer == name and machine.participant.version == 1 and wanted(event) and not done:
             done.append(now)
             swarm.world.kill(peer)
             swarm.reports.append((peer, ef.Report("killed"), now))
@@ -49,7 +49,7 @@ def relay_events(swarm: SmallSwarm, name: str, wanted: Callable[[ev.Event], bool
 @pytest.mark.parametrize("kind", ["kill", "freeze"])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("at_s", [1.6, 1.9, 2.2, 2.5])
-def test_one_relay_is_lost_at_any_time(kind: str, stage: int, at_s: float) -> None:
+def test_one_stage_peer_is_lost_at_any_time(kind: str, stage: int, at_s: float) -> None:
     swarm = small_swarm(SmallConfig(), [Fault(kind, PeerId(f"relay_{stage}_1"), at_s=at_s)])
     assert swarm.run(iterations=4) == everything(swarm, 4)
     assert swarm.faults.fired and swarm.reported("peer_lost"), "the fault must have been noticed"
@@ -64,8 +64,8 @@ def test_one_relay_is_lost_at_any_time(kind: str, stage: int, at_s: float) -> No
     ],
 )
 def test_after_a_kill_a_microbatch_moves_on_within_three_hops(moment: Callable[[ev.Event], bool], kind: str) -> None:
-    swarm = small_swarm(SmallConfig(relays=3))
-    relay_events(swarm, "relay_2_1", moment)
+    swarm = small_swarm(SmallConfig(stage_peers=3))
+    stage_peer_events(swarm, "relay_2_1", moment)
     assert swarm.run(iterations=3) == everything(swarm, 3)
     (_, _, killed_at) = swarm.reported("killed")[0]
     recovered = [at for _, _, at in swarm.reported("recovered")]
@@ -74,8 +74,8 @@ def test_after_a_kill_a_microbatch_moves_on_within_three_hops(moment: Callable[[
 
 
 def test_exactly_one_stage_is_computed_again() -> None:
-    """The relays of the other stages compute each microbatch once, the dead one's stage its microbatches twice."""
-    swarm = small_swarm(SmallConfig(microbatches=6, relays=2), [Fault("kill", PeerId("relay_2_1"), at_s=4.0)])
+    """The stage peers of the other stages compute each microbatch once, the dead one's stage its microbatches twice."""
+    swarm = small_swarm(SmallConfig(microbatches=6, stage_peers=2), [Fault("kill", PeerId("relay_2_1"), at_s=4.0)])
     swarm.run(iterations=4)
     wasted: dict[str, float] = {}
     for who, report, _ in swarm.reported("stepped"):
@@ -89,14 +89,14 @@ def test_exactly_one_stage_is_computed_again() -> None:
 def test_what_was_counted_by_a_lost_peer_is_done_again() -> None:
     """It is killed while the averages begin: nobody waits for its computations any more, only the ledger misses them."""
     swarm = small_swarm(SmallConfig())
-    relay_events(swarm, "relay_2_1", lambda e: isinstance(e, ev.Received) and type(e.message).__name__ == "Close")
+    stage_peer_events(swarm, "relay_2_1", lambda e: isinstance(e, ev.Received) and type(e.message).__name__ == "Prepare")
     assert swarm.run(iterations=3) == everything(swarm, 3)
     assert swarm.count("recovery")["aggregation"] >= 1 and swarm.reported("average_failed")
 
 
 def test_with_fast_recovery_it_is_dropped_and_said_so() -> None:
     swarm = small_swarm(SmallConfig(exact=False))
-    relay_events(swarm, "relay_2_1", lambda e: isinstance(e, ev.Received) and type(e.message).__name__ == "Close")
+    stage_peer_events(swarm, "relay_2_1", lambda e: isinstance(e, ev.Received) and type(e.message).__name__ == "Prepare")
     tally = swarm.run(iterations=3)
     assert tally.lost == len(swarm.reported("dropped")) > 0 and tally.double == 0
     assert not swarm.count("recovery")["aggregation"]
@@ -112,7 +112,7 @@ def test_two_crashes_at_once_in_neighbouring_stages(at_s: float) -> None:
 @pytest.mark.parametrize("gap_s", [0.03, 0.06, 0.1, 0.2])
 def test_the_replacement_dies_too(gap_s: float) -> None:
     script = [Fault("kill", PeerId("relay_2_0"), at_s=1.9), Fault("kill", PeerId("relay_2_1"), at_s=1.9 + gap_s)]
-    swarm = small_swarm(SmallConfig(relays=3), script)
+    swarm = small_swarm(SmallConfig(stage_peers=3), script)
     assert swarm.run(iterations=4) == everything(swarm, 4)
 
 
@@ -148,7 +148,7 @@ def test_a_stage_whose_newest_weights_are_gone_takes_the_swarm_back() -> None:
     kernel.at(5.0, lose)
     assert swarm.run(iterations=6) == everything(swarm, 6)
     (_, back, _) = swarm.reported("going_back")[0]
-    assert back.fields["version"] == 1 and back.fields["history"] == 1
+    assert back.fields["version"] == 1 and back.fields["epoch"] == 1
     missing = swarm.reported("version_missing")[0][1]
     assert missing.fields["stage"] == 2 and missing.fields["have"] == 1
 
@@ -180,7 +180,7 @@ def test_everything_is_killed_and_starts_again() -> None:
 
 
 def test_a_data_peer_comes_back_and_nothing_is_computed_again() -> None:
-    """Its relays have counted its microbatches: the way is walked again, only stage 0 computes."""
+    """Its stage peers have counted its microbatches: the way is walked again, only stage 0 computes."""
     swarm = small_swarm(SmallConfig(), [Fault("restart", PeerId("data_0"), at_s=2.28, for_s=2.0)])
     assert swarm.run(iterations=3) == everything(swarm, 3)
     counted_before = [r for who, r, at in swarm.reported("stepped") if who.startswith("relay")]
@@ -191,7 +191,7 @@ def test_a_data_peer_comes_back_and_nothing_is_computed_again() -> None:
 @pytest.mark.parametrize("name", ["data_0", "data_1"])
 @pytest.mark.parametrize("at_s", [1.7, 2.4, 3.0])
 def test_one_of_several_data_peers_is_lost(kind: str, name: str, at_s: float) -> None:
-    """The leader too. The others close without it; its microbatches are in no gradient, or in all."""
+    """The coordinator too. The others close without it; its microbatches are in no gradient, or in all."""
     swarm = small_swarm(SmallConfig(data_peers=2), [Fault(kind, PeerId(name), at_s=at_s, for_s=6.0)])
     tally = swarm.run(iterations=5)
     assert tally.lost == tally.double == 0 and tally.done >= 5 * 4
@@ -199,11 +199,11 @@ def test_one_of_several_data_peers_is_lost(kind: str, name: str, at_s: float) ->
 
 @pytest.mark.parametrize("said", [0, 1, 2, 3, 5, 7])
 @pytest.mark.parametrize("returns", [True, False])
-def test_the_leader_dies_between_its_commits(said: int, returns: bool) -> None:
+def test_the_coordinator_dies_between_its_commits(said: int, returns: bool) -> None:
     """If it told anybody, all that have prepared commit; if it told nobody, they may too, but all the same."""
     swarm = small_swarm(SmallConfig(data_peers=2))
-    leader = swarm.world.peers[PeerId("data_0")]
-    handle, told = leader.machine.handle, []
+    coordinator = swarm.world.peers[PeerId("data_0")]
+    handle, told = coordinator.machine.handle, []
 
     def cut_off(event: ev.Event, now: float) -> list[ef.Effect]:
         kept = []
@@ -216,15 +216,15 @@ def test_the_leader_dies_between_its_commits(said: int, returns: bool) -> None:
             kept.append(effect)
         return kept
 
-    leader.machine.handle = cut_off  # type: ignore[method-assign]
+    coordinator.machine.handle = cut_off  # type: ignore[method-assign]
     if returns:
         swarm.world.kernel.at(8.0, lambda: swarm.faults.restart(PeerId("data_0"), fresh=False))
     tally = swarm.run(iterations=5)
     assert len(told) == said + 1 and tally.lost == tally.double == 0
-    assert len({peer.machine.member.committed for peer in swarm.world.peers.values() if peer.alive}) == 1
+    assert len({peer.machine.participant.committed for peer in swarm.world.peers.values() if peer.alive}) == 1
 
 
-def test_a_thawed_leader_finds_that_the_others_have_gone_on() -> None:
+def test_a_thawed_coordinator_finds_that_the_others_have_gone_on() -> None:
     swarm = small_swarm(SmallConfig(data_peers=2), [Fault("blink", PeerId("data_0"), at_s=2.9, for_s=12.0)])
     tally = swarm.run(iterations=12)
     assert tally.lost == tally.double == 0
@@ -254,8 +254,8 @@ def test_a_data_peer_with_old_weights_takes_nobody_back() -> None:
     kernel.at(3.0, lambda: world.kill(PeerId("data_0")))
     kernel.at(15.0, begin_anew)
     kernel.run(lambda: False, 15.0)
-    newest = world.peers[PeerId("data_1")].machine.member.version
-    assert world.peers[PeerId("data_0")].machine.member.version < newest - 3
+    newest = world.peers[PeerId("data_1")].machine.participant.version
+    assert world.peers[PeerId("data_0")].machine.participant.version < newest - 3
     swarm.run(iterations=newest + 3)
     begun = [r.fields["iteration"] for who, r, at in swarm.reported("iteration_begins") if who == "data_1" and at > 16.0]
     assert begun and begun[0] == newest
@@ -282,7 +282,7 @@ def test_two_neighbouring_stages_are_lost_after_their_backwards() -> None:
 
 
 @pytest.mark.parametrize("seed", [3141, 3209])
-def test_a_leader_does_not_wait_for_the_answer_of_one_that_has_left(seed: int) -> None:
+def test_a_coordinator_does_not_wait_for_the_answer_of_one_that_has_left(seed: int) -> None:
     sweep = Sweep()
     config = draw_config(seed, sweep)
     tally = small_swarm(config, draw_script(seed, config, sweep)).run(sweep.iterations, deadline_s=500.0)
@@ -291,8 +291,8 @@ def test_a_leader_does_not_wait_for_the_answer_of_one_that_has_left(seed: int) -
 
 @pytest.mark.parametrize("seed", [671, 916, 1245, 1474])
 def test_data_peers_that_wait_for_each_other_find_out(seed: int) -> None:
-    """671: one came back in a new history, was welcomed while an average was under way, and then waited to be welcomed again.
-    916, 1245: one that had led the iteration came back into it, and each took the other for its leader.
+    """671: one came back in a new epoch, was admitted while an average was under way, and then waited to be admitted again.
+    916, 1245: one that had led the iteration came back into it, and each took the other for its coordinator.
     1474: one that was behind took no notice of one that had started again with later weights, and went back without end."""
     sweep = Sweep()
     config = draw_config(seed, sweep)
@@ -322,7 +322,7 @@ def test_who_has_left_may_come_back() -> None:
 
 @pytest.mark.parametrize("name", ["relay_1_1", "relay_2_0", "relay_3_1"])
 @pytest.mark.parametrize("at_s", [1.51, 1.7, 2.0, 2.3])
-def test_a_frozen_relay_is_found_in_the_first_iteration(name: str, at_s: float) -> None:
+def test_a_frozen_stage_peer_is_found_in_the_first_iteration(name: str, at_s: float) -> None:
     """Nothing is measured then: the silence of a peer that holds work is enough."""
     swarm = small_swarm(SmallConfig(microbatches=8), [Fault("freeze", PeerId(name), at_s=at_s)])
     assert swarm.run(iterations=2) == everything(swarm, 2)
@@ -341,7 +341,7 @@ def test_who_suddenly_becomes_slow_is_not_taken_for_lost(name: str, at_s: float,
 
 
 def test_what_is_kept_for_recovery_is_bounded_and_published() -> None:
-    """A relay is BUSY beyond its memory; what it keeps is in its record."""
+    """A stage peer is BUSY beyond its memory; what it keeps is in its record."""
     config = SmallConfig(data_peers=2, microbatches=3, capacity=8, memory_microbatches=3)
     swarm = small_swarm(config)
     before = swarm.world.on_event
@@ -352,8 +352,8 @@ def test_what_is_kept_for_recovery_is_bounded_and_published() -> None:
         nonlocal most
         before(peer, event, now)
         machine = swarm.world.peers[peer].machine
-        if isinstance(machine, RelayPeer):
-            record = stage_record(machine, Surroundings(RunId("small")), 1)
+        if isinstance(machine, StagePeer):
+            record = stage_record(machine, OwnMeasurements(RunId("small")), 1)
             assert record.kept_bytes == len(machine.ctx.held) * 4 * MICROBATCH_BYTES <= record.memory_limit_bytes
             most = max(most, len(machine.ctx.held))
 
@@ -365,7 +365,7 @@ def test_what_is_kept_for_recovery_is_bounded_and_published() -> None:
 @pytest.mark.parametrize("at_s", [1.8, 4.2])
 def test_a_stage_without_anybody_gets_a_peer_of_a_rich_stage(at_s: float) -> None:
     """Which begins from a copy of that stage's checkpoint; the training goes on from there."""
-    config = SmallConfig(relays=3, moves=True)
+    config = SmallConfig(stage_peers=3, moves=True)
     script = [Fault("kill", peer, at_s=at_s) for peer in peers("relay_2_0", "relay_2_1", "relay_2_2")]
     swarm = small_swarm(config, script)
     assert swarm.run(iterations=8) == everything(swarm, 8)
@@ -378,7 +378,7 @@ def test_a_stage_without_anybody_gets_a_peer_of_a_rich_stage(at_s: float) -> Non
 
 
 def test_a_swarm_out_of_balance_moves_one_peer_after_the_other_and_then_none() -> None:
-    config = SmallConfig(relays=4, moves=True, microbatches=6)
+    config = SmallConfig(stage_peers=4, moves=True, microbatches=6)
     swarm = small_swarm(config, [Fault("drain", PeerId(f"relay_2_{i}"), at_s=3.0) for i in range(3)])
     swarm.run(iterations=120, deadline_s=3000.0)
     moves = [(r.fields["stage"], r.fields["to_stage"]) for _, r, _ in swarm.reported("moving")]
@@ -387,7 +387,7 @@ def test_a_swarm_out_of_balance_moves_one_peer_after_the_other_and_then_none() -
 
 
 @pytest.mark.parametrize("is_cut_off", [True, False])
-def test_the_word_of_a_relay_confirms_a_broken_connection_and_nothing_else(is_cut_off: bool) -> None:
+def test_the_word_of_a_stage_peer_confirms_a_broken_connection_and_nothing_else(is_cut_off: bool) -> None:
     """A data peer that has lost the connection too need not wait for an answer of its own."""
     swarm = small_swarm(SmallConfig())
     swarm.run(iterations=1)

@@ -11,7 +11,7 @@ from experiments.recovery_single import CASES, Case, failures, faults_of
 from experiments.recovery_sweep import Sweep, draw_config, draw_script
 from gwtf_p2p.simulation.world.small_swarm import SmallConfig, small_swarm
 
-BASE = SmallConfig(stages=3, relays=2, microbatches=4)
+BASE = SmallConfig(stages=3, stage_peers=2, microbatches=4)
 WHOLE = {Case("kill"), Case("freeze"), Case("kill", of="effect")}
 """Every moment is tried; of the other cases a sample."""
 
@@ -28,8 +28,8 @@ def test_one_peer_fails_at_any_moment_of_an_iteration(case: Case) -> None:
 
 @pytest.mark.parametrize("first", range(0, 48, 16))
 def test_random_faults(first: int) -> None:
-    """Relays are killed, frozen, restarted, blink, drain and become slow; data peers restart and blink."""
-    sweep = Sweep(stages=3, relays=3, iterations=4, churn=(0.1, 0.2))
+    """Stage peers are killed, frozen, restarted, blink, drain and become slow; data peers restart and blink."""
+    sweep = Sweep(stages=3, stage_peers=3, iterations=4, churn=(0.1, 0.2))
     for seed in range(first, first + 16):
         config = draw_config(seed, sweep)
         swarm = small_swarm(config, draw_script(seed, config, sweep))
