@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from gwtf_p2p.protocol.effects import Report
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.routers.factory import default_config
 from gwtf_p2p.simulation.measure.trace import Trace, check_trace_path
-from gwtf_p2p.simulation.run import simulate
+from gwtf_p2p.simulation.run import Simulation, simulate
 from gwtf_p2p.simulation.swarm.build import Arm
 from tests.simulation.stories import simulation, story
 
@@ -70,6 +71,25 @@ def test_the_same_seed_gives_the_same_run_in_another_process(tmp_path: Path) -> 
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         digests.add(done.stdout)
     assert len(digests) == 1
+
+
+def test_revised_plans_are_in_the_digest_by_what_they_say(tmp_path: Path) -> None:
+    """And not by where their forecast lies in memory, which no two runs have in common."""
+    scenario = story(tmp_path, stage_peers=3, microbatches=6, forward_s=0.1)
+    run = Simulation(scenario, Arm("gwtf", default_config("gwtf")), 0, Trace(keep=True))
+    run.listeners.append(partial(_kill_in_the_second_iteration, run, []))
+    run.run()
+    run.trace.write(tmp_path / "trace.jsonl")
+    told = (tmp_path / "trace.jsonl").read_text()
+    assert "revised" in told, "the crash has led to a revised plan"
+    assert " object at 0x" not in told
+
+
+def _kill_in_the_second_iteration(run: Simulation, injected: list[float], _: PeerId, report: Report, now: float) -> None:
+    if report.name == "injected":
+        injected.append(now)
+        if len(injected) == 9:
+            run.world.kernel.after(0.15, lambda: run.world.kill(PeerId("relay_2_1")))
 
 
 def test_another_seed_gives_another_run(tmp_path: Path) -> None:

@@ -44,6 +44,12 @@ def _tensor(event: ev.Offered | ev.Delivered | ev.DeliveryBroken) -> str:
     return f"{event.sender} {type(message).__name__} {message.microbatch} {message.attempt}"
 
 
+def _planned(event: ev.Planned) -> str:
+    """The plan's flows and reason: how far the forecast behind it has got is no part of what the peer is told."""
+    plan = event.result
+    return f"{type(plan).__name__} {getattr(plan, 'flows', '')} {getattr(plan, 'reason', '')}"
+
+
 _ABOUT: dict[type[Any], Callable[[Any], str]] = {
     ev.Offered: _tensor,
     ev.Delivered: _tensor,
@@ -56,6 +62,7 @@ _ABOUT: dict[type[Any], Callable[[Any], str]] = {
     ev.SendFailed: lambda e: f"{e.to} {type(e.message).__name__}",
     ev.Computed: lambda e: f"{e.work.name} {e.microbatch}",
     ev.TimerFired: lambda e: f"{e.name[0]} {e.name[1]}",
+    ev.Planned: _planned,
     ev.AverageDone: lambda e: f"{e.iteration} {e.attempt} {e.digest}",
 }
 
