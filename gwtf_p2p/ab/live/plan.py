@@ -118,10 +118,10 @@ class LivePlan:
         )
 
     def _factors(self, stage: Stage, gradient: int, state: int, microbatch: int) -> dict[str, float]:
-        """Bytes of the scenario's model for each byte of the real one."""
+        """Bytes of the scenario's model, which are float32's, for each byte of the real one."""
         real = FLOAT_BYTES * sum(prod(shape) for shape in parameter_shapes(PartSpec.of(self.record, stage)).values())
         return {
-            MICROBATCH: microbatch / self.record.activation_bytes,
+            MICROBATCH: microbatch / (FLOAT_BYTES * self.record.boundary_values),
             AVERAGE: gradient / real,
             STATE: state / (STATE_COPIES * real),
         }

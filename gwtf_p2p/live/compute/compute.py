@@ -1,16 +1,20 @@
 """The compute thread of one peer, and the tensors that it holds.
 
-Tensors live here under (microbatch, slot) as wire bytes; the event loop only hands buffers over. One thread does all the
-computing, so torch work is never concurrent with itself and the event loop never waits for it. Every method whose result is
-awaited runs in that thread.
+Tensors live here under (microbatch, slot) as they travel, encoded by the codec of their direction: so what is kept takes as
+little memory as it takes of a line, and what is sent again has the same bytes. The event loop only hands buffers over, and
+checks those that come. One thread does all the computing, so torch work is never concurrent with itself and the event loop
+never waits for it. Every method whose result is awaited runs in that thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -20,11 +24,14 @@ from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, MemoryLimit, TensorStor
 from gwtf_p2p.protocol.events import Slot, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
+from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
-from gwtf_p2p.training.compute.tensor_bytes import from_wire, to_wire
 from gwtf_p2p.training.data.batches import DataSource
 from gwtf_p2p.training.state.tensors import export_state, load_state
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -39,6 +46,26 @@ class Device(Protocol):
     def measured(self, seconds: Mapping[Work, float]) -> dict[Work, float]: ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BoundaryCodecs:
+    """How tensors travel over the boundaries of a run, in each direction."""
+
+    activations: Codec
+    gradients: Codec
+
+    @staticmethod
+    def of(run: RunRecord) -> BoundaryCodecs:
+        """Raises InputError for a codec that this peer does not know."""
+        formats = run.formats
+        return BoundaryCodecs(
+            codec_of(formats.activations, field="wire.activations"), codec_of(formats.gradients, field="wire.gradients")
+        )
+
+    def of_slot(self, slot: Slot) -> Codec:
+        """The codec of what is in this slot."""
+        return self.activations if slot in (Slot.INPUT, Slot.OUTPUT) else self.gradients
 
 
 class Compute:
@@ -57,16 +84,17 @@ class Compute:
         self._data_source = data
         hidden = executor.part.hidden_size
         self._shape_BTH = (run.microbatch_size, run.sequence_length, hidden)
+        self.codecs = BoundaryCodecs.of(run)
         self.store = TensorStore(limit)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
 
-    @property
-    def activation_bytes(self) -> int:
-        """What one transfer carries."""
-        return self.run.activation_bytes
+    def payload_bytes(self, slot: Slot) -> int:
+        """What a transfer into this slot carries."""
+        return self.codecs.of_slot(slot).form.encoded_bytes(math.prod(self._shape_BTH))
 
     def put(self, microbatch: MicrobatchId, slot: Slot, payload: memoryview) -> None:
-        """A tensor has arrived."""
+        """A tensor has arrived. Raises RemoteProtocolError, and takes nothing, when the bytes are no tensor."""
+        self.codecs.of_slot(slot).check(payload, math.prod(self._shape_BTH))
         self.store.put(microbatch, slot, payload)
 
     def payload(self, microbatch: MicrobatchId, slot: Slot) -> memoryview:
@@ -211,7 +239,13 @@ class Compute:
         return source.batch(microbatch.iteration, microbatch.index, shard, self.run.data_peers)
 
     def _get(self, microbatch: MicrobatchId, slot: Slot) -> Tensor:
-        return from_wire(self.store.get(microbatch, slot), self._shape_BTH, self.run.wire_dtype, self.executor.device)
+        return self.codecs.of_slot(slot).decode(self.store.get(microbatch, slot), self._shape_BTH, self.executor.device)
 
     def _keep(self, microbatch: MicrobatchId, slot: Slot, tensor: Tensor) -> None:
-        self.store.put(microbatch, slot, to_wire(tensor, self.run.wire_dtype))
+        """An own result that is not finite leaves no bytes: its receiver refuses the offer by its size, and nobody else pays."""
+        try:
+            encoded = self.codecs.of_slot(slot).encode(tensor)
+        except NotFiniteError as error:
+            logger.error("%s: %s: %s", microbatch, slot.value, error)
+            encoded = memoryview(b"")
+        self.store.put(microbatch, slot, encoded)

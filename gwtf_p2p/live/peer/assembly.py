@@ -10,7 +10,7 @@ import torch
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.core.lifecycle import TENSORS
+from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.membership.rebalancing import Mover
@@ -21,6 +21,8 @@ from gwtf_p2p.protocol.routers.factory import default_config, make_router, route
 from gwtf_p2p.protocol.routers.swarm_failures import FixedTimings, ForgetfulLiveness
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS
+from gwtf_p2p.training.codecs.table import CODECS
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import open_data
@@ -40,6 +42,11 @@ class Place:
 
 def check_config(config: PeerConfig, run: RunRecord) -> None:
     """Raises RunMismatch that names the field."""
+    for name, known in (("activations", CODECS), ("gradients", CODECS), ("averages", AVERAGE_FORMATS)):
+        codec = getattr(run.formats, name)
+        if codec not in known:
+            knows = ", ".join(known)
+            raise RunMismatch(f"run {run.run_id}: wire.{name}: this peer does not know the codec {codec!r:.40}, only {knows}")
     if config.stage is not None and not 1 <= config.stage <= run.stages:
         raise RunMismatch(f"run {run.run_id}: stage: this run has stages 1 to {run.stages}, not {config.stage}")
     if config.shard is not None and not 0 <= config.shard < run.data_peers:
@@ -79,7 +86,8 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
 
 def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> StagePeer | DataPeer:
     """The state machine with its router. Raises InputError for an unknown router, or for less memory than is of any use."""
-    limit_bytes, least = 0 if config.memory.folder else config.memory.limit_bytes, TENSORS * run.activation_bytes
+    limit_bytes = 0 if config.memory.folder else config.memory.limit_bytes
+    least = done_bytes(run.activation_bytes, run.gradient_bytes)
     if place.stage != DATA_STAGE and 0 < limit_bytes < least:
         raise InputError("--max_kept_gb", "", f"expected at least {least / 1e9:.2g}, for one microbatch, or --spill_dir")
     settings = config.router_config or default_config(run.router)
@@ -90,7 +98,7 @@ def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -
         stages=run.stages,
         router=router,
         exact=run.recovery == "exact",
-        activation_bytes=run.activation_bytes,
+        done_bytes=least,
         memory_limit_bytes=limit_bytes,
     )
     if getattr(settings, "official_failures", False):

@@ -159,17 +159,21 @@ class Driver:
 
     def on_offer(self, sender: PeerId, header: Header, payload_bytes: int) -> Header:
         message = _tensor_message(header)
-        if payload_bytes != self.parts.compute.activation_bytes:
-            expected = self.parts.compute.activation_bytes
+        expected = self.parts.compute.payload_bytes(_slot_of(message))
+        if payload_bytes != expected:
             return _reply(Verdict.REFUSED, f"payload: expected {expected} bytes, got {payload_bytes}")
         effects = self.feed(ev.Offered(sender, message))
         answer = next((effect for effect in effects if isinstance(effect, ef.Answer)), None)
         return _reply(answer.verdict, answer.detail) if answer else _reply(Verdict.BUSY, "stopping")
 
     def on_delivery(self, sender: PeerId, header: Header, payload: memoryview) -> None:
+        """Bytes that are no tensor are as good as none: the sender is told REFUSED, and the microbatch is waited for again."""
         message = _tensor_message(header)
-        slot = ev.Slot.INPUT if isinstance(message, Forward) else ev.Slot.OUTPUT_GRADIENT
-        self.parts.compute.put(message.microbatch, slot, payload)
+        try:
+            self.parts.compute.put(message.microbatch, _slot_of(message), payload)
+        except RemoteProtocolError as error:
+            self.feed(ev.DeliveryBroken(sender, message, str(error)))
+            raise
         self.feed(ev.Delivered(sender, message))
 
     def on_broken(self, sender: PeerId, header: Header, reason: str) -> None:
@@ -360,6 +364,11 @@ def _tensor_message(header: Header) -> TensorMessage:
     if not isinstance(message, (Forward, Backward)):
         raise RemoteProtocolError(f"{type(message).__name__} carries no payload")
     return message
+
+
+def _slot_of(message: TensorMessage) -> ev.Slot:
+    """Where a delivered tensor belongs."""
+    return ev.Slot.INPUT if isinstance(message, Forward) else ev.Slot.OUTPUT_GRADIENT
 
 
 def _reply(verdict: Verdict, detail: str) -> Header:

@@ -18,7 +18,6 @@ from gwtf_p2p.protocol.core.lifecycle import (
     HOLDS_CAPACITY,
     KEEPS_ACTIVATIONS,
     PHASES,
-    TENSORS,
     Held,
     Phase,
     Returning,
@@ -39,8 +38,8 @@ class Context:
 
     `occupancy` counts the held microbatches that are not done, `activations` those between forward and backward.
 
-    `activation_bytes` is the size of one tensor of a microbatch; with `memory_limit_bytes` above 0 a stage peer is BUSY when
-    what it has accepted would need more by the end of the iteration.
+    `done_bytes` is what a peer keeps of a microbatch that is done, its four tensors in the bytes in which they travel; with
+    `memory_limit_bytes` above 0 a stage peer is BUSY when what it has accepted would need more by the end of the iteration.
     """
 
     me: PeerId
@@ -48,7 +47,7 @@ class Context:
     stages: int
     router: Router
     exact: bool = True
-    activation_bytes: int = 0
+    done_bytes: int = 0
     memory_limit_bytes: int = 0
     timings: Timings = field(default_factory=Timings)
     held: dict[MicrobatchId, Held] = field(default_factory=dict)
@@ -173,12 +172,12 @@ class Context:
     @property
     def kept_bytes(self) -> int:
         """Tensors of all that is held, once it is done: what recovery may need until the iteration commits."""
-        return len(self.held) * TENSORS * self.activation_bytes
+        return len(self.held) * self.done_bytes
 
     @property
     def memory_is_full(self) -> bool:
         """Would one more microbatch, done and kept until the commit, go over the limit?"""
-        return 0 < self.memory_limit_bytes < self.kept_bytes + TENSORS * self.activation_bytes
+        return 0 < self.memory_limit_bytes < self.kept_bytes + self.done_bytes
 
     def in_order(self) -> list[Held]:
         """Sorted by id, so that equal epochs give equal effects. For rare events: it looks at everything held."""

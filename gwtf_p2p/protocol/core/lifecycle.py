@@ -113,8 +113,12 @@ COMPUTING = frozenset({_P.FORWARD, _P.BACKWARD, _P.EMBED, _P.LOSS, _P.FINISH})
 HAS_GRADIENT = frozenset({_P.QUEUED_BACKWARD, _P.BACKWARD, _P.DONE})
 """Of a stage peer: the gradient of its output is here."""
 
-TENSORS = len(("input", "output", "output gradient", "input gradient"))
-"""What a peer keeps of a microbatch when it is done, until the iteration commits: enough to redo either neighbour."""
+def done_bytes(activation_bytes: int, gradient_bytes: int) -> int:
+    """What a peer keeps of a microbatch when it is done, until the iteration commits, enough to redo either neighbour.
+
+    That is its input, output, output gradient and input gradient, each as it travels.
+    """
+    return 2 * activation_bytes + 2 * gradient_bytes
 
 _State = TypeVar("_State", Phase, Sending, Returning)
 

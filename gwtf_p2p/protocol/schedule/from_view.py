@@ -46,10 +46,11 @@ class PeerFigures:
 
 @dataclass(frozen=True, slots=True)
 class PipelineFigures:
-    """`peers` sorted by id; every stage has one at least."""
+    """`peers` sorted by id; every stage has one at least. Bytes of one hop forwards, and of one back."""
 
     stages: int
     microbatch_bytes: int
+    gradient_bytes: int
     peers: tuple[PeerFigures, ...]
 
     @property
@@ -72,7 +73,8 @@ def figures_of(view: NetworkView, without: Iterable[PeerId] = ()) -> tuple[Pipel
     if missing is not None:
         return None, f"stage {missing} has no peer"
     typical = _typical_s(records)
-    return PipelineFigures(view.stages, view.microbatch_bytes, tuple(_figures(r, typical) for r in records)), ""
+    peers = tuple(_figures(r, typical) for r in records)
+    return PipelineFigures(view.stages, view.microbatch_bytes, view.gradient_bytes, peers), ""
 
 
 def _typical_s(records: Iterable[StageRecord]) -> dict[Stage, tuple[float, float]]:
@@ -117,6 +119,7 @@ def pipeline_of(figures: PipelineFigures) -> Pipeline:
         peers=tuple(p.peer for p in peers),
         stages=stages,
         activation_bytes=float(figures.microbatch_bytes),
+        gradient_bytes=float(figures.gradient_bytes),
         slots=tuple(p.capacity if p.capacity > 0 and p.stage != DATA_STAGE else UNLIMITED for p in peers),
         before_us=tuple(max(LEAST_S, p.before_s) * MICROSECONDS for p in peers),
         after_us=tuple(max(LEAST_S, p.after_s) * MICROSECONDS for p in peers),

@@ -35,10 +35,10 @@ class Load:
     def __init__(self, pipeline: Pipeline, paths: Sequence[Path]) -> None:
         peers = len(pipeline.peers)
         self.pipeline = pipeline
-        self._hop_us: dict[int, float] = {}
+        self._hop_us: dict[tuple[int, int, float], float] = {}
         self._known: dict[Path, _Visits] = {}
         self._busy_us = [
-            max(before + after, 2 * pipeline.activation_bytes / line)
+            max(before + after, (pipeline.activation_bytes + pipeline.gradient_bytes) / line)
             for before, after, line in zip(pipeline.before_us, pipeline.after_us, pipeline.line, strict=True)
         ]
         self._held_us, self._count = [0.0] * peers, [0] * peers
@@ -108,23 +108,24 @@ class Load:
     def _walk(self, path: Path) -> _Visits:
         """The round trip of a microbatch that is alone."""
         pipeline = self.pipeline
+        forth, back = pipeline.activation_bytes, pipeline.gradient_bytes
         now = pipeline.before_us[path[0]]
         arrived = [0.0]
         for sender, receiver in pairwise(path):
-            now += self._hop(sender, receiver)
+            now += self._hop(sender, receiver, forth)
             arrived.append(now)
             now += pipeline.before_us[receiver]
-        now += self._hop(path[-1], path[0]) + pipeline.loss_us[path[0]]
+        now += self._hop(path[-1], path[0], forth) + pipeline.loss_us[path[0]]
         done = [0.0] * len(path)
         sender = path[0]
         for k in range(len(path) - 1, -1, -1):
-            now += self._hop(sender, path[k]) + pipeline.after_us[path[k]]
+            now += self._hop(sender, path[k], back) + pipeline.after_us[path[k]]
             done[k], sender = now, path[k]
         return [(path[k], done[k] - arrived[k], now - done[k] + arrived[k]) for k in range(1, len(path))]
 
-    def _hop(self, sender: int, receiver: int) -> float:
-        number = sender * len(self.pipeline.peers) + receiver
-        seconds = self._hop_us.get(number)
+    def _hop(self, sender: int, receiver: int, size: float) -> float:
+        hop = (sender, receiver, size)
+        seconds = self._hop_us.get(hop)
         if seconds is None:
-            seconds = self._hop_us[number] = self.pipeline.idle_us(sender, receiver)
+            seconds = self._hop_us[hop] = self.pipeline.idle_us(sender, receiver, size)
         return seconds

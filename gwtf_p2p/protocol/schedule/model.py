@@ -57,6 +57,7 @@ class Pipeline:
     peers: tuple[PeerId, ...]
     stages: int
     activation_bytes: float
+    gradient_bytes: float
     slots: tuple[int, ...]
     before_us: tuple[float, ...]
     after_us: tuple[float, ...]
@@ -67,10 +68,14 @@ class Pipeline:
     stage_peers: tuple[tuple[int, ...], ...]
     links: Mapping[int, Link]
 
-    def idle_us(self, sender: int, receiver: int) -> float:
-        """A whole transfer that has the link and both lines to itself."""
+    def idle_us(self, sender: int, receiver: int, size: float) -> float:
+        """A whole transfer of so many bytes that has the link and both lines to itself."""
         link = self.links[sender * len(self.peers) + receiver]
-        return link.latency_us + self.activation_bytes / min(link.bandwidth, self.line[sender], self.line[receiver])
+        return link.latency_us + size / min(link.bandwidth, self.line[sender], self.line[receiver])
+
+    def there_and_back_us(self, above: int, below: int) -> float:
+        """An activation from `above` to `below` and its gradient back, idle."""
+        return self.idle_us(above, below, self.activation_bytes) + self.idle_us(below, above, self.gradient_bytes)
 
 
 @dataclass(slots=True)
@@ -184,12 +189,13 @@ class Run:
         up.append(m)
         down.append(m)
         on_link.append(m)
+        size = pipeline.activation_bytes if position < self.turn else pipeline.gradient_bytes
         if position < pipeline.stages:
             self.offered[m][position + 1] = now + link.latency_us
         rate = min(link.bandwidth / len(on_link), pipeline.line[sender] / len(up), pipeline.line[receiver] / len(down))
-        self.left[m], self.updated[m], self.rate[m] = pipeline.activation_bytes, now, rate
+        self.left[m], self.updated[m], self.rate[m] = size, now, rate
         self.state[m] = SENDING
-        heappush(self.heap, (now + pipeline.activation_bytes / rate, m, self.version[m]))
+        heappush(self.heap, (now + size / rate, m, self.version[m]))
         if len(up) > 1 or len(down) > 1:
             self._share((*up, *down), now)
 

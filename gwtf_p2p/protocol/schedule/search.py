@@ -118,13 +118,14 @@ def _in_turn(pipeline: Pipeline) -> list[int]:
 def _there_and_back_us(pipeline: Pipeline, above: Sequence[int], below: Sequence[int]) -> Matrix:
     links = pipeline.links
     if not isinstance(links, ViewLinks):
-        return np.array([[pipeline.idle_us(i, j) + pipeline.idle_us(j, i) for j in below] for i in above])
+        return np.array([[pipeline.there_and_back_us(i, j) for j in below] for i in above])
     # Most pairs of a large swarm are not measured: computed at once, they take a fraction of the time.
     line = np.minimum.outer([pipeline.line[i] for i in above], [pipeline.line[j] for j in below])
     line[np.isinf(line)] = ASSUMED_BANDWIDTH_BYTES_PER_S / MICROSECONDS
-    both: Matrix = 2 * (ASSUMED_LATENCY_S * MICROSECONDS + pipeline.activation_bytes / line)
+    mean_bytes = (pipeline.activation_bytes + pipeline.gradient_bytes) / 2
+    both: Matrix = 2 * (ASSUMED_LATENCY_S * MICROSECONDS + mean_bytes / line)
     for i, j in links.measured(above, below):
-        both[i, j] = pipeline.idle_us(above[i], below[j]) + pipeline.idle_us(below[j], above[i])
+        both[i, j] = pipeline.there_and_back_us(above[i], below[j])
     return both
 
 

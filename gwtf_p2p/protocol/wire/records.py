@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ import msgpack
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
+from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, format_of
 
 SCHEMA_VERSION = 1
 WIRE_VERSION = 2
@@ -99,11 +100,36 @@ class OptimizerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class WireSpec:
+    """The formats in which a run's tensors travel, by name (`tensor_formats`); every peer of the run writes and reads them.
+
+    `activations` go forwards, `gradients` back. A tensor is kept in the bytes in which it came or goes, so what is sent again
+    or redone has the same bytes, and `recovery = "exact"` gives the weights of the undisturbed run with the same formats.
+    `averages` are the parts of a stage's gradient. With int8 there each peer adds what rounding took from its last share to
+    its next one (error feedback); that residual is the peer's own, is lost with it, and rounding depends on who averages with
+    whom: all members still end with the same bits, but after a loss not with those of a run without one.
+    """
+
+    activations: str = "float32"
+    gradients: str = "float32"
+    averages: str = "float32"
+
+    def validate(self, where: str) -> None:
+        """Raises InputError that names the first field that is no format."""
+        for name in ("activations", "gradients"):
+            format_of(getattr(self, name), where, f"wire.{name}")
+        if self.averages not in AVERAGE_FORMATS:
+            expected = f"expected one of {', '.join(AVERAGE_FORMATS)}, got {self.averages!r:.40}"
+            raise InputError(where, "wire.averages", expected)
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """Everything that a joining peer needs besides an initial peer and the run id; signed by the run's owner.
 
     `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds. `data_peers` is how many shards the
     dataset is cut into. So many data peers, and `peers_per_stage` in each stage, must be online before iteration 0 begins.
+    `wire_dtype` is an older name for one format of both directions; empty where `wire` says it.
     """
 
     run_id: RunId
@@ -117,7 +143,8 @@ class RunRecord:
     tokenizer: str = "byte"
     data_peers: int = 1
     peers_per_stage: int = 1
-    wire_dtype: str = "float32"
+    wire_dtype: str = ""
+    wire: WireSpec = field(default_factory=WireSpec)
     router: str = "gwtf"
     recovery: str = "exact"
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
@@ -138,10 +165,25 @@ class RunRecord:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @property
-    def activation_bytes(self) -> int:
-        """Size of one boundary activation, microbatch x sequence x hidden, in the wire dtype; its gradient is alike."""
+    def formats(self) -> WireSpec:
+        """`wire`, with what `wire_dtype` says in its place."""
+        return replace(self.wire, activations=self.wire_dtype, gradients=self.wire_dtype) if self.wire_dtype else self.wire
+
+    @property
+    def boundary_values(self) -> int:
+        """Number of values of one boundary tensor, microbatch x sequence x hidden; its gradient has as many."""
         hidden = int(self.model_config.get("hidden_size") or self.model_config.get("n_embd") or 0)
-        return self.microbatch_size * self.sequence_length * hidden * (2 if self.wire_dtype == "bfloat16" else 4)
+        return self.microbatch_size * self.sequence_length * hidden
+
+    @property
+    def activation_bytes(self) -> int:
+        """Size of one boundary activation in its format. Raises InputError when the format is unknown here."""
+        return format_of(self.formats.activations, "run record", "wire.activations").encoded_bytes(self.boundary_values)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Size of the gradient of a boundary activation in its format. Raises InputError like `activation_bytes`."""
+        return format_of(self.formats.gradients, "run record", "wire.gradients").encoded_bytes(self.boundary_values)
 
     def validate(self, where: str = "run record") -> None:
         """Raises InputError that names the first field that is out of range."""
@@ -154,8 +196,11 @@ class RunRecord:
             raise InputError(where, "run_id", f"{expected}, got {self.run_id!r}")
         if not self.layer_split or any(b <= a for a, b in self.layer_split):
             raise InputError(where, "layer_split", "expected at least one stage, each with at least one layer")
-        if self.wire_dtype not in ("float32", "bfloat16"):
-            raise InputError(where, "wire_dtype", f"expected float32 or bfloat16, got {self.wire_dtype!r}")
+        if self.wire_dtype:
+            format_of(self.wire_dtype, where, "wire_dtype")
+            if (self.wire.activations, self.wire.gradients) != (WireSpec().activations, WireSpec().gradients):
+                raise InputError(where, "wire_dtype", "expected either wire_dtype or wire = { activations, gradients }")
+        self.wire.validate(where)
         if self.recovery not in ("exact", "fast"):
             raise InputError(where, "recovery", f"expected exact or fast, got {self.recovery!r}")
         self.optimizer.validate(where)

@@ -11,6 +11,7 @@ from random import Random
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.membership.rebalancing import Mover
@@ -121,8 +122,8 @@ class SmallSwarm:
             own = DataPeerConfig(config.microbatches, config.data_peers, config.iterations)
             return SimulatedPeer(DataPeer(ctx, own), speed)
         ctx = Context(peer, self.stages.get(peer, Stage(int(numbers[0]))), config.stages, RoundRobin(0), config.exact)
-        ctx.activation_bytes = MICROBATCH_BYTES
-        ctx.memory_limit_bytes = config.memory_microbatches * 4 * MICROBATCH_BYTES
+        ctx.done_bytes = done_bytes(MICROBATCH_BYTES, MICROBATCH_BYTES)
+        ctx.memory_limit_bytes = config.memory_microbatches * ctx.done_bytes
         factor = self._random.choice(config.speeds)
         seconds = {ev.Work.FORWARD: FORWARD_S, ev.Work.BACKWARD: BACKWARD_S, **corrections}
         stage_peer = StagePeer(ctx, config.capacity, mover=Mover(peer) if config.moves else None)

@@ -66,7 +66,7 @@ class _Executor:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: ExecutorConfig, device: torch.device) -> None:
         self.device = device
-        self._compute_dtype = dtype_of(config.torch_dtype, "--torch_dtype", "")
+        self._compute_dtype = dtype_of(config.torch_dtype, "--torch_dtype")
         self._accumulator = GradientAccumulator(parameters)
 
     @property

@@ -15,7 +15,7 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 
 ME = PeerId("me")
 RUN = SmallRun().record()
-ONE_MICROBATCH = 4 * RUN.activation_bytes
+ONE_MICROBATCH = 2 * (RUN.activation_bytes + RUN.gradient_bytes)
 
 
 def test_a_stage_peer_that_could_not_keep_one_microbatch_is_told_so(tmp_path: Path) -> None:
