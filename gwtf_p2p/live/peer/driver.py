@@ -64,11 +64,15 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AverageResult:
-    """Mean gradient by parameter name, a digest that is equal for all members, and the seconds that it took."""
+    """Mean gradient by parameter name, a digest that is equal for all members, and the seconds that it took.
+
+    `taken` is called when the optimizer step takes this average, which others may have got as well or not.
+    """
 
     tensors: dict[str, Tensor]
     digest: str
     seconds: float
+    taken: Callable[[], None] = lambda: None
 
 
 class AverageFailureError(Exception):
@@ -317,6 +321,7 @@ class Driver:
 
     async def _step(self, iteration: int, result: AverageResult) -> None:
         norm = await self.parts.compute.step(result.tensors, iteration)
+        result.taken()
         self.parts.on_report(ef.Report("optimizer_step", {"iteration": iteration, "gradient_norm": norm}), self.clock())
         self.feed(ev.Stepped(iteration))
 

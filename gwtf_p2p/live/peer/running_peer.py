@@ -106,7 +106,8 @@ class RunningPeer:
         self.transport, self.daemon, self.network, self.rpc = transport, network.daemon, network, transport.rpc
         if network.paths is not None:
             network.paths.attach(transport.real_rpc, self._path_changed)
-        self.averager = Averager(self.rpc)
+        self.averager = Averager(self.rpc, run.formats.averages)
+        self._residual: list[Tensor] = []
         self.checkpoints = Checkpoints(config.checkpoints, run, self.place.stage, self.compute)
         store = StateStore(self.compute, self.checkpoints)
         self.donor = StateDonor(self.rpc, store, self.place.stage, config.upload_bytes_per_s)
@@ -214,7 +215,11 @@ class RunningPeer:
             self._moved.set_result(None)
 
     async def _average(self, prepare: Prepare, gradient: dict[str, Tensor]) -> AverageResult:
-        """The mean gradient of the group, weighted by microbatches. Raises AverageFailureError."""
+        """The mean gradient of the group, weighted by microbatches. Raises AverageFailureError.
+
+        What rounding takes from this peer's gradients goes into its next average, once the step of this one is taken: an
+        attempt that fails, or that others do not take, changes nothing.
+        """
         names = sorted(gradient)
         group = AveragingGroup(
             group_id=f"{self.run.run_id}.{prepare.key}",
@@ -222,14 +227,20 @@ class RunningPeer:
             weights=tuple(float(len(share.microbatches)) for share in prepare.shares),
         )
         try:
-            averaged = await self.averager.average(group, [gradient[name] for name in names], AVERAGE_BOUND_S)
+            own = [gradient[name] for name in names]
+            averaged = await self.averager.average(group, own, AVERAGE_BOUND_S, self._residual)
         except AveragingFailed as error:
             raise AverageFailureError(error.reason, error.peer) from error
-        return AverageResult(dict(zip(names, averaged.tensors, strict=True)), averaged.digest, averaged.seconds)
+        tensors = dict(zip(names, averaged.tensors, strict=True))
+        return AverageResult(tensors, averaged.digest, averaged.seconds, lambda: self._owe(averaged.residual))
+
+    def _owe(self, residual: list[Tensor]) -> None:
+        self._residual = residual
 
     async def _download(self, download: ef.Download) -> None:
         """Own weights, checkpoint or replica where they are the right ones, else from the donors. Raises StateUnavailable."""
         version, compute, checkpoints = download.version, self.compute, self.checkpoints
+        self._owe([])  # it belongs to gradients of weights that are replaced
         if download.own and await compute.version() == version:
             await compute.reset()
         else:
