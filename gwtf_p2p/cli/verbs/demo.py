@@ -143,6 +143,7 @@ class _Demo:
         try:
             self._start()
             failure = self._watch()
+            self.local.hear_last_figures()
         except RunFailed as error:
             failure = str(error)
         except KeyboardInterrupt:
@@ -243,6 +244,7 @@ class _Demo:
             "withdrawn": state.withdrawn,
             "recoveries": dict(state.recoveries),
             "recovery": state.recovery.plain(),
+            "bytes": state.traffic.plain(),
             "churn": {"crashes": self.churn.churn.crashes, "returns": self.churn.churn.returns},
             "joined_seconds": {name: round(s, 2) for name, s in state.joined_s.items()},
             "wall_seconds": round(time.monotonic() - self.local.began, 2),
@@ -258,7 +260,7 @@ class _Demo:
                 f"{state.iterations} steps: loss {losses[0]:.4f} → {losses[-1]:.4f}, {state.tokens_per_second():.0f} tokens/s, "
                 f"median step {statistics.median(seconds):.2f} s"
             )
-        for line in state.recovery.lines():
+        for line in (*state.recovery.lines(), *state.traffic.lines()):
             self._say(line)
         accounting = state.accounting()
         recoveries = ", ".join(f"{kind} {count}" for kind, count in sorted(state.recoveries.items())) or "none"

@@ -242,7 +242,7 @@ class Compute:
         return self.codecs.of_slot(slot).decode(self.store.get(microbatch, slot), self._shape_BTH, self.executor.device)
 
     def _keep(self, microbatch: MicrobatchId, slot: Slot, tensor: Tensor) -> None:
-        """An own result that is not finite leaves no bytes: its receiver refuses the offer by its size, and nobody else pays."""
+        """An own result that is not finite leaves no bytes, and its receiver refuses an offer of that size."""
         try:
             encoded = self.codecs.of_slot(slot).encode(tensor)
         except NotFiniteError as error:

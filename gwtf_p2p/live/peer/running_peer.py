@@ -20,6 +20,7 @@ from gwtf_p2p.live.measure.idle_probe import IdleProber
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.measure.path_probe import LinkProbe
+from gwtf_p2p.live.measure.traffic import traffic
 from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, make_machine
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 from gwtf_p2p.live.peer.driver import AverageFailureError, AverageResult, Driver, DriverParts
@@ -319,6 +320,7 @@ class RunningPeer:
             "most_kept_bytes": store.most_held_bytes,
             "spilled_bytes": store.spilled_bytes,
             "resident_bytes": resident_bytes(),
+            **traffic(self.edge.real_rpc.meter, self.network.dht.record_bytes),
         }
 
     def _report(self, report: ef.Report, now: float) -> None:
