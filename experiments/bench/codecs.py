@@ -3,8 +3,7 @@
     python -m experiments.bench.codecs [--rows 1024] [--hidden 1024] [--rounds 20] [--json]
 
 Two peers in two processes on loopback, each with its own p2pd. For each codec, in one run and in turns: the CPU time of
-encoding and decoding (this process's own, one thread), and the CPU time of sending what it encodes, over both processes and both
-p2pd.
+encoding and decoding (this process's own, one thread), and that of sending what it encodes, of both processes and both p2pd.
 `codec_share` is encode + decode against sending the same tensor in float32; `hop_ratio` is all of a hop (encode, send, receive,
 decode) against float32's. Other work on the machine changes the times, so read the ratios.
 """
