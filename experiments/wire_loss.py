@@ -80,7 +80,7 @@ class Swarm:
         self.stages = [StageExecutor(build_stage_part(PartSpec.of(run, k)), config) for k in range(1, run.stages + 1)]
         self.parts: list[DataExecutor | StageExecutor] = [self.data, *self.stages]
         self.optimizers = [PartOptimizer(part.part.parameters, run.optimizer) for part in self.parts]
-        self.codecs, self.averages = BoundaryCodecs.of(run), codec_of(run.formats.averages)
+        self.codecs, self.averages = BoundaryCodecs.of(run), codec_of(run.wire.averages)
         self._residuals: list[list[list[Tensor]]] = [[[] for _ in range(settings.members)] for _ in self.parts]
 
     def step(self, iteration: int) -> float:

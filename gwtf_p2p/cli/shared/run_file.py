@@ -58,6 +58,9 @@ _OWN_FIELDS = {"model", "stages", "optimizer", "wire"}
 OLDER_FIELDS = {"relays_per_stage": "peers_per_stage"}
 """Fields of older run files, and how they are called now."""
 
+WIRE_DTYPE = "wire_dtype"
+"""An older field: one format for activations and gradients alike."""
+
 _INTERNAL = {"model_config", "sequence_number", "schema_version", "wire_version"}
 
 
@@ -100,7 +103,7 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     from gwtf_p2p.training.data.tokenizer import load_tokenizer
     from gwtf_p2p.training.model.families import check_run, default_layer_split, layer_count
 
-    plain = {OLDER_FIELDS.get(name, name): value for name, value in plain.items()}
+    plain = _with_wire({OLDER_FIELDS.get(name, name): value for name, value in plain.items()}, where)
     allowed = ({f.name for f in fields(RunRecord)} - _INTERNAL) | _OWN_FIELDS
     for name in plain:
         if name not in allowed:
@@ -123,6 +126,16 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     run.validate(where)
     check_run(run, load_tokenizer(run.tokenizer).vocabulary, where)
     return run
+
+
+def _with_wire(plain: dict[str, Any], where: str) -> dict[str, Any]:
+    """What `wire_dtype` says, as `wire` says it now. Raises InputError when both say something."""
+    if WIRE_DTYPE not in plain:
+        return plain
+    if "wire" in plain:
+        raise InputError(where, WIRE_DTYPE, "expected either wire_dtype or wire = { activations, gradients, averages }")
+    dtype = plain.pop(WIRE_DTYPE)
+    return {**plain, "wire": {"activations": dtype, "gradients": dtype}}
 
 
 def _section(kind: type[Section], value: Any, where: str, section: str) -> Section:

@@ -26,6 +26,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -284,8 +285,7 @@ class _Round:
     async def _send_pieces(self, to: int) -> None:
         for number, batch in enumerate(self._batches[to]):
             parts, weight = self._pieces[to][batch.span], self.group.weights[self._me]
-            rounding = (to, batch, parts, weight)
-            payload, _ = await _work(batch.float_bytes, lambda rounding=rounding: self._rounded(*rounding))
+            payload, _ = await _work(batch.float_bytes, partial(self._rounded, to, batch, parts, weight))
             await self._push(to, "part", number, payload)
 
     async def _sum_up(self, tasks: asyncio.TaskGroup) -> None:
@@ -299,8 +299,7 @@ class _Round:
                 elif weight > 0:
                     contributions.append((weight, await self._arrived(("part", member, number))))
             payload, parts = await _work(
-                batch.float_bytes * len(contributions),
-                lambda: self._share_of(batch, contributions),  # noqa: B023  awaited here
+                batch.float_bytes * len(contributions), partial(self._share_of, batch, contributions)
             )
             self._register(self._me, batch, parts)
             for other in self._others:

@@ -58,10 +58,8 @@ class BoundaryCodecs:
     @staticmethod
     def of(run: RunRecord) -> BoundaryCodecs:
         """Raises InputError for a codec that this peer does not know."""
-        formats = run.formats
-        return BoundaryCodecs(
-            codec_of(formats.activations, field="wire.activations"), codec_of(formats.gradients, field="wire.gradients")
-        )
+        activations = codec_of(run.wire.activations, field="wire.activations")
+        return BoundaryCodecs(activations, codec_of(run.wire.gradients, field="wire.gradients"))
 
     def of_slot(self, slot: Slot) -> Codec:
         """The codec of what is in this slot."""

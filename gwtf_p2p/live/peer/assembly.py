@@ -43,7 +43,7 @@ class Place:
 def check_config(config: PeerConfig, run: RunRecord) -> None:
     """Raises RunMismatch that names the field."""
     for name, known in (("activations", CODECS), ("gradients", CODECS), ("averages", AVERAGE_FORMATS)):
-        codec = getattr(run.formats, name)
+        codec = getattr(run.wire, name)
         if codec not in known:
             knows = ", ".join(known)
             raise RunMismatch(f"run {run.run_id}: wire.{name}: this peer does not know the codec {codec!r:.40}, only {knows}")

@@ -107,7 +107,7 @@ class RunningPeer:
         self.transport, self.daemon, self.network, self.rpc = transport, network.daemon, network, transport.rpc
         if network.paths is not None:
             network.paths.attach(transport.real_rpc, self._path_changed)
-        self.averager = Averager(self.rpc, run.formats.averages)
+        self.averager = Averager(self.rpc, run.wire.averages)
         self._residual: list[Tensor] = []
         self.checkpoints = Checkpoints(config.checkpoints, run, self.place.stage, self.compute)
         store = StateStore(self.compute, self.checkpoints)
@@ -320,7 +320,7 @@ class RunningPeer:
             "most_kept_bytes": store.most_held_bytes,
             "spilled_bytes": store.spilled_bytes,
             "resident_bytes": resident_bytes(),
-            **traffic(self.edge.real_rpc.meter, self.network.dht.record_bytes),
+            **traffic(self.transport.real_rpc.meter, self.network.dht.record_bytes),
         }
 
     def _report(self, report: ef.Report, now: float) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -129,7 +129,6 @@ class RunRecord:
 
     `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds. `data_peers` is how many shards the
     dataset is cut into. So many data peers, and `peers_per_stage` in each stage, must be online before iteration 0 begins.
-    `wire_dtype` is an older name for one format of both directions; empty where `wire` says it.
     """
 
     run_id: RunId
@@ -143,7 +142,6 @@ class RunRecord:
     tokenizer: str = "byte"
     data_peers: int = 1
     peers_per_stage: int = 1
-    wire_dtype: str = ""
     wire: WireSpec = field(default_factory=WireSpec)
     router: str = "gwtf"
     recovery: str = "exact"
@@ -165,11 +163,6 @@ class RunRecord:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @property
-    def formats(self) -> WireSpec:
-        """`wire`, with what `wire_dtype` says in its place."""
-        return replace(self.wire, activations=self.wire_dtype, gradients=self.wire_dtype) if self.wire_dtype else self.wire
-
-    @property
     def boundary_values(self) -> int:
         """Number of values of one boundary tensor, microbatch x sequence x hidden; its gradient has as many."""
         hidden = int(self.model_config.get("hidden_size") or self.model_config.get("n_embd") or 0)
@@ -178,12 +171,12 @@ class RunRecord:
     @property
     def activation_bytes(self) -> int:
         """Size of one boundary activation in its format. Raises InputError when the format is unknown here."""
-        return format_of(self.formats.activations, "run record", "wire.activations").encoded_bytes(self.boundary_values)
+        return format_of(self.wire.activations, "run record", "wire.activations").encoded_bytes(self.boundary_values)
 
     @property
     def gradient_bytes(self) -> int:
         """Size of the gradient of a boundary activation in its format. Raises InputError like `activation_bytes`."""
-        return format_of(self.formats.gradients, "run record", "wire.gradients").encoded_bytes(self.boundary_values)
+        return format_of(self.wire.gradients, "run record", "wire.gradients").encoded_bytes(self.boundary_values)
 
     def validate(self, where: str = "run record") -> None:
         """Raises InputError that names the first field that is out of range."""
@@ -196,10 +189,6 @@ class RunRecord:
             raise InputError(where, "run_id", f"{expected}, got {self.run_id!r}")
         if not self.layer_split or any(b <= a for a, b in self.layer_split):
             raise InputError(where, "layer_split", "expected at least one stage, each with at least one layer")
-        if self.wire_dtype:
-            format_of(self.wire_dtype, where, "wire_dtype")
-            if (self.wire.activations, self.wire.gradients) != (WireSpec().activations, WireSpec().gradients):
-                raise InputError(where, "wire_dtype", "expected either wire_dtype or wire = { activations, gradients }")
         self.wire.validate(where)
         if self.recovery not in ("exact", "fast"):
             raise InputError(where, "recovery", f"expected exact or fast, got {self.recovery!r}")

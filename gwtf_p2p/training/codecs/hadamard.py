@@ -34,7 +34,8 @@ def rotation(size: int, device: str) -> Tensor:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)), 0)
     index = torch.arange(size)
     signs = 1.0 - 2.0 * ((index * index + 3 * index) // 4 % 2)
-    return (signs.unsqueeze(1) * matrix / size**0.5).to(device)
+    scale = size**-0.5
+    return (signs.unsqueeze(1) * matrix).mul_(scale).to(device)
 
 
 class Int4Codec:

@@ -15,7 +15,7 @@ MOST_OF_FLOAT32 = 0.27
 
 def test_a_stage_peer_is_killed_while_int8_travels(tmp_path: Path) -> None:
     undisturbed = demo(tmp_path / "undisturbed", "", "--wire", "int8")
-    killed = demo(tmp_path / "killed", "kill relay stage=1 index=any at=backward_received iter=3", "--wire", "int8")
+    killed = demo(tmp_path / "killed", "kill peer stage=1 index=any at=backward_received iter=3", "--wire", "int8")
     assert killed["recoveries"] and not undisturbed["recoveries"]
     assert undisturbed["last_loss"] < undisturbed["first_loss"]
     assert_equal_weights(tmp_path / "killed", tmp_path / "undisturbed")

@@ -128,11 +128,9 @@ def test_a_record_with_the_most_links_is_under_the_bound() -> None:
         ({"microbatch_size": 0}, "microbatch_size"),
         ({"run_id": "has a space"}, "run_id"),
         ({"layer_split": ()}, "layer_split"),
-        ({"wire_dtype": "int3"}, "wire_dtype"),
         ({"wire": WireSpec(activations="int3")}, "wire.activations"),
         ({"wire": WireSpec(gradients="")}, "wire.gradients"),
         ({"wire": WireSpec(averages="int4")}, "wire.averages"),
-        ({"wire_dtype": "bfloat16", "wire": WireSpec(gradients="int8")}, "wire_dtype"),
         ({"recovery": "none"}, "recovery"),
         ({"optimizer": OptimizerSpec(learning_rate=0)}, "learning_rate"),
     ],
@@ -148,13 +146,6 @@ def test_each_direction_has_the_bytes_of_its_format() -> None:
     run = dataclasses.replace(RUN, wire=WireSpec("int4", "int8"))
     assert run.activation_bytes == values // 2 + 2 * values // 64
     assert run.gradient_bytes == values + 2 * values // 64
-
-
-def test_the_older_name_of_the_wire_format_is_of_both_directions() -> None:
-    old = dataclasses.replace(RUN, wire_dtype="bfloat16")
-    old.validate()
-    assert decode_run(encode(old)).formats == WireSpec("bfloat16", "bfloat16")
-    assert (old.activation_bytes, old.gradient_bytes) == (2 * RUN.boundary_values,) * 2
 
 
 def test_runs_that_cannot_train_together_have_different_hashes() -> None:
