@@ -1,6 +1,6 @@
 """What do codecs cost in loss? Training in one process, with the real codecs at every boundary and in every average.
 
-    python -m experiments.wire_loss [--wires float32,int8,int4,int8+int8] [--seeds 0,1] [--steps 60] [--json]
+    python -m experiments.wire_loss [--wires float32,int8,int4,int8+int8] [--seeds 0,1] [--steps 40] [--json]
 
 A wire is named as by `gwtf demo --wire` (int4: int4 activations and int8 gradients), with `+FORMAT` for averages in another
 format than float32. The parts of the model, their executors and optimizers are those of live peers; a boundary tensor is
@@ -200,13 +200,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wires", default="float32,int8,int4,int8+int8", help="differences are from the first one")
     parser.add_argument("--seeds", default="0", help="comma separated")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--members", type=int, default=2, help="peers of each stage (default 2)")
     parser.add_argument("--model", default="tiny-llama", help="as of gwtf demo")
     parser.add_argument("--dataset", default="stdlib", help="as of gwtf demo")
     parser.add_argument("--stages", type=int, default=3)
     parser.add_argument("--microbatches", type=int, default=4)
-    parser.add_argument("--microbatch_size", type=int, default=4)
+    parser.add_argument("--microbatch_size", type=int, default=2)
     parser.add_argument("--sequence_length", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=1.5e-3)
     parser.add_argument("--threads", type=int, default=1)
