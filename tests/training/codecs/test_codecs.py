@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
@@ -159,6 +159,7 @@ def test_a_wrong_length_is_the_senders_fault(name: str, change: int) -> None:
 
 
 @EVERY
+@settings(deadline=None)
 @given(data=st.data(), rows=st.integers(1, 3))
 def test_whatever_bytes_come_give_finite_numbers_or_a_refusal(name: str, data: st.DataObject, rows: int) -> None:
     codec, shape = codec_of(name), (rows, 96)
@@ -176,6 +177,7 @@ def test_whatever_bytes_come_give_finite_numbers_or_a_refusal(name: str, data: s
 
 
 @EVERY
+@settings(deadline=None)
 @given(numbers=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=130))
 def test_what_is_sent_comes_back_nearly(name: str, numbers: list[float]) -> None:
     sent = torch.tensor(numbers)
