@@ -104,7 +104,10 @@ class WireSpec:
     """The formats in which a run's tensors travel, by name (`tensor_formats`); every peer of the run writes and reads them.
 
     `activations` go forwards, `gradients` back. A tensor is kept in the bytes in which it came or goes, so what is sent again
-    or redone has the same bytes, and `recovery = "exact"` gives the weights of the undisturbed run with the same formats.
+    or redone has the same bytes, and `recovery = "exact"` redoes an iteration as the undisturbed run with the same formats does
+    it, but for the order in which gradients are added up, which depends on who computed what. That is the last bit of float32;
+    formats that round can make a step of the format out of it in later iterations (tiny model, int8: weights 2e-7 apart after
+    the iteration itself, 4e-5 after the next one, 1e-3 after five more; float32: 1e-5).
     `averages` are the parts of a stage's gradient. With int8 there each peer adds what rounding took from its last share to
     its next one (error feedback); that residual is the peer's own, is lost with it, and rounding depends on who averages with
     whom: all members still end with the same bits, but after a loss not with those of a run without one.
