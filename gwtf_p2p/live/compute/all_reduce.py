@@ -298,9 +298,7 @@ class _Round:
                     contributions.append((weight, self._pieces[self._me][batch.span]))
                 elif weight > 0:
                     contributions.append((weight, await self._arrived(("part", member, number))))
-            payload, parts = await _work(
-                batch.float_bytes * len(contributions), partial(self._share_of, batch, contributions)
-            )
+            payload, parts = await _work(batch.float_bytes * len(contributions), partial(self._share_of, batch, contributions))
             self._register(self._me, batch, parts)
             for other in self._others:
                 tasks.create_task(self._push(other, "result", number, payload))

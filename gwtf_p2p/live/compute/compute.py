@@ -41,7 +41,9 @@ class Device(Protocol):
 
     def begin(self, work: Work, microbatch: MicrobatchId) -> Any: ...
 
-    def end(self, work: Work, microbatch: MicrobatchId, marks: Any) -> None: ...
+    def end(self, work: Work, microbatch: MicrobatchId, marks: Any, keeps: bool) -> float:
+        """Return when this device would be done, with the seconds of a forward that it computes again."""
+        ...
 
     def measured(self, seconds: Mapping[Work, float]) -> dict[Work, float]: ...
 
@@ -64,6 +66,15 @@ class BoundaryCodecs:
     def of_slot(self, slot: Slot) -> Codec:
         """The codec of what is in this slot."""
         return self.activations if slot in (Slot.INPUT, Slot.OUTPUT) else self.gradients
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """`seconds` of computing, of which `again_s` for a forward that was computed a second time; the loss where there is one."""
+
+    seconds: float
+    loss: float | None = None
+    again_s: float = 0.0
 
 
 class Compute:
@@ -104,9 +115,14 @@ class Compute:
         self.store.discard(microbatch)
         self._thread.submit(self.executor.discard, microbatch)
 
-    async def work(self, work: Work, microbatch: MicrobatchId) -> tuple[float, float | None]:
-        """Do it; returns (seconds of computing, loss or None)."""
-        return await self.in_thread(lambda: self._timed(work, microbatch))
+    async def work(self, work: Work, microbatch: MicrobatchId, keeps: bool = True) -> Worked:
+        """Do it. Without `keeps` a forward keeps no activations, and a backward computes its forward again first."""
+        return await self.in_thread(lambda: self._timed(work, microbatch, keeps))
+
+    def drop_activations(self, microbatch: MicrobatchId) -> None:
+        """Free what the forward of this microbatch has kept; its backward is then asked for without `keeps`."""
+        if isinstance(self.executor, StageExecutor):
+            self._thread.submit(self.executor.drop_graph, microbatch)
 
     async def measure(self) -> dict[Work, float]:
         """Seconds of one real microbatch of this stage peer's stage, per kind of work; nothing of it is counted.
@@ -178,24 +194,31 @@ class Compute:
                 executor.reset_gradients()
         return seconds
 
-    def _timed(self, work: Work, microbatch: MicrobatchId) -> tuple[float, float | None]:
+    def _timed(self, work: Work, microbatch: MicrobatchId, keeps: bool) -> Worked:
         began = time.perf_counter()
         executor, device = self.executor, self.device
         marks = device.begin(work, microbatch) if device is not None else None
         loss = self._data(executor, work, microbatch) if isinstance(executor, DataExecutor) else None
+        again_s = 0.0
         if isinstance(executor, StageExecutor):
-            self._stage_peer(executor, work, microbatch)
+            again_s = self._stage_peer(executor, work, microbatch, keeps)
         if work in (Work.BACKWARD, Work.FINISH):
             self.store.done(microbatch)
         if device is not None:
-            device.end(work, microbatch, marks)
-        return time.perf_counter() - began, loss
+            again_s = max(again_s, device.end(work, microbatch, marks, keeps))
+        return Worked(time.perf_counter() - began, loss, again_s)
 
-    def _stage_peer(self, executor: StageExecutor, work: Work, microbatch: MicrobatchId) -> None:
+    def _stage_peer(self, executor: StageExecutor, work: Work, microbatch: MicrobatchId, keeps: bool) -> float:
+        """The seconds of a forward that was computed again."""
+        again_s = 0.0
         match work:
             case Work.FORWARD:
-                self._keep(microbatch, Slot.OUTPUT, executor.forward(microbatch, self._get(microbatch, Slot.INPUT)))
+                self._keep(microbatch, Slot.OUTPUT, executor.forward(microbatch, self._get(microbatch, Slot.INPUT), keeps))
             case Work.BACKWARD:
+                if not keeps:
+                    began = time.perf_counter()
+                    executor.recompute_forward(microbatch)
+                    again_s = time.perf_counter() - began
                 gradient = executor.backward(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
                 self._keep(microbatch, Slot.INPUT_GRADIENT, gradient)
             case Work.UNCOUNT:
@@ -206,6 +229,7 @@ class Compute:
                 executor.backward(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
             case _:
                 raise ValueError(f"a stage peer does not {work.value}")
+        return again_s
 
     def _data(self, executor: DataExecutor, work: Work, microbatch: MicrobatchId) -> float | None:
         loss = None

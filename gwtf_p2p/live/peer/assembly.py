@@ -107,9 +107,8 @@ def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -
     if place.stage == DATA_STAGE:
         quorum = (run.data_peers, run.total_iterations, run.peers_per_stage)
         return DataPeer(context, DataPeerConfig(run.microbatches_per_data_peer, *quorum))
-    if config.queues is not None:
-        return StagePeer(context, config.capacity, queues=config.queues)
-    if router_kind(run.router).unbounded_queues:
-        return StagePeer(context, 0)
+    queues = config.queues
+    if queues is None:
+        queues = router_kind(run.router).unbounded_queues or getattr(settings, "queues_inputs", False)
     mover = Mover(me) if config.moves else None
-    return StagePeer(context, config.capacity, queues=getattr(settings, "queues_inputs", False), mover=mover)
+    return StagePeer(context, config.capacity, queues=queues, recomputes=queues and config.recomputes, mover=mover)

@@ -211,8 +211,10 @@ class Driver:
                 self._send(to, message)
             case ef.Ask():
                 self._spawn(self._ask(effect))
-            case ef.Compute(work, microbatch):
-                self._spawn(self._compute(work, microbatch))
+            case ef.Compute():
+                self._spawn(self._compute(effect))
+            case ef.DropActivations(microbatch):
+                self.parts.compute.drop_activations(microbatch)
             case ef.StartTimer(name, delay_s):
                 self._start_timer(name, delay_s)
             case ef.CancelTimer(name):
@@ -293,9 +295,10 @@ class Driver:
         unknown = tuple(m for i, m in enumerate(ask.microbatches) if i not in known)
         self.feed(ev.CheckAnswered(ask.peer, unknown, self.clock() - began))
 
-    async def _compute(self, work: ev.Work, microbatch: MicrobatchId) -> None:
-        seconds, loss = await self.parts.compute.work(work, microbatch)
-        self.feed(ev.Computed(work, microbatch, seconds, loss))
+    async def _compute(self, compute: ef.Compute) -> None:
+        work, microbatch = compute.work, compute.microbatch
+        worked = await self.parts.compute.work(work, microbatch, compute.keeps)
+        self.feed(ev.Computed(work, microbatch, worked.seconds, worked.loss, worked.again_s))
 
     async def _plan(self, job: Callable[[], Any]) -> None:
         """In a thread: planning takes longer than other events can wait."""

@@ -113,12 +113,14 @@ COMPUTING = frozenset({_P.FORWARD, _P.BACKWARD, _P.EMBED, _P.LOSS, _P.FINISH})
 HAS_GRADIENT = frozenset({_P.QUEUED_BACKWARD, _P.BACKWARD, _P.DONE})
 """Of a stage peer: the gradient of its output is here."""
 
+
 def done_bytes(activation_bytes: int, gradient_bytes: int) -> int:
     """What a peer keeps of a microbatch when it is done, until the iteration commits, enough to redo either neighbour.
 
     That is its input, output, output gradient and input gradient, each as it travels.
     """
     return 2 * activation_bytes + 2 * gradient_bytes
+
 
 _State = TypeVar("_State", Phase, Sending, Returning)
 
@@ -135,7 +137,8 @@ class Held:
     the successor can join the path again. `done_by` is who did the backward of all later stages. `asked` counts how often
     a wait was too long, `taken_at` is when the next peer said that it takes it, `lost_at` is when the peer that had it fell
     silent. `walking`: the data peer has started again, and the next peer is yet to hear of it. `refused_since`: the data peer
-    refuses a gradient of whose loss it knows nothing, and has `insisted` so often that the way be walked again.
+    refuses a gradient of whose loss it knows nothing, and has `insisted` so often that the way be walked again. `keeps`: the
+    activations of its forward are, or will be, kept for its backward.
     """
 
     id: MicrobatchId
@@ -165,6 +168,7 @@ class Held:
     refused_since: float | None = None
     insisted: int = 0
     unwanted: bool = False
+    keeps: bool = True
     walking: bool = False
     loss: float | None = None
     story: list[str] = field(default_factory=list)

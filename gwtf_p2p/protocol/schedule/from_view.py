@@ -42,6 +42,7 @@ class PeerFigures:
     loss_s: float
     line_bytes_per_s: float
     links: tuple[LinkFigures, ...]
+    recomputes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def _figures(record: StageRecord, typical: dict[Stage, tuple[float, float]]) -> 
         second_s = record.finish.median_s if record.finish is not None else first_s
     links = tuple((m.to, m.round_trip_s / 2, m.bandwidth_bytes_per_s) for m in record.links if m.bandwidth_bytes_per_s > 0)
     line, capacity = record.line_bytes_per_s, record.capacity
-    return PeerFigures(record.peer, record.stage, capacity, first_s, second_s, loss_s, line, links)
+    return PeerFigures(record.peer, record.stage, capacity, first_s, second_s, loss_s, line, links, record.recomputes)
 
 
 def pipeline_of(figures: PipelineFigures) -> Pipeline:
@@ -129,6 +130,7 @@ def pipeline_of(figures: PipelineFigures) -> Pipeline:
         demand=tuple((i, max(0, peers[i].capacity)) for i in data),
         stage_peers=tuple(tuple(i for i, p in enumerate(peers) if p.stage == k) for k in range(stages + 1)),
         links=links,
+        recomputes=tuple(p.recomputes and p.stage != DATA_STAGE for p in peers),
     )
 
 

@@ -2,7 +2,8 @@
 
 **What is modelled**, as the protocol does it (`stage_peer`, `data_peer`, `simulation`): one computation at a time per peer;
 stage peers take backward before forward and what was offered earlier before what came later; a stage peer's slots are held
-from the start of a forward to the end of its backward, and inputs beyond them wait; data peers prefer a loss to an embedding
+from the start of a forward to the end of its backward, and inputs beyond them wait, unless it recomputes: then a forward that
+finds no slot free holds none, and its backward takes a forward more; data peers prefer a loss to an embedding
 to a finish; transfers overlap with computing, last a latency and their bytes, and share the link and both peers' lines.
 
 **What is simplified.** A transfer's rate is the least of its equal shares of the link and the two lines; what others cannot use
@@ -67,6 +68,11 @@ class Pipeline:
     demand: tuple[tuple[int, int], ...]
     stage_peers: tuple[tuple[int, ...], ...]
     links: Mapping[int, Link]
+    recomputes: tuple[bool, ...] = ()
+
+    def waits_for_slots(self, peer: int) -> bool:
+        """Is a forward held up when all slots are taken?"""
+        return not (self.recomputes and self.recomputes[peer])
 
     def idle_us(self, sender: int, receiver: int, size: float) -> float:
         """A whole transfer of so many bytes that has the link and both lines to itself."""
@@ -111,7 +117,8 @@ class Run:
     """One forecast. Positions on a round trip: 0 embedding, 1..S forwards, S + 1 loss, then back, 2 S + 2 finish.
 
     Each microbatch is in one place and has at most one event in the heap, besides outdated ones, which `version` tells. It
-    ends at its `last` position; from `jumps[m][0]` it goes on at `jumps[m][1]` (`pipeline_underway` makes use of these).
+    ends at its `last` position; from `jumps[m][0]` it goes on at `jumps[m][1]` (`underway` makes use of these). `again` has
+    (m, position) of the forwards that kept no activations.
     """
 
     def __init__(self, pipeline: Pipeline, paths: Sequence[Path], window: int) -> None:
@@ -131,6 +138,8 @@ class Run:
         self.heap: list[tuple[float, int, int]] = []
         self.last = [2 * self.turn] * count
         self.jumps: dict[int, tuple[int, int]] = {}
+        self.again: set[tuple[int, int]] = set()
+        self.gates = [pipeline.waits_for_slots(peer) for peer in range(peers)]
         self.released = 0
         self.pending: list[list[int]] = [[] for _ in range(peers)]
         for m in range(count - 1, -1, -1):
@@ -238,7 +247,7 @@ class Run:
     def _arrived(self, m: int, now: float) -> None:
         position = self.position[m] = self.position[m] + 1
         peer = self.routes[m][position]
-        is_full = 0 < position < self.turn and self.kept[peer] >= self.pipeline.slots[peer]
+        is_full = 0 < position < self.turn and self.gates[peer] and self.kept[peer] >= self.pipeline.slots[peer]
         if not self.running[peer] and not is_full and not self.queues[peer]:
             self._compute(m, position, peer, now)
             return
@@ -258,7 +267,7 @@ class Run:
         queue, stages = self.queues[peer], self.pipeline.stages
         m = queue[0][2]
         position = self.position[m]
-        if 0 < position < self.turn and self.kept[peer] >= self.pipeline.slots[peer]:
+        if 0 < position < self.turn and self.gates[peer] and self.kept[peer] >= self.pipeline.slots[peer]:
             return
         heappop(queue)
         stage = position if position <= stages else 2 * self.turn - position
@@ -271,12 +280,19 @@ class Run:
         self.running[peer] = True
         if position < self.turn:
             lasts = pipeline.before_us[peer]
-            self.kept[peer] += position > 0
+            if position > 0:
+                if self.kept[peer] >= pipeline.slots[peer]:
+                    self.again.add((m, position))
+                else:
+                    self.again.discard((m, position))
+                    self.kept[peer] += 1
             if position == 1:
                 self.backlog[peer] -= 1
                 self._release(peer, now)
         else:
             lasts = pipeline.after_us[peer] if position > self.turn else pipeline.loss_us[peer]
+            if self.again and (m, 2 * self.turn - position) in self.again:
+                lasts += pipeline.before_us[peer]
         self.state[m] = COMPUTING
         heappush(self.heap, (now + lasts, m, self.version[m]))
 
@@ -284,7 +300,8 @@ class Run:
         position = self.position[m]
         peer = self.routes[m][position]
         self.running[peer] = False
-        self.kept[peer] -= self.turn < position < 2 * self.turn
+        if self.turn < position < 2 * self.turn:
+            self.kept[peer] -= (m, 2 * self.turn - position) not in self.again
         if position == self.last[m]:
             self.result.finish_us[m] = now
             self.state[m] = DONE

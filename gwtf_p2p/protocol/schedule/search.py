@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from gwtf_p2p.protocol.schedule.from_view import ViewLinks
 from gwtf_p2p.protocol.schedule.load_estimate import Change, Load
-from gwtf_p2p.protocol.schedule.model import Forecast, Path, Pipeline, forecast
+from gwtf_p2p.protocol.schedule.model import UNLIMITED, Forecast, Path, Pipeline, forecast
 from gwtf_p2p.protocol.schedule.search_moves import BALANCING, SCHEDULING, Moves
 from gwtf_p2p.protocol.schedule.underway import Underway
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
@@ -88,8 +88,9 @@ def first_paths(pipeline: Pipeline) -> list[Path]:
     number."""
     layers = [tuple(peer for peer, _ in pipeline.demand), *pipeline.stage_peers[1:]]
     hops_us = [_there_and_back_us(pipeline, a, b) for a, b in pairwise([*layers, layers[0]])]
-    work_us = [np.array([pipeline.before_us[i] + pipeline.after_us[i] for i in layer]) for layer in layers]
-    slots = [np.array([float(pipeline.slots[i]) for i in layer]) for layer in layers]
+    work_us = [np.array([_work_us(pipeline, i) for i in layer]) for layer in layers]
+    waits = pipeline.waits_for_slots
+    slots = [np.array([float(pipeline.slots[i] if waits(i) else UNLIMITED) for i in layer]) for layer in layers]
     held_us, busy_us = ([np.zeros(len(layer)) for layer in layers] for _ in range(2))
     paths: list[Path] = []
     for source in _in_turn(pipeline):
@@ -107,6 +108,11 @@ def first_paths(pipeline: Pipeline) -> list[Path]:
             away_us += float(hops_us[k - 1][places[k - 2] if k > 1 else source, place])
         paths.append((layers[0][source], *(layers[k][i] for k, i in enumerate(places, start=1))))
     return paths
+
+
+def _work_us(pipeline: Pipeline, peer: int) -> float:
+    """Device time of one microbatch; a stage peer that recomputes is taken to compute each forward twice."""
+    return pipeline.before_us[peer] * (1 if pipeline.waits_for_slots(peer) else 2) + pipeline.after_us[peer]
 
 
 def _in_turn(pipeline: Pipeline) -> list[int]:

@@ -219,14 +219,16 @@ class StageRecord:
 
     `capacity` is the most microbatches the peer holds at once; for a data peer it is its demand, the microbatches that
     it keeps in flight, and `shard` the part of the dataset that it holds. `kept_bytes` is what it keeps of microbatches until
-    the iteration commits, of at most `memory_limit_bytes` (0: no limit), beyond which it is BUSY. `flows_held` and
+    the iteration commits, of at most `memory_limit_bytes` (0: no limit), beyond which it is BUSY. `recomputes`: it takes more
+    than `capacity` microbatches, and computes those forwards again whose activations it has no room for; `backward` is without
+    that. `flows_held` and
     `cost_to_sink_us` are what others need to plan around this peer; the latter and `takeover_us` are what it offers when flows
     are negotiated (`negotiation_offers`). Of a data peer, `forward` is its head and loss, `backward` its embedding, `finish`
     the gradient of its embedding, `flows` the share of the plan by which it goes in `flows_iteration` (`iteration_plan`).
-    `maddrs` are its addresses, best first, without its own id; a stage peer cuts each circuit to it after `circuit_bytes` each
-    way or `circuit_s` (0: never). `copied` are versions of its stage that it has a checkpoint of and that a neighbouring stage
-    has a copy of (`replicas`). `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of the run
-    for observers; nobody plans on them.
+    `maddrs` are its addresses, best first, without its own id; a circuit relay cuts each circuit to it after `circuit_bytes`
+    each way or `circuit_s` (0: never). `copied` are versions of its stage that it has a checkpoint of and that a neighbouring
+    stage has a copy of (`replicas`). `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of
+    the run for observers; nobody plans on them.
     """
 
     peer: PeerId
@@ -248,6 +250,7 @@ class StageRecord:
     line_bytes_per_s: float = 0.0
     kept_bytes: int = 0
     memory_limit_bytes: int = 0
+    recomputes: bool = False
     flows_held: Mapping[str, int] = field(default_factory=dict)
     flows: tuple[str, ...] = ()
     flows_iteration: int = -1
