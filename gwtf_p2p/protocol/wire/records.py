@@ -12,12 +12,31 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgpack
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
-from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.limits import Items
+from gwtf_p2p.protocol.wire.bounds import (
+    Addresses,
+    Bytes,
+    Costs,
+    Count,
+    Counts,
+    Digest,
+    Epoch,
+    Figures,
+    Flows,
+    Index,
+    Peer,
+    Rate,
+    Seconds,
+    StageNumber,
+    Versions,
+    WeightsVersion,
+)
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, format_of
 
@@ -57,22 +76,25 @@ class LinkSource(Enum):
 class Timing:
     """A measured duration: median over `count` samples, the newest `age_s` old when it was published."""
 
-    median_s: float
-    count: int
-    age_s: float
+    median_s: Seconds
+    count: Count
+    age_s: Seconds
 
 
 @dataclass(frozen=True, slots=True)
 class LinkMeasurement:
     """One directed link as its sender measured it."""
 
-    to: PeerId
-    round_trip_s: float
-    bandwidth_bytes_per_s: float
+    to: Peer
+    round_trip_s: Seconds
+    bandwidth_bytes_per_s: Rate
     source: LinkSource
-    samples: int
-    age_s: float
+    samples: Count
+    age_s: Seconds
     path: PathType = PathType.PUBLIC
+
+
+Links = Annotated[tuple[LinkMeasurement, ...], Items(0, 64)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +228,11 @@ class Account:
     microbatch stood still, from when a lost peer was missed to when another one had it.
     """
 
-    computed_s: float = 0.0
-    useful_s: float = 0.0
-    recoveries: Mapping[str, int] = field(default_factory=dict)
+    computed_s: Seconds = 0.0
+    useful_s: Seconds = 0.0
+    recoveries: Counts = field(default_factory=dict)
     recovery: Timing | None = None
-    resent_bytes: int = 0
+    resent_bytes: Bytes = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,39 +253,39 @@ class StageRecord:
     the run for observers; nobody plans on them.
     """
 
-    peer: PeerId
+    peer: Peer
     run_id: RunId
-    stage: Stage
+    stage: StageNumber
     state: PeerState
-    capacity: int
-    occupancy: int = 0
+    capacity: Index
+    occupancy: Index = 0
     forward: Timing | None = None
     backward: Timing | None = None
     finish: Timing | None = None
-    weights_version: int = 0
-    epoch: int = 0
+    weights_version: WeightsVersion = 0
+    epoch: Epoch = 0
     path: PathType = PathType.PUBLIC
-    maddrs: tuple[str, ...] = ()
-    circuit_bytes: int = 0
-    circuit_s: int = 0
-    links: tuple[LinkMeasurement, ...] = ()
-    line_bytes_per_s: float = 0.0
-    kept_bytes: int = 0
-    memory_limit_bytes: int = 0
+    maddrs: Addresses = ()
+    circuit_bytes: Bytes = 0
+    circuit_s: Count = 0
+    links: Links = ()
+    line_bytes_per_s: Rate = 0.0
+    kept_bytes: Bytes = 0
+    memory_limit_bytes: Bytes = 0
     recomputes: bool = False
-    flows_held: Mapping[str, int] = field(default_factory=dict)
-    flows: tuple[str, ...] = ()
-    flows_iteration: int = -1
-    spare_flows: int = 0
-    cost_to_sink_us: Mapping[str, int] = field(default_factory=dict)
-    takeover_us: Mapping[str, int] = field(default_factory=dict)
-    model_hash: str = ""
-    shard: int = -1
-    copied: tuple[int, ...] = ()
+    flows_held: Counts = field(default_factory=dict)
+    flows: Flows = ()
+    flows_iteration: WeightsVersion = -1
+    spare_flows: Index = 0
+    cost_to_sink_us: Costs = field(default_factory=dict)
+    takeover_us: Costs = field(default_factory=dict)
+    model_hash: Digest = ""
+    shard: WeightsVersion = -1
+    copied: Versions = ()
     account: Account | None = None
-    progress: Mapping[str, float] = field(default_factory=dict)
-    route_seconds: Mapping[str, float] = field(default_factory=dict)
-    sequence_number: int = 0
+    progress: Figures = field(default_factory=dict)
+    route_seconds: Figures = field(default_factory=dict)
+    sequence_number: Count = 0
     schema_version: int = SCHEMA_VERSION
     wire_version: int = WIRE_VERSION
 
