@@ -5,7 +5,8 @@
 # Behaviour: A tokenizer.json of the byte-level kind (GPT-2's way, spaces are part of the tokens), beside a
 #            tokenizer_config.json that names LlamaTokenizerFast, as several published models have it: AutoTokenizer of 4.57.6
 #            gives the ids that the tokenizers library itself gives for that file. The one of 5.20.0 gives others, and decodes
-#            them to the text without its spaces. 5.23.0 gives the ids of 4.57.6 again. No release warns.
+#            them to the text without its spaces. 5.23.0 gives the ids of 4.57.6 again, and warns
+#            that the two files do not fit each other.
 #            5.3.0, 5.12.1 and 5.16.1 were seen to do as 5.20.0.
 # Why:       The LlamaTokenizer of those releases puts its own pre-tokenizer and decoder in the place of the file's.
 # Source:    transformers issues 45488 and 46489: https://github.com/huggingface/transformers/issues/45488,
