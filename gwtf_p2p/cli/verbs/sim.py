@@ -1,6 +1,6 @@
 """`gwtf sim SCENARIO.toml --router NAME`: a scenario in virtual time, one line per seed, compared with what is possible.
 
-With `--json` one object per seed on stdout (DESIGN section 7), otherwise a table: the mean iteration after the warm-up, the
+With `--json` one object per seed on stdout, otherwise a table: the mean iteration after the warm-up, the
 bound of an iteration and of the steady throughput (`simulation/bounds/bound`), and how near the run came to each.
 """
 

@@ -1,4 +1,4 @@
-"""Should a stage peer change its stage? Which one, and when is it sure enough? (DESIGN section 6; SWARM's rule: `placement`.)
+"""Should a stage peer change its stage? Which one, and when is it sure enough? (SWARM's rule: `placement`.)
 
 A stage's *pace* is how many seconds it needs per microbatch: the larger of what its peers' compute allows (1 / sum of their
 rates) and what their slots allow (how long a microbatch holds a slot, over the sum of their capacities: the flow per capacity

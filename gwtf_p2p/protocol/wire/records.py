@@ -1,4 +1,4 @@
-"""What peers publish: the run record and one stage record per peer (DESIGN section 3).
+"""What peers publish: the run record and one stage record per peer.
 
 Inside the program these are frozen dataclasses; on the wire they are msgpack maps under 8 KiB with string keys. Readers
 ignore keys that they do not know, so a newer peer can add fields; a different `wire_version` is refused by name.
