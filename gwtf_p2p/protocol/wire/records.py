@@ -8,21 +8,29 @@ Times in records are durations (an age, a median), never the publisher's wall cl
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgpack
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
+from gwtf_p2p.protocol.wire.dataset import STDLIB, DatasetSpec, check_dataset
+from gwtf_p2p.protocol.wire.ranges import Matches, check_ranges
 
 SCHEMA_VERSION = 1
 WIRE_VERSION = 2
 MAX_RECORD_BYTES = 8192
+MOST_ITERATIONS = 2**40
+MOST_DATA_PEERS = 4096
+
+_RUN_ID = Matches(r"[^_./\\\s][^./\\\s]*", "without dots, slashes or spaces, not beginning with _")
 
 T = TypeVar("T")
 
@@ -78,22 +86,19 @@ class LinkMeasurement:
 class OptimizerSpec:
     """AdamW and its schedule, part of the run record because every peer of a stage must step alike."""
 
-    learning_rate: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    warmup_iterations: int = 0
-    total_iterations: int = 0
-    gradient_clip: float = 0.0
+    learning_rate: Annotated[float, Gt(0), Le(1e30), "step size, at its highest"] = 1e-3
+    beta1: Annotated[float, Ge(0), Lt(1), "decay of the first moment"] = 0.9
+    beta2: Annotated[float, Ge(0), Lt(1), "decay of the second moment"] = 0.95
+    epsilon: Annotated[float, Gt(0), Le(1), "added to the root of the second moment"] = 1e-8
+    weight_decay: Annotated[float, Ge(0), Le(1e6), "decoupled decay of matrices, times the learning rate"] = 0.0
+    schedule: Annotated[Literal["constant", "linear", "cosine"], "how the learning rate goes on after the warm-up"] = "constant"
+    warmup_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations in which the learning rate rises"] = 0
+    total_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iteration at which linear and cosine reach 0"] = 0
+    gradient_clip: Annotated[float, Ge(0), Le(1e30), "limit of the gradient's norm (0: none)"] = 0.0
 
     def validate(self, where: str) -> None:
         """Raises InputError that names the first field out of range."""
-        if self.learning_rate <= 0:
-            raise InputError(where, "optimizer.learning_rate", f"expected a number above 0, got {self.learning_rate}")
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise InputError(where, "optimizer.schedule", f"expected constant, linear or cosine, got {self.schedule!r}")
+        check_ranges(self, where, "optimizer.")
         if self.schedule != "constant" and self.total_iterations <= self.warmup_iterations:
             raise InputError(where, "optimizer.total_iterations", "expected more iterations than warmup_iterations")
 
@@ -102,26 +107,28 @@ class OptimizerSpec:
 class RunRecord:
     """Everything that a joining peer needs besides an initial peer and the run id; signed by the run's owner.
 
-    `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds. `data_peers` is how many shards the
-    dataset is cut into. So many data peers, and `peers_per_stage` in each stage, must be online before iteration 0 begins.
+    `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds. `data_peers` is among how many the windows
+    of an iteration are dealt, `data_peers_before` what it was earlier: (25, 1) says one before iteration 25. So many data
+    peers, and `peers_per_stage` in each stage, must be online before iteration 0 begins.
     """
 
-    run_id: RunId
-    model_config: Mapping[str, Any]
-    layer_split: tuple[tuple[int, int], ...]
-    seed: int
-    sequence_length: int
-    microbatch_size: int
-    microbatches_per_data_peer: int
-    dataset: str = "stdlib"
-    tokenizer: str = "byte"
-    data_peers: int = 1
-    peers_per_stage: int = 1
-    wire_dtype: str = "float32"
-    router: str = "gwtf"
-    recovery: str = "exact"
+    run_id: Annotated[RunId, MinLen(1), MaxLen(64), _RUN_ID, "names the run on its DHT"]
+    model_config: Annotated[Mapping[str, Any], "config of the model, as transformers writes it"]
+    layer_split: Annotated[tuple[tuple[int, int], ...], MinLen(1), MaxLen(4096), "layers of each stage, half-open ranges"]
+    seed: Annotated[int, Ge(0), Lt(2**63), "draws the initial weights and the order of the data"]
+    sequence_length: Annotated[int, Ge(1), Le(2**24), "tokens in a sequence"]
+    microbatch_size: Annotated[int, Ge(1), Le(2**20), "sequences in a microbatch"]
+    microbatches_per_data_peer: Annotated[int, Ge(1), Le(2**20), "microbatches of one data peer in an iteration"]
+    dataset: Annotated[str | tuple[DatasetSpec, ...], MinLen(1), "what the run trains on"] = STDLIB
+    tokenizer: Annotated[str, MinLen(1), MaxLen(1024), "byte, or a Hugging Face tokenizer's name or folder"] = "byte"
+    data_peers: Annotated[int, Ge(1), Le(MOST_DATA_PEERS), "data peers that share the dataset"] = 1
+    data_peers_before: Annotated[tuple[tuple[int, int], ...], MaxLen(256), "up to which iteration there were how many"] = ()
+    peers_per_stage: Annotated[int, Ge(1), Le(4096), "peers in each stage that iteration 0 waits for"] = 1
+    wire_dtype: Annotated[Literal["float32", "bfloat16"], "activations on the wire"] = "float32"
+    router: Annotated[str, MinLen(1), MaxLen(64), "how microbatches find their way"] = "gwtf"
+    recovery: Annotated[Literal["exact", "fast"], "what a crash may cost: nothing, or a microbatch"] = "exact"
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
-    total_iterations: int = 0
+    total_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations in all (0: without end)"] = 0
     sequence_number: int = 0
     schema_version: int = SCHEMA_VERSION
     wire_version: int = WIRE_VERSION
@@ -145,19 +152,15 @@ class RunRecord:
 
     def validate(self, where: str = "run record") -> None:
         """Raises InputError that names the first field that is out of range."""
-        for name in ("sequence_length", "microbatch_size", "microbatches_per_data_peer"):
-            if getattr(self, name) < 1:
-                raise InputError(where, name, f"expected a whole number above 0, got {getattr(self, name)}")
-        bad = any(c in self.run_id for c in ". /\\") or self.run_id.startswith("_")
-        if bad or not 1 <= len(self.run_id) <= 64:
-            expected = "expected 1-64 characters without dots, slashes or spaces, not beginning with _"
-            raise InputError(where, "run_id", f"{expected}, got {self.run_id!r}")
-        if not self.layer_split or any(b <= a for a, b in self.layer_split):
+        check_ranges(self, where)
+        if any(b <= a for a, b in self.layer_split):
             raise InputError(where, "layer_split", "expected at least one stage, each with at least one layer")
-        if self.wire_dtype not in ("float32", "bfloat16"):
-            raise InputError(where, "wire_dtype", f"expected float32 or bfloat16, got {self.wire_dtype!r}")
-        if self.recovery not in ("exact", "fast"):
-            raise InputError(where, "recovery", f"expected exact or fast, got {self.recovery!r}")
+        until = [0, *(iteration for iteration, _ in self.data_peers_before)]
+        rises = all(a < b for a, b in itertools.pairwise(until))
+        if not rises or any(not 1 <= count <= MOST_DATA_PEERS for _, count in self.data_peers_before):
+            expected = "expected pairs [iteration, data peers before it], iterations rising from above 0"
+            raise InputError(where, "data_peers_before", f"{expected}, got {[list(pair) for pair in self.data_peers_before]}")
+        check_dataset(self.dataset, where)
         self.optimizer.validate(where)
 
 
@@ -251,8 +254,13 @@ def encode(record: RunRecord | StageRecord) -> bytes:
 
 
 def decode_run(data: bytes) -> RunRecord:
-    """Raises RemoteProtocolError when the bytes are not a run record of this wire version."""
-    return _decode(RunRecord, data)
+    """Raises RemoteProtocolError when the bytes are not a run record of this wire version, or one that is out of range."""
+    run = _decode(RunRecord, data)
+    try:
+        run.validate(RunRecord.__name__)
+    except InputError as error:  # the owner's mistake, not that of the user who reads it here
+        raise RemoteProtocolError(str(error)) from error
+    return run
 
 
 def decode_stage(data: bytes) -> StageRecord:
