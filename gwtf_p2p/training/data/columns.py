@@ -12,9 +12,9 @@ from typing import Any
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.dataset import DatasetSpec
-from gwtf_p2p.training.data.files import DataFile, Tell
+from gwtf_p2p.training.data.files import DataFile, Tell, find_files
 from gwtf_p2p.training.data.order import DATASET
-from gwtf_p2p.training.data.readers import Row, read_rows
+from gwtf_p2p.training.data.readers import TEXT, Row, read_rows
 
 LOOKED_AT_ROWS = 32
 USUAL_NAMES = ("text", "content")
@@ -54,6 +54,16 @@ def choose_column(part: DatasetSpec, files: Sequence[DataFile], tell: Tell) -> C
     elif not texts and "token ids" in kinds.values():
         how = how.replace("text_column", "tokenized")
     raise InputError(DATASET, part.path, f"which column is the text is not certain; {_listed('', kinds)}; {how}")
+
+
+def look_at(part: DatasetSpec, tell: Tell) -> tuple[tuple[DataFile, ...], Column]:
+    """The files of a dataset and the column that is read of them; text without columns counts as one. Raises InputError."""
+    files = find_files(part, tell)
+    if any(file.format not in ("text", "source") for file in files):
+        return files, choose_column(part, files, tell)
+    if part.text_column or part.messages or part.tokenized:
+        raise InputError(DATASET, part.path, "files of text have no columns; expected none to be named")
+    return files, Column(TEXT, "text")
 
 
 def column_kinds(rows: Sequence[Row]) -> dict[str, str]:

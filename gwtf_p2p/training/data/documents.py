@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.dataset import DatasetSpec
-from gwtf_p2p.training.data.columns import Column, as_messages, choose_column
-from gwtf_p2p.training.data.files import DataFile, Tell, find_files
+from gwtf_p2p.training.data.columns import as_messages, look_at
+from gwtf_p2p.training.data.files import DataFile, Tell
 from gwtf_p2p.training.data.order import DATASET
-from gwtf_p2p.training.data.readers import TEXT, Row, read_rows, read_text
+from gwtf_p2p.training.data.readers import Row, read_rows, read_text
 from gwtf_p2p.training.data.tokenizer import TokenArray, Tokenizer
 
 MaskArray = npt.NDArray[np.uint8]
@@ -40,12 +40,7 @@ class Documents:
 
     def __init__(self, part: DatasetSpec, tokenizer: Tokenizer, tell: Tell) -> None:
         self.part, self.tokenizer, self.tell = part, tokenizer, tell
-        self.files: Sequence[DataFile] = find_files(part, tell)
-        self.column = Column(TEXT, "text")
-        if any(file.format not in ("text", "source") for file in self.files):
-            self.column = choose_column(part, self.files, tell)
-        elif part.text_column or part.messages or part.tokenized:
-            raise InputError(DATASET, part.path, "files of text have no columns; expected none to be named")
+        self.files, self.column = look_at(part, tell)
         begins = tokenizer.adds_begin if part.bos is None else part.bos
         if begins and tokenizer.begin_id is None:
             raise InputError(DATASET, "bos", "expected false: this tokenizer has no token that begins a text")

@@ -21,7 +21,8 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import IO, Any, cast
 
 from gwtf_p2p.protocol.errors import InputError
@@ -43,10 +44,8 @@ def read_rows(file: DataFile, columns: tuple[str, ...] | None, tell: Tell, batch
     """
     done = 0
     try:
-        with ExitStack() as stack:
-            stream = stack.enter_context(_open(file))
-            rows = _rows_of(file, stream, columns, batch_rows, tell)
-            for row in rows:
+        with _open(file) as stream:
+            for row in _rows_of(file, stream, columns, batch_rows, tell):
                 yield row
                 done += 1
     except InputError:
@@ -101,25 +100,27 @@ def _decoded(file: DataFile, decoder: codecs.IncrementalDecoder, data: bytes, do
     return text
 
 
-def _open(file: DataFile) -> IO[bytes]:
-    """Raises InputError for a file that is not there or may not be read."""
-    try:
-        if file.is_local:
-            raw: IO[bytes] = open(file.url, "rb")  # noqa: PTH123, SIM115 - the caller closes it
-        else:
-            import fsspec  # type: ignore[import-untyped]
+@contextmanager
+def _open(file: DataFile) -> Iterator[IO[bytes]]:
+    """The file's contents, unpacked. Raises InputError for a file that is not there or may not be read."""
+    with ExitStack() as stack:
+        try:
+            if file.is_local:
+                raw: IO[bytes] = stack.enter_context(Path(file.url).open("rb"))
+            else:
+                import fsspec  # type: ignore[import-untyped]
 
-            raw = fsspec.open(file.url, "rb").open()
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(DATASET, file.url, f"expected a readable file ({_reason(error)})") from error
-    # No buffer around these: it would ask for the missing rest of a block, and lose what there is of it in the error.
-    if file.compression == "gzip":
-        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
-    if file.compression == "bz2":
-        return cast(IO[bytes], bz2.BZ2File(raw))
-    if file.compression == "xz":
-        return cast(IO[bytes], lzma.LZMAFile(raw))
-    return raw
+                raw = stack.enter_context(fsspec.open(file.url, "rb"))
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(DATASET, file.url, f"expected a readable file ({_reason(error)})") from error
+        # No buffer around these: it would ask for the missing rest of a block, and lose what there is of it in the error.
+        if file.compression == "gzip":
+            raw = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw)))
+        elif file.compression == "bz2":
+            raw = cast(IO[bytes], stack.enter_context(bz2.BZ2File(raw)))
+        elif file.compression == "xz":
+            raw = cast(IO[bytes], stack.enter_context(lzma.LZMAFile(raw)))
+        yield raw
 
 
 def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
@@ -198,6 +199,7 @@ def _json(stream: IO[bytes], columns: tuple[str, ...] | None) -> Iterator[Row]:
     """A list of objects, or one object after another, as lines or not; a few chunks of it in memory at a time."""
     chunks, to_text, decoder = _chunks(stream), codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
     text, at, at_end = "", 0, False
+    damage: BaseException | None = None
     while True:
         between = _BETWEEN.match(text, at)
         assert between is not None, "it matches the empty text too"
@@ -205,15 +207,20 @@ def _json(stream: IO[bytes], columns: tuple[str, ...] | None) -> Iterator[Row]:
         try:
             row, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
+            if damage is not None:
+                raise damage
+            if at_end and text[at:].strip(" \t\r\n]"):
+                raise
             if at_end:
-                if text[at:].strip(" \t\r\n]"):
-                    raise
                 return
             more, wanted = [text[at:]], max(CHUNK_BYTES, len(text) - at)
             while wanted > 0 and not at_end:
-                chunk = next(chunks, b"")
+                try:
+                    chunk = next(chunks, b"")
+                except _damages() as error:  # raised when what came before it is read
+                    chunk, damage = b"", error
                 at_end, wanted = not chunk, wanted - len(chunk)
-                more.append(to_text.decode(chunk, final=at_end))
+                more.append(to_text.decode(chunk, final=at_end and damage is None))
             text, at = "".join(more), 0
             continue
         if isinstance(row, dict):
@@ -222,9 +229,9 @@ def _json(stream: IO[bytes], columns: tuple[str, ...] | None) -> Iterator[Row]:
 
 def _csv(stream: IO[bytes], columns: tuple[str, ...] | None, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(_FIELD_CHARACTERS)
-    lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    for row in csv.DictReader(lines, delimiter=delimiter):
-        yield {name: value for name, value in row.items() if name is not None and (columns is None or name in columns)}
+    with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as lines:
+        for row in csv.DictReader(lines, delimiter=delimiter):
+            yield {name: value for name, value in row.items() if name is not None and (columns is None or name in columns)}
 
 
 def _damages() -> tuple[type[BaseException], ...]:
