@@ -1,4 +1,4 @@
-"""A run file is judged before anything heavy is loaded: each wrong setting is one line with file, field and what was expected."""
+"""A run file is judged before anything heavy is loaded: a wrong setting is one line with file, field and what was expected."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_a_right_run_is_checked_and_its_needs_are_told(tmp_path: Path, capsys: p
     [
         ("learning_rate = 1e-3", "beta1 = 1.0", "optimizer.beta1: expected a number, at least 0 and below 1, got 1.0"),
         ("seed = 0", f"seed = {2**70}", "seed: expected a whole number"),
-        ("stages = 2", 'stages = 2\ndataset = "text:/nowhere/*.txt"', "dataset: text:/nowhere/*.txt: expected at least one file"),
+        ("stages = 2", 'stages = 2\ndataset = "text:/nowhere/*.txt"', "dataset: text:/nowhere/*.txt: expected at least"),
         ("stages = 2", 'stages = 2\ndataset = "/nowhere"', "dataset: /nowhere: no such file or folder"),
         ('"tiny-llama"', '{ model_type = "nonsense" }', "model_config"),
     ],
@@ -218,7 +218,8 @@ def test_a_wrong_run_is_one_line_and_code_2(
 def test_what_needs_no_model_is_judged_before_torch_and_hivemind_are_loaded(tmp_path: Path) -> None:
     """So a typing error costs a tenth of a second, and p2pd is not started for it."""
     path = tmp_path / "run.toml"
-    code = "import sys; from gwtf_p2p.cli.main import main; print(main(sys.argv[1:]), *{'torch', 'hivemind'} & set(sys.modules))"
+    heavy = "{'torch', 'hivemind'} & set(sys.modules)"
+    code = f"import sys; from gwtf_p2p.cli.main import main; print(main(sys.argv[1:]), *{heavy})"
     for old, new in [("seed = 0", "seed = -1"), ("stages = 2", 'stages = 2\nrouter = "gwft"'), ("stages = 2", "sede = 2")]:
         path.write_text(RUN_FILE.replace(old, new))
         for verb in (["run", "check", str(path)], ["data", "--new_run", str(path)]):
@@ -243,8 +244,11 @@ def test_run_files_of_bug_reports(case: str, named: str, capsys: pytest.CaptureF
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the inputs of public bug reports are not beside this checkout")
-def test_a_vocabulary_that_is_too_small_for_the_tokenizers_ids_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = "hidden_size = 16, intermediate_size = 40, num_hidden_layers = 2, num_attention_heads = 4, max_position_embeddings = 64"
+def test_a_vocabulary_that_is_too_small_for_the_tokenizers_ids_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = "hidden_size = 16, intermediate_size = 40, num_hidden_layers = 2, num_attention_heads = 4"
+    sizes += ", max_position_embeddings = 64"
     model = f'{{ model_type = "llama", vocab_size = 30, {sizes} }}'
     text = RUN_FILE.replace('"tiny-llama"', model) + f'tokenizer = "{CASES}/tokenizer-with-a-gap"\n'
     (tmp_path / "run.toml").write_text(text)

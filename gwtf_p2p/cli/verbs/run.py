@@ -1,4 +1,4 @@
-"""`gwtf run check FILE.toml` judges a run without a network and says what it will take; `gwtf run schema`: what a file may say."""
+"""`gwtf run check FILE.toml` judges a run without a network and says what it will take; `gwtf run schema` prints its fields."""
 
 from __future__ import annotations
 

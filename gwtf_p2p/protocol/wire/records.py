@@ -138,6 +138,18 @@ class RunRecord:
         """Number of stage peer stages S."""
         return len(self.layer_split)
 
+    def data_peers_until(self, iteration: int) -> tuple[tuple[int, int], ...]:
+        """How many data peers shared the iterations before this one: pairs (iteration, data peers before it), no two alike."""
+        known = [*self.data_peers_before, (max(iteration, *(until for until, _ in self.data_peers_before), 0), self.data_peers)]
+        found: list[tuple[int, int]] = []
+        for until, data_peers in known:
+            until = min(until, iteration)
+            if found and found[-1][1] == data_peers:
+                found[-1] = (until, data_peers)
+            elif until > (found[-1][0] if found else 0):
+                found.append((until, data_peers))
+        return tuple(found)
+
     @property
     def model_hash(self) -> str:
         """Names the model, its split and its seed: peers whose hashes differ cannot train together."""

@@ -206,9 +206,9 @@ def _json(stream: IO[bytes], columns: tuple[str, ...] | None) -> Iterator[Row]:
         at = between.end()
         try:
             row, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as unfinished:
             if damage is not None:
-                raise damage
+                raise damage from unfinished
             if at_end and text[at:].strip(" \t\r\n]"):
                 raise
             if at_end:

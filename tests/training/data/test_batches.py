@@ -1,4 +1,4 @@
-"""Batches depend on the run, the iteration, the shard and the index alone; every window is read once; bad datasets are named."""
+"""Batches depend on run, iteration, shard and index alone; every window is read once; bad datasets are named."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_of_conversations_the_answers_are_learnt_and_no_window_is_without_one(
 def test_conversations_without_an_answer_are_named(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(byte_level(tmp_path / "t", chat_template=CHATML)))
     path = jsonl(tmp_path / "a.jsonl", [{"talk": [{"role": "user", "content": "under the old bridge, by the river"}]}] * 9)
-    with pytest.raises(InputError, match="a.jsonl: expected text .* got none with anything to learn"):
+    with pytest.raises(InputError, match=r"a.jsonl: expected text .* got none with anything to learn"):
         open_dataset((DatasetSpec(path, messages="talk"),), tokenizer, SPEC)
     with pytest.raises(InputError, match="tokenizer: byte: expected one with a chat template"):
         open_dataset((DatasetSpec(path, messages="talk"),), ByteTokenizer(), SPEC)
@@ -248,7 +248,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     tokenizer = load_tokenizer(str(byte_level(tmp_path / "t")))
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("GWTF_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="file: expected room for the encoded dataset .* GWTF_CACHE"):
+    with pytest.raises(InputError, match=r"file: expected room for the encoded dataset .* GWTF_CACHE"):
         open_dataset(jsonl(tmp_path / "a.jsonl", [{"text": "seen"}]), tokenizer, SPEC)
 
 

@@ -98,7 +98,7 @@ def test_a_hub_datasets_files_are_read_like_local_ones(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.jsonl").write_bytes(lines(ROWS))
     assert texts_of(DatasetSpec(str(tmp_path), name="small")) == TEXTS
-    with pytest.raises(InputError, match="large: |'large'"):
+    with pytest.raises(InputError, match=r"large: |'large'"):
         texts_of(DatasetSpec(str(tmp_path), name="large"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -49,7 +50,7 @@ def test_microbatches_are_dealt_once_each_however_often_the_data_peers_change(da
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=30), st.integers(1, 4))
 def test_who_knows_what_there_was_before_deals_the_same(data_peers: list[int], per: int) -> None:
     numbers = iter(dealt(Deal(per), data_peers, per))
-    changes = [(i, before) for i, (before, now) in enumerate(zip(data_peers, data_peers[1:], strict=False), 1) if before != now]
+    changes = [(i, before) for i, (before, now) in enumerate(itertools.pairwise(data_peers), 1) if before != now]
     for iteration, shards in enumerate(data_peers):  # each asked of a deal that was never asked before
         for shard in range(shards):
             for index in range(per):
@@ -77,7 +78,7 @@ def test_a_mixture_keeps_to_its_weights_and_reads_every_dataset_in_order_without
     assert abs(counts[0] - 0.75 * 3 * SHARES) <= 6
     for dataset, count in counts.items():
         assert sorted(own for d, own in found if d == dataset) == list(range(count))
-    assert sum(a != b for (a, _), (b, _) in zip(found, found[1:], strict=False)) > SHARES // 2, "datasets come by turns"
+    assert sum(a != b for (a, _), (b, _) in itertools.pairwise(found)) > SHARES // 2, "datasets come by turns"
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=32))

@@ -138,7 +138,7 @@ def test_a_stream_that_breaks_is_started_again(tmp_path: Path, monkeypatch: pyte
 
 def test_a_stream_of_less_than_it_has_lanes_is_named(tmp_path: Path) -> None:
     part = write(tmp_path / "d", 1, LANES - 1)
-    with pytest.raises(InputError, match="expected text in each of the 12 parts .* none in part 11; streaming = false"):
+    with pytest.raises(InputError, match=r"expected text in each of the 12 parts .* none in part 11; streaming = false"):
         for index in range(5):
             for iteration in range(4):
                 source_of(part).batch(iteration, index % 3, 0, 1)

@@ -12,7 +12,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.training.data.tokenizer import PIECE_CHARACTERS, ByteTokenizer, load_tokenizer
-from tests.training.data.tokenizers_for_tests import CHATML, END, MARKED, SENTENCES, beginning, byte_level, with_a_space_in_front
+from tests.training.data.tokenizers_for_tests import (
+    CHATML,
+    END,
+    MARKED,
+    SENTENCES,
+    beginning,
+    byte_level,
+    with_a_space_in_front,
+)
 
 
 @pytest.mark.parametrize("text", ["plain", "añ ☃ 𝄞", "", "a\x00b\r\n\t<0x41>"])
