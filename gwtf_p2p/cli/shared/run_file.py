@@ -18,6 +18,7 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -176,7 +177,7 @@ def check_local_files(run: RunRecord, where: str) -> None:
 
     for part in parts_of(run.dataset):
         if is_local(part):
-            _at(where, lambda part=part: look_at(part, _silent))
+            _at(where, partial(look_at, part, _silent))
 
 
 def check_hub_files(run: RunRecord, where: str) -> None:
@@ -185,7 +186,7 @@ def check_hub_files(run: RunRecord, where: str) -> None:
 
     for part in parts_of(run.dataset):
         if not is_local(part):
-            _at(where, lambda part=part: look_at(part, _silent))
+            _at(where, partial(look_at, part, _silent))
 
 
 def is_local(part: DatasetSpec) -> bool:

@@ -32,8 +32,8 @@ def run_file_model() -> type[BaseModel]:
     own["router"] = (router, SchemaField("gwtf", description=described_fields(RunRecord)["router"].meaning))
     split = _setting(RunRecord, next(f for f in fields(RunRecord) if f.name == "layer_split"))
     own["layer_split"] = (split[0] | None, SchemaField(None, description=described_fields(RunRecord)["layer_split"].meaning))
-    record = {f.name: _setting(RunRecord, f) for f in fields(RunRecord) if f.name in FIELDS and f.name not in own}
-    return create_model("RunFile", __config__=ConfigDict(extra="forbid", strict=True), **own, **record)
+    own |= {f.name: _setting(RunRecord, f) for f in fields(RunRecord) if f.name in FIELDS and f.name not in own}
+    return create_model("RunFile", __config__=ConfigDict(extra="forbid", strict=True), **own)
 
 
 def run_file_schema() -> dict[str, Any]:

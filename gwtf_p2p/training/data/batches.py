@@ -7,7 +7,8 @@ Rules.
   token after it. With `packed = false` a window holds one document, or a piece of a longer one, and is padded at its end: a
   causal model then computes what it would on the document alone.
 - Labels that are not learnt (padding, and all but the answers of a conversation) are -100, which torch's cross entropy leaves
-  out. A window without a label is left out, so no microbatch is without one.
+  out. A window without a label is left out, so no microbatch is without one. Every microbatch counts alike in an iteration's
+  gradient, however many of its labels are learnt.
 - Which windows a microbatch has is decided in `order`: one global order, dealt by iteration. **A shard is a number, 0 to
   shards - 1; which data peer holds which is not decided here**, and peer ids play no part.
 - Ids are mapped from a file (`token_cache`), or come from a stream (`stream`).
