@@ -60,7 +60,10 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
-_OWN_FIELDS = {"model", "stages", "optimizer"}
+SECTIONS = {"optimizer": OptimizerSpec}
+"""Tables of a run file that are a dataclass of the record."""
+
+_OWN_FIELDS = {"model", "stages", *SECTIONS}
 OLDER_FIELDS = {"relays_per_stage": "peers_per_stage"}
 """Fields of older run files, and how they are called now."""
 
@@ -158,8 +161,8 @@ def check_settings(plain: Mapping[str, Any], where: str) -> RunRecord:
         if required and f.name not in record:
             raise InputError(where, f.name, "expected, but missing")
     record["dataset"] = _dataset(plain.get("dataset", STDLIB), where)
-    optimizer = _settings(OptimizerSpec, plain.get("optimizer", {}), where, "optimizer")
-    run = RunRecord(optimizer=optimizer, **{**_NO_MODEL, **record})
+    record |= {name: _settings(kind, plain.get(name, {}), where, name) for name, kind in SECTIONS.items()}
+    run = RunRecord(**{**_NO_MODEL, **record})
     run.validate(where)
     _at(where, lambda: router_kind(run.router), field="router")
     if "stages" in plain and "layer_split" in plain and stages != run.stages:

@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, create_model
 from pydantic import Field as SchemaField
 
-from gwtf_p2p.cli.shared.run_file import FIELDS, MOST_STAGES
+from gwtf_p2p.cli.shared.run_file import FIELDS, MOST_STAGES, SECTIONS
 from gwtf_p2p.protocol.routers.factory import KINDS
 from gwtf_p2p.protocol.wire.dataset import DatasetSpec
 from gwtf_p2p.protocol.wire.ranges import Matches, described_fields
-from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
+from gwtf_p2p.protocol.wire.records import RunRecord
 
 
 def run_file_model() -> type[BaseModel]:
@@ -23,8 +23,10 @@ def run_file_model() -> type[BaseModel]:
             int,
             SchemaField(1, ge=1, le=MOST_STAGES, description="stages of equal size, without a layer_split"),
         ),
-        "optimizer": (_model_of(OptimizerSpec, "Optimizer"), SchemaField(default_factory=dict, description="AdamW")),
     }
+    for name, kind in SECTIONS.items():
+        meaning = described_fields(RunRecord)[name].meaning
+        own[name] = (_model_of(kind, name.capitalize()), SchemaField(default_factory=dict, description=meaning))
     part = _model_of(DatasetSpec, "Dataset", required=frozenset({"path"}))
     dataset: Any = str | part | list[part]  # type: ignore[valid-type]
     own["dataset"] = (dataset, SchemaField("stdlib", description=described_fields(RunRecord)["dataset"].meaning))

@@ -127,7 +127,7 @@ class RunRecord:
     wire_dtype: Annotated[Literal["float32", "bfloat16"], "activations on the wire"] = "float32"
     router: Annotated[str, MinLen(1), MaxLen(64), "how microbatches find their way"] = "gwtf"
     recovery: Annotated[Literal["exact", "fast"], "what a crash may cost: nothing, or a microbatch"] = "exact"
-    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    optimizer: Annotated[OptimizerSpec, "AdamW and its schedule"] = field(default_factory=OptimizerSpec)
     total_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations in all (0: without end)"] = 0
     sequence_number: int = 0
     schema_version: int = SCHEMA_VERSION
