@@ -18,7 +18,7 @@ from gwtf_p2p.cli.shared.peer_flags import (
     serve,
 )
 from gwtf_p2p.cli.shared.peer_reports import reporter
-from gwtf_p2p.cli.shared.run_file import read_run_file
+from gwtf_p2p.cli.shared.run_file import check_hub_files, check_settings, read_toml, run_from_plain
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId
 
@@ -47,8 +47,14 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
     """What the flags say. Raises InputError."""
     if bool(args.new_run) == bool(args.run_id):
         raise InputError("--new_run, --run_id", "", "expected one of the two")
+    plain = read_toml(args.new_run) if args.new_run else None
+    if plain is not None:
+        check_settings(plain, str(args.new_run))  # it costs nothing, and all that follows loads torch
     options = p2p_options(args, needs_peers=True)
-    new_run = read_run_file(args.new_run) if args.new_run else None
+    new_run = None
+    if plain is not None:
+        new_run = run_from_plain(plain, str(args.new_run))
+        check_hub_files(new_run, str(args.new_run))  # a run that nobody can read the data of is not published
     from gwtf_p2p.live.peer.config import PeerConfig
     from gwtf_p2p.training.compute.executor import ExecutorConfig, resolve_device
 

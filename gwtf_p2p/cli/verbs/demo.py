@@ -23,7 +23,6 @@ from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig, RunFailed
 from gwtf_p2p.cli.shared.run_file import run_from_plain
 from gwtf_p2p.monitor.terminal import progress_line, render
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.routers.factory import router_kind
 from gwtf_p2p.protocol.wire.records import RunRecord
 
 WIRE_HELP = (
@@ -75,12 +74,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("stages", "peers_per_stage", "data_peers", "steps"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name}", str(getattr(args, name)), "expected a whole number above 0")
-    from gwtf_p2p.training.data.batches import open_data
-
     record = run_from_plain(plain_run(args), "command line")
-    router_kind(args.router)
-    if record.dataset.startswith("text:"):
-        open_data(record)  # a wrong pattern is told here, not by a data peer half a minute later
     with ExitStack() as stack:
         folder = args.keep_logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gwtf-demo-")))
         folder.mkdir(parents=True, exist_ok=True)
