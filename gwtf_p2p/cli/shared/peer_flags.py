@@ -118,7 +118,7 @@ def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
     peers = parse_initial_peers(args.initial_peers, os.environ)
     if needs_peers and not peers:
         raise InputError("--initial_peers", "", "expected at least one multiaddr, as `gwtf bootstrap` prints it")
-    port = settle_port(args)
+    port = settle_port(args, os.environ)
     host = args.host_maddrs if args.host_maddrs is not None else _everywhere(port, is_bootstrap=not needs_peers)
     announce = list(args.announce_maddrs)
     if args.public_ip:
