@@ -29,7 +29,8 @@ coverage: $(INSTALLED)
 
 # The site, into build/site. Strict: a warning is an error. Nothing is fetched.
 docs: $(INSTALLED)
-	$(RUN)mkdocs build --strict --quiet
+	$(RUN)python docs/site_tools/gather.py build/pages
+	$(RUN)sphinx-build -W --keep-going -q -b html -c docs build/pages build/site
 
 lint: $(INSTALLED)
 	$(RUN)ruff check .

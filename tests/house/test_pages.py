@@ -65,8 +65,11 @@ def test_every_command_of_a_page_parses(page: Path, capsys: pytest.CaptureFixtur
     for words in commands(page.read_text()):
         verb = OLDER_VERBS.get(words[0], words[0])
         assert verb in VERBS, f"gwtf {' '.join(words)}"
-        if len(words) == 1:
-            continue  # the verb is spoken of, not called
+        flags = [word for word in words[1:] if word.startswith("--")]
+        if flags == words[1:]:  # spoken of, not called: the flags must be there
+            usage = next(a for a in build_parser(verb)._actions if isinstance(a.choices, dict)).choices[verb]
+            assert set(flags) <= set(usage._option_string_actions), f"gwtf {' '.join(words)}"
+            continue
         try:
             build_parser(verb).parse_args([verb, *words[1:]])
         except SystemExit as end:
@@ -96,15 +99,17 @@ def test_a_parser_of_a_verb_refuses_what_it_does_not_know() -> None:
 
 
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
-    pytest.importorskip("material", reason="the extra `docs` is not installed")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stdout + built.stderr
-    architecture = (tmp_path / "architecture.html").read_text()
-    assert architecture.count('<svg xmlns="http://www.w3.org/2000/svg" viewBox') >= 6
+    pytest.importorskip("furo", reason="the extra `docs` is not installed")
+    pages, site = tmp_path / "pages", tmp_path / "site"
+    for command in (
+        [str(ROOT / "docs" / "site_tools" / "gather.py"), str(pages)],
+        ["-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-c", str(ROOT / "docs"), str(pages), str(site)],
+    ):
+        built = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stdout + built.stderr
+    architecture = (site / "architecture.html").read_text()
+    assert architecture.count('<div class="sequence">') == 6
     assert "sequenceDiagram" not in architecture
-    for page in tmp_path.rglob("*.html"):
-        fetched = re.findall(
-            r'(?:<script[^>]*src|<link[^>]*rel="stylesheet"[^>]*href|<img[^>]*src)="(https?:[^"]+)"', page.read_text()
-        )
-        assert fetched == [], page.name
+    fetching = re.compile(r'(?:<script[^>]*src|<link[^>]*rel="stylesheet"[^>]*href|<img[^>]*src)="(https?:[^"]+)"')
+    for page in site.rglob("*.html"):
+        assert fetching.findall(page.read_text()) == [], page.name

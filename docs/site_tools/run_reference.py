@@ -75,7 +75,7 @@ def _table(kind: type, prefix: str, without: set[str], unused: set[str]) -> str:
             meaning = notes[-1] if notes else MEANINGS.get(prefix + field.name)
             unused.discard(prefix + field.name)
             if not meaning:
-                raise ValueError(f"{kind.__name__}.{field.name} has no meaning in its annotation, nor in docs/hooks")
+                raise ValueError(f"{kind.__name__}.{field.name} has no meaning in its annotation, nor in docs/site_tools")
             rows.append(f"| `{field.name}` | {_kind(hint)} | {_default(field)} | {meaning} |")
     return "\n".join(rows)
 
