@@ -12,9 +12,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from gwtf_p2p.cli.shared.run_file import MODELS
 from gwtf_p2p.protocol.routers.factory import KINDS
-from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
+from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord, WireSpec
+from gwtf_p2p.protocol.wire.tensor_formats import FORMATS
 
-INTERNAL = {"model_config", "sequence_number", "schema_version", "wire_version", "optimizer"}
+INTERNAL = {"model_config", "sequence_number", "schema_version", "wire_version", "optimizer", "wire"}
 """Fields of the record that a run file does not have, or has as something else."""
 
 MEANINGS = {
@@ -28,10 +29,12 @@ MEANINGS = {
     "tokenizer": "byte, or the name of a Hugging Face tokenizer",
     "data_peers": "shards that the dataset is cut into; so many data peers must be online before iteration 0",
     "peers_per_stage": "stage peers that must be online in each stage before iteration 0",
-    "wire_dtype": "activations and gradients on the wire: float32 or bfloat16",
     "router": "how microbatches find their way: " + ", ".join(KINDS),
     "recovery": "exact: a crash at any moment changes no gradient; fast: it may cost a microbatch, and less memory",
     "total_iterations": "iterations in all (0: without end)",
+    "wire.activations": "format of what goes forwards: " + ", ".join(sorted(FORMATS)),
+    "wire.gradients": "format of what comes back",
+    "wire.averages": "format of the parts of a stage's gradient; int8 keeps an error feedback",
     "optimizer.learning_rate": "step size, at its highest",
     "optimizer.beta1": "decay of AdamW's first moment",
     "optimizer.beta2": "decay of AdamW's second moment",
@@ -59,10 +62,11 @@ def page() -> str:
     unused = set(MEANINGS)
     run = _table(RunRecord, "", INTERNAL, unused)
     optimizer = _table(OptimizerSpec, "optimizer.", set(), unused)
+    wire = _table(WireSpec, "wire.", set(), unused)
     if unused:
         raise ValueError(f"meanings of fields that are not there: {', '.join(sorted(unused))}")
     about = "`optimizer = { learning_rate = 3e-3 }`, or a table `[optimizer]`. AdamW; every peer of a stage must step alike."
-    return f"{INTRODUCTION}\n## The run\n\n{run}\n\n## The optimizer\n\n{about}\n\n{optimizer}\n"
+    return f"{INTRODUCTION}\n## The run\n\n{run}\n\n## The optimizer\n\n{about}\n\n{optimizer}\n\n## The wire\n\n{wire}\n"
 
 
 def _table(kind: type, prefix: str, without: set[str], unused: set[str]) -> str:
