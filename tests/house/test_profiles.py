@@ -21,6 +21,12 @@ MORE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The identity that a profile leaves to be chosen is none of the user's."""
+    monkeypatch.setenv("GWTF_HOME", str(tmp_path))
+
+
 def verb_of(path: Path) -> str:
     """Of the command in the file's first line."""
     match = re.match(rf"# gwtf (\w+) -c peers/{path.name}\b", path.read_text())

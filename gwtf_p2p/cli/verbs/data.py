@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.shared.free_place import settle_identity
 from gwtf_p2p.cli.shared.peer_flags import (
     BYTES_PER_S_OF_A_MBPS,
     DRAIN_S,
@@ -30,11 +32,12 @@ def add_parser(subparsers: Any) -> None:
     """The flags of the verb."""
     summary = "data peer: holds a shard of the dataset, the embedding, the head and the loss"
     parser = subparsers.add_parser("data", help=summary, description=__doc__)
-    add_network_flags(parser, PEER_PORT)
-    parser.add_argument("--new_run", type=Path, metavar="FILE", help="start the run that this TOML file describes")
-    parser.add_argument("--run_id", help="take part in this run")
-    parser.add_argument("--shard", type=int, help="hold this shard instead of the lowest free one")
-    add_compute_flags(parser)
+    groups = add_network_flags(parser, PEER_PORT)
+    add = groups["training"].add_argument
+    add("--new_run", type=Path, metavar="FILE", help="start the run that this TOML file describes")
+    add("--run_id", help="take part in this run")
+    add("--shard", type=int, help="hold this shard instead of the lowest free one")
+    add_compute_flags(groups)
     parser.set_defaults(run=run)
 
 
@@ -62,7 +65,7 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
     return PeerConfig(
         role="data",
         options=options,
-        identity_path=args.identity_path,
+        identity_path=settle_identity(args.identity_path, os.environ),
         run_id=new_run.run_id if new_run else RunId(args.run_id),
         new_run=new_run,
         shard=args.shard,
