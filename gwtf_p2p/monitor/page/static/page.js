@@ -4,7 +4,7 @@ import { Charts } from "./charts.js";
 import { Drawer } from "./drawer.js";
 import { Follower } from "./follow.js";
 import { Plan } from "./plan.js";
-import { Swarm, legend } from "./swarm.js";
+import { SLOW, Swarm, legend } from "./swarm.js";
 import { clock, count, duration, element, loss, placeOf, put, rate, stateOf, table, PATHS } from "./words.js";
 
 const BOARD_MS = 15000;
@@ -22,13 +22,13 @@ const swarm = new Swarm(byId("swarm"), (peer) => drawer.open(peer));
 const charts = new Charts(base, byId("loss-chart"), byId("speed-chart"));
 const plan = new Plan(base, byId("plan"), byId("plan-legend"));
 swarm.first = true;
-byId("legend").replaceChildren(...legend().map(([picture, words]) => element("li", {}, picture, words)));
 
 function show(document_, { whole, changes, samples }) {
   now = document_;
   figures();
   findings();
   swarm.draw(now, whole);
+  marks();
   flows();
   if (byId("peers-details").open) peers();
   events();
@@ -63,14 +63,23 @@ function findings() {
   list.replaceChildren(...told.map((finding) => element("li", { class: `finding ${finding.level}` }, finding.text)));
 }
 
+function marks() {
+  const list = byId("legend");
+  const shown = legend(now);
+  const said = shown.map(([, words]) => words).join();
+  if (list.dataset.said === said) return;
+  list.dataset.said = said;
+  list.replaceChildren(...shown.map(([picture, words]) => element("li", {}, picture, words)));
+}
+
 function flows() {
-  put("flows-reason", `${now.flows_reason}.${now.flows.length > FLOW_ROWS ? ` The first ${FLOW_ROWS} of ${now.flows.length} routes.` : ""}`);
+  put("flows-reason", `The plan: ${now.flows_reason}.${now.flows.length > FLOW_ROWS ? ` The first ${FLOW_ROWS} of ${now.flows.length} routes.` : ""}`);
   const names = new Map(now.peers.map((peer) => [peer.n, peer.name]));
   const hops = new Map(now.hops.map((hop) => [hop.id, hop]));
   const rows = now.flows.slice(0, FLOW_ROWS).map((flow) => {
     const route = [...flow.route, flow.route[0]];
     const kinds = new Set(route.slice(1).map((n, index) => hops.get(`${route[index]}>${n}`)?.path).filter(Boolean));
-    const slow = flow.planned_s && flow.measured_s > 1.25 * flow.planned_s;
+    const slow = flow.planned_s && flow.measured_s > SLOW * flow.planned_s;
     const light = element("button", { type: "button", class: "link", onfocus: () => swarm.light(flow.id), onblur: () => swarm.light(null) }, flow.route.map((n) => names.get(n) ?? "gone").join(" → "));
     const row = element("tr", { onmouseenter: () => swarm.light(flow.id), onmouseleave: () => swarm.light(null) }, element("td", {}, light));
     const cells = [flow.microbatches || "not planned", flow.planned_s === null ? "–" : duration(flow.planned_s), null, [...kinds].map((kind) => PATHS[kind] || kind).join(", ") || "–"];
@@ -118,13 +127,13 @@ function connection(state) {
 byId("peers-details").addEventListener("toggle", () => now && peers());
 byId("runs")?.addEventListener("change", (event) => (location.href = event.target.value));
 byId("copy")?.addEventListener("click", async () => {
-  const line = byId("join-line").textContent;
+  const line = now.join.line;
   try {
     await navigator.clipboard.writeText(line);
-    put("copied", "copied");
+    put("copied", "Copied.");
   } catch {
     getSelection().selectAllChildren(byId("join-line"));
-    put("copied", "selected: copy it with your keyboard");
+    put("copied", "Selected: copy it with your keyboard.");
   }
 });
 setInterval(() => document.hidden || board(), BOARD_MS);

@@ -7,7 +7,8 @@ const FLOWS_DRAWN_ALONE = 24;
 const HOPS_DRAWN = 3000;
 const TALL_BELOW = 640;
 const LABELS = 218;
-const SLOW = 1.25;
+export const SLOW = 1.5;
+const LABEL_ROW = 19;
 const GLYPHS = { JOINING: "…", SYNCING: "…", DRAINING: "↓", GONE: "×" };
 
 export class Swarm {
@@ -33,6 +34,11 @@ export class Swarm {
     const places = (this.places = this.layout(document, width));
     this.svg.setAttribute("viewBox", `0 0 ${places.width} ${places.height}`);
     this.columns.replaceChildren(...places.columns.map((column) => this.column(column)));
+    if (places.margin) {
+      const heading = drawn("text", { x: places.edge + 14, y: 16, class: "title" });
+      heading.textContent = "Planned / measured, back to";
+      this.columns.append(heading);
+    }
     this.drawNodes(places, first);
     this.drawFlows(document, places);
   }
@@ -42,26 +48,28 @@ export class Swarm {
   layout(document, width) {
     const tall = width < TALL_BELOW;
     const alone = document.flows.length <= FLOWS_DRAWN_ALONE;
+    const planned = document.flows.filter((flow) => flow.microbatches).length;
     const peers = [...document.peers, ...document.departed.map((gone) => ({ ...gone, n: `gone ${gone.peer}`, state: "GONE", role: gone.stage ? "stage" : "data" }))]
       .filter((peer, index, all) => peer.state !== "GONE" || !all.some((other) => other.peer === peer.peer && other.state !== "GONE"));
     const stages = Array.from({ length: document.stages + 1 }, (_, stage) => peers.filter((peer) => peer.stage === stage));
     const most = Math.max(1, ...stages.map((column) => column.length));
-    const margin = tall || !alone ? 0 : LABELS;
-    const along = tall ? Math.max(84, Math.min(130, 30 + 26 * Math.ceil(most / 6))) : (width - margin) / stages.length;
-    const across = tall ? width : Math.max(150, Math.min(540, 62 * most));
+    const margin = tall || !alone || !planned ? 0 : LABELS;
+    const along = tall ? Math.max(104, Math.min(150, 40 + 26 * Math.ceil(most / 6))) : (width - margin) / stages.length;
+    const across = tall ? width : Math.max(150, Math.min(540, 62 * most), alone ? LABEL_ROW * planned + 10 : 0);
     const fastest = Math.max(1e-9, ...document.peers.map((peer) => peer.microbatches_per_s || 0));
     const at = new Map();
     const columns = stages.map((column, stage) => {
-      const room = tall ? along - 26 : along * 0.62;
+      const room = tall ? along - 40 : along * 0.62;
       const cell = cellFor(column.length, room, across - (tall ? 8 : 30));
       const perLine = Math.max(1, Math.floor((across - (tall ? 8 : 30)) / cell));
       const lines = Math.ceil(column.length / perLine);
+      const gap = Math.min((across - (tall ? 8 : 30)) / Math.min(perLine, Math.max(1, column.length)), (tall ? 2 : 1.6) * cell);
       column.forEach((peer, index) => {
         const line = Math.floor(index / perLine);
         const inLine = Math.min(perLine, column.length - line * perLine);
         const place = (index % perLine) - (inLine - 1) / 2;
-        const a = stage * along + along / 2 + (line - (lines - 1) / 2) * cell + (tall ? 8 : 0);
-        const b = across / 2 + place * cell + (tall ? 0 : 13);
+        const a = stage * along + along / 2 + (line - (lines - 1) / 2) * cell + (tall ? 6 : 0);
+        const b = across / 2 + place * gap + (tall ? 0 : 13);
         const share = peer.microbatches_per_s ? Math.sqrt(peer.microbatches_per_s / fastest) : 0.5;
         const size = Math.max(2.5, Math.min(19, cell * 0.36) * Math.max(0.45, share));
         at.set(peer.n, { peer, x: tall ? b : a, y: tall ? a : b, r: size, label: cell >= 44 });
@@ -70,7 +78,7 @@ export class Swarm {
       const online = column.filter((peer) => peer.state === "ONLINE" && !peer.is_silent).length;
       return { title, online, x: tall ? 0 : stage * along + 4, y: tall ? stage * along + 2 : 0, w: tall ? width : along - 8, h: tall ? along - 4 : across + 26, tall };
     });
-    return { tall, alone, at, columns, width, height: tall ? along * stages.length + 24 : across + 28, edge: tall ? along * stages.length : along * stages.length, across };
+    return { tall, alone, margin, at, columns, width, height: tall ? along * stages.length + 24 : across + 28, edge: tall ? along * stages.length : along * stages.length, across };
   }
 
   column({ title, online, x, y, w, h, tall }) {
@@ -178,7 +186,9 @@ export class Swarm {
       this.lines.replaceChildren(drawn("g", { class: "flow" }, ...lines));
       return;
     }
-    const groups = document.flows.map((flow, index) => this.flow(flow, index, document.flows.length, hops, places));
+    const planned = document.flows.filter((flow) => flow.microbatches);
+    const others = document.flows.filter((flow) => !flow.microbatches);
+    const groups = [...others, ...planned].map((flow) => this.flow(flow, planned.indexOf(flow), planned.length, hops, places));
     this.lines.replaceChildren(...groups);
   }
 
@@ -191,7 +201,7 @@ export class Swarm {
   flow(flow, index, flows, hops, places) {
     const slow = flow.planned_s && flow.measured_s > SLOW * flow.planned_s;
     const kind = flow.microbatches ? (slow ? "slow" : "") : "unplanned";
-    const offset = Math.max(-8, Math.min(8, (index - (flows - 1) / 2) * 2.6));
+    const offset = index < 0 ? 0 : Math.max(-8, Math.min(8, (index - (flows - 1) / 2) * 2.6));
     const group = drawn("g", { class: "flow" });
     for (let k = 0; k + 1 < flow.route.length; k++) {
       const hop = hops.get(`${flow.route[k]}>${flow.route[k + 1]}`);
@@ -200,7 +210,7 @@ export class Swarm {
     }
     const last = places.at.get(flow.route.at(-1));
     const back = hops.get(`${flow.route.at(-1)}>${flow.route[0]}`);
-    if (last && back) group.append(...this.end(flow, back, last, index, flows, offset, kind, places));
+    if (last && back && index >= 0) group.append(...this.end(flow, back, last, index, flows, offset, kind, places));
     this.groups.set(flow.id, group);
     return group;
   }
@@ -212,10 +222,10 @@ export class Swarm {
     }
     const y = 24 + ((index + 0.5) * (places.across - 10)) / flows;
     const x = places.edge + 8;
-    const words = `${flow.microbatches ? `${flow.microbatches} ×` : "not planned"}  ${flow.planned_s ? duration(flow.planned_s) : "–"} / ${flow.measured_s ? duration(flow.measured_s) : "–"}`;
+    const words = `${flow.microbatches} ×  ${flow.planned_s ? duration(flow.planned_s) : "–"} / ${flow.measured_s ? duration(flow.measured_s) : "–"}`;
     const text = drawn("text", { x: x + 6, y: y + 4 });
     const data = places.at.get(flow.route[0])?.peer.name ?? "a peer that is gone";
-    text.textContent = `${words}  → ${data}`;
+    text.textContent = `${words} → ${data}`;
     return [this.line(last.x, last.y + offset, x, y, false, back, flow.microbatches, kind), text];
   }
 
@@ -230,7 +240,7 @@ export class Swarm {
   line(x1, y1, x2, y2, tall, hop, microbatches, kind, who = "") {
     const [mx, my] = [(x1 + x2) / 2, (y1 + y2) / 2];
     const d = tall ? `M${x1} ${y1}C${x1} ${my} ${x2} ${my} ${x2} ${y2}` : `M${x1} ${y1}C${mx} ${y1} ${mx} ${y2} ${x2} ${y2}`;
-    const line = drawn("path", { d, class: `hop ${hop.path} ${kind}`, "stroke-width": Math.min(6, 1.2 + 0.6 * microbatches) });
+    const line = drawn("path", { d, class: `hop ${hop.path} ${kind}`, "stroke-width": microbatches ? Math.min(6, 1.2 + 0.6 * microbatches) : 1 });
     const measured = hop.round_trip_s === null ? "not measured" : `round trip ${duration(hop.round_trip_s)}, ${count(hop.bytes_per_s)}B/s (${hop.measured_by})`;
     const title = drawn("title");
     title.textContent = `${who}${microbatches} microbatches, path ${PATHS[hop.path] || hop.path}, ${measured}`;
@@ -250,19 +260,31 @@ function cellFor(peers, room, across) {
   return cell;
 }
 
-export function legend() {
-  const sample = (kind, glyph, square) => {
-    const shape = square ? drawn("rect", { x: 5, y: 1, width: 16, height: 16, rx: 2, class: "shape" }) : drawn("circle", { cx: 13, cy: 9, r: 8, class: "shape" });
-    const text = drawn("text", { x: 13, y: 13, class: "glyph" });
-    text.textContent = glyph;
-    return drawn("svg", { viewBox: "0 0 28 18", class: kind, "aria-hidden": "true" }, shape, text);
-  };
-  const line = (kind) => drawn("svg", { viewBox: "0 0 28 18", "aria-hidden": "true" }, drawn("path", { d: "M1 9H27", class: `hop ${kind}`, "stroke-width": 3 }));
-  return [
-    [sample("ONLINE", "", false), "stage peer online"], [sample("ONLINE", "", true), "data peer online"],
-    [sample("SYNCING", "…", false), "joining or fetching"], [sample("DRAINING", "↓", false), "leaving"],
-    [sample("silent", "×", false), "not answering"], [sample("GONE", "×", false), "gone"],
-    [line("public"), "public path"], [line("punched"), "punched through NATs"], [line("relayed"), "through a circuit relay"],
-    [line("slow"), "slower than planned"], [line("unplanned"), "used, not planned"],
-  ];
+const MARKS = [
+  ["ONLINE", "", false, "stage peer online"], ["ONLINE", "", true, "data peer online"], ["SYNCING", "…", false, "joining or fetching"],
+  ["DRAINING", "↓", false, "leaving"], ["silent", "×", false, "not answering"], ["GONE", "×", false, "gone"],
+];
+const LINES = [
+  ["public", "public path"], ["punched", "punched through NATs"], ["relayed", "through a circuit relay"],
+  ["slow", "slower than planned"], ["unplanned", "used, not planned"],
+];
+
+// What of shapes and lines the picture shows now, each with a sample of it.
+export function legend(document) {
+  const states = new Set(document.peers.map((peer) => (peer.is_silent ? "silent" : peer.state === "JOINING" ? "SYNCING" : peer.state)));
+  if (document.departed.length) states.add("GONE");
+  const kinds = new Set(document.hops.map((hop) => hop.path));
+  if (document.flows.some((flow) => flow.planned_s && flow.measured_s > SLOW * flow.planned_s)) kinds.add("slow");
+  if (document.flows.some((flow) => !flow.microbatches)) kinds.add("unplanned");
+  const marks = MARKS.filter(([kind]) => states.has(kind)).map(([kind, glyph, square, words]) => [mark(kind, glyph, square), words]);
+  return [...marks, ...LINES.filter(([kind]) => kinds.has(kind)).map(([kind, words]) => [line(kind), words])];
 }
+
+function mark(kind, glyph, square) {
+  const shape = square ? drawn("rect", { x: 5, y: 1, width: 16, height: 16, rx: 2, class: "shape" }) : drawn("circle", { cx: 13, cy: 9, r: 8, class: "shape" });
+  const text = drawn("text", { x: 13, y: 13, class: "glyph" });
+  text.textContent = glyph;
+  return drawn("svg", { viewBox: "0 0 28 18", class: kind, "aria-hidden": "true" }, shape, text);
+}
+
+const line = (kind) => drawn("svg", { viewBox: "0 0 28 18", "aria-hidden": "true" }, drawn("path", { d: "M1 9H27", class: `hop ${kind}`, "stroke-width": 3 }));
