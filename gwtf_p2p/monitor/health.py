@@ -57,7 +57,9 @@ def _waits(state: SwarmState, now: float) -> list[Finding]:
     empty = [k for k, count in sorted(online.items()) if not count]
     if not state.version:
         wants = f"{run.data_peers} data peer(s) and {run.relays_per_stage} peer(s) in each of {run.stages} stage(s)"
-        there = f"{online[DATA_STAGE]} data peer(s), fewest peers in a stage: {min(online[k] for k in range(1, run.stages + 1))}"
+        there = (
+            f"{online[DATA_STAGE]} data peer(s), fewest peers in a stage: {min(online[k] for k in range(1, run.stages + 1))}"
+        )
         return [Finding(Level.NOTICE, "not_begun", f"No iteration is committed yet. It takes {wants}; online: {there}.")]
     if empty:
         names = " and ".join("the data stage" if k == DATA_STAGE else f"stage {k}" for k in empty)

@@ -58,7 +58,9 @@ class Presence:
         self._planned = planned or self._planned
         online = {peer for peer, record in newest.items() if record.is_routable and peer not in self._silent}
         unplanned = {peer for peer in online if left and newest[peer].path is PathType.PUBLIC and tag(peer) in left}
-        self._suspects = {peer for peer in (self._suspects | self._met | unplanned | heard) if peer in online and peer not in here}
+        self._suspects = {
+            peer for peer in (self._suspects | self._met | unplanned | heard) if peer in online and peer not in here
+        }
         self._met = (self._met | here) & newest.keys()
 
 

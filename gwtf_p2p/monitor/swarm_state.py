@@ -36,7 +36,7 @@ SHOWN = 6
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something that happened, `at` seconds of the observer's clock. `kind`: came, gone, moved, state, back, silent, answers."""
+    """Something that happened `at` seconds of the observer's clock. `kind`: came, gone, moved, state, back, silent, answers."""
 
     at: float
     text: str

@@ -18,7 +18,7 @@ from gwtf_p2p.monitor.swarm_state import HELD_OUT, SwarmState
 from gwtf_p2p.monitor.swarm_view import plain_line, render_swarm
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.records import PeerState
-from tests.monitor.watched import A1, A2, B1, DATA, RUN, planned, record, swarm
+from tests.monitor.watched import A1, A2, B1, RUN, planned, record, swarm
 
 
 def test_what_changes_between_two_looks_is_told() -> None:
@@ -114,7 +114,9 @@ def test_the_state_of_a_run_is_said_in_words() -> None:
     assert codes(state, 10_000.0) == {"done": Level.OK}, "a run that has ended is no stall"
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(3.24, "3.2 s"), (59.7, "60 s"), (250, "4 min 10 s"), (7500, "2 h 5 min"), (86400, "1 d")])
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(3.24, "3.2 s"), (59.7, "60 s"), (250, "4 min 10 s"), (7500, "2 h 5 min"), (86400, "1 d")]
+)
 def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 

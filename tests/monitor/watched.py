@@ -9,7 +9,9 @@ from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.schedule.iteration_plan import tag
 from gwtf_p2p.protocol.wire.records import Account, LinkMeasurement, LinkSource, PeerState, RunRecord, StageRecord, Timing
 
-RUN = RunRecord(RunId("watched"), {"hidden_size": 64, "model_type": "llama"}, ((0, 1), (1, 2)), 0, 16, 2, 4, total_iterations=100)
+RUN = RunRecord(
+    RunId("watched"), {"hidden_size": 64, "model_type": "llama"}, ((0, 1), (1, 2)), 0, 16, 2, 4, total_iterations=100
+)
 DATA, A1, A2, B1 = (PeerId(name) for name in ("Qmdata00", "QmpeerA1", "QmpeerA2", "QmpeerB1"))
 
 

@@ -196,7 +196,7 @@ class _Transaction:
 
 
 def open_history(path: Path | None) -> History:
-    """The history in this file, made when there is none; None: in memory. Raises InputError for a file that is something else."""
+    """The history in this file, made when there is none; None: in memory. Raises InputError for any other file."""
     if path is None:
         return History(_prepared(_memory()), None)
     try:
@@ -236,7 +236,7 @@ def _copy(path: Path) -> sqlite3.Connection:
 
 
 def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
-    """With its tables. Raises InputError for another program's file or another version; sqlite3.Error for what is no database."""
+    """With its tables. Raises InputError for another program's file or version, sqlite3.Error for what is no database."""
     owner = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     has_tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]

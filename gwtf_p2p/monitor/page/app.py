@@ -68,7 +68,7 @@ def make_app(runs: WatchedRuns) -> Starlette:
         Route("/runs/{run_id}", pages.run),
         Route("/runs/{run_id}/join.svg", pages.join_code),
         Route("/api/v1/state", pages.first_state),
-        Route("/api/v1/runs", pages.list),
+        Route("/api/v1/runs", pages.all_runs),
         Route("/api/v1/schema.json", pages.schema),
         Route(f"{api}/state", pages.state),
         Route(f"{api}/events", pages.events),
@@ -114,7 +114,7 @@ class _Pages:
             raise HTTPException(404, "this monitor names no address to join at")
         return Response(qr_code(line), media_type="image/svg+xml", headers={"Cache-Control": "max-age=3600"})
 
-    async def list(self, request: Request) -> Response:
+    async def all_runs(self, request: Request) -> Response:
         return _json({"runs": self._list()})
 
     async def first_state(self, request: Request) -> Response:

@@ -67,9 +67,7 @@ def document(state: SwarmState, plans: RoutePlans, numbers: Numbers, join: JoinL
         "peers_seen": len(state.records),
         "peers_online": sum(state.online().values()),
         "records_refused": state.refused,
-        "findings": [
-            {"level": f.level.value, "code": f.code, "text": f.text} for f in findings(state, state.seen_at)
-        ],
+        "findings": [{"level": f.level.value, "code": f.code, "text": f.text} for f in findings(state, state.seen_at)],
         "peers": [_row(state, record, numbers.of(record.peer)) for record in shown],
         "flows": flows,
         "flows_reason": plans.reason,

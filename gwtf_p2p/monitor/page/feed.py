@@ -28,7 +28,7 @@ Document = Mapping[str, Any]
 
 
 def difference(before: Document, after: Document) -> dict[str, Any]:
-    """What leads from one document to the next: `set` for whole values, `rows` and `gone` for tables, `changes` for new events."""
+    """What leads from one document to the next: `set` for whole values, `tables` for rows, `changes` for new events."""
     told: dict[str, Any] = {}
     tables = {name: found for name, key in TABLES.items() if (found := _rows(before[name], after[name], key))}
     if tables:

@@ -23,7 +23,7 @@ MISSING = "Records carry no times of single computations: the bars are the plan'
 
 
 class _BarRun(Run):
-    """A forecast that writes down every computation: (peer, microbatch, position on its round trip, begin, end), microseconds."""
+    """A forecast that writes down every computation: (peer, microbatch, position on the round trip, begin, end), in us."""
 
     def __init__(self, pipeline: Pipeline, paths: Sequence[Path]) -> None:
         super().__init__(pipeline, paths, WINDOW)

@@ -7,6 +7,7 @@ sent to is reached.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from gwtf_p2p.monitor.routes import FlowLine
@@ -49,7 +50,7 @@ def hops_of(flows: Iterable[Row], records: Mapping[PeerId, StageRecord], peers: 
     carried: dict[tuple[int, int], int] = {}
     for flow in flows:
         around = [*flow["route"], flow["route"][0]]
-        for a, b in zip(around, around[1:], strict=False):
+        for a, b in pairwise(around):
             if a is not None and b is not None:
                 carried[a, b] = carried.get((a, b), 0) + flow["microbatches"]
     links = {peers[a]: {link.to: link for link in records[peers[a]].links} for pair in carried for a in pair}

@@ -73,7 +73,8 @@ class WatchedRuns:
             told = document(state, run.plans, run.numbers, self.options.join, run.first_seen)
             told["trouble"] = self.history.trouble
             points = [
-                _point(state, s.iteration, s.loss, s.loss, s.loss, s.held_out_loss, s.iteration_s or None) for s in state.samples
+                _point(state, s.iteration, s.loss, s.loss, s.loss, s.held_out_loss, s.iteration_s or None)
+                for s in state.samples
             ]
             self.by_id[run_id] = run  # only now: whoever finds a run finds its document
         run.feed.publish(told, points)

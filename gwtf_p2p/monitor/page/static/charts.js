@@ -99,7 +99,7 @@ export class Charts {
       { label: "lowest", class: "quiet", stroke: "transparent", value, points: { show: false } },
       { label: "highest", class: "quiet", stroke: "transparent", value, points: { show: false } },
       { label: "loss", stroke: colour("accent"), width: 2, value, points: { show: this.points.length < 40 } },
-      { label: "held-out loss", stroke: colour("slow"), width: 2, dash: [6, 4], spanGaps: true, value, class: this.points.some((point) => point[4] !== null) ? "" : "quiet" },
+      { label: "held-out loss", stroke: colour("slow"), width: 2, dash: [6, 4], spanGaps: true, value, class: this.points.some((point) => point[4] !== null) ? "shown" : "quiet" },
     ];
     const speedSeries = [x, { label: "tokens/s", stroke: colour("online"), width: 2, spanGaps: true, value: (_, v) => (v === null ? "–" : count(v)), points: { show: this.points.length < 40 } }];
     const [lossData, speedData] = this.data();
