@@ -7,7 +7,7 @@ run reaches is refused with its record and counted, so one peer cannot spoil the
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 
@@ -67,6 +67,7 @@ class Departed:
 class SwarmState:
     """`losses` and `iteration_s` by iteration, as data peers published them. Totals count what was seen happening.
 
+    `version` are the iterations that are committed: the most that a peer tells, but for one that is far ahead of all others.
     `silent` are peers that do not answer though their records live. `samples` are what the last look has brought.
     `advanced_at`: when the last commit was seen, or the first look before any. `refused`: records of the last look that say
     what cannot be.
@@ -82,6 +83,7 @@ class SwarmState:
     iteration_s: dict[int, float] = field(default_factory=dict)
     totals: Counter[str] = field(default_factory=Counter)
     samples: tuple[Sample, ...] = ()
+    version: int = 0
     looks: int = 0
     seen_at: float = 0.0
     advanced_at: float = 0.0
@@ -93,7 +95,7 @@ class SwarmState:
         newest: dict[PeerId, StageRecord] = {}
         self.refused = 0
         for record in records:
-            if not _can_be(record):
+            if record is not self.records.get(record.peer) and not _can_be(record):
                 self.refused += 1
                 continue
             held = newest.get(record.peer)
@@ -102,6 +104,7 @@ class SwarmState:
         changes = self._compare(newest, silent, now) if self.looks else []
         before = self.version
         self.records, self.silent, self.seen_at = dict(sorted(newest.items())), silent & newest.keys(), now
+        self.version = _committed(newest.values())
         if not self.looks or self.version != before:
             self.advanced_at = now
         self.looks += 1
@@ -193,14 +196,6 @@ class SwarmState:
     # ---- figures
 
     @property
-    def version(self) -> int:
-        """Iterations that are committed: the most that a peer tells, but for one that is far ahead of all others."""
-        told = sorted(r.weights_version for r in self.records.values())
-        if len(told) < 2:
-            return told[0] if told else 0
-        return max(version for version in told if version <= told[-2] + LEAP)
-
-    @property
     def tokens_per_iteration(self) -> int:
         """Of all data peers together."""
         run = self.run
@@ -250,6 +245,14 @@ def name_of(record: StageRecord) -> str:
     """A peer as people are told of it."""
     role = "data peer" if record.stage == DATA_STAGE else f"peer of stage {record.stage}"
     return f"{role} {record.peer[-SHOWN:]}"
+
+
+def _committed(records: Iterable[StageRecord]) -> int:
+    """See `SwarmState.version`."""
+    told = sorted(record.weights_version for record in records)
+    if len(told) < 2:
+        return told[0] if told else 0
+    return max(version for version in told if version <= told[-2] + LEAP)
 
 
 def _can_be(record: StageRecord) -> bool:

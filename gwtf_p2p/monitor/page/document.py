@@ -12,7 +12,7 @@ from typing import Any
 
 from gwtf_p2p.monitor.health import findings
 from gwtf_p2p.monitor.page.join_line import JoinLine
-from gwtf_p2p.monitor.page.picture import flows_of, hops_of, numbers_by_name
+from gwtf_p2p.monitor.page.picture import Hops, flows_of, numbers_by_name
 from gwtf_p2p.monitor.routes import RoutePlans
 from gwtf_p2p.monitor.swarm_state import SHOWN, SwarmState
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
@@ -31,9 +31,10 @@ Row = dict[str, Any]
 
 @dataclass
 class Numbers:
-    """Short numbers for peers, for as long as the monitor runs."""
+    """Short numbers for peers, for as long as the monitor runs, and the hops between them."""
 
     by_peer: dict[PeerId, int] = field(default_factory=dict)
+    hops: Hops = field(default_factory=Hops)
 
     def of(self, peer: PeerId) -> int:
         return self.by_peer.setdefault(peer, len(self.by_peer))
@@ -71,7 +72,7 @@ def document(state: SwarmState, plans: RoutePlans, numbers: Numbers, join: JoinL
         "peers": [_row(state, record, numbers.of(record.peer)) for record in shown],
         "flows": flows,
         "flows_reason": plans.reason,
-        "hops": hops_of(flows, state.records, {n: peer for peer, n in numbers.by_peer.items()}),
+        "hops": numbers.hops.of(flows, state.records, {n: peer for peer, n in numbers.by_peer.items()}),
         "departed": [
             {"peer": d.peer, "name": d.peer[-SHOWN:], "stage": d.stage, "at": d.at}
             for d in state.departed

@@ -7,6 +7,7 @@ sent to is reached.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -45,38 +46,48 @@ def flows_of(lines: Sequence[FlowLine], named: Named) -> list[Row]:
     return rows
 
 
-def hops_of(flows: Iterable[Row], records: Mapping[PeerId, StageRecord], peers: Mapping[int, PeerId]) -> list[Row]:
-    """Every pair of neighbours on some flow, the way back to the data peer too. `microbatches` are those of the plan."""
-    carried: dict[tuple[int, int], int] = {}
-    for flow in flows:
-        around = [*flow["route"], flow["route"][0]]
-        for a, b in pairwise(around):
-            if a is not None and b is not None:
-                carried[a, b] = carried.get((a, b), 0) + flow["microbatches"]
-    links = {peers[a]: {link.to: link for link in records[peers[a]].links} for pair in carried for a in pair}
-    return [_hop(a, b, count, links, records[peers[b]], peers) for (a, b), count in sorted(carried.items())]
+@dataclass
+class Hops:
+    """Makes the hops of a run look after look. What neither end's record has changed is kept: of thousands few change."""
 
+    _rows: dict[tuple[int, int], tuple[StageRecord, StageRecord, int, Row]] = field(default_factory=dict)
+    _links: dict[PeerId, tuple[StageRecord, dict[PeerId, LinkMeasurement]]] = field(default_factory=dict)
 
-def _hop(
-    a: int,
-    b: int,
-    count: int,
-    links: Mapping[PeerId, Mapping[PeerId, LinkMeasurement]],
-    to: StageRecord,
-    peers: Mapping[int, PeerId],
-) -> Row:
-    link = links[peers[a]].get(peers[b]) or links[peers[b]].get(peers[a])
-    path = to.path if link is None else link.path
-    return {
-        "id": f"{a}>{b}",
-        "from": a,
-        "to": b,
-        "microbatches": count,
-        "path": path.value,
-        "round_trip_s": None if link is None else _short(link.round_trip_s),
-        "bytes_per_s": None if link is None else _short(link.bandwidth_bytes_per_s),
-        "measured_by": None if link is None else link.source.value,
-    }
+    def of(self, flows: Iterable[Row], records: Mapping[PeerId, StageRecord], peers: Mapping[int, PeerId]) -> list[Row]:
+        """Every pair of neighbours on some flow, the way back to the data peer too. `microbatches` are those of the plan."""
+        carried: dict[tuple[int, int], int] = {}
+        for flow in flows:
+            for a, b in pairwise([*flow["route"], flow["route"][0]]):
+                if a is not None and b is not None:
+                    carried[a, b] = carried.get((a, b), 0) + flow["microbatches"]
+        before, self._rows = self._rows, {}
+        for (a, b), count in sorted(carried.items()):
+            one, other = records[peers[a]], records[peers[b]]
+            kept = before.get((a, b))
+            if kept is None or kept[0] is not one or kept[1] is not other or kept[2] != count:
+                kept = one, other, count, self._row(a, b, count, one, other)
+            self._rows[a, b] = kept
+        self._links = {peer: known for peer, known in self._links.items() if peer in records}
+        return [row for *_, row in self._rows.values()]
+
+    def _row(self, a: int, b: int, count: int, one: StageRecord, other: StageRecord) -> Row:
+        link = self._links_of(one).get(other.peer) or self._links_of(other).get(one.peer)
+        return {
+            "id": f"{a}>{b}",
+            "from": a,
+            "to": b,
+            "microbatches": count,
+            "path": (other.path if link is None else link.path).value,
+            "round_trip_s": None if link is None else _short(link.round_trip_s),
+            "bytes_per_s": None if link is None else _short(link.bandwidth_bytes_per_s),
+            "measured_by": None if link is None else link.source.value,
+        }
+
+    def _links_of(self, record: StageRecord) -> dict[PeerId, LinkMeasurement]:
+        known = self._links.get(record.peer)
+        if known is None or known[0] is not record:
+            known = self._links[record.peer] = record, {link.to: link for link in record.links}
+        return known[1]
 
 
 def _short(value: float | None) -> float | None:

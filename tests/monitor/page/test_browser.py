@@ -61,7 +61,7 @@ def busy(version: int) -> list[Any]:
     records = swarm(version, **{**FLOWS, "progress": progress})
     links = tuple(
         LinkMeasurement(to, 0.08, 2e6, LinkSource.TRAFFIC, 3, 0.0, path)
-        for to, path in ((A1, PathType.PUNCHED), (A2, PathType.RELAYED), (B1, PathType.PUBLIC))
+        for to, path in ((A1, PathType.PUNCHED), (A2, PathType.PUBLIC), (B1, PathType.RELAYED))
     )
     data = replace(records[0], links=links)
     return [data, *records[1:], record(B2, 2, weights_version=version, path=PathType.RELAYED)]

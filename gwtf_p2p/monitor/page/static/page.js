@@ -115,7 +115,7 @@ async function board() {
   if (!answer?.ok || body.contains(document.activeElement)) return;
   const told = await answer.json();
   const link = (peer) => element("td", {}, element("button", { type: "button", class: "link", onclick: () => drawer.open(peer.peer) }, peer.name));
-  table(body, told.peers.map((peer, index) => [index + 1, link(peer), peer.stage ? peer.stage : "data", count(peer.microbatches), duration(peer.useful_s), peer.is_here ? "yes" : "no"]));
+  table(body, told.peers.map((peer, index) => [index + 1, link(peer), peer.stage ? peer.stage : "data", count(peer.microbatches), peer.useful_s ? duration(peer.useful_s) : "–", peer.is_here ? "yes" : "no"]));
 }
 
 function connection(state) {

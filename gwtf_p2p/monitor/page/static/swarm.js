@@ -21,7 +21,8 @@ export class Swarm {
     this.columns = drawn("g");
     this.lines = drawn("g");
     this.shapes = drawn("g");
-    this.svg.append(this.columns, this.lines, this.shapes);
+    this.titles = drawn("g");
+    this.svg.append(this.columns, this.lines, this.titles, this.shapes);
     holder.replaceChildren(this.svg);
     holder.addEventListener("keydown", (event) => this.key(event));
     new ResizeObserver(() => this.document && this.draw(this.document)).observe(holder);
@@ -33,11 +34,12 @@ export class Swarm {
     if (!width) return;
     const places = (this.places = this.layout(document, width));
     this.svg.setAttribute("viewBox", `0 0 ${places.width} ${places.height}`);
-    this.columns.replaceChildren(...places.columns.map((column) => this.column(column)));
+    this.columns.replaceChildren(...places.columns.map(({ x, y, w, h }) => drawn("rect", { x, y, width: w, height: h, rx: 6, class: "column" })));
+    this.titles.replaceChildren(...places.columns.map((column) => this.title(column)));
     if (places.margin) {
       const heading = drawn("text", { x: places.edge + 14, y: 16, class: "title" });
       heading.textContent = "Planned / measured, back to";
-      this.columns.append(heading);
+      this.titles.append(heading);
     }
     this.drawNodes(places, first);
     this.drawFlows(document, places);
@@ -81,11 +83,11 @@ export class Swarm {
     return { tall, alone, margin, at, columns, width, height: tall ? along * stages.length + 24 : across + 28, edge: tall ? along * stages.length : along * stages.length, across };
   }
 
-  column({ title, online, x, y, w, h, tall }) {
+  title({ title, online, x, y, w, tall }) {
     const text = `${title}: ${online} online`;
     const label = drawn("text", { x: tall ? 8 : x + w / 2, y: y + 16, class: tall ? "title" : "title middle" });
     label.textContent = w > 105 ? text : title;
-    return drawn("g", {}, drawn("rect", { x, y, width: w, height: h, rx: 6, class: "column" }), label);
+    return label;
   }
 
   // ---- peers
@@ -183,7 +185,7 @@ export class Swarm {
     if (!places.alone) {
       const busiest = [...document.hops].sort((one, other) => other.microbatches - one.microbatches).slice(0, HOPS_DRAWN);
       const lines = busiest.filter((hop) => this.forward(hop)).map((hop) => this.hop(hop, places, 0, "")).filter(Boolean);
-      this.lines.replaceChildren(drawn("g", { class: "flow" }, ...lines));
+      this.lines.replaceChildren(drawn("g", { class: "flow many" }, ...lines));
       return;
     }
     const planned = document.flows.filter((flow) => flow.microbatches);
@@ -248,8 +250,18 @@ export class Swarm {
     return line;
   }
 
+  // Lifts one flow out of the others; null: none. Where there are too many to be drawn alone, it is drawn over them.
   light(id) {
-    this.lines.classList.toggle("dimmed", id !== null && this.groups.has(id));
+    this.over?.remove();
+    this.over = null;
+    const flow = this.document.flows.find((other) => other.id === id);
+    if (flow && !this.places.alone) {
+      const hops = new Map(this.document.hops.map((hop) => [hop.id, hop]));
+      this.over = this.flow(flow, -1, 0, hops, this.places);
+      this.over.classList.add("lit");
+      this.lines.append(this.over);
+    }
+    this.lines.classList.toggle("dimmed", Boolean(flow));
     for (const [key, group] of this.groups) group.classList.toggle("lit", key === id);
   }
 }
