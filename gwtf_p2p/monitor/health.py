@@ -56,7 +56,7 @@ def _waits(state: SwarmState, now: float) -> list[Finding]:
     online, run = state.online(), state.run
     empty = [k for k, count in sorted(online.items()) if not count]
     if not state.version:
-        wants = f"{run.data_peers} data peer(s) and {run.relays_per_stage} peer(s) in each of {run.stages} stage(s)"
+        wants = f"{run.data_peers} data peer(s) and {run.peers_per_stage} peer(s) in each of {run.stages} stage(s)"
         there = (
             f"{online[DATA_STAGE]} data peer(s), fewest peers in a stage: {min(online[k] for k in range(1, run.stages + 1))}"
         )

@@ -119,8 +119,7 @@ class SwarmState:
         """What other threads may read while this one looks again."""
         kept = {"changes": self.changes.copy(), "departed": self.departed.copy(), "totals": self.totals.copy()}
         figures = {"losses": dict(self.losses), "held_out": dict(self.held_out), "iteration_s": dict(self.iteration_s)}
-        credited = {peer: seen.copy() for peer, seen in self._credited.items()}
-        return replace(self, **kept, **figures, _credited=credited)
+        return replace(self, **kept, **figures)
 
     def _compare(self, newest: Mapping[PeerId, StageRecord], silent: frozenset[PeerId], now: float) -> list[Change]:
         told: list[Change] = []

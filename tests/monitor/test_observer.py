@@ -84,7 +84,7 @@ def test_iterations_that_are_done_again_are_forgotten() -> None:
     state = SwarmState(RUN)
     for version in (3, 4, 5):
         state.look(swarm(version), float(version))
-    state.look([replace(r, history=1) for r in swarm(4)], 6.0)
+    state.look([replace(r, epoch=1) for r in swarm(4)], 6.0)
     assert sorted(state.losses) == [2, 3]
 
 

@@ -54,7 +54,7 @@ def document(state: SwarmState, plans: RoutePlans, numbers: Numbers, join: JoinL
         "data": f"{run.dataset}, tokenizer {run.tokenizer}",
         "stages": run.stages,
         "data_peers": run.data_peers,
-        "peers_per_stage": run.relays_per_stage,
+        "peers_per_stage": run.peers_per_stage,
         "tokens_per_iteration": state.tokens_per_iteration,
         "total_iterations": run.total_iterations,
         "iterations": state.version,
