@@ -197,7 +197,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def _measured(
     args: argparse.Namespace, simulated: SimulatedRun, runs: WatchedRuns, url: str, before_mb: float
 ) -> dict[str, Any]:
-    state, port = SwarmState(simulated.run), int(url.rsplit(":", 1)[1][:-1])
+    state, port = SwarmState(simulated.run), _port(url)
 
     def look() -> float:
         """Publishes, looks, and returns the CPU seconds that the monitor's part took."""
@@ -238,17 +238,34 @@ def _measured(
     found["update_bytes_per_minute"] = round((followers[0].bytes - began) / (args.looks * LOOK_S) * 60)
     for follower in followers:
         follower.stop()
-    looks = state.looks
-    visit = {name: _get(port, path) for name, path in {
-        "page": f"/runs/{simulated.run.run_id}", "state": f"{base}/state", "history": f"{base}/history?points=800",
-        "work": f"{base}/work", "plan": f"{base}/plan", "metrics": "/metrics",
-    }.items()}  # fmt: skip
-    found["first_answer_ms"] = {name: round(1000 * seconds, 1) for name, (_, seconds, _) in visit.items()}
-    found["bytes"] = {name: size for name, (_, _, size) in visit.items()}
-    found["first_paint"] = first_paint_s(f"{url}runs/{simulated.run.run_id}")
-    found["looks_made_by_requests"] = state.looks - looks
-    found["resident_mb"], found["of_it_the_run_mb"] = round(resident_mb(), 1), round(resident_mb() - before_mb, 1)
-    return found
+    return {
+        **found,
+        **_visits(simulated, state, url),
+        "resident_mb": round(resident_mb(), 1),
+        "of_it_the_run_mb": round(resident_mb() - before_mb, 1),
+    }
+
+
+def _visits(simulated: SimulatedRun, state: SwarmState, url: str) -> dict[str, Any]:
+    """What one reader's first visit costs; nobody looks meanwhile."""
+    port, base = _port(url), f"/api/v1/runs/{simulated.run.run_id}"
+    looks, names = state.looks, ("state", "history?points=800", "work", "plan")
+    paths = {
+        f"/runs/{simulated.run.run_id}": "page",
+        **{f"{base}/{name}": name.split("?")[0] for name in names},
+        "/metrics": "metrics",
+    }
+    visit = {name: _get(port, path) for path, name in paths.items()}
+    return {
+        "first_answer_ms": {name: round(1000 * seconds, 1) for name, (_, seconds, _) in visit.items()},
+        "bytes": {name: size for name, (_, _, size) in visit.items()},
+        "first_paint": first_paint_s(f"{url}runs/{simulated.run.run_id}"),
+        "looks_made_by_requests": state.looks - looks,
+    }
+
+
+def _port(url: str) -> int:
+    return int(url.rsplit(":", 1)[1][:-1])
 
 
 def _get(port: int, path: str) -> tuple[bytes, float, int]:

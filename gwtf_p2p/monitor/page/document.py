@@ -42,32 +42,12 @@ class Numbers:
 
 def document(state: SwarmState, plans: RoutePlans, numbers: Numbers, join: JoinLine, first_seen: float) -> dict[str, Any]:
     """All of a run but the history of its iterations and what only one peer's details tell."""
-    run = state.run
     shown = state.by_stage()[:PEERS_SHOWN]
     named = numbers_by_name(shown, numbers.by_peer | {r.peer: numbers.of(r.peer) for r in shown})
     flows = flows_of(plans.lines, named)
     return {
-        "schema": SCHEMA,
-        "run_id": run.run_id,
-        "router": run.router,
-        "model": model_in_words(run),
-        "data": f"{run.dataset}, tokenizer {run.tokenizer}",
-        "stages": run.stages,
-        "data_peers": run.data_peers,
-        "peers_per_stage": run.peers_per_stage,
-        "tokens_per_iteration": state.tokens_per_iteration,
-        "total_iterations": run.total_iterations,
-        "iterations": state.version,
-        "loss": _newest(state.losses),
-        "held_out_loss": _newest(state.held_out),
-        "tokens_per_second": _rounded(state.tokens_per_second),
-        "iteration_s": _rounded(state.pace_s) or None,
-        "seconds_left": None if state.seconds_left is None else round(state.seconds_left),
+        **_figures(state),
         "first_seen": round(first_seen, 1),
-        "seen_at": round(state.seen_at, 1),
-        "peers_seen": len(state.records),
-        "peers_online": sum(state.online().values()),
-        "records_refused": state.refused,
         "findings": [{"level": f.level.value, "code": f.code, "text": f.text} for f in findings(state, state.seen_at)],
         "peers": [_row(state, record, numbers.of(record.peer)) for record in shown],
         "flows": flows,
@@ -82,7 +62,7 @@ def document(state: SwarmState, plans: RoutePlans, numbers: Numbers, join: JoinL
             {"at": round(c.at, 1), "text": c.text, "kind": c.kind, "peer": c.peer} for c in list(state.changes)[-CHANGES_SHOWN:]
         ],
         "totals": {what: state.totals[what] for what in ("came", "gone", "moved", "silent")},
-        "join": {"line": join.of(run.run_id), "note": join.note},
+        "join": {"line": join.of(state.run.run_id), "note": join.note},
     }
 
 
@@ -155,6 +135,33 @@ def _row(state: SwarmState, record: StageRecord, number: int) -> Row:
         "capacity": record.capacity,
         "behind": max(0, state.version - record.weights_version),
         "microbatches_per_s": None if rate is None else _rounded(rate),
+    }
+
+
+def _figures(state: SwarmState) -> dict[str, Any]:
+    """What one value says."""
+    run = state.run
+    return {
+        "schema": SCHEMA,
+        "run_id": run.run_id,
+        "router": run.router,
+        "model": model_in_words(run),
+        "data": f"{run.dataset}, tokenizer {run.tokenizer}",
+        "stages": run.stages,
+        "data_peers": run.data_peers,
+        "peers_per_stage": run.peers_per_stage,
+        "tokens_per_iteration": state.tokens_per_iteration,
+        "total_iterations": run.total_iterations,
+        "iterations": state.version,
+        "loss": _newest(state.losses),
+        "held_out_loss": _newest(state.held_out),
+        "tokens_per_second": _rounded(state.tokens_per_second),
+        "iteration_s": _rounded(state.pace_s) or None,
+        "seconds_left": None if state.seconds_left is None else round(state.seconds_left),
+        "seen_at": round(state.seen_at, 1),
+        "peers_seen": len(state.records),
+        "peers_online": sum(state.online().values()),
+        "records_refused": state.refused,
     }
 
 

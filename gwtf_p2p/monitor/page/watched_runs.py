@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,8 +74,7 @@ class WatchedRuns:
             told = document(state, run.plans, run.numbers, self.options.join, run.first_seen)
             told["trouble"] = self.history.trouble
             points = [
-                _point(state, s.iteration, s.loss, s.loss, s.loss, s.held_out_loss, s.iteration_s or None)
-                for s in state.samples
+                _point(state, (s.iteration, s.loss, s.loss, s.loss, s.held_out_loss, s.iteration_s)) for s in state.samples
             ]
             self.by_id[run_id] = run  # only now: whoever finds a run finds its document
         run.feed.publish(told, points)
@@ -135,7 +135,7 @@ class WatchedRuns:
         begin, end = span if span is not None else (0, -1)
         first, last = max(begin, first if first is not None else begin), min(end, last if last is not None else end)
         found = self.history.series(run_id, first, last, points) if first <= last else []
-        rows = [_point(state, *row) for row in found]
+        rows = [_point(state, row) for row in found]
         return {"first": begin, "last": end, "tokens_per_iteration": state.tokens_per_iteration, "points": rows}
 
     def gantt(self, run: WatchedRun) -> dict[str, Any]:
@@ -151,17 +151,9 @@ class WatchedRuns:
             run.feed.close()
 
 
-def _point(
-    state: SwarmState,
-    iteration: int,
-    loss: float,
-    lowest: float,
-    highest: float,
-    held_out: float | None,
-    seconds: float | None,
-) -> list[float | None]:
-    """Tokens so far, loss, its extremes, held-out loss, tokens/s."""
+def _point(state: SwarmState, row: Sequence[Any]) -> list[float | None]:
+    """Of (iteration, loss, lowest, highest, held-out loss, seconds): tokens so far, the losses, tokens/s."""
+    iteration, *losses, seconds = row
     tokens = state.tokens_per_iteration
-    speed = tokens / seconds if seconds else None
-    short = (None if value is None else float(f"{value:.6g}") for value in (loss, lowest, highest, held_out, speed))
+    short = (None if value is None else float(f"{value:.6g}") for value in (*losses, tokens / seconds if seconds else None))
     return [(iteration + 1) * tokens, *short]
