@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-DEADLINE_S = 60.0
+DEADLINE_S = 150.0
 """How long the page may take to show what it must. It is no measure of speed."""
 
 FLAGS = (
@@ -53,13 +54,12 @@ class Chromium:
     def text(self, selector: str) -> str:
         return str(self.ask(f"document.querySelector({selector!r})?.textContent ?? ''"))
 
-    def until(self, what: str, condition: Callable[[], object], meanwhile: Callable[[], None] = lambda: None) -> None:
+    def until(self, what: str, condition: Callable[[], object]) -> None:
         """Fails by name when it does not come about."""
         end = time.monotonic() + DEADLINE_S
         while not condition():
             assert time.monotonic() < end, f"the page does not show: {what}; {self.text('#findings')}; {self.errors()}"
-            meanwhile()
-            self.driver.implicitly_wait(0)
+            threading.Event().wait(0.05)
 
     def show(self, width: int, scheme: str) -> None:
         """As on a screen of that width, in that colour scheme."""
