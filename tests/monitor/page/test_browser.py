@@ -19,7 +19,7 @@ from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, PathType, PeerState
 from tests.monitor.page.chromium import Chromium, needs_browser
 from tests.monitor.page.test_api import FLOWS, Served, serving
-from tests.monitor.watched import A1, A2, B1, RUN, record, swarm
+from tests.monitor.watched import A1, A2, DATA, RUN, record, swarm
 
 pytestmark = [pytest.mark.browser, needs_browser]
 
@@ -59,12 +59,11 @@ def busy(version: int) -> list[Any]:
         "held_out_loss": 4.2 - version / 20,
     }
     records = swarm(version, **{**FLOWS, "progress": progress})
-    links = tuple(
-        LinkMeasurement(to, 0.08, 2e6, LinkSource.TRAFFIC, 3, 0.0, path)
-        for to, path in ((A1, PathType.PUNCHED), (A2, PathType.PUBLIC), (B1, PathType.RELAYED))
-    )
-    data = replace(records[0], links=links)
-    return [data, *records[1:], record(B2, 2, weights_version=version, path=PathType.RELAYED)]
+    data, a1, a2, b1 = records
+    punched = LinkMeasurement(A1, 0.08, 2e6, LinkSource.TRAFFIC, 3, 0.0, PathType.PUNCHED)
+    relayed = LinkMeasurement(DATA, 0.08, 2e6, LinkSource.TRAFFIC, 3, 0.0, PathType.RELAYED)
+    data, b1 = replace(data, links=(punched,)), replace(b1, links=(relayed,))
+    return [data, a1, a2, b1, record(B2, 2, weights_version=version, path=PathType.RELAYED)]
 
 
 def test_the_page_fits_every_screen_in_both_colour_schemes(shown: tuple[Chromium, Served]) -> None:
