@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -61,7 +61,7 @@ OLDER_FIELDS = {"relays_per_stage": "peers_per_stage"}
 WIRE_DTYPE = "wire_dtype"
 """An older field: one format for activations and gradients alike."""
 
-_INTERNAL = {"model_config", "sequence_number", "schema_version", "wire_version"}
+_INTERNAL = {"model_config", "boundary", "fingerprint", "sequence_number", "schema_version", "wire_version"}
 
 
 def load_model(name: str, where: str) -> dict[str, Any]:
@@ -80,7 +80,8 @@ def load_model(name: str, where: str) -> dict[str, Any]:
     from transformers import AutoConfig
 
     try:
-        return dict(AutoConfig.from_pretrained(name).to_diff_dict())
+        stated = AutoConfig.from_pretrained(name).to_dict()
+        return {field: value for field, value in stated.items() if value is not None}
     except (OSError, ValueError) as error:
         known = ", ".join(sorted(MODELS))
         reason = str(error).splitlines()[0][:120]
@@ -101,7 +102,11 @@ def read_run_file(path: Path) -> RunRecord:
 def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     """A checked run record from the fields of a run file. Raises InputError."""
     from gwtf_p2p.training.data.tokenizer import load_tokenizer
-    from gwtf_p2p.training.model.families import check_run, default_layer_split, layer_count
+    from gwtf_p2p.training.model.config import published_config
+    from gwtf_p2p.training.model.preflight import preflight
+    from gwtf_p2p.training.model.run_check import check_run
+    from gwtf_p2p.training.model.split import PartSpec, boundary_of, default_layer_split
+    from gwtf_p2p.training.model.structure import layer_count
 
     plain = _with_wire({OLDER_FIELDS.get(name, name): value for name, value in plain.items()}, where)
     allowed = ({f.name for f in fields(RunRecord)} - _INTERNAL) | _OWN_FIELDS
@@ -109,7 +114,8 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
         if name not in allowed:
             raise InputError(where, name, f"unknown field; expected one of {', '.join(sorted(allowed))}")
     model = plain.get("model", "tiny-llama")
-    model_config = load_model(model, where) if isinstance(model, str) else _table(model, where, "model")
+    stated = load_model(model, where) if isinstance(model, str) else _table(model, where, "model")
+    model_config = published_config(stated, where)
     values: dict[str, Any] = {k: v for k, v in plain.items() if k not in _OWN_FIELDS}
     if "layer_split" not in values:
         stages = _typed(int, plain.get("stages", 1), where, "stages")
@@ -125,7 +131,7 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     run = RunRecord(model_config=model_config, optimizer=optimizer, wire=wire, **record)
     run.validate(where)
     check_run(run, load_tokenizer(run.tokenizer).vocabulary, where)
-    return run
+    return replace(run, boundary=boundary_of(PartSpec.of(run, 0), where), fingerprint=preflight(model_config, where))
 
 
 def _with_wire(plain: dict[str, Any], where: str) -> dict[str, Any]:
