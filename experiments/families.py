@@ -6,12 +6,13 @@ One line per key of the causal-LM mapping of the installed `transformers`:
 
     {"family", "equal", "loss_difference", "worst_gradient", "export_equal", "trained_steps", "reason"}
 
-The family's default config is shrunk (four to eight layers, width 64), written as a run record, and cut into up to three stages
-and a data part. `equal`: loss and every gradient agree with the unsplit model within 1e-6, relative to each parameter's largest
-gradient. `trained_steps`: optimizer steps taken in one process through the executors that peers use, payloads as bytes between
-them, with a loss that stays finite and ends lower; not a live swarm. `export_equal`: the exported folder, loaded by `transformers`, has
-equal logits to the bit. `reason` says why a family is not equal, and is empty else. Each family has a process of its own and a
-limit of CPU time. Exit code 1 when an asked-for family is not equal, or without `--families` when fewer than 60 are.
+The family's default config is shrunk (four to eight layers, width 64), written as a run record, and cut into up to three
+stages and a data part. `equal`: loss and every gradient agree with the unsplit model within 1e-6, relative to each
+parameter's largest gradient. `trained_steps`: optimizer steps taken in one process through the executors that peers use,
+payloads as bytes between them, with a loss that stays finite and ends lower; not a live swarm. `export_equal`: the exported
+folder, loaded by `transformers`, has equal logits to the bit. `reason` says why a family is not equal, and is empty else.
+Each family has a process of its own and a limit of CPU time. Exit code 1 when an asked-for family is not equal, or without
+`--families` when fewer than 60 are.
 """
 
 from __future__ import annotations
@@ -244,7 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if flags.json:
             print(json.dumps(asdict(row)), flush=True)
         else:
-            told = f"loss {row.loss_difference} gradient {row.worst_gradient} export {row.export_equal} steps {row.trained_steps}"
+            told = (
+                f"loss {row.loss_difference} gradient {row.worst_gradient} export {row.export_equal} steps {row.trained_steps}"
+            )
             print(f"{family:24} {'equal' if row.equal else 'NOT equal'}  {told}  {row.reason}", flush=True)
     return 0 if equal >= (len(asked) or ENOUGH) else 1
 

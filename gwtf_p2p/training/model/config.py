@@ -1,14 +1,15 @@
 """The model's config: what of it is about the model, how it is spelled for all releases, and which fields are known.
 
 Rules.
-- A config is a plain dict with `model_type`; no hub is needed. A wrong one raises InputError with one line that names the field,
-  before any weight is allocated. A field that the installed `transformers` does not know is refused: it takes any in silence.
+- A config is a plain dict with `model_type`; no hub is needed. A wrong one raises InputError with one line that names the
+  field, before any weight is allocated. A field that the installed `transformers` does not know is refused: it takes any in
+  silence.
 - What is not about the model (quantisation of the weights it was saved with, generation settings, who saved it) is left out of
   what is published, and said.
 - Rotary settings are published as top-level `rope_theta` and `rope_scaling`, which all releases from 4.48 on read; the nested
   `rope_parameters` of release 5 say nothing to older ones. A table per layer type has no such spelling and stays nested.
-- Dropout and router noise are off, whatever the config says: a microbatch that is computed again on another peer has to give the
-  same numbers. Weights are float32, whatever its dtype; the executor's `torch_dtype` says how to compute.
+- Dropout and router noise are off, whatever the config says: a microbatch that is computed again on another peer has to give
+  the same numbers. Weights are float32, whatever its dtype; the executor's `torch_dtype` says how to compute.
 """
 
 from __future__ import annotations
@@ -37,15 +38,19 @@ CONFIG_ERRORS = (
 )  # fmt: skip
 
 # Written into hub configs by the library that saved them, or by trainers; they say nothing about the model that is built here.
-_NOT_THE_MODEL = frozenset(
-    "architectures auto_map dtype torch_dtype transformers_version _name_or_path name_or_path use_cache output_attentions "
-    "output_hidden_states return_dict attn_implementation _attn_implementation _attn_implementation_internal "
-    "_experts_implementation_internal quantization_config compression_config pruned_heads problem_type id2label label2id "
-    "num_labels finetuning_task task_specific_params torchscript use_bfloat16 tokenizer_class prefix unsloth_version "
-    "unsloth_fixed is_encoder_decoder chunk_size_feed_forward output_router_logits gradient_checkpointing "
-    "_commit_hash _sliding_window_pattern transformers.js_config tf_legacy_loss".split()
-)
-_QUIET = frozenset("architectures id2label label2id transformers_version dtype torch_dtype _name_or_path use_cache model_type".split())
+_NOT_THE_MODEL = frozenset((
+    "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path",
+    "use_cache", "output_attentions", "output_hidden_states", "return_dict", "attn_implementation", "_attn_implementation",
+    "_attn_implementation_internal", "_experts_implementation_internal", "quantization_config", "compression_config",
+    "pruned_heads", "problem_type", "id2label", "label2id", "num_labels", "finetuning_task", "task_specific_params",
+    "torchscript", "use_bfloat16", "tokenizer_class", "prefix", "unsloth_version", "unsloth_fixed", "is_encoder_decoder",
+    "chunk_size_feed_forward", "output_router_logits", "gradient_checkpointing", "_commit_hash", "_sliding_window_pattern",
+    "transformers.js_config", "tf_legacy_loss",
+))  # fmt: skip
+_QUIET = frozenset((
+    "architectures", "id2label", "label2id", "transformers_version", "dtype", "torch_dtype", "_name_or_path", "use_cache",
+    "model_type",
+))  # fmt: skip
 _SIZES = (
     "vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
 )  # fmt: skip
@@ -180,7 +185,7 @@ def _check_sizes(fields: Mapping[str, Any], default: PretrainedConfig, where: st
 
 
 def _check_known(fields: Mapping[str, Any], config: PretrainedConfig, default: PretrainedConfig, where: str) -> None:
-    """A field that the config class neither declares nor consumes is left over as an attribute: nothing in the model reads it."""
+    """A field that the config class neither declares nor consumes is left over as an attribute, which nothing reads."""
     declared = {*default.to_dict(), *default.attribute_map, *getattr(type(config), "__dataclass_fields__", {}), *_TOKENS}
     for name in fields:
         if name not in declared and name in vars(config) and not name.startswith("rope_"):

@@ -1,11 +1,12 @@
 """The library's own forward, entered and left at the doors of the decoder layers.
 
-Nobody writes a forward here: every peer runs the model's own, so masks, rotary tables, per-layer types, scaling and soft-capping
-are the library's. What a *door* does, which stands in front of every decoder layer, depends on the pass:
+Nobody writes a forward here: every peer runs the model's own, so masks, rotary tables, per-layer types, scaling and
+soft-capping are the library's. What a *door* does, which stands in front of every decoder layer, depends on the pass:
 
-    embed   every door notes the side inputs, the first one the hidden state; every layer hands its input through; the last stops
-    layers  doors before the own layers hand through; the first own door puts in what came over the wire; after the last own layer
-            the forward ends
+    embed   every door notes the side inputs, the first one the hidden state; every layer hands its input through; the last
+            door ends the forward
+    layers  doors before the own layers hand through; the first own door puts in what came over the wire; after the last own
+            layer the forward ends
     head    every layer hands through, the last one returns what came back; the library goes on to norm and head
 
 *Side inputs* are arguments of layers, beside the hidden state, that depend on the tokens (per-layer embeddings, the token ids

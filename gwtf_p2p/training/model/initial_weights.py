@@ -1,8 +1,9 @@
 """Initial weights from the run's seed alone, unit by unit (`skeleton.Unit`).
 
 Each unit draws from its own stream, seeded by (run seed, the unit's name), with the model's real `_init_weights`. So a peer
-initialises its own units without building the rest, and the whole model built from the same seed has the same bits in every unit.
-What the model's initialiser leaves alone gets torch's own default for its kind of module, else what the constructor gives it.
+initialises its own units without building the rest, and the whole model built from the same seed has the same bits in every
+unit. What the model's initialiser leaves alone gets torch's own default for its kind of module, else what the constructor
+gives it.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ Rules.
   parameter's gradient are compared with the unsplit model's. A difference above `BOUND` is refused with the parameter's name.
 - Refused by name, too: a model that sees later tokens, one whose forward is random, one that keeps state between calls (a
   microbatch that is computed again after a crash would count twice in it).
-- The fingerprint tells installations apart that compute something else from the same record: the small copy's loss; for each kind
-  of parameter (its name without numbers) the norm of its gradients and a projection of them; for each kind of table that the
-  real config gives (rotary frequencies) the norm and the mean logarithm, so that the smallest frequency counts like the largest.
-  Published with 6 digits; another installation has to come within 1e-3 of the norm, because other CPUs round otherwise (1e-6 was
-  seen) and a hash of rounded numbers would differ wherever one lies near a rounding edge.
+- The fingerprint tells installations apart that compute something else from the same record: the small copy's loss; for each
+  kind of parameter (its name without numbers) the norm of its gradients and a projection of them; for each kind of table that
+  the real config gives (rotary frequencies) the norm and the mean logarithm, so that the smallest frequency counts like the
+  largest. Published with 6 digits; another installation has to come within 1e-3 of the norm, because other CPUs round
+  otherwise (1e-6 was seen) and a hash of rounded numbers would differ wherever one lies near a rounding edge.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def mismatch(model_config: Mapping[str, Any], published: Fingerprint, where: str
     for name, here, there in zip(names, _pairs(own), _pairs(published), strict=True):
         bound = TOLERANCE * max(abs(there[0]), 1e-6)
         if not all(abs(a - b) <= bound for a, b in zip(here, there, strict=True)):
-            return f"model_config: {name} is {there[0]:.6g}, {there[1]:.6g} there and {here[0]:.6g}, {here[1]:.6g} here ({both})"
+            return (
+                f"model_config: {name} is {there[0]:.6g}, {there[1]:.6g} there and {here[0]:.6g}, {here[1]:.6g} here ({both})"
+            )
     return ""
 
 

@@ -21,10 +21,16 @@ _RULES: tuple[tuple[str, int], ...] = (
     (r"(?:.*_)?vocab_size.*", VOCABULARY),
     (r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|seq_length|max_target_positions", POSITIONS),
     (r"sliding_window|window_size|attention_window_size|attention_chunk_size|local_attention_window|index_topk", WINDOW),
-    (r"hidden_size|n_embd|d_model|dim|embedding_size|word_embed_proj_dim|emb_dim|attention_hidden_size|ssm_.*hidden|lru_width", HIDDEN),
+    (
+        r"hidden_size|n_embd|d_model|dim|embedding_size|word_embed_proj_dim|emb_dim|attention_hidden_size|ssm_.*hidden|lru_width",
+        HIDDEN,
+    ),
     (r"num_attention_heads|n_heads?|num_heads|encoder_attention_heads|decoder_attention_heads", HEADS),
     (r"(?:.*_)?head_dim|kv_channels|attention_head_size|d_kv", HEAD),
-    (r"(?:.*_)?intermediate_size.*|ffn_dim|n_inner|d_ff|(?:encoder|decoder)_ffn_dim|ffn_hidden_size|intermediate_dim|dff", 2 * HIDDEN),
+    (
+        r"(?:.*_)?intermediate_size.*|ffn_dim|n_inner|d_ff|(?:encoder|decoder)_ffn_dim|ffn_hidden_size|intermediate_dim|dff",
+        2 * HIDDEN,
+    ),
     (r"num_experts|num_local_experts|n_routed_experts|moe_num_experts|num_moe_experts", 4),
     (r"num_experts_per_tok|moe_topk|moe_k|num_experts_per_token|moe_top_k|top_k_experts|experts_top_k", 2),
     (r"n_group|topk_group|n_groups|num_groups|mamba_n_groups|expert_group_num", 1),
@@ -92,7 +98,11 @@ def _fit(config: PretrainedConfig, before: dict[str, Any]) -> None:
     for heads_name, groups_name in _GROUPS:
         heads, groups = fields.get(heads_name), fields.get(groups_name)
         if isinstance(heads, int) and isinstance(groups, int):
-            setattr(config, groups_name, heads if before[groups_name] == before[heads_name] else min(before[groups_name], heads // 2))
+            setattr(
+                config,
+                groups_name,
+                heads if before[groups_name] == before[heads_name] else min(before[groups_name], heads // 2),
+            )
     for expand, count, width in (("mamba_expand", "mamba_n_heads", "mamba_d_head"), ("expand", "num_heads", "head_dim")):
         if isinstance(fields.get(expand), int) and isinstance(fields.get(count), int) and width in fields:
             setattr(config, width, HEAD)

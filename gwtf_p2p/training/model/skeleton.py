@@ -5,8 +5,8 @@ Rules.
   because no checkpoint holds most of them and the meta device would lose their values.
 - The decoder layers are found by structure: the `ModuleList` with as many members as the config has layers, else the one with
   most parameters. There is no table of names.
-- A *unit* is a decoder layer, or a module beside the way from the model to the list of layers (an embedding, the final norm, the
-  head); the few parameters that lie directly on that way are a unit each. Initial weights are drawn unit by unit.
+- A *unit* is a decoder layer, or a module beside the way from the model to the list of layers (an embedding, the final norm,
+  the head); the few parameters that lie directly on that way are a unit each. Initial weights are drawn unit by unit.
 """
 
 from __future__ import annotations
@@ -27,12 +27,21 @@ from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.training.model.config import CONFIG_ERRORS, RUN_RECORD, one_line
 from gwtf_p2p.training.model.random_streams import seeded
 
-_SENSES = frozenset("vision visual image audio speech".split())
+_SENSES = frozenset(["vision", "visual", "image", "audio", "speech"])
 """A model of text and more has lists of layers for the rest, too; they are no decoders of text."""
 
 _DRAWS = frozenset(
-    "normal_ uniform_ trunc_normal_ exponential_ kaiming_uniform_ kaiming_normal_ xavier_uniform_ xavier_normal_ "
-    "orthogonal_".split()
+    [
+        "normal_",
+        "uniform_",
+        "trunc_normal_",
+        "exponential_",
+        "kaiming_uniform_",
+        "kaiming_normal_",
+        "xavier_uniform_",
+        "xavier_normal_",
+        "orthogonal_",
+    ]
 )
 
 Place = Callable[[nn.Parameter], nn.Parameter]
@@ -83,14 +92,14 @@ def values_of_constructors(config: PretrainedConfig, names: set[str], where: str
 def decoder_layers(model: PreTrainedModel, where: str = RUN_RECORD) -> tuple[str, nn.ModuleList]:
     """The list of decoder layers and its dotted name. Raises InputError for a model without one."""
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 0}
-    outermost = {
-        name: module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)
-    }
+    outermost = {name: module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
     outermost = {name: module for name, module in outermost.items() if not _SENSES & set(re.split(r"[._]", name))} or outermost
     stated = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     fitting = {name: module for name, module in outermost.items() if len(module) == stated} or outermost
     if not fitting:
-        raise InputError(where, "model_config", f"expected a model with a list of decoder layers, {type(model).__name__} has none")
+        raise InputError(
+            where, "model_config", f"expected a model with a list of decoder layers, {type(model).__name__} has none"
+        )
     name = max(fitting, key=lambda each: sum(p.numel() for p in fitting[each].parameters()))
     return name, fitting[name]
 

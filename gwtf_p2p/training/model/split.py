@@ -3,11 +3,11 @@
     tokens_BT -> embedding(s) -> payload -> stage 1 -> ... -> stage S -> payload -> norm, head -> logits_BTV -> loss
 
 Shape suffixes: B microbatch size, T sequence length, V vocabulary. A payload is the hidden state and the side inputs; every
-boundary has the same tensors with the same shapes (`boundary_of`), and so have their gradients. A stage hands on the side inputs
-that it got.
-A part owns only its own weights. They are float32 and named as in the whole model's `state_dict`, so that a checkpoint, a
-gradient and a state download speak the names of `transformers`. Tied weights are one parameter under the first of its names.
-The hidden state between parts is float32; under bfloat16 compute the matrix products inside a part are rounded, not it.
+boundary has the same tensors with the same shapes (`boundary_of`), and so have their gradients. A stage hands on the side
+inputs that it got. A part owns only its own weights. They are float32 and named as in the whole model's `state_dict`, so that
+a checkpoint, a gradient and a state download speak the names of `transformers`. Tied weights are one parameter under the
+first of its names. The hidden state between parts is float32; under bfloat16 compute the matrix products inside a part are
+rounded, not it.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _assemble(
 
 
 def _own_units(model: PreTrainedModel, spec: PartSpec, where: str) -> list[Unit]:
-    """The units of a part of a skeleton. Raises InputError for a split that does not fit, or that cuts through shared weights."""
+    """The units of a part of a skeleton. Raises InputError for a split that cuts through shared weights."""
     name, layers = decoder_layers(model, where)
     check_layer_split(spec.layer_split, len(layers), where)
     stage_of = {layer: stage for stage, (start, end) in enumerate(spec.layer_split, 1) for layer in range(start, end)}

@@ -1,14 +1,15 @@
 """What a model does with its decoder layers, found out by running a small copy of it twice (`doors.Structure`).
 
-Two batches of different tokens go through the whole small model; every layer notes its arguments and what it returns. The hidden
-state is the argument that *is* (the same object) what the layer before has returned. An argument that needs a gradient, or that
-differs between the two batches, carries content: it is a side input and has to travel. Refused by name: layers that are called in
-another order than their list's or more than once (a looped model), something computed between two layers, an argument that
-carries what another layer has computed.
+Two batches of different tokens go through the whole small model; every layer notes its arguments and what it returns. The
+hidden state is the argument that *is* (the same object) what the layer before has returned. An argument that needs a
+gradient, or that differs between the two batches, carries content: it is a side input and has to travel. Refused by name:
+layers that are called in another order than their list's or more than once (a looped model), something computed between two
+layers, an argument that carries what another layer has computed.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.training.model.config import RUN_RECORD
-from gwtf_p2p.training.model.doors import Doors, Path, Structure, take, tensors_in
+from gwtf_p2p.training.model.doors import Doors, Path, Structure, tensors_in
 from gwtf_p2p.training.model.skeleton import decoder_layers
 
 FIELD = "model_config.model_type"
@@ -81,7 +82,7 @@ def _recorded(model: PreTrainedModel, layers: nn.ModuleList, tokens_BT: Tensor) 
 def _hidden_path(calls: list[_Call], kind: str, where: str) -> Path:
     """The argument that is, in every layer, what the layer before has returned."""
     found: set[Path] | None = None
-    for before, after in zip(calls, calls[1:], strict=False):
+    for before, after in itertools.pairwise(calls):
         returned = {id(tensor) for _, tensor in tensors_in(before.returned)}
         here = {path for path, tensor in after.inputs.items() if id(tensor) in returned}
         if not here:
@@ -131,6 +132,3 @@ def _check_sides(model: PreTrainedModel, structure: Structure, seen: tuple[Tenso
 def spelled(path: Path) -> str:
     """A path for people."""
     return ".".join(str(key) for key in path[1:])
-
-
-__all__ = ["spelled", "take", "trace"]

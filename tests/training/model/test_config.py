@@ -48,7 +48,9 @@ def test_what_is_not_about_the_model_is_left_out_and_said(caplog: pytest.LogCapt
 
 
 def test_a_field_that_transformers_does_not_know_is_refused() -> None:
-    with pytest.raises(InputError, match=rf"model_config\.quantum_gates: unknown field of llama in transformers {transformers.__version__}"):
+    with pytest.raises(
+        InputError, match=rf"model_config\.quantum_gates: unknown field of llama in transformers {transformers.__version__}"
+    ):
         load_config({**LLAMA, "quantum_gates": 3})
 
 

@@ -80,7 +80,7 @@ def test_a_family_that_cannot_be_split_is_named_with_its_reason(family: str, rea
 
 def test_a_model_that_shares_keys_between_layers_is_refused_by_the_argument() -> None:
     config = AutoConfig.for_model("gemma3n_text")
-    with pytest.raises(InputError, match="cannot be split: argument .*shared_kv_states.* an earlier layer has computed"):
+    with pytest.raises(InputError, match=r"cannot be split: argument .*shared_kv_states.* an earlier layer has computed"):
         probe(config)
 
 

@@ -102,9 +102,9 @@ def test_a_parameter_without_any_initial_value_is_named() -> None:
         "gwtf_p2p.training.model.initial_weights.values_of_constructors",
         lambda config, names: {name: torch.full((LLAMA["hidden_size"],), float("nan")) for name in names},
     )
-    with nowhere, mock.patch.object(type(model), "_init_weights", lambda self, module: None):
-        with pytest.raises(LocalProtocolError, match=r"model\.norm\.weight: no initial value"):
-            initialise(model, [Unit("model.norm")], seed=0)
+    nothing = mock.patch.object(type(model), "_init_weights", lambda self, module: None)
+    with nowhere, nothing, pytest.raises(LocalProtocolError, match=r"model\.norm\.weight: no initial value"):
+        initialise(model, [Unit("model.norm")], seed=0)
 
 
 def test_weights_of_other_parts_take_no_memory() -> None:
