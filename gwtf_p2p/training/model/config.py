@@ -9,7 +9,8 @@ Rules.
 - Rotary settings are published as top-level `rope_theta` and `rope_scaling`, which all releases from 4.48 on read; the nested
   `rope_parameters` of release 5 say nothing to older ones. A table per layer type has no such spelling and stays nested.
 - Dropout and router noise are off, whatever the config says: a microbatch that is computed again on another peer has to give
-  the same numbers. Weights are float32, whatever its dtype; the executor's `torch_dtype` says how to compute.
+  the same numbers. The experts' balance loss (`output_router_logits`) is no part of the loss. Weights are float32, whatever
+  its dtype; the executor's `torch_dtype` says how to compute.
 """
 
 from __future__ import annotations

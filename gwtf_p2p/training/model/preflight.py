@@ -35,7 +35,7 @@ from gwtf_p2p.training.model.config import RUN_RECORD, load_config
 from gwtf_p2p.training.model.doors import Payload, Structure
 from gwtf_p2p.training.model.skeleton import build_skeleton, decoder_layers
 from gwtf_p2p.training.model.split import DataPart, PartSpec, StagePart, data_part, stage_part
-from gwtf_p2p.training.model.structure import LENGTH, ROWS, probe, sample_tokens, whole_model
+from gwtf_p2p.training.model.structure import LENGTH, ROWS, sample_tokens, small_config, structure_of, whole_model
 
 BOUND = 1e-5
 """Relative to the parameter's largest gradient. On one machine the difference is 0 wherever it was tried."""
@@ -73,7 +73,7 @@ def versions() -> dict[str, str]:
 def preflight(model_config: Mapping[str, Any], where: str = RUN_RECORD) -> Fingerprint:
     """Raises InputError that names what differs; returns this installation's fingerprint."""
     config = load_config(model_config, where)
-    structure, small = probe(config, where)
+    structure, small = structure_of(model_config, where), small_config(model_config, where)
     model = whole_model(small, SEED, where)
     unsplit = checked_unsplit(model, where)
     compared = compare(unsplit, split_result(Parts(small, structure, where)))
@@ -188,9 +188,9 @@ def _backward(output: Payload, gradient: list[Tensor | None]) -> None:
 
 @lru_cache(maxsize=16)
 def _own_fingerprint(model_config: str, where: str) -> tuple[Fingerprint, tuple[str, ...]]:
-    config = load_config(json.loads(model_config), where)
-    _, small = probe(config, where)
-    unsplit = checked_unsplit(whole_model(small, SEED, where), where)
+    plain = json.loads(model_config)
+    config = load_config(plain, where)
+    unsplit = checked_unsplit(whole_model(small_config(plain, where), SEED, where), where)
     return _fingerprint(unsplit, config, where), ("loss", *_numbers(unsplit, config, where))
 
 

@@ -61,7 +61,7 @@ def _shrink(config: PretrainedConfig, layers: int, widths: bool) -> None:
             _shrink(value, layers, widths)
     total = fields.get(config.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
     if isinstance(total, int):
-        _fewer_layers(config, total, min(layers, total))
+        _fewer_layers(config, total, max(2, min(layers, total)))  # two, to see what one hands to the next
     before = dict(fields)
     for name, value in before.items():
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0 or re.fullmatch(_LAYER_NAMES, name):
@@ -80,6 +80,8 @@ def _shrink(config: PretrainedConfig, layers: int, widths: bool) -> None:
 def _fewer_layers(config: PretrainedConfig, total: int, layers: int) -> None:
     """Per-layer lists keep the layers that show every kind first."""
     lists = {n: v for n, v in vars(config).items() if isinstance(v, (list, tuple)) and len(v) == total and total > layers}
+    lists |= {n: 2 * v for n, v in vars(config).items() if isinstance(v, (list, tuple)) and len(v) == total == 1}
+    total = max(total, layers)
     kinds = [str(kind) for kind in zip(*lists.values(), strict=True)] if lists else [""] * total
     order = sorted(range(total), key=lambda at: (kinds.index(kinds[at]) != at, at))[:layers]
     for name, value in lists.items():
@@ -89,7 +91,7 @@ def _fewer_layers(config: PretrainedConfig, total: int, layers: int) -> None:
         if isinstance(value, dict) and value and all(str(key).isdigit() for key in value):
             setattr(config, name, {type(key)(place[int(key)]): each for key, each in value.items() if int(key) in place})
         if re.fullmatch(_LAYER_NAMES, name) and isinstance(getattr(config, name), int):
-            setattr(config, name, min(layers, getattr(config, name)))
+            setattr(config, name, layers if getattr(config, name) < 2 else min(layers, getattr(config, name)))
 
 
 def _fit(config: PretrainedConfig, before: dict[str, Any]) -> None:
@@ -101,7 +103,7 @@ def _fit(config: PretrainedConfig, before: dict[str, Any]) -> None:
             setattr(
                 config,
                 groups_name,
-                heads if before[groups_name] == before[heads_name] else min(before[groups_name], heads // 2),
+                heads if before[groups_name] == before[heads_name] else max(1, min(before[groups_name], heads // 2)),
             )
     for expand, count, width in (("mamba_expand", "mamba_n_heads", "mamba_d_head"), ("expand", "num_heads", "head_dim")):
         if isinstance(fields.get(expand), int) and isinstance(fields.get(count), int) and width in fields:

@@ -24,6 +24,9 @@ from gwtf_p2p.training.model.skeleton import build_skeleton, decoder_layers, uni
 from gwtf_p2p.training.model.trace import trace
 
 ROWS, LENGTH = 2, 16
+MOST_WEIGHTS = 50_000_000
+"""Of a copy that counts as small: its weights, gradients and activations fit beside anything."""
+
 _REMEMBERED = 64
 
 
@@ -42,6 +45,10 @@ def probe(config: PretrainedConfig, where: str = RUN_RECORD) -> tuple[Structure,
     reason = ""
     for small in small_copies(config):
         try:
+            weights = sum(parameter.numel() for parameter in build_skeleton(small, where).parameters())
+            if weights > MOST_WEIGHTS:
+                reason = reason or f"its smallest copy has {weights} weights"
+                continue
             model = whole_model(small, seed=0, where=where)
             with torch.no_grad():
                 model(input_ids=sample_tokens(small, 0), use_cache=False)
