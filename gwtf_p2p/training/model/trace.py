@@ -23,6 +23,8 @@ from gwtf_p2p.training.model.doors import Doors, Path, Structure, tensors_in
 from gwtf_p2p.training.model.skeleton import decoder_layers
 
 FIELD = "model_config.model_type"
+SHOWN = 10
+"""Calls of layers that a refusal lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ def trace(model: PreTrainedModel, batches: tuple[Tensor, Tensor], where: str = R
     order = [call.layer for call in first]
     if order != list(range(len(layers))):
         why = "a looped model" if len(order) > len(set(order)) else "not each once, in the order of their list"
-        raise InputError(where, FIELD, f"{kind} cannot be split: its layers are called {order}: {why}")
+        shown = ", ".join(str(layer) for layer in order[:SHOWN]) + (", ..." if len(order) > SHOWN else "")
+        raise InputError(where, FIELD, f"{kind} cannot be split: its layers are called [{shown}]: {why}")
     hidden = _hidden_path(first, kind, where)
     output, output_at = _output_of(first[0], first[1].inputs[hidden], kind, where)
     content = {
