@@ -168,7 +168,8 @@ def export_is_equal(swarm: Swarm, tokens_BT: Tensor) -> bool:
         for stage, (executor, optimizer) in enumerate(zip(swarm.executors, swarm.optimizers, strict=True)):
             save_checkpoint(folder / "checkpoints", run, stage, export_state(executor.part.parameters, optimizer))
         export_hf(folder / "checkpoints", folder / "out")
-        loaded = AutoModelForCausalLM.from_pretrained(folder / "out", dtype=torch.float32)
+        with torch.random.fork_rng(devices=[]):  # its constructors draw what the files then overwrite
+            loaded = AutoModelForCausalLM.from_pretrained(folder / "out", dtype=torch.float32)
     whole = build_whole_model(run.model_config, run.seed)
     with torch.no_grad():
         for executor in swarm.executors:
