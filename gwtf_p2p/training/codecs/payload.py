@@ -1,7 +1,7 @@
 """The tensors of a boundary as one byte string: one after the other in the boundary's order, without a header.
 
-Both sides know the boundary (`BoundaryTensor`) and the codec. Floats travel as the codec says, each tensor on its own; token ids
-as 32-bit little-endian integers, whatever the codec, because an id that is rounded is another token.
+Both sides know the boundary (`BoundaryTensor`) and the codec. Floats travel as the codec says, each tensor on its own; token
+ids as 32-bit little-endian integers, whatever the codec, because an id that is rounded is another token.
 """
 
 from __future__ import annotations

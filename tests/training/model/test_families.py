@@ -11,9 +11,10 @@ import torch
 from transformers import AutoConfig
 
 from experiments.families import Swarm, examine, export_is_equal, small_run
-from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.wire.records import BoundaryTensor
-from gwtf_p2p.training.compute.tensor_bytes import pack, unpack
+from gwtf_p2p.training.codecs.payload import check_payload, decode_payload, encode_payload
+from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.model.config import load_config
 from gwtf_p2p.training.model.preflight import BOUND, Parts, Result, checked_unsplit, compare, preflight, split_result
 from gwtf_p2p.training.model.split import PartSpec, boundary_of, build_whole_model
@@ -101,12 +102,17 @@ def test_a_dropout_in_the_config_changes_nothing() -> None:
 def test_payloads_of_several_tensors_travel_as_one_byte_string() -> None:
     boundary = (BoundaryTensor("hidden_state", (2, 3)), BoundaryTensor("input_ids.0", (2,), is_integer=True))
     payload = (torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 300_000]))
-    for dtype in ("float32", "bfloat16"):
-        packed = pack(payload, boundary, dtype)
-        assert packed.nbytes == sum(tensor.wire_bytes(dtype) for tensor in boundary)
-        hidden, tokens = unpack(packed, boundary, dtype)
+    for name in ("float32", "bfloat16"):
+        codec = codec_of(name)
+        encoded = encode_payload(payload, boundary, codec)
+        assert encoded.nbytes == sum(tensor.encoded_bytes(codec.form) for tensor in boundary)
+        check_payload(encoded, boundary, codec)
+        hidden, tokens = decode_payload(encoded, boundary, codec)
         assert torch.equal(hidden.float(), payload[0].to(hidden.dtype).float())
         assert torch.equal(tokens, payload[1])
+        for read in (check_payload, decode_payload):
+            with pytest.raises(RemoteProtocolError, match=f"expected {encoded.nbytes} bytes"):
+                read(encoded[1:], boundary, codec)
 
 
 def test_an_export_has_the_tensors_that_no_step_changes(tmp_path: Path) -> None:
