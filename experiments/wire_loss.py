@@ -40,10 +40,12 @@ from gwtf_p2p.live.compute.compute import BoundaryCodecs
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.codecs.codec import Codec
+from gwtf_p2p.training.codecs.payload import decode_payload, encode_payload
 from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.executor import DataExecutor, ExecutorConfig, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import DataSource, open_data
+from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part
 
 HELD_OUT_BATCHES = 8
@@ -114,23 +116,23 @@ class Swarm:
                 part.discard(name)
         return statistics.fmean(losses)
 
-    def _forward(self, name: MicrobatchId, tokens_BT: Tensor) -> Tensor:
-        x_BTH = _sent(self.data.embed(name, tokens_BT), self.codecs.activations)
+    def _forward(self, name: MicrobatchId, tokens_BT: Tensor) -> Payload:
+        payload = self._sent(self.data.embed(name, tokens_BT), self.codecs.activations)
         for stage in self.stages:
-            x_BTH = _sent(stage.forward(name, x_BTH), self.codecs.activations)
-        return x_BTH
+            payload = self._sent(stage.forward(name, payload), self.codecs.activations)
+        return payload
 
     def _train(self, name: MicrobatchId, tokens_BT: Tensor, labels_BT: Tensor) -> float:
-        loss, gradient_BTH = self.data.loss_and_gradient(name, self._forward(name, tokens_BT), labels_BT)
+        loss, gradient = self.data.loss_and_gradient(name, self._forward(name, tokens_BT), labels_BT)
         for stage in reversed(self.stages):
-            gradient_BTH = stage.backward(name, _sent(gradient_BTH, self.codecs.gradients))
-        self.data.finish(name, _sent(gradient_BTH, self.codecs.gradients))
+            gradient = stage.backward(name, self._sent(gradient, self.codecs.gradients))
+        self.data.finish(name, self._sent(gradient, self.codecs.gradients))
         return loss
 
-
-def _sent(tensor: Tensor, codec: Codec) -> Tensor:
-    """As the other end of a boundary gets it."""
-    return codec.decode(bytes(codec.encode(tensor)), tuple(tensor.shape))
+    def _sent(self, payload: Payload, codec: Codec) -> Payload:
+        """As the other end of a boundary gets it."""
+        boundary = self.data.part.boundary
+        return decode_payload(bytes(encode_payload(payload, boundary, codec)), boundary, codec)
 
 
 def all_reduce(

@@ -15,7 +15,7 @@ import torch
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
 from gwtf_p2p.training.control import control_losses
-from gwtf_p2p.training.model.families import default_layer_split
+from gwtf_p2p.training.model.split import default_layer_split
 
 __all__ = ["TINY_MODELS", "control_losses"]
 

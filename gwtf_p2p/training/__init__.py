@@ -3,14 +3,15 @@
 Nothing is imported here. A stage peer of stage k:
 
     run                                         # protocol.records.RunRecord
-    families.check_run(run)                     # InputError that names the field, before any weight is allocated
-    part = model_split.build_stage_part(model_split.PartSpec.of(run, k))       # initial weights, from the seed alone
+    run_check.check_run(run)                    # InputError that names the field, before any weight is allocated
+    preflight.preflight(run.model_config)       # who makes a run: split = unsplit on a small copy, and the fingerprint
+    part = split.build_stage_part(split.PartSpec.of(run, k))                   # initial weights, from the seed alone
     executor = executor.StageExecutor(part, executor.ExecutorConfig(device="cpu", torch_dtype="float32", recompute=False))
     optimizer = optimizer.PartOptimizer(executor.part.parameters, run.optimizer)   # after the executor chose the device
 
     activations = codecs.table.codec_of(run.wire.activations)
-    x = activations.decode(buffer, (B, T, H), executor.device)
-    y = executor.forward(microbatch, x)         # then activations.encode(y)
+    x = codecs.payload.decode_payload(buffer, part.boundary, activations)      # a tuple: hidden state, then side inputs
+    y = executor.forward(microbatch, x)         # then codecs.payload.encode_payload(y, part.boundary, activations)
     gx = executor.backward(microbatch, gy)      # counted under the id; executor.counted, executor.held
     total = executor.gradient_vector()          # total.mean() is averaged in the stage group with weight total.count
     optimizer.step(averaged, iteration)

@@ -12,8 +12,9 @@ from torch import Tensor
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId
 from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
 from gwtf_p2p.training.compute.executor import DataExecutor, ExecutorConfig, StageExecutor
-from gwtf_p2p.training.model.families import default_layer_split, layer_count
-from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part
+from gwtf_p2p.training.model.doors import Payload
+from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part, default_layer_split
+from gwtf_p2p.training.model.structure import layer_count
 
 VOCABULARY = 257
 LLAMA: dict[str, Any] = {
@@ -73,8 +74,8 @@ class Trace:
     """What crossed the wire: the input of stages 1..S and of the head, and the gradients of the same tensors."""
 
     loss: float
-    activations: tuple[Tensor, ...]
-    gradients: tuple[Tensor, ...]
+    activations: tuple[Payload, ...]
+    gradients: tuple[Payload, ...]
 
 
 class Pipeline:
@@ -89,7 +90,7 @@ class Pipeline:
     def executors(self) -> list[DataExecutor | StageExecutor]:
         return [self.data, *self.stages]
 
-    def forward(self, name: MicrobatchId, tokens_BT: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, name: MicrobatchId, tokens_BT: Tensor) -> tuple[Payload, ...]:
         activations = [self.data.embed(name, tokens_BT)]
         for stage in self.stages:
             activations.append(stage.forward(name, activations[-1]))
@@ -98,8 +99,8 @@ class Pipeline:
     def train(self, name: MicrobatchId, tokens_BT: Tensor, labels_BT: Tensor) -> Trace:
         """Forward, loss, backward: counted in every part."""
         activations = self.forward(name, tokens_BT)
-        loss, gradient_BTH = self.data.loss_and_gradient(name, activations[-1], labels_BT)
-        gradients = [gradient_BTH]
+        loss, gradient = self.data.loss_and_gradient(name, activations[-1], labels_BT)
+        gradients = [gradient]
         for stage in reversed(self.stages):
             gradients.insert(0, stage.backward(name, gradients[0]))
         self.data.finish(name, gradients[0])

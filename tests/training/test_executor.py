@@ -9,6 +9,7 @@ from torch import Tensor
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.training.compute.executor import ExecutorConfig, resolve_device
 from gwtf_p2p.training.compute.gradients import AlreadyCountedError, GradientSum, NotHeldError
+from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.split import build_whole_model
 from tests.training.swarm import GPT2, LENGTH, LLAMA, MODELS, ROWS, Pipeline, assert_close, batch, microbatch, run_record
 
@@ -25,6 +26,11 @@ def counted_sums(model: str, indices: list[int], config: ExecutorConfig | None =
 def assert_equal(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert got.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(got[name], expected[name])] == []
+
+
+def assert_same(got: Payload, expected: Payload) -> None:
+    assert len(got) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 @TIED_OR_NOT
@@ -44,10 +50,10 @@ def test_microbatches_interleave_as_they_come() -> None:
     pipeline = Pipeline(run_record(LLAMA))
     first, second = (pipeline.forward(microbatch(index), batch(index)[0]) for index in (0, 1))
     for index, activations in ((1, second), (0, first)):
-        _, gradient_BTH = pipeline.data.loss_and_gradient(microbatch(index), activations[-1], batch(index)[1])
+        _, gradient = pipeline.data.loss_and_gradient(microbatch(index), activations[-1], batch(index)[1])
         for stage in reversed(pipeline.stages):
-            gradient_BTH = stage.backward(microbatch(index), gradient_BTH)
-        pipeline.data.finish(microbatch(index), gradient_BTH)
+            gradient = stage.backward(microbatch(index), gradient)
+        pipeline.data.finish(microbatch(index), gradient)
     assert_equal(pipeline.sums(), counted_sums("llama", [1, 0]))
 
 
@@ -67,7 +73,7 @@ def test_a_failed_backward_leaves_no_trace_and_can_be_repeated() -> None:
     hook.remove()
     assert stage.counted == frozenset()
     assert all(not tensor.any() for tensor in stage.gradient_vector().tensors.values())
-    assert torch.equal(stage.backward(microbatch(0), trace.gradients[2]), trace.gradients[1])
+    assert_same(stage.backward(microbatch(0), trace.gradients[2]), trace.gradients[1])
     assert stage.counted == {microbatch(0)}
 
 
@@ -90,7 +96,7 @@ def test_a_second_backward_of_the_same_microbatch_is_an_error() -> None:
 def test_the_same_index_of_another_data_peer_or_iteration_is_another_microbatch() -> None:
     stage = Pipeline(run_record(LLAMA)).stages[0]
     names = [microbatch(0), microbatch(0, iteration=1), microbatch(0, data_peer="data_1")]
-    ones = torch.ones(ROWS, LENGTH, LLAMA["hidden_size"])
+    ones = (torch.ones(ROWS, LENGTH, LLAMA["hidden_size"]),)
     for name in names:
         stage.forward(name, ones)
         stage.backward(name, ones)
@@ -107,11 +113,11 @@ def test_recomputing_gives_the_same_gradients(model: str) -> None:
     activations = pipeline.forward(microbatch(1), batch(1)[0])
     for stage in pipeline.stages:
         stage.drop_graph(microbatch(1))
-    assert torch.equal(pipeline.stages[0].recompute_forward(microbatch(1)), activations[1])
-    _, gradient_BTH = pipeline.data.loss_and_gradient(microbatch(1), activations[-1], batch(1)[1])
+    assert_same(pipeline.stages[0].recompute_forward(microbatch(1)), activations[1])
+    _, gradient = pipeline.data.loss_and_gradient(microbatch(1), activations[-1], batch(1)[1])
     for stage in reversed(pipeline.stages):
-        gradient_BTH = stage.backward(microbatch(1), gradient_BTH)
-    pipeline.data.finish(microbatch(1), gradient_BTH)
+        gradient = stage.backward(microbatch(1), gradient)
+    pipeline.data.finish(microbatch(1), gradient)
     assert_equal(pipeline.sums(), expected)
 
 
@@ -120,8 +126,8 @@ def test_another_peer_of_the_stage_recomputes_the_same() -> None:
     run = run_record(GPT2)
     trace = Pipeline(run).train(microbatch(0), *batch(0))
     replacement = Pipeline(run).stages[1]
-    assert torch.equal(replacement.forward(microbatch(0), trace.activations[1]), trace.activations[2])
-    assert torch.equal(replacement.backward(microbatch(0), trace.gradients[2]), trace.gradients[1])
+    assert_same(replacement.forward(microbatch(0), trace.activations[1]), trace.activations[2])
+    assert_same(replacement.backward(microbatch(0), trace.gradients[2]), trace.gradients[1])
 
 
 @TIED_OR_NOT
@@ -179,11 +185,11 @@ def test_a_microbatch_withdrawn_after_its_loss_takes_its_head_gradient_along(mod
 def test_the_loss_is_taken_once_and_before_the_finish() -> None:
     pipeline = Pipeline(run_record(LLAMA))
     tokens_BT, labels_BT = batch(0)
-    zeros = torch.zeros(ROWS, LENGTH, LLAMA["hidden_size"])
+    zeros = (torch.zeros(ROWS, LENGTH, LLAMA["hidden_size"]),)
     with pytest.raises(NotHeldError, match="not embedded"):
         pipeline.data.loss_and_gradient(microbatch(0), zeros, labels_BT)
     activations = pipeline.forward(microbatch(0), tokens_BT)
-    assert torch.equal(pipeline.data.embed(microbatch(0), tokens_BT), activations[0])
+    assert_same(pipeline.data.embed(microbatch(0), tokens_BT), activations[0])
     with pytest.raises(NotHeldError, match="before its loss"):
         pipeline.data.finish(microbatch(0), zeros)
     pipeline.data.loss_and_gradient(microbatch(0), activations[-1], labels_BT)
@@ -194,19 +200,22 @@ def test_the_loss_is_taken_once_and_before_the_finish() -> None:
 def test_a_backward_without_its_forward_is_our_bug() -> None:
     stage = Pipeline(run_record(LLAMA)).stages[0]
     with pytest.raises(NotHeldError):
-        stage.backward(microbatch(0), torch.zeros(ROWS, LENGTH, LLAMA["hidden_size"]))
+        stage.backward(microbatch(0), (torch.zeros(ROWS, LENGTH, LLAMA["hidden_size"]),))
 
 
 def test_a_wrong_shape_is_the_other_peers_fault_and_changes_nothing() -> None:
     pipeline = Pipeline(run_record(LLAMA))
     hidden = LLAMA["hidden_size"]
     activations = pipeline.forward(microbatch(0), batch(0)[0])
-    with pytest.raises(RemoteProtocolError, match=f"microbatch x sequence x {hidden}"):
-        pipeline.stages[0].forward(microbatch(1), torch.zeros(ROWS, LENGTH, hidden + 1))
-    with pytest.raises(RemoteProtocolError, match="expected"):
-        pipeline.stages[0].backward(microbatch(0), torch.zeros(ROWS, LENGTH + 1, hidden))
-    with pytest.raises(RemoteProtocolError, match="expected"):
-        pipeline.data.loss_and_gradient(microbatch(0), activations[-1][:, 1:], batch(0)[1])
+    expected = rf"expected \[\({ROWS}, {LENGTH}, {hidden}\)\]"
+    with pytest.raises(RemoteProtocolError, match=expected):
+        pipeline.stages[0].forward(microbatch(1), (torch.zeros(ROWS, LENGTH, hidden + 1),))
+    with pytest.raises(RemoteProtocolError, match=expected):
+        pipeline.stages[0].forward(microbatch(1), (*activations[0], *activations[0]))
+    with pytest.raises(RemoteProtocolError, match=expected):
+        pipeline.stages[0].backward(microbatch(0), (torch.zeros(ROWS, LENGTH + 1, hidden),))
+    with pytest.raises(RemoteProtocolError, match=expected):
+        pipeline.data.loss_and_gradient(microbatch(0), (activations[-1][0][:, 1:],), batch(0)[1])
     assert pipeline.stages[0].held == {microbatch(0)}
     assert all(not tensor.any() for tensor in pipeline.sums().values())
 
@@ -265,10 +274,10 @@ def test_bfloat16_rounds_the_products_and_keeps_float32_weights_and_gradients(mo
     run = run_record(MODELS[model])
     rounded, exact = Pipeline(run, ExecutorConfig(torch_dtype="bfloat16")), Pipeline(run)
     trace, exact_trace = (pipeline.train(microbatch(0), *batch(0)) for pipeline in (rounded, exact))
-    assert {tensor.dtype for tensor in (*trace.activations, *trace.gradients)} == {torch.float32}
+    assert {tensor.dtype for payload in (*trace.activations, *trace.gradients) for tensor in payload} == {torch.float32}
     sums, exact_sums = rounded.sums(), exact.sums()
     assert {tensor.dtype for tensor in sums.values()} == {torch.float32}
-    assert not torch.equal(trace.activations[-1], exact_trace.activations[-1])
+    assert not torch.equal(trace.activations[-1][0], exact_trace.activations[-1][0])
     assert trace.loss == pytest.approx(exact_trace.loss, rel=1e-2)
     assert_close(sums, exact_sums, relative=0.05)
 
@@ -291,8 +300,8 @@ def test_bfloat16_split_equals_bfloat16_unsplit(model: str) -> None:
 def test_activations_may_arrive_in_bfloat16() -> None:
     stage = Pipeline(run_record(LLAMA)).stages[0]
     x_BTH = torch.randn(ROWS, LENGTH, LLAMA["hidden_size"], generator=torch.Generator().manual_seed(0)).bfloat16()
-    assert torch.equal(stage.forward(microbatch(0), x_BTH), stage.forward(microbatch(1), x_BTH.float()))
-    assert stage.backward(microbatch(0), x_BTH).dtype == torch.float32
+    assert_same(stage.forward(microbatch(0), (x_BTH,)), stage.forward(microbatch(1), (x_BTH.float(),)))
+    assert stage.backward(microbatch(0), (x_BTH,))[0].dtype == torch.float32
 
 
 def test_a_caller_without_gradients_enabled_still_trains() -> None:

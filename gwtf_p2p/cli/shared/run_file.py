@@ -71,7 +71,7 @@ OLDER_FIELDS = {"relays_per_stage": "peers_per_stage"}
 WIRE_DTYPE = "wire_dtype"
 """An older field: one format for activations and gradients alike."""
 
-_INTERNAL = {"model_config", "sequence_number", "schema_version", "wire_version"}
+_INTERNAL = {"model_config", "boundary", "fingerprint", "sequence_number", "schema_version", "wire_version"}
 FIELDS = ({f.name for f in fields(RunRecord)} - _INTERNAL) | _OWN_FIELDS
 """What a run file may say."""
 
@@ -95,7 +95,8 @@ def load_model(name: str, where: str) -> dict[str, Any]:
     from transformers import AutoConfig
 
     try:
-        return dict(AutoConfig.from_pretrained(name).to_diff_dict())
+        stated = AutoConfig.from_pretrained(name).to_dict()
+        return {field: value for field, value in stated.items() if value is not None}
     except (OSError, ValueError) as error:
         known = ", ".join(sorted(MODELS))
         reason = str(error).splitlines()[0][:120]
@@ -123,16 +124,22 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     draft = check_settings(plain, where)
     check_local_files(draft, where)
     from gwtf_p2p.training.data.tokenizer import load_tokenizer
-    from gwtf_p2p.training.model.families import check_run, default_layer_split, layer_count
+    from gwtf_p2p.training.model.config import published_config
+    from gwtf_p2p.training.model.preflight import preflight
+    from gwtf_p2p.training.model.run_check import check_run
+    from gwtf_p2p.training.model.split import PartSpec, boundary_of, default_layer_split
+    from gwtf_p2p.training.model.structure import layer_count
 
     tokenizer = _at(where, lambda: load_tokenizer(draft.tokenizer))
     model = plain.get("model", "tiny-llama")
-    model_config = load_model(model, where) if isinstance(model, str) else model
+    stated = load_model(model, where) if isinstance(model, str) else model
+    model_config = published_config(stated, where)
     split = draft.layer_split
     if "layer_split" not in plain:
         split = default_layer_split(layer_count(model_config, where), plain.get("stages", 1), where)
     run = replace(draft, model_config=model_config, layer_split=split)
     check_run(run, tokenizer.vocabulary, where)
+    run = replace(run, boundary=boundary_of(PartSpec.of(run, 0), where), fingerprint=preflight(model_config, where))
     try:
         encode(run)
     except (ValueError, TypeError, OverflowError) as error:

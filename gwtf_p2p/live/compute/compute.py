@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +24,12 @@ from gwtf_p2p.protocol.events import Slot, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
+from gwtf_p2p.training.codecs.payload import check_payload, decode_payload, encode_payload
 from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import DataSource
+from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.state.tensors import export_state, load_state
 
 logger = logging.getLogger(__name__)
@@ -91,19 +92,19 @@ class Compute:
         self.run, self.executor, self.optimizer = run, executor, optimizer
         self.device: Device | None = None
         self._data_source = data
-        hidden = executor.part.hidden_size
-        self._shape_BTH = (run.microbatch_size, run.sequence_length, hidden)
+        self._boundary = executor.part.boundary
         self.codecs = BoundaryCodecs.of(run)
         self.store = TensorStore(limit)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
 
     def payload_bytes(self, slot: Slot) -> int:
         """What a transfer into this slot carries."""
-        return self.codecs.of_slot(slot).form.encoded_bytes(math.prod(self._shape_BTH))
+        form = self.codecs.of_slot(slot).form
+        return sum(tensor.encoded_bytes(form) for tensor in self._boundary)
 
     def put(self, microbatch: MicrobatchId, slot: Slot, payload: memoryview) -> None:
         """A tensor has arrived. Raises RemoteProtocolError, and takes nothing, when the bytes are no tensor."""
-        self.codecs.of_slot(slot).check(payload, math.prod(self._shape_BTH))
+        check_payload(payload, self._boundary, self.codecs.of_slot(slot))
         self.store.put(microbatch, slot, payload)
 
     def payload(self, microbatch: MicrobatchId, slot: Slot) -> memoryview:
@@ -185,11 +186,11 @@ class Compute:
         seconds: dict[Work, float] = {}
         if isinstance(executor, StageExecutor):
             for _ in range(2):
-                x_BTH = torch.zeros(self._shape_BTH, device=executor.device)
+                payload = tuple(torch.zeros(tensor.shape, device=executor.device) for tensor in self._boundary)
                 began = time.perf_counter()
-                y_BTH = executor.forward(trial, x_BTH)
+                output = executor.forward(trial, payload)
                 turned = time.perf_counter()
-                executor.backward(trial, y_BTH)
+                executor.backward(trial, output)
                 seconds = {Work.FORWARD: turned - began, Work.BACKWARD: time.perf_counter() - turned}
                 executor.reset_gradients()
         return seconds
@@ -260,13 +261,14 @@ class Compute:
         source, shard = self._data_source
         return source.batch(microbatch.iteration, microbatch.index, shard, self.run.data_peers)
 
-    def _get(self, microbatch: MicrobatchId, slot: Slot) -> Tensor:
-        return self.codecs.of_slot(slot).decode(self.store.get(microbatch, slot), self._shape_BTH, self.executor.device)
+    def _get(self, microbatch: MicrobatchId, slot: Slot) -> Payload:
+        codec = self.codecs.of_slot(slot)
+        return decode_payload(self.store.get(microbatch, slot), self._boundary, codec, self.executor.device)
 
-    def _keep(self, microbatch: MicrobatchId, slot: Slot, tensor: Tensor) -> None:
+    def _keep(self, microbatch: MicrobatchId, slot: Slot, payload: Payload) -> None:
         """An own result that is not finite leaves no bytes, and its receiver refuses an offer of that size."""
         try:
-            encoded = self.codecs.of_slot(slot).encode(tensor)
+            encoded = encode_payload(payload, self._boundary, self.codecs.of_slot(slot))
         except NotFiniteError as error:
             logger.error("%s: %s: %s", microbatch, slot.value, error)
             encoded = memoryview(b"")

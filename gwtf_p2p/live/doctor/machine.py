@@ -127,19 +127,23 @@ def measure_stage(executor: ExecutorConfig, run: RunRecord | None = None) -> Sta
         what = f"stage 1 of run {run.run_id}"
     else:
         layers = int(REFERENCE_MODEL["num_hidden_layers"])
-        spec = PartSpec(REFERENCE_MODEL, ((0, layers),), 1, seed=0)
-        batch, length, what = REFERENCE_BATCH, REFERENCE_LENGTH, "a LLaMA stage of two layers, hidden size 512"
+        batch, length = REFERENCE_BATCH, REFERENCE_LENGTH
+        spec = PartSpec(REFERENCE_MODEL, ((0, layers),), 1, 0, (batch, length))
+        what = "a LLaMA stage of two layers, hidden size 512"
     stage = StageExecutor(build_stage_part(spec), executor)
     generator = torch.Generator().manual_seed(0)
-    x_BTH = torch.randn(batch, length, spec.hidden_size, generator=generator)
+    payload = tuple(
+        torch.zeros(tensor.shape) if tensor.is_integer else torch.randn(tensor.shape, generator=generator)
+        for tensor in stage.part.boundary
+    )
     forwards: list[float] = []
     backwards: list[float] = []
     for index in range(REPEATS + 1):
         if sum(forwards[1:] + backwards[1:]) > ENOUGH_S:
             break
         microbatch = MicrobatchId(PeerId("doctor"), 0, index)
-        forwards.append(_seconds(stage.device, lambda m=microbatch: stage.forward(m, x_BTH)))
-        backwards.append(_seconds(stage.device, lambda m=microbatch: stage.backward(m, x_BTH)))
+        forwards.append(_seconds(stage.device, lambda m=microbatch: stage.forward(m, payload)))
+        backwards.append(_seconds(stage.device, lambda m=microbatch: stage.backward(m, payload)))
     weights = sum(parameter.numel() for parameter in stage.part.parameters.values())
     return StageSpeed(what, batch * length, median(forwards[1:]), median(backwards[1:]), 16 * weights)
 

@@ -26,7 +26,8 @@ from gwtf_p2p.training.codecs.table import CODECS
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import open_data
-from gwtf_p2p.training.model.families import check_run
+from gwtf_p2p.training.model.preflight import mismatch, versions
+from gwtf_p2p.training.model.run_check import check_run
 from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part
 
 logger = logging.getLogger(__name__)
@@ -71,11 +72,32 @@ def choose_place(config: PeerConfig, run: RunRecord, view: NetworkView, me: Peer
     return Place(choice.stage)
 
 
+def check_model(run: RunRecord) -> None:
+    """Raises RunMismatch, naming field and versions, where this installation does not compute what the run's publisher did.
+
+    A record without a fingerprint, or made by the same releases, that this peer cannot build is the record's fault: InputError.
+    """
+    try:
+        check_run(run)
+        reason = mismatch(run.model_config, run.fingerprint)
+    except InputError as error:
+        own, there = versions(), run.fingerprint.versions
+        if not there or there == own:
+            raise
+        both = ", ".join(f"{name} {there.get(name, '?')} there and {version} here" for name, version in own.items())
+        raise RunMismatch(f"run {run.run_id}: {error} ({both})") from error
+    if reason:
+        raise RunMismatch(f"run {run.run_id}: {reason}")
+
+
 def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
-    """The model part from the run's seed, its executor and optimizer, and a data peer's dataset. Raises InputError."""
+    """The model part from the run's seed, its executor and optimizer, and a data peer's dataset.
+
+    Raises InputError, and RunMismatch where this installation computes something else than the run's.
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
-    check_run(run)
+    check_model(run)
     spec = PartSpec.of(run, place.stage)
     executor: StageExecutor | DataExecutor
     data = None

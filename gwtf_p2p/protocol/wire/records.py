@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -42,7 +43,7 @@ from gwtf_p2p.protocol.wire.bounds import (
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.dataset import STDLIB, DatasetSpec, check_dataset
 from gwtf_p2p.protocol.wire.ranges import Matches, check_ranges
-from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, format_of
+from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, TensorFormat, format_of
 
 SCHEMA_VERSION = 1
 WIRE_VERSION = 2
@@ -154,12 +155,46 @@ class WireSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class BoundaryTensor:
+    """One of the tensors that cross every boundary between parts of the model, forward, and as its gradient backward.
+
+    Values are floats in the run's formats or, with `is_integer` (token ids, which have no gradient), 32-bit integers.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    is_integer: bool = False
+
+    @property
+    def values(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
+
+    def encoded_bytes(self, form: TensorFormat) -> int:
+        """Size on the wire, in bytes, where floats travel in this format."""
+        return 4 * self.values if self.is_integer else form.encoded_bytes(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What the publisher's installation computes for a small copy of the run's model (`training/model/preflight`).
+
+    `numbers` are a loss, and norms and projections of gradients and of tables; another installation has to come near them.
+    `versions` maps the libraries that decide it to their releases.
+    """
+
+    numbers: tuple[float, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """Everything that a joining peer needs besides an initial peer and the run id; signed by the run's owner.
 
     `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds. `data_peers` is among how many the windows
     of an iteration are dealt, `data_peers_before` what it was earlier: (25, 1) says one before iteration 25. So many data
     peers, and `peers_per_stage` in each stage, must be online before iteration 0 begins.
+    `boundary` is what crosses each boundary between parts, microbatch x sequence x hidden if it is empty.
     """
 
     run_id: Annotated[RunId, MinLen(1), MaxLen(64), _RUN_ID, "names the run on its DHT"]
@@ -179,6 +214,10 @@ class RunRecord:
     recovery: Annotated[Literal["exact", "fast"], "what a crash may cost: nothing, or a microbatch"] = "exact"
     optimizer: Annotated[OptimizerSpec, "AdamW and its schedule"] = field(default_factory=OptimizerSpec)
     total_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations in all (0: without end)"] = 0
+    boundary: Annotated[tuple[BoundaryTensor, ...], MaxLen(16), "what crosses each boundary between parts"] = ()
+    fingerprint: Annotated[Fingerprint, "what the model computes where the run was started"] = field(
+        default_factory=Fingerprint
+    )
     sequence_number: int = 0
     schema_version: int = SCHEMA_VERSION
     wire_version: int = WIRE_VERSION
@@ -208,19 +247,26 @@ class RunRecord:
 
     @property
     def boundary_values(self) -> int:
-        """Number of values of one boundary tensor, microbatch x sequence x hidden; its gradient has as many."""
+        """Number of values that cross one boundary; as many gradients come back."""
+        if self.boundary:
+            return sum(tensor.values for tensor in self.boundary)
         hidden = int(self.model_config.get("hidden_size") or self.model_config.get("n_embd") or 0)
         return self.microbatch_size * self.sequence_length * hidden
 
     @property
     def activation_bytes(self) -> int:
-        """Size of one boundary activation in its format. Raises InputError when the format is unknown here."""
-        return format_of(self.wire.activations, "run record", "wire.activations").encoded_bytes(self.boundary_values)
+        """Size of what crosses one boundary in its format. Raises InputError when the format is unknown here."""
+        return self._encoded_bytes(format_of(self.wire.activations, "run record", "wire.activations"))
 
     @property
     def gradient_bytes(self) -> int:
         """Size of the gradient of a boundary activation in its format. Raises InputError like `activation_bytes`."""
-        return format_of(self.wire.gradients, "run record", "wire.gradients").encoded_bytes(self.boundary_values)
+        return self._encoded_bytes(format_of(self.wire.gradients, "run record", "wire.gradients"))
+
+    def _encoded_bytes(self, form: TensorFormat) -> int:
+        if self.boundary:
+            return sum(tensor.encoded_bytes(form) for tensor in self.boundary)
+        return form.encoded_bytes(self.boundary_values)
 
     def validate(self, where: str = "run record") -> None:
         """Raises InputError that names the first field that is out of range."""

@@ -9,6 +9,8 @@ Rules.
   once nothing is left in the sum).
 - With `torch_dtype = "bfloat16"` weights, gradients, optimizer and the residual stream stay float32; torch's autocast rounds
   the matrix products. No second copy of the weights is kept between calls.
+- What crosses a boundary is a payload: the hidden state, then side inputs (`model/doors`), as the part's `boundary` says. The
+  gradient of a payload is one too; that of token ids is zeros.
 - Tensors given in are kept without a copy where they already are float32 on the device: the caller must not write to them.
 - Weights must not change while a graph is held: `reset_gradients` after the optimizer step drops what is left over.
 
@@ -17,7 +19,7 @@ Wrong shapes from a peer raise RemoteProtocolError; calls out of order are our b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -29,6 +31,7 @@ from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId
 from gwtf_p2p.training.compute.gradients import AlreadyCountedError, GradientAccumulator, GradientSum, NotHeldError
 from gwtf_p2p.training.compute.tensor_bytes import dtype_of
+from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.split import DataPart, StagePart
 
 
@@ -56,18 +59,15 @@ def resolve_device(name: str, where: str = "--device") -> torch.device:
     return torch.device(name)
 
 
-def _check_shape(microbatch: MicrobatchId, x_BTH: Tensor, expected: tuple[int, ...]) -> None:
-    if x_BTH.shape != expected:
-        raise RemoteProtocolError(f"{microbatch}: a tensor of shape {tuple(x_BTH.shape)}, expected {tuple(expected)}")
-
-
 class _Executor:
-    """What both kinds of part share: device, precision, the gradient sum."""
+    """What both kinds of part share: device, precision, the boundary, the gradient sum."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: ExecutorConfig, device: torch.device) -> None:
+    def __init__(self, part: StagePart | DataPart, config: ExecutorConfig, device: torch.device) -> None:
         self.device = device
+        self._boundary = part.boundary
+        self._parameters: Mapping[str, nn.Parameter] = part.parameters
         self._compute_dtype = dtype_of(config.torch_dtype, "--torch_dtype")
-        self._accumulator = GradientAccumulator(parameters)
+        self._accumulator = GradientAccumulator(part.parameters)
 
     @property
     def counted(self) -> frozenset[MicrobatchId]:
@@ -90,9 +90,38 @@ class _Executor:
             return nullcontext()
         return torch.autocast(self.device.type, self._compute_dtype)
 
-    def _residual(self, x_BTH: Tensor) -> Tensor:
-        """An activation or gradient as received, on this device, in the residual stream's float32."""
-        return x_BTH.detach().to(self.device, torch.float32)
+    def _received(self, payload: Payload, what: str = "activation") -> Payload:
+        """A payload or its gradient on this device, floats in the residual stream's float32.
+
+        Raises RemoteProtocolError if the shapes are not the boundary's.
+        """
+        expected, got = [each.shape for each in self._boundary], [tuple(tensor.shape) for tensor in payload]
+        if expected != got:
+            raise RemoteProtocolError(f"{what} of shapes {got}: expected {expected}")
+        return tuple(
+            tensor.detach().to(self.device, torch.int64 if each.is_integer else torch.float32)
+            for tensor, each in zip(payload, self._boundary, strict=True)
+        )
+
+    def _leaves(self, payload: Payload) -> Payload:
+        """The same values as new leaves of a graph."""
+        return tuple(
+            tensor if each.is_integer else tensor.detach().requires_grad_()
+            for tensor, each in zip(payload, self._boundary, strict=True)
+        )
+
+    def _floats(self, payload: Payload) -> list[Tensor]:
+        return [tensor for tensor, each in zip(payload, self._boundary, strict=True) if not each.is_integer]
+
+    def _gradient_payload(self, inputs: Payload, gradients: Sequence[Tensor | None]) -> Payload:
+        """The gradients of the float inputs, in their order, as a payload; zeros where there is none."""
+        left = iter(gradients)
+        found = [None if each.is_integer else next(left) for each in self._boundary]
+        return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True))
+
+    def _by_name(self, gradients: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        """Gradients of the parameters, in their order, without those that the computation did not reach."""
+        return {name: g for name, g in zip(self._parameters, gradients, strict=True) if g is not None}
 
     def _refuse_counted(self, microbatch: MicrobatchId) -> None:
         if microbatch in self._accumulator.counted:
@@ -105,19 +134,19 @@ class _Executor:
 
 @dataclass(slots=True)
 class _Held:
-    """A forward that waits for its backward: the leaf input_BTH and, unless dropped, the output_BTH with its graph."""
+    """A forward that waits for its backward: the leaves of its input and, unless dropped, its output with the graph."""
 
-    leaf: Tensor
-    output: Tensor | None
+    leaves: Payload
+    output: Payload | None
 
 
 class StageExecutor(_Executor):
-    """A stage peer stage: activation in, activation out, and the gradients the other way."""
+    """A stage: activation in, activation out, and the gradients the other way."""
 
     def __init__(self, part: StagePart, config: ExecutorConfig) -> None:
         device = resolve_device(config.device)
         self.part = part.to(device)
-        super().__init__(self.part.parameters, config, device)
+        super().__init__(self.part, config, device)
         self._recompute = config.recompute
         self._held: dict[MicrobatchId, _Held] = {}
 
@@ -126,50 +155,50 @@ class StageExecutor(_Executor):
         """Microbatches between forward and backward."""
         return frozenset(self._held)
 
-    def forward(self, microbatch: MicrobatchId, activation_BTH: Tensor, keeps: bool = True) -> Tensor:
-        """The stage's output_BTH, float32. A second forward of a microbatch replaces the first.
+    def forward(self, microbatch: MicrobatchId, activation: Payload, keeps: bool = True) -> Payload:
+        """The stage's output, float32. A second forward of a microbatch replaces the first.
 
         Without `keeps` only the input is kept, and the forward is computed again before the backward.
 
-        Raises RemoteProtocolError if the shape is not microbatch x sequence x hidden.
+        Raises RemoteProtocolError if the shapes are not the boundary's.
         """
-        x_BTH = self._checked(activation_BTH).requires_grad_()
+        leaves = self._leaves(self._received(activation))
         keeps = keeps and not self._recompute
-        y_BTH = self._run(x_BTH, with_graph=keeps)
-        self._held[microbatch] = _Held(x_BTH, y_BTH if keeps else None)
-        return y_BTH.detach()
+        output = self._run(leaves, with_graph=keeps)
+        self._held[microbatch] = _Held(leaves, output if keeps else None)
+        return _detached(output)
 
     def drop_graph(self, microbatch: MicrobatchId) -> None:
         """Free the graph of a held forward and keep its input; the backward will recompute. Raises NotHeldError."""
         self._find(microbatch).output = None
 
-    def recompute_forward(self, microbatch: MicrobatchId) -> Tensor:
-        """Build the graph of a held forward again from its input; returns the output_BTH. Raises NotHeldError."""
+    def recompute_forward(self, microbatch: MicrobatchId) -> Payload:
+        """Build the graph of a held forward again from its input; returns the output. Raises NotHeldError."""
         held = self._find(microbatch)
-        held.output = self._run(held.leaf, with_graph=True)
-        return held.output.detach()
+        held.output = self._run(held.leaves, with_graph=True)
+        return _detached(held.output)
 
-    def backward(self, microbatch: MicrobatchId, output_gradient_BTH: Tensor) -> Tensor:
+    def backward(self, microbatch: MicrobatchId, output_gradient: Payload) -> Payload:
         """The gradient of the stage's input; the parameters' gradient is counted under the id and the forward is let go.
 
         Raises NotHeldError without a forward, AlreadyCountedError on a duplicate, RemoteProtocolError on a wrong shape.
         """
         self._refuse_counted(microbatch)
         held = self._find(microbatch)
-        _check_shape(microbatch, output_gradient_BTH, held.leaf.shape)
-        y_BTH = self._run(held.leaf, with_graph=True) if held.output is None else held.output
+        gradient = self._received(output_gradient, f"{microbatch}: gradient")
+        output = self._run(held.leaves, with_graph=True) if held.output is None else held.output
         held.output = None  # the graph is consumed; should the next line fail, the input is still there to try again
-        input_gradient_BTH, gradients = self._gradients(held.leaf, y_BTH, output_gradient_BTH)
+        input_gradient, gradients = self._gradients(held.leaves, output, gradient)
         del self._held[microbatch]
         self._accumulator.add(gradients)
         self._accumulator.counted.add(microbatch)
-        return input_gradient_BTH
+        return input_gradient
 
-    def uncount(self, microbatch: MicrobatchId, activation_BTH: Tensor, output_gradient_BTH: Tensor) -> None:
-        """Take a counted microbatch out of the sum, given the two tensors it was counted with. Raises NotHeldError."""
+    def uncount(self, microbatch: MicrobatchId, activation: Payload, output_gradient: Payload) -> None:
+        """Take a counted microbatch out of the sum, given the two payloads it was counted with. Raises NotHeldError."""
         self._require_counted(microbatch)
-        x_BTH = self._checked(activation_BTH).requires_grad_()
-        _, gradients = self._gradients(x_BTH, self._run(x_BTH, with_graph=True), output_gradient_BTH)
+        leaves, gradient = self._leaves(self._received(activation)), self._received(output_gradient, "gradient")
+        _, gradients = self._gradients(leaves, self._run(leaves, with_graph=True), gradient)
         self._accumulator.add(gradients, sign=-1)
         self._accumulator.counted.discard(microbatch)
         if not self._accumulator.counted:
@@ -189,28 +218,30 @@ class StageExecutor(_Executor):
             raise NotHeldError(f"{microbatch}: no forward of it is held")
         return self._held[microbatch]
 
-    def _checked(self, activation_BTH: Tensor) -> Tensor:
-        hidden = self.part.hidden_size
-        if activation_BTH.dim() != 3 or activation_BTH.shape[2] != hidden:
-            raise RemoteProtocolError(f"activation {tuple(activation_BTH.shape)}: expected microbatch x sequence x {hidden}")
-        return self._residual(activation_BTH)
-
-    def _run(self, x_BTH: Tensor, with_graph: bool) -> Tensor:
+    def _run(self, payload: Payload, with_graph: bool) -> Payload:
         with torch.set_grad_enabled(with_graph), self._precision():
-            return self.part.forward(x_BTH).float()
+            hidden, *sides = self.part.forward(payload)
+            return (hidden.float(), *sides)
 
-    def _gradients(self, x_BTH: Tensor, y_BTH: Tensor, gradient_BTH: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        inputs = [x_BTH, *self.part.parameters.values()]
-        first, *rest = torch.autograd.grad(y_BTH, inputs, self._residual(gradient_BTH))
-        return first, dict(zip(self.part.parameters, rest, strict=True))
+    def _gradients(self, inputs: Payload, outputs: Payload, gradient: Payload) -> tuple[Payload, dict[str, Tensor]]:
+        leaves = self._floats(inputs)
+        # A side input is handed on as it came, so what later stages found of its gradient adds to what this one finds.
+        found = torch.autograd.grad(
+            self._floats(outputs), [*leaves, *self._parameters.values()], self._floats(gradient), allow_unused=True
+        )
+        return self._gradient_payload(inputs, found[: len(leaves)]), self._by_name(found[len(leaves) :])
+
+
+def _detached(payload: Payload) -> Payload:
+    return tuple(tensor.detach() for tensor in payload)
 
 
 @dataclass(slots=True)
 class _InFlight:
-    """Between embedding and finish: tokens_BT, and (head input_BTH, labels_BT) once the loss is in."""
+    """Between embedding and finish: tokens_BT, and (the head's payload, labels_BT) once the loss is in."""
 
     tokens: Tensor
-    loss_inputs: tuple[Tensor, Tensor] | None = None
+    loss_inputs: tuple[Payload, Tensor] | None = None
 
 
 class DataExecutor(_Executor):
@@ -224,7 +255,7 @@ class DataExecutor(_Executor):
     def __init__(self, part: DataPart, config: ExecutorConfig) -> None:
         device = resolve_device(config.device)
         self.part = part.to(device)
-        super().__init__(self.part.parameters, config, device)
+        super().__init__(self.part, config, device)
         self._in_flight: dict[MicrobatchId, _InFlight] = {}
 
     @property
@@ -232,17 +263,17 @@ class DataExecutor(_Executor):
         """Microbatches between embedding and finish."""
         return frozenset(self._in_flight)
 
-    def embed(self, microbatch: MicrobatchId, tokens_BT: Tensor) -> Tensor:
-        """The input_BTH of stage 1, float32. Asked again while in flight, it gives the same and changes nothing.
+    def embed(self, microbatch: MicrobatchId, tokens_BT: Tensor) -> Payload:
+        """The input of stage 1, float32. Asked again while in flight, it gives the same and changes nothing.
 
         Raises AlreadyCountedError for a finished microbatch.
         """
         self._refuse_counted(microbatch)
         flight = self._in_flight.setdefault(microbatch, _InFlight(tokens_BT.to(self.device)))
-        with torch.no_grad(), self._precision():
-            return self.part.embed(flight.tokens).float()
+        with torch.no_grad():
+            return self._embedded(flight.tokens)
 
-    def loss_and_gradient(self, microbatch: MicrobatchId, activation_BTH: Tensor, labels_BT: Tensor) -> tuple[float, Tensor]:
+    def loss_and_gradient(self, microbatch: MicrobatchId, activation: Payload, labels_BT: Tensor) -> tuple[float, Payload]:
         """Loss of the last stage's output, and its gradient with respect to that output.
 
         Raises NotHeldError before `embed`, AlreadyCountedError the second time, RemoteProtocolError on a wrong shape.
@@ -251,14 +282,14 @@ class DataExecutor(_Executor):
         flight = self._find(microbatch)
         if flight.loss_inputs is not None:
             raise AlreadyCountedError(f"{microbatch}: its loss was already taken")
-        _check_shape(microbatch, activation_BTH, (*flight.tokens.shape, self.part.hidden_size))
-        flight_inputs = (self._residual(activation_BTH), labels_BT.to(self.device))
-        loss, input_gradient_BTH, gradients = self._head_gradients(*flight_inputs)
+        loss_inputs = (self._received(activation, f"{microbatch}: activation"), labels_BT.to(self.device))
+        loss, hidden_gradient, gradients = self._head_gradients(flight.tokens, *loss_inputs)
         self._accumulator.add(gradients)
-        flight.loss_inputs = flight_inputs
-        return loss, input_gradient_BTH
+        flight.loss_inputs = loss_inputs
+        rest = [None] * (len(self._floats(loss_inputs[0])) - 1)
+        return loss, self._gradient_payload(loss_inputs[0], [hidden_gradient, *rest])
 
-    def finish(self, microbatch: MicrobatchId, gradient_BTH: Tensor) -> None:
+    def finish(self, microbatch: MicrobatchId, gradient: Payload) -> None:
         """The embedding's backward, with stage 1's input gradient; the microbatch is counted and let go.
 
         Raises NotHeldError before the loss, AlreadyCountedError on a duplicate, RemoteProtocolError on a wrong shape.
@@ -267,19 +298,18 @@ class DataExecutor(_Executor):
         flight = self._find(microbatch)
         if flight.loss_inputs is None:
             raise NotHeldError(f"{microbatch}: it comes back before its loss was taken")
-        _check_shape(microbatch, gradient_BTH, (*flight.tokens.shape, self.part.hidden_size))
-        self._accumulator.add(self._embedding_gradients(flight.tokens, gradient_BTH))
+        self._accumulator.add(self._embedding_gradients(flight.tokens, gradient))
         self._accumulator.counted.add(microbatch)
         del self._in_flight[microbatch]
 
     def uncount(
-        self, microbatch: MicrobatchId, batch_BT: tuple[Tensor, Tensor], activation_BTH: Tensor, gradient_BTH: Tensor
+        self, microbatch: MicrobatchId, batch_BT: tuple[Tensor, Tensor], activation: Payload, gradient: Payload
     ) -> None:
         """Take a finished microbatch out of the sum, given its (tokens, labels), head input and stage 1's input gradient."""
         self._require_counted(microbatch)
         tokens_BT, labels_BT = (tensor.to(self.device) for tensor in batch_BT)
-        _, _, head = self._head_gradients(self._residual(activation_BTH), labels_BT)
-        embedding = self._embedding_gradients(tokens_BT, gradient_BTH)
+        _, _, head = self._head_gradients(tokens_BT, self._received(activation), labels_BT)
+        embedding = self._embedding_gradients(tokens_BT, gradient)
         self._accumulator.add(head, sign=-1)
         self._accumulator.add(embedding, sign=-1)
         self._accumulator.counted.discard(microbatch)
@@ -291,7 +321,7 @@ class DataExecutor(_Executor):
         if flight is None:
             return
         if flight.loss_inputs is not None:
-            _, _, gradients = self._head_gradients(*flight.loss_inputs)
+            _, _, gradients = self._head_gradients(flight.tokens, *flight.loss_inputs)
             self._accumulator.add(gradients, sign=-1)
         del self._in_flight[microbatch]
         self._clear_if_empty()
@@ -302,7 +332,8 @@ class DataExecutor(_Executor):
         A data peer that came late is asked to average while its own microbatches, which are not in its share, are under way.
         """
         gradient = super().gradient_vector()
-        halves = [flight.loss_inputs for flight in self._in_flight.values() if flight.loss_inputs is not None]
+        flights = self._in_flight.values()
+        halves = [(flight.tokens, *flight.loss_inputs) for flight in flights if flight.loss_inputs is not None]
         if not halves:
             return gradient
         tensors = {name: torch.zeros_like(tensor) for name, tensor in gradient.tensors.items()}
@@ -324,22 +355,31 @@ class DataExecutor(_Executor):
             raise NotHeldError(f"{microbatch}: it was not embedded here")
         return self._in_flight[microbatch]
 
-    def _head_gradients(self, x_BTH: Tensor, labels_BT: Tensor) -> tuple[float, Tensor, dict[str, Tensor]]:
-        """Loss, gradient of x_BTH, gradients of norm and head (or tied embedding)."""
-        leaf_BTH = x_BTH.detach().requires_grad_()
+    def _head_gradients(
+        self, tokens_BT: Tensor, payload: Payload, labels_BT: Tensor
+    ) -> tuple[float, Tensor, dict[str, Tensor]]:
+        """Loss, gradient of the hidden state, gradients of norm and head (or tied embedding)."""
+        leaf = payload[0].detach().requires_grad_()
         with torch.enable_grad(), self._precision():
-            logits_BTV = self.part.logits(leaf_BTH)
+            logits_BTV = self.part.logits(tokens_BT, leaf)
             loss = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten())
-        parameters = self.part.head_parameters
-        first, *rest = torch.autograd.grad(loss, [leaf_BTH, *parameters.values()])
-        return loss.item(), first, dict(zip(parameters, rest, strict=True))
+        first, *rest = torch.autograd.grad(loss, [leaf, *self._parameters.values()], allow_unused=True)
+        return loss.item(), first if first is not None else torch.zeros_like(leaf), self._by_name(rest)
 
-    def _embedding_gradients(self, tokens_BT: Tensor, gradient_BTH: Tensor) -> dict[str, Tensor]:
-        parameters = self.part.embedding_parameters
-        with torch.enable_grad(), self._precision():
-            x_BTH = self.part.embed(tokens_BT).float()
-        gradients = torch.autograd.grad(x_BTH, list(parameters.values()), self._residual(gradient_BTH))
-        return dict(zip(parameters, gradients, strict=True))
+    def _embedded(self, tokens_BT: Tensor) -> Payload:
+        with self._precision():
+            payload = self.part.embed(tokens_BT)
+            return tuple(tensor if tensor.dtype == torch.int64 else tensor.float() for tensor in payload)
+
+    def _embedding_gradients(self, tokens_BT: Tensor, gradient: Payload) -> dict[str, Tensor]:
+        received = self._received(gradient, "gradient")
+        with torch.enable_grad():
+            outputs = self._floats(self._embedded(tokens_BT))
+        pairs = [(x, g) for x, g in zip(outputs, self._floats(received), strict=True) if x.requires_grad]
+        if not pairs:
+            return {}
+        tensors, gradients = zip(*pairs, strict=True)
+        return self._by_name(torch.autograd.grad(tensors, list(self._parameters.values()), gradients, allow_unused=True))
 
     def _clear_if_empty(self) -> None:
         if not self._accumulator.counted and all(flight.loss_inputs is None for flight in self._in_flight.values()):

@@ -1,57 +1,80 @@
-"""Initial weights from the run's seed alone, part by part.
+"""Initial weights from the run's seed alone, unit by unit (`skeleton.Unit`).
 
-A unit is one embedding, one decoder layer, the final norm or the output head. Each unit draws from its own stream, seeded by
-(run seed, the unit's name), with the model's real `_init_weights`. So a peer initialises its own units without building the
-rest, and the whole model built from the same seed has the same bits in every unit.
-
-The draws run on the CPU in float32 whatever device the part goes to. They are torch's: bit for bit equal wherever the same
-torch release runs with the same vector instructions; elsewhere they may differ in the last place, which the state hash shows.
-The global RNG is left as it was found.
+Each unit draws from its own stream, seeded by (run seed, the unit's name), with the model's real `_init_weights`. So a peer
+initialises its own units without building the rest, and the whole model built from the same seed has the same bits in every
+unit. What the model's initialiser leaves alone gets torch's own default for its kind of module, else what the constructor
+gives it.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from gwtf_p2p.protocol.errors import LocalProtocolError
+from gwtf_p2p.training.model.random_streams import seeded
+from gwtf_p2p.training.model.skeleton import Unit, unit_parameters, values_of_constructors
 
 
-@contextmanager
-def seeded(seed: int, name: str) -> Iterator[None]:
-    """Within the block torch's CPU generator stands at the start of the stream (seed, name)."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: that would also reseed every accelerator, and nothing restores those.
-        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        yield
+def initialise(model: PreTrainedModel, units: Iterable[Unit], seed: int) -> None:
+    """Overwrite all weights of the given units, which lie on the CPU, by the run's initial ones.
 
-
-def initialise_unit(unit: nn.Module, name: str, seed: int, model: PreTrainedModel) -> None:
-    """Overwrite all weights of a CPU module by the run's initial ones; `model` is only asked for its `_init_weights`.
-
-    Raises LocalProtocolError when the model's initialiser leaves a parameter out.
+    A parameter that two units share is drawn by the first. Raises LocalProtocolError when one is left without a value.
     """
+    done: set[int] = set()
+    left: set[str] = set()
+    for unit in units:
+        named = unit_parameters(model, unit)
+        fresh = {name: parameter for name, parameter in named.items() if id(parameter) not in done}
+        if fresh:
+            shared = [(p, p.detach().clone()) for p in named.values() if id(p) in done]
+            left |= initialise_unit(model, unit, seed)
+            with torch.no_grad():
+                for parameter, value in shared:
+                    parameter.copy_(value)
+        done.update(id(parameter) for parameter in fresh.values())
+    if left:
+        with torch.no_grad():
+            for name, value in values_of_constructors(model.config, left).items():
+                model.get_parameter(name).copy_(value)
+        for name in sorted(left):
+            if torch.isnan(model.get_parameter(name)).any():
+                raise LocalProtocolError(f"{name}: no initial value from {type(model).__name__}")
+
+
+def initialise_unit(model: PreTrainedModel, unit: Unit, seed: int) -> set[str]:
+    """One unit by the model's initialiser and torch's defaults; returns the names that neither of them gave a value."""
+    module = model.get_submodule(unit.name)
+    initialiser = _nearest(model, unit.name)._init_weights
+    named = unit_parameters(model, unit)
     with torch.no_grad():
-        for parameter in unit.parameters():
+        for parameter in named.values():
             parameter.fill_(float("nan"))
-        for module in unit.modules():
-            # Older transformers initialise norms in their constructors only.
-            if "Norm" in type(module).__name__:
-                _fill(getattr(module, "weight", None), 1.0)
-                _fill(getattr(module, "bias", None), 0.0)
-        with seeded(seed, name):
-            unit.apply(model._init_weights)
-    for parameter_name, parameter in unit.named_parameters():
-        if torch.isnan(parameter).any():
-            raise LocalProtocolError(f"{name}.{parameter_name}: no initial value from {type(model).__name__}")
+        with seeded(seed, unit.name):
+            if unit.direct:
+                initialiser(module)
+            else:
+                module.apply(initialiser)
+        with seeded(seed, f"{unit.name}/defaults"):
+            for each in [] if unit.direct else module.modules():
+                if type(each).__module__.startswith("torch.nn.") and _unset(each):
+                    each.reset_parameters()  # type: ignore[operator]
+    return {name for name, parameter in named.items() if torch.isnan(parameter).any()}
 
 
-def _fill(parameter: torch.Tensor | None, value: float) -> None:
-    if parameter is not None:
-        parameter.fill_(value)
+def _unset(module: nn.Module) -> bool:
+    own = list(module.parameters(recurse=False))
+    return hasattr(module, "reset_parameters") and any(bool(torch.isnan(parameter).any()) for parameter in own)
+
+
+def _nearest(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """The innermost pre-trained model around a module: in a model made of models each part has its own initialiser."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        module = model.get_submodule(".".join(parts[:end]))
+        if isinstance(module, PreTrainedModel):
+            return module
+    return model

@@ -1,220 +1,218 @@
-"""The model in parts: the data peers' (stage 0) and one contiguous range of decoder layers per stage peer stage 1..S.
+"""The model in parts: the data peers' (stage 0) and one contiguous range of decoder layers per stage 1..S.
 
-    tokens_BT -> embedding(s) -> x_BTH -> stage 1 -> ... -> stage S -> x_BTH -> norm, head -> logits_BTV -> loss
+    tokens_BT -> embedding(s) -> payload -> stage 1 -> ... -> stage S -> payload -> norm, head -> logits_BTV -> loss
 
-Shape suffixes: B microbatch size, T sequence length, H hidden size, V vocabulary.
-A part owns only its own weights. They are float32 and named as in the whole model's `state_dict`, so that a checkpoint, a
-gradient and a state download speak the names of `transformers`. Tied embeddings are one parameter under the embedding's name.
-The residual stream between parts is float32; under bfloat16 compute the matrix products inside a part are rounded, not it.
+Shape suffixes: B microbatch size, T sequence length, V vocabulary. A payload is the hidden state and the side inputs; every
+boundary has the same tensors with the same shapes (`boundary_of`), and so have their gradients. A stage hands on the side
+inputs that it got. A part owns only its own weights. They are float32 and named as in the whole model's `state_dict`, so that
+a checkpoint, a gradient and a state download speak the names of `transformers`. Tied weights are one parameter under the
+first of its names. The hidden state between parts is float32; under bfloat16 compute the matrix products inside a part are
+rounded, not it.
 """
 
 from __future__ import annotations
 
-import copy
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.wire.records import RunRecord
-from gwtf_p2p.training.model.families import (
-    RUN_RECORD,
-    Family,
-    build_from_config,
-    build_skeleton,
-    check_layer_split,
-    family_of,
-    load_config,
-)
-from gwtf_p2p.training.model.initial_weights import initialise_unit, seeded
+from gwtf_p2p.protocol.wire.records import BoundaryTensor, RunRecord
+from gwtf_p2p.training.model.config import RUN_RECORD, load_config
+from gwtf_p2p.training.model.doors import Doors, Payload, Structure, places_of
+from gwtf_p2p.training.model.initial_weights import initialise
+from gwtf_p2p.training.model.materialise import move, occupy
+from gwtf_p2p.training.model.skeleton import Unit, build_skeleton, decoder_layers, unit_parameters, units_of
+from gwtf_p2p.training.model.structure import stand_in_tokens, structure_of, whole_model
+from gwtf_p2p.training.model.trace import spelled
+
+LayerSplit = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PartSpec:
-    """Which part of which model: `stage` 0 is the data peers', stage k holds the layers `layer_split[k - 1]`."""
+    """Which part of which model: `stage` 0 is the data peers', stage k holds the layers `layer_split[k - 1]`.
+
+    `batch` is (microbatch size, sequence length).
+    """
 
     model_config: Mapping[str, Any]
-    layer_split: tuple[tuple[int, int], ...]
+    layer_split: LayerSplit
     stage: int
     seed: int
-
-    @property
-    def hidden_size(self) -> int:
-        """H, under either of the two names that configs use."""
-        return int(self.model_config.get("hidden_size") or self.model_config["n_embd"])
+    batch: tuple[int, int] = (1, 16)
 
     @classmethod
     def of(cls, run: RunRecord, stage: int) -> PartSpec:
-        return cls(run.model_config, tuple((a, b) for a, b in run.layer_split), stage, run.seed)
+        split = tuple((a, b) for a, b in run.layer_split)
+        return cls(run.model_config, split, stage, run.seed, (run.microbatch_size, run.sequence_length))
 
 
-class StagePart:
-    """The decoder layers of one stage peer stage. `parameters` maps the whole model's names to this part's float32 weights."""
+class _Part:
+    """A model of which some weights are here. `parameters` maps the whole model's names to this part's trained weights.
 
-    def __init__(self, spec: PartSpec, layers: dict[str, nn.Module], rotary: nn.Module | None) -> None:
-        self.spec = spec
-        self.hidden_size = spec.hidden_size
-        self._layers = layers
-        self._rotary = rotary
-        self.parameters = _named_parameters(layers)
+    `model` is the library's, with doors; `boundary` is what its payloads are made of.
+    """
+
+    def __init__(self, model: PreTrainedModel, doors: Doors, names: set[str], spec: PartSpec) -> None:
+        self.model, self._doors = model, doors
+        self._own = {name: parameter for name, parameter in model.named_parameters() if name in names}
+        self.parameters = {name: parameter for name, parameter in self._own.items() if parameter.requires_grad}
+        self.boundary = _boundary(model, doors, spec.batch)
+        self._tokens_BT = stand_in_tokens(model.config, spec.batch)
+
+    def _move(self, device: torch.device) -> None:
+        move(self.model, device, self._own)
+        self._tokens_BT = self._tokens_BT.to(device)
+
+
+class StagePart(_Part):
+    """The decoder layers of one stage."""
 
     def to(self, device: torch.device) -> StagePart:
         """Move weights and buffers in place; returns self."""
-        for module in (*self._layers.values(), *([self._rotary] if self._rotary is not None else [])):
-            module.to(device)
-        self.parameters = _named_parameters(self._layers)
+        self._move(device)
         return self
 
-    def forward(self, x_BTH: Tensor) -> Tensor:
-        """x_BTH after this stage's layers."""
-        position_ids_1T = torch.arange(x_BTH.shape[1], device=x_BTH.device).unsqueeze(0)
-        arguments: dict[str, Any] = {}
-        if self._rotary is not None:
-            arguments = {"position_ids": position_ids_1T, "position_embeddings": self._rotary(x_BTH, position_ids_1T)}
-        for layer in self._layers.values():
-            output = layer(x_BTH, **arguments)
-            # Before transformers 4.54 a decoder layer returned a tuple.
-            x_BTH = output[0] if isinstance(output, tuple) else output
-        return x_BTH
+    def forward(self, payload: Payload) -> Payload:
+        """The payload after this stage's layers: a new hidden state, the same side inputs."""
+        return (self._doors.layers(self._tokens_BT, payload), *payload[1:])
 
 
-class DataPart:
-    """Embedding(s), final norm and output head. `head_parameters` are those that the loss reaches from the last hop."""
-
-    def __init__(self, spec: PartSpec, embeddings: dict[str, nn.Module], norm: tuple[str, nn.Module], head: nn.Module) -> None:
-        self.spec = spec
-        self.hidden_size = spec.hidden_size
-        self._embeddings = embeddings
-        self._norm = norm[1]
-        self._head = head
-        family = family_of(spec.model_config)
-        self._units = {**embeddings, norm[0]: norm[1], family.head: head}
-        self._name_parameters()
-
-    def _name_parameters(self) -> None:
-        self.parameters = _named_parameters(self._units)
-        self.embedding_parameters = _named_parameters(self._embeddings)
-        reached = {id(p) for module in (self._norm, self._head) for p in module.parameters()}
-        self.head_parameters = {name: p for name, p in self.parameters.items() if id(p) in reached}
+class DataPart(_Part):
+    """Embedding(s), final norm and output head, and whatever else is not a decoder layer."""
 
     def to(self, device: torch.device) -> DataPart:
-        """Move weights in place, tied ones together; returns self."""
-        tied = self._head.weight is next(iter(self._embeddings.values())).weight
-        for module in self._units.values():
-            module.to(device)
-        if tied:
-            self._head.weight = next(iter(self._embeddings.values())).weight
-        self._name_parameters()
+        """Move weights and buffers in place, tied ones together; returns self."""
+        self._move(device)
         return self
 
-    def embed(self, tokens_BT: Tensor) -> Tensor:
-        """x_BTH, the input of stage 1: the token embedding, plus the position embedding where the family has one."""
-        inputs = (tokens_BT, torch.arange(tokens_BT.shape[1], device=tokens_BT.device).unsqueeze(0))
-        x_BTH: Tensor | None = None
-        for module, indices in zip(self._embeddings.values(), inputs, strict=False):
-            x_BTH = module(indices) if x_BTH is None else x_BTH + module(indices)
-        assert x_BTH is not None
-        return x_BTH
+    def embed(self, tokens_BT: Tensor) -> Payload:
+        """The payload of stage 1: what stands before the first layer, and all side inputs."""
+        hidden, sides = self._doors.embed(tokens_BT)
+        return (hidden, *places_of(sides)[1])
 
-    def logits(self, x_BTH: Tensor) -> Tensor:
-        """logits_BTV of what the last stage put out."""
-        logits_BTV: Tensor = self._head(self._norm(x_BTH))
-        return logits_BTV
+    def logits(self, tokens_BT: Tensor, hidden: Tensor) -> Tensor:
+        """logits_BTV of what the last stage put out; the tokens say only what the library asks of a batch."""
+        return self._doors.head(tokens_BT, hidden)
 
 
 def build_stage_part(spec: PartSpec, where: str = RUN_RECORD) -> StagePart:
-    """The part of one stage peer stage on the CPU with its initial weights; memory for this part only. Raises InputError."""
-    family, skeleton = _checked_skeleton(spec, where)
-    if not 1 <= spec.stage <= len(spec.layer_split):
-        raise InputError(where, "stage", f"expected a stage of layers, 1 to {len(spec.layer_split)}, got {spec.stage}")
-    names = [f"{family.layers}.{i}" for i in range(*spec.layer_split[spec.stage - 1])]
-    layers = {name: _materialise(skeleton, name, spec.seed) for name in names}
-    rotary = None
-    if family.rotary:
-        # Its table is a buffer that no checkpoint holds and the meta device lost: built anew, on the CPU.
-        rotary = type(skeleton.get_submodule(family.rotary))(config=skeleton.config)
-    return StagePart(spec, layers, rotary)
+    """The part of one stage on the CPU with its initial weights; memory for this part only. Raises InputError."""
+    return stage_part(load_config(spec.model_config, where), structure_of(spec.model_config, where), spec, where)
 
 
 def build_data_part(spec: PartSpec, where: str = RUN_RECORD) -> DataPart:
     """The data peers' part (stage 0) on the CPU with its initial weights; memory for this part only. Raises InputError."""
-    family, skeleton = _checked_skeleton(spec, where)
+    return data_part(load_config(spec.model_config, where), structure_of(spec.model_config, where), spec, where)
+
+
+def stage_part(config: PretrainedConfig, structure: Structure, spec: PartSpec, where: str = RUN_RECORD) -> StagePart:
+    """As `build_stage_part`, of a `transformers` config. Raises InputError."""
+    if not 1 <= spec.stage <= len(spec.layer_split):
+        raise InputError(where, "stage", f"expected a stage of layers, 1 to {len(spec.layer_split)}, got {spec.stage}")
+    return StagePart(*_assemble(config, structure, spec, where), spec)
+
+
+def data_part(config: PretrainedConfig, structure: Structure, spec: PartSpec, where: str = RUN_RECORD) -> DataPart:
+    """As `build_data_part`, of a `transformers` config. Raises InputError."""
     if spec.stage != 0:
         raise InputError(where, "stage", f"expected 0, the data peers' stage, got {spec.stage}")
-    embeddings = {name: _materialise(skeleton, name, spec.seed) for name in family.embeddings}
-    norm = (family.norm, _materialise(skeleton, family.norm, spec.seed))
-    if skeleton.config.tie_word_embeddings:
-        head = skeleton.get_submodule(family.head)
-        head.weight = next(iter(embeddings.values())).weight
-    else:
-        head = _materialise(skeleton, family.head, spec.seed)
-    return DataPart(spec, embeddings, norm, head.train())
+    return DataPart(*_assemble(config, structure, spec, where), spec)
 
 
 def build_whole_model(model_config: Mapping[str, Any], seed: int, where: str = RUN_RECORD) -> PreTrainedModel:
     """The unsplit `AutoModelForCausalLM` on the CPU in float32, with the run's initial weights: the control of every part."""
-    family, config = family_of(model_config, where), load_config(model_config, where)
-    build_skeleton(config, where)  # a wrong config is named before memory is taken
-    with seeded(seed, "construction"):  # its draws are overwritten below; it must not move the global RNG
-        model = build_from_config(config)
-    tied = bool(config.tie_word_embeddings)
-    for name in unit_names(family, config):
-        if not (tied and name == family.head):
-            initialise_unit(model.get_submodule(name), name, seed, model)
-    model.train()
-    return model
-
-
-def unit_names(family: Family, config: PretrainedConfig) -> tuple[str, ...]:
-    """Dotted names of all units of a model: embedding(s), layers, norm, head."""
-    layers = tuple(f"{family.layers}.{i}" for i in range(int(config.num_hidden_layers)))
-    return (*family.embeddings, *layers, family.norm, family.head)
+    return whole_model(load_config(model_config, where), seed, where)
 
 
 def parameter_shapes(spec: PartSpec, where: str = RUN_RECORD) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a part's parameters, without memory for them: 4 bytes each, times 4 with gradient and AdamW."""
-    family, skeleton = _checked_skeleton(spec, where)
-    if spec.stage == 0:
-        names: tuple[str, ...] = (*family.embeddings, family.norm, family.head)
-    else:
-        names = tuple(f"{family.layers}.{i}" for i in range(*spec.layer_split[spec.stage - 1]))
-    units = {name: skeleton.get_submodule(name) for name in names}
-    shapes = {name: tuple(p.shape) for name, p in _named_parameters(units).items()}
-    if skeleton.config.tie_word_embeddings:
-        shapes.pop(f"{family.head}.weight", None)
-    return shapes
+    model = build_skeleton(load_config(spec.model_config, where), where)
+    names = {name for unit in _own_units(model, spec, where) for name in unit_parameters(model, unit)}
+    return {name: tuple(p.shape) for name, p in model.named_parameters() if name in names and p.requires_grad}
 
 
-def _checked_skeleton(spec: PartSpec, where: str) -> tuple[Family, PreTrainedModel]:
-    family, config = family_of(spec.model_config, where), load_config(spec.model_config, where)
-    check_layer_split(spec.layer_split, int(config.num_hidden_layers), where)
-    return family, build_skeleton(config, where)
+def boundary_of(spec: PartSpec, where: str = RUN_RECORD) -> tuple[BoundaryTensor, ...]:
+    """What crosses every boundary between the parts of this run. Raises InputError."""
+    model = build_skeleton(load_config(spec.model_config, where), where)
+    occupy(model, set(), _layer_names(model))
+    return _boundary(model, Doors(model, structure_of(spec.model_config, where)), spec.batch)
 
 
-def _materialise(skeleton: PreTrainedModel, name: str, seed: int) -> nn.Module:
-    """A unit with memory and its initial weights, on the CPU."""
-    unit = skeleton.get_submodule(name)
-    if any(True for _ in unit.buffers()):
-        # Older layers keep their causal mask as a buffer: only the constructor can fill it.
-        with seeded(seed, "construction"):
-            unit = type(unit)(copy.copy(skeleton.config), layer_idx=int(name.rsplit(".", 1)[1]))
-    else:
-        unit = unit.to_empty(device="cpu")
-    initialise_unit(unit, name, seed, skeleton)
-    return unit.train()
+def default_layer_split(layers: int, stages: int, where: str = RUN_RECORD) -> LayerSplit:
+    """Contiguous ranges of decoder layers, as even as can be, the longer ones first. Raises InputError (`stages`)."""
+    if not 1 <= stages <= layers:
+        raise InputError(where, "stages", f"expected 1 to {layers} (the model's decoder layers), got {stages}")
+    size, longer = divmod(layers, stages)
+    starts = [k * size + min(k, longer) for k in range(stages + 1)]
+    return tuple(itertools.pairwise(starts))
 
 
-def _named_parameters(units: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """Whole-model names to parameters; a tied parameter appears once, under the first unit that has it."""
-    seen: set[int] = set()
-    named: dict[str, nn.Parameter] = {}
-    for unit_name, unit in units.items():
-        for name, parameter in unit.named_parameters():
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                named[f"{unit_name}.{name}"] = parameter
-    return named
+def check_layer_split(layer_split: LayerSplit, layers: int, where: str = RUN_RECORD) -> None:
+    """The ranges have to cover layers 0 to `layers` in order, each with at least one layer. Raises InputError."""
+    if len(layer_split) > layers:
+        raise InputError(where, "layer_split", f"expected at most {layers} stages (decoder layers), got {len(layer_split)}")
+    expected_start = 0
+    for start, end in layer_split:
+        if start != expected_start or end <= start:
+            raise InputError(where, "layer_split", f"expected a range that starts at layer {expected_start}, got {start}-{end}")
+        expected_start = end
+    if expected_start != layers:
+        raise InputError(where, "layer_split", f"expected ranges up to layer {layers}, got up to {expected_start}")
+
+
+def _assemble(
+    config: PretrainedConfig, structure: Structure, spec: PartSpec, where: str
+) -> tuple[PreTrainedModel, Doors, set[str]]:
+    """The model with this part's weights and doors at its layers, and the names of what is here."""
+    model = build_skeleton(config, where)
+    units = _own_units(model, spec, where)
+    names = {name for unit in units for name in unit_parameters(model, unit)}
+    own = {unit.layer for unit in units}
+    occupy(model, names, tuple(name for number, name in enumerate(_layer_names(model)) if number not in own))
+    initialise(model, units, spec.seed)
+    layers = range(*spec.layer_split[spec.stage - 1]) if spec.stage else range(0)
+    return model, Doors(model, structure, layers), names
+
+
+def _own_units(model: PreTrainedModel, spec: PartSpec, where: str) -> list[Unit]:
+    """The units of a part of a skeleton. Raises InputError for a split that cuts through shared weights."""
+    name, layers = decoder_layers(model, where)
+    check_layer_split(spec.layer_split, len(layers), where)
+    stage_of = {layer: stage for stage, (start, end) in enumerate(spec.layer_split, 1) for layer in range(start, end)}
+    own: list[Unit] = []
+    holders: dict[int, tuple[int, str]] = {}
+    for unit in units_of(model, name):
+        stage = stage_of.get(unit.layer, 0)
+        for parameter_name, parameter in unit_parameters(model, unit).items():
+            first_stage, first_name = holders.setdefault(id(parameter), (stage, parameter_name))
+            if first_stage != stage:
+                shared = f"{first_name} of stage {first_stage} and {parameter_name} of stage {stage} are one weight"
+                raise InputError(where, "layer_split", f"{model.config.model_type} cannot be split so: {shared}")
+        if stage == spec.stage:
+            own.append(unit)
+    return own
+
+
+def _layer_names(model: PreTrainedModel) -> tuple[str, ...]:
+    name, layers = decoder_layers(model)
+    return tuple(f"{name}.{number}" for number in range(len(layers)))
+
+
+def _boundary(model: PreTrainedModel, doors: Doors, batch: tuple[int, int]) -> tuple[BoundaryTensor, ...]:
+    """Shapes for a batch, from a run through the model without its layers; tells the doors where side inputs are."""
+    with torch.no_grad():
+        hidden, sides = doors.embed(stand_in_tokens(model.config, batch))
+    places, tensors = places_of(sides)
+    doors.side_places = places
+    names = {place: f"{spelled(path)}.{layer}" for (layer, path), place in reversed(places.items())}
+    found = [BoundaryTensor("hidden_state", tuple(hidden.shape))]
+    for place, tensor in enumerate(tensors, 1):
+        found.append(BoundaryTensor(names[place], tuple(tensor.shape), not tensor.is_floating_point()))
+    return tuple(found)

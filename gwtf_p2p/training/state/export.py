@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.training.data.tokenizer import load_tokenizer
-from gwtf_p2p.training.model.families import build_skeleton, load_config
+from gwtf_p2p.training.model.config import load_config
+from gwtf_p2p.training.model.skeleton import build_skeleton
+from gwtf_p2p.training.model.structure import untrained_tensors
 from gwtf_p2p.training.state.checkpoint import (
     MODEL,
     Checkpoint,
@@ -39,6 +42,8 @@ def export_hf(checkpoint_dir: Path, out: Path) -> int:
     for number, checkpoint in enumerate(checkpoints, start=1):
         shard = f"model-{number:05d}-of-{len(checkpoints):05d}.safetensors"
         tensors = load_file(checkpoint.folder / MODEL)
+        if number == 1:
+            tensors |= _constants(checkpoint)
         save_file(tensors, out / shard, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, shard)
         total_bytes += sum(tensor.nbytes for tensor in tensors.values())
@@ -67,6 +72,15 @@ def _common_checkpoints(checkpoint_dir: Path) -> list[Checkpoint]:
     if stages[-1] != expected:
         raise InputError(where, "", f"expected checkpoints of stages 0 to {expected}, found up to {stages[-1]}")
     return checkpoints
+
+
+def _constants(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """What the whole model's `state_dict` has besides trained weights (routing biases, fixed position tables), at its start.
+
+    No step changes it, so no peer sends it; it comes from the config and the run's seed.
+    """
+    run = checkpoint.run
+    return untrained_tensors(run["model_config"], int(run["seed"]))
 
 
 def _write_config(model_config: dict[str, Any], checkpoint_dir: Path, out: Path) -> None:

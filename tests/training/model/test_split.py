@@ -5,21 +5,27 @@ from __future__ import annotations
 import dataclasses
 import logging
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch.nn import functional
 
 from gwtf_p2p.protocol.errors import InputError, LocalProtocolError
-from gwtf_p2p.training.model.families import build_skeleton, check_run, default_layer_split, layer_count, load_config
-from gwtf_p2p.training.model.initial_weights import initialise_unit
+from gwtf_p2p.training.model.config import load_config
+from gwtf_p2p.training.model.initial_weights import initialise
+from gwtf_p2p.training.model.materialise import occupy
+from gwtf_p2p.training.model.run_check import check_run
+from gwtf_p2p.training.model.skeleton import Unit, build_skeleton
 from gwtf_p2p.training.model.split import (
     PartSpec,
     build_data_part,
     build_stage_part,
     build_whole_model,
+    default_layer_split,
     parameter_shapes,
 )
+from gwtf_p2p.training.model.structure import layer_count
 from tests.training.swarm import GPT2, LLAMA, MODELS, Pipeline, assert_close, batch, microbatch, run_record
 
 
@@ -79,14 +85,33 @@ def test_initial_weights_have_the_models_own_distribution() -> None:
     assert torch.equal(weights["transformer.ln_f.weight"], torch.ones(64))
 
 
-def test_an_initialiser_that_leaves_out_a_parameter_is_noticed() -> None:
-    class Unknown(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = torch.nn.Parameter(torch.zeros(3))
+def test_what_the_initialiser_leaves_alone_gets_its_constructors_value() -> None:
+    """Norms of older releases are set in their constructors only."""
+    model = build_skeleton(load_config(LLAMA))
+    occupy(model, {"model.norm.weight"})
+    unit = Unit("model.norm")
+    with mock.patch.object(type(model), "_init_weights", lambda self, module: None):
+        initialise(model, [unit], seed=0)
+    assert torch.equal(model.get_parameter("model.norm.weight"), torch.ones(LLAMA["hidden_size"]))
 
-    with pytest.raises(LocalProtocolError, match=r"extra\.scale"):
-        initialise_unit(Unknown(), "extra", 0, build_skeleton(load_config(LLAMA)))
+
+def test_a_parameter_without_any_initial_value_is_named() -> None:
+    model = build_skeleton(load_config(LLAMA))
+    occupy(model, {"model.norm.weight"})
+    nowhere = mock.patch(
+        "gwtf_p2p.training.model.initial_weights.values_of_constructors",
+        lambda config, names: {name: torch.full((LLAMA["hidden_size"],), float("nan")) for name in names},
+    )
+    nothing = mock.patch.object(type(model), "_init_weights", lambda self, module: None)
+    with nowhere, nothing, pytest.raises(LocalProtocolError, match=r"model\.norm\.weight: no initial value"):
+        initialise(model, [Unit("model.norm")], seed=0)
+
+
+def test_weights_of_other_parts_take_no_memory() -> None:
+    part = build_stage_part(PartSpec.of(run_record(LLAMA), 2))
+    absent = [p for name, p in part.model.named_parameters() if name not in part.parameters]
+    assert len(absent) > len(part.parameters)
+    assert all(parameter.untyped_storage().nbytes() == 4 for parameter in absent)
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))
@@ -135,9 +160,9 @@ def test_a_part_that_the_split_does_not_have_is_named() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "bert"}, r"model_config\.model_type: expected one of gpt2, llama, got 'bert'"),
-        ({}, r"model_config\.model_type: expected one of gpt2, llama, got None"),
-        ({**LLAMA, "hiden_size": 64}, r"model_config\.hiden_size: unknown field, expected hidden_size"),
+        ({"model_type": "lama"}, r"model_config\.model_type: expected one of the \d+ causal .*llama.* got 'lama'"),
+        ({}, r"model_config\.model_type: expected one of the \d+ causal .* got None"),
+        ({**LLAMA, "hiden_size": 64}, r"model_config\.hiden_size: unknown field of llama .*, expected hidden_size"),
         ({**LLAMA, "hidden_size": "64"}, r"model_config\.hidden_size: expected a whole number above 0, got '64'"),
         ({**LLAMA, "hidden_size": 18}, r"model_config\.hidden_size: expected a multiple of the 4 heads, got 18"),
         ({**LLAMA, "num_key_value_heads": 3}, r"model_config\.num_key_value_heads: expected a divisor"),

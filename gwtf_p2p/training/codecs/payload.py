@@ -1,0 +1,60 @@
+"""The tensors of a boundary as one byte string: one after the other in the boundary's order, without a header.
+
+Both sides know the boundary (`BoundaryTensor`) and the codec. Floats travel as the codec says, each tensor on its own; token
+ids as 32-bit little-endian integers, whatever the codec, because an id that is rounded is another token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.wire.records import BoundaryTensor
+from gwtf_p2p.training.codecs.codec import Buffer, Codec
+from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
+
+
+def encode_payload(payload: Sequence[Tensor], boundary: Sequence[BoundaryTensor], codec: Codec) -> memoryview:
+    """All tensors; shares the memory of one that is alone where its codec does. Raises NotFiniteError."""
+    parts = [
+        tensor_bytes(tensor.to(torch.int32)) if each.is_integer else codec.encode(tensor)
+        for tensor, each in zip(payload, boundary, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else memoryview(bytearray().join(parts))
+
+
+def check_payload(buffer: Buffer, boundary: Sequence[BoundaryTensor], codec: Codec) -> None:
+    """What `decode_payload` refuses, at a small part of its cost. Raises RemoteProtocolError."""
+    for part, each in _parts(buffer, boundary, codec):
+        if not each.is_integer:
+            codec.check(part, each.values)
+
+
+def decode_payload(
+    buffer: Buffer, boundary: Sequence[BoundaryTensor], codec: Codec, device: str | torch.device = "cpu"
+) -> tuple[Tensor, ...]:
+    """The tensors of one byte string, floats as the codec gives them, integers as int64. Raises RemoteProtocolError."""
+    tensors = []
+    for part, each in _parts(buffer, boundary, codec):
+        if each.is_integer:
+            values = np.frombuffer(part, dtype="<i4").astype(np.int64).reshape(each.shape)
+            tensors.append(torch.from_numpy(values).to(device))
+        else:
+            tensors.append(codec.decode(part, each.shape, device))
+    return tuple(tensors)
+
+
+def _parts(buffer: Buffer, boundary: Sequence[BoundaryTensor], codec: Codec) -> Iterator[tuple[memoryview, BoundaryTensor]]:
+    view = memoryview(buffer).cast("B")
+    sizes = [each.encoded_bytes(codec.form) for each in boundary]
+    if view.nbytes != sum(sizes):
+        shapes = ", ".join(str(each.shape) for each in boundary)
+        raise RemoteProtocolError(f"tensor: expected {sum(sizes)} bytes for {shapes} in {codec.form.name}, got {view.nbytes}")
+    start = 0
+    for each, size in zip(boundary, sizes, strict=True):
+        yield view[start : start + size], each
+        start += size

@@ -1,0 +1,224 @@
+"""Does the split model compute what the unsplit one does? Asked of a small copy, before a run is published.
+
+Rules.
+- The run's config is shrunk (same types, few layers, tiny widths), cut into three stages and a data part, and loss and every
+  parameter's gradient are compared with the unsplit model's. A difference above `BOUND` is refused with the parameter's name.
+- Refused by name, too: a model that sees later tokens, one whose forward is random, one that keeps state between calls (a
+  microbatch that is computed again after a crash would count twice in it).
+- The fingerprint tells installations apart that compute something else from the same record: the small copy's loss; for each
+  kind of parameter (its name without numbers) the norm of its gradients and a projection of them; for each kind of table that
+  the real config gives (rotary frequencies) the norm and the mean logarithm, so that the smallest frequency counts like the
+  largest. Published with 6 digits; another installation has to come within 1e-3 of the norm, because other CPUs round
+  otherwise (1e-6 was seen) and a hash of rounded numbers would differ wherever one lies near a rounding edge.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional
+from transformers import PretrainedConfig, PreTrainedModel
+
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.wire.records import Fingerprint
+from gwtf_p2p.training.model.config import RUN_RECORD, load_config
+from gwtf_p2p.training.model.doors import Payload, Structure
+from gwtf_p2p.training.model.skeleton import build_skeleton, decoder_layers
+from gwtf_p2p.training.model.split import DataPart, PartSpec, StagePart, data_part, stage_part
+from gwtf_p2p.training.model.structure import LENGTH, ROWS, sample_tokens, small_config, structure_of, whole_model
+
+BOUND = 1e-5
+"""Relative to the parameter's largest gradient. On one machine the difference is 0 wherever it was tried."""
+TOLERANCE = 1e-3
+SEED = 0
+_MOST_KINDS = 96
+_FIELD = "model_config.model_type"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A loss, and the gradient of every parameter that has one."""
+
+    loss: float
+    gradients: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`gradients` maps parameters to the largest difference, relative to the parameter's largest gradient."""
+
+    loss: float
+    gradients: Mapping[str, float]
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        return max(self.gradients.items(), key=lambda item: (math.isnan(item[1]), item[1]), default=("", 0.0))
+
+
+def versions() -> dict[str, str]:
+    """Releases of what decides a model's arithmetic."""
+    return {"transformers": transformers.__version__, "torch": torch.__version__.partition("+")[0]}
+
+
+def preflight(model_config: Mapping[str, Any], where: str = RUN_RECORD) -> Fingerprint:
+    """Raises InputError that names what differs; returns this installation's fingerprint."""
+    config = load_config(model_config, where)
+    structure, small = structure_of(model_config, where), small_config(model_config, where)
+    model = whole_model(small, SEED, where)
+    unsplit = checked_unsplit(model, where)
+    compared = compare(unsplit, split_result(Parts(small, structure, where)))
+    name, worst = compared.worst
+    if not compared.loss <= BOUND * max(1.0, abs(unsplit.loss)) or not worst <= BOUND:
+        text = f"split and unsplit model differ: loss by {compared.loss:.1e}, the gradient of {name} by {worst:.1e}"
+        raise InputError(where, _FIELD, f"{small.model_type} cannot be split: {text}")
+    return _fingerprint(unsplit, config, where)
+
+
+def mismatch(model_config: Mapping[str, Any], published: Fingerprint, where: str = RUN_RECORD) -> str:
+    """Why this installation cannot take part in a run; empty if it can, or if the run has no fingerprint. Raises InputError."""
+    if not published.numbers:
+        return ""
+    own, names = _own_fingerprint(json.dumps(dict(model_config), sort_keys=True, default=str), where)
+    both = ", ".join(f"{n} {published.versions.get(n, '?')} there and {v} here" for n, v in own.versions.items())
+    if len(own.numbers) != len(published.numbers):
+        return f"model_config: the model has other parameters here than where the run was made ({both})"
+    for name, here, there in zip(names, _pairs(own), _pairs(published), strict=True):
+        bound = TOLERANCE * max(abs(there[0]), 1e-6)
+        if not all(abs(a - b) <= bound for a, b in zip(here, there, strict=True)):
+            return (
+                f"model_config: {name} is {there[0]:.6g}, {there[1]:.6g} there and {here[0]:.6g}, {here[1]:.6g} here ({both})"
+            )
+    return ""
+
+
+class Parts:
+    """A small model in three stages and a data part."""
+
+    def __init__(self, small: PretrainedConfig, structure: Structure, where: str = RUN_RECORD) -> None:
+        layers = len(decoder_layers(build_skeleton(small, where), where)[1])
+        cuts = sorted({0, 1, layers - 1, layers}) if layers > 1 else [0, 1]
+        split = tuple(itertools.pairwise(cuts))
+        specs = [PartSpec({}, split, stage, SEED, (ROWS, LENGTH)) for stage in range(len(split) + 1)]
+        self.data: DataPart = data_part(small, structure, specs[0], where)
+        self.stages: list[StagePart] = [stage_part(small, structure, spec, where) for spec in specs[1:]]
+        self.tokens_BT, self.labels_BT = sample_tokens(small, 0), sample_tokens(small, 1)
+
+
+def compare(unsplit: Result, split: Result) -> Comparison:
+    """Differences of every parameter; one without a gradient on one side has one of zeros."""
+    found: dict[str, float] = {}
+    for name in unsplit.gradients.keys() | split.gradients.keys():
+        one, other = unsplit.gradients.get(name), split.gradients.get(name)
+        if one is None or other is None:
+            there = one if one is not None else other
+            assert there is not None
+            found[name] = 1.0 if there.any() else 0.0
+            continue
+        found[name] = (one - other).abs().max().item() / max(one.abs().max().item(), 1e-30)
+    return Comparison(abs(unsplit.loss - split.loss), dict(sorted(found.items())))
+
+
+def split_result(parts: Parts) -> Result:
+    """Loss and gradients with every boundary cut, as if payloads had travelled."""
+    outputs = [parts.data.embed(parts.tokens_BT)]
+    inputs: list[Payload] = []
+    for stage in parts.stages:
+        inputs.append(_leaves(outputs[-1]))
+        outputs.append(stage.forward(inputs[-1]))
+    hidden = outputs[-1][0].detach().requires_grad_()
+    loss = functional.cross_entropy(parts.data.logits(parts.tokens_BT, hidden).flatten(0, 1).float(), parts.labels_BT.flatten())
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradient: list[Tensor | None] = [hidden.grad, *[None] * (len(outputs[-1]) - 1)]
+    for output, payload in zip(outputs[:0:-1], reversed(inputs), strict=True):
+        _backward(output, gradient)
+        gradient = [tensor.grad for tensor in payload]
+    _backward(outputs[0], gradient)
+    named = {name: p.grad for part in (parts.data, *parts.stages) for name, p in part.parameters.items()}
+    return Result(loss.item(), {name: gradient for name, gradient in named.items() if gradient is not None})
+
+
+def checked_unsplit(model: PreTrainedModel, where: str = RUN_RECORD) -> Result:
+    """Loss and gradients of the unsplit small model. Raises InputError if it is not causal, random, or keeps state."""
+    kind = model.config.model_type
+    tokens_BT, labels_BT = sample_tokens(model.config, 0), sample_tokens(model.config, 1)
+    state = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    kept = [name for name in model.state_dict() if name in state]
+    logits_BTV = model(input_ids=tokens_BT, use_cache=False).logits
+    loss = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten())
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    with torch.no_grad():
+        again_BTV = model(input_ids=tokens_BT, use_cache=False).logits
+        later = tokens_BT.clone()
+        later[:, LENGTH // 2 :] = labels_BT[:, LENGTH // 2 :]
+        other_BTV = model(input_ids=later, use_cache=False).logits
+    scale = logits_BTV.abs().max().item()
+    # Not to the bit: with and without a graph the library may take other kernels.
+    if not (again_BTV - logits_BTV).abs().max().item() <= BOUND * scale:
+        raise InputError(where, _FIELD, f"{kind} cannot be trained here: the same tokens give other logits a second time")
+    buffers = dict(model.named_buffers())
+    for name in kept:
+        if not torch.equal(buffers[name], state[name]):
+            raise InputError(where, _FIELD, f"{kind} cannot be trained here: {name} keeps state between calls")
+    before = slice(0, LENGTH // 2)
+    if not (other_BTV[:, before] - logits_BTV[:, before]).abs().max().item() <= BOUND * scale:
+        field = "model_config.is_decoder" if hasattr(model.config, "is_decoder") else _FIELD
+        raise InputError(where, field, f"expected a causal model, but what {kind} says of a token depends on later ones")
+    return Result(loss.item(), gradients)
+
+
+def _leaves(payload: Payload) -> Payload:
+    return tuple(t.detach().requires_grad_() if t.is_floating_point() else t for t in payload)
+
+
+def _backward(output: Payload, gradient: list[Tensor | None]) -> None:
+    pairs = [(x, g) for x, g in zip(output, gradient, strict=True) if g is not None and x.requires_grad]
+    torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
+
+
+@lru_cache(maxsize=16)
+def _own_fingerprint(model_config: str, where: str) -> tuple[Fingerprint, tuple[str, ...]]:
+    plain = json.loads(model_config)
+    config = load_config(plain, where)
+    unsplit = checked_unsplit(whole_model(small_config(plain, where), SEED, where), where)
+    return _fingerprint(unsplit, config, where), ("loss", *_numbers(unsplit, config, where))
+
+
+def _fingerprint(unsplit: Result, config: PretrainedConfig, where: str) -> Fingerprint:
+    pairs = [(unsplit.loss, 0.0), *_numbers(unsplit, config, where).values()]
+    return Fingerprint(tuple(float(f"{number:.6g}") for pair in pairs for number in pair), versions())
+
+
+def _pairs(fingerprint: Fingerprint) -> list[tuple[float, float]]:
+    return list(zip(fingerprint.numbers[::2], fingerprint.numbers[1::2], strict=True))
+
+
+def _numbers(unsplit: Result, config: PretrainedConfig, where: str) -> dict[str, tuple[float, float]]:
+    """(norm, projection) of every kind of gradient, then (norm, mean logarithm) of every kind of table."""
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for name, gradient in sorted(unsplit.gradients.items()):
+        flat = gradient.double().flatten()
+        wave = torch.cos(torch.arange(flat.numel(), dtype=torch.float64))
+        kinds.setdefault(f"gradient of {_kind(name)}", []).append((float(flat @ flat), float(flat @ wave)))
+    found = {kind: (math.sqrt(sum(s for s, _ in pairs)), sum(p for _, p in pairs)) for kind, pairs in kinds.items()}
+    for name, buffer in build_skeleton(config, where).named_buffers():
+        if buffer.is_floating_point() and not buffer.is_meta and buffer.numel() and f"table {_kind(name)}" not in found:
+            flat = buffer.double().flatten()
+            flat = flat[torch.isfinite(flat) & (flat != 0)]
+            if flat.numel():
+                found[f"table {_kind(name)}"] = (float(flat.norm()), float(flat.abs().log().mean()))
+    return dict(list(found.items())[:_MOST_KINDS])
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\.\d+(?=\.)", "", name)

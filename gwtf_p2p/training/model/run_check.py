@@ -1,0 +1,31 @@
+"""Everything about a run record that only the model can judge."""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.training.model.config import RUN_RECORD, load_config
+from gwtf_p2p.training.model.skeleton import build_skeleton, decoder_layers
+from gwtf_p2p.training.model.split import PartSpec, boundary_of, check_layer_split, parameter_shapes
+
+
+def check_run(run: RunRecord, vocabulary: int = 0, where: str = RUN_RECORD) -> None:
+    """Checks config, layer split, sequence length, vocabulary; `vocabulary` is the tokenizer's size, 0 if unknown.
+
+    Raises InputError that names the field.
+    """
+    config = load_config(run.model_config, where)
+    _, layers = decoder_layers(build_skeleton(config, where), where)
+    check_layer_split(tuple((a, b) for a, b in run.layer_split), len(layers), where)
+    parameter_shapes(PartSpec.of(run, 0), where)  # a split that cuts through a shared weight is refused
+    text = config.get_text_config(decoder=True)
+    positions = getattr(text, "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < run.sequence_length:
+        expected = f"expected at most the model's {positions} positions, got {run.sequence_length}"
+        raise InputError(where, "sequence_length", expected)
+    if vocabulary > text.vocab_size:
+        expected = f"expected at least the tokenizer's {vocabulary}, got {text.vocab_size}"
+        raise InputError(where, "model_config.vocab_size", expected)
+    boundary = boundary_of(PartSpec.of(run, 0), where)
+    if run.boundary and run.boundary != boundary:
+        raise InputError(where, "boundary", f"expected {boundary}, as transformers computes it here, got {run.boundary}")
