@@ -18,7 +18,7 @@ WEB = {"starlette", "uvicorn", "jinja2", "segno"}
 ALLOWED: dict[str, set[str]] = {
     "protocol": {"protocol"},
     "simulation": {"simulation", "protocol"},
-    "training": {"training", "protocol", "torch", "transformers", "datasets"},
+    "training": {"training", "protocol", "torch", "transformers", "datasets", "jinja2"},
     "live": {"live", "protocol", "training", "hivemind", "torch", "transformers"},
     "monitor": {"monitor", "protocol", "live", "version", *WEB},
     "ab": {"ab", "live", "training", "simulation", "protocol", "monitor", "version", "torch"},

@@ -242,8 +242,6 @@ def _float(value: Any) -> float:
 def _int(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise _expected("a whole number", value)
-    if not -WHOLE <= value <= WHOLE:
-        raise _expected("a number of 64 bits", value)
     return value
 
 
