@@ -12,6 +12,7 @@ from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
+from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.wire.messages import Admit, Standing
 
@@ -75,8 +76,8 @@ class Admission:
         if (version, peer) not in self._said:
             self._said.add((version, peer))
             ctx.report("version_missing", stage=standing.stage, version=version, have=standing.version, peer=peer)
-        if not ctx.is_armed("back", ""):
-            ctx.start_timer("back", "", GO_BACK_AFTER_S)
+        if not ctx.is_armed(Timer.BACK, ""):
+            ctx.start_timer(Timer.BACK, "", GO_BACK_AFTER_S)
 
     def go_back(self, replies: Replies, why: str) -> bool:
         """To the newest version that all stages have; False when there is none."""

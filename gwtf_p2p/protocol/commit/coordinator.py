@@ -13,6 +13,8 @@ donors.
 
 from __future__ import annotations
 
+from typing import assert_never, get_args
+
 from gwtf_p2p.protocol.commit.admission import Admission
 from gwtf_p2p.protocol.commit.attempt import Attempt, prepares
 from gwtf_p2p.protocol.commit.inquiry import Inquiry, Outcome, common_version, decide, stages_without
@@ -20,6 +22,7 @@ from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
+from gwtf_p2p.protocol.events import CoordinatorTimer, Timer
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.wire.messages import (
     Abort,
@@ -40,6 +43,8 @@ FINISH_PRIOR_S = 3.0
 """How long to wait before asking while nothing is measured; these are no time-outs."""
 
 PREPARE_RETRY_S = 0.25
+
+COORDINATOR_TIMERS: tuple[CoordinatorTimer, ...] = get_args(CoordinatorTimer)
 
 ATTEMPTS_PER_EPOCH = 1 << 20
 """So that no two committed attempts of an iteration have equal numbers, whatever happened between."""
@@ -88,8 +93,8 @@ class Coordinator:
             if self.finished and said != self._said:
                 self._said = said
                 ctx.report("close_waits", iteration=version, for_data_peers=missing, for_redo=sorted(doubtful))
-            if self.finished and not ctx.is_armed("wait", ""):
-                ctx.start_timer("wait", "", ctx.timings.deadline_s(("finish",), FINISH_PRIOR_S))
+            if self.finished and not ctx.is_armed(Timer.WAIT, ""):
+                ctx.start_timer(Timer.WAIT, "", ctx.timings.deadline_s(("finish",), FINISH_PRIOR_S))
             return
         if not any(finished.ledger for finished in self.finished.values()):
             return
@@ -107,11 +112,11 @@ class Coordinator:
         )
         self.attempt = Attempt(number, groups)
         self._prepared_at = ctx.now
-        ctx.cancel_timer("wait", "")
+        ctx.cancel_timer(Timer.WAIT, "")
         for peer, stage in self.attempt.participants.items():
             ctx.liveness.watch(peer, ctx.out)
             ctx.emit(Send(peer, self.attempt.groups[stage]))
-        ctx.start_timer("average", "", ctx.timings.deadline_s(("average",), AVERAGE_PRIOR_S))
+        ctx.start_timer(Timer.AVERAGE, "", ctx.timings.deadline_s(("average",), AVERAGE_PRIOR_S))
 
     def _credited(self) -> frozenset[PeerId]:
         live = self.roster.data_peers()
@@ -131,7 +136,7 @@ class Coordinator:
         if wrong:
             self._give_up(wrong)
             return
-        ctx.cancel_timer("average", "")
+        ctx.cancel_timer(Timer.AVERAGE, "")
         ctx.timings.observe(("average",), ctx.now - self._prepared_at)
         loss = attempt.groups[DATA_STAGE].mean_loss
         attempt.committed = Commit(self.participant.version, attempt.number, ctx.me, loss)
@@ -155,11 +160,11 @@ class Coordinator:
             return
         self.attempt = None
         ctx.report("average_failed", iteration=self.participant.version, reason=why)
-        ctx.cancel_timer("average", "")
+        ctx.cancel_timer(Timer.AVERAGE, "")
         for peer in attempt.participants:  # a lost one too: it may be back before it reads this
             ctx.emit(Send(peer, Abort(self.participant.version, attempt.number)))
         self._admit_joiners()
-        ctx.start_timer("prepare", "", PREPARE_RETRY_S)
+        ctx.start_timer(Timer.PREPARE, "", PREPARE_RETRY_S)
 
     def _void(self, peer: PeerId, microbatches: frozenset[MicrobatchId] | None) -> None:
         """A peer does not have (some of) what is credited to it: its data peers must have it redone and report again."""
@@ -181,35 +186,56 @@ class Coordinator:
             return self.attempt.waiting_for() if self.attempt.committed is None else []
         return self.inquiry.waiting_for() if self.inquiry is not None else []
 
-    def timer(self, what: str) -> None:
-        """`average`, `inquire` are late: ask whoever has not answered. `wait`: data peers are late. `prepare`: try again."""
-        ctx, version = self.ctx, self.participant.version
+    def timer(self, what: CoordinatorTimer) -> None:
+        """Something is late, or it is time to try again."""
         match what:
-            case "average" if self.attempt is not None:
-                for peer in self.attempt.waiting_for():
-                    ctx.suspect(peer, "average is late")
-                    ctx.emit(Send(peer, self.attempt.groups[self.attempt.participants[peer]]))
-                ctx.start_timer("average", "", ctx.timings.deadline_s(("average",), AVERAGE_PRIOR_S))
-            case "inquire" if self.inquiry is not None:
-                for peer in self.inquiry.waiting_for():
-                    ctx.suspect(peer, "an inquiry is late")
-                    ctx.emit(Send(peer, Inquire(version, self.inquiry.number)))
-                ctx.start_timer("inquire", "", ctx.timings.deadline_s(("inquire",), INQUIRY_PRIOR_S))
-            case "wait" if self.roster.coordinates and self.attempt is None and self.inquiry is None:
-                for peer in self.roster.data_peers():
-                    if peer not in self.finished:
-                        ctx.suspect(peer, "it has not finished")
-                        ctx.emit(Send(peer, Inquire(version)))
-                if self._unsure:
-                    self._inquire()  # an attempt of a coordinator that is lost may keep somebody from finishing
+            case Timer.AVERAGE:
+                self._average_is_late()
+            case Timer.INQUIRE:
+                self._inquiry_is_late()
+            case Timer.WAIT:
+                self._data_peers_are_late()
+            case Timer.PREPARE:
                 self.try_to_prepare()
-            case "prepare":
-                self.try_to_prepare()
-            case "back" if self.roster.coordinates and self.admission.waiting and self.attempt is None and self.inquiry is None:
-                self.admission.patience_is_over = True
-                self._inquire()
+            case Timer.BACK:
+                if self._is_free and self.admission.waiting:
+                    self.admission.patience_is_over = True
+                    self._inquire()
             case _:
-                pass
+                assert_never(what)
+
+    @property
+    def _is_free(self) -> bool:
+        """It coordinates, and neither an attempt nor an inquiry is under way."""
+        return self.roster.coordinates and self.attempt is None and self.inquiry is None
+
+    def _average_is_late(self) -> None:
+        """Ask whoever has not prepared, and send its `Prepare` again."""
+        ctx = self.ctx
+        if self.attempt is not None:
+            for peer in self.attempt.waiting_for():
+                ctx.suspect(peer, "average is late")
+                ctx.emit(Send(peer, self.attempt.groups[self.attempt.participants[peer]]))
+            ctx.start_timer(Timer.AVERAGE, "", ctx.timings.deadline_s(("average",), AVERAGE_PRIOR_S))
+
+    def _inquiry_is_late(self) -> None:
+        ctx = self.ctx
+        if self.inquiry is not None:
+            for peer in self.inquiry.waiting_for():
+                ctx.suspect(peer, "an inquiry is late")
+                ctx.emit(Send(peer, Inquire(self.participant.version, self.inquiry.number)))
+            ctx.start_timer(Timer.INQUIRE, "", ctx.timings.deadline_s(("inquire",), INQUIRY_PRIOR_S))
+
+    def _data_peers_are_late(self) -> None:
+        if not self._is_free:
+            return
+        for peer in self.roster.data_peers():
+            if peer not in self.finished:
+                self.ctx.suspect(peer, "it has not finished")
+                self.ctx.emit(Send(peer, Inquire(self.participant.version)))
+        if self._unsure:
+            self._inquire()  # an attempt of a coordinator that is lost may keep somebody from finishing
+        self.try_to_prepare()
 
     # ---- where everybody stands
 
@@ -223,14 +249,14 @@ class Coordinator:
         self.inquiry = Inquiry(self._number, {peer for peer in everybody if not ctx.liveness.is_lost(peer)})
         for peer in sorted(self.inquiry.asked):
             ctx.emit(Send(peer, Inquire(version, self._number)))
-        ctx.start_timer("inquire", "", ctx.timings.deadline_s(("inquire",), INQUIRY_PRIOR_S))
+        ctx.start_timer(Timer.INQUIRE, "", ctx.timings.deadline_s(("inquire",), INQUIRY_PRIOR_S))
 
     def _decide_when_known(self) -> None:
         ctx, inquiry, version = self.ctx, self.inquiry, self.participant.version
         if inquiry is None or inquiry.waiting_for():
             return
         self.inquiry = None
-        ctx.cancel_timer("inquire", "")
+        ctx.cancel_timer(Timer.INQUIRE, "")
         outcome = decide(inquiry, self.participant.position, ctx.stages, ctx.me)
         common = common_version(inquiry.replies, ctx.past, ctx.stages)
         if common is not None and common > version:
@@ -244,7 +270,7 @@ class Coordinator:
         elif outcome.refused is not None:
             self._number = max(self._number, outcome.refused.attempt)
             ctx.liveness.heard_from(outcome.refused.coordinator, ctx.now, ctx.out)
-            ctx.start_timer("prepare", "", PREPARE_RETRY_S)
+            ctx.start_timer(Timer.PREPARE, "", PREPARE_RETRY_S)
         elif outcome.commit is None:
             lost = stages_without(version, inquiry.replies, ctx.past, ctx.stages) if self.admission.patience_is_over else []
             self.admission.patience_is_over = False
@@ -392,7 +418,7 @@ class Coordinator:
 
     def reset(self) -> None:
         """Forget an iteration that is over."""
-        for what in ("average", "inquire", "wait", "prepare", "back"):
+        for what in COORDINATOR_TIMERS:
             self.ctx.cancel_timer(what, "")
         self.attempt = self.inquiry = None
         self.finished.clear()

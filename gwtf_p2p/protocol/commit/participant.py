@@ -29,7 +29,7 @@ from collections.abc import Callable
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import Phase
 from gwtf_p2p.protocol.effects import Average, CancelAverage, Publish, Send, Step
-from gwtf_p2p.protocol.events import AverageDone, AverageFailed, Work
+from gwtf_p2p.protocol.events import AverageDone, AverageFailed, Timer, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.messages import (
     Abort,
@@ -199,7 +199,7 @@ class Participant:
 
     def wait_for_average(self) -> None:
         """For as long as it usually takes; then it is time to ask whether anybody still wants it."""
-        self.ctx.start_timer("averaging", "", self.ctx.timings.deadline_s(("averaging",), AVERAGING_PRIOR_S))
+        self.ctx.start_timer(Timer.AVERAGING, "", self.ctx.timings.deadline_s(("averaging",), AVERAGING_PRIOR_S))
 
     def average_done(self, event: AverageDone) -> None:
         preparing = self.preparing
@@ -210,7 +210,7 @@ class Participant:
         ):
             return
         self.averaging, self.prepared, self._digest = False, True, event.digest
-        self.ctx.cancel_timer("averaging", "")
+        self.ctx.cancel_timer(Timer.AVERAGING, "")
         self.ctx.timings.observe(("averaging",), event.seconds)
         self._say_prepared()
 
@@ -223,7 +223,7 @@ class Participant:
         ):
             return
         self.averaging, self.preparing = False, None
-        self.ctx.cancel_timer("averaging", "")
+        self.ctx.cancel_timer(Timer.AVERAGING, "")
         failure = NotPrepared(preparing.iteration, event.attempt, self.ctx.stage, event.reason, event.suspect)
         self.ctx.emit(Send(preparing.coordinator, failure))
 
@@ -242,7 +242,7 @@ class Participant:
         """The gradient may change again."""
         if self.preparing is None or self.stepping:
             return
-        self.ctx.cancel_timer("averaging", "")
+        self.ctx.cancel_timer(Timer.AVERAGING, "")
         if self.averaging or self.prepared:
             self.ctx.emit(CancelAverage(self.preparing.iteration, self.preparing.attempt))
         self.preparing, self.averaging, self.prepared = None, False, False

@@ -26,10 +26,11 @@ from gwtf_p2p.protocol.core.lifecycle import (
 )
 from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.effects import CancelPush, CancelTimer, Discard, Effect, Report, StartTimer
+from gwtf_p2p.protocol.events import Timer, TimerName
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
 
-TIMERS_OF_A_MICROBATCH = ("push", "route", "complete", "backward", "return", "orphan")
+TIMERS_OF_A_MICROBATCH = (Timer.PUSH, Timer.ROUTE, Timer.COMPLETE, Timer.BACKWARD, Timer.RETURN, Timer.ORPHAN)
 QUEUES = frozenset(phase for phase in Phase if phase.name.startswith("QUEUED"))
 
 
@@ -64,7 +65,7 @@ class Context:
     pushes: dict[int, tuple[MicrobatchId, bool]] = field(default_factory=dict)
     _token: int = 0
     _order: int = 0
-    _armed: set[tuple[str, str]] = field(default_factory=set)
+    _armed: set[TimerName] = field(default_factory=set)
     _by_name: dict[str, Held] = field(default_factory=dict)
     _queues: dict[Phase, list[tuple[int, int, MicrobatchId]]] = field(default_factory=dict)
 
@@ -85,25 +86,25 @@ class Context:
     def report(self, name: str, **fields: object) -> None:
         self.out.append(Report(name, fields))
 
-    def start_timer(self, what: str, of: object, delay_s: float) -> None:
+    def start_timer(self, what: Timer, of: object, delay_s: float) -> None:
         name = (what, str(of))
         self._armed.add(name)
         self.out.append(StartTimer(name, delay_s))
 
-    def cancel_timer(self, what: str, of: object) -> None:
+    def cancel_timer(self, what: Timer, of: object) -> None:
         name = (what, str(of))
         if name in self._armed:
             self._armed.discard(name)
             self.out.append(CancelTimer(name))
 
-    def timer_fired(self, name: tuple[str, str]) -> bool:
+    def timer_fired(self, name: TimerName) -> bool:
         """False when the timer was cancelled or replaced in the meantime and the event is stale."""
         if name not in self._armed:
             return False
         self._armed.discard(name)
         return True
 
-    def is_armed(self, what: str, of: object) -> bool:
+    def is_armed(self, what: Timer, of: object) -> bool:
         return (what, str(of)) in self._armed
 
     def suspect(self, peer: PeerId, reason: str, broken: bool = False) -> None:

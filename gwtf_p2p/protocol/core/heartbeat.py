@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import Phase, Sending
+from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import PeerId
 
 WAITING = (Sending.PUSHING, Sending.AWAITING)
@@ -27,7 +28,7 @@ class Heartbeat:
         """To be called whenever there may be something to wait for."""
         if not self._beating and self.ctx.liveness.heartbeat_s > 0:
             self._beating = True
-            self.ctx.start_timer("heartbeat", "", self.ctx.liveness.heartbeat_s)
+            self.ctx.start_timer(Timer.HEARTBEAT, "", self.ctx.liveness.heartbeat_s)
 
     def beat(self, others: Iterable[PeerId]) -> None:
         """The timer fired: ask who has been silent, of those that hold work for this peer and of `others`."""

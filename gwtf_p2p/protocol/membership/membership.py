@@ -59,7 +59,7 @@ class Membership:
 
     def view_changed(self) -> None:
         """The first records decide whether to wait for a admission; later ones may show that the swarm has gone on."""
-        if self.state is PeerState.JOINING and not self.ctx.is_armed("seek", ""):
+        if self.state is PeerState.JOINING and not self.ctx.is_armed(ev.Timer.SEEK, ""):
             self.seek()
         elif self.serves or (self.state is PeerState.DRAINING and not self.drained):
             self._introduce()
@@ -78,8 +78,8 @@ class Membership:
 
     def doubt(self) -> None:
         """Somebody seems to be further: say where this peer stands, and who knows better will answer."""
-        if not self.ctx.is_armed("doubt", "") and not self.participant.stepping:
-            self.ctx.start_timer("doubt", "", SEEK_S)
+        if not self.ctx.is_armed(ev.Timer.DOUBT, "") and not self.participant.stepping:
+            self.ctx.start_timer(ev.Timer.DOUBT, "", SEEK_S)
             self.say()
 
     def say(self) -> None:
@@ -99,7 +99,7 @@ class Membership:
             return
         elif ctx.stage == DATA_STAGE:
             self._download(max(version, participant.weights), (), own=epoch <= ctx.epoch)
-        ctx.start_timer("seek", "", self._seek_s)
+        ctx.start_timer(ev.Timer.SEEK, "", self._seek_s)
         self._seek_s = min(2 * self._seek_s, MOST_SEEK_S)
 
     def _ask_who_leads(self) -> None:
@@ -127,9 +127,10 @@ class Membership:
             else:
                 self._online(admitted=True)
 
-    def timer(self, what: str) -> None:
+    def still_seeks(self) -> None:
+        """The timer fired: look again, if there is reason to."""
         not_admitted = self.ctx.stage == DATA_STAGE and not self.admitted
-        if what == "seek" and (self.state is PeerState.JOINING or self.participant.behind or not_admitted):
+        if self.state is PeerState.JOINING or self.participant.behind or not_admitted:
             self.seek()
 
     def fell_behind(self) -> None:
@@ -151,7 +152,7 @@ class Membership:
                 participant.data_peers = message.data_peers if message.iteration > 0 else None
             self._online(admitted=True)
         elif message.position != participant.position or participant.behind or self._downloading is None:
-            ctx.cancel_timer("seek", "")
+            ctx.cancel_timer(ev.Timer.SEEK, "")
             self.admitted = ctx.me in message.data_peers and message.epoch > ctx.epoch
             participant.follow(message.iteration, message.epoch)
             ctx.epoch_starts = message.epoch_starts
@@ -194,7 +195,7 @@ class Membership:
         self._online(admitted=self.admitted)
         self.say()
         if self.ctx.stage == DATA_STAGE and not self.admitted:
-            self.ctx.start_timer("seek", "", self._seek_s)
+            self.ctx.start_timer(ev.Timer.SEEK, "", self._seek_s)
 
     def drain(self) -> None:
         if self.state is not PeerState.DRAINING:
@@ -240,7 +241,7 @@ class Membership:
         if not participant.behind and not participant.joining:
             participant.fall_behind(reason, participant.weights)
             participant.fell_behind = False
-        self.ctx.start_timer("seek", "", self._seek_s)
+        self.ctx.start_timer(ev.Timer.SEEK, "", self._seek_s)
         self._seek_s = min(2 * self._seek_s, MOST_SEEK_S)
 
     def _download(self, version: int, donors: tuple[PeerId, ...], own: bool) -> None:
@@ -249,7 +250,7 @@ class Membership:
             self.ctx.emit(Download(version, donors, own, self.ctx.epoch))
 
     def _online(self, admitted: bool) -> None:
-        self.ctx.cancel_timer("seek", "")
+        self.ctx.cancel_timer(ev.Timer.SEEK, "")
         self.participant.joining = False
         self.admitted = admitted
         self._seek_s = SEEK_S

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, assert_never
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
@@ -15,10 +15,11 @@ from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.heartbeat import Heartbeat
 from gwtf_p2p.protocol.core.lifecycle import COMPUTING, Held, Phase
+from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.membership.membership import Membership
 from gwtf_p2p.protocol.peer.accounts import Accounts
-from gwtf_p2p.protocol.peer.router_port import TICK, Negotiating
+from gwtf_p2p.protocol.peer.router_port import Negotiating
 from gwtf_p2p.protocol.transfer.repair import Repairs
 from gwtf_p2p.protocol.transfer.return_gradient import ReturnGradient
 from gwtf_p2p.protocol.transfer.send_activation import SendActivation
@@ -173,7 +174,7 @@ class PeerMachine(ABC):
     def _peer_cleared(self, peer: PeerId, returned: bool) -> None: ...
 
     @abstractmethod
-    def _timer(self, what: str) -> None: ...
+    def _timer(self, what: ev.OwnTimer) -> None: ...
 
     def _others_waited_for(self) -> list[PeerId]:
         """Besides those that hold work for this peer."""
@@ -346,29 +347,40 @@ class PeerMachine(ABC):
 
     def _timer_fired(self, name: ev.TimerName) -> None:
         what, of = name
-        held = self.ctx.named(of)
-        if what == "heartbeat":
-            self.heartbeat.beat(self._others_waited_for())
-        elif what in ("seek", "doubt"):
-            self.membership.timer(what)
-        elif what == TICK:
-            self.negotiating.tick()
-        elif what == "averaging":
-            if self.participant.averaging:
-                self.membership.say()
-                self.participant.wait_for_average()
-        elif held is None:
-            self._timer(what)
-        elif what == "route":
-            self.send_activation.retry(held)
-        elif what == "return":
-            self.return_gradient.timer(held)
-        elif what == "orphan":
-            if held.phase is not Phase.DONE:
-                held.note("nobody has announced itself: dropped", self.ctx.now)
-                self._drop(held)
-        else:
-            self.send_activation.late(held, what)
+        match what:
+            case Timer.HEARTBEAT:
+                self.heartbeat.beat(self._others_waited_for())
+            case Timer.SEEK:
+                self.membership.still_seeks()
+            case Timer.DOUBT:
+                pass  # it only keeps this peer from doubting aloud too often
+            case Timer.NEGOTIATE:
+                self.negotiating.tick()
+            case Timer.AVERAGING:
+                if self.participant.averaging:
+                    self.membership.say()
+                    self.participant.wait_for_average()
+            case Timer.PUSH | Timer.ROUTE | Timer.COMPLETE | Timer.BACKWARD | Timer.RETURN | Timer.ORPHAN:
+                held = self.ctx.named(of)
+                if held is not None:
+                    self._timer_of(held, what)
+            case _:
+                self._timer(what)
+
+    def _timer_of(self, held: Held, what: ev.MicrobatchTimer) -> None:
+        match what:
+            case Timer.ROUTE:
+                self.send_activation.retry(held)
+            case Timer.RETURN:
+                self.return_gradient.timer(held)
+            case Timer.ORPHAN:
+                if held.phase is not Phase.DONE:
+                    held.note("nobody has announced itself: dropped", self.ctx.now)
+                    self._drop(held)
+            case Timer.PUSH | Timer.COMPLETE | Timer.BACKWARD:
+                self.send_activation.late(held, what)
+            case _:
+                assert_never(what)
 
     # ---- the end of an iteration
 

@@ -148,7 +148,7 @@ class DataPeer(PeerMachine):
 
     def _inject(self) -> None:
         ctx = self.ctx
-        ctx.cancel_timer("inject", "")
+        ctx.cancel_timer(ev.Timer.INJECT, "")
         waits_s: list[float] = []
         for index in list(self._pending):
             microbatch = MicrobatchId(ctx.me, self.participant.version, index)
@@ -166,7 +166,7 @@ class DataPeer(PeerMachine):
             ctx.move(held, Phase.QUEUED_EMBED)
             ctx.report("injected", microbatch=held.name, route=list(answer.peers), reason=answer.reason)
         if waits_s:
-            ctx.start_timer("inject", "", min(waits_s))
+            ctx.start_timer(ev.Timer.INJECT, "", min(waits_s))
 
     # ---- transfers towards this peer
 
@@ -293,14 +293,16 @@ class DataPeer(PeerMachine):
 
     # ---- time, other peers, iterations
 
-    def _timer(self, what: str) -> None:
+    def _timer(self, what: ev.OwnTimer) -> None:
         match what:
-            case "inject":
+            case ev.Timer.INJECT:
                 self._inject()
-            case "redo":
+            case ev.Timer.REDO:
                 self.finishing.late_redo()
-            case "finish":
+            case ev.Timer.FINISH:
                 self.finishing.late()
+            case ev.Timer.PLACEMENT:
+                pass  # data peers stay where they are
             case _:
                 self.coordinator.timer(what)
 
@@ -363,7 +365,7 @@ class DataPeer(PeerMachine):
         self.begun = self.participant.taking_part = False
         self._pending.clear()
         self.finishing.clear()
-        self.ctx.cancel_timer("inject", "")
+        self.ctx.cancel_timer(ev.Timer.INJECT, "")
         self.coordinator.reset()
 
     def _drain(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from gwtf_p2p.protocol.commit.coordinator import FINISH_PRIOR_S
 from gwtf_p2p.protocol.core.lifecycle import Held
 from gwtf_p2p.protocol.effects import Send
+from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.transfer.ledger import Gap, Ledger
 from gwtf_p2p.protocol.wire.messages import Done, Finished, Missing, Redo
@@ -38,8 +39,8 @@ class Finishing:
     def clear(self) -> None:
         """Another iteration."""
         ctx = self.ctx
-        ctx.cancel_timer("finish", "")
-        ctx.cancel_timer("redo", "")
+        ctx.cancel_timer(Timer.FINISH, "")
+        ctx.cancel_timer(Timer.REDO, "")
         if self._finished_at is not None:
             ctx.timings.observe(("finish",), ctx.now - self._finished_at)
         self._finished_at = self.reported_to = None
@@ -99,7 +100,7 @@ class Finishing:
         for gap in new:
             self._close_gap(gap)
         if new:
-            ctx.start_timer("redo", "", REDO_RETRY_S * 2 ** min(self.ledger.most_tries(), MOST_REDO_DOUBLINGS))
+            ctx.start_timer(Timer.REDO, "", REDO_RETRY_S * 2 ** min(self.ledger.most_tries(), MOST_REDO_DOUBLINGS))
         if not self.ledger.has_gaps and self.reported_to is None:
             self.report()
 
@@ -143,7 +144,7 @@ class Finishing:
         leaving = self.peer.state is PeerState.DRAINING
         ctx.liveness.watch(coordinator, ctx.out)
         ctx.emit(Send(coordinator, Finished(self.participant.version, self.ledger.credits(), mean, leaving, ctx.epoch)))
-        ctx.start_timer("finish", "", ctx.timings.deadline_s(("finish",), FINISH_PRIOR_S))
+        ctx.start_timer(Timer.FINISH, "", ctx.timings.deadline_s(("finish",), FINISH_PRIOR_S))
 
     def late(self) -> None:
         """The iteration has not been closed: does the coordinator live, and does it have the report?"""

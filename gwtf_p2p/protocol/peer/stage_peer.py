@@ -58,7 +58,7 @@ class StagePeer(PeerMachine):
         membership = self.membership
         if self.mover is not None and not self._looks and membership.serves:
             self._looks = True
-            self.ctx.start_timer("placement", "", LOOK_S)
+            self.ctx.start_timer(ev.Timer.PLACEMENT, "", LOOK_S)
         if membership.moving_to is not None and not membership.drained and not self._others_serve():
             membership.stay("nobody else is left in it")
         super()._settle()
@@ -145,7 +145,7 @@ class StagePeer(PeerMachine):
         self.ctx.liveness.watch(sender, self.ctx.out)
         if held.phase is Phase.RECEIVING:
             held.predecessor, held.ahead = sender, message.ahead
-            self.ctx.cancel_timer("orphan", held.name)
+            self.ctx.cancel_timer(ev.Timer.ORPHAN, held.name)
             return ef.Answer(Verdict.ACCEPTED)
         self.return_gradient.new_predecessor(held, sender, message.attempt)
         if restarted:
@@ -231,8 +231,8 @@ class StagePeer(PeerMachine):
 
     # ---- time, other peers, iterations
 
-    def _timer(self, what: str) -> None:
-        if what == "placement":
+    def _timer(self, what: ev.OwnTimer) -> None:
+        if what is ev.Timer.PLACEMENT:
             self._look()
 
     def _peer_lost(self, peer: PeerId, reason: str) -> None:

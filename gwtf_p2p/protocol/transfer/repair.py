@@ -20,6 +20,7 @@ from __future__ import annotations
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import Held, Phase, Sending
 from gwtf_p2p.protocol.effects import Send
+from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.transfer.send_activation import RETRY_S, WAIT_PRIOR_S, WAITING, SendActivation
 from gwtf_p2p.protocol.wire.messages import Done, Missing, Redo, Superseded
@@ -43,9 +44,9 @@ class Repairs:
         if not self.send_activation.is_last:
             self._repair(held, next_peer, reason)
             return
-        ctx.cancel_timer("push", held.name)
+        ctx.cancel_timer(Timer.PUSH, held.name)
         self.send_activation.to_routing(held)
-        ctx.start_timer("route", held.name, RETRY_S)
+        ctx.start_timer(Timer.ROUTE, held.name, RETRY_S)
 
     # ---- lost peers, and peers that forgot
 

@@ -61,8 +61,8 @@ _ABOUT: dict[type[Any], Callable[[Any], str]] = {
     ev.Received: lambda e: f"{e.sender} {type(e.message).__name__} {getattr(e.message, 'microbatch', '')}",
     ev.SendFailed: lambda e: f"{e.to} {type(e.message).__name__}",
     ev.Computed: lambda e: f"{e.work.name} {e.microbatch}",
-    ev.TimerFired: lambda e: f"{e.name[0]} {e.name[1]}",
     ev.Planned: _planned,
+    ev.TimerFired: lambda e: f"{e.name[0].value} {e.name[1]}",
     ev.AverageDone: lambda e: f"{e.iteration} {e.attempt} {e.digest}",
 }
 
