@@ -13,6 +13,7 @@ from gwtf_p2p.live.emulation.faults import Fault
 from gwtf_p2p.live.libp2p.daemon import P2POptions
 from gwtf_p2p.live.state.checkpoints import CheckpointOptions
 from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.executor import ExecutorConfig
 
@@ -29,7 +30,7 @@ class PeerConfig:
     much what is kept of microbatches may take. `moves`: a stage peer may go to another stage that needs it more.
     `figures_every_s` 0: the peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests
     and churn scripts).
-    `router_config`: settings of the run's router, None for its default. `queues`: a circuit relay queues what is over its
+    `router_config`: settings of the run's router, None for its default. `queues`: a stage peer queues what is over its
     capacity instead of refusing it; None as the router's kind has it. `emulation`: links and devices of a comparison (`gwtf
     ab`). Everything else about the training comes from the run record.
     """
@@ -53,7 +54,7 @@ class PeerConfig:
     figures_every_s: float = 0.0
     fault: Fault | None = None
     event_log: Path | None = None
-    router_config: Any = None
+    router_config: RouterSettings | None = None
     queues: bool | None = None
     emulation: Emulation | None = None
 

@@ -20,7 +20,7 @@ from gwtf_p2p.live.measure.idle_probe import IdleProber
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.measure.path_probe import LinkProbe
-from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, make_machine
+from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, peer_settings
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 from gwtf_p2p.live.peer.driver import AverageFailureError, AverageResult, Driver, DriverParts
 from gwtf_p2p.live.peer.event_log import EventLog
@@ -35,6 +35,7 @@ from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.peer.factory import compose
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
@@ -136,7 +137,8 @@ class RunningPeer:
         )
         self.records.resent_bytes = lambda: self.driver.resent_bytes
         self.records.copied = lambda: self.replication.copied
-        self.driver = Driver(make_machine(config, run, self.place, self.daemon.peer_id), parts)
+        self.settings = peer_settings(config, run, self.place, self.daemon.peer_id)
+        self.driver = Driver(compose(self.settings), parts)
 
     async def resume(self, view: NetworkView) -> None:
         """Take up the newest own checkpoint, and learn what others keep of this stage. Raises InputError for another model."""
@@ -156,8 +158,7 @@ class RunningPeer:
 
     async def measure(self) -> None:
         """Time this peer's work before anybody plans on it: what is published is measured, never a guess."""
-        for work, seconds in (await self.compute.measure()).items():
-            self.driver.machine.ctx.timings.observe((work.value,), seconds)
+        self.driver.machine.measured(await self.compute.measure())
 
     async def serve(self, stop: asyncio.Event) -> Stage | None:
         """Take part until told to stop, or until this peer is to begin anew in another stage, which is returned."""

@@ -48,10 +48,11 @@ class Context:
     stage: Stage
     stages: int
     router: Router
+    timings: Timings
+    liveness: Liveness
     exact: bool = True
     activation_bytes: int = 0
     memory_limit_bytes: int = 0
-    timings: Timings = field(default_factory=Timings)
     held: dict[MicrobatchId, Held] = field(default_factory=dict)
     view: NetworkView | None = None
     now: float = 0.0
@@ -70,7 +71,6 @@ class Context:
     _queues: dict[Phase, list[tuple[int, int, MicrobatchId]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.liveness = Liveness(self.me, self.timings)
         self.phases = PHASES if self.stage > 0 else DATA_PHASES
         self._queues = {phase: [] for phase in QUEUES}
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, assert_never
 
 from gwtf_p2p.protocol import effects as ef
@@ -55,6 +56,11 @@ class PeerMachine(ABC):
     def computed_s(self) -> float:
         """Device seconds since the start."""
         return self.accounts.computed_s
+
+    def measured(self, seconds: Mapping[ev.Work, float]) -> None:
+        """What one microbatch takes on this device, timed before the first event: nobody plans on a guess."""
+        for work, each_s in seconds.items():
+            self.ctx.timings.observe(("compute", work.value), each_s)
 
     @property
     def published_state(self) -> PeerState:

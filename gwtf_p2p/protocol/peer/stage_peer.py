@@ -7,6 +7,7 @@ closed with its stage group (`aggregation.Participant`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from gwtf_p2p.protocol import effects as ef
@@ -33,16 +34,26 @@ MOST_REFUSED = 64
 """Peers that are told when there is room again. Others ask again in their own time."""
 
 
-class StagePeer(PeerMachine):
-    """One stage peer. `capacity` is the most microbatches held at once; 0 means no limit.
+@dataclass(frozen=True, slots=True)
+class StagePeerConfig:
+    """`capacity` is the most microbatches held at once; 0 means no limit. `moves`: it may change its stage (`rebalancing`).
 
     With `queues` it refuses nothing (SWARM, and `gwtf`'s plans of iterations): inputs wait in a queue, and the capacity, which
     is memory for activations, limits how many are between the start of their forward and the end of their backward.
     """
 
-    def __init__(self, context: Context, capacity: int, *, queues: bool = False, mover: Mover | None = None) -> None:
+    capacity: int
+    queues: bool = False
+    moves: bool = False
+
+
+class StagePeer(PeerMachine):
+    """One stage peer."""
+
+    def __init__(self, context: Context, config: StagePeerConfig) -> None:
         super().__init__(context, context.stage)
-        self.capacity, self.queues, self.mover = capacity, queues, mover
+        self.capacity, self.queues = config.capacity, config.queues
+        self.mover = Mover(context.me) if config.moves else None
         self._looks = self._hurries = False
         self._said_full = -1
         self._refused: dict[PeerId, None] = {}
