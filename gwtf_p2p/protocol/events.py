@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal
+from typing import Literal
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire.messages import ControlMessage, TensorMessage, Verdict
 
 
@@ -246,9 +247,9 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What the job of a `Plan` has made."""
+    """The plan that a `Plan` asked for; None when there is none for these peers."""
 
-    result: Any
+    plan: IterationPlan | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,9 @@ from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
+from gwtf_p2p.protocol.schedule.iteration_plan import make_plan
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.plans import PlanRequest
 from gwtf_p2p.protocol.wire.messages import (
     Backward,
     Check,
@@ -109,6 +111,7 @@ class Driver:
     def __init__(self, machine: StagePeer | DataPeer, parts: DriverParts, clock: Callable[[], float] = time.monotonic) -> None:
         self.machine, self.parts = machine, parts
         self.clock = clock
+        self.make_plan = make_plan
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._pushes: dict[int, asyncio.Task[None]] = {}
@@ -228,8 +231,8 @@ class Driver:
                 for slot in ev.Slot:
                     self._sent.pop((microbatch, slot), None)
                 self.parts.compute.discard(microbatch)
-            case ef.Plan(job):
-                self._spawn(self._plan(job))
+            case ef.Plan(request):
+                self._spawn(self._plan(request))
             case ef.MoveTo(stage):
                 self.parts.on_move(stage)
             case ef.Publish():
@@ -289,9 +292,9 @@ class Driver:
         seconds, loss = await self.parts.compute.work(work, microbatch)
         self.feed(ev.Computed(work, microbatch, seconds, loss))
 
-    async def _plan(self, job: Callable[[], Any]) -> None:
+    async def _plan(self, request: PlanRequest) -> None:
         """In a thread: planning takes longer than other events can wait."""
-        self.feed(ev.Planned(await asyncio.to_thread(job)))
+        self.feed(ev.Planned(await asyncio.to_thread(self.make_plan, request)))
 
     async def _average(self, prepare: Prepare) -> None:
         key = (prepare.iteration, prepare.attempt)

@@ -165,7 +165,7 @@ class RunningPeer:
         machine = self.driver.machine
         self.state_download.on_chunk = lambda n, of: self.on_report({"name": "download", "chunks": n, "of": of})
         self.checkpoints.on_kept = self.replication.on_remote = self._tell_kept
-        self.transport.started(machine)
+        self.transport.started(self.driver)
         self.driver.feed(self._started)
         tasks = [
             asyncio.ensure_future(work)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, assert_never
+from typing import assert_never
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
@@ -24,6 +24,7 @@ from gwtf_p2p.protocol.peer.router_port import Negotiating
 from gwtf_p2p.protocol.transfer.repair import Repairs
 from gwtf_p2p.protocol.transfer.return_gradient import ReturnGradient
 from gwtf_p2p.protocol.transfer.send_activation import SendActivation
+from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.records import PeerState
 
@@ -122,8 +123,8 @@ class PeerMachine(ABC):
                 self.membership.download_failed(event)
             case ev.Kept(versions):
                 self.participant.kept = versions
-            case ev.Planned(result):
-                self._planned(result)
+            case ev.Planned(plan):
+                self._planned(plan)
             case ev.DrainRequested():
                 self.membership.drain()
                 self._drain()
@@ -196,7 +197,7 @@ class PeerMachine(ABC):
     def _drain(self) -> None: ...
 
     @abstractmethod
-    def _planned(self, result: Any) -> None: ...
+    def _planned(self, plan: IterationPlan | None) -> None: ...
 
     # ---- transfers and messages
 

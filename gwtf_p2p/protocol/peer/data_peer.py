@@ -8,7 +8,6 @@ Tokens and labels never leave it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
@@ -21,6 +20,7 @@ from gwtf_p2p.protocol.peer.base import PeerMachine
 from gwtf_p2p.protocol.peer.finish_iteration import Finishing
 from gwtf_p2p.protocol.transfer.send_activation import RETRY_S
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire.messages import (
     SUPERSEDED,
     Backward,
@@ -100,17 +100,17 @@ class DataPeer(PeerMachine):
         if not isinstance(router, PlanningRouter):
             return
         liveness = self.ctx.liveness
-        job = router.planning(liveness.lost | liveness.back, self.ctx.now)
-        if job is not None:
-            self.ctx.emit(ef.Plan(job))
+        request = router.planning(liveness.lost | liveness.back, self.ctx.now)
+        if request is not None:
+            self.ctx.emit(ef.Plan(request))
         if router.flows != self._said:
             self._said = router.flows
             self.ctx.emit(ef.Publish())
 
-    def _planned(self, result: Any) -> None:
+    def _planned(self, plan: IterationPlan | None) -> None:
         router = self.ctx.router
         if isinstance(router, PlanningRouter):
-            router.planned(result)
+            router.planned(plan)
             if self._pending:
                 self._inject()
 

@@ -8,7 +8,6 @@ closed with its stage group (`aggregation.Participant`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
@@ -18,6 +17,7 @@ from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.membership.rebalancing import LOOK_S, Mover
 from gwtf_p2p.protocol.membership.swarm_rebalancing import Move
 from gwtf_p2p.protocol.peer.base import PeerMachine
+from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire.messages import (
     SUPERSEDED,
     Backward,
@@ -266,5 +266,5 @@ class StagePeer(PeerMachine):
     def _drain(self) -> None:
         pass
 
-    def _planned(self, result: Any) -> None:
+    def _planned(self, plan: IterationPlan | None) -> None:
         """Only data peers plan."""

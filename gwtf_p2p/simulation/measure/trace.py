@@ -63,7 +63,7 @@ _ABOUT: dict[type[Any], Callable[[Any], str]] = {
     ev.Computed: lambda e: f"{e.work.name} {e.microbatch}",
     ev.Planned: _planned,
     ev.TimerFired: lambda e: f"{e.name[0].value} {e.name[1]}",
-    ev.Planned: lambda e: f"{e.result.reason} {e.result.flows}" if e.result is not None else "nothing",
+    ev.Planned: lambda e: f"{e.plan.reason} {e.plan.flows}" if e.plan is not None else "nothing",
     ev.AverageDone: lambda e: f"{e.iteration} {e.attempt} {e.digest}",
 }
 
