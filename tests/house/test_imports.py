@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "protocol": {"protocol"},
     "simulation": {"simulation", "protocol"},
     "training": {"training", "protocol", "torch", "transformers", "datasets"},
-    "live": {"live", "protocol", "training", "hivemind", "torch", "transformers"},
+    "live": {"version", "live", "protocol", "training", "hivemind", "torch", "transformers"},
     "monitor": {"monitor", "protocol", "live"},
     "ab": {"ab", "live", "training", "simulation", "protocol", "monitor", "version", "torch"},
     "cli": {

@@ -1,14 +1,14 @@
 """Interpreter 2 of the protocol: asyncio, real transfers, real computing. It carries out effects and decides nothing.
 
 Every event enters through `feed`, in the event loop, one at a time; the effects that come back are carried out in order.
-With an event log, each event is written with its `now`, so that a live story can be told again in a test.
+With an event log, each event is written with its `now` and what came back, so that a live story can be told again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -88,6 +88,10 @@ Downloader = Callable[[ef.Download], Coroutine[Any, Any, None]]
 """Puts a state in place. Raises StateUnavailable or RemoteProtocolError, and then changes nothing."""
 
 
+LogEvent = Callable[[ev.Event, float, Sequence[ef.Effect], str], None]
+"""Hears each event, when it was, what came back, and the failure of the machine ('' when it was none)."""
+
+
 @dataclass(frozen=True, slots=True)
 class DriverParts:
     """Everything a driver connects. `publish` is called when the record should go out soon, `on_move` when this peer is to
@@ -101,7 +105,7 @@ class DriverParts:
     on_move: Callable[[Stage], None]
     on_report: ReportListener
     probes: LinkProbes
-    log_event: Callable[[ev.Event, float], None] | None = None
+    log_event: LogEvent | None = None
     fault: FaultTrigger | None = None
 
 
@@ -130,12 +134,10 @@ class Driver:
         if self._stopped:
             return []
         now = self.clock()
-        if self.parts.log_event is not None:
-            self.parts.log_event(event, now)
         if self.parts.fault is not None:
             self.parts.fault.on_event(event)
         try:
-            effects = self.machine.handle(event, now)
+            effects = self._handle(event, now)
             for effect in effects:
                 self._carry_out(effect)
                 if self.parts.fault is not None:
@@ -144,6 +146,20 @@ class Driver:
             if not self.failure.done():
                 self.failure.set_exception(error)
             raise
+        return effects
+
+    def _handle(self, event: ev.Event, now: float) -> list[ef.Effect]:
+        """Logged before anything is carried out."""
+        effects: list[ef.Effect] = []
+        raised = ""
+        try:
+            effects = self.machine.handle(event, now)
+        except Exception as error:
+            raised = repr(error)
+            raise
+        finally:
+            if self.parts.log_event is not None:
+                self.parts.log_event(event, now, effects, raised)
         return effects
 
     def view_changed(self, view: NetworkView) -> None:

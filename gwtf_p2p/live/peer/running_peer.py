@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -36,9 +37,11 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.peer.factory import compose
+from gwtf_p2p.protocol.replay.log import Opening
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
+from gwtf_p2p.version import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +161,10 @@ class RunningPeer:
 
     async def measure(self) -> None:
         """Time this peer's work before anybody plans on it: what is published is measured, never a guess."""
-        self.driver.machine.measured(await self.compute.measure())
+        measured = await self.compute.measure()
+        self.driver.machine.measured(measured)
+        if self.event_log is not None:
+            self.event_log.begin(Opening(self.settings, measured, VERSION, self.run, self.place.shard))
 
     async def serve(self, stop: asyncio.Event) -> Stage | None:
         """Take part until told to stop, or until this peer is to begin anew in another stage, which is returned."""
@@ -286,9 +292,9 @@ class RunningPeer:
             self.on_report({"name": "joined", "seconds": seconds, "steps": str(times), "step_s": dict(times.step_s)})
         self.records.publish_soon()
 
-    def _on_event(self, event: ev.Event, now: float) -> None:
+    def _on_event(self, event: ev.Event, now: float, effects: Sequence[ef.Effect], raised: str) -> None:
         if self.event_log is not None:
-            self.event_log.write(event, now)
+            self.event_log.write(event, now, effects, raised)
         if isinstance(event, ev.Computed) and not self._has_computed and event.work in (ev.Work.BACKWARD, ev.Work.FINISH):
             self._has_computed = True
             self.on_report({"name": "first_microbatch", "seconds": round(self.times.seconds, 3)})
