@@ -45,9 +45,9 @@ def _tensor(event: ev.Offered | ev.Delivered | ev.DeliveryBroken) -> str:
 
 
 def _planned(event: ev.Planned) -> str:
-    """The plan's flows and reason: how far the forecast behind it has got is no part of what the peer is told."""
-    plan = event.result
-    return f"{type(plan).__name__} {getattr(plan, 'flows', '')} {getattr(plan, 'reason', '')}"
+    """The plan's flows and reason: the plan that it revises is no part of what the peer is told."""
+    plan = event.plan
+    return f"{type(plan).__name__} {plan.flows} {plan.reason}" if plan is not None else "NoneType  "
 
 
 _ABOUT: dict[type[Any], Callable[[Any], str]] = {
@@ -63,7 +63,6 @@ _ABOUT: dict[type[Any], Callable[[Any], str]] = {
     ev.Computed: lambda e: f"{e.work.name} {e.microbatch}",
     ev.Planned: _planned,
     ev.TimerFired: lambda e: f"{e.name[0].value} {e.name[1]}",
-    ev.Planned: lambda e: f"{e.plan.reason} {e.plan.flows}" if e.plan is not None else "nothing",
     ev.AverageDone: lambda e: f"{e.iteration} {e.attempt} {e.digest}",
 }
 
