@@ -57,7 +57,7 @@ class Coordinator:
         self.ctx, self.participant = context, participant
         self.roster = Roster(context, participant)
         self.admission = Admission(context, participant, self.roster)
-        participant.coordinator = self.roster.coordinator
+        participant.be_led_by(self.roster.coordinator)
         self.attempt: Attempt | None = None
         self.inquiry: Inquiry | None = None
         self.finished: dict[PeerId, Finished] = {}
@@ -320,7 +320,7 @@ class Coordinator:
         if standing.coordinator == other < self.ctx.me:
             if self.participant.version > 0:
                 self._give_up(f"{other} leads")
-                self.participant.data_peers = tuple(sorted({other, *self.roster.voters()}))
+                self.participant.set_voters(tuple(sorted({other, *self.roster.voters()})))
                 self._unsure = True
         else:
             self.ctx.emit(Send(other, self.participant.standing()))

@@ -54,7 +54,8 @@ Correction = tuple[Work, MicrobatchId]
 class Participant:
     """`version`: the iteration that this peer takes part in. `weights`: what its weights are at, equal unless it follows.
 
-    `drop_held`: everything that this peer holds belongs to iterations that it has no part in (its owner drops it).
+    `active`: the swarm lets this data peer take part; `taking_part`: it does, in the iteration at hand. Others read these
+    fields; what changes them is said here, by name.
     """
 
     def __init__(self, context: Context) -> None:
@@ -75,8 +76,8 @@ class Participant:
         self.leaving = False
         self.coordinator: Callable[[], PeerId | None] = lambda: None
         self.behind = False
-        self.fell_behind = False
-        self.drop_held = False
+        self._has_fallen_behind = False
+        self._has_let_go = False
         self.data_peers: tuple[PeerId, ...] | None = None
         self._awaited_step: int | None = None
         self._digest = ""
@@ -102,6 +103,52 @@ class Participant:
     def gradient_is_fixed(self) -> bool:
         """No microbatch may be counted now: its gradient is being corrected, averaged or applied."""
         return self.stepping or (self.preparing is not None and not self.prepared)
+
+    # ---- what this peer is told of itself
+
+    def start_from(self, version: int, kept: tuple[int, ...]) -> None:
+        """The program has started with weights of this version; `kept` are the versions that it could restore."""
+        self.version = self.weights = version
+        self.kept = kept
+
+    def keep(self, versions: tuple[int, ...]) -> None:
+        """A checkpoint was written or removed."""
+        self.kept = versions
+
+    def be_led_by(self, coordinator: Callable[[], PeerId | None]) -> None:
+        """Who leads, as this data peer sees it."""
+        self.coordinator = coordinator
+
+    def set_voters(self, data_peers: tuple[PeerId, ...] | None) -> None:
+        """The data peers that began the iteration; None before the first commit, when all that are online do."""
+        self.data_peers = data_peers
+
+    def set_active(self, active: bool) -> None:
+        self.active = active
+
+    def take_part(self, taking_part: bool) -> None:
+        self.taking_part = taking_part
+
+    def join(self) -> None:
+        """It has found where the swarm is: what it says of itself counts from now on."""
+        self.joining = False
+
+    def leave(self) -> None:
+        self.leaving = True
+
+    def count(self, microbatch: MicrobatchId) -> None:
+        """Its gradient is in the sum."""
+        self.counted.add(microbatch)
+
+    def let_go(self) -> bool:
+        """True once after all that this peer holds has come to belong to iterations that it has no part in."""
+        has_let_go, self._has_let_go = self._has_let_go, False
+        return has_let_go
+
+    def fell_behind(self) -> bool:
+        """True once after this peer has fallen behind."""
+        fell, self._has_fallen_behind = self._has_fallen_behind, False
+        return fell
 
     # ---- what the coordinator asks
 
@@ -309,13 +356,14 @@ class Participant:
             where = f"iteration {standing.version}" + (f" of epoch {standing.epoch}" if standing.epoch else "")
             self.fall_behind(f"{sender} is at {where}", self.weights)
 
-    def fall_behind(self, reason: str, weights: int) -> None:
-        """This peer's weights are old, or belong to no version: it must not serve until it has caught up."""
+    def fall_behind(self, reason: str, weights: int, is_known: bool = False) -> None:
+        """This peer's weights are old, or belong to no version: it must not serve until it has caught up. `is_known`: to whom
+        it has to be told (`fell_behind`)."""
         if self.behind:
             return
         self._let_go()
         self.weights = weights
-        self.behind = self.fell_behind = True
+        self.behind, self._has_fallen_behind = True, not is_known
         self.ctx.report("out_of_step", version=self.version, reason=reason)
         self.ctx.emit(Publish())
 
@@ -326,7 +374,7 @@ class Participant:
             self.weights = NO_WEIGHTS  # they may be right, but the gradient is not empty
         self.version, self.ctx.epoch = iteration, epoch
         self.committed = None
-        self.joining = self.behind = self.fell_behind = False
+        self.joining = self.behind = self._has_fallen_behind = False
 
     def _let_go(self) -> None:
         """Nothing that is under way here is of use any more, a step neither."""
@@ -335,7 +383,7 @@ class Participant:
         self.promised, self._early, self._awaited_step = None, None, None
         self.counted.clear()
         self._pending.clear()
-        self.drop_held = True
+        self._has_let_go = True
 
     def downloaded(self, version: int) -> bool:
         """False when the weights are of no use: averages between them and the iteration followed are missing."""

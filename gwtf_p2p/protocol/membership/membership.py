@@ -50,8 +50,7 @@ class Membership:
         return self.state is PeerState.ONLINE and not self.participant.out_of_step
 
     def started(self, event: ev.Started) -> None:
-        self.participant.version = self.participant.weights = event.weights_version
-        self.participant.kept = event.kept
+        self.participant.start_from(event.weights_version, event.kept)
         self.ctx.epoch = event.epoch
         self.ctx.incarnation = event.incarnation or int(self.ctx.now * 1000)
         if self.ctx.view is not None:
@@ -121,7 +120,7 @@ class Membership:
         mine = (ctx.epoch, participant.weights)
         if all(s.position < mine or (s.position == mine and ctx.me < peer) for peer, s in known.items()):
             ctx.report("takes_the_lead", version=participant.version, others=sorted(known))
-            participant.data_peers = (ctx.me,) if participant.weights > 0 else None
+            participant.set_voters((ctx.me,) if participant.weights > 0 else None)
             if participant.behind:
                 self._download(participant.weights, (), own=True)  # to empty the gradient
             else:
@@ -149,14 +148,14 @@ class Membership:
         )
         if in_step:
             if not self.admitted:
-                participant.data_peers = message.data_peers if message.iteration > 0 else None
+                participant.set_voters(message.data_peers if message.iteration > 0 else None)
             self._online(admitted=True)
         elif message.position != participant.position or participant.behind or self._downloading is None:
             ctx.cancel_timer(ev.Timer.SEEK, "")
             self.admitted = ctx.me in message.data_peers and message.epoch > ctx.epoch
             participant.follow(message.iteration, message.epoch)
             ctx.epoch_starts = message.epoch_starts
-            participant.data_peers = message.data_peers if message.iteration > 0 else None
+            participant.set_voters(message.data_peers if message.iteration > 0 else None)
             if self.state is PeerState.JOINING:
                 self.state = PeerState.ONLINE
             ctx.report("catching_up", iteration=message.iteration, donors=list(message.donors))
@@ -206,7 +205,8 @@ class Membership:
     def drained_when(self, nothing_left: bool) -> None:
         """Leave once: the peers that are told do not wait for this one any more."""
         if self.state is PeerState.DRAINING and nothing_left and not self.drained:
-            self.drained = self.participant.leaving = True
+            self.drained = True
+            self.participant.leave()
             if self.moving_to is None:
                 self.ctx.report("drained", version=self.participant.version)
             self._say_goodbye()
@@ -239,8 +239,7 @@ class Membership:
         self.ctx.report("download_failed", reason=reason)
         participant = self.participant
         if not participant.behind and not participant.joining:
-            participant.fall_behind(reason, participant.weights)
-            participant.fell_behind = False
+            participant.fall_behind(reason, participant.weights, is_known=True)
         self.ctx.start_timer(ev.Timer.SEEK, "", self._seek_s)
         self._seek_s = min(2 * self._seek_s, MOST_SEEK_S)
 
@@ -251,7 +250,7 @@ class Membership:
 
     def _online(self, admitted: bool) -> None:
         self.ctx.cancel_timer(ev.Timer.SEEK, "")
-        self.participant.joining = False
+        self.participant.join()
         self.admitted = admitted
         self._seek_s = SEEK_S
         if self.state is PeerState.JOINING:

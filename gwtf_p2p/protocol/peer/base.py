@@ -122,7 +122,7 @@ class PeerMachine(ABC):
             case ev.DownloadFailed():
                 self.membership.download_failed(event)
             case ev.Kept(versions):
-                self.participant.kept = versions
+                self.participant.keep(versions)
             case ev.Planned(plan):
                 self._planned(plan)
             case ev.DrainRequested():
@@ -134,11 +134,9 @@ class PeerMachine(ABC):
     def _settle(self) -> None:
         """What follows from any event: drop what is of no use, go on computing, average, leave."""
         participant = self.participant
-        if participant.drop_held:
-            participant.drop_held = False
+        if participant.let_go():
             self._drop_everything()
-        if participant.fell_behind:
-            participant.fell_behind = False
+        if participant.fell_behind():
             self.membership.fell_behind()
         if participant.position != self._position:
             self._position = participant.position

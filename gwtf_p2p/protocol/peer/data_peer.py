@@ -88,7 +88,8 @@ class DataPeer(PeerMachine):
     # ---- injecting
 
     def _settle(self) -> None:
-        self.participant.active = self.membership.admitted and not self.participant.out_of_step and not self.membership.drained
+        participant, membership = self.participant, self.membership
+        participant.set_active(membership.admitted and not participant.out_of_step and not membership.drained)
         if not self.begun:
             self._begin_when_ready()
         super()._settle()
@@ -134,10 +135,10 @@ class DataPeer(PeerMachine):
         version = self.participant.version
         if self.config.total_iterations and version >= self.config.total_iterations:
             self.complete, self.begun = True, False
-            self.participant.taking_part = False
+            self.participant.take_part(False)
             self.ctx.report("run_complete", iterations=version)
             return
-        self.participant.taking_part = True
+        self.participant.take_part(True)
         self.ctx.report("iteration_begins", iteration=version)
         self._pending = list(range(self.config.microbatches))
         self.finishing.clear()
@@ -286,7 +287,7 @@ class DataPeer(PeerMachine):
             ctx.move(held, Phase.RETURNING)
             self.return_gradient.begin(held)
         else:
-            self.participant.counted.add(held.id)
+            self.participant.count(held.id)
             ctx.move(held, Phase.DONE)
             ctx.report("microbatch_done", microbatch=held.name, loss=held.loss, route=list(held.done_by))
             self.finishing.report()
@@ -355,14 +356,16 @@ class DataPeer(PeerMachine):
         if self.begun and serves:
             self._begin_iteration()
         else:
-            self.begun = self.participant.taking_part = False
+            self.begun = False
+            self.participant.take_part(False)
 
     def _drop_everything(self) -> None:
         """The microbatches of this data peer are withdrawn: the others close without it."""
         if self.ctx.held:
             self.ctx.report("withdrawn", iteration=self.participant.version, microbatches=len(self.ctx.held))
         super()._drop_everything()
-        self.begun = self.participant.taking_part = False
+        self.begun = False
+        self.participant.take_part(False)
         self._pending.clear()
         self.finishing.clear()
         self.ctx.cancel_timer(ev.Timer.INJECT, "")

@@ -234,7 +234,7 @@ class StagePeer(PeerMachine):
             ctx.move(held, Phase.FORWARDED)
             self.send_activation.begin(held)
         else:
-            self.participant.counted.add(held.id)
+            self.participant.count(held.id)
             ctx.move(held, Phase.DONE)
             self.negotiating.passed(held.id)
             self.return_gradient.begin(held)
