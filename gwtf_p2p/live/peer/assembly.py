@@ -12,7 +12,7 @@ from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
 from gwtf_p2p.protocol.core.lifecycle import TENSORS
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
-from gwtf_p2p.protocol.membership.stage_choice import choose_stage
+from gwtf_p2p.protocol.membership.rebalancing import choose_stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeerConfig
 from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice, stage_peer_config
 from gwtf_p2p.protocol.routers.factory import default_config, router_kind

@@ -70,7 +70,7 @@ class DataPeer(PeerMachine):
         self.coordinator = Coordinator(context, self.participant)
         self.begun = False
         self.complete = False
-        self.finishing = Finishing(self)
+        self.finishing = Finishing(self.membership, self.coordinator, self.repairs, lambda: self.all_injected)
         self._pending: list[int] = []
         self._empty: set[Stage] = set()
         self._said: tuple[int, tuple[str, ...]] = (-1, ())
@@ -307,7 +307,7 @@ class DataPeer(PeerMachine):
             case _:
                 self.coordinator.timer(what)
 
-    def _peer_lost(self, peer: PeerId, reason: str) -> None:
+    def peer_lost(self, peer: PeerId, reason: str) -> None:
         for held in self.ctx.in_order():
             if held.predecessor == peer and held.phase is Phase.RECEIVING_RESULT:
                 self.ctx.move(held, Phase.TRAVELLING)
@@ -317,7 +317,7 @@ class DataPeer(PeerMachine):
         if self.finishing.reported_to == peer:
             self.finishing.report()
 
-    def _peer_cleared(self, peer: PeerId, returned: bool) -> None:
+    def peer_cleared(self, peer: PeerId, returned: bool) -> None:
         if returned:
             self._watch_stages()
             self.coordinator.peer_returned(peer)
@@ -325,7 +325,7 @@ class DataPeer(PeerMachine):
                 self.finishing.report()
         self.coordinator.try_to_prepare()
 
-    def _routes_may_be_open(self) -> None:
+    def routes_may_be_open(self) -> None:
         self._watch_stages()
         self.send_activation.retry_all()
         if self.begun and self._pending:
@@ -345,7 +345,7 @@ class DataPeer(PeerMachine):
                     continue
                 ctx.report("stage_empty" if empty else "stage_staffed", stage=k, iteration=self.participant.version)
 
-    def _others_waited_for(self) -> list[PeerId]:
+    def others_waited_for(self) -> list[PeerId]:
         return self.coordinator.waits_for()
 
     def _iteration_changed(self) -> None:

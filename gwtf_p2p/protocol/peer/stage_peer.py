@@ -238,7 +238,7 @@ class StagePeer(PeerMachine):
             ctx.move(held, Phase.DONE)
             self.negotiating.passed(held.id)
             self.return_gradient.begin(held)
-            self._routes_may_be_open()
+            self.routes_may_be_open()
 
     # ---- time, other peers, iterations
 
@@ -246,18 +246,18 @@ class StagePeer(PeerMachine):
         if what is ev.Timer.PLACEMENT:
             self._look()
 
-    def _peer_lost(self, peer: PeerId, reason: str) -> None:
+    def peer_lost(self, peer: PeerId, reason: str) -> None:
         """Drop what can never be finished: unfinished work of a lost data peer, and half-received tensors."""
         for held in self.ctx.in_order():
             orphaned = held.id.data_peer == peer and held.phase is not Phase.DONE
             if orphaned or (held.predecessor == peer and held.phase is Phase.RECEIVING):
                 held.note(f"dropped: {peer} is lost", self.ctx.now)
-                self._drop(held)
+                self.transfers.drop(held)
 
-    def _peer_cleared(self, peer: PeerId, returned: bool) -> None:
+    def peer_cleared(self, peer: PeerId, returned: bool) -> None:
         pass
 
-    def _routes_may_be_open(self) -> None:
+    def routes_may_be_open(self) -> None:
         self.send_activation.retry_all()
 
     def _iteration_changed(self) -> None:
