@@ -131,7 +131,7 @@ class Context:
     def add(self, held: Held) -> None:
         """Take a microbatch in; later ones come after it in every queue."""
         self._order += 1
-        held.order = self._order
+        held.queue_at(self._order)
         self.held[held.id] = held
         self._by_name[held.name] = held
         self.occupancy += held.phase in HOLDS_CAPACITY

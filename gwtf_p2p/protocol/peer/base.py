@@ -265,7 +265,7 @@ class PeerMachine(ABC):
             return
         if held.phase not in COMPUTING:
             return  # it was dropped and has come again meanwhile
-        held.computed_s += event.seconds
+        held.computed(event.seconds, event.loss)
         if held.unwanted and event.work is ev.Work.FORWARD:
             ctx.discard(held)
             return

@@ -182,12 +182,13 @@ class DataPeer(PeerMachine):
         if held.phase is Phase.RECEIVING_RESULT:
             ctx.move(held, Phase.TRAVELLING)  # the newest offer counts: the transfer before it may have gone astray
         if held.phase is Phase.TRAVELLING:
-            held.predecessor, held.result_attempt = sender, message.attempt
+            held.handed_by(sender)
+            held.result_offered(message.attempt)
             ctx.move(held, Phase.RECEIVING_RESULT)
             ctx.liveness.watch(sender, ctx.out)
             return ef.Answer(Verdict.ACCEPTED)
         if held.phase in HAS_RESULT:
-            held.result_attempt = message.attempt
+            held.result_offered(message.attempt)
             self.return_gradient.new_predecessor(held, sender, message.attempt)
             return ef.Answer(Verdict.DUPLICATE)
         return ef.Answer(Verdict.BUSY, f"not travelling: {held.phase.name}")
@@ -202,7 +203,7 @@ class DataPeer(PeerMachine):
         if held.phase is Phase.RECEIVING_GRADIENT:
             ctx.move(held, Phase.RETURNING)
         if held.phase is Phase.RETURNING:
-            held.gradient_from = sender
+            held.gradient_offered(sender)
             ctx.move(held, Phase.RECEIVING_GRADIENT)
             return ef.Answer(Verdict.ACCEPTED)
         if held.phase in (Phase.QUEUED_FINISH, Phase.FINISH, Phase.DONE):
@@ -220,7 +221,7 @@ class DataPeer(PeerMachine):
         elif isinstance(message, Forward) and held.phase is Phase.RECEIVING_RESULT:
             ctx.move(held, Phase.QUEUED_LOSS)
         elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
-            held.done_by = message.done_by
+            held.gradient_is_here(message.done_by)
             self.send_activation.returned(held, sender)
             ctx.move(held, Phase.QUEUED_FINISH)
             ctx.router.observe_end(held.id, ctx.now)
@@ -283,7 +284,6 @@ class DataPeer(PeerMachine):
             ctx.move(held, Phase.TRAVELLING)
             self.send_activation.begin(held)
         elif event.work is ev.Work.LOSS:
-            held.loss = event.loss
             ctx.move(held, Phase.RETURNING)
             self.return_gradient.begin(held)
         else:

@@ -123,7 +123,7 @@ class Finishing:
         if self.ledger.tries(gap) > 1:
             redo = replace(redo, generation=held.attempt[0] + 1)
             if gap.before != ctx.me:
-                held.attempt = (redo.generation,)
+                held.begin_again(redo.generation)
         if gap.before == ctx.me:
             repairs.asked_to_redo(redo)
         else:

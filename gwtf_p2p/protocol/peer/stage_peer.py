@@ -116,7 +116,7 @@ class StagePeer(PeerMachine):
             if len(self._refused) < MOST_REFUSED:
                 self._refused[sender] = None
             return ef.Answer(Verdict.BUSY, full)
-        new = Held(message.microbatch, message.attempt, Phase.RECEIVING, sender, message.ahead)
+        new = Held(message.microbatch, message.attempt, Phase.RECEIVING, sender, ahead=message.ahead)
         new.note(f"accepted from {sender}, attempt {message.attempt}", ctx.now)
         ctx.add(new)
         ctx.liveness.watch(new.id.data_peer, ctx.out)
@@ -150,12 +150,11 @@ class StagePeer(PeerMachine):
         if message.attempt < held.attempt:
             self.ctx.emit(ef.Send(sender, Superseded(held.id, held.attempt)))
             return ef.Answer(Verdict.REFUSED, SUPERSEDED)
-        held.unwanted = False
-        restarted = message.attempt[0] > held.attempt[0]
-        held.attempt = message.attempt
+        restarted = held.offered_again(message.attempt)
         self.ctx.liveness.watch(sender, self.ctx.out)
         if held.phase is Phase.RECEIVING:
-            held.predecessor, held.ahead = sender, message.ahead
+            held.handed_by(sender)
+            held.go_by(message.ahead)
             self.ctx.cancel_timer(ev.Timer.ORPHAN, held.name)
             return ef.Answer(Verdict.ACCEPTED)
         self.return_gradient.new_predecessor(held, sender, message.attempt)
@@ -171,7 +170,7 @@ class StagePeer(PeerMachine):
         if held.phase is Phase.RECEIVING_GRADIENT:
             ctx.move(held, Phase.FORWARDED)  # the newest offer counts: the transfer before it may have gone astray
         if held.phase is Phase.FORWARDED:
-            held.gradient_from = sender
+            held.gradient_offered(sender)
             ctx.move(held, Phase.RECEIVING_GRADIENT)
             return ef.Answer(Verdict.ACCEPTED)
         if held.phase in HAS_GRADIENT:
@@ -185,10 +184,10 @@ class StagePeer(PeerMachine):
         if held is None:
             ctx.emit(ef.Discard(message.microbatch))
         elif isinstance(message, Forward) and held.phase is Phase.RECEIVING:
-            held.delivered_at = ctx.now
+            held.delivered(ctx.now)
             ctx.move(held, Phase.QUEUED_FORWARD)
         elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
-            held.done_by = message.done_by
+            held.gradient_is_here(message.done_by)
             self.send_activation.returned(held, sender)
             ctx.move(held, Phase.QUEUED_BACKWARD)
 
@@ -230,7 +229,7 @@ class StagePeer(PeerMachine):
     def _computed(self, held: Held, event: ev.Computed) -> None:
         ctx = self.ctx
         if event.work is ev.Work.FORWARD:
-            held.forward_held_s = ctx.now - held.delivered_at
+            held.forwarded(ctx.now)
             ctx.move(held, Phase.FORWARDED)
             self.send_activation.begin(held)
         else:

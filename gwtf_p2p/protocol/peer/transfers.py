@@ -66,6 +66,6 @@ class Transfers:
     def drop(self, held: Held) -> None:
         """Forget a microbatch, as soon as it is not being computed."""
         if held.phase in COMPUTING:
-            held.unwanted = True
+            held.drop_later()
         else:
             self.ctx.discard(held)

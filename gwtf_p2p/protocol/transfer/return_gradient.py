@@ -27,7 +27,7 @@ class ReturnGradient:
         ctx = self.ctx
         if held.returning is Returning.PUSHING:
             ctx.end_push(held.return_token, cancel=True)
-        held.return_token = ctx.new_push(held, back=True)
+        held.return_with(ctx.new_push(held, back=True))
         held.to_returning(Returning.PUSHING, ctx.now)
         done_by = (ctx.me, *held.done_by) if self.stage <= ctx.stages else ()
         message = Backward(held.id, held.attempt, Stage(self.stage - 1), done_by)
@@ -64,7 +64,7 @@ class ReturnGradient:
         """The transfer takes too long, or a blocked one is due for another try."""
         ctx = self.ctx
         if held.returning is Returning.PUSHING:
-            held.asked += 1
+            held.ask()
             if held.asked % 2 == 0 and held.predecessor not in ctx.liveness.excluded:
                 self.begin(held)  # it has answered since, so this transfer has gone astray
                 return
@@ -105,14 +105,14 @@ class ReturnGradient:
             ctx.emit(Send(former, Superseded(held.id, attempt[:-1])))
         ctx.cancel_timer(Timer.ORPHAN, held.name)
         held.note(f"predecessor {former} -> {sender}", ctx.now)
-        held.predecessor = sender
+        held.handed_by(sender)
         under_way = held.returning is Returning.PUSHING and former == sender
         if held.returning is not Returning.IDLE and not under_way:
-            held.asked = 0
+            held.heard()
             self.begin(held)
 
     def _held(self, held: Held) -> None:
-        held.asked = 0
+        held.heard()
         self.ctx.end_push(held.return_token)
         self.ctx.cancel_timer(Timer.RETURN, held.name)
         held.to_returning(Returning.HELD, self.ctx.now)

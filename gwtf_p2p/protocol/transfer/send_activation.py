@@ -62,7 +62,7 @@ class SendActivation:
         One that was handed on anew is led to the peers that have it already, whatever the plan says."""
         is_first = not any(held.attempt[1:])
         if self._planner is not None and not self.is_last and is_first:
-            held.ahead = self._planner.revised(held.id, self.target) or held.ahead
+            held.go_by(self._planner.revised(held.id, self.target) or held.ahead)
         self.to_routing(held)
         self.route(held)
 
@@ -74,7 +74,7 @@ class SendActivation:
         for what in WAITS:
             ctx.cancel_timer(what, held.name)
         if to is not None:
-            held.ahead = (to, *held.ahead[1:])
+            held.go_first_to(to)
         self.to_routing(held)
         self.route(held)
 
@@ -111,10 +111,10 @@ class SendActivation:
             if held is None or held.sending not in (Sending.ROUTING, Sending.PUSHING):
                 del self._refused[microbatch]
                 continue
-            held.tried.discard(peer)
+            held.may_try(peer)
             if held.sending is Sending.ROUTING and offers > 0:
                 offers -= 1
-                held.ahead = (peer, *held.ahead[1:])
+                held.go_first_to(peer)
                 self.retry(held)
 
     def route(self, held: Held) -> None:
@@ -134,22 +134,19 @@ class SendActivation:
             answer = ctx.router.route(RouteRequest(held.id, ctx.me, self.target, last, excluded, rejoin), ctx.now)
             if isinstance(answer, NoRoute):
                 held.note(f"no route: {answer.reason}", ctx.now)
-                held.tried.clear()
+                held.may_try()
                 is_refused = held.id in self._refused
                 ctx.start_timer(Timer.ROUTE, held.name, ctx.timings.deadline_s(("room",), RETRY_S) if is_refused else RETRY_S)
                 return
-            held.ahead = answer.peers + (rest if rejoin else ())
+            held.go_by(answer.peers + (rest if rejoin else ()))
         self._push(held, held.ahead[0])
 
     def _push(self, held: Held, peer: PeerId) -> None:
         ctx = self.ctx
-        held.push_token = ctx.new_push(held, back=False)
-        held.successor, held.beyond = peer, None
-        held.waits_since, held.taken_at = ctx.now, None
+        held.pushed_to(peer, ctx.new_push(held, back=False), ctx.now)
         self._routing.discard(held.id)
         held.to_sending(Sending.PUSHING, ctx.now)
-        message = Forward(held.id, (*held.attempt, held.handed), self.target, held.ahead[1:], ctx.epoch)
-        held.handed += 1
+        message = Forward(held.id, (*held.attempt, held.hand()), self.target, held.ahead[1:], ctx.epoch)
         ctx.liveness.watch(peer, ctx.out)
         ctx.emit(Push(held.push_token, peer, message, Slot.OUTPUT))
         ctx.start_timer(Timer.PUSH, held.name, self._push_deadline_s(held))
@@ -162,7 +159,7 @@ class SendActivation:
         if next_peer is None or event.token != held.push_token or held.sending is not Sending.PUSHING:
             return
         if event.verdict is Verdict.ACCEPTED:
-            held.taken_at = ctx.now
+            held.taken(ctx.now)
             return
         ctx.end_push(event.token)
         if event.verdict is Verdict.DUPLICATE:
@@ -172,11 +169,11 @@ class SendActivation:
             self._unwanted(held, next_peer, event.detail)
             return
         self._observe(held, next_peer, None, event.verdict.name)
-        held.tried.add(next_peer)
+        held.tried_in_vain(next_peer)
         if event.verdict is Verdict.BUSY:
             self._refused.setdefault(held.id, ctx.now)
         if event.verdict is Verdict.REFUSED and held.ahead:
-            held.ahead = (NOBODY, *held.ahead[1:])  # it is no peer of that stage (any more): waiting for it is no use
+            held.go_first_to(NOBODY)  # it is no peer of that stage (any more): waiting for it is no use
         ctx.cancel_timer(Timer.PUSH, held.name)
         self.to_routing(held)
         if self.is_last:
@@ -189,7 +186,7 @@ class SendActivation:
         ctx = self.ctx
         held.note(f"{next_peer} does not want it: {why}", ctx.now)
         if held.id.data_peer == ctx.me:
-            held.attempt = (held.attempt[0] + 1,)
+            held.begin_again(held.attempt[0] + 1)
             ctx.cancel_timer(Timer.PUSH, held.name)
             self.to_routing(held)
             ctx.start_timer(Timer.ROUTE, held.name, RETRY_S)
@@ -215,15 +212,12 @@ class SendActivation:
     def _accepted(self, held: Held) -> None:
         ctx = self.ctx
         assert held.successor is not None
-        held.walking = False
         refused_at = self._refused.pop(held.id, None)
         if refused_at is not None:
             ctx.timings.observe(("room",), ctx.now - refused_at)
-        held.taken_at = held.taken_at or ctx.now
+        held.accepted(ctx.now)
         ctx.end_push(held.push_token)
         ctx.cancel_timer(Timer.PUSH, held.name)
-        held.tried.clear()
-        held.asked = 0
         if held.lost_at is not None:
             self._recovered(held, held.lost_at)
         held.to_sending(Sending.AWAITING, ctx.now)
@@ -243,9 +237,9 @@ class SendActivation:
         if held.beyond is None and ctx.is_armed(Timer.COMPLETE, held.name):
             ctx.timings.observe(("complete", sender), ctx.now - held.waits_since)
             ctx.cancel_timer(Timer.COMPLETE, held.name)
-            held.asked = 0
+            held.heard()
             self._wait(held, Timer.BACKWARD)
-        held.beyond = message.successor
+        held.followed_by(message.successor)
         seconds = (ctx.timings.median_s(("push", sender)) or 0.0) + message.held_s
         ctx.timings.observe(("hop",), seconds)
         self._observe(held, sender, seconds, "")
@@ -255,7 +249,7 @@ class SendActivation:
         ctx = self.ctx
         if held.successor is None or held.sending not in WAITING:
             return
-        held.asked += 1
+        held.ask()
         if held.asked > 2 and held.asked % 2 and held.successor not in ctx.liveness.excluded:
             # It lives and says that it holds this, so something has gone astray on the way there or back. If it is only
             # slow, it answers that it has it.
@@ -281,7 +275,7 @@ class SendActivation:
             ctx.emit(Send(former, Superseded(held.id, (*held.attempt, held.handed))))
         for what in (*WAITS, Timer.ROUTE):
             ctx.cancel_timer(what, held.name)
-        held.successor = sender
+        held.returned_by(sender)
         if held.lost_at is not None:
             self._recovered(held, held.lost_at)
         if held.sending is not Sending.RETURNED:
@@ -295,7 +289,7 @@ class SendActivation:
         ctx = self.ctx
         ctx.timings.observe(("recovery",), ctx.now - lost_at)
         ctx.report("recovered", microbatch=held.name, seconds=ctx.now - lost_at)
-        held.lost_at = None
+        held.found()
 
     def stop(self, held: Held) -> None:
         """This redo of a finished microbatch leads nowhere: others have taken it over."""
@@ -306,13 +300,13 @@ class SendActivation:
         for what in (*WAITS, Timer.ROUTE):
             self.ctx.cancel_timer(what, held.name)
         self._routing.discard(held.id)
-        held.lost_at = None
+        held.found()
         held.to_sending(Sending.RETURNED, self.ctx.now)
 
     def _wait(self, held: Held, what: Literal[Timer.COMPLETE, Timer.BACKWARD]) -> None:
         """For `Complete` of the next peer, then for the gradient."""
         if not held.asked:
-            held.waits_since = self.ctx.now
+            held.wait_from(self.ctx.now)
         key = ("complete", held.successor) if what is Timer.COMPLETE else ("backward",)
         deadline_s = self.ctx.timings.deadline_s(key, WAIT_PRIOR_S)
         self.ctx.start_timer(what, held.name, deadline_s * 2 ** min(held.asked, MOST_DOUBLINGS))
