@@ -19,11 +19,12 @@ from gwtf_p2p.protocol.commit.admission import Admission
 from gwtf_p2p.protocol.commit.attempt import Attempt, prepares
 from gwtf_p2p.protocol.commit.inquiry import Inquiry, Outcome, common_version, decide, stages_without
 from gwtf_p2p.protocol.commit.participant import Participant
+from gwtf_p2p.protocol.commit.reports import Reports
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.events import CoordinatorTimer, Timer
-from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.wire.messages import (
     Abort,
     Ballot,
@@ -31,7 +32,6 @@ from gwtf_p2p.protocol.wire.messages import (
     Finished,
     Inquire,
     Lost,
-    Missing,
     NotPrepared,
     Prepared,
     Standing,
@@ -60,7 +60,8 @@ class Coordinator:
         participant.be_led_by(self.roster.coordinator)
         self.attempt: Attempt | None = None
         self.inquiry: Inquiry | None = None
-        self.finished: dict[PeerId, Finished] = {}
+        self.reports = Reports(context)
+        self.finished = self.reports.finished
         self._unsure = True
         self._number = 0
         self._prepared_at = 0.0
@@ -74,12 +75,12 @@ class Coordinator:
             self.finished[sender] = message
             for peer in sorted({peer for credit in message.ledger for peer in credit.peers if peer}):
                 if self.ctx.liveness.is_lost(peer):
-                    self._void(peer, None)
+                    self.reports.void(peer, None)
             if not self.roster.coordinates:
                 self.ctx.emit(Send(sender, self.participant.standing()))  # it thinks that this peer does
             self.try_to_prepare()
         elif position < self.participant.position:
-            self._show_the_way(sender, None)
+            self.admission.show_the_way(sender, None)
 
     def try_to_prepare(self) -> None:
         """Send out a `Prepare` if all is there; otherwise say what is missing, and ask for it after a while."""
@@ -87,7 +88,7 @@ class Coordinator:
         if not self.roster.coordinates or self.attempt is not None or self.inquiry is not None:
             return
         missing = [peer for peer in self.roster.data_peers() if peer not in self.finished]
-        doubtful = self._credited() & ctx.liveness.excluded
+        doubtful = self.reports.credited(self.roster.data_peers()) & ctx.liveness.excluded
         if missing or doubtful:
             said = (version, tuple(missing), doubtful)
             if self.finished and said != self._said:
@@ -118,11 +119,6 @@ class Coordinator:
             ctx.emit(Send(peer, self.attempt.groups[stage]))
         ctx.start_timer(Timer.AVERAGE, "", ctx.timings.deadline_s(("average",), AVERAGE_PRIOR_S))
 
-    def _credited(self) -> frozenset[PeerId]:
-        live = self.roster.data_peers()
-        ledgers = [finished.ledger for peer, finished in self.finished.items() if peer in live]
-        return frozenset(peer for ledger in ledgers for credit in ledger for peer in credit.peers if peer)
-
     # ---- an attempt under way
 
     def prepared(self, sender: PeerId, message: Prepared) -> None:
@@ -148,7 +144,7 @@ class Coordinator:
         if attempt is None or (message.iteration, message.attempt) != (self.participant.version, attempt.number):
             return
         if message.missing:
-            self._void(sender, frozenset(message.missing))
+            self.reports.void(sender, frozenset(message.missing))
         if message.suspect is not None:
             self.ctx.suspect(message.suspect, f"{sender} could not average with it: {message.reason}")
         self._give_up(f"{sender}: {message.reason}")
@@ -166,20 +162,6 @@ class Coordinator:
         self._admit_joiners()
         ctx.start_timer(Timer.PREPARE, "", PREPARE_RETRY_S)
 
-    def _void(self, peer: PeerId, microbatches: frozenset[MicrobatchId] | None) -> None:
-        """A peer does not have (some of) what is credited to it: its data peers must have it redone and report again."""
-        for data_peer, finished in sorted(self.finished.items()):
-            void: dict[Stage, list[MicrobatchId]] = {}
-            for credit in finished.ledger:
-                microbatch = MicrobatchId(data_peer, finished.iteration, credit.index)
-                for k, credited in enumerate(credit.peers, start=1):
-                    if credited == peer and (microbatches is None or microbatch in microbatches):
-                        void.setdefault(Stage(k), []).append(microbatch)
-            if void:
-                del self.finished[data_peer]
-            for stage, missing in void.items():
-                self.ctx.emit(Send(data_peer, Missing(peer, stage, tuple(missing))))
-
     def waits_for(self) -> list[PeerId]:
         """Participants that have not averaged, peers that have not said where they stand."""
         if self.attempt is not None:
@@ -187,7 +169,6 @@ class Coordinator:
         return self.inquiry.waiting_for() if self.inquiry is not None else []
 
     def timer(self, what: CoordinatorTimer) -> None:
-        """Something is late, or it is time to try again."""
         match what:
             case Timer.AVERAGE:
                 self._average_is_late()
@@ -292,7 +273,7 @@ class Coordinator:
         elif standing.leaving:
             self._leaves(sender)
         elif standing.position < position:
-            self._show_the_way(sender, standing)
+            self.admission.show_the_way(sender, standing)
         elif standing.position == position:
             self.roster.enter(sender, standing)
             if standing.coordinator not in (None, self.ctx.me) and self.roster.coordinates:
@@ -307,7 +288,7 @@ class Coordinator:
                 self._give_up(f"{sender} is not free for it")
         if attempt is not None and sender in attempt.participants and (standing.joining or standing.position != position):
             self.roster.remove(sender, gone=False)
-            self._void(sender, None)
+            self.reports.void(sender, None)
             self._give_up(f"{sender} is not at iteration {position[1]}")
 
     def _waits_to_take_part(self, peer: PeerId, standing: Standing) -> bool:
@@ -343,7 +324,7 @@ class Coordinator:
         if standing.joining:
             self.roster.remove(sender, gone=True)
             self.finished.pop(sender, None)
-            self._void(sender, None)
+            self.reports.void(sender, None)
         self.admission.waiting[sender] = standing
         self._admit_joiners()
         self.try_to_prepare()
@@ -365,15 +346,6 @@ class Coordinator:
             else:
                 self.admission.admit_all()
 
-    def _show_the_way(self, sender: PeerId, standing: Standing | None) -> None:
-        """To a peer that is at an earlier iteration: the commit that it missed, or where to catch up."""
-        ctx, participant = self.ctx, self.participant
-        missed = standing.prepare if standing is not None and standing.prepared else None
-        if missed is not None and missed.iteration == participant.version - 1 and missed.ballot == participant.committed:
-            ctx.emit(Send(sender, Commit(missed.iteration, missed.attempt, missed.coordinator, missed.mean_loss)))
-            return
-        ctx.emit(Send(sender, participant.standing()))
-
     # ---- other peers, other iterations
 
     def peer_lost(self, peer: PeerId, reason: str) -> None:
@@ -382,7 +354,7 @@ class Coordinator:
         stage = self.roster.remove(peer, gone=False)
         self.admission.waiting.pop(peer, None)
         self.finished.pop(peer, None)
-        self._void(peer, None)
+        self.reports.void(peer, None)
         if self.roster.coordinates:
             for other in self.roster.concerned_by_loss(peer, stage):
                 self.ctx.emit(Send(other, Lost(peer, reason)))

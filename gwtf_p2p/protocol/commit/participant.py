@@ -1,6 +1,6 @@
 """One peer's part in closing an iteration: average in the stage group, then one optimizer step, exactly once.
 
-The coordinator (`leading`) sends each participant of each stage group a `Prepare`: the shares to average. A participant first
+The coordinator sends each participant of each stage group a `Prepare`: the shares to average. A participant first
 makes its gradient equal its share: it takes out what it counted but is not credited with (a peer wrongly thought lost, or a
 data peer that died), puts back what an earlier attempt took out, and refuses when something is missing. Then the group
 averages. Only when all participants of all groups have `Prepared`, with equal digests in each group, is the attempt committed;
@@ -11,11 +11,10 @@ over all).
 **No two attempts of one iteration are ever committed**, though coordinators may die or be wrongly thought dead, because
 participants keep a promise (this is Paxos' rule, with all participants of the attempt as its quorum):
 - a participant takes part in attempts of one coordinator only, in rising numbers, until another coordinator has asked where it
-stands
-  (`Inquire`) with a higher number; from then on it takes part in nothing lower;
+  stands (`Inquire`) with a higher number; from then on it takes part in nothing lower;
 - a coordinator that has asked commits the attempt that all participants it can reach have prepared, if there is one, since it
-may have
-  been committed already; otherwise at least one participant has promised never to prepare it, and a new attempt may begin.
+  may have been committed already; otherwise at least one participant has promised never to prepare it, and a new attempt may
+  begin.
 
 A participant that misses a commit (frozen, cut off) is *behind*: it serves nobody, drops what it holds, and catches up
 (`membership`). A peer that catches up *follows*: it is a participant with an empty share, keeps the averages of the iterations
@@ -53,10 +52,7 @@ Correction = tuple[Work, MicrobatchId]
 
 class Participant:
     """`version`: the iteration that this peer takes part in. `weights`: what its weights are at, equal unless it follows.
-
-    `active`: the swarm lets this data peer take part; `taking_part`: it does, in the iteration at hand. Others read these
-    fields; what changes them is said here, by name.
-    """
+    `active`: the swarm lets this data peer take part; `taking_part`: it does, in the iteration at hand."""
 
     def __init__(self, context: Context) -> None:
         self.ctx = context
