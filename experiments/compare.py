@@ -2,11 +2,11 @@
 
     python -m experiments.compare results.jsonl --baseline swarm*
 
-Arms are compared with arms of the same memory ("strict" counts as "limited": kept, up to the capacity). For each scenario and
-memory the baseline is the arm of least median iteration among those that match (so SWARM is given its best; that the choice
-is made on the same seeds is in its favour). A ratio is an arm's mean iteration over the baseline's of the same
-seed: below 1 is faster. The interval is the percentile bootstrap of the median over the seeds, 10,000 draws, fixed seed.
-Prints a Markdown table with the commit and the seeds.
+Arms are compared with all arms that fit the same memory: activations kept up to the capacity (limited, strict), recomputed, or
+both (adaptive). Only "unlimited" is apart. For each scenario the baseline is the arm of least median iteration among those
+that match (so SWARM is given its best; that the choice is made on the same seeds is in its favour). A ratio is an arm's mean
+iteration over the baseline's of the same seed: below 1 is faster. The interval is the percentile bootstrap of the median over
+the seeds, 10,000 draws, fixed seed. Prints a Markdown table with the commit and the seeds.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ class Comparison:
 
 
 def group(line: Line) -> str:
-    """What is compared with each other: the scenario, and the memory where it is not the usual."""
-    memory = "limited" if line["memory"] == "strict" else line["memory"]
-    return str(line["scenario"]) if memory == "limited" else f"{line['scenario']} ({memory})"
+    """What is compared with each other: the scenario, and those with unlimited memory apart."""
+    return str(line["scenario"]) + (" (unlimited)" if line["memory"] == "unlimited" else "")
 
 
 def compare(lines: Sequence[Line], baseline: str) -> list[Comparison]:

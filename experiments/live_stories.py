@@ -23,7 +23,7 @@ from pathlib import Path
 from experiments.support.live_swarm import SmallRun, StoryFailed, Swarm, check, check_equal_weights
 from gwtf_p2p.cli.shared.local_run import BOOTSTRAP, RunFailed
 from gwtf_p2p.live.emulation.faults import MOMENTS, REPLACING, Fault
-from gwtf_p2p.protocol.core.lifecycle import TENSORS
+from gwtf_p2p.protocol.core.lifecycle import done_bytes
 
 SMALL = SmallRun()
 LONGER = replace(SMALL, steps=30)
@@ -225,7 +225,7 @@ def memory_is_full(comparison: Comparison, folder: Path) -> str:
     enough."""
     small = replace(SMALL, peers_per_stage=3, microbatches=6, capacity=8, steps=8)
     one = small.microbatch_size * small.sequence_length * 128 * 4
-    limit = 3 * TENSORS * one
+    limit = 3 * done_bytes(one, one)
     fault = Fault("kill", "averaging", AT, folder / "token")
     options = {"max_kept_bytes": limit, "event_logs": True}
     with Swarm(small, folder, {f"stage1.{i}": fault for i in range(3)}, options) as swarm:

@@ -1,4 +1,4 @@
-"""Our `swarm` against what was measured on the official code (FIELD section 3), with real peers:
+"""Our `swarm` against what was measured on the official code (yandex-research/swarm), with real peers:
 
     python -m experiments.bench.swarm_behaviour [shares] [killed] [frozen] [frozen_official]
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gwtf_p2p.monitor.recovery import RecoveryFigures
+from gwtf_p2p.monitor.traffic import TrafficFigures
 
 Report = Mapping[str, Any]
 
@@ -39,11 +40,13 @@ class RunState:
     averaged: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     empty: set[int] = field(default_factory=set)
     recovery: RecoveryFigures = field(default_factory=RecoveryFigures)
+    traffic: TrafficFigures = field(default_factory=TrafficFigures)
     joined_s: dict[str, float] = field(default_factory=dict)
 
     def hear(self, peer: str, stage: int, report: Report, now: float) -> None:
         """One report of the peer with that name; `now` is the listener's clock."""
         self.recovery.hear(peer, report, self.names)
+        self.traffic.hear(peer, report)
         match report["name"]:
             case "started":
                 self.names[str(report["peer"])] = peer

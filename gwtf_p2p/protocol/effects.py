@@ -62,7 +62,19 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
+    """`keeps`: of a forward, whether its activations are kept for the backward; of a backward, whether they are there. If not,
+    the forward is computed again first, from the input, which is kept in any case.
+    """
+
     work: Work
+    microbatch: MicrobatchId
+    keeps: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DropActivations:
+    """Free what the forward of this microbatch has kept for its backward, its input and output excepted."""
+
     microbatch: MicrobatchId
 
 
@@ -178,6 +190,7 @@ Effect = (
     | Send
     | Ask
     | Compute
+    | DropActivations
     | StartTimer
     | CancelTimer
     | Watch

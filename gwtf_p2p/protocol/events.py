@@ -166,10 +166,13 @@ class SendFailed:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
+    """`again_s` of the `seconds` went into a forward that was computed a second time, because its activations were not kept."""
+
     work: Work
     microbatch: MicrobatchId
     seconds: float
     loss: float | None = None
+    again_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ Nothing is imported here. A stage peer of stage k:
     executor = executor.StageExecutor(part, executor.ExecutorConfig(device="cpu", torch_dtype="float32", recompute=False))
     optimizer = optimizer.PartOptimizer(executor.part.parameters, run.optimizer)   # after the executor chose the device
 
-    x = wire.from_wire(buffer, (B, T, H), run.wire_dtype)
-    y = executor.forward(microbatch, x)         # then wire.to_wire(y, run.wire_dtype)
+    activations = codecs.table.codec_of(run.wire.activations)
+    x = activations.decode(buffer, (B, T, H), executor.device)
+    y = executor.forward(microbatch, x)         # then activations.encode(y)
     gx = executor.backward(microbatch, gy)      # counted under the id; executor.counted, executor.held
     total = executor.gradient_vector()          # total.mean() is averaged in the stage group with weight total.count
     optimizer.step(averaged, iteration)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from gwtf_p2p.cli.main import main
-from gwtf_p2p.cli.shared.run_file import read_run_file
+from gwtf_p2p.cli.shared.run_file import read_run_file, run_from_plain
+from gwtf_p2p.cli.verbs import demo
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.wire.records import WireSpec
 
 PEER = "/ip4/127.0.0.1/tcp/{port}/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
 
@@ -46,7 +49,9 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["demo", "--stages", "0"], "--stages"),
         (["demo", "--steps", "many"], "--steps"),
         (["demo", "--router", "fastest"], "--router"),
-        (["demo", "--wire-dtype", "int3"], "wire_dtype"),
+        (["demo", "--wire-dtype", "int3"], "wire.activations"),
+        (["demo", "--wire", "int3"], "wire.activations"),
+        (["demo", "--wire_averages", "int4"], "wire.averages"),
         (["demo", "--dataset", "text:/nowhere/*.txt"], "/nowhere"),
         (["peer", "--initial_peers", PEER.format(port=1)], "--run_id"),
         (["peer", "--run_id", "r"], "--initial_peers"),
@@ -72,6 +77,11 @@ def test_a_mistake_is_named_in_one_line(arguments: list[str], named: str, capsys
         ("seed = 0", "sede = 0", "sede"),
         ("learning_rate = 1e-3", "learning_rate = -1.0", "learning_rate"),
         ("learning_rate = 1e-3", "lr = 1.0", "optimizer.lr"),
+        ("seed = 0", 'seed = 0\nwire = { activations = "int3" }', "wire.activations"),
+        ("seed = 0", 'seed = 0\nwire = { forwards = "int8" }', "wire.forwards"),
+        ("seed = 0", 'seed = 0\nwire = "int8"', "wire"),
+        ("seed = 0", 'seed = 0\nwire_dtype = "int3"', "wire.activations"),
+        ("seed = 0", 'seed = 0\nwire_dtype = "int8"\nwire = { averages = "int8" }', "wire_dtype"),
         ('"my-run"', '"my run"', "run_id"),
         ("stages = 2", "stages = ", "not TOML"),
     ],
@@ -92,6 +102,36 @@ def test_a_right_run_file_says_everything(tmp_path: Path) -> None:
     assert run.layer_split == ((0, 3), (3, 6))
     assert run.optimizer.learning_rate == 1e-3
     assert run.router == "gwtf"
+
+
+@pytest.mark.parametrize(
+    ("line", "wire"),
+    [
+        ("", WireSpec("float32", "float32", "float32")),
+        ('wire = { activations = "int4", gradients = "int8" }', WireSpec("int4", "int8", "float32")),
+        ('wire = { averages = "int8" }', WireSpec("float32", "float32", "int8")),
+        ('wire_dtype = "bfloat16"', WireSpec("bfloat16", "bfloat16", "float32")),
+    ],
+)
+def test_a_run_file_says_how_tensors_travel(line: str, wire: WireSpec, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(RUN_FILE.replace("seed = 0", f"seed = 0\n{line}"))
+    assert read_run_file(path).wire == wire
+
+
+@pytest.mark.parametrize(
+    ("flags", "wire"),
+    [
+        ([], WireSpec()),
+        (["--wire", "int8"], WireSpec("int8", "int8")),
+        (["--wire", "int4", "--wire_averages", "int8"], WireSpec("int4", "int8", "int8")),
+        (["--wire_dtype", "bfloat16"], WireSpec("bfloat16", "bfloat16")),
+    ],
+)
+def test_four_bits_in_a_demo_are_for_activations_alone(flags: list[str], wire: WireSpec) -> None:
+    parser = argparse.ArgumentParser()
+    demo.add_parser(parser.add_subparsers())
+    assert run_from_plain(demo.plain_run(parser.parse_args(["demo", *flags])), "test").wire == wire
 
 
 def test_flags_from_a_file_give_way_to_flags_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

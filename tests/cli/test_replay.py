@@ -14,10 +14,11 @@ from gwtf_p2p.cli.main import main
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, Stage
-from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice, compose, stage_peer_config
+from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice, compose
+from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
 from gwtf_p2p.protocol.replay.log import LogReader, LogWriter, Opening
 from gwtf_p2p.protocol.replay.replay import replay
-from gwtf_p2p.protocol.routers.factory import KINDS, default_config, router_kind
+from gwtf_p2p.protocol.routers.factory import KINDS, default_config
 from gwtf_p2p.protocol.schedule.iteration_plan import plan_for, revise
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from tests.protocol.flow.problems import record
@@ -34,7 +35,7 @@ def opening(router: str = "gwtf") -> Opening:
         stage=Stage(1),
         stages=2,
         router=RouterChoice(router, config, seed=3),
-        stage_peer=stage_peer_config(router_kind(router), config, 2),
+        stage_peer=StagePeerConfig(2, config.queues_inputs, moves=True),
     )
     return Opening(settings, {ev.Work.FORWARD: 0.1, ev.Work.BACKWARD: 0.2}, "test")
 

@@ -1,4 +1,4 @@
-"""Which folder may import which (DESIGN section 2), and that importing the package does no work."""
+"""Which folder may import which, and that importing the package does no work."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ class LabObserver:
         self._pipe.send(None)
         if not self._pipe.poll(ANSWER_S):
             raise TimeoutError(f"the observer has found nothing within {ANSWER_S:.0f} s")
-        records, stages, microbatch_bytes = self._pipe.recv()
-        return NetworkView.of(records, stages, microbatch_bytes)
+        records, run = self._pipe.recv()
+        return NetworkView.of(records, run.stages, run.activation_bytes, gradient_bytes=run.gradient_bytes)
 
     def stop(self) -> None:
         self._process.kill()
@@ -48,7 +48,7 @@ def _look_when_asked(pipe: Connection, initial: Sequence[str], run_id: str) -> N
     def on_look(state: SwarmState, changes: list[Change]) -> bool:
         if pipe.poll():
             pipe.recv()
-            pipe.send((list(state.records.values()), state.run.stages, state.run.activation_bytes))
+            pipe.send((list(state.records.values()), state.run))
         return False
 
     uvloop.run(observe(parse_initial_peers(initial, {}), RunId(run_id), on_look, asyncio.Event()))

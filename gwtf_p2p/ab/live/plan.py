@@ -12,13 +12,13 @@ from gwtf_p2p.live.emulation.emulation import AVERAGE, MICROBATCH, STATE, Emulat
 from gwtf_p2p.live.libp2p.daemon import P2POptions
 from gwtf_p2p.live.libp2p.identity import load_or_create_identity
 from gwtf_p2p.live.peer.config import PeerConfig
-from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.simulation.bounds.bound import Bound, bound_of
 from gwtf_p2p.simulation.lines.links import LinkSpec
 from gwtf_p2p.simulation.swarm.build import Memory, Swarm, build
+from gwtf_p2p.training.compute.executor import ExecutorConfig
 from gwtf_p2p.training.model.split import PartSpec, parameter_shapes
 
 FLOAT_BYTES = 4
@@ -26,12 +26,6 @@ STATE_COPIES = 3
 """Weights and two moments."""
 
 DRAIN_S = 60.0
-
-
-def check_live(task: RunTask) -> None:
-    """Raises InputError for what only the simulator can do."""
-    if task.arm.memory is Memory.RECOMPUTED:
-        raise InputError("--routers", task.arm_text, "recomputed memory is only simulated; live peers keep activations")
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,6 @@ class LivePlan:
     @staticmethod
     def of(task: RunTask, folder: Path) -> LivePlan:
         """Raises InputError."""
-        check_live(task)
         scenario = scaled(task.scenario, task.time_scale)
         swarm = build(scenario, task.arm, task.seed, lambda peer, report, now: None)
         stage_peers = [g for g in scenario.groups if not g.is_data]
@@ -99,6 +92,8 @@ class LivePlan:
             drain_s=DRAIN_S if self.task.arm.config.rebalance_period_s else 0.0,
             router_config=self.task.arm.config,
             queues=self.task.arm.queues,
+            recomputes=self.task.arm.memory is Memory.ADAPTIVE,
+            executor=ExecutorConfig(recompute=self.task.arm.memory is Memory.RECOMPUTED),
             emulation=self._emulation(drawn.work_seconds(), stage, socket),
         )
 
@@ -118,10 +113,10 @@ class LivePlan:
         )
 
     def _factors(self, stage: Stage, gradient: int, state: int, microbatch: int) -> dict[str, float]:
-        """Bytes of the scenario's model for each byte of the real one."""
+        """Bytes of the scenario's model, which are float32's, for each byte of the real one."""
         real = FLOAT_BYTES * sum(prod(shape) for shape in parameter_shapes(PartSpec.of(self.record, stage)).values())
         return {
-            MICROBATCH: microbatch / self.record.activation_bytes,
+            MICROBATCH: microbatch / (FLOAT_BYTES * self.record.boundary_values),
             AVERAGE: gradient / real,
             STATE: state / (STATE_COPIES * real),
         }

@@ -1,4 +1,4 @@
-"""FIELD section 3's fairness checklist, point by point, with what this comparison did: printed in every report."""
+"""What makes a comparison with SWARM a fair one, point by point, with what this one did: printed in every report."""
 
 from __future__ import annotations
 

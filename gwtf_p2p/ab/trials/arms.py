@@ -1,6 +1,6 @@
 """The arms of a comparison, by name or written out.
 
-    NAME[:FIELD=VALUE...][@limited|@strict|@recomputed|@unlimited]
+    NAME[:FIELD=VALUE...][@adaptive|@limited|@strict|@recomputed|@unlimited]
 
 NAME is a router or one of `NAMED`, the fields are the router's settings (`protocol/routers/factory`), and what follows @ is
 what stage peers do with activations (`simulation/swarm/build`). `swarm:gamma=0.1:in_flight=4@recomputed`.
@@ -41,7 +41,7 @@ def parse_arm(text: str, recovery: str = "exact", where: str = "--arms") -> Arm:
     known = {choice.value for choice in Memory}
     if at and memory not in known:
         raise InputError(where, "", f"expected @ and one of {', '.join(sorted(known))}, got {text!r}")
-    return Arm(router, configure(router, pairs), recovery, Memory(memory) if at else Memory.LIMITED)
+    return Arm(router, configure(router, pairs), recovery, Memory(memory) if at else Memory.ADAPTIVE)
 
 
 def parse_arms(text: str, where: str) -> tuple[str, ...]:

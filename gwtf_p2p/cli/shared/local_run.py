@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 START_DEADLINE_S = 60.0
 FIGURES_S = 0.2
-"""How often peers tell their memory and the seconds that they have computed."""
+"""How often peers tell their memory, the seconds that they have computed, and the bytes that they have sent."""
+
+LAST_FIGURES_S = 5.0
+"""The longest wait for these figures at the end."""
 
 BOOTSTRAP = "bootstrap"
 GONE = ("killed", "frozen", "left")
@@ -191,6 +194,13 @@ class LocalRun:
                 continue
             self._hear(name, report)
         return heard
+
+    def hear_last_figures(self) -> None:
+        """Wait until everybody that is there has told its figures once more: what was sent at the end is then in them."""
+        waited_for = {name for name, line in self.lines.items() if line.state == "online" and line.role != "bootstrap"}
+        end = time.monotonic() + LAST_FIGURES_S
+        while waited_for and time.monotonic() < end:
+            waited_for -= {name for name, report in self.poll(FIGURES_S) if report["name"] in ("figures", "exited")}
 
     def _hear(self, name: str, report: Mapping[str, Any]) -> None:
         line, now = self.lines[name], time.monotonic()

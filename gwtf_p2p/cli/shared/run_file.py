@@ -4,6 +4,7 @@
     seed = 0
     stages = 3                              # or layer_split = [[0, 2], [2, 4]]
     model = { model_type = "llama", ... }   # a HF config dict, or a name: tiny-llama, tiny-gpt2, a config.json, a hub id
+    wire = { activations = "int8", gradients = "int8", averages = "float32" }   # formats of what is sent; default float32
 
 Everything else is optional and named as in the run record. A wrong field is refused with the file, the field and what was
 expected; nothing is published before the whole file is right.
@@ -16,12 +17,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.wire.codec import from_plain
-from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
+from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord, WireSpec
 
 VOCABULARY = 257
 """Of the byte-level tokenizer: 256 bytes and the end of a document."""
@@ -51,9 +52,14 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
-_OWN_FIELDS = {"model", "stages", "optimizer"}
+Section = TypeVar("Section", OptimizerSpec, WireSpec)
+
+_OWN_FIELDS = {"model", "stages", "optimizer", "wire"}
 OLDER_FIELDS = {"relays_per_stage": "peers_per_stage"}
 """Fields of older run files, and how they are called now."""
+
+WIRE_DTYPE = "wire_dtype"
+"""An older field: one format for activations and gradients alike."""
 
 _INTERNAL = {"model_config", "sequence_number", "schema_version", "wire_version"}
 
@@ -97,7 +103,7 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     from gwtf_p2p.training.data.tokenizer import load_tokenizer
     from gwtf_p2p.training.model.families import check_run, default_layer_split, layer_count
 
-    plain = {OLDER_FIELDS.get(name, name): value for name, value in plain.items()}
+    plain = _with_wire({OLDER_FIELDS.get(name, name): value for name, value in plain.items()}, where)
     allowed = ({f.name for f in fields(RunRecord)} - _INTERNAL) | _OWN_FIELDS
     for name in plain:
         if name not in allowed:
@@ -114,19 +120,31 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     for f in fields(RunRecord):
         if f.default is MISSING and f.default_factory is MISSING and f.name not in record and f.name != "model_config":
             raise InputError(where, f.name, "expected, but missing")
-    optimizer = _optimizer(_table(plain.get("optimizer", {}), where, "optimizer"), where)
-    run = RunRecord(model_config=model_config, optimizer=optimizer, **record)
+    optimizer = _section(OptimizerSpec, plain.get("optimizer", {}), where, "optimizer")
+    wire = _section(WireSpec, plain.get("wire", {}), where, "wire")
+    run = RunRecord(model_config=model_config, optimizer=optimizer, wire=wire, **record)
     run.validate(where)
     check_run(run, load_tokenizer(run.tokenizer).vocabulary, where)
     return run
 
 
-def _optimizer(plain: Mapping[str, Any], where: str) -> OptimizerSpec:
-    hints = get_type_hints(OptimizerSpec)
+def _with_wire(plain: dict[str, Any], where: str) -> dict[str, Any]:
+    """What `wire_dtype` says, as `wire` says it now. Raises InputError when both say something."""
+    if WIRE_DTYPE not in plain:
+        return plain
+    if "wire" in plain:
+        raise InputError(where, WIRE_DTYPE, "expected either wire_dtype or wire = { activations, gradients, averages }")
+    dtype = plain.pop(WIRE_DTYPE)
+    return {**plain, "wire": {"activations": dtype, "gradients": dtype}}
+
+
+def _section(kind: type[Section], value: Any, where: str, section: str) -> Section:
+    """A table of the file as the dataclass of its section. Raises InputError."""
+    plain, hints = _table(value, where, section), get_type_hints(kind)
     for name in plain:
         if name not in hints:
-            raise InputError(where, f"optimizer.{name}", f"unknown field; expected one of {', '.join(sorted(hints))}")
-    return OptimizerSpec(**{name: _typed(hints[name], value, where, f"optimizer.{name}") for name, value in plain.items()})
+            raise InputError(where, f"{section}.{name}", f"unknown field; expected one of {', '.join(sorted(hints))}")
+    return kind(**{name: _typed(hints[name], value, where, f"{section}.{name}") for name, value in plain.items()})
 
 
 def _table(value: Any, where: str, name: str) -> dict[str, Any]:

@@ -26,6 +26,11 @@ from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.routers.factory import router_kind
 from gwtf_p2p.protocol.wire.records import RunRecord
 
+WIRE_HELP = (
+    "float32, bfloat16, float16, fp8, int8 or int4: how activations and their gradients travel between stages; "
+    "int4 means int4 activations and int8 gradients, which bear less (default float32)"
+)
+
 POLL_S = 0.05
 """A churn script is carried out as often: a crash at a drawn moment of an iteration is no later."""
 
@@ -54,7 +59,8 @@ def add_parser(subparsers: Any) -> None:
     number("--sequence_length", type=int, default=128, help="tokens in a sequence (default 128)")
     number("--capacity", type=int, default=4, help="most microbatches that a stage peer holds at once (default 4)")
     number("--learning_rate", type=float, default=1.5e-3)
-    number("--wire_dtype", default="float32", help="float32 or bfloat16: activations on the wire")
+    number("--wire", "--wire_dtype", default="float32", help=WIRE_HELP)
+    number("--wire_averages", default="float32", help="float32, float16 or int8 (with error feedback): gradients in an average")
     number("--torch_dtype", default="float32", help="float32 or bfloat16: how peers compute")
     number("--device", default="cpu", help="cpu, cuda or cuda:N")
     number("--churn", default="", metavar="SCRIPT", help="faults, such as 'kill peer stage=2 at=backward_received iter=3'")
@@ -84,7 +90,9 @@ def run(args: argparse.Namespace) -> int:
 def plain_run(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of the demo's run, as in a run file."""
     names = ("stages", "peers_per_stage", "data_peers", "model", "dataset", "tokenizer", "router", "recovery", "seed")
-    plain = {name: getattr(args, name) for name in (*names, "sequence_length", "microbatch_size", "wire_dtype")}
+    plain = {name: getattr(args, name) for name in (*names, "sequence_length", "microbatch_size")}
+    gradients = "int8" if args.wire == "int4" else args.wire
+    plain["wire"] = {"activations": args.wire, "gradients": gradients, "averages": args.wire_averages}
     plain["microbatches_per_data_peer"] = args.microbatches
     plain["total_iterations"] = args.steps
     plain["optimizer"] = {"learning_rate": args.learning_rate, "warmup_iterations": WARMUP_STEPS}
@@ -135,6 +143,7 @@ class _Demo:
         try:
             self._start()
             failure = self._watch()
+            self.local.hear_last_figures()
         except RunFailed as error:
             failure = str(error)
         except KeyboardInterrupt:
@@ -235,6 +244,7 @@ class _Demo:
             "withdrawn": state.withdrawn,
             "recoveries": dict(state.recoveries),
             "recovery": state.recovery.plain(),
+            "bytes": state.traffic.plain(),
             "churn": {"crashes": self.churn.churn.crashes, "returns": self.churn.churn.returns},
             "joined_seconds": {name: round(s, 2) for name, s in state.joined_s.items()},
             "wall_seconds": round(time.monotonic() - self.local.began, 2),
@@ -250,7 +260,7 @@ class _Demo:
                 f"{state.iterations} steps: loss {losses[0]:.4f} → {losses[-1]:.4f}, {state.tokens_per_second():.0f} tokens/s, "
                 f"median step {statistics.median(seconds):.2f} s"
             )
-        for line in state.recovery.lines():
+        for line in (*state.recovery.lines(), *state.traffic.lines()):
             self._say(line)
         accounting = state.accounting()
         recoveries = ", ".join(f"{kind} {count}" for kind, count in sorted(state.recoveries.items())) or "none"

@@ -1,4 +1,4 @@
-"""`gwtf plan PROBLEM.json`: plans a problem file without a network (DESIGN section 7).
+"""`gwtf plan PROBLEM.json`: plans a problem file without a network.
 
 With `--json` one object on stdout; otherwise the flows drawn stage by stage, their costs, and how good the plan is.
 """
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def answer(router: str, planned: Planned, seconds: float) -> dict[str, object]:
-    """The JSON object of DESIGN section 7. Costs are integers (microseconds, or the unit of the file's `cost` fields)."""
+    """The object that `--json` prints. Costs are integers (microseconds, or the unit of the file's `cost` fields)."""
     plan = planned.plan
     bound = {} if plan.lower_bound_us is None else {"lower_bound": plan.lower_bound_us}
     return {

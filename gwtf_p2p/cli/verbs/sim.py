@@ -1,6 +1,6 @@
 """`gwtf sim SCENARIO.toml --router NAME`: a scenario in virtual time, one line per seed, compared with what is possible.
 
-With `--json` one object per seed on stdout (DESIGN section 7), otherwise a table: the mean iteration after the warm-up, the
+With `--json` one object per seed on stdout, otherwise a table: the mean iteration after the warm-up, the
 bound of an iteration and of the steady throughput (`simulation/bounds/bound`), and how near the run came to each.
 """
 
@@ -42,9 +42,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--memory",
         choices=[memory.value for memory in Memory],
-        default=Memory.LIMITED.value,
-        help="limited: activations are kept up to the capacity (strict: SWARM's stage peers refuse too), recomputed, "
-        "or unlimited",
+        default=Memory.ADAPTIVE.value,
+        help="activations are kept up to the capacity and computed again beyond it (adaptive), or what is beyond it waits "
+        "(limited) or is refused by SWARM's stage peers too (strict); always recomputed; or unlimited",
     )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="of one seed: .jsonl (events), .json (Chrome trace)")
     parser.add_argument("--json", action="store_true", help="one object per seed")

@@ -4,7 +4,7 @@ Who averages, with which weights, under which name, is decided by the protocol; 
 all-reduce: the tensors are cut into as many shares as there are members, in proportion to their line speeds; each member sends
 every other one its piece of that one's share, sums up its own share, and sends the result to all.
 
-Parts of hivemind are used (`TensorPartContainer`, compression), its `AllReduceRunner` is not, for two reasons. It returns the
+hivemind's `TensorPartContainer` is used, its `AllReduceRunner` is not, for two reasons. It returns the
 *difference* to each member's own tensors, so members end with different last bits, and weights that should be equal drift
 apart. And it leaves a member that fails out of the sum without saying so: a gradient that the protocol has counted would be
 lost. Here
@@ -25,20 +25,31 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
-from hivemind.averaging.partition import TensorPartContainer
-from hivemind.compression import CompressionBase, Float16Compression, NoCompression
 
-from gwtf_p2p.live.compute.all_reduce_parts import Batch, average_parts, batches_of, pack_parts, part_bytes, unpack_parts
+from gwtf_p2p.live.compute.all_reduce_parts import (
+    Batch,
+    Parts,
+    Residual,
+    average_parts,
+    batches_of,
+    corrected,
+    cut,
+    pack_parts,
+    pieces_of,
+    unpack_parts,
+)
 from gwtf_p2p.live.rpc.rpc import Header, PushFailed, Rpc
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
+from gwtf_p2p.training.codecs.table import codec_of
 
 KIND = "average"
-COMPRESSIONS: dict[str, CompressionBase] = {"none": NoCompression(), "float16": Float16Compression()}
 _PUSH_S = 60.0
 _ASK_AGAIN_S = (0.02, 0.5)
 _NOT_YET = "not in this group yet"
@@ -91,36 +102,49 @@ class AveragingGroup:
 
 @dataclass(frozen=True, slots=True)
 class AverageResult:
-    """`tensors`: fp32 on the CPU, shapes as given. `digest`: equal for all members that have equal bits."""
+    """`tensors`: fp32 on the CPU, shapes as given. `digest`: equal for all members that have equal bits.
+
+    `residual` is what rounding has taken from this member, shaped like the tensors; empty when the codec rounds nothing away
+    that is to be made up for. It goes into this member's next average if this one is taken.
+    """
 
     tensors: list[torch.Tensor]
     digest: str
     sent_bytes: int
     seconds: float
+    residual: list[torch.Tensor] = field(default_factory=list)
 
 
 class Averager:
     """Takes part in averages over one `Rpc`. Several groups at a time do not disturb each other."""
 
-    def __init__(self, rpc: Rpc, compression: str = "none") -> None:
-        """`compression` (none, float16) is for transfers only and must be equal in the run; sums are in fp32."""
+    def __init__(self, rpc: Rpc, codec: str = "float32") -> None:
+        """The codec (`tensor_formats.AVERAGE_FORMATS`) is for transfers only and the run's; sums are in fp32."""
         self._rpc = rpc
-        self._compression = COMPRESSIONS[compression]
+        self._codec = codec_of(codec, field="wire.averages")
         self._rounds: dict[str, _Round] = {}
         self._begun_elsewhere: OrderedDict[str, set[PeerId]] = OrderedDict()
         rpc.add_service(KIND, self)
 
-    async def average(self, group: AveragingGroup, tensors: Sequence[torch.Tensor], deadline_s: float) -> AverageResult:
+    async def average(
+        self,
+        group: AveragingGroup,
+        tensors: Sequence[torch.Tensor],
+        deadline_s: float,
+        residual: Sequence[torch.Tensor] = (),
+    ) -> AverageResult:
         """The weighted mean of the members' tensors. The inputs must not change meanwhile. Raises AveragingFailed.
 
+        `residual` is that of this member's last average that was taken; whatever becomes of this one, it is not changed.
         Cancelling it withdraws this member; the others then fail by their deadline, or when they are cancelled too.
         """
         start_s = time.perf_counter()
         own = [tensor.detach().to("cpu", torch.float32).contiguous() for tensor in tensors]
+        own = corrected(own, residual, group.weights[group.members.index(self._rpc.peer_id)])
         if len(group.members) == 1:
             return AverageResult(own, await _digest_of(own), 0, time.perf_counter() - start_s)
         assert group.group_id not in self._rounds, "an attempt has a name of its own"
-        round_ = _Round(self._rpc, group, own, self._compression)
+        round_ = _Round(self._rpc, group, own, self._codec)
         self._rounds[group.group_id] = round_
         for member in self._begun_elsewhere.pop(group.group_id, set()):
             round_.begun[member].set()
@@ -129,7 +153,8 @@ class Averager:
         finally:
             del self._rounds[group.group_id]
             round_.container.finalize()
-        return AverageResult(results, await _digest_of(results), round_.sent_bytes, time.perf_counter() - start_s)
+        owed = round_.owed(residual)
+        return AverageResult(results, await _digest_of(results), round_.sent_bytes, time.perf_counter() - start_s, owed)
 
     def peer_lost(self, peer: PeerId, reason: str) -> None:
         """A peer is known to be gone: averages that need it fail now instead of at their deadline."""
@@ -148,9 +173,9 @@ class Averager:
                 self._begun_elsewhere.popitem(last=False)
             return {"accepted": False, "reason": _NOT_YET}
         key = round_.key_of(sender, header)
-        bound = round_.bound_of(key)
-        if payload_bytes > bound:
-            raise RemoteProtocolError(f"{payload_bytes} bytes where at most {bound} are due")
+        due = round_.bytes_of(key)
+        if payload_bytes != due:
+            raise RemoteProtocolError(f"{payload_bytes} bytes where {due} are due")
         if round_.expected[key].done():
             raise RemoteProtocolError("sent twice")
         round_.begun[sender].set()
@@ -178,7 +203,7 @@ Key = tuple[str, int, int]
 class _Round:
     """One attempt at one member."""
 
-    def __init__(self, rpc: Rpc, group: AveragingGroup, own: list[torch.Tensor], compression: CompressionBase) -> None:
+    def __init__(self, rpc: Rpc, group: AveragingGroup, own: list[torch.Tensor], codec: Codec) -> None:
         if rpc.peer_id not in group.members:
             raise ValueError(f"{rpc.peer_id} is no member of {group.group_id}")
         self.group = group
@@ -186,10 +211,10 @@ class _Round:
         self._rpc = rpc
         self._me = group.members.index(rpc.peer_id)
         self._others = [i for i in range(len(group.members)) if i != self._me]
-        self._compression = compression
-        part_size = part_bytes(sum(tensor.numel() for tensor in own), len(group.members))
-        self.container = TensorPartContainer(own, group.fractions, compression, part_size, return_deltas=False)
-        self._pieces = [self.container.get_raw_input_parts(i) for i in range(len(group.members))]
+        self._codec = codec
+        self.container = cut(own, group.fractions)
+        self._pieces = pieces_of(self.container)
+        self._residual = Residual(own, group.fractions) if codec.form.scale_bytes else None
         self._batches = [batches_of(pieces) for pieces in self._pieces]
         loop = asyncio.get_running_loop()
         self.expected: dict[Key, asyncio.Future[memoryview]] = {
@@ -212,9 +237,17 @@ class _Round:
             raise RemoteProtocolError(f"{key[0]:.10} {batch!r:.20} is not due from this peer")
         return key
 
-    def bound_of(self, key: Key) -> int:
-        """Most bytes that this payload can have."""
-        return self._batch(key).max_bytes
+    def bytes_of(self, key: Key) -> int:
+        """How large this payload is."""
+        return self._batch(key).encoded_bytes(self._codec.form)
+
+    def owed(self, before: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What rounding has taken from this member; `before`: what it had taken in earlier averages."""
+        if self._residual is None:
+            return []
+        if self.group.weights[self._me] <= 0:
+            self._residual.unpaid(before)
+        return self._residual.tensors
 
     def fail(self, failure: AveragingFailed) -> None:
         if self._failure is None and self._work is not None:
@@ -251,8 +284,8 @@ class _Round:
 
     async def _send_pieces(self, to: int) -> None:
         for number, batch in enumerate(self._batches[to]):
-            pieces = self._pieces[to][batch.span]
-            payload = await _work(batch.max_bytes, lambda pieces=pieces: pack_parts(pieces, self._compression))
+            parts, weight = self._pieces[to][batch.span], self.group.weights[self._me]
+            payload, _ = await _work(batch.float_bytes, partial(self._rounded, to, batch, parts, weight))
             await self._push(to, "part", number, payload)
 
     async def _sum_up(self, tasks: asyncio.TaskGroup) -> None:
@@ -265,10 +298,7 @@ class _Round:
                     contributions.append((weight, self._pieces[self._me][batch.span]))
                 elif weight > 0:
                     contributions.append((weight, await self._arrived(("part", member, number))))
-            payload, parts = await _work(
-                batch.max_bytes * len(contributions),
-                lambda: self._share_of(batch, contributions),  # noqa: B023  awaited here
-            )
+            payload, parts = await _work(batch.float_bytes * len(contributions), partial(self._share_of, batch, contributions))
             self._register(self._me, batch, parts)
             for other in self._others:
                 tasks.create_task(self._push(other, "result", number, payload))
@@ -277,8 +307,20 @@ class _Round:
         self, batch: Batch, contributions: Sequence[tuple[float, tuple[torch.Tensor, ...]]]
     ) -> tuple[bytes, tuple[torch.Tensor, ...]]:
         """Our finished batch as all others get it, and as they decode it."""
-        payload = pack_parts(average_parts(contributions), self._compression)
-        return payload, unpack_parts(payload, batch, self._compression)
+        payload, rounded = self._rounded(self._me, batch, average_parts(contributions), sum(self.group.weights))
+        return payload, unpack_parts(payload, batch, self._codec) if rounded is None else rounded
+
+    def _rounded(self, member: int, batch: Batch, parts: Parts, weight: float) -> tuple[bytes, Parts | None]:
+        """The payload of parts of a member's share; what it is read as, if rounding is made up for. Raises AveragingFailed."""
+        try:
+            payload = pack_parts(parts, self._codec)
+        except NotFiniteError as error:
+            raise AveragingFailed(self._rpc.peer_id, str(error)) from error
+        if self._residual is None:
+            return payload, None
+        rounded = unpack_parts(payload, batch, self._codec)
+        self._residual.lost(member, batch.span, parts, rounded, weight)
+        return payload, rounded
 
     async def _collect(self) -> list[torch.Tensor]:
         for other in self._others:
@@ -293,7 +335,7 @@ class _Round:
     async def _arrived(self, key: Key) -> tuple[torch.Tensor, ...]:
         payload, batch = await self.expected[key], self._batch(key)
         try:
-            return await _work(len(payload), lambda: unpack_parts(payload, batch, self._compression))
+            return await _work(len(payload), lambda: unpack_parts(payload, batch, self._codec))
         except RemoteProtocolError as error:
             raise AveragingFailed(self.group.members[key[1]], str(error)) from error
 

@@ -1,26 +1,27 @@
-"""Parts of tensors on their way through an average: cutting into batches, bytes and back, and the sum itself.
+"""Parts of tensors on their way through an average: cutting into batches, bytes and back, the sum itself, and
+what rounding takes.
 
 Pure functions; the long ones are meant for a thread.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from google.protobuf.message import DecodeError
-from hivemind.compression import CompressionBase, CompressionInfo
-from hivemind.proto import runtime_pb2
+from hivemind.averaging.partition import TensorPartContainer
+from hivemind.compression import NoCompression
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.wire.tensor_formats import TensorFormat
+from gwtf_p2p.training.codecs.codec import Codec
 
 BATCH_BYTES = 4 << 20
-_LENGTH = struct.Struct(">I")
-_OVERHEAD_BYTES = 64
 _MIN_PART_BYTES, _MAX_PART_BYTES = 1 << 14, 1 << 19
 _FP32_BYTES = 4
+
+Parts = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,29 @@ class Batch:
     sizes: tuple[int, ...]
 
     @property
-    def max_bytes(self) -> int:
-        return sum(_LENGTH.size + _OVERHEAD_BYTES + _FP32_BYTES * size for size in self.sizes)
+    def float_bytes(self) -> int:
+        """Size of the parts in float32: how much work they are."""
+        return _FP32_BYTES * sum(self.sizes)
+
+    def encoded_bytes(self, form: TensorFormat) -> int:
+        """Size of the payload."""
+        return sum(form.encoded_bytes(size) for size in self.sizes)
 
 
 def part_bytes(total_values: int, members: int) -> int:
     """Size of the parts that the tensors are cut into: small enough that the shares come out about as intended."""
     return max(_MIN_PART_BYTES, min(_MAX_PART_BYTES, _FP32_BYTES * total_values // (4 * members)))
+
+
+def cut(tensors: list[torch.Tensor], fractions: Sequence[float]) -> TensorPartContainer:
+    """The tensors in shares of these proportions, one for each member."""
+    size = part_bytes(sum(tensor.numel() for tensor in tensors), len(fractions))
+    return TensorPartContainer(tensors, fractions, NoCompression(), size, return_deltas=False)
+
+
+def pieces_of(container: TensorPartContainer) -> list[Parts]:
+    """Each member's share, in parts that are views of the tensors. Only once for a container."""
+    return [container.get_raw_input_parts(i) for i in range(container.group_size)]
 
 
 def batches_of(parts: Sequence[torch.Tensor]) -> list[Batch]:
@@ -62,42 +79,49 @@ def average_parts(contributions: Sequence[tuple[float, Sequence[torch.Tensor]]])
     return tuple(accumulator.div_(total) for accumulator in sums)
 
 
-def pack_parts(parts: Sequence[torch.Tensor], compression: CompressionBase) -> bytes:
-    """Parts as hivemind serialises them, each behind its length."""
-    pieces = []
-    for key, part in enumerate(parts):
-        packed = compression.compress(part, CompressionInfo.from_tensor(part, key=key)).SerializeToString()
-        pieces += [_LENGTH.pack(len(packed)), packed]
-    return b"".join(pieces)
+def pack_parts(parts: Sequence[torch.Tensor], codec: Codec) -> bytes:
+    """The parts, each as the codec writes it, one behind the other. Raises NotFiniteError."""
+    return b"".join(codec.encode(part) for part in parts)
 
 
-def unpack_parts(payload: memoryview | bytes, batch: Batch, compression: CompressionBase) -> tuple[torch.Tensor, ...]:
-    """Raises RemoteProtocolError unless the payload is exactly this batch, in this compression, of finite numbers."""
-    view = memoryview(payload)
-    parts = []
+def unpack_parts(payload: memoryview | bytes, batch: Batch, codec: Codec) -> tuple[torch.Tensor, ...]:
+    """Float32 parts. Raises RemoteProtocolError unless the payload is exactly this batch, in this codec."""
+    view, parts, start = memoryview(payload), [], 0
+    if len(view) != batch.encoded_bytes(codec.form):
+        raise RemoteProtocolError(f"{len(view)} bytes where {batch.encoded_bytes(codec.form)} are due")
     for size in batch.sizes:
-        if len(view) < _LENGTH.size:
-            raise RemoteProtocolError("the payload ends early")
-        (length,) = _LENGTH.unpack_from(view)
-        parts.append(_unpack_part(bytes(view[_LENGTH.size : _LENGTH.size + length]), size, compression))
-        view = view[_LENGTH.size + length :]
-    if len(view):
-        raise RemoteProtocolError(f"{len(view)} bytes too many")
+        end = start + codec.form.encoded_bytes(size)
+        parts.append(codec.decode(view[start:end], (size,)).float())
+        start = end
     return tuple(parts)
 
 
-def _unpack_part(packed: bytes, size: int, compression: CompressionBase) -> torch.Tensor:
-    try:
-        serialized = runtime_pb2.Tensor.FromString(packed)
-    except DecodeError as error:
-        raise RemoteProtocolError(f"not a tensor: {error}") from error
-    if serialized.compression != compression.compression_type or serialized.dtype != "float32":
-        raise RemoteProtocolError(f"a tensor of {serialized.dtype:.20} in compression {serialized.compression}")
-    info = CompressionInfo.from_tensor(torch.empty(1), key=0)
-    value_bytes = round(_FP32_BYTES * compression.estimate_compression_ratio(info))
-    if tuple(serialized.size) != (size,) or len(serialized.buffer) != size * value_bytes:
-        raise RemoteProtocolError(f"a tensor of {tuple(serialized.size)} where {size} values are due")
-    part = compression.extract(serialized)
-    if not torch.isfinite(part).all():
-        raise RemoteProtocolError("numbers that are not finite")
-    return part
+def corrected(own: Sequence[torch.Tensor], residual: Sequence[torch.Tensor], weight: float) -> list[torch.Tensor]:
+    """What a member of this weight contributes: its own mean gradient, and what rounding still owes (see `Residual`)."""
+    if not residual or weight <= 0:
+        return list(own)
+    return [tensor + owed / weight for tensor, owed in zip(own, residual, strict=True)]
+
+
+class Residual:
+    """What rounding takes from one average at one member, to be added to what the member contributes to its next.
+
+    It is measured in gradient x weight, so that it means the same in a group of other weights: a member's pieces lose
+    `weight x (piece - rounded piece)`, the share that it sums up `total weight x (mean - rounded mean)` (error feedback, Seide
+    et al. 2014; both directions as in DoubleSqueeze, arXiv 1905.05957).
+    """
+
+    def __init__(self, own: Sequence[torch.Tensor], fractions: Sequence[float]) -> None:
+        self.tensors = [torch.zeros_like(tensor) for tensor in own]
+        self._views = pieces_of(cut(self.tensors, fractions))
+
+    def lost(self, member: int, span: slice, parts: Parts, rounded: Parts, weight: float) -> None:
+        """These parts of the share of `member` are counted as `rounded`, with this weight."""
+        for view, part, seen in zip(self._views[member][span], parts, rounded, strict=True):
+            torch.sub(part, seen, out=view).mul_(weight)
+
+    def unpaid(self, former: Sequence[torch.Tensor]) -> None:
+        """This member contributes nothing, so what was owed before still is."""
+        if former:
+            for tensor, owed in zip(self.tensors, former, strict=True):
+                tensor.add_(owed)

@@ -1,16 +1,20 @@
 """The compute thread of one peer, and the tensors that it holds.
 
-Tensors live here under (microbatch, slot) as wire bytes; the event loop only hands buffers over. One thread does all the
-computing, so torch work is never concurrent with itself and the event loop never waits for it. Every method whose result is
-awaited runs in that thread.
+Tensors live here under (microbatch, slot) as they travel, encoded by the codec of their direction: so what is kept takes as
+little memory as it takes of a line, and what is sent again has the same bytes. The event loop only hands buffers over, and
+checks those that come. One thread does all the computing, so torch work is never concurrent with itself and the event loop
+never waits for it. Every method whose result is awaited runs in that thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -20,11 +24,14 @@ from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, MemoryLimit, TensorStor
 from gwtf_p2p.protocol.events import Slot, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
+from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
-from gwtf_p2p.training.compute.tensor_bytes import from_wire, to_wire
 from gwtf_p2p.training.data.batches import DataSource
 from gwtf_p2p.training.state.tensors import export_state, load_state
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -34,11 +41,40 @@ class Device(Protocol):
 
     def begin(self, work: Work, microbatch: MicrobatchId) -> Any: ...
 
-    def end(self, work: Work, microbatch: MicrobatchId, marks: Any) -> None: ...
+    def end(self, work: Work, microbatch: MicrobatchId, marks: Any, keeps: bool) -> float:
+        """Return when this device would be done, with the seconds of a forward that it computes again."""
+        ...
 
     def measured(self, seconds: Mapping[Work, float]) -> dict[Work, float]: ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BoundaryCodecs:
+    """How tensors travel over the boundaries of a run, in each direction."""
+
+    activations: Codec
+    gradients: Codec
+
+    @staticmethod
+    def of(run: RunRecord) -> BoundaryCodecs:
+        """Raises InputError for a codec that this peer does not know."""
+        activations = codec_of(run.wire.activations, field="wire.activations")
+        return BoundaryCodecs(activations, codec_of(run.wire.gradients, field="wire.gradients"))
+
+    def of_slot(self, slot: Slot) -> Codec:
+        """The codec of what is in this slot."""
+        return self.activations if slot in (Slot.INPUT, Slot.OUTPUT) else self.gradients
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """`seconds` of computing, of which `again_s` for a forward that was computed a second time; the loss where there is one."""
+
+    seconds: float
+    loss: float | None = None
+    again_s: float = 0.0
 
 
 class Compute:
@@ -57,16 +93,17 @@ class Compute:
         self._data_source = data
         hidden = executor.part.hidden_size
         self._shape_BTH = (run.microbatch_size, run.sequence_length, hidden)
+        self.codecs = BoundaryCodecs.of(run)
         self.store = TensorStore(limit)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
 
-    @property
-    def activation_bytes(self) -> int:
-        """What one transfer carries."""
-        return self.run.activation_bytes
+    def payload_bytes(self, slot: Slot) -> int:
+        """What a transfer into this slot carries."""
+        return self.codecs.of_slot(slot).form.encoded_bytes(math.prod(self._shape_BTH))
 
     def put(self, microbatch: MicrobatchId, slot: Slot, payload: memoryview) -> None:
-        """A tensor has arrived."""
+        """A tensor has arrived. Raises RemoteProtocolError, and takes nothing, when the bytes are no tensor."""
+        self.codecs.of_slot(slot).check(payload, math.prod(self._shape_BTH))
         self.store.put(microbatch, slot, payload)
 
     def payload(self, microbatch: MicrobatchId, slot: Slot) -> memoryview:
@@ -78,9 +115,14 @@ class Compute:
         self.store.discard(microbatch)
         self._thread.submit(self.executor.discard, microbatch)
 
-    async def work(self, work: Work, microbatch: MicrobatchId) -> tuple[float, float | None]:
-        """Do it; returns (seconds of computing, loss or None)."""
-        return await self.in_thread(lambda: self._timed(work, microbatch))
+    async def work(self, work: Work, microbatch: MicrobatchId, keeps: bool = True) -> Worked:
+        """Do it. Without `keeps` a forward keeps no activations, and a backward computes its forward again first."""
+        return await self.in_thread(lambda: self._timed(work, microbatch, keeps))
+
+    def drop_activations(self, microbatch: MicrobatchId) -> None:
+        """Free what the forward of this microbatch has kept; its backward is then asked for without `keeps`."""
+        if isinstance(self.executor, StageExecutor):
+            self._thread.submit(self.executor.drop_graph, microbatch)
 
     async def measure(self) -> dict[Work, float]:
         """Seconds of one real microbatch of this stage peer's stage, per kind of work; nothing of it is counted.
@@ -152,24 +194,31 @@ class Compute:
                 executor.reset_gradients()
         return seconds
 
-    def _timed(self, work: Work, microbatch: MicrobatchId) -> tuple[float, float | None]:
+    def _timed(self, work: Work, microbatch: MicrobatchId, keeps: bool) -> Worked:
         began = time.perf_counter()
         executor, device = self.executor, self.device
         marks = device.begin(work, microbatch) if device is not None else None
         loss = self._data(executor, work, microbatch) if isinstance(executor, DataExecutor) else None
+        again_s = 0.0
         if isinstance(executor, StageExecutor):
-            self._stage_peer(executor, work, microbatch)
+            again_s = self._stage_peer(executor, work, microbatch, keeps)
         if work in (Work.BACKWARD, Work.FINISH):
             self.store.done(microbatch)
         if device is not None:
-            device.end(work, microbatch, marks)
-        return time.perf_counter() - began, loss
+            again_s = max(again_s, device.end(work, microbatch, marks, keeps))
+        return Worked(time.perf_counter() - began, loss, again_s)
 
-    def _stage_peer(self, executor: StageExecutor, work: Work, microbatch: MicrobatchId) -> None:
+    def _stage_peer(self, executor: StageExecutor, work: Work, microbatch: MicrobatchId, keeps: bool) -> float:
+        """The seconds of a forward that was computed again."""
+        again_s = 0.0
         match work:
             case Work.FORWARD:
-                self._keep(microbatch, Slot.OUTPUT, executor.forward(microbatch, self._get(microbatch, Slot.INPUT)))
+                self._keep(microbatch, Slot.OUTPUT, executor.forward(microbatch, self._get(microbatch, Slot.INPUT), keeps))
             case Work.BACKWARD:
+                if not keeps:
+                    began = time.perf_counter()
+                    executor.recompute_forward(microbatch)
+                    again_s = time.perf_counter() - began
                 gradient = executor.backward(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
                 self._keep(microbatch, Slot.INPUT_GRADIENT, gradient)
             case Work.UNCOUNT:
@@ -180,6 +229,7 @@ class Compute:
                 executor.backward(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
             case _:
                 raise ValueError(f"a stage peer does not {work.value}")
+        return again_s
 
     def _data(self, executor: DataExecutor, work: Work, microbatch: MicrobatchId) -> float | None:
         loss = None
@@ -211,7 +261,13 @@ class Compute:
         return source.batch(microbatch.iteration, microbatch.index, shard, self.run.data_peers)
 
     def _get(self, microbatch: MicrobatchId, slot: Slot) -> Tensor:
-        return from_wire(self.store.get(microbatch, slot), self._shape_BTH, self.run.wire_dtype, self.executor.device)
+        return self.codecs.of_slot(slot).decode(self.store.get(microbatch, slot), self._shape_BTH, self.executor.device)
 
     def _keep(self, microbatch: MicrobatchId, slot: Slot, tensor: Tensor) -> None:
-        self.store.put(microbatch, slot, to_wire(tensor, self.run.wire_dtype))
+        """An own result that is not finite leaves no bytes, and its receiver refuses an offer of that size."""
+        try:
+            encoded = self.codecs.of_slot(slot).encode(tensor)
+        except NotFiniteError as error:
+            logger.error("%s: %s: %s", microbatch, slot.value, error)
+            encoded = memoryview(b"")
+        self.store.put(microbatch, slot, encoded)

@@ -65,12 +65,13 @@ class DhtOptions:
 
 
 class Dht:
-    """The DHT as one peer sees it. Made by `start_dht`."""
+    """The DHT as one peer sees it. Made by `start_dht`. `record_bytes`: of all records published and read so far."""
 
     def __init__(self, node: DHTNode, identity: Identity, owner: bytes, options: DhtOptions) -> None:
         self.peer_id = identity.peer_id
         self.options = options
         self.dropped: Counter[str] = Counter()
+        self.record_bytes = 0
         self._node = node
         self._owner = owner
         self._read_before: dict[tuple[str, PeerId], tuple[StageRecord, float]] = {}
@@ -146,6 +147,7 @@ class Dht:
                 await self._node.shutdown()
 
     async def _publish(self, key: str, value: bytes) -> bool:
+        self.record_bytes += len(value)
         expiry = get_dht_time() + LIFETIME_PERIODS * self.options.period_s
         return bool(await self._node.store(key, value, expiry, subkey=self._owner, beam_size=_STORE_BEAM))
 
@@ -165,6 +167,7 @@ class Dht:
                 self._drop("owner", None, str(error))
                 continue
             try:
+                self.record_bytes += len(value)
                 yield peer, decode(value), expires_at
             except RemoteProtocolError as error:
                 self._drop("version" if f"speaks {WIRE_VERSION}" in str(error) else "format", peer, str(error))

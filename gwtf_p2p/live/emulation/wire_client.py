@@ -150,15 +150,17 @@ class Stretch:
         self._wire.note({"op": "busy", "what": work.value, "about": _short(microbatch), "began": now})
         return now, time.thread_time()
 
-    def end(self, work: Work, microbatch: MicrobatchId, marks: tuple[float, float]) -> None:
-        """Return when the device would be done."""
+    def end(self, work: Work, microbatch: MicrobatchId, marks: tuple[float, float], keeps: bool) -> float:
+        """Return when the device would be done; a backward without `keeps` takes it a forward more, which is returned."""
         began, cpu = marks
+        again_s = self._work_s.get(Work.FORWARD, 0.0) if work is Work.BACKWARD and not keeps else 0.0
         real_s, cpu_s = time.monotonic() - began, time.thread_time() - cpu
-        left_s = self._work_s.get(work, 0.0) - real_s
+        left_s = self._work_s.get(work, 0.0) + again_s - real_s
         if left_s > 0:
             self._closed.wait(left_s)
         fields = {"op": "work", "what": work.value, "about": _short(microbatch), "began": began, "ended": time.monotonic()}
         self._wire.note({**fields, "real_s": real_s, "cpu_s": cpu_s, "late": left_s < 0 and work in self._work_s})
+        return again_s
 
     def measured(self, seconds: Mapping[Work, float]) -> dict[Work, float]:
         """What the device would take for what really took so long."""

@@ -9,15 +9,18 @@ import torch
 
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
-from gwtf_p2p.protocol.core.lifecycle import TENSORS
+from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.membership.rebalancing import choose_stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeerConfig
-from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice, stage_peer_config
+from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice
+from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
 from gwtf_p2p.protocol.routers.factory import default_config, router_kind
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS
+from gwtf_p2p.training.codecs.table import CODECS
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import open_data
@@ -37,6 +40,11 @@ class Place:
 
 def check_config(config: PeerConfig, run: RunRecord) -> None:
     """Raises RunMismatch that names the field."""
+    for name, known in (("activations", CODECS), ("gradients", CODECS), ("averages", AVERAGE_FORMATS)):
+        codec = getattr(run.wire, name)
+        if codec not in known:
+            knows = ", ".join(known)
+            raise RunMismatch(f"run {run.run_id}: wire.{name}: this peer does not know the codec {codec!r:.40}, only {knows}")
     if config.stage is not None and not 1 <= config.stage <= run.stages:
         raise RunMismatch(f"run {run.run_id}: stage: this run has stages 1 to {run.stages}, not {config.stage}")
     if config.shard is not None and not 0 <= config.shard < run.data_peers:
@@ -76,7 +84,8 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
 
 def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> PeerSettings:
     """All that the state machine depends on. Raises InputError for an unknown router, or for less memory than is of any use."""
-    limit_bytes, least = 0 if config.memory.folder else config.memory.limit_bytes, TENSORS * run.activation_bytes
+    limit_bytes = 0 if config.memory.folder else config.memory.limit_bytes
+    least = done_bytes(run.activation_bytes, run.gradient_bytes)
     if place.stage != DATA_STAGE and 0 < limit_bytes < least:
         raise InputError("--max_kept_gb", "", f"expected at least {least / 1e9:.2g}, for one microbatch, or --spill_dir")
     kind, settings = router_kind(run.router), config.router_config or default_config(run.router)
@@ -85,14 +94,18 @@ def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) 
         quorum = (run.data_peers, run.total_iterations, run.peers_per_stage)
         data_peer = DataPeerConfig(run.microbatches_per_data_peer, *quorum)
     else:
-        stage_peer = stage_peer_config(kind, settings, config.capacity, queues=config.queues, moves=config.moves)
+        queues = config.queues
+        if queues is None:
+            queues = kind.unbounded_queues or settings.queues_inputs
+        moves = config.moves or settings.moves
+        stage_peer = StagePeerConfig(config.capacity, queues, queues and config.recomputes, moves)
     return PeerSettings(
         me=me,
         stage=place.stage,
         stages=run.stages,
         router=RouterChoice(run.router, settings, run.seed),
         exact=run.recovery == "exact",
-        activation_bytes=run.activation_bytes,
+        done_bytes=least,
         memory_limit_bytes=limit_bytes,
         data_peer=data_peer,
         stage_peer=stage_peer,

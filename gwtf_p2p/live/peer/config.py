@@ -23,7 +23,8 @@ OnReport = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class PeerConfig:
-    """`role`: dht, data or peer. `stage` None: the newcomer chooses. `shard` None: the lowest that no live data peer holds.
+    """`role`: bootstrap, data or peer. `stage` None: the newcomer chooses. `shard` None: the lowest that no live data peer
+    holds.
 
     `upload_bytes_per_s`: pace of state downloads that this peer serves, 0 for no limit. `drain_s`: how long a peer that is
     told to stop may finish what it holds. `join_timeout_s`: how long to try on while no initial peer answers. `memory`: how
@@ -31,8 +32,9 @@ class PeerConfig:
     `figures_every_s` 0: the peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests
     and churn scripts).
     `router_config`: settings of the run's router, None for its default. `queues`: a stage peer queues what is over its
-    capacity instead of refusing it; None as the router's kind has it. `emulation`: links and devices of a comparison (`gwtf
-    ab`). Everything else about the training comes from the run record.
+    capacity instead of refusing it; None as the router's kind has it. `recomputes`: one that queues computes forwards
+    again whose activations it has no room for, and lets nothing wait for that room. `emulation`: links and devices of a
+    comparison (`gwtf ab`). Everything else about the training comes from the run record.
     """
 
     role: str
@@ -56,6 +58,7 @@ class PeerConfig:
     event_log: Path | None = None
     router_config: RouterSettings | None = None
     queues: bool | None = None
+    recomputes: bool = True
     emulation: Emulation | None = None
 
 

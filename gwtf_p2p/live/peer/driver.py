@@ -66,11 +66,15 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AverageResult:
-    """Mean gradient by parameter name, a digest that is equal for all members, and the seconds that it took."""
+    """Mean gradient by parameter name, a digest that is equal for all members, and the seconds that it took.
+
+    `taken` is called when the optimizer step takes this average, which others may have got as well or not.
+    """
 
     tensors: dict[str, Tensor]
     digest: str
     seconds: float
+    taken: Callable[[], None] = lambda: None
 
 
 class AverageFailureError(Exception):
@@ -178,17 +182,21 @@ class Driver:
 
     def on_offer(self, sender: PeerId, header: Header, payload_bytes: int) -> Header:
         message = _tensor_message(header)
-        if payload_bytes != self.parts.compute.activation_bytes:
-            expected = self.parts.compute.activation_bytes
+        expected = self.parts.compute.payload_bytes(_slot_of(message))
+        if payload_bytes != expected:
             return _reply(Verdict.REFUSED, f"payload: expected {expected} bytes, got {payload_bytes}")
         effects = self.feed(ev.Offered(sender, message))
         answer = next((effect for effect in effects if isinstance(effect, ef.Answer)), None)
         return _reply(answer.verdict, answer.detail) if answer else _reply(Verdict.BUSY, "stopping")
 
     def on_delivery(self, sender: PeerId, header: Header, payload: memoryview) -> None:
+        """Bytes that are no tensor are as good as none: the sender is told REFUSED, and the microbatch is waited for again."""
         message = _tensor_message(header)
-        slot = ev.Slot.INPUT if isinstance(message, Forward) else ev.Slot.OUTPUT_GRADIENT
-        self.parts.compute.put(message.microbatch, slot, payload)
+        try:
+            self.parts.compute.put(message.microbatch, _slot_of(message), payload)
+        except RemoteProtocolError as error:
+            self.feed(ev.DeliveryBroken(sender, message, str(error)))
+            raise
         self.feed(ev.Delivered(sender, message))
 
     def on_broken(self, sender: PeerId, header: Header, reason: str) -> None:
@@ -222,8 +230,10 @@ class Driver:
                 self._send(to, message)
             case ef.Ask():
                 self._spawn(self._ask(effect))
-            case ef.Compute(work, microbatch):
-                self._spawn(self._compute(work, microbatch))
+            case ef.Compute():
+                self._spawn(self._compute(effect))
+            case ef.DropActivations(microbatch):
+                self.parts.compute.drop_activations(microbatch)
             case ef.StartTimer(name, delay_s):
                 self._start_timer(name, delay_s)
             case ef.CancelTimer(name):
@@ -304,9 +314,10 @@ class Driver:
         unknown = tuple(m for i, m in enumerate(ask.microbatches) if i not in known)
         self.feed(ev.CheckAnswered(ask.peer, unknown, self.clock() - began))
 
-    async def _compute(self, work: ev.Work, microbatch: MicrobatchId) -> None:
-        seconds, loss = await self.parts.compute.work(work, microbatch)
-        self.feed(ev.Computed(work, microbatch, seconds, loss))
+    async def _compute(self, compute: ef.Compute) -> None:
+        work, microbatch = compute.work, compute.microbatch
+        worked = await self.parts.compute.work(work, microbatch, compute.keeps)
+        self.feed(ev.Computed(work, microbatch, worked.seconds, worked.loss, worked.again_s))
 
     async def _plan(self, request: PlanRequest) -> None:
         """In a thread: planning takes longer than other events can wait."""
@@ -332,6 +343,7 @@ class Driver:
 
     async def _step(self, iteration: int, result: AverageResult) -> None:
         norm = await self.parts.compute.step(result.tensors, iteration)
+        result.taken()
         self.parts.on_report(ef.Report("optimizer_step", {"iteration": iteration, "gradient_norm": norm}), self.clock())
         self.feed(ev.Stepped(iteration))
 
@@ -379,6 +391,11 @@ def _tensor_message(header: Header) -> TensorMessage:
     if not isinstance(message, (Forward, Backward)):
         raise RemoteProtocolError(f"{type(message).__name__} carries no payload")
     return message
+
+
+def _slot_of(message: TensorMessage) -> ev.Slot:
+    """Where a delivered tensor belongs."""
+    return ev.Slot.INPUT if isinstance(message, Forward) else ev.Slot.OUTPUT_GRADIENT
 
 
 def _reply(verdict: Verdict, detail: str) -> Header:

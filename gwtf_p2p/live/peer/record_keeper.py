@@ -39,7 +39,7 @@ NUMBERS_PER_S = 10
 
 async def read_view(dht: Dht, run: RunRecord) -> NetworkView:
     """All records of this very model."""
-    return NetworkView.of(await _read(dht, run), run.stages, run.activation_bytes)
+    return NetworkView.of(await _read(dht, run), run.stages, run.activation_bytes, gradient_bytes=run.gradient_bytes)
 
 
 async def _read(dht: Dht, run: RunRecord) -> list[StageRecord]:
@@ -130,6 +130,7 @@ class RecordKeeper:
     ) -> None:
         """This peer's own record comes from itself, since the DHT may not have it yet."""
         run, own = self._run, self._own
-        view = NetworkView.of([*others, *([own] if own else [])], run.stages, run.activation_bytes, former)
+        seen = [*others, *([own] if own else [])]
+        view = NetworkView.of(seen, run.stages, run.activation_bytes, former, run.gradient_bytes)
         if view != former:
             on_change(view)

@@ -21,6 +21,7 @@ from gwtf_p2p.live.measure.idle_probe import IdleProber
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.measure.path_probe import LinkProbe
+from gwtf_p2p.live.measure.traffic import traffic
 from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, peer_settings
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 from gwtf_p2p.live.peer.driver import AverageFailureError, AverageResult, Driver, DriverParts
@@ -110,7 +111,8 @@ class RunningPeer:
         self.transport, self.daemon, self.network, self.rpc = transport, network.daemon, network, transport.rpc
         if network.paths is not None:
             network.paths.attach(transport.real_rpc, self._path_changed)
-        self.averager = Averager(self.rpc)
+        self.averager = Averager(self.rpc, run.wire.averages)
+        self._residual: list[Tensor] = []
         self.checkpoints = Checkpoints(config.checkpoints, run, self.place.stage, self.compute)
         store = StateStore(self.compute, self.checkpoints)
         self.donor = StateDonor(self.rpc, store, self.place.stage, config.upload_bytes_per_s)
@@ -221,7 +223,11 @@ class RunningPeer:
             self._moved.set_result(None)
 
     async def _average(self, prepare: Prepare, gradient: dict[str, Tensor]) -> AverageResult:
-        """The mean gradient of the group, weighted by microbatches. Raises AverageFailureError."""
+        """The mean gradient of the group, weighted by microbatches. Raises AverageFailureError.
+
+        What rounding takes from this peer's gradients goes into its next average, once the step of this one is taken: an
+        attempt that fails, or that others do not take, changes nothing.
+        """
         names = sorted(gradient)
         group = AveragingGroup(
             group_id=f"{self.run.run_id}.{prepare.key}",
@@ -229,14 +235,20 @@ class RunningPeer:
             weights=tuple(float(len(share.microbatches)) for share in prepare.shares),
         )
         try:
-            averaged = await self.averager.average(group, [gradient[name] for name in names], AVERAGE_BOUND_S)
+            own = [gradient[name] for name in names]
+            averaged = await self.averager.average(group, own, AVERAGE_BOUND_S, self._residual)
         except AveragingFailed as error:
             raise AverageFailureError(error.reason, error.peer) from error
-        return AverageResult(dict(zip(names, averaged.tensors, strict=True)), averaged.digest, averaged.seconds)
+        tensors = dict(zip(names, averaged.tensors, strict=True))
+        return AverageResult(tensors, averaged.digest, averaged.seconds, lambda: self._owe(averaged.residual))
+
+    def _owe(self, residual: list[Tensor]) -> None:
+        self._residual = residual
 
     async def _download(self, download: ef.Download) -> None:
         """Own weights, checkpoint or replica where they are the right ones, else from the donors. Raises StateUnavailable."""
         version, compute, checkpoints = download.version, self.compute, self.checkpoints
+        self._owe([])  # it belongs to gradients of weights that are replaced
         if download.own and await compute.version() == version:
             await compute.reset()
         else:
@@ -315,6 +327,7 @@ class RunningPeer:
             "most_kept_bytes": store.most_held_bytes,
             "spilled_bytes": store.spilled_bytes,
             "resident_bytes": resident_bytes(),
+            **traffic(self.transport.real_rpc.meter, self.network.dht.record_bytes),
         }
 
     def _report(self, report: ef.Report, now: float) -> None:

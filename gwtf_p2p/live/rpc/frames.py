@@ -28,6 +28,7 @@ from enum import IntEnum
 from typing import Protocol, cast
 
 from gwtf_p2p.live.libp2p.dialling import StreamRefused, open_stream
+from gwtf_p2p.live.rpc.meter import Meter
 from gwtf_p2p.protocol.ids import PeerId
 
 FRAME_HEADER = struct.Struct(">BI")
@@ -89,7 +90,10 @@ class FrameListener(Protocol):
 
 
 class FrameStream(asyncio.BufferedProtocol):
-    """Frames over one transport. Build it with `open_frames` or, on the accepting side, `accept_frames`."""
+    """Frames over one transport. Build it with `open_frames` or, on the accepting side, `accept_frames`.
+
+    `meter` counts what is sent; whoever has one for all streams puts it in the place of the stream's own.
+    """
 
     def __init__(self, writer: asyncio.StreamWriter, listener: FrameListener) -> None:
         self._writer = writer  # kept: a StreamWriter that is collected closes its transport
@@ -105,6 +109,7 @@ class FrameStream(asyncio.BufferedProtocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._closed = False
+        self.meter = Meter()
         self.sink_filled = 0
         self.sink_crc = 0
 
@@ -121,6 +126,7 @@ class FrameStream(asyncio.BufferedProtocol):
         if self._closed:
             return
         length = sum(map(len, parts))
+        self.meter.other_bytes += FRAME_HEADER.size + (0 if kind is Frame.DATA else length)
         head = FRAME_HEADER.pack(kind, length)
         if length <= _SCRATCH_BYTES:
             self._transport.write(b"".join((head, *parts)))  # three writes cost more than a small copy

@@ -25,6 +25,7 @@ from gwtf_p2p.live.rpc.frames import (
     clock_s,
     open_frames,
 )
+from gwtf_p2p.live.rpc.meter import Meter
 from gwtf_p2p.protocol.ids import PeerId
 
 _KEPT_STREAMS = 2
@@ -121,6 +122,7 @@ class StreamPool:
 
     def __init__(self, control_path: str, protocol_name: str, options: RpcOptions, ways: Ways) -> None:
         self._ways = ways
+        self.meter = Meter()
         self._control_path = control_path
         self._protocol_name = protocol_name
         self._options = options
@@ -184,6 +186,7 @@ class StreamPool:
         stream.frames, _ = await open_with_retry(
             self._control_path, peer, self._protocol_name, Purpose.TRANSFER, stream, self._options.first_try_s
         )
+        stream.frames.meter = self.meter
         return stream
 
     def _take_idle(self, peer: PeerId) -> OutgoingStream | None:

@@ -44,7 +44,10 @@ Gate = Callable[[], Awaitable[None]]
 
 
 class Push:
-    """One transfer from its offer to its end. A `gate` needs `eager=False`."""
+    """One transfer from its offer to its end. A `gate` needs `eager=False`.
+
+    `sent_bytes` are those of all tries, `PushResult.sent_bytes` those of the payload.
+    """
 
     def __init__(self, pool: StreamPool, ways: Ways, to: PeerId, header: Header, payload: memoryview, *, eager: bool) -> None:
         self._pool, self._ways, self._to = pool, ways, to
@@ -52,6 +55,7 @@ class Push:
         self._number = secrets.randbits(63) | 1 if ways.is_fragile(to) else 0
         self._progress = _Progress()
         self.opened = False
+        self.sent_bytes = 0
         self.gate: Gate | None = None
 
     async def run(self) -> PushResult:
@@ -126,6 +130,7 @@ class Push:
             frames.send(Frame.DATA, chunk)
             offset += len(chunk)
             progress.sent += len(chunk)
+            self.sent_bytes += len(chunk)
             await frames.drained()
         if offset == len(payload):
             if self.gate is not None and self._is_accepted:

@@ -77,6 +77,7 @@ class Rpc:
         self._ways = ways or PlainWays()
         self._pool = StreamPool(daemon.control_path, self._name, options, self._ways)
         self._acceptor = Acceptor(options, self._service_for)
+        self.meter = self._pool.meter
         self._services: dict[str, RpcService] = {}
         self._handlers: RpcHandlers | None = None
         self._accepting = False
@@ -126,12 +127,17 @@ class Rpc:
         """
         push = Push(self._pool, self._ways, to, header, memoryview(payload).cast("B"), eager=eager)
         push.gate = gate
+        whole_bytes = None
         try:
             async with asyncio.timeout(deadline_s):
-                return await push.run()
+                result = await push.run()
+            whole_bytes = result.sent_bytes if result.accepted else None
+            return result
         except _FAILURES as error:
             kind, reason = _why(error, deadline_s, push.opened)
             raise PushFailed(to, kind, reason) from error
+        finally:
+            self.meter.pushed(str(header.get("kind")), push.sent_bytes, whole_bytes)
 
     async def call(self, to: PeerId, header: Header, deadline_s: float, *, idempotent: bool = False) -> Header:
         """A small message and its reply. `idempotent` allows a second try when the stream broke or half the deadline passed.
@@ -211,6 +217,7 @@ class Rpc:
             return
         self._acceptor.add(stream)
         stream.frames = accept_frames(writer, stream)
+        stream.frames.meter = self.meter
 
     def _watch_broken(self, peer: PeerId, reason: str) -> None:
         if self._watches.pop(peer, None) is not None and self._handlers is not None:

@@ -14,18 +14,18 @@ from gwtf_p2p.protocol.core.deadlines import Timings
 from gwtf_p2p.protocol.core.epochs import Past
 from gwtf_p2p.protocol.core.failure_detector import Liveness
 from gwtf_p2p.protocol.core.lifecycle import (
+    COMPUTING,
     DATA_PHASES,
     HOLDS_CAPACITY,
     KEEPS_ACTIVATIONS,
     PHASES,
-    TENSORS,
     Held,
     Phase,
     Returning,
     Sending,
 )
 from gwtf_p2p.protocol.core.router import Router
-from gwtf_p2p.protocol.effects import CancelPush, CancelTimer, Discard, Effect, Report, StartTimer
+from gwtf_p2p.protocol.effects import CancelPush, CancelTimer, Discard, DropActivations, Effect, Report, StartTimer
 from gwtf_p2p.protocol.events import Timer, TimerName
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
@@ -38,10 +38,11 @@ QUEUES = frozenset(phase for phase in Phase if phase.name.startswith("QUEUED"))
 class Context:
     """`stage` is 0 for a data peer, `stages` is S. `exact` is the run's `recovery`: redo what a lost peer had done.
 
-    `occupancy` counts the held microbatches that are not done, `activations` those between forward and backward.
+    `occupancy` counts the held microbatches that are not done, `activations` those between forward and backward whose
+    activations are kept.
 
-    `activation_bytes` is the size of one tensor of a microbatch; with `memory_limit_bytes` above 0 a stage peer is BUSY when
-    what it has accepted would need more by the end of the iteration.
+    `done_bytes` is what a peer keeps of a microbatch that is done, its four tensors in the bytes in which they travel; with
+    `memory_limit_bytes` above 0 a stage peer is BUSY when what it has accepted would need more by the end of the iteration.
     """
 
     me: PeerId
@@ -51,7 +52,7 @@ class Context:
     timings: Timings
     liveness: Liveness
     exact: bool = True
-    activation_bytes: int = 0
+    done_bytes: int = 0
     memory_limit_bytes: int = 0
     held: dict[MicrobatchId, Held] = field(default_factory=dict)
     view: NetworkView | None = None
@@ -141,9 +142,22 @@ class Context:
         before = held.phase
         held.to_phase(phase, self.phases, self.now)
         self.occupancy += (phase in HOLDS_CAPACITY) - (before in HOLDS_CAPACITY)
-        self.activations += (phase in KEEPS_ACTIVATIONS) - (before in KEEPS_ACTIVATIONS)
+        if held.keeps:
+            self.activations += (phase in KEEPS_ACTIVATIONS) - (before in KEEPS_ACTIVATIONS)
         if phase in QUEUES:
             heapq.heappush(self._queues[phase], (held.id.iteration, held.order, held.id))
+
+    def drop_activations(self, held: Held) -> None:
+        """Its backward will compute the forward again."""
+        assert held.keeps and held.phase in KEEPS_ACTIVATIONS
+        held.give_room()
+        self.activations -= 1
+        self.out.append(DropActivations(held.id))
+
+    def last_kept(self) -> Held | None:
+        """Of the microbatches whose activations are kept and that are not being computed, the one that came last."""
+        kept = (h for h in self.held.values() if h.keeps and h.phase in KEEPS_ACTIVATIONS and h.phase not in COMPUTING)
+        return max(kept, key=lambda held: (held.id.iteration, held.order), default=None)
 
     def first_queued(self, phase: Phase) -> Held | None:
         """The oldest microbatch of the lowest iteration that waits in this phase."""
@@ -163,7 +177,7 @@ class Context:
         self.end_push(held.push_token, held.sending is Sending.PUSHING)
         self.end_push(held.return_token, held.returning is Returning.PUSHING)
         self.occupancy -= held.phase in HOLDS_CAPACITY
-        self.activations -= held.phase in KEEPS_ACTIVATIONS
+        self.activations -= held.keeps and held.phase in KEEPS_ACTIVATIONS
         del self.held[held.id], self._by_name[held.name]
         self.out.append(Discard(held.id))
 
@@ -174,12 +188,12 @@ class Context:
     @property
     def kept_bytes(self) -> int:
         """Tensors of all that is held, once it is done: what recovery may need until the iteration commits."""
-        return len(self.held) * TENSORS * self.activation_bytes
+        return len(self.held) * self.done_bytes
 
     @property
     def memory_is_full(self) -> bool:
         """Would one more microbatch, done and kept until the commit, go over the limit?"""
-        return 0 < self.memory_limit_bytes < self.kept_bytes + TENSORS * self.activation_bytes
+        return 0 < self.memory_limit_bytes < self.kept_bytes + self.done_bytes
 
     def in_order(self) -> list[Held]:
         """Sorted by id, so that equal epochs give equal effects. For rare events: it looks at everything held."""

@@ -1,4 +1,4 @@
-"""Deadlines from measured times: median + k * MAD, never a constant in a config (hivemind#676, DESIGN section 5).
+"""Deadlines from measured times: median + k * MAD, never a constant in a config (hivemind#676).
 
 A deadline that passes is a suspicion, not a verdict: it leads to a question, and only silence makes a peer lost. So a short
 deadline costs a small message and a long one costs time; before anything is measured a caller's prior is used.

@@ -113,8 +113,14 @@ COMPUTING = frozenset({_P.FORWARD, _P.BACKWARD, _P.EMBED, _P.LOSS, _P.FINISH})
 HAS_GRADIENT = frozenset({_P.QUEUED_BACKWARD, _P.BACKWARD, _P.DONE})
 """Of a stage peer: the gradient of its output is here."""
 
-TENSORS = len(("input", "output", "output gradient", "input gradient"))
-"""What a peer keeps of a microbatch when it is done, until the iteration commits: enough to redo either neighbour."""
+
+def done_bytes(activation_bytes: int, gradient_bytes: int) -> int:
+    """What a peer keeps of a microbatch when it is done, until the iteration commits, enough to redo either neighbour.
+
+    That is its input, output, output gradient and input gradient, each as it travels.
+    """
+    return 2 * activation_bytes + 2 * gradient_bytes
+
 
 _State = TypeVar("_State", Phase, Sending, Returning)
 
@@ -244,7 +250,8 @@ class Held(Downward):
     """All that one peer knows of one microbatch, besides the tensors. Others read its fields; its methods change them.
 
     `attempt` is the one that it came with (see `messages`); at its data peer `result_attempt` is the one that the result came
-    with. `done_by` is who did the backward of all later stages.
+    with. `done_by` is who did the backward of all later stages. `keeps`: the activations of its forward are, or will be, kept
+    for its backward.
     """
 
     id: MicrobatchId
@@ -261,6 +268,7 @@ class Held(Downward):
     delivered_at: float = 0.0
     forward_held_s: float = 0.0
     unwanted: bool = False
+    keeps: bool = True
     loss: float | None = None
     story: list[str] = field(default_factory=list)
     name: str = ""
@@ -318,6 +326,14 @@ class Held(Downward):
         self.computed_s += seconds
         if loss is not None:
             self.loss = loss
+
+    def keep_if(self, keeps: bool) -> None:
+        """Its forward begins: will its activations be kept?"""
+        self.keeps = keeps
+
+    def give_room(self) -> None:
+        """Its activations are freed: the forward will be computed again."""
+        self.keeps = False
 
     def forwarded(self, now: float) -> None:
         """Its forward is done."""

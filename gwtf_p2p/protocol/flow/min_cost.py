@@ -1,4 +1,4 @@
-"""Exact minimum-cost maximum flow with peer capacities on a layered graph, in integers (DESIGN section 4).
+"""Exact minimum-cost maximum flow with peer capacities on a layered graph, in integers.
 
 Problem. Layers 0..L of points; point p carries at most capacity[p] units; an arc leads from each point i of layer k to each
 point j of layer k+1 for which a cost c(i,j) >= 0 is given, without a bound of its own. A unit of flow visits one point per

@@ -126,7 +126,7 @@ def hop_costs_us(view: NetworkView, senders: tuple[PeerId, ...], receivers: tupl
     seconds: npt.NDArray[np.float64] = (
         (compute[0][:, None] + compute[1][None, :]) / 2
         + (forth_latency + back_latency) / 2
-        + 2 * view.microbatch_bytes / (forth_bandwidth + back_bandwidth)
+        + (view.microbatch_bytes + view.gradient_bytes) / (forth_bandwidth + back_bandwidth)
     )
     whole: IntArray = np.minimum(np.rint(seconds * MICROSECONDS), MAX_COST_US).astype(np.int64)
     return whole

@@ -1,4 +1,4 @@
-"""The problem file of `gwtf plan` (DESIGN section 7), checked field by field. Pure: the caller reads the file.
+"""The problem file of `gwtf plan`, checked field by field. Pure: the caller reads the file.
 
     {"name", "stages": S,
      "peers": [{"id", "role": "data", "stage": 0, "demand": n, "compute_s"?}

@@ -9,10 +9,14 @@ Costs are in integer microseconds, or whatever unit the problem has. A *path* le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.limits import MOST_PEERS, Items, Within
+from gwtf_p2p.protocol.wire.bounds import Costs, Count, Microseconds, Name, Peer
+
+Choice = Annotated[int, Within(-1, MOST_PEERS)]
+Links = Annotated[tuple[Name, ...], Items(0, MOST_PEERS)]
 
 NONE_QUOTED = -1
 """Quoted by whoever has seen no path: it asks the receiver to look for one."""
@@ -23,10 +27,10 @@ class HopEnd:
     """One end of a hop, as its holder knows it: `peer` holds the other end; `said` and `heard` are the versions of the last
     announcement of this end and of the other one."""
 
-    link: str
-    peer: PeerId
-    said: int = 0
-    heard: int = 0
+    link: Name
+    peer: Peer
+    said: Count = 0
+    heard: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +41,9 @@ class RequestFlow:
     peer: the flow has become its own on the way, so it is taken even if no more were wanted.
     """
 
-    link: str
-    sink: PeerId
-    quoted_us: int
+    link: Name
+    sink: Peer
+    quoted_us: Microseconds
     takes_over: bool = False
 
 
@@ -47,31 +51,31 @@ class RequestFlow:
 class FlowAnswer:
     """To who requested. The true costs come with either answer: `offers` and `prices` are what records say too."""
 
-    link: str
+    link: Name
     accepted: bool
-    sink: PeerId
-    cost_us: int = 0
-    others: Mapping[str, int] = field(default_factory=dict)
-    offers: Mapping[str, int] = field(default_factory=dict)
-    prices: Mapping[str, int] = field(default_factory=dict)
+    sink: Peer
+    cost_us: Microseconds = 0
+    others: Costs = field(default_factory=dict)
+    offers: Costs = field(default_factory=dict)
+    prices: Costs = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class CancelFlow:
     """To the downstream end: nobody uses this hop any more."""
 
-    link: str
-    version: int
+    link: Name
+    version: Count
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamIs:
     """To the downstream end: `holder` is before you on this hop, and the flow is `sink`'s. Answered with `PathIs`."""
 
-    link: str
-    version: int
-    holder: PeerId
-    sink: PeerId
+    link: Name
+    version: Count
+    holder: Peer
+    sink: Peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,33 +85,36 @@ class PathIs:
     `others`: what it would cost if it ended at another data peer.
     """
 
-    link: str
-    version: int
-    holder: PeerId
-    sink: PeerId
-    cost_us: int
-    others: Mapping[str, int] = field(default_factory=dict)
+    link: Name
+    version: Count
+    holder: Peer
+    sink: Peer
+    cost_us: Microseconds
+    others: Costs = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class PathLost:
     """To the upstream end (push-back): there is no path after this hop any more; find another."""
 
-    link: str
-    version: int
+    link: Name
+    version: Count
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
     """A flow through one peer: where it comes from, where it goes, and what the two hops and the path beyond them cost."""
 
-    sink: PeerId
+    sink: Peer
     inflow: HopEnd
     outflow: HopEnd
-    before_us: int
-    after_us: int
-    beyond_us: int
-    others: Mapping[str, int] = field(default_factory=dict)
+    before_us: Microseconds
+    after_us: Microseconds
+    beyond_us: Microseconds
+    others: Costs = field(default_factory=dict)
+
+
+Passages = Annotated[tuple[Passage, ...], Items(0, MOST_PEERS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +124,10 @@ class RequestChange:
     `before_us`, `after_us`: the sender's costs to peers of the stages before and after, for the receiver to judge.
     """
 
-    token: int
-    passages: tuple[Passage, ...]
-    before_us: Mapping[PeerId, int]
-    after_us: Mapping[PeerId, int]
+    token: Count
+    passages: Passages
+    before_us: Costs
+    after_us: Costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,21 +139,21 @@ class ChangeAnswer:
     there.
     """
 
-    token: int
-    chosen: int = -1
+    token: Count
+    chosen: Choice = -1
     outflow: HopEnd | None = None
     inflow: HopEnd | None = None
-    sink: PeerId | None = None
-    beyond_us: int = 0
-    others: Mapping[str, int] = field(default_factory=dict)
+    sink: Peer | None = None
+    beyond_us: Microseconds = 0
+    others: Costs = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestRedirect:
     """To a peer of the own stage with room: take one of these flows over, if it is cheaper through you."""
 
-    token: int
-    passages: tuple[Passage, ...]
+    token: Count
+    passages: Passages
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +163,9 @@ class RedirectAnswer:
     `keeps_path`: that outflow stays with the receiver, without a flow; the sender had a cheaper path of its own.
     """
 
-    token: int
-    inflow: int = -1
-    outflow: int = -1
+    token: Count
+    inflow: Choice = -1
+    outflow: Choice = -1
     keeps_path: bool = False
 
 
@@ -166,7 +173,7 @@ class RedirectAnswer:
 class CheckFlows:
     """CHECK_FLOW: I hold the upstream (or downstream) end of these hops, and you the other. Answered if you do not."""
 
-    links: tuple[str, ...]
+    links: Links
     upstream: bool
 
 
@@ -174,7 +181,7 @@ class CheckFlows:
 class UnknownFlows:
     """These hops, whose upstream (or downstream) end you believe to hold, do not lead here (or come from here)."""
 
-    links: tuple[str, ...]
+    links: Links
     upstream: bool
 
 

@@ -22,9 +22,9 @@ class Accounts:
         return self.computed_s - self._computed_before_s
 
     def computed(self, event: Computed) -> None:
-        """Times are kept under ("compute", work)."""
+        """Times are kept under ("compute", work); a forward that was computed again is no part of its backward's."""
         self.computed_s += event.seconds
-        self.ctx.timings.observe(("compute", event.work.value), event.seconds)
+        self.ctx.timings.observe(("compute", event.work.value), event.seconds - event.again_s)
 
     def stepped(self, preparing: Prepare) -> None:
         """The iteration is committed; to be called while its microbatches are still held."""

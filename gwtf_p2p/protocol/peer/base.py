@@ -246,11 +246,11 @@ class PeerMachine(ABC):
             return
         work = self._next_work()
         if work is not None:
-            self._start(work[0], work[1].id)
+            self._start(work[0], work[1].id, work[1].keeps)
 
-    def _start(self, work: ev.Work, microbatch: MicrobatchId) -> None:
+    def _start(self, work: ev.Work, microbatch: MicrobatchId, keeps: bool = True) -> None:
         self.running = (work, microbatch)
-        self.ctx.emit(ef.Compute(work, microbatch))
+        self.ctx.emit(ef.Compute(work, microbatch, keeps))
 
     def _work_done(self, event: ev.Computed) -> None:
         ctx = self.ctx

@@ -16,7 +16,7 @@ from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer, StagePeerConfig
-from gwtf_p2p.protocol.routers.factory import RouterKind, make_router
+from gwtf_p2p.protocol.routers.factory import make_router
 from gwtf_p2p.protocol.routers.swarm_failures import FixedTimings, ForgetfulLiveness
 from gwtf_p2p.protocol.settings import RouterSettings
 
@@ -34,7 +34,7 @@ class RouterChoice:
 class PeerSettings:
     """One of `data_peer` and `stage_peer` is given, as `stage` says. `router` None: whoever composes brings one.
 
-    `exact`, `activation_bytes` and `memory_limit_bytes` as in `Context`.
+    `exact`, `done_bytes` and `memory_limit_bytes` as in `Context`.
     """
 
     me: PeerId
@@ -42,7 +42,7 @@ class PeerSettings:
     stages: int
     router: RouterChoice | None
     exact: bool = True
-    activation_bytes: int = 0
+    done_bytes: int = 0
     memory_limit_bytes: int = 0
     data_peer: DataPeerConfig | None = None
     stage_peer: StagePeerConfig | None = None
@@ -57,18 +57,6 @@ class PeerSettings:
     def official_failures(self) -> bool:
         """Failures are taken as the official SWARM code takes them (`swarm_failures`)."""
         return self.router is not None and self.router.settings.official_failures
-
-
-def stage_peer_config(
-    kind: RouterKind, settings: RouterSettings, capacity: int, *, queues: bool | None = None, moves: bool = False
-) -> StagePeerConfig:
-    """How a stage peer takes what it is sent, as its router's kind has it unless `queues` says otherwise.
-
-    A router that knows no refusal and no limit has its own rule for who changes the stage (`swarm_rebalancing`).
-    """
-    if queues is None and kind.unbounded_queues:
-        return StagePeerConfig(0)
-    return StagePeerConfig(capacity, settings.queues_inputs if queues is None else queues, moves or settings.moves)
 
 
 def compose(settings: PeerSettings, router: Router | None = None) -> StagePeer | DataPeer:
@@ -86,7 +74,7 @@ def compose(settings: PeerSettings, router: Router | None = None) -> StagePeer |
         timings=timings,
         liveness=liveness,
         exact=settings.exact,
-        activation_bytes=settings.activation_bytes,
+        done_bytes=settings.done_bytes,
         memory_limit_bytes=settings.memory_limit_bytes,
     )
     if settings.data_peer is not None:

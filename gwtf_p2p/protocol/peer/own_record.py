@@ -84,6 +84,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         line_bytes_per_s=around.line_bytes_per_s,
         kept_bytes=ctx.kept_bytes,
         memory_limit_bytes=ctx.memory_limit_bytes,
+        recomputes=isinstance(machine, StagePeer) and machine.recomputes,
         flows_held=held,
         flows=flows,
         flows_iteration=flows_iteration,

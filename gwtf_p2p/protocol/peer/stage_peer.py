@@ -39,11 +39,15 @@ class StagePeerConfig:
     """`capacity` is the most microbatches held at once; 0 means no limit. `moves`: it may change its stage (`rebalancing`).
 
     With `queues` it refuses nothing (SWARM, and `gwtf`'s plans of iterations): inputs wait in a queue, and the capacity, which
-    is memory for activations, limits how many are between the start of their forward and the end of their backward.
+    is memory for activations, limits how many are between the start of their forward and the end of their backward. If it also
+    `recomputes`, nothing waits for that memory: a forward keeps its activations while there is room, and what was not kept is
+    computed again, from the input, before its backward. At no time are more than `capacity` kept, the one that is being
+    computed again included: where there is no room for it, the one that came last gives way.
     """
 
     capacity: int
     queues: bool = False
+    recomputes: bool = False
     moves: bool = False
 
 
@@ -52,7 +56,7 @@ class StagePeer(PeerMachine):
 
     def __init__(self, context: Context, config: StagePeerConfig) -> None:
         super().__init__(context, context.stage)
-        self.capacity, self.queues = config.capacity, config.queues
+        self.capacity, self.queues, self.recomputes = config.capacity, config.queues, config.recomputes
         self.mover = Mover(context.me) if config.moves else None
         self._looks = self._hurries = False
         self._said_full = -1
@@ -216,15 +220,25 @@ class StagePeer(PeerMachine):
         if not participant.gradient_is_fixed:
             held = ctx.first_queued(Phase.QUEUED_BACKWARD)
             if held is not None and held.id.iteration == participant.version:
+                if not held.keeps and self.capacity and ctx.activations >= self.capacity:
+                    self._make_room()
                 ctx.move(held, Phase.BACKWARD)
                 return ev.Work.BACKWARD, held
-        if self.queues and self.capacity and ctx.activations >= self.capacity:
+        is_full = bool(self.capacity) and ctx.activations >= self.capacity
+        if self.queues and is_full and not self.recomputes:
             return None
         held = ctx.first_queued(Phase.QUEUED_FORWARD)
         if held is not None and held.id.iteration == participant.version and not participant.stepping:
+            held.keep_if(not (self.recomputes and is_full))
             ctx.move(held, Phase.FORWARD)
             return ev.Work.FORWARD, held
         return None
+
+    def _make_room(self) -> None:
+        """For one forward that is to be computed again."""
+        last = self.ctx.last_kept()
+        if last is not None:
+            self.ctx.drop_activations(last)
 
     def _computed(self, held: Held, event: ev.Computed) -> None:
         ctx = self.ctx

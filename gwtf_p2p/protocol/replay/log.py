@@ -85,6 +85,7 @@ class LogWriter:
         return {
             "stages": view.stages,
             "microbatch_bytes": view.microbatch_bytes,
+            "gradient_bytes": view.gradient_bytes,
             "records": [to_plain(record) for peer, record in view.records.items() if before.get(peer) != record],
             "gone": [peer for peer in before if peer not in view.records],
         }
@@ -139,8 +140,9 @@ class LogReader:
         changed = gone | {record.peer for record in fresh}
         before = self._view.records if self._view is not None else {}
         kept = [record for peer, record in before.items() if peer not in changed]
-        stages, size = (from_plain(int, told.get(name), f"view.{name}") for name in ("stages", "microbatch_bytes"))
-        self._view = NetworkView.of([*kept, *fresh], stages, size, self._view)
+        sizes = ("stages", "microbatch_bytes", "gradient_bytes")
+        stages, forth, back = (from_plain(int, told.get(name), f"view.{name}") for name in sizes)
+        self._view = NetworkView.of([*kept, *fresh], stages, forth, self._view, back)
         return self._view
 
 
@@ -185,7 +187,7 @@ def _measured(opening: Opening) -> dict[str, float]:
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+    return get_type_hints(kind, include_extras=True)
 
 
 def _object(line: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`gwtf --cost paper`: flows computed locally from the records (GWTF, arXiv 2509.21221; DESIGN section 4).
+"""`gwtf --cost paper`: flows computed locally from the records (the cost of a hop: GWTF, arXiv 2509.21221).
 
 Every data peer plans the flows of *all* data peers on its own view and takes its own share. The plan depends on nothing but
 the views (sorted ids, integer costs, explicit ties), so peers that saw the same views hold the same plan without talking;

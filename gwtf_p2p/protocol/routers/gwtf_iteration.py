@@ -1,4 +1,4 @@
-"""`gwtf` as it plans for what users wait for: the time of an iteration (`planner`; DESIGN section 4, last paragraph).
+"""`gwtf` as it plans for what users wait for: the time of an iteration (`planner`).
 
 Every data peer plans the microbatches of *all* data peers on its own view and uses its own share: microbatch i takes the
 i-th flow of the share, not before the flow's release time. Plans depend on nothing but the view and the seed

@@ -38,7 +38,8 @@ def figures_of(view: NetworkView, without: Iterable[PeerId] = ()) -> tuple[Pipel
     if missing is not None:
         return None, f"stage {missing} has no peer"
     typical = _typical_s(records)
-    return PipelineFigures(view.stages, view.microbatch_bytes, tuple(_figures(r, typical) for r in records)), ""
+    peers = tuple(_figures(r, typical) for r in records)
+    return PipelineFigures(view.stages, view.microbatch_bytes, view.gradient_bytes, peers), ""
 
 
 def _typical_s(records: Iterable[StageRecord]) -> dict[Stage, tuple[float, float]]:
@@ -70,7 +71,7 @@ def _figures(record: StageRecord, typical: dict[Stage, tuple[float, float]]) -> 
         second_s = record.finish.median_s if record.finish is not None else first_s
     links = tuple((m.to, m.round_trip_s / 2, m.bandwidth_bytes_per_s) for m in record.links if m.bandwidth_bytes_per_s > 0)
     line, capacity = record.line_bytes_per_s, record.capacity
-    return PeerFigures(record.peer, record.stage, capacity, first_s, second_s, loss_s, line, links)
+    return PeerFigures(record.peer, record.stage, capacity, first_s, second_s, loss_s, line, links, record.recomputes)
 
 
 def pipeline_of(figures: PipelineFigures) -> Pipeline:
@@ -83,6 +84,7 @@ def pipeline_of(figures: PipelineFigures) -> Pipeline:
         peers=tuple(p.peer for p in peers),
         stages=stages,
         activation_bytes=float(figures.microbatch_bytes),
+        gradient_bytes=float(figures.gradient_bytes),
         slots=tuple(p.capacity if p.capacity > 0 and p.stage != DATA_STAGE else UNLIMITED for p in peers),
         before_us=tuple(max(LEAST_S, p.before_s) * MICROSECONDS for p in peers),
         after_us=tuple(max(LEAST_S, p.after_s) * MICROSECONDS for p in peers),
@@ -92,6 +94,7 @@ def pipeline_of(figures: PipelineFigures) -> Pipeline:
         demand=tuple((i, max(0, peers[i].capacity)) for i in data),
         stage_peers=tuple(tuple(i for i, p in enumerate(peers) if p.stage == k) for k in range(stages + 1)),
         links=links,
+        recomputes=tuple(p.recomputes and p.stage != DATA_STAGE for p in peers),
     )
 
 

@@ -4,8 +4,9 @@ For each stage peer: the time by which it could be done with what the paths brin
 holds one of its slots from its arrival until its backward is done, which takes what an idle swarm takes for everything below;
 it keeps the device, and each direction of the line, busy for a while. The time is the largest of slots, device and line, and
 to it comes what passes before a microbatch can be there and after it has left (`lost`, the mean of the paths through the stage
-peer). The load is the sum of the eighth powers: nearly the maximum, but it also falls when the second-worst stage peer
-improves."""
+peer). A stage peer that recomputes holds up nothing by its
+slots, and is taken to compute each forward twice. The load is the sum of the eighth powers: nearly the maximum, but it also
+falls when the second-worst stage peer improves."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gwtf_p2p.protocol.schedule.model import Path, Pipeline
+from gwtf_p2p.protocol.schedule.model import UNLIMITED, Path, Pipeline
 
 Change = tuple[int, Path]
 """Microbatch number, its new path."""
@@ -35,11 +36,15 @@ class Load:
     def __init__(self, pipeline: Pipeline, paths: Sequence[Path]) -> None:
         peers = len(pipeline.peers)
         self.pipeline = pipeline
-        self._hop_us: dict[int, float] = {}
+        self._hop_us: dict[tuple[int, int, float], float] = {}
         self._known: dict[Path, _Visits] = {}
+        self._slots = [pipeline.slots[i] if pipeline.waits_for_slots(i) else UNLIMITED for i in range(peers)]
         self._busy_us = [
-            max(before + after, 2 * pipeline.activation_bytes / line)
-            for before, after, line in zip(pipeline.before_us, pipeline.after_us, pipeline.line, strict=True)
+            max(
+                before * (1 if pipeline.waits_for_slots(i) else 2) + after,
+                (pipeline.activation_bytes + pipeline.gradient_bytes) / line,
+            )
+            for i, (before, after, line) in enumerate(zip(pipeline.before_us, pipeline.after_us, pipeline.line, strict=True))
         ]
         self._held_us, self._count = [0.0] * peers, [0] * peers
         self._lost_us, self._power = [0.0] * peers, [0.0] * peers
@@ -90,7 +95,7 @@ class Load:
         former = self._power[stage_peer]
         new = 0.0
         if self._count[stage_peer]:
-            slots_us = self._held_us[stage_peer] / self.pipeline.slots[stage_peer]
+            slots_us = self._held_us[stage_peer] / self._slots[stage_peer]
             busy_us = self._count[stage_peer] * self._busy_us[stage_peer]
             new = self._lost_us[stage_peer] / self._count[stage_peer] + (slots_us if slots_us > busy_us else busy_us)
             new *= new
@@ -108,23 +113,24 @@ class Load:
     def _walk(self, path: Path) -> _Visits:
         """The round trip of a microbatch that is alone."""
         pipeline = self.pipeline
+        forth, back = pipeline.activation_bytes, pipeline.gradient_bytes
         now = pipeline.before_us[path[0]]
         arrived = [0.0]
         for sender, receiver in pairwise(path):
-            now += self._hop(sender, receiver)
+            now += self._hop(sender, receiver, forth)
             arrived.append(now)
             now += pipeline.before_us[receiver]
-        now += self._hop(path[-1], path[0]) + pipeline.loss_us[path[0]]
+        now += self._hop(path[-1], path[0], forth) + pipeline.loss_us[path[0]]
         done = [0.0] * len(path)
         sender = path[0]
         for k in range(len(path) - 1, -1, -1):
-            now += self._hop(sender, path[k]) + pipeline.after_us[path[k]]
+            now += self._hop(sender, path[k], back) + pipeline.after_us[path[k]]
             done[k], sender = now, path[k]
         return [(path[k], done[k] - arrived[k], now - done[k] + arrived[k]) for k in range(1, len(path))]
 
-    def _hop(self, sender: int, receiver: int) -> float:
-        number = sender * len(self.pipeline.peers) + receiver
-        seconds = self._hop_us.get(number)
+    def _hop(self, sender: int, receiver: int, size: float) -> float:
+        hop = (sender, receiver, size)
+        seconds = self._hop_us.get(hop)
         if seconds is None:
-            seconds = self._hop_us[number] = self.pipeline.idle_us(sender, receiver)
+            seconds = self._hop_us[hop] = self.pipeline.idle_us(sender, receiver, size)
         return seconds

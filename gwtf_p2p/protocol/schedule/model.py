@@ -2,7 +2,8 @@
 
 **What is modelled**, as the protocol does it (`stage_peer`, `data_peer`, `simulation`): one computation at a time per peer;
 stage peers take backward before forward and what was offered earlier before what came later; a stage peer's slots are held
-from the start of a forward to the end of its backward, and inputs beyond them wait; data peers prefer a loss to an embedding
+from the start of a forward to the end of its backward, and inputs beyond them wait, unless it recomputes: then a forward that
+finds no slot free holds none, and its backward takes a forward more; data peers prefer a loss to an embedding
 to a finish; transfers overlap with computing, last a latency and their bytes, and share the link and both peers' lines.
 
 **What is simplified.** A transfer's rate is the least of its equal shares of the link and the two lines; what others cannot use
@@ -57,6 +58,7 @@ class Pipeline:
     peers: tuple[PeerId, ...]
     stages: int
     activation_bytes: float
+    gradient_bytes: float
     slots: tuple[int, ...]
     before_us: tuple[float, ...]
     after_us: tuple[float, ...]
@@ -66,11 +68,20 @@ class Pipeline:
     demand: tuple[tuple[int, int], ...]
     stage_peers: tuple[tuple[int, ...], ...]
     links: Mapping[int, Link]
+    recomputes: tuple[bool, ...] = ()
 
-    def idle_us(self, sender: int, receiver: int) -> float:
-        """A whole transfer that has the link and both lines to itself."""
+    def waits_for_slots(self, peer: int) -> bool:
+        """Is a forward held up when all slots are taken?"""
+        return not (self.recomputes and self.recomputes[peer])
+
+    def idle_us(self, sender: int, receiver: int, size: float) -> float:
+        """A whole transfer of so many bytes that has the link and both lines to itself."""
         link = self.links[sender * len(self.peers) + receiver]
-        return link.latency_us + self.activation_bytes / min(link.bandwidth, self.line[sender], self.line[receiver])
+        return link.latency_us + size / min(link.bandwidth, self.line[sender], self.line[receiver])
+
+    def there_and_back_us(self, above: int, below: int) -> float:
+        """An activation from `above` to `below` and its gradient back, idle."""
+        return self.idle_us(above, below, self.activation_bytes) + self.idle_us(below, above, self.gradient_bytes)
 
 
 @dataclass(slots=True)
@@ -106,7 +117,8 @@ class Run:
     """One forecast. Positions on a round trip: 0 embedding, 1..S forwards, S + 1 loss, then back, 2 S + 2 finish.
 
     Each microbatch is in one place and has at most one event in the heap, besides outdated ones, which `version` tells. It
-    ends at its `last` position; from `jumps[m][0]` it goes on at `jumps[m][1]` (`pipeline_underway` makes use of these).
+    ends at its `last` position; from `jumps[m][0]` it goes on at `jumps[m][1]` (`underway` makes use of these). `again` has
+    (m, position) of the forwards that kept no activations.
     """
 
     def __init__(self, pipeline: Pipeline, paths: Sequence[Path], window: int) -> None:
@@ -126,6 +138,8 @@ class Run:
         self.heap: list[tuple[float, int, int]] = []
         self.last = [2 * self.turn] * count
         self.jumps: dict[int, tuple[int, int]] = {}
+        self.again: set[tuple[int, int]] = set()
+        self.gates = [pipeline.waits_for_slots(peer) for peer in range(peers)]
         self.released = 0
         self.pending: list[list[int]] = [[] for _ in range(peers)]
         for m in range(count - 1, -1, -1):
@@ -184,12 +198,13 @@ class Run:
         up.append(m)
         down.append(m)
         on_link.append(m)
+        size = pipeline.activation_bytes if position < self.turn else pipeline.gradient_bytes
         if position < pipeline.stages:
             self.offered[m][position + 1] = now + link.latency_us
         rate = min(link.bandwidth / len(on_link), pipeline.line[sender] / len(up), pipeline.line[receiver] / len(down))
-        self.left[m], self.updated[m], self.rate[m] = pipeline.activation_bytes, now, rate
+        self.left[m], self.updated[m], self.rate[m] = size, now, rate
         self.state[m] = SENDING
-        heappush(self.heap, (now + pipeline.activation_bytes / rate, m, self.version[m]))
+        heappush(self.heap, (now + size / rate, m, self.version[m]))
         if len(up) > 1 or len(down) > 1:
             self._share((*up, *down), now)
 
@@ -232,7 +247,7 @@ class Run:
     def _arrived(self, m: int, now: float) -> None:
         position = self.position[m] = self.position[m] + 1
         peer = self.routes[m][position]
-        is_full = 0 < position < self.turn and self.kept[peer] >= self.pipeline.slots[peer]
+        is_full = 0 < position < self.turn and self.gates[peer] and self.kept[peer] >= self.pipeline.slots[peer]
         if not self.running[peer] and not is_full and not self.queues[peer]:
             self._compute(m, position, peer, now)
             return
@@ -252,7 +267,7 @@ class Run:
         queue, stages = self.queues[peer], self.pipeline.stages
         m = queue[0][2]
         position = self.position[m]
-        if 0 < position < self.turn and self.kept[peer] >= self.pipeline.slots[peer]:
+        if 0 < position < self.turn and self.gates[peer] and self.kept[peer] >= self.pipeline.slots[peer]:
             return
         heappop(queue)
         stage = position if position <= stages else 2 * self.turn - position
@@ -265,12 +280,19 @@ class Run:
         self.running[peer] = True
         if position < self.turn:
             lasts = pipeline.before_us[peer]
-            self.kept[peer] += position > 0
+            if position > 0:
+                if self.kept[peer] >= pipeline.slots[peer]:
+                    self.again.add((m, position))
+                else:
+                    self.again.discard((m, position))
+                    self.kept[peer] += 1
             if position == 1:
                 self.backlog[peer] -= 1
                 self._release(peer, now)
         else:
             lasts = pipeline.after_us[peer] if position > self.turn else pipeline.loss_us[peer]
+            if self.again and (m, 2 * self.turn - position) in self.again:
+                lasts += pipeline.before_us[peer]
         self.state[m] = COMPUTING
         heappush(self.heap, (now + lasts, m, self.version[m]))
 
@@ -278,7 +300,8 @@ class Run:
         position = self.position[m]
         peer = self.routes[m][position]
         self.running[peer] = False
-        self.kept[peer] -= self.turn < position < 2 * self.turn
+        if self.turn < position < 2 * self.turn:
+            self.kept[peer] -= (m, 2 * self.turn - position) not in self.again
         if position == self.last[m]:
             self.result.finish_us[m] = now
             self.state[m] = DONE

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from gwtf_p2p.protocol.schedule.from_view import ViewLinks
 from gwtf_p2p.protocol.schedule.load_estimate import Change, Load
-from gwtf_p2p.protocol.schedule.model import Forecast, Path, Pipeline, forecast
+from gwtf_p2p.protocol.schedule.model import UNLIMITED, Forecast, Path, Pipeline, forecast
 from gwtf_p2p.protocol.schedule.search_moves import BALANCING, SCHEDULING, Moves
 from gwtf_p2p.protocol.schedule.underway import Underway
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
@@ -88,8 +88,9 @@ def first_paths(pipeline: Pipeline) -> list[Path]:
     number."""
     layers = [tuple(peer for peer, _ in pipeline.demand), *pipeline.stage_peers[1:]]
     hops_us = [_there_and_back_us(pipeline, a, b) for a, b in pairwise([*layers, layers[0]])]
-    work_us = [np.array([pipeline.before_us[i] + pipeline.after_us[i] for i in layer]) for layer in layers]
-    slots = [np.array([float(pipeline.slots[i]) for i in layer]) for layer in layers]
+    work_us = [np.array([_work_us(pipeline, i) for i in layer]) for layer in layers]
+    waits = pipeline.waits_for_slots
+    slots = [np.array([float(pipeline.slots[i] if waits(i) else UNLIMITED) for i in layer]) for layer in layers]
     held_us, busy_us = ([np.zeros(len(layer)) for layer in layers] for _ in range(2))
     paths: list[Path] = []
     for source in _in_turn(pipeline):
@@ -109,6 +110,11 @@ def first_paths(pipeline: Pipeline) -> list[Path]:
     return paths
 
 
+def _work_us(pipeline: Pipeline, peer: int) -> float:
+    """Device time of one microbatch; a stage peer that recomputes is taken to compute each forward twice."""
+    return pipeline.before_us[peer] * (1 if pipeline.waits_for_slots(peer) else 2) + pipeline.after_us[peer]
+
+
 def _in_turn(pipeline: Pipeline) -> list[int]:
     """Data peers by place, as often as they have microbatches, in turn."""
     rounds = max((count for _, count in pipeline.demand), default=0)
@@ -118,13 +124,14 @@ def _in_turn(pipeline: Pipeline) -> list[int]:
 def _there_and_back_us(pipeline: Pipeline, above: Sequence[int], below: Sequence[int]) -> Matrix:
     links = pipeline.links
     if not isinstance(links, ViewLinks):
-        return np.array([[pipeline.idle_us(i, j) + pipeline.idle_us(j, i) for j in below] for i in above])
+        return np.array([[pipeline.there_and_back_us(i, j) for j in below] for i in above])
     # Most pairs of a large swarm are not measured: computed at once, they take a fraction of the time.
     line = np.minimum.outer([pipeline.line[i] for i in above], [pipeline.line[j] for j in below])
     line[np.isinf(line)] = ASSUMED_BANDWIDTH_BYTES_PER_S / MICROSECONDS
-    both: Matrix = 2 * (ASSUMED_LATENCY_S * MICROSECONDS + pipeline.activation_bytes / line)
+    mean_bytes = (pipeline.activation_bytes + pipeline.gradient_bytes) / 2
+    both: Matrix = 2 * (ASSUMED_LATENCY_S * MICROSECONDS + mean_bytes / line)
     for i, j in links.measured(above, below):
-        both[i, j] = pipeline.idle_us(above[i], below[j]) + pipeline.idle_us(below[j], above[i])
+        both[i, j] = pipeline.there_and_back_us(above[i], below[j])
     return both
 
 

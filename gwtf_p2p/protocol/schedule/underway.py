@@ -94,6 +94,7 @@ def _copy(former: Run, pipeline: Pipeline, paths: Sequence[Path], microbatches: 
     run.left, run.rate, run.updated = former.left.copy(), former.rate.copy(), former.updated.copy()
     run.queued_at, run.sequence, run.last = former.queued_at.copy(), former.sequence.copy(), former.last.copy()
     run.offered = [row.copy() for row in former.offered]
+    run.again = former.again.copy()
     run.jumps, run.released, run.heap = former.jumps.copy(), former.released, former.heap.copy()
     run.kept, run.running = former.kept + [0] * more, former.running + [False] * more
     run.backlog = former.backlog + [0] * more

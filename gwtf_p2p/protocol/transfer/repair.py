@@ -1,6 +1,6 @@
 """When the next peer is lost, forgets, or is superseded: somebody else continues, and nothing is computed twice without need.
 
-One rule covers every crash of a stage peer (DESIGN section 5): *whoever handed a microbatch to a lost peer hands it to another
+One rule covers every crash of a stage peer: *whoever handed a microbatch to a lost peer hands it to another
 one*, in a higher attempt, and says which peer comes after it. In steps, when Y of stage k is lost:
 
 1. X of stage k-1 holds its own output. It asks its router for another peer of stage k and pushes the output to Y'.

@@ -29,19 +29,28 @@ class Link:
 
 @dataclass(frozen=True)
 class NetworkView:
-    """`records` sorted by peer id. Build it with `NetworkView.of`."""
+    """`records` sorted by peer id. Build it with `NetworkView.of`.
+
+    `microbatch_bytes` is what one hop forwards carries, `gradient_bytes` one hop back.
+    """
 
     stages: int
     microbatch_bytes: int
+    gradient_bytes: int
     records: Mapping[PeerId, StageRecord]
     _links: Mapping[PeerId, Mapping[PeerId, Link]] = field(repr=False, compare=False)
 
     @staticmethod
     def of(
-        records: Iterable[StageRecord], stages: int, microbatch_bytes: int, former: NetworkView | None = None
+        records: Iterable[StageRecord],
+        stages: int,
+        microbatch_bytes: int,
+        former: NetworkView | None = None,
+        gradient_bytes: int | None = None,
     ) -> NetworkView:
         """Of several records of one peer the one with the highest sequence number counts.
 
+        `gradient_bytes` None: as many as `microbatch_bytes`.
         `former` is an earlier view, whose work is used again for the peers whose links have not changed.
         """
         newest: dict[PeerId, StageRecord] = {}
@@ -57,7 +66,8 @@ class NetworkView:
                 links[peer] = former._links[peer]
             else:
                 links[peer] = _links_of(record)
-        return NetworkView(stages, microbatch_bytes, ordered, links)
+        back = microbatch_bytes if gradient_bytes is None else gradient_bytes
+        return NetworkView(stages, microbatch_bytes, back, ordered, links)
 
     def peers_of_stage(self, stage: Stage) -> tuple[PeerId, ...]:
         """Routable peers of a stage, sorted by id."""
@@ -97,13 +107,14 @@ class NetworkView:
             (forth.latency_s, back.latency_s),
             (forth.bandwidth_bytes_per_s, back.bandwidth_bytes_per_s),
             self.microbatch_bytes,
+            self.gradient_bytes,
         )
 
     def without(self, peers: Iterable[PeerId]) -> NetworkView:
         """The same view with some peers left out, as when they are lost or excluded."""
         gone = set(peers)
         kept = {p: r for p, r in self.records.items() if p not in gone}
-        return NetworkView(self.stages, self.microbatch_bytes, kept, self._links)
+        return NetworkView(self.stages, self.microbatch_bytes, self.gradient_bytes, kept, self._links)
 
 
 def _links_of(record: StageRecord) -> Mapping[PeerId, Link]:

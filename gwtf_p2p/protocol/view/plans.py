@@ -38,14 +38,16 @@ class PeerFigures:
     loss_s: float
     line_bytes_per_s: float
     links: tuple[LinkFigures, ...]
+    recomputes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineFigures:
-    """`peers` sorted by id; every stage has one at least."""
+    """`peers` sorted by id; every stage has one at least. Bytes of one hop forwards, and of one back."""
 
     stages: int
     microbatch_bytes: int
+    gradient_bytes: int
     peers: tuple[PeerFigures, ...]
 
     @property

@@ -14,9 +14,10 @@ from dataclasses import fields
 from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.limits import MOST_CHARACTERS, MOST_ITEMS, WHOLE, Bound, Cut, Items, Length, Within
 
 Reader = Callable[[Any], Any]
 
@@ -70,6 +71,9 @@ def _field_names(kind: Any) -> tuple[str, ...] | None:
 def _reader(kind: Any) -> Reader:
     """What makes a `kind` of a plain value, or raises _Mismatch."""
     origin = get_origin(kind)
+    if origin is Annotated:
+        base, *bounds = get_args(kind)
+        return _bounded(_reader(base), tuple(bounds))
     if origin in (Union, UnionType):
         return _optional(_reader(next(a for a in get_args(kind) if a is not NoneType)))
     if hasattr(kind, "__dataclass_fields__"):
@@ -79,8 +83,34 @@ def _reader(kind: Any) -> Reader:
     if origin is tuple:
         return _tuple(get_args(kind))
     if origin is not None and issubclass(origin, Mapping):
-        return _mapping(_reader(get_args(kind)[1]))
+        return _mapping(*map(_reader, get_args(kind)))
     return _scalar(getattr(kind, "__supertype__", kind))
+
+
+def _bounded(item: Reader, bounds: tuple[Bound, ...]) -> Reader:
+    def read(value: Any) -> Any:
+        if isinstance(value, str):
+            value = next((value[: b.most] for b in bounds if isinstance(b, Cut)), value)
+        found = item(value)
+        for bound in bounds:
+            _check(found, bound)
+        return found
+
+    return read
+
+
+def _check(found: Any, bound: Bound) -> None:
+    match bound:
+        case Within(low, high) if not low <= found <= high:
+            raise _expected(f"{low} to {high}", found)
+        case Length(least, most) if not least <= len(found) <= most:
+            raise _expected(f"{least} to {most} characters", found)
+        case Items(least, most) if not least <= len(found) <= most:
+            raise _Mismatch(f"expected {least} to {most} items, got {len(found)}")
+        case Items(distinct=True) if len(set(found)) < len(found):
+            raise _Mismatch("expected each item once")
+        case _:
+            pass
 
 
 def _optional(item: Reader) -> Reader:
@@ -91,7 +121,7 @@ def _dataclass(kind: Any) -> Reader:
     @cache
     def readers() -> tuple[tuple[str, Reader], ...]:
         """Looked into when one is read: a dataclass may have a field of its own kind."""
-        hints = get_type_hints(kind)
+        hints = get_type_hints(kind, include_extras=True)
         return tuple((f.name, _reader(hints[f.name])) for f in fields(kind))
 
     def read(value: Any) -> Any:
@@ -129,6 +159,8 @@ def _tuple(args: tuple[Any, ...]) -> Reader:
     def read(value: Any) -> Any:
         if not isinstance(value, list):
             raise _expected("a list", value)
+        if len(value) > MOST_ITEMS:
+            raise _Mismatch(f"expected at most {MOST_ITEMS} items, got {len(value)}")
         if not repeats and len(items) != len(value):
             raise _expected(f"{len(items)} items", value)
         found = []
@@ -142,16 +174,18 @@ def _tuple(args: tuple[Any, ...]) -> Reader:
     return read
 
 
-def _mapping(item: Reader) -> Reader:
+def _mapping(key: Reader, item: Reader) -> Reader:
     def read(value: Any) -> Any:
         if not isinstance(value, dict):
             raise _expected("a map", value)
+        if len(value) > MOST_ITEMS:
+            raise _Mismatch(f"expected at most {MOST_ITEMS} items, got {len(value)}")
         found = {}
         for k, v in value.items():
             try:
-                found[str(k)] = item(v)
+                found[key(str(k))] = item(v)
             except _Mismatch as mismatch:
-                raise mismatch.within(f".{k}") from None
+                raise mismatch.within(f".{k!s:.40}") from None
         return found
 
     return read
@@ -168,6 +202,8 @@ def _scalar(kind: Any) -> Reader:
     def read(value: Any) -> Any:
         if not isinstance(value, kind):
             raise _expected(f"a {kind.__name__}", value)
+        if isinstance(value, str) and len(value) > MOST_CHARACTERS:
+            raise _Mismatch(f"expected at most {MOST_CHARACTERS} characters, got {len(value)}")
         return value
 
     return read
@@ -176,6 +212,8 @@ def _scalar(kind: Any) -> Reader:
 def _float(value: Any) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise _expected("a number", value)
+    if isinstance(value, int) and abs(value) > WHOLE:
+        raise _expected("a number of 64 bits", value)
     if value != value or abs(value) == float("inf"):
         raise _expected("a finite number", value)
     return float(value)
@@ -184,6 +222,8 @@ def _float(value: Any) -> float:
 def _int(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise _expected("a whole number", value)
+    if not -WHOLE <= value <= WHOLE:
+        raise _expected("a number of 64 bits", value)
     return value
 
 

@@ -16,11 +16,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.limits import MOST_MICROBATCHES, MOST_PEERS, Items
 from gwtf_p2p.protocol.negotiation.messages import NegotiationMessage
+from gwtf_p2p.protocol.wire.bounds import (
+    AttemptNumber,
+    AttemptOf,
+    Count,
+    Credited,
+    Digest,
+    Epoch,
+    EpochStarts,
+    Index,
+    Iteration,
+    Microbatches,
+    NoPeer,
+    Number,
+    Peer,
+    Peers,
+    Route,
+    Seconds,
+    StageNumber,
+    Text,
+    Versions,
+    WeightsVersion,
+)
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 
 Attempt = tuple[int, ...]
@@ -52,10 +75,10 @@ class Forward:
     """
 
     microbatch: MicrobatchId
-    attempt: Attempt
-    stage: Stage
-    ahead: tuple[PeerId, ...] = ()
-    epoch: int = 0
+    attempt: AttemptOf
+    stage: StageNumber
+    ahead: Route = ()
+    epoch: Epoch = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +86,9 @@ class Backward:
     """The gradient of the receiver's output. `done_by` lists who did the backward of the stages after the receiver's."""
 
     microbatch: MicrobatchId
-    attempt: Attempt
-    stage: Stage
-    done_by: tuple[PeerId, ...] = ()
+    attempt: AttemptOf
+    stage: StageNumber
+    done_by: Route = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +96,15 @@ class Complete:
     """To the predecessor: my forward is computed (`held_s` after delivery) and `successor` has accepted it."""
 
     microbatch: MicrobatchId
-    successor: PeerId
-    held_s: float
+    successor: Peer
+    held_s: Seconds
 
 
 @dataclass(frozen=True, slots=True)
 class CapacityAvailable:
     """To a peer whose offers were BUSY: I can take so many `microbatches` now. Who comes first gets it; it may be lost."""
 
-    microbatches: int
+    microbatches: Index
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +114,8 @@ class Done:
     `done_by` did those of the stages after it: if these were redone as well, their way back has ended here."""
 
     microbatch: MicrobatchId
-    stage: Stage
-    done_by: tuple[PeerId, ...] = ()
+    stage: StageNumber
+    done_by: Route = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +123,14 @@ class Superseded:
     """To a former neighbour: another peer took your place for this microbatch; drop it unless your attempt is higher."""
 
     microbatch: MicrobatchId
-    attempt: Attempt
+    attempt: AttemptOf
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
     """Are you alive, and do you still hold these? The answer lists the ones that the receiver does not know."""
 
-    microbatches: tuple[MicrobatchId, ...] = ()
+    microbatches: Microbatches = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +142,10 @@ class Redo:
     """
 
     microbatch: MicrobatchId
-    stage: Stage
-    lost: PeerId
-    ahead: tuple[PeerId, ...] = ()
-    generation: int = 0
+    stage: StageNumber
+    lost: NoPeer
+    ahead: Route = ()
+    generation: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +155,20 @@ class Missing:
     A stage peer's word about another one is a reason to ask that one; it may have got them from somebody else since.
     """
 
-    peer: PeerId
-    stage: Stage
-    microbatches: tuple[MicrobatchId, ...]
+    peer: Peer
+    stage: StageNumber
+    microbatches: Microbatches
 
 
 @dataclass(frozen=True, slots=True)
 class Credit:
     """Ledger line: `peers[k - 1]` did stage k of the data peer's microbatch `index`; empty: dropped (fast recovery)."""
 
-    index: int
-    peers: tuple[PeerId, ...]
+    index: Index
+    peers: Credited
+
+
+Ledger = Annotated[tuple[Credit, ...], Items(0, MOST_MICROBATCHES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,27 +178,30 @@ class Finished:
     `leaving`: do not wait for me in the next iteration.
     """
 
-    iteration: int
-    ledger: tuple[Credit, ...]
-    mean_loss: float
+    iteration: Iteration
+    ledger: Ledger
+    mean_loss: Number
     leaving: bool = False
-    epoch: int = 0
+    epoch: Epoch = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
     """What one participant of a stage group brings to an average: the microbatches credited to it."""
 
-    participant: PeerId
-    microbatches: tuple[MicrobatchId, ...]
+    participant: Peer
+    microbatches: Microbatches
+
+
+Shares = Annotated[tuple[Share, ...], Items(1, MOST_PEERS)]
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Ballot:
     """One attempt at closing an iteration: its number, then who leads it. Higher numbers replace lower ones."""
 
-    attempt: int
-    coordinator: PeerId
+    attempt: AttemptNumber
+    coordinator: Peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,15 +213,15 @@ class Prepare:
     take part in the next iteration; the first of them leads it. `mean_loss` is over all microbatches of this iteration.
     """
 
-    iteration: int
-    attempt: int
-    coordinator: PeerId
-    stage: Stage
-    shares: tuple[Share, ...]
+    iteration: Iteration
+    attempt: AttemptNumber
+    coordinator: Peer
+    stage: StageNumber
+    shares: Shares
     base: Ballot | None = None
-    data_peers: tuple[PeerId, ...] = ()
-    mean_loss: float = 0.0
-    epoch: int = 0
+    data_peers: Peers = ()
+    mean_loss: Number = 0.0
+    epoch: Epoch = 0
 
     @property
     def ballot(self) -> Ballot:
@@ -221,10 +250,10 @@ class Prepare:
 class Prepared:
     """From a participant to the coordinator: my average of this attempt is ready, with this digest of its bytes."""
 
-    iteration: int
-    attempt: int
-    stage: Stage
-    digest: str
+    iteration: Iteration
+    attempt: AttemptNumber
+    stage: StageNumber
+    digest: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,20 +261,20 @@ class NotPrepared:
     """From a participant to the coordinator: this attempt failed here. `missing` are credited microbatches that I do not
     have."""
 
-    iteration: int
-    attempt: int
-    stage: Stage
-    reason: str
-    suspect: PeerId | None = None
-    missing: tuple[MicrobatchId, ...] = ()
+    iteration: Iteration
+    attempt: AttemptNumber
+    stage: StageNumber
+    reason: Text
+    suspect: Peer | None = None
+    missing: Microbatches = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Abort:
     """From the coordinator to every participant: this attempt will never be committed; the next one follows."""
 
-    iteration: int
-    attempt: int
+    iteration: Iteration
+    attempt: AttemptNumber
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +282,10 @@ class Commit:
     """To every participant: apply the average of this attempt, which `coordinator` led. Weights version becomes iteration +
     1."""
 
-    iteration: int
-    attempt: int
-    coordinator: PeerId
-    mean_loss: float
+    iteration: Iteration
+    attempt: AttemptNumber
+    coordinator: Peer
+    mean_loss: Number
 
     @property
     def ballot(self) -> Ballot:
@@ -267,8 +296,8 @@ class Commit:
 class Inquire:
     """From a would-be coordinator: where do you stand? With a number above 0: and take no part in lower attempts any more."""
 
-    iteration: int
-    attempt: int = 0
+    iteration: Iteration
+    attempt: AttemptNumber = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,21 +313,21 @@ class Standing:
     on it any more.
     """
 
-    stage: Stage
-    version: int
+    stage: StageNumber
+    version: WeightsVersion
     committed: Ballot | None = None
     promised: Ballot | None = None
     prepare: Prepare | None = None
     prepared: bool = False
-    digest: str = ""
+    digest: Digest = ""
     joining: bool = False
     syncing: bool = False
     active: bool = False
     taking_part: bool = False
-    coordinator: PeerId | None = None
+    coordinator: Peer | None = None
     leaving: bool = False
-    epoch: int = 0
-    kept: tuple[int, ...] = ()
+    epoch: Epoch = 0
+    kept: Versions = ()
 
     @property
     def position(self) -> tuple[int, int]:
@@ -316,12 +345,12 @@ class Admit:
     stage; whoever is further comes back, from its own checkpoint or from `donors`. `epoch_starts`: where each epoch began.
     """
 
-    iteration: int
-    donors: tuple[PeerId, ...] = ()
-    data_peers: tuple[PeerId, ...] = ()
-    epoch: int = 0
+    iteration: Iteration
+    donors: Peers = ()
+    data_peers: Peers = ()
+    epoch: Epoch = 0
     own: bool = False
-    epoch_starts: tuple[int, ...] = ()
+    epoch_starts: EpochStarts = ()
 
     @property
     def position(self) -> tuple[int, int]:
@@ -332,8 +361,8 @@ class Admit:
 class Lost:
     """From the coordinator: this peer is confirmed lost; whoever handed microbatches to it repairs them."""
 
-    peer: PeerId
-    reason: str
+    peer: Peer
+    reason: Text
 
 
 TensorMessage = Forward | Backward

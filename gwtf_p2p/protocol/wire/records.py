@@ -1,4 +1,4 @@
-"""What peers publish: the run record and one stage record per peer (DESIGN section 3).
+"""What peers publish: the run record and one stage record per peer.
 
 Inside the program these are frozen dataclasses; on the wire they are msgpack maps under 8 KiB with string keys. Readers
 ignore keys that they do not know, so a newer peer can add fields; a different `wire_version` is refused by name.
@@ -12,13 +12,33 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgpack
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
-from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.limits import Items
+from gwtf_p2p.protocol.wire.bounds import (
+    Addresses,
+    Bytes,
+    Costs,
+    Count,
+    Counts,
+    Digest,
+    Epoch,
+    Figures,
+    Flows,
+    Index,
+    Peer,
+    Rate,
+    Seconds,
+    StageNumber,
+    Versions,
+    WeightsVersion,
+)
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
+from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, format_of
 
 SCHEMA_VERSION = 1
 WIRE_VERSION = 2
@@ -56,22 +76,25 @@ class LinkSource(Enum):
 class Timing:
     """A measured duration: median over `count` samples, the newest `age_s` old when it was published."""
 
-    median_s: float
-    count: int
-    age_s: float
+    median_s: Seconds
+    count: Count
+    age_s: Seconds
 
 
 @dataclass(frozen=True, slots=True)
 class LinkMeasurement:
     """One directed link as its sender measured it."""
 
-    to: PeerId
-    round_trip_s: float
-    bandwidth_bytes_per_s: float
+    to: Peer
+    round_trip_s: Seconds
+    bandwidth_bytes_per_s: Rate
     source: LinkSource
-    samples: int
-    age_s: float
+    samples: Count
+    age_s: Seconds
     path: PathType = PathType.PUBLIC
+
+
+Links = Annotated[tuple[LinkMeasurement, ...], Items(0, 64)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +122,33 @@ class OptimizerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class WireSpec:
+    """The formats in which a run's tensors travel, by name (`tensor_formats`); every peer of the run writes and reads them.
+
+    `activations` go forwards, `gradients` back. A tensor is kept in the bytes in which it came or goes, so what is sent again
+    or redone has the same bytes, and `recovery = "exact"` redoes an iteration as the undisturbed run with the same formats does
+    it, but for the order in which gradients are added up, which depends on who computed what. That is the last bit of float32;
+    formats that round can make a step of the format out of it in later iterations (tiny model, int8: weights 2e-7 apart after
+    the iteration itself, 4e-5 after the next one, 1e-3 after five more; float32: 1e-5).
+    `averages` are the parts of a stage's gradient. With int8 there each peer adds what rounding took from its last share to
+    its next one (error feedback); that residual is the peer's own, is lost with it, and rounding depends on who averages with
+    whom: all members still end with the same bits, but after a loss not with those of a run without one.
+    """
+
+    activations: str = "float32"
+    gradients: str = "float32"
+    averages: str = "float32"
+
+    def validate(self, where: str) -> None:
+        """Raises InputError that names the first field that is no format."""
+        for name in ("activations", "gradients"):
+            format_of(getattr(self, name), where, f"wire.{name}")
+        if self.averages not in AVERAGE_FORMATS:
+            expected = f"expected one of {', '.join(AVERAGE_FORMATS)}, got {self.averages!r:.40}"
+            raise InputError(where, "wire.averages", expected)
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """Everything that a joining peer needs besides an initial peer and the run id; signed by the run's owner.
 
@@ -117,7 +167,7 @@ class RunRecord:
     tokenizer: str = "byte"
     data_peers: int = 1
     peers_per_stage: int = 1
-    wire_dtype: str = "float32"
+    wire: WireSpec = field(default_factory=WireSpec)
     router: str = "gwtf"
     recovery: str = "exact"
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
@@ -138,10 +188,20 @@ class RunRecord:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @property
-    def activation_bytes(self) -> int:
-        """Size of one boundary activation, microbatch x sequence x hidden, in the wire dtype; its gradient is alike."""
+    def boundary_values(self) -> int:
+        """Number of values of one boundary tensor, microbatch x sequence x hidden; its gradient has as many."""
         hidden = int(self.model_config.get("hidden_size") or self.model_config.get("n_embd") or 0)
-        return self.microbatch_size * self.sequence_length * hidden * (2 if self.wire_dtype == "bfloat16" else 4)
+        return self.microbatch_size * self.sequence_length * hidden
+
+    @property
+    def activation_bytes(self) -> int:
+        """Size of one boundary activation in its format. Raises InputError when the format is unknown here."""
+        return format_of(self.wire.activations, "run record", "wire.activations").encoded_bytes(self.boundary_values)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Size of the gradient of a boundary activation in its format. Raises InputError like `activation_bytes`."""
+        return format_of(self.wire.gradients, "run record", "wire.gradients").encoded_bytes(self.boundary_values)
 
     def validate(self, where: str = "run record") -> None:
         """Raises InputError that names the first field that is out of range."""
@@ -154,8 +214,7 @@ class RunRecord:
             raise InputError(where, "run_id", f"{expected}, got {self.run_id!r}")
         if not self.layer_split or any(b <= a for a, b in self.layer_split):
             raise InputError(where, "layer_split", "expected at least one stage, each with at least one layer")
-        if self.wire_dtype not in ("float32", "bfloat16"):
-            raise InputError(where, "wire_dtype", f"expected float32 or bfloat16, got {self.wire_dtype!r}")
+        self.wire.validate(where)
         if self.recovery not in ("exact", "fast"):
             raise InputError(where, "recovery", f"expected exact or fast, got {self.recovery!r}")
         self.optimizer.validate(where)
@@ -169,11 +228,11 @@ class Account:
     microbatch stood still, from when a lost peer was missed to when another one had it.
     """
 
-    computed_s: float = 0.0
-    useful_s: float = 0.0
-    recoveries: Mapping[str, int] = field(default_factory=dict)
+    computed_s: Seconds = 0.0
+    useful_s: Seconds = 0.0
+    recoveries: Counts = field(default_factory=dict)
     recovery: Timing | None = None
-    resent_bytes: int = 0
+    resent_bytes: Bytes = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,48 +241,51 @@ class StageRecord:
 
     `capacity` is the most microbatches the peer holds at once; for a data peer it is its demand, the microbatches that
     it keeps in flight, and `shard` the part of the dataset that it holds. `kept_bytes` is what it keeps of microbatches until
-    the iteration commits, of at most `memory_limit_bytes` (0: no limit), beyond which it is BUSY. `flows_held` and
+    the iteration commits, of at most `memory_limit_bytes` (0: no limit), beyond which it is BUSY. `recomputes`: it takes more
+    than `capacity` microbatches, and computes those forwards again whose activations it has no room for; `backward` is without
+    that. `flows_held` and
     `cost_to_sink_us` are what others need to plan around this peer; the latter and `takeover_us` are what it offers when flows
     are negotiated (`negotiation_offers`). Of a data peer, `forward` is its head and loss, `backward` its embedding, `finish`
     the gradient of its embedding, `flows` the share of the plan by which it goes in `flows_iteration` (`iteration_plan`).
-    `maddrs` are its addresses, best first, without its own id; a stage peer cuts each circuit to it after `circuit_bytes` each
-    way or `circuit_s` (0: never). `copied` are versions of its stage that it has a checkpoint of and that a neighbouring stage
-    has a copy of (`replicas`). `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of the run
-    for observers; nobody plans on them.
+    `maddrs` are its addresses, best first, without its own id; a circuit relay cuts each circuit to it after `circuit_bytes`
+    each way or `circuit_s` (0: never). `copied` are versions of its stage that it has a checkpoint of and that a neighbouring
+    stage has a copy of (`replicas`). `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of
+    the run for observers; nobody plans on them.
     """
 
-    peer: PeerId
+    peer: Peer
     run_id: RunId
-    stage: Stage
+    stage: StageNumber
     state: PeerState
-    capacity: int
-    occupancy: int = 0
+    capacity: Index
+    occupancy: Index = 0
     forward: Timing | None = None
     backward: Timing | None = None
     finish: Timing | None = None
-    weights_version: int = 0
-    epoch: int = 0
+    weights_version: WeightsVersion = 0
+    epoch: Epoch = 0
     path: PathType = PathType.PUBLIC
-    maddrs: tuple[str, ...] = ()
-    circuit_bytes: int = 0
-    circuit_s: int = 0
-    links: tuple[LinkMeasurement, ...] = ()
-    line_bytes_per_s: float = 0.0
-    kept_bytes: int = 0
-    memory_limit_bytes: int = 0
-    flows_held: Mapping[str, int] = field(default_factory=dict)
-    flows: tuple[str, ...] = ()
-    flows_iteration: int = -1
-    spare_flows: int = 0
-    cost_to_sink_us: Mapping[str, int] = field(default_factory=dict)
-    takeover_us: Mapping[str, int] = field(default_factory=dict)
-    model_hash: str = ""
-    shard: int = -1
-    copied: tuple[int, ...] = ()
+    maddrs: Addresses = ()
+    circuit_bytes: Bytes = 0
+    circuit_s: Count = 0
+    links: Links = ()
+    line_bytes_per_s: Rate = 0.0
+    kept_bytes: Bytes = 0
+    memory_limit_bytes: Bytes = 0
+    recomputes: bool = False
+    flows_held: Counts = field(default_factory=dict)
+    flows: Flows = ()
+    flows_iteration: WeightsVersion = -1
+    spare_flows: Index = 0
+    cost_to_sink_us: Costs = field(default_factory=dict)
+    takeover_us: Costs = field(default_factory=dict)
+    model_hash: Digest = ""
+    shard: WeightsVersion = -1
+    copied: Versions = ()
     account: Account | None = None
-    progress: Mapping[str, float] = field(default_factory=dict)
-    route_seconds: Mapping[str, float] = field(default_factory=dict)
-    sequence_number: int = 0
+    progress: Figures = field(default_factory=dict)
+    route_seconds: Figures = field(default_factory=dict)
+    sequence_number: Count = 0
     schema_version: int = SCHEMA_VERSION
     wire_version: int = WIRE_VERSION
 

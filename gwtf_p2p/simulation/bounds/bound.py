@@ -21,14 +21,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+from gwtf_p2p.protocol.ids import DATA_STAGE
 from gwtf_p2p.simulation.bounds.path_times import PathTimes, path_times
 from gwtf_p2p.simulation.bounds.program import Program
 from gwtf_p2p.simulation.bounds.resources import StagePeer
 from gwtf_p2p.simulation.lines.averaging import round_seconds
-from gwtf_p2p.simulation.swarm.build import Swarm
+from gwtf_p2p.simulation.scenario.draw import DrawnPeer
+from gwtf_p2p.simulation.swarm.build import Memory, Swarm
 
 PRECISION = 1e-4
 
@@ -45,12 +47,19 @@ class Bound:
 def bound_of(swarm: Swarm) -> Bound:
     """The bounds of a swarm as it is built."""
     model = swarm.scenario.model
-    times = path_times(list(swarm.drawn.values()), swarm.links, model.microbatch_bytes)
+    times = path_times([_with_slots(peer, swarm) for peer in swarm.drawn.values()], swarm.links, model.microbatch_bytes)
     demand = model.microbatches_per_data_peer
     program = Program(times, model.microbatch_bytes, demand, queues=swarm.arm.queues)
     closing_s = _closing_s(swarm)
     span_s = _least_span_s(program, times, demand)
     return Bound(program.most(math.inf) * program.data_peers, span_s + closing_s, closing_s)
+
+
+def _with_slots(peer: DrawnPeer, swarm: Swarm) -> DrawnPeer:
+    """Where activations are computed again, slots limit nothing; that it costs a forward is left out, so the bound holds."""
+    if swarm.arm.memory is not Memory.ADAPTIVE or not swarm.arm.queues or peer.stage == DATA_STAGE:
+        return peer
+    return replace(peer, capacity=swarm.scenario.data_peers * swarm.scenario.model.microbatches_per_data_peer)
 
 
 def _closing_s(swarm: Swarm) -> float:

@@ -101,7 +101,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One run. `to_json` is the line that `gwtf sim --json` prints (DESIGN section 7) and some more fields."""
+    """One run. `to_json` is the line that `gwtf sim --json` prints and some more fields."""
 
     scenario: str
     router: str

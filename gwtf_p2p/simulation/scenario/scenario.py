@@ -1,4 +1,4 @@
-"""The scenario file: what is simulated, as data (DESIGN section 7).
+"""The scenario file: what is simulated, as data.
 
     name, seeds, iterations, warmup_iterations
     [model]    stages, microbatch_bytes, microbatches_per_data_peer, stage_gradient_bytes, stage_state_bytes

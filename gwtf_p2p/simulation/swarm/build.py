@@ -7,11 +7,14 @@ What peers publish of their links is what a probe of an idle link measures: true
 and both lines. It is published for the neighbouring stages, as the live swarm's probes do, and ages as all records do.
 A stage peer times one microbatch of each pass before it goes online, so its first record has a measured compute time.
 
-**Memory** is the same choice in all arms of a comparison. LIMITED: activations are kept from forward to backward, and a stage
-peer's capacity is what it has room for. Stage peers of SWARM, which know no refusal, and of `gwtf`, whose plan says what waits
-where, take inputs beyond it into a queue and compute their forward when there is room: with exact recovery inputs are kept
-until the commit in any case. Other routers' stage peers refuse what does not fit. STRICT: all stage peers refuse. RECOMPUTED:
-no activations are kept, so nothing limits, and every backward is preceded by another forward. UNLIMITED: kept, without limit.
+**Memory.** All modes but UNLIMITED fit the same memory, so a comparison may give each arm the mode that suits it. ADAPTIVE, the
+default: activations are kept while the capacity lasts, and computed again before the backward where it does not; stage peers of
+routers that plan with a number of flows still refuse what is over that number. LIMITED: activations are kept from forward to
+backward, and a stage peer's capacity is what it has room for. Stage peers of SWARM, which know no refusal, and of `gwtf`,
+whose plan says what waits where, take inputs beyond it into a queue and compute their forward when there is room: with exact
+recovery inputs are kept until the commit in any case. Other routers' stage peers refuse what does not fit. STRICT: all stage
+peers refuse. RECOMPUTED: no activations are kept, so nothing limits, and every backward is preceded by another forward.
+UNLIMITED: kept, without limit.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeerConfig
-from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice, compose, stage_peer_config
+from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice, compose
+from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
 from gwtf_p2p.protocol.routers.factory import RouterKind, router_kind
 from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource
@@ -43,6 +47,7 @@ PROBE_SAMPLES = 3
 class Memory(Enum):
     """See the module docstring."""
 
+    ADAPTIVE = "adaptive"
     LIMITED = "limited"
     STRICT = "strict"
     RECOMPUTED = "recomputed"
@@ -56,7 +61,7 @@ class Arm:
     router: str
     config: RouterSettings
     recovery: str = "exact"
-    memory: Memory = Memory.LIMITED
+    memory: Memory = Memory.ADAPTIVE
 
     @property
     def kind(self) -> RouterKind:
@@ -99,7 +104,8 @@ class Swarm:
             data_peer = DataPeerConfig(model.microbatches_per_data_peer, self.scenario.data_peers, self.scenario.iterations)
             timed = (ev.Work.EMBED, ev.Work.LOSS, ev.Work.FINISH)
         else:
-            stage_peer = stage_peer_config(arm.kind, arm.config, drawn.capacity, queues=arm.queues)
+            recomputes = arm.memory is Memory.ADAPTIVE and arm.queues
+            stage_peer = StagePeerConfig(drawn.capacity, arm.queues, recomputes, arm.config.moves)
             timed = (ev.Work.FORWARD, ev.Work.BACKWARD)
         settings = PeerSettings(
             me=peer,
@@ -162,7 +168,7 @@ def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, 
 
 def _with_memory(peer: DrawnPeer, memory: Memory, scenario: Scenario) -> DrawnPeer:
     """What cannot be exceeded does not limit: all microbatches of an iteration at one stage peer."""
-    if peer.stage == DATA_STAGE or memory in (Memory.LIMITED, Memory.STRICT):
+    if peer.stage == DATA_STAGE or memory in (Memory.ADAPTIVE, Memory.LIMITED, Memory.STRICT):
         return peer
     capacity = scenario.data_peers * scenario.model.microbatches_per_data_peer
     again_s = peer.forward_s if memory is Memory.RECOMPUTED else 0.0

@@ -8,7 +8,7 @@ before (of the first: what the caller expects), so a crash can fall a little pas
 
 A crash is a killed process: its connections break, what it held is gone. It comes back as a newly started program without
 weights, downloads the stage's state, catches up and serves (`protocol/membership`). A stage peer is spared when no other of its
-stage is up and in step: the paper assumes at least one live peer per stage (FIELD section 1).
+stage is up and in step: the paper assumes at least one live peer per stage (GWTF, arXiv 2509.21221).
 """
 
 from __future__ import annotations

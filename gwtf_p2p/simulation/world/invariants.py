@@ -1,4 +1,4 @@
-"""What must hold at every moment of every run, and at its end (DESIGN section 5).
+"""What must hold at every moment of every run, and at its end.
 
 At every event: no stage peer holds more than its capacity; a gradient that was averaged was exactly the member's share; nothing
 is held of a committed iteration. At the end: all attempts that were committed in an iteration are one and the same, in all

@@ -10,6 +10,7 @@ from random import Random
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
@@ -119,14 +120,15 @@ class SmallSwarm:
             settings = PeerSettings(peer, DATA_STAGE, config.stages, None, config.exact, data_peer=own)
             speed = Speed({ev.Work.EMBED: 0.005, ev.Work.LOSS: 0.02, ev.Work.FINISH: 0.005, **corrections})
             return SimulatedPeer(compose(settings, RoundRobin(config.microbatches)), speed)
+        one = done_bytes(MICROBATCH_BYTES, MICROBATCH_BYTES)
         settings = PeerSettings(
             me=peer,
             stage=self.stages.get(peer, Stage(int(numbers[0]))),
             stages=config.stages,
             router=None,
             exact=config.exact,
-            activation_bytes=MICROBATCH_BYTES,
-            memory_limit_bytes=config.memory_microbatches * 4 * MICROBATCH_BYTES,
+            done_bytes=one,
+            memory_limit_bytes=config.memory_microbatches * one,
             stage_peer=StagePeerConfig(config.capacity, moves=config.moves),
         )
         factor = self._random.choice(config.speeds)

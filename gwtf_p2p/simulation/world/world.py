@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId, Stage
+from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, stage_record
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
@@ -240,8 +240,8 @@ class World:
                 self._send(peer, to, message)
             case ef.Ask():
                 self._ask(peer, effect)
-            case ef.Compute(work, microbatch):
-                self._compute(peer, work, microbatch)
+            case ef.Compute():
+                self._compute(peer, effect)
             case ef.StartTimer(name, delay_s):
                 self._start_timer(peer, name, delay_s)
             case ef.CancelTimer(name):
@@ -267,11 +267,13 @@ class World:
                 self._publish(peer)
             case ef.Report():
                 self._on_report(peer.id, effect, self.kernel.now)
-            case ef.Answer() | ef.AnswerCheck() | ef.Discard():
+            case ef.Answer() | ef.AnswerCheck() | ef.Discard() | ef.DropActivations():
                 pass  # answers are read by whoever fed the event; there are no tensors to free
 
-    def _compute(self, peer: SimulatedPeer, work: ev.Work, microbatch: MicrobatchId) -> None:
-        seconds = peer.speed.seconds[work]
+    def _compute(self, peer: SimulatedPeer, compute: ef.Compute) -> None:
+        work, microbatch = compute.work, compute.microbatch
+        again_s = peer.speed.seconds[ev.Work.FORWARD] if work is ev.Work.BACKWARD and not compute.keeps else 0.0
+        seconds = peer.speed.seconds[work] + again_s
         peer.busy_since = began = self.kernel.now
 
         def finish() -> None:
@@ -281,7 +283,7 @@ class World:
             peer.busy_since = None
             if self.on_span is not None:
                 self.on_span(Span(peer.id, work.value, str(microbatch), began, self.kernel.now))
-            self.feed(peer, ev.Computed(work, microbatch, seconds, 0.0 if work is ev.Work.LOSS else None))
+            self.feed(peer, ev.Computed(work, microbatch, seconds, 0.0 if work is ev.Work.LOSS else None, again_s))
 
         self.kernel.after(seconds, finish)
 

@@ -66,7 +66,7 @@ class _Executor:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: ExecutorConfig, device: torch.device) -> None:
         self.device = device
-        self._compute_dtype = dtype_of(config.torch_dtype, "--torch_dtype", "")
+        self._compute_dtype = dtype_of(config.torch_dtype, "--torch_dtype")
         self._accumulator = GradientAccumulator(parameters)
 
     @property
@@ -126,14 +126,17 @@ class StageExecutor(_Executor):
         """Microbatches between forward and backward."""
         return frozenset(self._held)
 
-    def forward(self, microbatch: MicrobatchId, activation_BTH: Tensor) -> Tensor:
+    def forward(self, microbatch: MicrobatchId, activation_BTH: Tensor, keeps: bool = True) -> Tensor:
         """The stage's output_BTH, float32. A second forward of a microbatch replaces the first.
+
+        Without `keeps` only the input is kept, and the forward is computed again before the backward.
 
         Raises RemoteProtocolError if the shape is not microbatch x sequence x hidden.
         """
         x_BTH = self._checked(activation_BTH).requires_grad_()
-        y_BTH = self._run(x_BTH, with_graph=not self._recompute)
-        self._held[microbatch] = _Held(x_BTH, None if self._recompute else y_BTH)
+        keeps = keeps and not self._recompute
+        y_BTH = self._run(x_BTH, with_graph=keeps)
+        self._held[microbatch] = _Held(x_BTH, y_BTH if keeps else None)
         return y_BTH.detach()
 
     def drop_graph(self, microbatch: MicrobatchId) -> None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
 import torch
-from hivemind.compression import Float16Compression, NoCompression
-from hivemind.proto import runtime_pb2
 
 from gwtf_p2p.live.compute.all_reduce import Averager, AverageResult, AveragingFailed, AveragingGroup
 from gwtf_p2p.live.compute.all_reduce_parts import average_parts, batches_of, pack_parts, part_bytes, unpack_parts
 from gwtf_p2p.live.rpc.rpc import CallFailed
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS
+from gwtf_p2p.training.codecs.table import codec_of
 from tests.live.conftest import DEADLINE_S, LivePeer, StartPeer
 
 pytestmark = pytest.mark.live
@@ -34,9 +33,9 @@ def group_of(peers: Sequence[LivePeer], weights: Sequence[float], speeds: Sequen
 
 
 async def average_all(
-    peers: Sequence[LivePeer], group: AveragingGroup, inputs: Sequence[list[torch.Tensor]], compression: str = "none"
+    peers: Sequence[LivePeer], group: AveragingGroup, inputs: Sequence[list[torch.Tensor]], codec: str = "float32"
 ) -> list[AverageResult]:
-    averagers = [Averager(peer.rpc, compression) for peer in peers]
+    averagers = [Averager(peer.rpc, codec) for peer in peers]
     return list(await asyncio.gather(*(a.average(group, own, DEADLINE_S) for a, own in zip(averagers, inputs, strict=True))))
 
 
@@ -150,9 +149,12 @@ async def test_what_is_not_due_is_refused_and_nonsense_fails_the_attempt(start_p
     assert "not due" in await reason_of(b, {"batch": 99})
     assert "not due" in await reason_of(b, {"batch": [1]})
     assert "not due" in await reason_of(b, {"phase": "other"})
-    assert "at most" in await reason_of(b, {}, bytes(10_000_000))
+    assert "are due" in await reason_of(b, {}, bytes(10_000_000))
+    assert "are due" in await reason_of(b, {}, b"nonsense")
     assert "not in this group" in await reason_of(b, {"group": "another"})
-    assert (await b.rpc.push(a.id, header, b"nonsense", DEADLINE_S)).accepted
+    nonsense = b"\xff" * 4 * sum(tensor.numel() for tensor in tensors_of(0))  # so long that its first batch is all of it
+    due = averager._rounds[group.group_id].bytes_of(("part", 1, 0))
+    assert (await b.rpc.push(a.id, header, nonsense[:due], DEADLINE_S)).accepted
     with pytest.raises(AveragingFailed) as failed:
         await waiting
     assert failed.value.peer == b.id
@@ -161,22 +163,57 @@ async def test_what_is_not_due_is_refused_and_nonsense_fails_the_attempt(start_p
         await b.rpc.call(a.id, {"kind": "average"}, DEADLINE_S)
 
 
-@pytest.mark.parametrize("compression", [NoCompression(), Float16Compression()])
-def test_parts_survive_packing_and_anything_else_is_refused(compression: NoCompression | Float16Compression) -> None:
+@pytest.mark.parametrize("name", AVERAGE_FORMATS)
+def test_parts_survive_packing_and_anything_else_is_refused(name: str) -> None:
+    codec, other = codec_of(name), codec_of("int8" if name == "float32" else "float32")
     parts = tuple(torch.linspace(-1, 1, n) for n in (1, 100, 1000))
     [batch] = batches_of(parts)
-    packed = pack_parts(parts, compression)
-    assert len(packed) <= batch.max_bytes
-    back = unpack_parts(packed, batch, compression)
-    assert all(torch.allclose(x, y, atol=1e-3) for x, y in zip(parts, back, strict=True))
-    other = Float16Compression() if isinstance(compression, NoCompression) else NoCompression()
-    not_finite = pack_parts((torch.tensor([float("nan")]), *parts[1:]), compression)
-    too_short = struct.pack(">I", 4) + b"\xff\xff\xff\xff"
-    bad_type = runtime_pb2.Tensor(buffer=bytes(4), size=(1,), dtype="int32", compression=compression.compression_type)
-    bad = struct.pack(">I", bad_type.ByteSize()) + bad_type.SerializeToString()
-    for wrong in (packed[:-1], packed + b"x", pack_parts(parts, other), not_finite, too_short, bad, b""):
+    packed = pack_parts(parts, codec)
+    assert len(packed) == batch.encoded_bytes(codec.form)
+    back = unpack_parts(packed, batch, codec)
+    assert all(torch.allclose(x, y, atol=5e-3) for x, y in zip(parts, back, strict=True))
+    not_finite = b"\xff" * len(packed)
+    for wrong in (packed[:-1], packed + b"x", pack_parts(parts, other), not_finite, b""):
         with pytest.raises(RemoteProtocolError):
-            unpack_parts(wrong, batch, compression)
+            unpack_parts(wrong, batch, codec)
+
+
+async def test_int8_quarters_the_bytes_and_what_rounding_takes_is_made_up_for(start_peer: StartPeer) -> None:
+    """Averaged again and again, the same gradients add up to what they are in float32: nothing is lost for good."""
+    peers, weights, rounds = [await start_peer() for _ in range(3)], (3.0, 1.0, 0.0), 12
+    inputs = [tensors_of(seed) for seed in range(3)]
+    exact = [sum(w * own[k] for w, own in zip(weights, inputs, strict=True)) / sum(weights) for k in range(len(SHAPES))]
+    averagers = [Averager(peer.rpc, "int8") for peer in peers]
+    owed: list[list[torch.Tensor]] = [[], [], []]
+    total, errors = [torch.zeros(shape) for shape in SHAPES], []
+    for attempt in range(rounds):
+        group = AveragingGroup(f"run/1/{attempt}/0", tuple(peer.id for peer in peers), weights)
+        members = zip(averagers, inputs, owed, strict=True)
+        results = await asyncio.gather(*(a.average(group, own, DEADLINE_S, residual) for a, own, residual in members))
+        assert_equal_bits(results)
+        owed = [result.residual for result in results]
+        total = [tensor + mean for tensor, mean in zip(total, results[0].tensors, strict=True)]
+        errors.append(norm_of(total[k] / (attempt + 1) - exact[k] for k in range(len(SHAPES))))
+    assert errors[-1] < errors[0] / 4
+    sent = sum(result.sent_bytes for result in results)
+    values = sum(tensor.numel() for tensor in exact)
+    assert sent < 0.27 * 4 * values * 10 / 3, "two members send two thirds each, all three a third to two others"
+
+
+async def test_numbers_that_are_not_finite_fail_the_attempt_of_their_owner(start_peer: StartPeer) -> None:
+    peers = [await start_peer() for _ in range(2)]
+    inputs = [tensors_of(seed) for seed in range(2)]
+    for own in inputs[1]:
+        own.fill_(float("nan"))
+    group = group_of(peers, (1, 1))
+    averagers = [Averager(peer.rpc, "int8") for peer in peers]
+    attempts = [averager.average(group, own, 1.0) for averager, own in zip(averagers, inputs, strict=True)]
+    for outcome in await asyncio.gather(*attempts, return_exceptions=True):
+        assert isinstance(outcome, AveragingFailed) and outcome.peer == peers[1].id
+
+
+def norm_of(tensors: Iterable[torch.Tensor]) -> float:
+    return float(torch.cat([tensor.reshape(-1) for tensor in tensors]).norm())
 
 
 def test_batches_and_part_sizes_depend_on_sizes_alone() -> None:

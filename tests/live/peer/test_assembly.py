@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from experiments.support.live_swarm import SmallRun
 from gwtf_p2p.live.compute.tensor_store import MemoryLimit
-from gwtf_p2p.live.peer.assembly import Place, peer_settings
-from gwtf_p2p.live.peer.config import PeerConfig
+from gwtf_p2p.live.peer.assembly import Place, check_config, peer_settings
+from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 
 ME = PeerId("me")
 RUN = SmallRun().record()
-ONE_MICROBATCH = 4 * RUN.activation_bytes
+ONE_MICROBATCH = 2 * (RUN.activation_bytes + RUN.gradient_bytes)
+
+
+@pytest.mark.parametrize("name", ["activations", "gradients", "averages"])
+def test_a_peer_that_does_not_know_a_codec_cannot_take_part(name: str) -> None:
+    """A newer build may have others: the run is refused for the codec's name, not for what comes of its bytes."""
+    run = replace(RUN, wire=replace(RUN.wire, **{name: "int2"}))
+    with pytest.raises(RunMismatch, match=rf"wire\.{name}: .*'int2'") as refused:
+        check_config(PeerConfig("peer"), run)
+    assert refused.value.exit_code == 5
 
 
 def test_a_stage_peer_that_could_not_keep_one_microbatch_is_told_so(tmp_path: Path) -> None:

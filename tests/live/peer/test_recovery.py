@@ -24,9 +24,9 @@ SMALL = [
 DEADLINE_S = 180
 
 
-def demo(checkpoints: Path, churn: str = "") -> dict[str, Any]:
+def demo(checkpoints: Path, churn: str = "", *more: str) -> dict[str, Any]:
     """The summary of a small demo; fails unless it ends well."""
-    command = [sys.executable, "-m", "gwtf_p2p", "demo", *SMALL, "--json", "--checkpoint_dir", str(checkpoints)]
+    command = [sys.executable, "-m", "gwtf_p2p", "demo", *SMALL, *more, "--json", "--checkpoint_dir", str(checkpoints)]
     result = subprocess.run(
         [*command, *(["--churn", churn] if churn else [])], capture_output=True, text=True, timeout=DEADLINE_S, check=False
     )

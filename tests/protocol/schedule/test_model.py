@@ -5,6 +5,8 @@ The small pipelines have data peer 0 and stage peers from 1 on; microseconds and
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +27,7 @@ def small(stage_peers: int = 1, slots: int = UNLIMITED, bandwidth: float = 5.0, 
         peers=tuple(PeerId(f"p{i}") for i in range(peers)),
         stages=1,
         activation_bytes=10.0,
+        gradient_bytes=10.0,
         slots=(UNLIMITED, *[slots] * stage_peers),
         before_us=(EMBED, *[FORWARD] * stage_peers),
         after_us=(FINISH, *[BACKWARD] * stage_peers),
@@ -42,6 +45,12 @@ def test_one_microbatch_takes_the_sum_of_its_steps() -> None:
     assert alone.makespan_us == EMBED + FORWARD + LOSS + BACKWARD + FINISH + 4 * TRANSFER
     assert alone.release_us == [0.0] and alone.wait_us == [0.0]
     assert alone.offered_us[0][1] == EMBED + 2.0, "the first byte comes a latency after the embedding"
+
+
+def test_gradients_take_the_time_of_their_own_bytes() -> None:
+    pipeline = replace(small(), gradient_bytes=30.0)
+    assert forecast(pipeline, [(0, 1)]).makespan_us == EMBED + FORWARD + LOSS + BACKWARD + FINISH + 4 * TRANSFER + 2 * 4.0
+    assert pipeline.there_and_back_us(0, 1) == 2 * TRANSFER + 4.0
 
 
 def test_a_second_microbatch_waits_for_the_slot_and_leaves_when_the_first_begins() -> None:

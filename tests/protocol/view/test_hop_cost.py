@@ -29,3 +29,8 @@ def test_no_bandwidth_at_all_is_our_mistake_and_named() -> None:
 @given(seconds, seconds, seconds, seconds, bandwidth, bandwidth, st.integers(0, 10**9))
 def test_cost_is_the_same_in_both_directions(a: float, b: float, c: float, d: float, e: float, f: float, size: int) -> None:
     assert hop_cost_us((a, b), (c, d), (e, f), size) == hop_cost_us((b, a), (d, c), (f, e), size)
+
+
+def test_each_direction_has_its_own_bytes() -> None:
+    both = hop_cost_us((0.2, 0.4), (0.01, 0.03), (1e6, 3e6), 3_000_000, 1_000_000)
+    assert both == hop_cost_us((0.2, 0.4), (0.01, 0.03), (1e6, 3e6), 2_000_000)

@@ -24,6 +24,7 @@ from gwtf_p2p.protocol.wire.records import (
     RunRecord,
     StageRecord,
     Timing,
+    WireSpec,
     decode_run,
     decode_stage,
     encode,
@@ -127,7 +128,9 @@ def test_a_record_with_the_most_links_is_under_the_bound() -> None:
         ({"microbatch_size": 0}, "microbatch_size"),
         ({"run_id": "has a space"}, "run_id"),
         ({"layer_split": ()}, "layer_split"),
-        ({"wire_dtype": "int3"}, "wire_dtype"),
+        ({"wire": WireSpec(activations="int3")}, "wire.activations"),
+        ({"wire": WireSpec(gradients="")}, "wire.gradients"),
+        ({"wire": WireSpec(averages="int4")}, "wire.averages"),
         ({"recovery": "none"}, "recovery"),
         ({"optimizer": OptimizerSpec(learning_rate=0)}, "learning_rate"),
     ],
@@ -135,6 +138,14 @@ def test_a_record_with_the_most_links_is_under_the_bound() -> None:
 def test_a_run_out_of_range_is_refused_by_field(change: dict[str, object], named: str) -> None:
     with pytest.raises(InputError, match=named):
         dataclasses.replace(RUN, **change).validate()  # type: ignore[arg-type]
+
+
+def test_each_direction_has_the_bytes_of_its_format() -> None:
+    values = RUN.boundary_values
+    assert values % 64 == 0, "whole blocks"
+    run = dataclasses.replace(RUN, wire=WireSpec("int4", "int8"))
+    assert run.activation_bytes == values // 2 + 2 * values // 64
+    assert run.gradient_bytes == values + 2 * values // 64
 
 
 def test_runs_that_cannot_train_together_have_different_hashes() -> None:

@@ -1,0 +1,236 @@
+"""What do codecs cost in loss? Training in one process, with the real codecs at every boundary and in every average.
+
+    python -m experiments.wire_loss [--wires float32,int8,int4,int8+int8] [--seeds 0,1] [--steps 40] [--json]
+
+A wire is named as by `gwtf demo --wire` (int4: int4 activations and int8 gradients), with `+FORMAT` for averages in another
+format than float32. The parts of the model, their executors and optimizers are those of live peers; a boundary tensor is
+encoded and decoded as on its way from peer to peer, and each stage's gradient is averaged by `--members` peers, each of which
+has computed a share of the microbatches, in the parts, order and error feedback of the live average. Loss is the mean over an
+iteration's microbatches; the held-out loss is of windows of a shard that nobody trains on, through the same boundaries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gwtf_p2p.cli.shared.run_file import run_from_plain
+from gwtf_p2p.live.compute.all_reduce_parts import (
+    Batch,
+    Parts,
+    Residual,
+    average_parts,
+    batches_of,
+    corrected,
+    cut,
+    pack_parts,
+    pieces_of,
+    unpack_parts,
+)
+from gwtf_p2p.live.compute.compute import BoundaryCodecs
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.training.codecs.codec import Codec
+from gwtf_p2p.training.codecs.table import codec_of
+from gwtf_p2p.training.compute.executor import DataExecutor, ExecutorConfig, StageExecutor
+from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.data.batches import DataSource, open_data
+from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part
+
+HELD_OUT_BATCHES = 8
+SHARDS = 2
+"""Shard 0 is trained on, shard 1 is held out."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One training. `members` peers hold each stage and share its microbatches."""
+
+    wire: str
+    seed: int
+    steps: int
+    members: int
+    plain: Mapping[str, Any]
+
+    def record(self) -> RunRecord:
+        """Raises InputError."""
+        boundary, _, averages = self.wire.partition("+")
+        gradients = "int8" if boundary == "int4" else boundary
+        wire = {"activations": boundary, "gradients": gradients, "averages": averages or "float32"}
+        return run_from_plain({**self.plain, "run_id": "wire-loss", "seed": self.seed, "wire": wire}, f"--wires {self.wire}")
+
+
+class Swarm:
+    """All parts of the model in this process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.run = settings, settings.record()
+        self.source: DataSource = open_data(self.run)[0]
+        config, run = ExecutorConfig(), self.run
+        self.data = DataExecutor(build_data_part(PartSpec.of(run, 0)), config)
+        self.stages = [StageExecutor(build_stage_part(PartSpec.of(run, k)), config) for k in range(1, run.stages + 1)]
+        self.parts: list[DataExecutor | StageExecutor] = [self.data, *self.stages]
+        self.optimizers = [PartOptimizer(part.part.parameters, run.optimizer) for part in self.parts]
+        self.codecs, self.averages = BoundaryCodecs.of(run), codec_of(run.wire.averages)
+        self._residuals: list[list[list[Tensor]]] = [[[] for _ in range(settings.members)] for _ in self.parts]
+
+    def step(self, iteration: int) -> float:
+        """One iteration; its loss."""
+        count, members = self.run.microbatches_per_data_peer, self.settings.members
+        losses, means = [], []
+        for member in range(members):
+            for index in range(member, count, members):
+                name = MicrobatchId(PeerId("data"), iteration, index)
+                losses.append(self._train(name, *self.source.batch(iteration, index, 0, SHARDS)))
+            means.append([part.gradient_vector().mean() for part in self.parts])
+            for part in self.parts:
+                part.reset_gradients()
+        weights = [float(len(range(member, count, members))) for member in range(members)]
+        for number, optimizer in enumerate(self.optimizers):
+            names = sorted(means[0][number])
+            own = [[mean[number][name] for name in names] for mean in means]
+            averaged, self._residuals[number] = all_reduce(own, weights, self._residuals[number], self.averages)
+            optimizer.step(dict(zip(names, averaged, strict=True)), iteration)
+        return statistics.fmean(losses)
+
+    def held_out(self) -> float:
+        """Mean loss of windows that nobody trains on."""
+        losses = []
+        for index in range(HELD_OUT_BATCHES):
+            name = MicrobatchId(PeerId("held out"), 0, index)
+            tokens_BT, labels_BT = self.source.batch(0, index, 1, SHARDS)
+            loss, _ = self.data.loss_and_gradient(name, self._forward(name, tokens_BT), labels_BT)
+            losses.append(loss)
+            for part in self.parts:
+                part.discard(name)
+        return statistics.fmean(losses)
+
+    def _forward(self, name: MicrobatchId, tokens_BT: Tensor) -> Tensor:
+        x_BTH = _sent(self.data.embed(name, tokens_BT), self.codecs.activations)
+        for stage in self.stages:
+            x_BTH = _sent(stage.forward(name, x_BTH), self.codecs.activations)
+        return x_BTH
+
+    def _train(self, name: MicrobatchId, tokens_BT: Tensor, labels_BT: Tensor) -> float:
+        loss, gradient_BTH = self.data.loss_and_gradient(name, self._forward(name, tokens_BT), labels_BT)
+        for stage in reversed(self.stages):
+            gradient_BTH = stage.backward(name, _sent(gradient_BTH, self.codecs.gradients))
+        self.data.finish(name, _sent(gradient_BTH, self.codecs.gradients))
+        return loss
+
+
+def _sent(tensor: Tensor, codec: Codec) -> Tensor:
+    """As the other end of a boundary gets it."""
+    return codec.decode(bytes(codec.encode(tensor)), tuple(tensor.shape))
+
+
+def all_reduce(
+    own: Sequence[list[Tensor]], weights: Sequence[float], residuals: Sequence[list[Tensor]], codec: Codec
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """The average of all members' tensors as the live one makes it, and what rounding owes to each member after it."""
+    members = range(len(own))
+    given = [corrected(tensors, owed, weight) for tensors, owed, weight in zip(own, residuals, weights, strict=True)]
+    fractions = [1.0] * len(own)
+    pieces = [pieces_of(cut(tensors, fractions)) for tensors in given]
+    owed = [Residual(tensors, fractions) for tensors in given]
+    result = [torch.empty_like(tensor) for tensor in given[0]]
+    results = pieces_of(cut(result, fractions))
+
+    def rounded(member: int, share: int, batch: Batch, parts: Parts, weight: float) -> Parts:
+        seen = unpack_parts(pack_parts(parts, codec), batch, codec)
+        owed[member].lost(share, batch.span, parts, seen, weight)
+        return seen
+
+    for share in members:
+        for batch in batches_of(pieces[0][share]):
+            contributions = []
+            for member in members:
+                parts = pieces[member][share][batch.span]
+                sent = parts if member == share else rounded(member, share, batch, parts, weights[member])
+                contributions.append((weights[member], sent))
+            means = rounded(share, share, batch, average_parts(contributions), sum(weights))
+            for view, mean in zip(results[share][batch.span], means, strict=True):
+                view.copy_(mean)
+    return result, [residual.tensors if codec.form.scale_bytes else [] for residual in owed]
+
+
+def train(settings: Settings) -> dict[str, Any]:
+    """One training's result, plain."""
+    swarm, began = Swarm(settings), time.monotonic()
+    losses = [swarm.step(iteration) for iteration in range(settings.steps)]
+    held_out, seconds = swarm.held_out(), time.monotonic() - began
+    print(f"{settings.wire:12} seed {settings.seed}: held out {held_out:.4f} ({seconds:.0f} s)", file=sys.stderr)
+    run = swarm.run
+    float_bytes = 2 * 4 * run.boundary_values
+    return {
+        "wire": settings.wire,
+        "seed": settings.seed,
+        "held_out": held_out,
+        "losses": losses,
+        "hop_bytes_ratio": (run.activation_bytes + run.gradient_bytes) / float_bytes,
+        "parameters": sum(p.numel() for part in swarm.parts for p in part.part.parameters.values()),
+    }
+
+
+def summary(results: Sequence[Mapping[str, Any]], wires: Sequence[str]) -> list[dict[str, Any]]:
+    """For each wire: mean held-out loss, and its difference from the first wire's, seed by seed."""
+    base = {r["seed"]: r["held_out"] for r in results if r["wire"] == wires[0]}
+    rows = []
+    for wire in wires:
+        own = [r for r in results if r["wire"] == wire]
+        differences = [r["held_out"] - base[r["seed"]] for r in own]
+        spread = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
+        mean = statistics.fmean(r["held_out"] for r in own)
+        row = {"wire": wire, "held_out": mean, "difference": statistics.fmean(differences), "standard_error": spread}
+        rows.append({**row, "hop_bytes_ratio": own[0]["hop_bytes_ratio"]})
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a table, or everything as one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wires", default="float32,int8,int4,int8+int8", help="differences are from the first one")
+    parser.add_argument("--seeds", default="0", help="comma separated")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--members", type=int, default=2, help="peers of each stage (default 2)")
+    parser.add_argument("--model", default="tiny-llama", help="as of gwtf demo")
+    parser.add_argument("--dataset", default="stdlib", help="as of gwtf demo")
+    parser.add_argument("--stages", type=int, default=3)
+    parser.add_argument("--microbatches", type=int, default=4)
+    parser.add_argument("--microbatch_size", type=int, default=2)
+    parser.add_argument("--sequence_length", type=int, default=64)
+    parser.add_argument("--learning_rate", type=float, default=1.5e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    flags = parser.parse_args(arguments)
+    torch.set_num_threads(flags.threads)
+    names = ("model", "dataset", "stages", "microbatch_size", "sequence_length")
+    plain = {name: getattr(flags, name) for name in names}
+    plain["microbatches_per_data_peer"] = flags.microbatches
+    plain["optimizer"] = {"learning_rate": flags.learning_rate, "warmup_iterations": 10}
+    wires, seeds = flags.wires.split(","), [int(seed) for seed in flags.seeds.split(",")]
+    results = [train(Settings(wire, seed, flags.steps, flags.members, plain)) for seed in seeds for wire in wires]
+    rows = summary(results, wires)
+    if flags.json:
+        settings = {**plain, "steps": flags.steps, "members": flags.members, "seeds": seeds}
+        print(json.dumps({"settings": settings, "summary": rows, "runs": results}))
+        return 0
+    print(f"{'wire':12} {'bytes':>6} {'held out':>9} {'difference':>11} {'std error':>10}")
+    for row in rows:
+        error = "-" if row["standard_error"] is None else f"{row['standard_error']:.4f}"
+        figures = f"{row['hop_bytes_ratio']:6.3f} {row['held_out']:9.4f} {row['difference']:+11.4f}"
+        print(f"{row['wire']:12} {figures} {error:>10}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,32 @@
+"""A swarm whose tensors travel in 8 bits trains, and a crash of a stage peer leaves no trace in its weights.
+
+Two microbatches an iteration: the sum of two gradients has the same bits whoever adds them up, so weights can only differ if a
+tensor that was sent again, or computed again, had other bytes. (In a longer sum the order matters in the last bit, and formats
+that round make more of that in later iterations than float32 does: `WireSpec`.)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.live.peer.test_recovery import assert_equal_weights, demo
+
+pytestmark = pytest.mark.live
+
+MOST_OF_FLOAT32 = 0.27
+
+
+def test_a_stage_peer_is_killed_while_int8_travels(tmp_path: Path) -> None:
+    flags = ("--wire", "int8", "--microbatches", "2")
+    undisturbed = demo(tmp_path / "undisturbed", "", *flags)
+    killed = demo(tmp_path / "killed", "kill peer stage=1 index=any at=backward_received iter=2", *flags)
+    assert killed["recoveries"] and not undisturbed["recoveries"]
+    assert undisturbed["last_loss"] < undisturbed["first_loss"]
+    assert_equal_weights(tmp_path / "killed", tmp_path / "undisturbed")
+    values = 1 * 32 * 128  # of one boundary tensor: microbatch size x sequence length x hidden size
+    sent = undisturbed["bytes"]
+    assert sent["per_hop"] <= MOST_OF_FLOAT32 * 2 * 4 * values
+    assert sent["activations"] == sent["gradients"] > 0
+    assert sent["averages"] > 0 and sent["records"] > 0 and sent["control"] > 0

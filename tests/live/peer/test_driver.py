@@ -1,0 +1,108 @@
+"""What the driver does with tensors of strangers, and with own ones that cannot be sent."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+import torch
+
+from experiments.support.live_swarm import SmallRun
+from gwtf_p2p.live.measure.link_estimates import LinkProbes
+from gwtf_p2p.live.peer.assembly import Place, make_compute, make_machine
+from gwtf_p2p.live.peer.config import PeerConfig
+from gwtf_p2p.live.peer.driver import Driver, DriverParts
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.wire.messages import Backward, Forward, to_header
+from gwtf_p2p.protocol.wire.records import WireSpec
+
+ME, SENDER = PeerId("me"), PeerId("sender")
+MICROBATCH = MicrobatchId(PeerId("data"), 0, 0)
+FORWARD, BACKWARD = Forward(MICROBATCH, (1, 1), Stage(1)), Backward(MICROBATCH, (1, 1), Stage(1), (SENDER,))
+RUN = dataclasses.replace(SmallRun().record(), wire=WireSpec("int4", "int8"))
+SHAPE = (RUN.microbatch_size, RUN.sequence_length, 128)
+
+
+@dataclasses.dataclass
+class Driven:
+    """A driver of stage 1 and the events that it was fed."""
+
+    driver: Driver
+    events: list[ev.Event]
+
+
+@pytest.fixture
+async def driven() -> AsyncIterator[Driven]:
+    events: list[ev.Event] = []
+    config, place = PeerConfig("peer"), Place(Stage(1))
+    nothing = cast(Any, None)
+    parts = DriverParts(
+        compute=make_compute(config, RUN, place),
+        transport=nothing,
+        average=nothing,
+        download=nothing,
+        publish=lambda: None,
+        on_move=lambda stage: None,
+        on_report=lambda report, now: None,
+        probes=LinkProbes(lambda: 0.0),
+        log_event=lambda event, now: events.append(event),
+    )
+    driver = Driver(make_machine(config, RUN, place, ME), parts, clock=lambda: 0.0)
+    yield Driven(driver, events)
+    driver.stop()
+
+
+async def test_each_direction_has_its_own_size(driven: Driven) -> None:
+    driver = driven.driver
+    assert RUN.activation_bytes < RUN.gradient_bytes
+    for message, wrong in ((FORWARD, RUN.gradient_bytes), (BACKWARD, RUN.activation_bytes), (FORWARD, 0)):
+        reply = driver.on_offer(SENDER, to_header(message), wrong)
+        assert (reply["accepted"], reply["verdict"]) == (False, "REFUSED")
+        assert f"got {wrong}" in reply["detail"]
+    assert not driven.events, "what has the wrong size never reaches the protocol"
+    assert "bytes" not in driver.on_offer(SENDER, to_header(FORWARD), RUN.activation_bytes)["detail"]
+
+
+@pytest.mark.parametrize("message", [FORWARD, BACKWARD])
+async def test_bytes_that_are_no_tensor_are_refused_and_as_good_as_lost(driven: Driven, message: Forward | Backward) -> None:
+    driver, size = driven.driver, RUN.activation_bytes if isinstance(message, Forward) else RUN.gradient_bytes
+    with pytest.raises(RemoteProtocolError, match="scale out of range"):
+        driver.on_delivery(SENDER, to_header(message), memoryview(bytearray(b"\xff" * size)))
+    [event] = driven.events
+    assert isinstance(event, ev.DeliveryBroken) and event.sender == SENDER
+    assert driver.parts.compute.store.held_bytes == 0
+    assert not driver.failure.done()
+
+
+async def test_tensors_are_kept_as_they_travel(driven: Driven) -> None:
+    compute = driven.driver.parts.compute
+    compute.put(MICROBATCH, ev.Slot.INPUT, compute.codecs.activations.encode(torch.randn(SHAPE)))
+    await compute.work(ev.Work.FORWARD, MICROBATCH)
+    assert compute.store.held_bytes == 2 * RUN.activation_bytes
+    compute.put(MICROBATCH, ev.Slot.OUTPUT_GRADIENT, compute.codecs.gradients.encode(torch.randn(SHAPE)))
+    await compute.work(ev.Work.BACKWARD, MICROBATCH)
+    assert compute.store.held_bytes == 2 * RUN.activation_bytes + 2 * RUN.gradient_bytes
+    assert compute.store.held_bytes == driven.driver.machine.ctx.done_bytes
+
+
+async def test_a_tensor_that_is_computed_again_has_the_same_bytes(driven: Driven) -> None:
+    compute = driven.driver.parts.compute
+    compute.put(MICROBATCH, ev.Slot.INPUT, compute.codecs.activations.encode(torch.randn(SHAPE)))
+    outputs = []
+    for _ in range(2):
+        await compute.work(ev.Work.FORWARD, MICROBATCH)
+        outputs.append(bytes(compute.payload(MICROBATCH, ev.Slot.OUTPUT)))
+    assert outputs[0] == outputs[1] and len(outputs[0]) == RUN.activation_bytes
+
+
+async def test_an_own_result_that_is_not_finite_is_not_sent_and_ends_nobody(driven: Driven) -> None:
+    compute = driven.driver.parts.compute
+    for parameter in compute.executor.part.parameters.values():
+        parameter.data.fill_(float("inf"))
+    compute.put(MICROBATCH, ev.Slot.INPUT, compute.codecs.activations.encode(torch.randn(SHAPE)))
+    await compute.work(ev.Work.FORWARD, MICROBATCH)
+    assert compute.payload(MICROBATCH, ev.Slot.OUTPUT).nbytes == 0, "an offer of no bytes, which every receiver refuses"
