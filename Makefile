@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-all lint clean
+.PHONY: demo test test-fast test-all explore coverage docs lint clean
 
 demo: $(INSTALLED)
 	$(RUN)gwtf demo $(ARGS)
@@ -19,6 +19,19 @@ test-fast: $(INSTALLED)
 test-all: $(INSTALLED) lint
 	$(RUN)python -m pytest -m "" $(ARGS)
 
+# Property tests with fresh random seeds and many more examples. What it finds becomes an @example of the test.
+explore: $(INSTALLED)
+	HYPOTHESIS_PROFILE=explore $(RUN)python -m pytest tests/protocol tests/simulation -m "not slow" $(ARGS)
+
+# Branch coverage of the protocol, by the tests that need no network.
+coverage: $(INSTALLED)
+	$(RUN)python -m pytest tests/protocol tests/simulation --cov=gwtf_p2p.protocol --cov-report=term-missing:skip-covered $(ARGS)
+
+# The site, into build/site. Strict: a warning is an error. Nothing is fetched.
+docs: $(INSTALLED)
+	$(RUN)python docs/site_tools/gather.py build/pages
+	$(RUN)sphinx-build -W --keep-going -q -b html -c docs build/pages build/site
+
 lint: $(INSTALLED)
 	$(RUN)ruff check .
 	$(RUN)mypy
@@ -27,8 +40,8 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(RUN)python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(RUN)python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

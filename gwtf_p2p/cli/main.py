@@ -31,6 +31,7 @@ VERBS = {
     "monitor": "watch a running swarm: terminal, web page, metrics",
     "routes": "the plan of a running swarm: flows, predicted and measured time",
     "ab": "compare routers on one scenario, simulated or live, and write the report",
+    "run": "run files: check one without a network, or print the schema of them all",
     "export": "assemble checkpoints into a folder that transformers loads",
     "id": "show, create or back up this machine's identity",
 }

@@ -14,6 +14,7 @@ from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, start_dht
 from gwtf_p2p.live.libp2p.daemon import P2POptions, running_daemon
 from gwtf_p2p.live.libp2p.identity import create_identity
 from gwtf_p2p.live.libp2p.maddrs import InitialPeer
+from gwtf_p2p.monitor.presence import presence_of
 from gwtf_p2p.monitor.swarm_state import Change, SwarmState
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId, Stage
@@ -24,11 +25,21 @@ RUN_LOOK_S = 0.5
 LOOK_S = 2.0
 
 OnLook = Callable[[SwarmState, list[Change]], bool]
-"""Hears of every look; True ends the observation."""
+"""Hears of every look at a run; True ends the observation of that run."""
 
 
 async def observe(initial_peers: tuple[InitialPeer, ...], run_id: RunId, on_look: OnLook, stop: asyncio.Event) -> None:
     """Until `stop` is set or `on_look` has seen enough. Raises NetworkUnreachable, DaemonFailed, InputError (no such run)."""
+    await observe_runs(initial_peers, (run_id,), on_look, stop)
+
+
+async def observe_runs(
+    initial_peers: tuple[InitialPeer, ...], run_ids: tuple[RunId, ...], on_look: OnLook, stop: asyncio.Event
+) -> None:
+    """`observe` several runs of one DHT, in turn; `state.run` says which one a look was at.
+
+    Ends when `stop` is set or `on_look` has seen enough of every run. Raises as `observe` does.
+    """
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gwtf-observer-")))
         identity = create_identity(folder / "identity.key")
@@ -40,16 +51,19 @@ async def observe(initial_peers: tuple[InitialPeer, ...], run_id: RunId, on_look
             check_identity=False,
         )
         daemon = await stack.enter_async_context(running_daemon(options, identity))
-        dht = await start_dht(daemon, identity, DhtOptions(run_id, client_mode=True))
+        only = run_ids[0] if len(run_ids) == 1 else None
+        dht = await start_dht(daemon, identity, DhtOptions(only, client_mode=True))
         stack.push_async_callback(dht.stop)
-        run = await _run(dht, run_id)
-        state = SwarmState(run)
-        while not stop.is_set():
-            records = await _records(dht, run)
-            if on_look(state, state.look(records, time.time())):
-                return
+        runs = [await _run(dht, run_id) for run_id in run_ids]
+        watched = [(SwarmState(run), presence_of(daemon.control_path)) for run in runs]
+        while watched and not stop.is_set():
+            for state, presence in tuple(watched):
+                records = await _records(dht, state.run)
+                silent = await presence.silent(records)
+                if on_look(state, state.look(records, time.time(), silent)):
+                    watched.remove((state, presence))
             try:
-                async with asyncio.timeout(LOOK_S):
+                async with asyncio.timeout(LOOK_S if watched else 0.0):
                     await stop.wait()
             except TimeoutError:
                 continue

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -44,7 +42,7 @@ def render_swarm(state: SwarmState) -> RenderableType:
             f"{record.progress.get('microbatches', 0):.0f}",
             style="" if record.state is PeerState.ONLINE else "red",
         )
-    empty = [k for k, count in _online(state).items() if not count]
+    empty = [k for k, count in state.online().items() if not count]
     parts: list[RenderableType] = [Text(plain_line(state), style="bold")]
     if empty:
         parts.append(Text(f"no peer online in stage {', '.join(map(str, empty))}: training waits", style="bold red"))
@@ -56,9 +54,3 @@ def render_swarm(state: SwarmState) -> RenderableType:
         told = "\n".join(change.text for change in list(state.changes)[-CHANGES_SHOWN:])
         parts.append(Panel(Text(told), title="what happened", title_align="left"))
     return Panel(Group(*parts), title=f"gwtf monitor · {state.run.run_id} · router {state.run.router}")
-
-
-def _online(state: SwarmState) -> Counter[int]:
-    found: Counter[int] = Counter(dict.fromkeys(range(state.run.stages + 1), 0))
-    found.update(record.stage for record in state.records.values() if record.is_routable)
-    return found

@@ -48,7 +48,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["demo", "--stages", "40"], "got 40"),
         (["demo", "--stages", "0"], "--stages"),
         (["demo", "--steps", "many"], "--steps"),
-        (["demo", "--router", "fastest"], "--router"),
+        (["demo", "--router", "fastest"], "router: expected one of gwtf"),
         (["demo", "--wire-dtype", "int3"], "wire.activations"),
         (["demo", "--wire", "int3"], "wire.activations"),
         (["demo", "--wire_averages", "int4"], "wire.averages"),

@@ -11,6 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "gwtf_p2p"
 HEAVY = {"torch", "transformers", "datasets", "hivemind"}
+WEB = {"starlette", "uvicorn", "jinja2", "segno"}
+"""What the monitor's page is served with: an extra, which no peer needs."""
 
 # Folder -> what of the package and which of the heavy libraries it may import.
 ALLOWED: dict[str, set[str]] = {
@@ -18,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "simulation": {"simulation", "protocol"},
     "training": {"training", "protocol", "torch", "transformers", "datasets"},
     "live": {"version", "live", "protocol", "training", "hivemind", "torch", "transformers"},
-    "monitor": {"monitor", "protocol", "live"},
+    "monitor": {"monitor", "protocol", "live", "version", *WEB},
     "ab": {"ab", "live", "training", "simulation", "protocol", "monitor", "version", "torch"},
     "cli": {
         "cli",
@@ -52,8 +54,15 @@ def imported(path: Path) -> set[str]:
 def test_folders_import_only_what_they_may(folder: str) -> None:
     ours = {p.name for p in PACKAGE.iterdir() if p.is_dir()} | {"version"}
     for path in sorted((PACKAGE / folder).rglob("*.py")):
-        wrong = (imported(path) & (ours | HEAVY)) - ALLOWED[folder]
+        wrong = (imported(path) & (ours | HEAVY | WEB)) - ALLOWED[folder]
         assert not wrong, f"{path.relative_to(PACKAGE)} imports {sorted(wrong)}"
+
+
+def test_only_the_page_imports_the_web_server() -> None:
+    page = PACKAGE / "monitor" / "page"
+    for path in sorted((PACKAGE / "monitor").rglob("*.py")):
+        wrong = imported(path) & WEB
+        assert not wrong or page in path.parents, f"{path.relative_to(PACKAGE)} imports {sorted(wrong)}"
 
 
 @pytest.mark.parametrize("folder", ["protocol", "simulation"])
@@ -65,6 +74,6 @@ def test_pure_code_has_no_clock_and_no_io(folder: str) -> None:
 
 @pytest.mark.parametrize("module", ["gwtf_p2p", "gwtf_p2p.simulation", "gwtf_p2p.protocol.peer.data_peer", "gwtf_p2p.cli.main"])
 def test_importing_loads_nothing_heavy(module: str) -> None:
-    code = f"import sys, {module}; print(*sorted(set(sys.modules) & {HEAVY!r}))"
+    code = f"import sys, {module}; print(*sorted(set(sys.modules) & {HEAVY | WEB!r}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert loaded == []

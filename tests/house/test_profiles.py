@@ -18,7 +18,14 @@ MORE = {
     "stage_peer_behind_nat": ("--initial_peers", MADDR, "--run_id", "r"),
     "data_peer": ("--initial_peers", MADDR, "--run_id", "r"),
     "doctor": ("--initial_peers", MADDR),
+    "monitor": ("--initial_peers", MADDR, "--run_id", "r", "other", "--join_peers", MADDR),
 }
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The identity that a profile leaves to be chosen is none of the user's."""
+    monkeypatch.setenv("GWTF_HOME", str(tmp_path))
 
 
 def verb_of(path: Path) -> str:
@@ -29,12 +36,12 @@ def verb_of(path: Path) -> str:
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
-    """What the verb was about to do: its config (None for the doctor) and its flags."""
+    """What the verb was about to do: its config (None for who is no peer) and its flags."""
     path = PROFILES / f"{name}.toml"
     verb = verb_of(path)
     caught: list[tuple[Any, Any]] = []
     module = verb_module(verb)
-    if verb == "doctor":
+    if verb in ("doctor", "monitor"):
         monkeypatch.setattr(module, "run", lambda args: caught.append((None, args)) or 0)
     else:
         monkeypatch.setattr(module, "serve", lambda config, args, report: caught.append((config, args)) or 0)
@@ -87,3 +94,9 @@ def test_the_doctor_looks_at_the_port_of_the_stage_peer(monkeypatch: pytest.Monk
     beside, _ = load("stage_peer_behind_nat", monkeypatch)
     assert beside.options.host_maddrs == (f"/ip4/0.0.0.0/tcp/{args.port}",)
     assert args.initial_peers == [MADDR]
+
+
+def test_the_monitor_serves_a_public_page_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, args = load("monitor", monkeypatch)
+    assert (args.public, args.host, args.port) == (True, "127.0.0.1", 8765)
+    assert args.run_id == ["r", "other"] and args.join_peers == [MADDR]

@@ -1,12 +1,7 @@
-"""`gwtf monitor` and `gwtf routes`: what an observer makes of the records, and what it serves."""
+"""`gwtf monitor` and `gwtf routes`: what an observer makes of the records."""
 
 from __future__ import annotations
 
-import json
-import re
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
 from typing import Any
@@ -17,31 +12,13 @@ from rich.console import Console
 from gwtf_p2p.cli.main import main
 from gwtf_p2p.cli.verbs.routes import table
 from gwtf_p2p.live.measure.run_progress import Progress, route_name
+from gwtf_p2p.monitor.health import Level, duration, findings
 from gwtf_p2p.monitor.routes import RoutePlans
-from gwtf_p2p.monitor.swarm_state import SwarmState
+from gwtf_p2p.monitor.swarm_state import HELD_OUT, SwarmState
 from gwtf_p2p.monitor.swarm_view import plain_line, render_swarm
-from gwtf_p2p.monitor.web import WebServer
-from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
-from gwtf_p2p.protocol.schedule.iteration_plan import tag
-from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, PeerState, RunRecord, StageRecord, Timing
-
-RUN = RunRecord(RunId("watched"), {"hidden_size": 64}, ((0, 1), (1, 2)), 0, 16, 2, 4, data_peers=1)
-DATA, A1, A2, B1 = (PeerId(name) for name in ("Qmdata00", "QmRelayA1", "QmRelayA2", "QmRelayB1"))
-
-
-def record(peer: PeerId, stage: int, **fields: object) -> StageRecord:
-    links = tuple(LinkMeasurement(to, 0.01, 1e7, LinkSource.PROBE, 3, 0.0) for to in (DATA, A1, A2, B1) if to != peer)
-    timing = Timing(0.01, 3, 0.0)
-    known = StageRecord(
-        peer, RUN.run_id, Stage(stage), PeerState.ONLINE, 4, forward=timing, backward=timing, finish=timing, links=links
-    )
-    return replace(known, **fields)  # type: ignore[arg-type]
-
-
-def swarm(version: int = 3, **data: object) -> list[StageRecord]:
-    progress = {"loss": 4.0 - version / 10, "iteration_s": 2.0, "microbatches": 4.0 * version}
-    first = record(DATA, 0, weights_version=version, progress=progress, **data)
-    return [first, *(record(peer, stage, weights_version=version) for peer, stage in ((A1, 1), (A2, 1), (B1, 2)))]
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.records import PeerState
+from tests.monitor.watched import A1, A2, B1, RUN, planned, record, swarm
 
 
 def test_what_changes_between_two_looks_is_told() -> None:
@@ -52,7 +29,7 @@ def test_what_changes_between_two_looks_is_told() -> None:
     later.append(record(PeerId("QmnewB2"), 2, state=PeerState.SYNCING))
     told = [change.text for change in state.look(later, 3.0)]
     assert len(told) == 3
-    assert "stage peer of stage 1 layA1 is DRAINING, was ONLINE".replace("layA1", A1[-6:]) in told
+    assert f"peer of stage 1 {A1[-6:]} is DRAINING, was ONLINE" in told
     assert any("is gone" in text for text in told) and any("has come" in text for text in told)
     assert state.totals == {"gone": 1, "came": 1}
     assert state.losses == {2: pytest.approx(3.7), 3: pytest.approx(3.6)}
@@ -65,18 +42,6 @@ def test_of_two_records_of_a_peer_the_newest_counts() -> None:
     assert state.records[A1].occupancy == 3
 
 
-def test_metrics_are_in_the_text_format() -> None:
-    state = SwarmState(RUN)
-    state.look(swarm(), 1.0)
-    text = state.prometheus()
-    sample = re.compile(r'^gwtf_[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? [0-9.e+-]+$')
-    lines = text.splitlines()
-    assert all(line.startswith("# ") or sample.match(line) for line in lines), text
-    assert "gwtf_iterations_total 3" in lines
-    assert f'gwtf_microbatches_total{{peer="{DATA}",stage="0"}} 12' in lines
-    assert 'gwtf_peers{stage="1",state="ONLINE"} 2' in lines
-
-
 def test_the_terminal_view_names_peers_and_empty_stages() -> None:
     state = SwarmState(RUN)
     state.look(swarm()[:3], 1.0)
@@ -87,47 +52,73 @@ def test_the_terminal_view_names_peers_and_empty_stages() -> None:
     assert plain_line(state).startswith("iteration 3  loss 3.7000")
 
 
-@pytest.fixture
-def served() -> Iterator[tuple[SwarmState, str]]:
+def test_a_peer_that_falls_silent_is_told_and_not_counted_as_online() -> None:
     state = SwarmState(RUN)
-    server = WebServer("127.0.0.1", 0, lambda: state.plain() if state.looks else None, state.prometheus)
-    server.start()
-    yield state, server.url
-    server.stop()
-
-
-def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=20) as answer:
-        return str(answer.read().decode())
-
-
-def test_the_web_server_serves_page_state_and_metrics(served: tuple[SwarmState, str]) -> None:
-    state, url = served
-    with pytest.raises(urllib.error.HTTPError) as early:
-        get(url)
-    assert early.value.code == 503, "nothing has been seen yet"
-    early.value.close()
     state.look(swarm(), 1.0)
-    state.look(swarm(4)[:-1], 2.0)
-    assert json.loads(get(url + "api/v1/state"))["iterations"] == 4
-    page = get(url)
-    assert B1[-6:] in page and "is gone" in page and "<script" not in page
-    assert "gwtf_loss 3.6" in get(url + "metrics")
-    with pytest.raises(urllib.error.HTTPError) as wrong:
-        get(url + "secrets")
-    assert wrong.value.code == 404
-    wrong.value.close()
+    (change,) = state.look(swarm(), 3.0, frozenset({A1}))
+    assert (change.kind, change.peer) == ("silent", A1) and "does not answer" in change.text
+    assert state.online()[1] == 1
+    assert state.look(swarm(), 5.0)[0].kind == "answers"
 
 
-def test_a_name_in_a_record_cannot_become_markup(served: tuple[SwarmState, str]) -> None:
-    state, url = served
-    state.look([record(PeerId("<b>x"), 1)], 1.0)
-    assert "<b>x" not in get(url)
+def test_one_peer_that_lies_about_its_version_does_not_move_the_run() -> None:
+    state = SwarmState(RUN)
+    liar = record(PeerId("Qmliar00"), 0, weights_version=1_000_000, progress={"loss": -9.0, "iteration_s": 0.001})
+    state.look([*swarm(), liar], 1.0)
+    assert state.version == 3 and state.losses == {2: pytest.approx(3.7)}
 
 
-def planned(*stage_peers: PeerId) -> tuple[str, ...]:
-    """What a data peer publishes whose microbatches go over these stage peers of stage 1 and B1."""
-    return tuple(f"{n}:{tag(stage_peer)}{tag(B1)}" for n, stage_peer in enumerate(stage_peers))
+def test_a_record_that_says_what_cannot_be_is_refused_and_counted() -> None:
+    state = SwarmState(RUN)
+    state.look([*swarm(), record(PeerId("Qmliar00"), 1, weights_version=1 << 62)], 1.0)
+    assert state.refused == 1 and PeerId("Qmliar00") not in state.records
+
+
+def test_held_out_loss_is_taken_where_records_carry_it() -> None:
+    state = SwarmState(RUN)
+    state.look(swarm(progress={"loss": 3.0, "iteration_s": 1.0, HELD_OUT: 3.5}), 1.0)
+    assert state.held_out == {2: 3.5} and state.samples[0].held_out_loss == 3.5
+
+
+def test_iterations_that_are_done_again_are_forgotten() -> None:
+    state = SwarmState(RUN)
+    for version in (3, 4, 5):
+        state.look(swarm(version), float(version))
+    state.look([replace(r, epoch=1) for r in swarm(4)], 6.0)
+    assert sorted(state.losses) == [2, 3]
+
+
+def test_throughput_is_what_a_peer_was_credited_with_between_its_records() -> None:
+    state = SwarmState(RUN)
+    state.look(swarm(3), 10.0)
+    assert state.microbatches_per_s(A1) is None
+    state.look(swarm(5), 14.0)
+    assert state.microbatches_per_s(A1) == pytest.approx(1.0)
+
+
+def codes(state: SwarmState, now: float) -> dict[str, Level]:
+    return {finding.code: finding.level for finding in findings(state, now)}
+
+
+def test_the_state_of_a_run_is_said_in_words() -> None:
+    state = SwarmState(RUN)
+    state.look(swarm(), 100.0)
+    assert codes(state, 101.0) == {"thin_stage": Level.NOTICE, "going": Level.OK}
+    assert codes(state, 200.0)["stalled"] is Level.ALERT
+    assert findings(state, 200.0)[0].level is Level.ALERT, "the worst first"
+    state.look(swarm()[:3], 102.0)
+    assert codes(state, 103.0)["empty_stage"] is Level.ALERT
+    state.look([], 104.0)
+    assert codes(state, 105.0) == {"unseen": Level.ALERT}
+    state.look(swarm(100), 106.0)
+    assert codes(state, 10_000.0) == {"done": Level.OK}, "a run that has ended is no stall"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(3.24, "3.2 s"), (59.7, "60 s"), (250, "4 min 10 s"), (7500, "2 h 5 min"), (86400, "1 d")]
+)
+def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
 
 
 def test_routes_show_the_published_plan_with_its_reason_and_what_was_measured() -> None:

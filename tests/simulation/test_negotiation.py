@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.flow.min_cost import NO_ARC
@@ -18,6 +18,7 @@ from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.negotiation.negotiator import NegotiationConfig
 from gwtf_p2p.simulation.negotiation_run import Negotiation, negotiate
 from tests.cli.test_plan import EXACT, case
+from tests.exploring import examples
 
 QUICK = NegotiationConfig(temperature=0.2, cooling_s=20.0)
 
@@ -76,7 +77,7 @@ class Restless(Negotiation):
         return self.kernel.run(lambda: self.under_way == 0 and self.agreed(), self.kernel.now + at_most_s)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 2), st.floats(0.05, 1.5), st.lists(st.floats(1, 60), max_size=3)
 )
@@ -102,7 +103,7 @@ def test_books_stay_right_and_everybody_agrees_in_the_end(
             assert not plan.flows
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(st.integers(0, 10**6), st.integers(1, 3))
 def test_as_many_flows_as_possible_are_found(seed: int, stages: int) -> None:
     of = problem(seed, stages)

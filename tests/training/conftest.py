@@ -22,3 +22,9 @@ def global_rng_untouched() -> Iterator[None]:
     before = torch.get_rng_state()
     yield
     assert torch.equal(before, torch.get_rng_state()), "the global RNG was moved"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoded datasets of a test are its own, and not left in the user's cache."""
+    monkeypatch.setenv("GWTF_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -227,3 +227,18 @@ def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "model_hash": "another"}))
     with pytest.raises(InputError, match="model_hash: expected checkpoints of one run"):
         export_hf(tmp_path / "good", tmp_path / "out")
+
+
+def test_a_checkpoint_of_another_number_of_data_peers_is_refused_unless_the_run_says_so(tmp_path: Path) -> None:
+    one, two = run_record(LLAMA, data_peers=1), run_record(LLAMA, data_peers=2)
+    save_checkpoint(tmp_path, one, 0, small_state(25))
+    with pytest.raises(InputError, match=r"data_peers: expected data_peers_before = \[\[25, 1\]\], .* says \[\[25, 2\]\]"):
+        intact_iterations(tmp_path, two, 0)
+    said = run_record(LLAMA, data_peers=2, data_peers_before=((25, 1),))
+    assert intact_iterations(tmp_path, said, 0) == (25,)
+    save_checkpoint(tmp_path, said, 0, small_state(30))
+    assert intact_iterations(tmp_path, said, 0) == (25, 30)
+    with pytest.raises(InputError, match=r"\[\[25, 1\], \[30, 2\]\]"):
+        load_checkpoint(tmp_path, two, 0, 30)
+    save_checkpoint(tmp_path, one, 1, small_state(25))
+    assert intact_iterations(tmp_path, two, 1) == (25,), "a stage peer deals no windows"

@@ -14,43 +14,60 @@ from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId
 
 if TYPE_CHECKING:
+    from gwtf_p2p.live.libp2p.maddrs import InitialPeer
     from gwtf_p2p.monitor.observer import OnLook
 
 
-def add_observer_flags(parser: argparse.ArgumentParser) -> None:
-    """Whom to ask, and for which run."""
+def add_observer_flags(parser: argparse.ArgumentParser, *, several_runs: bool = False) -> None:
+    """Whom to ask, and for which run; `several_runs`: --run_id may be given again, and is a list."""
     add = parser.add_argument
     add("-c", "--config", metavar="FILE", help="flags from a TOML file")
     whom = "multiaddrs, comma lists or @file (env GWTF_INITIAL_PEERS)"
     add("--initial_peers", nargs="*", default=[], metavar="MADDR", help=whom)
-    add("--run_id", help="the run to look at")
+    if several_runs:
+        add("--run_id", nargs="+", action="extend", default=[], metavar="RUN", help="runs to look at")
+    else:
+        add("--run_id", help="the run to look at")
     add("--once", action="store_true", help="one look, then end")
     add("--log_level", default=os.environ.get("HIVEMIND_LOGLEVEL", "WARNING"), help="DEBUG, INFO, WARNING or ERROR")
 
 
+def initial_peers_of(args: argparse.Namespace) -> tuple[InitialPeer, ...]:
+    """Whom to ask. Raises InputError."""
+    from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
+
+    peers = parse_initial_peers(args.initial_peers, os.environ)
+    if not peers:
+        raise InputError("--initial_peers", "", "expected at least one multiaddr, as `gwtf bootstrap` prints it")
+    return peers
+
+
+def run_ids_of(args: argparse.Namespace) -> tuple[RunId, ...]:
+    """The runs to look at, each once. Raises InputError."""
+    given = [args.run_id] if isinstance(args.run_id, str) else args.run_id or []
+    if not given or not all(given):
+        raise InputError("--run_id", "", "expected the id of the run to look at")
+    return tuple(RunId(run_id) for run_id in dict.fromkeys(given))
+
+
 def watch(args: argparse.Namespace, on_look: OnLook) -> int:
     """Observe until Ctrl+C or SIGTERM, or until `on_look` has seen enough. Returns the exit code. Raises InputError."""
-    if not args.run_id:
-        raise InputError("--run_id", "", "expected the id of the run to look at")
+    run_ids = run_ids_of(args)
+    peers = initial_peers_of(args)
+    if args.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise InputError("--log_level", args.log_level, "expected DEBUG, INFO, WARNING or ERROR")
+    logging.basicConfig(level=args.log_level.upper(), stream=sys.stderr)
     import uvloop
 
     from gwtf_p2p.live.discovery.dht import RunConflict
     from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
-    from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
-    from gwtf_p2p.monitor.observer import observe
-
-    if args.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        raise InputError("--log_level", args.log_level, "expected DEBUG, INFO, WARNING or ERROR")
-    logging.basicConfig(level=args.log_level.upper(), stream=sys.stderr)
-    peers = parse_initial_peers(args.initial_peers, os.environ)
-    if not peers:
-        raise InputError("--initial_peers", "", "expected at least one multiaddr, as `gwtf bootstrap` prints it")
+    from gwtf_p2p.monitor.observer import observe_runs
 
     async def main() -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        await observe(peers, RunId(args.run_id), on_look, stop)
+        await observe_runs(peers, run_ids, on_look, stop)
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.shared.free_place import settle_port
 from gwtf_p2p.protocol.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,9 +30,20 @@ DRAIN_S = 60.0
 """How long a peer that is asked to leave may take to finish what it holds; asked twice, it leaves at once."""
 
 
-def add_network_flags(parser: argparse.ArgumentParser, port: int) -> None:
-    """Who to join, where to listen, who to be."""
-    add = parser.add_argument
+CIRCUIT_RELAY = ("auto", "yes", "no")
+GROUPS = ("network", "training", "state", "limits", "diagnostics")
+"""The headings under which `--help` lists flags, in this order."""
+
+
+def add_groups(parser: argparse.ArgumentParser) -> dict[str, argparse._ArgumentGroup]:
+    """The headings of a peer's `--help` by name; one without flags is not printed."""
+    return {title: parser.add_argument_group(title) for title in GROUPS}
+
+
+def add_network_flags(parser: argparse.ArgumentParser, port: int) -> dict[str, argparse._ArgumentGroup]:
+    """Who to join, where to listen, who to be; and what to say about it. Returns the headings for the verb's own flags."""
+    groups = add_groups(parser)
+    add = groups["network"].add_argument
     add("-c", "--config", metavar="FILE", help="flags from a TOML file")
     whom = "multiaddrs, comma lists or @file (env GWTF_INITIAL_PEERS)"
     add("--initial_peers", nargs="*", default=[], metavar="MADDR", help=whom)
@@ -39,30 +51,40 @@ def add_network_flags(parser: argparse.ArgumentParser, port: int) -> None:
     add("--announce_maddrs", nargs="*", default=[], metavar="MADDR", help="addresses that others should dial")
     timeout = "keep trying while no initial peer answers (default 300)"
     add("--timeout", type=float, default=JOIN_TIMEOUT_S, metavar="SECONDS", help=timeout)
-    add("--port", type=int, default=port, help=f"TCP port to listen on (default {port}; 0: any)")
+    add("--port", type=int, default=None, help=f"TCP port to listen on (default {port}, or the next free one; 0: any)")
     add("--public_ip", help="announce this address with --port")
-    add("--identity_path", type=Path, help="identity file (default ~/.gwtf/identity.key)")
-    add("--use_relay", dest="use_relay", action="store_true", default=True, help="reach peers through circuit relays (default)")
-    add("--no_relay", dest="use_relay", action="store_false", help="never use a circuit relay")
-    add("--use_auto_relay", action="store_true", help="be reachable through a circuit relay when behind NAT")
-    add("--log_level", default=os.environ.get("HIVEMIND_LOGLEVEL", "INFO"), help="DEBUG, INFO, WARNING or ERROR")
-    add("--json", action="store_true", help="one JSON object per report on stdout")
+    identity = "identity file (default ~/.gwtf/identity.key, or the next one that no peer of this machine uses)"
+    add("--identity_path", type=Path, help=identity)
+    relay = "auto (default): call, and be called, through circuit relays where no better path is found; yes: let p2pd look for "
+    relay += "circuit relays of its own too; no: never call through one"
+    add("--circuit_relay", choices=CIRCUIT_RELAY, default="auto", help=relay)
+    for flag, value in (("--use_relay", "auto"), ("--no_relay", "no"), ("--use_auto_relay", "yes")):
+        alias = f"hivemind's and Petals' word for --circuit_relay {value}"
+        add(flag, dest="circuit_relay", action="store_const", const=value, help=alias)
+    tell = groups["diagnostics"].add_argument
+    tell("--log_level", default=os.environ.get("HIVEMIND_LOGLEVEL", "INFO"), help="DEBUG, INFO, WARNING or ERROR")
+    tell("--json", action="store_true", help="one JSON object per report on stdout")
+    parser.set_defaults(default_port=port)
+    return groups
 
 
-def add_compute_flags(parser: argparse.ArgumentParser) -> None:
-    """How to compute."""
-    add = parser.add_argument
+def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
+    """How to compute, what to keep of the state, and how much of the machine may be used."""
+    add = groups["training"].add_argument
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
     add("--torch_dtype", default="float32", help="float32 or bfloat16 (weights stay float32)")
     add("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
+    add = groups["state"].add_argument
     add("--checkpoint_dir", type=Path, metavar="DIR", help="write checkpoints of this peer's stage there, and resume from them")
     add("--checkpoint_every", type=int, default=10, metavar="N", help="a checkpoint after every N steps (default 10)")
+    add("--keep_checkpoints", type=int, default=3, metavar="N", help="keep the newest N (default 3), and a few older")
     add("--copies", type=int, default=1, metavar="N", help="peers of neighbouring stages that copy a checkpoint (default 1)")
+    add = groups["limits"].add_argument
     add("--copy_mbps", type=float, default=64.0, help="most megabits/s for the copies that this peer fetches (default 64)")
     add("--upload_mbps", type=float, default=0.0, help="most megabits/s of state given to newcomers (default: no limit)")
     add("--max_kept_gb", type=float, default=0.0, metavar="GB", help="most memory for what is kept of microbatches")
     add("--spill_dir", type=Path, metavar="DIR", help="what is above --max_kept_gb goes there, instead of being refused")
-    add("--keep_checkpoints", type=int, default=3, metavar="N", help="keep the newest N (default 3), and a few older")
+    add = groups["diagnostics"].add_argument
     add("--event_log", type=Path, metavar="FILE", help="write every protocol event there, as JSON lines")
 
 
@@ -96,22 +118,21 @@ def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
     peers = parse_initial_peers(args.initial_peers, os.environ)
     if needs_peers and not peers:
         raise InputError("--initial_peers", "", "expected at least one multiaddr, as `gwtf bootstrap` prints it")
-    if not 0 <= args.port <= 65535:
-        raise InputError("--port", str(args.port), "expected 0 to 65535")
-    host = args.host_maddrs if args.host_maddrs is not None else _everywhere(args.port, is_bootstrap=not needs_peers)
+    port = settle_port(args, os.environ)
+    host = args.host_maddrs if args.host_maddrs is not None else _everywhere(port, is_bootstrap=not needs_peers)
     announce = list(args.announce_maddrs)
     if args.public_ip:
         kind = "ip6" if ":" in args.public_ip else "ip4"
-        announce.append(f"/{kind}/{args.public_ip}/tcp/{args.port}")
+        announce.append(f"/{kind}/{args.public_ip}/tcp/{port}")
         if not needs_peers and args.host_maddrs is None:
-            announce.append(f"/{kind}/{args.public_ip}/udp/{args.port}/quic-v1")
+            announce.append(f"/{kind}/{args.public_ip}/udp/{port}/quic-v1")
     is_public = bool(announce) or not needs_peers
     return P2POptions(
         initial_peers=peers,
         host_maddrs=parse_listen_maddrs(host, "--host_maddrs"),
         announce_maddrs=parse_listen_maddrs(announce, "--announce_maddrs", announced=True),
-        use_relay=args.use_relay,
-        use_auto_relay=args.use_auto_relay,
+        use_relay=args.circuit_relay != "no",
+        use_auto_relay=args.circuit_relay == "yes",
         dht_mode="server" if is_public else "auto",
         nat_port_map=False,  # `port_mapping` does it, and tells
         is_public=is_public,

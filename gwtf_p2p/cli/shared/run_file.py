@@ -5,24 +5,33 @@
     stages = 3                              # or layer_split = [[0, 2], [2, 4]]
     model = { model_type = "llama", ... }   # a HF config dict, or a name: tiny-llama, tiny-gpt2, a config.json, a hub id
     wire = { activations = "int8", gradients = "int8", averages = "float32" }   # formats of what is sent; default float32
+    dataset = "stdlib"                      # text:GLOB, a file or folder, a hub id, or a table; a list of tables is a mixture:
+    # dataset = [{ path = "./books", text_column = "body", weight = 3 }, { path = "OWNER/NAME", messages = "messages" }]
 
-Everything else is optional and named as in the run record. A wrong field is refused with the file, the field and what was
-expected; nothing is published before the whole file is right.
+Everything else is optional and named as in the run record; `gwtf run schema` prints all with their ranges. A wrong field is
+refused with the file, the field and what was expected; nothing is published before the whole file is right.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import tomllib
-from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.routers.factory import router_kind
 from gwtf_p2p.protocol.wire.codec import from_plain
-from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord, WireSpec
+from gwtf_p2p.protocol.wire.dataset import STDLIB, Dataset, DatasetSpec, parts_of
+from gwtf_p2p.protocol.wire.ranges import check_ranges
+from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord, WireSpec, encode
+
+T = TypeVar("T")
 
 VOCABULARY = 257
 """Of the byte-level tokenizer: 256 bytes and the end of a document."""
@@ -52,9 +61,10 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
-Section = TypeVar("Section", OptimizerSpec, WireSpec)
+SECTIONS: dict[str, Any] = {"optimizer": OptimizerSpec, "wire": WireSpec}
+"""Tables of a run file that are a dataclass of the record."""
 
-_OWN_FIELDS = {"model", "stages", "optimizer", "wire"}
+_OWN_FIELDS = {"model", "stages", *SECTIONS}
 OLDER_FIELDS = {"relays_per_stage": "peers_per_stage"}
 """Fields of older run files, and how they are called now."""
 
@@ -62,6 +72,11 @@ WIRE_DTYPE = "wire_dtype"
 """An older field: one format for activations and gradients alike."""
 
 _INTERNAL = {"model_config", "sequence_number", "schema_version", "wire_version"}
+FIELDS = ({f.name for f in fields(RunRecord)} - _INTERNAL) | _OWN_FIELDS
+"""What a run file may say."""
+
+MOST_STAGES = 4096
+_NO_MODEL = {"model_config": {}, "layer_split": ((0, 1),)}
 
 
 def load_model(name: str, where: str) -> dict[str, Any]:
@@ -89,42 +104,74 @@ def load_model(name: str, where: str) -> dict[str, Any]:
 
 def read_run_file(path: Path) -> RunRecord:
     """Raises InputError that names the file and the field."""
+    return run_from_plain(read_toml(path), str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The fields of a run file as they stand there. Raises InputError that names the file."""
     try:
-        plain = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(str(path), "", f"cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(str(path), "", f"not TOML: {error}") from error
-    return run_from_plain(plain, str(path))
 
 
 def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
-    """A checked run record from the fields of a run file. Raises InputError."""
+    """A checked run record from the fields of a run file, the cheapest checks first. Raises InputError."""
+    plain = _with_wire(_renamed(plain), where)
+    draft = check_settings(plain, where)
+    check_local_files(draft, where)
     from gwtf_p2p.training.data.tokenizer import load_tokenizer
     from gwtf_p2p.training.model.families import check_run, default_layer_split, layer_count
 
-    plain = _with_wire({OLDER_FIELDS.get(name, name): value for name, value in plain.items()}, where)
-    allowed = ({f.name for f in fields(RunRecord)} - _INTERNAL) | _OWN_FIELDS
-    for name in plain:
-        if name not in allowed:
-            raise InputError(where, name, f"unknown field; expected one of {', '.join(sorted(allowed))}")
+    tokenizer = _at(where, lambda: load_tokenizer(draft.tokenizer))
     model = plain.get("model", "tiny-llama")
-    model_config = load_model(model, where) if isinstance(model, str) else _table(model, where, "model")
-    values: dict[str, Any] = {k: v for k, v in plain.items() if k not in _OWN_FIELDS}
-    if "layer_split" not in values:
-        stages = _typed(int, plain.get("stages", 1), where, "stages")
-        split = default_layer_split(layer_count(model_config, where), stages, where)
-        values["layer_split"] = [list(part) for part in split]
+    model_config = load_model(model, where) if isinstance(model, str) else model
+    split = draft.layer_split
+    if "layer_split" not in plain:
+        split = default_layer_split(layer_count(model_config, where), plain.get("stages", 1), where)
+    run = replace(draft, model_config=model_config, layer_split=split)
+    check_run(run, tokenizer.vocabulary, where)
+    try:
+        encode(run)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(where, "model", f"expected what fits into a run record ({error})") from error
+    return run
+
+
+def check_settings(plain: Mapping[str, Any], where: str) -> RunRecord:
+    """All that can be judged without the model: names, types, ranges, what goes together. No heavy library is loaded.
+
+    The record that is returned has no model yet. Raises InputError that names the field.
+    """
+    plain = _with_wire(_renamed(plain), where)
+    for name in plain:
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, n=1)
+            known = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(sorted(FIELDS))}"
+            raise InputError(where, name, f"unknown field; {known}")
+    model = plain.get("model", "tiny-llama")
+    if not isinstance(model, (str, dict)) or not model:
+        raise InputError(where, "model", f"expected a name, or a table with the model's config, got {model!r:.40}")
+    stages = _typed(int, plain.get("stages", 1), where, "stages")
+    if not 1 <= stages <= MOST_STAGES:
+        raise InputError(where, "stages", f"expected a whole number, at least 1 and at most {MOST_STAGES}, got {stages}")
     hints = get_type_hints(RunRecord)
+    values = {name: value for name, value in plain.items() if name not in _OWN_FIELDS and name != "dataset"}
     record: dict[str, Any] = {name: _typed(hints[name], value, where, name) for name, value in values.items()}
     for f in fields(RunRecord):
-        if f.default is MISSING and f.default_factory is MISSING and f.name not in record and f.name != "model_config":
+        required = f.default is MISSING and f.default_factory is MISSING and f.name not in _NO_MODEL
+        if required and f.name not in record:
             raise InputError(where, f.name, "expected, but missing")
-    optimizer = _section(OptimizerSpec, plain.get("optimizer", {}), where, "optimizer")
-    wire = _section(WireSpec, plain.get("wire", {}), where, "wire")
-    run = RunRecord(model_config=model_config, optimizer=optimizer, wire=wire, **record)
+    record["dataset"] = _dataset(plain.get("dataset", STDLIB), where)
+    record |= {name: _settings(kind, plain.get(name, {}), where, name) for name, kind in SECTIONS.items()}
+    run = RunRecord(**{**_NO_MODEL, **record})
     run.validate(where)
-    check_run(run, load_tokenizer(run.tokenizer).vocabulary, where)
+    run.wire.validate(where)
+    _at(where, lambda: router_kind(run.router), field="router")
+    if "stages" in plain and "layer_split" in plain and stages != run.stages:
+        raise InputError(where, "stages", f"expected {run.stages}, as layer_split has, or nothing, got {stages}")
     return run
 
 
@@ -138,19 +185,58 @@ def _with_wire(plain: dict[str, Any], where: str) -> dict[str, Any]:
     return {**plain, "wire": {"activations": dtype, "gradients": dtype}}
 
 
-def _section(kind: type[Section], value: Any, where: str, section: str) -> Section:
-    """A table of the file as the dataclass of its section. Raises InputError."""
-    plain, hints = _table(value, where, section), get_type_hints(kind)
-    for name in plain:
-        if name not in hints:
-            raise InputError(where, f"{section}.{name}", f"unknown field; expected one of {', '.join(sorted(hints))}")
-    return kind(**{name: _typed(hints[name], value, where, f"{section}.{name}") for name, value in plain.items()})
+def _renamed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {OLDER_FIELDS.get(name, name): value for name, value in plain.items()}
 
 
-def _table(value: Any, where: str, name: str) -> dict[str, Any]:
+def check_local_files(run: RunRecord, where: str) -> None:
+    """Local datasets are there, and it is certain which column is the text. Nothing is encoded. Raises InputError."""
+    from gwtf_p2p.training.data.columns import look_at
+
+    for part in parts_of(run.dataset):
+        if is_local(part):
+            _at(where, partial(look_at, part, _silent))
+
+
+def check_hub_files(run: RunRecord, where: str) -> None:
+    """The same for hub datasets, which the network is asked for. Raises InputError."""
+    from gwtf_p2p.training.data.columns import look_at
+
+    for part in parts_of(run.dataset):
+        if not is_local(part):
+            _at(where, partial(look_at, part, _silent))
+
+
+def is_local(part: DatasetSpec) -> bool:
+    """Whether a dataset is on this machine, or could only be here by its spelling."""
+    return part.is_plain_text or part.path.startswith((".", "/", "~")) or Path(part.path).exists()
+
+
+def _dataset(value: Any, where: str) -> Dataset:
+    """A text, a table, or a list of tables: a mixture."""
+    if isinstance(value, str):
+        return value
+    tables = value if isinstance(value, list) else [value]
+    found = []
+    for number, table in enumerate(tables):
+        field = f"dataset[{number}]" if isinstance(value, list) else "dataset"
+        part = _settings(DatasetSpec, table, where, field)
+        if "path" not in table:
+            raise InputError(where, f"{field}.path", "expected, but missing")
+        check_ranges(part, where, f"{field}.")
+        found.append(part)
+    return tuple(found)
+
+
+def _settings(kind: type[T], value: Any, where: str, field: str) -> T:
+    """A dataclass of a table whose names it knows."""
     if not isinstance(value, dict):
-        raise InputError(where, name, f"expected a table, got {value!r:.40}")
-    return value
+        raise InputError(where, field, f"expected a table, got {value!r:.40}")
+    hints = get_type_hints(kind)
+    for name in value:
+        if name not in hints:
+            raise InputError(where, f"{field}.{name}", f"unknown field; expected one of {', '.join(sorted(hints))}")
+    return kind(**{name: _typed(hints[name], plain, where, f"{field}.{name}") for name, plain in value.items()})
 
 
 def _typed(kind: Any, value: Any, where: str, name: str) -> Any:
@@ -158,3 +244,16 @@ def _typed(kind: Any, value: Any, where: str, name: str) -> Any:
         return RunId(value) if kind is RunId and isinstance(value, str) else from_plain(kind, value, name)
     except RemoteProtocolError as error:
         raise InputError(where, name, str(error).partition(": ")[2] or str(error)) from error
+
+
+def _silent(line: str) -> None:
+    """Guesses are told when the dataset is opened."""
+
+
+def _at(where: str, check: Callable[[], T], field: str = "") -> T:
+    """The result of a check that does not know the file, with the file in front of what it refuses."""
+    try:
+        return check()
+    except InputError as error:
+        inside = ": ".join(word for word in (error.where, error.field) if word)
+        raise InputError(where, field or inside, error.expected) from error

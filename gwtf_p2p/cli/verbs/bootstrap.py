@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.shared.free_place import settle_identity
 from gwtf_p2p.cli.shared.peer_flags import BOOTSTRAP_PORT, add_network_flags, p2p_options, serve
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
 def config_of(args: argparse.Namespace) -> PeerConfig:
     """What the flags say. Raises InputError."""
     options = p2p_options(args, needs_peers=False)
+    identity = settle_identity(args.identity_path, os.environ)
     from gwtf_p2p.live.peer.config import PeerConfig
 
-    return PeerConfig("bootstrap", options, args.identity_path, join_timeout_s=args.timeout)
+    return PeerConfig("bootstrap", options, identity, join_timeout_s=args.timeout)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.shared.free_place import settle_identity
 from gwtf_p2p.cli.shared.peer_flags import (
     BYTES_PER_S_OF_A_MBPS,
     DRAIN_S,
@@ -18,7 +20,7 @@ from gwtf_p2p.cli.shared.peer_flags import (
     serve,
 )
 from gwtf_p2p.cli.shared.peer_reports import reporter
-from gwtf_p2p.cli.shared.run_file import read_run_file
+from gwtf_p2p.cli.shared.run_file import check_hub_files, check_settings, read_toml, run_from_plain
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId
 
@@ -30,11 +32,12 @@ def add_parser(subparsers: Any) -> None:
     """The flags of the verb."""
     summary = "data peer: holds a shard of the dataset, the embedding, the head and the loss"
     parser = subparsers.add_parser("data", help=summary, description=__doc__)
-    add_network_flags(parser, PEER_PORT)
-    parser.add_argument("--new_run", type=Path, metavar="FILE", help="start the run that this TOML file describes")
-    parser.add_argument("--run_id", help="take part in this run")
-    parser.add_argument("--shard", type=int, help="hold this shard instead of the lowest free one")
-    add_compute_flags(parser)
+    groups = add_network_flags(parser, PEER_PORT)
+    add = groups["training"].add_argument
+    add("--new_run", type=Path, metavar="FILE", help="start the run that this TOML file describes")
+    add("--run_id", help="take part in this run")
+    add("--shard", type=int, help="hold this shard instead of the lowest free one")
+    add_compute_flags(groups)
     parser.set_defaults(run=run)
 
 
@@ -47,8 +50,14 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
     """What the flags say. Raises InputError."""
     if bool(args.new_run) == bool(args.run_id):
         raise InputError("--new_run, --run_id", "", "expected one of the two")
+    plain = read_toml(args.new_run) if args.new_run else None
+    if plain is not None:
+        check_settings(plain, str(args.new_run))  # it costs nothing, and all that follows loads torch
     options = p2p_options(args, needs_peers=True)
-    new_run = read_run_file(args.new_run) if args.new_run else None
+    new_run = None
+    if plain is not None:
+        new_run = run_from_plain(plain, str(args.new_run))
+        check_hub_files(new_run, str(args.new_run))  # a run that nobody can read the data of is not published
     from gwtf_p2p.live.peer.config import PeerConfig
     from gwtf_p2p.training.compute.executor import ExecutorConfig, resolve_device
 
@@ -56,7 +65,7 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
     return PeerConfig(
         role="data",
         options=options,
-        identity_path=args.identity_path,
+        identity_path=settle_identity(args.identity_path, os.environ),
         run_id=new_run.run_id if new_run else RunId(args.run_id),
         new_run=new_run,
         shard=args.shard,

@@ -23,7 +23,6 @@ from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig, RunFailed
 from gwtf_p2p.cli.shared.run_file import run_from_plain
 from gwtf_p2p.monitor.terminal import progress_line, render
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.routers.factory import router_kind
 from gwtf_p2p.protocol.wire.records import RunRecord
 
 WIRE_HELP = (
@@ -43,30 +42,34 @@ CHECKPOINT_EVERY = 5
 def add_parser(subparsers: Any) -> None:
     """The flags of the verb."""
     parser = subparsers.add_parser("demo", help="train a small model on a local swarm of real peers", description=__doc__)
-    number = parser.add_argument
-    number("--stages", type=int, default=3, help="pipeline stages of stage peers (default 3)")
-    number("--peers_per_stage", "--relays_per_stage", type=int, default=2, help="stage peers in each stage (default 2)")
-    number("--data_peers", type=int, default=2, help="data peers, one shard of the dataset each (default 2)")
-    number("--steps", type=int, default=50, help="optimizer steps (default 50)")
-    number("--model", default="tiny-llama", help="tiny-llama, tiny-gpt2, a config.json or a hub id")
-    number("--dataset", default="stdlib", help="stdlib (this Python's library source), text:GLOB, or a hub name")
-    number("--tokenizer", default="byte", help="byte, or a Hugging Face tokenizer's name")
-    number("--router", default="gwtf", help="how microbatches find their way (default gwtf)")
-    number("--recovery", default="exact", help="exact or fast (default exact)")
-    number("--seed", type=int, default=0)
-    number("--microbatches", type=int, default=4, help="per data peer and step (default 4)")
-    number("--microbatch_size", type=int, default=4, help="sequences in a microbatch (default 4)")
-    number("--sequence_length", type=int, default=128, help="tokens in a sequence (default 128)")
-    number("--capacity", type=int, default=4, help="most microbatches that a stage peer holds at once (default 4)")
-    number("--learning_rate", type=float, default=1.5e-3)
-    number("--wire", "--wire_dtype", default="float32", help=WIRE_HELP)
-    number("--wire_averages", default="float32", help="float32, float16 or int8 (with error feedback): gradients in an average")
-    number("--torch_dtype", default="float32", help="float32 or bfloat16: how peers compute")
-    number("--device", default="cpu", help="cpu, cuda or cuda:N")
-    number("--churn", default="", metavar="SCRIPT", help="faults, such as 'kill peer stage=2 at=backward_received iter=3'")
-    number("--checkpoint_dir", type=Path, metavar="DIR", help="write every stage's checkpoints there, and resume from them")
-    number("--keep_logs", type=Path, metavar="DIR", help="keep every peer's log and event log there")
-    number("--json", action="store_true", help="one JSON object on stdout, progress on stderr")
+    add = parser.add_argument_group("swarm").add_argument
+    add("--stages", type=int, default=3, help="pipeline stages of stage peers (default 3)")
+    add("--peers_per_stage", "--relays_per_stage", type=int, default=2, help="stage peers in each stage (default 2)")
+    add("--data_peers", type=int, default=2, help="data peers, one shard of the dataset each (default 2)")
+    add("--churn", default="", metavar="SCRIPT", help="faults, such as 'kill peer stage=2 at=backward_received iter=3'")
+    add = parser.add_argument_group("training").add_argument
+    add("--steps", type=int, default=50, help="optimizer steps (default 50)")
+    add("--model", default="tiny-llama", help="tiny-llama, tiny-gpt2, a config.json or a hub id")
+    add("--dataset", default="stdlib", help="stdlib (this Python's library source), text:GLOB, or a hub name")
+    add("--tokenizer", default="byte", help="byte, or a Hugging Face tokenizer's name")
+    add("--router", default="gwtf", help="how microbatches find their way (default gwtf)")
+    add("--recovery", default="exact", help="exact or fast (default exact)")
+    add("--seed", type=int, default=0)
+    add("--microbatches", type=int, default=4, help="per data peer and step (default 4)")
+    add("--microbatch_size", type=int, default=4, help="sequences in a microbatch (default 4)")
+    add("--sequence_length", type=int, default=128, help="tokens in a sequence (default 128)")
+    add("--learning_rate", type=float, default=1.5e-3)
+    add("--torch_dtype", default="float32", help="float32 or bfloat16: how peers compute")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N")
+    add("--wire", "--wire_dtype", default="float32", help=WIRE_HELP)
+    add("--wire_averages", default="float32", help="float32, float16 or int8 (with error feedback): gradients in an average")
+    add = parser.add_argument_group("state").add_argument
+    add("--checkpoint_dir", type=Path, metavar="DIR", help="write every stage's checkpoints there, and resume from them")
+    add = parser.add_argument_group("limits").add_argument
+    add("--capacity", type=int, default=4, help="most microbatches that a stage peer holds at once (default 4)")
+    add = parser.add_argument_group("diagnostics").add_argument
+    add("--keep_logs", type=Path, metavar="DIR", help="keep every peer's log and event log there")
+    add("--json", action="store_true", help="one JSON object on stdout, progress on stderr")
     parser.set_defaults(run=run)
 
 
@@ -75,12 +78,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("stages", "peers_per_stage", "data_peers", "steps"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name}", str(getattr(args, name)), "expected a whole number above 0")
-    from gwtf_p2p.training.data.batches import open_data
-
     record = run_from_plain(plain_run(args), "command line")
-    router_kind(args.router)
-    if record.dataset.startswith("text:"):
-        open_data(record)  # a wrong pattern is told here, not by a data peer half a minute later
     with ExitStack() as stack:
         folder = args.keep_logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gwtf-demo-")))
         folder.mkdir(parents=True, exist_ok=True)

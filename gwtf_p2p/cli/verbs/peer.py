@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.shared.free_place import settle_identity
 from gwtf_p2p.cli.shared.peer_flags import (
     BYTES_PER_S_OF_A_MBPS,
     DRAIN_S,
@@ -27,11 +29,12 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:
     """The flags of the verb."""
     parser = subparsers.add_parser("peer", help="stage peer: holds one stage of the model", description=__doc__)
-    add_network_flags(parser, PEER_PORT)
-    parser.add_argument("--run_id", help="the run to take part in")
-    parser.add_argument("--stage", type=int, help="hold this stage, and stay there, instead of the one that needs a peer most")
-    parser.add_argument("--capacity", type=int, default=4, help="most microbatches held at once (default 4)")
-    add_compute_flags(parser)
+    groups = add_network_flags(parser, PEER_PORT)
+    add = groups["training"].add_argument
+    add("--run_id", help="the run to take part in")
+    add("--stage", type=int, help="hold this stage, and stay there, instead of the one that needs a peer most")
+    groups["limits"].add_argument("--capacity", type=int, default=4, help="most microbatches held at once (default 4)")
+    add_compute_flags(groups)
     parser.set_defaults(run=run)
 
 
@@ -54,7 +57,7 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
     return PeerConfig(
         role="peer",
         options=options,
-        identity_path=args.identity_path,
+        identity_path=settle_identity(args.identity_path, os.environ),
         run_id=RunId(args.run_id),
         stage=args.stage,
         moves=args.stage is None,

@@ -122,6 +122,18 @@ class IdentityLock:
         self.release()
 
 
+def is_in_use(path: Path) -> bool:
+    """Whether a process of this machine holds the lock of this identity file; a file that is not there is free."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # no such file yet, or a file system without locks: whoever loads it is told
+    return False
+
+
 def is_private(path: Path) -> bool:
     """Whether only the owner can read the file."""
     return not path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)

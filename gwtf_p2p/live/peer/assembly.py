@@ -16,7 +16,7 @@ from gwtf_p2p.protocol.membership.rebalancing import choose_stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeerConfig
 from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice
 from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
-from gwtf_p2p.protocol.routers.factory import default_config, router_kind
+from gwtf_p2p.protocol.routers.factory import KINDS, default_config, router_kind
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS
@@ -45,6 +45,9 @@ def check_config(config: PeerConfig, run: RunRecord) -> None:
         if codec not in known:
             knows = ", ".join(known)
             raise RunMismatch(f"run {run.run_id}: wire.{name}: this peer does not know the codec {codec!r:.40}, only {knows}")
+    if run.router not in KINDS:
+        known = f"this version knows {', '.join(KINDS)}"
+        raise RunMismatch(f"run {run.run_id}: router: {known}, the run asks for {run.router!r:.80}")
     if config.stage is not None and not 1 <= config.stage <= run.stages:
         raise RunMismatch(f"run {run.run_id}: stage: this run has stages 1 to {run.stages}, not {config.stage}")
     if config.shard is not None and not 0 <= config.shard < run.data_peers:

@@ -14,7 +14,7 @@ from dataclasses import fields
 from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.limits import MOST_CHARACTERS, MOST_ITEMS, WHOLE, Bound, Cut, Items, Length, Within
@@ -75,7 +75,9 @@ def _reader(kind: Any) -> Reader:
         base, *bounds = get_args(kind)
         return _bounded(_reader(base), tuple(bounds))
     if origin in (Union, UnionType):
-        return _optional(_reader(next(a for a in get_args(kind) if a is not NoneType)))
+        return _union(get_args(kind))
+    if origin is Literal:
+        return _literal(get_args(kind))
     if hasattr(kind, "__dataclass_fields__"):
         return _dataclass(kind)
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -115,6 +117,27 @@ def _check(found: Any, bound: Bound) -> None:
 
 def _optional(item: Reader) -> Reader:
     return lambda value: None if value is None else item(value)
+
+
+def _union(kinds: tuple[Any, ...]) -> Reader:
+    """A text or something else: what is a text is read as one, for all else the other alternative says what is wrong."""
+    others = [_reader(kind) for kind in kinds if kind not in (NoneType, str)]
+    if not others:
+        others = [_reader(str)]
+    reader = others[0]
+    if str in kinds and kinds != (str, NoneType):
+        other = reader
+        reader = lambda value: value if isinstance(value, str) else other(value)  # noqa: E731
+    return _optional(reader) if NoneType in kinds else reader
+
+
+def _literal(choices: tuple[Any, ...]) -> Reader:
+    def read(value: Any) -> Any:
+        if not isinstance(value, str) or value not in choices:
+            raise _Mismatch(f"expected one of {', '.join(map(str, choices))}, got {value!r:.80}")
+        return value
+
+    return read
 
 
 def _dataclass(kind: Any) -> Reader:

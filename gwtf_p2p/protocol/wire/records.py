@@ -8,13 +8,15 @@ Times in records are durations (an age, a median), never the publisher's wall cl
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgpack
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import RunId
@@ -38,11 +40,17 @@ from gwtf_p2p.protocol.wire.bounds import (
     WeightsVersion,
 )
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
+from gwtf_p2p.protocol.wire.dataset import STDLIB, DatasetSpec, check_dataset
+from gwtf_p2p.protocol.wire.ranges import Matches, check_ranges
 from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, format_of
 
 SCHEMA_VERSION = 1
 WIRE_VERSION = 2
 MAX_RECORD_BYTES = 8192
+MOST_ITERATIONS = 2**40
+MOST_DATA_PEERS = 4096
+
+_RUN_ID = Matches(r"[^_./\\\s][^./\\\s]*", "without dots, slashes or spaces, not beginning with _")
 
 T = TypeVar("T")
 
@@ -101,22 +109,19 @@ Links = Annotated[tuple[LinkMeasurement, ...], Items(0, 64)]
 class OptimizerSpec:
     """AdamW and its schedule, part of the run record because every peer of a stage must step alike."""
 
-    learning_rate: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    warmup_iterations: int = 0
-    total_iterations: int = 0
-    gradient_clip: float = 0.0
+    learning_rate: Annotated[float, Gt(0), Le(1e30), "step size, at its highest"] = 1e-3
+    beta1: Annotated[float, Ge(0), Lt(1), "decay of the first moment"] = 0.9
+    beta2: Annotated[float, Ge(0), Lt(1), "decay of the second moment"] = 0.95
+    epsilon: Annotated[float, Gt(0), Le(1), "added to the root of the second moment"] = 1e-8
+    weight_decay: Annotated[float, Ge(0), Le(1e6), "decoupled decay of matrices, times the learning rate"] = 0.0
+    schedule: Annotated[Literal["constant", "linear", "cosine"], "how the learning rate goes on after the warm-up"] = "constant"
+    warmup_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations in which the learning rate rises"] = 0
+    total_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iteration at which linear and cosine reach 0"] = 0
+    gradient_clip: Annotated[float, Ge(0), Le(1e30), "limit of the gradient's norm (0: none)"] = 0.0
 
     def validate(self, where: str) -> None:
         """Raises InputError that names the first field out of range."""
-        if self.learning_rate <= 0:
-            raise InputError(where, "optimizer.learning_rate", f"expected a number above 0, got {self.learning_rate}")
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise InputError(where, "optimizer.schedule", f"expected constant, linear or cosine, got {self.schedule!r}")
+        check_ranges(self, where, "optimizer.")
         if self.schedule != "constant" and self.total_iterations <= self.warmup_iterations:
             raise InputError(where, "optimizer.total_iterations", "expected more iterations than warmup_iterations")
 
@@ -135,9 +140,9 @@ class WireSpec:
     whom: all members still end with the same bits, but after a loss not with those of a run without one.
     """
 
-    activations: str = "float32"
-    gradients: str = "float32"
-    averages: str = "float32"
+    activations: Annotated[str, MinLen(1), MaxLen(64), "format of activations between stages"] = "float32"
+    gradients: Annotated[str, MinLen(1), MaxLen(64), "format of gradients between stages"] = "float32"
+    averages: Annotated[str, MinLen(1), MaxLen(64), "format of the parts of an average"] = "float32"
 
     def validate(self, where: str) -> None:
         """Raises InputError that names the first field that is no format."""
@@ -152,26 +157,28 @@ class WireSpec:
 class RunRecord:
     """Everything that a joining peer needs besides an initial peer and the run id; signed by the run's owner.
 
-    `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds. `data_peers` is how many shards the
-    dataset is cut into. So many data peers, and `peers_per_stage` in each stage, must be online before iteration 0 begins.
+    `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds. `data_peers` is among how many the windows
+    of an iteration are dealt, `data_peers_before` what it was earlier: (25, 1) says one before iteration 25. So many data
+    peers, and `peers_per_stage` in each stage, must be online before iteration 0 begins.
     """
 
-    run_id: RunId
-    model_config: Mapping[str, Any]
-    layer_split: tuple[tuple[int, int], ...]
-    seed: int
-    sequence_length: int
-    microbatch_size: int
-    microbatches_per_data_peer: int
-    dataset: str = "stdlib"
-    tokenizer: str = "byte"
-    data_peers: int = 1
-    peers_per_stage: int = 1
-    wire: WireSpec = field(default_factory=WireSpec)
-    router: str = "gwtf"
-    recovery: str = "exact"
-    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
-    total_iterations: int = 0
+    run_id: Annotated[RunId, MinLen(1), MaxLen(64), _RUN_ID, "names the run on its DHT"]
+    model_config: Annotated[Mapping[str, Any], "config of the model, as transformers writes it"]
+    layer_split: Annotated[tuple[tuple[int, int], ...], MinLen(1), MaxLen(4096), "layers of each stage, half-open ranges"]
+    seed: Annotated[int, Ge(0), Lt(2**63), "draws the initial weights and the order of the data"]
+    sequence_length: Annotated[int, Ge(1), Le(2**24), "tokens in a sequence"]
+    microbatch_size: Annotated[int, Ge(1), Le(2**20), "sequences in a microbatch"]
+    microbatches_per_data_peer: Annotated[int, Ge(1), Le(2**20), "microbatches of one data peer in an iteration"]
+    dataset: Annotated[str | tuple[DatasetSpec, ...], MinLen(1), "what the run trains on"] = STDLIB
+    tokenizer: Annotated[str, MinLen(1), MaxLen(1024), "byte, or a Hugging Face tokenizer's name or folder"] = "byte"
+    data_peers: Annotated[int, Ge(1), Le(MOST_DATA_PEERS), "data peers that share the dataset"] = 1
+    data_peers_before: Annotated[tuple[tuple[int, int], ...], MaxLen(256), "up to which iteration there were how many"] = ()
+    peers_per_stage: Annotated[int, Ge(1), Le(4096), "peers in each stage that iteration 0 waits for"] = 1
+    wire: Annotated[WireSpec, "formats of what is sent"] = field(default_factory=WireSpec)
+    router: Annotated[str, MinLen(1), MaxLen(64), "how microbatches find their way"] = "gwtf"
+    recovery: Annotated[Literal["exact", "fast"], "what a crash may cost: nothing, or a microbatch"] = "exact"
+    optimizer: Annotated[OptimizerSpec, "AdamW and its schedule"] = field(default_factory=OptimizerSpec)
+    total_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations in all (0: without end)"] = 0
     sequence_number: int = 0
     schema_version: int = SCHEMA_VERSION
     wire_version: int = WIRE_VERSION
@@ -180,6 +187,18 @@ class RunRecord:
     def stages(self) -> int:
         """Number of stage peer stages S."""
         return len(self.layer_split)
+
+    def data_peers_until(self, iteration: int) -> tuple[tuple[int, int], ...]:
+        """How many data peers shared the iterations before this one: pairs (iteration, data peers before it), no two alike."""
+        known = [*self.data_peers_before, (max(iteration, *(until for until, _ in self.data_peers_before), 0), self.data_peers)]
+        found: list[tuple[int, int]] = []
+        for until, data_peers in known:
+            until = min(until, iteration)
+            if found and found[-1][1] == data_peers:
+                found[-1] = (until, data_peers)
+            elif until > (found[-1][0] if found else 0):
+                found.append((until, data_peers))
+        return tuple(found)
 
     @property
     def model_hash(self) -> str:
@@ -205,18 +224,15 @@ class RunRecord:
 
     def validate(self, where: str = "run record") -> None:
         """Raises InputError that names the first field that is out of range."""
-        for name in ("sequence_length", "microbatch_size", "microbatches_per_data_peer"):
-            if getattr(self, name) < 1:
-                raise InputError(where, name, f"expected a whole number above 0, got {getattr(self, name)}")
-        bad = any(c in self.run_id for c in ". /\\") or self.run_id.startswith("_")
-        if bad or not 1 <= len(self.run_id) <= 64:
-            expected = "expected 1-64 characters without dots, slashes or spaces, not beginning with _"
-            raise InputError(where, "run_id", f"{expected}, got {self.run_id!r}")
-        if not self.layer_split or any(b <= a for a, b in self.layer_split):
+        check_ranges(self, where)
+        if any(b <= a for a, b in self.layer_split):
             raise InputError(where, "layer_split", "expected at least one stage, each with at least one layer")
-        self.wire.validate(where)
-        if self.recovery not in ("exact", "fast"):
-            raise InputError(where, "recovery", f"expected exact or fast, got {self.recovery!r}")
+        until = [0, *(iteration for iteration, _ in self.data_peers_before)]
+        rises = all(a < b for a, b in itertools.pairwise(until))
+        if not rises or any(not 1 <= count <= MOST_DATA_PEERS for _, count in self.data_peers_before):
+            expected = "expected pairs [iteration, data peers before it], iterations rising from above 0"
+            raise InputError(where, "data_peers_before", f"{expected}, got {[list(pair) for pair in self.data_peers_before]}")
+        check_dataset(self.dataset, where)
         self.optimizer.validate(where)
 
 
@@ -313,8 +329,13 @@ def encode(record: RunRecord | StageRecord) -> bytes:
 
 
 def decode_run(data: bytes) -> RunRecord:
-    """Raises RemoteProtocolError when the bytes are not a run record of this wire version."""
-    return _decode(RunRecord, data)
+    """Raises RemoteProtocolError when the bytes are not a run record of this wire version, or one that is out of range."""
+    run = _decode(RunRecord, data)
+    try:
+        run.validate(RunRecord.__name__)
+    except InputError as error:  # the owner's mistake, not that of the user who reads it here
+        raise RemoteProtocolError(str(error)) from error
+    return run
 
 
 def decode_stage(data: bytes) -> StageRecord:

@@ -1,67 +1,69 @@
-"""Training text as batches: a function of (seed, shard, number of shards, iteration, microbatch index) and nothing else.
+"""Training text as batches: a function of the run record, the iteration, the shard and the microbatch index, and nothing else.
 
 So a data peer that returns after a crash, a single-process control and a test all get the same batch, whoever asked before.
 
 Rules.
-- The text is one row of token ids, documents joined by the tokenizer's end-of-text id, cut into windows of `sequence_length`
-  tokens; the label of a token is the token after it.
-- Window w belongs to shard w mod shards: shards are disjoint and cover everything. **A shard is a number, 0 to shards - 1;
-  which data peer holds which is not decided here**, and peer ids play no part. One epoch of a shard visits each of its
-  windows once, in an order drawn from (seed, shard, shards, epoch).
-- `stdlib` is this Python's own library source without tests, site-packages and what depends on the machine: the same for
-  everyone with the same build of Python. `text:GLOB` is local files in the order of their names. Any other name is a hub
-  dataset, streamed: document d of its shuffled stream belongs to shard d mod shards, and windows come in the stream's order.
-- Ids are held as uint16 or uint32 arrays (stdlib with bytes: about 26 MB).
+- Documents, each with its end-of-text id, follow each other in windows of `sequence_length` tokens; the label of a token is the
+  token after it. With `packed = false` a window holds one document, or a piece of a longer one, and is padded at its end: a
+  causal model then computes what it would on the document alone.
+- Labels that are not learnt (padding, and all but the answers of a conversation) are -100, which torch's cross entropy leaves
+  out. A window without a label is left out, so no microbatch is without one. Every microbatch counts alike in an iteration's
+  gradient, however many of its labels are learnt.
+- Which windows a microbatch has is decided in `order`: one global order, dealt by iteration. **A shard is a number, 0 to
+  shards - 1; which data peer holds which is not decided here**, and peer ids play no part.
+- Ids are mapped from a file (`token_cache`), or come from a stream (`stream`).
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import sysconfig
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.wire.dataset import Dataset, DatasetSpec, parts_of
 from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.training.data.documents import Documents, MaskArray
+from gwtf_p2p.training.data.files import Tell
+from gwtf_p2p.training.data.order import DATASET, Deal, Permutation, Shares
+from gwtf_p2p.training.data.stream import Stream, Window
+from gwtf_p2p.training.data.token_cache import Tokens, tokens_of
 from gwtf_p2p.training.data.tokenizer import TokenArray, Tokenizer, load_tokenizer
 
-STDLIB, TEXT_PREFIX, DATASET = "stdlib", "text:", "dataset"
-_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-_GENERATED = ("_sysconfigdata", "config-")  # written when that Python was built, with that machine's paths
-_SHUFFLE_BUFFER_DOCUMENTS = 1000
+logger = logging.getLogger(__name__)
+
+NOT_LEARNT = -100
+"""A label that torch's cross entropy leaves out."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSpec:
-    """Sizes of a batch, from the run record."""
+    """Sizes of a batch, from the run record. `data_peers_before`: pairs (iteration, data peers before it)."""
 
     seed: int
     sequence_length: int
     microbatch_size: int
     microbatches_per_data_peer: int
+    data_peers_before: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(cls, run: RunRecord) -> BatchSpec:
-        return cls(run.seed, run.sequence_length, run.microbatch_size, run.microbatches_per_data_peer)
-
-    def first_window(self, iteration: int, index: int) -> int:
-        """Ordinal, in the shard's endless sequence of windows, of a microbatch's first row."""
-        return (iteration * self.microbatches_per_data_peer + index) * self.microbatch_size
+        before = tuple((iteration, data_peers) for iteration, data_peers in run.data_peers_before)
+        return cls(run.seed, run.sequence_length, run.microbatch_size, run.microbatches_per_data_peer, before)
 
 
 class DataSource(Protocol):
     """Anything that hands out batches."""
 
     def batch(self, iteration: int, index: int, shard: int, shards: int) -> tuple[Tensor, Tensor]:
-        """tokens_BT and labels_BT, int64 on the CPU. Raises InputError if the shard has no text."""
+        """tokens_BT and labels_BT, int64 on the CPU. Raises InputError: no such shard, or windows dealt otherwise before."""
         ...
 
 
@@ -71,185 +73,149 @@ def open_data(run: RunRecord) -> tuple[DataSource, Tokenizer]:
     return open_dataset(run.dataset, tokenizer, BatchSpec.of(run)), tokenizer
 
 
-def open_dataset(name: str, tokenizer: Tokenizer, spec: BatchSpec) -> DataSource:
-    """`stdlib`, `text:GLOB` or a hub dataset `OWNER/NAME[:CONFIG]`. Raises InputError."""
-    if name == STDLIB:
-        return TextSource(_read_files(_stdlib_files(), tokenizer, name), spec, name)
-    if name.startswith(TEXT_PREFIX):
-        return TextSource(_read_files(_glob_files(name), tokenizer, name), spec, name)
-    return StreamSource(_hub_documents(name, spec.seed), tokenizer, spec, name)
+def open_dataset(dataset: Dataset, tokenizer: Tokenizer, spec: BatchSpec, tell: Tell = logger.warning) -> DataSource:
+    """A dataset by its short form, or a mixture. `tell` hears every guess and what is left out. Raises InputError."""
+    parts = parts_of(dataset)
+    sources = [_open_part(part, (tokenizer, spec, str(number)), tell) for number, part in enumerate(parts)]
+    return sources[0] if len(sources) == 1 else MixedSource(sources, [part.weight for part in parts], spec)
 
 
-class TextSource:
-    """All tokens in memory; any batch at any time."""
+def _open_part(part: DatasetSpec, shared: tuple[Tokenizer, BatchSpec, str], tell: Tell) -> TextSource | StreamSource:
+    tokenizer, spec, key = shared
+    documents = Documents(part, tokenizer, tell)
+    streaming = any(not file.is_local for file in documents.files) if part.streaming is None else part.streaming
+    if streaming:
+        return StreamSource(documents, spec, key)
+    tokens = tokens_of(documents)
+    layout = _layout(tokens, spec.sequence_length, packed=part.packed)
+    return TextSource(tokens.ids, spec, part.path, (tokens.mask, layout, tokenizer.end_id), key)
 
-    def __init__(self, tokens: TokenArray, spec: BatchSpec, name: str) -> None:
-        self.tokens, self._spec, self._name = tokens, spec, name
-        self._windows = (len(tokens) - 1) // spec.sequence_length
-        self._orders: dict[tuple[int, int, int], np.ndarray[Any, Any]] = {}
+
+class _Source:
+    """What all sources share: from the place of a microbatch to the ordinals of its windows, and from windows to tensors."""
+
+    def __init__(self, spec: BatchSpec, padding: int = 0) -> None:
+        self._spec, self._padding = spec, padding
+        self._deal = Deal(spec.microbatches_per_data_peer, spec.data_peers_before)
+
+    def window(self, ordinal: int) -> Window:
+        """The window of a place in the source's endless order."""
+        raise NotImplementedError
 
     def batch(self, iteration: int, index: int, shard: int, shards: int) -> tuple[Tensor, Tensor]:
-        """See DataSource."""
-        _check_shard(shard, shards)
-        count = len(range(shard, self._windows, shards))
-        length = self._spec.sequence_length
-        if count == 0:
-            needed = shards * length + 1
-            expected = f"expected {needed} tokens or more for {shards} shards, got {len(self.tokens)}"
-            raise InputError(DATASET, self._name, expected)
-        first = self._spec.first_window(iteration, index)
-        rows = []
-        for ordinal in range(first, first + self._spec.microbatch_size):
-            epoch, position = divmod(ordinal, count)
-            start = (shard + shards * int(self._order(shard, shards, epoch, count)[position])) * length
-            rows.append(self.tokens[start : start + length + 1])
-        return _as_batch(rows)
-
-    def _order(self, shard: int, shards: int, epoch: int, count: int) -> np.ndarray[Any, Any]:
-        key = (shard, shards, epoch)
-        if key not in self._orders:
-            if len(self._orders) >= 2 * shards:
-                # Two epochs can meet in one iteration; more is not worth the memory.
-                self._orders.clear()
-            self._orders[key] = _generator(self._spec.seed, f"order/{shard}/{shards}/{epoch}").permutation(count)
-        return self._orders[key]
+        """See DataSource. Raises OSError when a stream breaks; asking again starts it anew."""
+        first = self._deal.microbatch(iteration, index, shard, shards) * self._spec.microbatch_size
+        windows = [self.window(ordinal) for ordinal in range(first, first + self._spec.microbatch_size)]
+        return _as_batch(windows, self._spec.sequence_length, self._padding)
 
 
-Documents = Callable[[int, int, int], Iterator[str]]
-"""(epoch, shard, shards) -> the documents of that shard in that epoch, in a fixed order."""
+class TextSource(_Source):
+    """All tokens in an array, usually mapped from a file; any batch at any time.
 
-
-class StreamSource:
-    """Windows packed from a stream of documents.
-
-    Batches are meant to be asked for roughly in order. The last two iterations' windows are kept for repeats; an earlier
-    one is had by streaming from the start again, and a later one (a resumed run) by streaming up to it.
+    `rest` is what is learnt of them (None: all), where the windows are (None: one behind the other), and the id that pads.
     """
 
-    def __init__(self, documents: Documents, tokenizer: Tokenizer, spec: BatchSpec, name: str) -> None:
-        self._documents, self._tokenizer, self._spec, self._name = documents, tokenizer, spec, name
-        self._readers: dict[tuple[int, int], _Reader] = {}
+    def __init__(
+        self,
+        tokens: TokenArray,
+        spec: BatchSpec,
+        name: str,
+        rest: tuple[MaskArray | None, Layout | None, int] = (None, None, 0),
+        key: str = "0",
+    ) -> None:
+        mask, layout, padding = rest
+        super().__init__(spec, padding)
+        self.tokens, self._mask, self._layout = tokens, mask, layout
+        self._windows = (len(tokens) - 1) // spec.sequence_length if layout is None else len(layout.starts)
+        if self._windows < 1:
+            least = f"expected text for a window of {spec.sequence_length} tokens and one more"
+            what = f"{least}, got {len(tokens)}" if layout is None else f"{least}, got none with anything to learn"
+            raise InputError(DATASET, name, what)
+        self._order = lru_cache(maxsize=2)(lambda epoch: Permutation(f"{spec.seed}/{key}/order/{epoch}", self._windows))
 
-    def batch(self, iteration: int, index: int, shard: int, shards: int) -> tuple[Tensor, Tensor]:
-        """See DataSource. Raises OSError when the stream breaks; asking again starts it anew."""
-        _check_shard(shard, shards)
-        first = self._spec.first_window(iteration, index)
-        reader = self._readers.pop((shard, shards), None)
-        if reader is None or first < reader.oldest:
-            kept = 2 * self._spec.microbatches_per_data_peer * self._spec.microbatch_size
-            reader = _Reader(self._windows(shard, shards), kept)
-        rows = [reader.window(ordinal) for ordinal in range(first, first + self._spec.microbatch_size)]
-        self._readers[(shard, shards)] = reader  # only now: a broken stream is not asked again
-        return _as_batch(rows)
-
-    def _windows(self, shard: int, shards: int) -> Iterator[TokenArray]:
-        """Endless: epoch after epoch."""
-        length, epoch, end = self._spec.sequence_length, 0, np.array([self._tokenizer.end_id])
-        rest: TokenArray = self._tokenizer.encode("")
-        while True:
-            found = False
-            for text in self._documents(epoch, shard, shards):
-                row = np.concatenate([rest, self._tokenizer.encode(text), end.astype(rest.dtype)])
-                found = found or len(text) > 0
-                start = 0
-                while start + length < len(row):
-                    yield row[start : start + length + 1]
-                    start += length
-                rest = row[start:]
-            if not found:
-                raise InputError(DATASET, self._name, f"expected text for shard {shard} of {shards}, got none")
-            epoch += 1
+    def window(self, ordinal: int) -> Window:
+        """See _Source. Every epoch visits every window once."""
+        epoch, position = divmod(ordinal, self._windows)
+        number, length = self._order(epoch)(position), self._spec.sequence_length
+        start = number * length if self._layout is None else int(self._layout.starts[number])
+        end = start + (length + 1 if self._layout is None else int(self._layout.lengths[number]))
+        return Window(self.tokens[start:end], None if self._mask is None else self._mask[start:end])
 
 
-class _Reader:
-    """One shard's windows by ordinal, the last `kept` of them at hand."""
+class StreamSource(_Source):
+    """Windows of a dataset that is read as training goes on."""
 
-    def __init__(self, windows: Iterator[TokenArray], kept: int) -> None:
-        self._windows = windows
-        self._recent: deque[TokenArray] = deque(maxlen=kept)
-        self._read = 0
+    def __init__(self, documents: Documents, spec: BatchSpec, key: str = "0") -> None:
+        super().__init__(spec, documents.tokenizer.end_id)
+        self._stream = Stream(documents, (spec.seed, key), spec.sequence_length)
 
-    @property
-    def oldest(self) -> int:
-        return self._read - len(self._recent)
-
-    def window(self, ordinal: int) -> TokenArray:
-        while self._read <= ordinal:
-            self._recent.append(next(self._windows))
-            self._read += 1
-        return self._recent[ordinal - self.oldest]
+    def window(self, ordinal: int) -> Window:
+        """See _Source. A microbatch comes out of one lane of the stream."""
+        microbatch, row = divmod(ordinal, self._spec.microbatch_size)
+        turn, lane = divmod(microbatch, self._stream.lanes)
+        return self._stream.window(lane, turn * self._spec.microbatch_size + row)
 
 
-def _check_shard(shard: int, shards: int) -> None:
-    if not 0 <= shard < shards:
-        raise InputError(DATASET, "shard", f"expected 0 to {shards - 1}, got {shard}")
+class MixedSource(_Source):
+    """Windows of several datasets, by weight."""
+
+    def __init__(self, sources: Sequence[TextSource | StreamSource], weights: Sequence[float], spec: BatchSpec) -> None:
+        super().__init__(spec, sources[0]._padding)
+        self._sources, self._shares = sources, Shares(spec.seed, weights)
+
+    def window(self, ordinal: int) -> Window:
+        """See _Source."""
+        number, own = self._shares.of(ordinal)
+        return self._sources[number].window(own)
 
 
-def _as_batch(rows: Sequence[TokenArray]) -> tuple[Tensor, Tensor]:
-    window_BT1 = torch.from_numpy(np.stack(rows).astype(np.int64))
-    return window_BT1[:, :-1].contiguous(), window_BT1[:, 1:].contiguous()
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the windows of a dataset are, in tokens from its beginning; a length counts the token that is only a label."""
+
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
 
 
-def _generator(seed: int, name: str) -> np.random.Generator:
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+def _layout(tokens: Tokens, length: int, *, packed: bool) -> Layout | None:
+    """None: windows of equal length one behind the other, all of them learnt."""
+    if packed and tokens.mask is None:
+        return None
+    if packed:
+        starts = np.arange(0, max(len(tokens.ids) - 1, 0) // length * length, length, dtype=np.int64)
+        lengths = np.full(len(starts), length + 1, np.int64)
+    else:
+        starts, lengths = _one_document_each(tokens.ends, length)
+    if tokens.mask is not None and len(starts):
+        learnt = _any_learnt(tokens.mask, starts + 1, starts + lengths)
+        starts, lengths = starts[learnt], lengths[learnt]
+    return Layout(starts, lengths)
 
 
-def _stdlib_files() -> list[Path]:
-    root = Path(sysconfig.get_path("stdlib"))
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
-    return [root / name for name in names if not _LEFT_OUT.intersection(name.split("/")) and not name.startswith(_GENERATED)]
+def _one_document_each(ends: npt.NDArray[np.int64], length: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Windows that begin anew with every document. A document of one token has nothing to predict."""
+    begins = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+    pieces = np.maximum(ends - begins - 1 + length - 1, 0) // length
+    first = np.repeat(np.cumsum(pieces) - pieces, pieces)
+    starts = np.repeat(begins, pieces) + (np.arange(len(first)) - first) * length
+    return starts, np.minimum(np.repeat(ends, pieces) - starts, length + 1)
 
 
-def _glob_files(name: str) -> list[Path]:
-    pattern = Path(name.removeprefix(TEXT_PREFIX)).expanduser()
-    found = glob.glob(str(pattern), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-    return sorted(path for path in map(Path, found) if path.is_file())
+def _any_learnt(mask: MaskArray, starts: Any, ends: Any) -> npt.NDArray[np.bool_]:
+    """Whether a range of the mask holds a 1, for many ranges, which do not overlap."""
+    # reduceat takes the ranges between its indices; every second one is ours. It takes no index at the very end.
+    indices = np.stack([starts, ends], axis=1).ravel()
+    inside = indices[:-1] if indices[-1] == len(mask) else indices
+    found: npt.NDArray[np.bool_] = np.logical_or.reduceat(mask, inside)[::2]
+    return found
 
 
-def _read_files(paths: Sequence[Path], tokenizer: Tokenizer, name: str) -> TokenArray:
-    """All documents, each followed by the end id. Raises InputError: no file, an unreadable one, no text in any."""
-    if not paths:
-        raise InputError(DATASET, name, "expected at least one file, found none")
-    end = np.array([tokenizer.end_id])
-    pieces: list[TokenArray] = []
-    for path in paths:
-        try:
-            ids = tokenizer.encode(path.read_text(encoding="utf-8", errors="replace"))
-        except OSError as error:
-            raise InputError(DATASET, str(path), f"expected a readable file ({error.strerror})") from error
-        if len(ids):
-            pieces += [ids, end.astype(ids.dtype)]
-    if not pieces:
-        raise InputError(DATASET, name, f"expected text, got {len(paths)} empty files")
-    return np.concatenate(pieces)
-
-
-def _hub_documents(name: str, seed: int) -> Documents:
-    """Stream a hub dataset's `train` split. Raises InputError if it can't be opened or has no text column."""
-    from datasets import load_dataset  # type: ignore[import-untyped]
-
-    path, _, config = name.partition(":")
-    try:
-        stream = load_dataset(path, config or None, split="train", streaming=True)
-        column = _text_column(next(iter(stream), {}), name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()
-        expected = f"expected {STDLIB}, {TEXT_PREFIX}GLOB or a hub dataset ({reason[0] if reason else type(error).__name__})"
-        raise InputError(DATASET, name, expected) from error
-    digest = hashlib.sha256(f"{seed}/documents".encode()).digest()
-    shuffled = stream.shuffle(seed=int.from_bytes(digest[:4], "little"), buffer_size=_SHUFFLE_BUFFER_DOCUMENTS)
-
-    def documents(epoch: int, shard: int, shards: int) -> Iterator[str]:
-        shuffled.set_epoch(epoch)
-        return (str(example[column]) for d, example in enumerate(shuffled) if d % shards == shard)
-
-    return documents
-
-
-def _text_column(example: Mapping[str, Any], name: str) -> str:
-    candidates = [key for key in ("text", "content") if isinstance(example.get(key), str)]
-    candidates += [key for key, value in example.items() if isinstance(value, str)]
-    if not candidates:
-        raise InputError(DATASET, name, f"expected a column of text, got the columns {sorted(example)}")
-    return candidates[0]
+def _as_batch(windows: Sequence[Window], length: int, padding: int) -> tuple[Tensor, Tensor]:
+    tokens_BT = np.full((len(windows), length), padding, np.int64)
+    labels_BT = np.full((len(windows), length), NOT_LEARNT, np.int64)
+    for row, window in enumerate(windows):
+        count = len(window.ids) - 1
+        tokens_BT[row, :count] = window.ids[:-1]
+        learnt = True if window.mask is None else window.mask[1:]
+        labels_BT[row, :count] = np.where(learnt, window.ids[1:].astype(np.int64), NOT_LEARNT)
+    return torch.from_numpy(tokens_BT), torch.from_numpy(labels_BT)

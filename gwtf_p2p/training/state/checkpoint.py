@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.ids import DATA_STAGE
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.state.epochs import read_epochs, replace_file
 from gwtf_p2p.training.state.tensors import STEP, WEIGHTS
@@ -84,6 +85,7 @@ def save_checkpoint(root: Path, run: RunRecord, stage: int, state: Mapping[str, 
                 "layer_split": [list(layers) for layers in run.layer_split],
                 "seed": run.seed,
                 "tokenizer": run.tokenizer,
+                "data_peers_before": [list(pair) for pair in run.data_peers_until(iteration)],
             },
             "files": files,
         }
@@ -141,6 +143,7 @@ def _intact(root: Path, run: RunRecord, stage: int) -> Iterator[Checkpoint]:
         checkpoint = verified_checkpoint(folder)
         if checkpoint is not None:
             _check_model(checkpoint, run.model_hash)
+            _check_data_peers(checkpoint, run)
             if epochs.holds(checkpoint.epoch, checkpoint.iteration):
                 yield checkpoint
 
@@ -155,6 +158,7 @@ def load_checkpoint(root: Path, run: RunRecord, stage: int, iteration: int) -> d
     if checkpoint is None:
         raise InputError(str(folder), "", "expected a complete checkpoint whose files match its manifest")
     _check_model(checkpoint, run.model_hash)
+    _check_data_peers(checkpoint, run)
     if not read_epochs(root).holds(checkpoint.epoch, iteration):
         raise InputError(str(folder), "", "it belongs to an epoch that the run has gone back from")
     return checkpoint.read()
@@ -210,6 +214,15 @@ def _check_model(checkpoint: Checkpoint, model_hash: str) -> None:
         raise InputError(
             str(checkpoint.folder / MANIFEST), "model_hash", f"expected the run's {model_hash}, got {checkpoint.model_hash}"
         )
+
+
+def _check_data_peers(checkpoint: Checkpoint, run: RunRecord) -> None:
+    """Who deals windows has to know among how many they were dealt before: otherwise some are read twice, others never."""
+    made_with = checkpoint.run.get("data_peers_before")
+    said = [list(pair) for pair in run.data_peers_until(checkpoint.iteration)]
+    if checkpoint.stage == DATA_STAGE and made_with not in (None, said):
+        expected = f"expected data_peers_before = {made_with}, with which the checkpoint was made, the run says {said}"
+        raise InputError(str(checkpoint.folder / MANIFEST), "data_peers", expected)
 
 
 def _step_folders(stage_folder: Path) -> Sequence[Path]:

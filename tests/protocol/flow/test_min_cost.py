@@ -7,11 +7,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.flow.certificate import violations
 from gwtf_p2p.protocol.flow.min_cost import NO_ARC, FlowStatus, LayeredNetwork, solve
+from tests.exploring import examples
 from tests.protocol.flow.problems import Size, best_by_highs, random_problem
 
 PER_SEED = 20
@@ -29,7 +30,7 @@ def networks(draw: st.DrawFn) -> LayeredNetwork:
     return LayeredNetwork.of([rng.integers(0, most + 1, n) for n in sizes], costs)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(networks(), st.integers(0, 12))
 def test_every_flow_is_certified_feasible_cheapest_and_largest(network: LayeredNetwork, limit: int) -> None:
     result = solve(network, limit)
@@ -41,7 +42,7 @@ def test_every_flow_is_certified_feasible_cheapest_and_largest(network: LayeredN
     assert sum(int(network.costs[k][p[k], p[k + 1]]) for p in paths for k in range(network.last)) == result.cost
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(networks(), st.integers(1, 12), st.randoms(use_true_random=False))
 def test_order_of_peers_changes_neither_count_nor_cost(network: LayeredNetwork, limit: int, random: object) -> None:
     orders = [np.array(random.sample(range(len(c)), len(c)), dtype=np.int64) for c in network.capacities]  # type: ignore[attr-defined]

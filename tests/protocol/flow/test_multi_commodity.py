@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
@@ -19,6 +19,7 @@ from gwtf_p2p.protocol.flow.plan_keeper import check_plan, flows_of, plan_of
 from gwtf_p2p.protocol.flow.problem import MAX_COST_US, Problem
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.routers.random import random_plan
+from tests.exploring import examples
 from tests.protocol.flow.problems import Size, best_by_highs, random_problem
 
 sizes = st.builds(
@@ -33,7 +34,7 @@ sizes = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(sizes, st.integers(0, 2**32))
 def test_every_plan_keeps_demands_capacities_and_links_and_returns_home(size: Size, seed: int) -> None:
     problem = random_problem(np.random.default_rng(seed), size)
@@ -81,7 +82,7 @@ def test_without_any_effort_the_plan_is_still_whole() -> None:
     assert poor.cost_us >= good.cost_us >= poor.lower_bound_us
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(sizes, st.integers(0, 2**32))
 def test_any_prices_give_a_valid_lower_bound(size: Size, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -91,7 +92,7 @@ def test_any_prices_give_a_valid_lower_bound(size: Size, seed: int) -> None:
     assert lower_bound_us(problem, prices, len(joint.flows)) <= joint.cost_us
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(sizes, st.integers(0, 2**32))
 def test_local_moves_keep_the_rules_and_never_make_a_plan_worse(size: Size, seed: int) -> None:
     from random import Random
@@ -150,7 +151,7 @@ def test_a_known_path_is_not_added_twice() -> None:
     assert master.solution() == [((0, 1, 0), 1.0)]
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.integers(0, 2**32), st.randoms(use_true_random=False))
 def test_names_decide_nothing_but_ties(seed: int, random: object) -> None:
     """Renaming the peers changes their order everywhere, but not how good the plan of a small problem is."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.errors import InputError, LocalProtocolError
@@ -17,6 +17,7 @@ from gwtf_p2p.protocol.flow.problem import problem_of_view
 from gwtf_p2p.protocol.flow.problem_file import parse_problem
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.view.hop_cost import hop_cost_us
+from tests.exploring import examples
 from tests.protocol.flow.problems import Size, random_problem, random_view
 
 
@@ -189,7 +190,7 @@ def test_what_is_not_json_is_said_to_be_none(text: str) -> None:
         parse_problem(text, "p.json")
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
@@ -231,7 +232,7 @@ def test_demands_are_cut_in_proportion_to_what_the_stage_peers_carry() -> None:
     assert with_fair_demands(parsed(plain)).demand == 11
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 2**32), st.integers(1, 6))
 def test_fair_demands_use_all_there_is_and_ask_for_nothing_new(seed: int, data_peers: int) -> None:
     problem = random_problem(np.random.default_rng(seed), Size(stages=2, stage_peers=3, data_peers=data_peers, demand=6))

@@ -8,7 +8,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, Router, RouteRequest
@@ -18,6 +18,7 @@ from gwtf_p2p.protocol.routers.gwtf import GwtfConfig, GwtfRouter
 from gwtf_p2p.protocol.routers.random import RandomRouter
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, PeerState, StageRecord
+from tests.exploring import examples
 from tests.protocol.flow.problems import Size, random_view, record
 
 A, B = PeerId("a"), PeerId("b")
@@ -57,7 +58,7 @@ def test_two_data_peers_with_equal_views_take_disjoint_shares_of_one_plan() -> N
     assert used == {"p": 2, "q": 2, "r": 2, "s": 2}, "four flows fill what the stage peers have, and no more"
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.integers(0, 2**32), st.randoms(use_true_random=False))
 def test_the_plan_depends_on_the_records_and_not_on_their_order(seed: int, random: Random) -> None:
     view = random_view(np.random.default_rng(seed), Size(stages=3, stage_peers=3, data_peers=2, demand=3))

@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.schedule.from_view import figures_of, pipeline_of
 from gwtf_p2p.protocol.schedule.model import UNLIMITED, Link, Pipeline, forecast
 from gwtf_p2p.protocol.schedule.search import first_paths
+from tests.exploring import examples
 from tests.protocol.flow.problems import Size, random_view
 
 EMBED, LOSS, FINISH, FORWARD, BACKWARD, TRANSFER = 1.0, 2.0, 1.0, 3.0, 6.0, 4.0
@@ -81,7 +82,7 @@ def test_a_data_peer_that_begins_later_releases_later() -> None:
     assert forecast(moved, [(0, 1)]).makespan_us == 7.0 + forecast(late, [(0, 1)]).makespan_us
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 2**32))
 def test_no_forecast_beats_what_one_stage_peer_has_to_do(seed: int) -> None:
     view = random_view(np.random.default_rng(seed), Size(stages=3, stage_peers=2, data_peers=2, demand=3))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from random import Random
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.ids import PeerId
@@ -18,6 +18,7 @@ from gwtf_p2p.protocol.schedule.model import Pipeline, forecast
 from gwtf_p2p.protocol.schedule.search import Effort, balance, first_paths, plan_iteration, schedule, score_of
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import Flow, IterationPlan, PipelineFigures
+from tests.exploring import examples
 from tests.protocol.flow.problems import Size, random_view, record
 
 SIZE = Size(stages=3, stage_peers=3, data_peers=2, demand=3)
@@ -47,7 +48,7 @@ def publishing(view: NetworkView, plan: IterationPlan) -> NetworkView:
     return NetworkView.of(records, view.stages, view.microbatch_bytes)
 
 
-@settings(max_examples=5, deadline=None)
+@examples(5)
 @given(st.integers(0, 2**32))
 def test_every_step_gives_valid_paths_and_none_is_worse_than_its_start(seed: int) -> None:
     pipeline = pipeline_for(seed)
@@ -62,7 +63,7 @@ def test_every_step_gives_valid_paths_and_none_is_worse_than_its_start(seed: int
     assert planned.forecast == forecast(pipeline, planned.paths), "the forecast is that of the paths"
 
 
-@settings(max_examples=5, deadline=None)
+@examples(5)
 @given(st.integers(0, 2**32))
 def test_the_load_after_changes_is_the_load_of_the_changed_paths(seed: int) -> None:
     pipeline, random = pipeline_for(seed), Random(seed)
@@ -90,7 +91,7 @@ def test_a_faster_stage_peer_with_more_slots_gets_more_microbatches() -> None:
     assert used["fast"] >= 3 * used["slow"]
 
 
-@settings(max_examples=5, deadline=None)
+@examples(5)
 @given(st.integers(0, 2**32), st.randoms(use_true_random=False))
 def test_equal_records_in_any_order_give_equal_plans(seed: int, random: Random) -> None:
     view = random_view(np.random.default_rng(seed), SIZE)

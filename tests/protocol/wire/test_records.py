@@ -159,3 +159,22 @@ def test_of_several_records_of_a_peer_the_newest_counts() -> None:
     new = dataclasses.replace(old, state=PeerState.DRAINING, sequence_number=2)
     assert NetworkView.of([new, old], 1, 1000).peers_of_stage(Stage(1)) == ()
     assert NetworkView.of([old], 1, 1000).peers_of_stage(Stage(1)) == (PeerId("a"),)
+
+
+@pytest.mark.parametrize(
+    ("before", "data_peers", "iteration", "expected"),
+    [
+        ((), 3, 10, ((10, 3),)),
+        ((), 3, 0, ()),
+        (((25, 1),), 2, 10, ((10, 1),)),
+        (((25, 1),), 2, 25, ((25, 1),)),
+        (((25, 1),), 2, 40, ((25, 1), (40, 2))),
+        (((25, 2),), 2, 40, ((40, 2),)),
+        (((5, 1), (9, 3)), 2, 12, ((5, 1), (9, 3), (12, 2))),
+    ],
+)
+def test_how_many_data_peers_there_were_until_an_iteration(
+    before: tuple[tuple[int, int], ...], data_peers: int, iteration: int, expected: tuple[tuple[int, int], ...]
+) -> None:
+    run = dataclasses.replace(RUN, data_peers_before=before, data_peers=data_peers)
+    assert run.data_peers_until(iteration) == expected

@@ -14,6 +14,7 @@ from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.records import PeerState
 from gwtf_p2p.simulation.world.faults import Fault
 from gwtf_p2p.simulation.world.small_swarm import SmallConfig, SmallSwarm, small_swarm
+from tests.exploring import PROFILE, examples
 
 STAGE_PEERS = st.sampled_from([PeerId(f"relay_{k}_{r}") for k in (1, 2) for r in (0, 1)])
 PEERS = st.one_of(STAGE_PEERS, st.sampled_from([PeerId("data_0"), PeerId("data_1")]))
@@ -93,9 +94,9 @@ class RecoveryMachine(RuleBasedStateMachine):
 
 
 RecoveryMachine.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=examples(60).max_examples,
     stateful_step_count=30,
-    derandomize=True,
+    derandomize=PROFILE == "ci",
     deadline=None,
     database=None,
     report_multiple_bugs=False,

@@ -1,0 +1,101 @@
+"""What a run will take: memory of each stage, bytes of each hop and average, how layers are split, and what is trained on.
+
+Figures are of float32 AdamW: weights, gradient sum and two moments are 16 bytes a parameter. While an iteration is under way a
+stage peer also keeps, of each microbatch that it holds, the input and the output and both gradients. What torch needs while it
+computes comes on top and depends on the device; `gwtf doctor` measures it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gwtf_p2p.cli.shared.run_file import is_local
+from gwtf_p2p.protocol.core.lifecycle import TENSORS
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.wire.dataset import parts_of
+from gwtf_p2p.protocol.wire.records import RunRecord
+
+BYTES_OF_A_PARAMETER = 16
+BYTES_OF_A_GRADIENT = 4
+
+
+def report_of(run: RunRecord, where: str) -> dict[str, Any]:
+    """Plain figures of a checked run. Raises InputError: a dataset, or the tokenizer does not go with it."""
+    from gwtf_p2p.training.data.tokenizer import load_tokenizer
+    from gwtf_p2p.training.model.split import PartSpec, parameter_shapes
+
+    shapes = [parameter_shapes(PartSpec.of(run, stage), where) for stage in range(run.stages + 1)]
+    counts = [sum(math.prod(shape) for shape in part.values()) for part in shapes]
+    tokenizer = load_tokenizer(run.tokenizer)
+    return {
+        "run_id": run.run_id,
+        "parameters": sum(counts),
+        "stages": [_stage(run, stage, count) for stage, count in enumerate(counts)],
+        "hop_bytes": run.activation_bytes,
+        "tokens_per_iteration": _tokens(run),
+        "datasets": _datasets(run, tokenizer),
+        "vocabulary": tokenizer.vocabulary,
+    }
+
+
+def told(report: Mapping[str, Any]) -> list[str]:
+    """The same in lines for people."""
+    lines = [f"run {report['run_id']}: {report['parameters']:,} parameters, {len(report['stages']) - 1} stages"]
+    for stage in report["stages"]:
+        what = "data peers" if stage["stage"] == 0 else f"layers {stage['layers'][0]}-{stage['layers'][1] - 1}"
+        lines.append(
+            f"  stage {stage['stage']} ({what}): {stage['parameters']:,} parameters, {_size(stage['state_bytes'])} of weights, "
+            f"gradients and moments, {_size(stage['microbatch_bytes'])} more per microbatch held; "
+            f"{_size(stage['average_bytes'])} up and down per average of two"
+        )
+    lines.append(f"  a hop carries {_size(report['hop_bytes'])}, forward and again backward")
+    lines.append(f"  an iteration is {report['tokens_per_iteration']:,} tokens; the tokenizer has {report['vocabulary']:,} ids")
+    for dataset in report["datasets"]:
+        lines += [f"  {line}" for line in dataset["notes"]]
+        lines.append(f"  dataset {dataset['path']}: {dataset['summary']}")
+    return lines
+
+
+def _stage(run: RunRecord, stage: int, count: int) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "layers": list(run.layer_split[stage - 1]) if stage else [],
+        "parameters": count,
+        "state_bytes": BYTES_OF_A_PARAMETER * count,
+        "microbatch_bytes": TENSORS * run.activation_bytes,
+        "average_bytes": BYTES_OF_A_GRADIENT * count,
+    }
+
+
+def _tokens(run: RunRecord) -> int:
+    return run.data_peers * run.microbatches_per_data_peer * run.microbatch_size * run.sequence_length
+
+
+def _datasets(run: RunRecord, tokenizer: Any) -> list[dict[str, Any]]:
+    from gwtf_p2p.training.data.documents import Documents
+
+    found = []
+    for part in parts_of(run.dataset):
+        notes: list[str] = []
+        try:
+            documents = Documents(part, tokenizer, notes.append)
+        except InputError as error:
+            if is_local(part):
+                raise
+            summary = f"not checked, the hub cannot be asked ({error.expected})"
+        else:
+            kind, column = documents.files[0].format, documents.column
+            inside = "one document each" if kind in ("text", "source") else f"column {column.name!r} ({column.kind})"
+            summary = f"{len(documents.files)} files of {kind}, {inside}"
+        found.append({"path": part.path, "weight": part.weight, "summary": summary, "notes": notes})
+    return found
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,16 @@
+"""How Hypothesis searches: the same examples in every run of the tests; new ones when somebody asks for them.
+
+`make test` must not be a lottery, so the default profile derives its examples from the test alone. `make explore` sets
+HYPOTHESIS_PROFILE=explore: fresh random seeds, and more examples (`tests/exploring.py`). What it finds becomes an `@example` of
+the test.
+"""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+from tests.exploring import PROFILE
+
+settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+settings.register_profile("explore", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(PROFILE)
