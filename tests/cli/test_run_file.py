@@ -17,7 +17,7 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
 from gwtf_p2p.cli.main import main
-from gwtf_p2p.cli.shared.run_file import FIELDS, check_settings, read_run_file
+from gwtf_p2p.cli.shared.run_file import FIELDS, SECTIONS, check_settings, read_run_file
 from gwtf_p2p.cli.shared.run_schema import run_file_model, run_file_schema
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.wire.codec import to_plain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.measure.path_probe import LinkProbe
 from gwtf_p2p.live.measure.traffic import traffic
-from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, make_machine
+from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, peer_settings
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 from gwtf_p2p.live.peer.driver import AverageFailureError, AverageResult, Driver, DriverParts
 from gwtf_p2p.live.peer.event_log import EventLog
@@ -36,9 +37,12 @@ from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.peer.factory import compose
+from gwtf_p2p.protocol.replay.log import Opening
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
+from gwtf_p2p.version import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +142,8 @@ class RunningPeer:
         )
         self.records.resent_bytes = lambda: self.driver.resent_bytes
         self.records.copied = lambda: self.replication.copied
-        self.driver = Driver(make_machine(config, run, self.place, self.daemon.peer_id), parts)
+        self.settings = peer_settings(config, run, self.place, self.daemon.peer_id)
+        self.driver = Driver(compose(self.settings), parts)
 
     async def resume(self, view: NetworkView) -> None:
         """Take up the newest own checkpoint, and learn what others keep of this stage. Raises InputError for another model."""
@@ -158,15 +163,17 @@ class RunningPeer:
 
     async def measure(self) -> None:
         """Time this peer's work before anybody plans on it: what is published is measured, never a guess."""
-        for work, seconds in (await self.compute.measure()).items():
-            self.driver.machine.ctx.timings.observe((work.value,), seconds)
+        measured = await self.compute.measure()
+        self.driver.machine.measured(measured)
+        if self.event_log is not None:
+            self.event_log.begin(Opening(self.settings, measured, VERSION, self.run, self.place.shard))
 
     async def serve(self, stop: asyncio.Event) -> Stage | None:
         """Take part until told to stop, or until this peer is to begin anew in another stage, which is returned."""
         machine = self.driver.machine
         self.state_download.on_chunk = lambda n, of: self.on_report({"name": "download", "chunks": n, "of": of})
         self.checkpoints.on_kept = self.replication.on_remote = self._tell_kept
-        self.transport.started(machine)
+        self.transport.started(self.driver)
         self.driver.feed(self._started)
         tasks = [
             asyncio.ensure_future(work)
@@ -297,9 +304,9 @@ class RunningPeer:
             self.on_report({"name": "joined", "seconds": seconds, "steps": str(times), "step_s": dict(times.step_s)})
         self.records.publish_soon()
 
-    def _on_event(self, event: ev.Event, now: float) -> None:
+    def _on_event(self, event: ev.Event, now: float, effects: Sequence[ef.Effect], raised: str) -> None:
         if self.event_log is not None:
-            self.event_log.write(event, now)
+            self.event_log.write(event, now, effects, raised)
         if isinstance(event, ev.Computed) and not self._has_computed and event.work in (ev.Work.BACKWARD, ev.Work.FINISH):
             self._has_computed = True
             self.on_report({"name": "first_microbatch", "seconds": round(self.times.seconds, 3)})

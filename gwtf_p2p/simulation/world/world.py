@@ -19,6 +19,7 @@ from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, stage_record
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
+from gwtf_p2p.protocol.schedule.iteration_plan import make_plan
 from gwtf_p2p.protocol.wire.messages import Check, ControlMessage, Prepare
 from gwtf_p2p.protocol.wire.records import LinkMeasurement
 from gwtf_p2p.simulation.lines.downloads import Downloads, Request
@@ -107,6 +108,7 @@ class World:
         self.on_span: Callable[[Span], None] | None = None
         self.on_fault: Callable[[PeerId, float, float], None] = lambda peer, uncommitted_s, now: None
         self.on_move: Callable[[PeerId, Stage], None] = lambda peer, stage: None
+        self.make_plan = make_plan
         self.star = False
         self._on_report = on_report
         self._record_period_s = record_period_s
@@ -257,8 +259,8 @@ class World:
                 self.kernel.after(0.0, lambda: self.feed(peer, ev.Stepped(iteration)))
             case ef.Download():
                 self._download(peer, effect)
-            case ef.Plan(job):
-                self.feed(peer, ev.Planned(job()))
+            case ef.Plan(request):
+                self.feed(peer, ev.Planned(self.make_plan(request)))
             case ef.MoveTo(stage):
                 self.on_move(peer.id, stage)
             case ef.Publish():
