@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "protocol": {"protocol"},
     "simulation": {"simulation", "protocol"},
     "training": {"training", "protocol", "torch", "transformers", "datasets", "jinja2"},
-    "live": {"live", "protocol", "training", "hivemind", "torch", "transformers"},
+    "live": {"version", "live", "protocol", "training", "hivemind", "torch", "transformers"},
     "monitor": {"monitor", "protocol", "live", "version", *WEB},
     "ab": {"ab", "live", "training", "simulation", "protocol", "monitor", "version", "torch"},
     "cli": {
