@@ -9,8 +9,8 @@ from pathlib import Path
 from gwtf_p2p.ab.trials.scaling import scaled
 from gwtf_p2p.ab.trials.task import RunTask
 from gwtf_p2p.live.emulation.emulation import AVERAGE, MICROBATCH, STATE, Emulation
-from gwtf_p2p.live.libp2p.daemon import P2POptions
 from gwtf_p2p.live.libp2p.identity import load_or_create_identity
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.peer.config import PeerConfig
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage

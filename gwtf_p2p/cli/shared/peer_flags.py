@@ -18,7 +18,7 @@ from gwtf_p2p.protocol.errors import InputError
 
 if TYPE_CHECKING:
     from gwtf_p2p.live.compute.tensor_store import MemoryLimit
-    from gwtf_p2p.live.libp2p.daemon import P2POptions
+    from gwtf_p2p.live.libp2p.options import P2POptions
     from gwtf_p2p.live.peer.config import PeerConfig
     from gwtf_p2p.live.state.checkpoints import CheckpointOptions
 
@@ -112,8 +112,8 @@ def memory_limit(args: argparse.Namespace) -> MemoryLimit:
 
 def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
     """Raises InputError for malformed addresses, and when a peer has nobody to join."""
-    from gwtf_p2p.live.libp2p.daemon import P2POptions
     from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers, parse_listen_maddrs
+    from gwtf_p2p.live.libp2p.options import P2POptions
 
     peers = parse_initial_peers(args.initial_peers, os.environ)
     if needs_peers and not peers:

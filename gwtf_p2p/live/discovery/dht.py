@@ -24,12 +24,21 @@ from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
 
-from gwtf_p2p.live.discovery.dht_validation import REMEMBERED, make_validator, peer_of_owner, run_key, stage_key
+from gwtf_p2p.live.discovery.dht_validation import REMEMBERED, make_validator, peer_of_owner
 from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable
 from gwtf_p2p.live.libp2p.identity import Identity
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
-from gwtf_p2p.protocol.wire.records import WIRE_VERSION, RunRecord, StageRecord, decode_run, decode_stage, encode
+from gwtf_p2p.protocol.wire.records import (
+    WIRE_VERSION,
+    RunRecord,
+    StageRecord,
+    decode_run,
+    decode_stage,
+    encode,
+    run_key,
+    stage_key,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,10 @@ import logging
 from contextlib import AsyncExitStack
 
 from gwtf_p2p.live.libp2p.control import Reservation, ReservationRefused, StreamFailed, reserve
-from gwtf_p2p.live.libp2p.daemon import Daemon, P2POptions, asking_daemon, start_daemon
+from gwtf_p2p.live.libp2p.daemon import Daemon, asking_daemon, start_daemon
 from gwtf_p2p.live.libp2p.dialling import connect
 from gwtf_p2p.live.libp2p.identity import Identity
+from gwtf_p2p.live.libp2p.options import P2POptions
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,10 @@ from dataclasses import replace
 
 from gwtf_p2p.live.discovery.dht import Dht
 from gwtf_p2p.live.discovery.peer_cache import PeerCache
-from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable, P2POptions
+from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable
 from gwtf_p2p.live.libp2p.dialling import connect
 from gwtf_p2p.live.libp2p.maddrs import InitialPeer
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.peer.config import OnReport
 
 logger = logging.getLogger(__name__)
