@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from hivemind.dht import DHTNode
 from hivemind.p2p import PeerID
@@ -71,6 +71,20 @@ class DhtOptions:
     run_id: RunId | None = None
     period_s: float = 15.0
     client_mode: bool = False
+
+
+class Records(Protocol):
+    """What a peer needs to publish itself and see the others: the real `Dht`, or one whose lookups take as long as in an
+    emulated network (`emulation.EmulatedDht`)."""
+
+    async def publish_run(self, record: RunRecord) -> bool:
+        """Store the run record under this peer's key; False when no peer kept it."""
+
+    async def publish_stage(self, record: StageRecord) -> bool:
+        """Store this peer's stage record; False when no peer kept it."""
+
+    async def read_stages(self, run_id: RunId, stages: Iterable[Stage]) -> list[StageRecord]:
+        """The newest record of each peer of these stages."""
 
 
 class Dht:
