@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gwtf_p2p.live.compute.tensor_store import MemoryLimit
     from gwtf_p2p.live.libp2p.options import P2POptions
     from gwtf_p2p.live.peer.config import PeerConfig
-    from gwtf_p2p.live.state.checkpoints import CheckpointOptions
+    from gwtf_p2p.live.state.options import CheckpointOptions
 
 BOOTSTRAP_PORT = 31337
 PEER_PORT = 31330
@@ -90,7 +90,7 @@ def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
 
 def checkpoint_options(args: argparse.Namespace) -> CheckpointOptions:
     """Raises InputError."""
-    from gwtf_p2p.live.state.checkpoints import CheckpointOptions
+    from gwtf_p2p.live.state.options import CheckpointOptions
 
     for name in ("checkpoint_every", "keep_checkpoints"):
         if getattr(args, name) < 1:

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hivemind.p2p import P2P
 from hivemind.p2p.p2p_daemon_bindings.control import DEFAULT_MAX_MSG_SIZE
@@ -244,6 +245,23 @@ def _daemon_class(socket_dir: Path, options: P2POptions) -> type[P2P]:
             return ["env", "GOMAXPROCS=1", *command] if options.is_public else command
 
     return GwtfP2P
+
+
+async def until(stop: asyncio.Event, daemon: Daemon, *others: asyncio.Future[None]) -> None:
+    """Return when `stop` is set. Raises what one of the others raises, or DaemonEnded."""
+    stopping = asyncio.ensure_future(stop.wait())
+    ended = asyncio.ensure_future(daemon.wait_ended())
+    waiting: set[asyncio.Future[Any]] = {stopping, ended, *others}
+    try:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for future in others:
+            if future in done:
+                future.result()
+        if ended in done and stopping not in done:
+            raise DaemonEnded("p2pd ended under the running peer")
+    finally:
+        stopping.cancel()
+        ended.cancel()
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, MemoryLimit
 from gwtf_p2p.live.emulation.emulation import Emulation
 from gwtf_p2p.live.emulation.faults import Fault
 from gwtf_p2p.live.libp2p.options import P2POptions
-from gwtf_p2p.live.state.checkpoints import CheckpointOptions
+from gwtf_p2p.live.state.options import CheckpointOptions
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.config import ExecutorConfig
