@@ -28,7 +28,7 @@ PACKAGES: dict[str, set[str]] = {
     "simulation": {"simulation", "protocol"},
     "training": {"training", "protocol", "torch", "transformers", "datasets"},
     "live": {"live", "protocol", "training", "hivemind", "torch", "transformers"},
-    "monitor": {"monitor", "protocol", "live"},
+    "monitor": {"monitor", "protocol", "live", "version", *WEB},
     "ab": {"ab", "live", "training", "simulation", "protocol", "monitor", "version", "torch"},
     "cli": {
         "cli",

@@ -156,6 +156,6 @@ class _OwnConfig(pydantic.BaseModel):
 
 
 def _schema_of(key: str) -> type[pydantic.BaseModel]:
-    owned = dict[BytesWithPublicKey, pydantic.conbytes(max_length=MAX_RECORD_BYTES, strict=True)]  # type: ignore[valid-type]
+    owned = dict[BytesWithPublicKey, pydantic.conbytes(max_length=MAX_RECORD_BYTES, strict=True)]  # type: ignore[misc, valid-type]
     fields: dict[str, Any] = {key: (owned, None)}
     return pydantic.create_model("RunRecords", __base__=_OwnConfig, **fields)

@@ -234,7 +234,7 @@ async def _launch(options: P2POptions, identity: Identity | None) -> Daemon:
 
 
 def _daemon_class(socket_dir: Path, options: P2POptions) -> type[P2P]:
-    class GwtfP2P(P2P):
+    class GwtfP2P(P2P):  # type: ignore[misc]  # hivemind has no types
         _UNIX_SOCKET_PREFIX = f"/unix{socket_dir}/"
         DHT_MODE_MAPPING = {**P2P.DHT_MODE_MAPPING, "off": {}}  # noqa: RUF012 (hivemind's own attribute)
 
