@@ -16,6 +16,9 @@ from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.config import ExecutorConfig
 
+RECORD_PERIOD_S = 10.0
+"""How often a peer publishes its record."""
+
 OnReport = Callable[[dict[str, Any]], None]
 """Hears what a peer reports: a `name` and its fields."""
 

@@ -25,10 +25,9 @@ from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.nat.circuit_relay import start_public_relay
 from gwtf_p2p.live.nat.paths import Paths
 from gwtf_p2p.live.nat.reachability import Reachability
-from gwtf_p2p.live.peer.config import ClockWrong, OnReport, PeerConfig
+from gwtf_p2p.live.peer.config import RECORD_PERIOD_S, ClockWrong, OnReport, PeerConfig
 from gwtf_p2p.live.peer.join import join, keep_joined
 from gwtf_p2p.live.peer.network import Network
-from gwtf_p2p.live.peer.record_keeper import RECORD_PERIOD_S
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
 

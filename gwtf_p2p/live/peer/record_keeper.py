@@ -20,6 +20,7 @@ from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.measure.run_progress import Progress
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.peer.assembly import Place
+from gwtf_p2p.live.peer.config import RECORD_PERIOD_S
 from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, news_of, stage_record
@@ -29,7 +30,6 @@ from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
 
 logger = logging.getLogger(__name__)
 
-RECORD_PERIOD_S = 10.0
 VIEW_PERIOD_S = 2.0
 ASSEMBLING_PERIOD_S = 0.5
 PUBLISH_SOON_S = 0.2
