@@ -46,21 +46,22 @@ PACKAGES: dict[str, set[str]] = {
 }
 FORBIDDEN_IN_PURE_CODE = {"asyncio", "socket", "time", "threading", "subprocess", "multiprocessing", "datetime", "secrets"}
 
-_LOW = "ids errors settings negotiation wire view events effects core"
+_LOW = "limits ids errors settings negotiation wire view events effects core"
 # Package -> room -> the rooms of the same package that it may import, besides itself. Low rooms come first.
 ROOMS: dict[str, dict[str, str]] = {
     "protocol": {
-        "ids": "",
+        "limits": "",
+        "ids": "limits",
         "errors": "",
         "settings": "ids errors",
-        "negotiation": "ids errors",
-        "wire": "ids errors negotiation",
-        "view": "ids errors wire",
-        "events": "ids errors wire view",
-        "effects": "ids errors wire view events",
-        "core": "ids errors settings negotiation wire view events effects",
-        "flow": "ids errors wire view",
-        "schedule": "ids errors wire view",
+        "negotiation": "limits ids errors",
+        "wire": "limits ids errors negotiation",
+        "view": "limits ids errors wire",
+        "events": "limits ids errors wire view",
+        "effects": "limits ids errors wire view events",
+        "core": "limits ids errors settings negotiation wire view events effects",
+        "flow": "limits ids errors wire view",
+        "schedule": "limits ids errors wire view",
         "routers": f"{_LOW} flow schedule",
         "transfer": _LOW,
         "commit": f"{_LOW} transfer",
@@ -72,9 +73,9 @@ ROOMS: dict[str, dict[str, str]] = {
         "discovery": "libp2p",
         "rpc": "libp2p",
         "nat": "libp2p discovery rpc",
-        "measure": "libp2p discovery rpc nat",
         "compute": "libp2p discovery rpc nat",
         "state": "libp2p discovery rpc nat compute",
+        "measure": "libp2p discovery rpc nat compute state",
         "emulation": "libp2p discovery rpc nat measure compute state",
         "peer": "libp2p discovery rpc nat measure compute state emulation",
         "doctor": "libp2p discovery rpc nat measure",
@@ -89,10 +90,10 @@ ROOMS: dict[str, dict[str, str]] = {
         "": "lines measure scenario world swarm bounds",
     },
     "training": {
-        "codecs": "",
         "data": "",
         "model": "data",
-        "compute": "codecs model",
+        "compute": "model",
+        "codecs": "compute",
         "state": "codecs compute data model",
         "": "codecs compute data model state",
     },
@@ -102,7 +103,7 @@ ROOMS: dict[str, dict[str, str]] = {
 
 # Modules that import each other and are about to be parted.
 KNOWN_CIRCLES = {("gwtf_p2p.protocol.peer.data_peer", "gwtf_p2p.protocol.peer.finish_iteration")}
-KNOWN_LONG = {"protocol/commit/coordinator.py"}
+KNOWN_LONG = {"protocol/commit/coordinator.py", "protocol/wire/messages.py"}
 
 
 def modules() -> dict[str, Path]:
@@ -198,7 +199,7 @@ def test_no_two_rooms_import_each_other() -> None:
             here = "/".join(room_of(module))
             inside = {"/".join(room_of(target)) for target in targets if target.count(".") > 1}
             rooms.setdefault(here, set()).update(inside - {here})
-    assert circle_in(rooms) == []
+    assert circle_in(rooms) == [], circle_in(rooms)
 
 
 def test_no_two_modules_import_each_other() -> None:

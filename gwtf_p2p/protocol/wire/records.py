@@ -19,7 +19,7 @@ import msgpack
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
-from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.ids import RunId, Stage
 from gwtf_p2p.protocol.limits import Items
 from gwtf_p2p.protocol.wire.bounds import (
     Addresses,
