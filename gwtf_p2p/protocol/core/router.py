@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.negotiation.messages import NegotiationMessage
 from gwtf_p2p.protocol.negotiation.offers import Advert
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.negotiation_messages import NegotiationMessage
 
 
 @dataclass(frozen=True, slots=True)
