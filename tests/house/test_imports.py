@@ -26,7 +26,7 @@ MOST_MODULES, MOST_LINES = 15, 400
 PACKAGES: dict[str, set[str]] = {
     "protocol": {"protocol"},
     "simulation": {"simulation", "protocol"},
-    "training": {"training", "protocol", "torch", "transformers", "datasets"},
+    "training": {"training", "protocol", "torch", "transformers", "datasets", "jinja2"},
     "live": {"live", "protocol", "training", "hivemind", "torch", "transformers"},
     "monitor": {"monitor", "protocol", "live", "version", *WEB},
     "ab": {"ab", "live", "training", "simulation", "protocol", "monitor", "version", "torch"},

@@ -18,7 +18,7 @@ from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.simulation.bounds.bound import Bound, bound_of
 from gwtf_p2p.simulation.lines.links import LinkSpec
 from gwtf_p2p.simulation.swarm.build import Memory, Swarm, build
-from gwtf_p2p.training.compute.executor import ExecutorConfig
+from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.model.split import PartSpec, parameter_shapes
 
 FLOAT_BYTES = 4
