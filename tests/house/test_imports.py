@@ -27,7 +27,7 @@ PACKAGES: dict[str, set[str]] = {
     "protocol": {"protocol"},
     "simulation": {"simulation", "protocol"},
     "training": {"training", "protocol", "torch", "transformers", "datasets", "jinja2"},
-    "live": {"live", "protocol", "training", "hivemind", "torch", "transformers"},
+    "live": {"version", "live", "protocol", "training", "hivemind", "torch", "transformers"},
     "monitor": {"monitor", "protocol", "live", "version", *WEB},
     "ab": {"ab", "live", "training", "simulation", "protocol", "monitor", "version", "torch"},
     "cli": {
@@ -55,7 +55,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "errors": "",
         "settings": "ids errors",
         "wire": "limits ids errors",
-        "negotiation": "limits ids errors wire",
+        "negotiation": "limits ids errors settings wire",
         "view": "limits ids errors wire",
         "events": "limits ids errors wire view",
         "effects": "limits ids errors wire view events",
@@ -103,7 +103,7 @@ ROOMS: dict[str, dict[str, str]] = {
 
 # Modules that import each other and are about to be parted.
 KNOWN_CIRCLES = {("gwtf_p2p.protocol.peer.data_peer", "gwtf_p2p.protocol.peer.finish_iteration")}
-KNOWN_LONG = {"protocol/commit/coordinator.py", "protocol/wire/messages.py"}
+KNOWN_LONG = {"live/peer/driver.py", "protocol/commit/coordinator.py", "protocol/wire/messages.py"}
 
 
 def modules() -> dict[str, Path]:

@@ -89,7 +89,7 @@ class LivePlan:
             shard=shard,
             capacity=max(1, drawn.capacity),
             threads=1,
-            drain_s=DRAIN_S if getattr(self.task.arm.config, "rebalance_period_s", 0) else 0.0,
+            drain_s=DRAIN_S if self.task.arm.config.rebalance_period_s else 0.0,
             router_config=self.task.arm.config,
             queues=self.task.arm.queues,
             recomputes=self.task.arm.memory is Memory.ADAPTIVE,

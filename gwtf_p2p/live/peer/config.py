@@ -13,6 +13,7 @@ from gwtf_p2p.live.emulation.faults import Fault
 from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.state.options import CheckpointOptions
 from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.config import ExecutorConfig
 
@@ -58,7 +59,7 @@ class PeerConfig:
     figures_every_s: float = 0.0
     fault: Fault | None = None
     event_log: Path | None = None
-    router_config: Any = None
+    router_config: RouterSettings | None = None
     queues: bool | None = None
     recomputes: bool = True
     emulation: Emulation | None = None

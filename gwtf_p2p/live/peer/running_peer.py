@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.emulation.faults import FaultTrigger
 from gwtf_p2p.live.libp2p.daemon import until
 from gwtf_p2p.live.measure.join_times import JoinTimes
-from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, make_machine
+from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, peer_settings
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 from gwtf_p2p.live.peer.driver import AverageFailureError, AverageResult, Driver, DriverParts
 from gwtf_p2p.live.peer.event_log import EventLog
@@ -27,9 +28,12 @@ from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.peer.factory import compose
+from gwtf_p2p.protocol.replay.log import Opening
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
+from gwtf_p2p.version import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +86,8 @@ class RunningPeer:
         self._drained = asyncio.Event()
         self._moved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._moves_to: Stage | None = None
-        machine = make_machine(config, run, self.place, self.daemon.peer_id)
+        self.settings = peer_settings(config, run, self.place, self.daemon.peer_id)
+        machine = compose(self.settings)
         self.reporter = Reporter(self.parts, machine, reporting)
         parts = DriverParts(
             compute=self.compute,
@@ -117,15 +122,17 @@ class RunningPeer:
 
     async def measure(self) -> None:
         """Time this peer's work before anybody plans on it: what is published is measured, never a guess."""
-        for work, seconds in (await self.compute.measure()).items():
-            self.driver.machine.ctx.timings.observe((work.value,), seconds)
+        measured = await self.compute.measure()
+        self.driver.machine.measured(measured)
+        if self.event_log is not None:
+            self.event_log.begin(Opening(self.settings, measured, VERSION, self.run, self.place.shard))
 
     async def serve(self, stop: asyncio.Event) -> Stage | None:
         """Take part until told to stop, or until this peer is to begin anew in another stage, which is returned."""
         machine = self.driver.machine
         self.state_download.on_chunk = self.reporter.download
         self.checkpoints.on_kept = self.replication.on_remote = self._tell_kept
-        self.transport.started(machine)
+        self.transport.started(self.driver)
         self.driver.feed(self._started)
         tasks = [
             asyncio.ensure_future(work)
@@ -235,9 +242,9 @@ class RunningPeer:
         self.parts.link_probe.path_changed(peer, path, self.network.paths.circuit_bytes(peer) if self.network.paths else 0)
         self.reporter.path(peer, path)
 
-    def _on_event(self, event: ev.Event, now: float) -> None:
+    def _on_event(self, event: ev.Event, now: float, effects: Sequence[ef.Effect], raised: str) -> None:
         if self.event_log is not None:
-            self.event_log.write(event, now)
+            self.event_log.write(event, now, effects, raised)
         self.reporter.heard(event)
 
     def _tell_kept(self) -> None:

@@ -16,6 +16,7 @@ from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, stage_record
+from gwtf_p2p.protocol.schedule.iteration_plan import make_plan
 from gwtf_p2p.protocol.wire.messages import Check, ControlMessage, Prepare
 from gwtf_p2p.simulation.lines.downloads import Downloads, Request
 from gwtf_p2p.simulation.lines.kernel import Kernel
@@ -54,6 +55,7 @@ class World:
         self.on_span: Callable[[Span], None] | None = None
         self.on_fault: Callable[[PeerId, float, float], None] = lambda peer, uncommitted_s, now: None
         self.on_move: Callable[[PeerId, Stage], None] = lambda peer, stage: None
+        self.make_plan = make_plan
         self._on_report = on_report
         self._record_period_s = record_period_s
         self._shown_at = -1.0
@@ -196,8 +198,8 @@ class World:
                 self.kernel.after(0.0, lambda: self.feed(peer, ev.Stepped(iteration)))
             case ef.Download():
                 self._download(peer, effect)
-            case ef.Plan(job):
-                self.feed(peer, ev.Planned(job()))
+            case ef.Plan(request):
+                self.feed(peer, ev.Planned(self.make_plan(request)))
             case ef.MoveTo(stage):
                 self.on_move(peer.id, stage)
             case ef.Publish():
