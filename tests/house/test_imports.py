@@ -67,6 +67,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "commit": f"{_LOW} transfer",
         "membership": f"{_LOW} transfer commit",
         "peer": f"{_LOW} transfer commit membership routers",
+        "replay": f"{_LOW} routers peer",
     },
     "live": {
         "libp2p": "",

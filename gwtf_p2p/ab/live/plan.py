@@ -50,7 +50,7 @@ class LivePlan:
             run_id=RunId(f"ab-{task.seed}"),
             seed=task.seed,
             router=task.arm.router,
-            recovery=task.arm.recovery,
+            recovery="exact" if task.arm.recovery == "exact" else "fast",
             data_peers=scenario.data_peers,
             peers_per_stage=sum(g.count for g in stage_peers),
             microbatches_per_data_peer=scenario.model.microbatches_per_data_peer,

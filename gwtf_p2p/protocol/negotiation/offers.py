@@ -20,16 +20,16 @@ from gwtf_p2p.protocol.negotiation.slots import Slot
 class Advert:
     """What others should know of this peer: see the module docstring."""
 
-    offers: Mapping[PeerId, int]
-    prices: Mapping[PeerId, int]
+    offers: Mapping[str, int]
+    prices: Mapping[str, int]
 
 
-def offers_of(side: Side) -> dict[PeerId, int]:
+def offers_of(side: Side) -> dict[str, int]:
     """By data peer."""
     slots = side.slots
     if slots.is_sink:
         return {side.me: 0} if slots.room > 0 else {}
-    found: dict[PeerId, int] = {}
+    found: dict[str, int] = {}
     for slot in slots.spare():
         found[slot.sink] = min(found.get(slot.sink, side.cost_us(slot)), side.cost_us(slot))
     return dict(sorted(found.items()))
@@ -40,9 +40,9 @@ def cheapest_spare(side: Side, sink: PeerId) -> Slot | None:
     return min((s for s in side.slots.spare() if s.sink == sink), key=side.cost_us, default=None)
 
 
-def prices_of(side: Side) -> dict[PeerId, int]:
+def prices_of(side: Side) -> dict[str, int]:
     """By data peer."""
-    found: dict[PeerId, int] = {}
+    found: dict[str, int] = {}
     for slot in side.slots.complete():
         for sink, price in _prices(side, slot).items():
             found[sink] = min(found.get(sink, price), price)
@@ -56,7 +56,7 @@ def best_to_take(side: Side, sink: PeerId) -> tuple[Slot, int] | None:
     return min(known, key=lambda item: item[1], default=None)
 
 
-def _prices(side: Side, slot: Slot) -> dict[PeerId, int]:
+def _prices(side: Side, slot: Slot) -> dict[str, int]:
     """Of this flow, if it comes from a data peer."""
     end = slot.inflow
     if end is None or end.peer != slot.sink or end.peer not in side.near.before_us:

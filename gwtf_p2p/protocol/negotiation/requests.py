@@ -171,7 +171,7 @@ class Search:
             self.side.refresh(slot)
 
 
-def lead(slot: Slot, sink: PeerId, beyond_us: int, others: Mapping[PeerId, int]) -> None:
+def lead(slot: Slot, sink: PeerId, beyond_us: int, others: Mapping[str, int]) -> None:
     """The new path ended at `sink`. Where the flow is another data peer's, it goes there from now on."""
     slot.beyond_us, slot.others = beyond_us, others
     if sink != slot.sink:

@@ -94,8 +94,8 @@ class Side:
     near: Near = field(default_factory=Near)
     now: float = 0.0
     out: list[tuple[PeerId, NegotiationMessage]] = field(default_factory=list)
-    offers: dict[PeerId, Mapping[PeerId, int]] = field(default_factory=dict)
-    prices: dict[PeerId, Mapping[PeerId, int]] = field(default_factory=dict)
+    offers: dict[PeerId, Mapping[str, int]] = field(default_factory=dict)
+    prices: dict[PeerId, Mapping[str, int]] = field(default_factory=dict)
     pending: Pending | None = None
     given_up: dict[str, tuple[PeerId, float]] = field(default_factory=dict)
     given_down: dict[str, tuple[PeerId, float]] = field(default_factory=dict)
@@ -125,13 +125,13 @@ class Side:
             return 0
         return self.near.after_us[slot.outflow.peer] + slot.beyond_us
 
-    def others_us(self, slot: Slot) -> dict[PeerId, int]:
+    def others_us(self, slot: Slot) -> dict[str, int]:
         """What the same path would cost if it ended at another data peer, the cheapest first."""
         if slot.outflow is None or self.slots.is_sink:
             return {}
         after = self.near.after_us
         if slot.outflow.peer == slot.sink:
-            found: dict[PeerId, int] = {d: cost for d, cost in after.items() if d != slot.sink}
+            found: dict[str, int] = {d: cost for d, cost in after.items() if d != slot.sink}
         else:
             found = {d: after[slot.outflow.peer] + cost for d, cost in slot.others.items()}
         return dict(sorted(found.items(), key=lambda item: (item[1], item[0]))[:MOST_OTHERS])

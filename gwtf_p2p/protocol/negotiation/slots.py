@@ -15,7 +15,7 @@ from gwtf_p2p.protocol.errors import LocalProtocolError
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.negotiation_messages import HopEnd
 
-Told = tuple[PeerId, int, Mapping[PeerId, int]]
+Told = tuple[PeerId, int, Mapping[str, int]]
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +29,7 @@ class Slot:
     inflow: HopEnd | None = None
     outflow: HopEnd | None = None
     beyond_us: int = 0
-    others: Mapping[PeerId, int] = field(default_factory=dict)
+    others: Mapping[str, int] = field(default_factory=dict)
     locked: bool = False
     idle_since: float = 0.0
     changed_at: float = 0.0
