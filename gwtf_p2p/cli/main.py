@@ -96,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _verb_parser(parser: argparse.ArgumentParser, verb: str) -> argparse.ArgumentParser:
-    chosen: argparse.ArgumentParser = next(a for a in parser._actions if isinstance(a.choices, dict)).choices[verb]
+    by_verb = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    chosen: argparse.ArgumentParser = by_verb[verb]
     return chosen
 
 

@@ -134,7 +134,9 @@ class Simulation:
             trace_sha256=self.trace.sha256(),
             extra={
                 "memory": self.arm.memory.value,
-                **self.churn.counts(),
+                "crashes": self.churn.crashes,
+                "returns": self.churn.returns,
+                "spared": self.churn.spared,
                 "moves": self.rebalancing.moves,
                 "messages": world.messages,
                 "bytes_sent": world.links.bytes_sent,

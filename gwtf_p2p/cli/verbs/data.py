@@ -60,7 +60,8 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
         new_run = run_from_plain(plain, str(args.new_run))
         check_hub_files(new_run, str(args.new_run))  # a run that nobody can read the data of is not published
     from gwtf_p2p.live.peer.config import PeerConfig
-    from gwtf_p2p.training.compute.executor import ExecutorConfig, resolve_device
+    from gwtf_p2p.training.compute.config import ExecutorConfig
+    from gwtf_p2p.training.compute.executor import resolve_device
 
     resolve_device(args.device)
     options = p2p_options(args, needs_peers=True)  # last: it claims a port, and says so when that is not the default one

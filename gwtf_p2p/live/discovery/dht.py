@@ -17,19 +17,28 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from hivemind.dht import DHTNode
 from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
 
-from gwtf_p2p.live.discovery.dht_validation import REMEMBERED, make_validator, peer_of_owner, run_key, stage_key
+from gwtf_p2p.live.discovery.dht_validation import REMEMBERED, make_validator, peer_of_owner
 from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable
 from gwtf_p2p.live.libp2p.identity import Identity
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
-from gwtf_p2p.protocol.wire.records import WIRE_VERSION, RunRecord, StageRecord, decode_run, decode_stage, encode
+from gwtf_p2p.protocol.wire.records import (
+    WIRE_VERSION,
+    RunRecord,
+    StageRecord,
+    decode_run,
+    decode_stage,
+    encode,
+    run_key,
+    stage_key,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +71,20 @@ class DhtOptions:
     run_id: RunId | None = None
     period_s: float = 15.0
     client_mode: bool = False
+
+
+class Records(Protocol):
+    """What a peer needs to publish itself and see the others: the real `Dht`, or one whose lookups take as long as in an
+    emulated network (`emulation.EmulatedDht`)."""
+
+    async def publish_run(self, record: RunRecord) -> bool:
+        """Store the run record under this peer's key; False when no peer kept it."""
+
+    async def publish_stage(self, record: StageRecord) -> bool:
+        """Store this peer's stage record; False when no peer kept it."""
+
+    async def read_stages(self, run_id: RunId, stages: Iterable[Stage]) -> list[StageRecord]:
+        """The newest record of each peer of these stages."""
 
 
 class Dht:

@@ -46,8 +46,8 @@ def check_config(config: PeerConfig, run: RunRecord) -> None:
             knows = ", ".join(known)
             raise RunMismatch(f"run {run.run_id}: wire.{name}: this peer does not know the codec {codec!r:.40}, only {knows}")
     if run.router not in KINDS:
-        known = f"this version knows {', '.join(KINDS)}"
-        raise RunMismatch(f"run {run.run_id}: router: {known}, the run asks for {run.router!r:.80}")
+        routers = f"this version knows {', '.join(KINDS)}"
+        raise RunMismatch(f"run {run.run_id}: router: {routers}, the run asks for {run.router!r:.80}")
     if config.stage is not None and not 1 <= config.stage <= run.stages:
         raise RunMismatch(f"run {run.run_id}: stage: this run has stages 1 to {run.stages}, not {config.stage}")
     if config.shard is not None and not 0 <= config.shard < run.data_peers:

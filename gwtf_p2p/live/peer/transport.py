@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import cast
 
 from gwtf_p2p.live.compute.compute import Compute
-from gwtf_p2p.live.discovery.dht import Dht
+from gwtf_p2p.live.discovery.dht import Records
 from gwtf_p2p.live.emulation.emulation import EmulatedDht, EmulatedRpc, Emulation
 from gwtf_p2p.live.emulation.timed_router import timed, timed_call
 from gwtf_p2p.live.emulation.wire_client import Stretch, WireClient, connect_wire
 from gwtf_p2p.live.peer.driver import Driver
 from gwtf_p2p.live.peer.network import Network
+from gwtf_p2p.live.rpc.api import DataPlane
 from gwtf_p2p.live.rpc.rpc import Rpc
 from gwtf_p2p.protocol.membership.swarm_rebalancing import IN_QUEUE
 from gwtf_p2p.protocol.wire.records import RunRecord
@@ -24,8 +24,8 @@ class Transport:
 
     network: Network
     real_rpc: Rpc
-    rpc: Rpc
-    dht: Dht
+    rpc: DataPlane
+    dht: Records
     wire: WireClient | None = None
 
     def started(self, driver: Driver) -> None:
@@ -54,6 +54,4 @@ async def connect_transport(emulation: Emulation | None, network: Network, run: 
         return Transport(network, rpc, rpc, dht)
     wire = await connect_wire(emulation.socket, me, emulation.links)
     compute.device = Stretch(emulation.work_s, wire)
-    # Both have the methods that a peer uses, with the same meaning; a Protocol for each would say it again.
-    emulated_dht = cast(Dht, EmulatedDht(dht, emulation.lookup_s(me)))
-    return Transport(network, rpc, cast(Rpc, EmulatedRpc(rpc, emulation, wire)), emulated_dht, wire)
+    return Transport(network, rpc, EmulatedRpc(rpc, emulation, wire), EmulatedDht(dht, emulation.lookup_s(me)), wire)

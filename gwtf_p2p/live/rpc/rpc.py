@@ -27,6 +27,7 @@ from gwtf_p2p.live.rpc.api import (
     CallFailed,
     FailureKind,
     Header,
+    Payload,
     PushFailed,
     PushResult,
     RpcFailed,
@@ -62,9 +63,6 @@ __all__ = [
     "RpcOptions",
     "RpcService",
 ]
-
-
-Payload = memoryview | bytes | bytearray
 
 
 class Rpc:

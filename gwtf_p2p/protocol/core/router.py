@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.negotiation.messages import NegotiationMessage
 from gwtf_p2p.protocol.negotiation.offers import Advert
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan, PlanRequest
+from gwtf_p2p.protocol.wire.negotiation_messages import NegotiationMessage
 
 
 @dataclass(frozen=True, slots=True)

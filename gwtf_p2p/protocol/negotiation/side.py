@@ -12,9 +12,9 @@ from hashlib import sha256
 from random import Random
 
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.negotiation.messages import CancelFlow, NegotiationMessage, PathIs, PathLost, UpstreamIs
 from gwtf_p2p.protocol.negotiation.slots import Slot, Slots
 from gwtf_p2p.protocol.settings import RouterSettings
+from gwtf_p2p.protocol.wire.negotiation_messages import CancelFlow, NegotiationMessage, PathIs, PathLost, UpstreamIs
 
 REMEMBERED_S = 20.0
 """How long a peer knows to whom it has handed an end of a hop, for messages that are still under way to it."""

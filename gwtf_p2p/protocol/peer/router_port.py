@@ -12,8 +12,8 @@ from gwtf_p2p.protocol.core.router import TalkingRouter
 from gwtf_p2p.protocol.effects import Publish, Send
 from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
-from gwtf_p2p.protocol.negotiation.messages import NegotiationMessage
 from gwtf_p2p.protocol.wire.messages import ControlMessage
+from gwtf_p2p.protocol.wire.negotiation_messages import NegotiationMessage
 
 _KINDS = get_args(NegotiationMessage)
 

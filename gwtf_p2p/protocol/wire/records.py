@@ -19,7 +19,7 @@ import msgpack
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
-from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.ids import RunId, Stage
 from gwtf_p2p.protocol.limits import Items
 from gwtf_p2p.protocol.wire.bounds import (
     Addresses,
@@ -358,3 +358,22 @@ def _decode(kind: type[T], data: bytes) -> T:
         )
     record: T = from_plain(kind, plain, kind.__name__)
     return record
+
+
+MAX_STAGES = 128
+"""Most stages of a run: for so many the keys of a run are known before its record is."""
+
+
+def run_key(run_id: RunId) -> str:
+    """Where the DHT has the run record."""
+    return f"{run_id}.run"
+
+
+def stage_key(run_id: RunId, stage: Stage) -> str:
+    """Where the DHT has the records of a stage's peers; data peers are under stage 0."""
+    return f"{run_id}.stage.{stage}"
+
+
+def keys_of_run(run_id: RunId) -> list[str]:
+    """Every key under which peers of the run publish."""
+    return [run_key(run_id), *(stage_key(run_id, Stage(k)) for k in range(MAX_STAGES + 1))]

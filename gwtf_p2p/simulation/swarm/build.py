@@ -38,7 +38,8 @@ from gwtf_p2p.simulation.lines.links import Links, LinkSpec
 from gwtf_p2p.simulation.scenario.draw import DrawnPeer, draw_peers
 from gwtf_p2p.simulation.scenario.scenario import Scenario
 from gwtf_p2p.simulation.world.directory import Directory
-from gwtf_p2p.simulation.world.world import SimulatedPeer, Sizes, Speed, World
+from gwtf_p2p.simulation.world.population import SimulatedPeer, Sizes, Speed
+from gwtf_p2p.simulation.world.world import World
 
 RECORD_PERIOD_S = 10.0
 PROBE_SAMPLES = 3
@@ -159,7 +160,7 @@ def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, 
     directory = Directory(model.stages, model.microbatch_bytes)
     sizes = Sizes(model.microbatch_bytes, model.stage_gradient_bytes, model.stage_state_bytes)
     world = World(kernel, links, directory, sizes, on_report, RECORD_PERIOD_S)
-    world.star = arm.kind.star
+    world.pushes.star = arm.kind.star
     swarm = Swarm(scenario, arm, seed, world, drawn)
     for peer in drawn:
         world.add(swarm.new_peer(peer))

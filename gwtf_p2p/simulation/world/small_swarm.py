@@ -22,7 +22,8 @@ from gwtf_p2p.simulation.lines.links import Links, LinkSpec
 from gwtf_p2p.simulation.world.directory import Directory
 from gwtf_p2p.simulation.world.faults import Fault, Faults
 from gwtf_p2p.simulation.world.invariants import Invariants, Tally
-from gwtf_p2p.simulation.world.world import SimulatedPeer, Sizes, Speed, World
+from gwtf_p2p.simulation.world.population import SimulatedPeer, Sizes, Speed
+from gwtf_p2p.simulation.world.world import World
 
 LATENCY_S = 0.01
 FORWARD_S, BACKWARD_S = 0.05, 0.1

@@ -12,13 +12,14 @@ from hivemind.utils.timed_storage import get_dht_time
 
 from gwtf_p2p.live.discovery.clock_skew import ClockVerdict, check_clock, judge_offsets
 from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, RunConflict, start_dht
-from gwtf_p2p.live.discovery.dht_validation import MAX_LIFETIME_S, peer_of_owner, run_key, stage_key
-from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable, P2POptions, start_daemon
+from gwtf_p2p.live.discovery.dht_validation import MAX_LIFETIME_S, peer_of_owner
+from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable, start_daemon
 from gwtf_p2p.live.libp2p.identity import Identity, create_identity
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
-from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord, Timing, encode
+from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord, Timing, encode, run_key, stage_key
 from tests.live.conftest import DEADLINE_S, RUN
 
 pytestmark = pytest.mark.live

@@ -15,9 +15,10 @@ import pytest
 from gwtf_p2p.live.discovery import clock_skew as clock
 from gwtf_p2p.live.discovery.dht import DhtOptions, start_dht
 from gwtf_p2p.live.discovery.peer_cache import MOST, PeerCache
-from gwtf_p2p.live.libp2p.daemon import NetworkUnreachable, P2POptions, start_daemon
+from gwtf_p2p.live.libp2p.daemon import NetworkUnreachable, start_daemon
 from gwtf_p2p.live.libp2p.identity import Identity, create_identity
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.peer.config import ClockWrong, PeerConfig
 from gwtf_p2p.live.peer.join import join, keep_joined
 from gwtf_p2p.live.peer.lifecycle import run_peer
