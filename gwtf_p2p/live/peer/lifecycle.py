@@ -26,12 +26,12 @@ from gwtf_p2p.live.nat.circuit_relay import start_public_relay
 from gwtf_p2p.live.nat.paths import Paths
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.peer.assembly import check_config
-from gwtf_p2p.live.peer.config import ClockWrong, OnReport, PeerConfig
+from gwtf_p2p.live.peer.config import ClockWrong, OnReport, PeerConfig, RunMismatch
 from gwtf_p2p.live.peer.join import join, keep_joined
 from gwtf_p2p.live.peer.network import Network
 from gwtf_p2p.live.peer.record_keeper import RECORD_PERIOD_S
 from gwtf_p2p.live.peer.running_peer import start_running, until
-from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.errors import InputError, OtherWireVersion
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
 
 logger = logging.getLogger(__name__)
@@ -153,14 +153,18 @@ async def _check_clock(daemon: Daemon, dht: Dht) -> None:
 
 
 async def _find_run(config: PeerConfig, dht: Dht) -> RunRecord:
-    """Publish the new run, or read the record of the one to join. Raises InputError for an unknown run id."""
+    """Publish the new run, or read the record of the one to join. Raises InputError for an unknown run id,
+    RunMismatch for a run whose peers speak another wire version."""
     if config.new_run is not None:
         await dht.publish_run(config.new_run)
         return config.new_run
     assert config.run_id is not None, "the command line asks for a run id or a run file"
     end = time.monotonic() + RUN_WAIT_S
     while True:
-        run = await dht.read_run(config.run_id)
+        try:
+            run = await dht.read_run(config.run_id)
+        except OtherWireVersion as error:
+            raise RunMismatch(f"run {config.run_id}: {error}") from error
         if run is not None:
             return run
         if time.monotonic() > end:
