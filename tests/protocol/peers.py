@@ -76,6 +76,7 @@ class Driven:
     def __init__(self, machine: StagePeer | DataPeer, router: FirstFree) -> None:
         self.machine, self.router = machine, router
         self.now = 100.0
+        self.hears_itself = False
         self.out: list[ef.Effect] = []
         self.log: list[ef.Effect] = []
         self.timers: dict[ev.TimerName, float] = {}
@@ -85,15 +86,26 @@ class Driven:
         return self.machine.ctx.me
 
     def handle(self, event: ev.Event, after_s: float = 0.0) -> list[ef.Effect]:
+        """What a machine tells itself arrives at once where `hears_itself`, and its effects count as those of this event."""
         self.now += after_s
-        self.out = self.machine.handle(event, self.now)
-        self.log.extend(self.out)
-        for effect in self.out:
+        self.out = self._handle(event)
+        told = 0
+        while self.hears_itself and told < len(self.out):
+            effect = self.out[told]
+            if isinstance(effect, ef.Send) and effect.to == self.me:
+                self.out = self.out + self._handle(ev.Received(self.me, effect.message))
+            told += 1
+        return self.out
+
+    def _handle(self, event: ev.Event) -> list[ef.Effect]:
+        out = self.machine.handle(event, self.now)
+        self.log.extend(out)
+        for effect in out:
             if isinstance(effect, ef.StartTimer):
                 self.timers[effect.name] = self.now + effect.delay_s
             elif isinstance(effect, ef.CancelTimer):
                 self.timers.pop(effect.name, None)
-        return self.out
+        return out
 
     def hears(self, sender: PeerId, message: msg.ControlMessage) -> list[ef.Effect]:
         return self.handle(ev.Received(sender, message))
@@ -204,6 +216,40 @@ def online(driven: Driven, others: Iterable[StageRecord | PeerId] = (), version:
     driven.handle(ev.Started(version, incarnation=7))
     driven.sees([record(driven.me, weights_version=version), *others])
     return driven
+
+
+def leading(*records: StageRecord | PeerId, version: int = 0, **how: Any) -> Driven:
+    """A data peer that leads an iteration of two stages with A and B in them; it hears itself."""
+    driven = data_peer(stages=2, **how)
+    driven.hears_itself = True
+    return online(driven, records or (A, B), version)
+
+
+def goes_round(driven: Driven, m: MicrobatchId, line: tuple[PeerId, ...], attempt: msg.Attempt = (7, 0, 0, 0)) -> None:
+    """A data peer's microbatch goes down this line and back, and is done."""
+    stages = driven.machine.ctx.stages
+    driven.computes(ev.Work.EMBED, m)
+    driven.is_accepted(next(p for p in driven.did(ef.Push) if p.message.microbatch == m))
+    result = msg.Forward(m, attempt[: stages + 2], Stage(stages + 1))
+    driven.handle(ev.Offered(line[-1], result))
+    driven.handle(ev.Delivered(line[-1], result))
+    driven.computes(ev.Work.LOSS, m, loss=2.0)
+    driven.is_accepted(next(p for p in driven.did(ef.Push) if p.message.microbatch == m))
+    back = msg.Backward(m, attempt[:2], DATA_STAGE, line)
+    driven.handle(ev.Offered(line[0], back))
+    driven.handle(ev.Delivered(line[0], back))
+    driven.computes(ev.Work.FINISH, m)
+
+
+def all_answer(driven: Driven, **changes: Any) -> None:
+    """Everybody else whom the coordinator has just asked stands at its iteration with its promise. `changes` by peer."""
+    asked = {e.to: e.message for e in driven.out if isinstance(e, ef.Send) and isinstance(e.message, msg.Inquire)}
+    for peer, inquire in sorted(asked.items()):
+        if peer != driven.me:
+            promised = msg.Ballot(inquire.attempt, driven.me)
+            own = {"promised": promised, **changes.get(peer, {})}
+            version = own.pop("version", inquire.iteration)
+            driven.hears(peer, msg.Standing(Stage(STAGE_OF[peer]), version, **own))
 
 
 def in_step(me: PeerId = A, iteration: int = 0, leader: PeerId = D, **how: Any) -> Driven:

@@ -255,15 +255,20 @@ async def test_whoever_opens_a_stream_in_another_wire_version_is_told_which_one_
 
 async def test_a_stream_that_was_refused_for_its_wire_version_names_both(start_peer: StartPeer) -> None:
     a, b = await start_peer(), await start_peer()
+    ended = asyncio.Event()
 
     async def accept(info: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(GREETING.size)
         writer.write(GREETING.pack(MAGIC, WIRE_VERSION + 1, Greeted.WRONG_VERSION))
         await reader.read()
+        writer.transport.abort()
+        ended.set()
 
     await b.daemon.p2p.add_binary_stream_handler("gwtf/newer", accept)
     with pytest.raises(StreamRefused, match=f"it speaks wire version {WIRE_VERSION + 1}, this peer {WIRE_VERSION}"):
         await open_frames(a.daemon.control_path, b.id, "gwtf/newer", Purpose.TRANSFER, Half())
+    async with asyncio.timeout(DEADLINE_S):
+        await ended.wait()
 
 
 class Half:
