@@ -77,6 +77,7 @@ class Driven:
         self.machine, self.router = machine, router
         self.now = 100.0
         self.hears_itself = False
+        self.computing: ef.Compute | None = None
         self.out: list[ef.Effect] = []
         self.log: list[ef.Effect] = []
         self.timers: dict[ev.TimerName, float] = {}
@@ -98,6 +99,8 @@ class Driven:
         return self.out
 
     def _handle(self, event: ev.Event) -> list[ef.Effect]:
+        if isinstance(event, ev.Computed):
+            self.computing = None
         out = self.machine.handle(event, self.now)
         self.log.extend(out)
         for effect in out:
@@ -105,6 +108,8 @@ class Driven:
                 self.timers[effect.name] = self.now + effect.delay_s
             elif isinstance(effect, ef.CancelTimer):
                 self.timers.pop(effect.name, None)
+            elif isinstance(effect, ef.Compute):
+                self.computing = effect
         return out
 
     def hears(self, sender: PeerId, message: msg.ControlMessage) -> list[ef.Effect]:
@@ -147,6 +152,9 @@ class Driven:
     def pushed(self) -> ef.Push:
         [push] = self.did(ef.Push)
         return push
+
+    def last_push(self, m: MicrobatchId) -> ef.Push | None:
+        return next((e for e in reversed(self.log) if isinstance(e, ef.Push) and e.message.microbatch == m), None)
 
     def loses(self, peer: PeerId) -> list[ef.Effect]:
         """Its connection broke, and it does not answer the question that follows."""
@@ -228,13 +236,21 @@ def leading(*records: StageRecord | PeerId, version: int = 0, **how: Any) -> Dri
 def goes_round(driven: Driven, m: MicrobatchId, line: tuple[PeerId, ...], attempt: msg.Attempt = (7, 0, 0, 0)) -> None:
     """A data peer's microbatch goes down this line and back, and is done."""
     stages = driven.machine.ctx.stages
-    driven.computes(ev.Work.EMBED, m)
-    driven.is_accepted(next(p for p in driven.did(ef.Push) if p.message.microbatch == m))
+    while driven.last_push(m) is None:
+        assert driven.computing is not None
+        driven.computes(driven.computing.work, driven.computing.microbatch, loss=2.0)
+    push = driven.last_push(m)
+    assert push is not None
+    driven.is_accepted(push)
     result = msg.Forward(m, attempt[: stages + 2], Stage(stages + 1))
     driven.handle(ev.Offered(line[-1], result))
     driven.handle(ev.Delivered(line[-1], result))
-    driven.computes(ev.Work.LOSS, m, loss=2.0)
-    driven.is_accepted(next(p for p in driven.did(ef.Push) if p.message.microbatch == m))
+    while driven.last_push(m) == push:
+        assert driven.computing is not None
+        driven.computes(driven.computing.work, driven.computing.microbatch, loss=2.0)
+    push = driven.last_push(m)
+    assert push is not None
+    driven.is_accepted(push)
     back = msg.Backward(m, attempt[:2], DATA_STAGE, line)
     driven.handle(ev.Offered(line[0], back))
     driven.handle(ev.Delivered(line[0], back))
