@@ -203,7 +203,7 @@ def stage_peer(
     router = FirstFree(peers)
     own = StagePeerConfig(capacity)
     settings = PeerSettings(
-        me, Stage(STAGE_OF[me]), stages, None, exact, activation_bytes=1, memory_limit_bytes=4 * limit, stage_peer=own
+        me, Stage(STAGE_OF[me]), stages, None, exact, done_bytes=1, memory_limit_bytes=limit, stage_peer=own
     )
     return Driven(compose(settings, router), router)
 

@@ -16,13 +16,25 @@ from enum import Enum
 from itertools import count
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 
+from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.wire.codec import to_plain
+from gwtf_p2p.protocol.wire.dataset import DatasetSpec
 from gwtf_p2p.protocol.wire.messages import ControlMessage, TensorMessage, Verdict, from_header, to_header
-from gwtf_p2p.protocol.wire.records import WIRE_VERSION, RunRecord, StageRecord, decode_run, decode_stage, encode
+from gwtf_p2p.protocol.wire.records import (
+    SCHEMA_VERSION,
+    WIRE_VERSION,
+    OptimizerSpec,
+    RunRecord,
+    StageRecord,
+    WireSpec,
+    decode_run,
+    decode_stage,
+    encode,
+)
 
 FILE = Path(__file__).with_name("golden_bytes.txt")
 MESSAGES: tuple[type[Any], ...] = (*get_args(TensorMessage), *get_args(ControlMessage))
@@ -30,17 +42,45 @@ RECORDS: tuple[type[Any], ...] = (RunRecord, StageRecord)
 VERSION = "WIRE_VERSION"
 
 
+_RUN = RunRecord(
+    RunId("run"),
+    {"model_type": "llama", "hidden_size": 64},
+    ((0, 2), (2, 4)),
+    seed=1,
+    sequence_length=2,
+    microbatch_size=3,
+    microbatches_per_data_peer=4,
+    dataset=(DatasetSpec("owner/name", "config", "split", ("*.parquet",), "column", weight=0.5, bos=True, streaming=True),),
+    tokenizer="owner/tokenizer",
+    data_peers=5,
+    data_peers_before=((6, 1),),
+    peers_per_stage=7,
+    wire=WireSpec("bfloat16", "int8", "bfloat16"),
+    router="swarm",
+    recovery="fast",
+    optimizer=OptimizerSpec(0.1, 0.2, 0.3, 0.4, 0.5, "cosine", 8, 9, 0.6),
+    total_iterations=10,
+    sequence_number=11,
+    schema_version=SCHEMA_VERSION,
+)
+"""Its fields must fit together, so this one is not made of its annotations."""
+
+
 def sample(kind: Any) -> Any:
     """One object of this type, every field filled with a value of its own; equal at every call."""
-    return _fill(kind, "it", count(1))
+    return _RUN if kind is RunRecord else _fill(kind, "it", count(1))
 
 
 def _fill(kind: Any, name: str, numbers: count[int]) -> Any:
     origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _fill(args[0], name, numbers)
+    if origin is Literal:
+        return args[-1]
     if origin in (Union, UnionType):
         return _fill(next(a for a in args if a is not NoneType), name, numbers)
     if is_dataclass(kind) and isinstance(kind, type):
-        hints = get_type_hints(kind)
+        hints = get_type_hints(kind, include_extras=True)
         names = [f.name for f in fields(kind)]
         return kind(**{n: WIRE_VERSION if n == "wire_version" else _fill(hints[n], n, numbers) for n in names})
     if origin is tuple:
@@ -90,4 +130,4 @@ def write() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(write())
+    sys.exit(write() or None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from gwtf_p2p.protocol.wire import records
-from gwtf_p2p.protocol.wire.records import WIRE_VERSION
+from gwtf_p2p.protocol.wire.records import WIRE_VERSION, RunRecord
 from tests.protocol.wire import golden
 
 WRITTEN = golden.written()
@@ -31,6 +32,14 @@ def test_the_bytes_of_a_kind_change_only_with_the_wire_version(name: str) -> Non
 @pytest.mark.parametrize("kind", [*golden.MESSAGES, *golden.RECORDS], ids=lambda kind: kind.__name__)
 def test_golden_bytes_read_back_as_what_was_written(kind: type) -> None:
     assert golden.read_back(kind.__name__, bytes.fromhex(WRITTEN[kind.__name__])) == golden.sample(kind)
+
+
+def test_the_golden_run_record_leaves_no_field_at_its_default() -> None:
+    """A field that is added must be given a value in `golden`, or a change of how it is written would not be seen."""
+    sample, versions = golden.sample(RunRecord), ("schema_version", "wire_version")
+    for settings in (sample, sample.wire, sample.optimizer):
+        for f in fields(settings):
+            assert f.name in versions or getattr(settings, f.name) != f.default, f.name
 
 
 def test_the_command_refuses_to_change_bytes_under_a_version_that_is_written(
