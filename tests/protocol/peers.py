@@ -197,7 +197,13 @@ class Driven:
 
 
 def stage_peer(
-    me: PeerId = A, stages: int = 3, capacity: int = 4, *, exact: bool = True, limit: int = 0, peers: Sequence[PeerId] = tuple(STAGE_OF)
+    me: PeerId = A,
+    stages: int = 3,
+    capacity: int = 4,
+    *,
+    exact: bool = True,
+    limit: int = 0,
+    peers: Sequence[PeerId] = tuple(STAGE_OF),
 ) -> Driven:
     """A stage peer whose program has not started. `limit`: so many microbatches fit into its memory."""
     router = FirstFree(peers)
@@ -209,7 +215,12 @@ def stage_peer(
 
 
 def data_peer(
-    me: PeerId = D, stages: int = 3, microbatches: int = 2, data_peers: int = 1, *, exact: bool = True,
+    me: PeerId = D,
+    stages: int = 3,
+    microbatches: int = 2,
+    data_peers: int = 1,
+    *,
+    exact: bool = True,
     peers: Sequence[PeerId] = tuple(STAGE_OF),
 ) -> Driven:
     """A data peer whose program has not started."""

@@ -332,8 +332,8 @@ def encode(record: RunRecord | StageRecord) -> bytes:
 
 
 def decode_run(data: bytes) -> RunRecord:
-    """Raises RemoteProtocolError when the bytes are no run record or one that is out of range, OtherWireVersion when they are of
-    another wire version."""
+    """Raises RemoteProtocolError when the bytes are no run record or one that is out of range, OtherWireVersion when they are
+    of another wire version."""
     run = _decode(RunRecord, data)
     try:
         run.validate(RunRecord.__name__)
@@ -343,7 +343,7 @@ def decode_run(data: bytes) -> RunRecord:
 
 
 def decode_stage(data: bytes) -> StageRecord:
-    """Raises RemoteProtocolError when the bytes are no stage record, OtherWireVersion when they are of another version."""
+    """Raises RemoteProtocolError when the bytes are no stage record, OtherWireVersion when of another version."""
     return _decode(StageRecord, data)
 
 

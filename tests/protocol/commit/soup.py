@@ -70,7 +70,9 @@ class Soup:
 
     def fire(self, index: int) -> None:
         """One of the timers of those that live, the next one first."""
-        armed = sorted((at, p, n[0].value, n) for p, d in self.peers.items() if p not in self.dead for n, at in d.timers.items())
+        armed = sorted(
+            (at, p, n[0].value, n) for p, d in self.peers.items() if p not in self.dead for n, at in d.timers.items()
+        )
         if armed:
             at, peer, _, name = armed[index % min(len(armed), 4)]
             for driven in self.peers.values():
@@ -130,7 +132,9 @@ class Soup:
                     self.steps.setdefault((prepare.epoch, iteration), {})[peer] = prepare.ballot
                     self._due.append(lambda i=iteration: self._feed(peer, ev.Stepped(i)))  # type: ignore[misc]
                 case ef.Download(version, donors, own):
-                    there = own or any(d not in self.dead and self.peers[d].machine.participant.weights == version for d in donors)
+                    there = own or any(
+                        d not in self.dead and self.peers[d].machine.participant.weights == version for d in donors
+                    )
                     told = ev.Downloaded(version) if there else ev.DownloadFailed("nobody has it")
                     self._due.append(lambda told=told: self._feed(peer, told))  # type: ignore[misc]
                 case _:

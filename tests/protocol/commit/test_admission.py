@@ -1,4 +1,4 @@
-"""Taking peers in, and going back when weights are gone: the rules of `commit/admission`, seen from the coordinator's machine."""
+"""Taking peers in, and going back when weights are gone: `commit/admission`, seen from the coordinator's machine."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_after_a_while_the_swarm_goes_back_to_the_newest_version_that_every_stag
     asked_again(driven, (1, 2))
     [going] = driven.reported("going_back")
     assert (going["version"], going["iteration"], going["epoch"]) == (2, 3, 1)
-    admits = {to: m for to, m in zip(driven.sent_to(msg.Admit), driven.sent(msg.Admit), strict=True)}
+    admits = dict(zip(driven.sent_to(msg.Admit), driven.sent(msg.Admit), strict=True))
     assert admits.keys() == {A, B, D}
     assert {m.position for m in admits.values()} == {(1, 2)} and {m.epoch_starts for m in admits.values()} == {(2,)}
     assert admits[A].own and admits[B].own and admits[D].own
@@ -130,7 +130,9 @@ def test_a_newcomer_with_later_weights_makes_the_coordinator_ask_whether_those_o
     while driven.sent(msg.Inquire):  # once more for each that has later weights
         all_answer(driven, one_0=later, one_1=later, two_0=later)
     assert not driven.reported("out_of_step"), "nobody of stage 0 has them"
-    assert driven.reported("version_missing") and driven.is_armed(ev.Timer.BACK), "it would throw away later weights: not at once"
+    assert driven.reported("version_missing") and driven.is_armed(ev.Timer.BACK), (
+        "it would throw away later weights: not at once"
+    )
 
 
 def test_a_coordinator_is_behind_when_newcomers_have_later_weights_of_every_stage() -> None:

@@ -1,4 +1,4 @@
-"""The coordinator: when it inquires, when it sends out a `Prepare`, what ends an attempt, whom it tells. A is in stage 1, B in 2."""
+"""The coordinator: when it inquires, when it sends out a `Prepare`, what ends an attempt, whom it tells."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_attempt_begins_when_everybody_has_answered_in_a_number_above_the_que
     driven.hears(A, msg.Standing(Stage(1), 0, promised=Ballot(1, D)))
     assert not driven.sent(msg.Prepare)
     driven.hears(B, msg.Standing(Stage(2), 0, promised=Ballot(1, D)))
-    prepares = {to: m for to, m in zip(driven.sent_to(msg.Prepare), driven.sent(msg.Prepare), strict=True)}
+    prepares = dict(zip(driven.sent_to(msg.Prepare), driven.sent(msg.Prepare), strict=True))
     assert {to: (m.stage, m.ballot) for to, m in prepares.items()} == {to: (STAGE_OF[to], Ballot(2, D)) for to in (D, A, B)}
     assert all(m.share_of(to) == {M} for to, m in prepares.items())
 

@@ -10,7 +10,7 @@ from gwtf_p2p.protocol.commit.inquiry import Inquiry, available, common_version,
 from gwtf_p2p.protocol.core.epochs import Past
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Prepare, Share, Standing
-from tests.protocol.peers import A2, D2, A, D, microbatch
+from tests.protocol.peers import A2, D2, A, D
 
 BALLOT = Ballot(3, D)
 MINE = Ballot(5, D2)
@@ -95,7 +95,9 @@ def test_a_higher_promise_to_somebody_else_is_stepped_back_from() -> None:
     ],
     ids=["every stage: it goes on without us", "one stage alone: go back", "a later epoch: it goes on"],
 )
-def test_peers_that_are_ahead_go_on_alone_if_they_can(ahead: dict[PeerId, dict[str, object]], behind: bool, go_back: bool) -> None:
+def test_peers_that_are_ahead_go_on_alone_if_they_can(
+    ahead: dict[PeerId, dict[str, object]], behind: bool, go_back: bool
+) -> None:
     stage = {D: 0, A: 1}
     replies = {p: standing(stage[p], version=5, promised=None, **changes) for p, changes in ahead.items()}
     outcome = concludes({D2: standing(0), **replies})

@@ -76,7 +76,9 @@ def test_an_attempt_has_all_that_are_at_the_iteration_but_the_lost_and_the_gone(
     of = roster()
     everybody = (A, A2, B, B2, C, C2, D)
     of.learn({p: stands(p) for p in everybody} | {D3: stands(D3, joining=True)})
-    of.learn({p: stands(p) for p in everybody} | {A2: stands(A2, 0), B2: stands(B2, leaving=True), C2: stands(C2, syncing=True)})
+    of.learn(
+        {p: stands(p) for p in everybody} | {A2: stands(A2, 0), B2: stands(B2, leaving=True), C2: stands(C2, syncing=True)}
+    )
     assert of.present() == {A: 1, B: 2, C: 3, C2: 3, D: 0}
     assert of.serving(Stage(3)) == [C], "who has no weights is no donor"
     loses(of, A)

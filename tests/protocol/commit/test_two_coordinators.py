@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Ballot
+from tests.exploring import examples
 from tests.protocol.commit.soup import Soup
 from tests.protocol.peers import A2, D2, A, D
 
@@ -26,7 +27,7 @@ def one_average_each(soup: Soup) -> None:
         assert len(set(steps.values())) == 1, f"epoch and iteration {position}: {steps}"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(60)
 @given(CHOICES)
 def test_no_two_attempts_of_one_iteration_are_ever_committed(choices: list[tuple[object, ...]]) -> None:
     soup = Soup()
@@ -72,8 +73,11 @@ def test_a_coordinator_that_was_only_thought_dead_and_its_follower_commit_the_sa
 
 def test_an_attempt_that_somebody_has_not_prepared_is_replaced_when_its_coordinator_dies() -> None:
     soup = Soup()
-    soup.calmly(lambda: sum(peer != D and peer != A2 for peer, _ in soup.averages) == 2)
+    soup.calmly(lambda: sum(isinstance(m, msg.Prepare) for _, _, m in soup.bag) == 4)
+    for index in [n for n, (_, _, m) in enumerate(soup.bag) if isinstance(m, msg.Prepare)][::-1]:
+        soup.deliver(index)
     soup.averages = [(peer, prepare) for peer, prepare in soup.averages if peer != A2]
+    assert len(soup.averages) == 3
     soup.crash(D)
     soup.calmly(lambda: len(soup.steps.get((0, 0), {})) == 3)
     [ballot] = set(soup.steps[0, 0].values())

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.exploring import examples
 from tests.protocol.peers import B2, A, B, C, D, in_step, microbatch
 
 M = microbatch()
 ATTEMPTS = st.lists(st.integers(0, 5), min_size=1, max_size=5).map(tuple)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.integers(0, 4), ATTEMPTS, ATTEMPTS, st.integers(0, 5), st.integers(0, 5))
 def test_a_repair_further_up_outranks_every_repair_further_down(
     above: int, longer: tuple[int, ...], other: tuple[int, ...], one: int, two: int

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.transfer.ledger import NOBODY, Gap, Ledger
 from gwtf_p2p.protocol.wire.messages import Credit
+from tests.exploring import examples
 from tests.protocol.peers import A2, B2, C2, A, B, C, D
 
 LINE = (A, B, C)
@@ -24,7 +25,9 @@ def ledger(*lines: tuple[PeerId, ...], lost: set[PeerId] | None = None) -> Ledge
 def test_a_microbatch_that_is_back_credits_who_did_each_stage() -> None:
     made = ledger(LINE, (A2, B, C))
     assert made.credits() == (Credit(0, LINE), Credit(1, (A2, B, C)))
-    assert made.credits_with(1, Stage(1), A2) and not made.credits_with(1, Stage(1), A) and not made.credits_with(2, Stage(1), A)
+    assert (
+        made.credits_with(1, Stage(1), A2) and not made.credits_with(1, Stage(1), A) and not made.credits_with(2, Stage(1), A)
+    )
     assert not made.has_gaps
 
 
@@ -143,7 +146,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(STEPS, st.booleans())
 def test_each_stage_of_each_microbatch_is_credited_at_most_once_and_never_to_who_does_not_have_it(
     steps: list[tuple[object, ...]], fast: bool
@@ -162,7 +165,11 @@ def test_each_stage_of_each_microbatch_is_credited_at_most_once_and_never_to_who
                 made.stands_in(index, Stage(stage), PeerId(str(peer)))
                 did.setdefault((index, stage), set()).add(PeerId(str(peer)))
             case "void", peer, stage, index if stage is not None or index is None:
-                made.void(PeerId(str(peer)), Stage(stage) if isinstance(stage, int) else None, [index] if isinstance(index, int) else None)
+                made.void(
+                    PeerId(str(peer)),
+                    Stage(stage) if isinstance(stage, int) else None,
+                    [index] if isinstance(index, int) else None,
+                )
             case "lost", peer:
                 lost.add(PeerId(str(peer)))
                 made.void(PeerId(str(peer)))

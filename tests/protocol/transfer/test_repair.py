@@ -9,7 +9,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Verdict
-from tests.protocol.peers import A2, B, B2, C, C2, A, D, Driven, goes_round, in_step, leading, microbatch, record
+from tests.protocol.peers import A2, B2, C2, A, B, C, D, Driven, goes_round, in_step, leading, microbatch, record
 
 M = microbatch()
 
@@ -292,7 +292,12 @@ def test_who_redid_the_stage_is_credited() -> None:
     driven.loses(B)
     driven.hears(B2, msg.Done(M, Stage(2)))
     assert driven.machine.finishing.ledger.credits()[0].peers == (A, B2)
-    for wrong in (msg.Done(M, Stage(3)), msg.Done(M, Stage(0)), msg.Done(microbatch(0, 4), Stage(1)), msg.Done(M, Stage(2), (C,))):
+    for wrong in (
+        msg.Done(M, Stage(3)),
+        msg.Done(M, Stage(0)),
+        msg.Done(microbatch(0, 4), Stage(1)),
+        msg.Done(M, Stage(2), (C,)),
+    ):
         driven.hears(B2, wrong)
         assert driven.machine.finishing.ledger.credits()[0].peers == (A, B2)
 

@@ -9,7 +9,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Verdict
-from tests.protocol.peers import A, A2, B, C, D, Driven, in_step, leading, microbatch
+from tests.protocol.peers import A2, A, B, C, D, Driven, in_step, leading, microbatch
 
 M = microbatch()
 

@@ -1,4 +1,4 @@
-"""The way down: routes, refusals, waits, and what a push that is over still says. A is in stage 1 and hands on to B of stage 2."""
+"""The way down: routes, refusals, waits, and what a push that is over still says. A (stage 1) hands on to B."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.protocol.transfer.send_activation import RETRY_S
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Verdict
-from tests.protocol.peers import A, A2, B, B2, C, D, Driven, goes_round, in_step, leading, microbatch
+from tests.protocol.peers import B2, A, B, C, D, Driven, goes_round, in_step, leading, microbatch
 
 M = microbatch()
 

@@ -9,7 +9,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Verdict
-from tests.protocol.peers import A2, D2, A, B, B2, C, D, Driven, in_step, leading, microbatch
+from tests.protocol.peers import A2, B2, D2, A, B, C, D, Driven, in_step, leading, microbatch
 
 M = microbatch()
 RING = (B, C)
