@@ -110,6 +110,7 @@ def test_whoever_has_prepared_what_those_ahead_have_committed_gets_the_commit() 
     assert outcome.commit == Commit(4, 3, D, 0.5)
     assert outcome.to_commit == (D2, A2) and not outcome.behind
     assert concludes({A: ahead, A2: standing(1, BALLOT), D2: standing(0)}).behind, "a coordinator without it is behind"
+    assert concludes({A: ahead, A2: standing(1), D2: standing(0)}).go_back, "nobody else has it"
 
 
 def test_what_joining_peers_say_decides_nothing() -> None:

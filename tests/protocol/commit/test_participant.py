@@ -367,3 +367,34 @@ def test_a_step_of_weights_that_have_been_replaced_since_does_not_count() -> Non
     driven.hears(D, msg.Admit(0, donors=(A2,), data_peers=(D,), epoch=1, epoch_starts=(0,)))
     driven.handle(ev.Stepped(0))
     assert standing(driven).version == 0 and standing(driven).syncing
+
+
+# ---- what meets a participant in between
+
+
+def test_a_prepare_of_the_next_iteration_during_the_step_needs_no_answer() -> None:
+    driven = in_step()
+    prepared(driven, prepare(1))
+    driven.hears(D, msg.Commit(0, 1, D, 0.0))
+    driven.hears(D, prepare(1, iteration=1, base=Ballot(1, D)))
+    assert not driven.sent(msg.Standing)
+    driven.handle(ev.Stepped(0))
+    assert driven.did(ef.Average)
+
+
+def test_an_attempt_that_is_aborted_while_the_gradient_is_corrected_has_no_average_to_cancel() -> None:
+    driven = counted(M0, M1)
+    driven.hears(D, prepare(1, share=(M0,)))
+    driven.hears(D, msg.Abort(0, 1))
+    assert not driven.did(ef.CancelAverage)
+    driven.computes(ev.Work.UNCOUNT, M1)
+    assert not driven.did(ef.Average)
+
+
+def test_a_correction_that_ends_after_the_peer_has_fallen_behind_counts_nothing() -> None:
+    driven = counted(M0, M1)
+    driven.hears(D, prepare(1, share=(M0,)))
+    driven.hears(B, msg.Standing(Stage(2), 2))
+    assert driven.reported("out_of_step")
+    driven.computes(ev.Work.UNCOUNT, M1)
+    assert not driven.did(ef.Average) and not driven.machine.participant.counted

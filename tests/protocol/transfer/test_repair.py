@@ -315,3 +315,33 @@ def test_fast_recovery_drops_what_a_lost_peer_did_unless_the_stage_would_have_no
     driven = redoing(exact=False)
     driven.loses(B)
     assert not driven.reported("dropped") and driven.sent(msg.Redo, A), "nobody else did stage 2"
+
+
+def test_a_data_peer_that_is_asked_to_redo_what_it_does_not_hold_says_nothing() -> None:
+    driven = leading(microbatches=1)
+    driven.hears(D, msg.Redo(microbatch(5), Stage(1), A))
+    assert not driven.sent(msg.Missing) and not driven.did(ef.Push)
+
+
+def test_a_data_peer_that_started_again_before_the_forward_was_done_needs_no_other_way() -> None:
+    driven = in_step(A)
+    driven.takes(M, D, (7, 0), (B, C))
+    driven.handle(ev.Offered(D, msg.Forward(M, (9, 0), Stage(1), (B, C))))
+    assert driven.verdict()[0] is Verdict.DUPLICATE and not driven.did(ef.Push)
+    driven.computes(ev.Work.FORWARD, M)
+    assert driven.pushed().message.attempt == (9, 0, 0)
+
+
+def test_a_gradient_from_the_replacement_ends_the_recovery() -> None:
+    driven = waiting()
+    driven.loses(B)
+    driven.gets_gradient(M, B2, (7, 0, 1), (B2, C))
+    assert driven.reported("recovered")
+
+
+def test_the_newest_completion_says_where_the_repair_joins_the_path_again() -> None:
+    driven = waiting()
+    for successor in (C, C2):
+        driven.hears(B, msg.Complete(M, successor, 0.4))
+    driven.loses(B)
+    assert driven.pushed().message.ahead == (C2,)

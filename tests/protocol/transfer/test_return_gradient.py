@@ -164,3 +164,23 @@ def test_unfinished_work_of_a_lost_data_peer_and_half_an_input_of_a_lost_peer_ar
     assert driven.did(ef.Discard) == [ef.Discard(half)]
     driven.loses(D)
     assert driven.did(ef.Discard) == [ef.Discard(M)]
+
+
+def test_a_loss_whose_gradient_is_there_already_credits_nobody() -> None:
+    driven = leading(microbatches=1)
+    driven.computes(ev.Work.EMBED, M)
+    driven.is_accepted(driven.pushed())
+    result = msg.Forward(M, (7, 0, 0, 0), Stage(3))
+    driven.handle(ev.Offered(B, result))
+    driven.handle(ev.Delivered(B, result))
+    driven.computes(ev.Work.LOSS, M, 1.0)
+    answers(driven, driven.pushed(), Verdict.DUPLICATE)
+    assert not driven.sent(msg.Done)
+
+
+def test_a_blocked_return_is_not_tried_again_while_its_predecessor_is_lost() -> None:
+    driven, push = returning()
+    answers(driven, push, Verdict.BUSY)
+    driven.loses(A)
+    driven.fires(ev.Timer.RETURN, M)
+    assert not driven.did(ef.Push)

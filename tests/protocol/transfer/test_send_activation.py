@@ -218,3 +218,28 @@ def test_a_router_hears_when_a_microbatch_that_it_routed_is_back() -> None:
     assert driven.router.ended == []
     goes_round(driven, M, (A, B))
     assert driven.router.ended == [M]
+
+
+def test_room_is_offered_to_nobody_for_what_was_dropped_meanwhile() -> None:
+    driven, push = pushing()
+    answers(driven, push, Verdict.BUSY)
+    answers(driven, driven.pushed(), Verdict.BUSY)
+    driven.loses(D)
+    assert driven.did(ef.Discard) == [ef.Discard(M)]
+    driven.hears(B, msg.CapacityAvailable(1))
+    assert not driven.did(ef.Push)
+
+
+def test_a_neighbour_on_both_sides_is_asked_once() -> None:
+    driven = in_step(A, stages=1)
+    driven.is_accepted(driven.hands_on(M, D, (7, 0)))
+    driven.fires(ev.Timer.BACKWARD, M)
+    assert [ask.peer for ask in driven.did(ef.Ask)] == [D]
+
+
+def test_a_route_that_opens_is_used_before_the_time_of_the_next_try() -> None:
+    driven, push = pushing(peers=(A, B, C))
+    answers(driven, push, Verdict.BUSY)
+    assert not driven.did(ef.Push)
+    driven.sees([D, A, B, C])
+    assert driven.pushed().to == B and not driven.is_armed(ev.Timer.ROUTE, M)
