@@ -27,6 +27,7 @@ class Soup:
         self.bag: list[Parcel] = []
         self.averages: list[tuple[PeerId, msg.Prepare]] = []
         self.dead: set[PeerId] = set()
+        self.isolated: set[PeerId] = set()
         self.steps: dict[tuple[int, int], dict[PeerId, msg.Ballot]] = {}
         self._prepares: dict[tuple[PeerId, int, int], msg.Prepare] = {}
         self._due: deque[Callable[[], None]] = deque()
@@ -87,6 +88,26 @@ class Soup:
             self.peers[peer].out = [e for e in self.peers[peer].out if not isinstance(e, ef.Ask)]
             self._carry_out(peer)
             self.feed(peer, ev.CheckFailed(other, "refused", silent=False))
+
+    def isolate(self, peer: PeerId) -> None:
+        """Nothing reaches a peer until `rejoin`, and all others think it lost."""
+        self.isolated.add(peer)
+        for other in self.peers:
+            self.think_lost(other, peer)
+
+    def rejoin(self) -> None:
+        self.isolated.clear()
+
+    def play(self, steps: int) -> None:
+        """So many steps in order, but nothing to those who are isolated."""
+        for _ in range(steps):
+            within = [n for n, (_, to, _) in enumerate(self.bag) if to not in self.isolated]
+            if self.averages:
+                self.finish_average(0)
+            elif within:
+                self.deliver(within[0])
+            else:
+                self.fire(0)
 
     def crash(self, peer: PeerId) -> None:
         self.dead.add(peer)

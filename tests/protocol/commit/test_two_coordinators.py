@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.wire import messages as msg
@@ -17,8 +17,11 @@ CHOICES = st.lists(
         st.tuples(st.sampled_from(["deliver", "deliver", "deliver", "finish_average", "fire", "fail"]), st.integers(0, 40)),
         st.tuples(st.just("think_lost"), PEERS, PEERS),
         st.tuples(st.just("crash"), st.sampled_from([D, D2])),
+        st.tuples(st.just("isolate"), st.sampled_from([D, D2, A])),
+        st.tuples(st.just("rejoin")),
+        st.tuples(st.just("play"), st.integers(1, 60)),
     ),
-    max_size=120,
+    max_size=60,
 )
 
 
@@ -28,9 +31,12 @@ def one_average_each(soup: Soup) -> None:
 
 
 @examples(60)
-@given(CHOICES)
-def test_no_two_attempts_of_one_iteration_are_ever_committed(choices: list[tuple[object, ...]]) -> None:
+@given(st.integers(0, 40), CHOICES)
+@example(17, [("isolate", D), ("play", 60), ("rejoin",), ("play", 60)])
+def test_no_two_attempts_of_one_iteration_are_ever_committed(begun: int, choices: list[tuple[object, ...]]) -> None:
+    """`begun`: so many steps of the iteration's end have gone well before."""
     soup = Soup()
+    soup.play(begun)
     for what, *arguments in choices:
         if what == "crash" and soup.dead:
             continue  # of two data peers one is left, else there is nobody to go on
