@@ -25,10 +25,10 @@ from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.nat.circuit_relay import start_public_relay
 from gwtf_p2p.live.nat.paths import Paths
 from gwtf_p2p.live.nat.reachability import Reachability
-from gwtf_p2p.live.peer.config import RECORD_PERIOD_S, ClockWrong, OnReport, PeerConfig
+from gwtf_p2p.live.peer.config import RECORD_PERIOD_S, ClockWrong, OnReport, PeerConfig, RunMismatch
 from gwtf_p2p.live.peer.join import join, keep_joined
 from gwtf_p2p.live.peer.network import Network
-from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.errors import InputError, OtherWireVersion
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
 
 logger = logging.getLogger(__name__)
@@ -161,14 +161,18 @@ async def _check_clock(daemon: Daemon, dht: Dht) -> None:
 
 
 async def _find_run(config: PeerConfig, dht: Dht) -> RunRecord:
-    """Publish the new run, or read the record of the one to join. Raises InputError for an unknown run id."""
+    """Publish the new run, or read the record of the one to join. Raises InputError for an unknown run id,
+    RunMismatch for a run whose peers speak another wire version."""
     if config.new_run is not None:
         await dht.publish_run(config.new_run)
         return config.new_run
     assert config.run_id is not None, "the command line asks for a run id or a run file"
     end = time.monotonic() + RUN_WAIT_S
     while True:
-        run = await dht.read_run(config.run_id)
+        try:
+            run = await dht.read_run(config.run_id)
+        except OtherWireVersion as error:
+            raise RunMismatch(f"run {config.run_id}: {error}") from error
         if run is not None:
             return run
         if time.monotonic() > end:
