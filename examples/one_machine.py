@@ -9,9 +9,9 @@ from __future__ import annotations
 from examples.toy_router import FastestRouter
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.peer.stage_peer import StagePeer
+from gwtf_p2p.protocol.peer.factory import PeerSettings, compose
+from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Backward, Forward, Verdict
 
@@ -20,7 +20,7 @@ ANN, BOB, FIRST = PeerId("ann"), PeerId("bob"), Stage(1)
 
 def story() -> list[tuple[ev.Event, list[ef.Effect]]]:
     """What happens to one microbatch at one stage peer, and what the machine answered each time."""
-    bob = StagePeer(Context(BOB, FIRST, stages=1, router=FastestRouter(0)), capacity=4)
+    bob = compose(PeerSettings(BOB, FIRST, stages=1, router=None, stage_peer=StagePeerConfig(capacity=4)), FastestRouter(0))
     told: list[tuple[ev.Event, list[ef.Effect]]] = []
 
     def feed(event: ev.Event) -> list[ef.Effect]:

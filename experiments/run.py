@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.simulation.run import simulate
 from gwtf_p2p.simulation.scenario.scenario import load_scenario
 
-Task = tuple[str, str, str, int]
-"""Scenario file, arm, recovery, seed."""
+Task = tuple[str, str, str, int, int]
+"""Scenario file, arm, recovery, seed, iterations."""
 
 
 def commit() -> str:
@@ -40,26 +41,33 @@ def commit() -> str:
 
 def run_one(task: Task) -> dict[str, Any]:
     """One run, with the CPU seconds that it took."""
-    path, arm, recovery, seed = task
+    path, arm, recovery, seed, iterations = task
     began = time.process_time()
-    outcome = simulate(load_scenario(Path(path)), parse_arm(arm, recovery), seed)
+    outcome = simulate(replace(load_scenario(Path(path)), iterations=iterations), parse_arm(arm, recovery), seed)
     return {"arm": arm, **outcome.to_json(), "cpu_seconds": time.process_time() - began}
 
 
 def tasks_of(flags: argparse.Namespace) -> Iterator[Task]:
     for path in flags.scenarios:
         scenario = load_scenario(Path(path))
+        iterations = flags.iterations or scenario.iterations
+        if iterations <= scenario.warmup_iterations:
+            raise InputError("--iterations", str(iterations), f"expected more than {scenario.warmup_iterations}, the warm-up")
         for seed in parse_seeds(flags.seeds) if flags.seeds else scenario.seeds:
             for arm in flags.arms:
-                yield path, arm, flags.recovery, seed
+                yield path, arm, flags.recovery, seed, iterations
 
 
-def done_already(out: Path, now_at: str) -> set[tuple[str, str, str, int]]:
-    """(scenario, arm, recovery, seed) of this commit's lines in the file."""
+def done_already(out: Path, now_at: str) -> set[Task]:
+    """(scenario, arm, recovery, seed, iterations) of this commit's lines in the file."""
     if not out.exists():
         return set()
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    return {(line["scenario"], line["arm"], line["recovery"], line["seed"]) for line in lines if line["commit"] == now_at}
+    return {
+        (line["scenario"], line["arm"], line["recovery"], line["seed"], line["iterations"])
+        for line in lines
+        if line["commit"] == now_at
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenarios", nargs="+", required=True, metavar="FILE")
     parser.add_argument("--arms", nargs="+", required=True, metavar="ARM")
     parser.add_argument("--seeds", help="such as 0-9; default: the scenario's")
+    parser.add_argument("--iterations", type=int, default=0, metavar="N", help="instead of the scenarios' number")
     parser.add_argument("--recovery", choices=("exact", "fast"), default="exact")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
     parser.add_argument("--jobs", type=int, default=1, help="processes")

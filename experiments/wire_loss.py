@@ -42,7 +42,8 @@ from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.codecs.codec import Codec
 from gwtf_p2p.training.codecs.payload import decode_payload, encode_payload
 from gwtf_p2p.training.codecs.table import codec_of
-from gwtf_p2p.training.compute.executor import DataExecutor, ExecutorConfig, StageExecutor
+from gwtf_p2p.training.compute.config import ExecutorConfig
+from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import DataSource, open_data
 from gwtf_p2p.training.model.doors import Payload

@@ -28,7 +28,8 @@ import uvloop
 from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.proto.runtime_pb2 import ExpertRequest, ExpertResponse
 
-from gwtf_p2p.live.libp2p.daemon import Daemon, P2POptions, running_daemon
+from gwtf_p2p.live.libp2p.daemon import Daemon, running_daemon
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.rpc.rpc import Header, Rpc
 from gwtf_p2p.protocol.ids import PeerId, RunId
 

@@ -31,7 +31,7 @@ from gwtf_p2p.ab.live.cpu import cpu_seconds
 from gwtf_p2p.cli.main import build_parser
 from gwtf_p2p.cli.shared.run_file import run_from_plain
 from gwtf_p2p.cli.verbs.demo import plain_run
-from gwtf_p2p.live.libp2p.daemon import P2POptions
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.peer.config import PeerConfig
 from gwtf_p2p.live.peer.lifecycle import run_peer
 from gwtf_p2p.live.peer.local_swarm import LocalSwarm

@@ -28,7 +28,7 @@ from typing import Any
 from experiments.support.live_swarm import SmallRun
 from gwtf_p2p.ab.live.wire import Wire
 from gwtf_p2p.live.emulation.emulation import Emulation
-from gwtf_p2p.live.libp2p.daemon import P2POptions
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.peer.config import PeerConfig
 from gwtf_p2p.live.peer.local_swarm import LocalSwarm
 from gwtf_p2p.protocol.core.router import HopObservation, RouteRequest

@@ -20,8 +20,8 @@ from pathlib import Path
 from experiments.lab.lab import Lab
 from experiments.lab.programs.agent import Agent, AgentError, Agents
 from experiments.lab.topology import load_topology
-from gwtf_p2p.live.libp2p.daemon import P2POptions
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
+from gwtf_p2p.live.libp2p.options import P2POptions
 
 KINDS = ("full_cone", "addr_restr", "port_restr", "symmetric", "firewalled", "double_nat")
 PORT, BOOT_PORT = 31330, 31337

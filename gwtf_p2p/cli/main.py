@@ -26,6 +26,7 @@ VERBS = {
     "peer": "stage peer: holds one stage of the model",
     "doctor": "can this machine take part? clock, ports, NAT, circuit relays, megabytes, memory, device",
     "plan": "plan the flows of a problem file, without a network",
+    "replay": "run a peer's event log through its state machine again",
     "sim": "run a scenario in virtual time",
     "monitor": "watch a running swarm: terminal, web page, metrics",
     "routes": "the plan of a running swarm: flows, predicted and measured time",
@@ -95,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _verb_parser(parser: argparse.ArgumentParser, verb: str) -> argparse.ArgumentParser:
-    chosen: argparse.ArgumentParser = next(a for a in parser._actions if isinstance(a.choices, dict)).choices[verb]
+    by_verb = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    chosen: argparse.ArgumentParser = by_verb[verb]
     return chosen
 
 

@@ -11,9 +11,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, start_dht
-from gwtf_p2p.live.libp2p.daemon import P2POptions, running_daemon
+from gwtf_p2p.live.libp2p.daemon import running_daemon
 from gwtf_p2p.live.libp2p.identity import create_identity
 from gwtf_p2p.live.libp2p.maddrs import InitialPeer
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.monitor.presence import presence_of
 from gwtf_p2p.monitor.swarm_state import Change, SwarmState
 from gwtf_p2p.protocol.errors import InputError

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from gwtf_p2p.live.libp2p.dialling import connect, connections
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
-from gwtf_p2p.protocol.schedule.iteration_plan import TAG_DIGITS, tag
+from gwtf_p2p.protocol.view.plans import TAG_DIGITS, tag
 from gwtf_p2p.protocol.wire.records import PathType, StageRecord
 
 DIAL_S = 3.0

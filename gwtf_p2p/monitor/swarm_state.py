@@ -117,9 +117,15 @@ class SwarmState:
 
     def frozen(self) -> SwarmState:
         """What other threads may read while this one looks again."""
-        kept = {"changes": self.changes.copy(), "departed": self.departed.copy(), "totals": self.totals.copy()}
-        figures = {"losses": dict(self.losses), "held_out": dict(self.held_out), "iteration_s": dict(self.iteration_s)}
-        return replace(self, **kept, **figures)
+        return replace(
+            self,
+            changes=self.changes.copy(),
+            departed=self.departed.copy(),
+            totals=self.totals.copy(),
+            losses=dict(self.losses),
+            held_out=dict(self.held_out),
+            iteration_s=dict(self.iteration_s),
+        )
 
     def _compare(self, newest: Mapping[PeerId, StageRecord], silent: frozenset[PeerId], now: float) -> list[Change]:
         told: list[Change] = []

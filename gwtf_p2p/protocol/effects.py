@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from gwtf_p2p.protocol.events import Slot, TimerName, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.view.plans import PlanRequest
 from gwtf_p2p.protocol.wire.messages import ControlMessage, Prepare, TensorMessage, Verdict
 
 
@@ -154,9 +154,9 @@ class Discard:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Run this job, which takes long and touches nothing else, where it disturbs nobody. Followed by Planned."""
+    """Make this plan (`iteration_plan.make_plan`), which takes long, where it disturbs nobody. Followed by Planned."""
 
-    job: Callable[[], Any]
+    request: PlanRequest
 
 
 @dataclass(frozen=True, slots=True)

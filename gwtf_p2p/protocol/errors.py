@@ -2,6 +2,7 @@
 
 - `InputError`: the user's mistake in a file or on the command line. Printed as one line, exit code 2, never a traceback.
 - `RemoteProtocolError`: a peer's misbehaviour. Expected in a swarm of strangers, so it is handled where it is caught.
+  `OtherWireVersion` is one that nobody is to blame for: a peer of an older or newer program.
 - `LocalProtocolError`: our bug. It is raised and carries the story of the entity that went wrong.
 """
 
@@ -20,6 +21,16 @@ class InputError(ValueError):
 
 class RemoteProtocolError(Exception):
     """A peer sent something that the protocol does not allow."""
+
+
+class OtherWireVersion(RemoteProtocolError):
+    """A record that peers of another wire version write: what it says is not known here, but why is. Exit code 5."""
+
+    exit_code = 5
+
+    def __init__(self, what: str, ours: int, theirs: object) -> None:
+        self.ours, self.theirs = ours, theirs
+        super().__init__(f"{what}: wire_version: this peer speaks {ours}, the record says {theirs!r:.20}")
 
 
 class LocalProtocolError(Exception):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Literal
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire.messages import ControlMessage, TensorMessage, Verdict
 
 
@@ -42,8 +43,45 @@ class Work(Enum):
     RECOUNT = "recount"
 
 
-TimerName = tuple[str, str]
-"""What is waited for, and for which entity, such as ("backward", str(microbatch))."""
+class Timer(Enum):
+    """What is waited for. Which part of a machine hears of it is said once, where timers fire (`peer/base`)."""
+
+    # of a whole peer
+    HEARTBEAT = "heartbeat"
+    SEEK = "seek"
+    DOUBT = "doubt"
+    NEGOTIATE = "negotiate"
+    AVERAGING = "averaging"
+    PLACEMENT = "placement"
+    # of a data peer
+    INJECT = "inject"
+    REDO = "redo"
+    FINISH = "finish"
+    # of a coordinator
+    AVERAGE = "average"
+    INQUIRE = "inquire"
+    WAIT = "wait"
+    PREPARE = "prepare"
+    BACK = "back"
+    # of one microbatch
+    PUSH = "push"
+    ROUTE = "route"
+    COMPLETE = "complete"
+    BACKWARD = "backward"
+    RETURN = "return"
+    ORPHAN = "orphan"
+
+
+CoordinatorTimer = Literal[Timer.AVERAGE, Timer.INQUIRE, Timer.WAIT, Timer.PREPARE, Timer.BACK]
+OwnTimer = Literal[Timer.PLACEMENT, Timer.INJECT, Timer.REDO, Timer.FINISH] | CoordinatorTimer
+"""Of these, each kind of peer knows its own."""
+
+MicrobatchTimer = Literal[Timer.PUSH, Timer.ROUTE, Timer.COMPLETE, Timer.BACKWARD, Timer.RETURN, Timer.ORPHAN]
+WaitTimer = Literal[Timer.PUSH, Timer.COMPLETE, Timer.BACKWARD]
+"""For the next peer."""
+
+TimerName = tuple[Timer, str]
+"""What is waited for, and for which entity: (Timer.BACKWARD, str(microbatch)); '' for the peer itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +250,9 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What the job of a `Plan` has made."""
+    """The plan that a `Plan` asked for; None when there is none for these peers."""
 
-    result: Any
+    plan: IterationPlan | None
 
 
 @dataclass(frozen=True, slots=True)

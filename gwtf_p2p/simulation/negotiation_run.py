@@ -19,9 +19,9 @@ from gwtf_p2p.protocol.flow.min_cost import FAR
 from gwtf_p2p.protocol.flow.plan_keeper import Flow, Plan
 from gwtf_p2p.protocol.flow.problem import Problem
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.negotiation.messages import NegotiationMessage
 from gwtf_p2p.protocol.negotiation.negotiator import Advert, Near, NegotiationConfig, Negotiator
 from gwtf_p2p.protocol.negotiation.side import some_of
+from gwtf_p2p.protocol.wire.negotiation_messages import NegotiationMessage
 from gwtf_p2p.simulation.lines.kernel import Kernel
 
 THOROUGH = NegotiationConfig(temperature=0.3, cooling_s=200.0)

@@ -44,7 +44,7 @@ class Simulation:
         self.world.on_span = self.trace.span
         self.bound = bound_of(self.swarm)
         self.churn = Churn(scenario.churn, seed, self.bound.iteration_s, SimulatedStagePeers(self.swarm))
-        self.rebalancing = Rebalancing(self.swarm, getattr(arm.config, "rebalance_period_s", 0.0))
+        self.rebalancing = Rebalancing(self.swarm, arm.config.rebalance_period_s)
         self.world.on_move = self.rebalancing.move
         self.listeners: list[Callable[[PeerId, ef.Report, float], None]] = []
         self._complete: set[PeerId] = set()
@@ -134,7 +134,9 @@ class Simulation:
             trace_sha256=self.trace.sha256(),
             extra={
                 "memory": self.arm.memory.value,
-                **self.churn.counts(),
+                "crashes": self.churn.crashes,
+                "returns": self.churn.returns,
+                "spared": self.churn.spared,
                 "moves": self.rebalancing.moves,
                 "messages": world.messages,
                 "bytes_sent": world.links.bytes_sent,

@@ -1,11 +1,11 @@
 """What builds the site refuses what it would otherwise show wrongly or leave out."""
 
-from __future__ import annotations
-
 import importlib
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated
 
 import pytest
 
@@ -38,17 +38,18 @@ def test_a_line_that_cannot_be_drawn_is_named(tool: ModuleType, line: str) -> No
 
 
 @pytest.mark.parametrize("tool", ["run_reference"], indirect=True)
-def test_a_field_without_a_meaning_and_a_meaning_without_a_field_end_the_build(
-    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert "| `microbatch_size` | whole number | required |" in tool.page()
-    monkeypatch.setitem(tool.MEANINGS, "colour", "of the run")
-    with pytest.raises(ValueError, match="colour"):
-        tool.page()
-    monkeypatch.delitem(tool.MEANINGS, "colour")
-    monkeypatch.delitem(tool.MEANINGS, "seed")
-    with pytest.raises(ValueError, match=r"RunRecord\.seed"):
-        tool.page()
+def test_the_reference_has_ranges_and_meanings_and_does_without_neither(tool: ModuleType) -> None:
+    page = tool.page()
+    assert "| `microbatch_size` | whole number, at least 1 and at most" in page
+    assert "| `recovery` | `exact` or `fast` |" in page
+
+    @dataclass
+    class Settings:
+        colour: Annotated[str, "of the run"] = "red"
+        shade: str = "dark"
+
+    with pytest.raises(ValueError, match=r"Settings\.shade"):
+        tool.table(Settings)
 
 
 @pytest.mark.parametrize("tool", ["gather"], indirect=True)

@@ -15,8 +15,8 @@ from experiments.lab.programs.agent import Agent, Agents
 from experiments.lab.programs.observing import LabObserver
 from experiments.lab.programs.training import Training
 from experiments.lab.topology import Line, Topology, load_topology
-from gwtf_p2p.live.libp2p.daemon import P2POptions
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import PathType
 

@@ -15,8 +15,8 @@ from experiments.lab.lab import Lab
 from experiments.lab.programs.agent import Agents
 from experiments.lab.programs.miniupnpd import OUTSIDE, mappings, start_miniupnpd, why_no_miniupnpd
 from experiments.lab.topology import load_topology
-from gwtf_p2p.live.libp2p.daemon import P2POptions
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.nat import port_mapping
 from gwtf_p2p.live.nat.nat_pmp import Gateway, MappingRefused, NatPmpGateway, NoGateway, default_router, find_pmp_gateway
 from gwtf_p2p.live.nat.port_mapping import PortMapper

@@ -13,8 +13,8 @@ import pytest
 from experiments.lab.lab import Lab
 from experiments.lab.programs.agent import Agent, AgentError, Agents
 from experiments.lab.topology import load_topology
-from gwtf_p2p.live.libp2p.daemon import P2POptions
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
+from gwtf_p2p.live.libp2p.options import P2POptions
 
 pytestmark = pytest.mark.netns
 

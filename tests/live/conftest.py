@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import uvloop
 
-from gwtf_p2p.live.libp2p.daemon import Daemon, P2POptions, start_daemon
+from gwtf_p2p.live.libp2p.daemon import Daemon, start_daemon
 from gwtf_p2p.live.libp2p.daemon_lifetime import sweep
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.rpc.rpc import Header, Rpc, RpcOptions
 from gwtf_p2p.protocol.ids import PeerId, RunId
 

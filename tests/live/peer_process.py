@@ -8,8 +8,9 @@ import sys
 
 import uvloop
 
-from gwtf_p2p.live.libp2p.daemon import P2POptions, running_daemon
+from gwtf_p2p.live.libp2p.daemon import running_daemon
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.rpc.rpc import Rpc
 from tests.live.conftest import RUN, Recorder
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId
 from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
-from gwtf_p2p.training.compute.executor import DataExecutor, ExecutorConfig, StageExecutor
+from gwtf_p2p.training.compute.config import ExecutorConfig
+from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part, default_layer_split
 from gwtf_p2p.training.model.structure import layer_count

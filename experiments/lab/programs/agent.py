@@ -21,7 +21,7 @@ from typing import Any
 
 from experiments.lab.lab import Lab
 from experiments.lab.programs.warm import fork_into
-from gwtf_p2p.live.libp2p.daemon import P2POptions
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.protocol.ids import PeerId
 
 ANSWER_S = 60.0

@@ -16,9 +16,10 @@ import uvloop
 from hivemind.p2p import P2P, PeerID
 
 from gwtf_p2p.live.libp2p import control as libp2p_streams
-from gwtf_p2p.live.libp2p.daemon import Daemon, P2POptions, start_daemon
+from gwtf_p2p.live.libp2p.daemon import Daemon, start_daemon
 from gwtf_p2p.live.libp2p.dialling import connect
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.nat import hole_punch as punch
 from gwtf_p2p.live.nat.paths import Paths
 from gwtf_p2p.live.nat.reachability import Reachability

@@ -21,8 +21,8 @@ ANSWER_S = 300.0
 
 def start_bootstraps(lab: Lab, swarm: LabSwarm, hosts: Sequence[str]) -> list[str]:
     """One `gwtf bootstrap` in each of these hosts, all of one swarm; their multiaddrs."""
-    from gwtf_p2p.live.libp2p.daemon import P2POptions
     from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
+    from gwtf_p2p.live.libp2p.options import P2POptions
     from gwtf_p2p.live.peer.config import PeerConfig
 
     maddrs: list[str] = []

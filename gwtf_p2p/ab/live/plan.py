@@ -9,8 +9,8 @@ from pathlib import Path
 from gwtf_p2p.ab.trials.scaling import scaled
 from gwtf_p2p.ab.trials.task import RunTask
 from gwtf_p2p.live.emulation.emulation import AVERAGE, MICROBATCH, STATE, Emulation
-from gwtf_p2p.live.libp2p.daemon import P2POptions
 from gwtf_p2p.live.libp2p.identity import load_or_create_identity
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.peer.config import PeerConfig
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage
@@ -18,7 +18,7 @@ from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.simulation.bounds.bound import Bound, bound_of
 from gwtf_p2p.simulation.lines.links import LinkSpec
 from gwtf_p2p.simulation.swarm.build import Memory, Swarm, build
-from gwtf_p2p.training.compute.executor import ExecutorConfig
+from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.model.split import PartSpec, parameter_shapes
 
 FLOAT_BYTES = 4
@@ -50,7 +50,7 @@ class LivePlan:
             run_id=RunId(f"ab-{task.seed}"),
             seed=task.seed,
             router=task.arm.router,
-            recovery=task.arm.recovery,
+            recovery="exact" if task.arm.recovery == "exact" else "fast",
             data_peers=scenario.data_peers,
             peers_per_stage=sum(g.count for g in stage_peers),
             microbatches_per_data_peer=scenario.model.microbatches_per_data_peer,
@@ -89,7 +89,7 @@ class LivePlan:
             shard=shard,
             capacity=max(1, drawn.capacity),
             threads=1,
-            drain_s=DRAIN_S if getattr(self.task.arm.config, "rebalance_period_s", 0) else 0.0,
+            drain_s=DRAIN_S if self.task.arm.config.rebalance_period_s else 0.0,
             router_config=self.task.arm.config,
             queues=self.task.arm.queues,
             recomputes=self.task.arm.memory is Memory.ADAPTIVE,

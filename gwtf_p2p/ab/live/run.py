@@ -61,7 +61,7 @@ class _LiveRun:
         scenario = plan.swarm.scenario
         self.stage_peers = LiveStagePeers(self.stage_of, self.online, actors)
         self.churn = Churn(scenario.churn, self.task.seed, plan.bound.iteration_s, self.stage_peers)
-        period_s = getattr(self.task.arm.config, "rebalance_period_s", 0.0) * self.task.time_scale
+        period_s = self.task.arm.config.rebalance_period_s * self.task.time_scale
         self.rebalancing = LiveRebalancing(period_s, scenario.model.stages, self.stage_of, self.online, actors)
         self.maddr = ""
         self.begun = False

@@ -1,0 +1,4 @@
+"""Results made readable: tables, plots and statistics in one document.
+
+It computes from the lines of `runs.jsonl` and runs nothing. Start with `report.write_report`.
+"""

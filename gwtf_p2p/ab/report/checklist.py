@@ -8,6 +8,7 @@ from statistics import mean
 
 from gwtf_p2p.ab.trials.arms import is_swarm, parse_arm
 from gwtf_p2p.ab.trials.result import LIVE, RunResult
+from gwtf_p2p.protocol.routers.swarm import SwarmConfig
 
 
 def checklist(results: Sequence[RunResult], equivalence: str) -> tuple[tuple[str, str, str], ...]:
@@ -18,7 +19,8 @@ def checklist(results: Sequence[RunResult], equivalence: str) -> tuple[tuple[str
     pairs = dict.fromkeys((r.backend, r.scenario) for r in results)
     seeds = {f"{b} {s}": min(_seeds_by_arm(results, b, s).values()) for b, s in pairs}
     fewest = min(seeds.values())
-    waits = sorted({f"{parse_arm(arm).config.in_flight or 'no limit'}" for arm in swarm})
+    configs = [parse_arm(arm).config for arm in swarm]
+    waits = sorted({f"{config.in_flight or 'no limit'}" for config in configs if isinstance(config, SwarmConfig)})
     return (
         ("1", "IWRR as published; its settings swept, SWARM given its best",
          f"{len(swarm)} SWARM arms ({', '.join(swarm) or 'none'}); in flight: {', '.join(waits) or '-'}; the baseline is the "

@@ -107,7 +107,7 @@ class RunResult:
     @staticmethod
     def from_json(line: Mapping[str, Any]) -> RunResult:
         known = {f.name for f in fields(RunResult)}
-        values = {name: tuple(v) if isinstance(v, list) else v for name, v in line.items() if name in known}
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in line.items() if name in known}
         return RunResult(**values)
 
 

@@ -9,7 +9,7 @@ from gwtf_p2p.ab.trials.gantt import Row, write_rows
 from gwtf_p2p.ab.trials.result import RunResult
 from gwtf_p2p.ab.trials.scaling import scaled
 from gwtf_p2p.ab.trials.task import RunTask
-from gwtf_p2p.live.emulation.timed_router import timed
+from gwtf_p2p.live.emulation.timed_router import timed, timed_call
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.router import Router
@@ -66,6 +66,7 @@ def run_simulated(task: RunTask) -> RunResult:
         return timed(router, time.thread_time, add)
 
     simulation.swarm.put_around_routers(around)
+    simulation.world.make_plan = timed_call(simulation.world.make_plan, time.thread_time, add)
     outcome = simulation.run()
     ends = simulation.metrics.ends
     if len(ends) > 1:

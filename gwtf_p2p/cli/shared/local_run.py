@@ -152,10 +152,10 @@ class LocalRun:
 
     def _config(self, name: str) -> Any:
         from gwtf_p2p.live.compute.tensor_store import MemoryLimit
-        from gwtf_p2p.live.libp2p.daemon import P2POptions
+        from gwtf_p2p.live.libp2p.options import P2POptions
         from gwtf_p2p.live.peer.config import PeerConfig
-        from gwtf_p2p.live.state.checkpoints import CheckpointOptions
-        from gwtf_p2p.training.compute.executor import ExecutorConfig
+        from gwtf_p2p.live.state.options import CheckpointOptions
+        from gwtf_p2p.training.compute.config import ExecutorConfig
 
         config, line, shard = self.config, self.lines[name], self._shards.get(name)
         folder = config.checkpoint_dir

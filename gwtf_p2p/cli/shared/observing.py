@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.errors import InputError, OtherWireVersion
 from gwtf_p2p.protocol.ids import RunId
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def watch(args: argparse.Namespace, on_look: OnLook) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
-    except (NetworkUnreachable, DaemonFailed, RunConflict) as error:
+    except (NetworkUnreachable, DaemonFailed, RunConflict, OtherWireVersion) as error:
         print(f"gwtf {args.verb}: {error}", file=sys.stderr)
         return int(error.exit_code)
     return 0

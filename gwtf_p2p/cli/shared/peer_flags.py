@@ -18,9 +18,9 @@ from gwtf_p2p.protocol.errors import InputError
 
 if TYPE_CHECKING:
     from gwtf_p2p.live.compute.tensor_store import MemoryLimit
-    from gwtf_p2p.live.libp2p.daemon import P2POptions
+    from gwtf_p2p.live.libp2p.options import P2POptions
     from gwtf_p2p.live.peer.config import PeerConfig
-    from gwtf_p2p.live.state.checkpoints import CheckpointOptions
+    from gwtf_p2p.live.state.options import CheckpointOptions
 
 BOOTSTRAP_PORT = 31337
 PEER_PORT = 31330
@@ -90,7 +90,7 @@ def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
 
 def checkpoint_options(args: argparse.Namespace) -> CheckpointOptions:
     """Raises InputError."""
-    from gwtf_p2p.live.state.checkpoints import CheckpointOptions
+    from gwtf_p2p.live.state.options import CheckpointOptions
 
     for name in ("checkpoint_every", "keep_checkpoints"):
         if getattr(args, name) < 1:
@@ -110,14 +110,22 @@ def memory_limit(args: argparse.Namespace) -> MemoryLimit:
     return MemoryLimit(int(args.max_kept_gb * 1e9), args.spill_dir)
 
 
+def check_initial_peers(args: argparse.Namespace) -> None:
+    """Raises InputError for malformed addresses, and when there is nobody to join."""
+    from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
+
+    if not parse_initial_peers(args.initial_peers, os.environ):
+        raise InputError("--initial_peers", "", "expected at least one multiaddr, as `gwtf bootstrap` prints it")
+
+
 def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
     """Raises InputError for malformed addresses, and when a peer has nobody to join."""
-    from gwtf_p2p.live.libp2p.daemon import P2POptions
     from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers, parse_listen_maddrs
+    from gwtf_p2p.live.libp2p.options import P2POptions
 
+    if needs_peers:
+        check_initial_peers(args)
     peers = parse_initial_peers(args.initial_peers, os.environ)
-    if needs_peers and not peers:
-        raise InputError("--initial_peers", "", "expected at least one multiaddr, as `gwtf bootstrap` prints it")
     port = settle_port(args, os.environ)
     host = args.host_maddrs if args.host_maddrs is not None else _everywhere(port, is_bootstrap=not needs_peers)
     announce = list(args.announce_maddrs)

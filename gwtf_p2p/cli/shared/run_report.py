@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gwtf_p2p.cli.shared.run_file import is_local
-from gwtf_p2p.protocol.core.lifecycle import TENSORS
+from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.dataset import parts_of
 from gwtf_p2p.protocol.wire.records import RunRecord
@@ -64,7 +64,7 @@ def _stage(run: RunRecord, stage: int, count: int) -> dict[str, Any]:
         "layers": list(run.layer_split[stage - 1]) if stage else [],
         "parameters": count,
         "state_bytes": BYTES_OF_A_PARAMETER * count,
-        "microbatch_bytes": TENSORS * run.activation_bytes,
+        "microbatch_bytes": done_bytes(run.activation_bytes, run.gradient_bytes),
         "average_bytes": BYTES_OF_A_GRADIENT * count,
     }
 

@@ -100,12 +100,6 @@ def _tasks(args: argparse.Namespace, scenarios: list[Scenario], arms: tuple[str,
                 for seed in seeds
                 for arm in arms
             ]
-    if LIVE in backends:
-        from gwtf_p2p.ab.live.plan import check_live
-
-        for task in tasks:
-            if task.backend == LIVE:
-                check_live(task)
     return tasks
 
 

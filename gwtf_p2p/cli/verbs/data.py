@@ -14,6 +14,7 @@ from gwtf_p2p.cli.shared.peer_flags import (
     PEER_PORT,
     add_compute_flags,
     add_network_flags,
+    check_initial_peers,
     checkpoint_options,
     memory_limit,
     p2p_options,
@@ -53,15 +54,17 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
     plain = read_toml(args.new_run) if args.new_run else None
     if plain is not None:
         check_settings(plain, str(args.new_run))  # it costs nothing, and all that follows loads torch
-    options = p2p_options(args, needs_peers=True)
+    check_initial_peers(args)
     new_run = None
     if plain is not None:
         new_run = run_from_plain(plain, str(args.new_run))
         check_hub_files(new_run, str(args.new_run))  # a run that nobody can read the data of is not published
     from gwtf_p2p.live.peer.config import PeerConfig
-    from gwtf_p2p.training.compute.executor import ExecutorConfig, resolve_device
+    from gwtf_p2p.training.compute.config import ExecutorConfig
+    from gwtf_p2p.training.compute.executor import resolve_device
 
     resolve_device(args.device)
+    options = p2p_options(args, needs_peers=True)  # last: it claims a port, and says so when that is not the default one
     return PeerConfig(
         role="data",
         options=options,

@@ -87,7 +87,7 @@ def examine(args: argparse.Namespace, initial: tuple[InitialPeer, ...]) -> Diagn
 
 def _measure(args: argparse.Namespace, network: NetworkFindings) -> StageSpeed | str:
     from gwtf_p2p.live.doctor.machine import measure_stage
-    from gwtf_p2p.training.compute.executor import ExecutorConfig
+    from gwtf_p2p.training.compute.config import ExecutorConfig
 
     try:
         return measure_stage(ExecutorConfig(args.device, args.torch_dtype), network.run)

@@ -51,7 +51,8 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
         raise InputError("--capacity", str(args.capacity), "expected a whole number above 0")
     options = p2p_options(args, needs_peers=True)
     from gwtf_p2p.live.peer.config import PeerConfig
-    from gwtf_p2p.training.compute.executor import ExecutorConfig, resolve_device
+    from gwtf_p2p.training.compute.config import ExecutorConfig
+    from gwtf_p2p.training.compute.executor import resolve_device
 
     resolve_device(args.device)
     return PeerConfig(

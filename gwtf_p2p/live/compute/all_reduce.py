@@ -43,7 +43,7 @@ from gwtf_p2p.live.compute.all_reduce_parts import (
     pieces_of,
     unpack_parts,
 )
-from gwtf_p2p.live.rpc.rpc import Header, PushFailed, Rpc
+from gwtf_p2p.live.rpc.api import DataPlane, Header, PushFailed
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
@@ -118,7 +118,7 @@ class AverageResult:
 class Averager:
     """Takes part in averages over one `Rpc`. Several groups at a time do not disturb each other."""
 
-    def __init__(self, rpc: Rpc, codec: str = "float32") -> None:
+    def __init__(self, rpc: DataPlane, codec: str = "float32") -> None:
         """The codec (`tensor_formats.AVERAGE_FORMATS`) is for transfers only and the run's; sums are in fp32."""
         self._rpc = rpc
         self._codec = codec_of(codec, field="wire.averages")
@@ -203,7 +203,7 @@ Key = tuple[str, int, int]
 class _Round:
     """One attempt at one member."""
 
-    def __init__(self, rpc: Rpc, group: AveragingGroup, own: list[torch.Tensor], codec: Codec) -> None:
+    def __init__(self, rpc: DataPlane, group: AveragingGroup, own: list[torch.Tensor], codec: Codec) -> None:
         if rpc.peer_id not in group.members:
             raise ValueError(f"{rpc.peer_id} is no member of {group.group_id}")
         self.group = group

@@ -17,19 +17,27 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from hivemind.dht import DHTNode
 from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
 
-from gwtf_p2p.live.discovery.dht_validation import REMEMBERED, make_validator, peer_of_owner, run_key, stage_key
+from gwtf_p2p.live.discovery.dht_validation import REMEMBERED, make_validator, peer_of_owner
 from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable
 from gwtf_p2p.live.libp2p.identity import Identity
-from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.errors import OtherWireVersion, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
-from gwtf_p2p.protocol.wire.records import WIRE_VERSION, RunRecord, StageRecord, decode_run, decode_stage, encode
+from gwtf_p2p.protocol.wire.records import (
+    RunRecord,
+    StageRecord,
+    decode_run,
+    decode_stage,
+    encode,
+    run_key,
+    stage_key,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +72,20 @@ class DhtOptions:
     client_mode: bool = False
 
 
+class Records(Protocol):
+    """What a peer needs to publish itself and see the others: the real `Dht`, or one whose lookups take as long as in an
+    emulated network (`emulation.EmulatedDht`)."""
+
+    async def publish_run(self, record: RunRecord) -> bool:
+        """Store the run record under this peer's key; False when no peer kept it."""
+
+    async def publish_stage(self, record: StageRecord) -> bool:
+        """Store this peer's stage record; False when no peer kept it."""
+
+    async def read_stages(self, run_id: RunId, stages: Iterable[Stage]) -> list[StageRecord]:
+        """The newest record of each peer of these stages."""
+
+
 class Dht:
     """The DHT as one peer sees it. Made by `start_dht`. `record_bytes`: of all records published and read so far."""
 
@@ -88,13 +110,19 @@ class Dht:
     async def read_run(self, run_id: RunId, owner: PeerId | None = None) -> RunRecord | None:
         """The run record, None when there is none. Without `owner`, all that publish one must agree.
 
-        Several peers may publish the same record, so that it outlives its first owner. Raises RunConflict.
+        Several peers may publish the same record, so that it outlives its first owner. Raises RunConflict; OtherWireVersion
+        when there is a record and none that this version can read.
         """
         key = run_key(run_id)
         entries = await self._read([key])
-        found = {peer: record for peer, record, _ in self._decoded(entries[key], decode_run) if record.run_id == run_id}
+        foreign: dict[PeerId, OtherWireVersion] = {}
+        read = self._decoded(entries[key], decode_run, foreign)
+        found = {peer: record for peer, record, _ in read if record.run_id == run_id}
         if owner is not None:
-            return found.get(owner)
+            found = {peer: record for peer, record in found.items() if peer == owner}
+            foreign = {peer: error for peer, error in foreign.items() if peer == owner}
+        if foreign and not found:
+            raise foreign[min(foreign)]
         if len({_contents(record) for record in found.values()}) > 1:
             raise RunConflict(run_id, found)
         return max(found.values(), key=lambda record: record.sequence_number, default=None)
@@ -155,8 +183,10 @@ class Dht:
         found: dict[str, Any] = await self._node.get_many(keys, sufficient_expiration_time=float("inf"), beam_size=REPLICAS)
         return {key: entry.value if entry is not None else {} for key, entry in found.items()}
 
-    def _decoded(self, entries: Any, decode: Callable[[bytes], R]) -> Iterator[tuple[PeerId, R, float]]:
-        """Owner, record and expiry (hivemind's DHT time) of each entry that can be read."""
+    def _decoded(
+        self, entries: Any, decode: Callable[[bytes], R], foreign: dict[PeerId, OtherWireVersion] | None = None
+    ) -> Iterator[tuple[PeerId, R, float]]:
+        """Owner, record and expiry (hivemind's DHT time) of each entry that can be read; `foreign` takes those that cannot."""
         if not isinstance(entries, dict):
             self._drop("format", None, "a plain value where a map of owners is due")
             return
@@ -170,7 +200,12 @@ class Dht:
                 self.record_bytes += len(value)
                 yield peer, decode(value), expires_at
             except RemoteProtocolError as error:
-                self._drop("version" if f"speaks {WIRE_VERSION}" in str(error) else "format", peer, str(error))
+                if isinstance(error, OtherWireVersion):
+                    self._drop("version", peer, str(error))
+                    if foreign is not None:
+                        foreign[peer] = error
+                else:
+                    self._drop("format", peer, str(error))
 
     def _drop(self, reason: str, peer: PeerId | None, detail: str) -> None:
         self.dropped[reason] += 1

@@ -6,8 +6,8 @@ Three validators of hivemind, asked in this order by every peer before it stores
    could fill the swarm's memory for good.
 3. `SchemaValidator`: under the keys of our run, it is a map from owner to bytes.
 
-The bytes are the msgpack of a record (`protocol.records`), decoded and checked by its reader (`dht`): a peer passes on records
-of versions that it cannot read itself.
+The bytes are the msgpack of a record (`protocol/wire/records`), decoded and checked by its reader (`dht`): a peer passes on
+records of versions that it cannot read itself.
 
 Trap: hivemind drops *all* records of a key when one of them fails a validator of the reader. So the schema, which bootstrap
 peers do not have (they serve any run), must refuse nothing that the first two let through; else one bad record that a bootstrap
@@ -21,19 +21,19 @@ from functools import lru_cache
 from typing import Any
 
 import pydantic.v1 as pydantic
+from cryptography.hazmat.primitives.asymmetric import rsa
 from hivemind.dht.crypto import RSASignatureValidator
 from hivemind.dht.routing import DHTID
 from hivemind.dht.schema import BytesWithPublicKey, SchemaValidator
 from hivemind.dht.validation import CompositeValidator, DHTRecord, RecordValidatorBase
-from hivemind.utils.crypto import RSAPrivateKey, RSAPublicKey
+from hivemind.utils.crypto import RSAPrivateKey
 from hivemind.utils.timed_storage import get_dht_time
 
-from gwtf_p2p.live.libp2p.identity import peer_id_of_key
+from gwtf_p2p.live.libp2p.identity import key_bytes, peer_id_of_key
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
-from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
-from gwtf_p2p.protocol.wire.records import MAX_RECORD_BYTES
+from gwtf_p2p.protocol.ids import PeerId, RunId
+from gwtf_p2p.protocol.wire.records import MAX_RECORD_BYTES, keys_of_run
 
-MAX_STAGES = 128
 MAX_LIFETIME_S = 3600.0
 _OWNER_KEY_BYTES = 1024  # 388 with RSA-2048
 REMEMBERED = 2048
@@ -42,25 +42,24 @@ REMEMBERED = 2048
 _OWNER = re.compile(RSASignatureValidator.PUBLIC_KEY_REGEX)
 
 
-def run_key(run_id: RunId) -> str:
-    return f"{run_id}.run"
-
-
-def stage_key(run_id: RunId, stage: Stage) -> str:
-    return f"{run_id}.stage.{stage}"
-
-
-def make_validator(key: RSAPrivateKey, run_id: RunId | None) -> tuple[RecordValidatorBase, bytes]:
+def make_validator(key: rsa.RSAPrivateKey, run_id: RunId | None) -> tuple[RecordValidatorBase, bytes]:
     """The validators of a peer, and the subkey under which it publishes.
 
     Without a run (a bootstrap peer) every run's records pass if they are owned, small and signed. Raises InputError for a run
     id that pydantic would not take as a field name.
     """
-    signatures = RSASignatureValidator(key)
+    signatures = RSASignatureValidator(_signing(key))
     validators: list[RecordValidatorBase] = [signatures, RecordBounds()]
     if run_id is not None:
         validators.append(RunSchema(run_id))
     return Remembering(validators), signatures.local_public_key
+
+
+def _signing(key: rsa.RSAPrivateKey) -> RSAPrivateKey:
+    """The key as hivemind wants it: its class has no constructor from bytes, but it unpickles from them."""
+    signing = RSAPrivateKey.__new__(RSAPrivateKey)
+    signing.__setstate__({"_private_key": key_bytes(key)})
+    return signing
 
 
 class Remembering(CompositeValidator):  # type: ignore[misc]  # hivemind has no types
@@ -116,7 +115,7 @@ def peer_of_owner(subkey: Any) -> PeerId:
 @lru_cache(maxsize=REMEMBERED)
 def _peer_of_key(public_key: bytes) -> PeerId:
     """Raises ValueError."""
-    return peer_id_of_key(RSAPublicKey.from_bytes(public_key))
+    return peer_id_of_key(public_key)
 
 
 def _length_of_bytes(packed: bytes) -> int:
@@ -137,8 +136,7 @@ class RunSchema(RecordValidatorBase):  # type: ignore[misc]  # hivemind has no t
     def __init__(self, run_id: RunId) -> None:
         if run_id.startswith("_"):
             raise InputError("run_id", run_id, "expected a first character other than _")
-        keys = [run_key(run_id), *(stage_key(run_id, Stage(k)) for k in range(MAX_STAGES + 1))]
-        self._keys = {DHTID.generate(source=key).to_bytes(): key for key in keys}
+        self._keys = {DHTID.generate(source=key).to_bytes(): key for key in keys_of_run(run_id)}
         self._schemas: dict[str, SchemaValidator] = {}
 
     def validate(self, record: DHTRecord) -> bool:
@@ -158,6 +156,6 @@ class _OwnConfig(pydantic.BaseModel):
 
 
 def _schema_of(key: str) -> type[pydantic.BaseModel]:
-    owned = dict[BytesWithPublicKey, pydantic.conbytes(max_length=MAX_RECORD_BYTES, strict=True)]  # type: ignore[misc]
+    owned = dict[BytesWithPublicKey, pydantic.conbytes(max_length=MAX_RECORD_BYTES, strict=True)]  # type: ignore[misc, valid-type]
     fields: dict[str, Any] = {key: (owned, None)}
     return pydantic.create_model("RunRecords", __base__=_OwnConfig, **fields)

@@ -17,7 +17,8 @@ import torch
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.wire.records import RunRecord
-from gwtf_p2p.training.compute.executor import ExecutorConfig, StageExecutor
+from gwtf_p2p.training.compute.config import ExecutorConfig
+from gwtf_p2p.training.compute.executor import StageExecutor
 from gwtf_p2p.training.model.split import PartSpec, build_stage_part
 
 REPEATS = 3

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gwtf_p2p.live.libp2p.control import DIAL_REFUSED, Identified, StreamFailed, dial_back, identify
-from gwtf_p2p.live.libp2p.daemon import Daemon, P2POptions, running_daemon
+from gwtf_p2p.live.libp2p.daemon import Daemon, running_daemon
 from gwtf_p2p.live.libp2p.dialling import connect, connections
 from gwtf_p2p.live.libp2p.identity import Identity, create_identity
 from gwtf_p2p.live.libp2p.maddrs import InitialPeer
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.nat.port_mapping import FIND_S, Mapped, PortMapper
 from gwtf_p2p.live.nat.reachability_rules import host_of, port_of
 from gwtf_p2p.protocol.ids import PeerId

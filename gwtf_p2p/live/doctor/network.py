@@ -31,6 +31,7 @@ from gwtf_p2p.live.nat.nat_kind import Evidence
 from gwtf_p2p.live.nat.nat_pmp import own_address
 from gwtf_p2p.live.nat.port_mapping import is_public
 from gwtf_p2p.live.nat.traceroute import first_hops
+from gwtf_p2p.protocol.errors import OtherWireVersion
 from gwtf_p2p.protocol.ids import PeerId, RunId
 from gwtf_p2p.protocol.wire.records import RunRecord
 
@@ -161,7 +162,7 @@ async def _join_dht(
         findings.clock = await check_clock(dht, [peer.initial.peer for peer in known])
         if run_id is not None:
             findings.run = await dht.read_run(run_id)
-    except RunConflict as error:
+    except (RunConflict, OtherWireVersion) as error:
         findings.dht_why = str(error)
     finally:
         await dht.stop()

@@ -12,9 +12,8 @@ Everything else stays real: processes, libp2p, transfers, computing, averaging, 
   factor of its kind.
 - **The device.** Each computation is really done and then waited out until the scenario's time is over, in the compute thread,
   so that a device does one thing at a time and no core is burned.
-- **The star** of `swarm-hub`: what goes from stage peer to stage peer is charged to the lines of the data peer in between. Its
-bytes
-  still go directly; only the time and the lines are the star's.
+- **The star** of `swarm-hub`: what goes from stage peer to stage peer is charged to the lines of the data peer in between.
+  Its bytes still go directly; only the time and the lines are the star's.
 """
 
 from __future__ import annotations
@@ -25,9 +24,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
-from gwtf_p2p.live.discovery.dht import Dht
+from gwtf_p2p.live.discovery.dht import Records
 from gwtf_p2p.live.emulation.wire_client import Load, Passage, WireClient
-from gwtf_p2p.live.rpc.rpc import CallFailed, FailureKind, Header, PushResult, Rpc, RpcFailed, RpcHandlers, RpcService
+from gwtf_p2p.live.rpc.api import (
+    CallFailed,
+    FailureKind,
+    Header,
+    Payload,
+    PushResult,
+    RpcFailed,
+    RpcHandlers,
+    RpcService,
+)
+from gwtf_p2p.live.rpc.rpc import Rpc
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
@@ -61,7 +70,7 @@ class Emulation:
 
 
 class EmulatedRpc:
-    """An `Rpc` over emulated links; the same methods with the same meaning."""
+    """A `DataPlane` over emulated links: the methods of `Rpc` that a peer needs, with the same meaning."""
 
     def __init__(self, rpc: Rpc, emulation: Emulation, wire: WireClient) -> None:
         self._rpc, self._emulation, self._wire = rpc, emulation, wire
@@ -89,9 +98,7 @@ class EmulatedRpc:
         """One way."""
         return self._emulation.between_s(self.peer_id, peer)
 
-    async def push(
-        self, to: PeerId, header: Header, payload: memoryview | bytes | bytearray, deadline_s: float, *, eager: bool = True
-    ) -> PushResult:
+    async def push(self, to: PeerId, header: Header, payload: Payload, deadline_s: float, *, eager: bool = True) -> PushResult:
         """See `Rpc.push`. Times and bandwidth in the result are the emulated ones. Raises PushFailed."""
         clock, way = asyncio.get_running_loop().time, self._way(to, header)
         passage = self._passage(to, header, memoryview(payload).nbytes, way.via)
@@ -190,9 +197,9 @@ class _LateNews:
 
 
 class EmulatedDht:
-    """What the record keeper needs of a `Dht`, each lookup a round trip later."""
+    """The `Records` of a peer in an emulated network: each lookup takes a round trip more."""
 
-    def __init__(self, dht: Dht, lookup_s: float) -> None:
+    def __init__(self, dht: Records, lookup_s: float) -> None:
         self._dht, self._lookup_s = dht, lookup_s
 
     async def publish_run(self, record: RunRecord) -> bool:

@@ -18,8 +18,9 @@ import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hivemind.p2p import P2P
 from hivemind.p2p.p2p_daemon_bindings.control import DEFAULT_MAX_MSG_SIZE
@@ -28,28 +29,17 @@ from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 from gwtf_p2p.live.libp2p.daemon_lifetime import SocketDir, make_socket_dir, socket_base, sweep
 from gwtf_p2p.live.libp2p.dialling import connect
 from gwtf_p2p.live.libp2p.identity import Identity, IdentityInUse
-from gwtf_p2p.live.libp2p.maddrs import InitialPeer, parse_initial_peer
+from gwtf_p2p.live.libp2p.maddrs import InitialPeer
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId
 
 logger = logging.getLogger(__name__)
 
 _PROBE_S = 5.0
-_START_S = 12.0
 _DIAL_S = 6.0
 _IDENTITY_CHECK_S = 6.0
 _SHUTDOWN_S = 5.0
-
-
-# What a public peer grants to those that it circuit relays for. p2pd's own 4 GiB and 30 min would cut a circuit in the middle
-# of a # training run, and its 16 circuits per peer are fewer than the neighbours that a peer behind NAT may have.
-_RELAY_FLAGS = (
-    "-relayDataLimit=1099511627776",
-    "-relayTimeLimit=24h",
-    "-relayMaxCircuits=256",
-    "-relayMaxReservations=1024",
-    "-relayBufferSize=262144",  # of each circuit, and allocated at once: p2pd's own 16 MiB are no faster (measured)
-)
 
 # What p2pd prints as its last words (go-libp2p-daemon of hivemind 1.1.12).
 _NOT_JOINED = "failed to connect to bootstrap peers"
@@ -74,43 +64,6 @@ class NetworkUnreachable(Exception):
     def __init__(self, reasons: Sequence[tuple[str, str]]) -> None:
         self.reasons = tuple(reasons)
         super().__init__("no initial peer can be reached: " + "; ".join(f"{text}: {why}" for text, why in reasons))
-
-
-@dataclass(frozen=True, slots=True)
-class P2POptions:
-    """How a peer takes part in libp2p. The defaults are those of a peer on a public or local address.
-
-    `host_maddrs` empty: listen nowhere. `dht_mode`, of libp2p's own DHT: server, client (for peers that nobody can dial), or
-    auto, as AutoNAT finds. `check_identity`: ask the swarm whether another peer runs with this identity (0.3 s and a second
-    p2pd for a moment). `auto_nat`: find out how others can reach this peer, and make it so. `is_public`: this peer is known to
-    be reachable; p2pd need not find out, and circuit relays for others at once (`public_relay`). `is_quiet`: this p2pd does
-    nothing unasked: no DHT of libp2p's, and nobody asked to dial back, since a peer that is asked more than 30 times a minute
-    refuses.
-    """
-
-    initial_peers: tuple[InitialPeer, ...] = ()
-    host_maddrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
-    announce_maddrs: tuple[str, ...] = ()
-    use_relay: bool = True
-    use_auto_relay: bool = False
-    dht_mode: str = "server"
-    auto_nat: bool = True
-    nat_port_map: bool = True
-    noise: bool = False
-    check_identity: bool = True
-    is_public: bool = False
-    is_quiet: bool = False
-    start_timeout_s: float = _START_S
-    relay_flags: tuple[str, ...] = _RELAY_FLAGS
-
-    @classmethod
-    def on_this_machine(cls, *maddrs: str) -> P2POptions:
-        """Of a peer among others of one machine, which finds nothing out about how it is reached; empty multiaddrs are none.
-
-        Raises InputError.
-        """
-        peers = tuple(parse_initial_peer(maddr) for maddr in maddrs if maddr)
-        return cls(peers, auto_nat=False, nat_port_map=False, check_identity=False)
 
 
 class Daemon:
@@ -281,7 +234,7 @@ async def _launch(options: P2POptions, identity: Identity | None) -> Daemon:
 
 
 def _daemon_class(socket_dir: Path, options: P2POptions) -> type[P2P]:
-    class GwtfP2P(P2P):
+    class GwtfP2P(P2P):  # type: ignore[misc]  # hivemind has no types
         _UNIX_SOCKET_PREFIX = f"/unix{socket_dir}/"
         DHT_MODE_MAPPING = {**P2P.DHT_MODE_MAPPING, "off": {}}  # noqa: RUF012 (hivemind's own attribute)
 
@@ -292,6 +245,23 @@ def _daemon_class(socket_dir: Path, options: P2POptions) -> type[P2P]:
             return ["env", "GOMAXPROCS=1", *command] if options.is_public else command
 
     return GwtfP2P
+
+
+async def until(stop: asyncio.Event, daemon: Daemon, *others: asyncio.Future[None]) -> None:
+    """Return when `stop` is set. Raises what one of the others raises, or DaemonEnded."""
+    stopping = asyncio.ensure_future(stop.wait())
+    ended = asyncio.ensure_future(daemon.wait_ended())
+    waiting: set[asyncio.Future[Any]] = {stopping, ended, *others}
+    try:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for future in others:
+            if future in done:
+                future.result()
+        if ended in done and stopping not in done:
+            raise DaemonEnded("p2pd ended under the running peer")
+    finally:
+        stopping.cancel()
+        ended.cancel()
 
 
 @asynccontextmanager

@@ -3,6 +3,9 @@
 The same key signs the peer's records, so a record's owner can be checked against the peer id inside it. The file is created
 with mode 0600 in directories of mode 0700, and is never overwritten. Two processes of one machine cannot use one identity at
 the same time (a lock, which ends with the process): libp2p would mix up their connections in ways that are hard to recognise.
+
+This module imports no hivemind, whose first import brings in torch and takes seconds: `gwtf id` answers at once. The two
+protobufs of a key (libp2p's specs/peer-ids: a kind in field 1, the bytes in field 2) are small enough to be written here.
 """
 
 from __future__ import annotations
@@ -21,14 +24,17 @@ import multihash
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from google.protobuf.message import DecodeError
-from hivemind.proto import crypto_pb2
-from hivemind.utils.crypto import RSAPrivateKey, RSAPublicKey
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId
 
 _EXPECTED = "expected an RSA identity file as p2pd and `gwtf id` write it"
+_KEY_BITS, _EXPONENT = 2048, 65537
+_RSA = 0
+"""KeyType of libp2p's key protobufs."""
+
+_KIND_FIELD, _DATA_FIELD = 0x08, 0x12
+"""Tags of the fields 1 (a varint) and 2 (bytes behind their length)."""
 
 
 class IdentityInUse(Exception):
@@ -46,7 +52,7 @@ class Identity:
 
     path: Path
     peer_id: PeerId
-    key: RSAPrivateKey
+    key: rsa.RSAPrivateKey
 
 
 def state_dir(environment: Mapping[str, str]) -> Path:
@@ -64,26 +70,23 @@ def default_identity_path(environment: Mapping[str, str]) -> Path:
 
 def create_identity(path: Path) -> Identity:
     """A new key in a new file. Raises InputError when the file exists or cannot be written."""
-    key = RSAPrivateKey()
-    packed = crypto_pb2.PrivateKey(key_type=crypto_pb2.KeyType.RSA, data=key.to_bytes()).SerializeToString()
-    _write_new(path, packed)
-    return Identity(path, peer_id_of_key(key.get_public_key()), key)
+    key = rsa.generate_private_key(_EXPONENT, _KEY_BITS)
+    _write_new(path, _pack_key(key_bytes(key)))
+    return Identity(path, _peer_id_of(key), key)
 
 
 def load_identity(path: Path) -> Identity:
     """Raises InputError when there is no such file or it holds no RSA key."""
     try:
-        packed = crypto_pb2.PrivateKey.FromString(path.read_bytes())
-        private_key = serialization.load_der_private_key(packed.data, password=None)
+        kind, der = _unpack_key(path.read_bytes())
+        key = serialization.load_der_private_key(der, password=None)
     except OSError as error:
         raise InputError(str(path), "", f"cannot be read: {error.strerror}") from error
-    except (DecodeError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError(str(path), "", _EXPECTED) from error
-    if packed.key_type != crypto_pb2.KeyType.RSA or not isinstance(private_key, rsa.RSAPrivateKey):
+    if kind != _RSA or not isinstance(key, rsa.RSAPrivateKey):
         raise InputError(str(path), "", f"{_EXPECTED}, not another kind of key")
-    key = RSAPrivateKey.__new__(RSAPrivateKey)  # hivemind's class has no constructor from bytes, but it unpickles from them
-    key.__setstate__({"_private_key": packed.data})
-    return Identity(path, peer_id_of_key(key.get_public_key()), key)
+    return Identity(path, _peer_id_of(key), key)
 
 
 def load_or_create_identity(path: Path) -> Identity:
@@ -139,13 +142,75 @@ def is_private(path: Path) -> bool:
     return not path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
 
 
-def peer_id_of_key(key: RSAPublicKey) -> PeerId:
-    """libp2p's id of a public key (specs/peer-ids): base58 of the sha256 multihash of its protobuf."""
-    ssh = serialization.load_ssh_public_key(key.to_bytes())
-    der = ssh.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    packed = crypto_pb2.PublicKey(key_type=crypto_pb2.KeyType.RSA, data=der).SerializeToString()
-    digest = multihash.encode(hashlib.sha256(packed).digest(), multihash.coerce_code("sha2-256"))
+def key_bytes(key: rsa.RSAPrivateKey) -> bytes:
+    """The key in DER, as p2pd and hivemind read it (PKCS 1)."""
+    no_password = serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.TraditionalOpenSSL, no_password)
+
+
+def peer_id_of_key(ssh: bytes) -> PeerId:
+    """libp2p's id of an RSA public key in OpenSSH's form (specs/peer-ids): base58 of the sha256 multihash of its protobuf.
+
+    Raises ValueError when the bytes are no such key.
+    """
+    try:
+        key = serialization.load_ssh_public_key(ssh)
+    except UnsupportedAlgorithm as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(key, rsa.RSAPublicKey):
+        raise ValueError(f"expected an RSA public key, got {type(key).__name__}")
+    return _peer_id_of_public(key)
+
+
+def _peer_id_of(key: rsa.RSAPrivateKey) -> PeerId:
+    return _peer_id_of_public(key.public_key())
+
+
+def _peer_id_of_public(key: rsa.RSAPublicKey) -> PeerId:
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    digest = multihash.encode(hashlib.sha256(_pack_key(der)).digest(), multihash.coerce_code("sha2-256"))
     return PeerId(base58.b58encode(digest).decode())
+
+
+def _pack_key(der: bytes) -> bytes:
+    """The protobuf of an RSA key."""
+    return bytes((_KIND_FIELD, _RSA, _DATA_FIELD)) + _varint(len(der)) + der
+
+
+def _unpack_key(packed: bytes) -> tuple[int, bytes]:
+    """Kind and bytes of a key's protobuf. Raises ValueError when it is none: both fields, once, and nothing else."""
+    found: dict[int, int | bytes] = {}
+    at = 0
+    while at < len(packed):
+        tag, (number, at) = packed[at], _read_varint(packed, at + 1)
+        if tag == _KIND_FIELD:
+            found[tag] = number
+        elif tag == _DATA_FIELD and at + number <= len(packed):
+            found[tag], at = packed[at : at + number], at + number
+        else:
+            raise ValueError("not the protobuf of a key")
+    kind, der = found.get(_KIND_FIELD), found.get(_DATA_FIELD)
+    if not isinstance(kind, int) or not isinstance(der, bytes):
+        raise ValueError("a key without its kind or its bytes")
+    return kind, der
+
+
+def _varint(number: int) -> bytes:
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low]) if not rest else bytes([low | 0x80]) + _varint(rest)
+
+
+def _read_varint(packed: bytes, at: int) -> tuple[int, int]:
+    """A number of at most 32 bits, and where it ends. Raises ValueError."""
+    number = 0
+    for place in range(5):
+        if at + place >= len(packed):
+            break
+        byte = packed[at + place]
+        number |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            return number, at + place + 1
+    raise ValueError("not a number")
 
 
 def _write_new(path: Path, data: bytes) -> None:

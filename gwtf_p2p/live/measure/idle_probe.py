@@ -11,7 +11,7 @@ import asyncio
 import time
 
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
-from gwtf_p2p.live.rpc.rpc import Header, Rpc, RpcFailed
+from gwtf_p2p.live.rpc.api import DataPlane, Header, RpcFailed
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
@@ -27,7 +27,7 @@ DEADLINE_S = 20.0
 class IdleProber:
     """Probes of one peer: `neighbours_due` decides, `run` acts until cancelled. Also the service that takes others' probes."""
 
-    def __init__(self, rpc: Rpc, probes: LinkProbes, stage: Stage) -> None:
+    def __init__(self, rpc: DataPlane, probes: LinkProbes, stage: Stage) -> None:
         self._rpc, self._probes, self._stage = rpc, probes, stage
         self._probed_at: dict[PeerId, float] = {}
         self.view: NetworkView | None = None

@@ -12,9 +12,10 @@ import logging
 from contextlib import AsyncExitStack
 
 from gwtf_p2p.live.libp2p.control import Reservation, ReservationRefused, StreamFailed, reserve
-from gwtf_p2p.live.libp2p.daemon import Daemon, P2POptions, asking_daemon, start_daemon
+from gwtf_p2p.live.libp2p.daemon import Daemon, asking_daemon, start_daemon
 from gwtf_p2p.live.libp2p.dialling import connect
 from gwtf_p2p.live.libp2p.identity import Identity
+from gwtf_p2p.live.libp2p.options import P2POptions
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ async def start_public_relay(options: P2POptions, identity: Identity | None = No
 
     Raises what `start_daemon` raises.
     """
-    for attempt in range(1, STARTS + 1):
+    attempt = 1
+    while True:
         daemon = await start_daemon(options, identity)
         async with AsyncExitStack() as on_failure:
             on_failure.push_async_callback(daemon.stop)
@@ -38,13 +40,12 @@ async def start_public_relay(options: P2POptions, identity: Identity | None = No
             on_failure.pop_all()
         if budget is None or is_generous(budget):
             return daemon
-        logger.info(
-            "start %d: this circuit relay grants %d bytes per circuit; p2pd is started again", attempt, budget.circuit_bytes
-        )
-        if attempt < STARTS:
-            await daemon.stop()
-    logger.warning("this circuit relay ends each circuit after %d bytes and %d s", budget.circuit_bytes, budget.circuit_s)
-    return daemon
+        if attempt == STARTS:
+            logger.warning("this circuit relay ends circuits after %d bytes and %d s", budget.circuit_bytes, budget.circuit_s)
+            return daemon
+        logger.info("start %d: a circuit gets %d bytes of this circuit relay; p2pd starts again", attempt, budget.circuit_bytes)
+        await daemon.stop()
+        attempt += 1
 
 
 def is_generous(budget: Reservation) -> bool:

@@ -8,10 +8,10 @@ kept library does it: it is four messages.
 from __future__ import annotations
 
 import asyncio
+import platform
 import secrets
 import socket
 import struct
-import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -150,7 +150,7 @@ def default_router() -> str:
     """IPv4 address of the default router, empty when there is none. Where the system's table cannot be read (it is, on Linux),
     the first address of this machine's own /24, which is where home routers are.
     """
-    if sys.platform.startswith("linux"):
+    if platform.system() == "Linux":
         for line in Path("/proc/net/route").read_text().splitlines()[1:]:
             _, destination, gateway, flags, *_ = line.split()
             if destination == "00000000" and int(flags, 16) & 2:

@@ -1,4 +1,4 @@
-"""From a run record and a config to the parts of a peer: its place, its model part, its state machine."""
+"""From a run record and a config to the parts of a peer: its place, its model part, the settings of its state machine."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import torch
 
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
-from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
-from gwtf_p2p.protocol.membership.rebalancing import Mover
-from gwtf_p2p.protocol.membership.stage_choice import choose_stage
-from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
-from gwtf_p2p.protocol.peer.stage_peer import StagePeer
-from gwtf_p2p.protocol.routers.factory import KINDS, default_config, make_router, router_kind
-from gwtf_p2p.protocol.routers.swarm_failures import FixedTimings, ForgetfulLiveness
+from gwtf_p2p.protocol.membership.rebalancing import choose_stage
+from gwtf_p2p.protocol.peer.data_peer import DataPeerConfig
+from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice
+from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
+from gwtf_p2p.protocol.routers.factory import KINDS, default_config, router_kind
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS
@@ -49,8 +47,8 @@ def check_config(config: PeerConfig, run: RunRecord) -> None:
             knows = ", ".join(known)
             raise RunMismatch(f"run {run.run_id}: wire.{name}: this peer does not know the codec {codec!r:.40}, only {knows}")
     if run.router not in KINDS:
-        known = f"this version knows {', '.join(KINDS)}"
-        raise RunMismatch(f"run {run.run_id}: router: {known}, the run asks for {run.router!r:.80}")
+        routers = f"this version knows {', '.join(KINDS)}"
+        raise RunMismatch(f"run {run.run_id}: router: {routers}, the run asks for {run.router!r:.80}")
     if config.stage is not None and not 1 <= config.stage <= run.stages:
         raise RunMismatch(f"run {run.run_id}: stage: this run has stages 1 to {run.stages}, not {config.stage}")
     if config.shard is not None and not 0 <= config.shard < run.data_peers:
@@ -109,31 +107,31 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     return Compute(run, executor, optimizer, data, config.memory)
 
 
-def make_machine(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> StagePeer | DataPeer:
-    """The state machine with its router. Raises InputError for an unknown router, or for less memory than is of any use."""
+def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> PeerSettings:
+    """All that the state machine depends on. Raises InputError for an unknown router, or for less memory than is of any use."""
     limit_bytes = 0 if config.memory.folder else config.memory.limit_bytes
     least = done_bytes(run.activation_bytes, run.gradient_bytes)
     if place.stage != DATA_STAGE and 0 < limit_bytes < least:
         raise InputError("--max_kept_gb", "", f"expected at least {least / 1e9:.2g}, for one microbatch, or --spill_dir")
-    settings = config.router_config or default_config(run.router)
-    router = make_router(run.router, settings, run.seed, me)
-    context = Context(
+    kind, settings = router_kind(run.router), config.router_config or default_config(run.router)
+    data_peer = stage_peer = None
+    if place.stage == DATA_STAGE:
+        quorum = (run.data_peers, run.total_iterations, run.peers_per_stage)
+        data_peer = DataPeerConfig(run.microbatches_per_data_peer, *quorum)
+    else:
+        queues = config.queues
+        if queues is None:
+            queues = kind.unbounded_queues or settings.queues_inputs
+        moves = config.moves or settings.moves
+        stage_peer = StagePeerConfig(config.capacity, queues, queues and config.recomputes, moves)
+    return PeerSettings(
         me=me,
         stage=place.stage,
         stages=run.stages,
-        router=router,
+        router=RouterChoice(run.router, settings, run.seed),
         exact=run.recovery == "exact",
         done_bytes=least,
         memory_limit_bytes=limit_bytes,
+        data_peer=data_peer,
+        stage_peer=stage_peer,
     )
-    if getattr(settings, "official_failures", False):
-        context.timings = FixedTimings()
-        context.liveness = ForgetfulLiveness(me, context.timings)
-    if place.stage == DATA_STAGE:
-        quorum = (run.data_peers, run.total_iterations, run.peers_per_stage)
-        return DataPeer(context, DataPeerConfig(run.microbatches_per_data_peer, *quorum))
-    queues = config.queues
-    if queues is None:
-        queues = router_kind(run.router).unbounded_queues or getattr(settings, "queues_inputs", False)
-    mover = Mover(me) if config.moves else None
-    return StagePeer(context, config.capacity, queues=queues, recomputes=queues and config.recomputes, mover=mover)

@@ -10,11 +10,15 @@ from typing import Any
 from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, MemoryLimit
 from gwtf_p2p.live.emulation.emulation import Emulation
 from gwtf_p2p.live.emulation.faults import Fault
-from gwtf_p2p.live.libp2p.daemon import P2POptions
-from gwtf_p2p.live.state.checkpoints import CheckpointOptions
+from gwtf_p2p.live.libp2p.options import P2POptions
+from gwtf_p2p.live.state.options import CheckpointOptions
 from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.wire.records import RunRecord
-from gwtf_p2p.training.compute.executor import ExecutorConfig
+from gwtf_p2p.training.compute.config import ExecutorConfig
+
+RECORD_PERIOD_S = 10.0
+"""How often a peer publishes its record."""
 
 OnReport = Callable[[dict[str, Any]], None]
 """Hears what a peer reports: a `name` and its fields."""
@@ -55,7 +59,7 @@ class PeerConfig:
     figures_every_s: float = 0.0
     fault: Fault | None = None
     event_log: Path | None = None
-    router_config: Any = None
+    router_config: RouterSettings | None = None
     queues: bool | None = None
     recomputes: bool = True
     emulation: Emulation | None = None

@@ -1,14 +1,14 @@
 """Interpreter 2 of the protocol: asyncio, real transfers, real computing. It carries out effects and decides nothing.
 
 Every event enters through `feed`, in the event loop, one at a time; the effects that come back are carried out in order.
-With an event log, each event is written with its `now`, so that a live story can be told again in a test.
+With an event log, each event is written with its `now` and what came back, so that a live story can be told again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +25,9 @@ from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
+from gwtf_p2p.protocol.schedule.iteration_plan import make_plan
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.plans import PlanRequest
 from gwtf_p2p.protocol.wire.messages import (
     Backward,
     Check,
@@ -90,6 +92,10 @@ Downloader = Callable[[ef.Download], Coroutine[Any, Any, None]]
 """Puts a state in place. Raises StateUnavailable or RemoteProtocolError, and then changes nothing."""
 
 
+LogEvent = Callable[[ev.Event, float, Sequence[ef.Effect], str], None]
+"""Hears each event, when it was, what came back, and the failure of the machine ('' when it was none)."""
+
+
 @dataclass(frozen=True, slots=True)
 class DriverParts:
     """Everything a driver connects. `publish` is called when the record should go out soon, `on_move` when this peer is to
@@ -103,7 +109,7 @@ class DriverParts:
     on_move: Callable[[Stage], None]
     on_report: ReportListener
     probes: LinkProbes
-    log_event: Callable[[ev.Event, float], None] | None = None
+    log_event: LogEvent | None = None
     fault: FaultTrigger | None = None
 
 
@@ -113,6 +119,7 @@ class Driver:
     def __init__(self, machine: StagePeer | DataPeer, parts: DriverParts, clock: Callable[[], float] = time.monotonic) -> None:
         self.machine, self.parts = machine, parts
         self.clock = clock
+        self.make_plan = make_plan
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._pushes: dict[int, asyncio.Task[None]] = {}
@@ -131,12 +138,10 @@ class Driver:
         if self._stopped:
             return []
         now = self.clock()
-        if self.parts.log_event is not None:
-            self.parts.log_event(event, now)
         if self.parts.fault is not None:
             self.parts.fault.on_event(event)
         try:
-            effects = self.machine.handle(event, now)
+            effects = self._handle(event, now)
             for effect in effects:
                 self._carry_out(effect)
                 if self.parts.fault is not None:
@@ -145,6 +150,20 @@ class Driver:
             if not self.failure.done():
                 self.failure.set_exception(error)
             raise
+        return effects
+
+    def _handle(self, event: ev.Event, now: float) -> list[ef.Effect]:
+        """Logged before anything is carried out."""
+        effects: list[ef.Effect] = []
+        raised = ""
+        try:
+            effects = self.machine.handle(event, now)
+        except Exception as error:
+            raised = repr(error)
+            raise
+        finally:
+            if self.parts.log_event is not None:
+                self.parts.log_event(event, now, effects, raised)
         return effects
 
     def view_changed(self, view: NetworkView) -> None:
@@ -238,8 +257,8 @@ class Driver:
                 for slot in ev.Slot:
                     self._sent.pop((microbatch, slot), None)
                 self.parts.compute.discard(microbatch)
-            case ef.Plan(job):
-                self._spawn(self._plan(job))
+            case ef.Plan(request):
+                self._spawn(self._plan(request))
             case ef.MoveTo(stage):
                 self.parts.on_move(stage)
             case ef.Publish():
@@ -300,9 +319,9 @@ class Driver:
         worked = await self.parts.compute.work(work, microbatch, compute.keeps)
         self.feed(ev.Computed(work, microbatch, worked.seconds, worked.loss, worked.again_s))
 
-    async def _plan(self, job: Callable[[], Any]) -> None:
+    async def _plan(self, request: PlanRequest) -> None:
         """In a thread: planning takes longer than other events can wait."""
-        self.feed(ev.Planned(await asyncio.to_thread(job)))
+        self.feed(ev.Planned(await asyncio.to_thread(self.make_plan, request)))
 
     async def _average(self, prepare: Prepare) -> None:
         key = (prepare.iteration, prepare.attempt)

@@ -16,10 +16,12 @@ from dataclasses import replace
 
 from gwtf_p2p.live.discovery.dht import Dht
 from gwtf_p2p.live.discovery.peer_cache import PeerCache
-from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable, P2POptions
+from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable
 from gwtf_p2p.live.libp2p.dialling import connect
 from gwtf_p2p.live.libp2p.maddrs import InitialPeer
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.peer.config import OnReport
+from gwtf_p2p.protocol.ids import PeerId
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +72,9 @@ async def _through_cache(start: Start, options: P2POptions, cache: PeerCache) ->
 
 async def keep_joined(daemon: Daemon, dht: Dht, peers: Sequence[InitialPeer], cache: PeerCache) -> None:
     """Ping everybody in `peers` for ever, and note who answers."""
-    maddrs: dict[str, list[str]] = {}
-    for peer in peers:
-        maddrs.setdefault(peer.peer, []).append(peer.text)
-    known = {peer.peer: maddrs[peer.peer] for peer in peers}
+    known: dict[PeerId, list[str]] = {}
+    for initial in peers:
+        known.setdefault(initial.peer, []).append(initial.text)
     while True:
         for peer, addresses in known.items():
             if not await connect(daemon.control_path, peer, addresses, _DIAL_S) and await dht.greet(peer):

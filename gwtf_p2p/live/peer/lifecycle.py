@@ -18,20 +18,17 @@ from typing import Any
 from gwtf_p2p.live.discovery.clock_skew import ClockVerdict, check_clock
 from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, start_dht
 from gwtf_p2p.live.discovery.peer_cache import PeerCache
-from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonEnded, DaemonFailed, NetworkUnreachable, start_daemon
+from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonEnded, DaemonFailed, NetworkUnreachable, start_daemon, until
 from gwtf_p2p.live.libp2p.identity import Identity, IdentityLock, default_identity_path, load_or_create_identity
 from gwtf_p2p.live.measure.bandwidth import serve_speed
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.nat.circuit_relay import start_public_relay
 from gwtf_p2p.live.nat.paths import Paths
 from gwtf_p2p.live.nat.reachability import Reachability
-from gwtf_p2p.live.peer.assembly import check_config
-from gwtf_p2p.live.peer.config import ClockWrong, OnReport, PeerConfig
+from gwtf_p2p.live.peer.config import RECORD_PERIOD_S, ClockWrong, OnReport, PeerConfig, RunMismatch
 from gwtf_p2p.live.peer.join import join, keep_joined
 from gwtf_p2p.live.peer.network import Network
-from gwtf_p2p.live.peer.record_keeper import RECORD_PERIOD_S
-from gwtf_p2p.live.peer.running_peer import start_running, until
-from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.errors import InputError, OtherWireVersion
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
 
 logger = logging.getLogger(__name__)
@@ -102,20 +99,31 @@ async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport,
         if config.role == "bootstrap":
             await until(stop, daemon, joined)
             return
-        run = await _find_run(config, dht)
-        check_config(config, run)
-        times.mark("run")
-        while True:
-            paths = Paths(daemon, reachability) if reachability is not None else None
-            peer = await start_running(config, run, Network(daemon, dht, reachability, paths, cache), on_report, times)
-            try:
-                stage = await peer.serve(stop)
-            finally:
-                await peer.close()
-            if stage is None:
-                return
-            logger.info("this peer moves to stage %d", stage)
-            config, times = replace(config, stage=stage, fault=None), JoinTimes()
+        network = Network(daemon, dht, reachability, None, cache)
+        await _take_part(config, network, on_report, stop, times)
+
+
+async def _take_part(config: PeerConfig, network: Network, on_report: OnReport, stop: asyncio.Event, times: JoinTimes) -> None:
+    """From the run's record to the way out, by way of other stages where this peer is needed more."""
+    # A bootstrap peer never comes here, and does without what computes: these modules import transformers.
+    from gwtf_p2p.live.peer.assembly import check_config
+    from gwtf_p2p.live.peer.running_peer import start_running
+
+    run = await _find_run(config, network.dht)
+    check_config(config, run)
+    times.mark("run")
+    while True:
+        reachability = network.reachability
+        paths = Paths(network.daemon, reachability) if reachability is not None else None
+        peer = await start_running(config, run, replace(network, paths=paths), on_report, times)
+        try:
+            stage = await peer.serve(stop)
+        finally:
+            await peer.close()
+        if stage is None:
+            return
+        logger.info("this peer moves to stage %d", stage)
+        config, times = replace(config, stage=stage, fault=None), JoinTimes()
 
 
 async def _stop_daemon(daemon: Daemon) -> None:
@@ -153,14 +161,18 @@ async def _check_clock(daemon: Daemon, dht: Dht) -> None:
 
 
 async def _find_run(config: PeerConfig, dht: Dht) -> RunRecord:
-    """Publish the new run, or read the record of the one to join. Raises InputError for an unknown run id."""
+    """Publish the new run, or read the record of the one to join. Raises InputError for an unknown run id,
+    RunMismatch for a run whose peers speak another wire version."""
     if config.new_run is not None:
         await dht.publish_run(config.new_run)
         return config.new_run
     assert config.run_id is not None, "the command line asks for a run id or a run file"
     end = time.monotonic() + RUN_WAIT_S
     while True:
-        run = await dht.read_run(config.run_id)
+        try:
+            run = await dht.read_run(config.run_id)
+        except OtherWireVersion as error:
+            raise RunMismatch(f"run {config.run_id}: {error}") from error
         if run is not None:
             return run
         if time.monotonic() > end:

@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from gwtf_p2p.live.discovery.dht import Dht
+from gwtf_p2p.live.discovery.dht import Records
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.measure.run_progress import Progress
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.peer.assembly import Place
+from gwtf_p2p.live.peer.config import RECORD_PERIOD_S
 from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, news_of, stage_record
@@ -29,7 +30,6 @@ from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
 
 logger = logging.getLogger(__name__)
 
-RECORD_PERIOD_S = 10.0
 VIEW_PERIOD_S = 2.0
 ASSEMBLING_PERIOD_S = 0.5
 PUBLISH_SOON_S = 0.2
@@ -37,12 +37,12 @@ ROUTINE_S = 5.0
 NUMBERS_PER_S = 10
 
 
-async def read_view(dht: Dht, run: RunRecord) -> NetworkView:
+async def read_view(dht: Records, run: RunRecord) -> NetworkView:
     """All records of this very model."""
     return NetworkView.of(await _read(dht, run), run.stages, run.activation_bytes, gradient_bytes=run.gradient_bytes)
 
 
-async def _read(dht: Dht, run: RunRecord) -> list[StageRecord]:
+async def _read(dht: Records, run: RunRecord) -> list[StageRecord]:
     stages = [Stage(number) for number in range(run.stages + 1)]
     return [record for record in await dht.read_stages(run.run_id, stages) if record.model_hash == run.model_hash]
 
@@ -51,7 +51,7 @@ class RecordKeeper:
     """Of one peer. `keep_publishing` and `keep_looking` run until cancelled."""
 
     def __init__(
-        self, dht: Dht, run: RunRecord, place: Place, probes: LinkProbes, reachability: Reachability | None = None
+        self, dht: Records, run: RunRecord, place: Place, probes: LinkProbes, reachability: Reachability | None = None
     ) -> None:
         self._dht, self._run, self._place, self._probes = dht, run, place, probes
         self._reachability = reachability

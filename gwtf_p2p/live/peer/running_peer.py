@@ -1,66 +1,44 @@
-"""A peer that has found its run: its parts connected, from ONLINE to the way out."""
+"""A peer that has found its run, from its place in it to the way out: it serves, drains, or moves to another stage."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from gwtf_p2p.live.compute.all_reduce import Averager, AveragingFailed, AveragingGroup
+from gwtf_p2p.live.compute.all_reduce import AveragingFailed, AveragingGroup
 from gwtf_p2p.live.compute.compute import Compute
-from gwtf_p2p.live.compute.resident_memory import resident_bytes
 from gwtf_p2p.live.emulation.faults import FaultTrigger
-from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonEnded
-from gwtf_p2p.live.measure.idle_probe import IdleProber
+from gwtf_p2p.live.libp2p.daemon import until
 from gwtf_p2p.live.measure.join_times import JoinTimes
-from gwtf_p2p.live.measure.link_estimates import LinkProbes
-from gwtf_p2p.live.measure.path_probe import LinkProbe
-from gwtf_p2p.live.measure.traffic import traffic
-from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, make_machine
+from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, peer_settings
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 from gwtf_p2p.live.peer.driver import AverageFailureError, AverageResult, Driver, DriverParts
 from gwtf_p2p.live.peer.event_log import EventLog
 from gwtf_p2p.live.peer.network import Network
-from gwtf_p2p.live.peer.record_keeper import RecordKeeper, read_view
+from gwtf_p2p.live.peer.record_keeper import read_view
+from gwtf_p2p.live.peer.reporting import Reporter, Reporting
 from gwtf_p2p.live.peer.transport import Transport, connect_transport
-from gwtf_p2p.live.state.checkpoints import Checkpoints
-from gwtf_p2p.live.state.replication import Replication
-from gwtf_p2p.live.state.store import StateStore
-from gwtf_p2p.live.state.transfer import StateDonor, StateDownload
+from gwtf_p2p.live.peer.wiring import connect_parts
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.peer.factory import compose
+from gwtf_p2p.protocol.replay.log import Opening
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
+from gwtf_p2p.version import VERSION
 
 logger = logging.getLogger(__name__)
 
 AVERAGE_BOUND_S = 600.0
 """Only a bound on a leaked attempt: the coordinator's deadlines, from measured times, end an attempt long before."""
-
-
-async def until(stop: asyncio.Event, daemon: Daemon, *others: asyncio.Future[None]) -> None:
-    """Return when `stop` is set. Raises what one of the others raises, or DaemonEnded."""
-    stopping = asyncio.ensure_future(stop.wait())
-    ended = asyncio.ensure_future(daemon.wait_ended())
-    waiting: set[asyncio.Future[Any]] = {stopping, ended, *others}
-    try:
-        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for future in others:
-            if future in done:
-                future.result()
-        if ended in done and stopping not in done:
-            raise DaemonEnded("p2pd ended under the running peer")
-    finally:
-        stopping.cancel()
-        ended.cancel()
 
 
 async def start_running(
@@ -82,14 +60,6 @@ async def start_running(
     return peer
 
 
-@dataclass(frozen=True, slots=True)
-class Reporting:
-    """Who hears of this peer, and how long it has taken so far."""
-
-    on_report: OnReport
-    times: JoinTimes
-
-
 class RunningPeer:
     """Made by `start_running`; `serve` runs it, `close` ends it."""
 
@@ -101,44 +71,38 @@ class RunningPeer:
         transport: Transport,
         reporting: Reporting,
     ) -> None:
-        self.config, self.run, self.on_report, self.times = config, run, reporting.on_report, reporting.times
+        self.config, self.run = config, run
         self.place, self.compute = part
         network = transport.network
         self.transport, self.daemon, self.network, self.rpc = transport, network.daemon, network, transport.rpc
         if network.paths is not None:
             network.paths.attach(transport.real_rpc, self._path_changed)
-        self.averager = Averager(self.rpc, run.wire.averages)
+        self.parts = connect_parts(config, run, part, transport, reporting.on_report)
+        self.averager, self.checkpoints, self.records = self.parts.averager, self.parts.checkpoints, self.parts.records
+        self.state_download, self.replication = self.parts.state_download, self.parts.replication
         self._residual: list[Tensor] = []
-        self.checkpoints = Checkpoints(config.checkpoints, run, self.place.stage, self.compute)
-        store = StateStore(self.compute, self.checkpoints)
-        self.donor = StateDonor(self.rpc, store, self.place.stage, config.upload_bytes_per_s)
-        self.state_download = StateDownload(self.rpc)
-        self.replication = Replication(self.checkpoints, self.state_download, self.daemon.peer_id)
-        self.probes = LinkProbes(time.monotonic)
-        self.link_probe = LinkProbe(transport.real_rpc, self.probes, self.on_report)
-        self.prober = IdleProber(self.rpc, self.probes, self.place.stage)
-        self.records = RecordKeeper(transport.dht, run, self.place, self.probes, network.reachability)
         self.event_log = EventLog(config.event_log) if config.event_log else None
         self._started = ev.Started()
-        self._online = self._has_computed = False
         self._drained = asyncio.Event()
         self._moved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._moves_to: Stage | None = None
+        self.settings = peer_settings(config, run, self.place, self.daemon.peer_id)
+        machine = compose(self.settings)
+        self.reporter = Reporter(self.parts, machine, reporting)
         parts = DriverParts(
             compute=self.compute,
             transport=self.rpc,
             average=self._average,
             download=self._download,
-            publish=self._publish,
+            publish=self.reporter.record_changed,
             on_move=self._move,
             on_report=self._report,
-            probes=self.probes,
+            probes=self.parts.probes,
             log_event=self._on_event,
-            fault=FaultTrigger(config.fault, self._announce) if config.fault else None,
+            fault=FaultTrigger(config.fault, self.reporter.fault) if config.fault else None,
         )
-        self.records.resent_bytes = lambda: self.driver.resent_bytes
-        self.records.copied = lambda: self.replication.copied
-        self.driver = Driver(make_machine(config, run, self.place, self.daemon.peer_id), parts)
+        self.driver = Driver(machine, parts)
+        self.records.resent_bytes = self.reporter.resent_bytes = lambda: self.driver.resent_bytes
 
     async def resume(self, view: NetworkView) -> None:
         """Take up the newest own checkpoint, and learn what others keep of this stage. Raises InputError for another model."""
@@ -158,15 +122,17 @@ class RunningPeer:
 
     async def measure(self) -> None:
         """Time this peer's work before anybody plans on it: what is published is measured, never a guess."""
-        for work, seconds in (await self.compute.measure()).items():
-            self.driver.machine.ctx.timings.observe((work.value,), seconds)
+        measured = await self.compute.measure()
+        self.driver.machine.measured(measured)
+        if self.event_log is not None:
+            self.event_log.begin(Opening(self.settings, measured, VERSION, self.run, self.place.shard))
 
     async def serve(self, stop: asyncio.Event) -> Stage | None:
         """Take part until told to stop, or until this peer is to begin anew in another stage, which is returned."""
         machine = self.driver.machine
-        self.state_download.on_chunk = lambda n, of: self.on_report({"name": "download", "chunks": n, "of": of})
+        self.state_download.on_chunk = self.reporter.download
         self.checkpoints.on_kept = self.replication.on_remote = self._tell_kept
-        self.transport.started(machine)
+        self.transport.started(self.driver)
         self.driver.feed(self._started)
         tasks = [
             asyncio.ensure_future(work)
@@ -174,9 +140,9 @@ class RunningPeer:
                 self.records.keep_publishing(machine),
                 self.records.keep_looking(machine, self._view_changed),
                 self.replication.run(lambda: machine.ctx.view, lambda: machine.membership.serves),
-                self.prober.run(),
-                self.link_probe.run(),
-                self._tell_figures(),
+                self.parts.prober.run(),
+                self.parts.link_probe.run(),
+                self.reporter.keep_telling(self.config.figures_every_s),
             )
         ]
         try:
@@ -192,7 +158,7 @@ class RunningPeer:
     async def close(self) -> None:
         await self.checkpoints.close()  # first: a checkpoint that is due needs the compute thread once more
         self.driver.stop()
-        self.donor.stop()
+        self.parts.donor.stop()
         await self.rpc.stop()
         if self.network.paths is not None:
             await self.network.paths.stop()
@@ -268,67 +234,25 @@ class RunningPeer:
 
     def _view_changed(self, view: NetworkView) -> None:
         self.network.saw(view)
-        self.prober.view = view
+        self.parts.prober.view = view
         self.driver.view_changed(view)
 
     def _path_changed(self, peer: PeerId, path: PathType) -> None:
-        self.probes.path_changed(peer, path)
-        self.link_probe.path_changed(peer, path, self.network.paths.circuit_bytes(peer) if self.network.paths else 0)
-        self.records.publish_soon()
-        self.on_report({"name": "path", "peer": peer, "path": path.value})
+        self.parts.probes.path_changed(peer, path)
+        self.parts.link_probe.path_changed(peer, path, self.network.paths.circuit_bytes(peer) if self.network.paths else 0)
+        self.reporter.path(peer, path)
 
-    # ---- what it tells
-
-    def _announce(self, fault: dict[str, Any]) -> None:
-        self.on_report({**fault, "computed_s": self.driver.machine.computed_s})
+    def _on_event(self, event: ev.Event, now: float, effects: Sequence[ef.Effect], raised: str) -> None:
+        if self.event_log is not None:
+            self.event_log.write(event, now, effects, raised)
+        self.reporter.heard(event)
 
     def _tell_kept(self) -> None:
         self.driver.feed(ev.Kept(self.replication.kept))
-
-    def _publish(self) -> None:
-        """Called whenever the record has changed: this is how this peer's coming ONLINE is seen here."""
-        machine, times = self.driver.machine, self.times
-        if not self._online and machine.membership.serves:
-            self._online = True
-            times.mark("online")
-            version = machine.participant.version
-            self.on_report({"name": "online", "stage": self.place.stage, "shard": self.place.shard, "version": version})
-            seconds = round(times.seconds, 3)
-            self.on_report({"name": "joined", "seconds": seconds, "steps": str(times), "step_s": dict(times.step_s)})
-        self.records.publish_soon()
-
-    def _on_event(self, event: ev.Event, now: float) -> None:
-        if self.event_log is not None:
-            self.event_log.write(event, now)
-        if isinstance(event, ev.Computed) and not self._has_computed and event.work in (ev.Work.BACKWARD, ev.Work.FINISH):
-            self._has_computed = True
-            self.on_report({"name": "first_microbatch", "seconds": round(self.times.seconds, 3)})
-
-    async def _tell_figures(self) -> None:
-        """Memory and compute, as often as the config says."""
-        while True:
-            await asyncio.sleep(self.config.figures_every_s or 3600.0)
-            if self.config.figures_every_s:
-                self.on_report({"name": "figures", **self._figures()})
-
-    def _figures(self) -> dict[str, Any]:
-        store = self.compute.store
-        return {
-            "computed_s": self.driver.machine.computed_s,
-            "resent_bytes": self.driver.resent_bytes,
-            "kept_bytes": store.held_bytes,
-            "most_kept_bytes": store.most_held_bytes,
-            "spilled_bytes": store.spilled_bytes,
-            "resident_bytes": resident_bytes(),
-            **traffic(self.transport.real_rpc.meter, self.network.dht.record_bytes),
-        }
 
     def _report(self, report: ef.Report, now: float) -> None:
         if report.name == "stepped":
             self.checkpoints.stepped(self.driver.machine.participant.version)
         elif report.name == "drained":
             self._drained.set()
-        self.records.progress.hear(report.name, report.fields, now)
-        logger.debug("%s %s", report.name, report.fields)
-        fields: dict[str, Any] = {"name": report.name, **report.fields}
-        self.on_report(fields)
+        self.reporter.report(report, now)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import cast
 
 from gwtf_p2p.live.compute.compute import Compute
-from gwtf_p2p.live.discovery.dht import Dht
+from gwtf_p2p.live.discovery.dht import Records
 from gwtf_p2p.live.emulation.emulation import EmulatedDht, EmulatedRpc, Emulation
-from gwtf_p2p.live.emulation.timed_router import timed
+from gwtf_p2p.live.emulation.timed_router import timed, timed_call
 from gwtf_p2p.live.emulation.wire_client import Stretch, WireClient, connect_wire
+from gwtf_p2p.live.peer.driver import Driver
 from gwtf_p2p.live.peer.network import Network
+from gwtf_p2p.live.rpc.api import DataPlane
 from gwtf_p2p.live.rpc.rpc import Rpc
 from gwtf_p2p.protocol.membership.swarm_rebalancing import IN_QUEUE
-from gwtf_p2p.protocol.peer.data_peer import DataPeer
-from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.wire.records import RunRecord
 
 
@@ -25,15 +24,17 @@ class Transport:
 
     network: Network
     real_rpc: Rpc
-    rpc: Rpc
-    dht: Dht
+    rpc: DataPlane
+    dht: Records
     wire: WireClient | None = None
 
-    def started(self, machine: StagePeer | DataPeer) -> None:
+    def started(self, driver: Driver) -> None:
         """The peer takes part from now on."""
+        machine = driver.machine
         if self.wire is not None:
             self.wire.note({"op": "online"})
             machine.ctx.router = timed(machine.ctx.router, time.thread_time, self._planned)
+            driver.make_plan = timed_call(driver.make_plan, time.thread_time, self._planned)
             self.wire.queue_length = lambda: sum(held.phase in IN_QUEUE for held in machine.ctx.held.values())
 
     def _planned(self, seconds: float) -> None:
@@ -53,6 +54,4 @@ async def connect_transport(emulation: Emulation | None, network: Network, run: 
         return Transport(network, rpc, rpc, dht)
     wire = await connect_wire(emulation.socket, me, emulation.links)
     compute.device = Stretch(emulation.work_s, wire)
-    # Both have the methods that a peer uses, with the same meaning; a Protocol for each would say it again.
-    emulated_dht = cast(Dht, EmulatedDht(dht, emulation.lookup_s(me)))
-    return Transport(network, rpc, cast(Rpc, EmulatedRpc(rpc, emulation, wire)), emulated_dht, wire)
+    return Transport(network, rpc, EmulatedRpc(rpc, emulation, wire), EmulatedDht(dht, emulation.lookup_s(me)), wire)

@@ -20,6 +20,9 @@ Header = dict[str, Any]
 """A msgpack map with string keys, at most 1 MiB packed. `kind` chooses the service that gets it."""
 
 
+Payload = memoryview | bytes | bytearray
+
+
 class FailureKind(Enum):
     """Why an exchange with a peer did not come to its end."""
 
@@ -96,6 +99,38 @@ class RpcHandlers(RpcService, Protocol):
 
     def on_watch_broken(self, peer: PeerId, reason: str) -> None:
         """A watched peer (its process, its p2pd or the path to it) is gone. Said once; watch again to hear of it again."""
+
+
+class DataPlane(Protocol):
+    """What a peer needs of its data plane: the real `rpc.Rpc`, or the one over emulated links (`emulation.EmulatedRpc`)."""
+
+    @property
+    def peer_id(self) -> PeerId:
+        """This peer."""
+
+    async def start(self, handlers: RpcHandlers) -> None:
+        """Accept streams from now on. Everything whose kind has no service of its own goes to `handlers`."""
+
+    def add_service(self, kind: str, service: RpcService) -> None:
+        """Pushes and calls whose header has this `kind` go to `service`."""
+
+    async def stop(self) -> None:
+        """End every stream at once, and accept none. May be called twice."""
+
+    async def push(self, to: PeerId, header: Header, payload: Payload, deadline_s: float, *, eager: bool = True) -> PushResult:
+        """Send header and payload; returns when they are acknowledged, or refused. Raises PushFailed.
+
+        The payload must not change meanwhile. `eager=False` waits for the verdict before it sends the payload.
+        """
+
+    async def call(self, to: PeerId, header: Header, deadline_s: float, *, idempotent: bool = False) -> Header:
+        """Send a small message; returns its reply. `idempotent` allows a second try. Raises CallFailed."""
+
+    def watch(self, peer: PeerId) -> None:
+        """Hear of it when the peer is gone."""
+
+    def unwatch(self, peer: PeerId) -> None:
+        """Hear of it no more."""
 
 
 @dataclass(frozen=True, slots=True)

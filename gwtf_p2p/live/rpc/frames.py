@@ -29,13 +29,13 @@ from typing import Protocol, cast
 
 from gwtf_p2p.live.libp2p.dialling import StreamRefused, open_stream
 from gwtf_p2p.live.rpc.meter import Meter
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import PeerId, RunId
+from gwtf_p2p.protocol.wire.records import WIRE_VERSION
 
 FRAME_HEADER = struct.Struct(">BI")
 END_BODY = struct.Struct(">QI")
 GREETING = struct.Struct(">4sBB2x")
 MAGIC = b"GWTF"
-STREAM_VERSION = 2
 MAX_CONTROL_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 19
 
@@ -77,6 +77,11 @@ class Greeted(IntEnum):
 
     OK = 0
     WRONG_VERSION = 1
+
+
+def protocol_name(run_id: RunId) -> str:
+    """The libp2p protocol of a run's streams. It names no version: those who differ in it must be able to tell each other."""
+    return f"gwtf/{run_id}"
 
 
 class FrameListener(Protocol):
@@ -245,7 +250,7 @@ async def open_frames(
             reader, writer = await open_stream(control_path, peer, protocol_name)
             on_failure.callback(writer.transport.abort)
             start_s = clock_s()
-            writer.write(GREETING.pack(MAGIC, STREAM_VERSION, purpose))
+            writer.write(GREETING.pack(MAGIC, WIRE_VERSION, purpose))
             magic, version, status = GREETING.unpack(await reader.readexactly(GREETING.size))
             round_trip_s = clock_s() - start_s
         except asyncio.IncompleteReadError as error:
@@ -253,23 +258,35 @@ async def open_frames(
         if reader.at_eof() or writer.is_closing():  # it ended right behind the greeting: the frames would never hear of it
             raise StreamRefused("the stream ended during the greeting")
         if magic != MAGIC or status != Greeted.OK:
-            raise StreamRefused(f"it speaks stream version {version}, this peer {STREAM_VERSION}")
+            raise StreamRefused(f"it speaks wire version {version}, this peer {WIRE_VERSION}")
         on_failure.pop_all()
     return _take_over(writer, listener), round_trip_s
 
 
+class OtherVersion(Exception):
+    """A stream whose opener speaks another wire version."""
+
+
 async def accept_greeting(reader: asyncio.StreamReader) -> Purpose | None:
-    """Acceptor's first step: the purpose of a new stream, or None when this version does not know it."""
+    """Acceptor's first step: the purpose of a new stream, or None when it is no stream of ours. Raises OtherVersion."""
     magic, version, purpose = GREETING.unpack(await reader.readexactly(GREETING.size))
-    if magic != MAGIC or version != STREAM_VERSION or purpose not in Purpose._value2member_map_:
+    if magic == MAGIC and version != WIRE_VERSION:
+        raise OtherVersion(f"it speaks wire version {version}, this peer {WIRE_VERSION}")
+    if magic != MAGIC or purpose not in Purpose._value2member_map_:
         return None
     return Purpose(purpose)
+
+
+async def refuse_version(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Tells the opener which version is spoken here, and waits for it to end the stream."""
+    writer.write(GREETING.pack(MAGIC, WIRE_VERSION, Greeted.WRONG_VERSION))
+    await reader.read()
 
 
 def accept_frames(writer: asyncio.StreamWriter, listener: FrameListener) -> FrameStream:
     """Acceptor's second step. The opener says nothing between its greeting and our answer, so no byte is lost."""
     stream = _take_over(writer, listener)
-    writer.write(GREETING.pack(MAGIC, STREAM_VERSION, Greeted.OK))
+    writer.write(GREETING.pack(MAGIC, WIRE_VERSION, Greeted.OK))
     return stream
 
 

@@ -17,6 +17,7 @@ open a stream per call, take an early end for a normal one, and leak a connectio
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
@@ -27,6 +28,7 @@ from gwtf_p2p.live.rpc.api import (
     CallFailed,
     FailureKind,
     Header,
+    Payload,
     PushFailed,
     PushResult,
     RpcFailed,
@@ -34,7 +36,16 @@ from gwtf_p2p.live.rpc.api import (
     RpcOptions,
     RpcService,
 )
-from gwtf_p2p.live.rpc.frames import STREAM_VERSION, Frame, FrameStream, Purpose, accept_frames, accept_greeting
+from gwtf_p2p.live.rpc.frames import (
+    Frame,
+    FrameStream,
+    OtherVersion,
+    Purpose,
+    accept_frames,
+    accept_greeting,
+    protocol_name,
+    refuse_version,
+)
 from gwtf_p2p.live.rpc.incoming import Acceptor, IncomingStream
 from gwtf_p2p.live.rpc.outgoing import (
     NotTaken,
@@ -64,7 +75,7 @@ __all__ = [
 ]
 
 
-Payload = memoryview | bytes | bytearray
+logger = logging.getLogger(__name__)
 
 
 class Rpc:
@@ -73,7 +84,7 @@ class Rpc:
     def __init__(self, daemon: Daemon, run_id: RunId, options: RpcOptions = DEFAULT_OPTIONS, ways: Ways | None = None) -> None:
         self._daemon = daemon
         self._options = options
-        self._name = f"gwtf/{STREAM_VERSION}/{run_id}"
+        self._name = protocol_name(run_id)
         self._ways = ways or PlainWays()
         self._pool = StreamPool(daemon.control_path, self._name, options, self._ways)
         self._acceptor = Acceptor(options, self._service_for)
@@ -208,7 +219,12 @@ class Rpc:
         stream = IncomingStream(sender, self._acceptor)
         try:
             async with asyncio.timeout(self._options.first_try_s):
-                purpose = await accept_greeting(reader)
+                try:
+                    purpose = await accept_greeting(reader)
+                except OtherVersion as error:
+                    logger.info("refused a stream of %s: %s", sender, error)
+                    purpose = None
+                    await refuse_version(reader, writer)
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             purpose = None
         ended = reader.at_eof() or writer.is_closing()

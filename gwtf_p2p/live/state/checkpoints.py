@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
 from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.state.options import CheckpointOptions
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.protocol.view.replica_choice import copies_worth_keeping, worth_keeping
@@ -31,21 +30,6 @@ from gwtf_p2p.training.state.checkpoint import (
 from gwtf_p2p.training.state.epochs import UNKNOWN, read_epochs, write_epochs
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointOptions:
-    """`folder` None: none are written. `every` n steps, `keep` the newest n, and what a lost stage may need (`replicas`).
-
-    `copies`: how many peers of neighbouring stages keep a copy of each stage's checkpoints; `copy_bytes_per_s`: how fast this
-    peer fetches what it keeps for others.
-    """
-
-    folder: Path | None = None
-    every: int = 10
-    keep: int = 3
-    copies: int = 1
-    copy_bytes_per_s: float = 8e6
 
 
 class Checkpoints:

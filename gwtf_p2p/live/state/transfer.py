@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from gwtf_p2p.live.rpc.rpc import Header, Rpc, RpcFailed
+from gwtf_p2p.live.rpc.api import DataPlane, Header, RpcFailed
 from gwtf_p2p.live.state.manifest import CHUNK_BYTES, Manifest, Snapshot, assemble, hash_chunk
 from gwtf_p2p.protocol.core.deadlines import Timings
 from gwtf_p2p.protocol.errors import RemoteProtocolError
@@ -55,7 +55,7 @@ class StateSource(Protocol):
 class StateDonor:
     """Serves what `source` has; `stage` is the one meant where a request names none. `pace_bytes_per_s` 0: no limit."""
 
-    def __init__(self, rpc: Rpc, source: StateSource, stage: Stage, pace_bytes_per_s: float = 0.0) -> None:
+    def __init__(self, rpc: DataPlane, source: StateSource, stage: Stage, pace_bytes_per_s: float = 0.0) -> None:
         self._rpc, self._source, self._stage, self._pace = rpc, source, stage, pace_bytes_per_s
         self._snapshots: dict[tuple[Stage, int], Snapshot] = {}
         self._preparing: dict[tuple[Stage, int], asyncio.Task[str]] = {}
@@ -173,7 +173,7 @@ class StateDonor:
 class StateDownload:
     """Receives states. `on_chunk` hears how much of a download has arrived; not of copies, which are paced."""
 
-    def __init__(self, rpc: Rpc) -> None:
+    def __init__(self, rpc: DataPlane) -> None:
         self._rpc = rpc
         self._expected: dict[tuple[PeerId, int, int], asyncio.Future[memoryview]] = {}
         self._timings = Timings()

@@ -12,8 +12,9 @@ from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
+from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
-from gwtf_p2p.protocol.wire.messages import Admit, Standing
+from gwtf_p2p.protocol.wire.messages import Admit, Commit, Standing
 
 GO_BACK_AFTER_S = 5.0
 """How long a stage may lack the weights of this iteration before the swarm gives up what it has done since it had them: the
@@ -75,8 +76,8 @@ class Admission:
         if (version, peer) not in self._said:
             self._said.add((version, peer))
             ctx.report("version_missing", stage=standing.stage, version=version, have=standing.version, peer=peer)
-        if not ctx.is_armed("back", ""):
-            ctx.start_timer("back", "", GO_BACK_AFTER_S)
+        if not ctx.is_armed(Timer.BACK, ""):
+            ctx.start_timer(Timer.BACK, "", GO_BACK_AFTER_S)
 
     def go_back(self, replies: Replies, why: str) -> bool:
         """To the newest version that all stages have; False when there is none."""
@@ -93,3 +94,12 @@ class Admission:
             donors = tuple(sorted(p for p in having - {peer} if replies[p].stage == standing.stage))
             ctx.emit(Send(peer, Admit(to, donors, data_peers, past.epoch, peer in having, past.epoch_starts)))
         return True
+
+    def show_the_way(self, sender: PeerId, standing: Standing | None) -> None:
+        """To a peer that is at an earlier iteration: the commit that it missed, or where to catch up."""
+        ctx, participant = self.ctx, self.participant
+        missed = standing.prepare if standing is not None and standing.prepared else None
+        if missed is not None and missed.iteration == participant.version - 1 and missed.ballot == participant.committed:
+            ctx.emit(Send(sender, Commit(missed.iteration, missed.attempt, missed.coordinator, missed.mean_loss)))
+            return
+        ctx.emit(Send(sender, participant.standing()))

@@ -13,14 +13,18 @@ donors.
 
 from __future__ import annotations
 
+from typing import assert_never, get_args
+
 from gwtf_p2p.protocol.commit.admission import Admission
 from gwtf_p2p.protocol.commit.attempt import Attempt, prepares
 from gwtf_p2p.protocol.commit.inquiry import Inquiry, Outcome, common_version, decide, stages_without
 from gwtf_p2p.protocol.commit.participant import Participant
+from gwtf_p2p.protocol.commit.reports import Reports
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
-from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.events import CoordinatorTimer, Timer
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.wire.messages import (
     Abort,
     Ballot,
@@ -28,7 +32,6 @@ from gwtf_p2p.protocol.wire.messages import (
     Finished,
     Inquire,
     Lost,
-    Missing,
     NotPrepared,
     Prepared,
     Standing,
@@ -41,6 +44,8 @@ FINISH_PRIOR_S = 3.0
 
 PREPARE_RETRY_S = 0.25
 
+COORDINATOR_TIMERS: tuple[CoordinatorTimer, ...] = get_args(CoordinatorTimer)
+
 ATTEMPTS_PER_EPOCH = 1 << 20
 """So that no two committed attempts of an iteration have equal numbers, whatever happened between."""
 
@@ -52,10 +57,11 @@ class Coordinator:
         self.ctx, self.participant = context, participant
         self.roster = Roster(context, participant)
         self.admission = Admission(context, participant, self.roster)
-        participant.coordinator = self.roster.coordinator
+        participant.be_led_by(self.roster.coordinator)
         self.attempt: Attempt | None = None
         self.inquiry: Inquiry | None = None
-        self.finished: dict[PeerId, Finished] = {}
+        self.reports = Reports(context)
+        self.finished = self.reports.finished
         self._unsure = True
         self._number = 0
         self._prepared_at = 0.0
@@ -69,12 +75,12 @@ class Coordinator:
             self.finished[sender] = message
             for peer in sorted({peer for credit in message.ledger for peer in credit.peers if peer}):
                 if self.ctx.liveness.is_lost(peer):
-                    self._void(peer, None)
+                    self.reports.void(peer, None)
             if not self.roster.coordinates:
                 self.ctx.emit(Send(sender, self.participant.standing()))  # it thinks that this peer does
             self.try_to_prepare()
         elif position < self.participant.position:
-            self._show_the_way(sender, None)
+            self.admission.show_the_way(sender, None)
 
     def try_to_prepare(self) -> None:
         """Send out a `Prepare` if all is there; otherwise say what is missing, and ask for it after a while."""
@@ -82,14 +88,14 @@ class Coordinator:
         if not self.roster.coordinates or self.attempt is not None or self.inquiry is not None:
             return
         missing = [peer for peer in self.roster.data_peers() if peer not in self.finished]
-        doubtful = self._credited() & ctx.liveness.excluded
+        doubtful = self.reports.credited(self.roster.data_peers()) & ctx.liveness.excluded
         if missing or doubtful:
             said = (version, tuple(missing), doubtful)
             if self.finished and said != self._said:
                 self._said = said
                 ctx.report("close_waits", iteration=version, for_data_peers=missing, for_redo=sorted(doubtful))
-            if self.finished and not ctx.is_armed("wait", ""):
-                ctx.start_timer("wait", "", ctx.timings.deadline_s(("finish",), FINISH_PRIOR_S))
+            if self.finished and not ctx.is_armed(Timer.WAIT, ""):
+                ctx.start_timer(Timer.WAIT, "", ctx.timings.deadline_s(("finish",), FINISH_PRIOR_S))
             return
         if not any(finished.ledger for finished in self.finished.values()):
             return
@@ -107,16 +113,11 @@ class Coordinator:
         )
         self.attempt = Attempt(number, groups)
         self._prepared_at = ctx.now
-        ctx.cancel_timer("wait", "")
+        ctx.cancel_timer(Timer.WAIT, "")
         for peer, stage in self.attempt.participants.items():
             ctx.liveness.watch(peer, ctx.out)
             ctx.emit(Send(peer, self.attempt.groups[stage]))
-        ctx.start_timer("average", "", ctx.timings.deadline_s(("average",), AVERAGE_PRIOR_S))
-
-    def _credited(self) -> frozenset[PeerId]:
-        live = self.roster.data_peers()
-        ledgers = [finished.ledger for peer, finished in self.finished.items() if peer in live]
-        return frozenset(peer for ledger in ledgers for credit in ledger for peer in credit.peers if peer)
+        ctx.start_timer(Timer.AVERAGE, "", ctx.timings.deadline_s(("average",), AVERAGE_PRIOR_S))
 
     # ---- an attempt under way
 
@@ -131,7 +132,7 @@ class Coordinator:
         if wrong:
             self._give_up(wrong)
             return
-        ctx.cancel_timer("average", "")
+        ctx.cancel_timer(Timer.AVERAGE, "")
         ctx.timings.observe(("average",), ctx.now - self._prepared_at)
         loss = attempt.groups[DATA_STAGE].mean_loss
         attempt.committed = Commit(self.participant.version, attempt.number, ctx.me, loss)
@@ -143,7 +144,7 @@ class Coordinator:
         if attempt is None or (message.iteration, message.attempt) != (self.participant.version, attempt.number):
             return
         if message.missing:
-            self._void(sender, frozenset(message.missing))
+            self.reports.void(sender, frozenset(message.missing))
         if message.suspect is not None:
             self.ctx.suspect(message.suspect, f"{sender} could not average with it: {message.reason}")
         self._give_up(f"{sender}: {message.reason}")
@@ -155,25 +156,11 @@ class Coordinator:
             return
         self.attempt = None
         ctx.report("average_failed", iteration=self.participant.version, reason=why)
-        ctx.cancel_timer("average", "")
+        ctx.cancel_timer(Timer.AVERAGE, "")
         for peer in attempt.participants:  # a lost one too: it may be back before it reads this
             ctx.emit(Send(peer, Abort(self.participant.version, attempt.number)))
         self._admit_joiners()
-        ctx.start_timer("prepare", "", PREPARE_RETRY_S)
-
-    def _void(self, peer: PeerId, microbatches: frozenset[MicrobatchId] | None) -> None:
-        """A peer does not have (some of) what is credited to it: its data peers must have it redone and report again."""
-        for data_peer, finished in sorted(self.finished.items()):
-            void: dict[Stage, list[MicrobatchId]] = {}
-            for credit in finished.ledger:
-                microbatch = MicrobatchId(data_peer, finished.iteration, credit.index)
-                for k, credited in enumerate(credit.peers, start=1):
-                    if credited == peer and (microbatches is None or microbatch in microbatches):
-                        void.setdefault(Stage(k), []).append(microbatch)
-            if void:
-                del self.finished[data_peer]
-            for stage, missing in void.items():
-                self.ctx.emit(Send(data_peer, Missing(peer, stage, tuple(missing))))
+        ctx.start_timer(Timer.PREPARE, "", PREPARE_RETRY_S)
 
     def waits_for(self) -> list[PeerId]:
         """Participants that have not averaged, peers that have not said where they stand."""
@@ -181,35 +168,55 @@ class Coordinator:
             return self.attempt.waiting_for() if self.attempt.committed is None else []
         return self.inquiry.waiting_for() if self.inquiry is not None else []
 
-    def timer(self, what: str) -> None:
-        """`average`, `inquire` are late: ask whoever has not answered. `wait`: data peers are late. `prepare`: try again."""
-        ctx, version = self.ctx, self.participant.version
+    def timer(self, what: CoordinatorTimer) -> None:
         match what:
-            case "average" if self.attempt is not None:
-                for peer in self.attempt.waiting_for():
-                    ctx.suspect(peer, "average is late")
-                    ctx.emit(Send(peer, self.attempt.groups[self.attempt.participants[peer]]))
-                ctx.start_timer("average", "", ctx.timings.deadline_s(("average",), AVERAGE_PRIOR_S))
-            case "inquire" if self.inquiry is not None:
-                for peer in self.inquiry.waiting_for():
-                    ctx.suspect(peer, "an inquiry is late")
-                    ctx.emit(Send(peer, Inquire(version, self.inquiry.number)))
-                ctx.start_timer("inquire", "", ctx.timings.deadline_s(("inquire",), INQUIRY_PRIOR_S))
-            case "wait" if self.roster.coordinates and self.attempt is None and self.inquiry is None:
-                for peer in self.roster.data_peers():
-                    if peer not in self.finished:
-                        ctx.suspect(peer, "it has not finished")
-                        ctx.emit(Send(peer, Inquire(version)))
-                if self._unsure:
-                    self._inquire()  # an attempt of a coordinator that is lost may keep somebody from finishing
+            case Timer.AVERAGE:
+                self._average_is_late()
+            case Timer.INQUIRE:
+                self._inquiry_is_late()
+            case Timer.WAIT:
+                self._data_peers_are_late()
+            case Timer.PREPARE:
                 self.try_to_prepare()
-            case "prepare":
-                self.try_to_prepare()
-            case "back" if self.roster.coordinates and self.admission.waiting and self.attempt is None and self.inquiry is None:
-                self.admission.patience_is_over = True
-                self._inquire()
+            case Timer.BACK:
+                if self._is_free and self.admission.waiting:
+                    self.admission.patience_is_over = True
+                    self._inquire()
             case _:
-                pass
+                assert_never(what)
+
+    @property
+    def _is_free(self) -> bool:
+        """It coordinates, and neither an attempt nor an inquiry is under way."""
+        return self.roster.coordinates and self.attempt is None and self.inquiry is None
+
+    def _average_is_late(self) -> None:
+        """Ask whoever has not prepared, and send its `Prepare` again."""
+        ctx = self.ctx
+        if self.attempt is not None:
+            for peer in self.attempt.waiting_for():
+                ctx.suspect(peer, "average is late")
+                ctx.emit(Send(peer, self.attempt.groups[self.attempt.participants[peer]]))
+            ctx.start_timer(Timer.AVERAGE, "", ctx.timings.deadline_s(("average",), AVERAGE_PRIOR_S))
+
+    def _inquiry_is_late(self) -> None:
+        ctx = self.ctx
+        if self.inquiry is not None:
+            for peer in self.inquiry.waiting_for():
+                ctx.suspect(peer, "an inquiry is late")
+                ctx.emit(Send(peer, Inquire(self.participant.version, self.inquiry.number)))
+            ctx.start_timer(Timer.INQUIRE, "", ctx.timings.deadline_s(("inquire",), INQUIRY_PRIOR_S))
+
+    def _data_peers_are_late(self) -> None:
+        if not self._is_free:
+            return
+        for peer in self.roster.data_peers():
+            if peer not in self.finished:
+                self.ctx.suspect(peer, "it has not finished")
+                self.ctx.emit(Send(peer, Inquire(self.participant.version)))
+        if self._unsure:
+            self._inquire()  # an attempt of a coordinator that is lost may keep somebody from finishing
+        self.try_to_prepare()
 
     # ---- where everybody stands
 
@@ -223,14 +230,14 @@ class Coordinator:
         self.inquiry = Inquiry(self._number, {peer for peer in everybody if not ctx.liveness.is_lost(peer)})
         for peer in sorted(self.inquiry.asked):
             ctx.emit(Send(peer, Inquire(version, self._number)))
-        ctx.start_timer("inquire", "", ctx.timings.deadline_s(("inquire",), INQUIRY_PRIOR_S))
+        ctx.start_timer(Timer.INQUIRE, "", ctx.timings.deadline_s(("inquire",), INQUIRY_PRIOR_S))
 
     def _decide_when_known(self) -> None:
         ctx, inquiry, version = self.ctx, self.inquiry, self.participant.version
         if inquiry is None or inquiry.waiting_for():
             return
         self.inquiry = None
-        ctx.cancel_timer("inquire", "")
+        ctx.cancel_timer(Timer.INQUIRE, "")
         outcome = decide(inquiry, self.participant.position, ctx.stages, ctx.me)
         common = common_version(inquiry.replies, ctx.past, ctx.stages)
         if common is not None and common > version:
@@ -244,7 +251,7 @@ class Coordinator:
         elif outcome.refused is not None:
             self._number = max(self._number, outcome.refused.attempt)
             ctx.liveness.heard_from(outcome.refused.coordinator, ctx.now, ctx.out)
-            ctx.start_timer("prepare", "", PREPARE_RETRY_S)
+            ctx.start_timer(Timer.PREPARE, "", PREPARE_RETRY_S)
         elif outcome.commit is None:
             lost = stages_without(version, inquiry.replies, ctx.past, ctx.stages) if self.admission.patience_is_over else []
             self.admission.patience_is_over = False
@@ -266,7 +273,7 @@ class Coordinator:
         elif standing.leaving:
             self._leaves(sender)
         elif standing.position < position:
-            self._show_the_way(sender, standing)
+            self.admission.show_the_way(sender, standing)
         elif standing.position == position:
             self.roster.enter(sender, standing)
             if standing.coordinator not in (None, self.ctx.me) and self.roster.coordinates:
@@ -281,7 +288,7 @@ class Coordinator:
                 self._give_up(f"{sender} is not free for it")
         if attempt is not None and sender in attempt.participants and (standing.joining or standing.position != position):
             self.roster.remove(sender, gone=False)
-            self._void(sender, None)
+            self.reports.void(sender, None)
             self._give_up(f"{sender} is not at iteration {position[1]}")
 
     def _waits_to_take_part(self, peer: PeerId, standing: Standing) -> bool:
@@ -294,7 +301,7 @@ class Coordinator:
         if standing.coordinator == other < self.ctx.me:
             if self.participant.version > 0:
                 self._give_up(f"{other} leads")
-                self.participant.data_peers = tuple(sorted({other, *self.roster.voters()}))
+                self.participant.set_voters(tuple(sorted({other, *self.roster.voters()})))
                 self._unsure = True
         else:
             self.ctx.emit(Send(other, self.participant.standing()))
@@ -317,7 +324,7 @@ class Coordinator:
         if standing.joining:
             self.roster.remove(sender, gone=True)
             self.finished.pop(sender, None)
-            self._void(sender, None)
+            self.reports.void(sender, None)
         self.admission.waiting[sender] = standing
         self._admit_joiners()
         self.try_to_prepare()
@@ -339,15 +346,6 @@ class Coordinator:
             else:
                 self.admission.admit_all()
 
-    def _show_the_way(self, sender: PeerId, standing: Standing | None) -> None:
-        """To a peer that is at an earlier iteration: the commit that it missed, or where to catch up."""
-        ctx, participant = self.ctx, self.participant
-        missed = standing.prepare if standing is not None and standing.prepared else None
-        if missed is not None and missed.iteration == participant.version - 1 and missed.ballot == participant.committed:
-            ctx.emit(Send(sender, Commit(missed.iteration, missed.attempt, missed.coordinator, missed.mean_loss)))
-            return
-        ctx.emit(Send(sender, participant.standing()))
-
     # ---- other peers, other iterations
 
     def peer_lost(self, peer: PeerId, reason: str) -> None:
@@ -356,7 +354,7 @@ class Coordinator:
         stage = self.roster.remove(peer, gone=False)
         self.admission.waiting.pop(peer, None)
         self.finished.pop(peer, None)
-        self._void(peer, None)
+        self.reports.void(peer, None)
         if self.roster.coordinates:
             for other in self.roster.concerned_by_loss(peer, stage):
                 self.ctx.emit(Send(other, Lost(peer, reason)))
@@ -392,7 +390,7 @@ class Coordinator:
 
     def reset(self) -> None:
         """Forget an iteration that is over."""
-        for what in ("average", "inquire", "wait", "prepare", "back"):
+        for what in COORDINATOR_TIMERS:
             self.ctx.cancel_timer(what, "")
         self.attempt = self.inquiry = None
         self.finished.clear()

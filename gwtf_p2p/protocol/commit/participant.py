@@ -1,6 +1,6 @@
 """One peer's part in closing an iteration: average in the stage group, then one optimizer step, exactly once.
 
-The coordinator (`leading`) sends each participant of each stage group a `Prepare`: the shares to average. A participant first
+The coordinator sends each participant of each stage group a `Prepare`: the shares to average. A participant first
 makes its gradient equal its share: it takes out what it counted but is not credited with (a peer wrongly thought lost, or a
 data peer that died), puts back what an earlier attempt took out, and refuses when something is missing. Then the group
 averages. Only when all participants of all groups have `Prepared`, with equal digests in each group, is the attempt committed;
@@ -11,11 +11,10 @@ over all).
 **No two attempts of one iteration are ever committed**, though coordinators may die or be wrongly thought dead, because
 participants keep a promise (this is Paxos' rule, with all participants of the attempt as its quorum):
 - a participant takes part in attempts of one coordinator only, in rising numbers, until another coordinator has asked where it
-stands
-  (`Inquire`) with a higher number; from then on it takes part in nothing lower;
+  stands (`Inquire`) with a higher number; from then on it takes part in nothing lower;
 - a coordinator that has asked commits the attempt that all participants it can reach have prepared, if there is one, since it
-may have
-  been committed already; otherwise at least one participant has promised never to prepare it, and a new attempt may begin.
+  may have been committed already; otherwise at least one participant has promised never to prepare it, and a new attempt may
+  begin.
 
 A participant that misses a commit (frozen, cut off) is *behind*: it serves nobody, drops what it holds, and catches up
 (`membership`). A peer that catches up *follows*: it is a participant with an empty share, keeps the averages of the iterations
@@ -29,7 +28,7 @@ from collections.abc import Callable
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import Phase
 from gwtf_p2p.protocol.effects import Average, CancelAverage, Publish, Send, Step
-from gwtf_p2p.protocol.events import AverageDone, AverageFailed, Work
+from gwtf_p2p.protocol.events import AverageDone, AverageFailed, Timer, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.messages import (
     Abort,
@@ -53,9 +52,7 @@ Correction = tuple[Work, MicrobatchId]
 
 class Participant:
     """`version`: the iteration that this peer takes part in. `weights`: what its weights are at, equal unless it follows.
-
-    `drop_held`: everything that this peer holds belongs to iterations that it has no part in (its owner drops it).
-    """
+    `active`: the swarm lets this data peer take part; `taking_part`: it does, in the iteration at hand."""
 
     def __init__(self, context: Context) -> None:
         self.ctx = context
@@ -75,8 +72,8 @@ class Participant:
         self.leaving = False
         self.coordinator: Callable[[], PeerId | None] = lambda: None
         self.behind = False
-        self.fell_behind = False
-        self.drop_held = False
+        self._has_fallen_behind = False
+        self._has_let_go = False
         self.data_peers: tuple[PeerId, ...] | None = None
         self._awaited_step: int | None = None
         self._digest = ""
@@ -102,6 +99,52 @@ class Participant:
     def gradient_is_fixed(self) -> bool:
         """No microbatch may be counted now: its gradient is being corrected, averaged or applied."""
         return self.stepping or (self.preparing is not None and not self.prepared)
+
+    # ---- what this peer is told of itself
+
+    def start_from(self, version: int, kept: tuple[int, ...]) -> None:
+        """The program has started with weights of this version; `kept` are the versions that it could restore."""
+        self.version = self.weights = version
+        self.kept = kept
+
+    def keep(self, versions: tuple[int, ...]) -> None:
+        """A checkpoint was written or removed."""
+        self.kept = versions
+
+    def be_led_by(self, coordinator: Callable[[], PeerId | None]) -> None:
+        """Who leads, as this data peer sees it."""
+        self.coordinator = coordinator
+
+    def set_voters(self, data_peers: tuple[PeerId, ...] | None) -> None:
+        """The data peers that began the iteration; None before the first commit, when all that are online do."""
+        self.data_peers = data_peers
+
+    def set_active(self, active: bool) -> None:
+        self.active = active
+
+    def take_part(self, taking_part: bool) -> None:
+        self.taking_part = taking_part
+
+    def join(self) -> None:
+        """It has found where the swarm is: what it says of itself counts from now on."""
+        self.joining = False
+
+    def leave(self) -> None:
+        self.leaving = True
+
+    def count(self, microbatch: MicrobatchId) -> None:
+        """Its gradient is in the sum."""
+        self.counted.add(microbatch)
+
+    def let_go(self) -> bool:
+        """True once after all that this peer holds has come to belong to iterations that it has no part in."""
+        has_let_go, self._has_let_go = self._has_let_go, False
+        return has_let_go
+
+    def fell_behind(self) -> bool:
+        """True once after this peer has fallen behind."""
+        fell, self._has_fallen_behind = self._has_fallen_behind, False
+        return fell
 
     # ---- what the coordinator asks
 
@@ -199,7 +242,7 @@ class Participant:
 
     def wait_for_average(self) -> None:
         """For as long as it usually takes; then it is time to ask whether anybody still wants it."""
-        self.ctx.start_timer("averaging", "", self.ctx.timings.deadline_s(("averaging",), AVERAGING_PRIOR_S))
+        self.ctx.start_timer(Timer.AVERAGING, "", self.ctx.timings.deadline_s(("averaging",), AVERAGING_PRIOR_S))
 
     def average_done(self, event: AverageDone) -> None:
         preparing = self.preparing
@@ -210,7 +253,7 @@ class Participant:
         ):
             return
         self.averaging, self.prepared, self._digest = False, True, event.digest
-        self.ctx.cancel_timer("averaging", "")
+        self.ctx.cancel_timer(Timer.AVERAGING, "")
         self.ctx.timings.observe(("averaging",), event.seconds)
         self._say_prepared()
 
@@ -223,7 +266,7 @@ class Participant:
         ):
             return
         self.averaging, self.preparing = False, None
-        self.ctx.cancel_timer("averaging", "")
+        self.ctx.cancel_timer(Timer.AVERAGING, "")
         failure = NotPrepared(preparing.iteration, event.attempt, self.ctx.stage, event.reason, event.suspect)
         self.ctx.emit(Send(preparing.coordinator, failure))
 
@@ -242,7 +285,7 @@ class Participant:
         """The gradient may change again."""
         if self.preparing is None or self.stepping:
             return
-        self.ctx.cancel_timer("averaging", "")
+        self.ctx.cancel_timer(Timer.AVERAGING, "")
         if self.averaging or self.prepared:
             self.ctx.emit(CancelAverage(self.preparing.iteration, self.preparing.attempt))
         self.preparing, self.averaging, self.prepared = None, False, False
@@ -309,13 +352,14 @@ class Participant:
             where = f"iteration {standing.version}" + (f" of epoch {standing.epoch}" if standing.epoch else "")
             self.fall_behind(f"{sender} is at {where}", self.weights)
 
-    def fall_behind(self, reason: str, weights: int) -> None:
-        """This peer's weights are old, or belong to no version: it must not serve until it has caught up."""
+    def fall_behind(self, reason: str, weights: int, is_known: bool = False) -> None:
+        """This peer's weights are old, or belong to no version: it must not serve until it has caught up. `is_known`: to whom
+        it has to be told (`fell_behind`)."""
         if self.behind:
             return
         self._let_go()
         self.weights = weights
-        self.behind = self.fell_behind = True
+        self.behind, self._has_fallen_behind = True, not is_known
         self.ctx.report("out_of_step", version=self.version, reason=reason)
         self.ctx.emit(Publish())
 
@@ -326,7 +370,7 @@ class Participant:
             self.weights = NO_WEIGHTS  # they may be right, but the gradient is not empty
         self.version, self.ctx.epoch = iteration, epoch
         self.committed = None
-        self.joining = self.behind = self.fell_behind = False
+        self.joining = self.behind = self._has_fallen_behind = False
 
     def _let_go(self) -> None:
         """Nothing that is under way here is of use any more, a step neither."""
@@ -335,7 +379,7 @@ class Participant:
         self.promised, self._early, self._awaited_step = None, None, None
         self.counted.clear()
         self._pending.clear()
-        self.drop_held = True
+        self._has_let_go = True
 
     def downloaded(self, version: int) -> bool:
         """False when the weights are of no use: averages between them and the iteration followed are missing."""

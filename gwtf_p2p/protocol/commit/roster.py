@@ -50,7 +50,8 @@ class Roster:
         if known is not None:
             return known
         idle = self.idle if self.participant.version > 0 else ()
-        return (*(p for p in (view.data_peers if view is not None else ()) if p not in idle), self.ctx.me)
+        others = (p for p in (view.data_peers if view is not None else ()) if p not in idle and p != self.ctx.me)
+        return (*others, self.ctx.me)
 
     def _live(self, peers: set[PeerId]) -> set[PeerId]:
         live = {peer for peer in peers - self.gone if not self.ctx.liveness.is_lost(peer)}

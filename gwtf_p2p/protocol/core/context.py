@@ -26,10 +26,11 @@ from gwtf_p2p.protocol.core.lifecycle import (
 )
 from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.effects import CancelPush, CancelTimer, Discard, DropActivations, Effect, Report, StartTimer
+from gwtf_p2p.protocol.events import Timer, TimerName
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
 
-TIMERS_OF_A_MICROBATCH = ("push", "route", "complete", "backward", "return", "orphan")
+TIMERS_OF_A_MICROBATCH = (Timer.PUSH, Timer.ROUTE, Timer.COMPLETE, Timer.BACKWARD, Timer.RETURN, Timer.ORPHAN)
 QUEUES = frozenset(phase for phase in Phase if phase.name.startswith("QUEUED"))
 
 
@@ -48,10 +49,11 @@ class Context:
     stage: Stage
     stages: int
     router: Router
+    timings: Timings
+    liveness: Liveness
     exact: bool = True
     done_bytes: int = 0
     memory_limit_bytes: int = 0
-    timings: Timings = field(default_factory=Timings)
     held: dict[MicrobatchId, Held] = field(default_factory=dict)
     view: NetworkView | None = None
     now: float = 0.0
@@ -65,12 +67,11 @@ class Context:
     pushes: dict[int, tuple[MicrobatchId, bool]] = field(default_factory=dict)
     _token: int = 0
     _order: int = 0
-    _armed: set[tuple[str, str]] = field(default_factory=set)
+    _armed: set[TimerName] = field(default_factory=set)
     _by_name: dict[str, Held] = field(default_factory=dict)
     _queues: dict[Phase, list[tuple[int, int, MicrobatchId]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.liveness = Liveness(self.me, self.timings)
         self.phases = PHASES if self.stage > 0 else DATA_PHASES
         self._queues = {phase: [] for phase in QUEUES}
 
@@ -86,25 +87,25 @@ class Context:
     def report(self, name: str, **fields: object) -> None:
         self.out.append(Report(name, fields))
 
-    def start_timer(self, what: str, of: object, delay_s: float) -> None:
+    def start_timer(self, what: Timer, of: object, delay_s: float) -> None:
         name = (what, str(of))
         self._armed.add(name)
         self.out.append(StartTimer(name, delay_s))
 
-    def cancel_timer(self, what: str, of: object) -> None:
+    def cancel_timer(self, what: Timer, of: object) -> None:
         name = (what, str(of))
         if name in self._armed:
             self._armed.discard(name)
             self.out.append(CancelTimer(name))
 
-    def timer_fired(self, name: tuple[str, str]) -> bool:
+    def timer_fired(self, name: TimerName) -> bool:
         """False when the timer was cancelled or replaced in the meantime and the event is stale."""
         if name not in self._armed:
             return False
         self._armed.discard(name)
         return True
 
-    def is_armed(self, what: str, of: object) -> bool:
+    def is_armed(self, what: Timer, of: object) -> bool:
         return (what, str(of)) in self._armed
 
     def suspect(self, peer: PeerId, reason: str, broken: bool = False) -> None:
@@ -131,7 +132,7 @@ class Context:
     def add(self, held: Held) -> None:
         """Take a microbatch in; later ones come after it in every queue."""
         self._order += 1
-        held.order = self._order
+        held.queue_at(self._order)
         self.held[held.id] = held
         self._by_name[held.name] = held
         self.occupancy += held.phase in HOLDS_CAPACITY
@@ -149,7 +150,7 @@ class Context:
     def drop_activations(self, held: Held) -> None:
         """Its backward will compute the forward again."""
         assert held.keeps and held.phase in KEEPS_ACTIVATIONS
-        held.keeps = False
+        held.give_room()
         self.activations -= 1
         self.out.append(DropActivations(held.id))
 

@@ -127,49 +127,148 @@ _State = TypeVar("_State", Phase, Sending, Returning)
 STORY_LENGTH = 40
 
 
-@dataclass(slots=True)
-class Held:
-    """All that one peer knows of one microbatch, besides the tensors.
+@dataclass(slots=True, kw_only=True)
+class Downward:
+    """What one peer knows of a microbatch's way down: to whom it is to go, to whom it has gone, and what came of that.
 
-    `attempt` is the one that it came with (see `messages`), `handed` how often it was handed on; at its data peer
-    `result_attempt` is the one that the result came with. `ahead` are the peers planned for the stages after this one,
-    `ahead[0]` being the next; `beyond` is the successor's own successor as its `Complete` told, so that a replacement of
-    the successor can join the path again. `done_by` is who did the backward of all later stages. `asked` counts how often
-    a wait was too long, `taken_at` is when the next peer said that it takes it, `lost_at` is when the peer that had it fell
-    silent. `walking`: the data peer has started again, and the next peer is yet to hear of it. `refused_since`: the data peer
-    refuses a gradient of whose loss it knows nothing, and has `insisted` so often that the way be walked again. `keeps`: the
-    activations of its forward are, or will be, kept for its backward.
+    `ahead` are the peers planned for the stages after this one, `ahead[0]` being the next; `beyond` is the successor's own
+    successor as its `Complete` told, so that a replacement of the successor can join the path again. `handed` is how often it
+    was handed on, `tried` are those that did not take it. `asked` counts how often a wait (either way) was too long,
+    `taken_at` is when the next peer said that it takes it, `lost_at` is when the peer that had it fell silent. `walking`: the
+    data peer has started again, and the next peer is yet to hear of it. `refused_since`: the data peer refuses a gradient of
+    whose loss it knows nothing, and has `insisted` so often that the way be walked again.
+    """
+
+    ahead: tuple[PeerId, ...] = ()
+    sending: Sending = Sending.IDLE
+    successor: PeerId | None = None
+    beyond: PeerId | None = None
+    tried: set[PeerId] = field(default_factory=set)
+    handed: int = 0
+    push_token: int = 0
+    asked: int = 0
+    taken_at: float | None = None
+    waits_since: float = 0.0
+    lost_at: float | None = None
+    refused_since: float | None = None
+    insisted: int = 0
+    walking: bool = False
+
+    def go_by(self, ahead: tuple[PeerId, ...]) -> None:
+        self.ahead = ahead
+
+    def go_first_to(self, peer: PeerId) -> None:
+        """And then as planned."""
+        self.ahead = (peer, *self.ahead[1:])
+
+    def pushed_to(self, peer: PeerId, token: int, now: float) -> None:
+        """A push has begun."""
+        self.push_token = token
+        self.successor, self.beyond = peer, None
+        self.waits_since, self.taken_at = now, None
+
+    def hand(self) -> int:
+        """The number of this handing on."""
+        self.handed += 1
+        return self.handed - 1
+
+    def has_handed(self, times: int) -> None:
+        """In a life of this peer that it has forgotten."""
+        self.handed = max(self.handed, times)
+
+    def taken(self, now: float) -> None:
+        """The next peer wants it."""
+        self.taken_at = now
+
+    def accepted(self, now: float) -> None:
+        """The next peer has it."""
+        self.walking = False
+        self.taken_at = self.taken_at or now
+        self.tried.clear()
+        self.asked = 0
+
+    def may_try(self, peer: PeerId | None = None) -> None:
+        """This peer again; without one, all."""
+        if peer is None:
+            self.tried.clear()
+        else:
+            self.tried.discard(peer)
+
+    def tried_in_vain(self, peer: PeerId) -> None:
+        self.tried.add(peer)
+
+    def ask(self) -> None:
+        """A wait was too long."""
+        self.asked += 1
+
+    def heard(self) -> None:
+        """What was waited for is here."""
+        self.asked = 0
+
+    def wait_from(self, now: float) -> None:
+        self.waits_since = now
+
+    def followed_by(self, peer: PeerId) -> None:
+        """The successor has handed it on."""
+        self.beyond = peer
+
+    def returned_by(self, peer: PeerId) -> None:
+        """Whoever hands back the gradient is the successor."""
+        self.successor = peer
+
+    def missed(self, at: float) -> None:
+        """The peer that had it has been silent since, or forgot it."""
+        if self.lost_at is None:
+            self.lost_at = at
+
+    def found(self) -> None:
+        """It moves on."""
+        self.lost_at = None
+
+    def walk(self) -> None:
+        self.walking = True
+
+    def give_up(self, peer: PeerId, path: tuple[PeerId, ...]) -> None:
+        """This successor is lost: another one takes its place on this path."""
+        self.ahead = (peer, *path)
+        self.tried.add(peer)
+        self.successor = self.beyond = None
+        self.asked = 0
+
+    def refused(self, now: float) -> None:
+        """The data peer refuses a gradient, knowing nothing of the loss."""
+        self.refused_since = now
+
+    def insist(self, now: float) -> None:
+        """The way is to be walked once more."""
+        self.refused_since = now
+        self.insisted += 1
+
+
+@dataclass(slots=True)
+class Held(Downward):
+    """All that one peer knows of one microbatch, besides the tensors. Others read its fields; its methods change them.
+
+    `attempt` is the one that it came with (see `messages`); at its data peer `result_attempt` is the one that the result came
+    with. `done_by` is who did the backward of all later stages. `keeps`: the activations of its forward are, or will be, kept
+    for its backward.
     """
 
     id: MicrobatchId
     attempt: Attempt
     phase: Phase
     predecessor: PeerId
-    ahead: tuple[PeerId, ...] = ()
-    sending: Sending = Sending.IDLE
     returning: Returning = Returning.IDLE
-    successor: PeerId | None = None
     gradient_from: PeerId | None = None
-    beyond: PeerId | None = None
-    tried: set[PeerId] = field(default_factory=set)
     done_by: tuple[PeerId, ...] = ()
-    handed: int = 0
     result_attempt: Attempt = ()
-    push_token: int = 0
     return_token: int = 0
     order: int = 0
-    asked: int = 0
     computed_s: float = 0.0
     delivered_at: float = 0.0
     forward_held_s: float = 0.0
-    taken_at: float | None = None
-    waits_since: float = 0.0
-    lost_at: float | None = None
-    refused_since: float | None = None
-    insisted: int = 0
     unwanted: bool = False
     keeps: bool = True
-    walking: bool = False
     loss: float | None = None
     story: list[str] = field(default_factory=list)
     name: str = ""
@@ -189,6 +288,70 @@ class Held:
     def to_returning(self, returning: Returning, now: float) -> None:
         self._check(self.returning, returning, RETURNING_STEPS, now)
         self.returning = returning
+
+    def queue_at(self, order: int) -> None:
+        """Its place among what has come to this peer."""
+        self.order = order
+
+    # ---- how it came
+
+    def offered_again(self, attempt: Attempt) -> bool:
+        """In an attempt as high or higher; True when its data peer has started again meanwhile."""
+        is_restarted = attempt[0] > self.attempt[0]
+        self.unwanted, self.attempt = False, attempt
+        return is_restarted
+
+    def handed_by(self, peer: PeerId) -> None:
+        """The peer that has the stage before, perhaps in the place of another."""
+        self.predecessor = peer
+
+    def delivered(self, now: float) -> None:
+        self.delivered_at = now
+
+    def result_offered(self, attempt: Attempt) -> None:
+        """Back at its data peer."""
+        self.result_attempt = attempt
+
+    def begin_again(self, generation: int) -> None:
+        """Its data peer hands it on above all attempts of lower generations."""
+        self.attempt = (generation,)
+
+    def reach(self, generation: int) -> None:
+        """Its data peer has had to begin again."""
+        self.attempt = (max(self.attempt[0], generation), *self.attempt[1:])
+
+    # ---- what is computed, and how it goes back
+
+    def computed(self, seconds: float, loss: float | None) -> None:
+        self.computed_s += seconds
+        if loss is not None:
+            self.loss = loss
+
+    def keep_if(self, keeps: bool) -> None:
+        """Its forward begins: will its activations be kept?"""
+        self.keeps = keeps
+
+    def give_room(self) -> None:
+        """Its activations are freed: the forward will be computed again."""
+        self.keeps = False
+
+    def forwarded(self, now: float) -> None:
+        """Its forward is done."""
+        self.forward_held_s = now - self.delivered_at
+
+    def drop_later(self) -> None:
+        """Nobody wants what is being computed."""
+        self.unwanted = True
+
+    def gradient_offered(self, peer: PeerId) -> None:
+        self.gradient_from = peer
+
+    def gradient_is_here(self, done_by: tuple[PeerId, ...]) -> None:
+        self.done_by = done_by
+
+    def return_with(self, token: int) -> None:
+        """A push back has begun."""
+        self.return_token = token
 
     def note(self, what: str, now: float) -> None:
         self.story.append(f"{now:.3f} {what}")

@@ -10,14 +10,14 @@ chooses the next); the peer that holds the microbatch asks again when the answer
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.negotiation.messages import NegotiationMessage
 from gwtf_p2p.protocol.negotiation.offers import Advert
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.plans import IterationPlan, PlanRequest
+from gwtf_p2p.protocol.wire.negotiation_messages import NegotiationMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +100,11 @@ class PlanningRouter(Router, Protocol):
     def revised(self, microbatch: MicrobatchId, stage: Stage) -> tuple[PeerId, ...]:
         """The stage peers from `stage` on by what is published now; empty to stay with the route that the microbatch has."""
 
-    def planning(self, without: frozenset[PeerId], now: float) -> Callable[[], Any] | None:
-        """A job to be run wherever it disturbs nobody, or None. `without`: peers that must not be used."""
+    def planning(self, without: frozenset[PeerId], now: float) -> PlanRequest | None:
+        """A plan to be made wherever it disturbs nobody, or None. `without`: peers that must not be used."""
 
-    def planned(self, result: Any) -> None:
-        """The result of the job, when it is there."""
+    def planned(self, plan: IterationPlan | None) -> None:
+        """What was asked for, when it is there; None when there is no such plan."""
 
 
 @runtime_checkable

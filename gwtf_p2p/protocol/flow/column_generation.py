@@ -51,7 +51,7 @@ class Budget:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class CapacityAvailable:
+class CapacityLeft:
     """What flows may use: `bounds[0]` demands, `bounds[k]` capacities of stage k, and `most` flows in all."""
 
     bounds: tuple[IntArray, ...]
@@ -60,13 +60,13 @@ class CapacityAvailable:
     def fits(self, path: Path) -> bool:
         return self.most > 0 and all(self.bounds[k][i] > 0 for k, i in enumerate(path[:-1]))
 
-    def without(self, paths: list[Path]) -> CapacityAvailable:
+    def without(self, paths: list[Path]) -> CapacityLeft:
         """What is left when these are in use."""
         bounds = tuple(b.copy() for b in self.bounds)
         for path in paths:
             for k, i in enumerate(path[:-1]):
                 bounds[k][i] -= 1
-        return CapacityAvailable(bounds, self.most - len(paths))
+        return CapacityLeft(bounds, self.most - len(paths))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Pricer:
         return (data, *reversed(stage_peers), data)
 
 
-def relax(pricer: Pricer, room: CapacityAvailable, pool: tuple[Path, ...], budget: Budget) -> Relaxation:
+def relax(pricer: Pricer, room: CapacityLeft, pool: tuple[Path, ...], budget: Budget) -> Relaxation:
     """The relaxation within `room`, starting from the paths in `pool`."""
     problem, bounds = pricer.problem, room.bounds
     reward = flow_reward(problem, room.most)
@@ -147,7 +147,7 @@ def flow_reward(problem: Problem, units: int) -> float:
     return float((units + 1) * (dearest + 1))
 
 
-def dive(pricer: Pricer, relaxation: Relaxation, room: CapacityAvailable, budget: Budget) -> list[Path]:
+def dive(pricer: Pricer, relaxation: Relaxation, room: CapacityLeft, budget: Budget) -> list[Path]:
     """Whole flows near a relaxation, within `room`; possibly fewer flows than the relaxation has. When the budget ends, what
     fits is taken in the order of the fractions."""
     flows: list[Path] = []
@@ -168,7 +168,7 @@ def _split(amount: float) -> tuple[int, float]:
     return whole, rest if rest > _WHOLE else 0.0
 
 
-def _fix(relaxation: Relaxation, room: CapacityAvailable, least: float) -> list[Path]:
+def _fix(relaxation: Relaxation, room: CapacityLeft, least: float) -> list[Path]:
     """The whole parts, then the fractions from `least` up that fit; at least one path while there is any."""
     parts = [(path, *_split(amount)) for path, amount in relaxation.amounts]
     offers = [path for path, whole, _ in parts for _ in range(whole)]

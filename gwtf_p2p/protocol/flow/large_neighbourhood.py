@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gwtf_p2p.protocol.flow.column_generation import Budget, CapacityAvailable, Pricer, dive, relax
+from gwtf_p2p.protocol.flow.column_generation import Budget, CapacityLeft, Pricer, dive, relax
 from gwtf_p2p.protocol.flow.local_search import costs_of, in_order, spare_of, value
 from gwtf_p2p.protocol.flow.master_lp import FloatArray, Path
 from gwtf_p2p.protocol.flow.min_cost import FAR, IntArray
@@ -106,7 +106,7 @@ def _replan(pricer: Pricer, flows_FL: IntArray, released: Mask, most: int, budge
     problem, others = pricer.problem, flows_FL[~released]
     demand = problem.capacities[0].copy()
     np.subtract.at(demand, others[:, 0], 1)
-    room = CapacityAvailable((demand, *spare_of(problem, others)), most - len(others))
+    room = CapacityLeft((demand, *spare_of(problem, others)), most - len(others))
     relaxation = relax(pricer, room, tuple(tuple(row) for row in flows_FL[released].tolist()), budget)
     paths = np.array(dive(pricer, relaxation, room, budget), dtype=np.int64).reshape(-1, flows_FL.shape[1])
     candidate = in_order(np.concatenate([others, paths]))

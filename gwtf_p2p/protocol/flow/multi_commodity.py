@@ -9,6 +9,7 @@ total cost. One data peer: min-cost flow, exact. Several: NP-hard in general (Ev
 4. `flow_columns`: the linear relaxation by column generation, rounded by diving, then the same descent; the better of 3 and 4
    goes on. On problems of the size of a run it is the optimum or within a fraction of a percent of it.
 5. `flow_release`: while there is a gap to the bound, small groups of flows are released and planned again.
+6. `other_orders`: a small problem with a gap is solved anew with its peers in other orders, and the best plan is taken.
 
 The lower bound is the better of 1 and Lagrange's bound under the prices of 1 and 4. Same problem, same flows: there is no
 clock and no random choice, and the effort is bounded by counted work.
@@ -16,19 +17,22 @@ clock and no random choice, and the effort is bounded by counted work.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
 
-from gwtf_p2p.protocol.flow.column_generation import Budget, CapacityAvailable, Pricer, dive, lower_bound_us, relax
+from gwtf_p2p.protocol.flow.column_generation import Budget, CapacityLeft, Pricer, dive, lower_bound_us, relax
 from gwtf_p2p.protocol.flow.large_neighbourhood import Goal, release_and_replan
 from gwtf_p2p.protocol.flow.local_search import ALL_MOVES, SMALL_MOVES, costs_of, cut_change, descend, in_order, value
 from gwtf_p2p.protocol.flow.master_lp import FloatArray
 from gwtf_p2p.protocol.flow.min_cost import FAR, NO_ARC, FlowResult, IntArray, LayeredNetwork, solve
+from gwtf_p2p.protocol.flow.other_orders import in_first_order, other_orders, reordered
 from gwtf_p2p.protocol.flow.problem import Problem
 
 _MAX_PAIRWISE = 512
+RESTARTS, MOST_FLOWS_OF_A_RESTART, LEAST_GAP_OF_A_RESTART = 3, 64, 0.005
+"""How often a problem with at most so many flows is solved anew when its plan may be so much too dear."""
 
 
 class JointStatus(Enum):
@@ -83,7 +87,27 @@ def solve_joint(problem: Problem, effort: Effort | None = None) -> JointFlows:
     flows = bring_home(problem, together)
     if value(problem, flows) == (-together.units, together.cost):
         return JointFlows(JointStatus.OPTIMAL, flows, together.cost, together.cost, together.units, prices)
-    return _improve(problem, together, descend(problem, flows, SMALL_MOVES), effort or Effort())
+    best = _improve(problem, together, descend(problem, flows, SMALL_MOVES), effort or Effort())
+    return _restarted(problem, best, effort or Effort())
+
+
+def _restarted(problem: Problem, best: JointFlows, effort: Effort) -> JointFlows:
+    """Step 6. The bound and the prices are those of the first order, and the best bound."""
+    if len(best.flows) > MOST_FLOWS_OF_A_RESTART or best.cost_us <= best.lower_bound_us * (1 + LEAST_GAP_OF_A_RESTART):
+        return best
+    bound = best.lower_bound_us
+    for orders in other_orders(problem, RESTARTS):
+        other = reordered(problem, orders)
+        together = solve(other.network(), other.demand)
+        found = _improve(other, together, descend(other, bring_home(other, together), SMALL_MOVES), effort)
+        if len(found.flows) == len(best.flows):
+            bound = max(bound, found.lower_bound_us)
+        if value(other, found.flows) < value(problem, best.flows):
+            flows = in_order(in_first_order(found.flows, orders))
+            best = replace(best, flows=flows, cost_us=found.cost_us, lower_bound_us=min(bound, found.cost_us))
+    bound = min(bound, best.cost_us)
+    is_optimal = (len(best.flows), best.cost_us) == (best.most_flows, bound)
+    return replace(best, lower_bound_us=bound, status=JointStatus.OPTIMAL if is_optimal else best.status)
 
 
 def _improve(problem: Problem, together: FlowResult, flows: IntArray, effort: Effort) -> JointFlows:
@@ -97,10 +121,10 @@ def _improve(problem: Problem, together: FlowResult, flows: IntArray, effort: Ef
     pool = [tuple(row) for row in flows.tolist()]
     for data, peer in enumerate(problem.data_peers):
         pool.extend(pricer.paths(data, prices[0], float(FAR), min(max(4, peer.demand), 32)))
-    room = CapacityAvailable(problem.capacities[:-1], together.units)
+    room = CapacityLeft(problem.capacities[:-1], together.units)
     relaxation = relax(pricer, room, tuple(pool), budget)
     if relaxation.is_optimal and (most := int(np.floor(relaxation.units + 1e-4))) < room.most:
-        room = CapacityAvailable(room.bounds, most)
+        room = CapacityLeft(room.bounds, most)
         relaxation = relax(pricer, room, relaxation.pool, budget)
     prices.append(relaxation.prices.stage_peer)
     rounded = np.array(dive(pricer, relaxation, room, budget), dtype=np.int64).reshape(-1, problem.stages + 2)

@@ -50,8 +50,7 @@ class Membership:
         return self.state is PeerState.ONLINE and not self.participant.out_of_step
 
     def started(self, event: ev.Started) -> None:
-        self.participant.version = self.participant.weights = event.weights_version
-        self.participant.kept = event.kept
+        self.participant.start_from(event.weights_version, event.kept)
         self.ctx.epoch = event.epoch
         self.ctx.incarnation = event.incarnation or int(self.ctx.now * 1000)
         if self.ctx.view is not None:
@@ -59,7 +58,7 @@ class Membership:
 
     def view_changed(self) -> None:
         """The first records decide whether to wait for a admission; later ones may show that the swarm has gone on."""
-        if self.state is PeerState.JOINING and not self.ctx.is_armed("seek", ""):
+        if self.state is PeerState.JOINING and not self.ctx.is_armed(ev.Timer.SEEK, ""):
             self.seek()
         elif self.serves or (self.state is PeerState.DRAINING and not self.drained):
             self._introduce()
@@ -78,8 +77,8 @@ class Membership:
 
     def doubt(self) -> None:
         """Somebody seems to be further: say where this peer stands, and who knows better will answer."""
-        if not self.ctx.is_armed("doubt", "") and not self.participant.stepping:
-            self.ctx.start_timer("doubt", "", SEEK_S)
+        if not self.ctx.is_armed(ev.Timer.DOUBT, "") and not self.participant.stepping:
+            self.ctx.start_timer(ev.Timer.DOUBT, "", SEEK_S)
             self.say()
 
     def say(self) -> None:
@@ -99,7 +98,7 @@ class Membership:
             return
         elif ctx.stage == DATA_STAGE:
             self._download(max(version, participant.weights), (), own=epoch <= ctx.epoch)
-        ctx.start_timer("seek", "", self._seek_s)
+        ctx.start_timer(ev.Timer.SEEK, "", self._seek_s)
         self._seek_s = min(2 * self._seek_s, MOST_SEEK_S)
 
     def _ask_who_leads(self) -> None:
@@ -121,15 +120,16 @@ class Membership:
         mine = (ctx.epoch, participant.weights)
         if all(s.position < mine or (s.position == mine and ctx.me < peer) for peer, s in known.items()):
             ctx.report("takes_the_lead", version=participant.version, others=sorted(known))
-            participant.data_peers = (ctx.me,) if participant.weights > 0 else None
+            participant.set_voters((ctx.me,) if participant.weights > 0 else None)
             if participant.behind:
                 self._download(participant.weights, (), own=True)  # to empty the gradient
             else:
                 self._online(admitted=True)
 
-    def timer(self, what: str) -> None:
+    def still_seeks(self) -> None:
+        """The timer fired: look again, if there is reason to."""
         not_admitted = self.ctx.stage == DATA_STAGE and not self.admitted
-        if what == "seek" and (self.state is PeerState.JOINING or self.participant.behind or not_admitted):
+        if self.state is PeerState.JOINING or self.participant.behind or not_admitted:
             self.seek()
 
     def fell_behind(self) -> None:
@@ -148,14 +148,14 @@ class Membership:
         )
         if in_step:
             if not self.admitted:
-                participant.data_peers = message.data_peers if message.iteration > 0 else None
+                participant.set_voters(message.data_peers if message.iteration > 0 else None)
             self._online(admitted=True)
         elif message.position != participant.position or participant.behind or self._downloading is None:
-            ctx.cancel_timer("seek", "")
+            ctx.cancel_timer(ev.Timer.SEEK, "")
             self.admitted = ctx.me in message.data_peers and message.epoch > ctx.epoch
             participant.follow(message.iteration, message.epoch)
             ctx.epoch_starts = message.epoch_starts
-            participant.data_peers = message.data_peers if message.iteration > 0 else None
+            participant.set_voters(message.data_peers if message.iteration > 0 else None)
             if self.state is PeerState.JOINING:
                 self.state = PeerState.ONLINE
             ctx.report("catching_up", iteration=message.iteration, donors=list(message.donors))
@@ -194,7 +194,7 @@ class Membership:
         self._online(admitted=self.admitted)
         self.say()
         if self.ctx.stage == DATA_STAGE and not self.admitted:
-            self.ctx.start_timer("seek", "", self._seek_s)
+            self.ctx.start_timer(ev.Timer.SEEK, "", self._seek_s)
 
     def drain(self) -> None:
         if self.state is not PeerState.DRAINING:
@@ -205,7 +205,8 @@ class Membership:
     def drained_when(self, nothing_left: bool) -> None:
         """Leave once: the peers that are told do not wait for this one any more."""
         if self.state is PeerState.DRAINING and nothing_left and not self.drained:
-            self.drained = self.participant.leaving = True
+            self.drained = True
+            self.participant.leave()
             if self.moving_to is None:
                 self.ctx.report("drained", version=self.participant.version)
             self._say_goodbye()
@@ -238,9 +239,8 @@ class Membership:
         self.ctx.report("download_failed", reason=reason)
         participant = self.participant
         if not participant.behind and not participant.joining:
-            participant.fall_behind(reason, participant.weights)
-            participant.fell_behind = False
-        self.ctx.start_timer("seek", "", self._seek_s)
+            participant.fall_behind(reason, participant.weights, is_known=True)
+        self.ctx.start_timer(ev.Timer.SEEK, "", self._seek_s)
         self._seek_s = min(2 * self._seek_s, MOST_SEEK_S)
 
     def _download(self, version: int, donors: tuple[PeerId, ...], own: bool) -> None:
@@ -249,8 +249,8 @@ class Membership:
             self.ctx.emit(Download(version, donors, own, self.ctx.epoch))
 
     def _online(self, admitted: bool) -> None:
-        self.ctx.cancel_timer("seek", "")
-        self.participant.joining = False
+        self.ctx.cancel_timer(ev.Timer.SEEK, "")
+        self.participant.join()
         self.admitted = admitted
         self._seek_s = SEEK_S
         if self.state is PeerState.JOINING:

@@ -1,4 +1,5 @@
-"""Should a stage peer change its stage? Which one, and when is it sure enough? (SWARM's rule: `placement`.)
+"""Which stage needs a peer most? A newcomer takes it, and a stage peer changes to it when it is sure enough (SWARM has another
+rule: `swarm_rebalancing`).
 
 A stage's *pace* is how many seconds it needs per microbatch: the larger of what its peers' compute allows (1 / sum of their
 rates) and what their slots allow (how long a microbatch holds a slot, over the sum of their capacities: the flow per capacity
@@ -8,10 +9,15 @@ it neither that stage nor the one that it leaves is as slow as the bottleneck wa
 All peers find the same move from the same records, so they agree on the mover without talking. Against flapping: the margin;
 the same move must be found several times in a row; nothing moves while a peer is on its way (joining, syncing or draining), nor
 for a while after any peer has come, gone or moved. A stage without anybody stops the training: then only the second rule holds.
+
+A newcomer takes the stage with the largest pace, where one more peer raises the swarm's throughput most. Ties go to the stage
+with fewer peers, then to one drawn by the newcomer's id, so that several newcomers who look at the same records do not all
+choose the same stage.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
@@ -74,6 +80,28 @@ class Paces:
     def bottleneck(self) -> Stage:
         """Of equals the lowest."""
         return min(self.participants, key=lambda stage: (-round(self.pace_s(stage), 9), stage))
+
+
+@dataclass(frozen=True, slots=True)
+class StageChoice:
+    stage: Stage
+    reason: str
+
+
+def choose_stage(view: NetworkView, me: PeerId) -> StageChoice:
+    """Counts peers that are about to serve as well: a stage whose only other peer is still joining is not empty."""
+    coming = [r for p, r in view.records.items() if p != me and r.state is not PeerState.DRAINING]
+    paces = Paces(view.stages, coming)
+
+    def key(stage: Stage) -> tuple[float, int, str]:
+        drawn = hashlib.sha256(f"{me}/{stage}".encode()).hexdigest()
+        return -round(paces.pace_s(stage), 6), len(paces.participants[stage]), drawn
+
+    best = min(paces.participants, key=key)
+    count, pace_s = len(paces.participants[best]), paces.pace_s(best)
+    if not count:
+        return StageChoice(best, "no peer serves it yet")
+    return StageChoice(best, f"the slowest of {view.stages} stages, {pace_s:.3f} s per microbatch with {count} peers")
 
 
 def best_move(view: NetworkView) -> Move | NoMove:

@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from math import exp
 
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.negotiation.messages import (
+from gwtf_p2p.protocol.negotiation.requests import Search, lead
+from gwtf_p2p.protocol.negotiation.side import Side
+from gwtf_p2p.protocol.negotiation.slots import Slot
+from gwtf_p2p.protocol.wire.negotiation_messages import (
     ChangeAnswer,
     Passage,
     RedirectAnswer,
     RequestChange,
     RequestRedirect,
 )
-from gwtf_p2p.protocol.negotiation.requests import Search, lead
-from gwtf_p2p.protocol.negotiation.side import Side
-from gwtf_p2p.protocol.negotiation.slots import Slot
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,12 @@ from random import Random
 
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.negotiation.annealing import Moves
-from gwtf_p2p.protocol.negotiation.messages import (
+from gwtf_p2p.protocol.negotiation.offers import Advert, offers_of, prices_of
+from gwtf_p2p.protocol.negotiation.paths import Paths
+from gwtf_p2p.protocol.negotiation.requests import Search
+from gwtf_p2p.protocol.negotiation.side import Near, NegotiationConfig, Side
+from gwtf_p2p.protocol.negotiation.slots import Slot, Slots
+from gwtf_p2p.protocol.wire.negotiation_messages import (
     DOWNWARD,
     CancelFlow,
     ChangeAnswer,
@@ -55,11 +60,6 @@ from gwtf_p2p.protocol.negotiation.messages import (
     UnknownFlows,
     UpstreamIs,
 )
-from gwtf_p2p.protocol.negotiation.offers import Advert, offers_of, prices_of
-from gwtf_p2p.protocol.negotiation.paths import Paths
-from gwtf_p2p.protocol.negotiation.requests import Search
-from gwtf_p2p.protocol.negotiation.side import Near, NegotiationConfig, Side
-from gwtf_p2p.protocol.negotiation.slots import Slot, Slots
 
 ANSWER_S = 15.0
 """After which a request counts as refused. The transport tells of lost messages and peers long before."""

@@ -13,7 +13,10 @@ from math import exp
 from random import Random
 
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.negotiation.messages import (
+from gwtf_p2p.protocol.negotiation.offers import best_to_take, cheapest_spare, offers_of, prices_of
+from gwtf_p2p.protocol.negotiation.side import Side
+from gwtf_p2p.protocol.negotiation.slots import Slot
+from gwtf_p2p.protocol.wire.negotiation_messages import (
     NONE_QUOTED,
     CancelFlow,
     CheckFlows,
@@ -25,9 +28,6 @@ from gwtf_p2p.protocol.negotiation.messages import (
     UnknownFlows,
     UpstreamIs,
 )
-from gwtf_p2p.protocol.negotiation.offers import best_to_take, cheapest_spare, offers_of, prices_of
-from gwtf_p2p.protocol.negotiation.side import Side
-from gwtf_p2p.protocol.negotiation.slots import Slot
 
 YOUNG_S = 2.0
 """A hop whose ends have just changed is not checked: the announcement may still be under way."""

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from math import exp, log
 
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.negotiation.messages import (
+from gwtf_p2p.protocol.negotiation.side import Side
+from gwtf_p2p.protocol.negotiation.slots import Slot
+from gwtf_p2p.protocol.wire.negotiation_messages import (
     ChangeAnswer,
     HopEnd,
     Passage,
@@ -19,8 +21,6 @@ from gwtf_p2p.protocol.negotiation.messages import (
     RequestChange,
     RequestRedirect,
 )
-from gwtf_p2p.protocol.negotiation.side import Side
-from gwtf_p2p.protocol.negotiation.slots import Slot
 
 REST_S = 60.0
 

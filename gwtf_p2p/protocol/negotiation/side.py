@@ -12,8 +12,9 @@ from hashlib import sha256
 from random import Random
 
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.negotiation.messages import CancelFlow, NegotiationMessage, PathIs, PathLost, UpstreamIs
 from gwtf_p2p.protocol.negotiation.slots import Slot, Slots
+from gwtf_p2p.protocol.settings import RouterSettings
+from gwtf_p2p.protocol.wire.negotiation_messages import CancelFlow, NegotiationMessage, PathIs, PathLost, UpstreamIs
 
 REMEMBERED_S = 20.0
 """How long a peer knows to whom it has handed an end of a hop, for messages that are still under way to it."""
@@ -42,7 +43,7 @@ class Near:
 
 
 @dataclass(frozen=True, slots=True)
-class NegotiationConfig:
+class NegotiationConfig(RouterSettings):
     """`tick_s`: how often a peer looks around. `patience_s`: a path that nobody uses is given up after that, a flow without a
     path is pushed back. `check_s`: between two CHECK_FLOW. `temperature`: at first, in parts of the mean cost of a hop; it
     falls to 1/e of that in `cooling_s`, and below `coldest` to nothing. `search`: probability to try a move in a tick.

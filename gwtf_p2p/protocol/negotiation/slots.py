@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.errors import LocalProtocolError
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.negotiation.messages import HopEnd
+from gwtf_p2p.protocol.wire.negotiation_messages import HopEnd
 
 Told = tuple[PeerId, int, Mapping[str, int]]
 

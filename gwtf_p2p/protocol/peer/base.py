@@ -1,27 +1,28 @@
-"""What stage peers and data peers have in common: the one entry point, transfers, liveness, timers, the stage group.
+"""What stage peers and data peers have in common: the one entry point, and which part hears of which event.
 
 `handle(event, now) -> effects`, no I/O, no clock, no tensors. The two kinds of peer differ in what a microbatch goes through
-(`stage_peer`, `data_peer`); how it is handed on, handed back and averaged is the same code.
+(`stage_peer`, `data_peer`); how it is handed on and back (`transfers`), what follows when others are lost (`neighbours`) and
+how it is averaged (`commit`) is the same code.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.core.heartbeat import Heartbeat
-from gwtf_p2p.protocol.core.lifecycle import COMPUTING, Held, Phase
+from gwtf_p2p.protocol.core.lifecycle import COMPUTING, Held
+from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.membership.membership import Membership
 from gwtf_p2p.protocol.peer.accounts import Accounts
-from gwtf_p2p.protocol.peer.router_port import TICK, Negotiating
-from gwtf_p2p.protocol.transfer.repair import Repairs
-from gwtf_p2p.protocol.transfer.return_gradient import ReturnGradient
-from gwtf_p2p.protocol.transfer.send_activation import SendActivation
+from gwtf_p2p.protocol.peer.neighbours import Neighbours
+from gwtf_p2p.protocol.peer.router_port import Negotiating
+from gwtf_p2p.protocol.peer.transfers import Transfers
+from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.records import PeerState
 
@@ -37,10 +38,11 @@ class PeerMachine(ABC):
         self.ctx = context
         self.participant = Participant(context)
         self.membership = Membership(context, self.participant)
-        self.send_activation = SendActivation(context)
-        self.repairs = Repairs(context, self.send_activation)
-        self.return_gradient = ReturnGradient(context, upper_stage)
-        self.heartbeat = Heartbeat(context)
+        self.transfers = Transfers(context, upper_stage)
+        self.send_activation = self.transfers.send_activation
+        self.repairs = self.transfers.repairs
+        self.return_gradient = self.transfers.return_gradient
+        self.neighbours = Neighbours(self.membership, self.transfers, self)
         self.negotiating = Negotiating(context)
         self.running: tuple[ev.Work, MicrobatchId] | None = None
         self.accounts = Accounts(context)
@@ -54,6 +56,11 @@ class PeerMachine(ABC):
     def computed_s(self) -> float:
         """Device seconds since the start."""
         return self.accounts.computed_s
+
+    def measured(self, seconds: Mapping[ev.Work, float]) -> None:
+        """What one microbatch takes on this device, timed before the first event: nobody plans on a guess."""
+        for work, each_s in seconds.items():
+            self.ctx.timings.observe(("compute", work.value), each_s)
 
     @property
     def published_state(self) -> PeerState:
@@ -76,7 +83,7 @@ class PeerMachine(ABC):
             case ev.DeliveryBroken():
                 self._delivery_broken(event)
             case ev.PushAnswered() | ev.PushDelivered() | ev.PushFailed():
-                self._push_event(event)
+                self.transfers.push_event(event)
             case ev.Received():
                 ctx.liveness.heard_from(event.sender, now, ctx.out)
                 self._received(event.sender, event.message)
@@ -90,9 +97,9 @@ class PeerMachine(ABC):
                 ctx.liveness.observe_view(event.view, ctx.out)
                 ctx.router.observe_view(event.view, now)
                 self.membership.view_changed()
-                self._routes_may_be_open()
+                self.routes_may_be_open()
             case ev.CheckAnswered() | ev.CheckFailed() | ev.WatchBroken() | ev.SendFailed():
-                self._liveness_event(event)
+                self.neighbours.handle(event)
             case _:
                 self._iteration_event(event)
         self._settle()
@@ -114,9 +121,9 @@ class PeerMachine(ABC):
             case ev.DownloadFailed():
                 self.membership.download_failed(event)
             case ev.Kept(versions):
-                self.participant.kept = versions
-            case ev.Planned(result):
-                self._planned(result)
+                self.participant.keep(versions)
+            case ev.Planned(plan):
+                self._planned(plan)
             case ev.DrainRequested():
                 self.membership.drain()
                 self._drain()
@@ -126,18 +133,16 @@ class PeerMachine(ABC):
     def _settle(self) -> None:
         """What follows from any event: drop what is of no use, go on computing, average, leave."""
         participant = self.participant
-        if participant.drop_held:
-            participant.drop_held = False
+        if participant.let_go():
             self._drop_everything()
-        if participant.fell_behind:
-            participant.fell_behind = False
+        if participant.fell_behind():
             self.membership.fell_behind()
         if participant.position != self._position:
             self._position = participant.position
             self._iteration_changed()
         self._compute_next()
         if self.ctx.held:
-            self.heartbeat.keep_up()
+            self.neighbours.keep_up()
         participant.average_when_right(self.running is not None and self.running[0] in COUNTING)
         if self.membership.state is PeerState.DRAINING:
             self.membership.drained_when(self._nothing_left())
@@ -167,15 +172,15 @@ class PeerMachine(ABC):
     def _next_work(self) -> tuple[ev.Work, Held] | None: ...
 
     @abstractmethod
-    def _peer_lost(self, peer: PeerId, reason: str) -> None: ...
+    def peer_lost(self, peer: PeerId, reason: str) -> None: ...
 
     @abstractmethod
-    def _peer_cleared(self, peer: PeerId, returned: bool) -> None: ...
+    def peer_cleared(self, peer: PeerId, returned: bool) -> None: ...
 
     @abstractmethod
-    def _timer(self, what: str) -> None: ...
+    def _timer(self, what: ev.OwnTimer) -> None: ...
 
-    def _others_waited_for(self) -> list[PeerId]:
+    def others_waited_for(self) -> list[PeerId]:
         """Besides those that hold work for this peer."""
         return []
 
@@ -183,31 +188,15 @@ class PeerMachine(ABC):
     def _iteration_changed(self) -> None: ...
 
     @abstractmethod
-    def _routes_may_be_open(self) -> None: ...
+    def routes_may_be_open(self) -> None: ...
 
     @abstractmethod
     def _drain(self) -> None: ...
 
     @abstractmethod
-    def _planned(self, result: Any) -> None: ...
+    def _planned(self, plan: IterationPlan | None) -> None: ...
 
-    # ---- transfers and messages
-
-    def _push_event(self, event: ev.PushAnswered | ev.PushDelivered | ev.PushFailed) -> None:
-        microbatch, back = self.ctx.pushes.get(event.token, (None, False))
-        held = self.ctx.held.get(microbatch) if microbatch is not None else None
-        if held is None:
-            return
-        peer = held.predecessor if back else held.successor
-        if peer is not None and not isinstance(event, ev.PushFailed):
-            self.ctx.liveness.heard_from(peer, self.ctx.now, self.ctx.out)
-        match event:
-            case ev.PushAnswered():
-                (self.return_gradient if back else self.send_activation).answered(held, event)
-            case ev.PushDelivered():
-                (self.return_gradient if back else self.send_activation).delivered(held, event)
-            case ev.PushFailed():
-                (self.return_gradient if back else self.repairs).failed(held, event.token, event.reason)
+    # ---- messages
 
     def _received(self, sender: PeerId, message: msg.ControlMessage) -> None:
         ctx = self.ctx
@@ -215,8 +204,7 @@ class PeerMachine(ABC):
             case msg.Complete() | msg.CapacityAvailable():
                 self.send_activation.heard(sender, message)
             case msg.Superseded():
-                if self.repairs.superseded(sender, message):
-                    self._drop(ctx.held[message.microbatch])
+                self.transfers.superseded(sender, message)
             case msg.Check(microbatches):
                 ctx.emit(ef.AnswerCheck(tuple(m for m in microbatches if not ctx.shares(m, sender))))
             case msg.Redo():
@@ -234,38 +222,18 @@ class PeerMachine(ABC):
                 self.participant.inquired(sender, message)
                 ctx.emit(ef.Send(sender, self.participant.standing()))
             case msg.Standing():
-                if message.leaving and ctx.liveness.left(sender, ctx.now, ctx.out):
-                    self._on_left(sender)
+                if message.leaving:
+                    self.neighbours.says_goodbye(sender)
                 self._standing(sender, message)
             case msg.Admit():
                 self.membership.admit(sender, message)
             case msg.Lost(peer, reason):
-                self._told_lost(sender, peer, reason)
+                self.neighbours.told_lost(sender, peer, reason)
             case _ if not self.negotiating.heard(sender, message):
                 self._received_own(sender, message)
 
     def _standing(self, sender: PeerId, standing: msg.Standing) -> None:
         self.participant.heard(sender, standing)
-
-    def _told_lost(self, sender: PeerId, peer: PeerId, reason: str) -> None:
-        """A data peer's word counts (it leads, and it has asked), a stage peer's if it confirms what this peer has seen
-        itself: a broken connection, or silence. Otherwise it is a reason to ask."""
-        ctx = self.ctx
-        if peer == ctx.me:
-            ctx.emit(ef.Send(sender, self.participant.standing()))  # a sign of life
-        elif ctx.liveness.is_lost(peer):
-            return
-        elif sender in self.membership.data_peers() or peer in ctx.liveness.excluded:
-            ctx.liveness.declare_lost(peer, ctx.now, ctx.out)
-            self._on_lost(peer, reason)
-        else:
-            ctx.suspect(peer, f"{sender} says lost: {reason}")
-
-    def _drop(self, held: Held) -> None:
-        if held.phase in COMPUTING:
-            held.unwanted = True
-        else:
-            self.ctx.discard(held)
 
     # ---- computing
 
@@ -297,78 +265,35 @@ class PeerMachine(ABC):
             return
         if held.phase not in COMPUTING:
             return  # it was dropped and has come again meanwhile
-        held.computed_s += event.seconds
+        held.computed(event.seconds, event.loss)
         if held.unwanted and event.work is ev.Work.FORWARD:
             ctx.discard(held)
             return
         self._computed(held, event)
 
-    # ---- liveness and time
-
-    def _liveness_event(self, event: ev.CheckAnswered | ev.CheckFailed | ev.WatchBroken | ev.SendFailed) -> None:
-        ctx = self.ctx
-        match event:
-            case ev.WatchBroken(peer, reason):
-                ctx.liveness.watch_broke(peer)
-                ctx.suspect(peer, f"connection broke: {reason}", broken=True)
-            case ev.SendFailed(to, message, reason):
-                if not isinstance(message, msg.Superseded):
-                    ctx.suspect(to, f"message failed: {reason}", broken=True)
-            case ev.CheckAnswered(peer, unknown, seconds):
-                returned = ctx.liveness.answered(event, ctx.now)
-                if ctx.shared_with(peer):
-                    ctx.liveness.watch(peer, ctx.out)
-                self.repairs.peer_answered(peer, frozenset(unknown), seconds)
-                self.return_gradient.peer_answered(peer, frozenset(unknown))
-                self._peer_cleared(peer, returned)
-                self._routes_may_be_open()
-            case ev.CheckFailed():
-                why = ctx.liveness.failed(event, ctx.now, ctx.out)
-                if why:
-                    for data_peer in sorted({m.data_peer for m in ctx.held} - {ctx.me, event.peer}):
-                        ctx.emit(ef.Send(data_peer, msg.Lost(event.peer, why)))
-                    self._on_lost(event.peer, why)
-
-    def _on_left(self, peer: PeerId) -> None:
-        self.ctx.report("peer_left", peer=peer)
-        self.return_gradient.peer_lost(peer)
-        self.repairs.peer_left(peer)
-
-    def _on_lost(self, peer: PeerId, reason: str) -> None:
-        """One that said that it would leave, and owes nothing, has not been lost."""
-        ctx = self.ctx
-        record = ctx.view.records.get(peer) if ctx.view is not None else None
-        left = record is not None and record.state is PeerState.DRAINING and not ctx.shared_with(peer)
-        ctx.report("peer_left" if left else "peer_lost", peer=peer, reason=reason)
-        self._peer_lost(peer, reason)
-        self.return_gradient.peer_lost(peer)
-        self.repairs.peer_lost(peer, reason)
+    # ---- time
 
     def _timer_fired(self, name: ev.TimerName) -> None:
         what, of = name
-        held = self.ctx.named(of)
-        if what == "heartbeat":
-            self.heartbeat.beat(self._others_waited_for())
-        elif what in ("seek", "doubt"):
-            self.membership.timer(what)
-        elif what == TICK:
-            self.negotiating.tick()
-        elif what == "averaging":
-            if self.participant.averaging:
-                self.membership.say()
-                self.participant.wait_for_average()
-        elif held is None:
-            self._timer(what)
-        elif what == "route":
-            self.send_activation.retry(held)
-        elif what == "return":
-            self.return_gradient.timer(held)
-        elif what == "orphan":
-            if held.phase is not Phase.DONE:
-                held.note("nobody has announced itself: dropped", self.ctx.now)
-                self._drop(held)
-        else:
-            self.send_activation.late(held, what)
+        match what:
+            case Timer.HEARTBEAT:
+                self.neighbours.beat(self.others_waited_for())
+            case Timer.SEEK:
+                self.membership.still_seeks()
+            case Timer.DOUBT:
+                pass  # it only keeps this peer from doubting aloud too often
+            case Timer.NEGOTIATE:
+                self.negotiating.tick()
+            case Timer.AVERAGING:
+                if self.participant.averaging:
+                    self.membership.say()
+                    self.participant.wait_for_average()
+            case Timer.PUSH | Timer.ROUTE | Timer.COMPLETE | Timer.BACKWARD | Timer.RETURN | Timer.ORPHAN:
+                held = self.ctx.named(of)
+                if held is not None:
+                    self.transfers.timer(held, what)
+            case _:
+                self._timer(what)
 
     # ---- the end of an iteration
 

@@ -8,7 +8,6 @@ Tokens and labels never leave it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
@@ -21,6 +20,7 @@ from gwtf_p2p.protocol.peer.base import PeerMachine
 from gwtf_p2p.protocol.peer.finish_iteration import Finishing
 from gwtf_p2p.protocol.transfer.send_activation import RETRY_S
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire.messages import (
     SUPERSEDED,
     Backward,
@@ -70,7 +70,7 @@ class DataPeer(PeerMachine):
         self.coordinator = Coordinator(context, self.participant)
         self.begun = False
         self.complete = False
-        self.finishing = Finishing(self)
+        self.finishing = Finishing(self.membership, self.coordinator, self.repairs, lambda: self.all_injected)
         self._pending: list[int] = []
         self._empty: set[Stage] = set()
         self._said: tuple[int, tuple[str, ...]] = (-1, ())
@@ -88,7 +88,8 @@ class DataPeer(PeerMachine):
     # ---- injecting
 
     def _settle(self) -> None:
-        self.participant.active = self.membership.admitted and not self.participant.out_of_step and not self.membership.drained
+        participant, membership = self.participant, self.membership
+        participant.set_active(membership.admitted and not participant.out_of_step and not membership.drained)
         if not self.begun:
             self._begin_when_ready()
         super()._settle()
@@ -100,17 +101,17 @@ class DataPeer(PeerMachine):
         if not isinstance(router, PlanningRouter):
             return
         liveness = self.ctx.liveness
-        job = router.planning(liveness.lost | liveness.back, self.ctx.now)
-        if job is not None:
-            self.ctx.emit(ef.Plan(job))
+        request = router.planning(liveness.lost | liveness.back, self.ctx.now)
+        if request is not None:
+            self.ctx.emit(ef.Plan(request))
         if router.flows != self._said:
             self._said = router.flows
             self.ctx.emit(ef.Publish())
 
-    def _planned(self, result: Any) -> None:
+    def _planned(self, plan: IterationPlan | None) -> None:
         router = self.ctx.router
         if isinstance(router, PlanningRouter):
-            router.planned(result)
+            router.planned(plan)
             if self._pending:
                 self._inject()
 
@@ -134,10 +135,10 @@ class DataPeer(PeerMachine):
         version = self.participant.version
         if self.config.total_iterations and version >= self.config.total_iterations:
             self.complete, self.begun = True, False
-            self.participant.taking_part = False
+            self.participant.take_part(False)
             self.ctx.report("run_complete", iterations=version)
             return
-        self.participant.taking_part = True
+        self.participant.take_part(True)
         self.ctx.report("iteration_begins", iteration=version)
         self._pending = list(range(self.config.microbatches))
         self.finishing.clear()
@@ -148,7 +149,7 @@ class DataPeer(PeerMachine):
 
     def _inject(self) -> None:
         ctx = self.ctx
-        ctx.cancel_timer("inject", "")
+        ctx.cancel_timer(ev.Timer.INJECT, "")
         waits_s: list[float] = []
         for index in list(self._pending):
             microbatch = MicrobatchId(ctx.me, self.participant.version, index)
@@ -166,7 +167,7 @@ class DataPeer(PeerMachine):
             ctx.move(held, Phase.QUEUED_EMBED)
             ctx.report("injected", microbatch=held.name, route=list(answer.peers), reason=answer.reason)
         if waits_s:
-            ctx.start_timer("inject", "", min(waits_s))
+            ctx.start_timer(ev.Timer.INJECT, "", min(waits_s))
 
     # ---- transfers towards this peer
 
@@ -181,12 +182,13 @@ class DataPeer(PeerMachine):
         if held.phase is Phase.RECEIVING_RESULT:
             ctx.move(held, Phase.TRAVELLING)  # the newest offer counts: the transfer before it may have gone astray
         if held.phase is Phase.TRAVELLING:
-            held.predecessor, held.result_attempt = sender, message.attempt
+            held.handed_by(sender)
+            held.result_offered(message.attempt)
             ctx.move(held, Phase.RECEIVING_RESULT)
             ctx.liveness.watch(sender, ctx.out)
             return ef.Answer(Verdict.ACCEPTED)
         if held.phase in HAS_RESULT:
-            held.result_attempt = message.attempt
+            held.result_offered(message.attempt)
             self.return_gradient.new_predecessor(held, sender, message.attempt)
             return ef.Answer(Verdict.DUPLICATE)
         return ef.Answer(Verdict.BUSY, f"not travelling: {held.phase.name}")
@@ -201,7 +203,7 @@ class DataPeer(PeerMachine):
         if held.phase is Phase.RECEIVING_GRADIENT:
             ctx.move(held, Phase.RETURNING)
         if held.phase is Phase.RETURNING:
-            held.gradient_from = sender
+            held.gradient_offered(sender)
             ctx.move(held, Phase.RECEIVING_GRADIENT)
             return ef.Answer(Verdict.ACCEPTED)
         if held.phase in (Phase.QUEUED_FINISH, Phase.FINISH, Phase.DONE):
@@ -219,7 +221,7 @@ class DataPeer(PeerMachine):
         elif isinstance(message, Forward) and held.phase is Phase.RECEIVING_RESULT:
             ctx.move(held, Phase.QUEUED_LOSS)
         elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
-            held.done_by = message.done_by
+            held.gradient_is_here(message.done_by)
             self.send_activation.returned(held, sender)
             ctx.move(held, Phase.QUEUED_FINISH)
             ctx.router.observe_end(held.id, ctx.now)
@@ -282,29 +284,30 @@ class DataPeer(PeerMachine):
             ctx.move(held, Phase.TRAVELLING)
             self.send_activation.begin(held)
         elif event.work is ev.Work.LOSS:
-            held.loss = event.loss
             ctx.move(held, Phase.RETURNING)
             self.return_gradient.begin(held)
         else:
-            self.participant.counted.add(held.id)
+            self.participant.count(held.id)
             ctx.move(held, Phase.DONE)
             ctx.report("microbatch_done", microbatch=held.name, loss=held.loss, route=list(held.done_by))
             self.finishing.report()
 
     # ---- time, other peers, iterations
 
-    def _timer(self, what: str) -> None:
+    def _timer(self, what: ev.OwnTimer) -> None:
         match what:
-            case "inject":
+            case ev.Timer.INJECT:
                 self._inject()
-            case "redo":
+            case ev.Timer.REDO:
                 self.finishing.late_redo()
-            case "finish":
+            case ev.Timer.FINISH:
                 self.finishing.late()
+            case ev.Timer.PLACEMENT:
+                pass  # data peers stay where they are
             case _:
                 self.coordinator.timer(what)
 
-    def _peer_lost(self, peer: PeerId, reason: str) -> None:
+    def peer_lost(self, peer: PeerId, reason: str) -> None:
         for held in self.ctx.in_order():
             if held.predecessor == peer and held.phase is Phase.RECEIVING_RESULT:
                 self.ctx.move(held, Phase.TRAVELLING)
@@ -314,7 +317,7 @@ class DataPeer(PeerMachine):
         if self.finishing.reported_to == peer:
             self.finishing.report()
 
-    def _peer_cleared(self, peer: PeerId, returned: bool) -> None:
+    def peer_cleared(self, peer: PeerId, returned: bool) -> None:
         if returned:
             self._watch_stages()
             self.coordinator.peer_returned(peer)
@@ -322,7 +325,7 @@ class DataPeer(PeerMachine):
                 self.finishing.report()
         self.coordinator.try_to_prepare()
 
-    def _routes_may_be_open(self) -> None:
+    def routes_may_be_open(self) -> None:
         self._watch_stages()
         self.send_activation.retry_all()
         if self.begun and self._pending:
@@ -342,7 +345,7 @@ class DataPeer(PeerMachine):
                     continue
                 ctx.report("stage_empty" if empty else "stage_staffed", stage=k, iteration=self.participant.version)
 
-    def _others_waited_for(self) -> list[PeerId]:
+    def others_waited_for(self) -> list[PeerId]:
         return self.coordinator.waits_for()
 
     def _iteration_changed(self) -> None:
@@ -353,17 +356,19 @@ class DataPeer(PeerMachine):
         if self.begun and serves:
             self._begin_iteration()
         else:
-            self.begun = self.participant.taking_part = False
+            self.begun = False
+            self.participant.take_part(False)
 
     def _drop_everything(self) -> None:
         """The microbatches of this data peer are withdrawn: the others close without it."""
         if self.ctx.held:
             self.ctx.report("withdrawn", iteration=self.participant.version, microbatches=len(self.ctx.held))
         super()._drop_everything()
-        self.begun = self.participant.taking_part = False
+        self.begun = False
+        self.participant.take_part(False)
         self._pending.clear()
         self.finishing.clear()
-        self.ctx.cancel_timer("inject", "")
+        self.ctx.cancel_timer(ev.Timer.INJECT, "")
         self.coordinator.reset()
 
     def _drain(self) -> None:

@@ -6,19 +6,19 @@ that stage, by the peer that was thought lost and is back, or by a redo from the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from gwtf_p2p.protocol.commit.coordinator import FINISH_PRIOR_S
+from gwtf_p2p.protocol.commit.coordinator import FINISH_PRIOR_S, Coordinator
 from gwtf_p2p.protocol.core.lifecycle import Held
 from gwtf_p2p.protocol.effects import Send
+from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.membership.membership import Membership
 from gwtf_p2p.protocol.transfer.ledger import Gap, Ledger
+from gwtf_p2p.protocol.transfer.repair import Repairs
 from gwtf_p2p.protocol.wire.messages import Done, Finished, Missing, Redo
 from gwtf_p2p.protocol.wire.records import PeerState
-
-if TYPE_CHECKING:
-    from gwtf_p2p.protocol.peer.data_peer import DataPeer
 
 REDO_RETRY_S = 1.0
 MOST_REDO_DOUBLINGS = 6
@@ -26,11 +26,15 @@ MOST_REDO_DOUBLINGS = 6
 
 
 class Finishing:
-    """Of one data peer. `reported_to` is who has its report; None when there is none, or it is not right any more."""
+    """Of one data peer. `all_injected`: every microbatch of the iteration is on its way, or back. `reported_to` is who has its
+    report; None when there is none, or it is not right any more."""
 
-    def __init__(self, peer: DataPeer) -> None:
-        self.peer, self.ctx, self.participant, self.coordinator = peer, peer.ctx, peer.participant, peer.coordinator
-        self.ledger = Ledger(peer.ctx.me, peer.ctx.liveness.is_lost)
+    def __init__(
+        self, membership: Membership, coordinator: Coordinator, repairs: Repairs, all_injected: Callable[[], bool]
+    ) -> None:
+        self.ctx, self.participant = membership.ctx, membership.participant
+        self.membership, self.coordinator, self.repairs, self.all_injected = membership, coordinator, repairs, all_injected
+        self.ledger = Ledger(self.ctx.me, self.ctx.liveness.is_lost)
         self.reported_to: PeerId | None = None
         self._finished_at: float | None = None
         self._asked_for: set[Gap] = set()
@@ -38,8 +42,8 @@ class Finishing:
     def clear(self) -> None:
         """Another iteration."""
         ctx = self.ctx
-        ctx.cancel_timer("finish", "")
-        ctx.cancel_timer("redo", "")
+        ctx.cancel_timer(Timer.FINISH, "")
+        ctx.cancel_timer(Timer.REDO, "")
         if self._finished_at is not None:
             ctx.timings.observe(("finish",), ctx.now - self._finished_at)
         self._finished_at = self.reported_to = None
@@ -99,7 +103,7 @@ class Finishing:
         for gap in new:
             self._close_gap(gap)
         if new:
-            ctx.start_timer("redo", "", REDO_RETRY_S * 2 ** min(self.ledger.most_tries(), MOST_REDO_DOUBLINGS))
+            ctx.start_timer(Timer.REDO, "", REDO_RETRY_S * 2 ** min(self.ledger.most_tries(), MOST_REDO_DOUBLINGS))
         if not self.ledger.has_gaps and self.reported_to is None:
             self.report()
 
@@ -109,7 +113,7 @@ class Finishing:
         self.close_gaps()
 
     def _close_gap(self, gap: Gap) -> None:
-        ctx, repairs = self.ctx, self.peer.repairs
+        ctx, repairs = self.ctx, self.repairs
         held = ctx.held[MicrobatchId(ctx.me, self.participant.version, gap.index)]
         # In the epoch of the redos before: others of these have taught it to the peers after the gap.
         redo = Redo(held.id, gap.stage, gap.lost, gap.ahead, held.attempt[0])
@@ -119,7 +123,7 @@ class Finishing:
         if self.ledger.tries(gap) > 1:
             redo = replace(redo, generation=held.attempt[0] + 1)
             if gap.before != ctx.me:
-                held.attempt = (redo.generation,)
+                held.begin_again(redo.generation)
         if gap.before == ctx.me:
             repairs.asked_to_redo(redo)
         else:
@@ -130,7 +134,7 @@ class Finishing:
     def report(self) -> None:
         """Tell the coordinator once all microbatches are done and nothing has to be redone; again when either has changed."""
         ctx = self.ctx
-        if not self.peer.all_injected or ctx.occupancy or self.ledger.has_gaps or self.participant.out_of_step:
+        if not self.all_injected() or ctx.occupancy or self.ledger.has_gaps or self.participant.out_of_step:
             return
         coordinator = self.coordinator.roster.coordinator()
         if coordinator is None:
@@ -140,10 +144,10 @@ class Finishing:
             self._finished_at = ctx.now
         self.reported_to = coordinator
         mean = sum(losses) / len(losses) if losses else 0.0
-        leaving = self.peer.state is PeerState.DRAINING
+        leaving = self.membership.state is PeerState.DRAINING
         ctx.liveness.watch(coordinator, ctx.out)
         ctx.emit(Send(coordinator, Finished(self.participant.version, self.ledger.credits(), mean, leaving, ctx.epoch)))
-        ctx.start_timer("finish", "", ctx.timings.deadline_s(("finish",), FINISH_PRIOR_S))
+        ctx.start_timer(Timer.FINISH, "", ctx.timings.deadline_s(("finish",), FINISH_PRIOR_S))
 
     def late(self) -> None:
         """The iteration has not been closed: does the coordinator live, and does it have the report?"""

@@ -10,11 +10,11 @@ from typing import get_args
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.router import TalkingRouter
 from gwtf_p2p.protocol.effects import Publish, Send
+from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
-from gwtf_p2p.protocol.negotiation.messages import NegotiationMessage
 from gwtf_p2p.protocol.wire.messages import ControlMessage
+from gwtf_p2p.protocol.wire.negotiation_messages import NegotiationMessage
 
-TICK = "negotiate"
 _KINDS = get_args(NegotiationMessage)
 
 
@@ -61,5 +61,5 @@ class Negotiating:
         if router.flow_count != self._flows:
             self._flows = router.flow_count
             ctx.report("flows", count=self._flows)
-        if not ctx.is_armed(TICK, ""):
-            ctx.start_timer(TICK, "", router.tick_s)
+        if not ctx.is_armed(Timer.NEGOTIATE, ""):
+            ctx.start_timer(Timer.NEGOTIATE, "", router.tick_s)

@@ -7,7 +7,7 @@ closed with its stage group (`aggregation.Participant`).
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
@@ -17,6 +17,7 @@ from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.membership.rebalancing import LOOK_S, Mover
 from gwtf_p2p.protocol.membership.swarm_rebalancing import Move
 from gwtf_p2p.protocol.peer.base import PeerMachine
+from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire.messages import (
     SUPERSEDED,
     Backward,
@@ -33,8 +34,9 @@ MOST_REFUSED = 64
 """Peers that are told when there is room again. Others ask again in their own time."""
 
 
-class StagePeer(PeerMachine):
-    """One stage peer. `capacity` is the most microbatches held at once; 0 means no limit.
+@dataclass(frozen=True, slots=True)
+class StagePeerConfig:
+    """`capacity` is the most microbatches held at once; 0 means no limit. `moves`: it may change its stage (`rebalancing`).
 
     With `queues` it refuses nothing (SWARM, and `gwtf`'s plans of iterations): inputs wait in a queue, and the capacity, which
     is memory for activations, limits how many are between the start of their forward and the end of their backward. If it also
@@ -43,11 +45,19 @@ class StagePeer(PeerMachine):
     computed again included: where there is no room for it, the one that came last gives way.
     """
 
-    def __init__(
-        self, context: Context, capacity: int, *, queues: bool = False, recomputes: bool = False, mover: Mover | None = None
-    ) -> None:
+    capacity: int
+    queues: bool = False
+    recomputes: bool = False
+    moves: bool = False
+
+
+class StagePeer(PeerMachine):
+    """One stage peer."""
+
+    def __init__(self, context: Context, config: StagePeerConfig) -> None:
         super().__init__(context, context.stage)
-        self.capacity, self.queues, self.recomputes, self.mover = capacity, queues, recomputes, mover
+        self.capacity, self.queues, self.recomputes = config.capacity, config.queues, config.recomputes
+        self.mover = Mover(context.me) if config.moves else None
         self._looks = self._hurries = False
         self._said_full = -1
         self._refused: dict[PeerId, None] = {}
@@ -63,7 +73,7 @@ class StagePeer(PeerMachine):
         membership = self.membership
         if self.mover is not None and not self._looks and membership.serves:
             self._looks = True
-            self.ctx.start_timer("placement", "", LOOK_S)
+            self.ctx.start_timer(ev.Timer.PLACEMENT, "", LOOK_S)
         if membership.moving_to is not None and not membership.drained and not self._others_serve():
             membership.stay("nobody else is left in it")
         super()._settle()
@@ -110,7 +120,7 @@ class StagePeer(PeerMachine):
             if len(self._refused) < MOST_REFUSED:
                 self._refused[sender] = None
             return ef.Answer(Verdict.BUSY, full)
-        new = Held(message.microbatch, message.attempt, Phase.RECEIVING, sender, message.ahead)
+        new = Held(message.microbatch, message.attempt, Phase.RECEIVING, sender, ahead=message.ahead)
         new.note(f"accepted from {sender}, attempt {message.attempt}", ctx.now)
         ctx.add(new)
         ctx.liveness.watch(new.id.data_peer, ctx.out)
@@ -144,13 +154,12 @@ class StagePeer(PeerMachine):
         if message.attempt < held.attempt:
             self.ctx.emit(ef.Send(sender, Superseded(held.id, held.attempt)))
             return ef.Answer(Verdict.REFUSED, SUPERSEDED)
-        held.unwanted = False
-        restarted = message.attempt[0] > held.attempt[0]
-        held.attempt = message.attempt
+        restarted = held.offered_again(message.attempt)
         self.ctx.liveness.watch(sender, self.ctx.out)
         if held.phase is Phase.RECEIVING:
-            held.predecessor, held.ahead = sender, message.ahead
-            self.ctx.cancel_timer("orphan", held.name)
+            held.handed_by(sender)
+            held.go_by(message.ahead)
+            self.ctx.cancel_timer(ev.Timer.ORPHAN, held.name)
             return ef.Answer(Verdict.ACCEPTED)
         self.return_gradient.new_predecessor(held, sender, message.attempt)
         if restarted:
@@ -165,7 +174,7 @@ class StagePeer(PeerMachine):
         if held.phase is Phase.RECEIVING_GRADIENT:
             ctx.move(held, Phase.FORWARDED)  # the newest offer counts: the transfer before it may have gone astray
         if held.phase is Phase.FORWARDED:
-            held.gradient_from = sender
+            held.gradient_offered(sender)
             ctx.move(held, Phase.RECEIVING_GRADIENT)
             return ef.Answer(Verdict.ACCEPTED)
         if held.phase in HAS_GRADIENT:
@@ -179,10 +188,10 @@ class StagePeer(PeerMachine):
         if held is None:
             ctx.emit(ef.Discard(message.microbatch))
         elif isinstance(message, Forward) and held.phase is Phase.RECEIVING:
-            held.delivered_at = ctx.now
+            held.delivered(ctx.now)
             ctx.move(held, Phase.QUEUED_FORWARD)
         elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
-            held.done_by = message.done_by
+            held.gradient_is_here(message.done_by)
             self.send_activation.returned(held, sender)
             ctx.move(held, Phase.QUEUED_BACKWARD)
 
@@ -220,7 +229,7 @@ class StagePeer(PeerMachine):
             return None
         held = ctx.first_queued(Phase.QUEUED_FORWARD)
         if held is not None and held.id.iteration == participant.version and not participant.stepping:
-            held.keeps = not (self.recomputes and is_full)
+            held.keep_if(not (self.recomputes and is_full))
             ctx.move(held, Phase.FORWARD)
             return ev.Work.FORWARD, held
         return None
@@ -234,34 +243,34 @@ class StagePeer(PeerMachine):
     def _computed(self, held: Held, event: ev.Computed) -> None:
         ctx = self.ctx
         if event.work is ev.Work.FORWARD:
-            held.forward_held_s = ctx.now - held.delivered_at
+            held.forwarded(ctx.now)
             ctx.move(held, Phase.FORWARDED)
             self.send_activation.begin(held)
         else:
-            self.participant.counted.add(held.id)
+            self.participant.count(held.id)
             ctx.move(held, Phase.DONE)
             self.negotiating.passed(held.id)
             self.return_gradient.begin(held)
-            self._routes_may_be_open()
+            self.routes_may_be_open()
 
     # ---- time, other peers, iterations
 
-    def _timer(self, what: str) -> None:
-        if what == "placement":
+    def _timer(self, what: ev.OwnTimer) -> None:
+        if what is ev.Timer.PLACEMENT:
             self._look()
 
-    def _peer_lost(self, peer: PeerId, reason: str) -> None:
+    def peer_lost(self, peer: PeerId, reason: str) -> None:
         """Drop what can never be finished: unfinished work of a lost data peer, and half-received tensors."""
         for held in self.ctx.in_order():
             orphaned = held.id.data_peer == peer and held.phase is not Phase.DONE
             if orphaned or (held.predecessor == peer and held.phase is Phase.RECEIVING):
                 held.note(f"dropped: {peer} is lost", self.ctx.now)
-                self._drop(held)
+                self.transfers.drop(held)
 
-    def _peer_cleared(self, peer: PeerId, returned: bool) -> None:
+    def peer_cleared(self, peer: PeerId, returned: bool) -> None:
         pass
 
-    def _routes_may_be_open(self) -> None:
+    def routes_may_be_open(self) -> None:
         self.send_activation.retry_all()
 
     def _iteration_changed(self) -> None:
@@ -270,5 +279,5 @@ class StagePeer(PeerMachine):
     def _drain(self) -> None:
         pass
 
-    def _planned(self, result: Any) -> None:
+    def _planned(self, plan: IterationPlan | None) -> None:
         """Only data peers plan."""

@@ -15,6 +15,7 @@ from typing import Any
 from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.settings import RouterSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def router_kind(name: str) -> RouterKind:
     return KINDS[name]
 
 
-def default_config(name: str) -> Any:
+def default_config(name: str) -> RouterSettings:
     """The router's settings when nothing is said."""
     if router_kind(name).unbounded_queues:
         from gwtf_p2p.protocol.routers.swarm import PAPER, REBALANCED
@@ -71,38 +72,45 @@ def default_config(name: str) -> Any:
     return GwtfConfig("paper" if name == "optimal" else "iteration")
 
 
-def make_router(name: str, config: Any, seed: int, me: PeerId) -> Router:
+def make_router(name: str, config: RouterSettings, seed: int, me: PeerId) -> Router:
     """The router of peer `me`. Raises InputError for an unknown name.
 
     Routers that plan take the run's seed as it is, so that equal views give equal plans in all peers; SWARM's break ties
     with a stream of their own per peer.
     """
     if router_kind(name).unbounded_queues:
-        from gwtf_p2p.protocol.routers.swarm import SwarmRouter
+        from gwtf_p2p.protocol.routers.swarm import SwarmConfig, SwarmRouter
 
+        assert isinstance(config, SwarmConfig)
         return SwarmRouter(config, _own_seed(seed, me))
     if name == "greedy":
-        from gwtf_p2p.protocol.routers.greedy import GreedyRouter
+        from gwtf_p2p.protocol.routers.greedy import GreedyRouter, HopConfig
 
+        assert isinstance(config, HopConfig)
         return GreedyRouter(config)
     if name == "random":
+        from gwtf_p2p.protocol.routers.greedy import HopConfig
         from gwtf_p2p.protocol.routers.random import RandomRouter
 
+        assert isinstance(config, HopConfig)
         return RandomRouter(Random(_own_seed(seed, me)), config)
     if name == "negotiated":
+        from gwtf_p2p.protocol.negotiation.negotiator import NegotiationConfig
         from gwtf_p2p.protocol.routers.negotiated import NegotiatedRouter
 
+        assert isinstance(config, NegotiationConfig)
         return NegotiatedRouter(me, config, Random(_own_seed(seed, me)))
     if name == "optimal":
         from gwtf_p2p.protocol.routers.optimal import optimal_router
 
         return optimal_router(me)
+    from gwtf_p2p.protocol.routers.gwtf import GwtfConfig, GwtfRouter
+
+    assert isinstance(config, GwtfConfig)
     if config.cost == "iteration":
         from gwtf_p2p.protocol.routers.gwtf_iteration import IterationRouter
 
         return IterationRouter(me, seed)
-    from gwtf_p2p.protocol.routers.gwtf import GwtfRouter
-
     return GwtfRouter(me)
 
 
@@ -110,9 +118,9 @@ def _own_seed(seed: int, me: PeerId) -> int:
     return int.from_bytes(sha256(f"{seed}/{me}".encode()).digest()[:8])
 
 
-def configure(name: str, settings: Mapping[str, str]) -> Any:
+def configure(name: str, settings: Mapping[str, str]) -> RouterSettings:
     """The default settings with some fields changed. Raises InputError that names the field and what it takes."""
-    config = default_config(name)
+    config: Any = default_config(name)
     kinds = {field.name: type(getattr(config, field.name)) for field in fields(config)}
     changes: dict[str, object] = {}
     for field, text in settings.items():
@@ -121,7 +129,8 @@ def configure(name: str, settings: Mapping[str, str]) -> Any:
             raise InputError(where, field, f"unknown setting, expected one of {', '.join(kinds)}")
         changes[field] = _parse(text, kinds[field], where, field)
     try:
-        return replace(config, **changes)
+        configured: RouterSettings = replace(config, **changes)
+        return configured
     except ValueError as error:
         raise InputError(f"--router {name}", "", str(error)) from error
 

@@ -18,6 +18,7 @@ from gwtf_p2p.protocol.flow.plan_keeper import Plan, plan_of
 from gwtf_p2p.protocol.flow.problem import Problem
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
+from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.view.network_view import NetworkView
 
 Choice = Callable[[IntArray], int]
@@ -25,7 +26,7 @@ Choice = Callable[[IntArray], int]
 
 
 @dataclass(frozen=True, slots=True)
-class HopConfig:
+class HopConfig(RouterSettings):
     """`in_flight`: own microbatches under way at once, 0 for no limit."""
 
     in_flight: int = 0

@@ -28,13 +28,14 @@ from gwtf_p2p.protocol.flow.problem import problem_of_view
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.routers.cheapest import CheapestWays, stages_of
 from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
+from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.view.network_view import NetworkView
 
 COSTS = ("iteration", "paper")
 
 
 @dataclass(frozen=True, slots=True)
-class GwtfConfig:
+class GwtfConfig(RouterSettings):
     """`cost`: what a plan makes least, the time of an iteration or the paper's linear cost. `moves`: stage peers change to the
     stage that is the bottleneck (`moving`)."""
 

@@ -6,8 +6,8 @@ i-th flow of the share, not before the flow's release time. Plans depend on noth
 
 - A plan is for a whole iteration; it is taken up when one begins, and published. When peers come or go meanwhile, it is
   *revised*: what is under way stays, by forecast, and stage peers that hand on a microbatch go by what is published then.
-- Planning is too long for `route`: `planning` returns it as a job when there is something to plan, whoever runs the peer runs
-  the job where it disturbs nobody, and `planned` takes the result. An iteration waits for it only when there is no plan, or
+- Planning is too long for `route`: `planning` returns a request when there is something to plan, whoever runs the peer has it
+  planned where it disturbs nobody, and `planned` takes the plan. An iteration waits for it only when there is no plan, or
   when peers have come or gone: figures that have merely changed are planned for while the earlier plan is used.
 - There is something to plan when the figures have changed (`pipeline_view.figures_of`), and, when they have not, `SEARCHES`
   times more, once in an iteration: the search then goes on from what is published.
@@ -18,24 +18,15 @@ i-th flow of the share, not before the flow's release time. Plans depend on noth
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
 
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.routers.cheapest import CheapestWays
 from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
-from gwtf_p2p.protocol.schedule.from_view import PipelineFigures, figures_of, swarm_of
-from gwtf_p2p.protocol.schedule.iteration_plan import (
-    TICK_S,
-    IterationPlan,
-    Mended,
-    plan_for,
-    published_flow,
-    published_flows,
-    revise,
-)
+from gwtf_p2p.protocol.schedule.from_view import figures_of, swarm_of
+from gwtf_p2p.protocol.schedule.iteration_plan import TICK_S, Mended, published_flow, published_flows
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.plans import IterationPlan, PipelineFigures, PlanRequest
 
 SEARCHES = 4
 """Iterations in which the search for the same figures goes on."""
@@ -43,7 +34,6 @@ SEARCHES = 4
 PUNCTUAL_S = 1e-6
 """A flow is released when this much or less is missing: timers are not finer."""
 
-Job = Callable[[], IterationPlan | None]
 Seen = tuple[NetworkView | None, frozenset[PeerId]]
 """A view, and the peers in it that must not be used."""
 
@@ -102,17 +92,17 @@ class IterationRouter:
 
     # ---- planning
 
-    def planning(self, without: frozenset[PeerId], now: float) -> Job | None:
+    def planning(self, without: frozenset[PeerId], now: float) -> PlanRequest | None:
         """What there is to plan now, if anything; `without` are peers that must not be used."""
         self._without = without
         view = self._spare.view
         if self._is_running or view is None:
             return None
-        job = self._revision(view, now) or self._search(view)
-        self._is_running = job is not None
-        return job
+        request = self._revision(view, now) or self._search(view)
+        self._is_running = request is not None
+        return request
 
-    def _search(self, view: NetworkView) -> Job | None:
+    def _search(self, view: NetworkView) -> PlanRequest | None:
         """For the next iteration, once all shares of this one's plan are published: everybody goes on from them. When that has
         not come about in an iteration, because plans differ, from what there is."""
         if self._plan is not None:
@@ -127,9 +117,9 @@ class IterationRouter:
             return None
         self._searches -= 1
         self._is_due = False
-        return partial(plan_for, self._figures, published_flows(view), self._seed)
+        return PlanRequest(self._figures, self._seed, published_flows(view))
 
-    def _revision(self, view: NetworkView, now: float) -> Job | None:
+    def _revision(self, view: NetworkView, now: float) -> PlanRequest | None:
         """For this iteration, when peers have come or gone."""
         if self._plan is None or self._waits or (view is self._watched[0] and self._without == self._watched[1]):
             return None
@@ -143,10 +133,10 @@ class IterationRouter:
         coordinator = min(view.data_peers)
         since_s = now - self._began_at + (view.link(coordinator, self.me).latency_s if coordinator != self.me else 0.0)
         self._revises = self._iteration
-        return partial(revise, figures, self._plan, int(since_s / TICK_S), self._seed)
+        return PlanRequest(figures, self._seed, revises=self._plan, begun_ticks=int(since_s / TICK_S))
 
     def planned(self, plan: IterationPlan | None) -> None:
-        """The result of a job."""
+        """What was asked for."""
         self._is_running = False
         if plan is None:
             return

@@ -18,13 +18,13 @@ from random import Random
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.flow.plan_keeper import fair_shares
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.negotiation.messages import NegotiationMessage
 from gwtf_p2p.protocol.negotiation.negotiator import Advert, Near, NegotiationConfig, Negotiator
 from gwtf_p2p.protocol.negotiation.side import some_of
 from gwtf_p2p.protocol.negotiation.slots import Slot
 from gwtf_p2p.protocol.routers.cheapest import CheapestWays
 from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.negotiation_messages import NegotiationMessage
 from gwtf_p2p.protocol.wire.records import StageRecord
 
 PATIENCE_S = 20.0

@@ -36,11 +36,12 @@ from random import Random
 
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.view.network_view import NetworkView
 
 
 @dataclass(frozen=True, slots=True)
-class SwarmConfig:
+class SwarmConfig(RouterSettings):
     """`in_flight`: own microbatches under way at once, 0 for no limit. `backward_charge` in forwards. Times in seconds.
 
     `rebalance_period_s`: T of the paper's rule (`placement`), 0 for never.

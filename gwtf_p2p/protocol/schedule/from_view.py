@@ -1,62 +1,26 @@
 """From a view to a `Pipeline`: the figures that the records hold, in the form in which plans are made.
 
-`PipelineFigures` is what of a view matters for a plan. It compares by value, so a record that changes nothing else (its
-occupancy, its age) calls for no new plan. What a record does not say is predicted: an unmeasured compute time is the median of
-the stage's, then of all stage peers'; an unmeasured link is what `NetworkView.link` assumes.
+`PipelineFigures` (`view/plans`) is what of a view matters for a plan. What a record does not say is predicted: an unmeasured
+compute time is the median of the stage's, then of all stage peers'; an unmeasured link is what `NetworkView.link` assumes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from statistics import median
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.schedule.model import UNLIMITED, Link, Pipeline
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
 from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S, ASSUMED_LATENCY_S, NetworkView
+from gwtf_p2p.protocol.view.plans import PeerFigures, PipelineFigures, Swarm
 from gwtf_p2p.protocol.wire.records import StageRecord
-
-LinkFigures = tuple[PeerId, float, float]
-"""To whom, one-way latency in seconds, bytes/s."""
-
-Swarm = tuple[tuple[PeerId, Stage, int], ...]
-"""Who is there, in which stage, and how much each takes: a plan for others is of no use."""
 
 NOTHING_MEASURED_S = 0.1
 """Compute time of a stage peer when no stage peer has measured any."""
 
 LEAST_S = 1e-6
 """Of a computation: forecasts need no zero times, but a measurement may round to one."""
-
-
-@dataclass(frozen=True, slots=True)
-class PeerFigures:
-    """Seconds of one microbatch: `before_s` is a forward or an embedding, `after_s` a backward or a finish."""
-
-    peer: PeerId
-    stage: Stage
-    capacity: int
-    before_s: float
-    after_s: float
-    loss_s: float
-    line_bytes_per_s: float
-    links: tuple[LinkFigures, ...]
-    recomputes: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineFigures:
-    """`peers` sorted by id; every stage has one at least. Bytes of one hop forwards, and of one back."""
-
-    stages: int
-    microbatch_bytes: int
-    gradient_bytes: int
-    peers: tuple[PeerFigures, ...]
-
-    @property
-    def swarm(self) -> Swarm:
-        return tuple((p.peer, p.stage, p.capacity) for p in self.peers)
 
 
 def swarm_of(view: NetworkView, without: Iterable[PeerId] = ()) -> Swarm:

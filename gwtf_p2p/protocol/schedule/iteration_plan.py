@@ -16,20 +16,20 @@ search
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from hashlib import sha256
 from random import Random
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId
-from gwtf_p2p.protocol.schedule.from_view import PipelineFigures, pipeline_of
+from gwtf_p2p.protocol.schedule.from_view import pipeline_of
 from gwtf_p2p.protocol.schedule.load_estimate import Load
 from gwtf_p2p.protocol.schedule.model import Path, Pipeline, forecast
 from gwtf_p2p.protocol.schedule.search import Effort, Planned, first_paths, plan_iteration, schedule, score_of
 from gwtf_p2p.protocol.schedule.underway import Underway
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.plans import TAG_DIGITS, Flow, IterationPlan, PipelineFigures, PlannedFlow, PlanRequest, tag
 
 WORTH_CHANGING = 0.004
 """Of the score of a plan."""
@@ -48,58 +48,6 @@ FULL_EFFORT_PEERS = 250
 
 TICK_S = 0.5
 """Peers that see a change at about the same time should revise for the same time."""
-
-TAG_DIGITS = 8
-"""Of a stage peer's id in a published flow: ids are long, and a stage peer is only looked for in one stage."""
-
-Flow = tuple[PeerId, tuple[PeerId, ...]]
-"""Data peer, stage peers; a stage peer that is not known any more is ''."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedFlow:
-    """One microbatch of `data_peer`. `release_s`: when it leaves, after its data peer's iteration has begun; `finish_s`: when
-    it is forecast to be back."""
-
-    data_peer: PeerId
-    stage_peers: tuple[PeerId, ...]
-    release_s: float
-    finish_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class IterationPlan:
-    """The flows of all data peers in the order of their release. `makespan_s` is the forecast of the whole. A revision is
-    for the iteration at hand, which it finds `underway`; `everybody` has those that are gone since its beginning as well."""
-
-    figures: PipelineFigures
-    flows: tuple[PlannedFlow, ...]
-    makespan_s: float
-    reason: str
-    underway: Underway | None = None
-    everybody: PipelineFigures | None = None
-
-    @property
-    def is_revision(self) -> bool:
-        return self.underway is not None
-
-    def share_of(self, data_peer: PeerId) -> tuple[PlannedFlow, ...]:
-        return tuple(flow for flow in self.flows if flow.data_peer == data_peer)
-
-    def changed_from(self, other: IterationPlan) -> int:
-        """Flows that came or went."""
-        one, two = (Counter((f.data_peer, f.stage_peers) for f in plan.flows) for plan in (self, other))
-        return ((one - two) + (two - one)).total()
-
-    def published_by(self, data_peer: PeerId) -> tuple[str, ...]:
-        """One text per flow: its place in the plan, and eight digits per stage peer."""
-        flows = enumerate(self.flows)
-        return tuple(f"{n}:{''.join(map(tag, flow.stage_peers))}" for n, flow in flows if flow.data_peer == data_peer)
-
-
-@lru_cache(maxsize=4096)
-def tag(stage_peer: PeerId) -> str:
-    return sha256(stage_peer.encode()).hexdigest()[:TAG_DIGITS]
 
 
 def published_flows(view: NetworkView) -> tuple[Flow, ...]:
@@ -157,34 +105,68 @@ def _by_release(planned: Planned) -> list[int]:
     return sorted(range(len(planned.paths)), key=lambda m: (planned.forecast.release_us[m], m))
 
 
+def make_plan(request: PlanRequest) -> IterationPlan | None:
+    """What a router has asked for. It takes long, so whoever runs the peer calls it where it disturbs nobody."""
+    if request.revises is not None:
+        return revise(request.figures, request.revises, request.begun_ticks, request.seed)
+    return plan_for(request.figures, request.published, request.seed)
+
+
 @lru_cache(maxsize=8)
 def revise(figures: PipelineFigures, plan: IterationPlan, begun_ticks: int, seed: int) -> IterationPlan | None:
     """The plan of an iteration that has run for so many ticks when peers have come or gone: only what is still to come changes.
 
     What is under way is known by forecast (`pipeline_underway`). Flows keep their places. None when a data peer has come or
     gone: its flows are not planned, or are in the way."""
+    found = _changed(figures, plan, begun_ticks)
+    if found is None:
+        return None
+    pipeline, paths, start = found
+    planned = schedule(pipeline, paths, _effort(pipeline, paths, REVISING).computations, Random(seed), start)
+    plan_now = _in_ids(figures, pipeline, planned, range(len(paths)), "revised")
+    return replace(plan_now, revises=plan, begun_ticks=begun_ticks)
+
+
+def _changed(figures: PipelineFigures, plan: IterationPlan, begun_ticks: int) -> tuple[Pipeline, list[Path], Underway] | None:
+    """The pipeline with those that are gone outside of its stages, the plan's paths mended, and where everything is."""
     flows = tuple((flow.data_peer, flow.stage_peers) for flow in plan.flows)
     kept = pipeline_of(figures)
     mended = _kept_paths(kept, flows)
     if not mended:
         return None
-    everybody = _with_newcomers(plan, figures)
-    pipeline = pipeline_of(everybody)
+    pipeline = pipeline_of(_with_newcomers(plan, figures))
     number = {peer: i for i, peer in enumerate(pipeline.peers)}
     present = {number[peer] for peer in kept.peers}
     pipeline = replace(pipeline, stage_peers=tuple(tuple(i for i in s if i in present) for s in pipeline.stage_peers))
-    before = [(number[data_peer], *(number[stage_peer] for stage_peer in stage_peers)) for data_peer, stage_peers in flows]
+    before = _numbered(plan, number)
     paths = [tuple(number[kept.peers[i]] for i in path) for path in mended]
-    start = plan.underway or Underway.begun(pipeline_of(plan.figures), before)
-    start = start.later(before, begun_ticks * TICK_S * MICROSECONDS).changed(pipeline, paths)
-    planned = schedule(pipeline, paths, _effort(pipeline, paths, REVISING).computations, Random(seed), start)
-    now = start.later(planned.paths, start.at_us)
-    return replace(_in_ids(figures, pipeline, planned, range(len(paths)), "revised"), underway=now, everybody=everybody)
+    start = underway(plan) or Underway.begun(pipeline_of(plan.figures), before)
+    return pipeline, paths, start.later(before, begun_ticks * TICK_S * MICROSECONDS).changed(pipeline, paths)
+
+
+@lru_cache(maxsize=8)
+def underway(plan: IterationPlan) -> Underway | None:
+    """Where everything was by forecast when a plan was revised; None for one that was not."""
+    if plan.revises is None:
+        return None
+    found = _changed(plan.figures, plan.revises, plan.begun_ticks)
+    assert found is not None, "it was revised"
+    pipeline, _, start = found
+    return start.later(_numbered(plan, {peer: i for i, peer in enumerate(pipeline.peers)}), start.at_us)
+
+
+def _numbered(plan: IterationPlan, number: Mapping[PeerId, int]) -> list[Path]:
+    return [(number[flow.data_peer], *(number[peer] for peer in flow.stage_peers)) for flow in plan.flows]
+
+
+def _everybody(plan: IterationPlan) -> PipelineFigures:
+    """Those of a plan, and of the plans that it revises, in the order in which they came."""
+    return plan.figures if plan.revises is None else _with_newcomers(plan.revises, plan.figures)
 
 
 def _with_newcomers(plan: IterationPlan, figures: PipelineFigures) -> PipelineFigures:
     """The peers that the plan knows of in their order, whether or not they are there, then the others."""
-    former = (plan.everybody or plan.figures).peers
+    former = _everybody(plan).peers
     now, then = ({p.peer: p for p in peers} for peers in (figures.peers, former))
     others = (p for p in figures.peers if p.peer not in then)
     return replace(figures, peers=(*(now.get(p.peer, p) for p in former), *others))

@@ -20,6 +20,7 @@ from __future__ import annotations
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import Held, Phase, Sending
 from gwtf_p2p.protocol.effects import Send
+from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.transfer.send_activation import RETRY_S, WAIT_PRIOR_S, WAITING, SendActivation
 from gwtf_p2p.protocol.wire.messages import Done, Missing, Redo, Superseded
@@ -43,9 +44,9 @@ class Repairs:
         if not self.send_activation.is_last:
             self._repair(held, next_peer, reason)
             return
-        ctx.cancel_timer("push", held.name)
+        ctx.cancel_timer(Timer.PUSH, held.name)
         self.send_activation.to_routing(held)
-        ctx.start_timer("route", held.name, RETRY_S)
+        ctx.start_timer(Timer.ROUTE, held.name, RETRY_S)
 
     # ---- lost peers, and peers that forgot
 
@@ -62,7 +63,7 @@ class Repairs:
         """It has nothing: what is on its way there, in ignorance, goes elsewhere, as after a refusal."""
         for held in self.ctx.in_order():
             if held.successor == peer and held.sending is Sending.PUSHING and not self.send_activation.is_last:
-                held.tried.add(peer)
+                held.tried_in_vain(peer)
                 self.send_activation.again(held, None)
         self.peer_lost(peer, "it has left")
 
@@ -75,8 +76,7 @@ class Repairs:
                 continue
             if held.sending in WAITING and _is_forgotten(held, ctx.now - seconds):
                 held.note(f"{peer} does not hold it", ctx.now)
-                if held.lost_at is None:
-                    held.lost_at = ctx.now
+                held.missed(ctx.now)
                 self.send_activation.again(held, peer)
             elif held.sending is Sending.RETURNED and ctx.exact and not self.send_activation.is_last:
                 forgotten.setdefault(held.id.data_peer, []).append(held.id)
@@ -98,7 +98,7 @@ class Repairs:
                 ctx.emit(Send(owner, Done(held.id, ctx.stage)))
         elif message.stage == ctx.stage + 1:
             raised = message.generation > held.attempt[0]
-            held.attempt = (max(held.attempt[0], message.generation), *held.attempt[1:])
+            held.reach(message.generation)
             who = self.redo(held, message)
             if who is not None:
                 ctx.emit(Send(who, message))
@@ -117,7 +117,7 @@ class Repairs:
     def walk_again(self, held: Held) -> None:
         """The data peer has started again: show it the way to its microbatch, with what is computed already."""
         if held.sending not in (Sending.IDLE, Sending.ROUTING):
-            held.walking = True
+            held.walk()
             self.send_activation.again(held, held.successor)  # without one (a redo that was stopped): to anybody
 
     def insist(self, held: Held) -> None:
@@ -127,11 +127,10 @@ class Repairs:
             return
         patience_s = ctx.timings.deadline_s(("backward",), WAIT_PRIOR_S) * 2 ** min(held.insisted, MOST_INSIST_DOUBLINGS)
         if held.refused_since is None:
-            held.refused_since = ctx.now
+            held.refused(ctx.now)
         elif ctx.now - held.refused_since > patience_s:
-            held.refused_since = ctx.now
-            held.insisted += 1
-            held.attempt = (held.attempt[0] + 1,)
+            held.insist(ctx.now)
+            held.begin_again(held.attempt[0] + 1)
             self.walk_again(held)
 
     def superseded(self, sender: PeerId, message: Superseded) -> bool:
@@ -146,7 +145,7 @@ class Repairs:
             return False
         own = len(held.attempt)
         if held.attempt == message.attempt[:own] and len(message.attempt) > own:
-            held.handed = max(held.handed, message.attempt[own])  # my own, of a time that I have forgotten
+            held.has_handed(message.attempt[own])  # my own, of a time that I have forgotten
         if held.attempt >= message.attempt[:own]:
             return False
         held.note(f"superseded by {message.attempt}", ctx.now)
@@ -160,13 +159,9 @@ class Repairs:
         ctx = self.ctx
         done = held.sending is Sending.RETURNED or held.phase is Phase.DONE
         kind = "aggregation" if done else "backward" if held.beyond else "forward"
-        if held.lost_at is None:
-            held.lost_at = ctx.liveness.silent_since(peer, ctx.now)
+        held.missed(ctx.liveness.silent_since(peer, ctx.now))
         path = ahead or (held.done_by[1:] if done else (held.beyond, *held.ahead[2:]) if held.beyond else held.ahead[1:])
-        held.ahead = (peer, *path)
-        held.tried.add(peer)
-        held.successor = held.beyond = None
-        held.asked = 0
+        held.give_up(peer, path)
         if peer:
             ctx.emit(Send(peer, Superseded(held.id, (*held.attempt, held.handed))))
         ctx.recoveries[kind] += 1

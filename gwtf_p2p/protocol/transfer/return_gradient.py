@@ -10,7 +10,7 @@ from __future__ import annotations
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import Held, Phase, Returning
 from gwtf_p2p.protocol.effects import Push, Send
-from gwtf_p2p.protocol.events import PushAnswered, PushDelivered, Slot
+from gwtf_p2p.protocol.events import PushAnswered, PushDelivered, Slot, Timer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.transfer.send_activation import MOST_PUSH_DOUBLINGS, PUSH_PRIOR_S, RETRY_S, WAIT_PRIOR_S
 from gwtf_p2p.protocol.wire.messages import Attempt, Backward, Done, Superseded, Verdict
@@ -27,7 +27,7 @@ class ReturnGradient:
         ctx = self.ctx
         if held.returning is Returning.PUSHING:
             ctx.end_push(held.return_token, cancel=True)
-        held.return_token = ctx.new_push(held, back=True)
+        held.return_with(ctx.new_push(held, back=True))
         held.to_returning(Returning.PUSHING, ctx.now)
         done_by = (ctx.me, *held.done_by) if self.stage <= ctx.stages else ()
         message = Backward(held.id, held.attempt, Stage(self.stage - 1), done_by)
@@ -48,7 +48,7 @@ class ReturnGradient:
         self._block(held, f"{held.predecessor} answered {event.verdict.name} {event.detail}")
         if event.verdict is not Verdict.BUSY:
             # It does not hold the microbatch (any more). Whoever does will announce itself.
-            ctx.cancel_timer("return", held.name)
+            ctx.cancel_timer(Timer.RETURN, held.name)
 
     def delivered(self, held: Held, event: PushDelivered) -> None:
         if event.token == held.return_token and held.returning is Returning.PUSHING:
@@ -64,7 +64,7 @@ class ReturnGradient:
         """The transfer takes too long, or a blocked one is due for another try."""
         ctx = self.ctx
         if held.returning is Returning.PUSHING:
-            held.asked += 1
+            held.ask()
             if held.asked % 2 == 0 and held.predecessor not in ctx.liveness.excluded:
                 self.begin(held)  # it has answered since, so this transfer has gone astray
                 return
@@ -80,14 +80,14 @@ class ReturnGradient:
             if held.returning is Returning.PUSHING:
                 ctx.end_push(held.return_token, cancel=True)
                 held.to_returning(Returning.BLOCKED, ctx.now)
-                ctx.cancel_timer("return", held.name)
+                ctx.cancel_timer(Timer.RETURN, held.name)
             self.orphaned(held)
 
     def orphaned(self, held: Held) -> None:
         """The predecessor is gone or has another successor: unless somebody announces itself, this work is for nothing."""
         ctx = self.ctx
-        if ctx.stage > 0 and held.phase is not Phase.DONE and not ctx.is_armed("orphan", held.name):
-            ctx.start_timer("orphan", held.name, ctx.timings.deadline_s(("backward",), WAIT_PRIOR_S))
+        if ctx.stage > 0 and held.phase is not Phase.DONE and not ctx.is_armed(Timer.ORPHAN, held.name):
+            ctx.start_timer(Timer.ORPHAN, held.name, ctx.timings.deadline_s(("backward",), WAIT_PRIOR_S))
 
     def peer_answered(self, peer: PeerId, unknown: frozenset[MicrobatchId]) -> None:
         """A suspected or lost peer lives: what could not be handed back to it can, unless it does not know of it."""
@@ -103,26 +103,26 @@ class ReturnGradient:
         former = held.predecessor
         if former not in (sender, ctx.me):
             ctx.emit(Send(former, Superseded(held.id, attempt[:-1])))
-        ctx.cancel_timer("orphan", held.name)
+        ctx.cancel_timer(Timer.ORPHAN, held.name)
         held.note(f"predecessor {former} -> {sender}", ctx.now)
-        held.predecessor = sender
+        held.handed_by(sender)
         under_way = held.returning is Returning.PUSHING and former == sender
         if held.returning is not Returning.IDLE and not under_way:
-            held.asked = 0
+            held.heard()
             self.begin(held)
 
     def _held(self, held: Held) -> None:
-        held.asked = 0
+        held.heard()
         self.ctx.end_push(held.return_token)
-        self.ctx.cancel_timer("return", held.name)
+        self.ctx.cancel_timer(Timer.RETURN, held.name)
         held.to_returning(Returning.HELD, self.ctx.now)
 
     def _block(self, held: Held, why: str) -> None:
         held.note(why, self.ctx.now)
         self.ctx.end_push(held.return_token)
         held.to_returning(Returning.BLOCKED, self.ctx.now)
-        self.ctx.start_timer("return", held.name, RETRY_S)
+        self.ctx.start_timer(Timer.RETURN, held.name, RETRY_S)
 
     def _start_timer(self, held: Held) -> None:
         deadline_s = self.ctx.timings.deadline_s(("push", held.predecessor), PUSH_PRIOR_S)
-        self.ctx.start_timer("return", held.name, deadline_s * 2 ** min(held.asked, MOST_PUSH_DOUBLINGS))
+        self.ctx.start_timer(Timer.RETURN, held.name, deadline_s * 2 ** min(held.asked, MOST_PUSH_DOUBLINGS))

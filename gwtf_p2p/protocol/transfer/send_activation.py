@@ -9,11 +9,13 @@ lost, it is offered again after as long as it usually takes.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import Held, Phase, Sending
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, PlanningRouter, RouteRequest
 from gwtf_p2p.protocol.effects import Push, Send
-from gwtf_p2p.protocol.events import PushAnswered, PushDelivered, Slot
+from gwtf_p2p.protocol.events import PushAnswered, PushDelivered, Slot, Timer, WaitTimer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.transfer.ledger import NOBODY
 from gwtf_p2p.protocol.wire.messages import SUPERSEDED, CapacityAvailable, Complete, Forward, Redo, Superseded, Verdict
@@ -31,6 +33,7 @@ MOST_PUSH_DOUBLINGS = 6
 """A wait that was too short for a living peer is doubled at most so often. A transfer is begun anew, so it must get there."""
 
 WAITING = (Sending.PUSHING, Sending.AWAITING)
+WAITS = (Timer.PUSH, Timer.COMPLETE, Timer.BACKWARD)
 
 
 class SendActivation:
@@ -59,7 +62,7 @@ class SendActivation:
         One that was handed on anew is led to the peers that have it already, whatever the plan says."""
         is_first = not any(held.attempt[1:])
         if self._planner is not None and not self.is_last and is_first:
-            held.ahead = self._planner.revised(held.id, self.target) or held.ahead
+            held.go_by(self._planner.revised(held.id, self.target) or held.ahead)
         self.to_routing(held)
         self.route(held)
 
@@ -68,17 +71,17 @@ class SendActivation:
         ctx = self.ctx
         if held.sending is Sending.PUSHING:
             ctx.end_push(held.push_token, cancel=True)
-        for what in ("push", "complete", "backward"):
+        for what in WAITS:
             ctx.cancel_timer(what, held.name)
         if to is not None:
-            held.ahead = (to, *held.ahead[1:])
+            held.go_first_to(to)
         self.to_routing(held)
         self.route(held)
 
     def retry(self, held: Held) -> None:
         """The retry timer fired, or something changed that may have opened a route."""
         if held.sending is Sending.ROUTING:
-            self.ctx.cancel_timer("route", held.name)
+            self.ctx.cancel_timer(Timer.ROUTE, held.name)
             self.route(held)
 
     def retry_all(self) -> None:
@@ -108,10 +111,10 @@ class SendActivation:
             if held is None or held.sending not in (Sending.ROUTING, Sending.PUSHING):
                 del self._refused[microbatch]
                 continue
-            held.tried.discard(peer)
+            held.may_try(peer)
             if held.sending is Sending.ROUTING and offers > 0:
                 offers -= 1
-                held.ahead = (peer, *held.ahead[1:])
+                held.go_first_to(peer)
                 self.retry(held)
 
     def route(self, held: Held) -> None:
@@ -119,7 +122,7 @@ class SendActivation:
         ctx = self.ctx
         if self.is_last:
             if held.id.data_peer in ctx.liveness.excluded:
-                ctx.start_timer("route", held.name, RETRY_S)
+                ctx.start_timer(Timer.ROUTE, held.name, RETRY_S)
             else:
                 self._push(held, held.id.data_peer)
             return
@@ -131,25 +134,22 @@ class SendActivation:
             answer = ctx.router.route(RouteRequest(held.id, ctx.me, self.target, last, excluded, rejoin), ctx.now)
             if isinstance(answer, NoRoute):
                 held.note(f"no route: {answer.reason}", ctx.now)
-                held.tried.clear()
+                held.may_try()
                 is_refused = held.id in self._refused
-                ctx.start_timer("route", held.name, ctx.timings.deadline_s(("room",), RETRY_S) if is_refused else RETRY_S)
+                ctx.start_timer(Timer.ROUTE, held.name, ctx.timings.deadline_s(("room",), RETRY_S) if is_refused else RETRY_S)
                 return
-            held.ahead = answer.peers + (rest if rejoin else ())
+            held.go_by(answer.peers + (rest if rejoin else ()))
         self._push(held, held.ahead[0])
 
     def _push(self, held: Held, peer: PeerId) -> None:
         ctx = self.ctx
-        held.push_token = ctx.new_push(held, back=False)
-        held.successor, held.beyond = peer, None
-        held.waits_since, held.taken_at = ctx.now, None
+        held.pushed_to(peer, ctx.new_push(held, back=False), ctx.now)
         self._routing.discard(held.id)
         held.to_sending(Sending.PUSHING, ctx.now)
-        message = Forward(held.id, (*held.attempt, held.handed), self.target, held.ahead[1:], ctx.epoch)
-        held.handed += 1
+        message = Forward(held.id, (*held.attempt, held.hand()), self.target, held.ahead[1:], ctx.epoch)
         ctx.liveness.watch(peer, ctx.out)
         ctx.emit(Push(held.push_token, peer, message, Slot.OUTPUT))
-        ctx.start_timer("push", held.name, self._push_deadline_s(held))
+        ctx.start_timer(Timer.PUSH, held.name, self._push_deadline_s(held))
 
     # ---- what became of a push
 
@@ -159,7 +159,7 @@ class SendActivation:
         if next_peer is None or event.token != held.push_token or held.sending is not Sending.PUSHING:
             return
         if event.verdict is Verdict.ACCEPTED:
-            held.taken_at = ctx.now
+            held.taken(ctx.now)
             return
         ctx.end_push(event.token)
         if event.verdict is Verdict.DUPLICATE:
@@ -169,15 +169,15 @@ class SendActivation:
             self._unwanted(held, next_peer, event.detail)
             return
         self._observe(held, next_peer, None, event.verdict.name)
-        held.tried.add(next_peer)
+        held.tried_in_vain(next_peer)
         if event.verdict is Verdict.BUSY:
             self._refused.setdefault(held.id, ctx.now)
         if event.verdict is Verdict.REFUSED and held.ahead:
-            held.ahead = (NOBODY, *held.ahead[1:])  # it is no peer of that stage (any more): waiting for it is no use
-        ctx.cancel_timer("push", held.name)
+            held.go_first_to(NOBODY)  # it is no peer of that stage (any more): waiting for it is no use
+        ctx.cancel_timer(Timer.PUSH, held.name)
         self.to_routing(held)
         if self.is_last:
-            ctx.start_timer("route", held.name, RETRY_S)
+            ctx.start_timer(Timer.ROUTE, held.name, RETRY_S)
         else:
             self.route(held)
 
@@ -186,20 +186,20 @@ class SendActivation:
         ctx = self.ctx
         held.note(f"{next_peer} does not want it: {why}", ctx.now)
         if held.id.data_peer == ctx.me:
-            held.attempt = (held.attempt[0] + 1,)
-            ctx.cancel_timer("push", held.name)
+            held.begin_again(held.attempt[0] + 1)
+            ctx.cancel_timer(Timer.PUSH, held.name)
             self.to_routing(held)
-            ctx.start_timer("route", held.name, RETRY_S)
+            ctx.start_timer(Timer.ROUTE, held.name, RETRY_S)
         elif held.phase is Phase.DONE:
-            ctx.cancel_timer("push", held.name)
+            ctx.cancel_timer(Timer.PUSH, held.name)
             held.to_sending(Sending.RETURNED, ctx.now)
             if not self.is_last:
                 ctx.emit(Send(next_peer, Redo(held.id, self.target, next_peer)))  # its data peer should know
         elif why == SUPERSEDED:
             # By what, its `Superseded` tells, and whether that concerns the peers before as well.
-            ctx.cancel_timer("push", held.name)
+            ctx.cancel_timer(Timer.PUSH, held.name)
             self.to_routing(held)
-            ctx.start_timer("route", held.name, RETRY_S)
+            ctx.start_timer(Timer.ROUTE, held.name, RETRY_S)
         else:
             ctx.discard(held)
 
@@ -212,19 +212,16 @@ class SendActivation:
     def _accepted(self, held: Held) -> None:
         ctx = self.ctx
         assert held.successor is not None
-        held.walking = False
         refused_at = self._refused.pop(held.id, None)
         if refused_at is not None:
             ctx.timings.observe(("room",), ctx.now - refused_at)
-        held.taken_at = held.taken_at or ctx.now
+        held.accepted(ctx.now)
         ctx.end_push(held.push_token)
-        ctx.cancel_timer("push", held.name)
-        held.tried.clear()
-        held.asked = 0
+        ctx.cancel_timer(Timer.PUSH, held.name)
         if held.lost_at is not None:
             self._recovered(held, held.lost_at)
         held.to_sending(Sending.AWAITING, ctx.now)
-        self._wait(held, "backward" if self.is_last else "complete")
+        self._wait(held, Timer.BACKWARD if self.is_last else Timer.COMPLETE)
         if ctx.stage > 0 and held.phase is not Phase.DONE:
             ctx.emit(Send(held.predecessor, Complete(held.id, held.successor, held.forward_held_s)))
 
@@ -237,32 +234,32 @@ class SendActivation:
         ctx = self.ctx
         if held.sending is Sending.PUSHING:
             self._accepted(held)  # its acknowledgement was lost: it cannot compute what it does not have
-        if held.beyond is None and ctx.is_armed("complete", held.name):
+        if held.beyond is None and ctx.is_armed(Timer.COMPLETE, held.name):
             ctx.timings.observe(("complete", sender), ctx.now - held.waits_since)
-            ctx.cancel_timer("complete", held.name)
-            held.asked = 0
-            self._wait(held, "backward")
-        held.beyond = message.successor
+            ctx.cancel_timer(Timer.COMPLETE, held.name)
+            held.heard()
+            self._wait(held, Timer.BACKWARD)
+        held.followed_by(message.successor)
         seconds = (ctx.timings.median_s(("push", sender)) or 0.0) + message.held_s
         ctx.timings.observe(("hop",), seconds)
         self._observe(held, sender, seconds, "")
 
-    def late(self, held: Held, what: str) -> None:
+    def late(self, held: Held, what: WaitTimer) -> None:
         """A wait was longer than usual: ask both neighbours, and wait again, longer."""
         ctx = self.ctx
         if held.successor is None or held.sending not in WAITING:
             return
-        held.asked += 1
+        held.ask()
         if held.asked > 2 and held.asked % 2 and held.successor not in ctx.liveness.excluded:
             # It lives and says that it holds this, so something has gone astray on the way there or back. If it is only
             # slow, it answers that it has it.
             self.again(held, held.successor)
             return
-        ctx.suspect(held.successor, f"{what} is late")
+        ctx.suspect(held.successor, f"{what.value} is late")
         if held.predecessor not in (ctx.me, held.successor):
             ctx.suspect(held.predecessor, "a microbatch is late")
-        if what == "push":
-            ctx.start_timer("push", held.name, self._push_deadline_s(held))
+        if what is Timer.PUSH:
+            ctx.start_timer(Timer.PUSH, held.name, self._push_deadline_s(held))
         else:
             self._wait(held, what)
 
@@ -276,9 +273,9 @@ class SendActivation:
         if held.sending in WAITING and former not in (None, sender) and not self.is_last:
             assert former is not None
             ctx.emit(Send(former, Superseded(held.id, (*held.attempt, held.handed))))
-        for what in ("push", "route", "complete", "backward"):
+        for what in (*WAITS, Timer.ROUTE):
             ctx.cancel_timer(what, held.name)
-        held.successor = sender
+        held.returned_by(sender)
         if held.lost_at is not None:
             self._recovered(held, held.lost_at)
         if held.sending is not Sending.RETURNED:
@@ -292,7 +289,7 @@ class SendActivation:
         ctx = self.ctx
         ctx.timings.observe(("recovery",), ctx.now - lost_at)
         ctx.report("recovered", microbatch=held.name, seconds=ctx.now - lost_at)
-        held.lost_at = None
+        held.found()
 
     def stop(self, held: Held) -> None:
         """This redo of a finished microbatch leads nowhere: others have taken it over."""
@@ -300,17 +297,17 @@ class SendActivation:
             return
         if held.sending is Sending.PUSHING:
             self.ctx.end_push(held.push_token, cancel=True)
-        for what in ("push", "route", "complete", "backward"):
+        for what in (*WAITS, Timer.ROUTE):
             self.ctx.cancel_timer(what, held.name)
         self._routing.discard(held.id)
-        held.lost_at = None
+        held.found()
         held.to_sending(Sending.RETURNED, self.ctx.now)
 
-    def _wait(self, held: Held, what: str) -> None:
+    def _wait(self, held: Held, what: Literal[Timer.COMPLETE, Timer.BACKWARD]) -> None:
         """For `Complete` of the next peer, then for the gradient."""
         if not held.asked:
-            held.waits_since = self.ctx.now
-        key = ("complete", held.successor) if what == "complete" else ("backward",)
+            held.wait_from(self.ctx.now)
+        key = ("complete", held.successor) if what is Timer.COMPLETE else ("backward",)
         deadline_s = self.ctx.timings.deadline_s(key, WAIT_PRIOR_S)
         self.ctx.start_timer(what, held.name, deadline_s * 2 ** min(held.asked, MOST_DOUBLINGS))
 

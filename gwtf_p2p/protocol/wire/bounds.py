@@ -2,7 +2,7 @@
 
 A field says it where it is declared (`iteration: Iteration`), `codec` checks it when a message or a record is read. So every
 value that a state machine sees is one that the rest of the program can work with. What is out of bounds is the sender's fault
-and costs the whole message; free text is the exception, it is cut. A number without bounds of its own must fit 64 bits.
+and costs the whole message; free text is the exception, it is cut.
 
 Types only: nothing here says who may send what (`peer/authorisation`).
 """
@@ -66,5 +66,6 @@ Addresses = Annotated[tuple[Annotated[str, Length(1, 300)], ...], Items(0, 32)]
 Flows = Annotated[tuple[Name, ...], Items(0, MOST_MICROBATCHES)]
 RouteName = Annotated[str, Length(0, 2048)]
 Counts = Annotated[Mapping[Name, Count], Items(0, MOST_PEERS)]
-Costs = Annotated[Mapping[Peer, Microseconds], Items(0, MOST_PEERS)]
+Costs = Annotated[Mapping[Annotated[str, Length(1, 128)], Microseconds], Items(0, MOST_PEERS)]
+PeerCosts = Annotated[Mapping[Peer, Microseconds], Items(0, MOST_PEERS)]
 Figures = Annotated[Mapping[RouteName, Number], Items(0, 64)]

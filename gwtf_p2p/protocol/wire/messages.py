@@ -21,7 +21,6 @@ from typing import Annotated, Any, get_args
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.limits import MOST_MICROBATCHES, MOST_PEERS, Items
-from gwtf_p2p.protocol.negotiation.messages import NegotiationMessage
 from gwtf_p2p.protocol.wire.bounds import (
     AttemptNumber,
     AttemptOf,
@@ -45,6 +44,7 @@ from gwtf_p2p.protocol.wire.bounds import (
     WeightsVersion,
 )
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
+from gwtf_p2p.protocol.wire.negotiation_messages import NegotiationMessage
 
 Attempt = tuple[int, ...]
 """See the module docstring."""

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgpack
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
-from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
-from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.errors import InputError, OtherWireVersion, RemoteProtocolError
+from gwtf_p2p.protocol.ids import RunId, Stage
 from gwtf_p2p.protocol.limits import Items
 from gwtf_p2p.protocol.wire.bounds import (
     Addresses,
@@ -47,6 +47,9 @@ from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, TensorFormat,
 
 SCHEMA_VERSION = 1
 WIRE_VERSION = 2
+"""Raised whenever the bytes of a message or record change so that a peer of the version before would misread them. Peers of
+different versions refuse each other's streams and records by this number (`tests/protocol/wire/golden_bytes.txt`)."""
+
 MAX_RECORD_BYTES = 8192
 MOST_ITERATIONS = 2**40
 MOST_DATA_PEERS = 4096
@@ -375,7 +378,8 @@ def encode(record: RunRecord | StageRecord) -> bytes:
 
 
 def decode_run(data: bytes) -> RunRecord:
-    """Raises RemoteProtocolError when the bytes are not a run record of this wire version, or one that is out of range."""
+    """Raises RemoteProtocolError when the bytes are no run record or one that is out of range, OtherWireVersion when they are
+    of another wire version."""
     run = _decode(RunRecord, data)
     try:
         run.validate(RunRecord.__name__)
@@ -385,7 +389,7 @@ def decode_run(data: bytes) -> RunRecord:
 
 
 def decode_stage(data: bytes) -> StageRecord:
-    """Raises RemoteProtocolError when the bytes are not a stage record of this wire version."""
+    """Raises RemoteProtocolError when the bytes are no stage record, OtherWireVersion when of another version."""
     return _decode(StageRecord, data)
 
 
@@ -399,8 +403,25 @@ def _decode(kind: type[T], data: bytes) -> T:
     if not isinstance(plain, dict):
         raise RemoteProtocolError(f"{kind.__name__}: expected a map, got {type(plain).__name__}")
     if plain.get("wire_version") != WIRE_VERSION:
-        raise RemoteProtocolError(
-            f"{kind.__name__}: wire_version: this peer speaks {WIRE_VERSION}, the record says {plain.get('wire_version')}"
-        )
+        raise OtherWireVersion(kind.__name__, WIRE_VERSION, plain.get("wire_version"))
     record: T = from_plain(kind, plain, kind.__name__)
     return record
+
+
+MAX_STAGES = 128
+"""Most stages of a run: for so many the keys of a run are known before its record is."""
+
+
+def run_key(run_id: RunId) -> str:
+    """Where the DHT has the run record."""
+    return f"{run_id}.run"
+
+
+def stage_key(run_id: RunId, stage: Stage) -> str:
+    """Where the DHT has the records of a stage's peers; data peers are under stage 0."""
+    return f"{run_id}.stage.{stage}"
+
+
+def keys_of_run(run_id: RunId) -> list[str]:
+    """Every key under which peers of the run publish."""
+    return [run_key(run_id), *(stage_key(run_id, Stage(k)) for k in range(MAX_STAGES + 1))]

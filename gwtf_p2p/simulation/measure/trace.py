@@ -45,9 +45,9 @@ def _tensor(event: ev.Offered | ev.Delivered | ev.DeliveryBroken) -> str:
 
 
 def _planned(event: ev.Planned) -> str:
-    """The plan's flows and reason: how far the forecast behind it has got is no part of what the peer is told."""
-    plan = event.result
-    return f"{type(plan).__name__} {getattr(plan, 'flows', '')} {getattr(plan, 'reason', '')}"
+    """The plan's flows and reason: the plan that it revises is no part of what the peer is told."""
+    plan = event.plan
+    return f"{type(plan).__name__} {plan.flows} {plan.reason}" if plan is not None else "NoneType  "
 
 
 _ABOUT: dict[type[Any], Callable[[Any], str]] = {
@@ -61,8 +61,8 @@ _ABOUT: dict[type[Any], Callable[[Any], str]] = {
     ev.Received: lambda e: f"{e.sender} {type(e.message).__name__} {getattr(e.message, 'microbatch', '')}",
     ev.SendFailed: lambda e: f"{e.to} {type(e.message).__name__}",
     ev.Computed: lambda e: f"{e.work.name} {e.microbatch}",
-    ev.TimerFired: lambda e: f"{e.name[0]} {e.name[1]}",
     ev.Planned: _planned,
+    ev.TimerFired: lambda e: f"{e.name[0].value} {e.name[1]}",
     ev.AverageDone: lambda e: f"{e.iteration} {e.attempt} {e.digest}",
 }
 

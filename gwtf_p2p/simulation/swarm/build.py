@@ -22,25 +22,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
-from gwtf_p2p.protocol.membership.rebalancing import Mover
-from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
-from gwtf_p2p.protocol.peer.stage_peer import StagePeer
-from gwtf_p2p.protocol.routers.factory import RouterKind, make_router, router_kind
-from gwtf_p2p.protocol.routers.swarm_failures import FixedTimings, ForgetfulLiveness
+from gwtf_p2p.protocol.peer.data_peer import DataPeerConfig
+from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice, compose
+from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
+from gwtf_p2p.protocol.routers.factory import RouterKind, router_kind
+from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links, LinkSpec
 from gwtf_p2p.simulation.scenario.draw import DrawnPeer, draw_peers
 from gwtf_p2p.simulation.scenario.scenario import Scenario
 from gwtf_p2p.simulation.world.directory import Directory
-from gwtf_p2p.simulation.world.world import SimulatedPeer, Sizes, Speed, World
+from gwtf_p2p.simulation.world.population import SimulatedPeer, Sizes, Speed
+from gwtf_p2p.simulation.world.world import World
 
 RECORD_PERIOD_S = 10.0
 PROBE_SAMPLES = 3
@@ -61,7 +60,7 @@ class Arm:
     """`config` is the router's settings (see `factory.default_config`), `recovery` exact or fast."""
 
     router: str
-    config: Any
+    config: RouterSettings
     recovery: str = "exact"
     memory: Memory = Memory.ADAPTIVE
 
@@ -72,7 +71,7 @@ class Arm:
     @property
     def queues(self) -> bool:
         """Stage peers refuse nothing."""
-        queues = self.kind.unbounded_queues or getattr(self.config, "queues_inputs", False)
+        queues = self.kind.unbounded_queues or self.config.queues_inputs
         return queues and self.memory is not Memory.STRICT
 
 
@@ -100,27 +99,29 @@ class Swarm:
     def new_peer(self, peer: PeerId) -> SimulatedPeer:
         """A peer as it is when its program has just been started: nothing held, nothing measured but its own speed."""
         drawn, arm, model = self.drawn[peer], self.arm, self.scenario.model
-        router = make_router(arm.router, arm.config, self.seed, peer)
-        if self._around_router is not None:
-            router = self._around_router(router)
-        context = Context(peer, drawn.stage, model.stages, router, exact=arm.recovery == "exact")
-        if getattr(arm.config, "official_failures", False):
-            context.timings = FixedTimings()
-            context.liveness = ForgetfulLiveness(peer, context.timings)
-        machine: StagePeer | DataPeer
+        data_peer = stage_peer = None
         timed: tuple[ev.Work, ...]
         if drawn.stage == DATA_STAGE:
-            config = DataPeerConfig(model.microbatches_per_data_peer, self.scenario.data_peers, self.scenario.iterations)
-            machine = DataPeer(context, config)
+            data_peer = DataPeerConfig(model.microbatches_per_data_peer, self.scenario.data_peers, self.scenario.iterations)
             timed = (ev.Work.EMBED, ev.Work.LOSS, ev.Work.FINISH)
         else:
-            mover = Mover(peer) if getattr(arm.config, "moves", False) else None
             recomputes = arm.memory is Memory.ADAPTIVE and arm.queues
-            machine = StagePeer(context, drawn.capacity, queues=arm.queues, recomputes=recomputes, mover=mover)
+            stage_peer = StagePeerConfig(drawn.capacity, arm.queues, recomputes, arm.config.moves)
             timed = (ev.Work.FORWARD, ev.Work.BACKWARD)
+        settings = PeerSettings(
+            me=peer,
+            stage=drawn.stage,
+            stages=model.stages,
+            router=RouterChoice(arm.router, arm.config, self.seed),
+            exact=arm.recovery == "exact",
+            data_peer=data_peer,
+            stage_peer=stage_peer,
+        )
+        machine = compose(settings)
+        if self._around_router is not None:
+            machine.ctx.router = self._around_router(machine.ctx.router)
         seconds = drawn.work_seconds()
-        for work in timed:
-            context.timings.observe(("compute", work.value), seconds[work])
+        machine.measured({work: seconds[work] for work in timed})
         simulated = SimulatedPeer(machine, Speed(seconds), line_bytes_per_s=drawn.line_bytes_per_s or 0.0)
         simulated.links = tuple(self._measure(peer, other) for other in self._neighbours(drawn.stage) if other != peer)
         former = self.world.peers.get(peer)
@@ -159,7 +160,7 @@ def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, 
     directory = Directory(model.stages, model.microbatch_bytes)
     sizes = Sizes(model.microbatch_bytes, model.stage_gradient_bytes, model.stage_state_bytes)
     world = World(kernel, links, directory, sizes, on_report, RECORD_PERIOD_S)
-    world.star = arm.kind.star
+    world.pushes.star = arm.kind.star
     swarm = Swarm(scenario, arm, seed, world, drawn)
     for peer in drawn:
         world.add(swarm.new_peer(peer))

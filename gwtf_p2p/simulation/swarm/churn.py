@@ -17,7 +17,7 @@ import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire.records import PeerState
@@ -42,6 +42,14 @@ class StagePeers(Protocol):
     def crash(self, peer: PeerId) -> None: ...
 
     def come_back(self, peer: PeerId) -> None: ...
+
+
+class ChurnCounts(TypedDict):
+    """How often a stage peer crashed, came back, and was spared."""
+
+    crashes: int
+    returns: int
+    spared: int
 
 
 @dataclass
@@ -77,7 +85,7 @@ class Churn:
                 heapq.heappush(self._planned, (moments[-1], next(self._order), peer))
         return moments
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> ChurnCounts:
         return {"crashes": self.crashes, "returns": self.returns, "spared": self.spared}
 
     def act(self, now: float) -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.simulation.world.world import SimulatedPeer, Speed, World
+from gwtf_p2p.simulation.world.population import SimulatedPeer, Speed
+from gwtf_p2p.simulation.world.world import World
 
 KINDS = ("kill", "restart", "freeze", "blink", "drain", "slow")
 

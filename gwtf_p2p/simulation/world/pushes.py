@@ -7,26 +7,29 @@ forwards it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.messages import Verdict
 from gwtf_p2p.simulation.lines.links import Transfer
-
-if TYPE_CHECKING:
-    from gwtf_p2p.simulation.world.world import SimulatedPeer, World
+from gwtf_p2p.simulation.world.population import Population, SimulatedPeer, Sizes
 
 Key = tuple[PeerId, int]
 """Sender and token."""
 
 
 class Pushes:
-    """All pushes under way in a world. `bytes_resent`: of tensors that the same peer had sent before."""
+    """All pushes under way in a world. `bytes_resent`: of tensors that the same peer had sent before.
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    `star`: tensors between stage peers pass the data peer. `on_arrival(sender, push, began)` hears of every tensor that has
+    arrived.
+    """
+
+    def __init__(self, population: Population, sizes: Sizes, on_arrival: Callable[[PeerId, ef.Push, float], None]) -> None:
+        self.star = False
+        self._population, self._sizes, self._on_arrival = population, sizes, on_arrival
         self._transfers: dict[Key, Transfer] = {}
         self._accepted: dict[Key, ef.Push] = {}
         self._sent: set[tuple[PeerId, str, MicrobatchId]] = set()
@@ -34,96 +37,96 @@ class Pushes:
 
     def push(self, sender: PeerId, push: ef.Push) -> None:
         """Begin one."""
-        world = self._world
+        population = self._population
         hub = push.message.microbatch.data_peer
-        via = hub if world.star and hub not in (sender, push.to) else None
-        latency = world.links.latency_s(sender, push.to, via)
-        last = world.links.latency_s(via or sender, push.to)
+        via = hub if self.star and hub not in (sender, push.to) else None
+        latency = population.links.latency_s(sender, push.to, via)
+        last = population.links.latency_s(via or sender, push.to)
         key = (sender, push.token)
-        began = world.kernel.now
+        began = population.kernel.now
 
         def sent() -> None:
-            world.kernel.after(last, lambda: self._arrived(key, push, began))
+            population.kernel.after(last, lambda: self._arrived(key, push, began))
 
-        self._transfers[key] = world.links.start(sender, push.to, world.sizes.microbatch_bytes, sent, via)
-        world.kernel.after(latency, lambda: self._offer(key, push))
+        self._transfers[key] = population.links.start(sender, push.to, self._sizes.microbatch_bytes, sent, via)
+        population.kernel.after(latency, lambda: self._offer(key, push))
 
     def cancel(self, key: Key) -> None:
         """The sender does not want it any more."""
         transfer = self._transfers.pop(key, None)
         push = self._accepted.pop(key, None)
         if transfer is not None:
-            self._world.links.stop(transfer)
+            self._population.links.stop(transfer)
         if push is not None:
-            self._world.later(push.to, key[0], ev.DeliveryBroken(key[0], push.message, "cancelled"))
+            self._population.later(push.to, key[0], ev.DeliveryBroken(key[0], push.message, "cancelled"))
 
     def peer_gone(self, peer: PeerId) -> None:
         """Its connections break: the other ends hear of it."""
-        world = self._world
+        population = self._population
         for (sender, token), transfer in list(self._transfers.items()):
             if peer not in (sender, transfer.receiver):
                 continue
-            world.links.stop(transfer)
+            population.links.stop(transfer)
             del self._transfers[sender, token]
             push = self._accepted.pop((sender, token), None)
             if transfer.receiver == peer:
-                world.later(sender, peer, ev.PushFailed(token, "connection reset"))
+                population.later(sender, peer, ev.PushFailed(token, "connection reset"))
             elif push is not None:
-                world.later(push.to, peer, ev.DeliveryBroken(peer, push.message, "connection reset"))
+                population.later(push.to, peer, ev.DeliveryBroken(peer, push.message, "connection reset"))
 
     def _offer(self, key: Key, push: ef.Push) -> None:
-        world, sender = self._world, key[0]
-        target = world.peers[push.to]
+        population, sender = self._population, key[0]
+        target = population.peers[push.to]
         if key not in self._transfers:
             return
         event = ev.Offered(sender, push.message)
-        if world.hears(target, event):
+        if population.hears(target, event):
             self._answer(key, push, target, event)
         elif key not in self._transfers:
             pass  # it died just now, and its connections with it
         elif not target.alive:
             self._drop(key)
-            world.later(sender, push.to, ev.PushFailed(push.token, "connection refused"))
+            population.later(sender, push.to, ev.PushFailed(push.token, "connection refused"))
         else:
             target.waiting.append(ev.DeliveryBroken(sender, push.message, "frozen"))
             self._drop(key, keep=True)
 
     def _answer(self, key: Key, push: ef.Push, target: SimulatedPeer, event: ev.Offered) -> None:
-        world = self._world
-        effects = target.machine.handle(event, world.kernel.now)
+        population = self._population
+        effects = target.machine.handle(event, population.kernel.now)
         answer = next(e for e in effects if isinstance(e, ef.Answer))
         if answer.verdict is not Verdict.ACCEPTED:
             self._drop(key)
         else:
             self._accepted[key] = push
-        world.later(key[0], push.to, ev.PushAnswered(push.token, answer.verdict, answer.detail))
+        population.later(key[0], push.to, ev.PushAnswered(push.token, answer.verdict, answer.detail))
         for effect in effects:
-            world.carry_out(target, effect)
+            population.carry_out(target, effect)
 
     def _arrived(self, key: Key, push: ef.Push, began: float) -> None:
-        world = self._world
+        population = self._population
         transfer = self._transfers.pop(key, None)
         accepted = self._accepted.pop(key, None)
-        target, sender = world.peers[push.to], world.peers[key[0]]
+        target, sender = population.peers[push.to], population.peers[key[0]]
         if transfer is None or accepted is None or not target.alive or not sender.alive:
             return
         self._count(key[0], push)
-        world.note_push(key[0], push, began)
-        world.feed(target, ev.Delivered(key[0], push.message))
+        self._on_arrival(key[0], push, began)
+        population.feed(target, ev.Delivered(key[0], push.message))
         if not target.frozen:
-            world.later(key[0], push.to, ev.PushDelivered(push.token, world.kernel.now - began))
+            population.later(key[0], push.to, ev.PushDelivered(push.token, population.kernel.now - began))
 
     def _count(self, sender: PeerId, push: ef.Push) -> None:
         """A tensor that its sender has sent before, whole, to whomever."""
         sent = (sender, type(push.message).__name__, push.message.microbatch)
         if sent in self._sent:
-            self.bytes_resent += self._world.sizes.microbatch_bytes
+            self.bytes_resent += self._sizes.microbatch_bytes
         self._sent.add(sent)
 
     def _drop(self, key: Key, keep: bool = False) -> None:
         """Stop a transfer; `keep` when the sender does not learn of it (a frozen receiver)."""
         transfer = self._transfers.get(key)
         if transfer is not None:
-            self._world.links.stop(transfer)
+            self._population.links.stop(transfer)
             if not keep:
                 del self._transfers[key]

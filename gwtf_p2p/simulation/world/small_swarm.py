@@ -10,20 +10,20 @@ from random import Random
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.membership.rebalancing import Mover
 from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
-from gwtf_p2p.protocol.peer.stage_peer import StagePeer
+from gwtf_p2p.protocol.peer.factory import PeerSettings, compose
+from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links, LinkSpec
 from gwtf_p2p.simulation.world.directory import Directory
 from gwtf_p2p.simulation.world.faults import Fault, Faults
 from gwtf_p2p.simulation.world.invariants import Invariants, Tally
-from gwtf_p2p.simulation.world.world import SimulatedPeer, Sizes, Speed, World
+from gwtf_p2p.simulation.world.population import SimulatedPeer, Sizes, Speed
+from gwtf_p2p.simulation.world.world import World
 
 LATENCY_S = 0.01
 FORWARD_S, BACKWARD_S = 0.05, 0.1
@@ -117,17 +117,24 @@ class SmallSwarm:
         kind, *numbers = peer.split("_")
         corrections = {ev.Work.UNCOUNT: BACKWARD_S * 1.5, ev.Work.RECOUNT: BACKWARD_S * 1.5}
         if kind == "data":
-            ctx = Context(peer, DATA_STAGE, config.stages, RoundRobin(config.microbatches), config.exact)
-            speed = Speed({ev.Work.EMBED: 0.005, ev.Work.LOSS: 0.02, ev.Work.FINISH: 0.005, **corrections})
             own = DataPeerConfig(config.microbatches, config.data_peers, config.iterations)
-            return SimulatedPeer(DataPeer(ctx, own), speed)
-        ctx = Context(peer, self.stages.get(peer, Stage(int(numbers[0]))), config.stages, RoundRobin(0), config.exact)
-        ctx.done_bytes = done_bytes(MICROBATCH_BYTES, MICROBATCH_BYTES)
-        ctx.memory_limit_bytes = config.memory_microbatches * ctx.done_bytes
+            settings = PeerSettings(peer, DATA_STAGE, config.stages, None, config.exact, data_peer=own)
+            speed = Speed({ev.Work.EMBED: 0.005, ev.Work.LOSS: 0.02, ev.Work.FINISH: 0.005, **corrections})
+            return SimulatedPeer(compose(settings, RoundRobin(config.microbatches)), speed)
+        one = done_bytes(MICROBATCH_BYTES, MICROBATCH_BYTES)
+        settings = PeerSettings(
+            me=peer,
+            stage=self.stages.get(peer, Stage(int(numbers[0]))),
+            stages=config.stages,
+            router=None,
+            exact=config.exact,
+            done_bytes=one,
+            memory_limit_bytes=config.memory_microbatches * one,
+            stage_peer=StagePeerConfig(config.capacity, moves=config.moves),
+        )
         factor = self._random.choice(config.speeds)
         seconds = {ev.Work.FORWARD: FORWARD_S, ev.Work.BACKWARD: BACKWARD_S, **corrections}
-        stage_peer = StagePeer(ctx, config.capacity, mover=Mover(peer) if config.moves else None)
-        return SimulatedPeer(stage_peer, Speed({w: s * factor for w, s in seconds.items()}))
+        return SimulatedPeer(compose(settings, RoundRobin(0)), Speed({w: s * factor for w, s in seconds.items()}))
 
     def move(self, peer: PeerId, stage: Stage) -> None:
         """It begins anew in another stage, with the copies of that stage's checkpoints that its neighbours keep."""

@@ -4,29 +4,27 @@ This module carries out effects and reports what came of them; it decides nothin
 bandwidth of every transfer (`links`), one computation at a time per peer, small messages that take a latency and no line,
 records that become visible late (`directory`), all-reduce time in a stage group (over lines that are idle by then), and
 three faults: a peer is *killed* (its connections break), *frozen* (it stops and stays silent, as under SIGSTOP) or *thawed*.
-In a `star` every tensor that goes from stage peer to stage peer is stored and forwarded by its data peer: SWARM's first data
-plane.
+With `pushes.star` every tensor that goes from stage peer to stage peer is stored and forwarded by its data peer: SWARM's first
+data plane.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
-from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, stage_record
-from gwtf_p2p.protocol.peer.stage_peer import StagePeer
+from gwtf_p2p.protocol.schedule.iteration_plan import make_plan
 from gwtf_p2p.protocol.wire.messages import Check, ControlMessage, Prepare
-from gwtf_p2p.protocol.wire.records import LinkMeasurement
 from gwtf_p2p.simulation.lines.downloads import Downloads, Request
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links
 from gwtf_p2p.simulation.lines.rounds import Rounds
 from gwtf_p2p.simulation.measure.trace import Span
 from gwtf_p2p.simulation.world.directory import Directory
+from gwtf_p2p.simulation.world.population import Population, SimulatedPeer, Sizes
 from gwtf_p2p.simulation.world.pushes import Pushes
 
 KEPT_VERSIONS = 4
@@ -34,57 +32,6 @@ KEPT_VERSIONS = 4
 
 REQUEST_TIMEOUT_S = 3.0
 """After which an unanswered small message counts as failed, as in the live transport."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Bytes of one boundary activation (its gradient is as large), one stage's gradient, and its weights with their optimizer.
-
-    `stage_state_bytes` None means three times the gradient: the weights and two moments of the same size.
-    """
-
-    microbatch_bytes: int
-    stage_gradient_bytes: int
-    stage_state_bytes: int | None = None
-
-    @property
-    def state_bytes(self) -> int:
-        return 3 * self.stage_gradient_bytes if self.stage_state_bytes is None else self.stage_state_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """Seconds of one microbatch on this peer's device, per kind of work."""
-
-    seconds: Mapping[ev.Work, float]
-
-
-@dataclass
-class SimulatedPeer:
-    """A state machine and the little that the world must know about the computer that it runs on.
-
-    `device_s` is how long the device has computed, work cut off by a crash included. `kept` are the versions of its
-    weights that it could give: the last is what it works with, the others are checkpoints.
-    """
-
-    machine: StagePeer | DataPeer
-    speed: Speed
-    alive: bool = True
-    frozen: bool = False
-    sequence: int = 0
-    timers: dict[ev.TimerName, int] = field(default_factory=dict)
-    watching: set[PeerId] = field(default_factory=set)
-    waiting: list[ev.Event] = field(default_factory=list)
-    links: tuple[LinkMeasurement, ...] = ()
-    line_bytes_per_s: float = 0.0
-    busy_since: float | None = None
-    device_s: float = 0.0
-    kept: list[int] = field(default_factory=list)
-    epoch: int = 0
-
-    @property
-    def id(self) -> PeerId:
-        return self.machine.ctx.me
 
 
 class World:
@@ -100,19 +47,20 @@ class World:
         record_period_s: float = 10.0,
     ) -> None:
         self.kernel, self.links, self.directory, self.sizes = kernel, links, directory, sizes
-        self.peers: dict[PeerId, SimulatedPeer] = {}
+        self._population = Population(kernel, links, self._before_event, self.carry_out)
+        self.peers = self._population.peers
         self.messages = 0
         self.on_event: Callable[[PeerId, ev.Event, float], None] | None = None
         self.on_effect: Callable[[PeerId], None] | None = None
         self.on_span: Callable[[Span], None] | None = None
         self.on_fault: Callable[[PeerId, float, float], None] = lambda peer, uncommitted_s, now: None
         self.on_move: Callable[[PeerId, Stage], None] = lambda peer, stage: None
-        self.star = False
+        self.make_plan = make_plan
         self._on_report = on_report
         self._record_period_s = record_period_s
         self._shown_at = -1.0
         self._timers = 0
-        self.pushes = Pushes(self)
+        self.pushes = Pushes(self._population, sizes, self._note_push)
         self._rounds = Rounds(links, sizes.stage_gradient_bytes, self._tell)
         self._rounds.on_done = self._averaged
         self._downloads = Downloads(links)
@@ -177,23 +125,16 @@ class World:
     # ---- events in
 
     def feed(self, peer: SimulatedPeer, event: ev.Event) -> None:
-        if not self.hears(peer, event):
-            if peer.alive:
-                peer.waiting.append(event)
-            return
-        for effect in peer.machine.handle(event, self.kernel.now):
-            self.carry_out(peer, effect)
-
-    def hears(self, peer: SimulatedPeer, event: ev.Event) -> bool:
-        """False when the peer is dead or frozen; whoever listens may do that to it just before the event."""
-        if peer.alive and not peer.frozen and self.on_event is not None:
-            self.on_event(peer.id, event, self.kernel.now)
-        return peer.alive and not peer.frozen
+        """See `Population.feed`."""
+        self._population.feed(peer, event)
 
     def later(self, to: PeerId, about: PeerId, event: ev.Event, hops: int = 1) -> None:
-        """Feed an event to `to` after one latency (or more) of its path to `about`."""
-        delay, peer = hops * self.links.latency_s(about, to), self.peers[to]
-        self.kernel.after(delay, lambda: self.feed(peer, event))
+        """See `Population.later`."""
+        self._population.later(to, about, event, hops)
+
+    def _before_event(self, peer: PeerId, event: ev.Event) -> None:
+        if self.on_event is not None:
+            self.on_event(peer, event, self.kernel.now)
 
     def _show(self, peer: SimulatedPeer) -> None:
         """Let a peer see the records that are visible now."""
@@ -257,8 +198,8 @@ class World:
                 self.kernel.after(0.0, lambda: self.feed(peer, ev.Stepped(iteration)))
             case ef.Download():
                 self._download(peer, effect)
-            case ef.Plan(job):
-                self.feed(peer, ev.Planned(job()))
+            case ef.Plan(request):
+                self.feed(peer, ev.Planned(self.make_plan(request)))
             case ef.MoveTo(stage):
                 self.on_move(peer.id, stage)
             case ef.Publish():
@@ -348,7 +289,7 @@ class World:
     def _average(self, peer: SimulatedPeer, prepare: Prepare) -> None:
         self._rounds.join(peer.id, prepare, [m for m in prepare.participants if not self.peers[m].alive])
 
-    def note_push(self, sender: PeerId, push: ef.Push, began: float) -> None:
+    def _note_push(self, sender: PeerId, push: ef.Push, began: float) -> None:
         """A push has arrived: for whoever draws what took time."""
         if self.on_span is not None:
             what = type(push.message).__name__.lower()

@@ -29,24 +29,11 @@ from torch.nn import functional
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId
+from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.gradients import AlreadyCountedError, GradientAccumulator, GradientSum, NotHeldError
 from gwtf_p2p.training.compute.tensor_bytes import dtype_of
 from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.split import DataPart, StagePart
-
-
-@dataclass(frozen=True, slots=True)
-class ExecutorConfig:
-    """How one peer computes; each peer's own choice.
-
-    `device`: `cpu`, `cuda` or `cuda:N`. `torch_dtype`: `float32` or `bfloat16` (autocast).
-    `recompute`: a stage peer keeps only the input of a forward and runs it again at the backward: less memory, a third more
-    compute.
-    """
-
-    device: str = "cpu"
-    torch_dtype: str = "float32"
-    recompute: bool = False
 
 
 def resolve_device(name: str, where: str = "--device") -> torch.device:

@@ -12,13 +12,14 @@ from hivemind.utils.timed_storage import get_dht_time
 
 from gwtf_p2p.live.discovery.clock_skew import ClockVerdict, check_clock, judge_offsets
 from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, RunConflict, start_dht
-from gwtf_p2p.live.discovery.dht_validation import MAX_LIFETIME_S, peer_of_owner, run_key, stage_key
-from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable, P2POptions, start_daemon
+from gwtf_p2p.live.discovery.dht_validation import MAX_LIFETIME_S, peer_of_owner
+from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable, start_daemon
 from gwtf_p2p.live.libp2p.identity import Identity, create_identity
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
-from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
+from gwtf_p2p.live.libp2p.options import P2POptions
+from gwtf_p2p.protocol.errors import InputError, OtherWireVersion, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
-from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord, Timing, encode
+from gwtf_p2p.protocol.wire.records import WIRE_VERSION, PeerState, RunRecord, StageRecord, Timing, encode, run_key, stage_key
 from tests.live.conftest import DEADLINE_S, RUN
 
 pytestmark = pytest.mark.live
@@ -130,6 +131,19 @@ async def test_records_that_break_the_rules_are_stored_nowhere(start: StartDht) 
     assert len(await b.dht.read_stages(RUN, [Stage(1)])) == 1
     with pytest.raises(ValueError, match="over the bound"):
         await b.dht.publish_stage(stage_record(b.identity.peer_id, model_hash="x" * 9000))
+
+
+async def test_a_run_of_another_wire_version_is_named_as_such_unless_somebody_publishes_one_that_can_be_read(
+    start: StartDht,
+) -> None:
+    a, b = await start(), await start()
+    await b.dht.publish_run(run_record(wire_version=WIRE_VERSION + 1))
+    with pytest.raises(OtherWireVersion, match=f"speaks {WIRE_VERSION}, the record says {WIRE_VERSION + 1}"):
+        await a.dht.read_run(RUN)
+    await a.dht.publish_run(run_record())
+    assert await a.dht.read_run(RUN) == run_record()
+    with pytest.raises(OtherWireVersion):
+        await a.dht.read_run(RUN, owner=b.identity.peer_id)
 
 
 async def test_run_records_of_several_owners_must_agree(start: StartDht) -> None:

@@ -15,9 +15,10 @@ from gwtf_p2p.live.doctor.machine import examine_machine, why_port_taken
 from gwtf_p2p.live.doctor.network import examine_network
 from gwtf_p2p.live.doctor.report import RoleVerdict
 from gwtf_p2p.live.doctor.rules import diagnose
-from gwtf_p2p.live.libp2p.daemon import P2POptions, start_daemon
+from gwtf_p2p.live.libp2p.daemon import start_daemon
 from gwtf_p2p.live.libp2p.identity import create_identity
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.measure.bandwidth import serve_speed
 from gwtf_p2p.live.nat.nat_kind import NatKind, kind_of_nat
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from hivemind.proto import p2pd_pb2
 
-from gwtf_p2p.live.libp2p.daemon import NetworkUnreachable, P2POptions, probe, running_daemon, start_daemon
+from gwtf_p2p.live.libp2p.daemon import NetworkUnreachable, probe, running_daemon, start_daemon
 from gwtf_p2p.live.libp2p.daemon_lifetime import die_with_parent, make_socket_dir, socket_base, sweep
 from gwtf_p2p.live.libp2p.identity import IdentityInUse, create_identity
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.protocol.errors import InputError
 from tests.live.conftest import DEADLINE_S, daemons_in, ends, sockets_in
 

@@ -9,7 +9,7 @@ import pytest
 from hivemind.p2p import P2P, PeerID
 from hivemind.proto import crypto_pb2
 
-from gwtf_p2p.live.libp2p.daemon import P2POptions, running_daemon
+from gwtf_p2p.live.libp2p.daemon import running_daemon
 from gwtf_p2p.live.libp2p.identity import (
     IdentityInUse,
     IdentityLock,
@@ -17,9 +17,11 @@ from gwtf_p2p.live.libp2p.identity import (
     create_identity,
     default_identity_path,
     is_private,
+    key_bytes,
     load_identity,
     load_or_create_identity,
 )
+from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.protocol.errors import InputError
 
 pytestmark = pytest.mark.live
@@ -32,7 +34,8 @@ def test_a_new_identity_is_private_and_is_loaded_back(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     again = load_or_create_identity(path)
     assert again.peer_id == identity.peer_id == str(PeerID.from_identity(path.read_bytes()))
-    assert identity.key.get_public_key().verify(b"data", again.key.sign(b"data"))
+    assert identity.key.private_numbers() == again.key.private_numbers()
+    assert path.read_bytes() == crypto_pb2.PrivateKey(key_type=crypto_pb2.RSA, data=key_bytes(again.key)).SerializeToString()
     with pytest.raises(InputError, match="not overwritten"):
         create_identity(path)
 

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.support.live_swarm import SmallRun
 from gwtf_p2p.live.compute.tensor_store import MemoryLimit
-from gwtf_p2p.live.peer.assembly import Place, check_config, make_machine
+from gwtf_p2p.live.peer.assembly import Place, check_config, peer_settings
 from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
@@ -32,7 +32,7 @@ def test_a_stage_peer_that_could_not_keep_one_microbatch_is_told_so(tmp_path: Pa
     """It would refuse everything. What it spills, it can keep; a data peer refuses nothing."""
     short, enough = MemoryLimit(ONE_MICROBATCH - 1), MemoryLimit(ONE_MICROBATCH)
     with pytest.raises(InputError, match="--max_kept_gb"):
-        make_machine(PeerConfig("peer", memory=short), RUN, Place(Stage(1)), ME)
-    make_machine(PeerConfig("peer", memory=enough), RUN, Place(Stage(1)), ME)
-    make_machine(PeerConfig("peer", memory=MemoryLimit(short.limit_bytes, tmp_path)), RUN, Place(Stage(1)), ME)
-    make_machine(PeerConfig("data", memory=short), RUN, Place(DATA_STAGE, 0), ME)
+        peer_settings(PeerConfig("peer", memory=short), RUN, Place(Stage(1)), ME)
+    peer_settings(PeerConfig("peer", memory=enough), RUN, Place(Stage(1)), ME)
+    peer_settings(PeerConfig("peer", memory=MemoryLimit(short.limit_bytes, tmp_path)), RUN, Place(Stage(1)), ME)
+    peer_settings(PeerConfig("data", memory=short), RUN, Place(DATA_STAGE, 0), ME)

@@ -11,12 +11,13 @@ import torch
 
 from experiments.support.live_swarm import SmallRun
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
-from gwtf_p2p.live.peer.assembly import Place, make_compute, make_machine
+from gwtf_p2p.live.peer.assembly import Place, make_compute, peer_settings
 from gwtf_p2p.live.peer.config import PeerConfig
 from gwtf_p2p.live.peer.driver import Driver, DriverParts
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.peer.factory import compose
 from gwtf_p2p.protocol.wire.messages import Backward, Forward, to_header
 from gwtf_p2p.protocol.wire.records import WireSpec
 
@@ -51,7 +52,7 @@ async def driven() -> AsyncIterator[Driven]:
         probes=LinkProbes(lambda: 0.0),
         log_event=lambda event, now: events.append(event),
     )
-    driver = Driver(make_machine(config, RUN, place, ME), parts, clock=lambda: 0.0)
+    driver = Driver(compose(peer_settings(config, RUN, place, ME)), parts, clock=lambda: 0.0)
     yield Driven(driver, events)
     driver.stop()
 

@@ -15,14 +15,15 @@ import pytest
 from gwtf_p2p.live.discovery import clock_skew as clock
 from gwtf_p2p.live.discovery.dht import DhtOptions, start_dht
 from gwtf_p2p.live.discovery.peer_cache import MOST, PeerCache
-from gwtf_p2p.live.libp2p.daemon import NetworkUnreachable, P2POptions, start_daemon
+from gwtf_p2p.live.libp2p.daemon import NetworkUnreachable, start_daemon
 from gwtf_p2p.live.libp2p.identity import Identity, create_identity
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
-from gwtf_p2p.live.peer.config import ClockWrong, PeerConfig
+from gwtf_p2p.live.libp2p.options import P2POptions
+from gwtf_p2p.live.peer.config import ClockWrong, PeerConfig, RunMismatch
 from gwtf_p2p.live.peer.join import join, keep_joined
 from gwtf_p2p.live.peer.lifecycle import run_peer
 from gwtf_p2p.protocol.ids import RunId, Stage
-from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
+from gwtf_p2p.protocol.wire.records import WIRE_VERSION, PeerState, RunRecord, StageRecord
 from tests.live.conftest import DEADLINE_S, LOCAL
 
 pytestmark = pytest.mark.live
@@ -139,6 +140,21 @@ async def test_a_clock_that_is_a_minute_off_is_refused(tmp_path: Path, monkeypat
     with pytest.raises(ClockWrong, match=r"clock is 60\.\d s behind") as error:
         await run_peer(config, lambda report: None, asyncio.Event())
     assert error.value.exit_code == 6
+    await dht.stop()
+    await other.stop()
+
+
+async def test_a_run_of_another_wire_version_is_refused_by_both_numbers(tmp_path: Path) -> None:
+    """It is there, so "no such run" would be wrong; the command line prints this line and ends with 5."""
+    other = await start_daemon(LOCAL, boot := identity_in(tmp_path, "boot"))
+    dht = await start_dht(other, boot, DhtOptions(RUN))
+    record = RunRecord(RUN, {"hidden_size": 64}, ((0, 2),), 7, 32, 4, 8, wire_version=WIRE_VERSION + 1)
+    assert await dht.publish_run(record)
+    config = PeerConfig("peer", options(*await other.maddrs()), tmp_path / "peer.key", run_id=RUN)
+    both = f"run joining: .*this peer speaks {WIRE_VERSION}, the record says {WIRE_VERSION + 1}$"
+    with pytest.raises(RunMismatch, match=both) as error:
+        await run_peer(config, lambda report: None, asyncio.Event())
+    assert error.value.exit_code == 5
     await dht.stop()
     await other.stop()
 

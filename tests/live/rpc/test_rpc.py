@@ -11,12 +11,24 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from gwtf_p2p.live.libp2p.dialling import StreamRefused, open_stream
 from gwtf_p2p.live.rpc.api import pack, unpack
-from gwtf_p2p.live.rpc.frames import CHUNK_BYTES, END_BODY, STREAM_VERSION, Frame, Purpose, open_frames
+from gwtf_p2p.live.rpc.frames import (
+    CHUNK_BYTES,
+    END_BODY,
+    GREETING,
+    MAGIC,
+    Frame,
+    Greeted,
+    Purpose,
+    open_frames,
+    protocol_name,
+)
 from gwtf_p2p.live.rpc.incoming import OFFER_HEAD
 from gwtf_p2p.live.rpc.rpc import CallFailed, FailureKind, Header, PushFailed, RpcOptions
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.records import WIRE_VERSION
 from tests.live.conftest import DEADLINE_S, RUN, LivePeer, Recorder, StartPeer
 
 pytestmark = pytest.mark.live
@@ -230,6 +242,35 @@ async def test_an_unwatched_peer_is_not_reported(start_peer: StartPeer) -> None:
     assert a.handlers.heard.empty()
 
 
+async def test_whoever_opens_a_stream_in_another_wire_version_is_told_which_one_is_spoken_here(start_peer: StartPeer) -> None:
+    a, b = await start_peer(), await start_peer()
+    reader, writer = await open_stream(a.daemon.control_path, b.id, protocol_name(RUN))
+    writer.write(GREETING.pack(MAGIC, WIRE_VERSION + 1, Purpose.TRANSFER))
+    async with asyncio.timeout(DEADLINE_S):
+        answer = GREETING.unpack(await reader.readexactly(GREETING.size))
+    assert answer == (MAGIC, WIRE_VERSION, Greeted.WRONG_VERSION)
+    writer.transport.abort()
+    assert not b.rpc._acceptor.streams
+
+
+async def test_a_stream_that_was_refused_for_its_wire_version_names_both(start_peer: StartPeer) -> None:
+    a, b = await start_peer(), await start_peer()
+    ended = asyncio.Event()
+
+    async def accept(info: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(GREETING.size)
+        writer.write(GREETING.pack(MAGIC, WIRE_VERSION + 1, Greeted.WRONG_VERSION))
+        await reader.read()
+        writer.transport.abort()
+        ended.set()
+
+    await b.daemon.p2p.add_binary_stream_handler("gwtf/newer", accept)
+    with pytest.raises(StreamRefused, match=f"it speaks wire version {WIRE_VERSION + 1}, this peer {WIRE_VERSION}"):
+        await open_frames(a.daemon.control_path, b.id, "gwtf/newer", Purpose.TRANSFER, Half())
+    async with asyncio.timeout(DEADLINE_S):
+        await ended.wait()
+
+
 class Half:
     """One end of a stream, driven by hand, to say what a correct sender never would."""
 
@@ -239,7 +280,7 @@ class Half:
     @staticmethod
     async def open(a: LivePeer, b: LivePeer) -> Half:
         half = Half()
-        name = f"gwtf/{STREAM_VERSION}/{RUN}"
+        name = protocol_name(RUN)
         half.frames, _ = await open_frames(a.daemon.control_path, PeerId(b.id), name, Purpose.TRANSFER, half)
         return half
 

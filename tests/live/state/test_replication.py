@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gwtf_p2p.live.compute.compute import Compute
-from gwtf_p2p.live.state.checkpoints import CheckpointOptions, Checkpoints
+from gwtf_p2p.live.state.checkpoints import Checkpoints
+from gwtf_p2p.live.state.options import CheckpointOptions
 from gwtf_p2p.live.state.replication import Replication
 from gwtf_p2p.live.state.transfer import StateDownload
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage

@@ -8,8 +8,7 @@ from random import Random
 import pytest
 
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
-from gwtf_p2p.protocol.membership.rebalancing import COOLDOWN_S, LOOK_S, LOOKS, Mover, best_move
-from gwtf_p2p.protocol.membership.stage_choice import choose_stage
+from gwtf_p2p.protocol.membership.rebalancing import COOLDOWN_S, LOOK_S, LOOKS, Mover, best_move, choose_stage
 from gwtf_p2p.protocol.membership.swarm_rebalancing import Move, NoMove
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord, Timing

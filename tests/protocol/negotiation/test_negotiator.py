@@ -7,7 +7,9 @@ from random import Random
 import pytest
 
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.negotiation.messages import (
+from gwtf_p2p.protocol.negotiation.negotiator import Advert, Near, NegotiationConfig, Negotiator
+from gwtf_p2p.protocol.wire.messages import ControlMessage, from_header, to_header
+from gwtf_p2p.protocol.wire.negotiation_messages import (
     NONE_QUOTED,
     CancelFlow,
     ChangeAnswer,
@@ -25,8 +27,6 @@ from gwtf_p2p.protocol.negotiation.messages import (
     UnknownFlows,
     UpstreamIs,
 )
-from gwtf_p2p.protocol.negotiation.negotiator import Advert, Near, NegotiationConfig, Negotiator
-from gwtf_p2p.protocol.wire.messages import ControlMessage, from_header, to_header
 
 D, U, V, W, X = (PeerId(name) for name in "duvwx")
 CONFIG = NegotiationConfig(temperature=0.0)

@@ -8,8 +8,9 @@ from dataclasses import replace
 from gwtf_p2p.protocol.core.router import NoRoute, PlanningRouter, Route, RouteRequest
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.routers.gwtf_iteration import IterationRouter
-from gwtf_p2p.protocol.schedule.iteration_plan import IterationPlan
+from gwtf_p2p.protocol.schedule.iteration_plan import make_plan
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire.records import StageRecord
 from tests.protocol.flow.problems import record
 
@@ -34,11 +35,11 @@ def router_of(me: PeerId, peers: list[StageRecord]) -> IterationRouter:
 
 
 def plan(router: IterationRouter, without: frozenset[PeerId] = NOBODY, now: float = 0.0) -> IterationPlan | None:
-    """Run the job that there is, if any."""
-    job = router.planning(without, now)
-    if job is None:
+    """Make the plan that is asked for, if any."""
+    request = router.planning(without, now)
+    if request is None:
         return None
-    made = job()
+    made = make_plan(request)
     router.planned(made)
     return made
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from gwtf_p2p.protocol.limits import MOST_PEERS, Items, Within
-from gwtf_p2p.protocol.wire.bounds import Costs, Count, Microseconds, Name, Peer
+from gwtf_p2p.protocol.wire.bounds import Costs, Count, Microseconds, Name, Peer, PeerCosts
 
 Choice = Annotated[int, Within(-1, MOST_PEERS)]
 Links = Annotated[tuple[Name, ...], Items(0, MOST_PEERS)]
@@ -126,8 +126,8 @@ class RequestChange:
 
     token: Count
     passages: Passages
-    before_us: Costs
-    after_us: Costs
+    before_us: PeerCosts
+    after_us: PeerCosts
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,59 @@
+"""How a peer takes part in libp2p, as its user says it: where it listens, whom it joins, and what it grants to others.
+
+Nothing is started here and no hivemind is imported, so that a wrong flag is answered before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gwtf_p2p.live.libp2p.maddrs import InitialPeer, parse_initial_peer
+
+_START_S = 12.0
+
+_RELAY_FLAGS = (
+    "-relayDataLimit=1099511627776",
+    "-relayTimeLimit=24h",
+    "-relayMaxCircuits=256",
+    "-relayMaxReservations=1024",
+    "-relayBufferSize=262144",  # of each circuit, and allocated at once: p2pd's own 16 MiB are no faster (measured)
+)
+"""What a public peer grants to those that it circuit relays for. p2pd's own 4 GiB and 30 min would cut a circuit in the middle
+of a training run, and its 16 circuits per peer are fewer than the neighbours that a peer behind NAT may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class P2POptions:
+    """How a peer takes part in libp2p. The defaults are those of a peer on a public or local address.
+
+    `host_maddrs` empty: listen nowhere. `dht_mode`, of libp2p's own DHT: server, client (for peers that nobody can dial), or
+    auto, as AutoNAT finds. `check_identity`: ask the swarm whether another peer runs with this identity (0.3 s and a second
+    p2pd for a moment). `auto_nat`: find out how others can reach this peer, and make it so. `is_public`: this peer is known to
+    be reachable; p2pd need not find out, and circuit relays for others at once (`public_relay`). `is_quiet`: this p2pd does
+    nothing unasked: no DHT of libp2p's, and nobody asked to dial back, since a peer that is asked more than 30 times a minute
+    refuses.
+    """
+
+    initial_peers: tuple[InitialPeer, ...] = ()
+    host_maddrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    announce_maddrs: tuple[str, ...] = ()
+    use_relay: bool = True
+    use_auto_relay: bool = False
+    dht_mode: str = "server"
+    auto_nat: bool = True
+    nat_port_map: bool = True
+    noise: bool = False
+    check_identity: bool = True
+    is_public: bool = False
+    is_quiet: bool = False
+    start_timeout_s: float = _START_S
+    relay_flags: tuple[str, ...] = _RELAY_FLAGS
+
+    @classmethod
+    def on_this_machine(cls, *maddrs: str) -> P2POptions:
+        """Of a peer among others of one machine, which finds nothing out about how it is reached; empty multiaddrs are none.
+
+        Raises InputError.
+        """
+        peers = tuple(parse_initial_peer(maddr) for maddr in maddrs if maddr)
+        return cls(peers, auto_nat=False, nat_port_map=False, check_identity=False)

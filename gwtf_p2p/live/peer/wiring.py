@@ -1,0 +1,71 @@
+"""The parts of a peer in a run, made and connected: what computes, what talks, what keeps state, what measures."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from gwtf_p2p.live.compute.all_reduce import Averager
+from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.measure.idle_probe import IdleProber
+from gwtf_p2p.live.measure.link_estimates import LinkProbes
+from gwtf_p2p.live.measure.path_probe import LinkProbe
+from gwtf_p2p.live.peer.assembly import Place
+from gwtf_p2p.live.peer.config import OnReport, PeerConfig
+from gwtf_p2p.live.peer.record_keeper import RecordKeeper
+from gwtf_p2p.live.peer.transport import Transport
+from gwtf_p2p.live.state.checkpoints import Checkpoints
+from gwtf_p2p.live.state.replication import Replication
+from gwtf_p2p.live.state.store import StateStore
+from gwtf_p2p.live.state.transfer import StateDonor, StateDownload
+from gwtf_p2p.protocol.wire.records import RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that a running peer connects to its state machine. Each part is its room's; none decides anything."""
+
+    place: Place
+    compute: Compute
+    transport: Transport
+    averager: Averager
+    checkpoints: Checkpoints
+    donor: StateDonor
+    state_download: StateDownload
+    replication: Replication
+    probes: LinkProbes
+    link_probe: LinkProbe
+    prober: IdleProber
+    records: RecordKeeper
+
+
+def connect_parts(
+    config: PeerConfig, run: RunRecord, part: tuple[Place, Compute], transport: Transport, on_report: OnReport
+) -> Parts:
+    """`part`: the peer's place and what computes there. Every service is registered with the data plane by the end of it."""
+    place, compute = part
+    network, rpc = transport.network, transport.rpc
+    averager = Averager(rpc, run.wire.averages)
+    checkpoints = Checkpoints(config.checkpoints, run, place.stage, compute)
+    donor = StateDonor(rpc, StateStore(compute, checkpoints), place.stage, config.upload_bytes_per_s)
+    state_download = StateDownload(rpc)
+    replication = Replication(checkpoints, state_download, network.daemon.peer_id)
+    probes = LinkProbes(time.monotonic)
+    link_probe = LinkProbe(transport.real_rpc, probes, on_report)
+    prober = IdleProber(rpc, probes, place.stage)
+    records = RecordKeeper(transport.dht, run, place, probes, network.reachability)
+    records.copied = lambda: replication.copied
+    return Parts(
+        place=place,
+        compute=compute,
+        transport=transport,
+        averager=averager,
+        checkpoints=checkpoints,
+        donor=donor,
+        state_download=state_download,
+        replication=replication,
+        probes=probes,
+        link_probe=link_probe,
+        prober=prober,
+        records=records,
+    )

@@ -1,0 +1,114 @@
+"""What plans of iterations are made of and what they say: plain data, which events and effects carry and logs keep.
+
+`PipelineFigures` is what of a view matters for a plan. It compares by value, so a record that changes nothing else (its
+occupancy, its age) calls for no new plan. How a plan follows from a request is `schedule/iteration_plan`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+
+from gwtf_p2p.protocol.ids import PeerId, Stage
+
+LinkFigures = tuple[PeerId, float, float]
+"""To whom, one-way latency in seconds, bytes/s."""
+
+Swarm = tuple[tuple[PeerId, Stage, int], ...]
+"""Who is there, in which stage, and how much each takes: a plan for others is of no use."""
+
+Flow = tuple[PeerId, tuple[PeerId, ...]]
+"""Data peer, stage peers; a stage peer that is not known any more is ''."""
+
+TAG_DIGITS = 8
+"""Of a stage peer's id in a published flow: ids are long, and a stage peer is only looked for in one stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFigures:
+    """Seconds of one microbatch: `before_s` is a forward or an embedding, `after_s` a backward or a finish."""
+
+    peer: PeerId
+    stage: Stage
+    capacity: int
+    before_s: float
+    after_s: float
+    loss_s: float
+    line_bytes_per_s: float
+    links: tuple[LinkFigures, ...]
+    recomputes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineFigures:
+    """`peers` sorted by id; every stage has one at least. Bytes of one hop forwards, and of one back."""
+
+    stages: int
+    microbatch_bytes: int
+    gradient_bytes: int
+    peers: tuple[PeerFigures, ...]
+
+    @property
+    def swarm(self) -> Swarm:
+        return tuple((p.peer, p.stage, p.capacity) for p in self.peers)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFlow:
+    """One microbatch of `data_peer`. `release_s`: when it leaves, after its data peer's iteration has begun; `finish_s`: when
+    it is forecast to be back."""
+
+    data_peer: PeerId
+    stage_peers: tuple[PeerId, ...]
+    release_s: float
+    finish_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class IterationPlan:
+    """The flows of all data peers in the order of their release. `makespan_s` is the forecast of the whole. A revision is
+    for the iteration at hand: of the plan that it `revises`, `begun_ticks` after the beginning, when the peers were those of
+    `figures`."""
+
+    figures: PipelineFigures
+    flows: tuple[PlannedFlow, ...]
+    makespan_s: float
+    reason: str
+    revises: IterationPlan | None = None
+    begun_ticks: int = 0
+
+    @property
+    def is_revision(self) -> bool:
+        return self.revises is not None
+
+    def share_of(self, data_peer: PeerId) -> tuple[PlannedFlow, ...]:
+        return tuple(flow for flow in self.flows if flow.data_peer == data_peer)
+
+    def changed_from(self, other: IterationPlan) -> int:
+        """Flows that came or went."""
+        one, two = (Counter((f.data_peer, f.stage_peers) for f in plan.flows) for plan in (self, other))
+        return ((one - two) + (two - one)).total()
+
+    def published_by(self, data_peer: PeerId) -> tuple[str, ...]:
+        """One text per flow: its place in the plan, and eight digits per stage peer."""
+        flows = enumerate(self.flows)
+        return tuple(f"{n}:{''.join(map(tag, flow.stage_peers))}" for n, flow in flows if flow.data_peer == data_peer)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """All that a plan follows from: of the next iteration, going on from the `published` flows; or of the one at hand, which
+    has run for `begun_ticks` by the plan that it `revises`."""
+
+    figures: PipelineFigures
+    seed: int
+    published: tuple[Flow, ...] = ()
+    revises: IterationPlan | None = None
+    begun_ticks: int = 0
+
+
+@lru_cache(maxsize=4096)
+def tag(stage_peer: PeerId) -> str:
+    return sha256(stage_peer.encode()).hexdigest()[:TAG_DIGITS]
