@@ -40,7 +40,8 @@ from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId
 from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
 from gwtf_p2p.training.codecs.payload import decode_payload, encode_payload
 from gwtf_p2p.training.codecs.table import codec_of
-from gwtf_p2p.training.compute.executor import DataExecutor, ExecutorConfig, StageExecutor
+from gwtf_p2p.training.compute.config import ExecutorConfig
+from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.model.config import CONFIG_ERRORS, load_config, published_config, supported_families
 from gwtf_p2p.training.model.preflight import Result, checked_unsplit, compare, preflight

@@ -113,7 +113,8 @@ def one_line(error: BaseException) -> str:
 
 def _about_the_model(model_config: Mapping[str, Any]) -> dict[str, Any]:
     default = _default(str(model_config["model_type"]))
-    generation = GenerationConfig().to_dict().keys() - default.to_dict().keys() - set(_TOKENS)
+    of_generation: Any = GenerationConfig  # it has no annotations
+    generation = of_generation().to_dict().keys() - default.to_dict().keys() - set(_TOKENS)
     return {name: _inner(value) for name, value in model_config.items() if name not in _NOT_THE_MODEL | generation}
 
 

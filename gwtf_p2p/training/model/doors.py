@@ -91,7 +91,7 @@ class Doors:
         self._last = len(layers) - 1
         self._pass = _Pass("")
         for number, layer in enumerate(layers):
-            layer.forward = self._door(number, layer.forward)  # type: ignore[method-assign]
+            layer.forward = self._door(number, layer.forward)
 
     def embed(self, tokens_BT: Tensor) -> tuple[Tensor, dict[SideKey, Tensor]]:
         """The first layer's hidden state, and every layer's side inputs, with their graph."""

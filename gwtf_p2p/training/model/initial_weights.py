@@ -8,7 +8,7 @@ gives it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -48,7 +48,7 @@ def initialise(model: PreTrainedModel, units: Iterable[Unit], seed: int) -> None
 def initialise_unit(model: PreTrainedModel, unit: Unit, seed: int) -> set[str]:
     """One unit by the model's initialiser and torch's defaults; returns the names that neither of them gave a value."""
     module = model.get_submodule(unit.name)
-    initialiser = _nearest(model, unit.name)._init_weights
+    initialiser: Callable[[nn.Module], None] = _nearest(model, unit.name)._init_weights
     named = unit_parameters(model, unit)
     with torch.no_grad():
         for parameter in named.values():

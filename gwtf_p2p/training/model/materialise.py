@@ -77,4 +77,4 @@ def _stand_ins(model: nn.Module, names: set[str], layers: tuple[str, ...], prefi
         if is_way or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             _stand_ins(module, names, layers, inside)
         else:
-            module.forward = zeros_from(copy.deepcopy(module).to("meta"))  # type: ignore[method-assign]
+            module.forward = zeros_from(copy.deepcopy(module).to("meta"))

@@ -144,7 +144,8 @@ def _build(config: PretrainedConfig, place: Place, where: str) -> PreTrainedMode
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except CONFIG_ERRORS as error:
         raise InputError(where, "model_config", one_line(error)) from error
-    return model.train()
+    model.train()
+    return model
 
 
 class _NoDrawsOnMeta(TorchFunctionMode):
@@ -163,7 +164,10 @@ class _NoDrawsOnMeta(TorchFunctionMode):
 
 @contextmanager
 def _placing(place: Place) -> Iterator[None]:
-    handle = register_module_parameter_registration_hook(lambda _module, _name, parameter: place(parameter))
+    def placed(_module: nn.Module, _name: str, parameter: nn.Parameter) -> Any:
+        return place(parameter)
+
+    handle = register_module_parameter_registration_hook(placed)
     try:
         yield
     finally:

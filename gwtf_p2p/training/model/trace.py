@@ -73,7 +73,7 @@ def _recorded(model: PreTrainedModel, layers: nn.ModuleList, tokens_BT: Tensor) 
 
     try:
         for number, layer in enumerate(layers):
-            layer.forward = recording(number, layer.forward)  # type: ignore[method-assign]
+            layer.forward = recording(number, layer.forward)
         with torch.enable_grad():
             model(input_ids=tokens_BT, use_cache=False)
     finally:
