@@ -27,6 +27,8 @@ from gwtf_p2p.protocol.wire.messages import ControlMessage, TensorMessage, Verdi
 from gwtf_p2p.protocol.wire.records import (
     SCHEMA_VERSION,
     WIRE_VERSION,
+    BoundaryTensor,
+    Fingerprint,
     OptimizerSpec,
     RunRecord,
     StageRecord,
@@ -60,6 +62,8 @@ _RUN = RunRecord(
     recovery="fast",
     optimizer=OptimizerSpec(0.1, 0.2, 0.3, 0.4, 0.5, "cosine", 8, 9, 0.6),
     total_iterations=10,
+    boundary=(BoundaryTensor("hidden", (3, 2, 64)), BoundaryTensor("ids", (3, 2), is_integer=True)),
+    fingerprint=Fingerprint((0.7, 0.8), {"torch": "version"}),
     sequence_number=11,
     schema_version=SCHEMA_VERSION,
 )
