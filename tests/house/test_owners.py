@@ -11,7 +11,14 @@ import pytest
 PROTOCOL = Path(__file__).parents[2] / "gwtf_p2p" / "protocol"
 
 # The name under which others know it -> the module that it is owned by.
-OWNERS = {"held": "core/lifecycle.py", "participant": "commit/participant.py"}
+OWNERS = {
+    "held": "core/lifecycle.py",
+    "participant": "commit/participant.py",
+    "role": "commit/role.py",
+    "progress": "commit/progress.py",
+    "share": "commit/share.py",
+    "promise": "commit/promise.py",
+}
 CHANGES = {"add", "append", "clear", "discard", "extend", "insert", "pop", "remove", "setdefault", "update"}
 
 

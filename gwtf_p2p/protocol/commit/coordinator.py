@@ -57,7 +57,7 @@ class Coordinator:
         self.ctx, self.participant = context, participant
         self.roster = Roster(context, participant)
         self.admission = Admission(context, participant, self.roster)
-        participant.be_led_by(self.roster.coordinator)
+        participant.role.be_led_by(self.roster.coordinator)
         self.attempt: Attempt | None = None
         self.inquiry: Inquiry | None = None
         self.reports = Reports(context)
@@ -223,7 +223,7 @@ class Coordinator:
     def _inquire(self) -> None:
         """Bar all lower attempts, and learn of the highest one and of who is at this iteration."""
         ctx, version = self.ctx, self.participant.version
-        promised = self.participant.promised
+        promised = self.participant.promise.promised
         self._number = max(self._number, promised.attempt if promised else 0) + 1
         everybody = {ctx.me, *self.roster.data_peers(), *self.roster.stages, *self.admission.waiting}
         everybody |= set(ctx.view.records if ctx.view else ())

@@ -10,7 +10,8 @@ itself behind says so, and is admitted anew. DRAINING: it takes nothing new and 
 from __future__ import annotations
 
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.commit.participant import NO_WEIGHTS, Participant
+from gwtf_p2p.protocol.commit.participant import Participant
+from gwtf_p2p.protocol.commit.progress import NO_WEIGHTS
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Download, MoveTo, Publish, Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
@@ -77,7 +78,7 @@ class Membership:
 
     def doubt(self) -> None:
         """Somebody seems to be further: say where this peer stands, and who knows better will answer."""
-        if not self.ctx.is_armed(ev.Timer.DOUBT, "") and not self.participant.stepping:
+        if not self.ctx.is_armed(ev.Timer.DOUBT, "") and not self.participant.share.stepping:
             self.ctx.start_timer(ev.Timer.DOUBT, "", SEEK_S)
             self.say()
 
@@ -93,7 +94,7 @@ class Membership:
         if self.data_peers():
             self.say()
             self._ask_who_leads()
-        elif (epoch, version) <= (ctx.epoch, participant.weights) and not participant.behind:
+        elif (epoch, version) <= (ctx.epoch, participant.weights) and not participant.progress.behind:
             self._online(admitted=True)
             return
         elif ctx.stage == DATA_STAGE:
@@ -115,13 +116,13 @@ class Membership:
         self._others[sender] = standing
         others = {peer: self._others.get(peer) for peer in self.data_peers()}
         known = {peer: s for peer, s in others.items() if s is not None and not s.active}
-        if len(known) < len(others) or participant.syncing or participant.weights == NO_WEIGHTS:
+        if len(known) < len(others) or participant.progress.syncing or participant.weights == NO_WEIGHTS:
             return
         mine = (ctx.epoch, participant.weights)
         if all(s.position < mine or (s.position == mine and ctx.me < peer) for peer, s in known.items()):
             ctx.report("takes_the_lead", version=participant.version, others=sorted(known))
             participant.set_voters((ctx.me,) if participant.weights > 0 else None)
-            if participant.behind:
+            if participant.progress.behind:
                 self._download(participant.weights, (), own=True)  # to empty the gradient
             else:
                 self._online(admitted=True)
@@ -129,7 +130,7 @@ class Membership:
     def still_seeks(self) -> None:
         """The timer fired: look again, if there is reason to."""
         not_admitted = self.ctx.stage == DATA_STAGE and not self.admitted
-        if self.state is PeerState.JOINING or self.participant.behind or not_admitted:
+        if self.state is PeerState.JOINING or self.participant.progress.behind or not_admitted:
             self.seek()
 
     def fell_behind(self) -> None:
@@ -141,16 +142,18 @@ class Membership:
     def admit(self, sender: PeerId, message: Admit) -> None:
         """The coordinator takes this peer in, from this iteration on."""
         ctx, participant = self.ctx, self.participant
-        if message.position < participant.position and not participant.behind and not participant.joining:
+        if message.position < participant.position and not participant.progress.behind and not participant.role.joining:
             return
         in_step = (
-            message.position == participant.position and participant.weights == participant.version and not participant.behind
+            message.position == participant.position
+            and participant.weights == participant.version
+            and not participant.progress.behind
         )
         if in_step:
             if not self.admitted:
                 participant.set_voters(message.data_peers if message.iteration > 0 else None)
             self._online(admitted=True)
-        elif message.position != participant.position or participant.behind or self._downloading is None:
+        elif message.position != participant.position or participant.progress.behind or self._downloading is None:
             ctx.cancel_timer(ev.Timer.SEEK, "")
             self.admitted = ctx.me in message.data_peers and message.epoch > ctx.epoch
             participant.follow(message.iteration, message.epoch)
@@ -167,12 +170,12 @@ class Membership:
         if self._downloading is None:
             return
         self._downloading = None
-        if self.participant.joining or self.participant.behind:
+        if self.participant.role.joining or self.participant.progress.behind:
             self.participant.follow(event.version, self.ctx.epoch)  # no data peer was there to admission this one
             self.admitted = True
-        if not self.participant.downloaded(event.version):
+        if not self.participant.progress.downloaded(event.version):
             self._give_up(f"the weights of iteration {event.version} came too late")
-        elif not self.participant.syncing:
+        elif not self.participant.progress.syncing:
             self.caught_up()
 
     def download_failed(self, event: ev.DownloadFailed) -> None:
@@ -181,7 +184,11 @@ class Membership:
             return
         self._report_missing(wanted)
         self._downloading = None
-        alone = ctx.stage == DATA_STAGE and not self.data_peers() and (self.participant.joining or self.participant.behind)
+        alone = (
+            ctx.stage == DATA_STAGE
+            and not self.data_peers()
+            and (self.participant.role.joining or self.participant.progress.behind)
+        )
         if alone and 0 <= self.participant.weights < wanted:
             ctx.report("going_back", version=self.participant.weights, wanted=wanted)
             self._download(self.participant.weights, (), own=True)
@@ -206,7 +213,7 @@ class Membership:
         """Leave once: the peers that are told do not wait for this one any more."""
         if self.state is PeerState.DRAINING and nothing_left and not self.drained:
             self.drained = True
-            self.participant.leave()
+            self.participant.role.leave()
             if self.moving_to is None:
                 self.ctx.report("drained", version=self.participant.version)
             self._say_goodbye()
@@ -238,7 +245,7 @@ class Membership:
     def _give_up(self, reason: str) -> None:
         self.ctx.report("download_failed", reason=reason)
         participant = self.participant
-        if not participant.behind and not participant.joining:
+        if not participant.progress.behind and not participant.role.joining:
             participant.fall_behind(reason, participant.weights, is_known=True)
         self.ctx.start_timer(ev.Timer.SEEK, "", self._seek_s)
         self._seek_s = min(2 * self._seek_s, MOST_SEEK_S)
@@ -250,7 +257,7 @@ class Membership:
 
     def _online(self, admitted: bool) -> None:
         self.ctx.cancel_timer(ev.Timer.SEEK, "")
-        self.participant.join()
+        self.participant.role.join()
         self.admitted = admitted
         self._seek_s = SEEK_S
         if self.state is PeerState.JOINING:

@@ -111,9 +111,9 @@ class PeerMachine(ABC):
                 self.membership.started(event)
                 self.ctx.emit(ef.Publish())
             case ev.AverageDone():
-                self.participant.average_done(event)
+                self.participant.share.average_done(event)
             case ev.AverageFailed():
-                self.participant.average_failed(event)
+                self.participant.share.average_failed(event)
             case ev.Stepped(iteration):
                 self._optimizer_stepped(iteration)
             case ev.Downloaded():
@@ -121,7 +121,7 @@ class PeerMachine(ABC):
             case ev.DownloadFailed():
                 self.membership.download_failed(event)
             case ev.Kept(versions):
-                self.participant.keep(versions)
+                self.participant.role.keep(versions)
             case ev.Planned(plan):
                 self._planned(plan)
             case ev.DrainRequested():
@@ -133,9 +133,9 @@ class PeerMachine(ABC):
     def _settle(self) -> None:
         """What follows from any event: drop what is of no use, go on computing, average, leave."""
         participant = self.participant
-        if participant.let_go():
+        if participant.progress.has_let_go():
             self._drop_everything()
-        if participant.fell_behind():
+        if participant.progress.has_fallen_behind():
             self.membership.fell_behind()
         if participant.position != self._position:
             self._position = participant.position
@@ -143,7 +143,7 @@ class PeerMachine(ABC):
         self._compute_next()
         if self.ctx.held:
             self.neighbours.keep_up()
-        participant.average_when_right(self.running is not None and self.running[0] in COUNTING)
+        participant.share.average_when_right(self.running is not None and self.running[0] in COUNTING)
         if self.membership.state is PeerState.DRAINING:
             self.membership.drained_when(self._nothing_left())
         self.negotiating.say()
@@ -215,11 +215,11 @@ class PeerMachine(ABC):
             case msg.Prepare():
                 self.participant.prepare(sender, message)
             case msg.Abort():
-                self.participant.aborted(sender, message)
+                self.participant.share.aborted(sender, message)
             case msg.Commit():
                 self.participant.commit(message)
             case msg.Inquire():
-                self.participant.inquired(sender, message)
+                self.participant.promise.inquired(sender, message)
                 ctx.emit(ef.Send(sender, self.participant.standing()))
             case msg.Standing():
                 if message.leaving:
@@ -240,7 +240,7 @@ class PeerMachine(ABC):
     def _compute_next(self) -> None:
         if self.running is not None:
             return
-        correction = self.participant.next_correction()
+        correction = self.participant.share.next_correction()
         if correction is not None:
             self._start(*correction)
             return
@@ -257,7 +257,8 @@ class PeerMachine(ABC):
         self.running = None
         self.accounts.computed(event)
         if event.work in CORRECTIONS:
-            self.participant.corrected(event.work, event.microbatch)
+            if event.microbatch.iteration == self.participant.version and not self.participant.progress.behind:
+                self.participant.share.corrected(event.work, event.microbatch)
             return
         held = ctx.held.get(event.microbatch)
         if held is None:
@@ -285,9 +286,9 @@ class PeerMachine(ABC):
             case Timer.NEGOTIATE:
                 self.negotiating.tick()
             case Timer.AVERAGING:
-                if self.participant.averaging:
+                if self.participant.share.averaging:
                     self.membership.say()
-                    self.participant.wait_for_average()
+                    self.participant.share.wait_for_average()
             case Timer.PUSH | Timer.ROUTE | Timer.COMPLETE | Timer.BACKWARD | Timer.RETURN | Timer.ORPHAN:
                 held = self.ctx.named(of)
                 if held is not None:
@@ -299,9 +300,9 @@ class PeerMachine(ABC):
 
     def _optimizer_stepped(self, iteration: int) -> None:
         preparing = self.participant.preparing
-        ends = self.participant.stepping and preparing is not None and preparing.iteration == iteration
+        ends = self.participant.share.stepping and preparing is not None and preparing.iteration == iteration
         if not ends:
-            followed = self.participant.syncing
+            followed = self.participant.progress.syncing
             self.participant.stepped(iteration)
             if followed and not self.participant.out_of_step:
                 self.membership.caught_up()

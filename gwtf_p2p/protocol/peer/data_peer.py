@@ -118,7 +118,7 @@ class DataPeer(PeerMachine):
     def _begin_when_ready(self) -> None:
         """Begin to take part: everybody who should be here is, and every stage has a peer."""
         view = self.ctx.view
-        if self.complete or view is None or not self.participant.active or not self.membership.serves:
+        if self.complete or view is None or not self.participant.role.active or not self.membership.serves:
             return
         if (self.participant.version > 0 or self._quorum(view)) and not self._empty:
             self.begun = True
@@ -135,10 +135,10 @@ class DataPeer(PeerMachine):
         version = self.participant.version
         if self.config.total_iterations and version >= self.config.total_iterations:
             self.complete, self.begun = True, False
-            self.participant.take_part(False)
+            self.participant.role.take_part(False)
             self.ctx.report("run_complete", iterations=version)
             return
-        self.participant.take_part(True)
+        self.participant.role.take_part(True)
         self.ctx.report("iteration_begins", iteration=version)
         self._pending = list(range(self.config.microbatches))
         self.finishing.clear()
@@ -270,10 +270,10 @@ class DataPeer(PeerMachine):
     def _next_work(self) -> tuple[ev.Work, Held] | None:
         ctx, participant = self.ctx, self.participant
         for queued, computing, work in NEXT_WORK:
-            if work is not ev.Work.EMBED and participant.gradient_is_fixed:
+            if work is not ev.Work.EMBED and participant.share.gradient_is_fixed:
                 continue
             held = ctx.first_queued(queued)
-            if held is not None and not participant.stepping:
+            if held is not None and not participant.share.stepping:
                 ctx.move(held, computing)
                 return work, held
         return None
@@ -287,7 +287,7 @@ class DataPeer(PeerMachine):
             ctx.move(held, Phase.RETURNING)
             self.return_gradient.begin(held)
         else:
-            self.participant.count(held.id)
+            self.participant.share.count(held.id)
             ctx.move(held, Phase.DONE)
             ctx.report("microbatch_done", microbatch=held.name, loss=held.loss, route=list(held.done_by))
             self.finishing.report()
@@ -357,7 +357,7 @@ class DataPeer(PeerMachine):
             self._begin_iteration()
         else:
             self.begun = False
-            self.participant.take_part(False)
+            self.participant.role.take_part(False)
 
     def _drop_everything(self) -> None:
         """The microbatches of this data peer are withdrawn: the others close without it."""
@@ -365,7 +365,7 @@ class DataPeer(PeerMachine):
             self.ctx.report("withdrawn", iteration=self.participant.version, microbatches=len(self.ctx.held))
         super()._drop_everything()
         self.begun = False
-        self.participant.take_part(False)
+        self.participant.role.take_part(False)
         self._pending.clear()
         self.finishing.clear()
         self.ctx.cancel_timer(ev.Timer.INJECT, "")

@@ -217,7 +217,7 @@ class StagePeer(PeerMachine):
         ctx, participant = self.ctx, self.participant
         if participant.out_of_step:
             return None
-        if not participant.gradient_is_fixed:
+        if not participant.share.gradient_is_fixed:
             held = ctx.first_queued(Phase.QUEUED_BACKWARD)
             if held is not None and held.id.iteration == participant.version:
                 if not held.keeps and self.capacity and ctx.activations >= self.capacity:
@@ -228,7 +228,7 @@ class StagePeer(PeerMachine):
         if self.queues and is_full and not self.recomputes:
             return None
         held = ctx.first_queued(Phase.QUEUED_FORWARD)
-        if held is not None and held.id.iteration == participant.version and not participant.stepping:
+        if held is not None and held.id.iteration == participant.version and not participant.share.stepping:
             held.keep_if(not (self.recomputes and is_full))
             ctx.move(held, Phase.FORWARD)
             return ev.Work.FORWARD, held
@@ -247,7 +247,7 @@ class StagePeer(PeerMachine):
             ctx.move(held, Phase.FORWARDED)
             self.send_activation.begin(held)
         else:
-            self.participant.count(held.id)
+            self.participant.share.count(held.id)
             ctx.move(held, Phase.DONE)
             self.negotiating.passed(held.id)
             self.return_gradient.begin(held)

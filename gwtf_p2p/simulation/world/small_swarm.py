@@ -189,7 +189,7 @@ class SmallSwarm:
             lines.append(
                 f"{peer.id} alive={peer.alive} frozen={peer.frozen} {machine.published_state.name} "
                 f"version={participant.version} weights={participant.weights} "
-                f"preparing={participant.preparing is not None} prepared={participant.prepared} "
+                f"preparing={participant.preparing is not None} prepared={participant.share.prepared} "
                 f"counted={len(participant.counted)} lost={sorted(machine.ctx.liveness.lost)} running={machine.running}"
             )
             if isinstance(machine, DataPeer):
