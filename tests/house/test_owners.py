@@ -16,8 +16,10 @@ OWNERS = {
     "participant": "commit/participant.py",
     "role": "commit/role.py",
     "progress": "commit/progress.py",
-    "share": "commit/share.py",
+    "share": "commit/own_share.py",
     "promise": "commit/promise.py",
+    "inquiring": "commit/inquiring.py",
+    "under_way": "commit/attempt_under_way.py",
 }
 CHANGES = {"add", "append", "clear", "discard", "extend", "insert", "pop", "remove", "setdefault", "update"}
 

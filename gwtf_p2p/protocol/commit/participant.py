@@ -1,7 +1,7 @@
 """One peer's part in closing an iteration: average in the stage group, then one optimizer step, exactly once.
 
 The coordinator sends each participant of each stage group a `Prepare`: the shares to average. A participant first
-makes its gradient equal its share (`share`), and refuses when something is missing. Then the group averages. Only when all
+makes its gradient equal its share (`own_share`), and refuses when something is missing. Then the group averages. Only when all
 participants of all groups have `Prepared`, with equal digests in each group, is the attempt committed; participants then step
 to weights version iteration + 1. A share of n microbatches has weight n (the sum of n gradients over the total is the mean over
 all). That no two attempts of one iteration are ever committed rests on what each participant has promised (`promise`).
@@ -11,10 +11,10 @@ A participant that has missed a commit, or learns from others that it must have,
 
 from __future__ import annotations
 
+from gwtf_p2p.protocol.commit.own_share import OwnShare
 from gwtf_p2p.protocol.commit.progress import NO_WEIGHTS, Progress
 from gwtf_p2p.protocol.commit.promise import Promise
 from gwtf_p2p.protocol.commit.role import Role
-from gwtf_p2p.protocol.commit.share import Share
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Publish, Send
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
@@ -30,7 +30,7 @@ class Participant:
         self.ctx = context
         self.role = Role()
         self.progress = Progress(context)
-        self.share = Share(context)
+        self.share = OwnShare(context)
         self.promise = Promise(self.progress, self.share)
         self.data_peers: tuple[PeerId, ...] | None = None
         self._early: tuple[PeerId, Prepare] | None = None

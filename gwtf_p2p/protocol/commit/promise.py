@@ -11,8 +11,8 @@ of the attempt as its quorum:
 
 from __future__ import annotations
 
+from gwtf_p2p.protocol.commit.own_share import OwnShare
 from gwtf_p2p.protocol.commit.progress import Progress
-from gwtf_p2p.protocol.commit.share import Share
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.messages import Ballot, Inquire
 
@@ -20,7 +20,7 @@ from gwtf_p2p.protocol.wire.messages import Ballot, Inquire
 class Promise:
     """`promised`: the lowest attempt that this peer may take part in, of its coordinator only; None: any."""
 
-    def __init__(self, progress: Progress, share: Share) -> None:
+    def __init__(self, progress: Progress, share: OwnShare) -> None:
         self.progress, self.share = progress, share
         self.promised: Ballot | None = None
 

@@ -144,7 +144,7 @@ class DataPeer(PeerMachine):
         self.finishing.clear()
         for peer in self.coordinator.roster.data_peers():
             self.ctx.liveness.watch(peer, self.ctx.out)
-        self.coordinator.begin()
+        self.coordinator.inquiring.begin()
         self._inject()
 
     def _inject(self) -> None:
@@ -320,7 +320,7 @@ class DataPeer(PeerMachine):
     def peer_cleared(self, peer: PeerId, returned: bool) -> None:
         if returned:
             self._watch_stages()
-            self.coordinator.peer_returned(peer)
+            self.coordinator.inquiring.peer_returned(peer)
             if self.coordinator.roster.coordinator() not in (self.finishing.reported_to, self.ctx.me):
                 self.finishing.report()
         self.coordinator.try_to_prepare()

@@ -198,7 +198,7 @@ class SmallSwarm:
                     f"   begun={machine.begun} {machine.finishing.ledger} admitted={machine.membership.admitted} "
                     f"coordinator={coordinator.roster.coordinator()} data_peers={coordinator.roster.data_peers()} "
                     f"finished={sorted(coordinator.finished)}"
-                    f" attempt={coordinator.attempt is not None} "
+                    f" attempt={coordinator.under_way.attempt is not None} "
                     f"inquiry={coordinator.inquiry and coordinator.inquiry.waiting_for()}"
                 )
             for held in machine.ctx.in_order():

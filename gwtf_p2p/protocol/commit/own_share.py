@@ -21,7 +21,7 @@ Correction = tuple[Work, MicrobatchId]
 """UNCOUNT or RECOUNT of one microbatch."""
 
 
-class Share:
+class OwnShare:
     """What one peer has counted, and the attempt that it takes part in with it. `preparing` is that attempt, `prepared` says
     that its average is here, `stepping` that it is committed and being applied."""
 
