@@ -19,6 +19,8 @@ OWNERS = {
     "share": "commit/own_share.py",
     "promise": "commit/promise.py",
     "inquiring": "commit/inquiring.py",
+    "others": "membership/others.py",
+    "wanted": "membership/wanted_weights.py",
     "under_way": "commit/attempt_under_way.py",
 }
 CHANGES = {"add", "append", "clear", "discard", "extend", "insert", "pop", "remove", "setdefault", "update"}

@@ -1,8 +1,8 @@
 """Asking where everybody stands: when a coordinator has to, and what attempt it may open afterwards.
 
-A coordinator that has not led the iteration before does not know whether somebody else has begun to close this one. While it is
-*unsure*, it opens no attempt: it first asks all peers that it can reach (`Inquire`), with a number that bars all lower attempts,
-and decides when all have answered (`inquiry.decide`). Numbers of inquiries and of attempts are one sequence, which is kept here.
+A coordinator that has not led the iteration before does not know whether somebody else has begun to close this one. While it
+is *unsure*, it opens no attempt: it first asks all peers that it can reach (`Inquire`), with a number that bars all lower
+attempts, and decides when all have answered (`inquiry.decide`). Numbers of inquiries and of attempts are one sequence.
 """
 
 from __future__ import annotations

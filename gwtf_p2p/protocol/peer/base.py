@@ -211,7 +211,7 @@ class PeerMachine(ABC):
                 if message.microbatch.iteration == self.participant.version:
                     self.repairs.asked_to_redo(message)
                 else:
-                    self.membership.doubt()
+                    self.membership.others.doubt()
             case msg.Prepare():
                 self.participant.prepare(sender, message)
             case msg.Abort():
@@ -287,7 +287,7 @@ class PeerMachine(ABC):
                 self.negotiating.tick()
             case Timer.AVERAGING:
                 if self.participant.share.averaging:
-                    self.membership.say()
+                    self.membership.others.say()
                     self.participant.share.wait_for_average()
             case Timer.PUSH | Timer.ROUTE | Timer.COMPLETE | Timer.BACKWARD | Timer.RETURN | Timer.ORPHAN:
                 held = self.ctx.named(of)

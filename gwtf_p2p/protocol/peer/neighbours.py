@@ -79,7 +79,7 @@ class Neighbours:
             ctx.emit(Send(sender, self.membership.participant.standing()))  # a sign of life
         elif ctx.liveness.is_lost(peer):
             return
-        elif sender in self.membership.data_peers() or peer in ctx.liveness.excluded:
+        elif sender in self.membership.others.data_peers() or peer in ctx.liveness.excluded:
             ctx.liveness.declare_lost(peer, ctx.now, ctx.out)
             self._lost(peer, reason)
         else:

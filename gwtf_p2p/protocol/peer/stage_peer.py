@@ -113,7 +113,7 @@ class StagePeer(PeerMachine):
         newest = participant.version + (1 if participant.preparing is not None else 0)
         if participant.out_of_step or message.epoch != ctx.epoch or not participant.version <= iteration <= newest:
             if (message.epoch, iteration) > participant.position:
-                self.membership.doubt()
+                self.membership.others.doubt()
             return ef.Answer(Verdict.STALE, f"weights version is {participant.weights}")
         full = self.state.value if self.state is not PeerState.ONLINE else self._why_full()
         if full:
