@@ -21,6 +21,8 @@ OWNERS = {
     "inquiring": "commit/inquiring.py",
     "others": "membership/others.py",
     "wanted": "membership/wanted_weights.py",
+    "_lost": "core/lost_peers.py",
+    "_questions": "core/questions.py",
     "under_way": "commit/attempt_under_way.py",
 }
 CHANGES = {"add", "append", "clear", "discard", "extend", "insert", "pop", "remove", "setdefault", "update"}
