@@ -206,7 +206,7 @@ class PeerMachine(ABC):
             case msg.Superseded():
                 self.transfers.superseded(sender, message)
             case msg.Check(microbatches):
-                ctx.emit(ef.AnswerCheck(tuple(m for m in microbatches if not ctx.shares(m, sender))))
+                ctx.emit(ef.AnswerCheck(tuple(m for m in microbatches if not ctx.holdings.shares(m, sender))))
             case msg.Redo():
                 if message.microbatch.iteration == self.participant.version:
                     self.repairs.asked_to_redo(message)
@@ -290,7 +290,7 @@ class PeerMachine(ABC):
                     self.membership.others.say()
                     self.participant.share.wait_for_average()
             case Timer.PUSH | Timer.ROUTE | Timer.COMPLETE | Timer.BACKWARD | Timer.RETURN | Timer.ORPHAN:
-                held = self.ctx.named(of)
+                held = self.ctx.holdings.named(of)
                 if held is not None:
                     self.transfers.timer(held, what)
             case _:

@@ -163,7 +163,7 @@ class DataPeer(PeerMachine):
             held = Held(microbatch, (ctx.incarnation,), Phase.PENDING, ctx.me, ahead=answer.peers)
             self._pending.remove(index)
             held.note(f"route {' '.join(answer.peers)}: {answer.reason}", ctx.now)
-            ctx.add(held)
+            ctx.holdings.add(held)
             ctx.move(held, Phase.QUEUED_EMBED)
             ctx.report("injected", microbatch=held.name, route=list(answer.peers), reason=answer.reason)
         if waits_s:
@@ -272,7 +272,7 @@ class DataPeer(PeerMachine):
         for queued, computing, work in NEXT_WORK:
             if work is not ev.Work.EMBED and participant.share.gradient_is_fixed:
                 continue
-            held = ctx.first_queued(queued)
+            held = ctx.holdings.first_queued(queued)
             if held is not None and not participant.share.stepping:
                 ctx.move(held, computing)
                 return work, held

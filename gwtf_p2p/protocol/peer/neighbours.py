@@ -58,7 +58,7 @@ class Neighbours:
                     ctx.suspect(to, f"message failed: {reason}", broken=True)
             case ev.CheckAnswered(peer, unknown, seconds):
                 returned = ctx.liveness.answered(event, ctx.now)
-                if ctx.shared_with(peer):
+                if ctx.holdings.shared_with(peer):
                     ctx.liveness.watch(peer, ctx.out)
                 self.transfers.repairs.peer_answered(peer, frozenset(unknown), seconds)
                 self.transfers.return_gradient.peer_answered(peer, frozenset(unknown))
@@ -96,7 +96,7 @@ class Neighbours:
         """One that said that it would leave, and owes nothing, has not been lost."""
         ctx = self.ctx
         record = ctx.view.records.get(peer) if ctx.view is not None else None
-        left = record is not None and record.state is PeerState.DRAINING and not ctx.shared_with(peer)
+        left = record is not None and record.state is PeerState.DRAINING and not ctx.holdings.shared_with(peer)
         ctx.report("peer_left" if left else "peer_lost", peer=peer, reason=reason)
         self.machine.peer_lost(peer, reason)
         self.transfers.return_gradient.peer_lost(peer)

@@ -122,7 +122,7 @@ class StagePeer(PeerMachine):
             return ef.Answer(Verdict.BUSY, full)
         new = Held(message.microbatch, message.attempt, Phase.RECEIVING, sender, ahead=message.ahead)
         new.note(f"accepted from {sender}, attempt {message.attempt}", ctx.now)
-        ctx.add(new)
+        ctx.holdings.add(new)
         ctx.liveness.watch(new.id.data_peer, ctx.out)
         ctx.liveness.watch(sender, ctx.out)
         return ef.Answer(Verdict.ACCEPTED)
@@ -218,16 +218,16 @@ class StagePeer(PeerMachine):
         if participant.out_of_step:
             return None
         if not participant.share.gradient_is_fixed:
-            held = ctx.first_queued(Phase.QUEUED_BACKWARD)
+            held = ctx.holdings.first_queued(Phase.QUEUED_BACKWARD)
             if held is not None and held.id.iteration == participant.version:
-                if not held.keeps and self.capacity and ctx.activations >= self.capacity:
+                if not held.keeps and self.capacity and ctx.holdings.activations >= self.capacity:
                     self._make_room()
                 ctx.move(held, Phase.BACKWARD)
                 return ev.Work.BACKWARD, held
-        is_full = bool(self.capacity) and ctx.activations >= self.capacity
+        is_full = bool(self.capacity) and ctx.holdings.activations >= self.capacity
         if self.queues and is_full and not self.recomputes:
             return None
-        held = ctx.first_queued(Phase.QUEUED_FORWARD)
+        held = ctx.holdings.first_queued(Phase.QUEUED_FORWARD)
         if held is not None and held.id.iteration == participant.version and not participant.share.stepping:
             held.keep_if(not (self.recomputes and is_full))
             ctx.move(held, Phase.FORWARD)
@@ -236,7 +236,7 @@ class StagePeer(PeerMachine):
 
     def _make_room(self) -> None:
         """For one forward that is to be computed again."""
-        last = self.ctx.last_kept()
+        last = self.ctx.holdings.last_kept()
         if last is not None:
             self.ctx.drop_activations(last)
 
