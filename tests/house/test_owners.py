@@ -23,6 +23,8 @@ OWNERS = {
     "wanted": "membership/wanted_weights.py",
     "_lost": "core/lost_peers.py",
     "_questions": "core/questions.py",
+    "holdings": "core/holdings.py",
+    "unrouted": "transfer/unrouted.py",
     "under_way": "commit/attempt_under_way.py",
 }
 CHANGES = {"add", "append", "clear", "discard", "extend", "insert", "pop", "remove", "setdefault", "update"}

@@ -48,7 +48,7 @@ class Holdings:
     def drop_activations(self, held: Held) -> None:
         """Its backward will compute the forward again."""
         assert held.keeps and held.phase in KEEPS_ACTIVATIONS
-        held.give_room()
+        held.keep_if(False)
         self.activations -= 1
 
     def remove(self, held: Held) -> None:

@@ -1,9 +1,9 @@
 """The peers that are lost, and which of them may be back: told by answers, and by records that are newer than the loss.
 
 A lost peer is *probed*, once at a time, when it shows a sign of life: a message, or a record other than the one that it was
-lost with. An answer brings it *back*, but that it serves, only a new record shows: a program that has been started again answers
-too, while its old record still says ONLINE. One that has said goodbye has *left*: nobody asks after it, until it publishes that
-it has started again.
+lost with. An answer brings it *back*, but that it serves, only a new record shows: a program that has been started again
+answers too, while its old record still says ONLINE. One that has said goodbye has *left*: nobody asks after it, until it
+publishes that it has started again.
 """
 
 from __future__ import annotations

@@ -201,8 +201,10 @@ class PeerMachine(ABC):
     def _received(self, sender: PeerId, message: msg.ControlMessage) -> None:
         ctx = self.ctx
         match message:
-            case msg.Complete() | msg.CapacityAvailable():
-                self.send_activation.heard(sender, message)
+            case msg.Complete():
+                self.send_activation.complete(sender, message)
+            case msg.CapacityAvailable(microbatches):
+                self.send_activation.room(sender, microbatches)
             case msg.Superseded():
                 self.transfers.superseded(sender, message)
             case msg.Check(microbatches):

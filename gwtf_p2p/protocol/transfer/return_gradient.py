@@ -12,7 +12,8 @@ from gwtf_p2p.protocol.core.lifecycle import Held, Phase, Returning
 from gwtf_p2p.protocol.effects import Push, Send
 from gwtf_p2p.protocol.events import PushAnswered, PushDelivered, Slot, Timer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.transfer.send_activation import MOST_PUSH_DOUBLINGS, PUSH_PRIOR_S, RETRY_S, WAIT_PRIOR_S
+from gwtf_p2p.protocol.transfer.send_activation import RETRY_S
+from gwtf_p2p.protocol.transfer.waits import MOST_PUSH_DOUBLINGS, PUSH_PRIOR_S, WAIT_PRIOR_S
 from gwtf_p2p.protocol.wire.messages import Attempt, Backward, Done, Superseded, Verdict
 
 
