@@ -25,6 +25,9 @@ OWNERS = {
     "_questions": "core/questions.py",
     "holdings": "core/holdings.py",
     "unrouted": "transfer/unrouted.py",
+    "computing": "peer/computing.py",
+    "injecting": "peer/injecting.py",
+    "room": "peer/room.py",
     "under_way": "commit/attempt_under_way.py",
 }
 CHANGES = {"add", "append", "clear", "discard", "extend", "insert", "pop", "remove", "setdefault", "update"}

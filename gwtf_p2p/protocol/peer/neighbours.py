@@ -9,6 +9,7 @@ and second, and a peer that is only slow answers at once.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -29,12 +30,15 @@ LivenessEvent = ev.CheckAnswered | ev.CheckFailed | ev.WatchBroken | ev.SendFail
 class Concerned(Protocol):
     """The machine of either kind: what it does of its own when others come and go."""
 
+    @abstractmethod
     def peer_lost(self, peer: PeerId, reason: str) -> None:
         """It will not answer any more."""
 
+    @abstractmethod
     def peer_cleared(self, peer: PeerId, returned: bool) -> None:
         """It has answered; `returned`: it had been lost."""
 
+    @abstractmethod
     def routes_may_be_open(self) -> None:
         """What found no way may find one now."""
 

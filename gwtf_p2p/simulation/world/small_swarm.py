@@ -190,7 +190,8 @@ class SmallSwarm:
                 f"{peer.id} alive={peer.alive} frozen={peer.frozen} {machine.published_state.name} "
                 f"version={participant.version} weights={participant.weights} "
                 f"preparing={participant.preparing is not None} prepared={participant.share.prepared} "
-                f"counted={len(participant.counted)} lost={sorted(machine.ctx.liveness.lost)} running={machine.running}"
+                f"counted={len(participant.counted)} lost={sorted(machine.ctx.liveness.lost)} "
+                f"running={machine.computing.running}"
             )
             if isinstance(machine, DataPeer):
                 coordinator = machine.coordinator
