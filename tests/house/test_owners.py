@@ -11,7 +11,25 @@ import pytest
 PROTOCOL = Path(__file__).parents[2] / "gwtf_p2p" / "protocol"
 
 # The name under which others know it -> the module that it is owned by.
-OWNERS = {"held": "core/lifecycle.py", "participant": "commit/participant.py"}
+OWNERS = {
+    "held": "core/lifecycle.py",
+    "participant": "commit/participant.py",
+    "role": "commit/role.py",
+    "progress": "commit/progress.py",
+    "share": "commit/own_share.py",
+    "promise": "commit/promise.py",
+    "inquiring": "commit/inquiring.py",
+    "others": "membership/others.py",
+    "wanted": "membership/wanted_weights.py",
+    "_lost": "core/lost_peers.py",
+    "_questions": "core/questions.py",
+    "holdings": "core/holdings.py",
+    "unrouted": "transfer/unrouted.py",
+    "computing": "peer/computing.py",
+    "injecting": "peer/injecting.py",
+    "room": "peer/room.py",
+    "under_way": "commit/attempt_under_way.py",
+}
 CHANGES = {"add", "append", "clear", "discard", "extend", "insert", "pop", "remove", "setdefault", "update"}
 
 

@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 from hivemind.dht import DHTNode
+from hivemind.dht.routing import DHTID
 from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
@@ -212,6 +213,15 @@ class Dht:
         logger.debug("dropped the record of %s: %s: %s", peer, reason, detail)
 
 
+def dht_id_of(peer: PeerId) -> DHTID:
+    """A peer's place in the DHT: the same at each of its starts.
+
+    A DHT id that is drawn anew at each start stays behind in the others' routing tables: they take one machine for several, and
+    keep fewer copies of a record than they count.
+    """
+    return DHTID.generate(source=PeerID.from_base58(peer).to_bytes())
+
+
 async def start_dht(daemon: Daemon, identity: Identity, options: DhtOptions) -> Dht:
     """Join the DHT through the daemon's initial peers; without any, be its first peer.
 
@@ -223,6 +233,7 @@ async def start_dht(daemon: Daemon, identity: Identity, options: DhtOptions) -> 
     try:
         node = await DHTNode.create(
             daemon.p2p,
+            node_id=dht_id_of(identity.peer_id),
             initial_peers=initial,
             client_mode=options.client_mode,
             record_validator=validator,

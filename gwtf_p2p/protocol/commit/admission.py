@@ -7,7 +7,7 @@ different epochs differ, so epochs are compared before versions, and a peer of a
 
 from __future__ import annotations
 
-from gwtf_p2p.protocol.commit.inquiry import Replies, available, common_version
+from gwtf_p2p.protocol.commit.inquiry import Outcome, Replies, available, common_version, stages_without
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
@@ -94,6 +94,24 @@ class Admission:
             donors = tuple(sorted(p for p in having - {peer} if replies[p].stage == standing.stage))
             ctx.emit(Send(peer, Admit(to, donors, data_peers, past.epoch, peer in having, past.epoch_starts)))
         return True
+
+    def goes_back(self, replies: Replies, outcome: Outcome) -> bool:
+        """Go back if what some have committed cannot be gone on from, or the weights of a stage are lost and waited for long
+        enough."""
+        ctx, version = self.ctx, self.participant.version
+        lost = stages_without(version, replies, ctx.past, ctx.stages) if self.patience_is_over else []
+        self.patience_is_over = False
+        why = outcome.reason if outcome.go_back else f"nobody has version {version} of stages {lost}"
+        return (outcome.go_back or bool(lost)) and self.go_back(replies, why)
+
+    def is_due(self, peer: PeerId, standing: Standing) -> bool:
+        """A data peer with the weights that is not expected here, or that is and has not been told so."""
+        told = standing.active or self.participant.data_peers is None
+        return standing.stage == DATA_STAGE and not standing.syncing and not (told and peer in self.roster.data_peers())
+
+    def lose_patience(self) -> None:
+        """The weights that somebody lacks have been waited for long enough."""
+        self.patience_is_over = True
 
     def show_the_way(self, sender: PeerId, standing: Standing | None) -> None:
         """To a peer that is at an earlier iteration: the commit that it missed, or where to catch up."""

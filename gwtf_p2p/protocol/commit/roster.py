@@ -42,7 +42,7 @@ class Roster:
 
     @property
     def coordinates(self) -> bool:
-        return self.participant.active and not self.participant.out_of_step and self.coordinator() == self.ctx.me
+        return self.participant.role.active and not self.participant.out_of_step and self.coordinator() == self.ctx.me
 
     def voters(self) -> tuple[PeerId, ...]:
         """The data peers that began this iteration."""
@@ -55,7 +55,7 @@ class Roster:
 
     def _live(self, peers: set[PeerId]) -> set[PeerId]:
         live = {peer for peer in peers - self.gone if not self.ctx.liveness.is_lost(peer)}
-        return live if self.participant.active else live - {self.ctx.me}
+        return live if self.participant.role.active else live - {self.ctx.me}
 
     # ---- who else is there
 

@@ -1,29 +1,15 @@
-"""What the parts of one peer's state machine share: who it is, what it holds, and the effects of the event at hand.
-
-What is held is indexed by what events name: the token of a push, the name of a timer, the work that waits. So an event costs
-the same however much is held.
-"""
+"""What the parts of one peer's state machine share: who it is, what it holds, and the effects of the event at hand."""
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.core.deadlines import Timings
 from gwtf_p2p.protocol.core.epochs import Past
 from gwtf_p2p.protocol.core.failure_detector import Liveness
-from gwtf_p2p.protocol.core.lifecycle import (
-    COMPUTING,
-    DATA_PHASES,
-    HOLDS_CAPACITY,
-    KEEPS_ACTIVATIONS,
-    PHASES,
-    Held,
-    Phase,
-    Returning,
-    Sending,
-)
+from gwtf_p2p.protocol.core.holdings import Holdings
+from gwtf_p2p.protocol.core.lifecycle import DATA_PHASES, PHASES, Held, Phase, Returning, Sending
 from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.effects import CancelPush, CancelTimer, Discard, DropActivations, Effect, Report, StartTimer
 from gwtf_p2p.protocol.events import Timer, TimerName
@@ -31,15 +17,13 @@ from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
 
 TIMERS_OF_A_MICROBATCH = (Timer.PUSH, Timer.ROUTE, Timer.COMPLETE, Timer.BACKWARD, Timer.RETURN, Timer.ORPHAN)
-QUEUES = frozenset(phase for phase in Phase if phase.name.startswith("QUEUED"))
 
 
 @dataclass
 class Context:
     """`stage` is 0 for a data peer, `stages` is S. `exact` is the run's `recovery`: redo what a lost peer had done.
 
-    `occupancy` counts the held microbatches that are not done, `activations` those between forward and backward whose
-    activations are kept.
+    `held` is what `holdings` has, by id, for reading.
 
     `done_bytes` is what a peer keeps of a microbatch that is done, its four tensors in the bytes in which they travel; with
     `memory_limit_bytes` above 0 a stage peer is BUSY when what it has accepted would need more by the end of the iteration.
@@ -54,26 +38,20 @@ class Context:
     exact: bool = True
     done_bytes: int = 0
     memory_limit_bytes: int = 0
-    held: dict[MicrobatchId, Held] = field(default_factory=dict)
     view: NetworkView | None = None
     now: float = 0.0
     recoveries: Counter[str] = field(default_factory=Counter)
     incarnation: int = 0
     epoch: int = 0
     epoch_starts: tuple[int, ...] = ()
-    occupancy: int = 0
-    activations: int = 0
     out: list[Effect] = field(default_factory=list)
     pushes: dict[int, tuple[MicrobatchId, bool]] = field(default_factory=dict)
     _token: int = 0
-    _order: int = 0
     _armed: set[TimerName] = field(default_factory=set)
-    _by_name: dict[str, Held] = field(default_factory=dict)
-    _queues: dict[Phase, list[tuple[int, int, MicrobatchId]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.phases = PHASES if self.stage > 0 else DATA_PHASES
-        self._queues = {phase: [] for phase in QUEUES}
+        self.holdings = Holdings(PHASES if self.stage > 0 else DATA_PHASES)
+        self.held = self.holdings.by_id
 
     @property
     def past(self) -> Past:
@@ -111,7 +89,7 @@ class Context:
     def suspect(self, peer: PeerId, reason: str, broken: bool = False) -> None:
         """Ask a peer whether it lives and still holds what ties it to this peer; `broken`: a connection to it broke."""
         if broken or self.liveness.may_ask(peer, self.now):
-            self.liveness.suspect(peer, reason, self.now, self.shared_with(peer), self.out)
+            self.liveness.suspect(peer, reason, self.now, self.holdings.shared_with(peer), self.out)
         if broken:
             self.liveness.exclude(peer)
 
@@ -129,46 +107,19 @@ class Context:
 
     # ---- what is held
 
-    def add(self, held: Held) -> None:
-        """Take a microbatch in; later ones come after it in every queue."""
-        self._order += 1
-        held.queue_at(self._order)
-        self.held[held.id] = held
-        self._by_name[held.name] = held
-        self.occupancy += held.phase in HOLDS_CAPACITY
+    @property
+    def occupancy(self) -> int:
+        """How many of the held microbatches are not done."""
+        return self.holdings.occupancy
 
     def move(self, held: Held, phase: Phase) -> None:
         """Raises LocalProtocolError when the table does not allow the step."""
-        before = held.phase
-        held.to_phase(phase, self.phases, self.now)
-        self.occupancy += (phase in HOLDS_CAPACITY) - (before in HOLDS_CAPACITY)
-        if held.keeps:
-            self.activations += (phase in KEEPS_ACTIVATIONS) - (before in KEEPS_ACTIVATIONS)
-        if phase in QUEUES:
-            heapq.heappush(self._queues[phase], (held.id.iteration, held.order, held.id))
+        self.holdings.move(held, phase, self.now)
 
     def drop_activations(self, held: Held) -> None:
         """Its backward will compute the forward again."""
-        assert held.keeps and held.phase in KEEPS_ACTIVATIONS
-        held.give_room()
-        self.activations -= 1
+        self.holdings.drop_activations(held)
         self.out.append(DropActivations(held.id))
-
-    def last_kept(self) -> Held | None:
-        """Of the microbatches whose activations are kept and that are not being computed, the one that came last."""
-        kept = (h for h in self.held.values() if h.keeps and h.phase in KEEPS_ACTIVATIONS and h.phase not in COMPUTING)
-        return max(kept, key=lambda held: (held.id.iteration, held.order), default=None)
-
-    def first_queued(self, phase: Phase) -> Held | None:
-        """The oldest microbatch of the lowest iteration that waits in this phase."""
-        queue = self._queues[phase]
-        while queue:
-            _, order, microbatch = queue[0]
-            held = self.held.get(microbatch)
-            if held is not None and held.phase is phase and held.order == order:
-                return held
-            heapq.heappop(queue)
-        return None
 
     def discard(self, held: Held) -> None:
         """Forget a microbatch and free its tensors."""
@@ -176,14 +127,12 @@ class Context:
             self.cancel_timer(what, held.name)
         self.end_push(held.push_token, held.sending is Sending.PUSHING)
         self.end_push(held.return_token, held.returning is Returning.PUSHING)
-        self.occupancy -= held.phase in HOLDS_CAPACITY
-        self.activations -= held.keeps and held.phase in KEEPS_ACTIVATIONS
-        del self.held[held.id], self._by_name[held.name]
+        self.holdings.remove(held)
         self.out.append(Discard(held.id))
 
-    def named(self, name: str) -> Held | None:
-        """The microbatch of this name, if it is held."""
-        return self._by_name.get(name)
+    def in_order(self) -> list[Held]:
+        """Sorted by id, so that equal events give equal effects. For rare events: it looks at everything held."""
+        return [self.held[m] for m in sorted(self.held)]
 
     @property
     def kept_bytes(self) -> int:
@@ -194,28 +143,3 @@ class Context:
     def memory_is_full(self) -> bool:
         """Would one more microbatch, done and kept until the commit, go over the limit?"""
         return 0 < self.memory_limit_bytes < self.kept_bytes + self.done_bytes
-
-    def in_order(self) -> list[Held]:
-        """Sorted by id, so that equal epochs give equal effects. For rare events: it looks at everything held."""
-        return [self.held[m] for m in sorted(self.held)]
-
-    def got_from(self, peer: PeerId) -> list[Held]:
-        """What this peer has handed here, sorted by id."""
-        return sorted((held for held in self.held.values() if held.predecessor == peer), key=lambda held: held.id)
-
-    def shares(self, microbatch: MicrobatchId, peer: PeerId) -> bool:
-        """Did it come from this peer, or go there?"""
-        held = self.held.get(microbatch)
-        return held is not None and peer in (held.predecessor, held.successor)
-
-    def shared_with(self, peer: PeerId) -> tuple[MicrobatchId, ...]:
-        """Handed to this peer, or got from it and not done yet."""
-        handed = (Sending.PUSHING, Sending.AWAITING, Sending.RETURNED)
-        return tuple(
-            sorted(
-                microbatch
-                for microbatch, held in self.held.items()
-                if (held.successor == peer and held.sending in handed)
-                or (held.predecessor == peer and held.phase is not Phase.DONE)
-            )
-        )

@@ -328,12 +328,8 @@ class Held(Downward):
             self.loss = loss
 
     def keep_if(self, keeps: bool) -> None:
-        """Its forward begins: will its activations be kept?"""
+        """Its activations will be kept, or are freed: then its forward will be computed again."""
         self.keeps = keeps
-
-    def give_room(self) -> None:
-        """Its activations are freed: the forward will be computed again."""
-        self.keeps = False
 
     def forwarded(self, now: float) -> None:
         """Its forward is done."""

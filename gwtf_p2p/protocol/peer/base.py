@@ -1,38 +1,53 @@
 """What stage peers and data peers have in common: the one entry point, and which part hears of which event.
 
 `handle(event, now) -> effects`, no I/O, no clock, no tensors. The two kinds of peer differ in what a microbatch goes through
-(`stage_peer`, `data_peer`); how it is handed on and back (`transfers`), what follows when others are lost (`neighbours`) and
-how it is averaged (`commit`) is the same code.
+(`stage_peer`, `data_peer`) and in what they take of others (`stage_arrivals`, `data_arrivals`). When something is computed
+(`computing`), how it is handed on and back (`transfers`), what follows when others are lost (`neighbours`) and how it is
+averaged (`commit`) is the same code.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Protocol
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.core.lifecycle import COMPUTING, Held
 from gwtf_p2p.protocol.events import Timer
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.membership.membership import Membership
-from gwtf_p2p.protocol.peer.accounts import Accounts
-from gwtf_p2p.protocol.peer.neighbours import Neighbours
+from gwtf_p2p.protocol.peer.computing import Computing, Worker
+from gwtf_p2p.protocol.peer.neighbours import Concerned, Neighbours
 from gwtf_p2p.protocol.peer.router_port import Negotiating
 from gwtf_p2p.protocol.peer.transfers import Transfers
 from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.records import PeerState
 
-CORRECTIONS = frozenset({ev.Work.UNCOUNT, ev.Work.RECOUNT})
-COUNTING = frozenset({ev.Work.BACKWARD, ev.Work.LOSS, ev.Work.FINISH}) | CORRECTIONS
-"""Work that changes the gradient."""
+
+class Arrivals(Protocol):
+    """Transfers towards a peer of either kind: what it takes, and what that is to it once it is here."""
+
+    def verdict_forward(self, sender: PeerId, message: msg.Forward) -> ef.Answer:
+        """An activation is offered."""
+
+    def verdict_backward(self, sender: PeerId, message: msg.Backward) -> ef.Answer:
+        """A gradient is offered."""
+
+    def delivered(self, sender: PeerId, message: msg.TensorMessage) -> None:
+        """What was accepted is here."""
+
+    def broken(self, event: ev.DeliveryBroken) -> None:
+        """It will not come whole."""
 
 
-class PeerMachine(ABC):
+class PeerMachine(Concerned, Worker, ABC):
     """Base of `StagePeer` and `DataPeer`; `upper_stage` is the stage whose input gradients this peer hands back."""
+
+    arrivals: Arrivals
 
     def __init__(self, context: Context, upper_stage: Stage) -> None:
         self.ctx = context
@@ -44,8 +59,8 @@ class PeerMachine(ABC):
         self.return_gradient = self.transfers.return_gradient
         self.neighbours = Neighbours(self.membership, self.transfers, self)
         self.negotiating = Negotiating(context)
-        self.running: tuple[ev.Work, MicrobatchId] | None = None
-        self.accounts = Accounts(context)
+        self.computing = Computing(context, self.participant, self)
+        self.accounts = self.computing.accounts
         self._position = (0, 0)
 
     @property
@@ -74,21 +89,21 @@ class PeerMachine(ABC):
         match event:
             case ev.Offered(sender, msg.Forward() as forward):
                 ctx.liveness.heard_from(sender, now, ctx.out)
-                ctx.emit(self._verdict_forward(sender, forward))
+                ctx.emit(self.arrivals.verdict_forward(sender, forward))
             case ev.Offered(sender, msg.Backward() as backward):
                 ctx.liveness.heard_from(sender, now, ctx.out)
-                ctx.emit(self._verdict_backward(sender, backward))
+                ctx.emit(self.arrivals.verdict_backward(sender, backward))
             case ev.Delivered():
-                self._delivered(event.sender, event.message)
+                self.arrivals.delivered(event.sender, event.message)
             case ev.DeliveryBroken():
-                self._delivery_broken(event)
+                self.arrivals.broken(event)
             case ev.PushAnswered() | ev.PushDelivered() | ev.PushFailed():
                 self.transfers.push_event(event)
             case ev.Received():
                 ctx.liveness.heard_from(event.sender, now, ctx.out)
                 self._received(event.sender, event.message)
             case ev.Computed():
-                self._work_done(event)
+                self.computing.done(event)
             case ev.TimerFired(name):
                 if ctx.timer_fired(name):
                     self._timer_fired(name)
@@ -111,9 +126,9 @@ class PeerMachine(ABC):
                 self.membership.started(event)
                 self.ctx.emit(ef.Publish())
             case ev.AverageDone():
-                self.participant.average_done(event)
+                self.participant.share.average_done(event)
             case ev.AverageFailed():
-                self.participant.average_failed(event)
+                self.participant.share.average_failed(event)
             case ev.Stepped(iteration):
                 self._optimizer_stepped(iteration)
             case ev.Downloaded():
@@ -121,7 +136,7 @@ class PeerMachine(ABC):
             case ev.DownloadFailed():
                 self.membership.download_failed(event)
             case ev.Kept(versions):
-                self.participant.keep(versions)
+                self.participant.role.keep(versions)
             case ev.Planned(plan):
                 self._planned(plan)
             case ev.DrainRequested():
@@ -133,17 +148,17 @@ class PeerMachine(ABC):
     def _settle(self) -> None:
         """What follows from any event: drop what is of no use, go on computing, average, leave."""
         participant = self.participant
-        if participant.let_go():
+        if participant.progress.has_let_go():
             self._drop_everything()
-        if participant.fell_behind():
+        if participant.progress.has_fallen_behind():
             self.membership.fell_behind()
         if participant.position != self._position:
             self._position = participant.position
             self._iteration_changed()
-        self._compute_next()
+        self.computing.go_on()
         if self.ctx.held:
             self.neighbours.keep_up()
-        participant.average_when_right(self.running is not None and self.running[0] in COUNTING)
+        participant.share.average_when_right(self.computing.changes_gradient)
         if self.membership.state is PeerState.DRAINING:
             self.membership.drained_when(self._nothing_left())
         self.negotiating.say()
@@ -151,31 +166,7 @@ class PeerMachine(ABC):
     # ---- what the two kinds of peer do in their own way
 
     @abstractmethod
-    def _verdict_forward(self, sender: PeerId, message: msg.Forward) -> ef.Answer: ...
-
-    @abstractmethod
-    def _verdict_backward(self, sender: PeerId, message: msg.Backward) -> ef.Answer: ...
-
-    @abstractmethod
-    def _delivered(self, sender: PeerId, message: msg.TensorMessage) -> None: ...
-
-    @abstractmethod
-    def _delivery_broken(self, event: ev.DeliveryBroken) -> None: ...
-
-    @abstractmethod
     def _received_own(self, sender: PeerId, message: msg.ControlMessage) -> None: ...
-
-    @abstractmethod
-    def _computed(self, held: Held, event: ev.Computed) -> None: ...
-
-    @abstractmethod
-    def _next_work(self) -> tuple[ev.Work, Held] | None: ...
-
-    @abstractmethod
-    def peer_lost(self, peer: PeerId, reason: str) -> None: ...
-
-    @abstractmethod
-    def peer_cleared(self, peer: PeerId, returned: bool) -> None: ...
 
     @abstractmethod
     def _timer(self, what: ev.OwnTimer) -> None: ...
@@ -188,9 +179,6 @@ class PeerMachine(ABC):
     def _iteration_changed(self) -> None: ...
 
     @abstractmethod
-    def routes_may_be_open(self) -> None: ...
-
-    @abstractmethod
     def _drain(self) -> None: ...
 
     @abstractmethod
@@ -201,25 +189,27 @@ class PeerMachine(ABC):
     def _received(self, sender: PeerId, message: msg.ControlMessage) -> None:
         ctx = self.ctx
         match message:
-            case msg.Complete() | msg.CapacityAvailable():
-                self.send_activation.heard(sender, message)
+            case msg.Complete():
+                self.send_activation.complete(sender, message)
+            case msg.CapacityAvailable(microbatches):
+                self.send_activation.room(sender, microbatches)
             case msg.Superseded():
                 self.transfers.superseded(sender, message)
             case msg.Check(microbatches):
-                ctx.emit(ef.AnswerCheck(tuple(m for m in microbatches if not ctx.shares(m, sender))))
+                ctx.emit(ef.AnswerCheck(tuple(m for m in microbatches if not ctx.holdings.shares(m, sender))))
             case msg.Redo():
                 if message.microbatch.iteration == self.participant.version:
                     self.repairs.asked_to_redo(message)
                 else:
-                    self.membership.doubt()
+                    self.membership.others.doubt()
             case msg.Prepare():
                 self.participant.prepare(sender, message)
             case msg.Abort():
-                self.participant.aborted(sender, message)
+                self.participant.share.aborted(sender, message)
             case msg.Commit():
                 self.participant.commit(message)
             case msg.Inquire():
-                self.participant.inquired(sender, message)
+                self.participant.promise.inquired(sender, message)
                 ctx.emit(ef.Send(sender, self.participant.standing()))
             case msg.Standing():
                 if message.leaving:
@@ -235,42 +225,6 @@ class PeerMachine(ABC):
     def _standing(self, sender: PeerId, standing: msg.Standing) -> None:
         self.participant.heard(sender, standing)
 
-    # ---- computing
-
-    def _compute_next(self) -> None:
-        if self.running is not None:
-            return
-        correction = self.participant.next_correction()
-        if correction is not None:
-            self._start(*correction)
-            return
-        work = self._next_work()
-        if work is not None:
-            self._start(work[0], work[1].id, work[1].keeps)
-
-    def _start(self, work: ev.Work, microbatch: MicrobatchId, keeps: bool = True) -> None:
-        self.running = (work, microbatch)
-        self.ctx.emit(ef.Compute(work, microbatch, keeps))
-
-    def _work_done(self, event: ev.Computed) -> None:
-        ctx = self.ctx
-        self.running = None
-        self.accounts.computed(event)
-        if event.work in CORRECTIONS:
-            self.participant.corrected(event.work, event.microbatch)
-            return
-        held = ctx.held.get(event.microbatch)
-        if held is None:
-            ctx.emit(ef.Discard(event.microbatch))
-            return
-        if held.phase not in COMPUTING:
-            return  # it was dropped and has come again meanwhile
-        held.computed(event.seconds, event.loss)
-        if held.unwanted and event.work is ev.Work.FORWARD:
-            ctx.discard(held)
-            return
-        self._computed(held, event)
-
     # ---- time
 
     def _timer_fired(self, name: ev.TimerName) -> None:
@@ -285,11 +239,11 @@ class PeerMachine(ABC):
             case Timer.NEGOTIATE:
                 self.negotiating.tick()
             case Timer.AVERAGING:
-                if self.participant.averaging:
-                    self.membership.say()
-                    self.participant.wait_for_average()
+                if self.participant.share.averaging:
+                    self.membership.others.say()
+                    self.participant.share.wait_for_average()
             case Timer.PUSH | Timer.ROUTE | Timer.COMPLETE | Timer.BACKWARD | Timer.RETURN | Timer.ORPHAN:
-                held = self.ctx.named(of)
+                held = self.ctx.holdings.named(of)
                 if held is not None:
                     self.transfers.timer(held, what)
             case _:
@@ -299,9 +253,9 @@ class PeerMachine(ABC):
 
     def _optimizer_stepped(self, iteration: int) -> None:
         preparing = self.participant.preparing
-        ends = self.participant.stepping and preparing is not None and preparing.iteration == iteration
+        ends = self.participant.share.stepping and preparing is not None and preparing.iteration == iteration
         if not ends:
-            followed = self.participant.syncing
+            followed = self.participant.progress.syncing
             self.participant.stepped(iteration)
             if followed and not self.participant.out_of_step:
                 self.membership.caught_up()

@@ -9,37 +9,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.commit.coordinator import Coordinator
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import Held, Phase
-from gwtf_p2p.protocol.core.router import NoRoute, PlanningRouter, RouteRequest
-from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.peer.base import PeerMachine
+from gwtf_p2p.protocol.peer.data_arrivals import DataArrivals
 from gwtf_p2p.protocol.peer.finish_iteration import Finishing
-from gwtf_p2p.protocol.transfer.send_activation import RETRY_S
+from gwtf_p2p.protocol.peer.injecting import Injecting
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire.messages import (
-    SUPERSEDED,
-    Backward,
     ControlMessage,
     Done,
     Finished,
-    Forward,
     Missing,
     NotPrepared,
     Prepared,
     Standing,
-    Superseded,
-    TensorMessage,
-    Verdict,
 )
 
-HAS_RESULT = frozenset(
-    {Phase.QUEUED_LOSS, Phase.LOSS, Phase.RETURNING, Phase.RECEIVING_GRADIENT, Phase.QUEUED_FINISH, Phase.FINISH, Phase.DONE}
-)
 NEXT_WORK = (
     (Phase.QUEUED_LOSS, Phase.LOSS, ev.Work.LOSS),
     (Phase.QUEUED_EMBED, Phase.EMBED, ev.Work.EMBED),
@@ -71,19 +61,14 @@ class DataPeer(PeerMachine):
         self.begun = False
         self.complete = False
         self.finishing = Finishing(self.membership, self.coordinator, self.repairs, lambda: self.all_injected)
-        self._pending: list[int] = []
         self._empty: set[Stage] = set()
-        self._said: tuple[int, tuple[str, ...]] = (-1, ())
+        self.injecting = Injecting(context, self.participant)
+        self.arrivals = DataArrivals(context, self.transfers, self.finishing, self.injecting)
 
     @property
     def all_injected(self) -> bool:
         """Every microbatch of this iteration is on its way, or back."""
-        return self.begun and not self._pending
-
-    @property
-    def in_flight(self) -> int:
-        """Own microbatches that are on their way."""
-        return self.ctx.occupancy
+        return self.begun and not self.injecting.pending
 
     # ---- injecting
 
@@ -93,152 +78,35 @@ class DataPeer(PeerMachine):
         if not self.begun:
             self._begin_when_ready()
         super()._settle()
-        self._plan()
-
-    def _plan(self) -> None:
-        """Have the router's plan made, if it wants one."""
-        router = self.ctx.router
-        if not isinstance(router, PlanningRouter):
-            return
-        liveness = self.ctx.liveness
-        request = router.planning(liveness.lost | liveness.back, self.ctx.now)
-        if request is not None:
-            self.ctx.emit(ef.Plan(request))
-        if router.flows != self._said:
-            self._said = router.flows
-            self.ctx.emit(ef.Publish())
+        self.injecting.plan()
 
     def _planned(self, plan: IterationPlan | None) -> None:
-        router = self.ctx.router
-        if isinstance(router, PlanningRouter):
-            router.planned(plan)
-            if self._pending:
-                self._inject()
+        self.injecting.planned(plan)
 
     def _begin_when_ready(self) -> None:
         """Begin to take part: everybody who should be here is, and every stage has a peer."""
         view = self.ctx.view
-        if self.complete or view is None or not self.participant.active or not self.membership.serves:
+        if self.complete or view is None or not self.participant.role.active or not self.membership.serves:
             return
-        if (self.participant.version > 0 or self._quorum(view)) and not self._empty:
+        if (self.participant.version > 0 or _is_quorum(view, self.ctx.stages, self.ctx.me, self.config)) and not self._empty:
             self.begun = True
             self._begin_iteration()
-
-    def _quorum(self, view: NetworkView) -> bool:
-        """Are as many online as the run wants for its beginning?"""
-        least = self.config.peers_per_stage
-        stages = all(len(view.peers_of_stage(Stage(k))) >= least for k in range(1, self.ctx.stages + 1))
-        # This peer too: routers give no flows to a data peer whose record does not say ONLINE yet.
-        return stages and self.ctx.me in view.data_peers and len(view.data_peers) >= self.config.data_peers
 
     def _begin_iteration(self) -> None:
         version = self.participant.version
         if self.config.total_iterations and version >= self.config.total_iterations:
             self.complete, self.begun = True, False
-            self.participant.take_part(False)
+            self.participant.role.take_part(False)
             self.ctx.report("run_complete", iterations=version)
             return
-        self.participant.take_part(True)
+        self.participant.role.take_part(True)
         self.ctx.report("iteration_begins", iteration=version)
-        self._pending = list(range(self.config.microbatches))
+        self.injecting.fill(self.config.microbatches)
         self.finishing.clear()
         for peer in self.coordinator.roster.data_peers():
             self.ctx.liveness.watch(peer, self.ctx.out)
-        self.coordinator.begin()
-        self._inject()
-
-    def _inject(self) -> None:
-        ctx = self.ctx
-        ctx.cancel_timer(ev.Timer.INJECT, "")
-        waits_s: list[float] = []
-        for index in list(self._pending):
-            microbatch = MicrobatchId(ctx.me, self.participant.version, index)
-            request = RouteRequest(microbatch, ctx.me, Stage(1), Stage(ctx.stages), ctx.liveness.excluded)
-            answer = ctx.router.route(request, ctx.now)
-            if isinstance(answer, NoRoute):
-                waits_s.append(RETRY_S if answer.retry_s is None else answer.retry_s)
-                if answer.retry_s is None:
-                    break  # nor is there one for the others
-                continue
-            held = Held(microbatch, (ctx.incarnation,), Phase.PENDING, ctx.me, ahead=answer.peers)
-            self._pending.remove(index)
-            held.note(f"route {' '.join(answer.peers)}: {answer.reason}", ctx.now)
-            ctx.add(held)
-            ctx.move(held, Phase.QUEUED_EMBED)
-            ctx.report("injected", microbatch=held.name, route=list(answer.peers), reason=answer.reason)
-        if waits_s:
-            ctx.start_timer(ev.Timer.INJECT, "", min(waits_s))
-
-    # ---- transfers towards this peer
-
-    def _verdict_forward(self, sender: PeerId, message: Forward) -> ef.Answer:
-        ctx = self.ctx
-        held = ctx.held.get(message.microbatch)
-        if held is None or message.stage != self.return_gradient.stage:
-            return ef.Answer(Verdict.REFUSED, "not a microbatch of this data peer and iteration")
-        if message.attempt < held.result_attempt:
-            ctx.emit(ef.Send(sender, Superseded(held.id, held.result_attempt)))
-            return ef.Answer(Verdict.REFUSED, SUPERSEDED)
-        if held.phase is Phase.RECEIVING_RESULT:
-            ctx.move(held, Phase.TRAVELLING)  # the newest offer counts: the transfer before it may have gone astray
-        if held.phase is Phase.TRAVELLING:
-            held.handed_by(sender)
-            held.result_offered(message.attempt)
-            ctx.move(held, Phase.RECEIVING_RESULT)
-            ctx.liveness.watch(sender, ctx.out)
-            return ef.Answer(Verdict.ACCEPTED)
-        if held.phase in HAS_RESULT:
-            held.result_offered(message.attempt)
-            self.return_gradient.new_predecessor(held, sender, message.attempt)
-            return ef.Answer(Verdict.DUPLICATE)
-        return ef.Answer(Verdict.BUSY, f"not travelling: {held.phase.name}")
-
-    def _verdict_backward(self, sender: PeerId, message: Backward) -> ef.Answer:
-        ctx = self.ctx
-        held = ctx.held.get(message.microbatch)
-        if held is None or message.stage != DATA_STAGE:
-            return ef.Answer(Verdict.REFUSED, "not a microbatch of this data peer and iteration")
-        if len(message.done_by) != ctx.stages or message.done_by[0] != sender:
-            return ef.Answer(Verdict.REFUSED, f"done_by: expected {ctx.stages} peers, the sender first")
-        if held.phase is Phase.RECEIVING_GRADIENT:
-            ctx.move(held, Phase.RETURNING)
-        if held.phase is Phase.RETURNING:
-            held.gradient_offered(sender)
-            ctx.move(held, Phase.RECEIVING_GRADIENT)
-            return ef.Answer(Verdict.ACCEPTED)
-        if held.phase in (Phase.QUEUED_FINISH, Phase.FINISH, Phase.DONE):
-            self.send_activation.returned(held, sender)
-            return ef.Answer(Verdict.DUPLICATE)
-        if held.phase is Phase.TRAVELLING:
-            self.repairs.insist(held)
-        return ef.Answer(Verdict.BUSY, f"loss is not done: {held.phase.name}")
-
-    def _delivered(self, sender: PeerId, message: TensorMessage) -> None:
-        ctx = self.ctx
-        held = ctx.held.get(message.microbatch)
-        if held is None:
-            ctx.emit(ef.Discard(message.microbatch))
-        elif isinstance(message, Forward) and held.phase is Phase.RECEIVING_RESULT:
-            ctx.move(held, Phase.QUEUED_LOSS)
-        elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
-            held.gradient_is_here(message.done_by)
-            self.send_activation.returned(held, sender)
-            ctx.move(held, Phase.QUEUED_FINISH)
-            ctx.router.observe_end(held.id, ctx.now)
-            self.finishing.back(held)
-            self._inject()
-
-    def _delivery_broken(self, event: ev.DeliveryBroken) -> None:
-        ctx, message = self.ctx, event.message
-        held = ctx.held.get(message.microbatch)
-        if held is None:
-            return
-        if isinstance(message, Forward):
-            if held.phase is Phase.RECEIVING_RESULT and message.attempt == held.result_attempt:
-                ctx.move(held, Phase.TRAVELLING)
-        elif held.phase is Phase.RECEIVING_GRADIENT and event.sender == held.gradient_from:
-            ctx.move(held, Phase.RETURNING)
-            ctx.suspect(event.sender, f"gradient broke off: {event.reason}")
+        self.coordinator.inquiring.begin()
+        self.injecting.inject()
 
     def _received_own(self, sender: PeerId, message: ControlMessage) -> None:
         match message:
@@ -267,18 +135,18 @@ class DataPeer(PeerMachine):
 
     # ---- computing
 
-    def _next_work(self) -> tuple[ev.Work, Held] | None:
+    def next_work(self) -> tuple[ev.Work, Held] | None:
         ctx, participant = self.ctx, self.participant
         for queued, computing, work in NEXT_WORK:
-            if work is not ev.Work.EMBED and participant.gradient_is_fixed:
+            if work is not ev.Work.EMBED and participant.share.gradient_is_fixed:
                 continue
-            held = ctx.first_queued(queued)
-            if held is not None and not participant.stepping:
+            held = ctx.holdings.first_queued(queued)
+            if held is not None and not participant.share.stepping:
                 ctx.move(held, computing)
                 return work, held
         return None
 
-    def _computed(self, held: Held, event: ev.Computed) -> None:
+    def computed(self, held: Held, event: ev.Computed) -> None:
         ctx = self.ctx
         if event.work is ev.Work.EMBED:
             ctx.move(held, Phase.TRAVELLING)
@@ -287,7 +155,7 @@ class DataPeer(PeerMachine):
             ctx.move(held, Phase.RETURNING)
             self.return_gradient.begin(held)
         else:
-            self.participant.count(held.id)
+            self.participant.share.count(held.id)
             ctx.move(held, Phase.DONE)
             ctx.report("microbatch_done", microbatch=held.name, loss=held.loss, route=list(held.done_by))
             self.finishing.report()
@@ -297,7 +165,7 @@ class DataPeer(PeerMachine):
     def _timer(self, what: ev.OwnTimer) -> None:
         match what:
             case ev.Timer.INJECT:
-                self._inject()
+                self.injecting.inject()
             case ev.Timer.REDO:
                 self.finishing.late_redo()
             case ev.Timer.FINISH:
@@ -320,7 +188,7 @@ class DataPeer(PeerMachine):
     def peer_cleared(self, peer: PeerId, returned: bool) -> None:
         if returned:
             self._watch_stages()
-            self.coordinator.peer_returned(peer)
+            self.coordinator.inquiring.peer_returned(peer)
             if self.coordinator.roster.coordinator() not in (self.finishing.reported_to, self.ctx.me):
                 self.finishing.report()
         self.coordinator.try_to_prepare()
@@ -328,8 +196,8 @@ class DataPeer(PeerMachine):
     def routes_may_be_open(self) -> None:
         self._watch_stages()
         self.send_activation.retry_all()
-        if self.begun and self._pending:
-            self._inject()
+        if self.begun and self.injecting.pending:
+            self.injecting.inject()
 
     def _watch_stages(self) -> None:
         """Say so when a stage has nobody left, and when somebody has come."""
@@ -349,7 +217,7 @@ class DataPeer(PeerMachine):
         return self.coordinator.waits_for()
 
     def _iteration_changed(self) -> None:
-        self._pending.clear()
+        self.injecting.clear()
         self.finishing.clear()
         self.coordinator.new_iteration()
         serves = self.membership.admitted and self.membership.serves
@@ -357,7 +225,7 @@ class DataPeer(PeerMachine):
             self._begin_iteration()
         else:
             self.begun = False
-            self.participant.take_part(False)
+            self.participant.role.take_part(False)
 
     def _drop_everything(self) -> None:
         """The microbatches of this data peer are withdrawn: the others close without it."""
@@ -365,16 +233,23 @@ class DataPeer(PeerMachine):
             self.ctx.report("withdrawn", iteration=self.participant.version, microbatches=len(self.ctx.held))
         super()._drop_everything()
         self.begun = False
-        self.participant.take_part(False)
-        self._pending.clear()
+        self.participant.role.take_part(False)
+        self.injecting.clear()
         self.finishing.clear()
         self.ctx.cancel_timer(ev.Timer.INJECT, "")
         self.coordinator.reset()
 
     def _drain(self) -> None:
         """Finish what is under way, and the iteration with it."""
-        self._pending.clear()
+        self.injecting.clear()
         self.finishing.report()
 
     def _nothing_left(self) -> bool:
         return super()._nothing_left() and not self.ctx.held
+
+
+def _is_quorum(view: NetworkView, stages: int, me: PeerId, config: DataPeerConfig) -> bool:
+    """Are as many online as the run wants for its beginning?"""
+    staffed = all(len(view.peers_of_stage(Stage(k))) >= config.peers_per_stage for k in range(1, stages + 1))
+    # This peer too: routers give no flows to a data peer whose record does not say ONLINE yet.
+    return staffed and me in view.data_peers and len(view.data_peers) >= config.data_peers

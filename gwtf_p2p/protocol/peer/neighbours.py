@@ -9,6 +9,7 @@ and second, and a peer that is only slow answers at once.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -29,12 +30,15 @@ LivenessEvent = ev.CheckAnswered | ev.CheckFailed | ev.WatchBroken | ev.SendFail
 class Concerned(Protocol):
     """The machine of either kind: what it does of its own when others come and go."""
 
+    @abstractmethod
     def peer_lost(self, peer: PeerId, reason: str) -> None:
         """It will not answer any more."""
 
+    @abstractmethod
     def peer_cleared(self, peer: PeerId, returned: bool) -> None:
         """It has answered; `returned`: it had been lost."""
 
+    @abstractmethod
     def routes_may_be_open(self) -> None:
         """What found no way may find one now."""
 
@@ -58,7 +62,7 @@ class Neighbours:
                     ctx.suspect(to, f"message failed: {reason}", broken=True)
             case ev.CheckAnswered(peer, unknown, seconds):
                 returned = ctx.liveness.answered(event, ctx.now)
-                if ctx.shared_with(peer):
+                if ctx.holdings.shared_with(peer):
                     ctx.liveness.watch(peer, ctx.out)
                 self.transfers.repairs.peer_answered(peer, frozenset(unknown), seconds)
                 self.transfers.return_gradient.peer_answered(peer, frozenset(unknown))
@@ -79,7 +83,7 @@ class Neighbours:
             ctx.emit(Send(sender, self.membership.participant.standing()))  # a sign of life
         elif ctx.liveness.is_lost(peer):
             return
-        elif sender in self.membership.data_peers() or peer in ctx.liveness.excluded:
+        elif sender in self.membership.others.data_peers() or peer in ctx.liveness.excluded:
             ctx.liveness.declare_lost(peer, ctx.now, ctx.out)
             self._lost(peer, reason)
         else:
@@ -96,7 +100,7 @@ class Neighbours:
         """One that said that it would leave, and owes nothing, has not been lost."""
         ctx = self.ctx
         record = ctx.view.records.get(peer) if ctx.view is not None else None
-        left = record is not None and record.state is PeerState.DRAINING and not ctx.shared_with(peer)
+        left = record is not None and record.state is PeerState.DRAINING and not ctx.holdings.shared_with(peer)
         ctx.report("peer_left" if left else "peer_lost", peer=peer, reason=reason)
         self.machine.peer_lost(peer, reason)
         self.transfers.return_gradient.peer_lost(peer)

@@ -52,7 +52,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
     """The record of this peer now. A figure that is not measured is left out, never guessed."""
     ctx = machine.ctx
     if isinstance(machine, DataPeer):
-        capacity, occupancy = machine.config.microbatches, machine.in_flight
+        capacity, occupancy = machine.config.microbatches, ctx.occupancy
         works = (Work.LOSS, Work.EMBED)
     else:
         capacity, occupancy = machine.capacity, machine.occupancy

@@ -22,7 +22,8 @@ from gwtf_p2p.protocol.core.lifecycle import Held, Phase, Sending
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
-from gwtf_p2p.protocol.transfer.send_activation import RETRY_S, WAIT_PRIOR_S, WAITING, SendActivation
+from gwtf_p2p.protocol.transfer.send_activation import RETRY_S, WAITING, SendActivation
+from gwtf_p2p.protocol.transfer.waits import WAIT_PRIOR_S
 from gwtf_p2p.protocol.wire.messages import Done, Missing, Redo, Superseded
 
 MOST_INSIST_DOUBLINGS = 4
@@ -45,7 +46,7 @@ class Repairs:
             self._repair(held, next_peer, reason)
             return
         ctx.cancel_timer(Timer.PUSH, held.name)
-        self.send_activation.to_routing(held)
+        self.send_activation.unrouted.look(held)
         ctx.start_timer(Timer.ROUTE, held.name, RETRY_S)
 
     # ---- lost peers, and peers that forgot

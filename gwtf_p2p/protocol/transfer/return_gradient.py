@@ -12,7 +12,8 @@ from gwtf_p2p.protocol.core.lifecycle import Held, Phase, Returning
 from gwtf_p2p.protocol.effects import Push, Send
 from gwtf_p2p.protocol.events import PushAnswered, PushDelivered, Slot, Timer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.transfer.send_activation import MOST_PUSH_DOUBLINGS, PUSH_PRIOR_S, RETRY_S, WAIT_PRIOR_S
+from gwtf_p2p.protocol.transfer.send_activation import RETRY_S
+from gwtf_p2p.protocol.transfer.waits import MOST_PUSH_DOUBLINGS, PUSH_PRIOR_S, WAIT_PRIOR_S
 from gwtf_p2p.protocol.wire.messages import Attempt, Backward, Done, Superseded, Verdict
 
 
@@ -76,7 +77,7 @@ class ReturnGradient:
     def peer_lost(self, peer: PeerId) -> None:
         """Wait for the replacement to announce itself; whoever holds a slot for it does not wait for ever."""
         ctx = self.ctx
-        for held in ctx.got_from(peer):
+        for held in ctx.holdings.got_from(peer):
             if held.returning is Returning.PUSHING:
                 ctx.end_push(held.return_token, cancel=True)
                 held.to_returning(Returning.BLOCKED, ctx.now)
@@ -91,7 +92,7 @@ class ReturnGradient:
 
     def peer_answered(self, peer: PeerId, unknown: frozenset[MicrobatchId]) -> None:
         """A suspected or lost peer lives: what could not be handed back to it can, unless it does not know of it."""
-        for held in self.ctx.got_from(peer):
+        for held in self.ctx.holdings.got_from(peer):
             if held.id in unknown:
                 self.orphaned(held)
             elif held.returning is Returning.BLOCKED:

@@ -9,31 +9,22 @@ lost, it is offered again after as long as it usually takes.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import Held, Phase, Sending
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, PlanningRouter, RouteRequest
 from gwtf_p2p.protocol.effects import Push, Send
 from gwtf_p2p.protocol.events import PushAnswered, PushDelivered, Slot, Timer, WaitTimer
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.transfer.ledger import NOBODY
-from gwtf_p2p.protocol.wire.messages import SUPERSEDED, CapacityAvailable, Complete, Forward, Redo, Superseded, Verdict
-
-PUSH_PRIOR_S = 2.0
-WAIT_PRIOR_S = 2.0
-"""How long to wait before asking while nothing is measured. A question costs a small message, so these are no time-outs."""
+from gwtf_p2p.protocol.transfer.unrouted import Unrouted
+from gwtf_p2p.protocol.transfer.waits import Waits
+from gwtf_p2p.protocol.wire.messages import SUPERSEDED, Complete, Forward, Redo, Superseded, Verdict
 
 RETRY_S = 0.25
 """Between two searches for a route when there is none; a view change or a finished microbatch also tries again. Where
 everybody is BUSY, only until it is measured how long it takes to find room."""
 
-MOST_DOUBLINGS = 2
-MOST_PUSH_DOUBLINGS = 6
-"""A wait that was too short for a living peer is doubled at most so often. A transfer is begun anew, so it must get there."""
-
 WAITING = (Sending.PUSHING, Sending.AWAITING)
-WAITS = (Timer.PUSH, Timer.COMPLETE, Timer.BACKWARD)
 
 
 class SendActivation:
@@ -42,8 +33,8 @@ class SendActivation:
     def __init__(self, context: Context) -> None:
         self.ctx = context
         self._planner = context.router if isinstance(context.router, PlanningRouter) and context.stage > 0 else None
-        self._routing: set[MicrobatchId] = set()
-        self._refused: dict[MicrobatchId, float] = {}
+        self.unrouted = Unrouted(context)
+        self.waits = Waits(context)
 
     @property
     def target(self) -> Stage:
@@ -63,7 +54,7 @@ class SendActivation:
         is_first = not any(held.attempt[1:])
         if self._planner is not None and not self.is_last and is_first:
             held.go_by(self._planner.revised(held.id, self.target) or held.ahead)
-        self.to_routing(held)
+        self.unrouted.look(held)
         self.route(held)
 
     def again(self, held: Held, to: PeerId | None) -> None:
@@ -71,11 +62,10 @@ class SendActivation:
         ctx = self.ctx
         if held.sending is Sending.PUSHING:
             ctx.end_push(held.push_token, cancel=True)
-        for what in WAITS:
-            ctx.cancel_timer(what, held.name)
+        self.waits.end(held)
         if to is not None:
             held.go_first_to(to)
-        self.to_routing(held)
+        self.unrouted.look(held)
         self.route(held)
 
     def retry(self, held: Held) -> None:
@@ -85,32 +75,16 @@ class SendActivation:
             self.route(held)
 
     def retry_all(self) -> None:
-        for microbatch in sorted(self._routing):
-            held = self.ctx.held.get(microbatch)
-            if held is None or held.sending is not Sending.ROUTING:
-                self._routing.discard(microbatch)
-            else:
-                self.retry(held)
+        """A route may have opened for what looks for one."""
+        for held in self.unrouted.looking():
+            self.retry(held)
 
-    def heard(self, sender: PeerId, message: Complete | CapacityAvailable) -> None:
-        """From a peer of the next stage."""
-        if isinstance(message, CapacityAvailable):
-            self._room(sender, message.microbatches)
-            return
-        held = self.ctx.held.get(message.microbatch)
-        if held is not None:
-            self.complete(held, sender, message)
-
-    def _room(self, peer: PeerId, microbatches: int) -> None:
+    def room(self, peer: PeerId, microbatches: int) -> None:
         """It can take some of what it, or others, had no room for; what is offered to another one now may come back to it.
 
         One more than it can take is offered: by refusing that, it remembers to tell this peer again."""
         offers = microbatches + 1
-        for microbatch in sorted(self._refused):
-            held = self.ctx.held.get(microbatch)
-            if held is None or held.sending not in (Sending.ROUTING, Sending.PUSHING):
-                del self._refused[microbatch]
-                continue
+        for held in self.unrouted.refused():
             held.may_try(peer)
             if held.sending is Sending.ROUTING and offers > 0:
                 offers -= 1
@@ -135,7 +109,7 @@ class SendActivation:
             if isinstance(answer, NoRoute):
                 held.note(f"no route: {answer.reason}", ctx.now)
                 held.may_try()
-                is_refused = held.id in self._refused
+                is_refused = self.unrouted.is_refused(held)
                 ctx.start_timer(Timer.ROUTE, held.name, ctx.timings.deadline_s(("room",), RETRY_S) if is_refused else RETRY_S)
                 return
             held.go_by(answer.peers + (rest if rejoin else ()))
@@ -144,12 +118,12 @@ class SendActivation:
     def _push(self, held: Held, peer: PeerId) -> None:
         ctx = self.ctx
         held.pushed_to(peer, ctx.new_push(held, back=False), ctx.now)
-        self._routing.discard(held.id)
+        self.unrouted.routed(held)
         held.to_sending(Sending.PUSHING, ctx.now)
         message = Forward(held.id, (*held.attempt, held.hand()), self.target, held.ahead[1:], ctx.epoch)
         ctx.liveness.watch(peer, ctx.out)
         ctx.emit(Push(held.push_token, peer, message, Slot.OUTPUT))
-        ctx.start_timer(Timer.PUSH, held.name, self._push_deadline_s(held))
+        self.waits.for_push(held)
 
     # ---- what became of a push
 
@@ -171,11 +145,11 @@ class SendActivation:
         self._observe(held, next_peer, None, event.verdict.name)
         held.tried_in_vain(next_peer)
         if event.verdict is Verdict.BUSY:
-            self._refused.setdefault(held.id, ctx.now)
+            self.unrouted.refuse(held)
         if event.verdict is Verdict.REFUSED and held.ahead:
             held.go_first_to(NOBODY)  # it is no peer of that stage (any more): waiting for it is no use
         ctx.cancel_timer(Timer.PUSH, held.name)
-        self.to_routing(held)
+        self.unrouted.look(held)
         if self.is_last:
             ctx.start_timer(Timer.ROUTE, held.name, RETRY_S)
         else:
@@ -188,7 +162,7 @@ class SendActivation:
         if held.id.data_peer == ctx.me:
             held.begin_again(held.attempt[0] + 1)
             ctx.cancel_timer(Timer.PUSH, held.name)
-            self.to_routing(held)
+            self.unrouted.look(held)
             ctx.start_timer(Timer.ROUTE, held.name, RETRY_S)
         elif held.phase is Phase.DONE:
             ctx.cancel_timer(Timer.PUSH, held.name)
@@ -198,7 +172,7 @@ class SendActivation:
         elif why == SUPERSEDED:
             # By what, its `Superseded` tells, and whether that concerns the peers before as well.
             ctx.cancel_timer(Timer.PUSH, held.name)
-            self.to_routing(held)
+            self.unrouted.look(held)
             ctx.start_timer(Timer.ROUTE, held.name, RETRY_S)
         else:
             ctx.discard(held)
@@ -212,33 +186,30 @@ class SendActivation:
     def _accepted(self, held: Held) -> None:
         ctx = self.ctx
         assert held.successor is not None
-        refused_at = self._refused.pop(held.id, None)
-        if refused_at is not None:
-            ctx.timings.observe(("room",), ctx.now - refused_at)
+        self.unrouted.taken(held)
         held.accepted(ctx.now)
         ctx.end_push(held.push_token)
         ctx.cancel_timer(Timer.PUSH, held.name)
-        if held.lost_at is not None:
-            self._recovered(held, held.lost_at)
+        self.waits.recovered(held)
         held.to_sending(Sending.AWAITING, ctx.now)
-        self._wait(held, Timer.BACKWARD if self.is_last else Timer.COMPLETE)
+        self.waits.for_answer(held, Timer.BACKWARD if self.is_last else Timer.COMPLETE)
         if ctx.stage > 0 and held.phase is not Phase.DONE:
             ctx.emit(Send(held.predecessor, Complete(held.id, held.successor, held.forward_held_s)))
 
     # ---- waiting for the next peer
 
-    def complete(self, held: Held, sender: PeerId, message: Complete) -> None:
+    def complete(self, sender: PeerId, message: Complete) -> None:
         """The successor has computed its forward and handed on."""
-        if sender != held.successor or held.sending not in WAITING:
+        ctx, held = self.ctx, self.ctx.held.get(message.microbatch)
+        if held is None or sender != held.successor or held.sending not in WAITING:
             return
-        ctx = self.ctx
         if held.sending is Sending.PUSHING:
             self._accepted(held)  # its acknowledgement was lost: it cannot compute what it does not have
         if held.beyond is None and ctx.is_armed(Timer.COMPLETE, held.name):
             ctx.timings.observe(("complete", sender), ctx.now - held.waits_since)
             ctx.cancel_timer(Timer.COMPLETE, held.name)
             held.heard()
-            self._wait(held, Timer.BACKWARD)
+            self.waits.for_answer(held, Timer.BACKWARD)
         held.followed_by(message.successor)
         seconds = (ctx.timings.median_s(("push", sender)) or 0.0) + message.held_s
         ctx.timings.observe(("hop",), seconds)
@@ -259,9 +230,9 @@ class SendActivation:
         if held.predecessor not in (ctx.me, held.successor):
             ctx.suspect(held.predecessor, "a microbatch is late")
         if what is Timer.PUSH:
-            ctx.start_timer(Timer.PUSH, held.name, self._push_deadline_s(held))
+            self.waits.for_push(held)
         else:
-            self._wait(held, what)
+            self.waits.for_answer(held, what)
 
     def returned(self, held: Held, sender: PeerId) -> None:
         """The gradient of my output is here, from `sender`, who may have replaced my successor."""
@@ -273,23 +244,15 @@ class SendActivation:
         if held.sending in WAITING and former not in (None, sender) and not self.is_last:
             assert former is not None
             ctx.emit(Send(former, Superseded(held.id, (*held.attempt, held.handed))))
-        for what in (*WAITS, Timer.ROUTE):
-            ctx.cancel_timer(what, held.name)
+        self.waits.end(held)
+        ctx.cancel_timer(Timer.ROUTE, held.name)
         held.returned_by(sender)
-        if held.lost_at is not None:
-            self._recovered(held, held.lost_at)
+        self.waits.recovered(held)
         if held.sending is not Sending.RETURNED:
             if held.phase is not Phase.DONE and held.sending is Sending.AWAITING:
                 ctx.timings.observe(("backward",), ctx.now - held.waits_since)
-            self._routing.discard(held.id)
+            self.unrouted.routed(held)
             held.to_sending(Sending.RETURNED, ctx.now)
-
-    def _recovered(self, held: Held, lost_at: float) -> None:
-        """It moves on: `lost_at` is when the peer that had it fell silent."""
-        ctx = self.ctx
-        ctx.timings.observe(("recovery",), ctx.now - lost_at)
-        ctx.report("recovered", microbatch=held.name, seconds=ctx.now - lost_at)
-        held.found()
 
     def stop(self, held: Held) -> None:
         """This redo of a finished microbatch leads nowhere: others have taken it over."""
@@ -297,27 +260,11 @@ class SendActivation:
             return
         if held.sending is Sending.PUSHING:
             self.ctx.end_push(held.push_token, cancel=True)
-        for what in (*WAITS, Timer.ROUTE):
-            self.ctx.cancel_timer(what, held.name)
-        self._routing.discard(held.id)
+        self.waits.end(held)
+        self.ctx.cancel_timer(Timer.ROUTE, held.name)
+        self.unrouted.routed(held)
         held.found()
         held.to_sending(Sending.RETURNED, self.ctx.now)
-
-    def _wait(self, held: Held, what: Literal[Timer.COMPLETE, Timer.BACKWARD]) -> None:
-        """For `Complete` of the next peer, then for the gradient."""
-        if not held.asked:
-            held.wait_from(self.ctx.now)
-        key = ("complete", held.successor) if what is Timer.COMPLETE else ("backward",)
-        deadline_s = self.ctx.timings.deadline_s(key, WAIT_PRIOR_S)
-        self.ctx.start_timer(what, held.name, deadline_s * 2 ** min(held.asked, MOST_DOUBLINGS))
-
-    def to_routing(self, held: Held) -> None:
-        held.to_sending(Sending.ROUTING, self.ctx.now)
-        self._routing.add(held.id)
-
-    def _push_deadline_s(self, held: Held) -> float:
-        deadline_s = self.ctx.timings.deadline_s(("push", held.successor), PUSH_PRIOR_S)
-        return deadline_s * 2.0 ** min(held.asked, MOST_PUSH_DOUBLINGS)
 
     def _observe(self, held: Held, peer: PeerId, seconds: float | None, failure: str) -> None:
         ctx = self.ctx

@@ -50,12 +50,12 @@ class Invariants:
         if isinstance(machine, StagePeer) and machine.capacity and not machine.queues:
             self._expect(machine.ctx.occupancy <= machine.capacity, f"{peer} holds {machine.ctx.occupancy}")
         preparing = participant.preparing
-        if isinstance(event, ev.AverageDone) and participant.averaging and preparing is not None:
+        if isinstance(event, ev.AverageDone) and participant.share.averaging and preparing is not None:
             if (event.iteration, event.attempt) == (preparing.iteration, preparing.attempt):
                 share = preparing.share_of(peer)
                 self._expect(share == participant.counted, f"{peer} averaged another gradient than its share")
                 self.prepares[preparing.iteration, preparing.stage, preparing.ballot] = preparing
-        elif isinstance(event, ev.Stepped) and participant.stepping and preparing is not None:
+        elif isinstance(event, ev.Stepped) and participant.share.stepping and preparing is not None:
             self.steps.setdefault(peer, {})[event.iteration] = preparing.ballot
             self._latest[event.iteration] = preparing.ballot
         elif isinstance(event, (ev.Started, ev.Downloaded)):

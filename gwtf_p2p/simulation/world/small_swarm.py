@@ -189,8 +189,9 @@ class SmallSwarm:
             lines.append(
                 f"{peer.id} alive={peer.alive} frozen={peer.frozen} {machine.published_state.name} "
                 f"version={participant.version} weights={participant.weights} "
-                f"preparing={participant.preparing is not None} prepared={participant.prepared} "
-                f"counted={len(participant.counted)} lost={sorted(machine.ctx.liveness.lost)} running={machine.running}"
+                f"preparing={participant.preparing is not None} prepared={participant.share.prepared} "
+                f"counted={len(participant.counted)} lost={sorted(machine.ctx.liveness.lost)} "
+                f"running={machine.computing.running}"
             )
             if isinstance(machine, DataPeer):
                 coordinator = machine.coordinator
@@ -198,7 +199,7 @@ class SmallSwarm:
                     f"   begun={machine.begun} {machine.finishing.ledger} admitted={machine.membership.admitted} "
                     f"coordinator={coordinator.roster.coordinator()} data_peers={coordinator.roster.data_peers()} "
                     f"finished={sorted(coordinator.finished)}"
-                    f" attempt={coordinator.attempt is not None} "
+                    f" attempt={coordinator.under_way.attempt is not None} "
                     f"inquiry={coordinator.inquiry and coordinator.inquiry.waiting_for()}"
                 )
             for held in machine.ctx.in_order():

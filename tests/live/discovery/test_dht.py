@@ -11,7 +11,7 @@ import pytest
 from hivemind.utils.timed_storage import get_dht_time
 
 from gwtf_p2p.live.discovery.clock_skew import ClockVerdict, check_clock, judge_offsets
-from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, RunConflict, start_dht
+from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, RunConflict, dht_id_of, start_dht
 from gwtf_p2p.live.discovery.dht_validation import MAX_LIFETIME_S, peer_of_owner
 from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable, start_daemon
 from gwtf_p2p.live.libp2p.identity import Identity, create_identity
@@ -95,6 +95,22 @@ async def test_a_newer_record_replaces_the_older_and_old_ones_expire(start: Star
     async with asyncio.timeout(DEADLINE_S):
         while [r.peer for r in await a.dht.read_stages(RUN, [Stage(1)])] != [a.identity.peer_id]:
             pass
+
+
+async def test_a_peer_that_starts_again_is_the_same_dht_peer(start: StartDht) -> None:
+    """Otherwise each start would leave an id behind, and copies of records would be counted that are on one machine."""
+    a, b = await start(), await start()
+    for _ in range(2):
+        await b.dht.stop()
+        await b.daemon.stop()
+        initial = parse_initial_peers(await a.daemon.maddrs(), {})
+        options = P2POptions(initial, auto_nat=False, nat_port_map=False, check_identity=False)
+        b.daemon = await start_daemon(options, b.identity)
+        b.dht = await start_dht(b.daemon, b.identity, DhtOptions(RUN, 15.0, False))
+        assert await b.dht.publish_stage(stage_record(b.identity.peer_id))
+    table = a.dht._node.protocol.routing_table.uid_to_peer_id
+    ids = [uid for uid, peer in table.items() if peer.to_base58() == b.identity.peer_id]
+    assert ids == [dht_id_of(b.identity.peer_id)]
 
 
 async def test_what_its_signer_may_not_say_is_dropped_and_counted(start: StartDht) -> None:

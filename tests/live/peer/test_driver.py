@@ -50,7 +50,7 @@ async def driven() -> AsyncIterator[Driven]:
         on_move=lambda stage: None,
         on_report=lambda report, now: None,
         probes=LinkProbes(lambda: 0.0),
-        log_event=lambda event, now: events.append(event),
+        log_event=lambda event, *_: events.append(event),
     )
     driver = Driver(compose(peer_settings(config, RUN, place, ME)), parts, clock=lambda: 0.0)
     yield Driven(driver, events)

@@ -1,0 +1,104 @@
+"""The attempt that a coordinator has opened: who is asked to average, who has, and when it is committed or given up.
+
+It is committed as soon as every participant of every stage group has `Prepared`, with equal digests in each group; what is
+committed is never given up. A lost participant is told of the end of an attempt as well: it may be back before it reads that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gwtf_p2p.protocol.commit.attempt import Attempt, prepares
+from gwtf_p2p.protocol.commit.participant import Participant
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.effects import Send
+from gwtf_p2p.protocol.events import Timer
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.wire.messages import Abort, Ballot, Commit, Finished, NotPrepared, Prepared
+
+AVERAGE_PRIOR_S = 3.0
+"""How long to wait before asking while nothing is measured; this is no time-out."""
+
+
+class AttemptUnderWay:
+    """Of one coordinator; `attempt` is None while none is under way."""
+
+    def __init__(self, context: Context, participant: Participant) -> None:
+        self.ctx, self.participant = context, participant
+        self.attempt: Attempt | None = None
+        self._began_at = 0.0
+
+    @property
+    def ballot(self) -> Ballot | None:
+        """Which attempt is under way."""
+        return Ballot(self.attempt.number, self.ctx.me) if self.attempt is not None else None
+
+    def involves(self, peer: PeerId) -> bool:
+        """This peer has to average."""
+        return self.attempt is not None and peer in self.attempt.participants
+
+    def open(self, number: int, present: Mapping[PeerId, Stage], finished: Mapping[PeerId, Finished]) -> None:
+        """Ask those that are there, and those credited, to average what the data peers have reported."""
+        ctx, participant = self.ctx, self.participant
+        ballot = Ballot(number, ctx.me)
+        groups = prepares(participant.position, ballot, participant.committed, present, finished, ctx.stages)
+        self.attempt = Attempt(number, groups)
+        self._began_at = ctx.now
+        ctx.cancel_timer(Timer.WAIT, "")
+        for peer, stage in self.attempt.participants.items():
+            ctx.liveness.watch(peer, ctx.out)
+            ctx.emit(Send(peer, self.attempt.groups[stage]))
+        self._wait()
+
+    def is_meant(self, message: Prepared | NotPrepared) -> bool:
+        """It is of this attempt, not of one before."""
+        number = self.attempt.number if self.attempt is not None else None
+        return (message.iteration, message.attempt) == (self.participant.version, number)
+
+    def prepared(self, sender: PeerId, message: Prepared) -> str | None:
+        """A participant has averaged; returns why the attempt has no future, if it has none."""
+        ctx, attempt = self.ctx, self.attempt
+        if attempt is None or not self.is_meant(message):
+            return None
+        attempt.digests[sender] = message.digest
+        if attempt.waiting_for() or attempt.committed is not None:
+            return None
+        wrong = attempt.disagreement()
+        if wrong:
+            return wrong
+        ctx.cancel_timer(Timer.AVERAGE, "")
+        ctx.timings.observe(("average",), ctx.now - self._began_at)
+        loss = attempt.groups[DATA_STAGE].mean_loss
+        attempt.committed = Commit(self.participant.version, attempt.number, ctx.me, loss)
+        for peer in attempt.participants:
+            ctx.emit(Send(peer, attempt.committed))
+        return None
+
+    def give_up(self, why: str) -> bool:
+        """End it; False when there is nothing to end."""
+        ctx, attempt = self.ctx, self.attempt
+        if attempt is None or attempt.committed is not None:
+            return False
+        self.attempt = None
+        ctx.report("average_failed", iteration=self.participant.version, reason=why)
+        ctx.cancel_timer(Timer.AVERAGE, "")
+        for peer in attempt.participants:
+            ctx.emit(Send(peer, Abort(self.participant.version, attempt.number)))
+        return True
+
+    def late(self) -> None:
+        """Ask whoever has not prepared, and send its `Prepare` again."""
+        ctx = self.ctx
+        if self.attempt is not None:
+            for peer in self.attempt.waiting_for():
+                ctx.suspect(peer, "average is late")
+                ctx.emit(Send(peer, self.attempt.groups[self.attempt.participants[peer]]))
+            self._wait()
+
+    def _wait(self) -> None:
+        self.ctx.start_timer(Timer.AVERAGE, "", self.ctx.timings.deadline_s(("average",), AVERAGE_PRIOR_S))
+
+    def end(self) -> Mapping[PeerId, Stage]:
+        """The iteration is over: the participants that this peer has led to its commit, if it has."""
+        attempt, self.attempt = self.attempt, None
+        return attempt.participants if attempt is not None and attempt.committed is not None else {}

@@ -1,0 +1,144 @@
+"""One peer's share of an attempt: the gradient is made equal to it, averaged with the group, and held for the commit.
+
+What was counted here may differ from what an attempt credits this peer with: microbatches that are counted but not credited
+are taken out (UNCOUNT), those that an earlier attempt took out are put back (RECOUNT), one at a time. Then the group averages.
+Until the commit the accumulated gradient stays untouched, so a dropped attempt costs time and nothing else. Whether to take
+part in an attempt at all is decided before (`promise`, `participant`).
+"""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.core.lifecycle import Phase
+from gwtf_p2p.protocol.effects import Average, CancelAverage, Send
+from gwtf_p2p.protocol.events import AverageDone, AverageFailed, Timer, Work
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.wire.messages import Abort, Ballot, NotPrepared, Prepare, Prepared
+
+AVERAGING_PRIOR_S = 3.0
+
+Correction = tuple[Work, MicrobatchId]
+"""UNCOUNT or RECOUNT of one microbatch."""
+
+
+class OwnShare:
+    """What one peer has counted, and the attempt that it takes part in with it. `preparing` is that attempt, `prepared` says
+    that its average is here, `stepping` that it is committed and being applied."""
+
+    def __init__(self, context: Context) -> None:
+        self.ctx = context
+        self.counted: set[MicrobatchId] = set()
+        self.preparing: Prepare | None = None
+        self.prepared = False
+        self.averaging = False
+        self.stepping = False
+        self._digest = ""
+
+    @property
+    def gradient_is_fixed(self) -> bool:
+        """No microbatch may be counted now: its gradient is being corrected, averaged or applied."""
+        return self.stepping or (self.preparing is not None and not self.prepared)
+
+    @property
+    def digest(self) -> str:
+        """Of the average, while this peer is prepared."""
+        return self._digest if self.prepared else ""
+
+    def count(self, microbatch: MicrobatchId) -> None:
+        """Its gradient is in the sum."""
+        self.counted.add(microbatch)
+
+    def missing(self, prepare: Prepare) -> list[MicrobatchId]:
+        """What the attempt credits this peer with that is neither in the sum nor here to be put back."""
+        done = {microbatch for microbatch, held in self.ctx.held.items() if held.phase is Phase.DONE}
+        return sorted(prepare.share_of(self.ctx.me) - self.counted - done)
+
+    def begin(self, prepare: Prepare) -> None:
+        """Take part in this attempt."""
+        self.preparing = prepare
+
+    def apply(self) -> None:
+        """The attempt is committed: its average is applied, and nothing else may happen to the gradient."""
+        self.stepping = True
+
+    def forget(self) -> None:
+        """The iteration is over, for this peer at least: its gradient is empty."""
+        self.counted.clear()
+        self.preparing, self.averaging, self.prepared, self.stepping = None, False, False, False
+
+    # ---- making the gradient equal the share, and averaging it
+
+    def next_correction(self) -> Correction | None:
+        """What to take out of the gradient or put back before it can be averaged."""
+        if self.preparing is None or self.averaging or self.prepared or self.stepping:
+            return None
+        share = self.preparing.share_of(self.ctx.me)
+        extra = self.counted - share
+        if extra:
+            return Work.UNCOUNT, min(extra)
+        lacking = share - self.counted
+        return (Work.RECOUNT, min(lacking)) if lacking else None
+
+    def corrected(self, work: Work, microbatch: MicrobatchId) -> None:
+        """A microbatch was taken out of the gradient, or put back."""
+        (self.counted.discard if work is Work.UNCOUNT else self.counted.add)(microbatch)
+
+    def average_when_right(self, gradient_is_busy: bool) -> None:
+        """`gradient_is_busy`: a computation under way will change the gradient."""
+        if self.preparing is None or self.averaging or self.prepared or self.stepping or gradient_is_busy:
+            return
+        if self.next_correction() is None:
+            self.averaging = True
+            self.ctx.emit(Average(self.preparing))
+            self.wait_for_average()
+
+    def wait_for_average(self) -> None:
+        """For as long as it usually takes; then it is time to ask whether anybody still wants it."""
+        self.ctx.start_timer(Timer.AVERAGING, "", self.ctx.timings.deadline_s(("averaging",), AVERAGING_PRIOR_S))
+
+    def average_done(self, event: AverageDone) -> None:
+        """The group has averaged: say so, if it is for the attempt at hand."""
+        if self._awaits(event):
+            self.averaging, self.prepared, self._digest = False, True, event.digest
+            self.ctx.cancel_timer(Timer.AVERAGING, "")
+            self.ctx.timings.observe(("averaging",), event.seconds)
+            self.say_prepared()
+
+    def average_failed(self, event: AverageFailed) -> None:
+        """The group could not average: the attempt has no future, and its coordinator is told why."""
+        preparing = self.preparing
+        if preparing is not None and self._awaits(event):
+            self.averaging, self.preparing = False, None
+            self.ctx.cancel_timer(Timer.AVERAGING, "")
+            failure = NotPrepared(preparing.iteration, event.attempt, self.ctx.stage, event.reason, event.suspect)
+            self.ctx.emit(Send(preparing.coordinator, failure))
+
+    def _awaits(self, event: AverageDone | AverageFailed) -> bool:
+        preparing = self.preparing
+        named = (event.iteration, event.attempt)
+        return preparing is not None and self.averaging and named == (preparing.iteration, preparing.attempt)
+
+    def say_prepared(self) -> None:
+        """To the coordinator of the attempt, which may not have heard it."""
+        preparing = self.preparing
+        assert preparing is not None
+        said = Prepared(preparing.iteration, preparing.attempt, self.ctx.stage, self._digest)
+        self.ctx.emit(Send(preparing.coordinator, said))
+
+    def aborted(self, sender: PeerId, message: Abort) -> None:
+        """The coordinator has given this attempt up."""
+        preparing = self.preparing
+        if preparing is not None and (message.iteration, Ballot(message.attempt, sender)) == (
+            preparing.iteration,
+            preparing.ballot,
+        ):
+            self.drop()
+
+    def drop(self) -> None:
+        """The gradient may change again."""
+        if self.preparing is None or self.stepping:
+            return
+        self.ctx.cancel_timer(Timer.AVERAGING, "")
+        if self.averaging or self.prepared:
+            self.ctx.emit(CancelAverage(self.preparing.iteration, self.preparing.attempt))
+        self.preparing, self.averaging, self.prepared = None, False, False

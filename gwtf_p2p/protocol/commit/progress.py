@@ -1,0 +1,120 @@
+"""How far one peer is: the iteration that it takes part in, the weights that it has, and the steps between them.
+
+A peer that misses a commit (frozen, cut off) is *behind*: it serves nobody, drops what it holds, and catches up
+(`membership`). A peer that catches up *follows*: it is a participant with an empty share, keeps the averages of the iterations
+that are committed while it downloads the weights of the first of them, and then steps through all of them, one at a time. A
+step that ends after its weights have been replaced means nothing.
+"""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.effects import Step
+from gwtf_p2p.protocol.wire.messages import Ballot
+
+NO_WEIGHTS = -1
+"""Version of weights that belong to no committed iteration."""
+
+
+class Progress:
+    """`version`: the iteration that this peer takes part in. `weights`: what its weights are at, equal unless it follows.
+    `committed`: the attempt that `version` began from."""
+
+    def __init__(self, context: Context) -> None:
+        self.ctx = context
+        self.version = 0
+        self.weights = 0
+        self.committed: Ballot | None = None
+        self.behind = False
+        self._has_fallen_behind = False
+        self._has_let_go = False
+        self._awaited_step: int | None = None
+        self._pending: list[tuple[int, int]] = []
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """See `Standing.position`."""
+        return self.ctx.epoch, self.version
+
+    @property
+    def syncing(self) -> bool:
+        """It follows the swarm but lacks the weights."""
+        return not self.behind and self.weights != self.version
+
+    @property
+    def out_of_step(self) -> bool:
+        """This peer must not serve."""
+        return self.behind or self.weights != self.version
+
+    def start_from(self, version: int) -> None:
+        """The program has started with weights of this version."""
+        self.version = self.weights = version
+
+    # ---- steps
+
+    def step(self, iteration: int, attempt: int) -> None:
+        """Apply the average of this attempt to the weights."""
+        self._awaited_step = iteration
+        self.ctx.emit(Step(iteration, attempt))
+
+    def step_later(self, iteration: int, attempt: int) -> None:
+        """The weights that this average is for are still on their way here."""
+        self._pending.append((iteration, attempt))
+
+    def stepped(self, iteration: int) -> bool:
+        """The weights are one version further; False for weights that have been replaced since."""
+        if iteration != self._awaited_step:
+            return False
+        self._awaited_step = None
+        self.weights = iteration + 1
+        return True
+
+    def step_pending(self) -> None:
+        """The next of the averages that were kept, if there is one."""
+        if self._pending:
+            self.step(*self._pending.pop(0))
+
+    def downloaded(self, version: int) -> bool:
+        """False when the weights are of no use: averages between them and the iteration followed are missing."""
+        self._pending = [step for step in self._pending if step[0] >= version]
+        first = self._pending[0][0] if self._pending else self.version
+        if version != first:
+            return False
+        self.weights = version
+        self.step_pending()
+        return True
+
+    def enter(self, version: int, committed: Ballot) -> None:
+        """The iteration before is committed, by this attempt."""
+        self.version, self.committed = version, committed
+
+    # ---- behind
+
+    def let_go(self) -> None:
+        """No step that is under way is of use any more, nor is what this peer holds."""
+        self._awaited_step = None
+        self._pending.clear()
+        self._has_let_go = True
+
+    def fall_behind(self, weights: int, is_known: bool) -> None:
+        """The swarm has gone on; what this peer has are weights of that version. `is_known`: to whom it has to be told."""
+        self.weights = weights
+        self.behind, self._has_fallen_behind = True, not is_known
+
+    def follow(self, iteration: int, epoch: int) -> None:
+        """Take part from this iteration on, without its weights."""
+        if self.weights == iteration:
+            self.weights = NO_WEIGHTS  # they may be right, but the gradient is not empty
+        self.version, self.ctx.epoch = iteration, epoch
+        self.committed = None
+        self.behind = self._has_fallen_behind = False
+
+    def has_let_go(self) -> bool:
+        """True once after all that this peer holds has come to belong to iterations that it has no part in."""
+        has_let_go, self._has_let_go = self._has_let_go, False
+        return has_let_go
+
+    def has_fallen_behind(self) -> bool:
+        """True once after this peer has fallen behind."""
+        fell, self._has_fallen_behind = self._has_fallen_behind, False
+        return fell

@@ -1,0 +1,33 @@
+"""The weights that a peer wants: one download at a time, and what it says when it cannot have them."""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol.commit.participant import Participant
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.effects import Download
+from gwtf_p2p.protocol.ids import PeerId
+
+
+class WantedWeights:
+    """Of one peer. `version` is the one that is being downloaded, or read from an own checkpoint; None while none is."""
+
+    def __init__(self, context: Context, participant: Participant) -> None:
+        self.ctx, self.participant = context, participant
+        self.version: int | None = None
+        self._said_missing = -1
+
+    def fetch(self, version: int, donors: tuple[PeerId, ...], own: bool) -> None:
+        """Have them put in place, unless that is under way. `own`: a checkpoint of its own will do."""
+        if self.version != version:
+            self.version = version
+            self.ctx.emit(Download(version, donors, own, self.ctx.epoch))
+
+    def forget(self) -> None:
+        """They are here, or are not wanted any more."""
+        self.version = None
+
+    def missing(self, version: int) -> None:
+        """Nobody has them. It is said once of each version."""
+        if self._said_missing != version:
+            self._said_missing = version
+            self.ctx.report("version_missing", stage=self.ctx.stage, version=version, have=self.participant.weights)

@@ -1,0 +1,108 @@
+"""What is sent to a stage peer: which activations and gradients it takes, and what they are to it.
+
+Every offer is answered at once with a verdict. The newest offer counts: a transfer before it may have gone astray. What is held
+already is not taken twice, but whoever offers it may be the one to give its gradient back to (a repair further up).
+"""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol import effects as ef
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.core.lifecycle import HAS_GRADIENT, Held, Phase
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.membership.membership import Membership
+from gwtf_p2p.protocol.peer.room import Room
+from gwtf_p2p.protocol.peer.transfers import Transfers
+from gwtf_p2p.protocol.wire.messages import SUPERSEDED, Backward, Forward, Superseded, TensorMessage, Verdict
+from gwtf_p2p.protocol.wire.records import PeerState
+
+
+class StageArrivals:
+    """Of one stage peer."""
+
+    def __init__(self, membership: Membership, transfers: Transfers, room: Room) -> None:
+        self.ctx, self.participant = membership.ctx, membership.participant
+        self.membership, self.transfers, self.room = membership, transfers, room
+
+    def verdict_forward(self, sender: PeerId, message: Forward) -> ef.Answer:
+        ctx, participant = self.ctx, self.participant
+        if message.stage != ctx.stage:
+            return ef.Answer(Verdict.REFUSED, f"this peer holds stage {ctx.stage}")
+        held = ctx.held.get(message.microbatch)
+        if held is not None:
+            return self._verdict_again(held, sender, message)
+        iteration = message.microbatch.iteration
+        newest = participant.version + (1 if participant.preparing is not None else 0)
+        if participant.out_of_step or message.epoch != ctx.epoch or not participant.version <= iteration <= newest:
+            if (message.epoch, iteration) > participant.position:
+                self.membership.others.doubt()
+            return ef.Answer(Verdict.STALE, f"weights version is {participant.weights}")
+        state = self.membership.state
+        full = state.value if state is not PeerState.ONLINE else self.room.why_full()
+        if full:
+            self.room.refuse(sender)
+            return ef.Answer(Verdict.BUSY, full)
+        new = Held(message.microbatch, message.attempt, Phase.RECEIVING, sender, ahead=message.ahead)
+        new.note(f"accepted from {sender}, attempt {message.attempt}", ctx.now)
+        ctx.holdings.add(new)
+        ctx.liveness.watch(new.id.data_peer, ctx.out)
+        ctx.liveness.watch(sender, ctx.out)
+        return ef.Answer(Verdict.ACCEPTED)
+
+    def _verdict_again(self, held: Held, sender: PeerId, message: Forward) -> ef.Answer:
+        """Offered what is held already: a repair further up, or a repeated transfer."""
+        if message.attempt < held.attempt:
+            self.ctx.emit(ef.Send(sender, Superseded(held.id, held.attempt)))
+            return ef.Answer(Verdict.REFUSED, SUPERSEDED)
+        restarted = held.offered_again(message.attempt)
+        self.ctx.liveness.watch(sender, self.ctx.out)
+        if held.phase is Phase.RECEIVING:
+            held.handed_by(sender)
+            held.go_by(message.ahead)
+            self.ctx.cancel_timer(ev.Timer.ORPHAN, held.name)
+            return ef.Answer(Verdict.ACCEPTED)
+        self.transfers.return_gradient.new_predecessor(held, sender, message.attempt)
+        if restarted:
+            self.transfers.repairs.walk_again(held)
+        return ef.Answer(Verdict.DUPLICATE)
+
+    def verdict_backward(self, sender: PeerId, message: Backward) -> ef.Answer:
+        ctx = self.ctx
+        held = ctx.held.get(message.microbatch)
+        if held is None or message.stage != ctx.stage:
+            return ef.Answer(Verdict.REFUSED, "not held here")
+        if held.phase is Phase.RECEIVING_GRADIENT:
+            ctx.move(held, Phase.FORWARDED)  # the newest offer counts: the transfer before it may have gone astray
+        if held.phase is Phase.FORWARDED:
+            held.gradient_offered(sender)
+            ctx.move(held, Phase.RECEIVING_GRADIENT)
+            return ef.Answer(Verdict.ACCEPTED)
+        if held.phase in HAS_GRADIENT:
+            self.transfers.send_activation.returned(held, sender)
+            return ef.Answer(Verdict.DUPLICATE)
+        return ef.Answer(Verdict.BUSY, f"forward is not done: {held.phase.name}")
+
+    def delivered(self, sender: PeerId, message: TensorMessage) -> None:
+        ctx = self.ctx
+        held = ctx.held.get(message.microbatch)
+        if held is None:
+            ctx.emit(ef.Discard(message.microbatch))
+        elif isinstance(message, Forward) and held.phase is Phase.RECEIVING:
+            held.delivered(ctx.now)
+            ctx.move(held, Phase.QUEUED_FORWARD)
+        elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
+            held.gradient_is_here(message.done_by)
+            self.transfers.send_activation.returned(held, sender)
+            ctx.move(held, Phase.QUEUED_BACKWARD)
+
+    def broken(self, event: ev.DeliveryBroken) -> None:
+        ctx, message = self.ctx, event.message
+        held = ctx.held.get(message.microbatch)
+        if held is None:
+            return
+        if isinstance(message, Forward):
+            if held.phase is Phase.RECEIVING and message.attempt == held.attempt:
+                ctx.discard(held)
+        elif held.phase is Phase.RECEIVING_GRADIENT and event.sender == held.gradient_from:
+            ctx.move(held, Phase.FORWARDED)
+            ctx.suspect(event.sender, f"gradient broke off: {event.reason}")
