@@ -70,7 +70,7 @@ def test_a_mistake_is_named_in_one_line(arguments: list[str], named: str, capsys
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
-        ('"tiny-llama"', '{ model_type = "mamba" }', "model_type"),
+        ('"tiny-llama"', '{ model_type = "nonsense" }', "model_type"),
         ("stages = 2", "stages = 99", "stages"),
         ("seed = 0", 'seed = "zero"', "seed"),
         ("seed = 0", "", "seed"),

@@ -21,13 +21,14 @@ from gwtf_p2p.training.model.split import PartSpec, boundary_of, build_whole_mod
 from gwtf_p2p.training.model.structure import LENGTH, ROWS, probe, sample_tokens, whole_model
 from tests.training.swarm import GPT2, LLAMA
 
-QUICK = ("llama", "gpt2", "qwen2_moe", "gemma2", "falcon_h1", "bloom")
+QUICK = ("llama", "gpt2", "qwen2_moe", "gemma2", "bloom")
 """Rotary and learned positions, experts, a sliding window with soft-capping, a hybrid with state-space layers, ALiBi."""
 
 
 @pytest.mark.parametrize("family", QUICK)
 def test_split_trains_and_exports_like_unsplit(family: str) -> None:
-    row = examine(family, steps=2)
+    with torch.random.fork_rng(devices=[]):  # transformers draws where it loads the export
+        row = examine(family, steps=2)
     assert row.equal and row.export_equal, row.reason
     assert (row.loss_difference, row.worst_gradient, row.trained_steps) == (0.0, 0.0, 2)
 

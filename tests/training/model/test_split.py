@@ -90,7 +90,7 @@ def test_what_the_initialiser_leaves_alone_gets_its_constructors_value() -> None
     model = build_skeleton(load_config(LLAMA))
     occupy(model, {"model.norm.weight"})
     unit = Unit("model.norm")
-    with mock.patch.object(type(model), "_init_weights", lambda self, module: None):
+    with mock.patch.object(type(model.model), "_init_weights", lambda self, module: None):
         initialise(model, [unit], seed=0)
     assert torch.equal(model.get_parameter("model.norm.weight"), torch.ones(LLAMA["hidden_size"]))
 

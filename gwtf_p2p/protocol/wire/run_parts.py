@@ -1,0 +1,73 @@
+"""Parts of a run record that say what travels between peers, and what the model computes where the run was started."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import MaxLen, MinLen
+
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, TensorFormat, format_of
+
+
+@dataclass(frozen=True, slots=True)
+class WireSpec:
+    """The formats in which a run's tensors travel, by name (`tensor_formats`); every peer of the run writes and reads them.
+
+    `activations` go forwards, `gradients` back. A tensor is kept in the bytes in which it came or goes, so what is sent again
+    or redone has the same bytes, and `recovery = "exact"` redoes an iteration as the undisturbed run with the same formats does
+    it, but for the order in which gradients are added up, which depends on who computed what. That is the last bit of float32;
+    formats that round can make a step of the format out of it in later iterations (tiny model, int8: weights 2e-7 apart after
+    the iteration itself, 4e-5 after the next one, 1e-3 after five more; float32: 1e-5).
+    `averages` are the parts of a stage's gradient. With int8 there each peer adds what rounding took from its last share to
+    its next one (error feedback); that residual is the peer's own, is lost with it, and rounding depends on who averages with
+    whom: all members still end with the same bits, but after a loss not with those of a run without one.
+    """
+
+    activations: Annotated[str, MinLen(1), MaxLen(64), "format of activations between stages"] = "float32"
+    gradients: Annotated[str, MinLen(1), MaxLen(64), "format of gradients between stages"] = "float32"
+    averages: Annotated[str, MinLen(1), MaxLen(64), "format of the parts of an average"] = "float32"
+
+    def validate(self, where: str) -> None:
+        """Raises InputError that names the first field that is no format."""
+        for name in ("activations", "gradients"):
+            format_of(getattr(self, name), where, f"wire.{name}")
+        if self.averages not in AVERAGE_FORMATS:
+            expected = f"expected one of {', '.join(AVERAGE_FORMATS)}, got {self.averages!r:.40}"
+            raise InputError(where, "wire.averages", expected)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundaryTensor:
+    """One of the tensors that cross every boundary between parts of the model, forward, and as its gradient backward.
+
+    Values are floats in the run's formats or, with `is_integer` (token ids, which have no gradient), 32-bit integers.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    is_integer: bool = False
+
+    @property
+    def values(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
+
+    def encoded_bytes(self, form: TensorFormat) -> int:
+        """Size on the wire, in bytes, where floats travel in this format."""
+        return 4 * self.values if self.is_integer else form.encoded_bytes(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What the publisher's installation computes for a small copy of the run's model (`training/model/preflight`).
+
+    `numbers` are a loss, and norms and projections of gradients and of tables; another installation has to come near them.
+    `versions` maps the libraries that decide it to their releases.
+    """
+
+    numbers: tuple[float, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
