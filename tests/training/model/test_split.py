@@ -90,7 +90,7 @@ def test_what_the_initialiser_leaves_alone_gets_its_constructors_value() -> None
     model = build_skeleton(load_config(LLAMA))
     occupy(model, {"model.norm.weight"})
     unit = Unit("model.norm")
-    with mock.patch.object(type(model.model), "_init_weights", lambda self, module: None):
+    with mock.patch.object(type(model), "_init_weights", lambda self, module: None):
         initialise(model, [unit], seed=0)
     assert torch.equal(model.get_parameter("model.norm.weight"), torch.ones(LLAMA["hidden_size"]))
 
@@ -102,7 +102,7 @@ def test_a_parameter_without_any_initial_value_is_named() -> None:
         "gwtf_p2p.training.model.initial_weights.values_of_constructors",
         lambda config, names: {name: torch.full((LLAMA["hidden_size"],), float("nan")) for name in names},
     )
-    nothing = mock.patch.object(type(model), "_init_weights", lambda self, module: None)
+    nothing = mock.patch.object(type(model.model), "_init_weights", lambda self, module: None)
     with nowhere, nothing, pytest.raises(LocalProtocolError, match=r"model\.norm\.weight: no initial value"):
         initialise(model, [Unit("model.norm")], seed=0)
 
