@@ -10,6 +10,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.lifecycle import Sending
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.peer.room import Room
+from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.simulation.world.faults import Fault
 from gwtf_p2p.simulation.world.small_swarm import LATENCY_S, SmallConfig, SmallSwarm, small_swarm
 from tests.simulation.recovery.test_stories import HOP_S, everything
