@@ -5,9 +5,9 @@
 # Behaviour: The same 60 examples through IterableDataset.shuffle(seed=1, buffer_size=16) come in one order from 4.8.5 and in
 #            another from 5.2.0; if they lie in four shards, 5.0.1 has a third. No release warns. Dataset.shuffle(seed=1), the
 #            one for data that is not streamed, gives the same order in all three.
-# Why:       5.0 fills the buffer from several shards at a time; a later 5.x, 5.2.0 among them, shuffles the buffer in halves
-#            and so draws other random numbers from the same generator.
-# Source:    datasets pull requests 8194 and 8407, neither of which speaks of seeds:
+# Why:       Inferred from what the pull requests below say that they change: how the buffer is filled from several shards, and
+#            how it is shuffled. Either way other random numbers are drawn from the same generator.
+# Source:    datasets pull requests 8194 and 8407:
 #            https://github.com/huggingface/datasets/pull/8194, https://github.com/huggingface/datasets/pull/8407.
 # Meets:     Whoever has two computers read "the same" stream by seed, or repeats last year's run. A seed names an order only
 #            together with the release.

@@ -124,7 +124,6 @@ def test_named_arms_can_be_run_and_changed() -> None:
         (["--backend", "dream"], "--backend"),
         (["--time_scale", "0"], "--time_scale"),
         (["--iterations", "1"], "--iterations"),
-        (["--backend", "live", "--routers", "swarm@recomputed"], "only simulated"),
     ],
 )
 def test_a_mistake_is_one_line(

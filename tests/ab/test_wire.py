@@ -100,7 +100,7 @@ async def test_a_computation_lasts_as_long_as_the_device_would_need(wire: Wire) 
     client.note({"op": "online"})
     device = Stretch({Work.FORWARD: LEAST_S}, client)
     microbatch = MicrobatchId(A, 0, 0)
-    await asyncio.to_thread(lambda: device.end(Work.FORWARD, microbatch, device.begin(Work.FORWARD, microbatch)))
+    await asyncio.to_thread(lambda: device.end(Work.FORWARD, microbatch, device.begin(Work.FORWARD, microbatch), True))
     await passage_s(client, Load(B, 1, "forward", "0/0"))  # what was said before it has been heard
     await client.close()
     usage = wire.usage[A]

@@ -9,6 +9,7 @@ import pytest
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.lifecycle import Sending
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.peer.room import Room
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.simulation.world.faults import Fault
 from gwtf_p2p.simulation.world.small_swarm import LATENCY_S, SmallConfig, SmallSwarm, small_swarm
@@ -47,7 +48,7 @@ def test_a_free_slot_is_taken_at_once_by_who_was_refused() -> None:
 
 
 def test_nobody_waits_for_ever_when_no_word_of_a_free_slot_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StagePeer, "_tell_refused", lambda self: None)
+    monkeypatch.setattr(Room, "tell_refused", lambda self: None)
     swarm = small_swarm(SmallConfig(capacity=1, microbatches=6), [Fault("kill", PeerId("relay_2_1"), at_s=2.5)])
     assert swarm.run(iterations=3) == everything(swarm, 3)
 
