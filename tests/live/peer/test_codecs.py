@@ -13,7 +13,7 @@ import pytest
 
 from tests.live.peer.test_recovery import assert_equal_weights, demo
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.slow]  # two demos, a minute or two each
 
 MOST_OF_FLOAT32 = 0.27
 
