@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, NewType
 
-from gwtf_p2p.protocol.limits import MOST_ITERATIONS, MOST_MICROBATCHES, Length, Within
+from annotated_types import Interval, Len
+
+from gwtf_p2p.protocol.limits import MOST_ITERATIONS, MOST_MICROBATCHES
 
 PeerId = NewType("PeerId", str)
 """libp2p identity in base58 in the live swarm. In the simulator a short name such as `data_0`, or `relay_1_0` for a stage peer:
@@ -23,9 +25,9 @@ DATA_STAGE = Stage(0)
 class MicrobatchId:
     """The unit that travels. Its gradient is accumulated under this id, once per stage, however often it is sent."""
 
-    data_peer: Annotated[PeerId, Length(1, 128)]
-    iteration: Annotated[int, Within(0, MOST_ITERATIONS)]
-    index: Annotated[int, Within(0, MOST_MICROBATCHES)]
+    data_peer: Annotated[PeerId, Len(1, 128)]
+    iteration: Annotated[int, Interval(ge=0, le=MOST_ITERATIONS)]
+    index: Annotated[int, Interval(ge=0, le=MOST_MICROBATCHES)]
 
     def __str__(self) -> str:
         return f"{self.data_peer[-6:]}/{self.iteration}/{self.index}"

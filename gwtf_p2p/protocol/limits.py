@@ -1,4 +1,8 @@
-"""Bounds as data: what may be put beside a type (`Annotated`) for `wire/codec` to check when a value comes from outside."""
+"""Bounds as data, beyond those of `annotated_types`, and how much the protocol takes of anything at most.
+
+`Interval` and `Len` of `annotated_types` are put beside a type (`Annotated`), and `wire/codec` checks them when a value comes
+from outside, with these two.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +18,8 @@ WHOLE = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Within:
-    """A number from `low` to `high`, both included."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Items:
-    """From `least` to `most` items, each once if `distinct`."""
-
-    least: int
-    most: int
-    distinct: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Length:
-    """From `least` to `most` characters."""
-
-    least: int
-    most: int
+class Distinct:
+    """Each item once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +27,3 @@ class Cut:
     """Text for people: what is over `most` characters is left out."""
 
     most: int
-
-
-Bound = Within | Items | Length | Cut

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
+from annotated_types import Interval, Len
+
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.limits import (
     MOST_ITEMS,
@@ -20,52 +22,50 @@ from gwtf_p2p.protocol.limits import (
     MOST_PEERS,
     MOST_STAGES,
     Cut,
-    Items,
-    Length,
-    Within,
+    Distinct,
 )
 
-Iteration = Annotated[int, Within(0, MOST_ITERATIONS)]
+Iteration = Annotated[int, Interval(ge=0, le=MOST_ITERATIONS)]
 """An iteration, or a weights version."""
 
-WeightsVersion = Annotated[int, Within(-1, MOST_ITERATIONS)]
+WeightsVersion = Annotated[int, Interval(ge=-1, le=MOST_ITERATIONS)]
 """-1 are weights that belong to no committed iteration."""
 
-Epoch = Annotated[int, Within(0, 1 << 20)]
-AttemptNumber = Annotated[int, Within(0, 1 << 50)]
-StageNumber = Annotated[Stage, Within(0, MOST_STAGES + 1)]
+Epoch = Annotated[int, Interval(ge=0, le=1 << 20)]
+AttemptNumber = Annotated[int, Interval(ge=0, le=1 << 50)]
+StageNumber = Annotated[Stage, Interval(ge=0, le=MOST_STAGES + 1)]
 """S + 1 is the data peer's place at the end of the forward pass."""
 
-Index = Annotated[int, Within(0, MOST_MICROBATCHES)]
-Count = Annotated[int, Within(0, 1 << 40)]
-Bytes = Annotated[int, Within(0, 1 << 60)]
-Seconds = Annotated[float, Within(0.0, 1e9)]
-Rate = Annotated[float, Within(0.0, 1e15)]
+Index = Annotated[int, Interval(ge=0, le=MOST_MICROBATCHES)]
+Count = Annotated[int, Interval(ge=0, le=1 << 40)]
+Bytes = Annotated[int, Interval(ge=0, le=1 << 60)]
+Seconds = Annotated[float, Interval(ge=0.0, le=1e9)]
+Rate = Annotated[float, Interval(ge=0.0, le=1e15)]
 """Bytes per second."""
 
-Number = Annotated[float, Within(-1e30, 1e30)]
-Microseconds = Annotated[int, Within(-(1 << 60), 1 << 60)]
-Name = Annotated[str, Length(0, 256)]
+Number = Annotated[float, Interval(ge=-1e30, le=1e30)]
+Microseconds = Annotated[int, Interval(ge=-(1 << 60), le=1 << 60)]
+Name = Annotated[str, Len(0, 256)]
 Text = Annotated[str, Cut(500)]
-Digest = Annotated[str, Length(0, 128)]
+Digest = Annotated[str, Len(0, 128)]
 
-Peer = Annotated[PeerId, Length(1, 128)]
-NoPeer = Annotated[PeerId, Length(0, 128)]
+Peer = Annotated[PeerId, Len(1, 128)]
+NoPeer = Annotated[PeerId, Len(0, 128)]
 """Empty where a place in a list has nobody."""
 
-Peers = Annotated[tuple[Peer, ...], Items(0, MOST_PEERS, distinct=True)]
-Route = Annotated[tuple[Peer, ...], Items(0, MOST_STAGES)]
-Credited = Annotated[tuple[NoPeer, ...], Items(0, MOST_STAGES)]
-Microbatches = Annotated[tuple[MicrobatchId, ...], Items(0, MOST_MICROBATCHES, distinct=True)]
-Versions = Annotated[tuple[Iteration, ...], Items(0, MOST_ITEMS)]
-EpochStarts = Annotated[tuple[WeightsVersion, ...], Items(0, MOST_ITEMS)]
-AttemptOf = Annotated[tuple[Annotated[int, Within(0, 1 << 62)], ...], Items(1, MOST_STAGES + 2)]
+Peers = Annotated[tuple[Peer, ...], Len(0, MOST_PEERS), Distinct()]
+Route = Annotated[tuple[Peer, ...], Len(0, MOST_STAGES)]
+Credited = Annotated[tuple[NoPeer, ...], Len(0, MOST_STAGES)]
+Microbatches = Annotated[tuple[MicrobatchId, ...], Len(0, MOST_MICROBATCHES), Distinct()]
+Versions = Annotated[tuple[Iteration, ...], Len(0, MOST_ITEMS)]
+EpochStarts = Annotated[tuple[WeightsVersion, ...], Len(0, MOST_ITEMS)]
+AttemptOf = Annotated[tuple[Annotated[int, Interval(ge=0, le=1 << 62)], ...], Len(1, MOST_STAGES + 2)]
 """See `messages`: never empty."""
 
-Addresses = Annotated[tuple[Annotated[str, Length(1, 300)], ...], Items(0, 32)]
-Flows = Annotated[tuple[Name, ...], Items(0, MOST_MICROBATCHES)]
-RouteName = Annotated[str, Length(0, 2048)]
-Counts = Annotated[Mapping[Name, Count], Items(0, MOST_PEERS)]
-Costs = Annotated[Mapping[Annotated[str, Length(1, 128)], Microseconds], Items(0, MOST_PEERS)]
-PeerCosts = Annotated[Mapping[Peer, Microseconds], Items(0, MOST_PEERS)]
-Figures = Annotated[Mapping[RouteName, Number], Items(0, 64)]
+Addresses = Annotated[tuple[Annotated[str, Len(1, 300)], ...], Len(0, 32)]
+Flows = Annotated[tuple[Name, ...], Len(0, MOST_MICROBATCHES)]
+RouteName = Annotated[str, Len(0, 2048)]
+Counts = Annotated[Mapping[Name, Count], Len(0, MOST_PEERS)]
+Costs = Annotated[Mapping[Annotated[str, Len(1, 128)], Microseconds], Len(0, MOST_PEERS)]
+PeerCosts = Annotated[Mapping[Peer, Microseconds], Len(0, MOST_PEERS)]
+Figures = Annotated[Mapping[RouteName, Number], Len(0, 64)]

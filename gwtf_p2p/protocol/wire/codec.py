@@ -17,7 +17,8 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
-from gwtf_p2p.protocol.limits import MOST_CHARACTERS, MOST_ITEMS, WHOLE, Bound, Cut, Items, Length, Within
+from gwtf_p2p.protocol.limits import MOST_CHARACTERS, MOST_ITEMS, WHOLE, Cut, Distinct
+from gwtf_p2p.protocol.wire.ranges import checkable, holds, in_words
 
 Reader = Callable[[Any], Any]
 
@@ -89,30 +90,22 @@ def _reader(kind: Any) -> Reader:
     return _scalar(getattr(kind, "__supertype__", kind))
 
 
-def _bounded(item: Reader, bounds: tuple[Bound, ...]) -> Reader:
+def _bounded(item: Reader, bounds: tuple[Any, ...]) -> Reader:
+    """Free text is cut; whatever else is out of bounds is a mismatch."""
+    most = next((bound.most for bound in bounds if isinstance(bound, Cut)), None)
+    is_distinct = any(isinstance(bound, Distinct) for bound in bounds)
+    checked = tuple(checkable(bounds))
+    expected = " and ".join(filter(None, map(in_words, checked)))
+
     def read(value: Any) -> Any:
-        if isinstance(value, str):
-            value = next((value[: b.most] for b in bounds if isinstance(b, Cut)), value)
-        found = item(value)
-        for bound in bounds:
-            _check(found, bound)
+        found = item(value[:most] if most is not None and isinstance(value, str) else value)
+        if not all(holds(bound, found) for bound in checked):
+            raise _expected(expected, found)
+        if is_distinct and len(set(found)) < len(found):
+            raise _Mismatch("expected each item once")
         return found
 
     return read
-
-
-def _check(found: Any, bound: Bound) -> None:
-    match bound:
-        case Within(low, high) if not low <= found <= high:
-            raise _expected(f"{low} to {high}", found)
-        case Length(least, most) if not least <= len(found) <= most:
-            raise _expected(f"{least} to {most} characters", found)
-        case Items(least, most) if not least <= len(found) <= most:
-            raise _Mismatch(f"expected {least} to {most} items, got {len(found)}")
-        case Items(distinct=True) if len(set(found)) < len(found):
-            raise _Mismatch("expected each item once")
-        case _:
-            pass
 
 
 def _optional(item: Reader) -> Reader:

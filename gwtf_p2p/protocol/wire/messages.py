@@ -18,31 +18,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, get_args
 
+from annotated_types import Len
+
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
-from gwtf_p2p.protocol.limits import MOST_MICROBATCHES, MOST_PEERS, Items
-from gwtf_p2p.protocol.wire.bounds import (
-    AttemptNumber,
-    AttemptOf,
-    Count,
-    Credited,
-    Digest,
-    Epoch,
-    EpochStarts,
-    Index,
-    Iteration,
-    Microbatches,
-    NoPeer,
-    Number,
-    Peer,
-    Peers,
-    Route,
-    Seconds,
-    StageNumber,
-    Text,
-    Versions,
-    WeightsVersion,
-)
+from gwtf_p2p.protocol.limits import MOST_MICROBATCHES, MOST_PEERS
+from gwtf_p2p.protocol.wire import bounds as b
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.negotiation_messages import NegotiationMessage
 
@@ -75,10 +56,10 @@ class Forward:
     """
 
     microbatch: MicrobatchId
-    attempt: AttemptOf
-    stage: StageNumber
-    ahead: Route = ()
-    epoch: Epoch = 0
+    attempt: b.AttemptOf
+    stage: b.StageNumber
+    ahead: b.Route = ()
+    epoch: b.Epoch = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +67,9 @@ class Backward:
     """The gradient of the receiver's output. `done_by` lists who did the backward of the stages after the receiver's."""
 
     microbatch: MicrobatchId
-    attempt: AttemptOf
-    stage: StageNumber
-    done_by: Route = ()
+    attempt: b.AttemptOf
+    stage: b.StageNumber
+    done_by: b.Route = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +77,15 @@ class Complete:
     """To the predecessor: my forward is computed (`held_s` after delivery) and `successor` has accepted it."""
 
     microbatch: MicrobatchId
-    successor: Peer
-    held_s: Seconds
+    successor: b.Peer
+    held_s: b.Seconds
 
 
 @dataclass(frozen=True, slots=True)
 class CapacityAvailable:
     """To a peer whose offers were BUSY: I can take so many `microbatches` now. Who comes first gets it; it may be lost."""
 
-    microbatches: Index
+    microbatches: b.Index
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +95,8 @@ class Done:
     `done_by` did those of the stages after it: if these were redone as well, their way back has ended here."""
 
     microbatch: MicrobatchId
-    stage: StageNumber
-    done_by: Route = ()
+    stage: b.StageNumber
+    done_by: b.Route = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +104,14 @@ class Superseded:
     """To a former neighbour: another peer took your place for this microbatch; drop it unless your attempt is higher."""
 
     microbatch: MicrobatchId
-    attempt: AttemptOf
+    attempt: b.AttemptOf
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
     """Are you alive, and do you still hold these? The answer lists the ones that the receiver does not know."""
 
-    microbatches: Microbatches = ()
+    microbatches: b.Microbatches = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +123,10 @@ class Redo:
     """
 
     microbatch: MicrobatchId
-    stage: StageNumber
-    lost: NoPeer
-    ahead: Route = ()
-    generation: Count = 0
+    stage: b.StageNumber
+    lost: b.NoPeer
+    ahead: b.Route = ()
+    generation: b.Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,20 +136,20 @@ class Missing:
     A stage peer's word about another one is a reason to ask that one; it may have got them from somebody else since.
     """
 
-    peer: Peer
-    stage: StageNumber
-    microbatches: Microbatches
+    peer: b.Peer
+    stage: b.StageNumber
+    microbatches: b.Microbatches
 
 
 @dataclass(frozen=True, slots=True)
 class Credit:
     """Ledger line: `peers[k - 1]` did stage k of the data peer's microbatch `index`; empty: dropped (fast recovery)."""
 
-    index: Index
-    peers: Credited
+    index: b.Index
+    peers: b.Credited
 
 
-Ledger = Annotated[tuple[Credit, ...], Items(0, MOST_MICROBATCHES)]
+Ledger = Annotated[tuple[Credit, ...], Len(0, MOST_MICROBATCHES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,30 +159,30 @@ class Finished:
     `leaving`: do not wait for me in the next iteration.
     """
 
-    iteration: Iteration
+    iteration: b.Iteration
     ledger: Ledger
-    mean_loss: Number
+    mean_loss: b.Number
     leaving: bool = False
-    epoch: Epoch = 0
+    epoch: b.Epoch = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
     """What one participant of a stage group brings to an average: the microbatches credited to it."""
 
-    participant: Peer
-    microbatches: Microbatches
+    participant: b.Peer
+    microbatches: b.Microbatches
 
 
-Shares = Annotated[tuple[Share, ...], Items(1, MOST_PEERS)]
+Shares = Annotated[tuple[Share, ...], Len(1, MOST_PEERS)]
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Ballot:
     """One attempt at closing an iteration: its number, then who leads it. Higher numbers replace lower ones."""
 
-    attempt: AttemptNumber
-    coordinator: Peer
+    attempt: b.AttemptNumber
+    coordinator: b.Peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,15 +194,15 @@ class Prepare:
     take part in the next iteration; the first of them leads it. `mean_loss` is over all microbatches of this iteration.
     """
 
-    iteration: Iteration
-    attempt: AttemptNumber
-    coordinator: Peer
-    stage: StageNumber
+    iteration: b.Iteration
+    attempt: b.AttemptNumber
+    coordinator: b.Peer
+    stage: b.StageNumber
     shares: Shares
     base: Ballot | None = None
-    data_peers: Peers = ()
-    mean_loss: Number = 0.0
-    epoch: Epoch = 0
+    data_peers: b.Peers = ()
+    mean_loss: b.Number = 0.0
+    epoch: b.Epoch = 0
 
     @property
     def ballot(self) -> Ballot:
@@ -250,10 +231,10 @@ class Prepare:
 class Prepared:
     """From a participant to the coordinator: my average of this attempt is ready, with this digest of its bytes."""
 
-    iteration: Iteration
-    attempt: AttemptNumber
-    stage: StageNumber
-    digest: Digest
+    iteration: b.Iteration
+    attempt: b.AttemptNumber
+    stage: b.StageNumber
+    digest: b.Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,20 +242,20 @@ class NotPrepared:
     """From a participant to the coordinator: this attempt failed here. `missing` are credited microbatches that I do not
     have."""
 
-    iteration: Iteration
-    attempt: AttemptNumber
-    stage: StageNumber
-    reason: Text
-    suspect: Peer | None = None
-    missing: Microbatches = ()
+    iteration: b.Iteration
+    attempt: b.AttemptNumber
+    stage: b.StageNumber
+    reason: b.Text
+    suspect: b.Peer | None = None
+    missing: b.Microbatches = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Abort:
     """From the coordinator to every participant: this attempt will never be committed; the next one follows."""
 
-    iteration: Iteration
-    attempt: AttemptNumber
+    iteration: b.Iteration
+    attempt: b.AttemptNumber
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,10 +263,10 @@ class Commit:
     """To every participant: apply the average of this attempt, which `coordinator` led. Weights version becomes iteration +
     1."""
 
-    iteration: Iteration
-    attempt: AttemptNumber
-    coordinator: Peer
-    mean_loss: Number
+    iteration: b.Iteration
+    attempt: b.AttemptNumber
+    coordinator: b.Peer
+    mean_loss: b.Number
 
     @property
     def ballot(self) -> Ballot:
@@ -296,8 +277,8 @@ class Commit:
 class Inquire:
     """From a would-be coordinator: where do you stand? With a number above 0: and take no part in lower attempts any more."""
 
-    iteration: Iteration
-    attempt: AttemptNumber = 0
+    iteration: b.Iteration
+    attempt: b.AttemptNumber = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,21 +294,21 @@ class Standing:
     on it any more.
     """
 
-    stage: StageNumber
-    version: WeightsVersion
+    stage: b.StageNumber
+    version: b.WeightsVersion
     committed: Ballot | None = None
     promised: Ballot | None = None
     prepare: Prepare | None = None
     prepared: bool = False
-    digest: Digest = ""
+    digest: b.Digest = ""
     joining: bool = False
     syncing: bool = False
     active: bool = False
     taking_part: bool = False
-    coordinator: Peer | None = None
+    coordinator: b.Peer | None = None
     leaving: bool = False
-    epoch: Epoch = 0
-    kept: Versions = ()
+    epoch: b.Epoch = 0
+    kept: b.Versions = ()
 
     @property
     def position(self) -> tuple[int, int]:
@@ -345,12 +326,12 @@ class Admit:
     stage; whoever is further comes back, from its own checkpoint or from `donors`. `epoch_starts`: where each epoch began.
     """
 
-    iteration: Iteration
-    donors: Peers = ()
-    data_peers: Peers = ()
-    epoch: Epoch = 0
+    iteration: b.Iteration
+    donors: b.Peers = ()
+    data_peers: b.Peers = ()
+    epoch: b.Epoch = 0
     own: bool = False
-    epoch_starts: EpochStarts = ()
+    epoch_starts: b.EpochStarts = ()
 
     @property
     def position(self) -> tuple[int, int]:
@@ -361,8 +342,8 @@ class Admit:
 class Lost:
     """From the coordinator: this peer is confirmed lost; whoever handed microbatches to it repairs them."""
 
-    peer: Peer
-    reason: Text
+    peer: b.Peer
+    reason: b.Text
 
 
 TensorMessage = Forward | Backward

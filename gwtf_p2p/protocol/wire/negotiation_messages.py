@@ -12,11 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from gwtf_p2p.protocol.limits import MOST_PEERS, Items, Within
+from annotated_types import Interval, Len
+
+from gwtf_p2p.protocol.limits import MOST_PEERS
 from gwtf_p2p.protocol.wire.bounds import Costs, Count, Microseconds, Name, Peer, PeerCosts
 
-Choice = Annotated[int, Within(-1, MOST_PEERS)]
-Links = Annotated[tuple[Name, ...], Items(0, MOST_PEERS)]
+Choice = Annotated[int, Interval(ge=-1, le=MOST_PEERS)]
+Links = Annotated[tuple[Name, ...], Len(0, MOST_PEERS)]
 
 NONE_QUOTED = -1
 """Quoted by whoever has seen no path: it asks the receiver to look for one."""
@@ -114,7 +116,7 @@ class Passage:
     others: Costs = field(default_factory=dict)
 
 
-Passages = Annotated[tuple[Passage, ...], Items(0, MOST_PEERS)]
+Passages = Annotated[tuple[Passage, ...], Len(0, MOST_PEERS)]
 
 
 @dataclass(frozen=True, slots=True)

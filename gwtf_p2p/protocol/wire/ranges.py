@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen
 
 from gwtf_p2p.protocol.errors import InputError
 
@@ -62,13 +63,13 @@ def _check(value: Any, known: Field, where: str, name: str) -> None:
         return
     if known.choices and value not in known.choices:
         raise InputError(where, name, f"expected {_either(known.choices)}, got {value!r:.80}")
-    if any(not _holds(bound, value) for bound in known.bounds):
+    if any(not holds(bound, value) for bound in known.bounds):
         raise InputError(where, name, f"expected {expectation(known, value)}, got {value!r:.80}")
 
 
 def expectation(known: Field, value: Any = None) -> str:
     """The bounds in words: a whole number, at least 0 and below 9223372036854775808."""
-    words = [text for bound in known.bounds if (text := _in_words(bound))]
+    words = [text for bound in known.bounds if (text := in_words(bound))]
     kind = known.kind if known.kind in (int, float) else type(value)
     noun = {int: "a whole number", float: "a number", str: "a text"}.get(kind, "a list")
     return f"{noun}, {' and '.join(words)}" if words else noun
@@ -81,10 +82,20 @@ def _field(hint: Any) -> Field:
         bounds = tuple(bounds_)
     meaning = next((item for item in bounds if isinstance(item, str)), "")
     choices = get_args(hint) if get_origin(hint) is Literal else ()
-    return Field(hint, tuple(item for item in bounds if not isinstance(item, str)), choices, meaning)
+    return Field(hint, tuple(checkable(bounds)), choices, meaning)
 
 
-def _holds(bound: Any, value: Any) -> bool:
+def checkable(notes: Iterable[Any]) -> Iterator[Any]:
+    """The single bounds among what stands beside a type; what it means, and what only its reader knows, is left out."""
+    for note in notes:
+        if isinstance(note, GroupedMetadata):
+            yield from note
+        elif isinstance(note, (Gt, Ge, Lt, Le, MinLen, MaxLen, Matches)):
+            yield note
+
+
+def holds(bound: Any, value: Any) -> bool:
+    """Is the value within one bound? Numbers that are not finite are within none."""
     if isinstance(value, float) and not math.isfinite(value):
         return False
     match bound:
@@ -105,7 +116,8 @@ def _holds(bound: Any, value: Any) -> bool:
     raise AssertionError(f"a bound that nobody checks: {bound!r}")
 
 
-def _in_words(bound: Any) -> str:
+def in_words(bound: Any) -> str:
+    """One bound as it is told to people."""
     match bound:
         case Gt(limit):
             return f"above {limit}"

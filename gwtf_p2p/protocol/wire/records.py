@@ -16,11 +16,10 @@ from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgpack
-from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from annotated_types import Ge, Gt, Le, Len, Lt, MaxLen, MinLen
 
 from gwtf_p2p.protocol.errors import InputError, OtherWireVersion, RemoteProtocolError
 from gwtf_p2p.protocol.ids import RunId, Stage
-from gwtf_p2p.protocol.limits import Items
 from gwtf_p2p.protocol.wire.bounds import (
     Addresses,
     Bytes,
@@ -108,7 +107,7 @@ class LinkMeasurement:
     path: PathType = PathType.PUBLIC
 
 
-Links = Annotated[tuple[LinkMeasurement, ...], Items(0, 64)]
+Links = Annotated[tuple[LinkMeasurement, ...], Len(0, 64)]
 
 
 @dataclass(frozen=True, slots=True)

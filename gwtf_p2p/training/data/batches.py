@@ -17,6 +17,7 @@ Rules.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -91,16 +92,16 @@ def _open_part(part: DatasetSpec, shared: tuple[Tokenizer, BatchSpec, str], tell
     return TextSource(tokens.ids, spec, part.path, (tokens.mask, layout, tokenizer.end_id), key)
 
 
-class _Source:
+class _Source(ABC):
     """What all sources share: from the place of a microbatch to the ordinals of its windows, and from windows to tensors."""
 
     def __init__(self, spec: BatchSpec, padding: int = 0) -> None:
         self._spec, self._padding = spec, padding
         self._deal = Deal(spec.microbatches_per_data_peer, spec.data_peers_before)
 
+    @abstractmethod
     def window(self, ordinal: int) -> Window:
         """The window of a place in the source's endless order."""
-        raise NotImplementedError
 
     def batch(self, iteration: int, index: int, shard: int, shards: int) -> tuple[Tensor, Tensor]:
         """See DataSource. Raises OSError when a stream breaks; asking again starts it anew."""

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import pytest
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
-from gwtf_p2p.protocol.limits import Cut, Items, Length, Within
+from gwtf_p2p.protocol.limits import Cut
 from gwtf_p2p.protocol.wire.messages import ControlMessage, TensorMessage, from_header
+from gwtf_p2p.protocol.wire.ranges import checkable
 from gwtf_p2p.protocol.wire.records import StageRecord
 
 KINDS = (*get_args(TensorMessage), *get_args(ControlMessage), StageRecord)
@@ -28,7 +29,7 @@ def unbounded(kind: Any, where: str, seen: set[Any]) -> list[str]:
     if origin is Annotated:
         base, *bounds = get_args(kind)
         inner = get_args(base) if get_origin(base) is not None else ()
-        assert any(isinstance(b, (Cut, Items, Length, Within)) for b in bounds), where
+        assert any(isinstance(bound, Cut) for bound in bounds) or any(True for _ in checkable(bounds)), where
         return [w for i in inner if i is not Ellipsis for w in unbounded(i, f"{where}[]", seen)]
     if origin in (Union, UnionType):
         return [w for a in get_args(kind) if a is not NoneType for w in unbounded(a, where, seen)]
