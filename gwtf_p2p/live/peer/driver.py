@@ -10,19 +10,20 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.emulation.faults import FaultTrigger
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
-from gwtf_p2p.live.rpc.api import FailureKind, Header, PushResult, RpcFailed
+from gwtf_p2p.live.peer.sending import Sender, Transport
+from gwtf_p2p.live.rpc.api import Header
 from gwtf_p2p.live.state.transfer import StateUnavailable
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import RemoteProtocolError
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.schedule.iteration_plan import make_plan
@@ -31,37 +32,15 @@ from gwtf_p2p.protocol.view.plans import PlanRequest
 from gwtf_p2p.protocol.wire.messages import (
     Backward,
     Check,
-    ControlMessage,
     Forward,
     Message,
     Prepare,
     TensorMessage,
     Verdict,
     from_header,
-    to_header,
 )
 
-CALL_DEADLINE_S = 5.0
-"""How long a small message may take before it counts as failed; the protocol then asks, it does not conclude."""
-
-PUSH_DEADLINE_S = 120.0
-"""Only a bound on leaked transfers: the protocol's own deadlines, from measured times, act long before and cancel."""
-
 ReportListener = Callable[[ef.Report, float], None]
-
-
-class Transport(Protocol):
-    """What the driver needs of `rpc.Rpc`."""
-
-    async def push(
-        self, to: PeerId, header: Header, payload: memoryview, deadline_s: float, *, eager: bool = True
-    ) -> PushResult: ...
-
-    async def call(self, to: PeerId, header: Header, deadline_s: float, *, idempotent: bool = False) -> Header: ...
-
-    def watch(self, peer: PeerId) -> None: ...
-
-    def unwatch(self, peer: PeerId) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +92,58 @@ class DriverParts:
     fault: FaultTrigger | None = None
 
 
+class Averages:
+    """The averages of a driver, running or done, by (iteration, attempt), and the steps that take them."""
+
+    def __init__(
+        self,
+        parts: DriverParts,
+        feed: Callable[[ev.Event], object],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._parts, self._feed, self._spawn, self._clock = parts, feed, spawn, clock
+        self._running: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._done: dict[tuple[int, int], AverageResult] = {}
+
+    def start(self, prepare: Prepare) -> None:
+        self._running[prepare.iteration, prepare.attempt] = self._spawn(self._average(prepare))
+
+    def step(self, iteration: int, attempt: int) -> None:
+        """Taken at once: a download that follows drops what is kept, and this step is then of weights that it replaces."""
+        self._spawn(self._step(iteration, self._done.pop((iteration, attempt))))
+
+    def drop_before(self, version: int) -> None:
+        """Those of iterations whose weights are replaced."""
+        for key in [key for key in {*self._done, *self._running} if key[0] < version]:
+            self.cancel(key)
+
+    async def _average(self, prepare: Prepare) -> None:
+        key = (prepare.iteration, prepare.attempt)
+        gradient = await self._parts.compute.mean_gradient()
+        try:
+            self._done[key] = await self._parts.average(prepare, gradient)
+        except AverageFailureError as error:
+            self._feed(ev.AverageFailed(*key, error.reason, error.suspect))
+            return
+        finally:
+            self._running.pop(key, None)
+        self._feed(ev.AverageDone(*key, self._done[key].digest, self._done[key].seconds))
+
+    def cancel(self, key: tuple[int, int]) -> None:
+        """Nobody waits for this average any more, running or done."""
+        self._done.pop(key, None)
+        task = self._running.pop(key, None)
+        if task is not None:
+            task.cancel()
+
+    async def _step(self, iteration: int, result: AverageResult) -> None:
+        norm = await self._parts.compute.step(result.tensors, iteration)
+        result.taken()
+        self._parts.on_report(ef.Report("optimizer_step", {"iteration": iteration, "gradient_norm": norm}), self._clock())
+        self._feed(ev.Stepped(iteration))
+
+
 class Driver:
     """Runs one state machine. Handlers of `rpc` are the `on_...` methods."""
 
@@ -122,13 +153,11 @@ class Driver:
         self.make_plan = make_plan
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pushes: dict[int, asyncio.Task[None]] = {}
         self._timers: dict[ev.TimerName, asyncio.TimerHandle] = {}
-        self._averaging: dict[tuple[int, int], asyncio.Task[None]] = {}
-        self._averages: dict[tuple[int, int], AverageResult] = {}
         self._download_task: asyncio.Task[None] | None = None
-        self._sent: dict[tuple[MicrobatchId, ev.Slot], set[PeerId]] = {}
-        self.resent_bytes = 0
+        outwards = (parts.transport, parts.compute, parts.probes)
+        self.sender = Sender(machine.ctx.me, outwards, self.feed, self._spawn, clock)
+        self.averages = Averages(parts, self.feed, self._spawn, clock)
         self._stopped = False
 
     # ---- events in
@@ -221,15 +250,13 @@ class Driver:
     def _carry_out(self, effect: ef.Effect) -> None:
         match effect:
             case ef.Push():
-                self._pushes[effect.token] = self._spawn(self._push(effect))
+                self.sender.push(effect)
             case ef.CancelPush(token):
-                task = self._pushes.pop(token, None)
-                if task is not None:
-                    task.cancel()
+                self.sender.cancel(token)
             case ef.Send(to, message):
-                self._send(to, message)
+                self.sender.send(to, message)
             case ef.Ask():
-                self._spawn(self._ask(effect))
+                self._spawn(self.sender.ask(effect))
             case ef.Compute():
                 self._spawn(self._compute(effect))
             case ef.DropActivations(microbatch):
@@ -245,17 +272,15 @@ class Driver:
             case ef.Unwatch(peer):
                 self.parts.transport.unwatch(peer)
             case ef.Average(prepare):
-                self._averaging[prepare.iteration, prepare.attempt] = self._spawn(self._average(prepare))
+                self.averages.start(prepare)
             case ef.CancelAverage(iteration, attempt):
-                self._cancel_average((iteration, attempt))
+                self.averages.cancel((iteration, attempt))
             case ef.Step(iteration, attempt):
-                # Taken at once: a download that follows drops what is kept, and this step is then of weights that it replaces.
-                self._spawn(self._step(iteration, self._averages.pop((iteration, attempt))))
+                self.averages.step(iteration, attempt)
             case ef.Download():
                 self._start_download(effect)
             case ef.Discard(microbatch):
-                for slot in ev.Slot:
-                    self._sent.pop((microbatch, slot), None)
+                self.sender.forget(microbatch)
                 self.parts.compute.discard(microbatch)
             case ef.Plan(request):
                 self._spawn(self._plan(request))
@@ -268,52 +293,6 @@ class Driver:
             case ef.Answer() | ef.AnswerCheck():
                 pass  # read by whoever fed the event
 
-    async def _push(self, push: ef.Push) -> None:
-        parts = self.parts
-        what = (push.message.microbatch, push.slot)
-        payload = parts.compute.payload(*what)
-        before = self._sent.get(what, set())
-        self._sent[what] = before | {push.to}
-        eager = push.to not in before  # who was sent it already is likely to have it: the payload waits for the verdict
-        try:
-            result = await parts.transport.push(push.to, to_header(push.message), payload, PUSH_DEADLINE_S, eager=eager)
-        except RpcFailed as error:
-            self.feed(ev.PushFailed(push.token, f"{error.kind.value}: {error.reason}"))
-            return
-        finally:
-            self._pushes.pop(push.token, None)
-        self.resent_bytes += result.sent_bytes if before else 0
-        parts.probes.observe(push.to, result.round_trip_s, result.sent_bytes, result.transfer_s)
-        verdict, detail = _verdict_of(result.reply)
-        self.feed(ev.PushAnswered(push.token, verdict, detail))
-        if result.accepted:
-            self.feed(ev.PushDelivered(push.token, result.seconds))
-
-    def _send(self, to: PeerId, message: ControlMessage) -> None:
-        if to == self.machine.ctx.me:
-            asyncio.get_running_loop().call_soon(self.feed, ev.Received(to, message))
-        else:
-            self._spawn(self._call(to, message))
-
-    async def _call(self, to: PeerId, message: ControlMessage) -> None:
-        try:
-            await self.parts.transport.call(to, to_header(message), CALL_DEADLINE_S, idempotent=True)
-        except RpcFailed as error:
-            self.feed(ev.SendFailed(to, message, f"{error.kind.value}: {error.reason}"))
-
-    async def _ask(self, ask: ef.Ask) -> None:
-        began = self.clock()
-        try:
-            reply = await self.parts.transport.call(ask.peer, to_header(Check(ask.microbatches)), ask.deadline_s)
-        except RpcFailed as error:
-            silent = error.kind is FailureKind.TIMEOUT
-            self.feed(ev.CheckFailed(ask.peer, f"{error.kind.value}: {error.reason}", silent))
-            return
-        indices = reply.get("known")
-        known = {i for i in indices if isinstance(i, int)} if isinstance(indices, list) else set()
-        unknown = tuple(m for i, m in enumerate(ask.microbatches) if i not in known)
-        self.feed(ev.CheckAnswered(ask.peer, unknown, self.clock() - began))
-
     async def _compute(self, compute: ef.Compute) -> None:
         work, microbatch = compute.work, compute.microbatch
         worked = await self.parts.compute.work(work, microbatch, compute.keeps)
@@ -323,35 +302,10 @@ class Driver:
         """In a thread: planning takes longer than other events can wait."""
         self.feed(ev.Planned(await asyncio.to_thread(self.make_plan, request)))
 
-    async def _average(self, prepare: Prepare) -> None:
-        key = (prepare.iteration, prepare.attempt)
-        gradient = await self.parts.compute.mean_gradient()
-        try:
-            self._averages[key] = await self.parts.average(prepare, gradient)
-        except AverageFailureError as error:
-            self.feed(ev.AverageFailed(*key, error.reason, error.suspect))
-            return
-        finally:
-            self._averaging.pop(key, None)
-        self.feed(ev.AverageDone(*key, self._averages[key].digest, self._averages[key].seconds))
-
-    def _cancel_average(self, key: tuple[int, int]) -> None:
-        self._averages.pop(key, None)
-        task = self._averaging.pop(key, None)
-        if task is not None:
-            task.cancel()
-
-    async def _step(self, iteration: int, result: AverageResult) -> None:
-        norm = await self.parts.compute.step(result.tensors, iteration)
-        result.taken()
-        self.parts.on_report(ef.Report("optimizer_step", {"iteration": iteration, "gradient_norm": norm}), self.clock())
-        self.feed(ev.Stepped(iteration))
-
     def _start_download(self, download: ef.Download) -> None:
         if self._download_task is not None:
             self._download_task.cancel()
-        for key in [key for key in {*self._averages, *self._averaging} if key[0] < download.version]:
-            self._cancel_average(key)
+        self.averages.drop_before(download.version)
         self._download_task = self._spawn(self._download(download))
 
     async def _download(self, download: ef.Download) -> None:
@@ -400,12 +354,3 @@ def _slot_of(message: TensorMessage) -> ev.Slot:
 
 def _reply(verdict: Verdict, detail: str) -> Header:
     return {"accepted": verdict is Verdict.ACCEPTED, "verdict": verdict.value, "detail": detail}
-
-
-def _verdict_of(reply: Header) -> tuple[Verdict, str]:
-    """A verdict that is none counts as a refusal."""
-    detail = str(reply.get("detail") or reply.get("reason") or "")
-    try:
-        return Verdict(reply.get("verdict")), detail
-    except ValueError:
-        return Verdict.REFUSED, detail or f"no verdict in the reply: {reply!r:.80}"

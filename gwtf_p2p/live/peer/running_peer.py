@@ -102,7 +102,7 @@ class RunningPeer:
             fault=FaultTrigger(config.fault, self.reporter.fault) if config.fault else None,
         )
         self.driver = Driver(machine, parts)
-        self.records.resent_bytes = self.reporter.resent_bytes = lambda: self.driver.resent_bytes
+        self.records.resent_bytes = self.reporter.resent_bytes = lambda: self.driver.sender.resent_bytes
 
     async def resume(self, view: NetworkView) -> None:
         """Take up the newest own checkpoint, and learn what others keep of this stage. Raises InputError for another model."""
