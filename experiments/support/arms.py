@@ -11,14 +11,18 @@ __all__ = ["SETS", "expand", "parse_arm"]
 
 
 def _swarm_sweep() -> list[str]:
-    """Start value, smoothing and requests in flight; the paper's and the official code's settings are among them."""
+    """Start value, smoothing, requests in flight, and what is done with activations: all that fits the same memory.
+
+    The paper's and the official code's settings are among them; the official code always recomputes.
+    """
     smoothing: tuple[str, ...] = ("gamma=0.8", "gamma=0.3", OFFICIAL)
     starts: tuple[str, ...] = ("0.05", "0.5")
     return [
-        f"swarm:initial_s={start}:{gamma}:in_flight={limit}"
+        f"swarm:initial_s={start}:{gamma}:in_flight={limit}{memory}"
         for start in starts
         for gamma in smoothing
         for limit in (0, 2, 4, 6)
+        for memory in ("", "@recomputed", "@strict")
     ]
 
 

@@ -9,6 +9,7 @@ from statistics import mean
 from gwtf_p2p.ab.trials.arms import is_swarm, parse_arm
 from gwtf_p2p.ab.trials.result import LIVE, RunResult
 from gwtf_p2p.protocol.routers.swarm import SwarmConfig
+from gwtf_p2p.simulation.swarm.build import Memory
 
 
 def checklist(results: Sequence[RunResult], equivalence: str) -> tuple[tuple[str, str, str], ...]:
@@ -34,7 +35,8 @@ def checklist(results: Sequence[RunResult], equivalence: str) -> tuple[tuple[str
          + _official(arms)),
         ("4", "A lost backward recomputes one stage", "In all arms: the machines' own repair hands one stage to another peer."),
         ("5", "Same choice in all arms: activations, compression, all-reduce, delayed updates",
-         f"Memory {_memories(arms)}; no compression (fp32); the same butterfly all-reduce; no delayed updates."),
+         f"Memory {_memories(arms)} (all but unlimited fit the same; SWARM's official code recomputes: {_recomputing(swarm)}); "
+         "no compression (fp32); the same butterfly all-reduce; no delayed updates."),
         ("6", "Without rebalancing and with it, real state download included",
          "With: `swarm+rebalance`, whose mover drains, restarts and downloads its new stage's state over the lines."
          if any("rebalance" in arm for arm in arms) else "Not in this comparison: add the arm `swarm+rebalance`."),
@@ -69,6 +71,12 @@ def _official(arms: Sequence[str]) -> str:
 
 def _memories(arms: Sequence[str]) -> str:
     return ", ".join(sorted({parse_arm(arm).memory.value for arm in arms}))
+
+
+def _recomputing(swarm: Sequence[str]) -> str:
+    """Whether SWARM is given what its authors' code does."""
+    arms = [arm for arm in swarm if parse_arm(arm).memory in (Memory.RECOMPUTED, Memory.ADAPTIVE)]
+    return ", ".join(arms) if arms else "NO such arm, so SWARM is not at its best here"
 
 
 def _delay(live: Sequence[RunResult]) -> str:
