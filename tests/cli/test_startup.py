@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench.startup_modules import commands, loaded_by
+from experiments.bench.startup_modules import bootstrap_peer, commands, loaded_by
 
 EXIT_CODES = [0, 0, 0, 2, 2, 2, 2]
 
@@ -20,3 +20,10 @@ def test_nothing_heavy_is_loaded_for_a_quick_answer(number: int, tmp_path: Path)
 
 def test_every_quick_command_is_tried(tmp_path: Path) -> None:
     assert len(commands(tmp_path)) == len(EXIT_CODES)
+
+
+@pytest.mark.live
+def test_a_bootstrap_peer_runs_without_torch(tmp_path: Path) -> None:
+    with bootstrap_peer(tmp_path) as (process, started):
+        assert started["maddrs"]
+        assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()

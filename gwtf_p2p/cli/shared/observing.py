@@ -59,6 +59,9 @@ def watch(args: argparse.Namespace, on_look: OnLook) -> int:
     logging.basicConfig(level=args.log_level.upper(), stream=sys.stderr)
     import uvloop
 
+    from gwtf_p2p.live.libp2p.light_import import without_torch
+
+    without_torch()
     from gwtf_p2p.live.discovery.dht import RunConflict
     from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
     from gwtf_p2p.monitor.observer import observe_runs

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.shared.free_place import settle_identity
 from gwtf_p2p.cli.shared.peer_flags import BOOTSTRAP_PORT, add_network_flags, p2p_options, serve
+from gwtf_p2p.live.libp2p.light_import import without_torch
 
 if TYPE_CHECKING:
     from gwtf_p2p.live.peer.config import PeerConfig
@@ -39,6 +40,7 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
     """What the flags say. Raises InputError."""
     options = p2p_options(args, needs_peers=False)
     identity = settle_identity(args.identity_path, os.environ)
+    without_torch()  # what is imported from here on imports hivemind
     from gwtf_p2p.live.peer.config import PeerConfig
 
     return PeerConfig("bootstrap", options, identity, join_timeout_s=args.timeout)
