@@ -41,7 +41,7 @@ class Simulation:
         self.world = self.swarm.world
         self.world.on_event = self._event
         self.world.on_fault = self.recovery.fault
-        self.world.on_span = self.trace.span
+        self.world.spans.listener = self.trace.span
         self.bound = bound_of(self.swarm)
         self.churn = Churn(scenario.churn, seed, self.bound.iteration_s, SimulatedStagePeers(self.swarm))
         self.rebalancing = Rebalancing(self.swarm, arm.config.rebalance_period_s)
@@ -138,7 +138,7 @@ class Simulation:
                 "returns": self.churn.returns,
                 "spared": self.churn.spared,
                 "moves": self.rebalancing.moves,
-                "messages": world.messages,
+                "messages": world.messages.count,
                 "bytes_sent": world.links.bytes_sent,
                 "bytes_resent": world.pushes.bytes_resent,
                 **self.recovery.figures(device_s),

@@ -83,7 +83,7 @@ def run_simulated(task: RunTask) -> RunResult:
         recovery_s=tuple(seconds / scale for seconds in recorder.recovery_s),
         **simulation.churn.counts(),
         moves=simulation.rebalancing.moves,
-        messages=simulation.world.messages,
+        messages=simulation.world.messages.count,
         bytes_by_kind={**recorder.kinds, "all": simulation.world.links.bytes_sent},
         bytes_by_path=dict(recorder.paths),
         routes=dict(recorder.routes),

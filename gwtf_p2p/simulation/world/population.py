@@ -103,3 +103,10 @@ class Population:
         """Feed an event to `to` after one latency (or more) of its path to `about`."""
         delay, peer = hops * self.links.latency_s(about, to), self.peers[to]
         self.kernel.after(delay, lambda: self.feed(peer, event))
+
+    def tell(self, to: PeerId, event: ev.Event, about: PeerId | None) -> None:
+        """Feed an event one latency of the path to `about` from now, or now when that is None."""
+        if about is None:
+            self.feed(self.peers[to], event)
+        else:
+            self.later(to, about, event)

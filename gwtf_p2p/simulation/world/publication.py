@@ -1,0 +1,46 @@
+"""How the records of simulated peers get into the directory, and when peers see those of the others."""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, stage_record
+from gwtf_p2p.simulation.world.directory import Directory
+from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
+
+
+class Publication:
+    """Of all peers of a world; each publishes again after `period_s`."""
+
+    def __init__(self, population: Population, directory: Directory, period_s: float) -> None:
+        self._population, self._directory, self._period_s = population, directory, period_s
+        self._shown_at = -1.0
+
+    def keep_publishing(self, peer: SimulatedPeer) -> None:
+        """Now and every period until it dies; while it is frozen nothing is published."""
+        if not peer.alive:
+            return
+        if not peer.frozen:
+            self.publish(peer)
+        self._population.kernel.after(self._period_s, lambda: self.keep_publishing(peer))
+
+    def publish(self, peer: SimulatedPeer) -> None:
+        """A new record of this peer; all look when it becomes visible."""
+        kernel = self._population.kernel
+        peer.sequence += 1
+        around = OwnMeasurements(RunId("simulation"), links=peer.links, line_bytes_per_s=peer.line_bytes_per_s)
+        self._directory.publish(stage_record(peer.machine, around, peer.sequence), kernel.now)
+        visible_at = self._directory.visible_at(kernel.now)
+        if visible_at > self._shown_at:
+            self._shown_at = visible_at
+            kernel.at(visible_at, self._show_all)
+
+    def show(self, peer: SimulatedPeer) -> None:
+        """Let a peer see the records that are visible now."""
+        view = self._directory.view(self._population.kernel.now)
+        if view is not peer.machine.ctx.view and peer.alive and not peer.frozen:
+            self._population.feed(peer, ev.ViewChanged(view))
+
+    def _show_all(self) -> None:
+        for peer in list(self._population.peers.values()):
+            self.show(peer)

@@ -1,0 +1,63 @@
+"""Small messages between simulated peers: they take a latency and no line, and an unanswered one fails after a while."""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol import effects as ef
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.messages import Check, ControlMessage
+from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
+
+REQUEST_TIMEOUT_S = 3.0
+"""After which an unanswered small message counts as failed, as in the live transport."""
+
+
+class SmallMessages:
+    """All of a world. `count` is how many were sent."""
+
+    def __init__(self, population: Population) -> None:
+        self.count = 0
+        self._population = population
+
+    def send(self, peer: SimulatedPeer, to: PeerId, message: ControlMessage) -> None:
+        """A dead peer refuses it; a frozen one hears it when it thaws, and its sender that there was no answer."""
+        population = self._population
+        self.count += 1
+        delay = population.links.latency_s(peer.id, to)
+
+        def arrive() -> None:
+            target = population.peers[to]
+            if not target.alive:
+                population.later(peer.id, to, ev.SendFailed(to, message, "connection refused"))
+            elif target.frozen:
+                target.waiting.append(ev.Received(peer.id, message))
+                failed = ev.SendFailed(to, message, "no answer")
+                population.kernel.after(REQUEST_TIMEOUT_S, lambda: population.feed(peer, failed))
+            else:
+                population.feed(target, ev.Received(peer.id, message))
+
+        population.kernel.after(delay, arrive)
+
+    def ask(self, peer: SimulatedPeer, ask: ef.Ask) -> None:
+        """Is the other peer there, and what does it know? It answers within the deadline, or counts as silent."""
+        population = self._population
+        self.count += 1
+        asked_at = population.kernel.now
+        latency = population.links.latency_s(peer.id, ask.peer)
+
+        def arrive() -> None:
+            target = population.peers[ask.peer]
+            if not target.alive:
+                population.later(peer.id, ask.peer, ev.CheckFailed(ask.peer, "connection refused", silent=False))
+            elif target.frozen or 2 * latency > ask.deadline_s:
+                left = max(0.0, asked_at + ask.deadline_s - population.kernel.now)
+                failed = ev.CheckFailed(ask.peer, f"no answer in {ask.deadline_s:.2f} s", silent=True)
+                population.kernel.after(left, lambda: population.feed(peer, failed))
+            else:
+                answers = target.machine.handle(ev.Received(peer.id, Check(ask.microbatches)), population.kernel.now)
+                unknown = next(e.unknown for e in answers if isinstance(e, ef.AnswerCheck))
+                population.later(peer.id, ask.peer, ev.CheckAnswered(ask.peer, unknown, 2 * latency))
+                for effect in answers:
+                    population.carry_out(target, effect)
+
+        population.kernel.after(latency, arrive)

@@ -1,0 +1,60 @@
+"""Which versions of its weights every simulated peer has, and how a peer gets a version that it lacks."""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol import effects as ef
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.simulation.lines.downloads import Downloads, Request
+from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
+
+KEPT_VERSIONS = 4
+"""Checkpoints that a peer keeps, what it works with included."""
+
+
+class Weights:
+    """Of all peers of a world; `state_bytes` is what one download carries."""
+
+    def __init__(self, population: Population, state_bytes: int) -> None:
+        self._population, self._state_bytes = population, state_bytes
+        self._downloads = Downloads(population.links)
+
+    def step(self, peer: SimulatedPeer, iteration: int) -> None:
+        """An optimizer step, which takes no time: a version more."""
+        self._keep(peer, [*peer.kept, iteration + 1])
+        self._population.kernel.after(0.0, lambda: self._population.feed(peer, ev.Stepped(iteration)))
+
+    def download(self, peer: SimulatedPeer, download: ef.Download) -> None:
+        """From an own checkpoint if that is the right one, which takes no time; else from all donors at once."""
+        version = download.version
+        own = download.own and version in peer.kept
+
+        def ended(whole: bool) -> None:
+            if not whole:
+                self._population.feed(peer, ev.DownloadFailed(f"nobody has version {version}"))
+                return
+            earlier = [v for v in peer.kept if v < version] if own or download.epoch == peer.epoch else []
+            peer.epoch = download.epoch
+            self._keep(peer, [*earlier, version])
+            self._population.feed(peer, ev.Downloaded(version))
+
+        donors = (peer.id,) if own else download.donors
+        size = 0 if own else self._state_bytes
+        self._downloads.start(Request(peer.id, size, donors, lambda d: self._can_give(d, version)), ended)
+
+    def peer_gone(self, peer: PeerId) -> None:
+        """It downloads no more, and those who download from it turn to others."""
+        self._downloads.stop(peer)
+        self._downloads.donor_gone(peer)
+
+    def donor_silent(self, donor: PeerId) -> None:
+        """Those who download from a frozen peer turn to another."""
+        self._downloads.donor_gone(donor)
+
+    def _keep(self, peer: SimulatedPeer, versions: list[int]) -> None:
+        peer.kept = versions[-KEPT_VERSIONS:]
+        self._population.kernel.after(0.0, lambda: self._population.feed(peer, ev.Kept(tuple(peer.kept))))
+
+    def _can_give(self, donor: PeerId, version: int) -> bool:
+        peer = self._population.peers[donor]
+        return peer.alive and not peer.frozen and version in peer.kept
