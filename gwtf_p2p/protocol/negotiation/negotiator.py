@@ -19,7 +19,7 @@ instances), are:
   froze before the others had found theirs. T is in parts of the mean cost of a hop, as costs here are microseconds. At last
   only moves that save are made, until three rounds were in vain. A new or a lost neighbour heats up again. For a problem file
   it is hotter and slower than in a swarm, where microbatches wait for good flows.
-- *Switch*: a flow takes a cheaper spare path of the next stage (`Paths.switch`).
+- *Switch*: a flow takes a cheaper spare path of the next stage (`PathRequests.switch`).
 - *Prices*: a data peer with fewer flows than it wants may take over another's, if all together gain (`negotiation_offers`). How
   flows are divided between two data peers decides about up to a quarter of the cost (13,135 against 10,588 for the worst and
   the best division of `two_data_peers_6x6`).
@@ -39,8 +39,12 @@ from random import Random
 
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.negotiation.annealing import Moves
+from gwtf_p2p.protocol.negotiation.flow_checks import FlowChecks
+from gwtf_p2p.protocol.negotiation.hop_ends import HopEnds
+from gwtf_p2p.protocol.negotiation.idle_slots import IdleSlots
 from gwtf_p2p.protocol.negotiation.offers import Advert, offers_of, prices_of
-from gwtf_p2p.protocol.negotiation.paths import Paths
+from gwtf_p2p.protocol.negotiation.path_grants import PathGrants
+from gwtf_p2p.protocol.negotiation.path_requests import PathRequests
 from gwtf_p2p.protocol.negotiation.requests import Search
 from gwtf_p2p.protocol.negotiation.side import Near, NegotiationConfig, Side
 from gwtf_p2p.protocol.negotiation.slots import Slot, Slots
@@ -74,11 +78,15 @@ Said = list[tuple[PeerId, NegotiationMessage]]
 
 
 class _SideParts:
-    """A side with its two kinds of rules."""
+    """A side with its rules."""
 
     def __init__(self, me: PeerId, config: NegotiationConfig, random: Random, slots: Slots) -> None:
         self.side = Side(me, config, random, slots)
-        self.paths = Paths(self.side)
+        self.idle = IdleSlots(self.side)
+        self.requests = PathRequests(self.side, self.idle)
+        self.grants = PathGrants(self.side, self.idle)
+        self.ends = HopEnds(self.side)
+        self.checks = FlowChecks(self.side)
         self.search = Search(self.side)
         self.moves = Moves(self.side, self.search)
         self._checked_at = 0.0
@@ -95,25 +103,25 @@ class _SideParts:
             side.say(given[link][0], message)
             return
         self._dispatch(sender, message)
-        self.paths.wish()
+        self.requests.wish()
 
     def _dispatch(self, sender: PeerId, message: NegotiationMessage) -> None:
-        paths = self.paths
+        ends = self.ends
         match message:
             case RequestFlow():
-                paths.requested(sender, message)
+                self.grants.requested(sender, message)
             case UpstreamIs():
-                paths.upstream_is(message)
+                ends.upstream_is(message)
             case PathIs():
-                paths.path_is(message)
+                ends.path_is(message)
             case CancelFlow():
-                paths.cancelled(message)
+                ends.cancelled(message)
             case PathLost():
-                paths.path_lost(message)
+                ends.path_lost(message)
             case CheckFlows():
-                paths.checked(sender, message)
+                self.checks.checked(sender, message)
             case UnknownFlows():
-                paths.unknown(sender, message)
+                self.checks.unknown(sender, message)
             case RequestChange():
                 self.moves.change_requested(sender, message)
             case RequestRedirect():
@@ -124,7 +132,7 @@ class _SideParts:
     def _answered(self, sender: PeerId, message: FlowAnswer | ChangeAnswer | RedirectAnswer) -> None:
         pending = self.side.pending
         if isinstance(message, FlowAnswer):
-            self.paths.answered(sender, message)
+            self.requests.answered(sender, message)
             if pending is not None and pending.key == message.link:
                 self._end_pending()
         elif pending is not None and (pending.peer, pending.key) == (sender, message.token):
@@ -152,29 +160,29 @@ class _SideParts:
 
     def gone(self, peer: PeerId) -> None:
         """A peer is lost, or may not be routed to; `know` brings it back."""
-        self.paths.gone(peer)
+        self.ends.gone(peer)
         self.side.near = self.side.near.without(peer)
         if self.side.pending is not None and self.side.pending.peer == peer:
             self._end_pending()
         self.search.reheat(REHEATED)
-        self.paths.wish()
+        self.requests.wish()
 
     def tick(self) -> None:
         side = self.side
         if side.pending is not None and side.now - side.pending.since > ANSWER_S:
             self._end_pending()
         side.forget_given()
-        self.paths.lose_patience()
+        self.idle.lose_patience()
         if side.now - self._checked_at >= side.config.check_s:
             self._checked_at = side.now
-            self.paths.check()
+            self.checks.check()
         hops = frozenset([*side.slots.by_in, *side.slots.by_out])
         if hops != self._hops:
             self._hops = hops
             self.search.stir()
-        self.paths.wish()
+        self.requests.wish()
         if side.random.random() < side.config.search:
-            moved = self.paths.switch() or self.paths.take_over(self.search.temperature_us)
+            moved = self.requests.switch() or self.requests.take_over(self.search.temperature_us)
             if not moved:
                 self.search.step()
 
@@ -191,10 +199,10 @@ class _SideParts:
         side.near, side.slots.capacity = near, capacity
         if new or set(near.beside) != set(before.beside):
             self.search.reheat(REHEATED)
-        self.paths.trim()
+        self.idle.trim()
         for slot in side.slots:
             side.refresh(slot)
-        self.paths.wish()
+        self.requests.wish()
 
 
 class Negotiator:
@@ -241,7 +249,7 @@ class Negotiator:
         up = self._up.side
         nothing = up.slots.is_source or not up.near.beside or not up.slots.complete()
         resting = nothing or self._up.search.is_done
-        return resting and not self._up.paths.is_hopeful and all(p.side.pending is None for p in self.parts)
+        return resting and not self._up.requests.is_hopeful and all(p.side.pending is None for p in self.parts)
 
     # ---- what it learns
 
@@ -260,7 +268,7 @@ class Negotiator:
         side = self._up.side
         if peer in side.near.after_us:
             side.offers[peer], side.prices[peer] = advert.offers, advert.prices
-            self._up.paths.wish()
+            self._up.requests.wish()
 
     def hear(self, sender: PeerId, message: NegotiationMessage, now: float) -> None:
         self._at(now)

@@ -159,6 +159,19 @@ class Side:
         if slot.told != (slot.sink, self.cost_us(slot), self.others_us(slot)):
             self.announce_up(slot)
 
+    def relabel(self, slot: Slot, sink: PeerId) -> None:
+        """The path is to end at another data peer from now on."""
+        ends_here = slot.outflow is not None and slot.outflow.peer == slot.sink
+        if slot.outflow is not None and not ends_here:
+            after_us = self.near.after_us[slot.outflow.peer]
+            slot.beyond_us = self.others_us(slot).get(sink, slot.beyond_us + after_us) - after_us
+            slot.others = {}
+            slot.sink = sink
+            self.announce_down(slot)
+            return
+        slot.sink = sink
+        self.cancel_out(slot)
+
     # ---- ends that go away
 
     def cancel_out(self, slot: Slot) -> None:
