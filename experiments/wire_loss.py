@@ -36,7 +36,7 @@ from gwtf_p2p.live.compute.all_reduce_parts import (
     pieces_of,
     unpack_parts,
 )
-from gwtf_p2p.live.compute.compute import BoundaryCodecs
+from gwtf_p2p.live.compute.boundary import BoundaryCodecs
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.codecs.codec import Codec

@@ -1,7 +1,8 @@
 """The compute thread of one peer, and the tensors that it holds.
 
-Tensors live here under (microbatch, slot) as they travel, encoded by the codec of their direction: so what is kept takes as
-little memory as it takes of a line, and what is sent again has the same bytes. The event loop only hands buffers over, and
+Tensors live here under (microbatch, slot) as they travel, encoded by the codec of their direction (`boundary`): so what is kept
+takes as little memory as it takes of a line, and what is sent again has the same bytes. What each kind of work is, is said in
+`works`. The event loop only hands buffers over, and
 checks those that come. One thread does all the computing, so torch work is never concurrent with itself and the event loop
 never waits for it. Every method whose result is awaited runs in that thread.
 """
@@ -9,30 +10,24 @@ never waits for it. Every method whose result is awaited runs in that thread.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
+from gwtf_p2p.live.compute.boundary import BoundaryCodecs, BoundaryTensors
 from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, MemoryLimit, TensorStore
+from gwtf_p2p.live.compute.works import DataWorks, StageWorks, Works
 from gwtf_p2p.protocol.events import Slot, Work
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.ids import MicrobatchId
 from gwtf_p2p.protocol.wire.records import RunRecord
-from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
-from gwtf_p2p.training.codecs.payload import check_payload, decode_payload, encode_payload
-from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import DataSource
-from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.state.tensors import export_state, load_state
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -49,24 +44,6 @@ class Device(Protocol):
     def measured(self, seconds: Mapping[Work, float]) -> dict[Work, float]: ...
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class BoundaryCodecs:
-    """How tensors travel over the boundaries of a run, in each direction."""
-
-    activations: Codec
-    gradients: Codec
-
-    @staticmethod
-    def of(run: RunRecord) -> BoundaryCodecs:
-        """Raises InputError for a codec that this peer does not know."""
-        activations = codec_of(run.wire.activations, field="wire.activations")
-        return BoundaryCodecs(activations, codec_of(run.wire.gradients, field="wire.gradients"))
-
-    def of_slot(self, slot: Slot) -> Codec:
-        """The codec of what is in this slot."""
-        return self.activations if slot in (Slot.INPUT, Slot.OUTPUT) else self.gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +68,19 @@ class Compute:
     ) -> None:
         self.run, self.executor, self.optimizer = run, executor, optimizer
         self.device: Device | None = None
-        self._data_source = data
-        self._boundary = executor.part.boundary
         self.codecs = BoundaryCodecs.of(run)
         self.store = TensorStore(limit)
+        self._tensors = BoundaryTensors(executor.part.boundary, self.codecs, self.store, executor.device)
+        self._works = _works(executor, self._tensors, data, run.data_peers)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
 
     def payload_bytes(self, slot: Slot) -> int:
         """What a transfer into this slot carries."""
-        form = self.codecs.of_slot(slot).form
-        return sum(tensor.encoded_bytes(form) for tensor in self._boundary)
+        return self._tensors.slot_bytes(slot)
 
     def put(self, microbatch: MicrobatchId, slot: Slot, payload: memoryview) -> None:
         """A tensor has arrived. Raises RemoteProtocolError, and takes nothing, when the bytes are no tensor."""
-        check_payload(payload, self._boundary, self.codecs.of_slot(slot))
-        self.store.put(microbatch, slot, payload)
+        self._tensors.take_in(microbatch, slot, payload)
 
     def payload(self, microbatch: MicrobatchId, slot: Slot) -> memoryview:
         """Wire bytes for a push. Raises KeyError when the slot is empty: our bug."""
@@ -122,15 +97,14 @@ class Compute:
 
     def drop_activations(self, microbatch: MicrobatchId) -> None:
         """Free what the forward of this microbatch has kept; its backward is then asked for without `keeps`."""
-        if isinstance(self.executor, StageExecutor):
-            self._thread.submit(self.executor.drop_graph, microbatch)
+        self._thread.submit(self._works.drop_activations, microbatch)
 
     async def measure(self) -> dict[Work, float]:
         """Seconds of one real microbatch of this stage peer's stage, per kind of work; nothing of it is counted.
 
-        The first one pays for what torch sets up only once, so it is the second that is taken. Empty for a data peer.
+        Empty for a data peer.
         """
-        seconds = await self.in_thread(self._measure)
+        seconds = await self.in_thread(self._works.measure)
         return seconds if self.device is None else self.device.measured(seconds)
 
     async def mean_gradient(self) -> dict[str, Tensor]:
@@ -181,95 +155,23 @@ class Compute:
 
     # ---- in the thread
 
-    def _measure(self) -> dict[Work, float]:
-        executor, trial = self.executor, MicrobatchId(PeerId(""), -1, 0)
-        seconds: dict[Work, float] = {}
-        if isinstance(executor, StageExecutor):
-            for _ in range(2):
-                payload = tuple(torch.zeros(tensor.shape, device=executor.device) for tensor in self._boundary)
-                began = time.perf_counter()
-                output = executor.forward(trial, payload)
-                turned = time.perf_counter()
-                executor.backward(trial, output)
-                seconds = {Work.FORWARD: turned - began, Work.BACKWARD: time.perf_counter() - turned}
-                executor.reset_gradients()
-        return seconds
-
     def _timed(self, work: Work, microbatch: MicrobatchId, keeps: bool) -> Worked:
         began = time.perf_counter()
-        executor, device = self.executor, self.device
+        device = self.device
         marks = device.begin(work, microbatch) if device is not None else None
-        loss = self._data(executor, work, microbatch) if isinstance(executor, DataExecutor) else None
-        again_s = 0.0
-        if isinstance(executor, StageExecutor):
-            again_s = self._stage_peer(executor, work, microbatch, keeps)
+        loss, again_s = self._works.do(work, microbatch, keeps)
         if work in (Work.BACKWARD, Work.FINISH):
             self.store.done(microbatch)
         if device is not None:
             again_s = max(again_s, device.end(work, microbatch, marks, keeps))
         return Worked(time.perf_counter() - began, loss, again_s)
 
-    def _stage_peer(self, executor: StageExecutor, work: Work, microbatch: MicrobatchId, keeps: bool) -> float:
-        """The seconds of a forward that was computed again."""
-        again_s = 0.0
-        match work:
-            case Work.FORWARD:
-                self._keep(microbatch, Slot.OUTPUT, executor.forward(microbatch, self._get(microbatch, Slot.INPUT), keeps))
-            case Work.BACKWARD:
-                if not keeps:
-                    began = time.perf_counter()
-                    executor.recompute_forward(microbatch)
-                    again_s = time.perf_counter() - began
-                gradient = executor.backward(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
-                self._keep(microbatch, Slot.INPUT_GRADIENT, gradient)
-            case Work.UNCOUNT:
-                input_, gradient = self._get(microbatch, Slot.INPUT), self._get(microbatch, Slot.OUTPUT_GRADIENT)
-                executor.uncount(microbatch, input_, gradient)
-            case Work.RECOUNT:
-                executor.forward(microbatch, self._get(microbatch, Slot.INPUT))
-                executor.backward(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
-            case _:
-                raise ValueError(f"a stage peer does not {work.value}")
-        return again_s
 
-    def _data(self, executor: DataExecutor, work: Work, microbatch: MicrobatchId) -> float | None:
-        loss = None
-        match work:
-            case Work.EMBED:
-                tokens_BT, _ = self._batch(microbatch)
-                self._keep(microbatch, Slot.OUTPUT, executor.embed(microbatch, tokens_BT))
-            case Work.LOSS:
-                _, labels_BT = self._batch(microbatch)
-                loss, gradient = executor.loss_and_gradient(microbatch, self._get(microbatch, Slot.INPUT), labels_BT)
-                self._keep(microbatch, Slot.INPUT_GRADIENT, gradient)
-            case Work.FINISH:
-                executor.finish(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
-            case Work.UNCOUNT:
-                input_, gradient = self._get(microbatch, Slot.INPUT), self._get(microbatch, Slot.OUTPUT_GRADIENT)
-                executor.uncount(microbatch, self._batch(microbatch), input_, gradient)
-            case Work.RECOUNT:
-                tokens_BT, labels_BT = self._batch(microbatch)
-                executor.embed(microbatch, tokens_BT)
-                executor.loss_and_gradient(microbatch, self._get(microbatch, Slot.INPUT), labels_BT)
-                executor.finish(microbatch, self._get(microbatch, Slot.OUTPUT_GRADIENT))
-            case _:
-                raise ValueError(f"a data peer does not {work.value}")
-        return loss
-
-    def _batch(self, microbatch: MicrobatchId) -> tuple[Tensor, Tensor]:
-        assert self._data_source is not None, "a data peer has a dataset"
-        source, shard = self._data_source
-        return source.batch(microbatch.iteration, microbatch.index, shard, self.run.data_peers)
-
-    def _get(self, microbatch: MicrobatchId, slot: Slot) -> Payload:
-        codec = self.codecs.of_slot(slot)
-        return decode_payload(self.store.get(microbatch, slot), self._boundary, codec, self.executor.device)
-
-    def _keep(self, microbatch: MicrobatchId, slot: Slot, payload: Payload) -> None:
-        """An own result that is not finite leaves no bytes, and its receiver refuses an offer of that size."""
-        try:
-            encoded = encode_payload(payload, self._boundary, self.codecs.of_slot(slot))
-        except NotFiniteError as error:
-            logger.error("%s: %s: %s", microbatch, slot.value, error)
-            encoded = memoryview(b"")
-        self.store.put(microbatch, slot, encoded)
+def _works(
+    executor: StageExecutor | DataExecutor, tensors: BoundaryTensors, data: tuple[DataSource, int] | None, data_peers: int
+) -> Works:
+    if isinstance(executor, StageExecutor):
+        return StageWorks(executor, tensors)
+    assert data is not None, "a data peer has a dataset"
+    source, shard = data
+    return DataWorks(executor, tensors, lambda m: source.batch(m.iteration, m.index, shard, data_peers))

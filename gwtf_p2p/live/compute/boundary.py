@@ -1,0 +1,71 @@
+"""The tensors that cross a stage's boundaries: as wire bytes in the store, as tensors of the device for a computation."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from gwtf_p2p.live.compute.tensor_store import TensorStore
+from gwtf_p2p.protocol.events import Slot
+from gwtf_p2p.protocol.ids import MicrobatchId
+from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.protocol.wire.run_parts import BoundaryTensor
+from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
+from gwtf_p2p.training.codecs.payload import check_payload, decode_payload, encode_payload
+from gwtf_p2p.training.codecs.table import codec_of
+from gwtf_p2p.training.model.doors import Payload
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundaryCodecs:
+    """How tensors travel over the boundaries of a run, in each direction."""
+
+    activations: Codec
+    gradients: Codec
+
+    @staticmethod
+    def of(run: RunRecord) -> BoundaryCodecs:
+        """Raises InputError for a codec that this peer does not know."""
+        activations = codec_of(run.wire.activations, field="wire.activations")
+        return BoundaryCodecs(activations, codec_of(run.wire.gradients, field="wire.gradients"))
+
+    def of_slot(self, slot: Slot) -> Codec:
+        """The codec of what is in this slot."""
+        return self.activations if slot in (Slot.INPUT, Slot.OUTPUT) else self.gradients
+
+
+@dataclass(frozen=True, slots=True)
+class BoundaryTensors:
+    """Reads and writes the store of one peer. `device` is where its computations want their tensors."""
+
+    boundary: tuple[BoundaryTensor, ...]
+    codecs: BoundaryCodecs
+    store: TensorStore
+    device: torch.device
+
+    def slot_bytes(self, slot: Slot) -> int:
+        """What a transfer into this slot carries."""
+        form = self.codecs.of_slot(slot).form
+        return sum(tensor.encoded_bytes(form) for tensor in self.boundary)
+
+    def take_in(self, microbatch: MicrobatchId, slot: Slot, payload: memoryview) -> None:
+        """Bytes of another peer. Raises RemoteProtocolError, and keeps nothing, when they are no tensor."""
+        check_payload(payload, self.boundary, self.codecs.of_slot(slot))
+        self.store.put(microbatch, slot, payload)
+
+    def read(self, microbatch: MicrobatchId, slot: Slot) -> Payload:
+        """Raises KeyError when the slot is empty: our bug."""
+        return decode_payload(self.store.get(microbatch, slot), self.boundary, self.codecs.of_slot(slot), self.device)
+
+    def keep(self, microbatch: MicrobatchId, slot: Slot, payload: Payload) -> None:
+        """An own result that is not finite leaves no bytes, and its receiver refuses an offer of that size."""
+        try:
+            encoded = encode_payload(payload, self.boundary, self.codecs.of_slot(slot))
+        except NotFiniteError as error:
+            logger.error("%s: %s: %s", microbatch, slot.value, error)
+            encoded = memoryview(b"")
+        self.store.put(microbatch, slot, encoded)
