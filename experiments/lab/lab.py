@@ -21,18 +21,13 @@ from types import TracebackType
 from experiments.lab import runs
 from experiments.lab.addresses import Address
 from experiments.lab.netns import inside
-from experiments.lab.plan import Planner, Wire
+from experiments.lab.plan import Planner
 from experiments.lab.processes import HostProcess, inside_command, start_process
-from experiments.lab.topology import INTERNET, Host, Router, Topology
+from experiments.lab.topology import INTERNET, Topology
+from experiments.lab.wiring import COMMAND_S, Wiring
 
-COMMAND_S = 30.0
-_DELAY_PIPE = Path(__file__).parent / "delay_pipe.py"
 _CUT = "cut_off"
 _PACKAGES = {"ip": "iproute2", "tc": "iproute2", "nft": "nftables", "setpriv": "util-linux", "unshare": "util-linux"}
-
-
-class LabFailed(RuntimeError):
-    """A command of the lab failed; the text has the command and what it said."""
 
 
 def why_unavailable() -> str:
@@ -57,8 +52,7 @@ class Lab:
         self.topology = topology
         self._logs = logs
         self._processes: list[HostProcess] = []
-        self._pipes: dict[str, subprocess.Popen[bytes]] = {}
-        self._wires: dict[str, Wire] = {}
+        self._wiring: Wiring | None = None
         self._run: runs.Run | None = None
 
     # ---- life
@@ -66,8 +60,9 @@ class Lab:
     def __enter__(self) -> Lab:
         self._run = runs.begin()
         try:
-            self._planner = Planner(self.topology, runs.prefix(self._run.name), Path("/proc/net/if_inet6").exists())
-            self._build()
+            planner = Planner(self.topology, runs.prefix(self._run.name), Path("/proc/net/if_inet6").exists())
+            self._wiring = Wiring(planner)
+            self._wiring.build()
         except BaseException:
             self.close()
             raise
@@ -83,9 +78,15 @@ class Lab:
         self._run.end()
         for process in self._processes:
             process.popen.wait(COMMAND_S)  # killed with everything inside
-        for pipe in self._pipes.values():
-            pipe.communicate(timeout=COMMAND_S)
+        if self._wiring is not None:
+            self._wiring.wait()
         self._run = None
+
+    @property
+    def wiring(self) -> Wiring:
+        """The namespaces and what connects them; a script for one of them is run by `wiring.sh`."""
+        assert self._wiring is not None, "the lab is up inside its `with` block only"
+        return self._wiring
 
     @property
     def run_name(self) -> str:
@@ -106,24 +107,21 @@ class Lab:
 
     def namespace(self, name: str) -> str:
         """For `ip netns exec`."""
-        return self._planner.namespace(name)
+        return self.wiring.namespace(name)
 
     def namespace_path(self, name: str) -> Path:
         return runs.NAMESPACES / self.namespace(name)
 
-    def files(self, name: str) -> Path:
-        """The files that a host sees in /etc in place of the machine's."""
-        return runs.ETC_FILES / self.namespace(name)
-
     def address(self, name: str) -> Address:
         """The address that a host or router has now."""
-        return self._wires[name].address
+        return self.wiring.wires[name].address
 
     def public_address(self, name: str) -> str:
         """The IPv4 address under which the internet sees a host."""
-        wire = self._wires[name]
+        wires = self.wiring.wires
+        wire = wires[name]
         while wire.parent != INTERNET and not wire.address.routed:
-            wire = self._wires[wire.parent]
+            wire = wires[wire.parent]
         return str(wire.address.ip)
 
     def inside(self, name: str) -> AbstractContextManager[None]:
@@ -159,79 +157,25 @@ class Lab:
 
     def set_up(self, name: str, up: bool) -> None:
         """Pull the plug of a host's or router's line, or put it in again. A router forgets its mappings, as at a restart."""
-        wire = self._wires[name]
-        self._sh(name, f"ip link set {wire.device} {'up' if up else 'down'}\n")
-        if up:
-            self._sh(name, self._planner.route_script(wire))
+        self.wiring.set_up(name, up)
 
     def move(self, name: str, behind: str | None = None) -> Address:
         """A host or router comes back with another address: behind the same router, behind another, or public ('')."""
-        old = self._wires[name]
+        parent = self.wiring.wires[name].parent
         if behind is None:
-            behind = "" if old.parent == INTERNET else old.parent
-        self._sh(name, f"ip link delete {old.device}\n")
-        if pipe := self._pipes.pop(name, None):
-            pipe.communicate(timeout=COMMAND_S)
-        self._connect(self.topology[name], behind)
+            behind = "" if parent == INTERNET else parent
+        self.wiring.disconnect(name)
+        self.wiring.connect(self.topology[name], behind)
         return self.address(name)
 
     def cut_off(self, router: str, address: str) -> None:
         """Drop what passes this router from or to an address, as a filter on the way would, until `let_pass`."""
-        self._sh(router, f"nft 'add table ip {_CUT}; add chain ip {_CUT} passing {{ type filter hook forward priority 1; }}'\n")
+        self.wiring.sh(
+            router, f"nft 'add table ip {_CUT}; add chain ip {_CUT} passing {{ type filter hook forward priority 1; }}'\n"
+        )
         for end in ("saddr", "daddr"):
-            self._sh(router, f"nft add rule ip {_CUT} passing ip {end} {address} drop\n")
+            self.wiring.sh(router, f"nft add rule ip {_CUT} passing ip {end} {address} drop\n")
 
     def let_pass(self, router: str) -> None:
         """Everything that was cut off."""
-        self._sh(router, f"nft delete table ip {_CUT}\n")
-
-    # ---- making
-
-    def _build(self) -> None:
-        for node in self._planner.nodes():
-            self._command(["ip", "netns", "add", self.namespace(node)], "")
-            self._sh(node, self._planner.first_script(node))
-        for part in self.topology.parts:
-            self._connect(part, part.behind)
-        addresses = {host.name: self.address(host.name) for host in self.topology.hosts}
-        for router in self.topology.routers:
-            self._sh(router.name, self._planner.router_script(router, addresses))
-        self._write_files()
-
-    def _connect(self, part: Host | Router, behind: str) -> None:
-        wire = self._planner.wire(part, behind)
-        if wire.line.delay_ms:
-            self._pipes[wire.node] = self._delayed(wire)
-        else:
-            self._sh(wire.node, self._planner.veth_script(wire))
-        self._wires[wire.node] = wire
-        self._sh(wire.node, self._planner.node_script(wire))
-        self._sh(wire.parent, self._planner.parent_script(wire))
-
-    def _delayed(self, wire: Wire) -> subprocess.Popen[bytes]:
-        program = [sys.executable, "-I", "-S", str(_DELAY_PIPE), wire.device, wire.port, str(wire.line.delay_ms)]
-        command = inside_command(self.namespace(wire.node), program)
-        pipe = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
-        assert pipe.stdout is not None
-        if pipe.stdout.readline() != b"ready\n":
-            pipe.wait(COMMAND_S)
-            raise LabFailed(f"the delayed wire of {wire.node} did not start")
-        self._sh(wire.node, f"ip link set {wire.port} netns {self.namespace(wire.parent)}\n")
-        return pipe
-
-    def _write_files(self) -> None:
-        """What the hosts see in /etc: the names of the lab, and no name server (the machine's own cannot be reached)."""
-        named = [f"{self.address(host.name).ip} {host.dns}" for host in self.topology.hosts if host.dns]
-        for host in self.topology.hosts:
-            folder = self.files(host.name)
-            folder.mkdir(parents=True)
-            (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *named, ""]))
-            (folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
-
-    def _sh(self, node: str, script: str) -> None:
-        self._command(["ip", "netns", "exec", self.namespace(node), "sh", "-e"], script)
-
-    def _command(self, command: list[str], script: str) -> None:
-        done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=COMMAND_S, check=False)
-        if done.returncode:
-            raise LabFailed(f"{' '.join(command)}: {done.stderr.strip()}\n{script}")
+        self.wiring.sh(router, f"nft delete table ip {_CUT}\n")

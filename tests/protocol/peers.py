@@ -161,7 +161,16 @@ class Driven:
         self.handle(ev.WatchBroken(peer, "reset"))
         return self.handle(ev.CheckFailed(peer, "refused", silent=False))
 
-    # ---- a microbatch at a stage peer, step by step
+    def computes(self, work: ev.Work, m: MicrobatchId, loss: float | None = None) -> list[ef.Effect]:
+        return self.handle(ev.Computed(work, m, 0.5, loss), after_s=0.5)
+
+    def is_accepted(self, push: ef.Push) -> None:
+        self.handle(ev.PushAnswered(push.token, msg.Verdict.ACCEPTED))
+        self.handle(ev.PushDelivered(push.token, 0.1), after_s=0.1)
+
+
+class DrivenStagePeer(Driven):
+    """A stage peer, and what a microbatch goes through there, step by step."""
 
     def takes(self, m: MicrobatchId, sender: PeerId, attempt: msg.Attempt, ahead: tuple[PeerId, ...] = ()) -> None:
         """The input has arrived and its forward runs."""
@@ -170,18 +179,11 @@ class Driven:
         assert self.verdict()[0] is msg.Verdict.ACCEPTED, self.verdict()
         self.handle(ev.Delivered(sender, forward))
 
-    def computes(self, work: ev.Work, m: MicrobatchId, loss: float | None = None) -> list[ef.Effect]:
-        return self.handle(ev.Computed(work, m, 0.5, loss), after_s=0.5)
-
     def hands_on(self, m: MicrobatchId, sender: PeerId, attempt: msg.Attempt, ahead: tuple[PeerId, ...] = ()) -> ef.Push:
         """The forward is done and the output is on its way."""
         self.takes(m, sender, attempt, ahead)
         self.computes(ev.Work.FORWARD, m)
         return self.pushed()
-
-    def is_accepted(self, push: ef.Push) -> None:
-        self.handle(ev.PushAnswered(push.token, msg.Verdict.ACCEPTED))
-        self.handle(ev.PushDelivered(push.token, 0.1), after_s=0.1)
 
     def gets_gradient(self, m: MicrobatchId, sender: PeerId, attempt: msg.Attempt, done_by: tuple[PeerId, ...]) -> None:
         backward = msg.Backward(m, attempt, self.machine.ctx.stage, done_by)
@@ -196,6 +198,9 @@ class Driven:
         return self.pushed()
 
 
+P = TypeVar("P", bound=Driven)
+
+
 def stage_peer(
     me: PeerId = A,
     stages: int = 3,
@@ -204,14 +209,14 @@ def stage_peer(
     exact: bool = True,
     limit: int = 0,
     peers: Sequence[PeerId] = tuple(STAGE_OF),
-) -> Driven:
+) -> DrivenStagePeer:
     """A stage peer whose program has not started. `limit`: so many microbatches fit into its memory."""
     router = FirstFree(peers)
     own = StagePeerConfig(capacity)
     settings = PeerSettings(
         me, Stage(STAGE_OF[me]), stages, None, exact, done_bytes=1, memory_limit_bytes=limit, stage_peer=own
     )
-    return Driven(compose(settings, router), router)
+    return DrivenStagePeer(compose(settings, router), router)
 
 
 def data_peer(
@@ -230,7 +235,7 @@ def data_peer(
     return Driven(compose(settings, router), router)
 
 
-def online(driven: Driven, others: Iterable[StageRecord | PeerId] = (), version: int = 0) -> Driven:
+def online(driven: P, others: Iterable[StageRecord | PeerId] = (), version: int = 0) -> P:
     """Started; if no data peer but itself is seen, it is ONLINE at once."""
     driven.handle(ev.Started(version, incarnation=7))
     driven.sees([record(driven.me, weights_version=version), *others])
@@ -279,7 +284,7 @@ def all_answer(driven: Driven, **changes: Any) -> None:
             driven.hears(peer, msg.Standing(Stage(STAGE_OF[peer]), version, **own))
 
 
-def in_step(me: PeerId = A, iteration: int = 0, leader: PeerId = D, **how: Any) -> Driven:
+def in_step(me: PeerId = A, iteration: int = 0, leader: PeerId = D, **how: Any) -> DrivenStagePeer:
     """A stage peer that takes part in this iteration, admitted by `leader`."""
     driven = stage_peer(me, **how)
     driven.handle(ev.Started(iteration, incarnation=7))

@@ -10,9 +10,10 @@ import shutil
 import time
 from pathlib import Path
 
-from experiments.lab.lab import COMMAND_S, Lab, LabFailed
+from experiments.lab.lab import Lab
 from experiments.lab.nat_rules import BRIDGE, OUTER_DEVICE
 from experiments.lab.processes import HostProcess
+from experiments.lab.wiring import COMMAND_S, LabFailed
 
 OUTSIDE = "11.22.33.44"
 PACKAGE = "miniupnpd-nftables"

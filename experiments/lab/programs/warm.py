@@ -22,7 +22,7 @@ def fork_into(
     context: ForkServerContext, lab: Lab, host: str, function: Callable[..., None], *arguments: Any
 ) -> ForkServerProcess:
     """Run a function of a module (importable by name) in a host, in a fork of the context's server."""
-    place = lab.namespace_path(host), lab.files(host)
+    place = lab.namespace_path(host), lab.wiring.files(host)
     process = context.Process(target=_inside, args=(*place, function, arguments), name=f"lab-{host}")
     process.start()
     return process

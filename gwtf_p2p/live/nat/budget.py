@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from gwtf_p2p.live.nat.connect import Way
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.nat.reachability_rules import NO_END, circuit_left
-from gwtf_p2p.live.nat.way import Way
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.records import PathType, StageRecord
 

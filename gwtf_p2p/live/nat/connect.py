@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from gwtf_p2p.live.libp2p.dialling import connect, connections, disconnect, is_circuit
+from gwtf_p2p.live.nat import hole_punch as punch
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.nat.reachability_rules import kind_of
-from gwtf_p2p.live.nat.way import FIRST_RETRY_S, Way
 from gwtf_p2p.live.rpc.api import FailureKind, RpcFailed
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.view.network_view import NetworkView
@@ -18,6 +20,26 @@ logger = logging.getLogger(__name__)
 
 DIRECT_S = 4.0
 CIRCUIT_S = 6.0
+FIRST_RETRY_S = 30.0
+"""Until the next try for a better path, after the first one."""
+
+
+@dataclass(slots=True)
+class Way:
+    """What is known of the path to one peer. `sent_bytes`, since `opened_s`, counts against the circuit's budget."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    kind: PathType | None = None
+    told: PathType | None = None
+    sent_bytes: int = 0
+    opened_s: float = 0.0
+    changing_until_s: float = 0.0
+    next_try_s: float = 0.0
+    retry_s: float = FIRST_RETRY_S
+    is_fragile: bool = False
+    is_trying: bool = False
+    is_wanted: bool = False
+    doors: list[punch.Splice] = field(default_factory=list)
 
 
 class Connector:

@@ -14,10 +14,9 @@ from typing import Any
 
 from gwtf_p2p.live.libp2p.dialling import connect
 from gwtf_p2p.live.nat import hole_punch as punch
-from gwtf_p2p.live.nat.connect import CIRCUIT_S, DIRECT_S, Connector
+from gwtf_p2p.live.nat.connect import CIRCUIT_S, DIRECT_S, Connector, Way
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.nat.reachability_rules import Role, Situation, host_of, is_likely, port_of, punch_role, share_a_router
-from gwtf_p2p.live.nat.way import Way
 from gwtf_p2p.live.rpc.api import CallFailed, Header, RpcFailed
 from gwtf_p2p.live.rpc.rpc import Rpc
 from gwtf_p2p.protocol.errors import RemoteProtocolError

@@ -16,10 +16,9 @@ from typing import Any
 from gwtf_p2p.live.libp2p.daemon import Daemon
 from gwtf_p2p.live.libp2p.dialling import connections
 from gwtf_p2p.live.nat.budget import LEAST_ALLOWANCE, Budget
-from gwtf_p2p.live.nat.connect import Connector
+from gwtf_p2p.live.nat.connect import Connector, Way
 from gwtf_p2p.live.nat.improve import Improver
 from gwtf_p2p.live.nat.reachability import Reachability
-from gwtf_p2p.live.nat.way import Way
 from gwtf_p2p.live.rpc.api import RpcFailed
 from gwtf_p2p.live.rpc.rpc import Rpc
 from gwtf_p2p.protocol.ids import PeerId

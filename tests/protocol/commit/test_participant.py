@@ -9,7 +9,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Ballot
-from tests.protocol.peers import A2, D2, A, B, C, D, Driven, in_step, microbatch
+from tests.protocol.peers import A2, D2, A, B, C, D, Driven, DrivenStagePeer, in_step, microbatch
 
 M0, M1 = microbatch(0), microbatch(1)
 
@@ -28,7 +28,7 @@ def prepared(driven: Driven, message: msg.Prepare, digest: str = "bytes") -> Non
     assert driven.sent(msg.Prepared, message.coordinator)
 
 
-def counted(*microbatches: MicrobatchId) -> Driven:
+def counted(*microbatches: MicrobatchId) -> DrivenStagePeer:
     """A peer of stage 1 that has done these microbatches."""
     driven = in_step()
     for m in microbatches:
@@ -321,7 +321,7 @@ def test_who_steps_is_not_left_behind_by_those_that_have_stepped() -> None:
 # ---- following: from old weights, through the kept averages
 
 
-def following(iteration: int = 3) -> Driven:
+def following(iteration: int = 3) -> DrivenStagePeer:
     """It has been admitted to an iteration whose weights it downloads."""
     driven = in_step()
     driven.hears(D, msg.Admit(iteration, donors=(A2,), data_peers=(D,)))

@@ -10,10 +10,25 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
 from gwtf_p2p.protocol.membership.membership import MOST_SEEK_S, SEEK_S
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.records import PeerState
-from tests.protocol.peers import A2, D2, A, B, C, D, Driven, data_peer, in_step, leading, microbatch, record, stage_peer
+from tests.protocol.peers import (
+    A2,
+    D2,
+    A,
+    B,
+    C,
+    D,
+    Driven,
+    DrivenStagePeer,
+    data_peer,
+    in_step,
+    leading,
+    microbatch,
+    record,
+    stage_peer,
+)
 
 
-def joining(me: object = A, version: int = 0, others: int = 0) -> Driven:
+def joining(me: object = A, version: int = 0, others: int = 0) -> DrivenStagePeer:
     """It sees D, whose record is `others` iterations old."""
     driven = stage_peer(me)  # type: ignore[arg-type]
     driven.handle(ev.Started(version, incarnation=7))

@@ -9,19 +9,34 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Verdict
-from tests.protocol.peers import A2, B2, C2, A, B, C, D, Driven, goes_round, in_step, leading, microbatch, record
+from tests.protocol.peers import (
+    A2,
+    B2,
+    C2,
+    A,
+    B,
+    C,
+    D,
+    Driven,
+    DrivenStagePeer,
+    goes_round,
+    in_step,
+    leading,
+    microbatch,
+    record,
+)
 
 M = microbatch()
 
 
-def waiting(**how: object) -> Driven:
+def waiting(**how: object) -> DrivenStagePeer:
     """B has the output of A."""
     driven = in_step(A, **how)  # type: ignore[arg-type]
     driven.is_accepted(driven.hands_on(M, D, (7, 0), (B, C)))
     return driven
 
 
-def done(**how: object) -> Driven:
+def done(**how: object) -> DrivenStagePeer:
     """A has done both passes, and has handed the gradient back."""
     driven = waiting(**how)
     driven.is_accepted(driven.finishes(M, B, (7, 0, 0), (B, C)))

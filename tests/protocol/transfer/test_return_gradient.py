@@ -9,7 +9,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Verdict
-from tests.protocol.peers import A2, A, B, C, D, Driven, in_step, leading, microbatch
+from tests.protocol.peers import A2, A, B, C, D, Driven, DrivenStagePeer, in_step, leading, microbatch
 
 M = microbatch()
 
@@ -117,7 +117,7 @@ def test_a_late_return_is_asked_about_and_begun_anew_when_its_predecessor_has_an
 # ---- orphans
 
 
-def unfinished() -> Driven:
+def unfinished() -> DrivenStagePeer:
     driven = in_step(B)
     driven.is_accepted(driven.hands_on(M, A, (7, 0, 0), (C,)))
     return driven

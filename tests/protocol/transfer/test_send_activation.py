@@ -10,7 +10,7 @@ from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.protocol.transfer.send_activation import RETRY_S
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Verdict
-from tests.protocol.peers import B2, A, B, C, D, Driven, goes_round, in_step, leading, microbatch
+from tests.protocol.peers import B2, A, B, C, D, Driven, DrivenStagePeer, goes_round, in_step, leading, microbatch
 
 M = microbatch()
 
@@ -20,7 +20,7 @@ def pushing(**how: object) -> tuple[Driven, ef.Push]:
     return driven, driven.hands_on(M, D, (7, 0), (B, C))
 
 
-def waiting() -> Driven:
+def waiting() -> DrivenStagePeer:
     driven, push = pushing()
     driven.is_accepted(push)
     return driven
