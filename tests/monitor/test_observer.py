@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from io import StringIO
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from gwtf_p2p.cli.main import main
 from gwtf_p2p.cli.verbs.routes import table
@@ -15,7 +13,7 @@ from gwtf_p2p.live.measure.run_progress import Progress, route_name
 from gwtf_p2p.monitor.health import Level, duration, findings
 from gwtf_p2p.monitor.routes import RoutePlans
 from gwtf_p2p.monitor.swarm_state import HELD_OUT, SwarmState
-from gwtf_p2p.monitor.swarm_view import plain_line, render_swarm
+from gwtf_p2p.monitor.terminal.swarm_view import plain_line, swarm_view
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.records import PeerState
 from tests.monitor.watched import A1, A2, B1, RUN, planned, record, swarm
@@ -45,10 +43,8 @@ def test_of_two_records_of_a_peer_the_newest_counts() -> None:
 def test_the_terminal_view_names_peers_and_empty_stages() -> None:
     state = SwarmState(RUN)
     state.look(swarm()[:3], 1.0)
-    out = StringIO()
-    Console(width=120, file=out).print(render_swarm(state))
-    shown = out.getvalue()
-    assert A1[-6:] in shown and "no peer online in stage 2" in shown
+    shown = "\n".join(line.plain for line in swarm_view(state, (120, 40)))
+    assert A1[-6:] in shown and "no peer is online in stage 2" in shown
     assert plain_line(state).startswith("iteration 3  loss 3.7000")
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from io import StringIO
-
 import pytest
-from rich.console import Console
 
 from gwtf_p2p.cli.shared.churn import ChurnScript, parse_churn
 from gwtf_p2p.live.emulation.faults import MOMENTS
 from gwtf_p2p.monitor.run_state import RunState
-from gwtf_p2p.monitor.terminal import PeerLine, progress_line, render, sparkline
+from gwtf_p2p.monitor.terminal.fit import sparkline
+from gwtf_p2p.monitor.terminal.local_view import PeerLine, local_view, progress_line
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.simulation.scenario.scenario import ChurnSpec
 
@@ -62,10 +60,8 @@ def test_the_view_names_peers_losses_and_events() -> None:
     state = run_of((2, 2))
     recovery = {"name": "recovery", "kind": "backward", "microbatch": "x/0/0", "lost": "Qm1", "reason": "gone"}
     state.hear("data0", 0, recovery, 5.0)
-    out = StringIO()
     lines = {"bootstrap": PeerLine("bootstrap", -1, "online"), "stage1.0": PeerLine("stage", 1, "online", 2, 1)}
-    Console(file=out, width=100).print(render(state, lines, "demo", 5))
-    text = out.getvalue()
+    text = "\n".join(line.plain for line in local_view(state, lines, 5, (100, 30)))
     for expected in ("step 1/5", "stage1.0", "3.5000", "backward recovery", "routes used most"):
         assert expected in text
     assert "loss 3.5000" in progress_line(state, 0)
@@ -112,9 +108,7 @@ def test_iterations_that_the_swarm_goes_back_over_are_forgotten() -> None:
 def test_a_stage_without_peers_pauses_the_training_and_the_view_says_so() -> None:
     state = run_of((2, 2))
     state.hear("data0", 0, {"name": "stage_empty", "stage": 1, "iteration": 1}, 5.0)
-    out = StringIO()
-    Console(file=out, width=100).print(render(state, {}, "demo", 5))
-    assert "paused: stage 1 has no peer" in out.getvalue()
+    assert "paused: stage 1 has no peer" in [line.plain for line in local_view(state, {}, 5, (100, 30))]
     state.hear("data0", 0, {"name": "stage_staffed", "stage": 1, "iteration": 1}, 6.0)
     assert not state.pause
 

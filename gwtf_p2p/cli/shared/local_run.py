@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.monitor.run_state import RunState
-from gwtf_p2p.monitor.terminal import PeerLine
+from gwtf_p2p.monitor.terminal.local_view import PeerLine
 from gwtf_p2p.protocol.wire.records import RunRecord
 
 if TYPE_CHECKING:

@@ -1,28 +1,106 @@
-"""What a peer that runs in a terminal tells its user: one line when something happens that concerns them."""
+"""What a peer that runs in a terminal tells its user: a view where stdout is one, else a line when something concerns them.
+
+The first thing is told before torch is loaded, which takes seconds; the last when the peer has left.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from rich.console import Console, Group
+from rich.live import Live
 
-def reporter(as_json: bool) -> Callable[[dict[str, Any]], None]:
-    """Prints reports; with `as_json` each as one JSON object."""
+from gwtf_p2p.monitor.own_peer import AFTER, OwnPeer
+from gwtf_p2p.monitor.terminal.own_view import own_view
 
-    def tell(fields: dict[str, Any]) -> None:
-        if as_json:
-            print(json.dumps(fields), flush=True)
-            return
-        line = _line(fields)
-        if line:
-            print(line, flush=True)
+FIGURES_S = 2.0
+"""How often a peer with a view tells its figures."""
 
-    return tell
+REFRESHES_PER_S = 2
 
 
-def _line(report: dict[str, Any]) -> str:
+def has_view(args: argparse.Namespace) -> bool:
+    """Does this verb show a view, rather than lines or JSON?"""
+    return not args.json and sys.stdout.isatty()
+
+
+def figures_period_s(args: argparse.Namespace) -> float:
+    """For `PeerConfig.figures_every_s`: nobody would see them but in a view."""
+    return FIGURES_S if has_view(args) else 0.0
+
+
+class Teller:
+    """Takes a peer's reports; any thread may call it. `close` ends the view and says the last words."""
+
+    def __init__(self, as_json: bool, console: Console | None) -> None:
+        self._as_json, self._console = as_json, console
+        self._own = OwnPeer(time.time())
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+
+    def __call__(self, report: Mapping[str, Any]) -> None:
+        """One report. The view begins with the first, so that a mistake in the flags is told without one."""
+        now = time.time()
+        with self._lock:
+            self._own.hear(report, now)
+            text = line(report)
+            if text and report["name"] != "step":
+                self._own.tell(text, now)
+        if self._console is not None:
+            self._show(self._console)
+        elif self._as_json:
+            print(json.dumps(dict(report)), flush=True)
+        elif text:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """To be called however the peer has ended."""
+        if self._live is not None:
+            self._live.stop()
+        if self._own.peer and not self._as_json:
+            print(self._own.last_words(), flush=True)
+
+    def _show(self, console: Console) -> None:
+        if self._live is None:
+            # What is logged to a terminal goes above the view; a log that goes to a file stays there.
+            self._live = Live(
+                get_renderable=self._render,
+                console=console,
+                refresh_per_second=REFRESHES_PER_S,
+                redirect_stderr=sys.stderr.isatty(),
+            )
+            self._live.start(refresh=True)
+
+    def _render(self) -> Group:
+        assert self._console is not None
+        size = self._console.size
+        with self._lock:
+            return Group(*own_view(self._own, time.time(), (size.width, size.height - 1)))
+
+
+@contextmanager
+def telling(args: argparse.Namespace) -> Iterator[Teller]:
+    """For as long as a verb runs."""
+    teller = Teller(args.json, Console() if has_view(args) else None)
+    try:
+        yield teller
+    finally:
+        teller.close()
+
+
+def line(report: Mapping[str, Any]) -> str:
+    """What a report says to people, or nothing."""
     match report["name"]:
+        case "step":
+            following = AFTER.get(report["done"], "")
+            return f"starts: {following}" if following else ""
         case "started":
             address = report["maddrs"][0] if report["maddrs"] else "-"
             return f"peer {report['peer']} is up; others can also join through {address}"
@@ -50,6 +128,20 @@ def _line(report: dict[str, Any]) -> str:
             return f"average failed and is tried again: {report['reason']}"
         case "out_of_step":
             return f"out of step at version {report['version']}: {report['reason']}"
+        case "catching_up":
+            return f"catching up: fetching version {report['iteration']} from {len(report['donors'])} peers"
+        case "memory_full":
+            return f"takes nothing more: {report['kept']} microbatches are kept until the iteration is committed"
+        case "stage_empty":
+            return f"training waits: stage {report['stage']} has no peer"
+        case "stage_staffed":
+            return f"stage {report['stage']} has a peer again"
+        case "going_back":
+            return f"back to version {report['version']}: {report.get('reason', 'nobody has a later one')}"
+        case "moving":
+            return f"moves from stage {report['stage']} to {report['to_stage']}: {report['reason']}"
+        case "draining":
+            return "leaving: what is held is finished first"
         case "run_complete":
             return f"the run is complete after {report['iterations']} steps (Ctrl+C leaves)"
         case _:

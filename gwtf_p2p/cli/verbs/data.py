@@ -20,13 +20,13 @@ from gwtf_p2p.cli.shared.peer_flags import (
     p2p_options,
     serve,
 )
-from gwtf_p2p.cli.shared.peer_reports import reporter
+from gwtf_p2p.cli.shared.peer_reports import figures_period_s, telling
 from gwtf_p2p.cli.shared.run_file import check_hub_files, check_settings, read_toml, run_from_plain
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId
 
 if TYPE_CHECKING:
-    from gwtf_p2p.live.peer.config import PeerConfig
+    from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 
 
 def add_parser(subparsers: Any) -> None:
@@ -44,17 +44,19 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until Ctrl+C."""
-    return serve(config_of(args), args, reporter(args.json))
+    with telling(args) as tell:
+        return serve(config_of(args, tell), args, tell)
 
 
-def config_of(args: argparse.Namespace) -> PeerConfig:
-    """What the flags say. Raises InputError."""
+def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) -> PeerConfig:
+    """What the flags say. `tell` hears when they are known to be right and torch is about to be loaded. Raises InputError."""
     if bool(args.new_run) == bool(args.run_id):
         raise InputError("--new_run, --run_id", "", "expected one of the two")
     plain = read_toml(args.new_run) if args.new_run else None
     if plain is not None:
         check_settings(plain, str(args.new_run))  # it costs nothing, and all that follows loads torch
     check_initial_peers(args)
+    tell({"name": "step", "done": "flags"})
     new_run = None
     if plain is not None:
         new_run = run_from_plain(plain, str(args.new_run))
@@ -64,6 +66,7 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
     from gwtf_p2p.training.compute.executor import resolve_device
 
     resolve_device(args.device)
+    tell({"name": "step", "done": "loaded"})
     options = p2p_options(args, needs_peers=True)  # last: it claims a port, and says so when that is not the default one
     return PeerConfig(
         role="data",
@@ -79,5 +82,6 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
         memory=memory_limit(args),
         drain_s=DRAIN_S,
         join_timeout_s=args.timeout,
+        figures_every_s=figures_period_s(args),
         event_log=args.event_log,
     )

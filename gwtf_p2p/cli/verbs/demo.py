@@ -21,7 +21,7 @@ from gwtf_p2p.cli.shared.churn import ChurnScript, parse_churn
 from gwtf_p2p.cli.shared.churn_run import ChurnRun, faults_of
 from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig, RunFailed
 from gwtf_p2p.cli.shared.run_file import run_from_plain
-from gwtf_p2p.monitor.terminal import progress_line, render
+from gwtf_p2p.monitor.terminal.local_view import local_view, progress_line
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.records import RunRecord
 
@@ -78,6 +78,10 @@ def run(args: argparse.Namespace) -> int:
     for name in ("stages", "peers_per_stage", "data_peers", "steps"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name}", str(getattr(args, name)), "expected a whole number above 0")
+    out = sys.stderr if args.json else sys.stdout
+    peers = f"1 bootstrap peer, {args.data_peers} data peers, {args.stages * args.peers_per_stage} stage peers"
+    print(f"gwtf demo: {peers} in {args.stages} stages on this machine ({args.model}, {args.dataset})", file=out)
+    print("reading the run's settings: loads torch and transformers, which takes some seconds", file=out, flush=True)
     record = run_from_plain(plain_run(args), "command line")
     with ExitStack() as stack:
         folder = args.keep_logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gwtf-demo-")))
@@ -160,11 +164,7 @@ class _Demo:
         print(text, file=self.out, flush=True)
 
     def _start(self) -> None:
-        args = self.args
-        self._say(
-            f"starting 1 bootstrap peer, {args.data_peers} data peers and {args.stages * args.peers_per_stage} stage peers "
-            f"in {args.stages} stages ({args.model}, {args.dataset}, router {args.router})"
-        )
+        self._say("starting the bootstrap peer, and the process that all others are forked from")
         self.local.begin()
         self._say(f"join with --initial_peers {self.local.initial_peer()} --run_id {self.record.run_id}")
 
@@ -172,7 +172,7 @@ class _Demo:
 
     def _watch(self) -> str:
         """Until every data peer has done its steps; returns why not, or nothing."""
-        from rich.console import Console
+        from rich.console import Console, Group
         from rich.live import Live
 
         console = Console(file=self.out)
@@ -189,8 +189,9 @@ class _Demo:
                 if time.monotonic() - progress_at > STALL_S:
                     return f"nothing happened for {STALL_S:.0f} s; the peers' logs: --keep_logs DIR"
                 if live is not None:
-                    title = f"gwtf demo · {self.record.run_id} · router {self.record.router}"
-                    live.update(render(self.state, self.local.lines, title, self.args.steps), refresh=True)
+                    size = console.size
+                    lines = local_view(self.state, self.local.lines, self.args.steps, (size.width, size.height - 1))
+                    live.update(Group(*lines), refresh=True)
                 else:
                     self._plain()
         return ""

@@ -43,10 +43,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Until Ctrl+C. Raises InputError."""
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
 
-    from gwtf_p2p.monitor.swarm_view import plain_line, render_swarm
+    from gwtf_p2p.monitor.terminal.swarm_view import plain_line, swarm_view
 
     several = len(run_ids_of(args)) > 1
     console = Console()
@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
             if args.json:
                 print(json.dumps(runs.by_id[state.run.run_id].feed.document), flush=True)
             elif live is not None:
-                live.update(render_swarm(state), refresh=True)
+                size = console.size
+                live.update(Group(*swarm_view(state, (size.width, size.height - 1))), refresh=True)
             else:
                 name = f"{state.run.run_id}: " if several else ""
                 for text in (*(change.text for change in changes), plain_line(state)):

@@ -18,12 +18,12 @@ from gwtf_p2p.cli.shared.peer_flags import (
     p2p_options,
     serve,
 )
-from gwtf_p2p.cli.shared.peer_reports import reporter
+from gwtf_p2p.cli.shared.peer_reports import figures_period_s, telling
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId
 
 if TYPE_CHECKING:
-    from gwtf_p2p.live.peer.config import PeerConfig
+    from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 
 
 def add_parser(subparsers: Any) -> None:
@@ -40,21 +40,24 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until Ctrl+C."""
-    return serve(config_of(args), args, reporter(args.json))
+    with telling(args) as tell:
+        return serve(config_of(args, tell), args, tell)
 
 
-def config_of(args: argparse.Namespace) -> PeerConfig:
-    """What the flags say. Raises InputError."""
+def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) -> PeerConfig:
+    """What the flags say. `tell` hears when they are known to be right and torch is about to be loaded. Raises InputError."""
     if not args.run_id:
         raise InputError("--run_id", "", "expected the id of the run to take part in")
     if args.capacity < 1:
         raise InputError("--capacity", str(args.capacity), "expected a whole number above 0")
     options = p2p_options(args, needs_peers=True)
+    tell({"name": "step", "done": "flags"})
     from gwtf_p2p.live.peer.config import PeerConfig
     from gwtf_p2p.training.compute.config import ExecutorConfig
     from gwtf_p2p.training.compute.executor import resolve_device
 
     resolve_device(args.device)
+    tell({"name": "step", "done": "loaded"})
     return PeerConfig(
         role="peer",
         options=options,
@@ -70,5 +73,6 @@ def config_of(args: argparse.Namespace) -> PeerConfig:
         memory=memory_limit(args),
         drain_s=DRAIN_S,
         join_timeout_s=args.timeout,
+        figures_every_s=figures_period_s(args),
         event_log=args.event_log,
     )

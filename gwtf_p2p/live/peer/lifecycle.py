@@ -65,7 +65,7 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event)
 
 
 async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport, stop: asyncio.Event) -> None:
-    times = JoinTimes()
+    times = _times(on_report)
     async with AsyncExitStack() as stack:
         run_id = config.new_run.run_id if config.new_run else config.run_id
         cache = PeerCache(identity, run_id)
@@ -111,6 +111,7 @@ async def _take_part(config: PeerConfig, network: Network, on_report: OnReport, 
 
     run = await _find_run(config, network.dht)
     check_config(config, run)
+    on_report({"name": "run", "run_id": run.run_id, "stages": run.stages, "total_iterations": run.total_iterations})
     times.mark("run")
     while True:
         reachability = network.reachability
@@ -123,7 +124,12 @@ async def _take_part(config: PeerConfig, network: Network, on_report: OnReport, 
         if stage is None:
             return
         logger.info("this peer moves to stage %d", stage)
-        config, times = replace(config, stage=stage, fault=None), JoinTimes()
+        config, times = replace(config, stage=stage, fault=None), _times(on_report)
+
+
+def _times(on_report: OnReport) -> JoinTimes:
+    """Each step of joining is told when it is done."""
+    return JoinTimes(on_mark=lambda step, seconds: on_report({"name": "step", "done": step, "seconds": seconds}))
 
 
 async def _stop_daemon(daemon: Daemon) -> None:

@@ -15,7 +15,7 @@ from gwtf_p2p.live.peer.config import OnReport
 from gwtf_p2p.live.peer.wiring import Parts
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.wire.records import PathType
@@ -86,6 +86,11 @@ class Reporter:
             if every_s:
                 self.tell({"name": "figures", **self._figures()})
 
+    def _empty_stages(self) -> list[int]:
+        """Stages without a peer that microbatches can be sent to, as far as this peer's view tells."""
+        view = self._machine.ctx.view
+        return [] if view is None else [k for k in range(view.stages + 1) if not view.peers_of_stage(Stage(k))]
+
     def _figures(self) -> dict[str, Any]:
         store, transport = self._parts.compute.store, self._parts.transport
         return {
@@ -95,5 +100,6 @@ class Reporter:
             "most_kept_bytes": store.most_held_bytes,
             "spilled_bytes": store.spilled_bytes,
             "resident_bytes": resident_bytes(),
+            "empty_stages": self._empty_stages(),
             **traffic(transport.real_rpc.meter, transport.network.dht.record_bytes),
         }
