@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from gwtf_p2p.protocol.errors import InputError, OtherWireVersion
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from gwtf_p2p.monitor.observer import OnLook
 
 
-def add_observer_flags(parser: argparse.ArgumentParser, *, several_runs: bool = False) -> None:
-    """Whom to ask, and for which run; `several_runs`: --run_id may be given again, and is a list."""
+def add_observer_flags(parser: argparse.ArgumentParser, *, several_runs: bool = False, once: bool = True) -> None:
+    """Whom to ask, and for which run; `several_runs`: --run_id may be given again, and is a list. `once`: with --once."""
     add = parser.add_argument
     add("-c", "--config", metavar="FILE", help="flags from a TOML file")
     whom = "multiaddrs, comma lists or @file (env GWTF_INITIAL_PEERS)"
@@ -28,7 +29,8 @@ def add_observer_flags(parser: argparse.ArgumentParser, *, several_runs: bool = 
         add("--run_id", nargs="+", action="extend", default=[], metavar="RUN", help="runs to look at")
     else:
         add("--run_id", help="the run to look at")
-    add("--once", action="store_true", help="one look, then end")
+    if once:
+        add("--once", action="store_true", help="one look, then end")
     add("--log_level", default=os.environ.get("HIVEMIND_LOGLEVEL", "WARNING"), help="DEBUG, INFO, WARNING or ERROR")
 
 
@@ -48,6 +50,32 @@ def run_ids_of(args: argparse.Namespace) -> tuple[RunId, ...]:
     if not given or not all(given):
         raise InputError("--run_id", "", "expected the id of the run to look at")
     return tuple(RunId(run_id) for run_id in dict.fromkeys(given))
+
+
+def observe_until(peers: tuple[InitialPeer, ...], run_ids: tuple[RunId, ...], on_look: OnLook, stop: threading.Event) -> str:
+    """Observe in the thread of the caller, until `stop` is set. Returns why it ended when it did by itself."""
+    import uvloop
+
+    from gwtf_p2p.live.discovery.dht import RunConflict
+    from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
+    from gwtf_p2p.monitor.observer import observe_runs
+
+    async def main() -> None:
+        ended = asyncio.Event()
+        told = asyncio.ensure_future(asyncio.to_thread(stop.wait))
+        told.add_done_callback(lambda _: ended.set())
+        try:
+            await observe_runs(peers, run_ids, on_look, ended)
+        finally:
+            stop.set()
+            await told
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+    except (NetworkUnreachable, DaemonFailed, RunConflict, OtherWireVersion, InputError) as error:
+        return str(error)
+    return ""
 
 
 def watch(args: argparse.Namespace, on_look: OnLook) -> int:
