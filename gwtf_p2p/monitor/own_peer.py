@@ -50,6 +50,7 @@ class OwnPeer:
     online_since: float = 0.0
     download: tuple[int, int] | None = None
     waiting_for: str = ""
+    is_leaving: bool = False
     empty: tuple[int, ...] = ()
     iteration: int = -1
     iterations: int = 0
@@ -77,10 +78,12 @@ class OwnPeer:
             case "run":
                 self.run = dict(report)
             case "online":
-                self.online_since, self.download = now, None
+                self.online_since, self.download, self.is_leaving = now, None, False
                 self.where = f"stage {report['stage']}" if report["stage"] else f"shard {report['shard']} of the data"
             case "catching_up" | "restarting" | "moving":
                 self.online_since, self.download = 0.0, None
+            case "draining":
+                self.is_leaving = True
             case "download":
                 self.download = int(report["chunks"]), int(report["of"])
             case "stepped":
@@ -141,6 +144,8 @@ class OwnPeer:
 
     def doing(self, now: float) -> tuple[str, bool]:
         """What the peer is at, in one sentence, and whether that is good news."""
+        if self.is_leaving:
+            return "Leaves: what is held is finished first.", True
         if self.waiting_for:
             return f"Waits: no initial peer answers ({self.waiting_for}).", False
         if self.download is not None and not self.online_since:

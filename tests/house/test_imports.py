@@ -24,12 +24,14 @@ WEB = {"starlette", "uvicorn", "jinja2", "segno"}
 PACKAGES: dict[str, set[str]] = {
     "protocol": {"protocol"},
     "simulation": {"simulation", "protocol"},
+    "drawing": {"drawing", "protocol"},
     "training": {"training", "protocol", "torch", "transformers", "datasets", "jinja2"},
     "live": {"version", "live", "protocol", "training", "hivemind", "torch", "transformers"},
     "monitor": {"monitor", "protocol", "live", "version", *WEB},
-    "ab": {"ab", "live", "training", "simulation", "protocol", "monitor", "version", "torch"},
+    "ab": {"ab", "drawing", "live", "training", "simulation", "protocol", "monitor", "version", "torch"},
     "cli": {
         "cli",
+        "drawing",
         "ab",
         "monitor",
         "live",

@@ -8,17 +8,13 @@ from collections.abc import Sequence
 from statistics import median
 
 from gwtf_p2p.ab.report.statistics import ArmSummary
-from gwtf_p2p.ab.report.svg import BLUE, GREY, INK, LIGHT, PALETTE, Drawing, Scale
 from gwtf_p2p.ab.trials.gantt import Row
 from gwtf_p2p.ab.trials.result import RunResult
+from gwtf_p2p.drawing.replay import COLOURS
+from gwtf_p2p.drawing.svg import BLUE, GREY, INK, LIGHT, PALETTE, Drawing, Scale
 
 WIDTH, LEFT, RIGHT = 1040, 300, 60
 ROW, HEAD = 22, 36
-
-COLOURS = {
-    "forward": "#4c8bd6", "backward": "#d9822b", "embed": "#7fb2e5", "loss": "#8e5bb5", "finish": "#e8b27a",
-    "uncount": "#c0392b", "recount": "#c0392b", "average": "#4f9d69",
-}  # fmt: skip
 
 
 def iteration_times(summaries: Sequence[ArmSummary]) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from gwtf_p2p.cli.shared.pictures import STILL, plan_picture
+from gwtf_p2p.drawing.files import check_picture_path, write_picture
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.flow.plan_keeper import Plan, check_plan, plan_problem
 from gwtf_p2p.protocol.flow.problem import Problem
@@ -61,6 +63,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--router", default="gwtf", help=f"{', '.join(PLANNERS)} (default gwtf)")
     parser.add_argument("--seed", type=int, default=0, help="of routers that draw at random (default 0)")
     parser.add_argument("--cost", default="paper", help=f"what gwtf makes least: {', '.join(COSTS)} (default paper)")
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="the flows stage by stage, as .svg or .png")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.set_defaults(run=run)
 
@@ -69,11 +72,21 @@ def run(args: argparse.Namespace) -> int:
     """Raises InputError for an unknown router or cost model and for a bad problem file."""
     _expect_one_of("--router", args.router, PLANNERS)
     _expect_one_of("--cost", args.cost, COSTS)
+    if args.draw is not None:
+        check_picture_path(args.draw, "--draw", STILL)
     problem = parse_problem(read_text(Path(args.problem)), args.problem)
     began = time.perf_counter()
     planned = PLANNERS[args.router](problem, args.seed)
     seconds = time.perf_counter() - began
     check_plan(problem, planned.plan)
+    if args.draw is not None:
+        flows = planned.plan.flows
+        title = f"{problem.name}: {len(flows)} flows by {args.router}, total cost {planned.plan.total_cost_us}"
+        notes = (
+            planned.reason,
+            "a line is as wide as the number of flows over it; numbers: flows of how many the peer has room for",
+        )
+        write_picture(args.draw, plan_picture(problem, (flow.peers for flow in flows), title, notes), "--draw")
     if args.json:
         print(json.dumps(answer(args.router, planned, seconds)))
     else:

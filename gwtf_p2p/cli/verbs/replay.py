@@ -2,6 +2,9 @@
 
 The machine is composed from the settings at the beginning of the log and gets the same events at the same times. Exit code 0
 when it answers with the same effects, 1 with the first difference, 2 when the file is no event log.
+
+With `--draw FILE.html` nothing is run again: an iteration of the logs of several peers of one machine (`gwtf demo
+--keep_logs`), or of a trace (`gwtf sim --trace FILE.jsonl`), becomes a page that plays it.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gwtf_p2p.cli.shared.pictures import MOVING, bars_of_files, iteration_page
+from gwtf_p2p.drawing.files import check_picture_path, write_picture
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.replay.replay import Difference, Replayed, replay
 
@@ -21,14 +26,26 @@ SHOWN = 400
 def add_parser(subparsers: Any) -> None:
     """The flags of the verb."""
     parser = subparsers.add_parser("replay", help="run an event log through its state machine again", description=__doc__)
-    parser.add_argument("log", metavar="EVENTS.jsonl", type=Path)
+    parser.add_argument("logs", metavar="EVENTS.jsonl", type=Path, nargs="+")
+    parser.add_argument("--draw", type=Path, metavar="FILE.html", help="an iteration to play, of all these logs, or of a trace")
+    parser.add_argument("--iteration", type=int, metavar="N", help="of --draw (default: the last), the first is 0")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises InputError for a file that cannot be read or is no event log."""
-    path: Path = args.log
+    if args.draw is not None:
+        check_picture_path(args.draw, "--draw", (MOVING,))
+        bars, stages = bars_of_files(args.logs)
+        write_picture(args.draw, iteration_page(bars, stages, args.iteration, args.logs[0].name), "--draw")
+        return 0
+    if args.iteration is not None:
+        raise InputError("--iteration", str(args.iteration), "expected --draw FILE.html with it")
+    return max([_replay(path, args.json) for path in args.logs])
+
+
+def _replay(path: Path, as_json: bool) -> int:
     try:
         with path.open(encoding="utf-8") as lines:
             replayed = replay(lines, str(path))
@@ -36,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(str(path), "", f"expected UTF-8 text, but {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise InputError(str(path), "", f"expected a readable file, but {error.strerror or error}") from error
-    print(json.dumps(plain(replayed)) if args.json else "\n".join(told(replayed, path)))
+    print(json.dumps(plain(replayed)) if as_json else "\n".join(told(replayed, path)))
     return 1 if replayed.difference else 0
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from gwtf_p2p.cli.shared.pictures import MOVING, STILL, iteration_page, run_picture
+from gwtf_p2p.drawing.files import check_picture_path, write_picture
+from gwtf_p2p.drawing.replay import Bar
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.routers.factory import KINDS, configure, router_kind
 from gwtf_p2p.simulation.measure.metrics import Outcome
@@ -47,6 +50,9 @@ def add_parser(subparsers: Any) -> None:
         "(limited) or is refused by SWARM's stage peers too (strict); always recomputed; or unlimited",
     )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="of one seed: .jsonl (events), .json (Chrome trace)")
+    draw = "of one seed: the flows of all its microbatches as .svg or .png, or an iteration to play as .html"
+    parser.add_argument("--draw", type=Path, metavar="FILE", help=draw)
+    parser.add_argument("--iteration", type=int, metavar="N", help="of --draw FILE.html (default: the last), the first is 0")
     parser.add_argument("--json", action="store_true", help="one object per seed")
     parser.set_defaults(run=run)
 
@@ -61,19 +67,41 @@ def run(args: argparse.Namespace) -> int:
         check_trace_path(args.trace)
         if len(seeds) > 1:
             raise InputError("--trace", "", f"expected one seed (--seeds {seeds[0]}), a file holds one run")
+    if args.draw is not None:
+        check_picture_path(args.draw, "--draw", (*STILL, MOVING))
+        if len(seeds) > 1:
+            raise InputError("--draw", "", f"expected one seed (--seeds {seeds[0]}), a picture shows one run")
+    if args.iteration is not None and (args.draw is None or args.draw.suffix != MOVING):
+        raise InputError("--iteration", str(args.iteration), "expected --draw FILE.html with it")
     outcomes: list[Outcome] = []
     if not args.json:
         print(f"{scenario.name}, router {arm.router}, recovery {arm.recovery}, memory {arm.memory.value}")
         print(ROW.format(*HEADINGS))
     for seed in seeds:
-        trace = Trace(keep=args.trace is not None)
+        trace = Trace(keep=args.trace is not None or args.draw is not None)
         outcomes.append(simulate(scenario, arm, seed, trace))
         print(json.dumps(outcomes[-1].to_json()) if args.json else _row(str(seed), outcomes[-1:]), flush=True)
         if args.trace is not None:
             trace.write(args.trace)
+        if args.draw is not None:
+            title = f"{scenario.name}, router {arm.router}, seed {seed}"
+            write_picture(args.draw, _drawn(trace, title, outcomes[-1], args), "--draw")
     if not args.json and len(outcomes) > 1:
         print(_row("median", outcomes))
     return 0
+
+
+def _drawn(trace: Trace, title: str, outcome: Outcome, args: argparse.Namespace) -> str:
+    """The picture that --draw asks for. Raises InputError for an iteration that there is not."""
+    routes = trace.routes()
+    if args.draw.suffix == MOVING:
+        bars = [Bar(s.peer, s.what, s.about, s.began, s.ended, s.to or "") for s in trace.spans]
+        stages = {peer: stage for route in routes for stage, peer in enumerate(route[:-1])}
+        return iteration_page(bars, stages, args.iteration, title)
+    done, seconds = sum(routes.values()), outcome.mean_iteration_s
+    notes = (f"{done} microbatches in {len(outcome.iteration_seconds)} iterations of {seconds:.3f} s on average; "
+             "a line is as wide as the number of microbatches over it",)  # fmt: skip
+    return run_picture(routes, title, notes)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

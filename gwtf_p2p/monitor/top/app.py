@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import threading
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from rich.text import Text
 from textual.app import App, ComposeResult
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import DataTable, Footer, Static
 
@@ -41,6 +43,7 @@ class Top(App[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         ("q", "quit", "Quit"),
+        Binding("ctrl+c", "quit", "Quit", show=False, priority=True),
         ("s", "sort", "Sort"),
         ("t", "trouble", "Trouble"),
         ("n", "next_run", "Run"),
@@ -73,6 +76,8 @@ class Top(App[None]):
         for column in COLUMNS:
             self.table.add_column(column, key=column)
         self.table.focus()
+        for number in (signal.SIGINT, signal.SIGTERM):  # from outside; the key arrives as a key
+            asyncio.get_running_loop().add_signal_handler(number, self.exit)
         self.run_worker(self._watch, thread=True, exclusive=True, name="source")
 
     def on_unmount(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,17 @@ class Trace:
             line: dict[str, object] = {"at_s": span.ended, "peer": span.peer, "span": span.what, "began_s": span.began}
             self._lines.append({**line, "about": span.about, **({"to": span.to} if span.to else {})})
 
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Everything that took time, of a trace that keeps."""
+        return tuple(self._spans)
+
+    def routes(self) -> Counter[tuple[str, ...]]:
+        """Microbatches by the way that they came back on: data peer, stage peers, data peer; of a trace that keeps."""
+        done = [line for line in self._lines if line.get("report") == "microbatch_done"]
+        ways = ((line["peer"], *_peers(line["route"]), line["peer"]) for line in done)
+        return Counter(tuple(str(peer) for peer in way) for way in ways)
+
     def sha256(self) -> str:
         return self._digest.hexdigest()
 
@@ -111,6 +123,10 @@ class Trace:
                     json.dump({"traceEvents": chrome_events(self._spans), "displayTimeUnit": "ms"}, file)
         except OSError as error:
             raise InputError(str(path), "", f"expected a file that can be written ({error.strerror})") from error
+
+
+def _peers(route: object) -> tuple[object, ...]:
+    return tuple(route) if isinstance(route, list | tuple) else ()
 
 
 def check_trace_path(path: Path) -> None:

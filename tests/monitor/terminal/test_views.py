@@ -151,6 +151,7 @@ def test_a_peer_says_why_it_waits() -> None:
     waiting = {"name": "waiting", "reasons": [["/ip4/1.2.3.4", "refused"]], "seconds_left": 9.0}
     assert own(waiting).doing(2.0) == ("Waits: no initial peer answers (/ip4/1.2.3.4: refused).", False)
     assert "3 of 7 parts" in own(STARTED, {"name": "download", "chunks": 3, "of": 7}).doing(2.0)[0]
+    assert own(STARTED, RUN_KNOWN, ONLINE, {"name": "draining", "held": 2}).doing(5.0)[0].startswith("Leaves")
     there = own(STARTED, RUN_KNOWN, ONLINE)
     assert there.doing(5.0)[0] == "Computes."
     assert "none for 58 s (the run has not begun, or is full)" in there.doing(60.0)[0]

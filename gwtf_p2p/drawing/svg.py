@@ -8,6 +8,7 @@ from math import ceil, floor, log10
 from xml.sax.saxutils import escape
 
 INK, GREY, LIGHT, BLUE = "#222222", "#8a8a8a", "#dddddd", "#1f5fa8"
+FONTS = "DejaVu Sans, Liberation Sans, Arial, Helvetica, sans-serif"
 PALETTE = ("#1f5fa8", "#c8501e", "#2b8a3e", "#8e44ad", "#b8860b", "#0e7c86", "#a61e4d", "#555555", "#6a8d2f", "#3b3b98")
 
 
@@ -37,13 +38,25 @@ class Drawing:
         place = f'x="{at[0]:.1f}" y="{at[1]:.1f}" text-anchor="{anchor}"'
         self.parts.append(f'<text {place} fill="{colour}"{weight}>{escape(words)}</text>')
 
+    def frame(self, at: tuple[float, float], size: tuple[float, float], colour: str) -> None:
+        """A white box with round corners and a border."""
+        shape = f'x="{at[0]:.1f}" y="{at[1]:.1f}" width="{size[0]:.1f}" height="{size[1]:.1f}" rx="6"'
+        self.parts.append(f'<rect {shape} fill="white" stroke="{colour}" stroke-width="1.5"/>')
+
+    def curve(self, a: tuple[float, float], b: tuple[float, float], colour: str, width: float, title: str) -> None:
+        """From left to right, level at both ends."""
+        bend = (b[0] - a[0]) / 2
+        way = f"M{a[0]:.1f},{a[1]:.1f} C{a[0] + bend:.1f},{a[1]:.1f} {b[0] - bend:.1f},{b[1]:.1f} {b[0]:.1f},{b[1]:.1f}"
+        paint = f'fill="none" stroke="{colour}" stroke-width="{width:.1f}" stroke-opacity="0.55"'
+        self.parts.append(f'<path d="{way}" {paint}><title>{escape(title)}</title></path>')
+
     def path(self, points: Sequence[tuple[float, float]], colour: str, width: float = 1.5) -> None:
         told = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         self.parts.append(f'<polyline points="{told}" fill="none" stroke="{colour}" stroke-width="{width:g}"/>')
 
     def done(self) -> str:
         head = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:.0f} {self.height:.0f}"'
-        size = f'width="{self.width:.0f}" height="{self.height:.0f}" font-family="sans-serif" font-size="12"'
+        size = f'width="{self.width:.0f}" height="{self.height:.0f}" font-family="{FONTS}" font-size="12"'
         body = "\n".join(self.parts)
         return f'<svg {head} {size}>\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
 
