@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gwtf_p2p.ab.report.statistics import interval
+from gwtf_p2p.ab.report.statistics import FEWEST_SEEDS, interval
 
 __all__ = ["compare", "interval", "main", "markdown"]
 
@@ -92,6 +92,11 @@ def _one(scenario: str, arm: str, best: str, arms: dict[str, dict[int, Line]]) -
     )
 
 
+def _span(c: Comparison) -> str:
+    """Nothing that two seeds would not bear."""
+    return f"{c.low:.3f}-{c.high:.3f}" if len(c.seeds) >= FEWEST_SEEDS else "too few seeds"
+
+
 def markdown(comparisons: Sequence[Comparison]) -> str:
     """One table; the first row of a scenario is its baseline."""
     rows = [
@@ -101,7 +106,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     for c in comparisons:
         name = f"**{c.arm}**" if c.arm == c.baseline else c.arm
         rows.append(
-            f"| {c.scenario} | {name} | {len(c.seeds)} | {c.iteration_s:.2f} | {c.ratio:.3f} | {c.low:.3f}-{c.high:.3f} "
+            f"| {c.scenario} | {name} | {len(c.seeds)} | {c.iteration_s:.2f} | {c.ratio:.3f} | {_span(c)} "
             f"| {c.of_bound:.2f} | {c.waste:.1%} | {c.lost} | {c.double_counted} | {c.cpu_ratio:.0f} |"
         )
     return "\n".join(rows)

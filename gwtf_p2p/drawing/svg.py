@@ -9,6 +9,9 @@ from xml.sax.saxutils import escape
 
 INK, GREY, LIGHT, BLUE = "#222222", "#8a8a8a", "#dddddd", "#1f5fa8"
 FONTS = "DejaVu Sans, Liberation Sans, Arial, Helvetica, sans-serif"
+LETTER_WIDTH, BOLD_WIDTH = 7.0, 8.2
+"""Pixels of a letter of 12 pixels, in the widest of `FONTS`; a line of many wide ones is still shorter."""
+
 PALETTE = ("#1f5fa8", "#c8501e", "#2b8a3e", "#8e44ad", "#b8860b", "#0e7c86", "#a61e4d", "#555555", "#6a8d2f", "#3b3b98")
 
 
@@ -33,7 +36,23 @@ class Drawing:
         paint = f'fill="white" stroke="{colour}"' if hollow else f'fill="{colour}" fill-opacity="{opacity:g}"'
         self.parts.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius:g}" {paint}/>')
 
-    def text(self, at: tuple[float, float], words: str, colour: str = INK, anchor: str = "start", bold: bool = False) -> None:
+    def text(
+        self,
+        at: tuple[float, float],
+        words: str,
+        colour: str = INK,
+        anchor: str = "start",
+        bold: bool = False,
+        *,
+        room: float = 0,
+    ) -> None:
+        """`room`: the most pixels across (0: any); what is longer is cut in the middle, and told whole to the pointer."""
+        most = int(room / (BOLD_WIDTH if bold else LETTER_WIDTH))
+        if room and len(words) > most:
+            half = max(1, (most - 1) // 2)
+            self.text(at, f"{words[:half]}…{words[-half:]}", colour, anchor, bold)
+            self.parts[-1] = self.parts[-1].replace("</text>", f"<title>{escape(words)}</title></text>")
+            return
         weight = ' font-weight="bold"' if bold else ""
         place = f'x="{at[0]:.1f}" y="{at[1]:.1f}" text-anchor="{anchor}"'
         self.parts.append(f'<text {place} fill="{colour}"{weight}>{escape(words)}</text>')

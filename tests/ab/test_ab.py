@@ -40,10 +40,15 @@ def test_the_report_holds_what_was_run(scenario: Path, tmp_path: Path, capsys: p
     assert main(["ab", str(scenario), "--routers", "gwtf,swarm,random", "--seeds", "0-1", "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out / "report.html")
     report = (out / "report.md").read_text()
-    assert all(f"| {arm} |" in report.replace("**", "") for arm in ("gwtf", "swarm", "random"))
+    assert all(f"| [{arm}](#raw-" in report.replace("**", "") for arm in ("gwtf", "swarm", "random"))
     assert len(re.findall(r"^\| \d+ \|", report, re.MULTILINE)) == 10, "the fairness checklist has ten points"
     html = (out / "report.html").read_text()
-    assert "http-equiv" not in html and not re.search(r"(src|href)=", html), "one self-contained file"
+    assert "http-equiv" not in html and not re.search(r"""(src|href)=["'](?!#)""", html), "one self-contained file"
+    assert "mb/s" not in html and "microbatches/s" in html
+    assert "too few seeds" in html and not re.search(r"\(\d+%\)</", html), "two seeds give no interval"
+    anchors = set(re.findall(r'id="(raw-[^"]+)"', html))
+    assert set(re.findall(r'href="#([^"]+)"', html)) == anchors and len(anchors) == 3, "every row leads to its lines"
+    assert set(re.findall(r"\]\(#([^)]+)\)", report)) == set(re.findall(r'<a id="([^"]+)">', report)) == anchors
     for figure in (out / "figures").iterdir():
         ElementTree.parse(figure)
     lines = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]

@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from html import escape
 
 STYLE = """
-body { font-family: system-ui, sans-serif; color: #222; max-width: 1120px; margin: 2em auto; padding: 0 1em; line-height: 1.45 }
-table { border-collapse: collapse; margin: 1em 0; font-size: 14px }
-th, td { border-bottom: 1px solid #ddd; padding: 4px 9px; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
+body { font-family: system-ui, sans-serif; color: #222; max-width: 1160px; margin: 2em auto; padding: 0 1em; line-height: 1.45;
+  overflow-wrap: anywhere }
+.wide { overflow-x: auto; margin: 1em 0 }
+table { border-collapse: collapse; font-size: 13px }
+th, td { border-bottom: 1px solid #ddd; padding: 4px 6px; text-align: right; overflow-wrap: normal }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
+td:first-child, td:nth-child(2) { min-width: 8em; overflow-wrap: anywhere }
+pre { white-space: pre-wrap; background: #f3f3f3; padding: .6em; font-size: 12px; max-height: 24em; overflow: auto }
+:target { outline: 3px solid #1f5fa8; outline-offset: 4px } a { color: #1f5fa8 }
+@page { size: A4; margin: 12mm }
+@media print { body { margin: 0; max-width: none; font-size: 12px } pre { max-height: none } .wide { overflow: visible }
+  figure, tr { break-inside: avoid } th, td { padding: 2px 4px; font-size: 9.5px } }
 th { border-bottom: 2px solid #888; vertical-align: bottom }
 td.words { text-align: left; white-space: normal; vertical-align: top }
 figure { margin: 1.5em 0 } figcaption { color: #555; font-size: 14px } figure svg { max-width: 100%; height: auto }
@@ -36,12 +44,16 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`wordy`: cells are sentences, not figures. Rows in `bold` stand out."""
+    """`wordy`: cells are sentences, not figures. Rows in `bold` stand out.
+
+    `links`: for each row the anchor that its second cell leads to.
+    """
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     wordy: bool = False
     bold: frozenset[int] = frozenset()
+    links: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +65,16 @@ class Figure:
     caption: str
 
 
-Block = Heading | Paragraph | Code | Table | Figure
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """The lines that rows of tables are made of, under the name that they link to."""
+
+    anchor: str
+    title: str
+    lines: tuple[str, ...]
+
+
+Block = Heading | Paragraph | Code | Table | Figure | Raw
 
 
 def markdown(blocks: Sequence[Block]) -> str:
@@ -70,12 +91,18 @@ def _markdown(block: Block) -> str:
             return f"```\n{text}\n```"
         case Figure(file, _, caption):
             return f"![{caption}]({file})\n\n{caption}"
-        case Table(head, rows, wordy, bold):
+        case Raw(anchor, title, lines):
+            told = "\n".join(lines)
+            return f'<a id="{anchor}"></a>\n\n#### {title}\n\n```\n{told}\n```'
+        case Table(head, rows, wordy, bold, links):
             align = "|".join("---" if wordy or i == 0 else "---:" for i in range(len(head)))
             lines = [f"| {' | '.join(head)} |", f"|{align}|"]
             for number, row in enumerate(rows):
-                cells = [f"**{cell}**" if number in bold and cell else cell for cell in row]
-                lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+                cells = [cell.replace("|", "/") for cell in row]
+                cells = [f"**{cell}**" if number in bold and cell else cell for cell in cells]
+                if links:
+                    cells[1] = f"[{cells[1]}](#{links[number]})"
+                lines.append(f"| {' | '.join(cells)} |")
             return "\n".join(lines)
 
 
@@ -96,14 +123,19 @@ def _html(block: Block) -> str:
             return f"<pre><code>{escape(text)}</code></pre>"
         case Figure(_, svg, caption):
             return f"<figure>{svg}<figcaption>{_inline(caption)}</figcaption></figure>"
-        case Table(head, rows, wordy, bold):
+        case Raw(anchor, title, lines):
+            told = escape("\n".join(lines))
+            return f'<section class="raw" id="{escape(anchor)}"><h4>{_inline(title)}</h4><pre>{told}</pre></section>'
+        case Table(head, rows, wordy, bold, links):
             kind = ' class="words"' if wordy else ""
             top = "".join(f"<th>{_inline(cell)}</th>" for cell in head)
             lines = []
             for number, row in enumerate(rows):
                 cells = [f"<b>{_inline(cell)}</b>" if number in bold else _inline(cell) for cell in row]
+                if links:
+                    cells[1] = f'<a href="#{escape(links[number])}">{cells[1]}</a>'
                 lines.append("<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell in cells) + "</tr>")
-            return f"<table><tr>{top}</tr>{''.join(lines)}</table>"
+            return f'<div class="wide"><table><tr>{top}</tr>{"".join(lines)}</table></div>'
 
 
 def _inline(text: str) -> str:

@@ -31,7 +31,8 @@ def iteration_times(summaries: Sequence[ArmSummary]) -> str:
     for scenario in blocks:
         y += HEAD
         rows = [s for s in summaries if s.scenario == scenario]
-        drawing.text((10, y - 14), f"{scenario}  (ratio over {rows[0].baseline or 'nothing'})", INK, bold=True)
+        told = f"{scenario}  (right: ratio over {rows[0].baseline or 'nothing'})"
+        drawing.text((10, y - 14), told, INK, bold=True, room=WIDTH - 20)
         for s in rows:
             _iteration_row(drawing, s, y, scale)
             y += ROW
@@ -40,9 +41,10 @@ def iteration_times(summaries: Sequence[ArmSummary]) -> str:
 
 def _iteration_row(drawing: Drawing, s: ArmSummary, y: float, scale: Scale) -> None:
     time = s.iteration_s
-    drawing.text((20, y + 4), s.arm, BLUE if s.arm == s.baseline else INK)
+    drawing.text((20, y + 4), s.arm, BLUE if s.arm == s.baseline else INK, room=LEFT - 30)
     drawing.dot((scale.at(median(r.bound_iteration_s for r in s.runs)), y), 4, GREY, hollow=True)
-    drawing.line((scale.at(time.low), y), (scale.at(time.high), y), INK, 2)
+    if time.interval is not None:
+        drawing.line((scale.at(time.interval.low), y), (scale.at(time.interval.high), y), INK, 2)
     for value in time.values:
         drawing.dot((scale.at(value), y), 3, BLUE, opacity=0.5)
     drawing.line((scale.at(time.middle), y - 7), (scale.at(time.middle), y + 7), INK, 3)
@@ -52,13 +54,13 @@ def _iteration_row(drawing: Drawing, s: ArmSummary, y: float, scale: Scale) -> N
 
 def loss_over_time(runs: Sequence[RunResult], title: str) -> str:
     """A line per arm, from its first committed iteration on; runs of one scenario and seed."""
-    height = 340
+    height = max(340, 60 + 18 * len(runs))
     drawing = Drawing(WIDTH, height)
     losses = [loss for run in runs for loss in run.losses]
     right = WIDTH - 270
     across = Scale(0.0, max(sum(run.iteration_s) for run in runs), 60, right)
     down = Scale(min(losses), max(losses), height - 40, 36)
-    drawing.text((60, 20), title, INK, bold=True)
+    drawing.text((60, 20), title, INK, bold=True, room=WIDTH - 70)
     for tick in across.ticks():
         drawing.line((across.at(tick), 36), (across.at(tick), height - 40), LIGHT)
         drawing.text((across.at(tick), height - 22), f"{tick:g} s", GREY, "middle")
@@ -74,7 +76,7 @@ def loss_over_time(runs: Sequence[RunResult], title: str) -> str:
         for point in points:
             drawing.dot(point, 2, colour)
         drawing.line((right + 16, 46 + number * 18), (right + 36, 46 + number * 18), colour, 3)
-        drawing.text((right + 42, 50 + number * 18), run.arm)
+        drawing.text((right + 42, 50 + number * 18), run.arm, room=WIDTH - right - 46)
     return drawing.done()
 
 
@@ -84,7 +86,7 @@ def gantt(seconds: float, rows: Sequence[Row], title: str, most_s: float) -> str
     left, band = 90, 26
     drawing = Drawing(WIDTH, len(peers) * band + 84)
     across = Scale(0.0, most_s, left, WIDTH - 12)
-    drawing.text((10, 18), title, INK, bold=True)
+    drawing.text((10, 18), title, INK, bold=True, room=WIDTH - 20)
     bottom = 34 + len(peers) * band
     for tick in across.ticks(10):
         drawing.line((across.at(tick), 30), (across.at(tick), bottom), LIGHT)
@@ -92,7 +94,7 @@ def gantt(seconds: float, rows: Sequence[Row], title: str, most_s: float) -> str
     drawing.line((across.at(seconds), 28), (across.at(seconds), bottom + 2), INK, 2)
     for number, peer in enumerate(peers):
         y = 34.0 + number * band
-        drawing.text((left - 8, y + 13), peer, INK, "end")
+        drawing.text((left - 8, y + 13), peer, INK, "end", room=left - 12)
         drawing.line((left, y + band - 3), (WIDTH - 12, y + band - 3), LIGHT)
         _gantt_band(drawing, [row for row in rows if row.peer == peer], y, across)
     for i, kind in enumerate(("forward", "backward", "embed", "loss", "finish", "average")):
@@ -142,7 +144,7 @@ def flows(run: RunResult, title: str) -> str:
         drawing.dot(place, 7, INK, hollow=True)
         words = "data peers" if peer in ("out", "in") else f"{peer}: {through[peer]}"
         drawing.text((place[0], place[1] - 12), words, INK, "middle")
-    drawing.text((10, 20), title, INK, bold=True)
+    drawing.text((10, 20), title, INK, bold=True, room=WIDTH - 20)
     return drawing.done()
 
 

@@ -1,27 +1,31 @@
-"""The report of a comparison: report.md, report.html (one file, its pictures inside) and figures/*.svg.
+"""The report of a comparison: report.md, report.html (one file, its pictures inside), summary.html (one printed page) and
+figures/*.svg. Every row of a table leads to the lines of runs.jsonl that it is made of.
 
 It is written from the finished runs alone, so it can be written again at any time, also while a comparison is not complete.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from gwtf_p2p.ab.report.checklist import checklist
-from gwtf_p2p.ab.report.document import Block, Code, Figure, Heading, Paragraph, Table, html, markdown
+from gwtf_p2p.ab.report.document import Block, Code, Figure, Heading, Paragraph, Raw, Table, html, markdown
 from gwtf_p2p.ab.report.environment import environment
 from gwtf_p2p.ab.report.equivalence import equivalence
 from gwtf_p2p.ab.report.plots import flows, gantt, iteration_times, loss_over_time
 from gwtf_p2p.ab.report.statistics import ArmSummary, summaries
-from gwtf_p2p.ab.report.tables import cost_table, emulation_table, loss_table, main_table, side_by_side
+from gwtf_p2p.ab.report.summary import summary_blocks
+from gwtf_p2p.ab.report.tables import anchor_of, cost_table, emulation_table, loss_table, main_table, side_by_side
 from gwtf_p2p.ab.trials.controls import read_controls
 from gwtf_p2p.ab.trials.gantt import read_rows
 from gwtf_p2p.ab.trials.result import LIVE, SIM, RunResult
 from gwtf_p2p.ab.trials.task import slug_of
 
 NAMES = {SIM: "Simulated", LIVE: "Live"}
+LONG = ("bytes_by_path", "routes")
 EMULATED = (
     "Live runs are real processes with real libp2p, transfers, computing and averaging on one machine. Links and devices that "
     "it does not have are imposed at the edge of each peer (`live/emulation`): every transfer (activations, gradients, "
@@ -42,6 +46,7 @@ def write_report(out: Path, results: Sequence[RunResult], failures: Sequence[tup
             (out / block.file).write_text(block.svg, encoding="utf-8")
     (out / "report.md").write_text(markdown(blocks), encoding="utf-8")
     (out / "report.html").write_text(html("gwtf ab", blocks), encoding="utf-8")
+    (out / "summary.html").write_text(html("gwtf ab: summary", summary_blocks(results, failures, command)), encoding="utf-8")
 
 
 def _blocks(out: Path, results: Sequence[RunResult], failures: Sequence[tuple[str, str]], command: str) -> list[Block]:
@@ -63,7 +68,17 @@ def _blocks(out: Path, results: Sequence[RunResult], failures: Sequence[tuple[st
     told = checklist(results, str(equal) if equal is not None else "")
     blocks += [Heading(2, "Fairness checklist"), Table(("", "asked", "done"), told, wordy=True)]
     machine = tuple(environment().items())
-    return [*blocks, Heading(2, "Environment"), Table(("what", "which"), machine, wordy=True)]
+    blocks += [Heading(2, "Environment"), Table(("what", "which"), machine, wordy=True)]
+    return [*blocks, Heading(2, "The runs, line by line"), *_raw(found)]
+
+
+def _raw(found: Sequence[ArmSummary]) -> list[Block]:
+    """What runs.jsonl says of each arm, without the bytes of single paths, of which there are thousands."""
+    blocks: list[Block] = [Paragraph("As in `runs.jsonl`, without bytes by path and routes; one line per seed.")]
+    for s in found:
+        lines = tuple(json.dumps({k: v for k, v in r.to_json().items() if k not in LONG}) for r in s.runs)
+        blocks.append(Raw(anchor_of(s.backend, s.scenario, s.arm), f"{NAMES[s.backend]}: {s.scenario}, {s.arm}", lines))
+    return blocks
 
 
 def _about(results: Sequence[RunResult]) -> str:
@@ -73,7 +88,9 @@ def _about(results: Sequence[RunResult]) -> str:
     return (
         f"{len(results)} runs; commit {commits}; written {time.strftime('%Y-%m-%d %H:%M')}. Iterations per run: {iterations}. "
         f"All times are seconds of the scenario; live seconds per second of it: {scales} (the simulator runs the same shrunk "
-        "scenario). Medians over seeds, 95 % percentile-bootstrap intervals, ratios paired by seed. Bold: the best SWARM arm."
+        "scenario). Medians over seeds; ratios are paired by seed. An interval is from one seed to another and takes no "
+        "distribution for granted; how often such an interval holds the true median is told beside it. Fewer than three seeds "
+        "give none. Bold: the best SWARM arm. Each row leads to its lines."
     )
 
 
@@ -82,7 +99,7 @@ def _backend_blocks(out: Path, backend: str, own: Sequence[ArmSummary]) -> list[
     blocks: list[Block] = [Heading(2, NAMES[backend])]
     if backend == LIVE:
         blocks.append(Paragraph(EMULATED))
-    times = "Iteration time: a dot per seed, bar the median, line its 95 % interval, ring the bound; right: over best SWARM."
+    times = "Iteration time: a dot per seed, bar the median, line its interval, ring the bound; right: over best SWARM."
     blocks += [main_table(own), Figure(f"figures/{backend}_iteration_times.svg", iteration_times(own), times)]
     blocks += [Heading(3, "What it cost"), cost_table(own)]
     losses = loss_table(runs)

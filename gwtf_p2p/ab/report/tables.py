@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from statistics import mean, median
 
@@ -15,8 +16,8 @@ MEGA = 1e6
 def main_table(summaries: Sequence[ArmSummary]) -> Table:
     """Iteration time, its ratio over the best SWARM, throughput; the baseline is bold."""
     head = (
-        "scenario", "arm", "seeds", "iteration s", "95 %", "over best SWARM", "95 %", "mb/s", "tokens/s",
-        "bound / it", "waste", "lost", "twice",
+        "scenario", "arm", "seeds", "iteration, s", "interval", "over best SWARM", "interval", "microbatches/s", "tokens/s",
+        "bound over iteration", "wasted computing", "lost", "counted twice",
     )  # fmt: skip
     rows, bold = [], set()
     for number, s in enumerate(summaries):
@@ -39,16 +40,26 @@ def main_table(summaries: Sequence[ArmSummary]) -> Table:
                 str(sum(r.double_counted for r in s.runs)),
             )
         )
-    return Table(head, tuple(rows), bold=frozenset(bold))
+    return Table(head, tuple(rows), bold=frozenset(bold), links=_links(summaries))
+
+
+def _links(summaries: Sequence[ArmSummary]) -> tuple[str, ...]:
+    """Each row to the lines that it is made of."""
+    return tuple(anchor_of(s.backend, s.scenario, s.arm) for s in summaries)
+
+
+def anchor_of(backend: str, scenario: str, arm: str) -> str:
+    """Where the report shows the lines of an arm."""
+    return "raw-" + re.sub(r"[^A-Za-z0-9]+", "-", f"{backend} {scenario} {arm}")
 
 
 def cost_table(summaries: Sequence[ArmSummary]) -> Table:
     """Per iteration, medians over the seeds: what travelled, what was said, what planning took; and the recoveries."""
     head = (
-        "scenario", "arm", "MB / it", "busiest path MB / it", "messages / it", "planning ms / it",
-        "crashes", "recoveries f/b/a", "recovery s", "moves",
+        "scenario", "arm", "MB per iteration", "busiest path, MB per iteration", "messages per iteration",
+        "planning, ms per iteration", "crashes", "recoveries: forward, backward, averaging", "a recovery, s", "moves",
     )  # fmt: skip
-    return Table(head, tuple(_cost_row(s) for s in summaries))
+    return Table(head, tuple(_cost_row(s) for s in summaries), links=_links(summaries))
 
 
 def _cost_row(s: ArmSummary) -> tuple[str, ...]:
@@ -65,7 +76,7 @@ def _cost_row(s: ArmSummary) -> tuple[str, ...]:
         f"{s.middle(lambda r: each(r.messages, r)):.0f}",
         f"{s.middle(lambda r: each(r.planning_s, r)) * 1000:.1f}",
         f"{s.middle(lambda r: r.crashes):g}",
-        "/".join(f"{s.middle(lambda r, k=kind: r.recoveries.get(k, 0)):g}" for kind in kinds),  # type: ignore[misc]
+        ", ".join(f"{s.middle(lambda r, k=kind: r.recoveries.get(k, 0)):g}" for kind in kinds),  # type: ignore[misc]
         f"{median(delays):.2f}" if delays else "",
         f"{s.middle(lambda r: r.moves):g}",
     )
@@ -88,8 +99,9 @@ def side_by_side(results: Sequence[RunResult]) -> Table | None:
         differences = ", ".join(f"{value:+.1%}" for value in gap.values)
         rows.append((scenario, arm, str(len(pairs)), f"{sim:.2f}", f"{live:.2f}", f"{gap.middle:+.1%}", differences,
                      f"{told} {allowed:.0%}"))  # fmt: skip
-    head = ("scenario", "arm", "seeds", "simulated s", "live s", "live over simulated", "by seed", "")
-    return Table(head, tuple(rows)) if rows else None
+    head = ("scenario", "arm", "seeds", "simulated, s", "live, s", "live over simulated", "by seed", "allowed")
+    links = tuple(anchor_of(LIVE, scenario, arm) for scenario, arm, *_ in rows)
+    return Table(head, tuple(rows), links=links) if rows else None
 
 
 def emulation_table(results: Sequence[RunResult]) -> Table | None:
@@ -111,7 +123,8 @@ def emulation_table(results: Sequence[RunResult]) -> Table | None:
             )
         )
     head = ("scenario", "arm", "CPU of all cores", "real / emulated computing", "late", "model's part of CPU", "notes")
-    return Table(head, tuple(rows)) if rows else None
+    links = tuple(anchor_of(LIVE, scenario, arm) for scenario, arm, *_ in rows)
+    return Table(head, tuple(rows), links=links) if rows else None
 
 
 def loss_table(results: Sequence[RunResult]) -> Table | None:
@@ -126,8 +139,11 @@ def loss_table(results: Sequence[RunResult]) -> Table | None:
             took = [t for r in own if (t := r.seconds_to_loss(goals[r.seed])) is not None]
             told = f"{min(goals.values()):.3f}-{max(goals.values()):.3f}"
             rows.append((scenario, arm, str(len(own)), told, f"{median(took):.1f}" if took else "not reached"))
-    return Table(("scenario", "arm", "seeds", "loss", "seconds to it"), tuple(rows)) if rows else None
+    links = tuple(anchor_of(LIVE, scenario, arm) for scenario, arm, *_ in rows)
+    return Table(("scenario", "arm", "seeds", "loss", "seconds to it"), tuple(rows), links=links) if rows else None
 
 
 def _span(estimate: Estimate, digits: int) -> str:
-    return f"{estimate.low:.{digits}f}-{estimate.high:.{digits}f}"
+    """The interval and what it covers; of too few seeds nothing."""
+    found = estimate.interval
+    return f"{found.low:.{digits}f}-{found.high:.{digits}f} ({found.covers:.0%})" if found is not None else "too few seeds"

@@ -56,6 +56,9 @@ def observe_until(peers: tuple[InitialPeer, ...], run_ids: tuple[RunId, ...], on
     """Observe in the thread of the caller, until `stop` is set. Returns why it ended when it did by itself."""
     import uvloop
 
+    from gwtf_p2p.live.libp2p.light_import import without_torch
+
+    without_torch()
     from gwtf_p2p.live.discovery.dht import RunConflict
     from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
     from gwtf_p2p.monitor.observer import observe_runs
