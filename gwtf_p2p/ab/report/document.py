@@ -91,8 +91,8 @@ def _markdown(block: Block) -> str:
             return f"```\n{text}\n```"
         case Figure(file, _, caption):
             return f"![{caption}]({file})\n\n{caption}"
-        case Raw(anchor, title, lines):
-            told = "\n".join(lines)
+        case Raw(anchor, title, raw):
+            told = "\n".join(raw)
             return f'<a id="{anchor}"></a>\n\n#### {title}\n\n```\n{told}\n```'
         case Table(head, rows, wordy, bold, links):
             align = "|".join("---" if wordy or i == 0 else "---:" for i in range(len(head)))
@@ -123,8 +123,8 @@ def _html(block: Block) -> str:
             return f"<pre><code>{escape(text)}</code></pre>"
         case Figure(_, svg, caption):
             return f"<figure>{svg}<figcaption>{_inline(caption)}</figcaption></figure>"
-        case Raw(anchor, title, lines):
-            told = escape("\n".join(lines))
+        case Raw(anchor, title, raw):
+            told = escape("\n".join(raw))
             return f'<section class="raw" id="{escape(anchor)}"><h4>{_inline(title)}</h4><pre>{told}</pre></section>'
         case Table(head, rows, wordy, bold, links):
             kind = ' class="words"' if wordy else ""

@@ -85,8 +85,8 @@ def _read_trace(lines: Iterable[str], bars: list[Bar], stages: dict[str, int]) -
             if told.get("report") == "microbatch_done":
                 stages.update({str(peer): k for k, peer in enumerate(told["route"], start=1)}, **{str(told["peer"]): 0})
             elif "span" in told:
-                texts = (str(told[key]) for key in ("peer", "span", "about"))
-                bars.append(Bar(*texts, float(told["began_s"]), float(told["at_s"]), str(told.get("to", ""))))
+                peer, what, to = str(told["peer"]), str(told["span"]), str(told.get("to", ""))
+                bars.append(Bar(peer, what, str(told["about"]), float(told["began_s"]), float(told["at_s"]), to))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RemoteProtocolError(f"expected a line of `gwtf sim --trace FILE.jsonl`, got {line[:80]!r}") from error
 

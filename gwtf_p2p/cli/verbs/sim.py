@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _drawn(trace: Trace, title: str, outcome: Outcome, args: argparse.Namespace) -> str:
     """The picture that --draw asks for. Raises InputError for an iteration that there is not."""
-    routes = trace.routes()
+    routes = trace.ways()
     if args.draw.suffix == MOVING:
         bars = [Bar(s.peer, s.what, s.about, s.began, s.ended, s.to or "") for s in trace.spans]
         stages = {peer: stage for route in routes for stage, peer in enumerate(route[:-1])}

@@ -6,14 +6,14 @@ has given to a peer, by which flows and hops refer to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gwtf_p2p.monitor.health import findings
 from gwtf_p2p.monitor.page.join_line import JoinLine
 from gwtf_p2p.monitor.page.picture import Hops, flows_of, numbers_by_name
-from gwtf_p2p.monitor.routes import RoutePlans
+from gwtf_p2p.monitor.routes import FlowLine, RoutePlans
 from gwtf_p2p.monitor.swarm_state import SHOWN, SwarmState
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
@@ -35,21 +35,42 @@ class Numbers:
 
     by_peer: dict[PeerId, int] = field(default_factory=dict)
     hops: Hops = field(default_factory=Hops)
+    _rows: dict[PeerId, tuple[StageRecord, int, bool, float | None, Row]] = field(default_factory=dict)
+    _flows: tuple[Sequence[FlowLine], Mapping[tuple[int, str], int], list[Row]] | None = None
 
     def of(self, peer: PeerId) -> int:
         return self.by_peer.setdefault(peer, len(self.by_peer))
+
+    def rows(self, state: SwarmState, records: Sequence[StageRecord]) -> list[Row]:
+        """A row for each peer; the same object as before where nothing has changed: of thousands few change in one look."""
+        before, self._rows = self._rows, {}
+        for record in records:
+            peer = record.peer
+            seen = state.version, peer in state.silent, state.microbatches_per_s(peer)
+            kept = before.get(peer)
+            if kept is None or kept[0] is not record or kept[1:4] != seen:
+                kept = record, *seen, _row(state, record, self.of(peer))
+            self._rows[peer] = kept
+        return [row for *_, row in self._rows.values()]
+
+    def flows(self, lines: Sequence[FlowLine], shown: Sequence[StageRecord]) -> list[Row]:
+        """A row for each flow; the same list as before while the plan and the peers are the same."""
+        named = numbers_by_name(shown, self.by_peer)
+        if self._flows is None or self._flows[0] is not lines or self._flows[1] != named:
+            self._flows = lines, named, flows_of(lines, named)
+        return self._flows[2]
 
 
 def document(state: SwarmState, plans: RoutePlans, numbers: Numbers, join: JoinLine, first_seen: float) -> dict[str, Any]:
     """All of a run but the history of its iterations and what only one peer's details tell."""
     shown = state.by_stage()[:PEERS_SHOWN]
-    named = numbers_by_name(shown, numbers.by_peer | {r.peer: numbers.of(r.peer) for r in shown})
-    flows = flows_of(plans.lines, named)
+    peers = numbers.rows(state, shown)
+    flows = numbers.flows(plans.lines, shown)
     return {
         **_figures(state),
         "first_seen": round(first_seen, 1),
         "findings": [{"level": f.level.value, "code": f.code, "text": f.text} for f in findings(state, state.seen_at)],
-        "peers": [_row(state, record, numbers.of(record.peer)) for record in shown],
+        "peers": peers,
         "flows": flows,
         "flows_reason": plans.reason,
         "hops": numbers.hops.of(flows, state.records, {n: peer for peer, n in numbers.by_peer.items()}),

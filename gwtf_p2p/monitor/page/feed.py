@@ -50,7 +50,7 @@ def _rows(before: Sequence[Document], after: Sequence[Document], key: str) -> di
         former = old.get(name)
         if former is None:
             rows.append(row)
-        elif former != row:
+        elif former is not row and former != row:
             rows.append({key: name, **{field: value for field, value in row.items() if former[field] != value}})
     gone = [name for name in old if name not in new]
     return {**({"rows": rows} if rows else {}), **({"gone": gone} if gone else {})}

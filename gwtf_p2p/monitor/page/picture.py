@@ -51,17 +51,15 @@ class Hops:
     """Makes the hops of a run look after look. What neither end's record has changed is kept: of thousands few change."""
 
     _rows: dict[tuple[int, int], tuple[StageRecord, StageRecord, int, Row]] = field(default_factory=dict)
+    _carried: tuple[Sequence[Row], list[tuple[tuple[int, int], int]]] | None = None
     _links: dict[PeerId, tuple[StageRecord, dict[PeerId, LinkMeasurement]]] = field(default_factory=dict)
 
-    def of(self, flows: Iterable[Row], records: Mapping[PeerId, StageRecord], peers: Mapping[int, PeerId]) -> list[Row]:
+    def of(self, flows: Sequence[Row], records: Mapping[PeerId, StageRecord], peers: Mapping[int, PeerId]) -> list[Row]:
         """Every pair of neighbours on some flow, the way back to the data peer too. `microbatches` are those of the plan."""
-        carried: dict[tuple[int, int], int] = {}
-        for flow in flows:
-            for a, b in pairwise([*flow["route"], flow["route"][0]]):
-                if a is not None and b is not None:
-                    carried[a, b] = carried.get((a, b), 0) + flow["microbatches"]
+        if self._carried is None or self._carried[0] is not flows:
+            self._carried = flows, _carried(flows)
         before, self._rows = self._rows, {}
-        for (a, b), count in sorted(carried.items()):
+        for (a, b), count in self._carried[1]:
             one, other = records[peers[a]], records[peers[b]]
             kept = before.get((a, b))
             if kept is None or kept[0] is not one or kept[1] is not other or kept[2] != count:
@@ -88,6 +86,16 @@ class Hops:
         if known is None or known[0] is not record:
             known = self._links[record.peer] = record, {link.to: link for link in record.links}
         return known[1]
+
+
+def _carried(flows: Sequence[Row]) -> list[tuple[tuple[int, int], int]]:
+    """Microbatches of the plan by the ends of each hop."""
+    carried: dict[tuple[int, int], int] = {}
+    for flow in flows:
+        for a, b in pairwise([*flow["route"], flow["route"][0]]):
+            if a is not None and b is not None:
+                carried[a, b] = carried.get((a, b), 0) + flow["microbatches"]
+    return sorted(carried.items())
 
 
 def _short(value: float | None) -> float | None:

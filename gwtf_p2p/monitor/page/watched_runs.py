@@ -21,8 +21,8 @@ from gwtf_p2p.monitor.routes import RoutePlans
 from gwtf_p2p.monitor.swarm_state import EVENTS_KEPT, LOSSES_KEPT, SHOWN, Change, SwarmState
 from gwtf_p2p.protocol.ids import PeerId
 
-PLAN_SHARE = 50
-"""A forecast of the published plan is made again after so many times as long as the last one took: 2 % of a core at most."""
+PLAN_SHARE = 200
+"""A forecast of the published plan is made again after so many times as long as the last one took: half a per cent of a core."""
 
 POINTS = 1000
 MOST_POINTS = 4000

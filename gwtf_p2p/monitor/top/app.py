@@ -48,7 +48,7 @@ class Top(App[None]):
         ("t", "trouble", "Trouble"),
         ("n", "next_run", "Run"),
         ("d", "details", "Details"),
-        ("escape", "back", "Back"),
+        ("escape", "close_details", "Back"),
     ]
 
     def __init__(self, source: Source) -> None:
@@ -212,7 +212,7 @@ class Top(App[None]):
         ids = sorted(self.runs)
         if ids:
             self.run_id = ids[(ids.index(self.run_id) + 1) % len(ids)]
-            self.action_back()
+            self.action_close_details()
             self._again()
 
     def action_details(self) -> None:
@@ -234,7 +234,7 @@ class Top(App[None]):
         """Enter on a row."""
         self.action_details()
 
-    def action_back(self) -> None:
+    def action_close_details(self) -> None:
         """The details give way to the events."""
         self.screen.remove_class("detailed")
 

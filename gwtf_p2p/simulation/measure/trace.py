@@ -104,11 +104,11 @@ class Trace:
         """Everything that took time, of a trace that keeps."""
         return tuple(self._spans)
 
-    def routes(self) -> Counter[tuple[str, ...]]:
+    def ways(self) -> Counter[tuple[str, ...]]:
         """Microbatches by the way that they came back on: data peer, stage peers, data peer; of a trace that keeps."""
         done = [line for line in self._lines if line.get("report") == "microbatch_done"]
-        ways = ((line["peer"], *_peers(line["route"]), line["peer"]) for line in done)
-        return Counter(tuple(str(peer) for peer in way) for way in ways)
+        walked = ((line["peer"], *_peers(line["route"]), line["peer"]) for line in done)
+        return Counter(tuple(str(peer) for peer in way) for way in walked)
 
     def sha256(self) -> str:
         return self._digest.hexdigest()
