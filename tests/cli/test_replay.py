@@ -6,14 +6,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gwtf_p2p.cli.main import main
+from gwtf_p2p.cli.shared.pictures import bars_of_files
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice, compose
 from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
 from gwtf_p2p.protocol.replay.log import LogReader, LogWriter, Opening
@@ -21,6 +23,7 @@ from gwtf_p2p.protocol.replay.replay import replay
 from gwtf_p2p.protocol.routers.factory import KINDS, default_config
 from gwtf_p2p.protocol.schedule.iteration_plan import plan_for, revise
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.messages import Forward
 from tests.protocol.flow.problems import record
 from tests.protocol.schedule.test_search import figures_for
 
@@ -138,3 +141,32 @@ def test_replay_loads_nothing_heavy(tmp_path: Path) -> None:
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert json.loads(printed[0])["difference"] is None
     assert not {"torch", "hivemind", "transformers"} & set(printed[1].split())
+
+
+def test_an_iteration_of_several_logs_is_drawn(tmp_path: Path) -> None:
+    """What a peer computed and averaged is in its own log, what came to it too; the sender's stage is in the sender's."""
+    mb = MicrobatchId(PeerId("QmData"), 3, 0)
+    forward = Forward(mb, 0, Stage(1))
+    first, other = opening(), opening()
+    other = replace(other, settings=replace(other.settings, me=PeerId("QmData"), stage=Stage(0)))
+    happenings: list[tuple[float, ev.Event]] = [
+        (10.0, ev.Offered(PeerId("QmData"), forward)),
+        (10.5, ev.Delivered(PeerId("QmData"), forward)),
+        (11.5, ev.Computed(ev.Work.FORWARD, mb, 0.75)),
+        (14.0, ev.AverageDone(3, 0, "d", 1.5)),
+    ]
+    for name, told, events in (("p", first, happenings), ("data", other, [(9.0, ev.Computed(ev.Work.EMBED, mb, 0.25))])):
+        writer = LogWriter()
+        lines = [writer.opening(told), *(writer.happened(event, now, []) for now, event in events)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines) + '{"torn')
+    bars, stages = bars_of_files([tmp_path / "p.jsonl", tmp_path / "data.jsonl"])
+    assert stages == {"p": 1, "QmData": 0}
+    assert [(b.peer, b.what, b.began, b.ended, b.to) for b in bars] == [
+        ("QmData", "forward", 10.0, 10.5, "p"),
+        ("p", "forward", 10.75, 11.5, ""),
+        ("p", "average", 12.5, 14.0, ""),
+        ("QmData", "embed", 8.75, 9.0, ""),
+    ]
+    page = tmp_path / "iteration.html"
+    assert main(["replay", str(tmp_path / "p.jsonl"), str(tmp_path / "data.jsonl"), "--draw", str(page)]) == 0
+    assert "iteration 3" in page.read_text()

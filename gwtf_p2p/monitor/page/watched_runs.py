@@ -22,7 +22,7 @@ from gwtf_p2p.monitor.swarm_state import EVENTS_KEPT, LOSSES_KEPT, SHOWN, Change
 from gwtf_p2p.protocol.ids import PeerId
 
 PLAN_SHARE = 200
-"""A forecast of the published plan is made again after so many times as long as the last one took: half a per cent of a core."""
+"""A forecast of the published plan is made again after so many times as long as the last took: half a per cent of a core."""
 
 POINTS = 1000
 MOST_POINTS = 4000

@@ -63,6 +63,7 @@ def monitored(tmp_path: Path) -> Iterator[tuple[Swarm, str]]:
         with told.open("w") as log, heard(swarm), subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log) as monitor:
             try:
                 wait_until("the monitor serves", lambda: "serving" in told.read_text())
+                assert "libtorch" not in Path(f"/proc/{monitor.pid}/maps").read_text(), "torch alone is 200 MB"
                 yield swarm, told.read_text().split()[1]
             finally:
                 monitor.terminate()
