@@ -41,8 +41,10 @@ from gwtf_p2p.protocol.wire.bounds import (
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.dataset import STDLIB, DatasetSpec, check_dataset
 from gwtf_p2p.protocol.wire.ranges import Matches, check_ranges
+from gwtf_p2p.protocol.wire.run_parts import AdapterSpec as AdapterSpec
 from gwtf_p2p.protocol.wire.run_parts import BoundaryTensor as BoundaryTensor
 from gwtf_p2p.protocol.wire.run_parts import Fingerprint as Fingerprint
+from gwtf_p2p.protocol.wire.run_parts import WeightsSpec as WeightsSpec
 from gwtf_p2p.protocol.wire.run_parts import WireSpec as WireSpec
 from gwtf_p2p.protocol.wire.tensor_formats import TensorFormat, format_of
 
@@ -148,6 +150,9 @@ class RunRecord:
     sequence_length: Annotated[int, Ge(1), Le(2**24), "tokens in a sequence"]
     microbatch_size: Annotated[int, Ge(1), Le(2**20), "sequences in a microbatch"]
     microbatches_per_data_peer: Annotated[int, Ge(1), Le(2**20), "microbatches of one data peer in an iteration"]
+    weights: Annotated[WeightsSpec, "pre-trained weights that the run starts from"] = field(default_factory=WeightsSpec)
+    weight_hashes: Annotated[tuple[str, ...], MaxLen(4097), "what each part's pre-trained weights hash to"] = ()
+    adapters: Annotated[AdapterSpec, "low-rank adapters, if they alone are trained"] = field(default_factory=AdapterSpec)
     dataset: Annotated[str | tuple[DatasetSpec, ...], MinLen(1), "what the run trains on"] = STDLIB
     tokenizer: Annotated[str, MinLen(1), MaxLen(1024), "byte, or a Hugging Face tokenizer's name or folder"] = "byte"
     data_peers: Annotated[int, Ge(1), Le(MOST_DATA_PEERS), "data peers that share the dataset"] = 1
@@ -185,8 +190,11 @@ class RunRecord:
 
     @property
     def model_hash(self) -> str:
-        """Names the model, its split and its seed: peers whose hashes differ cannot train together."""
-        canonical = json.dumps([dict(self.model_config), self.layer_split, self.seed], sort_keys=True, default=str)
+        """Names the model, its split, what it starts from and what of it is trained: peers whose hashes differ cannot train together."""
+        named: list[object] = [dict(self.model_config), self.layer_split, self.seed]
+        if self.weight_hashes or self.adapters.rank:
+            named += [self.weight_hashes, self.adapters.rank, self.adapters.alpha, self.adapters.targets]
+        canonical = json.dumps(named, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @property
@@ -224,6 +232,11 @@ class RunRecord:
             raise InputError(where, "data_peers_before", f"{expected}, got {[list(pair) for pair in self.data_peers_before]}")
         check_dataset(self.dataset, where)
         self.optimizer.validate(where)
+        self.adapters.validate(where)
+        if self.adapters.rank and not self.weights.source:
+            raise InputError(where, "adapters.rank", "expected weights, too: adapters change a pre-trained model")
+        if self.weight_hashes and len(self.weight_hashes) != self.stages + 1:
+            raise InputError(where, "weight_hashes", f"expected one for each of {self.stages + 1} parts")
 
 
 @dataclass(frozen=True, slots=True)
