@@ -25,7 +25,7 @@ from gwtf_p2p.protocol.events import Slot, Work
 from gwtf_p2p.protocol.ids import MicrobatchId
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
-from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.compute.optimizer import PartOptimizer, StepReport
 from gwtf_p2p.training.data.batches import DataSource
 from gwtf_p2p.training.state.tensors import export_state, load_state
 
@@ -111,13 +111,13 @@ class Compute:
         """Mean gradient over the counted microbatches, fresh CPU tensors by parameter name."""
         return await self.in_thread(lambda: self.executor.gradient_vector().mean())
 
-    async def step(self, averaged: Mapping[str, Tensor], iteration: int) -> float:
-        """Optimizer step, and an empty gradient for the next iteration; returns the gradient's norm."""
+    async def step(self, averaged: Mapping[str, Tensor], iteration: int, gradient_norm: float) -> StepReport:
+        """Optimizer step, clipped by the whole model's norm, and an empty gradient for the next iteration."""
 
-        def do() -> float:
-            report = self.optimizer.step(averaged, iteration)
+        def do() -> StepReport:
+            report = self.optimizer.step(averaged, iteration, gradient_norm)
             self.executor.reset_gradients()
-            return report.gradient_norm
+            return report
 
         return await self.in_thread(do)
 

@@ -100,7 +100,7 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     executor: StageExecutor | DataExecutor
     data = None
     if place.stage == DATA_STAGE:
-        executor, data = DataExecutor(build_data_part(spec), config.executor), (open_data(run)[0], place.shard)
+        executor, data = DataExecutor(build_data_part(spec), config.executor, run.loss), (open_data(run)[0], place.shard)
     else:
         executor = StageExecutor(build_stage_part(spec), config.executor)
     optimizer = PartOptimizer(executor.part.parameters, run.optimizer)

@@ -25,12 +25,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId
+from gwtf_p2p.protocol.wire.records import LossSpec
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.gradients import AlreadyCountedError, GradientAccumulator, GradientSum, NotHeldError
+from gwtf_p2p.training.compute.loss import loss_of
 from gwtf_p2p.training.compute.tensor_bytes import dtype_of
 from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.split import DataPart, StagePart
@@ -234,13 +235,15 @@ class _InFlight:
 class DataExecutor(_Executor):
     """The data peer's part: embedding first, loss last, and the embedding's gradient when the microbatch is back.
 
-    Loss = mean cross entropy over the microbatch's tokens; `labels_BT[b, t]` is the token after `tokens_BT[b, t]`.
+    Loss = mean cross entropy over the microbatch's tokens and what the run adds (`loss`); `labels_BT[b, t]` is the token after
+    `tokens_BT[b, t]`.
     The head's gradient is added at the loss, the embedding's at the finish. A microbatch is counted when finished; one that is
     discarded between the two has its head gradient taken out again.
     """
 
-    def __init__(self, part: DataPart, config: ExecutorConfig) -> None:
+    def __init__(self, part: DataPart, config: ExecutorConfig, loss: LossSpec | None = None) -> None:
         device = resolve_device(config.device)
+        self._loss = loss or LossSpec()
         self.part = part.to(device)
         super().__init__(self.part, config, device)
         self._in_flight: dict[MicrobatchId, _InFlight] = {}
@@ -349,7 +352,7 @@ class DataExecutor(_Executor):
         leaf = payload[0].detach().requires_grad_()
         with torch.enable_grad(), self._precision():
             logits_BTV = self.part.logits(tokens_BT, leaf)
-            loss = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten())
+            loss = loss_of(logits_BTV, labels_BT, self._loss)
         first, *rest = torch.autograd.grad(loss, [leaf, *self._parameters.values()], allow_unused=True)
         return loss.item(), first if first is not None else torch.zeros_like(leaf), self._by_name(rest)
 

@@ -3,8 +3,8 @@
 Rules.
 - Only own modules get adapters: a target names the end of a module's dotted name, and of the modules so named those whose
   weights are here are wrapped. Everything else of the part is frozen.
-- An adapter's first matrix is drawn from the stream (run seed, its name), by peft's own rule (uniform, as Kaiming's); the second
-  is zero, so the first forward is the pre-trained model's. All peers of a stage begin alike.
+- An adapter's first matrix is drawn from the stream (run seed, its name), by peft's own rule (uniform, as Kaiming's), the
+  second is zero, so the first forward is the pre-trained model's. All peers of a stage begin alike.
 - No dropout: a microbatch that is computed again on another peer has to give the same numbers.
 
 `peft` is imported where adapters are asked for; a run without them needs none.
@@ -36,7 +36,8 @@ def lora_config(spec: AdapterSpec, targets: list[str] | None = None, **more: Any
     except ImportError as error:
         raise InputError("run record", "adapters", "expected the package peft: pip install 'gwtf-p2p[adapters]'") from error
     chosen = list(spec.targets) if targets is None else targets
-    return peft.LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=chosen, lora_dropout=0.0, bias="none", **more)
+    alpha: Any = spec.alpha  # peft says int and takes any number
+    return peft.LoraConfig(r=spec.rank, lora_alpha=alpha, target_modules=chosen, lora_dropout=0.0, bias="none", **more)
 
 
 def add_adapters(model: PreTrainedModel, spec: AdapterSpec, own: set[int], seed: int | None) -> set[int]:
@@ -58,7 +59,9 @@ def add_adapters(model: PreTrainedModel, spec: AdapterSpec, own: set[int], seed:
             warnings.simplefilter("ignore")  # about layers that keep their matrix transposed: peft then does the right thing
             peft.inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=seed is None)
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise InputError(RUN_RECORD, _FIELD, f"expected modules that take adapters ({str(error).splitlines()[0][:160]})") from error
+        raise InputError(
+            RUN_RECORD, _FIELD, f"expected modules that take adapters ({str(error).splitlines()[0][:160]})"
+        ) from error
     fresh = {name: p for name, p in model.named_parameters() if id(p) not in before}
     if seed is not None:
         for name, parameter in fresh.items():

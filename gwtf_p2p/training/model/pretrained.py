@@ -71,7 +71,7 @@ class PretrainedFiles:
                 raise InputError(self._where, _FIELD, f"{self.spec.source}: expected the file {name}, which its index names")
             self.opened.add(name)
             try:
-                with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+                with safe_open(path, framework="pt") as file:
                     found |= {key: file.get_tensor(key) for key in wanted}
             except (OSError, safetensors.SafetensorError) as error:
                 raise InputError(self._where, _FIELD, f"{path}: expected readable safetensors ({error})") from error
@@ -82,7 +82,7 @@ class PretrainedFiles:
         if path is None:
             raise InputError(self._where, _FIELD, f"{self.spec.source}: expected {SINGLE} or {INDEX}, found neither")
         try:
-            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            with safe_open(path, framework="pt") as file:
                 return dict.fromkeys(file.keys(), SINGLE)
         except (OSError, safetensors.SafetensorError) as error:
             raise InputError(self._where, _FIELD, f"{path}: expected readable safetensors ({error})") from error
@@ -96,7 +96,9 @@ def load_pretrained(model: PreTrainedModel, units: Iterable[Unit], files: Pretra
     reader = _Reader(build_skeleton(model.config, where), files, where)
     done: dict[str, Tensor] = {}
     for unit in units:
-        names = {name for name in _state_names(reader.skeleton, unit) if not any(_tensor_of(model, name) is t for t in done.values())}
+        names = {
+            name for name in _state_names(reader.skeleton, unit) if not any(_tensor_of(model, name) is t for t in done.values())
+        }
         loaded = reader.unit(unit, names)
         for name in sorted(names):
             value = next((loaded[each] for each in (name, *reader.aliases.get(name, ())) if each in loaded), None)
@@ -145,7 +147,9 @@ class _Reader:
         library = _conversions(self.skeleton)
         if library is None or not found:
             return {self._targets[key]: tensor for key, tensor in found.items()}
-        state = {name: (_holder(self.skeleton, name), tensor) for name, tensor in self.skeleton.state_dict(keep_vars=True).items()}
+        state = {
+            name: (_holder(self.skeleton, name), tensor) for name, tensor in self.skeleton.state_dict(keep_vars=True).items()
+        }
         missing = self._convert(library, found)
         loaded = {name: _tensor_of(self.skeleton, name).detach() for name in state.keys() - missing}
         for name in loaded:
@@ -255,7 +259,7 @@ def _conversions(model: PreTrainedModel) -> tuple[Any, list[Any]] | None:
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
     """The library shows a bar for each of its loads; here a load is one layer."""
-    shown: bool = transformers_logging.is_progress_bar_enabled()  # type: ignore[no-untyped-call]
+    shown: bool = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
@@ -305,7 +309,5 @@ def _hash(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
-
-

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,9 +49,9 @@ class PartSpec:
     stage: int
     seed: int
     batch: tuple[int, int] = (1, 16)
-    weights: WeightsSpec = WeightsSpec()
+    weights: WeightsSpec = field(default_factory=WeightsSpec)
     weights_hash: str = ""
-    adapters: AdapterSpec = AdapterSpec()
+    adapters: AdapterSpec = field(default_factory=AdapterSpec)
 
     @classmethod
     def of(cls, run: RunRecord, stage: int) -> PartSpec:
@@ -209,7 +209,9 @@ def _assemble(
     if spec.weights.source:
         found = load_pretrained(model, units, PretrainedFiles(spec.weights, where), where)
         if spec.weights_hash not in ("", found):
-            expected = f"expected weights of stage {spec.stage} that hash to {spec.weights_hash}, {spec.weights.source} has {found}"
+            expected = (
+                f"expected weights of stage {spec.stage} that hash to {spec.weights_hash}, {spec.weights.source} has {found}"
+            )
             raise InputError(where, "weights.source", expected)
     else:
         initialise(model, units, spec.seed)
