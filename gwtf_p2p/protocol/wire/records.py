@@ -172,7 +172,7 @@ class RunRecord:
 
     @property
     def model_hash(self) -> str:
-        """Names the model, its split, what it starts from and what is trained: peers with different ones cannot train together."""
+        """Names the model, its split, its start and what is trained: peers whose hashes differ cannot train together."""
         named: list[object] = [dict(self.model_config), self.layer_split, self.seed]
         if self.weight_hashes or self.adapters.rank:
             named += [self.weight_hashes, self.adapters.rank, self.adapters.alpha, self.adapters.targets]
