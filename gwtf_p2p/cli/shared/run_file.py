@@ -30,9 +30,18 @@ from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.routers.factory import router_kind
 from gwtf_p2p.protocol.wire.codec import from_plain
-from gwtf_p2p.protocol.wire.dataset import STDLIB, Dataset, DatasetSpec, parts_of
+from gwtf_p2p.protocol.wire.dataset import STDLIB, Dataset, DatasetSpec, evaluated_on, parts_of
 from gwtf_p2p.protocol.wire.ranges import check_ranges
-from gwtf_p2p.protocol.wire.records import AdapterSpec, LossSpec, OptimizerSpec, RunRecord, WeightsSpec, WireSpec, encode
+from gwtf_p2p.protocol.wire.records import (
+    AdapterSpec,
+    EvaluationSpec,
+    LossSpec,
+    OptimizerSpec,
+    RunRecord,
+    WeightsSpec,
+    WireSpec,
+    encode,
+)
 
 T = TypeVar("T")
 
@@ -64,7 +73,13 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
-SECTIONS: dict[str, Any] = {"optimizer": OptimizerSpec, "loss": LossSpec, "adapters": AdapterSpec, "wire": WireSpec}
+SECTIONS: dict[str, Any] = {
+    "optimizer": OptimizerSpec,
+    "loss": LossSpec,
+    "evaluation": EvaluationSpec,
+    "adapters": AdapterSpec,
+    "wire": WireSpec,
+}
 """Tables of a run file that are a dataclass of the record."""
 
 _OWN_FIELDS = {"model", "stages", "weights", *SECTIONS}
@@ -211,7 +226,7 @@ def check_local_files(run: RunRecord, where: str) -> None:
     """Local datasets are there, and it is certain which column is the text. Nothing is encoded. Raises InputError."""
     from gwtf_p2p.training.data.columns import look_at
 
-    for part in parts_of(run.dataset):
+    for part in [*parts_of(run.dataset), *evaluated_on(run.evaluation.dataset, run.evaluation.split, run.dataset)]:
         if is_local(part):
             _at(where, partial(look_at, part, _silent))
 
@@ -220,7 +235,7 @@ def check_hub_files(run: RunRecord, where: str) -> None:
     """The same for hub datasets, which the network is asked for. Raises InputError."""
     from gwtf_p2p.training.data.columns import look_at
 
-    for part in parts_of(run.dataset):
+    for part in [*parts_of(run.dataset), *evaluated_on(run.evaluation.dataset, run.evaluation.split, run.dataset)]:
         if not is_local(part):
             _at(where, partial(look_at, part, _silent))
 

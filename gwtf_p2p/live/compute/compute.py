@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -56,7 +56,8 @@ class Worked:
 
 
 class Compute:
-    """Executor, optimizer and tensors of one peer. `data` is a data peer's dataset and which shard of it is its own."""
+    """Executor, optimizer and tensors of one peer. `data` is a data peer's dataset and which shard of it is its own.
+    `evaluated_on`: the microbatches of an evaluation, where this peer does it."""
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class Compute:
     ) -> None:
         self.run, self.executor, self.optimizer = run, executor, optimizer
         self.device: Device | None = None
+        self.evaluated_on: Sequence[tuple[Tensor, Tensor]] = ()
         self.codecs = BoundaryCodecs.of(run)
         self.store = TensorStore(limit)
         self._tensors = BoundaryTensors(executor.part.boundary, self.codecs, self.store, executor.device)

@@ -79,7 +79,7 @@ LogEvent = Callable[[ev.Event, float, Sequence[ef.Effect], str], None]
 @dataclass(frozen=True, slots=True)
 class DriverParts:
     """Everything a driver connects. `publish` is called when the record should go out soon, `on_move` when this peer is to
-    begin anew in another stage."""
+    begin anew in another stage; `before` is waited for before any work begins."""
 
     compute: Compute
     transport: Transport
@@ -90,6 +90,7 @@ class DriverParts:
     on_report: ReportListener
     probes: LinkProbes
     log_event: LogEvent | None = None
+    before: Callable[[ev.Work], Coroutine[Any, Any, None]] | None = None
     fault: FaultTrigger | None = None
 
 
@@ -298,6 +299,8 @@ class Driver:
 
     async def _compute(self, compute: ef.Compute) -> None:
         work, microbatch = compute.work, compute.microbatch
+        if self.parts.before is not None:
+            await self.parts.before(work)
         worked = await self.parts.compute.work(work, microbatch, compute.keeps)
         self.feed(ev.Computed(work, microbatch, worked.seconds, worked.loss, worked.again_s))
 

@@ -1,4 +1,5 @@
-"""The recipe of a run, part of its record because every peer of a stage must step alike: optimizer, schedule, loss."""
+"""The recipe of a run, part of its record because every peer of a stage must step alike: optimizer, schedule, loss, and on
+what it is evaluated."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MaxLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.ranges import check_ranges
@@ -77,3 +78,29 @@ class LossSpec:
 
     z: Annotated[float, Ge(0), Le(1e3), "weight of the squared logarithm of the softmax's denominator"] = 0.0
     label_smoothing: Annotated[float, Ge(0), Lt(1), "share of the label that goes to all tokens alike"] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSpec:
+    """The loss on text that is not trained on, every so many iterations, by the data peer of shard 0, which holds its own
+    microbatches back meanwhile.
+
+    That text is a share of the training windows, which then nobody trains on, or another dataset.
+    """
+
+    every: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations between two evaluations (0: none)"] = 0
+    microbatches: Annotated[int, Ge(1), Le(2**20), "microbatches of an evaluation, at most"] = 8
+    held_out: Annotated[float, Ge(0), Le(0.5), "share of the training windows that is held out for it"] = 0.0
+    dataset: Annotated[str, MaxLen(1024), "dataset that is evaluated on instead"] = ""
+    split: Annotated[str, MinLen(1), MaxLen(64), "split of that dataset"] = "validation"
+
+    def validate(self, where: str) -> None:
+        """Raises InputError for an evaluation on nothing, or on two things."""
+        if self.every and bool(self.held_out) == bool(self.dataset):
+            raise InputError(where, "evaluation.held_out", "expected a share above 0, or a dataset instead")
+        if not self.every and (self.held_out or self.dataset):
+            raise InputError(where, "evaluation.every", "expected a whole number above 0, or no data to evaluate on")
+
+    def is_due(self, version: int) -> bool:
+        """Weights of this version are evaluated."""
+        return bool(self.every) and version % self.every == 0

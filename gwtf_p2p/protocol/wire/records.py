@@ -42,6 +42,7 @@ from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.dataset import STDLIB, DatasetSpec, check_dataset
 from gwtf_p2p.protocol.wire.ranges import Matches, check_ranges
 from gwtf_p2p.protocol.wire.recipe import MOST_ITERATIONS
+from gwtf_p2p.protocol.wire.recipe import EvaluationSpec as EvaluationSpec
 from gwtf_p2p.protocol.wire.recipe import LossSpec as LossSpec
 from gwtf_p2p.protocol.wire.recipe import OptimizerSpec as OptimizerSpec
 from gwtf_p2p.protocol.wire.run_parts import AdapterSpec as AdapterSpec
@@ -144,6 +145,7 @@ class RunRecord:
     recovery: Annotated[Literal["exact", "fast"], "what a crash may cost: nothing, or a microbatch"] = "exact"
     optimizer: Annotated[OptimizerSpec, "optimizer and its schedule"] = field(default_factory=OptimizerSpec)
     loss: Annotated[LossSpec, "what is added to the cross entropy"] = field(default_factory=LossSpec)
+    evaluation: Annotated[EvaluationSpec, "loss on text that is not trained on"] = field(default_factory=EvaluationSpec)
     total_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations in all (0: without end)"] = 0
     boundary: Annotated[tuple[BoundaryTensor, ...], MaxLen(16), "what crosses each boundary between parts"] = ()
     fingerprint: Annotated[Fingerprint, "what the model computes where the run was started"] = field(
@@ -220,6 +222,7 @@ class RunRecord:
         check_dataset(self.dataset, where)
         self.optimizer.validate(where)
         self.adapters.validate(where)
+        self.evaluation.validate(where)
         if self.adapters.rank and not self.weights.source:
             raise InputError(where, "adapters.rank", "expected weights, too: adapters change a pre-trained model")
         if self.weight_hashes and len(self.weight_hashes) != self.stages + 1:

@@ -31,7 +31,7 @@ from gwtf_p2p.protocol.ids import MicrobatchId
 from gwtf_p2p.protocol.wire.records import LossSpec
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.gradients import AlreadyCountedError, GradientAccumulator, GradientSum, NotHeldError
-from gwtf_p2p.training.compute.loss import loss_of
+from gwtf_p2p.training.compute.loss import loss_of, summed_loss
 from gwtf_p2p.training.compute.tensor_bytes import dtype_of
 from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.split import DataPart, StagePart
@@ -156,6 +156,10 @@ class StageExecutor(_Executor):
         self._held[microbatch] = _Held(leaves, output if keeps else None)
         return _detached(output)
 
+    def evaluate(self, activation: Payload) -> Payload:
+        """The stage's output for its own sake: nothing is held. Raises RemoteProtocolError on a wrong shape."""
+        return _detached(self._run(self._received(activation), with_graph=False))
+
     def drop_graph(self, microbatch: MicrobatchId) -> None:
         """Free the graph of a held forward and keep its input; the backward will recompute. Raises NotHeldError."""
         self._find(microbatch).output = None
@@ -262,6 +266,21 @@ class DataExecutor(_Executor):
         flight = self._in_flight.setdefault(microbatch, _InFlight(tokens_BT.to(self.device)))
         with torch.no_grad():
             return self._embedded(flight.tokens)
+
+    def evaluate_embedding(self, tokens_BT: Tensor) -> Payload:
+        """The input of stage 1 for its own sake: nothing is in flight."""
+        with torch.no_grad():
+            return self._embedded(tokens_BT.to(self.device))
+
+    def evaluate_logits(self, tokens_BT: Tensor, activation: Payload) -> Tensor:
+        """logits_BTV of the last stage's output, float32. Raises RemoteProtocolError on a wrong shape."""
+        received = self._received(activation)
+        with torch.no_grad(), self._precision():
+            return self.part.logits(tokens_BT.to(self.device), received[0]).float()
+
+    def evaluate_loss(self, tokens_BT: Tensor, activation: Payload, labels_BT: Tensor) -> tuple[float, int]:
+        """(sum of the plain cross entropy, how many tokens have a label) of the last stage's output."""
+        return summed_loss(self.evaluate_logits(tokens_BT, activation), labels_BT.to(self.device))
 
     def loss_and_gradient(self, microbatch: MicrobatchId, activation: Payload, labels_BT: Tensor) -> tuple[float, Payload]:
         """Loss of the last stage's output, and its gradient with respect to that output.

@@ -21,3 +21,10 @@ def loss_of(logits_BTV: Tensor, labels_BT: Tensor, spec: LossSpec) -> Tensor:
         squares = torch.logsumexp(logits, dim=-1).square()
         loss = loss + spec.z * (squares * counts).sum() / counts.sum()
     return loss
+
+
+def summed_loss(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[float, int]:
+    """(sum of the plain cross entropy, how many tokens have a label)."""
+    logits, labels = logits_BTV.flatten(0, 1).float(), labels_BT.flatten()
+    total = functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum")
+    return float(total), int((labels != NO_LABEL).sum())
