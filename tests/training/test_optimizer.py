@@ -269,6 +269,10 @@ def test_a_recipe_that_does_not_fit_together_names_the_field(changes: dict[str, 
         OptimizerSpec(learning_rate=1.0, **changes).validate("file")  # type: ignore[arg-type]
 
 
+def test_a_warm_up_without_an_end_is_a_recipe() -> None:
+    OptimizerSpec(warmup_iterations=5).validate("file")
+
+
 def test_a_warm_up_in_tokens_is_whole_iterations() -> None:
     spec = OptimizerSpec(warmup_tokens=1001)
     assert spec.in_iterations(100, "file").warmup_iterations == 11

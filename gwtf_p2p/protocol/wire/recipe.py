@@ -53,7 +53,7 @@ class OptimizerSpec:
         if (self.schedule == "wsd") != bool(self.decay_iterations):
             expected = "expected at least 1 with the schedule wsd" if self.schedule == "wsd" else "expected the schedule wsd"
             raise InputError(where, "optimizer.decay_iterations", expected)
-        if self.decay_iterations > self.total_iterations - self.warmup_iterations:
+        if self.decay_iterations and self.decay_iterations > self.total_iterations - self.warmup_iterations:
             raise InputError(
                 where, "optimizer.decay_iterations", "expected at most what the warm-up leaves of total_iterations"
             )

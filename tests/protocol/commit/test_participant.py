@@ -398,13 +398,3 @@ def test_a_correction_that_ends_after_the_peer_has_fallen_behind_counts_nothing(
     assert driven.reported("out_of_step")
     driven.computes(ev.Work.UNCOUNT, M1)
     assert not driven.did(ef.Average) and not driven.machine.participant.counted
-
-
-def test_a_participant_that_missed_the_commit_steps_by_the_norm_of_those_that_did_not() -> None:
-    driven = counted()
-    prepared(driven, prepare())
-    driven.hears(A2, msg.Standing(Stage(1), 1, committed=Ballot(1, D), gradient_norm=3.5))
-    assert driven.did(ef.Step) == [ef.Step(0, 1, 3.5)]
-    driven.handle(ev.Stepped(0))
-    told = standing(driven)
-    assert (told.version, told.gradient_norm) == (1, 3.5)

@@ -12,12 +12,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.compute.forward_only import ForwardOnly, NotAnswered
-from gwtf_p2p.live.peer.config import OnReport
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.view.forward_route import candidates
@@ -26,6 +26,7 @@ from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.executor import DataExecutor
 
 Batch = tuple[Tensor, Tensor]
+Tell = Callable[[dict[str, Any]], None]
 TRIES = 20
 RETRY_S = 0.25
 """A stage peer may still be at the step to these weights when it is asked first."""
@@ -43,7 +44,7 @@ class Evaluation:
     """Of one data peer; without batches nothing is ever due."""
 
     def __init__(
-        self, run: RunRecord, parts: tuple[Compute, ForwardOnly], batches: Sequence[Batch], swarm: Swarm, tell: OnReport
+        self, run: RunRecord, parts: tuple[Compute, ForwardOnly], batches: Sequence[Batch], swarm: Swarm, tell: Tell
     ) -> None:
         self._run, self._batches, self._swarm, self._tell = run, batches, swarm, tell
         self._compute, self._forward = parts
