@@ -124,10 +124,12 @@ class CancelAverage:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Apply the average of this attempt with the optimizer. Followed by Stepped."""
+    """Apply the average of this attempt with the optimizer, clipped by the whole model's `gradient_norm`; nothing is applied
+    where that is -1, for not finite. Followed by Stepped."""
 
     iteration: int
     attempt: int
+    gradient_norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,10 +208,13 @@ class CheckFailed:
 
 @dataclass(frozen=True, slots=True)
 class AverageDone:
+    """`squared_norm` is of the average, -1 where that is not finite."""
+
     iteration: int
     attempt: int
     digest: str
     seconds: float
+    squared_norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.training.compute.loss import loss_of
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import DataSource, open_data
 from gwtf_p2p.training.model.run_check import check_run
-from gwtf_p2p.training.model.split import PartSpec, build_whole_model, parameter_shapes
+from gwtf_p2p.training.model.split import build_whole_model
 
 
 def control_losses(run: RunRecord, iterations: int, shards: int, device: str = "cpu") -> list[float]:
@@ -24,6 +25,8 @@ def control_losses(run: RunRecord, iterations: int, shards: int, device: str = "
 
     Raises InputError for a record that cannot be trained.
     """
+    if run.weights.source:
+        raise InputError("run record", "weights.source", "expected a run from scratch: this control knows no other")
     source, tokenizer = open_data(run)
     check_run(run, tokenizer.vocabulary)
     return list(_train(run, source, (iterations, shards), torch.device(device)))
@@ -34,9 +37,7 @@ def _train(run: RunRecord, source: DataSource, sizes: tuple[int, int], device: t
     model = build_whole_model(run.model_config, run.seed)
     model.to(device)  # type: ignore[arg-type]
     named = dict(model.named_parameters())
-    # One optimizer per part: gradient clipping goes by the part's own norm, here as in the swarm.
-    parts = [list(parameter_shapes(PartSpec.of(run, stage))) for stage in range(run.stages + 1)]
-    optimizers = [PartOptimizer({name: named[name] for name in names}, run.optimizer) for names in parts]
+    optimizer = PartOptimizer(named, run.optimizer)
     count = shards * run.microbatches_per_data_peer
     for iteration in range(iterations):
         model.zero_grad(set_to_none=True)
@@ -45,11 +46,10 @@ def _train(run: RunRecord, source: DataSource, sizes: tuple[int, int], device: t
             for index in range(run.microbatches_per_data_peer):
                 tokens_BT, labels_BT = (tensor.to(device) for tensor in source.batch(iteration, index, shard, shards))
                 logits_BTV = model(tokens_BT, use_cache=False).logits
-                loss = functional.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten())
+                loss = loss_of(logits_BTV, labels_BT, run.loss)
                 loss.backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.item())
-        for names, optimizer in zip(parts, optimizers, strict=True):
-            optimizer.step({name: _gradient(named[name]) / count for name in names}, iteration)
+        optimizer.step({name: _gradient(parameter) / count for name, parameter in named.items()}, iteration)
         yield sum(losses) / count
 
 

@@ -84,7 +84,7 @@ class Pipeline:
 
     def __init__(self, run: RunRecord, config: ExecutorConfig | None = None) -> None:
         config = config or ExecutorConfig()
-        self.data = DataExecutor(build_data_part(PartSpec.of(run, 0)), config)
+        self.data = DataExecutor(build_data_part(PartSpec.of(run, 0)), config, run.loss)
         self.stages = [StageExecutor(build_stage_part(PartSpec.of(run, k)), config) for k in range(1, run.stages + 1)]
 
     @property

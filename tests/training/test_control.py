@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from experiments.support.control import control_losses
+from gwtf_p2p.protocol.commit.attempt import norm_of
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
+from gwtf_p2p.training.compute.gradients import squared_norm
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import open_data
 from tests.training.swarm import GPT2, LLAMA, Pipeline, microbatch, run_record
@@ -15,7 +18,7 @@ ITERATIONS, DATA_PEERS = 5, 2
 
 
 def swarm_losses(run: RunRecord) -> list[float]:
-    """Two replicas of every part; microbatches alternate; each part is averaged by counts and steps alone."""
+    """Two replicas of every part; microbatches alternate; each part is averaged by counts and steps by the whole norm."""
     source, _ = open_data(run)
     replicas = [Pipeline(run) for _ in range(2)]
     optimizers = [[PartOptimizer(e.part.parameters, run.optimizer) for e in replica.executors] for replica in replicas]
@@ -28,6 +31,7 @@ def swarm_losses(run: RunRecord) -> list[float]:
                 name = microbatch(index, iteration, f"data_{shard}")
                 losses.append(replica.train(name, *source.batch(iteration, index, shard, DATA_PEERS)).loss)
         curve.append(sum(losses) / len(losses))
+        averages = []
         for number in range(run.stages + 1):
             sums = [replica.executors[number].gradient_vector() for replica in replicas]
             total = sum(each.count for each in sums)
@@ -35,9 +39,12 @@ def swarm_losses(run: RunRecord) -> list[float]:
             averaged = {
                 name: sum(m[name] * each.count for m, each in zip(means, sums, strict=True)) / total for name in means[0]
             }
-            for replica, parts in zip(replicas, optimizers, strict=True):
-                parts[number].step(averaged, iteration)
-                replica.executors[number].reset_gradients()
+            averages.append(averaged)
+        norm = norm_of({PeerId(str(k)): (Stage(k), squared_norm(each)) for k, each in enumerate(averages)})
+        for replica, parts in zip(replicas, optimizers, strict=True):
+            for executor, optimizer, averaged in zip(replica.executors, parts, averages, strict=True):
+                optimizer.step(averaged, iteration, norm)
+                executor.reset_gradients()
     return curve
 
 

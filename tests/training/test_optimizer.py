@@ -6,13 +6,18 @@ import dataclasses
 
 import pytest
 import torch
+from torch.nn import functional
 
-from gwtf_p2p.protocol.errors import LocalProtocolError, RemoteProtocolError
-from gwtf_p2p.protocol.wire.records import OptimizerSpec
+from gwtf_p2p.protocol.commit.attempt import NOT_FINITE, norm_of
+from gwtf_p2p.protocol.errors import InputError, LocalProtocolError, RemoteProtocolError
+from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.wire.records import LossSpec, OptimizerSpec
+from gwtf_p2p.training.compute.gradients import squared_norm
+from gwtf_p2p.training.compute.loss import loss_of
 from gwtf_p2p.training.compute.optimizer import PartOptimizer, learning_rate
 from gwtf_p2p.training.model.split import PartSpec, build_stage_part, build_whole_model
 from gwtf_p2p.training.state.tensors import export_state, live_state, load_state, state_hash
-from tests.training.swarm import LLAMA, MODELS, Pipeline, batch, microbatch, run_record
+from tests.training.swarm import LLAMA, MODELS, Pipeline, assert_close, batch, microbatch, run_record
 
 SPEC = OptimizerSpec(learning_rate=1e-2, weight_decay=0.1, schedule="cosine", warmup_iterations=2, total_iterations=6)
 
@@ -63,19 +68,74 @@ def test_one_step_is_adamw_written_out() -> None:
     assert report.learning_rate == 0.1
 
 
-def test_a_part_is_clipped_by_its_own_norm_and_the_callers_gradient_stays() -> None:
+def test_the_step_is_clipped_by_the_norm_it_is_told_and_the_callers_gradient_stays() -> None:
     spec = dataclasses.replace(SPEC, gradient_clip=1.0, schedule="constant", warmup_iterations=0, weight_decay=0.0)
-    (clipped, optimizer), (scaled, reference) = stage_and_optimizer(spec), stage_and_optimizer(spec)
+    (clipped, optimizer), (_, reference) = stage_and_optimizer(spec), stage_and_optimizer(spec)
     gradient = made_up_gradient(clipped, 0)
     kept = {name: tensor.clone() for name, tensor in gradient.items()}
-    report = optimizer.step(gradient, 0)
-    norm = torch.cat([tensor.flatten() for tensor in kept.values()]).norm().item()
-    assert report.gradient_norm == pytest.approx(norm, rel=1e-5)
+    assert optimizer.step(gradient, 0, gradient_norm=50.0).gradient_norm == 50.0
     assert all(torch.equal(gradient[name], kept[name]) for name in kept)
-    reference.step({name: tensor * 0.999 / norm for name, tensor in kept.items()}, 0)  # just under the limit: not clipped
-    moments, expected = optimizer.moments(), reference.moments()
-    for name in scaled:
-        torch.testing.assert_close(moments[name][0], expected[name][0] / 0.999, rtol=1e-4, atol=1e-9)
+    reference.step({name: tensor / 50.0 for name, tensor in kept.items()}, 0, gradient_norm=0.5)  # under the limit
+    found, expected = optimizer.state_tensors(), reference.state_tensors()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+@pytest.mark.parametrize("model", ["llama_tied", "gpt2_untied"])
+def test_parts_clipped_by_the_commits_norm_are_the_whole_model_clipped_by_torch(model: str, kind: str) -> None:
+    spec = dataclasses.replace(SPEC, kind=kind, gradient_clip=0.05, no_decay=("*embed*", "*wte*"))
+    run = run_record(MODELS[model], optimizer=spec)
+    whole = build_whole_model(run.model_config, run.seed)
+    named = dict(whole.named_parameters())
+    spared = [p for name, p in named.items() if p.dim() < 2 or "embed" in name or "wte" in name]
+    decayed = [p for p in named.values() if not any(p is other for other in spared)]
+    groups = [{"params": decayed, "weight_decay": spec.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    made = {"adamw": lambda: torch.optim.AdamW(groups, 1.0, (spec.beta1, spec.beta2), spec.epsilon)}
+    reference = made[kind]() if kind in made else torch.optim.Adafactor(groups, 1.0)
+    pipeline = Pipeline(run)
+    optimizers = [PartOptimizer(executor.part.parameters, spec) for executor in pipeline.executors]
+    for iteration in range(3):
+        pipeline.train(microbatch(0, iteration), *batch(iteration))
+        means = [executor.gradient_vector().mean() for executor in pipeline.executors]
+        stages = {PeerId(f"peer {k}"): (Stage(k), squared_norm(mean)) for k, mean in enumerate(means)}
+        for optimizer, mean in zip(optimizers, means, strict=True):
+            optimizer.step(mean, iteration, norm_of(stages))
+        for executor in pipeline.executors:
+            executor.reset_gradients()
+        for name, gradient in [pair for mean in means for pair in mean.items()]:
+            named[name].grad = gradient
+        assert torch.nn.utils.clip_grad_norm_(named.values(), spec.gradient_clip).item() == pytest.approx(
+            norm_of(stages), rel=1e-5
+        )
+        for group in reference.param_groups:
+            group["lr"] = learning_rate(spec, iteration)
+        reference.step()
+    for executor in pipeline.executors:
+        for name, parameter in executor.part.parameters.items():
+            torch.testing.assert_close(parameter, named[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_is_a_step_that_changes_nothing_but_the_version() -> None:
+    parameters, optimizer = stage_and_optimizer(steps=2)
+    before = {name: tensor.clone() for name, tensor in live_state(parameters, optimizer).items()}
+    gradient = made_up_gradient(parameters, 3)
+    next(iter(gradient.values())).flatten()[0] = float("inf")
+    squared = squared_norm(gradient)
+    norm = norm_of({PeerId("a"): (Stage(0), 1.0), PeerId("b"): (Stage(1), squared)})
+    assert (squared, norm) == (NOT_FINITE, NOT_FINITE)
+    assert optimizer.step(gradient, 2, norm).skipped
+    after = live_state(parameters, optimizer)
+    assert [name for name in after if not torch.equal(after[name], before[name])] == ["step"]
+    assert optimizer.steps == 3
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+def test_a_part_without_trained_weights_steps_and_is_handed_on(kind: str) -> None:
+    optimizer = PartOptimizer({}, dataclasses.replace(SPEC, kind=kind))
+    optimizer.step({}, 0, gradient_norm=1.0)
+    newcomer = PartOptimizer({}, dataclasses.replace(SPEC, kind=kind))
+    assert load_state({}, newcomer, export_state({}, optimizer)) == 1 == newcomer.steps
 
 
 @pytest.mark.parametrize(
@@ -84,10 +144,17 @@ def test_a_part_is_clipped_by_its_own_norm_and_the_callers_gradient_stays() -> N
         ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
         ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]),
         ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447, 0.0]),
+        ("wsd", [0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0]),
     ],
 )
-def test_schedules(schedule: str, rates: list[float]) -> None:
-    spec = OptimizerSpec(learning_rate=1.0, schedule=schedule, warmup_iterations=2, total_iterations=6)
+@pytest.mark.parametrize("least", [0.0, 0.2])
+def test_schedules(schedule: str, rates: list[float], least: float) -> None:
+    falls = {"decay_iterations": 2} if schedule == "wsd" else {}
+    spec = OptimizerSpec(
+        learning_rate=1.0, schedule=schedule, warmup_iterations=2, total_iterations=6, min_learning_rate=least, **falls
+    )
+    spec.validate("")
+    rates = [rate if number < 2 else least + (1 - least) * rate for number, rate in enumerate(rates)]
     assert [learning_rate(spec, iteration) for iteration in range(7)] == pytest.approx(rates, abs=1e-6)
     assert learning_rate(spec, 100) == pytest.approx(rates[-1], abs=1e-6)
 
@@ -159,3 +226,56 @@ def test_a_donors_wrong_state_is_refused_whole() -> None:
         with pytest.raises(RemoteProtocolError, match=message):
             load_state(newcomer, newcomers_optimizer, wrong)
     assert state_hash(live_state(newcomer, newcomers_optimizer)) == before
+
+
+def test_smoothing_and_z_loss_are_what_they_say_and_leave_tokens_without_a_label_out() -> None:
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[1, 2, -100], [4, -100, 0]])
+    kept = labels != -100
+    flat, wanted = logits[kept], labels[kept]
+    logs = functional.log_softmax(flat, dim=-1)
+    smoothed = -(0.9 * logs[torch.arange(4), wanted] + 0.1 * logs.mean(dim=-1)).mean()
+    z = flat.exp().sum(dim=-1).log().square().mean()
+    assert loss_of(logits, labels, LossSpec(z=0.3, label_smoothing=0.1)).item() == pytest.approx(
+        (smoothed + 0.3 * z).item(), rel=1e-5
+    )
+    assert loss_of(logits, labels, LossSpec()).item() == pytest.approx(functional.cross_entropy(flat, wanted).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("spec", [LossSpec(z=1e-2, label_smoothing=0.1)])
+def test_a_split_runs_loss_and_gradients_with_all_additions_are_the_whole_models(spec: LossSpec) -> None:
+    run = run_record(LLAMA, loss=spec)
+    whole = build_whole_model(run.model_config, run.seed)
+    tokens_BT, labels_BT = batch(0)
+    loss = loss_of(whole(tokens_BT, use_cache=False).logits, labels_BT, spec)
+    loss.backward()
+    pipeline = Pipeline(run)
+    assert pipeline.train(microbatch(0), tokens_BT, labels_BT).loss == pytest.approx(loss.item(), rel=1e-6)
+    assert_close(pipeline.sums(), {name: p.grad for name, p in whole.named_parameters()}, relative=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"min_learning_rate": 2.0}, "min_learning_rate"),
+        ({"schedule": "wsd", "total_iterations": 5}, "decay_iterations"),
+        ({"decay_iterations": 2}, "decay_iterations"),
+        ({"schedule": "wsd", "total_iterations": 5, "warmup_iterations": 2, "decay_iterations": 4}, "decay_iterations"),
+        ({"kind": "sgd"}, "kind"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_together_names_the_field(changes: dict[str, object], field: str) -> None:
+    with pytest.raises(InputError, match=rf"optimizer\.{field}: expected"):
+        OptimizerSpec(learning_rate=1.0, **changes).validate("file")  # type: ignore[arg-type]
+
+
+def test_a_warm_up_without_an_end_is_a_recipe() -> None:
+    OptimizerSpec(warmup_iterations=5).validate("file")
+
+
+def test_a_warm_up_in_tokens_is_whole_iterations() -> None:
+    spec = OptimizerSpec(warmup_tokens=1001)
+    assert spec.in_iterations(100, "file").warmup_iterations == 11
+    assert spec.in_iterations(100, "file").in_iterations(100, "file").warmup_iterations == 11
+    with pytest.raises(InputError, match=r"optimizer\.warmup_iterations: expected it alone, or the 11 iterations"):
+        dataclasses.replace(spec, warmup_iterations=5).in_iterations(100, "file")

@@ -120,6 +120,12 @@ def line(report: Mapping[str, Any]) -> str:
         case "stepped":
             share = f"{report['microbatches']} of {report['of']} microbatches were ours"
             return f"step {report['iteration'] + 1:4d}  loss {report['loss']:.4f}  {share}"
+        case "evaluated":
+            return (
+                f"evaluated after {report['iteration']} steps: loss {report['loss']:.4f}, perplexity {report['perplexity']:.2f}"
+            )
+        case "evaluation_failed":
+            return f"not evaluated after {report['iteration']} steps: {report['reason']}"
         case "recovery":
             return f"{report['kind']} recovery of {report['microbatch']}: {report['reason']}"
         case "peer_lost":

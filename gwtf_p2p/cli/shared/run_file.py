@@ -8,6 +8,9 @@
     dataset = "stdlib"                      # text:GLOB, a file or folder, a hub id, or a table; a list of tables is a mixture:
     # dataset = [{ path = "./books", text_column = "body", weight = 3 }, { path = "OWNER/NAME", messages = "messages" }]
 
+    weights = "OWNER/NAME"                  # start from a pre-trained model; model and tokenizer are then its own
+    adapters = { rank = 8, targets = ["q_proj", "v_proj"] }    # train low-rank adapters of it alone
+
 Everything else is optional and named as in the run record; `gwtf run schema` prints all with their ranges. A wrong field is
 refused with the file, the field and what was expected; nothing is published before the whole file is right.
 """
@@ -27,9 +30,18 @@ from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.routers.factory import router_kind
 from gwtf_p2p.protocol.wire.codec import from_plain
-from gwtf_p2p.protocol.wire.dataset import STDLIB, Dataset, DatasetSpec, parts_of
+from gwtf_p2p.protocol.wire.dataset import STDLIB, Dataset, DatasetSpec, evaluated_on, parts_of
 from gwtf_p2p.protocol.wire.ranges import check_ranges
-from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord, WireSpec, encode
+from gwtf_p2p.protocol.wire.records import (
+    AdapterSpec,
+    EvaluationSpec,
+    LossSpec,
+    OptimizerSpec,
+    RunRecord,
+    WeightsSpec,
+    WireSpec,
+    encode,
+)
 
 T = TypeVar("T")
 
@@ -61,17 +73,23 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
-SECTIONS: dict[str, Any] = {"optimizer": OptimizerSpec, "wire": WireSpec}
+SECTIONS: dict[str, Any] = {
+    "optimizer": OptimizerSpec,
+    "loss": LossSpec,
+    "evaluation": EvaluationSpec,
+    "adapters": AdapterSpec,
+    "wire": WireSpec,
+}
 """Tables of a run file that are a dataclass of the record."""
 
-_OWN_FIELDS = {"model", "stages", *SECTIONS}
+_OWN_FIELDS = {"model", "stages", "weights", *SECTIONS}
 OLDER_FIELDS = {"relays_per_stage": "peers_per_stage"}
 """Fields of older run files, and how they are called now."""
 
 WIRE_DTYPE = "wire_dtype"
 """An older field: one format for activations and gradients alike."""
 
-_INTERNAL = {"model_config", "boundary", "fingerprint", "sequence_number", "schema_version", "wire_version"}
+_INTERNAL = {"model_config", "weight_hashes", "boundary", "fingerprint", "sequence_number", "schema_version", "wire_version"}
 FIELDS = ({f.name for f in fields(RunRecord)} - _INTERNAL) | _OWN_FIELDS
 """What a run file may say."""
 
@@ -120,14 +138,15 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     """A checked run record from the fields of a run file, the cheapest checks first. Raises InputError."""
-    plain = _with_wire(_renamed(plain), where)
+    plain = _with_source(_with_wire(_renamed(plain), where), where)
     draft = check_settings(plain, where)
     check_local_files(draft, where)
     from gwtf_p2p.training.data.tokenizer import load_tokenizer
     from gwtf_p2p.training.model.config import published_config
     from gwtf_p2p.training.model.preflight import preflight
+    from gwtf_p2p.training.model.pretrained import resolved
     from gwtf_p2p.training.model.run_check import check_run
-    from gwtf_p2p.training.model.split import PartSpec, boundary_of, default_layer_split
+    from gwtf_p2p.training.model.split import PartSpec, boundary_of, default_layer_split, parameter_shapes, weight_hashes
     from gwtf_p2p.training.model.structure import layer_count
 
     tokenizer = _at(where, lambda: load_tokenizer(draft.tokenizer))
@@ -140,6 +159,11 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     run = replace(draft, model_config=model_config, layer_split=split)
     check_run(run, tokenizer.vocabulary, where)
     run = replace(run, boundary=boundary_of(PartSpec.of(run, 0), where), fingerprint=preflight(model_config, where))
+    if run.adapters.rank and not any(parameter_shapes(PartSpec.of(run, stage), where) for stage in range(run.stages + 1)):
+        raise InputError(where, "adapters.targets", "expected modules with weights")
+    if run.weights.source:
+        run = replace(run, weights=resolved(run.weights, where))
+        run = replace(run, weight_hashes=weight_hashes(run, where))
     try:
         encode(run)
     except (ValueError, TypeError, OverflowError) as error:
@@ -172,8 +196,10 @@ def check_settings(plain: Mapping[str, Any], where: str) -> RunRecord:
         if required and f.name not in record:
             raise InputError(where, f.name, "expected, but missing")
     record["dataset"] = _dataset(plain.get("dataset", STDLIB), where)
+    record["weights"] = _weights(plain.get("weights", ""), where)
     record |= {name: _settings(kind, plain.get(name, {}), where, name) for name, kind in SECTIONS.items()}
     run = RunRecord(**{**_NO_MODEL, **record})
+    run = replace(run, optimizer=run.optimizer.in_iterations(run.tokens_per_iteration, where))
     run.validate(where)
     run.wire.validate(where)
     _at(where, lambda: router_kind(run.router), field="router")
@@ -200,7 +226,7 @@ def check_local_files(run: RunRecord, where: str) -> None:
     """Local datasets are there, and it is certain which column is the text. Nothing is encoded. Raises InputError."""
     from gwtf_p2p.training.data.columns import look_at
 
-    for part in parts_of(run.dataset):
+    for part in [*parts_of(run.dataset), *evaluated_on(run.evaluation.dataset, run.evaluation.split, run.dataset)]:
         if is_local(part):
             _at(where, partial(look_at, part, _silent))
 
@@ -209,7 +235,7 @@ def check_hub_files(run: RunRecord, where: str) -> None:
     """The same for hub datasets, which the network is asked for. Raises InputError."""
     from gwtf_p2p.training.data.columns import look_at
 
-    for part in parts_of(run.dataset):
+    for part in [*parts_of(run.dataset), *evaluated_on(run.evaluation.dataset, run.evaluation.split, run.dataset)]:
         if not is_local(part):
             _at(where, partial(look_at, part, _silent))
 
@@ -233,6 +259,23 @@ def _dataset(value: Any, where: str) -> Dataset:
         check_ranges(part, where, f"{field}.")
         found.append(part)
     return tuple(found)
+
+
+def _weights(value: Any, where: str) -> WeightsSpec:
+    """A folder or hub id, or a table with its revision."""
+    if isinstance(value, str):
+        value = {"source": value} if value else {}
+    elif "source" not in (value if isinstance(value, dict) else ()):
+        raise InputError(where, "weights.source", "expected, but missing")
+    return _settings(WeightsSpec, value, where, "weights")
+
+
+def _with_source(plain: dict[str, Any], where: str) -> dict[str, Any]:
+    """What is not stated beside `weights` is as the pre-trained model has it: its config, its tokenizer."""
+    source = _weights(plain.get("weights", ""), where).source
+    if not source:
+        return plain
+    return {"model": source, "tokenizer": source, **plain}
 
 
 def _settings(kind: type[T], value: Any, where: str, field: str) -> T:

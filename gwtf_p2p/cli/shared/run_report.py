@@ -1,6 +1,7 @@
 """What a run will take: memory of each stage, bytes of each hop and average, how layers are split, and what is trained on.
 
-Figures are of float32 AdamW: weights, gradient sum and two moments are 16 bytes a parameter. While an iteration is under way a
+Figures are of float32: weights, gradient sum and AdamW's two moments are 16 bytes a parameter, without moments 8, and what is
+frozen under adapters is 4. While an iteration is under way a
 stage peer also keeps, of each microbatch that it holds, the input and the output and both gradients. What torch needs while it
 computes comes on top and depends on the device; `gwtf doctor` measures it.
 """
@@ -17,22 +18,27 @@ from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.dataset import parts_of
 from gwtf_p2p.protocol.wire.records import RunRecord
 
-BYTES_OF_A_PARAMETER = 16
+BYTES_OF_A_PARAMETER = {"adamw": 16, "adafactor": 8}
+"""Weight, gradient sum, and the moments; Adafactor's are a row and a column of each matrix."""
+
+BYTES_OF_A_WEIGHT = 4
 BYTES_OF_A_GRADIENT = 4
 
 
 def report_of(run: RunRecord, where: str) -> dict[str, Any]:
     """Plain figures of a checked run. Raises InputError: a dataset, or the tokenizer does not go with it."""
     from gwtf_p2p.training.data.tokenizer import load_tokenizer
-    from gwtf_p2p.training.model.split import PartSpec, parameter_shapes
+    from gwtf_p2p.training.model.split import PartSpec, all_shapes
 
-    shapes = [parameter_shapes(PartSpec.of(run, stage), where) for stage in range(run.stages + 1)]
-    counts = [sum(math.prod(shape) for shape in part.values()) for part in shapes]
+    shapes = [all_shapes(PartSpec.of(run, stage), where) for stage in range(run.stages + 1)]
+    trained = [sum(math.prod(shape) for shape, is_trained in part.values() if is_trained) for part in shapes]
+    frozen = [sum(math.prod(shape) for shape, is_trained in part.values() if not is_trained) for part in shapes]
     tokenizer = load_tokenizer(run.tokenizer)
     return {
         "run_id": run.run_id,
-        "parameters": sum(counts),
-        "stages": [_stage(run, stage, count) for stage, count in enumerate(counts)],
+        "parameters": sum(trained) + sum(frozen),
+        "trained_parameters": sum(trained),
+        "stages": [_stage(run, stage, counts) for stage, counts in enumerate(zip(trained, frozen, strict=True))],
         "hop_bytes": run.activation_bytes,
         "tokens_per_iteration": _tokens(run),
         "datasets": _datasets(run, tokenizer),
@@ -58,19 +64,20 @@ def told(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _stage(run: RunRecord, stage: int, count: int) -> dict[str, Any]:
+def _stage(run: RunRecord, stage: int, counts: tuple[int, int]) -> dict[str, Any]:
+    trained, frozen = counts
     return {
         "stage": stage,
         "layers": list(run.layer_split[stage - 1]) if stage else [],
-        "parameters": count,
-        "state_bytes": BYTES_OF_A_PARAMETER * count,
+        "parameters": trained + frozen,
+        "state_bytes": BYTES_OF_A_PARAMETER[run.optimizer.kind] * trained + BYTES_OF_A_WEIGHT * frozen,
         "microbatch_bytes": done_bytes(run.activation_bytes, run.gradient_bytes),
-        "average_bytes": BYTES_OF_A_GRADIENT * count,
+        "average_bytes": BYTES_OF_A_GRADIENT * trained,
     }
 
 
 def _tokens(run: RunRecord) -> int:
-    return run.data_peers * run.microbatches_per_data_peer * run.microbatch_size * run.sequence_length
+    return run.tokens_per_iteration
 
 
 def _datasets(run: RunRecord, tokenizer: Any) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from gwtf_p2p.cli.shared.run_file import FIELDS, MOST_STAGES, SECTIONS
 from gwtf_p2p.protocol.routers.factory import KINDS
 from gwtf_p2p.protocol.wire.dataset import DatasetSpec
 from gwtf_p2p.protocol.wire.ranges import Matches, described_fields
-from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.protocol.wire.records import RunRecord, WeightsSpec
 
 
 def run_file_model() -> type[BaseModel]:
@@ -30,6 +30,9 @@ def run_file_model() -> type[BaseModel]:
     part = _model_of(DatasetSpec, "Dataset", required=frozenset({"path"}))
     dataset: Any = str | part | list[part]  # type: ignore[valid-type]
     own["dataset"] = (dataset, SchemaField("stdlib", description=described_fields(RunRecord)["dataset"].meaning))
+    source = _model_of(WeightsSpec, "Weights", required=frozenset({"source"}))
+    weights: Any = str | source
+    own["weights"] = (weights, SchemaField("", description=described_fields(RunRecord)["weights"].meaning))
     router: Any = Literal[tuple(KINDS)]
     own["router"] = (router, SchemaField("gwtf", description=described_fields(RunRecord)["router"].meaning))
     split = _setting(RunRecord, next(f for f in fields(RunRecord) if f.name == "layer_split"))

@@ -39,6 +39,9 @@ def add_parser(subparsers: Any) -> None:
     add("--run_id", help="take part in this run")
     add("--shard", type=int, help="hold this shard instead of the lowest free one")
     add_compute_flags(groups)
+    tell = groups["diagnostics"].add_argument
+    tell("--metrics", type=Path, metavar="FILE", help="append the figures of every step to it, as JSON lines")
+    tell("--track", default="", metavar="NAME", help="log them to tensorboard[:FOLDER], trackio or wandb, if installed")
     parser.set_defaults(run=run)
 
 
@@ -61,12 +64,15 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
     if plain is not None:
         new_run = run_from_plain(plain, str(args.new_run))
         check_hub_files(new_run, str(args.new_run))  # a run that nobody can read the data of is not published
+    from gwtf_p2p.live.measure.metrics import MetricsOptions
     from gwtf_p2p.live.peer.config import PeerConfig
     from gwtf_p2p.training.compute.config import ExecutorConfig
     from gwtf_p2p.training.compute.executor import resolve_device
 
     resolve_device(args.device)
     tell({"name": "step", "done": "loaded"})
+    metrics = MetricsOptions(args.metrics, args.track)
+    metrics.validate()
     options = p2p_options(args, needs_peers=True)  # last: it claims a port, and says so when that is not the default one
     return PeerConfig(
         role="data",
@@ -84,4 +90,5 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
         join_timeout_s=args.timeout,
         figures_every_s=figures_period_s(args),
         event_log=args.event_log,
+        metrics=metrics,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -25,7 +25,7 @@ from gwtf_p2p.protocol.events import Slot, Work
 from gwtf_p2p.protocol.ids import MicrobatchId
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
-from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.compute.optimizer import PartOptimizer, StepReport
 from gwtf_p2p.training.data.batches import DataSource
 from gwtf_p2p.training.state.tensors import export_state, load_state
 
@@ -56,7 +56,8 @@ class Worked:
 
 
 class Compute:
-    """Executor, optimizer and tensors of one peer. `data` is a data peer's dataset and which shard of it is its own."""
+    """Executor, optimizer and tensors of one peer. `data` is a data peer's dataset and which shard of it is its own.
+    `evaluated_on`: the microbatches of an evaluation, where this peer does it."""
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class Compute:
     ) -> None:
         self.run, self.executor, self.optimizer = run, executor, optimizer
         self.device: Device | None = None
+        self.evaluated_on: Sequence[tuple[Tensor, Tensor]] = ()
         self.codecs = BoundaryCodecs.of(run)
         self.store = TensorStore(limit)
         self._tensors = BoundaryTensors(executor.part.boundary, self.codecs, self.store, executor.device)
@@ -111,13 +113,13 @@ class Compute:
         """Mean gradient over the counted microbatches, fresh CPU tensors by parameter name."""
         return await self.in_thread(lambda: self.executor.gradient_vector().mean())
 
-    async def step(self, averaged: Mapping[str, Tensor], iteration: int) -> float:
-        """Optimizer step, and an empty gradient for the next iteration; returns the gradient's norm."""
+    async def step(self, averaged: Mapping[str, Tensor], iteration: int, gradient_norm: float) -> StepReport:
+        """Optimizer step, clipped by the whole model's norm, and an empty gradient for the next iteration."""
 
-        def do() -> float:
-            report = self.optimizer.step(averaged, iteration)
+        def do() -> StepReport:
+            report = self.optimizer.step(averaged, iteration, gradient_norm)
             self.executor.reset_gradients()
-            return report.gradient_norm
+            return report
 
         return await self.in_thread(do)
 

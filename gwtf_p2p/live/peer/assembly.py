@@ -24,6 +24,7 @@ from gwtf_p2p.training.codecs.table import CODECS
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import open_data
+from gwtf_p2p.training.data.held_out import evaluation_batches
 from gwtf_p2p.training.model.preflight import mismatch, versions
 from gwtf_p2p.training.model.run_check import check_run
 from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part
@@ -97,14 +98,17 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
         torch.set_num_threads(config.threads)
     check_model(run)
     spec = PartSpec.of(run, place.stage)
-    executor: StageExecutor | DataExecutor
-    data = None
-    if place.stage == DATA_STAGE:
-        executor, data = DataExecutor(build_data_part(spec), config.executor), (open_data(run)[0], place.shard)
-    else:
-        executor = StageExecutor(build_stage_part(spec), config.executor)
-    optimizer = PartOptimizer(executor.part.parameters, run.optimizer)
-    return Compute(run, executor, optimizer, data, config.memory)
+    if place.stage != DATA_STAGE:
+        stage = StageExecutor(build_stage_part(spec), config.executor)
+        return Compute(run, stage, PartOptimizer(stage.part.parameters, run.optimizer), limit=config.memory)
+    executor = DataExecutor(build_data_part(spec), config.executor, run.loss)
+    source, tokenizer = open_data(run)
+    compute = Compute(
+        run, executor, PartOptimizer(executor.part.parameters, run.optimizer), (source, place.shard), config.memory
+    )
+    if place.shard == 0:
+        compute.evaluated_on = evaluation_batches(run, source, tokenizer)
+    return compute
 
 
 def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> PeerSettings:

@@ -11,6 +11,7 @@ from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, MemoryLimit
 from gwtf_p2p.live.emulation.emulation import Emulation
 from gwtf_p2p.live.emulation.faults import Fault
 from gwtf_p2p.live.libp2p.options import P2POptions
+from gwtf_p2p.live.measure.metrics import MetricsOptions
 from gwtf_p2p.live.state.options import CheckpointOptions
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.settings import RouterSettings
@@ -37,7 +38,8 @@ class PeerConfig:
     `router_config`: settings of the run's router, None for its default. `queues`: a stage peer queues what is over its
     capacity instead of refusing it; None as the router's kind has it. `recomputes`: one that queues computes forwards
     again whose activations it has no room for, and lets nothing wait for that room. `emulation`: links and devices of a
-    comparison (`gwtf ab`). Everything else about the training comes from the run record.
+    comparison (`gwtf ab`). `metrics`: where a data peer writes the figures of every step. Everything else about the training
+    comes from the run record.
     """
 
     role: str
@@ -59,6 +61,7 @@ class PeerConfig:
     figures_every_s: float = 0.0
     fault: Fault | None = None
     event_log: Path | None = None
+    metrics: MetricsOptions = field(default_factory=MetricsOptions)
     router_config: RouterSettings | None = None
     queues: bool | None = None
     recomputes: bool = True

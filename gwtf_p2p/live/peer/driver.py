@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -39,6 +39,7 @@ from gwtf_p2p.protocol.wire.messages import (
     Verdict,
     from_header,
 )
+from gwtf_p2p.training.compute.gradients import squared_norm
 
 ReportListener = Callable[[ef.Report, float], None]
 
@@ -78,7 +79,7 @@ LogEvent = Callable[[ev.Event, float, Sequence[ef.Effect], str], None]
 @dataclass(frozen=True, slots=True)
 class DriverParts:
     """Everything a driver connects. `publish` is called when the record should go out soon, `on_move` when this peer is to
-    begin anew in another stage."""
+    begin anew in another stage; `before` is waited for before any work begins."""
 
     compute: Compute
     transport: Transport
@@ -89,6 +90,7 @@ class DriverParts:
     on_report: ReportListener
     probes: LinkProbes
     log_event: LogEvent | None = None
+    before: Callable[[ev.Work], Coroutine[Any, Any, None]] | None = None
     fault: FaultTrigger | None = None
 
 
@@ -109,9 +111,9 @@ class Averages:
     def start(self, prepare: Prepare) -> None:
         self._running[prepare.iteration, prepare.attempt] = self._spawn(self._average(prepare))
 
-    def step(self, iteration: int, attempt: int) -> None:
+    def step(self, iteration: int, attempt: int, gradient_norm: float) -> None:
         """Taken at once: a download that follows drops what is kept, and this step is then of weights that it replaces."""
-        self._spawn(self._step(iteration, self._done.pop((iteration, attempt))))
+        self._spawn(self._step(iteration, self._done.pop((iteration, attempt)), gradient_norm))
 
     def drop_before(self, version: int) -> None:
         """Those of iterations whose weights are replaced."""
@@ -122,13 +124,15 @@ class Averages:
         key = (prepare.iteration, prepare.attempt)
         gradient = await self._parts.compute.mean_gradient()
         try:
-            self._done[key] = await self._parts.average(prepare, gradient)
+            self._done[key] = done = await self._parts.average(prepare, gradient)
         except AverageFailureError as error:
             self._feed(ev.AverageFailed(*key, error.reason, error.suspect))
             return
         finally:
             self._running.pop(key, None)
-        self._feed(ev.AverageDone(*key, self._done[key].digest, self._done[key].seconds))
+        squared = await self._parts.compute.in_thread(lambda: squared_norm(done.tensors))
+        if key in self._done:
+            self._feed(ev.AverageDone(*key, done.digest, done.seconds, squared))
 
     def cancel(self, key: tuple[int, int]) -> None:
         """Nobody waits for this average any more, running or done."""
@@ -137,10 +141,10 @@ class Averages:
         if task is not None:
             task.cancel()
 
-    async def _step(self, iteration: int, result: AverageResult) -> None:
-        norm = await self._parts.compute.step(result.tensors, iteration)
+    async def _step(self, iteration: int, result: AverageResult, gradient_norm: float) -> None:
+        report = await self._parts.compute.step(result.tensors, iteration, gradient_norm)
         result.taken()
-        self._parts.on_report(ef.Report("optimizer_step", {"iteration": iteration, "gradient_norm": norm}), self._clock())
+        self._parts.on_report(ef.Report("optimizer_step", {"iteration": iteration, **asdict(report)}), self._clock())
         self._feed(ev.Stepped(iteration))
 
 
@@ -275,8 +279,8 @@ class Driver:
                 self.averages.start(prepare)
             case ef.CancelAverage(iteration, attempt):
                 self.averages.cancel((iteration, attempt))
-            case ef.Step(iteration, attempt):
-                self.averages.step(iteration, attempt)
+            case ef.Step(iteration, attempt, gradient_norm):
+                self.averages.step(iteration, attempt, gradient_norm)
             case ef.Download():
                 self._start_download(effect)
             case ef.Discard(microbatch):
@@ -295,6 +299,8 @@ class Driver:
 
     async def _compute(self, compute: ef.Compute) -> None:
         work, microbatch = compute.work, compute.microbatch
+        if self.parts.before is not None:
+            await self.parts.before(work)
         worked = await self.parts.compute.work(work, microbatch, compute.keeps)
         self.feed(ev.Computed(work, microbatch, worked.seconds, worked.loss, worked.again_s))
 

@@ -14,7 +14,9 @@ from gwtf_p2p.live.compute.all_reduce import AveragingFailed, AveragingGroup
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.emulation.faults import FaultTrigger
 from gwtf_p2p.live.libp2p.daemon import until
+from gwtf_p2p.live.measure.evaluation import Evaluation, Swarm
 from gwtf_p2p.live.measure.join_times import JoinTimes
+from gwtf_p2p.live.measure.metrics import Metrics
 from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, peer_settings
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 from gwtf_p2p.live.peer.driver import AverageFailureError, AverageResult, Driver, DriverParts
@@ -73,6 +75,8 @@ class RunningPeer:
     ) -> None:
         self.config, self.run = config, run
         self.place, self.compute = part
+        self.metrics = Metrics(config.metrics, run)
+        reporting = Reporting(self.metrics.hearing(reporting.on_report), reporting.times)
         network = transport.network
         self.transport, self.daemon, self.network, self.rpc = transport, network.daemon, network, transport.rpc
         if network.paths is not None:
@@ -89,8 +93,12 @@ class RunningPeer:
         self.settings = peer_settings(config, run, self.place, self.daemon.peer_id)
         machine = compose(self.settings)
         self.reporter = Reporter(self.parts, machine, reporting)
+        swarm = Swarm(lambda: machine.ctx.view, lambda: machine.ctx.liveness.excluded)
+        evaluates = (self.compute, self.parts.forward_only)
+        self.evaluation = Evaluation(run, evaluates, self.compute.evaluated_on, swarm, reporting.on_report)
         parts = DriverParts(
             compute=self.compute,
+            before=self.evaluation.before,
             transport=self.rpc,
             average=self._average,
             download=self._download,
@@ -159,6 +167,9 @@ class RunningPeer:
         await self.checkpoints.close()  # first: a checkpoint that is due needs the compute thread once more
         self.driver.stop()
         self.parts.donor.stop()
+        self.parts.forward_only.stop()
+        self.evaluation.stop()
+        await asyncio.to_thread(self.metrics.close)
         await self.rpc.stop()
         if self.network.paths is not None:
             await self.network.paths.stop()
@@ -188,6 +199,8 @@ class RunningPeer:
         attempt that fails, or that others do not take, changes nothing.
         """
         names = sorted(gradient)
+        if not names:
+            return AverageResult({}, "nothing is trained here", 0.0)
         group = AveragingGroup(
             group_id=f"{self.run.run_id}.{prepare.key}",
             members=prepare.participants,
@@ -253,6 +266,8 @@ class RunningPeer:
     def _report(self, report: ef.Report, now: float) -> None:
         if report.name == "stepped":
             self.checkpoints.stepped(self.driver.machine.participant.version)
+        elif report.name in ("iteration_begins", "run_complete"):
+            self.evaluation.begins(self.driver.machine.participant.version)
         elif report.name == "drained":
             self._drained.set()
         self.reporter.report(report, now)

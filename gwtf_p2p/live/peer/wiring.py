@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gwtf_p2p.live.compute.all_reduce import Averager
 from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.compute.forward_only import ForwardOnly
 from gwtf_p2p.live.measure.idle_probe import IdleProber
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.measure.path_probe import LinkProbe
@@ -31,6 +32,7 @@ class Parts:
     averager: Averager
     checkpoints: Checkpoints
     donor: StateDonor
+    forward_only: ForwardOnly
     state_download: StateDownload
     replication: Replication
     probes: LinkProbes
@@ -62,6 +64,7 @@ def connect_parts(
         averager=averager,
         checkpoints=checkpoints,
         donor=donor,
+        forward_only=ForwardOnly(rpc, compute),
         state_download=state_download,
         replication=replication,
         probes=probes,

@@ -14,7 +14,7 @@ from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
-from gwtf_p2p.protocol.wire.messages import Admit, Commit, Standing
+from gwtf_p2p.protocol.wire.messages import Admit, Standing, commit_of
 
 GO_BACK_AFTER_S = 5.0
 """How long a stage may lack the weights of this iteration before the swarm gives up what it has done since it had them: the
@@ -118,6 +118,6 @@ class Admission:
         ctx, participant = self.ctx, self.participant
         missed = standing.prepare if standing is not None and standing.prepared else None
         if missed is not None and missed.iteration == participant.version - 1 and missed.ballot == participant.committed:
-            ctx.emit(Send(sender, Commit(missed.iteration, missed.attempt, missed.coordinator, missed.mean_loss)))
+            ctx.emit(Send(sender, commit_of(missed, participant.progress.gradient_norm)))
             return
         ctx.emit(Send(sender, participant.standing()))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Finished, Prepare, Share
+
+NORM_TOLERANCE = 1e-5
+"""Between norms of the same bits, relative: machines may sum in other orders."""
+
+NOT_FINITE = -1.0
 
 
 @dataclass
@@ -16,6 +22,7 @@ class Attempt:
     number: int
     groups: dict[Stage, Prepare]
     digests: dict[PeerId, str] = field(default_factory=dict)
+    squared_norms: dict[PeerId, float] = field(default_factory=dict)
     committed: Commit | None = None
 
     @property
@@ -30,7 +37,26 @@ class Attempt:
         for stage, prepare in sorted(self.groups.items()):
             if len({self.digests[m] for m in prepare.participants if m in self.digests}) > 1:
                 return f"participants of stage {stage} ended with different averages"
+            norms = [self.squared_norms[m] for m in prepare.participants if m in self.squared_norms]
+            if norms and max(norms) - min(norms) > NORM_TOLERANCE * max(map(abs, norms)):
+                return f"participants of stage {stage} ended with different norms of one average"
         return None
+
+    @property
+    def gradient_norm(self) -> float:
+        """Of the whole model's average, once all have prepared; -1 where it is not finite."""
+        return norm_of({peer: (stage, self.squared_norms.get(peer, 0.0)) for peer, stage in self.participants.items()})
+
+
+def norm_of(squared: Mapping[PeerId, tuple[Stage, float]]) -> float:
+    """The norm of the whole model's gradient from what participants say: (stage, squared norm of its average) of each.
+
+    Each stage counts once, by what its first participant says: they have averaged to the same bits.
+    """
+    stages: dict[Stage, float] = {}
+    for _, (stage, value) in sorted(squared.items()):
+        stages.setdefault(stage, value)
+    return NOT_FINITE if any(value < 0 for value in stages.values()) else math.sqrt(math.fsum(stages.values()))
 
 
 def prepares(

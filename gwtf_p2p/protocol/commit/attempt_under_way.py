@@ -14,7 +14,7 @@ from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
-from gwtf_p2p.protocol.wire.messages import Abort, Ballot, Commit, Finished, NotPrepared, Prepared
+from gwtf_p2p.protocol.wire.messages import Abort, Ballot, Finished, NotPrepared, Prepared, commit_of
 
 AVERAGE_PRIOR_S = 3.0
 """How long to wait before asking while nothing is measured; this is no time-out."""
@@ -61,6 +61,7 @@ class AttemptUnderWay:
         if attempt is None or not self.is_meant(message):
             return None
         attempt.digests[sender] = message.digest
+        attempt.squared_norms[sender] = message.squared_norm
         if attempt.waiting_for() or attempt.committed is not None:
             return None
         wrong = attempt.disagreement()
@@ -68,8 +69,7 @@ class AttemptUnderWay:
             return wrong
         ctx.cancel_timer(Timer.AVERAGE, "")
         ctx.timings.observe(("average",), ctx.now - self._began_at)
-        loss = attempt.groups[DATA_STAGE].mean_loss
-        attempt.committed = Commit(self.participant.version, attempt.number, ctx.me, loss)
+        attempt.committed = commit_of(attempt.groups[DATA_STAGE], attempt.gradient_norm)
         for peer in attempt.participants:
             ctx.emit(Send(peer, attempt.committed))
         return None

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gwtf_p2p.protocol.commit.attempt import norm_of
 from gwtf_p2p.protocol.core.epochs import Past
 from gwtf_p2p.protocol.ids import PeerId, Stage
-from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Prepare, Standing
+from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Prepare, Standing, commit_of
 
 Replies = dict[PeerId, Standing]
 
@@ -70,7 +71,10 @@ def decide(inquiry: Inquiry, position: tuple[int, int], stages: int, me: PeerId)
         return Outcome(doubt)
     ready = _ready(here, ballot)
     reason = f"all {len(ready)} that answer have prepared attempt {ballot.attempt} of {ballot.coordinator}"
-    return Outcome(reason, _commit_of(here, ballot), ready, behind=me not in ready)
+    commit = commit_of(
+        _prepare_of(here, ballot), norm_of({p: (s.stage, s.squared_norm) for p, s in here.items() if p in ready})
+    )
+    return Outcome(reason, commit, ready, behind=me not in ready)
 
 
 def common_version(replies: Replies, past: Past, stages: int) -> int | None:
@@ -101,7 +105,8 @@ def _when_some_are_ahead(here: Replies, ahead: Replies, position: tuple[int, int
     for ballot in sorted({s.committed for s in next_one if s.committed is not None}):
         ready = _ready(here, ballot)
         if ready:
-            return Outcome(reason, _commit_of(here, ballot), ready, behind=me not in ready)
+            commit = commit_of(_prepare_of(here, ballot), next(s.gradient_norm for s in next_one if s.committed == ballot))
+            return Outcome(reason, commit, ready, behind=me not in ready)
     goes_on = {s.stage for s in ahead.values()} == set(range(stages + 1)) or any(s.epoch > epoch for s in ahead.values())
     return Outcome(reason, behind=goes_on, go_back=not goes_on)
 
@@ -129,6 +134,5 @@ def _ready(here: Replies, ballot: Ballot) -> tuple[PeerId, ...]:
     return tuple(sorted(peer for peer, standing in here.items() if _has_prepared(standing, ballot)))
 
 
-def _commit_of(here: Replies, ballot: Ballot) -> Commit:
-    prepares: list[Prepare] = [s.prepare for s in here.values() if s.prepare is not None and s.prepare.ballot == ballot]
-    return Commit(prepares[0].iteration, prepares[0].attempt, prepares[0].coordinator, prepares[0].mean_loss)
+def _prepare_of(here: Replies, ballot: Ballot) -> Prepare:
+    return next(s.prepare for s in here.values() if s.prepare is not None and s.prepare.ballot == ballot)

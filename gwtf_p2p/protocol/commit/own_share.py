@@ -32,7 +32,7 @@ class OwnShare:
         self.prepared = False
         self.averaging = False
         self.stepping = False
-        self._digest = ""
+        self._digest, self._squared_norm = "", 0.0
 
     @property
     def gradient_is_fixed(self) -> bool:
@@ -43,6 +43,11 @@ class OwnShare:
     def digest(self) -> str:
         """Of the average, while this peer is prepared."""
         return self._digest if self.prepared else ""
+
+    @property
+    def squared_norm(self) -> float:
+        """Of the average, while this peer is prepared."""
+        return self._squared_norm if self.prepared else 0.0
 
     def count(self, microbatch: MicrobatchId) -> None:
         """Its gradient is in the sum."""
@@ -99,7 +104,8 @@ class OwnShare:
     def average_done(self, event: AverageDone) -> None:
         """The group has averaged: say so, if it is for the attempt at hand."""
         if self._awaits(event):
-            self.averaging, self.prepared, self._digest = False, True, event.digest
+            self.averaging, self.prepared = False, True
+            self._digest, self._squared_norm = event.digest, event.squared_norm
             self.ctx.cancel_timer(Timer.AVERAGING, "")
             self.ctx.timings.observe(("averaging",), event.seconds)
             self.say_prepared()
@@ -122,7 +128,7 @@ class OwnShare:
         """To the coordinator of the attempt, which may not have heard it."""
         preparing = self.preparing
         assert preparing is not None
-        said = Prepared(preparing.iteration, preparing.attempt, self.ctx.stage, self._digest)
+        said = Prepared(preparing.iteration, preparing.attempt, self.ctx.stage, self._digest, self._squared_norm)
         self.ctx.emit(Send(preparing.coordinator, said))
 
     def aborted(self, sender: PeerId, message: Abort) -> None:

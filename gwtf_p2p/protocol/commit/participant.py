@@ -18,7 +18,7 @@ from gwtf_p2p.protocol.commit.role import Role
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Publish, Send
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
-from gwtf_p2p.protocol.wire.messages import Ballot, Commit, NotPrepared, Prepare, Standing
+from gwtf_p2p.protocol.wire.messages import Ballot, Commit, NotPrepared, Prepare, Standing, commit_of
 
 
 class Participant:
@@ -34,6 +34,7 @@ class Participant:
         self.promise = Promise(self.progress, self.share)
         self.data_peers: tuple[PeerId, ...] | None = None
         self._early: tuple[PeerId, Prepare] | None = None
+        self._applied_norm = 0.0
 
     @property
     def version(self) -> int:
@@ -106,6 +107,8 @@ class Participant:
             leaving=role.leaving,
             epoch=self.ctx.epoch,
             kept=role.kept,
+            squared_norm=share.squared_norm,
+            gradient_norm=progress.gradient_norm,
         )
 
     def prepare(self, sender: PeerId, message: Prepare) -> None:
@@ -164,11 +167,12 @@ class Participant:
         elif share.stepping:
             return
         elif progress.syncing:
-            progress.step_later(message.iteration, message.attempt)
-            self._next_iteration(preparing)
+            progress.step_later(message.iteration, message.attempt, message.gradient_norm)
+            self._next_iteration(preparing, message.gradient_norm)
         else:
             share.apply()
-            progress.step(message.iteration, message.attempt)
+            self._applied_norm = message.gradient_norm
+            progress.step(message.iteration, message.attempt, message.gradient_norm)
 
     def stepped(self, iteration: int) -> bool:
         """The weights are one version further; True when that ends the iteration that this peer takes part in."""
@@ -179,12 +183,12 @@ class Participant:
             return False
         preparing = self.share.preparing
         assert preparing is not None and iteration == self.version
-        self._next_iteration(preparing)
+        self._next_iteration(preparing, self._applied_norm)
         return True
 
-    def _next_iteration(self, preparing: Prepare) -> None:
+    def _next_iteration(self, preparing: Prepare, gradient_norm: float) -> None:
         """Forget the iteration and begin the next."""
-        self.progress.enter(preparing.iteration + 1, preparing.ballot)
+        self.progress.enter(preparing.iteration + 1, preparing.ballot, gradient_norm)
         self.data_peers = preparing.data_peers
         self.share.forget()
         self.promise.release()
@@ -202,7 +206,7 @@ class Participant:
         preparing = self.preparing
         next_one = standing.position == (self.ctx.epoch, self.version + 1)
         if next_one and self.share.prepared and preparing is not None and standing.committed == preparing.ballot:
-            self.commit(Commit(preparing.iteration, preparing.attempt, preparing.coordinator, preparing.mean_loss))
+            self.commit(commit_of(preparing, standing.gradient_norm))
         elif not self.share.stepping:
             where = f"iteration {standing.version}" + (f" of epoch {standing.epoch}" if standing.epoch else "")
             self.fall_behind(f"{sender} is at {where}", self.weights)

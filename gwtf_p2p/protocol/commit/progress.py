@@ -18,18 +18,19 @@ NO_WEIGHTS = -1
 
 class Progress:
     """`version`: the iteration that this peer takes part in. `weights`: what its weights are at, equal unless it follows.
-    `committed`: the attempt that `version` began from."""
+    `committed`: the attempt that `version` began from, `gradient_norm` that commit's."""
 
     def __init__(self, context: Context) -> None:
         self.ctx = context
         self.version = 0
         self.weights = 0
         self.committed: Ballot | None = None
+        self.gradient_norm = 0.0
         self.behind = False
         self._has_fallen_behind = False
         self._has_let_go = False
         self._awaited_step: int | None = None
-        self._pending: list[tuple[int, int]] = []
+        self._pending: list[tuple[int, int, float]] = []
 
     @property
     def position(self) -> tuple[int, int]:
@@ -52,14 +53,14 @@ class Progress:
 
     # ---- steps
 
-    def step(self, iteration: int, attempt: int) -> None:
+    def step(self, iteration: int, attempt: int, gradient_norm: float) -> None:
         """Apply the average of this attempt to the weights."""
         self._awaited_step = iteration
-        self.ctx.emit(Step(iteration, attempt))
+        self.ctx.emit(Step(iteration, attempt, gradient_norm))
 
-    def step_later(self, iteration: int, attempt: int) -> None:
+    def step_later(self, iteration: int, attempt: int, gradient_norm: float) -> None:
         """The weights that this average is for are still on their way here."""
-        self._pending.append((iteration, attempt))
+        self._pending.append((iteration, attempt, gradient_norm))
 
     def stepped(self, iteration: int) -> bool:
         """The weights are one version further; False for weights that have been replaced since."""
@@ -84,9 +85,9 @@ class Progress:
         self.step_pending()
         return True
 
-    def enter(self, version: int, committed: Ballot) -> None:
+    def enter(self, version: int, committed: Ballot, gradient_norm: float) -> None:
         """The iteration before is committed, by this attempt."""
-        self.version, self.committed = version, committed
+        self.version, self.committed, self.gradient_norm = version, committed, gradient_norm
 
     # ---- behind
 

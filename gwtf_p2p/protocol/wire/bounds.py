@@ -44,6 +44,9 @@ Rate = Annotated[float, Interval(ge=0.0, le=1e15)]
 """Bytes per second."""
 
 Number = Annotated[float, Interval(ge=-1e30, le=1e30)]
+GradientNorm = Annotated[float, Interval(ge=-1.0, le=1e30)]
+"""Norm of a gradient, or its square; -1 for one that is not finite."""
+
 Microseconds = Annotated[int, Interval(ge=-(1 << 60), le=1 << 60)]
 Name = Annotated[str, Len(0, 256)]
 Text = Annotated[str, Cut(500)]

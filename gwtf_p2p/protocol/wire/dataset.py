@@ -5,7 +5,7 @@ The short form is a text: `stdlib`, `text:GLOB`, a local file or folder, or a hu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from annotated_types import Gt, Le, MaxLen, MinLen
@@ -68,6 +68,20 @@ def parts_of(dataset: Dataset) -> tuple[DatasetSpec, ...]:
     if dataset.startswith(TEXT_PREFIX) or not colon or "/" in config or name.startswith((".", "/", "~")):
         return (DatasetSpec(path=dataset),)
     return (DatasetSpec(path=name, name=config),)
+
+
+def evaluated_on(dataset: str, split: str, trained_on: Dataset) -> tuple[DatasetSpec, ...]:
+    """The datasets of an evaluation by their short form, read in the way of the first that is trained on; none without."""
+    if not dataset:
+        return ()
+    first = parts_of(trained_on)[0]
+    found = []
+    for part in parts_of(dataset):
+        part = replace(part, split=split, streaming=False, packed=first.packed, bos=first.bos)
+        if not part.is_plain_text and not first.is_plain_text:
+            part = replace(part, text_column=first.text_column, messages=first.messages, tokenized=first.tokenized)
+        found.append(part)
+    return tuple(found)
 
 
 def check_dataset(dataset: Dataset, where: str, field: str = "dataset") -> None:

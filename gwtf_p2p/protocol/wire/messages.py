@@ -229,12 +229,14 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """From a participant to the coordinator: my average of this attempt is ready, with this digest of its bytes."""
+    """From a participant to the coordinator: my average of this attempt is ready, with this digest of its bytes and this
+    squared norm."""
 
     iteration: b.Iteration
     attempt: b.AttemptNumber
     stage: b.StageNumber
     digest: b.Digest
+    squared_norm: b.GradientNorm = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,16 +263,22 @@ class Abort:
 @dataclass(frozen=True, slots=True)
 class Commit:
     """To every participant: apply the average of this attempt, which `coordinator` led. Weights version becomes iteration +
-    1."""
+    1. `gradient_norm` is the whole model's."""
 
     iteration: b.Iteration
     attempt: b.AttemptNumber
     coordinator: b.Peer
     mean_loss: b.Number
+    gradient_norm: b.GradientNorm = 0.0
 
     @property
     def ballot(self) -> Ballot:
         return Ballot(self.attempt, self.coordinator)
+
+
+def commit_of(prepare: Prepare, gradient_norm: float) -> Commit:
+    """The commit of an attempt."""
+    return Commit(prepare.iteration, prepare.attempt, prepare.coordinator, prepare.mean_loss, gradient_norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +295,8 @@ class Standing:
     `committed`: the ballot that brought it there; `kept`: the versions that it has checkpoints of.
 
     `promised`: attempts below this one have no future here. `prepare`: the attempt it takes part in, `prepared` when its
-    average is ready, of which `digest` is the digest. `joining`: it has just come, or come back with nothing held: what it
+    average is ready, of which `digest` is the digest and `squared_norm` the squared norm; `gradient_norm` is that of the commit
+    which brought it there. `joining`: it has just come, or come back with nothing held: what it
     had before is gone. `syncing`: it follows the averages but does not hold the weights yet. `active`: a data peer that others
     may ask to take them in.
     `taking_part`: it has microbatches in this iteration, which `coordinator` leads as far as it knows. `leaving`: do not count
@@ -309,6 +318,8 @@ class Standing:
     leaving: bool = False
     epoch: b.Epoch = 0
     kept: b.Versions = ()
+    squared_norm: b.GradientNorm = 0.0
+    gradient_norm: b.GradientNorm = 0.0
 
     @property
     def position(self) -> tuple[int, int]:

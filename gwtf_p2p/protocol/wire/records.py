@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgpack
-from annotated_types import Ge, Gt, Le, Len, Lt, MaxLen, MinLen
+from annotated_types import Ge, Le, Len, Lt, MaxLen, MinLen
 
 from gwtf_p2p.protocol.errors import InputError, OtherWireVersion, RemoteProtocolError
 from gwtf_p2p.protocol.ids import RunId, Stage
@@ -41,8 +41,14 @@ from gwtf_p2p.protocol.wire.bounds import (
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.dataset import STDLIB, DatasetSpec, check_dataset
 from gwtf_p2p.protocol.wire.ranges import Matches, check_ranges
+from gwtf_p2p.protocol.wire.recipe import MOST_ITERATIONS
+from gwtf_p2p.protocol.wire.recipe import EvaluationSpec as EvaluationSpec
+from gwtf_p2p.protocol.wire.recipe import LossSpec as LossSpec
+from gwtf_p2p.protocol.wire.recipe import OptimizerSpec as OptimizerSpec
+from gwtf_p2p.protocol.wire.run_parts import AdapterSpec as AdapterSpec
 from gwtf_p2p.protocol.wire.run_parts import BoundaryTensor as BoundaryTensor
 from gwtf_p2p.protocol.wire.run_parts import Fingerprint as Fingerprint
+from gwtf_p2p.protocol.wire.run_parts import WeightsSpec as WeightsSpec
 from gwtf_p2p.protocol.wire.run_parts import WireSpec as WireSpec
 from gwtf_p2p.protocol.wire.tensor_formats import TensorFormat, format_of
 
@@ -52,7 +58,6 @@ WIRE_VERSION = 2
 different versions refuse each other's streams and records by this number (`tests/protocol/wire/golden_bytes.txt`)."""
 
 MAX_RECORD_BYTES = 8192
-MOST_ITERATIONS = 2**40
 MOST_DATA_PEERS = 4096
 
 _RUN_ID = Matches(r"[^_./\\\s][^./\\\s]*", "without dots, slashes or spaces, not beginning with _")
@@ -111,27 +116,6 @@ Links = Annotated[tuple[LinkMeasurement, ...], Len(0, 64)]
 
 
 @dataclass(frozen=True, slots=True)
-class OptimizerSpec:
-    """AdamW and its schedule, part of the run record because every peer of a stage must step alike."""
-
-    learning_rate: Annotated[float, Gt(0), Le(1e30), "step size, at its highest"] = 1e-3
-    beta1: Annotated[float, Ge(0), Lt(1), "decay of the first moment"] = 0.9
-    beta2: Annotated[float, Ge(0), Lt(1), "decay of the second moment"] = 0.95
-    epsilon: Annotated[float, Gt(0), Le(1), "added to the root of the second moment"] = 1e-8
-    weight_decay: Annotated[float, Ge(0), Le(1e6), "decoupled decay of matrices, times the learning rate"] = 0.0
-    schedule: Annotated[Literal["constant", "linear", "cosine"], "how the learning rate goes on after the warm-up"] = "constant"
-    warmup_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations in which the learning rate rises"] = 0
-    total_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iteration at which linear and cosine reach 0"] = 0
-    gradient_clip: Annotated[float, Ge(0), Le(1e30), "limit of the gradient's norm (0: none)"] = 0.0
-
-    def validate(self, where: str) -> None:
-        """Raises InputError that names the first field out of range."""
-        check_ranges(self, where, "optimizer.")
-        if self.schedule != "constant" and self.total_iterations <= self.warmup_iterations:
-            raise InputError(where, "optimizer.total_iterations", "expected more iterations than warmup_iterations")
-
-
-@dataclass(frozen=True, slots=True)
 class RunRecord:
     """Everything that a joining peer needs besides an initial peer and the run id; signed by the run's owner.
 
@@ -148,6 +132,9 @@ class RunRecord:
     sequence_length: Annotated[int, Ge(1), Le(2**24), "tokens in a sequence"]
     microbatch_size: Annotated[int, Ge(1), Le(2**20), "sequences in a microbatch"]
     microbatches_per_data_peer: Annotated[int, Ge(1), Le(2**20), "microbatches of one data peer in an iteration"]
+    weights: Annotated[WeightsSpec, "pre-trained weights that the run starts from"] = field(default_factory=WeightsSpec)
+    weight_hashes: Annotated[tuple[str, ...], MaxLen(4097), "what each part's pre-trained weights hash to"] = ()
+    adapters: Annotated[AdapterSpec, "low-rank adapters, if they alone are trained"] = field(default_factory=AdapterSpec)
     dataset: Annotated[str | tuple[DatasetSpec, ...], MinLen(1), "what the run trains on"] = STDLIB
     tokenizer: Annotated[str, MinLen(1), MaxLen(1024), "byte, or a Hugging Face tokenizer's name or folder"] = "byte"
     data_peers: Annotated[int, Ge(1), Le(MOST_DATA_PEERS), "data peers that share the dataset"] = 1
@@ -156,7 +143,9 @@ class RunRecord:
     wire: Annotated[WireSpec, "formats of what is sent"] = field(default_factory=WireSpec)
     router: Annotated[str, MinLen(1), MaxLen(64), "how microbatches find their way"] = "gwtf"
     recovery: Annotated[Literal["exact", "fast"], "what a crash may cost: nothing, or a microbatch"] = "exact"
-    optimizer: Annotated[OptimizerSpec, "AdamW and its schedule"] = field(default_factory=OptimizerSpec)
+    optimizer: Annotated[OptimizerSpec, "optimizer and its schedule"] = field(default_factory=OptimizerSpec)
+    loss: Annotated[LossSpec, "what is added to the cross entropy"] = field(default_factory=LossSpec)
+    evaluation: Annotated[EvaluationSpec, "loss on text that is not trained on"] = field(default_factory=EvaluationSpec)
     total_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations in all (0: without end)"] = 0
     boundary: Annotated[tuple[BoundaryTensor, ...], MaxLen(16), "what crosses each boundary between parts"] = ()
     fingerprint: Annotated[Fingerprint, "what the model computes where the run was started"] = field(
@@ -185,9 +174,17 @@ class RunRecord:
 
     @property
     def model_hash(self) -> str:
-        """Names the model, its split and its seed: peers whose hashes differ cannot train together."""
-        canonical = json.dumps([dict(self.model_config), self.layer_split, self.seed], sort_keys=True, default=str)
+        """Names the model, its split, its start and what is trained: peers whose hashes differ cannot train together."""
+        named: list[object] = [dict(self.model_config), self.layer_split, self.seed]
+        if self.weight_hashes or self.adapters.rank:
+            named += [self.weight_hashes, self.adapters.rank, self.adapters.alpha, self.adapters.targets]
+        canonical = json.dumps(named, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def tokens_per_iteration(self) -> int:
+        """Tokens of all data peers' microbatches."""
+        return self.data_peers * self.microbatches_per_data_peer * self.microbatch_size * self.sequence_length
 
     @property
     def boundary_values(self) -> int:
@@ -224,6 +221,12 @@ class RunRecord:
             raise InputError(where, "data_peers_before", f"{expected}, got {[list(pair) for pair in self.data_peers_before]}")
         check_dataset(self.dataset, where)
         self.optimizer.validate(where)
+        self.adapters.validate(where)
+        self.evaluation.validate(where)
+        if self.adapters.rank and not self.weights.source:
+            raise InputError(where, "adapters.rank", "expected weights, too: adapters change a pre-trained model")
+        if self.weight_hashes and len(self.weight_hashes) != self.stages + 1:
+            raise InputError(where, "weight_hashes", f"expected one for each of {self.stages + 1} parts")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from annotated_types import MaxLen, MinLen
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.wire.ranges import Matches
 from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, TensorFormat, format_of
 
 
@@ -71,3 +72,36 @@ class Fingerprint:
 
     numbers: tuple[float, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+
+
+_PLAIN_NAME = Matches(r"[^\x00-\x1f]*", "without control characters")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsSpec:
+    """The pre-trained model that a run starts from; without a source the initial weights are drawn from the run's seed.
+
+    The files are safetensors. Each peer reads its own part's tensors alone and compares them with the run's `weight_hashes`.
+    """
+
+    source: Annotated[str, MaxLen(1024), _PLAIN_NAME, "folder or hub id of the model whose weights the run starts from"] = ""
+    revision: Annotated[str, MaxLen(64), _PLAIN_NAME, "commit of the hub's repository (default: the newest at the start)"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """Low-rank adapters (LoRA, arXiv 2106.09685): they alone are trained, averaged, checkpointed and downloaded.
+
+    `targets` are names of linear layers or embeddings, as `peft` takes them: the end of a module's name.
+    """
+
+    rank: Annotated[int, Ge(0), Le(4096), "rank of the adapters (0: none, all weights are trained)"] = 0
+    alpha: Annotated[float, Gt(0), Le(1e6), "adapters count alpha / rank times"] = 16.0
+    targets: Annotated[tuple[str, ...], MaxLen(64), "modules that get an adapter, by the end of their names"] = ()
+
+    def validate(self, where: str) -> None:
+        """Raises InputError: a rank without modules, or modules without a rank."""
+        if self.rank and not (self.targets and all(self.targets)):
+            raise InputError(where, "adapters.targets", 'expected names of modules, like ["q_proj", "v_proj"], got none')
+        if self.targets and not self.rank:
+            raise InputError(where, "adapters.rank", "expected a whole number above 0, or no targets")

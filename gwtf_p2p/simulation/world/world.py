@@ -149,7 +149,7 @@ class World:
                 self._average(peer, prepare)
             case ef.CancelAverage(iteration, attempt):
                 self._rounds.withdraw(peer.id, iteration, attempt)
-            case ef.Step(iteration, _):
+            case ef.Step(iteration=iteration):
                 self._weights.step(peer, iteration)
             case ef.Download():
                 self._weights.download(peer, effect)

@@ -25,12 +25,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId
+from gwtf_p2p.protocol.wire.records import LossSpec
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.gradients import AlreadyCountedError, GradientAccumulator, GradientSum, NotHeldError
+from gwtf_p2p.training.compute.loss import loss_of, summed_loss
 from gwtf_p2p.training.compute.tensor_bytes import dtype_of
 from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.split import DataPart, StagePart
@@ -155,6 +156,10 @@ class StageExecutor(_Executor):
         self._held[microbatch] = _Held(leaves, output if keeps else None)
         return _detached(output)
 
+    def evaluate(self, activation: Payload) -> Payload:
+        """The stage's output for its own sake: nothing is held. Raises RemoteProtocolError on a wrong shape."""
+        return _detached(self._run(self._received(activation), with_graph=False))
+
     def drop_graph(self, microbatch: MicrobatchId) -> None:
         """Free the graph of a held forward and keep its input; the backward will recompute. Raises NotHeldError."""
         self._find(microbatch).output = None
@@ -234,13 +239,15 @@ class _InFlight:
 class DataExecutor(_Executor):
     """The data peer's part: embedding first, loss last, and the embedding's gradient when the microbatch is back.
 
-    Loss = mean cross entropy over the microbatch's tokens; `labels_BT[b, t]` is the token after `tokens_BT[b, t]`.
+    Loss = mean cross entropy over the microbatch's tokens and what the run adds (`loss`); `labels_BT[b, t]` is the token after
+    `tokens_BT[b, t]`.
     The head's gradient is added at the loss, the embedding's at the finish. A microbatch is counted when finished; one that is
     discarded between the two has its head gradient taken out again.
     """
 
-    def __init__(self, part: DataPart, config: ExecutorConfig) -> None:
+    def __init__(self, part: DataPart, config: ExecutorConfig, loss: LossSpec | None = None) -> None:
         device = resolve_device(config.device)
+        self._loss = loss or LossSpec()
         self.part = part.to(device)
         super().__init__(self.part, config, device)
         self._in_flight: dict[MicrobatchId, _InFlight] = {}
@@ -259,6 +266,21 @@ class DataExecutor(_Executor):
         flight = self._in_flight.setdefault(microbatch, _InFlight(tokens_BT.to(self.device)))
         with torch.no_grad():
             return self._embedded(flight.tokens)
+
+    def evaluate_embedding(self, tokens_BT: Tensor) -> Payload:
+        """The input of stage 1 for its own sake: nothing is in flight."""
+        with torch.no_grad():
+            return self._embedded(tokens_BT.to(self.device))
+
+    def evaluate_logits(self, tokens_BT: Tensor, activation: Payload) -> Tensor:
+        """logits_BTV of the last stage's output, float32. Raises RemoteProtocolError on a wrong shape."""
+        received = self._received(activation)
+        with torch.no_grad(), self._precision():
+            return self.part.logits(tokens_BT.to(self.device), received[0]).float()
+
+    def evaluate_loss(self, tokens_BT: Tensor, activation: Payload, labels_BT: Tensor) -> tuple[float, int]:
+        """(sum of the plain cross entropy, how many tokens have a label) of the last stage's output."""
+        return summed_loss(self.evaluate_logits(tokens_BT, activation), labels_BT.to(self.device))
 
     def loss_and_gradient(self, microbatch: MicrobatchId, activation: Payload, labels_BT: Tensor) -> tuple[float, Payload]:
         """Loss of the last stage's output, and its gradient with respect to that output.
@@ -349,7 +371,7 @@ class DataExecutor(_Executor):
         leaf = payload[0].detach().requires_grad_()
         with torch.enable_grad(), self._precision():
             logits_BTV = self.part.logits(tokens_BT, leaf)
-            loss = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten())
+            loss = loss_of(logits_BTV, labels_BT, self._loss)
         first, *rest = torch.autograd.grad(loss, [leaf, *self._parameters.values()], allow_unused=True)
         return loss.item(), first if first is not None else torch.zeros_like(leaf), self._by_name(rest)
 

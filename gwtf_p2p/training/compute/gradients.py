@@ -7,6 +7,7 @@ equal size, so the mean over microbatches is the mean over tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,16 @@ from torch import Tensor, nn
 
 from gwtf_p2p.protocol.errors import LocalProtocolError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId
+
+NOT_FINITE = -1.0
+"""Stands for the norm of a gradient that is not finite, which has no form on the wire."""
+
+
+def squared_norm(gradient: Mapping[str, Tensor]) -> float:
+    """Sum of squares over all tensors, in float64, rounded to float32 so that another order of summing gives the same."""
+    total = sum((float(tensor.detach().double().square().sum()) for tensor in gradient.values()), 0.0)
+    rounded = float(torch.tensor(total, dtype=torch.float32))
+    return rounded if math.isfinite(rounded) else NOT_FINITE
 
 
 class AlreadyCountedError(LocalProtocolError):

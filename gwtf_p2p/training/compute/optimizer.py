@@ -1,12 +1,15 @@
-"""AdamW of one part, from the run record's OptimizerSpec.
+"""The optimizer of one part, from the run record's OptimizerSpec.
 
 Rules.
-- AdamW works element by element, so parts that step on their own give the weights of the whole model's step.
-- Gradient clipping alone needs a norm, and nobody knows the whole model's: **each part is clipped by its own norm**. Peers of
-  a stage see the same averaged gradient, hence clip alike; the single-process control clips part by part too.
-- Weight decay is decoupled (lr * weight_decay * weight) and spares vectors: norms and biases.
+- AdamW works element by element, Adafactor parameter by parameter, so parts that step on their own give the weights of the
+  whole model's step.
+- The gradient is clipped by the whole model's norm, which the swarm learns when it closes an iteration: each stage says the
+  squared norm of its average, and the commit has the norm of all. Without one, a part is the whole model.
+- A norm that is not finite (`NOT_FINITE`) is a step that is skipped: the version rises, weights and moments stay.
+- Weight decay is decoupled (lr * weight_decay * weight) and spares vectors (norms, biases) and what `no_decay` names.
 - The learning rate depends on the iteration alone: with w warm-up iterations it is lr * (i + 1) / w for i < w; after that it
-  stays (constant), or falls from lr at iteration w to 0 at `total_iterations` (linear, cosine).
+  stays (constant), or falls to `min_learning_rate` at `total_iterations`: from iteration w on (linear, cosine), or in the last
+  `decay_iterations` (wsd).
 - Moments are allocated with the optimizer: the first step needs no more memory, and the state can be handed on before it.
 """
 
@@ -15,22 +18,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gwtf_p2p.protocol.errors import LocalProtocolError
 from gwtf_p2p.protocol.wire.records import OptimizerSpec
+from gwtf_p2p.training.compute.gradients import NOT_FINITE, squared_norm
 
-FIRST_MOMENT, SECOND_MOMENT = "exp_avg", "exp_avg_sq"  # torch's names for AdamW's state
+FIRST_MOMENT, SECOND_MOMENT = "first_moment/", "second_moment/"
+ROW_VARIANCE, COLUMN_VARIANCE, VARIANCE = "row_variance/", "column_variance/", "variance/"
+_ADAMW = {"exp_avg": FIRST_MOMENT, "exp_avg_sq": SECOND_MOMENT}
+_ADAFACTOR = {"row_var": ROW_VARIANCE, "col_var": COLUMN_VARIANCE, "variance": VARIANCE}
+"""torch's names of each optimizer's state, and those of the state that peers hand on."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one optimizer step did; `gradient_norm` is the part's own, before clipping."""
+    """What one optimizer step did; `gradient_norm` is the whole model's, before clipping. `skipped`: it was not finite."""
 
     learning_rate: float
     gradient_norm: float
+    skipped: bool = False
 
 
 def learning_rate(spec: OptimizerSpec, iteration: int) -> float:
@@ -39,34 +50,29 @@ def learning_rate(spec: OptimizerSpec, iteration: int) -> float:
         return spec.learning_rate * (iteration + 1) / spec.warmup_iterations
     if spec.schedule == "constant":
         return spec.learning_rate
-    done = (iteration - spec.warmup_iterations) / (spec.total_iterations - spec.warmup_iterations)
-    done = min(done, 1.0)
-    if spec.schedule == "linear":
-        return spec.learning_rate * (1.0 - done)
-    return spec.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+    falls = spec.decay_iterations if spec.schedule == "wsd" else spec.total_iterations - spec.warmup_iterations
+    done = min(max(iteration - (spec.total_iterations - falls), 0) / falls, 1.0)
+    left = 0.5 * (1.0 + math.cos(math.pi * done)) if spec.schedule == "cosine" else 1.0 - done
+    return spec.min_learning_rate + (spec.learning_rate - spec.min_learning_rate) * left
 
 
 class PartOptimizer:
-    """AdamW over a part's named float32 parameters."""
+    """Over a part's named float32 parameters, of which there may be none: a part whose weights are all frozen."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], spec: OptimizerSpec) -> None:
         self._parameters = dict(parameters)
         self._spec = spec
-        decayed = [p for p in self._parameters.values() if p.dim() >= 2]
-        spared = [p for p in self._parameters.values() if p.dim() < 2]
-        groups = [{"params": decayed, "weight_decay": spec.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-        self._adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=spec.learning_rate,
-            betas=(spec.beta1, spec.beta2),
-            eps=spec.epsilon,
-        )
-        for parameter in self._parameters.values():
-            self._adamw.state[parameter] = {
-                "step": torch.tensor(0.0),
-                FIRST_MOMENT: torch.zeros_like(parameter, requires_grad=False),
-                SECOND_MOMENT: torch.zeros_like(parameter, requires_grad=False),
-            }
+        self._names = _ADAMW if spec.kind == "adamw" else _ADAFACTOR
+        decayed = {name for name, p in self._parameters.items() if _is_decayed(name, p, spec)}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for name, p in self._parameters.items() if name in decayed], "weight_decay": spec.weight_decay},
+            {"params": [p for name, p in self._parameters.items() if name not in decayed], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self._torch: torch.optim.Optimizer | None = _torch_optimizer(groups, spec) if groups else None
+        if self._torch is not None:
+            for parameter in self._parameters.values():
+                self._torch.state[parameter] = _fresh_state(parameter, spec)
         self._steps = 0
 
     @property
@@ -74,42 +80,77 @@ class PartOptimizer:
         """Steps taken so far; with one step per iteration, the weights version."""
         return self._steps
 
-    def step(self, averaged: Mapping[str, Tensor], iteration: int) -> StepReport:
+    def step(self, averaged: Mapping[str, Tensor], iteration: int, gradient_norm: float | None = None) -> StepReport:
         """Apply the iteration's mean gradient (any device, float32). The tensors are not changed.
 
-        Raises LocalProtocolError if names or shapes are not this part's.
+        `gradient_norm` is the whole model's, None where this part is all of it. Raises LocalProtocolError if names or shapes
+        are not this part's.
         """
         if {n: g.shape for n, g in averaged.items()} != {n: p.shape for n, p in self._parameters.items()}:
             raise LocalProtocolError("optimizer step: gradient names or shapes are not this part's")
-        gradients = {n: averaged[n].detach().to(p.device, torch.float32) for n, p in self._parameters.items()}
-        norm, scale = self._clip(gradients)
-        for name, parameter in self._parameters.items():
-            # Scaled into a new tensor: the caller's gradient may be shared with others.
-            parameter.grad = gradients[name] if scale == 1.0 else gradients[name] * scale
         rate = learning_rate(self._spec, iteration)
-        for group in self._adamw.param_groups:
-            group["lr"] = rate
-        self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
+        if gradient_norm is None:
+            squared = squared_norm(averaged)
+            gradient_norm = math.sqrt(squared) if squared >= 0 else NOT_FINITE
         self._steps += 1
-        return StepReport(rate, norm)
+        if self._torch is not None:
+            if gradient_norm >= 0:
+                self._apply(self._torch, averaged, rate, gradient_norm)
+            else:
+                self._count(self._steps)
+        return StepReport(rate, gradient_norm, skipped=gradient_norm < 0)
 
-    def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """First and second moment by parameter name; the optimizer's own tensors."""
-        states = {name: self._adamw.state[parameter] for name, parameter in self._parameters.items()}
-        return {name: (state[FIRST_MOMENT], state[SECOND_MOMENT]) for name, state in states.items()}
-
-    def load_moments(self, moments: Mapping[str, tuple[Tensor, Tensor]], steps: int) -> None:
-        """Overwrite all moments and the step count. Names and shapes must be this part's (KeyError, RuntimeError)."""
+    def _apply(self, optimizer: torch.optim.Optimizer, averaged: Mapping[str, Tensor], rate: float, norm: float) -> None:
+        limit = self._spec.gradient_clip
+        scale = limit / norm if 0 < limit < norm else 1.0
         for name, parameter in self._parameters.items():
-            state = self._adamw.state[parameter]
-            state[FIRST_MOMENT].copy_(moments[name][0])
-            state[SECOND_MOMENT].copy_(moments[name][1])
-            state["step"].fill_(float(steps))
+            gradient = averaged[name].detach().to(parameter.device, torch.float32)
+            # Scaled into a new tensor: the caller's gradient may be shared with others.
+            parameter.grad = gradient if scale == 1.0 else gradient * scale
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """All that the optimizer keeps besides the step count, by `<kind of state>/<parameter>`; its own tensors."""
+        if self._torch is None:
+            return {}
+        states = ((name, self._torch.state[parameter]) for name, parameter in self._parameters.items())
+        return {
+            f"{ours}{name}": state[theirs] for name, state in states for theirs, ours in self._names.items() if theirs in state
+        }
+
+    def load_state_tensors(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """Overwrite all state and the step count. Names and shapes must be `state_tensors`' own (KeyError, RuntimeError)."""
+        for name, tensor in self.state_tensors().items():
+            tensor.copy_(state[name])
+        self._count(steps)
         self._steps = steps
 
-    def _clip(self, gradients: Mapping[str, Tensor]) -> tuple[float, float]:
-        """The part's gradient norm, and the factor that brings it under the limit."""
-        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients.values()])
-        norm, limit = float(torch.linalg.vector_norm(norms)), self._spec.gradient_clip
-        return norm, limit / norm if 0 < limit < norm else 1.0
+    def _count(self, steps: int) -> None:
+        if self._torch is not None:
+            for parameter in self._parameters.values():
+                self._torch.state[parameter]["step"].fill_(float(steps))
+
+
+def _is_decayed(name: str, parameter: Tensor, spec: OptimizerSpec) -> bool:
+    return parameter.dim() >= 2 and not any(fnmatchcase(name, pattern) for pattern in spec.no_decay)
+
+
+def _torch_optimizer(groups: list[dict[str, Any]], spec: OptimizerSpec) -> torch.optim.Optimizer:
+    if spec.kind == "adafactor":
+        return torch.optim.Adafactor(groups, lr=spec.learning_rate)
+    return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=(spec.beta1, spec.beta2), eps=spec.epsilon)
+
+
+def _fresh_state(parameter: nn.Parameter, spec: OptimizerSpec) -> dict[str, Tensor]:
+    """What torch would make in the first step."""
+    state = {"step": torch.tensor(0.0)}
+    if spec.kind == "adamw":
+        return state | {name: torch.zeros_like(parameter, requires_grad=False) for name in _ADAMW}
+    if parameter.dim() < 2:
+        return state | {"variance": torch.zeros_like(parameter, requires_grad=False)}
+    rows, columns = list(parameter.shape), list(parameter.shape)
+    rows[-1] = columns[-2] = 1
+    return state | {"row_var": parameter.new_zeros(rows), "col_var": parameter.new_zeros(columns)}

@@ -17,6 +17,7 @@ Rules.
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,18 +47,21 @@ NOT_LEARNT = -100
 
 @dataclass(frozen=True, slots=True)
 class BatchSpec:
-    """Sizes of a batch, from the run record. `data_peers_before`: pairs (iteration, data peers before it)."""
+    """Sizes of a batch, from the run record. `data_peers_before`: pairs (iteration, data peers before it).
+    `held_out` is the share of windows that is not trained on."""
 
     seed: int
     sequence_length: int
     microbatch_size: int
     microbatches_per_data_peer: int
     data_peers_before: tuple[tuple[int, int], ...] = ()
+    held_out: float = 0.0
 
     @classmethod
     def of(cls, run: RunRecord) -> BatchSpec:
         before = tuple((iteration, data_peers) for iteration, data_peers in run.data_peers_before)
-        return cls(run.seed, run.sequence_length, run.microbatch_size, run.microbatches_per_data_peer, before)
+        sizes = (run.sequence_length, run.microbatch_size, run.microbatches_per_data_peer)
+        return cls(run.seed, *sizes, before, run.evaluation.held_out)
 
 
 class DataSource(Protocol):
@@ -92,7 +96,7 @@ def _open_part(part: DatasetSpec, shared: tuple[Tokenizer, BatchSpec, str], tell
     return TextSource(tokens.ids, spec, part.path, (tokens.mask, layout, tokenizer.end_id), key)
 
 
-class _Source(ABC):
+class Source(ABC):
     """What all sources share: from the place of a microbatch to the ordinals of its windows, and from windows to tensors."""
 
     def __init__(self, spec: BatchSpec, padding: int = 0) -> None:
@@ -107,10 +111,10 @@ class _Source(ABC):
         """See DataSource. Raises OSError when a stream breaks; asking again starts it anew."""
         first = self._deal.microbatch(iteration, index, shard, shards) * self._spec.microbatch_size
         windows = [self.window(ordinal) for ordinal in range(first, first + self._spec.microbatch_size)]
-        return _as_batch(windows, self._spec.sequence_length, self._padding)
+        return as_batch(windows, self._spec.sequence_length, self._padding)
 
 
-class TextSource(_Source):
+class TextSource(Source):
     """All tokens in an array, usually mapped from a file; any batch at any time.
 
     `rest` is what is learnt of them (None: all), where the windows are (None: one behind the other), and the id that pads.
@@ -132,18 +136,32 @@ class TextSource(_Source):
             least = f"expected text for a window of {spec.sequence_length} tokens and one more"
             what = f"{least}, got {len(tokens)}" if layout is None else f"{least}, got none with anything to learn"
             raise InputError(DATASET, name, what)
+        self.held = math.ceil(self._windows * spec.held_out)
+        if self.held >= self._windows:
+            raise InputError("evaluation", "held_out", f"expected a share that leaves something of the {self._windows} windows")
+        self._lots = Permutation(f"{spec.seed}/{key}/held out", self._windows) if self.held else None
+        self._windows -= self.held
         self._order = lru_cache(maxsize=2)(lambda epoch: Permutation(f"{spec.seed}/{key}/order/{epoch}", self._windows))
 
     def window(self, ordinal: int) -> Window:
-        """See _Source. Every epoch visits every window once."""
+        """See Source. Every epoch visits every window that is not held out once."""
         epoch, position = divmod(ordinal, self._windows)
-        number, length = self._order(epoch)(position), self._spec.sequence_length
+        number = self._order(epoch)(position)
+        return self._cut(number if self._lots is None else self._lots(self.held + number))
+
+    def held_window(self, number: int) -> Window:
+        """One of the `held` windows that nobody trains on."""
+        assert self._lots is not None, "nothing is held out"
+        return self._cut(self._lots(number % self.held))
+
+    def _cut(self, number: int) -> Window:
+        length = self._spec.sequence_length
         start = number * length if self._layout is None else int(self._layout.starts[number])
         end = start + (length + 1 if self._layout is None else int(self._layout.lengths[number]))
         return Window(self.tokens[start:end], None if self._mask is None else self._mask[start:end])
 
 
-class StreamSource(_Source):
+class StreamSource(Source):
     """Windows of a dataset that is read as training goes on."""
 
     def __init__(self, documents: Documents, spec: BatchSpec, key: str = "0") -> None:
@@ -151,13 +169,13 @@ class StreamSource(_Source):
         self._stream = Stream(documents, (spec.seed, key), spec.sequence_length)
 
     def window(self, ordinal: int) -> Window:
-        """See _Source. A microbatch comes out of one lane of the stream."""
+        """See Source. A microbatch comes out of one lane of the stream."""
         microbatch, row = divmod(ordinal, self._spec.microbatch_size)
         turn, lane = divmod(microbatch, self._stream.lanes)
         return self._stream.window(lane, turn * self._spec.microbatch_size + row)
 
 
-class MixedSource(_Source):
+class MixedSource(Source):
     """Windows of several datasets, by weight."""
 
     def __init__(self, sources: Sequence[TextSource | StreamSource], weights: Sequence[float], spec: BatchSpec) -> None:
@@ -165,9 +183,14 @@ class MixedSource(_Source):
         self._sources, self._shares = sources, Shares(spec.seed, weights)
 
     def window(self, ordinal: int) -> Window:
-        """See _Source."""
+        """See Source."""
         number, own = self._shares.of(ordinal)
         return self._sources[number].window(own)
+
+    @property
+    def parts(self) -> Sequence[TextSource | StreamSource]:
+        """The sources that are mixed."""
+        return self._sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +234,7 @@ def _any_learnt(mask: MaskArray, starts: Any, ends: Any) -> npt.NDArray[np.bool_
     return found
 
 
-def _as_batch(windows: Sequence[Window], length: int, padding: int) -> tuple[Tensor, Tensor]:
+def as_batch(windows: Sequence[Window], length: int, padding: int) -> tuple[Tensor, Tensor]:
     tokens_BT = np.full((len(windows), length), padding, np.int64)
     labels_BT = np.full((len(windows), length), NOT_LEARNT, np.int64)
     for row, window in enumerate(windows):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,11 +22,13 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.wire.records import BoundaryTensor, RunRecord
+from gwtf_p2p.protocol.wire.records import AdapterSpec, BoundaryTensor, RunRecord, WeightsSpec
+from gwtf_p2p.training.model.adapters import add_adapters
 from gwtf_p2p.training.model.config import RUN_RECORD, load_config
 from gwtf_p2p.training.model.doors import Doors, Payload, Structure, places_of
 from gwtf_p2p.training.model.initial_weights import initialise
 from gwtf_p2p.training.model.materialise import move, occupy
+from gwtf_p2p.training.model.pretrained import PretrainedFiles, load_pretrained
 from gwtf_p2p.training.model.skeleton import Unit, build_skeleton, decoder_layers, unit_parameters, units_of
 from gwtf_p2p.training.model.structure import stand_in_tokens, structure_of, whole_model
 from gwtf_p2p.training.model.trace import spelled
@@ -38,7 +40,8 @@ LayerSplit = tuple[tuple[int, int], ...]
 class PartSpec:
     """Which part of which model: `stage` 0 is the data peers', stage k holds the layers `layer_split[k - 1]`.
 
-    `batch` is (microbatch size, sequence length).
+    `batch` is (microbatch size, sequence length). `weights` are what it starts from, whose hash has to be `weights_hash` unless
+    that is empty; without a source it starts from the seed. `adapters`: they alone are trained.
     """
 
     model_config: Mapping[str, Any]
@@ -46,11 +49,15 @@ class PartSpec:
     stage: int
     seed: int
     batch: tuple[int, int] = (1, 16)
+    weights: WeightsSpec = field(default_factory=WeightsSpec)
+    weights_hash: str = ""
+    adapters: AdapterSpec = field(default_factory=AdapterSpec)
 
     @classmethod
     def of(cls, run: RunRecord, stage: int) -> PartSpec:
         split = tuple((a, b) for a, b in run.layer_split)
-        return cls(run.model_config, split, stage, run.seed, (run.microbatch_size, run.sequence_length))
+        starts_from = (run.weights, run.weight_hashes[stage] if run.weight_hashes else "", run.adapters)
+        return cls(run.model_config, split, stage, run.seed, (run.microbatch_size, run.sequence_length), *starts_from)
 
 
 class _Part:
@@ -61,7 +68,10 @@ class _Part:
 
     def __init__(self, model: PreTrainedModel, doors: Doors, names: set[str], spec: PartSpec) -> None:
         self.model, self._doors = model, doors
-        self._own = {name: parameter for name, parameter in model.named_parameters() if name in names}
+        own = {id(parameter) for name, parameter in model.named_parameters() if name in names}
+        if spec.adapters.rank:
+            own |= add_adapters(model, spec.adapters, own, spec.seed)
+        self._own = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in own}
         self.parameters = {name: parameter for name, parameter in self._own.items() if parameter.requires_grad}
         self.boundary = _boundary(model, doors, spec.batch)
         self._tokens_BT = stand_in_tokens(model.config, spec.batch)
@@ -133,9 +143,29 @@ def build_whole_model(model_config: Mapping[str, Any], seed: int, where: str = R
 
 def parameter_shapes(spec: PartSpec, where: str = RUN_RECORD) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a part's parameters, without memory for them: 4 bytes each, times 4 with gradient and AdamW."""
+    return {name: shape for name, (shape, is_trained) in all_shapes(spec, where).items() if is_trained}
+
+
+def all_shapes(spec: PartSpec, where: str = RUN_RECORD) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """The same with what is not trained (the model under adapters): shape, and whether it is trained."""
     model = build_skeleton(load_config(spec.model_config, where), where)
     names = {name for unit in _own_units(model, spec, where) for name in unit_parameters(model, unit)}
-    return {name: tuple(p.shape) for name, p in model.named_parameters() if name in names and p.requires_grad}
+    own = {id(parameter) for name, parameter in model.named_parameters() if name in names}
+    if spec.adapters.rank:
+        own |= add_adapters(model, spec.adapters, own, None)
+    return {name: (tuple(p.shape), p.requires_grad) for name, p in model.named_parameters() if id(p) in own}
+
+
+def weight_hashes(run: RunRecord, where: str = RUN_RECORD) -> tuple[str, ...]:
+    """What the pre-trained weights of every part hash to; one part at a time is in memory. Raises InputError."""
+    files = PretrainedFiles(run.weights, where)
+    found = []
+    for stage in range(run.stages + 1):
+        model = build_skeleton(load_config(run.model_config, where), where)
+        units = _own_units(model, PartSpec.of(run, stage), where)
+        occupy(model, {name for unit in units for name in unit_parameters(model, unit)})
+        found.append(load_pretrained(model, units, files, where))
+    return tuple(found)
 
 
 def boundary_of(spec: PartSpec, where: str = RUN_RECORD) -> tuple[BoundaryTensor, ...]:
@@ -176,7 +206,15 @@ def _assemble(
     names = {name for unit in units for name in unit_parameters(model, unit)}
     own = {unit.layer for unit in units}
     occupy(model, names, tuple(name for number, name in enumerate(_layer_names(model)) if number not in own))
-    initialise(model, units, spec.seed)
+    if spec.weights.source:
+        found = load_pretrained(model, units, PretrainedFiles(spec.weights, where), where)
+        if spec.weights_hash not in ("", found):
+            expected = (
+                f"expected weights of stage {spec.stage} that hash to {spec.weights_hash}, {spec.weights.source} has {found}"
+            )
+            raise InputError(where, "weights.source", expected)
+    else:
+        initialise(model, units, spec.seed)
     layers = range(*spec.layer_split[spec.stage - 1]) if spec.stage else range(0)
     return model, Doors(model, structure, layers), names
 

@@ -15,10 +15,12 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from gwtf_p2p.protocol.errors import InputError, LocalProtocolError
+from gwtf_p2p.protocol.wire.records import WeightsSpec
 from gwtf_p2p.training.model.config import CONFIG_ERRORS, RUN_RECORD, load_config, one_line
 from gwtf_p2p.training.model.doors import Structure
 from gwtf_p2p.training.model.initial_weights import initialise
 from gwtf_p2p.training.model.materialise import occupy
+from gwtf_p2p.training.model.pretrained import PretrainedFiles, untrained_of
 from gwtf_p2p.training.model.shrink import POSITIONS, small_copies
 from gwtf_p2p.training.model.skeleton import build_skeleton, decoder_layers, unit_parameters, units_of
 from gwtf_p2p.training.model.trace import trace
@@ -73,8 +75,13 @@ def whole_model(config: PretrainedConfig, seed: int, where: str = RUN_RECORD) ->
     return model
 
 
-def untrained_tensors(model_config: Mapping[str, Any], seed: int, where: str = RUN_RECORD) -> dict[str, Tensor]:
-    """Tensors of the whole model's `state_dict` that are not trained, by name: buffers, and parameters without a gradient."""
+def untrained_tensors(
+    model_config: Mapping[str, Any], seed: int, weights: WeightsSpec, where: str = RUN_RECORD
+) -> dict[str, Tensor]:
+    """Tensors of the whole model's `state_dict` that are not trained, by name: buffers, and parameters without a gradient.
+
+    They are those of the pre-trained model that the run started from, where it has them. Raises InputError.
+    """
     model = build_skeleton(load_config(model_config, where), where)
     units = units_of(model, decoder_layers(model, where)[0])
     names = {name for name, p in model.named_parameters() if not p.requires_grad}
@@ -82,7 +89,11 @@ def untrained_tensors(model_config: Mapping[str, Any], seed: int, where: str = R
     fixed = [unit for unit in units if names & unit_parameters(model, unit).keys()]
     occupy(model, {name for unit in fixed for name in unit_parameters(model, unit)})
     initialise(model, fixed, seed)
-    return {name: t.detach().clone() for name, t in model.state_dict().items() if name in names or name not in parameters}
+    found = {name: t.detach().clone() for name, t in model.state_dict().items() if name in names or name not in parameters}
+    if found and weights.source:
+        skeleton = build_skeleton(model.config, where)
+        found |= untrained_of(skeleton, set(found), PretrainedFiles(weights, where), where)
+    return found
 
 
 def sample_tokens(config: PretrainedConfig, number: int, rows: int = ROWS, length: int = LENGTH) -> Tensor:

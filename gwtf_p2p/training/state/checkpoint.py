@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,8 @@ def save_checkpoint(root: Path, run: RunRecord, stage: int, state: Mapping[str, 
                 "layer_split": [list(layers) for layers in run.layer_split],
                 "seed": run.seed,
                 "tokenizer": run.tokenizer,
+                "weights": asdict(run.weights),
+                "adapters": {**asdict(run.adapters), "targets": list(run.adapters.targets)},
                 "data_peers_before": [list(pair) for pair in run.data_peers_until(iteration)],
             },
             "files": files,

@@ -1,24 +1,34 @@
 """From a checkpoint directory to a folder that `transformers` loads.
 
 The stages' weights already carry the whole model's names, so each stage becomes one shard of the Hugging Face layout, beside
-`config.json`, the index and the tokenizer. No more than one stage is in memory at a time.
+`config.json`, the index and the tokenizer. No more than one stage is in memory at a time. A run that started from a pre-trained
+model gets that one's generation settings; a run of adapters becomes a folder that `peft` loads on top of its base model. All
+files have the mode that the user's umask gives.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
+from gwtf_p2p.protocol.wire.codec import from_plain
+from gwtf_p2p.protocol.wire.ranges import check_ranges
+from gwtf_p2p.protocol.wire.records import AdapterSpec, WeightsSpec
 from gwtf_p2p.training.data.tokenizer import load_tokenizer
+from gwtf_p2p.training.model.adapters import lora_config, peft_name
 from gwtf_p2p.training.model.config import load_config
+from gwtf_p2p.training.model.pretrained import GENERATION, PretrainedFiles
 from gwtf_p2p.training.model.skeleton import build_skeleton
 from gwtf_p2p.training.model.structure import untrained_tensors
 from gwtf_p2p.training.state.checkpoint import (
+    MANIFEST,
     MODEL,
     Checkpoint,
     latest_common_iteration,
@@ -26,6 +36,8 @@ from gwtf_p2p.training.state.checkpoint import (
     step_folder,
     verified_checkpoint,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def export_hf(checkpoint_dir: Path, out: Path) -> int:
@@ -37,21 +49,26 @@ def export_hf(checkpoint_dir: Path, out: Path) -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(str(out), "", "expected a new or empty folder")
     out.mkdir(parents=True, exist_ok=True)
+    run = checkpoints[0].run
+    load_tokenizer(run["tokenizer"]).save_pretrained(out)
+    weights, adapters = _starts_from(checkpoints[0])
+    if adapters.rank:
+        _write_adapters(weights, adapters, checkpoints, out)
+        return checkpoints[0].iteration
     weight_map: dict[str, str] = {}
     total_bytes = 0
     for number, checkpoint in enumerate(checkpoints, start=1):
         shard = f"model-{number:05d}-of-{len(checkpoints):05d}.safetensors"
         tensors = load_file(checkpoint.folder / MODEL)
         if number == 1:
-            tensors |= _constants(checkpoint)
-        save_file(tensors, out / shard, metadata={"format": "pt"})
+            tensors |= untrained_tensors(run["model_config"], int(run["seed"]), weights)
+        _write_tensors(out / shard, tensors)
         weight_map |= dict.fromkeys(tensors, shard)
         total_bytes += sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
     (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-    run = checkpoints[0].run
     _write_config(dict(run["model_config"]), checkpoint_dir, out)
-    load_tokenizer(run["tokenizer"]).save_pretrained(out)
+    _write_generation(weights, out)
     return checkpoints[0].iteration
 
 
@@ -74,16 +91,51 @@ def _common_checkpoints(checkpoint_dir: Path) -> list[Checkpoint]:
     return checkpoints
 
 
-def _constants(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """What the whole model's `state_dict` has besides trained weights (routing biases, fixed position tables), at its start.
+def _starts_from(checkpoint: Checkpoint) -> tuple[WeightsSpec, AdapterSpec]:
+    """What the manifest says of the run's weights and adapters; an older one says nothing. Raises InputError."""
+    where, run = str(checkpoint.folder / MANIFEST), checkpoint.run
+    try:
+        weights: WeightsSpec = from_plain(WeightsSpec, run.get("weights", {}), "weights")
+        adapters: AdapterSpec = from_plain(AdapterSpec, run.get("adapters", {}), "adapters")
+    except RemoteProtocolError as error:
+        raise InputError(where, "run", str(error)) from error
+    check_ranges(weights, where, "weights.")
+    check_ranges(adapters, where, "adapters.")
+    return weights, adapters
 
-    No step changes it, so no peer sends it; it comes from the config and the run's seed.
-    """
-    run = checkpoint.run
-    return untrained_tensors(run["model_config"], int(run["seed"]))
+
+def _write_adapters(weights: WeightsSpec, adapters: AdapterSpec, checkpoints: list[Checkpoint], out: Path) -> None:
+    """`adapter_model.safetensors` and `adapter_config.json`: of all stages together, they are small."""
+    tensors = {name: tensor for checkpoint in checkpoints for name, tensor in load_file(checkpoint.folder / MODEL).items()}
+    config = lora_config(adapters, task_type="CAUSAL_LM", inference_mode=True)
+    config.base_model_name_or_path, config.revision = weights.source, weights.revision or None
+    config.save_pretrained(out)
+    _write_tensors(out / "adapter_model.safetensors", {peft_name(name): tensor for name, tensor in tensors.items()})
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Safetensors, readable by whom the umask lets: the library itself makes files that only their owner may read."""
+    mode = path.with_suffix(".mode")
+    mode.touch()
+    save_file(tensors, path, metadata={"format": "pt"})
+    shutil.copymode(mode, path)
+    mode.unlink()
 
 
 def _write_config(model_config: dict[str, Any], checkpoint_dir: Path, out: Path) -> None:
     config = load_config(model_config, str(checkpoint_dir))
     config.architectures = [type(build_skeleton(config)).__name__]
     config.save_pretrained(out)
+
+
+def _write_generation(weights: WeightsSpec, out: Path) -> None:
+    """The pre-trained model's settings for sampling, where it has any and they can still be had."""
+    if not weights.source:
+        return
+    try:
+        found = PretrainedFiles(weights).find(GENERATION)
+    except InputError as error:
+        logger.warning("the generation settings of %s are left out: %s", weights.source, error)
+        return
+    if found is not None:
+        shutil.copyfile(found, out / GENERATION)

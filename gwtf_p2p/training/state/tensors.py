@@ -1,8 +1,8 @@
-"""The state of one part: weights, both moments of AdamW and the step count, as named tensors.
+"""The state of one part: what is trained of its weights, the optimizer's moments and the step count, as named tensors.
 
 This is what a newcomer downloads, what a checkpoint holds and what peers of a stage compare. Names, with the whole model's
-parameter names: `weights/<parameter>`, `first_moment/<parameter>`, `second_moment/<parameter>` (float32, the parameter's shape)
-and `step` (int64, no dimensions).
+parameter names: `weights/<parameter>`, with AdamW `first_moment/<parameter>` and `second_moment/<parameter>` (float32, the
+parameter's shape), with Adafactor `row_variance/`, `column_variance/` and `variance/`, and `step` (int64, no dimensions).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
 
-WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, STEP = "weights/", "first_moment/", "second_moment/", "step"
+WEIGHTS, STEP = "weights/", "step"
 
 
 def export_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer) -> dict[str, Tensor]:
@@ -28,9 +28,7 @@ def export_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimize
 def live_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer) -> dict[str, Tensor]:
     """The same names without a copy: the tensors that are trained. For hashing between two steps, not for handing on."""
     state: dict[str, Tensor] = {f"{WEIGHTS}{name}": parameter.detach() for name, parameter in parameters.items()}
-    for name, (first, second) in optimizer.moments().items():
-        state[f"{FIRST_MOMENT}{name}"] = first
-        state[f"{SECOND_MOMENT}{name}"] = second
+    state |= optimizer.state_tensors()
     state[STEP] = torch.tensor(optimizer.steps, dtype=torch.int64)
     return state
 
@@ -50,9 +48,8 @@ def load_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer,
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[f"{WEIGHTS}{name}"])
-    moments = {name: (state[f"{FIRST_MOMENT}{name}"], state[f"{SECOND_MOMENT}{name}"]) for name in parameters}
     steps = int(state[STEP])
-    optimizer.load_moments(moments, steps)
+    optimizer.load_state_tensors(state, steps)
     return steps
 
 

@@ -110,6 +110,26 @@ def test_an_attempt_is_committed_when_all_have_prepared() -> None:
     assert set(driven.sent(msg.Commit)) == {msg.Commit(0, 2, D, 2.0)}
 
 
+@pytest.mark.parametrize(("of_stage_2", "norm"), [(144.0, 13.0), (-1.0, -1.0)])
+def test_the_commit_has_the_whole_models_norm_and_every_step_is_clipped_by_it(of_stage_2: float, norm: float) -> None:
+    driven = preparing()
+    driven.handle(ev.AverageDone(0, 2, "stage 0", 0.1, squared_norm=9.0))
+    driven.hears(A, msg.Prepared(0, 2, Stage(1), "stage 1", 16.0))
+    driven.hears(B, msg.Prepared(0, 2, Stage(2), "stage 2", of_stage_2))
+    assert set(driven.sent(msg.Commit)) == {msg.Commit(0, 2, D, 2.0, norm)} and driven.did(ef.Step) == [ef.Step(0, 2, norm)]
+
+
+def test_a_group_that_says_different_norms_of_one_average_is_aborted() -> None:
+    driven = leading(A, A2, B, microbatches=1)
+    goes_round(driven, M, LINE)
+    all_answer(driven)
+    driven.handle(ev.AverageDone(0, 2, "stage 0", 0.1))
+    for peer, squared in ((A, 1.0), (A2, 100.0), (B, 1.0)):
+        driven.hears(peer, msg.Prepared(0, 2, Stage(STAGE_OF[peer]), f"stage {STAGE_OF[peer]}", squared))
+    assert driven.reported("average_failed")[0]["reason"] == "participants of stage 1 ended with different norms of one average"
+    assert not driven.sent(msg.Commit)
+
+
 def test_what_is_said_of_an_attempt_that_is_over_does_not_count() -> None:
     driven = preparing()
     average(driven, A)

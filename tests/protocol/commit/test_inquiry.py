@@ -48,6 +48,16 @@ def test_an_attempt_that_all_who_answer_have_prepared_is_committed_as_it_may_hav
     assert outcome.behind, "it has not prepared the average that it commits, so it must catch up"
 
 
+def test_the_commit_has_the_norm_of_all_stages_or_that_of_the_commit_it_repeats() -> None:
+    said = {D: 9.0, A: 16.0, A2: 16.0}
+    replies = {peer: replace(s, squared_norm=said.get(peer, 0.0)) for peer, s in ALL_PREPARED.items()}
+    assert concludes(replies).commit == Commit(4, 3, D, 0.5, 5.0)
+    replies[A] = replace(replies[A], squared_norm=-1.0)
+    assert concludes(replies).commit == Commit(4, 3, D, 0.5, -1.0), "a stage whose average is not finite"
+    ahead = Standing(Stage(1), 5, committed=BALLOT, gradient_norm=7.0)
+    assert concludes({D: standing(0, BALLOT), A: ahead, D2: standing(0, BALLOT)}).commit == Commit(4, 3, D, 0.5, 7.0)
+
+
 def test_a_participant_that_does_not_answer_does_not_keep_an_attempt_from_being_committed() -> None:
     replies = {peer: s for peer, s in ALL_PREPARED.items() if peer != A2}
     assert concludes(replies).to_commit == (D, A)

@@ -1,0 +1,161 @@
+"""A live swarm fine-tunes adapters of a pre-trained model with clipping and evaluates itself, all as one process does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig
+from gwtf_p2p.cli.shared.run_file import run_from_plain
+from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.training.compute.loss import loss_of, summed_loss
+from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.data.batches import open_data
+from gwtf_p2p.training.data.held_out import evaluation_batches
+from gwtf_p2p.training.model.split import PartSpec, build_stage_part
+from gwtf_p2p.training.state.export import export_hf
+
+pytestmark = pytest.mark.live
+
+STEPS, DEADLINE_S = 2, 240.0
+
+
+def pretrained(folder: Path) -> Path:
+    """A small model as a hub folder, made here."""
+    config = LlamaConfig(
+        vocab_size=257, hidden_size=16, intermediate_size=40, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=64, bos_token_id=None, eos_token_id=256,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def record(tmp_path: Path) -> RunRecord:
+    plain = {
+        "run_id": "evaluated",
+        "weights": str(pretrained(tmp_path / "hub")),
+        "tokenizer": "byte",
+        "adapters": {"rank": 2, "targets": ["q_proj", "down_proj"]},
+        "dataset": f"text:{__file__}",
+        "stages": 2,
+        "seed": 1,
+        "sequence_length": 32,
+        "microbatch_size": 2,
+        "microbatches_per_data_peer": 2,
+        "total_iterations": STEPS,
+        "optimizer": {"learning_rate": 0.05, "gradient_clip": 1e-3},
+        "loss": {"z": 1e-4},
+        "evaluation": {"every": 1, "held_out": 0.1, "microbatches": 2},
+    }
+    return run_from_plain(plain, "test")
+
+
+def in_one_process(run: RunRecord) -> tuple[list[float], list[float]]:
+    """(training loss of each step, evaluation loss before each step and at the end) of peft's own model."""
+    import peft
+
+    source, tokenizer = open_data(run)
+    held = evaluation_batches(run, source, tokenizer)
+    base = AutoModelForCausalLM.from_pretrained(run.weights.source, dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alpha: Any = run.adapters.alpha
+        targets = list(run.adapters.targets)
+        whole = peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM"))
+    named = {name.removeprefix("base_model.model."): p for name, p in whole.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for stage in (1, 2):
+            for name, value in build_stage_part(PartSpec.of(run, stage)).parameters.items():
+                named[name].copy_(value)
+    optimizer = PartOptimizer(named, run.optimizer)
+    losses, evaluated = [], []
+    for iteration in range(STEPS + 1):
+        with torch.no_grad():
+            sums = [summed_loss(whole(input_ids=t, use_cache=False).logits, labels) for t, labels in held]
+        evaluated.append(sum(total for total, _ in sums) / sum(count for _, count in sums))
+        if iteration == STEPS:
+            return losses, evaluated
+        each = []
+        for index in range(2):
+            tokens_BT, labels_BT = source.batch(iteration, index, 0, 1)
+            each.append(loss_of(whole(input_ids=tokens_BT, use_cache=False).logits, labels_BT, run.loss))
+        (sum(each) / 2).backward()  # type: ignore[union-attr]
+        losses.append(sum(loss.item() for loss in each) / 2)
+        optimizer.step({name: p.grad for name, p in named.items() if p.grad is not None}, iteration)
+        whole.zero_grad()
+    raise AssertionError("not reached")
+
+
+def lived(run: RunRecord, folder: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """All reports of a live run, up to the last evaluation."""
+    config = LocalRunConfig(1, 1, checkpoint_dir=folder / "checkpoints", checkpoint_every=1)
+    local = LocalRun(config, run, folder)
+    heard: list[tuple[str, Mapping[str, Any]]] = []
+    end = time.monotonic() + DEADLINE_S
+    try:
+        local.begin()
+        while not (local.finished(STEPS) and [r for _, r in heard if r["name"] == "evaluated"][STEPS:]):
+            heard += local.poll(0.2)
+            assert time.monotonic() < end, [local.tail(name) for name in local.lines]
+    finally:
+        local.stop()
+    return heard
+
+
+@pytest.mark.slow  # half a minute on a free machine
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft 0.21 asks transformers 5.23
+def test_a_live_run_of_adapters_is_evaluated_as_in_one_process_and_its_adapter_loads(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    run = record(tmp_path)
+    heard = lived(run, tmp_path)
+    found = {report["iteration"]: report for _, report in heard if report["name"] == "evaluated"}
+    steps = {report["iteration"]: report for who, report in heard if report["name"] == "optimizer_step" and who == "stage1.0"}
+    trained = {report["iteration"]: report["loss"] for who, report in heard if report["name"] == "stepped" and who == "data0"}
+    losses, evaluated = in_one_process(run)
+    assert [found[i]["loss"] for i in range(STEPS + 1)] == pytest.approx(evaluated, abs=1e-4)
+    assert [trained[i] for i in range(STEPS)] == pytest.approx(losses, abs=1e-4)
+    assert found[0]["perplexity"] == pytest.approx(math.exp(evaluated[0]), rel=1e-3)
+    norms = {report["gradient_norm"] for _, report in heard if report["name"] == "optimizer_step" and report["iteration"] == 0}
+    assert norms == {steps[0]["gradient_norm"]}, "every stage is told one norm"
+    assert steps[0]["gradient_norm"] > run.optimizer.gradient_clip
+    export_hf(tmp_path / "checkpoints", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == run.weights.source
+    fresh = AutoModelForCausalLM.from_pretrained(run.weights.source, dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]):
+        loaded = peft.PeftModel.from_pretrained(fresh, tmp_path / "out")
+    held = evaluation_batches(run, *open_data(run))
+    with torch.no_grad():
+        sums = [summed_loss(loaded(input_ids=t, use_cache=False).logits, labels) for t, labels in held]
+    assert sum(s for s, _ in sums) / sum(c for _, c in sums) == pytest.approx(evaluated[-1], abs=1e-4)
+
+
+def test_nothing_that_is_held_out_is_trained_on_and_all_else_is(tmp_path: Path) -> None:
+    plain = {
+        "run_id": "held-out", "seed": 3, "sequence_length": 16, "microbatch_size": 1, "microbatches_per_data_peer": 1,
+        "dataset": f"text:{__file__}", "evaluation": {"every": 5, "held_out": 0.2, "microbatches": 1000},
+    }  # fmt: skip
+    from gwtf_p2p.cli.shared.run_file import check_settings
+
+    run = check_settings(plain, "test")
+    source, tokenizer = open_data(run)
+    held = {tuple(tokens_BT[0].tolist()) for tokens_BT, _ in evaluation_batches(run, source, tokenizer)}
+    windows = (len(Path(__file__).read_bytes())) // 16
+    count = math.ceil(windows * 0.2)
+    assert len(held) == count
+    trained = {tuple(source.batch(i, 0, 0, 1)[0][0].tolist()) for i in range(windows - count)}
+    assert len(trained) == windows - count and not trained & held
+    everything = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, every=0, held_out=0.0))
+    whole = open_data(everything)[0]
+    assert {tuple(whole.batch(i, 0, 0, 1)[0][0].tolist()) for i in range(windows)} == trained | held
