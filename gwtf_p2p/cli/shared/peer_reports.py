@@ -117,6 +117,12 @@ def line(report: Mapping[str, Any]) -> str:
             return f"online in {where}, waiting for microbatches"
         case "joined":
             return f"that took {report['seconds']:.1f} s: {report['steps']}"
+        case _:
+            return _line_of_training(report)
+
+
+def _line_of_training(report: Mapping[str, Any]) -> str:
+    match report["name"]:
         case "stepped":
             share = f"{report['microbatches']} of {report['of']} microbatches were ours"
             return f"step {report['iteration'] + 1:4d}  loss {report['loss']:.4f}  {share}"
