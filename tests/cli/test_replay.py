@@ -146,7 +146,7 @@ def test_replay_loads_nothing_heavy(tmp_path: Path) -> None:
 def test_an_iteration_of_several_logs_is_drawn(tmp_path: Path) -> None:
     """What a peer computed and averaged is in its own log, what came to it too; the sender's stage is in the sender's."""
     mb = MicrobatchId(PeerId("QmData"), 3, 0)
-    forward, sender, first = Forward(mb, 0, Stage(2)), PeerId("p"), opening()
+    forward, sender, first = Forward(mb, (0,), Stage(2)), PeerId("p"), opening()
     other = replace(first, settings=replace(first.settings, me=PeerId("QmNext"), stage=Stage(2)))
     happenings: list[tuple[float, ev.Event]] = [
         (10.0, ev.Offered(sender, forward)),

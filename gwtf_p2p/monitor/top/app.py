@@ -124,7 +124,7 @@ class Top(App[None]):
             return
         state, losses = self.runs[self.run_id]
         width = max(20, self.size.width - 2)
-        self.query_one("#head", Static).update(self._head(state, width))
+        self.query_one("#head", Static).update(_head(state, len(self.runs), width))
         found = [Text(self.trouble, style="bold red")] if self.trouble else []
         found += [Text(f.text, style=LEVELS.get(f.level, "")) for f in state.findings[:FINDINGS_SHOWN]]
         self.query_one("#findings", Static).update(Text("\n").join(found))
@@ -133,27 +133,6 @@ class Top(App[None]):
         events = [f"{clock(change.at)}  {change.text}" for change in reversed(state.changes[-EVENTS_SHOWN:])]
         self.query_one("#happened", Static).update(Text("\n".join(events) or "nothing has happened yet", overflow="ellipsis"))
         self._draw_peers(state)
-
-    def _head(self, state: Shown, width: int) -> Text:
-        others = f"  ({len(self.runs)} runs: n)" if len(self.runs) > 1 else ""
-        loss = f"loss {state.loss:.4f}" if state.loss is not None else "no loss yet"
-        held_out = f"  held out {state.held_out_loss:.4f}" if state.held_out_loss is not None else ""
-        figures = f"{loss}{held_out}  {state.tokens_per_second:.0f} tokens/s  {state.peers_online}/{state.peers_seen} online"
-        lines = [
-            Text(f"{state.run_id} · router {state.router}{others} · {clock(state.seen_at)}", style="bold"),
-            Text(figures),
-            self._progress(state, width),
-        ]
-        for line in lines:
-            line.truncate(width, overflow="ellipsis")
-        return Text("\n").join(lines)
-
-    def _progress(self, state: Shown, width: int) -> Text:
-        if not state.total_iterations:
-            return Text(f"iteration {state.iterations}, no end is set")
-        words = f"iteration {state.iterations}/{state.total_iterations} "
-        left = "" if state.seconds_left is None else f"  {duration(state.seconds_left)} left"
-        return Text.assemble(words, progress_bar(state.iterations, state.total_iterations, width - len(words + left)), left)
 
     def _draw_peers(self, state: Shown) -> None:
         """Only what has changed: of thousands of rows few do."""
@@ -241,6 +220,30 @@ class Top(App[None]):
     def _again(self) -> None:
         if self.run_id:
             self.draw()
+
+
+def _head(state: Shown, runs: int, width: int) -> Text:
+    """The three lines at the top."""
+    others = f"  ({runs} runs: n)" if runs > 1 else ""
+    loss = f"loss {state.loss:.4f}" if state.loss is not None else "no loss yet"
+    held_out = f"  held out {state.held_out_loss:.4f}" if state.held_out_loss is not None else ""
+    figures = f"{loss}{held_out}  {state.tokens_per_second:.0f} tokens/s  {state.peers_online}/{state.peers_seen} online"
+    lines = [
+        Text(f"{state.run_id} · router {state.router}{others} · {clock(state.seen_at)}", style="bold"),
+        Text(figures),
+        _progress(state, width),
+    ]
+    for line in lines:
+        line.truncate(width, overflow="ellipsis")
+    return Text("\n").join(lines)
+
+
+def _progress(state: Shown, width: int) -> Text:
+    if not state.total_iterations:
+        return Text(f"iteration {state.iterations}, no end is set")
+    words = f"iteration {state.iterations}/{state.total_iterations} "
+    left = "" if state.seconds_left is None else f"  {duration(state.seconds_left)} left"
+    return Text.assemble(words, progress_bar(state.iterations, state.total_iterations, width - len(words + left)), left)
 
 
 def _cells(peer: Peer) -> tuple[Text, ...]:
