@@ -146,27 +146,28 @@ def test_replay_loads_nothing_heavy(tmp_path: Path) -> None:
 def test_an_iteration_of_several_logs_is_drawn(tmp_path: Path) -> None:
     """What a peer computed and averaged is in its own log, what came to it too; the sender's stage is in the sender's."""
     mb = MicrobatchId(PeerId("QmData"), 3, 0)
-    forward = Forward(mb, 0, Stage(1))
-    first, other = opening(), opening()
-    other = replace(other, settings=replace(other.settings, me=PeerId("QmData"), stage=Stage(0)))
+    forward, sender, first = Forward(mb, (0,), Stage(2)), PeerId("p"), opening()
+    other = replace(first, settings=replace(first.settings, me=PeerId("QmNext"), stage=Stage(2)))
     happenings: list[tuple[float, ev.Event]] = [
-        (10.0, ev.Offered(PeerId("QmData"), forward)),
-        (10.5, ev.Delivered(PeerId("QmData"), forward)),
+        (10.0, ev.Offered(sender, forward)),
+        (10.5, ev.Delivered(sender, forward)),
         (11.5, ev.Computed(ev.Work.FORWARD, mb, 0.75)),
         (14.0, ev.AverageDone(3, 0, "d", 1.5)),
     ]
-    for name, told, events in (("p", first, happenings), ("data", other, [(9.0, ev.Computed(ev.Work.EMBED, mb, 0.25))])):
+    logs = []
+    for told, events in ((other, happenings), (first, [(9.0, ev.Computed(ev.Work.FORWARD, mb, 0.25))])):
         writer = LogWriter()
         lines = [writer.opening(told), *(writer.happened(event, now, []) for now, event in events)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(lines) + '{"torn')
-    bars, stages = bars_of_files([tmp_path / "p.jsonl", tmp_path / "data.jsonl"])
-    assert stages == {"p": 1, "QmData": 0}
+        logs.append(tmp_path / f"{told.settings.me}.jsonl")
+        logs[-1].write_text("".join(lines) + '{"torn')
+    bars, stages = bars_of_files(logs)
+    assert stages == {"p": 1, "QmNext": 2}
     assert [(b.peer, b.what, b.began, b.ended, b.to) for b in bars] == [
-        ("QmData", "forward", 10.0, 10.5, "p"),
-        ("p", "forward", 10.75, 11.5, ""),
-        ("p", "average", 12.5, 14.0, ""),
-        ("QmData", "embed", 8.75, 9.0, ""),
+        ("p", "forward", 10.0, 10.5, "QmNext"),
+        ("QmNext", "forward", 10.75, 11.5, ""),
+        ("QmNext", "average", 12.5, 14.0, ""),
+        ("p", "forward", 8.75, 9.0, ""),
     ]
     page = tmp_path / "iteration.html"
-    assert main(["replay", str(tmp_path / "p.jsonl"), str(tmp_path / "data.jsonl"), "--draw", str(page)]) == 0
+    assert main(["replay", *map(str, logs), "--draw", str(page)]) == 0
     assert "iteration 3" in page.read_text()

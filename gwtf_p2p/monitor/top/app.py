@@ -223,6 +223,7 @@ class Top(App[None]):
 
 
 def _head(state: Shown, runs: int, width: int) -> Text:
+    """The three lines at the top."""
     others = f"  ({runs} runs: n)" if runs > 1 else ""
     loss = f"loss {state.loss:.4f}" if state.loss is not None else "no loss yet"
     held_out = f"  held out {state.held_out_loss:.4f}" if state.held_out_loss is not None else ""
