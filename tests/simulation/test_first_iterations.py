@@ -1,4 +1,4 @@
-"""A swarm starts while its peers crowd each other, so what they time then is far too slow: `gwtf` must not wait by that clock."""
+"""A swarm starts while its peers crowd each other, so what they time then is far too slow: `gwtf` does not go by that clock."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """When a planned microbatch leaves its data peer: not by the plan's clock, but as fast as the swarm is seen to go.
 
 A plan releases a microbatch when the one before it on its way through the first stage peer is forecast to begin there. Where
-forecasts are too slow (nothing but a crowded start was measured yet), a clock would let that peer stand idle. So a data peer goes
-by what it sees. When a stage peer of stage 1 has handed on a microbatch, it has begun it, so the plan has come, there, at least
-as far as the release of the one that follows: that one is due at once, if it is this data peer's, and the later ones as much
-sooner as the plan was ahead. Of stage peers that have not handed on anything yet, the others' lead is assumed.
+forecasts are too slow (nothing but a crowded start was measured yet), a clock would let that peer stand idle. So a data peer
+goes by what it sees. When a stage peer of stage 1 has handed on a microbatch, it has begun it, so the plan has come, there, at
+least as far as the release of the one that follows. If the plan is ahead of the clock then, this data peer's next one is due at
+once when nothing of its own waits there, and the later ones as much sooner as the plan was ahead. Of stage peers that have not
+handed on anything yet, the others' lead is assumed.
 
 A plan that is on time, or too fast, is kept to the letter. No more than `MOST_AHEAD` that wait at the first stage peer are
 followed by an early one: more would only share the line with what is under way.
@@ -18,6 +19,7 @@ from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.view.plans import IterationPlan, PlannedFlow
 
 MOST_AHEAD = 1
+"""Own microbatches at a first stage peer behind which one may leave early."""
 
 
 @dataclass(frozen=True, slots=True)
