@@ -114,6 +114,7 @@ class PeerMachine(Concerned, Worker, ABC):
                 ctx.router.observe_view(event.view, now)
                 self.membership.view_changed()
                 self.routes_may_be_open()
+                self.transfers.rebinding.look()
             case ev.CheckAnswered() | ev.CheckFailed() | ev.WatchBroken() | ev.SendFailed():
                 self.neighbours.handle(event)
             case _:
