@@ -56,6 +56,7 @@ class Coordinator:
         self.reports = Reports(context)
         self.finished = self.reports.finished
         self._said: tuple[object, ...] = ()
+        self._accused: frozenset[PeerId] = frozenset()
 
     @property
     def inquiry(self) -> Inquiry | None:
@@ -99,6 +100,9 @@ class Coordinator:
             return
         if not any(finished.ledger for finished in self.finished.values()):
             return
+        self._accused &= ctx.liveness.suspected
+        if self._accused:
+            return  # with one that is lost, as will be known soon, the next attempt would fail as well
         if self.inquiring.unsure:
             self.inquiring.ask()
         else:
@@ -121,6 +125,7 @@ class Coordinator:
             self.reports.void(sender, frozenset(message.missing))
         if message.suspect is not None:
             self.ctx.suspect(message.suspect, f"{sender} could not average with it: {message.reason}")
+            self._accused |= {message.suspect}
         self._give_up(f"{sender}: {message.reason}")
 
     def _give_up(self, why: str) -> None:

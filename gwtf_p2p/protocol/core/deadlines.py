@@ -40,6 +40,11 @@ class Timings:
         self._samples: dict[tuple[object, ...], deque[float]] = {}
         self._deadlines: dict[tuple[object, ...], float] = {}
         self._told: dict[tuple[object, ...], float] = {}
+        self._guesses: dict[tuple[object, ...], float] = {}
+
+    def guess(self, key: tuple[object, ...], seconds: float) -> None:
+        """What it may take, timed when nothing else was to be had: it stands until the first sample, and counts as none."""
+        self._guesses[key] = seconds
 
     def observe(self, key: tuple[object, ...], seconds: float) -> None:
         self._samples.setdefault(key, deque(maxlen=WINDOW)).append(seconds)
@@ -49,9 +54,9 @@ class Timings:
         return len(self._samples.get(key, ()))
 
     def median_s(self, key: tuple[object, ...]) -> float | None:
-        """None while nothing is measured."""
+        """The guess while nothing is measured, None without one."""
         samples = self._samples.get(key)
-        return median(samples) if samples else None
+        return median(samples) if samples else self._guesses.get(key)
 
     def steady_s(self, key: tuple[object, ...]) -> float | None:
         """For records: the median, as it was when it last moved by more than `STEADY`."""

@@ -73,9 +73,10 @@ class PeerMachine(Concerned, Worker, ABC):
         return self.accounts.computed_s
 
     def measured(self, seconds: Mapping[ev.Work, float]) -> None:
-        """What one microbatch takes on this device, timed before the first event: nobody plans on a guess."""
+        """What one microbatch takes on this device, timed before the first event, while others start as well, perhaps on the
+        same machine: better than nothing, until work is timed."""
         for work, each_s in seconds.items():
-            self.ctx.timings.observe(("compute", work.value), each_s)
+            self.ctx.timings.guess(("compute", work.value), each_s)
 
     @property
     def published_state(self) -> PeerState:
@@ -113,6 +114,7 @@ class PeerMachine(Concerned, Worker, ABC):
                 ctx.router.observe_view(event.view, now)
                 self.membership.view_changed()
                 self.routes_may_be_open()
+                self.transfers.rebinding.look()
             case ev.CheckAnswered() | ev.CheckFailed() | ev.WatchBroken() | ev.SendFailed():
                 self.neighbours.handle(event)
             case _:
@@ -181,6 +183,10 @@ class PeerMachine(Concerned, Worker, ABC):
     @abstractmethod
     def _drain(self) -> None: ...
 
+    def _handed_on(self) -> None:
+        """The next peer of a microbatch has handed it on."""
+        return
+
     @abstractmethod
     def _planned(self, plan: IterationPlan | None) -> None: ...
 
@@ -191,6 +197,7 @@ class PeerMachine(Concerned, Worker, ABC):
         match message:
             case msg.Complete():
                 self.send_activation.complete(sender, message)
+                self._handed_on()
             case msg.CapacityAvailable(microbatches):
                 self.send_activation.room(sender, microbatches)
             case msg.Superseded():

@@ -83,6 +83,11 @@ class DataPeer(PeerMachine):
     def _planned(self, plan: IterationPlan | None) -> None:
         self.injecting.planned(plan)
 
+    def _handed_on(self) -> None:
+        """A first stage peer has room for what waits for it."""
+        if self.begun and self.injecting.pending:
+            self.injecting.inject()
+
     def _begin_when_ready(self) -> None:
         """Begin to take part: everybody who should be here is, and every stage has a peer."""
         view = self.ctx.view

@@ -9,6 +9,7 @@ from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import COMPUTING, Held, Phase
 from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.transfer.rebinding import Rebinding
 from gwtf_p2p.protocol.transfer.repair import Repairs
 from gwtf_p2p.protocol.transfer.return_gradient import ReturnGradient
 from gwtf_p2p.protocol.transfer.send_activation import SendActivation
@@ -23,6 +24,7 @@ class Transfers:
         self.send_activation = SendActivation(context)
         self.repairs = Repairs(context, self.send_activation)
         self.return_gradient = ReturnGradient(context, upper_stage)
+        self.rebinding = Rebinding(context, self.send_activation, self.repairs)
 
     def push_event(self, event: ev.PushAnswered | ev.PushDelivered | ev.PushFailed) -> None:
         """What became of a push, down or back. A push that nobody waits for any more means nothing."""

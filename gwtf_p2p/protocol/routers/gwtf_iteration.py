@@ -1,7 +1,7 @@
 """`gwtf` as it plans for what users wait for: the time of an iteration (`planner`).
 
 Every data peer plans the microbatches of *all* data peers on its own view and uses its own share: microbatch i takes the
-i-th flow of the share, not before the flow's release time. Plans depend on nothing but the view and the seed
+i-th flow of the share, when its time has come (`schedule/releases`). Plans depend on nothing but the view and the seed
 (`iteration_plan`), so peers that saw the same view hold the same plan without talking. Rules:
 
 - A plan is for a whole iteration; it is taken up when one begins, and published. When peers come or go meanwhile, it is
@@ -25,6 +25,7 @@ from gwtf_p2p.protocol.routers.cheapest import CheapestWays
 from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
 from gwtf_p2p.protocol.schedule.from_view import figures_of, swarm_of
 from gwtf_p2p.protocol.schedule.iteration_plan import TICK_S, Mended, published_flow, published_flows
+from gwtf_p2p.protocol.schedule.releases import Releases
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan, PipelineFigures, PlanRequest
 
@@ -59,7 +60,7 @@ class IterationRouter:
         self._is_due = self._is_overdue = self._is_running = self._waits = False
         self._compared: NetworkView | None = None
         self._iteration = self._revises = -1
-        self._began_at = 0.0
+        self._releases = Releases(me, 0.0)
         self._flows: tuple[int, tuple[str, ...]] = (-1, ())
         self._mended: tuple[Seen, Mended | None] = ((None, frozenset()), None)
 
@@ -85,10 +86,15 @@ class IterationRouter:
 
     def observe_hop(self, hop: HopObservation, now: float) -> None:
         self._spare.observe_hop(hop)
+        if hop.seconds is None:
+            self._releases.astray(hop.microbatch)
+        else:
+            self._releases.handed_on(hop.microbatch, now)
 
     def observe_end(self, microbatch: MicrobatchId, now: float) -> None:
         self._injected.ended(microbatch)
         self._spare.observe_end(microbatch)
+        self._releases.handed_on(microbatch, now)
 
     # ---- planning
 
@@ -131,7 +137,7 @@ class IterationRouter:
             return None
         self._updates += 1
         coordinator = min(view.data_peers)
-        since_s = now - self._began_at + (view.link(coordinator, self.me).latency_s if coordinator != self.me else 0.0)
+        since_s = now - self._releases.began_at + (view.link(coordinator, self.me).latency_s if coordinator != self.me else 0.0)
         self._revises = self._iteration
         return PlanRequest(figures, self._seed, revises=self._plan, begun_ticks=int(since_s / TICK_S))
 
@@ -184,6 +190,7 @@ class IterationRouter:
         answer = self._planned_flow(request, now)
         if isinstance(answer, Route):
             self._injected.add(request.microbatch)
+            self._releases.released(request.microbatch, answer.peers[0])
         return answer
 
     def revised(self, microbatch: MicrobatchId, stage: Stage) -> tuple[PeerId, ...]:
@@ -202,7 +209,8 @@ class IterationRouter:
             self._searches = max(self._searches, 1)  # a revision may have been for other peers than those that are here now
             return False
         assert plan is not None
-        self._iteration, self._began_at, self._next = request.microbatch.iteration, now, None
+        self._iteration, self._next = request.microbatch.iteration, None
+        self._releases = Releases(self.me, now)
         self._take_up(plan)
         return True
 
@@ -213,9 +221,9 @@ class IterationRouter:
         if not share:
             return NoRoute("no flow of its own in the plan")
         flow = share[request.microbatch.index % len(share)]
-        early_s = self._began_at + flow.release_s - now
+        early_s = self._releases.due_in_s(plan, flow, now)
         if early_s > PUNCTUAL_S:
-            return NoRoute(f"planned for {early_s:.3f} s later", early_s)
+            return NoRoute(f"due in {early_s:.3f} s", early_s)
         if request.excluding & set(flow.stage_peers):
             return self._repaired(request)
         return Route(flow.stage_peers, f"planned, expected back at {flow.finish_s:.2f} s of {plan.makespan_s:.2f} s")

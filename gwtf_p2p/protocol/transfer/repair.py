@@ -156,6 +156,13 @@ class Repairs:
             self.send_activation.stop(held)
         return held.phase is not Phase.DONE
 
+    def hand_over(self, held: Held, former: PeerId, to: PeerId) -> None:
+        """To another peer than the one that has it, which lives and is told to forget it."""
+        held.give_up(former, held.ahead[1:])
+        held.may_try(former)
+        self.ctx.emit(Send(former, Superseded(held.id, (*held.attempt, held.handed))))
+        self.send_activation.again(held, to)
+
     def _repair(self, held: Held, peer: PeerId, reason: str, ahead: tuple[PeerId, ...] = ()) -> None:
         ctx = self.ctx
         done = held.sending is Sending.RETURNED or held.phase is Phase.DONE

@@ -17,6 +17,7 @@ from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
 from gwtf_p2p.protocol.peer.factory import PeerSettings, compose
 from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.plans import IterationPlan, PlanRequest
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links, LinkSpec
 from gwtf_p2p.simulation.world.directory import Directory
@@ -73,9 +74,30 @@ class RoundRobin:
         return Route(tuple(peers), "in turn")
 
 
+class InTurnByPlan(RoundRobin):
+    """The same, said to be a plan: what waits is handed over to newcomers (`protocol/transfer/rebinding`)."""
+
+    flows: tuple[int, tuple[str, ...]] = (-1, ())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {}
+
+    def revised(self, microbatch: MicrobatchId, stage: Stage) -> tuple[PeerId, ...]:
+        return ()
+
+    def planning(self, without: frozenset[PeerId], now: float) -> PlanRequest | None:
+        return None
+
+    def planned(self, plan: IterationPlan | None) -> None:
+        """Nothing was asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class SmallConfig:
-    """`speeds`: how many times slower than the usual 0.05 s + 0.1 s a stage peer is, drawn by seed. `iterations` 0: no end."""
+    """`speeds`: how many times slower than the usual 0.05 s + 0.1 s a stage peer is, drawn by seed. `iterations` 0: no end.
+    `plans`: routes count as planned (`InTurnByPlan`).
+    """
 
     stages: int = 3
     stage_peers: int = 2
@@ -87,6 +109,7 @@ class SmallConfig:
     speeds: tuple[float, ...] = (1.0,)
     memory_microbatches: int = 0
     moves: bool = False
+    plans: bool = False
     seed: int = 0
 
 
@@ -115,12 +138,13 @@ class SmallSwarm:
         """As it is when its program has just been started."""
         config = self.config
         kind, *numbers = peer.split("_")
+        router = InTurnByPlan if config.plans else RoundRobin
         corrections = {ev.Work.UNCOUNT: BACKWARD_S * 1.5, ev.Work.RECOUNT: BACKWARD_S * 1.5}
         if kind == "data":
             own = DataPeerConfig(config.microbatches, config.data_peers, config.iterations)
             settings = PeerSettings(peer, DATA_STAGE, config.stages, None, config.exact, data_peer=own)
             speed = Speed({ev.Work.EMBED: 0.005, ev.Work.LOSS: 0.02, ev.Work.FINISH: 0.005, **corrections})
-            return SimulatedPeer(compose(settings, RoundRobin(config.microbatches)), speed)
+            return SimulatedPeer(compose(settings, router(config.microbatches)), speed)
         one = done_bytes(MICROBATCH_BYTES, MICROBATCH_BYTES)
         settings = PeerSettings(
             me=peer,
@@ -134,7 +158,7 @@ class SmallSwarm:
         )
         factor = self._random.choice(config.speeds)
         seconds = {ev.Work.FORWARD: FORWARD_S, ev.Work.BACKWARD: BACKWARD_S, **corrections}
-        return SimulatedPeer(compose(settings, RoundRobin(0)), Speed({w: s * factor for w, s in seconds.items()}))
+        return SimulatedPeer(compose(settings, router(0)), Speed({w: s * factor for w, s in seconds.items()}))
 
     def move(self, peer: PeerId, stage: Stage) -> None:
         """It begins anew in another stage, with the copies of that stage's checkpoints that its neighbours keep."""

@@ -9,7 +9,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Ballot
-from tests.protocol.peers import A2, D2, D3, STAGE_OF, A, B, D, Driven, all_answer, goes_round, leading, microbatch, record
+from tests.protocol.peers import A2, B2, D2, D3, STAGE_OF, A, B, D, Driven, all_answer, goes_round, leading, microbatch, record
 
 M = microbatch()
 LINE = (A, B)
@@ -156,6 +156,26 @@ def test_a_participant_that_failed_ends_the_attempt_and_its_suspect_is_asked() -
     driven.hears(A, msg.NotPrepared(0, 2, Stage(1), "silent", B))
     assert set(driven.sent_to(msg.Abort)) == {D, A, B}
     assert [ask.peer for ask in driven.did(ef.Ask)] == [B]
+
+
+def test_no_attempt_begins_while_it_is_open_whether_the_suspect_of_the_last_one_lives() -> None:
+    driven = preparing()
+    driven.hears(A, msg.NotPrepared(0, 2, Stage(1), "silent", B))
+    driven.fires(ev.Timer.PREPARE)
+    assert not driven.sent(msg.Prepare), "it would fail on the same peer"
+    driven.handle(ev.CheckAnswered(B, frozenset(), 0.1))
+    assert {m.attempt for m in driven.sent(msg.Prepare)} == {3}
+
+
+def test_a_suspect_that_is_found_to_be_lost_is_left_out_of_the_next_attempt() -> None:
+    driven = leading(A, B, B2, microbatches=1)
+    goes_round(driven, M, LINE)
+    all_answer(driven)
+    driven.hears(A, msg.NotPrepared(0, 2, Stage(1), "silent", B2))
+    driven.fires(ev.Timer.PREPARE)
+    assert not driven.sent(msg.Prepare)
+    driven.loses(B2)
+    assert set(driven.sent_to(msg.Prepare)) == {D, A, B}
 
 
 def test_what_a_participant_lacks_has_to_be_redone_before_the_next_attempt() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from gwtf_p2p.protocol.core.router import NoRoute, PlanningRouter, Route, RouteRequest
+from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, PlanningRouter, Route, RouteRequest
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.routers.gwtf_iteration import IterationRouter
 from gwtf_p2p.protocol.schedule.iteration_plan import make_plan
@@ -82,6 +82,62 @@ def test_a_microbatch_leaves_at_its_time_and_the_asker_is_told_when() -> None:
     early = ask(router, A, 1, 10.0 + release_s / 2)
     assert isinstance(early, NoRoute) and early.retry_s is not None and abs(early.retry_s - release_s / 2) < 1e-9
     assert isinstance(ask(router, A, 1, 10.0 + release_s), Route)
+
+
+def handed_on(router: IterationRouter, index: int, by: str, now: float) -> None:
+    """The router hears that a stage peer of stage 1 has handed on a microbatch of data peer a."""
+    router.observe_hop(HopObservation(MicrobatchId(A, 0, index), A, PeerId(by), Stage(1), False, 0.1, ""), now)
+
+
+def slow_by_its_record() -> tuple[IterationRouter, list[float]]:
+    """A router whose one stage peer of stage 1 is forecast to need 5 s; two of its microbatches are on their way, as planned.
+    Returns the planned releases too."""
+    router = router_of(A, [record("a", 0, 4), record("p", 1, 1, 5.0), record("r", 2, 1, 0.1)])
+    made = plan(router)
+    assert made is not None
+    releases_s = [flow.release_s for flow in made.flows]
+    for index in (0, 1):
+        assert isinstance(ask(router, A, index, releases_s[index]), Route)
+    assert releases_s[1] < 1.0 < 5.0 < releases_s[2]
+    return router, releases_s
+
+
+def test_nothing_waits_at_its_origin_while_its_first_stage_peer_is_seen_to_be_idle() -> None:
+    router, _ = slow_by_its_record()
+    assert isinstance(ask(router, A, 2, 1.0), NoRoute)
+    handed_on(router, 0, "p", 1.0)
+    assert isinstance(ask(router, A, 2, 1.0), NoRoute), "the other one is there still"
+    handed_on(router, 1, "p", 1.5)
+    assert isinstance(ask(router, A, 2, 1.5), Route), "forecast to take 5 s, it took half a second"
+    assert isinstance(ask(router, A, 3, 1.5), NoRoute)
+
+
+def test_a_plan_that_is_ahead_is_followed_at_the_rate_that_is_seen() -> None:
+    router, releases_s = slow_by_its_record()
+    handed_on(router, 0, "p", 1.0)
+    handed_on(router, 1, "p", releases_s[2] / 10)
+    assert isinstance(ask(router, A, 2, releases_s[2] / 10), Route)
+    answer = ask(router, A, 3, releases_s[2] / 10)
+    assert isinstance(answer, NoRoute) and answer.retry_s is not None
+    assert abs(answer.retry_s - (releases_s[3] - releases_s[2]) / 10) < 1e-6
+
+
+def test_a_plan_that_is_on_time_is_kept_to_the_letter() -> None:
+    router, releases_s = slow_by_its_record()
+    assert isinstance(ask(router, A, 2, releases_s[2]), Route)
+    handed_on(router, 0, "p", releases_s[2] + 0.1)
+    handed_on(router, 1, "p", releases_s[2] + 0.2)
+    answer = ask(router, A, 3, releases_s[2] + 0.2)
+    assert isinstance(answer, NoRoute) and answer.retry_s is not None
+    assert abs(answer.retry_s - (releases_s[3] - releases_s[2] - 0.2)) < 1e-6
+
+
+def test_a_stage_peer_that_is_lost_is_not_waited_for() -> None:
+    router, _ = slow_by_its_record()
+    for index in (0, 1):
+        lost = HopObservation(MicrobatchId(A, 0, index), A, PeerId("p"), Stage(1), False, None, "lost")
+        router.observe_hop(lost, 1.0)
+    assert isinstance(ask(router, A, 2, 1.0), NoRoute), "what has not been handed on is no sign of speed"
 
 
 def test_an_excluded_stage_peer_is_avoided_and_the_rest_of_the_flow_stays() -> None:
