@@ -1,0 +1,87 @@
+"""The coordinator: what a report, a timer or a goodbye finds it at."""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol import effects as ef
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
+from gwtf_p2p.protocol.wire import messages as msg
+from gwtf_p2p.protocol.wire.messages import Ballot
+from tests.protocol.commit.coordinating import LINE, M, average, finished, prepare_of, preparing
+from tests.protocol.peers import A2, D2, D3, A, B, D, Driven, all_answer, goes_round, leading, microbatch
+
+
+def with_guest(**how: object) -> Driven:
+    """D leads, and D2 takes part too."""
+    driven = leading(A, B, D2, microbatches=1, **how)  # type: ignore[arg-type]
+    for _ in ("D takes the lead", "D2 asks to be admitted"):
+        driven.hears(D2, msg.Standing(DATA_STAGE, 0, joining=True))
+    all_answer(driven)
+    return driven
+
+
+def test_a_report_that_credits_a_lost_peer_is_void_at_once() -> None:
+    driven = with_guest()
+    driven.loses(B)
+    driven.hears(D2, msg.Finished(0, (msg.Credit(0, LINE),), 1.0))
+    assert driven.sent(msg.Missing, D2) == [msg.Missing(B, Stage(2), (microbatch(of=D2),))]
+
+
+def test_where_nobody_has_done_anything_there_is_nothing_to_average() -> None:
+    driven = leading(microbatches=1)
+    driven.hears(D, msg.Finished(0, (), 0.0))
+    assert not driven.sent(msg.Inquire) and not driven.sent(msg.Prepare)
+
+
+def test_late_data_peers_are_not_asked_while_an_inquiry_is_under_way() -> None:
+    driven = with_guest()
+    goes_round(driven, M, LINE)
+    driven.hears(A2, msg.Standing(Stage(1), 5, joining=True))
+    assert driven.sent(msg.Inquire)
+    driven.fires(ev.Timer.WAIT)
+    assert not driven.sent(msg.Inquire) and not driven.did(ef.Ask)
+
+
+def test_a_coordinator_that_has_just_taken_over_asks_everybody_when_a_data_peer_does_not_finish() -> None:
+    """The attempt of the lost coordinator may keep it from finishing."""
+    driven = leading(A, B, D, D3, me=D2, microbatches=1)
+    driven.hears(D, msg.Admit(0, data_peers=(D, D2, D3)))
+    goes_round(driven, microbatch(of=D2), LINE)
+    driven.loses(D)
+    assert not [m for m in driven.sent(msg.Inquire) if m.attempt]
+    driven.fires(ev.Timer.WAIT)
+    assert {m.attempt for m in driven.sent(msg.Inquire)} == {0, 1}
+
+
+def test_a_data_peer_with_the_weights_that_is_not_expected_is_admitted() -> None:
+    driven = leading(microbatches=1, version=3)
+    all_answer(driven)
+    driven.hears(D2, msg.Standing(DATA_STAGE, 3))
+    assert driven.sent(msg.Admit, D2)
+
+
+def test_before_the_first_commit_records_settle_who_leads() -> None:
+    driven = leading(A, B, me=D2, microbatches=1)
+    driven.hears(D, msg.Standing(DATA_STAGE, 0, active=True, taking_part=True, coordinator=D))
+    assert not driven.sent(msg.Abort) and not driven.sent(msg.Standing, D)
+
+
+def test_who_takes_part_in_a_higher_attempt_of_another_coordinator_is_left_alone() -> None:
+    driven = preparing()
+    driven.hears(A, msg.NotPrepared(0, 2, Stage(1), "silent"))
+    driven.hears(B, msg.Standing(Stage(2), 0, prepare=prepare_of(2, Ballot(9, D2)), promised=Ballot(9, D2)))
+    assert not driven.sent(msg.Inquire, B) and not driven.sent(msg.Abort, B)
+
+
+def test_the_answer_of_a_peer_that_leaves_is_not_waited_for() -> None:
+    driven = finished()
+    driven.hears(A, msg.Standing(Stage(1), 0, promised=Ballot(1, D)))
+    driven.hears(B, msg.Standing(Stage(2), 0, leaving=True))
+    assert driven.reported("inquired")
+
+
+def test_nobody_is_waited_for_once_an_attempt_is_committed() -> None:
+    driven = preparing()
+    assert driven.machine.coordinator.waits_for() == [D, A, B]
+    average(driven)
+    assert driven.machine.coordinator.waits_for() == []
