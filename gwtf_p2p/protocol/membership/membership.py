@@ -116,6 +116,11 @@ class Membership:
         ctx, participant = self.ctx, self.participant
         if message.position < participant.position and not participant.progress.behind and not participant.role.joining:
             return
+        serves = self.serves and message.position > participant.position
+        if serves and self._leader() not in (sender, None):
+            ctx.report("admit_refused", sender=sender, iteration=message.iteration, epoch=message.epoch)
+            self.others.doubt()  # whoever leads answers; if the others have followed, this peer falls behind
+            return
         in_step = (
             message.position == participant.position
             and participant.weights == participant.version
@@ -135,8 +140,18 @@ class Membership:
                 self.state = PeerState.ONLINE
             ctx.report("catching_up", iteration=message.iteration, donors=list(message.donors))
             self.wanted.forget()
-            self.wanted.fetch(message.iteration, message.donors, message.own)
+            self.wanted.fetch(message.iteration, self._known_donors(message.donors), message.own)
             ctx.emit(Publish())
+
+    def _leader(self) -> PeerId | None:
+        """Who leads this iteration, as far as this peer knows; None before the first commit."""
+        live = (p for p in self.participant.data_peers or () if not self.ctx.liveness.is_lost(p))
+        return min(live, default=None)
+
+    def _known_donors(self, donors: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
+        """Weights are taken from peers of this stage only, as their records say."""
+        records = self.ctx.view.records if self.ctx.view is not None else {}
+        return tuple(p for p in donors if p in records and records[p].stage == self.ctx.stage)
 
     def downloaded(self, event: ev.Downloaded) -> None:
         if self.wanted.version is None:
