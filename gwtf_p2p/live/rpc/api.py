@@ -132,6 +132,9 @@ class DataPlane(Protocol):
     def unwatch(self, peer: PeerId) -> None:
         """Hear of it no more."""
 
+    def bar(self, peer: PeerId, seconds: float) -> None:
+        """End its streams, and accept none of it for so long; 0 ends an earlier bar."""
+
 
 @dataclass(frozen=True, slots=True)
 class RpcOptions:

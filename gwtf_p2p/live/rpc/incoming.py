@@ -56,9 +56,24 @@ class Acceptor:
         self.streams: set[IncomingStream] = set()
         self._streams_of: Counter[PeerId] = Counter()
         self._parked: dict[tuple[PeerId, int], tuple[_Transfer, asyncio.TimerHandle]] = {}
+        self._barred: dict[PeerId, float] = {}
         self._ended: OrderedDict[tuple[PeerId, int], Header] = OrderedDict()
 
+    def bar(self, peer: PeerId, seconds: float) -> None:
+        """End its streams, and accept none of it for so long; 0 ends an earlier bar."""
+        now = clock_s()
+        self._barred = {p: until for p, until in self._barred.items() if until > now and p != peer}
+        if seconds <= 0:
+            return
+        self._barred[peer] = now + seconds
+        for stream in [stream for stream in self.streams if stream.sender == peer]:
+            if stream.frames is not None:
+                stream.frames.close()
+            stream.on_lost("barred")
+
     def admits(self, sender: PeerId) -> bool:
+        if self._barred.get(sender, 0.0) > clock_s():
+            return False
         return self._streams_of[sender] < self.options.max_accepted_streams_per_peer
 
     def add(self, stream: IncomingStream) -> None:
@@ -66,6 +81,8 @@ class Acceptor:
         self._streams_of[stream.sender] += 1
 
     def remove(self, stream: IncomingStream) -> None:
+        if stream not in self.streams:
+            return  # it has been ended by a bar, while what it brought was being handled
         self.streams.discard(stream)
         self._streams_of[stream.sender] -= 1
         if not self._streams_of[stream.sender]:

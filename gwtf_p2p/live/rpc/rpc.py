@@ -179,6 +179,12 @@ class Rpc:
         if watch is not None:
             watch.close()
 
+    def bar(self, peer: PeerId, seconds: float) -> None:
+        """End its streams, and accept none of it for so long; 0 ends an earlier bar."""
+        self._acceptor.bar(peer, seconds)
+        if seconds > 0:
+            self._pool.drop_idle(peer)
+
     def path_changed(self, peer: PeerId) -> None:
         """There is a better path to a peer now: streams are opened anew, those under way end where they are."""
         self._pool.drop_idle(peer)

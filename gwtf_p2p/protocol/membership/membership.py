@@ -140,18 +140,13 @@ class Membership:
                 self.state = PeerState.ONLINE
             ctx.report("catching_up", iteration=message.iteration, donors=list(message.donors))
             self.wanted.forget()
-            self.wanted.fetch(message.iteration, self._known_donors(message.donors), message.own)
+            self.wanted.fetch(message.iteration, message.donors, message.own)
             ctx.emit(Publish())
 
     def _leader(self) -> PeerId | None:
         """Who leads this iteration, as far as this peer knows; None before the first commit."""
         live = (p for p in self.participant.data_peers or () if not self.ctx.liveness.is_lost(p))
         return min(live, default=None)
-
-    def _known_donors(self, donors: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
-        """Weights are taken from peers of this stage only, as their records say."""
-        records = self.ctx.view.records if self.ctx.view is not None else {}
-        return tuple(p for p in donors if p in records and records[p].stage == self.ctx.stage)
 
     def downloaded(self, event: ev.Downloaded) -> None:
         if self.wanted.version is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from gwtf_p2p.protocol import effects as ef
@@ -67,6 +68,11 @@ class PeerMachine(Concerned, Worker, ABC):
         self.gate = Gate(context, self.known, self.neighbours.barred)
         self._position = (0, 0)
         self._is_handling = False
+
+    def know(self, known: Acquaintances) -> None:
+        """Who is known as what is asked there from now on."""
+        self.known = known
+        self.gate.know(known)
 
     @property
     def state(self) -> PeerState:
@@ -228,7 +234,8 @@ class PeerMachine(Concerned, Worker, ABC):
                     self.neighbours.says_goodbye(sender)
                 self._standing(sender, message)
             case msg.Admit():
-                self.membership.admit(sender, message)
+                donors = tuple(p for p in message.donors if self.known.holds(p, {ctx.stage}))
+                self.membership.admit(sender, replace(message, donors=donors))  # weights come from peers of this stage only
             case msg.Lost(peer, reason):
                 self.neighbours.told_lost(sender, peer, reason)
             case _ if not self.negotiating.heard(sender, message):
@@ -282,6 +289,7 @@ class PeerMachine(Concerned, Worker, ABC):
 
     def _drop_everything(self) -> None:
         """This peer is out of step: what it holds is of no use to anybody."""
+        self.computing.let_go()
         for held in self.ctx.in_order():
             self.ctx.router.observe_end(held.id, self.ctx.now)
             self.ctx.discard(held)

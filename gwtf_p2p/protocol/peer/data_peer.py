@@ -19,6 +19,7 @@ from gwtf_p2p.protocol.peer.base import PeerMachine
 from gwtf_p2p.protocol.peer.data_arrivals import DataArrivals
 from gwtf_p2p.protocol.peer.finish_iteration import Finishing
 from gwtf_p2p.protocol.peer.injecting import Injecting
+from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire.messages import (
@@ -59,7 +60,7 @@ class DataPeer(PeerMachine):
         super().__init__(context, Stage(context.stages + 1))
         self.config = config
         self.coordinator = Coordinator(context, self.participant)
-        self.known.roster = self.coordinator.roster
+        self.know(Acquaintances(context, self.participant, self.coordinator.roster))
         self.gate.led = self._participants
         self.begun = False
         self.complete = False

@@ -106,7 +106,7 @@ class Authorisation:
     def refusal(self, sender: PeerId, message: msg.Message, led: Callable[[], Mapping[PeerId, Stage]]) -> Refusal | None:
         """None when the sender may say this here; a peer may say anything to itself. `led`: the participants of the attempt
         that this peer leads."""
-        if sender == self.ctx.me:
+        if sender == self.ctx.me or self._is_misdirected(message):
             return None
         who = MAY_SEND[type(message)]
         if not any(self._is(sender, each, message, led) for each in who):
@@ -115,11 +115,21 @@ class Authorisation:
             if Who.PARTICIPANT in who and not stranger:
                 return Refusal(f"{kind} from no participant", breach=False)  # of an attempt that has ended
             names = " or ".join(each.name for each in who)
-            # Its record may only be late where anybody of a stage may speak; who leads has been known for an iteration.
-            breach = not stranger or bool({*who} & {Who.LEADER, Who.DATA_PEER, Who.PARTICIPANT})
+            # A record may be late, or a peer have moved to another stage; but who leads has been known for an iteration.
+            breach = bool({*who} & {Who.LEADER, Who.DATA_PEER, Who.PARTICIPANT})
             return Refusal(f"{kind}: expected {names}", breach, stranger)
         wrong = unfit(self.ctx, self.known, sender, message)
         return Refusal(f"{type(message).__name__}: {wrong.what}", wrong.breach) if wrong is not None else None
+
+    def _is_misdirected(self, message: msg.Message) -> bool:
+        """An offer for another stage than this peer's, which may have moved: its handler says so."""
+        ctx = self.ctx
+        match message:
+            case msg.Forward(stage=stage):
+                return stage != (ctx.stage or ctx.stages + 1)
+            case msg.Backward(stage=stage):
+                return stage != ctx.stage
+        return False
 
     def _is(self, sender: PeerId, who: Who, message: msg.Message, led: Callable[[], Mapping[PeerId, Stage]]) -> bool:
         known, ctx = self.known, self.ctx

@@ -100,6 +100,8 @@ def _prepare(ctx: Context, message: msg.Prepare) -> Unfit | None:
     if len(set(participants)) < len(participants):
         return Unfit("shares: a participant is named twice")
     microbatches = [m for share in message.shares for m in share.microbatches]
+    if ctx.me in participants and not microbatches:
+        return Unfit("shares: nothing to average")
     if any(m.iteration != message.iteration for m in microbatches) or len(set(microbatches)) < len(microbatches):
         return Unfit("shares: expected each microbatch of this iteration once")
     return None

@@ -24,6 +24,10 @@ class Gate:
         self.authorisation = Authorisation(context, known)
         self.led: Callable[[], Mapping[PeerId, Stage]] = dict
 
+    def know(self, known: Acquaintances) -> None:
+        """Who is known as what is asked there from now on."""
+        self.known, self.authorisation = known, Authorisation(self.ctx, known)
+
     def heard(self, event: ev.Event) -> ev.Event | None:
         """The event as it is to be handled; None when it is not."""
         match event:
@@ -47,6 +51,26 @@ class Gate:
             case _:
                 pass
         return event
+
+    def sender_of(self, event: ev.Event) -> PeerId | None:
+        """Whose message or answer an event is; None for what comes from this peer itself: its timers, effects and device."""
+        match event:
+            case (
+                ev.Offered(sender=peer) | ev.Delivered(sender=peer) | ev.DeliveryBroken(sender=peer) | ev.Received(sender=peer)
+            ):
+                pass
+            case ev.CheckAnswered(peer=peer) | ev.CheckFailed(peer=peer) | ev.WatchBroken(peer=peer) | ev.SendFailed(to=peer):
+                pass
+            case ev.PushAnswered(token=token) | ev.PushDelivered(token=token) | ev.PushFailed(token=token):
+                microbatch, back = self.ctx.pushes.get(token, (None, False))
+                held = self.ctx.held.get(microbatch) if microbatch is not None else None
+                if held is None:
+                    return None
+                found = held.predecessor if back else held.successor
+                return found if found != self.ctx.me else None
+            case _:
+                return None
+        return peer if peer != self.ctx.me else None
 
     def view_changed(self) -> None:
         """There are new records: who was barred because nobody knew it may have been somebody."""

@@ -161,8 +161,8 @@ class World:
                 self._publication.publish(peer)
             case ef.Report():
                 self._on_report(peer.id, effect, self.kernel.now)
-            case ef.Answer() | ef.AnswerCheck() | ef.Discard() | ef.DropActivations():
-                pass  # answers are read by whoever fed the event; there are no tensors to free
+            case ef.Answer() | ef.AnswerCheck() | ef.Discard() | ef.DropActivations() | ef.Bar():
+                pass  # answers are read by whoever fed the event; there are no tensors to free, nor connections to end
 
     def _watch(self, peer: SimulatedPeer, other: PeerId) -> None:
         if not self.peers[other].alive:
