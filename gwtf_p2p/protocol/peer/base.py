@@ -101,10 +101,16 @@ class PeerMachine(Concerned, Worker, ABC):
         ctx = self.ctx
         ctx.now, ctx.out = now, ctx.out if self._is_handling else []
         self._is_handling = True
-        event = self.gate.heard(event)
+        heard = self.gate.heard(event)
+        if heard is not None:
+            self._hear(heard)
+        self._settle()
+        self._is_handling = False
+        return ctx.out
+
+    def _hear(self, event: ev.Event) -> None:
+        ctx = self.ctx
         match event:
-            case None:
-                pass
             case ev.Offered(sender, msg.Forward() as forward):
                 ctx.emit(self.arrivals.verdict_forward(sender, forward))
             case ev.Offered(sender, msg.Backward() as backward):
@@ -126,16 +132,13 @@ class PeerMachine(Concerned, Worker, ABC):
                 ctx.view = event.view
                 self.gate.view_changed()
                 ctx.liveness.observe_view(event.view, ctx.out)
-                ctx.router.observe_view(event.view, now)
+                ctx.router.observe_view(event.view, ctx.now)
                 self.membership.view_changed()
                 self.routes_may_be_open()
             case ev.CheckAnswered() | ev.CheckFailed() | ev.WatchBroken() | ev.SendFailed():
                 self.neighbours.handle(event)
             case _:
                 self._iteration_event(event)
-        self._settle()
-        self._is_handling = False
-        return ctx.out
 
     def _iteration_event(self, event: ev.Event) -> None:
         match event:
