@@ -23,6 +23,9 @@ from gwtf_p2p.simulation.world.small_swarm import SmallConfig, SmallSwarm, small
 OUTSIDERS = tuple(PeerId(f"relay_1_{n}") for n in range(90, 98))
 """Identities without a record; what is sent to them is refused, as by peers that are not there."""
 
+ANYBODY_S = 5.0
+"""Virtual seconds that a run with messages of anybody lasts."""
+
 KINDS: tuple[Any, ...] = (*get_args(TensorMessage), *get_args(ControlMessage))
 _FAR = (0, 1, 2, 3, 7, 1 << 20, 1 << 40, (1 << 63) - 1, -1)
 
@@ -143,23 +146,29 @@ class Attack:
         return "\n".join(f"{at:.3f} {sender} -> {to}: {message!r:.300}" for at, sender, to, message in self.log[-last:])
 
 
-def strange_run(seed: int, members: bool, messages: int = 40, iterations: int = 4) -> Attack:
+SENDERS = ("outsiders", "stage peers", "anybody")
+
+
+def strange_run(seed: int, senders: str, messages: int = 40, iterations: int = 3) -> Attack:
     """A small swarm with strange messages in its first seconds, run until it has done its iterations.
 
-    Without `members` they come from outsiders, else from any peer of the swarm, whatever it is. Raises StuckError when
-    training does not go on, InvariantError when a promise is broken (not checked with `members`: whoever may lead can make two
-    commits), and whatever leaves a handler.
+    `senders` is one of `SENDERS`. Raises StuckError when training does not go on, InvariantError when a promise is broken, and
+    whatever leaves a handler. Where the messages are anybody's, those of whoever leads are among them, who can hold up the
+    iteration and commit it twice: then only the last is raised.
     """
     random = Random(seed)
     config = SmallConfig(stages=2, stage_peers=2, data_peers=random.choice((1, 2)), microbatches=2, seed=seed)
     swarm = small_swarm(config)
-    senders = tuple(swarm.world.peers) if members else OUTSIDERS
+    peers = {"outsiders": OUTSIDERS, "stage peers": tuple(swarm.stage_peers), "anybody": (*swarm.world.peers, *OUTSIDERS)}
     for outsider in OUTSIDERS:
         dead = swarm.new_peer(outsider)
         dead.alive = False
         swarm.world.add(dead)
-    attack = Attack(swarm, random, senders)
+    attack = Attack(swarm, random, peers[senders])
     for _ in range(messages):
-        swarm.world.kernel.at(random.uniform(0.5, 5.0), attack.strike)
-    swarm.run(iterations)
+        swarm.world.kernel.at(random.uniform(0.5, 3.5), attack.strike)
+    if senders == "anybody":
+        swarm.world.kernel.run(lambda: False, ANYBODY_S)
+    else:
+        swarm.run(iterations)
     return attack

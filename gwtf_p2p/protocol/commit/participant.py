@@ -126,6 +126,7 @@ class Participant:
             or self.progress.behind
             or excluded
             or share.stepping
+            or message.stage != ctx.stage
         ):
             ctx.emit(Send(sender, self.standing()))
             return

@@ -94,8 +94,6 @@ def _finished(ctx: Context, known: Acquaintances, message: msg.Finished) -> Unfi
 
 
 def _prepare(ctx: Context, message: msg.Prepare) -> Unfit | None:
-    if message.stage != ctx.stage:
-        return Unfit(f"this peer holds stage {ctx.stage}", breach=False)  # it may have moved
     participants = message.participants
     if len(set(participants)) < len(participants):
         return Unfit("shares: a participant is named twice")
