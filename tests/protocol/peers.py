@@ -35,7 +35,7 @@ def microbatch(index: int = 0, iteration: int = 0, of: PeerId = D) -> Microbatch
 
 
 def record(peer: PeerId, state: PeerState = PeerState.ONLINE, **fields: Any) -> StageRecord:
-    stage = fields.pop("stage", STAGE_OF[peer])
+    stage = fields.pop("stage") if "stage" in fields else STAGE_OF[peer]
     return StageRecord(peer, RunId("r"), Stage(stage), state, 4, **fields)
 
 
