@@ -39,10 +39,8 @@ from gwtf_p2p.protocol.wire.messages import (
 )
 from gwtf_p2p.protocol.wire.records import StageRecord
 
-ATTACK_FROM, ATTACK_UNTIL = 2, 6
-"""Iterations: the attack lasts until so many are committed."""
-
-STEPS = 8
+ATTACK_FROM, ROUNDS, STEPS = 2, 6, 40
+"""From which iteration on everybody is told the lies, how often at least, and how many iterations the run has."""
 
 
 def far_commit(me: PeerId, to: StageRecord, others: Sequence[StageRecord]) -> list[Said]:
@@ -54,7 +52,11 @@ def other_weights(me: PeerId, to: StageRecord, others: Sequence[StageRecord]) ->
     """You have missed a commit, and the outsider has the weights; and: the swarm goes back, to them."""
     version = max(record.weights_version for record in others)
     back = Admit(version, (me,), (me,), epoch=1, epoch_starts=(0,))
-    return [Said(to_header(Commit(version, 1, me, 0.0))), Said(to_header(Admit(version + 1, (me,), (me,)))), Said(to_header(back))]
+    return [
+        Said(to_header(Commit(version, 1, me, 0.0))),
+        Said(to_header(Admit(version + 1, (me,), (me,)))),
+        Said(to_header(back)),
+    ]
 
 
 def averages(me: PeerId, to: StageRecord, others: Sequence[StageRecord]) -> list[Said]:
@@ -145,14 +147,14 @@ def attacked(attack: str, seed: int, folder: Path, clean: Path) -> Line:
     swarm = Swarm(run, folder)
     try:
         with swarm:
-            swarm.until_step(ATTACK_FROM)
             outsider = Outsider(run.record().run_id, run.stages, swarm.run.initial_peer(), folder, ATTACKS[attack])
-            before = swarm.state.iterations
             outsider.start()
             try:
-                swarm.until("the outsider has attacked", lambda: outsider.said > 0 or outsider.failure is not None)
+                swarm.until("the outsider has joined", lambda: outsider.joined or outsider.failure is not None)
+                swarm.until_step(ATTACK_FROM)
                 before = swarm.state.iterations
-                swarm.until_step(min(max(ATTACK_UNTIL, before + 2), STEPS))
+                outsider.attack()
+                swarm.until("the outsider has said it all", lambda: outsider.rounds >= ROUNDS or outsider.failure is not None)
                 during = swarm.state.iterations - before
             finally:
                 outsider.stop()

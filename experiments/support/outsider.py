@@ -37,7 +37,8 @@ Script = Callable[[PeerId, StageRecord, Sequence[StageRecord]], Sequence[Said]]
 
 @dataclass
 class Outsider:
-    """`said` messages in all. It begins with `start` and says its script over and over until `stop`."""
+    """It joins with `start`, and from `attack` on says its script to everybody, over and over until `stop`: so many `rounds`,
+    and `said` messages in all."""
 
     run_id: RunId
     stages: int
@@ -45,14 +46,21 @@ class Outsider:
     folder: Path
     script: Script
     said: int = 0
+    rounds: int = 0
+    joined: bool = False
     peer_id: PeerId = PeerId("")
     failure: BaseException | None = None
+    _attack_now: threading.Event = field(default_factory=threading.Event)
     _halt: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._main, name="outsider")
         self._thread.start()
+
+    def attack(self) -> None:
+        """From now on."""
+        self._attack_now.set()
 
     def stop(self) -> None:
         """Raises what went wrong at the outsider itself: then there was no attack."""
@@ -64,23 +72,27 @@ class Outsider:
 
     def _main(self) -> None:
         try:
-            asyncio.run(self._attack())
+            asyncio.run(self._live())
         except Exception as error:  # noqa: BLE001  the boundary of a thread: told by `stop`
             self.failure = error
 
-    async def _attack(self) -> None:
+    async def _live(self) -> None:
         identity = load_or_create_identity(self.folder / "outsider.key")
         daemon = await start_daemon(P2POptions.on_this_machine(self.initial_peer), identity)
         try:
             dht = await start_dht(daemon, identity, DhtOptions(self.run_id, client_mode=True))
             rpc = Rpc(daemon, self.run_id)
             self.peer_id = daemon.peer_id
+            self.joined = True
+            while not self._attack_now.is_set() and not self._halt.is_set():
+                await asyncio.sleep(BETWEEN_S / 4)
             while not self._halt.is_set():
                 records = await dht.read_stages(self.run_id, [Stage(k) for k in range(self.stages + 1)])
                 for record in records:
                     for said in self.script(daemon.peer_id, record, records):
                         await self._say(rpc, record.peer, said)
                         self.said += 1
+                self.rounds += 1
                 await asyncio.sleep(BETWEEN_S)
             await rpc.stop()
             await dht.stop()

@@ -142,7 +142,8 @@ class RpcOptions:
 
     `first_try_s`: a first stream between two NATed peers sometimes stalls for exactly 10 s (measured); after this time it is
     given up and tried once more. `max_inflight_bytes` bounds the memory of all payloads that are being received. `park_s`: how
-    long a half received payload waits for its sender to come back on another path.
+    long a half received payload waits for its sender to come back on another path. `half_frame_s`: a stream on which a frame has
+    begun and nothing more comes for so long is ended.
     """
 
     max_payload_bytes: int = 256 << 20
@@ -152,6 +153,7 @@ class RpcOptions:
     idle_stream_s: float = 60.0
     first_try_s: float = 4.0
     park_s: float = 20.0
+    half_frame_s: float = 30.0
 
 
 DEFAULT_OPTIONS = RpcOptions()

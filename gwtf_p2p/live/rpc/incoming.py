@@ -144,8 +144,11 @@ class IncomingStream:
         self._acceptor = acceptor
         self._state = _State.IDLE
         self._transfer: _Transfer | None = None
+        self._progress: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
+        if self._progress is not None:
+            self._progress.cancel()
         transfer = self._pause()
         if transfer is not None:
             self._acceptor.inflight_bytes -= len(transfer.payload)
@@ -153,7 +156,21 @@ class IncomingStream:
             self.frames.close()
         self._acceptor.remove(self)
 
+    def watch_progress(self, seen_bytes: int = -1) -> None:
+        """End the stream when half a frame has come, and then nothing for a while: it would hold its memory for ever."""
+        frames = self.frames
+        if frames is None or frames.is_closed:
+            return
+        if frames.is_mid_frame and frames.received_bytes == seen_bytes:
+            frames.close()
+            self.on_lost("half a frame, and then nothing")
+            return
+        loop, wait_s = asyncio.get_running_loop(), self._acceptor.options.half_frame_s
+        self._progress = loop.call_later(wait_s, self.watch_progress, frames.received_bytes)
+
     def on_lost(self, reason: str) -> None:
+        if self._progress is not None:
+            self._progress.cancel()
         transfer = self._pause()
         self._settle()
         self._acceptor.remove(self)

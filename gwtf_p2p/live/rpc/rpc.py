@@ -240,6 +240,7 @@ class Rpc:
         self._acceptor.add(stream)
         stream.frames = accept_frames(writer, stream)
         stream.frames.meter = self.meter
+        stream.watch_progress()
 
     def _watch_broken(self, peer: PeerId, reason: str) -> None:
         if self._watches.pop(peer, None) is not None and self._handlers is not None:

@@ -14,7 +14,22 @@ from gwtf_p2p.protocol.trust.authorisation import MAY_SEND, Who
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Ballot, Verdict
 from gwtf_p2p.protocol.wire.records import PeerState
-from tests.protocol.peers import A2, B2, D2, A, B, D, Driven, all_answer, in_step, leading, microbatch, online, record, stage_peer
+from tests.protocol.peers import (
+    A2,
+    B2,
+    D2,
+    A,
+    B,
+    D,
+    Driven,
+    all_answer,
+    in_step,
+    leading,
+    microbatch,
+    online,
+    record,
+    stage_peer,
+)
 
 M = microbatch()
 X = PeerId("outsider")
