@@ -1,4 +1,4 @@
-"""A stranger who knows the join line of a run: an identity of its own, no record, no role. It says what it likes to everybody."""
+"""A stranger who knows the join line of a run: an identity of its own, no record, no role, and much to say."""
 
 from __future__ import annotations
 
@@ -48,7 +48,6 @@ class Outsider:
     said: int = 0
     rounds: int = 0
     joined: bool = False
-    peer_id: PeerId = PeerId("")
     failure: BaseException | None = None
     _attack_now: threading.Event = field(default_factory=threading.Event)
     _halt: threading.Event = field(default_factory=threading.Event)
@@ -65,6 +64,7 @@ class Outsider:
     def stop(self) -> None:
         """Raises what went wrong at the outsider itself: then there was no attack."""
         self._halt.set()
+        self._attack_now.set()
         assert self._thread is not None, "start first"
         self._thread.join()
         if self.failure is not None:
@@ -82,10 +82,8 @@ class Outsider:
         try:
             dht = await start_dht(daemon, identity, DhtOptions(self.run_id, client_mode=True))
             rpc = Rpc(daemon, self.run_id)
-            self.peer_id = daemon.peer_id
             self.joined = True
-            while not self._attack_now.is_set() and not self._halt.is_set():
-                await asyncio.sleep(BETWEEN_S / 4)
+            await asyncio.to_thread(self._attack_now.wait)
             while not self._halt.is_set():
                 records = await dht.read_stages(self.run_id, [Stage(k) for k in range(self.stages + 1)])
                 for record in records:

@@ -142,8 +142,8 @@ class RpcOptions:
 
     `first_try_s`: a first stream between two NATed peers sometimes stalls for exactly 10 s (measured); after this time it is
     given up and tried once more. `max_inflight_bytes` bounds the memory of all payloads that are being received. `park_s`: how
-    long a half received payload waits for its sender to come back on another path. `half_frame_s`: a stream on which a frame has
-    begun and nothing more comes for so long is ended.
+    long a half received payload waits for its sender to come back on another path. `half_frame_s`: a stream on which half
+    a frame has come, and then nothing for so long, is ended.
     """
 
     max_payload_bytes: int = 256 << 20
