@@ -39,7 +39,7 @@ from gwtf_p2p.protocol.wire.messages import (
 )
 from gwtf_p2p.protocol.wire.records import StageRecord
 
-ATTACK_FROM, ROUNDS, STEPS = 2, 6, 40
+ATTACK_FROM, ROUNDS, STEPS = 2, 4, 30
 """From which iteration on everybody is told the lies, how often at least, and how many iterations the run has."""
 
 

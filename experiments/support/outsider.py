@@ -19,7 +19,7 @@ from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.wire.records import StageRecord
 
-DEADLINE_S = 2.0
+DEADLINE_S = 1.0
 BETWEEN_S = 0.1
 
 

@@ -133,13 +133,8 @@ class Attack:
             world.kernel.after(random.random(), lambda: self._feed(target, end))
 
     def _feed(self, target: SimulatedPeer, event: ev.Event) -> list[ef.Effect]:
-        world = self.swarm.world
-        if not target.alive or target.frozen:
-            return []
-        effects = target.machine.handle(event, world.kernel.now)
-        for effect in effects:
-            world.carry_out(target, effect)
-        return effects
+        population = self.swarm.world.population
+        return population.handle(target, event) if population.hears(target, event) else []
 
     def story(self, last: int = 12) -> str:
         """The last that was sent."""
