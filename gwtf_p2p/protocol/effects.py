@@ -177,6 +177,14 @@ class Publish:
 
 
 @dataclass(frozen=True, slots=True)
+class Bar:
+    """End what connects this peer, and take nothing from it for so many seconds; 0 ends an earlier bar. No event follows."""
+
+    peer: PeerId
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Something that people and metrics want to know: a stable name and its fields."""
 
@@ -205,5 +213,6 @@ Effect = (
     | Plan
     | MoveTo
     | Publish
+    | Bar
     | Report
 )

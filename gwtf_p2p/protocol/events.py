@@ -158,6 +158,14 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class Misbehaved:
+    """A peer has sent what is no message, or one that could not be handled: it is dropped, and counts against its sender."""
+
+    sender: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SendFailed:
     to: PeerId
     message: ControlMessage
@@ -273,6 +281,7 @@ Event = (
     | PushDelivered
     | PushFailed
     | Received
+    | Misbehaved
     | SendFailed
     | Computed
     | TimerFired

@@ -66,7 +66,8 @@ ROOMS: dict[str, dict[str, str]] = {
         "transfer": _LOW,
         "commit": f"{_LOW} transfer",
         "membership": f"{_LOW} transfer commit",
-        "peer": f"{_LOW} transfer commit membership routers",
+        "trust": f"{_LOW} transfer commit membership",
+        "peer": f"{_LOW} transfer commit membership routers trust",
         "replay": f"{_LOW} routers peer",
     },
     "live": {

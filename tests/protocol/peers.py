@@ -13,6 +13,7 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, RunId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
 from gwtf_p2p.protocol.peer.factory import PeerSettings, compose
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer, StagePeerConfig
+from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
@@ -34,7 +35,7 @@ def microbatch(index: int = 0, iteration: int = 0, of: PeerId = D) -> Microbatch
 
 
 def record(peer: PeerId, state: PeerState = PeerState.ONLINE, **fields: Any) -> StageRecord:
-    stage = fields.pop("stage", STAGE_OF[peer])
+    stage = fields.pop("stage") if "stage" in fields else STAGE_OF[peer]
     return StageRecord(peer, RunId("r"), Stage(stage), state, 4, **fields)
 
 
@@ -70,11 +71,19 @@ class FirstFree:
         return Route(tuple(found), "the first")
 
 
+class Introduced(Acquaintances):
+    """Also knows the peers of these tests without their records: a test says only which records matter to it."""
+
+    def _without_record(self, peer: PeerId) -> set[Stage]:
+        return super()._without_record(peer) | ({Stage(STAGE_OF[peer])} if peer in STAGE_OF else set())
+
+
 class Driven:
     """One machine, its clock and its armed timers; `out` are the effects of the last event, `log` those of all."""
 
     def __init__(self, machine: StagePeer | DataPeer, router: FirstFree) -> None:
         self.machine, self.router = machine, router
+        machine.know(Introduced(machine.ctx, machine.participant, machine.known.roster))
         self.now = 100.0
         self.hears_itself = False
         self.computing: ef.Compute | None = None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.monitor.run_state import RunState
 from gwtf_p2p.monitor.terminal.local_view import PeerLine
+from gwtf_p2p.protocol.wire.dataset import parts_of
 from gwtf_p2p.protocol.wire.records import RunRecord
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ class LocalRun:
             new_run=self.record if shard == 0 else None,
             stage=line.stage if line.role == "stage" else None,
             shard=shard,
+            local_data=tuple(part.path for part in parts_of(self.record.dataset)),
             capacity=config.capacity,
             executor=ExecutorConfig(config.device, config.torch_dtype),
             threads=1,

@@ -225,6 +225,7 @@ def _renamed(plain: Mapping[str, Any]) -> dict[str, Any]:
 def check_local_files(run: RunRecord, where: str) -> None:
     """Local datasets are there, and it is certain which column is the text. Nothing is encoded. Raises InputError."""
     from gwtf_p2p.training.data.columns import look_at
+    from gwtf_p2p.training.data.files import is_local
 
     for part in [*parts_of(run.dataset), *evaluated_on(run.evaluation.dataset, run.evaluation.split, run.dataset)]:
         if is_local(part):
@@ -234,15 +235,11 @@ def check_local_files(run: RunRecord, where: str) -> None:
 def check_hub_files(run: RunRecord, where: str) -> None:
     """The same for hub datasets, which the network is asked for. Raises InputError."""
     from gwtf_p2p.training.data.columns import look_at
+    from gwtf_p2p.training.data.files import is_local
 
     for part in [*parts_of(run.dataset), *evaluated_on(run.evaluation.dataset, run.evaluation.split, run.dataset)]:
         if not is_local(part):
             _at(where, partial(look_at, part, _silent))
-
-
-def is_local(part: DatasetSpec) -> bool:
-    """Whether a dataset is on this machine, or could only be here by its spelling."""
-    return part.is_plain_text or part.path.startswith((".", "/", "~")) or Path(part.path).exists()
 
 
 def _dataset(value: Any, where: str) -> Dataset:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gwtf_p2p.cli.shared.run_file import is_local
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.dataset import parts_of
@@ -82,6 +81,7 @@ def _tokens(run: RunRecord) -> int:
 
 def _datasets(run: RunRecord, tokenizer: Any) -> list[dict[str, Any]]:
     from gwtf_p2p.training.data.documents import Documents
+    from gwtf_p2p.training.data.files import is_local
 
     found = []
     for part in parts_of(run.dataset):

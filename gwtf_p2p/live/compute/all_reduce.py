@@ -143,11 +143,13 @@ class Averager:
         own = corrected(own, residual, group.weights[group.members.index(self._rpc.peer_id)])
         if len(group.members) == 1:
             return AverageResult(own, await _digest_of(own), 0, time.perf_counter() - start_s)
-        assert group.group_id not in self._rounds, "an attempt has a name of its own"
+        if group.group_id in self._rounds:
+            raise AveragingFailed(None, "an average of this name is still ending here")
         round_ = _Round(self._rpc, group, own, self._codec)
         self._rounds[group.group_id] = round_
         for member in self._begun_elsewhere.pop(group.group_id, set()):
-            round_.begun[member].set()
+            if member in round_.begun:
+                round_.begun[member].set()
         try:
             results = await round_.run(deadline_s)
         finally:

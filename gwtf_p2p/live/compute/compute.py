@@ -74,6 +74,8 @@ class Compute:
         self.store = TensorStore(limit)
         self._tensors = BoundaryTensors(executor.part.boundary, self.codecs, self.store, executor.device)
         self._works = _works(executor, self._tensors, data, run.data_peers)
+        self._at_work: set[MicrobatchId] = set()
+        self._void: set[MicrobatchId] = set()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
 
     def payload_bytes(self, slot: Slot) -> int:
@@ -89,13 +91,27 @@ class Compute:
         return self.store.get(microbatch, slot)
 
     def discard(self, microbatch: MicrobatchId) -> None:
-        """Free everything of a microbatch; an abandoned forward leaves no trace in the gradient."""
+        """Free everything of a microbatch; an abandoned forward leaves no trace in the gradient.
+
+        Work on it that waits in the thread, or runs, comes to nothing and takes no time.
+        """
+        if microbatch in self._at_work:
+            self._void.add(microbatch)
         self.store.discard(microbatch)
         self._thread.submit(self.executor.discard, microbatch)
 
     async def work(self, work: Work, microbatch: MicrobatchId, keeps: bool = True) -> Worked:
         """Do it. Without `keeps` a forward keeps no activations, and a backward computes its forward again first."""
-        return await self.in_thread(lambda: self._timed(work, microbatch, keeps))
+        self._at_work.add(microbatch)
+        try:
+            return await self.in_thread(lambda: self._timed(work, microbatch, keeps))
+        except KeyError:
+            if microbatch not in self._void:
+                raise  # nobody has thrown away what is missing: our bug
+            return Worked(0.0)
+        finally:
+            self._at_work.discard(microbatch)
+            self._void.discard(microbatch)
 
     def drop_activations(self, microbatch: MicrobatchId) -> None:
         """Free what the forward of this microbatch has kept; its backward is then asked for without `keeps`."""

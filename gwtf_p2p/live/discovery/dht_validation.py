@@ -91,9 +91,10 @@ class RecordBounds(RecordValidatorBase):  # type: ignore[misc]  # hivemind has n
     def validate(self, record: DHTRecord) -> bool:
         return (
             len(record.subkey) <= _OWNER_KEY_BYTES
-            and _OWNER.search(record.subkey) is not None
+            and _is_owner(_bytes_in(record.subkey))
             and record.expiration_time <= get_dht_time() + MAX_LIFETIME_S
-            and 0 <= _length_of_bytes(record.value) <= MAX_RECORD_BYTES
+            and (value := _bytes_in(record.value)) is not None
+            and len(value) <= MAX_RECORD_BYTES
         )
 
     @property
@@ -118,12 +119,17 @@ def _peer_of_key(public_key: bytes) -> PeerId:
     return peer_id_of_key(public_key)
 
 
-def _length_of_bytes(packed: bytes) -> int:
-    """Length of the byte string that `packed` is in msgpack (bin 8 or bin 16), -1 when it is anything else."""
+def _is_owner(subkey: bytes | None) -> bool:
+    """One public key, and nothing around it: else one key could own any number of records, which every reader looks at."""
+    return subkey is not None and _OWNER.fullmatch(subkey) is not None and subkey.count(b"[owner:") == 1
+
+
+def _bytes_in(packed: bytes) -> bytes | None:
+    """The byte string that `packed` is in msgpack (bin 8 or bin 16), None when it is anything else."""
     for mark, head in ((b"\xc4", 2), (b"\xc5", 3)):
         if packed[:1] == mark and int.from_bytes(packed[1:head]) == len(packed) - head:
-            return len(packed) - head
-    return -1
+            return packed[head:]
+    return None
 
 
 class RunSchema(RecordValidatorBase):  # type: ignore[misc]  # hivemind has no types

@@ -94,6 +94,9 @@ class EmulatedRpc:
     def unwatch(self, peer: PeerId) -> None:
         self._rpc.unwatch(peer)
 
+    def bar(self, peer: PeerId, seconds: float) -> None:
+        self._rpc.bar(peer, seconds)
+
     def latency_s(self, peer: PeerId) -> float:
         """One way."""
         return self._emulation.between_s(self.peer_id, peer)

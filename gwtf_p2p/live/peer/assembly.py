@@ -24,6 +24,7 @@ from gwtf_p2p.training.codecs.table import CODECS
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import open_data
+from gwtf_p2p.training.data.files import refuse_unasked
 from gwtf_p2p.training.data.held_out import evaluation_batches
 from gwtf_p2p.training.model.preflight import mismatch, versions
 from gwtf_p2p.training.model.run_check import check_run
@@ -97,6 +98,8 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     if config.threads:
         torch.set_num_threads(config.threads)
     check_model(run)
+    if place.stage == DATA_STAGE and config.new_run is None:
+        refuse_unasked(run.dataset, config.local_data)
     spec = PartSpec.of(run, place.stage)
     if place.stage != DATA_STAGE:
         stage = StageExecutor(build_stage_part(spec), config.executor)

@@ -35,6 +35,7 @@ class PeerConfig:
     much what is kept of microbatches may take. `moves`: a stage peer may go to another stage that needs it more.
     `figures_every_s` 0: the peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests
     and churn scripts).
+    `local_data`: datasets on this machine that the run may read, spelt as in its record; those of an own `new_run` always may.
     `router_config`: settings of the run's router, None for its default. `queues`: a stage peer queues what is over its
     capacity instead of refusing it; None as the router's kind has it. `recomputes`: one that queues computes forwards
     again whose activations it has no room for, and lets nothing wait for that room. `emulation`: links and devices of a
@@ -60,6 +61,7 @@ class PeerConfig:
     moves: bool = False
     figures_every_s: float = 0.0
     fault: Fault | None = None
+    local_data: tuple[str, ...] = ()
     event_log: Path | None = None
     metrics: MetricsOptions = field(default_factory=MetricsOptions)
     router_config: RouterSettings | None = None

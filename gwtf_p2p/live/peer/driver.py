@@ -7,6 +7,7 @@ With an event log, each event is written with its `now` and what came back, so t
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,8 @@ from gwtf_p2p.protocol.wire.messages import (
     from_header,
 )
 from gwtf_p2p.training.compute.gradients import squared_norm
+
+logger = logging.getLogger(__name__)
 
 ReportListener = Callable[[ef.Report, float], None]
 
@@ -174,7 +177,7 @@ class Driver:
         if self.parts.fault is not None:
             self.parts.fault.on_event(event)
         try:
-            effects = self._handle(event, now)
+            effects = self._handle_or_drop(event, now)
             for effect in effects:
                 self._carry_out(effect)
                 if self.parts.fault is not None:
@@ -184,6 +187,17 @@ class Driver:
                 self.failure.set_exception(error)
             raise
         return effects
+
+    def _handle_or_drop(self, event: ev.Event, now: float) -> list[ef.Effect]:
+        """What a peer has sent ends nobody: if it cannot be handled it is dropped, and counts against its sender."""
+        sender = self.machine.gate.sender_of(event)
+        try:
+            return self._handle(event, now)
+        except Exception as error:  # a stranger chose what was handled: it must not be able to choose that this peer ends
+            if sender is None:
+                raise
+            logger.exception("%s of %s could not be handled and is dropped", type(event).__name__, sender)
+            return self._handle(ev.Misbehaved(sender, f"{type(event).__name__} could not be handled: {error!r:.200}"), now)
 
     def _handle(self, event: ev.Event, now: float) -> list[ef.Effect]:
         """Logged before anything is carried out."""
@@ -214,13 +228,14 @@ class Driver:
     # ---- the transport's handlers
 
     def on_offer(self, sender: PeerId, header: Header, payload_bytes: int) -> Header:
-        message = _tensor_message(header)
+        message = self._read(sender, header, needs_payload=True)
+        assert isinstance(message, (Forward, Backward))
         expected = self.parts.compute.payload_bytes(_slot_of(message))
         if payload_bytes != expected:
             return _reply(Verdict.REFUSED, f"payload: expected {expected} bytes, got {payload_bytes}")
         effects = self.feed(ev.Offered(sender, message))
         answer = next((effect for effect in effects if isinstance(effect, ef.Answer)), None)
-        return _reply(answer.verdict, answer.detail) if answer else _reply(Verdict.BUSY, "stopping")
+        return _reply(answer.verdict, answer.detail) if answer else _reply(Verdict.BUSY, "not now")
 
     def on_delivery(self, sender: PeerId, header: Header, payload: memoryview) -> None:
         """Bytes that are no tensor are as good as none: the sender is told REFUSED, and the microbatch is waited for again."""
@@ -228,6 +243,8 @@ class Driver:
         try:
             self.parts.compute.put(message.microbatch, _slot_of(message), payload)
         except RemoteProtocolError as error:
+            fields = {"sender": sender, "microbatch": str(message.microbatch), "reason": str(error)}
+            self.parts.on_report(ef.Report("tensor_refused", fields), self.clock())
             self.feed(ev.DeliveryBroken(sender, message, str(error)))
             raise
         self.feed(ev.Delivered(sender, message))
@@ -236,15 +253,25 @@ class Driver:
         self.feed(ev.DeliveryBroken(sender, _tensor_message(header), reason))
 
     def on_message(self, sender: PeerId, header: Header) -> Header:
-        message = from_header(header)
-        if isinstance(message, (Forward, Backward)):
-            raise RemoteProtocolError(f"{type(message).__name__} needs a payload")
+        message = self._read(sender, header, needs_payload=False)
+        assert not isinstance(message, (Forward, Backward))
         effects = self.feed(ev.Received(sender, message))
         if isinstance(message, Check):
             unknown = next((e.unknown for e in effects if isinstance(e, ef.AnswerCheck)), message.microbatches)
             known = set(message.microbatches) - set(unknown)
             return {"known": [message.microbatches.index(m) for m in sorted(known)]}
         return {}
+
+    def _read(self, sender: PeerId, header: Header, needs_payload: bool) -> Message:
+        """Raises RemoteProtocolError for what is no message, or one without what it needs; it counts against its sender."""
+        try:
+            message = from_header(header)
+            if isinstance(message, (Forward, Backward)) != needs_payload:
+                raise RemoteProtocolError(f"{type(message).__name__} {'carries no' if needs_payload else 'needs a'} payload")
+        except RemoteProtocolError as error:
+            self.feed(ev.Misbehaved(sender, str(error)))
+            raise
+        return message
 
     def on_watch_broken(self, peer: PeerId, reason: str) -> None:
         self.feed(ev.WatchBroken(peer, reason))
@@ -292,6 +319,8 @@ class Driver:
                 self.parts.on_move(stage)
             case ef.Publish():
                 self.parts.publish()
+            case ef.Bar(peer, seconds):
+                self.parts.transport.bar(peer, seconds)
             case ef.Report():
                 self.parts.on_report(effect, self.clock())
             case ef.Answer() | ef.AnswerCheck():

@@ -37,6 +37,8 @@ class Transport(Protocol):
 
     def unwatch(self, peer: PeerId) -> None: ...
 
+    def bar(self, peer: PeerId, seconds: float) -> None: ...
+
 
 class Sender:
     """The outgoing half of a driver. `feed` takes its events, `spawn` runs its work under the driver's eyes.

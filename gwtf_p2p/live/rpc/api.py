@@ -132,6 +132,9 @@ class DataPlane(Protocol):
     def unwatch(self, peer: PeerId) -> None:
         """Hear of it no more."""
 
+    def bar(self, peer: PeerId, seconds: float) -> None:
+        """End its streams, and accept none of it for so long; 0 ends an earlier bar."""
+
 
 @dataclass(frozen=True, slots=True)
 class RpcOptions:
@@ -139,7 +142,8 @@ class RpcOptions:
 
     `first_try_s`: a first stream between two NATed peers sometimes stalls for exactly 10 s (measured); after this time it is
     given up and tried once more. `max_inflight_bytes` bounds the memory of all payloads that are being received. `park_s`: how
-    long a half received payload waits for its sender to come back on another path.
+    long a half received payload waits for its sender to come back on another path. `half_frame_s`: a stream on which half
+    a frame has come, and then nothing for so long, is ended.
     """
 
     max_payload_bytes: int = 256 << 20
@@ -149,6 +153,7 @@ class RpcOptions:
     idle_stream_s: float = 60.0
     first_try_s: float = 4.0
     park_s: float = 20.0
+    half_frame_s: float = 30.0
 
 
 DEFAULT_OPTIONS = RpcOptions()

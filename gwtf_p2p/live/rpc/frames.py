@@ -115,12 +115,18 @@ class FrameStream(asyncio.BufferedProtocol):
         self._writable.set()
         self._closed = False
         self.meter = Meter()
+        self.received_bytes = 0
         self.sink_filled = 0
         self.sink_crc = 0
 
     @property
     def is_closed(self) -> bool:
         return self._closed
+
+    @property
+    def is_mid_frame(self) -> bool:
+        """A frame has begun to come, and its rest has not."""
+        return bool(self._held or self._body is not None or self._data_left)
 
     def expect_payload(self, sink: memoryview | None, filled: int = 0, crc: int = 0) -> None:
         """The DATA frames of the next payload go into `sink`, behind what it holds already; with None they are thrown away."""
@@ -178,6 +184,7 @@ class FrameStream(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._closed:
             return
+        self.received_bytes += nbytes
         if self._data_left:
             self._took_data(nbytes)
         elif self._body is not None:

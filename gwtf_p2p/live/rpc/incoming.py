@@ -56,9 +56,24 @@ class Acceptor:
         self.streams: set[IncomingStream] = set()
         self._streams_of: Counter[PeerId] = Counter()
         self._parked: dict[tuple[PeerId, int], tuple[_Transfer, asyncio.TimerHandle]] = {}
+        self._barred: dict[PeerId, float] = {}
         self._ended: OrderedDict[tuple[PeerId, int], Header] = OrderedDict()
 
+    def bar(self, peer: PeerId, seconds: float) -> None:
+        """End its streams, and accept none of it for so long; 0 ends an earlier bar."""
+        now = clock_s()
+        self._barred = {p: until for p, until in self._barred.items() if until > now and p != peer}
+        if seconds <= 0:
+            return
+        self._barred[peer] = now + seconds
+        for stream in [stream for stream in self.streams if stream.sender == peer]:
+            if stream.frames is not None:
+                stream.frames.close()
+            stream.on_lost("barred")
+
     def admits(self, sender: PeerId) -> bool:
+        if self._barred.get(sender, 0.0) > clock_s():
+            return False
         return self._streams_of[sender] < self.options.max_accepted_streams_per_peer
 
     def add(self, stream: IncomingStream) -> None:
@@ -66,6 +81,8 @@ class Acceptor:
         self._streams_of[stream.sender] += 1
 
     def remove(self, stream: IncomingStream) -> None:
+        if stream not in self.streams:
+            return  # it has been ended by a bar, while what it brought was being handled
         self.streams.discard(stream)
         self._streams_of[stream.sender] -= 1
         if not self._streams_of[stream.sender]:
@@ -127,8 +144,11 @@ class IncomingStream:
         self._acceptor = acceptor
         self._state = _State.IDLE
         self._transfer: _Transfer | None = None
+        self._progress: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
+        if self._progress is not None:
+            self._progress.cancel()
         transfer = self._pause()
         if transfer is not None:
             self._acceptor.inflight_bytes -= len(transfer.payload)
@@ -136,7 +156,21 @@ class IncomingStream:
             self.frames.close()
         self._acceptor.remove(self)
 
+    def watch_progress(self, seen_bytes: int = -1) -> None:
+        """End the stream when half a frame has come, and then nothing for a while: it would hold its memory for ever."""
+        frames = self.frames
+        if frames is None or frames.is_closed:
+            return
+        if frames.is_mid_frame and frames.received_bytes == seen_bytes:
+            frames.close()
+            self.on_lost("half a frame, and then nothing")
+            return
+        loop, wait_s = asyncio.get_running_loop(), self._acceptor.options.half_frame_s
+        self._progress = loop.call_later(wait_s, self.watch_progress, frames.received_bytes)
+
     def on_lost(self, reason: str) -> None:
+        if self._progress is not None:
+            self._progress.cancel()
         transfer = self._pause()
         self._settle()
         self._acceptor.remove(self)

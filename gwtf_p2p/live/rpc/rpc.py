@@ -179,6 +179,12 @@ class Rpc:
         if watch is not None:
             watch.close()
 
+    def bar(self, peer: PeerId, seconds: float) -> None:
+        """End its streams, and accept none of it for so long; 0 ends an earlier bar."""
+        self._acceptor.bar(peer, seconds)
+        if seconds > 0:
+            self._pool.drop_idle(peer)
+
     def path_changed(self, peer: PeerId) -> None:
         """There is a better path to a peer now: streams are opened anew, those under way end where they are."""
         self._pool.drop_idle(peer)
@@ -234,6 +240,7 @@ class Rpc:
         self._acceptor.add(stream)
         stream.frames = accept_frames(writer, stream)
         stream.frames.meter = self.meter
+        stream.watch_progress()
 
     def _watch_broken(self, peer: PeerId, reason: str) -> None:
         if self._watches.pop(peer, None) is not None and self._handlers is not None:

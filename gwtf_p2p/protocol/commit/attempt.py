@@ -73,8 +73,12 @@ def prepares(
     """
     epoch, iteration = position
     shares: dict[Stage, dict[PeerId, list[MicrobatchId]]] = {Stage(k): {} for k in range(stages + 1)}
+    ledgers = [credit.peers for report in finished.values() for credit in report.ledger]
+    credited = {(peer, k) for peers in ledgers for k, peer in enumerate(peers, start=1) if peer}
+    did_something = {peer for peer, _ in credited}
     for peer, stage in roster.items():
-        shares[stage][peer] = []
+        if peer not in did_something or (peer, stage) in credited:  # else it is where it has done something
+            shares[stage][peer] = []
     for data_peer, report in sorted(finished.items()):
         shares[DATA_STAGE].setdefault(data_peer, [])
         for credit in report.ledger:

@@ -211,7 +211,8 @@ class Coordinator:
             self.inquiring.free(sender, standing, self.under_way.ballot)
             refused = standing.promised is not None and attempt is not None and standing.promised.coordinator != self.ctx.me
             unfinished = standing.taking_part and sender not in self.finished
-            if attempt is not None and sender in attempt.participants and (refused or unfinished):
+            elsewhere = attempt is not None and attempt.participants.get(sender, standing.stage) != standing.stage
+            if attempt is not None and sender in attempt.participants and (refused or unfinished or elsewhere):
                 if refused:
                     self.inquiring.doubt()
                 self._give_up(f"{sender} is not free for it")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from gwtf_p2p.protocol.commit.admission import Admission
 from gwtf_p2p.protocol.commit.inquiry import Inquiry, Outcome, Replies, common_version, decide
 from gwtf_p2p.protocol.commit.participant import Participant
+from gwtf_p2p.protocol.commit.promise import ATTEMPTS_PER_EPOCH
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
@@ -19,9 +20,6 @@ from gwtf_p2p.protocol.wire.messages import Abort, Ballot, Inquire, Standing
 
 INQUIRY_PRIOR_S = 1.0
 """How long to wait before asking again while nothing is measured; this is no time-out."""
-
-ATTEMPTS_PER_EPOCH = 1 << 20
-"""So that no two committed attempts of an iteration have equal numbers, whatever happened between."""
 
 
 class Inquiring:
@@ -60,8 +58,9 @@ class Inquiring:
         ctx, version = self.ctx, self.participant.version
         promised = self.participant.promise.promised
         self.number = max(self.number, promised.attempt if promised else 0) + 1
-        everybody = {ctx.me, *self.roster.data_peers(), *self.roster.stages, *self.admission.waiting}
-        everybody |= set(ctx.view.records if ctx.view else ())
+        records = set(ctx.view.records if ctx.view else ())
+        waiting = records & self.admission.waiting.keys()  # what one without a record says of the swarm counts for nothing
+        everybody = {ctx.me, *self.roster.data_peers(), *self.roster.stages, *waiting, *records}
         self.inquiry = Inquiry(self.number, {peer for peer in everybody if not ctx.liveness.is_lost(peer)})
         for peer in sorted(self.inquiry.asked):
             ctx.emit(Send(peer, Inquire(version, self.number)))

@@ -15,6 +15,7 @@ from gwtf_p2p.protocol.commit.own_share import OwnShare
 from gwtf_p2p.protocol.commit.progress import NO_WEIGHTS, Progress
 from gwtf_p2p.protocol.commit.promise import Promise
 from gwtf_p2p.protocol.commit.role import Role
+from gwtf_p2p.protocol.commit.witnesses import Witnesses
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Publish, Send
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
@@ -33,6 +34,7 @@ class Participant:
         self.share = OwnShare(context)
         self.promise = Promise(self.progress, self.share)
         self.data_peers: tuple[PeerId, ...] | None = None
+        self.witnesses = Witnesses(context)
         self._early: tuple[PeerId, Prepare] | None = None
         self._applied_norm = 0.0
 
@@ -127,6 +129,7 @@ class Participant:
             or self.progress.behind
             or excluded
             or share.stepping
+            or message.stage != ctx.stage
         ):
             ctx.emit(Send(sender, self.standing()))
             return
@@ -137,8 +140,7 @@ class Participant:
             if share.prepared:
                 share.say_prepared()
             return
-        if None not in (message.base, self.committed) and message.base != self.committed:
-            self.fall_behind(f"weights of iteration {self.version} come from another average", NO_WEIGHTS)
+        if message.base is not None and self._comes_from_another(sender, message.base):
             return
         share.drop()
         self.promise.give(message.ballot)
@@ -151,19 +153,33 @@ class Participant:
 
     # ---- the commit
 
-    def commit(self, message: Commit) -> None:
+    def _comes_from_another(self, sender: PeerId, ballot: Ballot) -> bool:
+        """Weights of this iteration come from another attempt than this peer's own, says the sender. Then this peer has no part
+        in what it asks for; if others say so too, it is out of step."""
+        if self.committed in (None, ballot):
+            return False
+        if self.witnesses.are_from(sender, ballot, self.position):
+            self.fall_behind(f"weights of iteration {self.version} come from another average", NO_WEIGHTS)
+        return True
+
+    def _has_gone_on(self, sender: PeerId, to: tuple[int, int], reason: str) -> None:
+        """The swarm is at a later position, says the sender: if others say so too, this peer is out of step."""
+        if self.witnesses.are_further(sender, to, self.position):
+            self.fall_behind(reason, self.weights)
+
+    def commit(self, sender: PeerId, message: Commit) -> None:
         """Step, or find out that the swarm has gone on without this peer."""
         progress, share = self.progress, self.share
         if self.progress.behind or message.iteration < self.version - 1:
             return
         if message.iteration == self.version - 1:
-            if self.committed is not None and self.committed != message.ballot:
-                self.fall_behind(f"iteration {message.iteration} was committed with another average", NO_WEIGHTS)
+            self._comes_from_another(sender, message.ballot)
             return
         preparing = share.preparing
         ready = message.iteration == self.version and share.prepared and preparing is not None
         if not ready or preparing is None or preparing.ballot != message.ballot:
-            self.fall_behind(f"iteration {message.iteration} was committed without this peer", self.weights)
+            to = (self.ctx.epoch, message.iteration + 1)
+            self._has_gone_on(sender, to, f"iteration {message.iteration} was committed without this peer")
         elif share.stepping:
             return
         elif progress.syncing:
@@ -192,6 +208,7 @@ class Participant:
         self.data_peers = preparing.data_peers
         self.share.forget()
         self.promise.release()
+        self.witnesses.forget()
         self.ctx.emit(Publish())
         early, self._early = self._early, None
         if early is not None:
@@ -201,15 +218,20 @@ class Participant:
 
     def heard(self, sender: PeerId, standing: Standing) -> None:
         """Somebody at a later iteration shows that this peer has missed a commit."""
-        if standing.joining or standing.position <= self.position or self.role.joining or self.progress.behind:
+        if standing.joining or self.role.joining or self.progress.behind:
+            return
+        if standing.position == self.position and self.witnesses.doubts(standing.committed):
+            assert standing.committed is not None
+            self._comes_from_another(sender, standing.committed)
+        if standing.position <= self.position:
             return
         preparing = self.preparing
         next_one = standing.position == (self.ctx.epoch, self.version + 1)
         if next_one and self.share.prepared and preparing is not None and standing.committed == preparing.ballot:
-            self.commit(commit_of(preparing, standing.gradient_norm))
+            self.commit(sender, commit_of(preparing, standing.gradient_norm))
         elif not self.share.stepping:
             where = f"iteration {standing.version}" + (f" of epoch {standing.epoch}" if standing.epoch else "")
-            self.fall_behind(f"{sender} is at {where}", self.weights)
+            self._has_gone_on(sender, standing.position, f"{sender} is at {where}")
 
     def fall_behind(self, reason: str, weights: int, is_known: bool = False) -> None:
         """This peer's weights are old, or belong to no version: it must not serve until it has caught up. `is_known`: to whom
@@ -232,5 +254,6 @@ class Participant:
         self.share.drop()
         self.share.forget()
         self.promise.release()
+        self.witnesses.forget()
         self._early = None
         self.progress.let_go()

@@ -16,6 +16,9 @@ from gwtf_p2p.protocol.commit.progress import Progress
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.messages import Ballot, Inquire
 
+ATTEMPTS_PER_EPOCH = 1 << 20
+"""So that no two committed attempts of an iteration have equal numbers, whatever happened between."""
+
 
 class Promise:
     """`promised`: the lowest attempt that this peer may take part in, of its coordinator only; None: any."""
@@ -28,7 +31,8 @@ class Promise:
         """Promise to take part in nothing lower, unless something as high was promised to another coordinator."""
         progress, share = self.progress, self.share
         ballot = Ballot(message.attempt, sender)
-        asks = message.attempt > 0 and message.iteration == progress.version and not progress.behind and not share.stepping
+        in_range = 0 < message.attempt < (progress.ctx.epoch + 1) * ATTEMPTS_PER_EPOCH
+        asks = in_range and message.iteration == progress.version and not progress.behind and not share.stepping
         if asks and (self.promised is None or ballot > self.promised):
             self.promised = ballot
             if not share.prepared:

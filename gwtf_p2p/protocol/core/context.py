@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from gwtf_p2p.protocol.core.bars import BarBook
 from gwtf_p2p.protocol.core.deadlines import Timings
 from gwtf_p2p.protocol.core.epochs import Past
 from gwtf_p2p.protocol.core.failure_detector import Liveness
@@ -46,6 +47,7 @@ class Context:
     epoch_starts: tuple[int, ...] = ()
     out: list[Effect] = field(default_factory=list)
     pushes: dict[int, tuple[MicrobatchId, bool]] = field(default_factory=dict)
+    bars: BarBook = field(default_factory=BarBook)
     _token: int = 0
     _armed: set[TimerName] = field(default_factory=set)
 

@@ -116,6 +116,11 @@ class Membership:
         ctx, participant = self.ctx, self.participant
         if message.position < participant.position and not participant.progress.behind and not participant.role.joining:
             return
+        serves = self.serves and message.position > participant.position
+        if serves and self._leader() not in (sender, None):
+            ctx.report("admit_refused", sender=sender, iteration=message.iteration, epoch=message.epoch)
+            self.others.doubt()  # whoever leads answers; if the others have followed, this peer falls behind
+            return
         in_step = (
             message.position == participant.position
             and participant.weights == participant.version
@@ -137,6 +142,11 @@ class Membership:
             self.wanted.forget()
             self.wanted.fetch(message.iteration, message.donors, message.own)
             ctx.emit(Publish())
+
+    def _leader(self) -> PeerId | None:
+        """Who leads this iteration, as far as this peer knows; None before the first commit."""
+        live = (p for p in self.participant.data_peers or () if not self.ctx.liveness.is_lost(p))
+        return min(live, default=None)
 
     def downloaded(self, event: ev.Downloaded) -> None:
         if self.wanted.version is None:

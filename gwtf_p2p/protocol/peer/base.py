@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from gwtf_p2p.protocol import effects as ef
@@ -17,12 +18,14 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.events import Timer
-from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.membership.membership import Membership
 from gwtf_p2p.protocol.peer.computing import Computing, Worker
 from gwtf_p2p.protocol.peer.neighbours import Concerned, Neighbours
 from gwtf_p2p.protocol.peer.router_port import Negotiating
 from gwtf_p2p.protocol.peer.transfers import Transfers
+from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
+from gwtf_p2p.protocol.trust.gate import Gate
 from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.records import PeerState
@@ -61,7 +64,15 @@ class PeerMachine(Concerned, Worker, ABC):
         self.negotiating = Negotiating(context)
         self.computing = Computing(context, self.participant, self)
         self.accounts = self.computing.accounts
+        self.known = Acquaintances(context, self.participant, None)
+        self.gate = Gate(context, self.known, self.neighbours.barred)
         self._position = (0, 0)
+        self._is_handling = False
+
+    def know(self, known: Acquaintances) -> None:
+        """Who is known as what is asked there from now on."""
+        self.known = known
+        self.gate.know(known)
 
     @property
     def state(self) -> PeerState:
@@ -84,15 +95,26 @@ class PeerMachine(Concerned, Worker, ABC):
         return self.membership.published_state
 
     def handle(self, event: ev.Event, now: float) -> list[ef.Effect]:
-        """The one entry point. Raises LocalProtocolError on an illegal transition, which is our bug."""
+        """The one entry point. Raises LocalProtocolError on an illegal transition, which is our bug.
+
+        What had followed from an event that raised is not lost: it comes with the effects of the next one.
+        """
         ctx = self.ctx
-        ctx.now, ctx.out = now, []
+        ctx.now, ctx.out = now, ctx.out if self._is_handling else []
+        self._is_handling = True
+        heard = self.gate.heard(event)
+        if heard is not None:
+            self._hear(heard)
+        self._settle()
+        self._is_handling = False
+        return ctx.out
+
+    def _hear(self, event: ev.Event) -> None:
+        ctx = self.ctx
         match event:
             case ev.Offered(sender, msg.Forward() as forward):
-                ctx.liveness.heard_from(sender, now, ctx.out)
                 ctx.emit(self.arrivals.verdict_forward(sender, forward))
             case ev.Offered(sender, msg.Backward() as backward):
-                ctx.liveness.heard_from(sender, now, ctx.out)
                 ctx.emit(self.arrivals.verdict_backward(sender, backward))
             case ev.Delivered():
                 self.arrivals.delivered(event.sender, event.message)
@@ -101,7 +123,6 @@ class PeerMachine(Concerned, Worker, ABC):
             case ev.PushAnswered() | ev.PushDelivered() | ev.PushFailed():
                 self.transfers.push_event(event)
             case ev.Received():
-                ctx.liveness.heard_from(event.sender, now, ctx.out)
                 self._received(event.sender, event.message)
             case ev.Computed():
                 self.computing.done(event)
@@ -110,8 +131,9 @@ class PeerMachine(Concerned, Worker, ABC):
                     self._timer_fired(name)
             case ev.ViewChanged():
                 ctx.view = event.view
+                self.gate.view_changed()
                 ctx.liveness.observe_view(event.view, ctx.out)
-                ctx.router.observe_view(event.view, now)
+                ctx.router.observe_view(event.view, ctx.now)
                 self.membership.view_changed()
                 self.routes_may_be_open()
                 self.transfers.rebinding.look()
@@ -119,8 +141,6 @@ class PeerMachine(Concerned, Worker, ABC):
                 self.neighbours.handle(event)
             case _:
                 self._iteration_event(event)
-        self._settle()
-        return ctx.out
 
     def _iteration_event(self, event: ev.Event) -> None:
         match event:
@@ -214,16 +234,18 @@ class PeerMachine(Concerned, Worker, ABC):
             case msg.Abort():
                 self.participant.share.aborted(sender, message)
             case msg.Commit():
-                self.participant.commit(message)
+                self.participant.commit(sender, message)
             case msg.Inquire():
-                self.participant.promise.inquired(sender, message)
+                if self.known.holds(sender, {DATA_STAGE}):
+                    self.participant.promise.inquired(sender, message)
                 ctx.emit(ef.Send(sender, self.participant.standing()))
             case msg.Standing():
                 if message.leaving:
                     self.neighbours.says_goodbye(sender)
                 self._standing(sender, message)
             case msg.Admit():
-                self.membership.admit(sender, message)
+                donors = tuple(p for p in message.donors if self.known.holds(p, {ctx.stage}))
+                self.membership.admit(sender, replace(message, donors=donors))  # weights come from peers of this stage only
             case msg.Lost(peer, reason):
                 self.neighbours.told_lost(sender, peer, reason)
             case _ if not self.negotiating.heard(sender, message):
@@ -277,6 +299,7 @@ class PeerMachine(Concerned, Worker, ABC):
 
     def _drop_everything(self) -> None:
         """This peer is out of step: what it holds is of no use to anybody."""
+        self.computing.let_go()
         for held in self.ctx.in_order():
             self.ctx.router.observe_end(held.id, self.ctx.now)
             self.ctx.discard(held)

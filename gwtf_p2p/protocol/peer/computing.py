@@ -41,6 +41,7 @@ class Computing:
         self.ctx, self.participant, self.worker = context, participant, worker
         self.accounts = Accounts(context)
         self.running: tuple[ev.Work, MicrobatchId] | None = None
+        self._is_void = False
 
     @property
     def changes_gradient(self) -> bool:
@@ -63,13 +64,18 @@ class Computing:
         self.running = (work, microbatch)
         self.ctx.emit(ef.Compute(work, microbatch, keeps))
 
+    def let_go(self) -> None:
+        """What the device computes now belongs to gradients that are thrown away."""
+        self._is_void = self.running is not None
+
     def done(self, event: ev.Computed) -> None:
         """The device has computed it."""
         ctx = self.ctx
         self.running = None
+        was_void, self._is_void = self._is_void, False
         self.accounts.computed(event)
         if event.work in CORRECTIONS:
-            if event.microbatch.iteration == self.participant.version and not self.participant.progress.behind:
+            if not was_void and event.microbatch.iteration == self.participant.version and not self.participant.progress.behind:
                 self.participant.share.corrected(event.work, event.microbatch)
             return
         held = ctx.held.get(event.microbatch)

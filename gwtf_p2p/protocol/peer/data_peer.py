@@ -7,6 +7,7 @@ Tokens and labels never leave it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gwtf_p2p.protocol import events as ev
@@ -18,6 +19,7 @@ from gwtf_p2p.protocol.peer.base import PeerMachine
 from gwtf_p2p.protocol.peer.data_arrivals import DataArrivals
 from gwtf_p2p.protocol.peer.finish_iteration import Finishing
 from gwtf_p2p.protocol.peer.injecting import Injecting
+from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire.messages import (
@@ -58,6 +60,8 @@ class DataPeer(PeerMachine):
         super().__init__(context, Stage(context.stages + 1))
         self.config = config
         self.coordinator = Coordinator(context, self.participant)
+        self.know(Acquaintances(context, self.participant, self.coordinator.roster))
+        self.gate.led = self._participants
         self.begun = False
         self.complete = False
         self.finishing = Finishing(self.membership, self.coordinator, self.repairs, lambda: self.all_injected)
@@ -243,6 +247,11 @@ class DataPeer(PeerMachine):
         self.finishing.clear()
         self.ctx.cancel_timer(ev.Timer.INJECT, "")
         self.coordinator.reset()
+
+    def _participants(self) -> Mapping[PeerId, Stage]:
+        """Of the attempt that this data peer leads."""
+        attempt = self.coordinator.under_way.attempt
+        return attempt.participants if attempt is not None else {}
 
     def _drain(self) -> None:
         """Finish what is under way, and the iteration with it."""

@@ -89,6 +89,13 @@ class Neighbours:
         else:
             ctx.suspect(peer, f"{sender} says lost: {reason}")
 
+    def barred(self, peer: PeerId, reason: str) -> None:
+        """Nothing is heard from it any more, so what it holds is done elsewhere."""
+        ctx = self.ctx
+        if not ctx.liveness.is_lost(peer):
+            ctx.liveness.declare_lost(peer, ctx.now, ctx.out)
+            self._lost(peer, reason)
+
     def says_goodbye(self, peer: PeerId) -> None:
         """It leaves: nobody asks after it."""
         if self.ctx.liveness.left(peer, self.ctx.now, self.ctx.out):

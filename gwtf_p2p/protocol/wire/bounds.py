@@ -4,7 +4,7 @@ A field says it where it is declared (`iteration: Iteration`), `codec` checks it
 value that a state machine sees is one that the rest of the program can work with. What is out of bounds is the sender's fault
 and costs the whole message; free text is the exception, it is cut.
 
-Types only: nothing here says who may send what (`peer/authorisation`).
+Types only: nothing here says who may send what (`trust/authorisation`).
 """
 
 from __future__ import annotations

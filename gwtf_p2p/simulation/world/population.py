@@ -90,8 +90,14 @@ class Population:
             if peer.alive:
                 peer.waiting.append(event)
             return
-        for effect in peer.machine.handle(event, self.kernel.now):
+        self.handle(peer, event)
+
+    def handle(self, peer: SimulatedPeer, event: ev.Event) -> list[ef.Effect]:
+        """Let a peer that is up handle an event now and carry out what follows; returns that, for answers."""
+        effects = peer.machine.handle(event, self.kernel.now)
+        for effect in effects:
             self.carry_out(peer, effect)
+        return effects
 
     def hears(self, peer: SimulatedPeer, event: ev.Event) -> bool:
         """False when the peer is dead or frozen; whoever listens may do that to it just before the event."""

@@ -43,7 +43,7 @@ class World:
         record_period_s: float = 10.0,
     ) -> None:
         self.kernel, self.links, self.directory = kernel, links, directory
-        self._population = population = Population(kernel, links, self._before_event, self._carry_out)
+        self.population = population = Population(kernel, links, self._before_event, self._carry_out)
         self.peers = population.peers
         self.on_event: Callable[[PeerId, ev.Event, float], None] | None = None
         self.on_effect: Callable[[PeerId], None] | None = None
@@ -73,7 +73,7 @@ class World:
         """Bring a peer up: it starts, publishes, and looks at the records from now on."""
         if weights_version not in peer.kept:
             peer.kept.append(weights_version)
-        self._population.feed(peer, ev.Started(weights_version, epoch=peer.epoch, kept=tuple(peer.kept)))
+        self.population.feed(peer, ev.Started(weights_version, epoch=peer.epoch, kept=tuple(peer.kept)))
         self._publication.keep_publishing(peer)
         self._publication.show(peer)
 
@@ -87,7 +87,7 @@ class World:
         for other in self.peers.values():
             if peer_id in other.watching:
                 other.watching.discard(peer_id)
-                self._population.later(other.id, peer_id, ev.WatchBroken(peer_id, "connection reset"))
+                self.population.later(other.id, peer_id, ev.WatchBroken(peer_id, "connection reset"))
         self._rounds.peer_gone(peer_id)
         self._weights.peer_gone(peer_id)
 
@@ -103,7 +103,7 @@ class World:
 
     def drain(self, peer_id: PeerId) -> None:
         """Its user wants to stop."""
-        self._population.feed(self.peers[peer_id], ev.DrainRequested())
+        self.population.feed(self.peers[peer_id], ev.DrainRequested())
 
     def thaw(self, peer_id: PeerId) -> None:
         """It goes on, and hears first what has waited for it."""
@@ -111,7 +111,7 @@ class World:
         peer.frozen = False
         waiting, peer.waiting = peer.waiting, []
         for event in waiting:
-            self._population.feed(peer, event)
+            self.population.feed(peer, event)
         self._publication.show(peer)
 
     # ---- events in, effects out
@@ -154,19 +154,19 @@ class World:
             case ef.Download():
                 self._weights.download(peer, effect)
             case ef.Plan(request):
-                self._population.feed(peer, ev.Planned(self.make_plan(request)))
+                self.population.feed(peer, ev.Planned(self.make_plan(request)))
             case ef.MoveTo(stage):
                 self.on_move(peer.id, stage)
             case ef.Publish():
                 self._publication.publish(peer)
             case ef.Report():
                 self._on_report(peer.id, effect, self.kernel.now)
-            case ef.Answer() | ef.AnswerCheck() | ef.Discard() | ef.DropActivations():
-                pass  # answers are read by whoever fed the event; there are no tensors to free
+            case ef.Answer() | ef.AnswerCheck() | ef.Discard() | ef.DropActivations() | ef.Bar():
+                pass  # answers are read by whoever fed the event; there are no tensors to free, nor connections to end
 
     def _watch(self, peer: SimulatedPeer, other: PeerId) -> None:
         if not self.peers[other].alive:
-            self._population.later(peer.id, other, ev.WatchBroken(other, "connection refused"), hops=2)
+            self.population.later(peer.id, other, ev.WatchBroken(other, "connection refused"), hops=2)
         else:
             peer.watching.add(other)
 

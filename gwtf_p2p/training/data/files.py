@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.wire.dataset import STDLIB, TEXT_PREFIX, DatasetSpec
+from gwtf_p2p.protocol.wire.dataset import STDLIB, TEXT_PREFIX, Dataset, DatasetSpec, parts_of
 from gwtf_p2p.training.data.order import DATASET
 
 Tell = Callable[[str], None]
@@ -44,6 +44,20 @@ _BESIDE_DATA = {"readme.md", "license.txt", "license.md", "dataset_info.json", "
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
 _SPLITS |= {"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
 _SPLIT_WORD = re.compile(r"(?:^|[^a-zA-Z])(" + "|".join(_SPLITS) + r")(?:$|[^a-zA-Z])")
+
+
+def is_local(part: DatasetSpec) -> bool:
+    """Whether a dataset is on this machine, or could only be here by its spelling."""
+    return part.is_plain_text or part.path.startswith((".", "/", "~")) or Path(part.path).exists()
+
+
+def refuse_unasked(dataset: Dataset, allowed: Sequence[str]) -> None:
+    """A run record comes from a stranger: of this machine's files only those that the user has named are read, since whoever
+    holds the next stage could tell from what is sent what they say. Raises InputError."""
+    for part in parts_of(dataset):
+        if part.path != STDLIB and is_local(part) and part.path not in allowed:
+            expected = f"the run would read {part.path} on this machine; allow that with --dataset {part.path!r}"
+            raise InputError("--dataset", "", expected)
 
 
 @dataclass(frozen=True, slots=True)

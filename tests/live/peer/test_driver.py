@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import threading
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -18,7 +20,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.peer.factory import compose
-from gwtf_p2p.protocol.wire.messages import Backward, Forward, to_header
+from gwtf_p2p.protocol.wire.messages import Backward, Check, Forward, to_header
 from gwtf_p2p.protocol.wire.records import WireSpec
 
 ME, SENDER = PeerId("me"), PeerId("sender")
@@ -98,6 +100,56 @@ async def test_a_tensor_that_is_computed_again_has_the_same_bytes(driven: Driven
         await compute.work(ev.Work.FORWARD, MICROBATCH)
         outputs.append(bytes(compute.payload(MICROBATCH, ev.Slot.OUTPUT)))
     assert outputs[0] == outputs[1] and len(outputs[0]) == RUN.activation_bytes
+
+
+async def test_a_rollback_may_throw_away_what_waits_for_the_compute_thread(driven: Driven) -> None:
+    compute, hold = driven.driver.parts.compute, threading.Event()
+    compute.put(MICROBATCH, ev.Slot.INPUT, compute.codecs.activations.encode(torch.randn(SHAPE)))
+    await compute.work(ev.Work.FORWARD, MICROBATCH)
+    compute.put(MICROBATCH, ev.Slot.OUTPUT_GRADIENT, compute.codecs.gradients.encode(torch.randn(SHAPE)))
+    busy = asyncio.ensure_future(compute.in_thread(hold.wait))
+    backward = asyncio.ensure_future(compute.work(ev.Work.BACKWARD, MICROBATCH))
+    await asyncio.sleep(0)  # the backward is in the queue of the thread
+    compute.discard(MICROBATCH)
+    hold.set()
+    await busy
+    assert (await backward).seconds == 0.0
+    assert compute.store.held_bytes == 0 and not compute.executor.counted
+
+
+async def test_what_is_missing_though_nobody_threw_it_away_is_our_bug(driven: Driven) -> None:
+    with pytest.raises(KeyError):
+        await driven.driver.parts.compute.work(ev.Work.FORWARD, MICROBATCH)
+
+
+async def test_a_message_that_cannot_be_handled_is_dropped_and_counts_against_its_sender(
+    driven: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = driven.driver
+
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError("as a bug would")
+
+    monkeypatch.setattr(driver.machine, "_received", fails)
+    monkeypatch.setattr(driver.machine.known, "is_known", lambda peer: True)
+    driver.on_message(SENDER, to_header(Check(())))
+    assert not driver.failure.done()
+    assert [type(event) for event in driven.events] == [ev.Received, ev.Misbehaved]
+    with pytest.raises(RemoteProtocolError):
+        driver.on_message(SENDER, {"kind": "Commit", "iteration": -1})
+    assert isinstance(driven.events[-1], ev.Misbehaved) and "iteration" in driven.events[-1].reason
+
+
+async def test_what_the_peer_itself_cannot_handle_ends_it_with_its_story(
+    driven: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError("as a bug would")
+
+    monkeypatch.setattr(driven.driver.machine, "_settle", fails)
+    with pytest.raises(ZeroDivisionError):
+        driven.driver.feed(ev.DrainRequested())
+    assert isinstance(driven.driver.failure.exception(), ZeroDivisionError)
 
 
 async def test_an_own_result_that_is_not_finite_is_not_sent_and_ends_nobody(driven: Driven) -> None:

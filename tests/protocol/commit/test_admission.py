@@ -6,7 +6,8 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.commit.admission import GO_BACK_AFTER_S
 from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
 from gwtf_p2p.protocol.wire import messages as msg
-from tests.protocol.peers import A2, D2, A, B, D, Driven, all_answer, leading
+from gwtf_p2p.protocol.wire.records import PeerState
+from tests.protocol.peers import A2, D2, A, B, D, Driven, all_answer, leading, record
 
 A_VERSION = 3
 
@@ -138,7 +139,8 @@ def test_a_newcomer_with_later_weights_makes_the_coordinator_ask_whether_those_o
 
 
 def test_a_coordinator_is_behind_when_newcomers_have_later_weights_of_every_stage() -> None:
-    driven = coordinator()
+    driven = leading(A, B, record(D2, PeerState.JOINING), microbatches=1, version=A_VERSION)
+    all_answer(driven)
     later = {"version": 5, "joining": True}
     driven.hears(D2, msg.Standing(DATA_STAGE, 5, joining=True))
     all_answer(driven, one_0=later, two_0=later, data_1=later)

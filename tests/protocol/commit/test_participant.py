@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gwtf_p2p.protocol import effects as ef
@@ -108,10 +110,10 @@ def test_a_question_about_another_iteration_binds_nobody() -> None:
     assert driven.sent(msg.Standing, D2)[0].promised is None
 
 
-def test_a_prepare_that_is_not_its_senders_or_of_another_iteration_or_group_is_answered_with_where_it_stands() -> None:
+def test_a_prepare_of_another_iteration_or_group_is_answered_with_where_it_stands() -> None:
     driven = in_step()
     others = msg.Prepare(0, 1, D, Stage(1), (msg.Share(A2, ()),))
-    wrong = {"not the sender's": prepare(1, D2), "not mine": others, "later": prepare(iteration=3), "epoch": prepare(epoch=1)}
+    wrong = {"not mine": others, "later": prepare(iteration=3), "epoch": prepare(epoch=1)}
     for why, message in wrong.items():
         driven.hears(D, message)
         assert not driven.did(ef.Average) and driven.sent(msg.Standing, D), why
@@ -307,6 +309,9 @@ def test_somebody_further_than_one_prepared_commit_leaves_a_participant_behind(a
     driven = in_step()
     prepared(driven, prepare(1))
     driven.hears(B, ahead)
+    assert not driven.reported("out_of_step"), "one peer's word is not enough"
+    assert driven.sent(msg.Inquire, D) == [msg.Inquire(0)], "but a reason to ask"
+    driven.hears(D, replace(ahead, stage=Stage(0)))
     assert driven.reported("out_of_step") and not driven.did(ef.Step)
 
 
@@ -395,6 +400,7 @@ def test_a_correction_that_ends_after_the_peer_has_fallen_behind_counts_nothing(
     driven = counted(M0, M1)
     driven.hears(D, prepare(1, share=(M0,)))
     driven.hears(B, msg.Standing(Stage(2), 2))
+    driven.hears(D, msg.Standing(Stage(0), 2))
     assert driven.reported("out_of_step")
     driven.computes(ev.Work.UNCOUNT, M1)
     assert not driven.did(ef.Average) and not driven.machine.participant.counted

@@ -190,6 +190,7 @@ def test_a_record_of_a_lost_peer_raises_no_doubt() -> None:
 def test_a_peer_that_has_fallen_behind_does_not_serve_and_seeks() -> None:
     driven = in_step()
     driven.hears(B, msg.Standing(Stage(2), 2))
+    driven.hears(D, msg.Standing(Stage(0), 2))
     assert driven.machine.published_state is PeerState.SYNCING
     assert driven.sent(msg.Standing, D)[0].joining and driven.is_armed(ev.Timer.SEEK)
     driven.hears(D, msg.Admit(2, (A2,), (D,)))

@@ -1,0 +1,204 @@
+"""What an outsider can do to a run with messages: real peers on this machine, an identity of its own, one line per attack.
+
+`python -m experiments.hostile --seeds 0-4 --json` runs every attack of `ATTACKS` for every seed: a small swarm trains, an
+outsider that knows the join line attacks it from step 2 on, and the weights at the end are compared with those of the same run
+left in peace. A line is `{"attack", "seed", "ended", "iterations_before", "iterations_during", "weights_as_clean",
+"sender_barred"}`: did a peer end or the run not get to its end; how many iterations had been committed before, and were while
+the attack went on; equal weights; has any peer barred the outsider. Exit code 1 if any run ended or any weight differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from experiments.support.live_swarm import SmallRun, StoryFailed, Swarm, check_equal_weights
+from experiments.support.outsider import Outsider, Said, Script
+from gwtf_p2p.cli.shared.local_run import RunFailed
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.wire.messages import (
+    Admit,
+    Backward,
+    Ballot,
+    Commit,
+    Forward,
+    Inquire,
+    Lost,
+    NotPrepared,
+    Prepare,
+    Share,
+    Standing,
+    to_header,
+)
+from gwtf_p2p.protocol.wire.records import StageRecord
+
+ATTACK_FROM, ROUNDS, STEPS = 2, 4, 30
+"""From which iteration on everybody is told the lies, how often at least, and how many iterations the run has."""
+
+
+def far_commit(me: PeerId, to: StageRecord, others: Sequence[StageRecord]) -> list[Said]:
+    """The swarm has gone on by a billion iterations."""
+    return [Said(to_header(Commit(10**9, 1, me, 0.0)))]
+
+
+def other_weights(me: PeerId, to: StageRecord, others: Sequence[StageRecord]) -> list[Said]:
+    """You have missed a commit, and the outsider has the weights; and: the swarm goes back, to them."""
+    version = max(record.weights_version for record in others)
+    back = Admit(version, (me,), (me,), epoch=1, epoch_starts=(0,))
+    return [
+        Said(to_header(Commit(version, 1, me, 0.0))),
+        Said(to_header(Admit(version + 1, (me,), (me,)))),
+        Said(to_header(back)),
+    ]
+
+
+def averages(me: PeerId, to: StageRecord, others: Sequence[StageRecord]) -> list[Said]:
+    """Offers for averages that are about to begin, of which the outsider is no member."""
+    leader = min(record.peer for record in others if record.stage == 0)
+    version = max(record.weights_version for record in others)
+    groups = [f"{to.run_id}.{to.stage}.{version + ahead}.{n}.{leader}" for ahead in (0, 1, 2) for n in (1, 2)]
+    return [Said({"kind": "average", "group": group, "phase": "part", "batch": 0}, bytes(64)) for group in groups]
+
+
+def empty_close(me: PeerId, to: StageRecord, others: Sequence[StageRecord]) -> list[Said]:
+    """An average of nothing, as a message whose list is empty and as one whose shares are."""
+    version = max(record.weights_version for record in others)
+    plain = to_header(Prepare(version, 1, me, to.stage, (Share(to.peer, ()),), data_peers=(me,)))
+    return [Said({**plain, "shares": []}), Said(plain)]
+
+
+def high_number(me: PeerId, to: StageRecord, others: Sequence[StageRecord]) -> list[Said]:
+    """A question whose number nobody can outbid, within the range of its field and above it."""
+    version = max(record.weights_version for record in others)
+    plain = to_header(Inquire(version, 1))
+    return [Said({**plain, "attempt": 2**64 - 1}), Said({**plain, "attempt": 2**50})]
+
+
+def false_standing(me: PeerId, to: StageRecord, others: Sequence[StageRecord]) -> list[Said]:
+    """I take part; I am ahead; I hold a stage that there is not; and nobody could average with that one."""
+    version = max(record.weights_version for record in others)
+    ballot = Ballot(1, me)
+    standings = [
+        Standing(Stage(0), version, active=True, taking_part=True, coordinator=me),
+        Standing(Stage(1), version + 1, committed=ballot),
+        Standing(Stage(1), version, epoch=3),
+        Standing(Stage(99), version, joining=True),
+    ]
+    lies = [NotPrepared(version, 1, to.stage, "no", suspect=others[0].peer), Lost(others[0].peer, "gone")]
+    return [Said(to_header(message)) for message in (*standings, *lies)]
+
+
+def forged_work(me: PeerId, to: StageRecord, others: Sequence[StageRecord]) -> list[Said]:
+    """Activations that are no numbers, gradients of nobody, and credit for the outsider."""
+    owner = next(record.peer for record in others if record.stage == 0)
+    version = max(record.weights_version for record in others)
+    nothing = np.full(32 * 128, np.nan, np.float32).tobytes()
+    said = []
+    for index in range(4):
+        microbatch = MicrobatchId(owner, version, index)
+        said += [
+            Said(to_header(Forward(microbatch, (1 << 60, 0), Stage(1))), nothing),
+            Said(to_header(Backward(microbatch, (1,), Stage(0), (me,))), nothing),
+            Said({**to_header(Forward(microbatch, (1,), Stage(1))), "attempt": []}, nothing),
+        ]
+    return said
+
+
+ATTACKS: Mapping[str, Script] = {
+    "far_commit": far_commit,
+    "other_weights": other_weights,
+    "averages": averages,
+    "empty_close": empty_close,
+    "high_number": high_number,
+    "false_standing": false_standing,
+    "forged_work": forged_work,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One attack on one run."""
+
+    attack: str
+    seed: int
+    ended: bool
+    iterations_before: int
+    iterations_during: int
+    weights_as_clean: bool
+    sender_barred: bool
+    messages: int
+    reason: str = ""
+
+
+def small(seed: int) -> SmallRun:
+    return SmallRun(stages=1, peers_per_stage=2, steps=STEPS, seed=seed)
+
+
+def attacked(attack: str, seed: int, folder: Path, clean: Path) -> Line:
+    """A run that is attacked; `clean`: the checkpoints of the same run in peace."""
+    run, before, during, said, reason = small(seed), 0, 0, 0, ""
+    swarm = Swarm(run, folder)
+    try:
+        with swarm:
+            outsider = Outsider(run.record().run_id, run.stages, swarm.run.initial_peer(), folder, ATTACKS[attack])
+            outsider.start()
+            try:
+                swarm.until("the outsider has joined", lambda: outsider.joined or outsider.failure is not None)
+                swarm.until_step(ATTACK_FROM)
+                before = swarm.state.iterations
+                outsider.attack()
+                swarm.until("the outsider has said it all", lambda: outsider.rounds >= ROUNDS or outsider.failure is not None)
+                during = swarm.state.iterations - before
+            finally:
+                outsider.stop()
+                said = outsider.said
+            swarm.to_the_end()
+    except (RunFailed, StoryFailed) as error:
+        reason = str(error).splitlines()[0]
+    barred = bool(swarm.said("peer_barred"))
+    same = False
+    if not reason:
+        try:
+            check_equal_weights(folder / "checkpoints", clean, run.stages, run.steps)
+            same = True
+        except StoryFailed as error:
+            reason = str(error)
+    return Line(attack, seed, bool(reason) and not swarm.run.finished(run.steps), before, during, same, barred, said, reason)
+
+
+def hostile(attacks: Sequence[str], seeds: Sequence[int], folder: Path, as_json: bool) -> int:
+    """All of them, one after the other."""
+    failed = 0
+    for seed in seeds:
+        with Swarm(small(seed), folder / f"clean{seed}") as peaceful:
+            peaceful.to_the_end()
+        for attack in attacks:
+            line = attacked(attack, seed, folder / f"{attack}{seed}", folder / f"clean{seed}" / "checkpoints")
+            failed += line.ended or not line.weights_as_clean
+            print(json.dumps(asdict(line)) if as_json else line, flush=True)
+    return 1 if failed else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--attacks", default=",".join(ATTACKS))
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args(arguments)
+    first, _, last = str(chosen.seeds).partition("-")
+    unknown = set(chosen.attacks.split(",")) - set(ATTACKS)
+    if unknown:
+        parser.error(f"--attacks: expected some of {', '.join(ATTACKS)}, got {', '.join(sorted(unknown))}")
+    with tempfile.TemporaryDirectory(prefix="gwtf-hostile-") as folder:
+        return hostile(chosen.attacks.split(","), range(int(first), int(last or first) + 1), Path(folder), chosen.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""As what a sender is known here: the stages that it holds, by its signed record or by what this peer has taken part in.
+
+A record is signed by the peer that it is about, and a run that admits not everybody shows only the records of those admitted.
+Records take seconds to get about; meanwhile three things say as much: the data peers that began the iteration (a commit named
+them), the group that this peer averages with, and, at a data peer, whom a coordinator has let in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from gwtf_p2p.protocol.commit.participant import Participant
+from gwtf_p2p.protocol.commit.roster import Roster
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+
+
+class Acquaintances:
+    """Of one peer; `roster` is a data peer's."""
+
+    def __init__(self, context: Context, participant: Participant, roster: Roster | None) -> None:
+        self.ctx, self.participant, self.roster = context, participant, roster
+
+    def is_known(self, peer: PeerId) -> bool:
+        """It holds some stage of this run, as far as this peer knows."""
+        return peer == self.ctx.me or self.has_record(peer) or bool(self._without_record(peer))
+
+    def has_record(self, peer: PeerId) -> bool:
+        """Its signed record is in this peer's view."""
+        return self.ctx.view is not None and peer in self.ctx.view.records
+
+    def holds(self, peer: PeerId, stages: Collection[int]) -> bool:
+        """It holds one of these stages."""
+        if peer == self.ctx.me:
+            return self.ctx.stage in stages
+        view = self.ctx.view
+        record = view.records.get(peer) if view is not None else None
+        if record is not None and record.stage in stages:
+            return True
+        return any(stage in stages for stage in self._without_record(peer))
+
+    def holds_another(self, peer: PeerId, stages: Collection[int]) -> bool:
+        """It is known, as a peer of other stages than these."""
+        return self.is_known(peer) and not self.holds(peer, stages)
+
+    def _without_record(self, peer: PeerId) -> set[Stage]:
+        found: set[Stage] = set()
+        if peer in (self.participant.data_peers or ()):
+            found.add(DATA_STAGE)
+        preparing = self.participant.preparing
+        if preparing is not None and peer in preparing.participants:
+            found.add(preparing.stage)
+        if self.roster is not None:
+            if peer in self.roster.guests:
+                found.add(DATA_STAGE)
+            if peer in self.roster.stages:
+                found.add(self.roster.stages[peer])
+        return found

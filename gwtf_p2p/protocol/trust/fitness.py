@@ -1,0 +1,131 @@
+"""Is a message one that this peer of this run can be meant by? Beyond the bounds of its fields, which hold for every run.
+
+What is wrong is either a *breach* (no honest peer sends it) or may be due to what the sender, or this peer, does not know yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gwtf_p2p.protocol.commit.promise import ATTEMPTS_PER_EPOCH
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
+from gwtf_p2p.protocol.wire import messages as msg
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """`what` is wrong, in words."""
+
+    what: str
+    breach: bool = True
+
+
+def unfit(ctx: Context, known: Acquaintances, sender: PeerId, message: msg.Message) -> Unfit | None:
+    """What is wrong with a message whose sender may send such ones; None when nothing is."""
+    match message:
+        case msg.Forward():
+            return _forward(ctx, known, message)
+        case msg.Backward():
+            return _backward(ctx, known, sender, message)
+        case msg.Done(microbatch, stage, done_by):
+            return _stage(ctx, stage) or _own(ctx, (microbatch,)) or _credits(ctx, known, stage, (sender, *done_by))
+        case msg.Missing(_, stage, microbatches):
+            return _stage(ctx, stage) or _own(ctx, microbatches)
+        case msg.Redo():
+            return _stage(ctx, message.stage) or (Unfit("ahead: too long") if len(message.ahead) > ctx.stages else None)
+        case msg.Finished():
+            return _finished(ctx, known, message)
+        case msg.Prepare():
+            return _prepare(ctx, message)
+        case msg.Prepared() | msg.NotPrepared():
+            return _stage_or_data(ctx, message.stage)
+        case msg.Standing():
+            return _standing(ctx, message)
+        case msg.Lost(peer):
+            return None if known.is_known(peer) else Unfit("nobody knows that peer", breach=False)
+        case _:
+            return None
+
+
+def _forward(ctx: Context, known: Acquaintances, message: msg.Forward) -> Unfit | None:
+    if not 1 <= message.stage <= ctx.stages + 1:
+        return Unfit(f"stage: expected one of 1 to {ctx.stages + 1}")
+    if len(message.attempt) != message.stage + 1:
+        return Unfit(f"attempt: expected {message.stage + 1} numbers, got {len(message.attempt)}")
+    if len(message.ahead) > ctx.stages:
+        return Unfit("ahead: too long")
+    owner = message.microbatch.data_peer
+    return None if known.holds(owner, {0}) else Unfit("its data peer is not known", breach=False)
+
+
+def _backward(ctx: Context, known: Acquaintances, sender: PeerId, message: msg.Backward) -> Unfit | None:
+    """The gradient of what a peer of `message.stage` has put out."""
+    if message.stage > ctx.stages:
+        return Unfit(f"stage: expected at most {ctx.stages}")
+    due = ctx.stages - message.stage
+    if len(message.done_by) != due or (due and message.done_by[0] != sender):
+        return Unfit(f"done_by: expected {due} peers, the sender first")
+    return _credits(ctx, known, message.stage + 1, message.done_by)
+
+
+def _credits(ctx: Context, known: Acquaintances, first: int, peers: Iterable[PeerId]) -> Unfit | None:
+    """Nobody is credited with a stage that it is not known to hold; who is not known yet will be."""
+    for stage, peer in enumerate(peers, start=first):
+        if stage > ctx.stages:
+            return Unfit("done_by: more peers than stages")
+        if peer and not known.holds(peer, {stage}):
+            return Unfit(f"{peer[-8:]} is not known to hold stage {stage}", breach=False)
+    return None
+
+
+def _finished(ctx: Context, known: Acquaintances, message: msg.Finished) -> Unfit | None:
+    if len({credit.index for credit in message.ledger}) < len(message.ledger):
+        return Unfit("ledger: a microbatch is told of twice")
+    for credit in message.ledger:
+        if len(credit.peers) != ctx.stages:
+            return Unfit(f"ledger: expected {ctx.stages} peers for each microbatch")
+        wrong = _credits(ctx, known, 1, credit.peers)
+        if wrong is not None:
+            return wrong
+    return None
+
+
+def _prepare(ctx: Context, message: msg.Prepare) -> Unfit | None:
+    participants = message.participants
+    if len(set(participants)) < len(participants):
+        return Unfit("shares: a participant is named twice")
+    microbatches = [m for share in message.shares for m in share.microbatches]
+    if ctx.me in participants and not microbatches:
+        return Unfit("shares: nothing to average")
+    if any(m.iteration != message.iteration for m in microbatches) or len(set(microbatches)) < len(microbatches):
+        return Unfit("shares: expected each microbatch of this iteration once")
+    return None
+
+
+def _standing(ctx: Context, message: msg.Standing) -> Unfit | None:
+    prepare, promised = message.prepare, message.promised
+    wrong = _stage_or_data(ctx, message.stage)
+    if wrong is None and prepare is not None:
+        wrong = _stage_or_data(ctx, prepare.stage)
+        if prepare.stage != message.stage:
+            wrong = Unfit("prepare: of another stage")
+    if wrong is None and promised is not None and promised.attempt >= (message.epoch + 0.5) * ATTEMPTS_PER_EPOCH:
+        wrong = Unfit("promised: no iteration is tried so often")  # above it no coordinator could name a higher number
+    return wrong
+
+
+def _own(ctx: Context, microbatches: Iterable[MicrobatchId]) -> Unfit | None:
+    if all(m.data_peer == ctx.me for m in microbatches):
+        return None
+    return Unfit("microbatches of another data peer")
+
+
+def _stage(ctx: Context, stage: int) -> Unfit | None:
+    return None if 1 <= stage <= ctx.stages else Unfit(f"stage: expected one of 1 to {ctx.stages}")
+
+
+def _stage_or_data(ctx: Context, stage: int) -> Unfit | None:
+    return None if 0 <= stage <= ctx.stages else Unfit(f"stage: expected one of 0 to {ctx.stages}")
