@@ -172,7 +172,8 @@ class OwnPeer:
         share = f", {self.committed / self.of:.0%} of its stage's" if self.of else ""
         parts = [
             f"computed {duration(self.computed_s)}",
-            f"{self.committed} microbatches committed in {self.iterations} iterations{share}",
+            f"{self.committed} microbatches committed{share}",
+            f"took part in {self.iterations} iterations",
         ]
         if self.sent_bytes:
             parts.append(f"sent {megabytes(self.sent_bytes)}")

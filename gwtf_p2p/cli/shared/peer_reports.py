@@ -124,7 +124,7 @@ def line(report: Mapping[str, Any]) -> str:
 def _line_of_training(report: Mapping[str, Any]) -> str:
     match report["name"]:
         case "stepped":
-            share = f"{report['microbatches']} of {report['of']} microbatches were ours"
+            share = f"{report['microbatches']} of {report['of']} microbatches ours"
             return f"step {report['iteration'] + 1:4d}  loss {report['loss']:.4f}  {share}"
         case "evaluated":
             return (
