@@ -125,6 +125,10 @@ class Averages:
 
     async def _average(self, prepare: Prepare) -> None:
         key = (prepare.iteration, prepare.attempt)
+        if not prepare.total:  # no honest coordinator asks for it, and there is nothing to divide by
+            self._running.pop(key, None)
+            self._feed(ev.AverageFailed(*key, "no microbatch is in this average"))
+            return
         gradient = await self._parts.compute.mean_gradient()
         try:
             self._done[key] = done = await self._parts.average(prepare, gradient)

@@ -39,7 +39,7 @@ def unfit(ctx: Context, known: Acquaintances, sender: PeerId, message: msg.Messa
         case msg.Finished():
             return _finished(ctx, known, message)
         case msg.Prepare():
-            return _prepare(ctx, message)
+            return _prepare(message)
         case msg.Prepared() | msg.NotPrepared():
             return _stage_or_data(ctx, message.stage)
         case msg.Standing():
@@ -93,13 +93,11 @@ def _finished(ctx: Context, known: Acquaintances, message: msg.Finished) -> Unfi
     return None
 
 
-def _prepare(ctx: Context, message: msg.Prepare) -> Unfit | None:
+def _prepare(message: msg.Prepare) -> Unfit | None:
     participants = message.participants
     if len(set(participants)) < len(participants):
         return Unfit("shares: a participant is named twice")
     microbatches = [m for share in message.shares for m in share.microbatches]
-    if ctx.me in participants and not microbatches:
-        return Unfit("shares: nothing to average")
     if any(m.iteration != message.iteration for m in microbatches) or len(set(microbatches)) < len(microbatches):
         return Unfit("shares: expected each microbatch of this iteration once")
     return None
