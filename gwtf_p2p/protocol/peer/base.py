@@ -203,10 +203,6 @@ class PeerMachine(Concerned, Worker, ABC):
     @abstractmethod
     def _drain(self) -> None: ...
 
-    def _handed_on(self) -> None:
-        """The next peer of a microbatch has handed it on."""
-        return
-
     @abstractmethod
     def _planned(self, plan: IterationPlan | None) -> None: ...
 
@@ -217,7 +213,6 @@ class PeerMachine(Concerned, Worker, ABC):
         match message:
             case msg.Complete():
                 self.send_activation.complete(sender, message)
-                self._handed_on()
             case msg.CapacityAvailable(microbatches):
                 self.send_activation.room(sender, microbatches)
             case msg.Superseded():

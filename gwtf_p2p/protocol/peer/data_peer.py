@@ -23,6 +23,7 @@ from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire.messages import (
+    Complete,
     ControlMessage,
     Done,
     Finished,
@@ -64,15 +65,12 @@ class DataPeer(PeerMachine):
         self.gate.led = self._participants
         self.begun = False
         self.complete = False
-        self.finishing = Finishing(self.membership, self.coordinator, self.repairs, lambda: self.all_injected)
         self._empty: set[Stage] = set()
-        self.injecting = Injecting(context, self.participant)
+        self.injecting = injecting = Injecting(context, self.participant)
+        self.finishing = Finishing(
+            self.membership, self.coordinator, self.repairs, lambda: self.begun and not injecting.pending
+        )
         self.arrivals = DataArrivals(context, self.transfers, self.finishing, self.injecting)
-
-    @property
-    def all_injected(self) -> bool:
-        """Every microbatch of this iteration is on its way, or back."""
-        return self.begun and not self.injecting.pending
 
     # ---- injecting
 
@@ -87,10 +85,10 @@ class DataPeer(PeerMachine):
     def _planned(self, plan: IterationPlan | None) -> None:
         self.injecting.planned(plan)
 
-    def _handed_on(self) -> None:
-        """A first stage peer has room for what waits for it."""
-        if self.begun and self.injecting.pending:
-            self.injecting.inject()
+    def _received(self, sender: PeerId, message: ControlMessage) -> None:
+        super()._received(sender, message)
+        if isinstance(message, Complete) and self.begun and self.injecting.pending:
+            self.injecting.inject()  # a first stage peer has room for what waits for it
 
     def _begin_when_ready(self) -> None:
         """Begin to take part: everybody who should be here is, and every stage has a peer."""
