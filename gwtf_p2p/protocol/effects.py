@@ -148,6 +148,13 @@ class Download:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Write the weights and their optimizer, which are of this version now, to this peer's disk. Followed by Checkpointed."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class Discard:
     """Free every tensor of this microbatch."""
 
@@ -168,6 +175,13 @@ class MoveTo:
     """
 
     stage: Stage
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """This peer's part in the run is over: its program ends, without an error. No event follows."""
+
     reason: str
 
 
@@ -209,9 +223,11 @@ Effect = (
     | CancelAverage
     | Step
     | Download
+    | Checkpoint
     | Discard
     | Plan
     | MoveTo
+    | End
     | Publish
     | Bar
     | Report

@@ -149,7 +149,8 @@ class _LiveRun:
             case "stepped":
                 self.version[name] = int(report["iteration"]) + 1
             case "run_complete":
-                self.complete.add(name)
+                if report["stage"] == DATA_STAGE:
+                    self.complete.add(name)
             case _:
                 pass
         self.metrics.hear(name, self.stage_of.get(name, DATA_STAGE), report, now)

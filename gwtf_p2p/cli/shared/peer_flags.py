@@ -76,8 +76,10 @@ def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
     add("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
     add = groups["state"].add_argument
     add("--checkpoint_dir", type=Path, metavar="DIR", help="write checkpoints of this peer's stage there, and resume from them")
-    add("--checkpoint_every", type=int, default=10, metavar="N", help="a checkpoint after every N steps (default 10)")
-    add("--keep_checkpoints", type=int, default=3, metavar="N", help="keep the newest N (default 3), and a few older")
+    own = "checkpoints of this peer's own after every N steps, besides those of the run file's checkpoint_every (default: none)"
+    add("--checkpoint_every", type=int, default=0, metavar="N", help=own)
+    add("--keep_checkpoints", type=int, default=0, metavar="N", help="keep the newest N, if the run says fewer")
+    add("--stay", action="store_true", help="go on serving when the run is complete, instead of ending")
     add("--copies", type=int, default=1, metavar="N", help="peers of neighbouring stages that copy a checkpoint (default 1)")
     add = groups["limits"].add_argument
     add("--copy_mbps", type=float, default=64.0, help="most megabits/s for the copies that this peer fetches (default 64)")
@@ -93,8 +95,8 @@ def checkpoint_options(args: argparse.Namespace) -> CheckpointOptions:
     from gwtf_p2p.live.state.options import CheckpointOptions
 
     for name in ("checkpoint_every", "keep_checkpoints"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", str(getattr(args, name)), "expected a whole number above 0")
+        if getattr(args, name) < 0:
+            raise InputError(f"--{name}", str(getattr(args, name)), "expected a whole number, 0 or more")
     if args.copies < 0 or args.copy_mbps <= 0:
         raise InputError("--copies, --copy_mbps", f"{args.copies}, {args.copy_mbps}", "expected 0 or more, and more than 0")
     speed = args.copy_mbps * BYTES_PER_S_OF_A_MBPS

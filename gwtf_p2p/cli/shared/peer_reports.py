@@ -155,6 +155,14 @@ def _line_of_training(report: Mapping[str, Any]) -> str:
         case "draining":
             return "leaving: what is held is finished first"
         case "run_complete":
-            return f"the run is complete after {report['iterations']} steps (Ctrl+C leaves)"
+            kept = "its checkpoint is written" if report["written"] else f"no checkpoint: {report['failure'] or 'no --checkpoint_dir'}"
+            return f"the run is complete here after {report['iterations']} steps: {kept}"
+        case "end_waits" if report["stages"]:
+            stages = ", ".join(map(str, report["stages"]))
+            return f"waiting until stage {stages} has the weights after {report['iterations']} steps too"
+        case "run_complete_everywhere":
+            return f"all stages have done, and keep, all {report['iterations']} steps"
+        case "run_over" if not report["took_part"]:
+            return f"the run is complete: all {report['iterations']} steps are done, there is nothing left to do here"
         case _:
             return ""

@@ -86,6 +86,7 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
         executor=ExecutorConfig(args.device, args.torch_dtype),
         threads=args.threads,
         checkpoints=checkpoint_options(args),
+        stays=args.stay,
         upload_bytes_per_s=args.upload_mbps * BYTES_PER_S_OF_A_MBPS,
         memory=memory_limit(args),
         drain_s=DRAIN_S,

@@ -97,6 +97,7 @@ def plain_run(args: argparse.Namespace) -> dict[str, Any]:
     plain["wire"] = {"activations": args.wire, "gradients": gradients, "averages": args.wire_averages}
     plain["microbatches_per_data_peer"] = args.microbatches
     plain["total_iterations"] = args.steps
+    plain["checkpoint_every"] = CHECKPOINT_EVERY
     plain["optimizer"] = {"learning_rate": args.learning_rate, "warmup_iterations": WARMUP_STEPS}
     return {"run_id": f"demo-{args.seed}", **plain}
 
@@ -128,7 +129,6 @@ class _Demo:
             device=args.device,
             torch_dtype=args.torch_dtype,
             checkpoint_dir=args.checkpoint_dir,
-            checkpoint_every=CHECKPOINT_EVERY,
             event_logs=bool(args.keep_logs),
         )
         stage_peers = [f"stage{k + 1}.{i}" for k in range(record.stages) for i in range(args.peers_per_stage)]

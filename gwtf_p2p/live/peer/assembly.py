@@ -9,6 +9,7 @@ import torch
 
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
+from gwtf_p2p.protocol.core.life import RunLife
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
@@ -114,6 +115,12 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     return compute
 
 
+def run_life(config: PeerConfig, run: RunRecord) -> RunLife:
+    """How long the run lasts, and which checkpoints this peer writes."""
+    every = run.checkpoint_every if config.checkpoints.folder is not None else 0
+    return RunLife(run.total_iterations, every, config.checkpoints.every, config.stays)
+
+
 def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> PeerSettings:
     """All that the state machine depends on. Raises InputError for an unknown router, or for less memory than is of any use."""
     limit_bytes = 0 if config.memory.folder else config.memory.limit_bytes
@@ -123,8 +130,7 @@ def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) 
     kind, settings = router_kind(run.router), config.router_config or default_config(run.router)
     data_peer = stage_peer = None
     if place.stage == DATA_STAGE:
-        quorum = (run.data_peers, run.total_iterations, run.peers_per_stage)
-        data_peer = DataPeerConfig(run.microbatches_per_data_peer, *quorum)
+        data_peer = DataPeerConfig(run.microbatches_per_data_peer, run.data_peers, run.peers_per_stage)
     else:
         queues = config.queues
         if queues is None:
@@ -141,4 +147,5 @@ def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) 
         memory_limit_bytes=limit_bytes,
         data_peer=data_peer,
         stage_peer=stage_peer,
+        life=run_life(config, run),
     )

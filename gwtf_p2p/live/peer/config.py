@@ -33,6 +33,7 @@ class PeerConfig:
     `upload_bytes_per_s`: pace of state downloads that this peer serves, 0 for no limit. `drain_s`: how long a peer that is
     told to stop may finish what it holds. `join_timeout_s`: how long to try on while no initial peer answers. `memory`: how
     much what is kept of microbatches may take. `moves`: a stage peer may go to another stage that needs it more.
+    `stays`: it goes on serving what it has when the run is complete, instead of ending.
     `figures_every_s` 0: the peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests
     and churn scripts).
     `local_data`: datasets on this machine that the run may read, spelt as in its record; those of an own `new_run` always may.
@@ -54,6 +55,7 @@ class PeerConfig:
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     threads: int = 0
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
+    stays: bool = False
     upload_bytes_per_s: float = 0.0
     drain_s: float = 0.0
     join_timeout_s: float = 0.0

@@ -82,7 +82,8 @@ LogEvent = Callable[[ev.Event, float, Sequence[ef.Effect], str], None]
 @dataclass(frozen=True, slots=True)
 class DriverParts:
     """Everything a driver connects. `publish` is called when the record should go out soon, `on_move` when this peer is to
-    begin anew in another stage; `before` is waited for before any work begins."""
+    begin anew in another stage, `on_end` when its part is over; `save` writes a version to the disk and says how that went;
+    `before` is waited for before any work begins."""
 
     compute: Compute
     transport: Transport
@@ -90,6 +91,8 @@ class DriverParts:
     download: Downloader
     publish: Callable[[], None]
     on_move: Callable[[Stage], None]
+    on_end: Callable[[], None]
+    save: Callable[[int, Callable[[int, str], None]], None]
     on_report: ReportListener
     probes: LinkProbes
     log_event: LogEvent | None = None
@@ -319,6 +322,10 @@ class Driver:
                 self.parts.compute.discard(microbatch)
             case ef.Plan(request):
                 self._spawn(self._plan(request))
+            case ef.Checkpoint(version):
+                self.parts.save(version, self._checkpointed)
+            case ef.End():
+                self.parts.on_end()
             case ef.MoveTo(stage):
                 self.parts.on_move(stage)
             case ef.Publish():
@@ -336,6 +343,9 @@ class Driver:
             await self.parts.before(work)
         worked = await self.parts.compute.work(work, microbatch, compute.keeps)
         self.feed(ev.Computed(work, microbatch, worked.seconds, worked.loss, worked.again_s))
+
+    def _checkpointed(self, version: int, reason: str) -> None:
+        self.feed(ev.Checkpointed(version, reason))
 
     async def _plan(self, request: PlanRequest) -> None:
         """In a thread: planning takes longer than other events can wait."""

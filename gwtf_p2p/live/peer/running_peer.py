@@ -88,6 +88,7 @@ class RunningPeer:
         self.event_log = EventLog(config.event_log) if config.event_log else None
         self._started = ev.Started()
         self._drained = asyncio.Event()
+        self._ended = asyncio.Event()
         self._moved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._moves_to: Stage | None = None
         self.settings = peer_settings(config, run, self.place, self.daemon.peer_id)
@@ -104,6 +105,8 @@ class RunningPeer:
             download=self._download,
             publish=self.reporter.record_changed,
             on_move=self._move,
+            on_end=self._ended.set,
+            save=self.checkpoints.write,
             on_report=self._report,
             probes=self.parts.probes,
             log_event=self._on_event,
@@ -154,10 +157,12 @@ class RunningPeer:
             )
         ]
         try:
+            ended = asyncio.ensure_future(self._ended.wait())
+            tasks.append(ended)
             await until(stop, self.daemon, *tasks, self.driver.failure, self._moved)
-            if not self._moved.done():
+            if not self._moved.done() and not ended.done():
                 await self._drain(*tasks)
-            return None if stop.is_set() else self._moves_to
+            return None if stop.is_set() or ended.done() else self._moves_to
         finally:
             for task in tasks:
                 task.cancel()
@@ -264,9 +269,7 @@ class RunningPeer:
         self.driver.feed(ev.Kept(self.replication.kept))
 
     def _report(self, report: ef.Report, now: float) -> None:
-        if report.name == "stepped":
-            self.checkpoints.stepped(self.driver.machine.participant.version)
-        elif report.name in ("iteration_begins", "run_complete"):
+        if report.name in ("iteration_begins", "run_complete"):
             self.evaluation.begins(self.driver.machine.participant.version)
         elif report.name == "drained":
             self._drained.set()

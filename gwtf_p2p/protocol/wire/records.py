@@ -82,6 +82,15 @@ class PathType(Enum):
     RELAYED = "relayed"
 
 
+class Completion(Enum):
+    """How far a run is, as a peer tells: the peer has more to do; it has done, and keeps, the last iteration; so has every
+    stage."""
+
+    RUNS = "runs"
+    HERE = "here"
+    EVERYWHERE = "everywhere"
+
+
 class LinkSource(Enum):
     """Where a link figure comes from. A guess is never published as a measurement."""
 
@@ -147,6 +156,8 @@ class RunRecord:
     loss: Annotated[LossSpec, "what is added to the cross entropy"] = field(default_factory=LossSpec)
     evaluation: Annotated[EvaluationSpec, "loss on text that is not trained on"] = field(default_factory=EvaluationSpec)
     total_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations in all (0: without end)"] = 0
+    checkpoint_every: Annotated[int, Ge(1), Le(MOST_ITERATIONS), "iterations between two checkpoints of every peer"] = 10
+    keep_checkpoints: Annotated[int, Ge(1), Le(1000), "newest checkpoints that every peer keeps"] = 3
     boundary: Annotated[tuple[BoundaryTensor, ...], MaxLen(16), "what crosses each boundary between parts"] = ()
     fingerprint: Annotated[Fingerprint, "what the model computes where the run was started"] = field(
         default_factory=Fingerprint
@@ -258,7 +269,7 @@ class StageRecord:
     the gradient of its embedding, `flows` the share of the plan by which it goes in `flows_iteration` (`iteration_plan`).
     `maddrs` are its addresses, best first, without its own id; a circuit relay cuts each circuit to it after `circuit_bytes`
     each way or `circuit_s` (0: never). `copied` are versions of its stage that it has a checkpoint of and that a neighbouring
-    stage has a copy of (`replicas`). `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of
+    stage has a copy of (`replicas`). `completion`: whether it has done the last iteration. `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of
     the run for observers; nobody plans on them.
     """
 
@@ -292,6 +303,7 @@ class StageRecord:
     shard: WeightsVersion = -1
     copied: Versions = ()
     account: Account | None = None
+    completion: Completion = Completion.RUNS
     progress: Figures = field(default_factory=dict)
     route_seconds: Figures = field(default_factory=dict)
     sequence_number: Count = 0

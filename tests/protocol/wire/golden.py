@@ -71,6 +71,8 @@ _RUN = RunRecord(
     weight_hashes=("hash0", "hash1", "hash2"),
     adapters=AdapterSpec(12, 13.5, ("q_proj",)),
     total_iterations=10,
+    checkpoint_every=12,
+    keep_checkpoints=13,
     boundary=(BoundaryTensor("hidden", (3, 2, 64)), BoundaryTensor("ids", (3, 2), is_integer=True)),
     fingerprint=Fingerprint((0.7, 0.8), {"torch": "version"}),
     sequence_number=11,
