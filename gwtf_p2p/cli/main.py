@@ -30,6 +30,7 @@ VERBS = {
     "sim": "run a scenario in virtual time",
     "monitor": "watch a running swarm: terminal, web page, metrics",
     "top": "a running swarm on the whole screen, with a keyboard",
+    "runs": "list the runs that an initial peer knows",
     "routes": "the plan of a running swarm: flows, predicted and measured time",
     "ab": "compare routers on one scenario, simulated or live, and write the report",
     "run": "run files: check one without a network, or print the schema of them all",

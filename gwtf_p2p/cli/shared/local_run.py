@@ -38,8 +38,8 @@ class RunFailed(Exception):
 
 @dataclass(frozen=True)
 class LocalRunConfig:
-    """How the peers of a local run are set up. `own_folders`: a checkpoint folder for each peer, as on machines of their own. Peers stay
-    when the run is complete: whoever has started them stops them.
+    """How the peers of a local run are set up. `own_folders`: a checkpoint folder for each peer, as on machines of
+    their own. Peers stay when the run is complete: whoever has started them stops them.
 
     `max_kept_bytes` 0: no limit; with `spill` what is above it goes to the disk. `drain_s`,
     `upload_bytes_per_s` and `moves` as in `PeerConfig`.

@@ -49,7 +49,7 @@ def add_network_flags(parser: argparse.ArgumentParser, port: int) -> dict[str, a
     add("--initial_peers", nargs="*", default=[], metavar="MADDR", help=whom)
     add("--host_maddrs", nargs="*", default=None, metavar="MADDR", help="listen here instead of on --port of all addresses")
     add("--announce_maddrs", nargs="*", default=[], metavar="MADDR", help="addresses that others should dial")
-    timeout = "keep trying while no initial peer answers (default 300)"
+    timeout = "keep trying while no initial peer answers, or the run is not there (default 300)"
     add("--timeout", type=float, default=JOIN_TIMEOUT_S, metavar="SECONDS", help=timeout)
     add("--port", type=int, default=None, help=f"TCP port to listen on (default {port}, or the next free one; 0: any)")
     add("--public_ip", help="announce this address with --port")
@@ -167,7 +167,7 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     from gwtf_p2p.live.discovery.dht import RunConflict
     from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
     from gwtf_p2p.live.libp2p.identity import IdentityInUse
-    from gwtf_p2p.live.peer.config import ClockWrong, RunMismatch
+    from gwtf_p2p.live.peer.config import ClockWrong, RunMismatch, RunNotThere
     from gwtf_p2p.live.peer.lifecycle import run_peer
 
     _set_up_logging(args.log_level)
@@ -191,7 +191,7 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
-    except (NetworkUnreachable, IdentityInUse, DaemonFailed, ClockWrong, RunMismatch, RunConflict) as error:
+    except (NetworkUnreachable, IdentityInUse, DaemonFailed, ClockWrong, RunMismatch, RunConflict, RunNotThere) as error:
         print(f"gwtf {args.verb}: {error}", file=sys.stderr)
         return int(error.exit_code)
     return 0

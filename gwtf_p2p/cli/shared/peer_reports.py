@@ -107,6 +107,11 @@ def line(report: Mapping[str, Any]) -> str:
         case "waiting":
             reasons = "; ".join(f"{maddr}: {why}" for maddr, why in report["reasons"])
             return f"no initial peer answers, trying on for {report['seconds_left']:.0f} s: {reasons}"
+        case "waiting_for_run":
+            runs = f"runs that are there: {', '.join(report['runs'][:10])}" if report["runs"] else "no run is there"
+            return f"waiting for run {report['run_id']}, for {report['seconds_left']:.0f} s more: nobody publishes it; {runs}"
+        case "brings_back":
+            return f"nobody publishes run {report['run_id']}: this peer brings it back, from its own disk"
         case "restarting":
             return f"{report['reason']}: starting again"
         case "path":
@@ -155,7 +160,11 @@ def _line_of_training(report: Mapping[str, Any]) -> str:
         case "draining":
             return "leaving: what is held is finished first"
         case "run_complete":
-            kept = "its checkpoint is written" if report["written"] else f"no checkpoint: {report['failure'] or 'no --checkpoint_dir'}"
+            kept = (
+                "its checkpoint is written"
+                if report["written"]
+                else f"no checkpoint: {report['failure'] or 'no --checkpoint_dir'}"
+            )
             return f"the run is complete here after {report['iterations']} steps: {kept}"
         case "end_waits" if report["stages"]:
             stages = ", ".join(map(str, report["stages"]))

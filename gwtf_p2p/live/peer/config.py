@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,16 @@ class ClockWrong(Exception):
     """This machine's clock is so far off that its records would be born expired. Exit code 6."""
 
     exit_code = 6
+
+
+class RunNotThere(Exception):
+    """Nobody publishes the run, and its record is not on this disk either. It may come: try again. Exit code 3."""
+
+    exit_code = 3
+
+    def __init__(self, run_id: RunId, waited_s: float, there: Sequence[RunId]) -> None:
+        runs = f"runs that are there: {', '.join(there[:10])}" if there else "no run is there"
+        super().__init__(f"run {run_id}: nobody publishes it (waited {waited_s:.0f} s); {runs}")
 
 
 class RunMismatch(Exception):

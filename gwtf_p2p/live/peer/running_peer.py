@@ -157,7 +157,7 @@ class RunningPeer:
             )
         ]
         try:
-            ended = asyncio.ensure_future(self._ended.wait())
+            ended = asyncio.ensure_future(self._has_ended())
             tasks.append(ended)
             await until(stop, self.daemon, *tasks, self.driver.failure, self._moved)
             if not self._moved.done() and not ended.done():
@@ -167,6 +167,9 @@ class RunningPeer:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _has_ended(self) -> None:
+        await self._ended.wait()
 
     async def close(self) -> None:
         await self.checkpoints.close()  # first: a checkpoint that is due needs the compute thread once more

@@ -1,4 +1,4 @@
-"""Checkpoints of a running peer: a snapshot when the protocol asks for one, written in a thread of its own, and read at the start.
+"""Checkpoints of a running peer: a snapshot when the protocol asks for one, written in its own thread, and read at the start.
 
 The compute thread only copies the state; hashing and writing happen beside it, one checkpoint at a time. If a checkpoint is
 still being written when the next is asked for, the next waits, and is skipped if the weights have gone on by then: training

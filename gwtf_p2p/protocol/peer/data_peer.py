@@ -90,7 +90,12 @@ class DataPeer(PeerMachine):
     def _begin_when_ready(self) -> None:
         """Begin to take part: everybody who should be here is, and every stage has a peer."""
         view = self.ctx.view
-        if self.ctx.life.is_over(self.participant.version) or view is None or not self.participant.role.active or not self.membership.serves:
+        if (
+            self.ctx.life.is_over(self.participant.version)
+            or view is None
+            or not self.participant.role.active
+            or not self.membership.serves
+        ):
             return
         if (self.participant.version > 0 or _is_quorum(view, self.ctx.stages, self.ctx.me, self.config)) and not self._empty:
             self.begun = True

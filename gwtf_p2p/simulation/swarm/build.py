@@ -25,8 +25,8 @@ from enum import Enum
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.core.life import RunLife
+from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeerConfig
 from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice, compose

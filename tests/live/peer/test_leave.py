@@ -24,6 +24,7 @@ microbatches_per_data_peer = 4
 peers_per_stage = 2
 """
 
+
 def test_ctrl_c_drains_and_a_second_one_does_not_wait(start: Callable[..., Peer], tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(RUN)
     bootstrap = start("bootstrap")

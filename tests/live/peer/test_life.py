@@ -1,53 +1,105 @@
-"""The life of a run, as the people see it who run its peers: it ends, it is left, it comes back."""
+"""The life of a run, with real peers: the power goes, whoever is there brings it back, and it ends on every disk."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.live.peer.verbs import DEADLINE_S, Peer, until
+from experiments.support.live_swarm import SmallRun
+from gwtf_p2p.live.libp2p.options import P2POptions
+from gwtf_p2p.live.peer.config import PeerConfig
+from gwtf_p2p.live.peer.local_swarm import LocalSwarm
+from gwtf_p2p.live.state.options import CheckpointOptions
+from gwtf_p2p.training.compute.config import ExecutorConfig
 
 pytestmark = pytest.mark.live
 
-RUN = """
-run_id = "life"
-seed = 0
-stages = 1
-model = "tiny-llama"
-dataset = "stdlib"
-sequence_length = 16
-microbatch_size = 1
-microbatches_per_data_peer = 2
-total_iterations = {iterations}
-checkpoint_every = 4
-"""
+DEADLINE_S = 240.0
+"""How long what must come may take on a busy machine. It is no measure of speed."""
+
+RUN = replace(SmallRun(stages=1, peers_per_stage=1, steps=8, microbatches=2, sequence_length=16).record(), checkpoint_every=2)
 
 
-def manifests(folder: Path) -> list[str]:
-    """Complete checkpoints, as STAGE/STEP."""
-    return sorted(f"{int(path.parts[-3][6:])}/{int(path.parts[-2][5:])}" for path in folder.glob("*/*/manifest.json"))
+@pytest.fixture
+def swarm(tmp_path: Path) -> Iterator[LocalSwarm]:
+    swarm = LocalSwarm(tmp_path)
+    yield swarm
+    swarm.stop()
 
 
-def rest(peer: Peer) -> tuple[int, list[dict[str, Any]]]:
-    """It ends by itself: its exit code, and what it said until then."""
-    said, _ = peer.communicate(timeout=DEADLINE_S)
-    return peer.returncode, [json.loads(line) for line in said.splitlines()]
+def expect(swarm: LocalSwarm, name: str, report: str) -> Mapping[str, Any]:
+    """The next report of this name."""
+    heard = swarm.wait_for(name, report, DEADLINE_S)
+    log = (swarm.folder / f"{name}.log").read_text()
+    assert heard is not None, f"{name} ended, or did not say {report} in time: {log[-2000:]}"
+    return heard
 
 
-def test_a_finished_run_leaves_its_last_weights_on_every_disk_and_ends(start: Callable[..., Peer], tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text(RUN.format(iterations=6))
-    there = ["--initial_peers", until(start("bootstrap"), "started")["maddrs"][0]]
-    data = start("data", "--new_run", str(tmp_path / "run.toml"), *there, "--checkpoint_dir", str(tmp_path / "d"))
-    peer = start("peer", "--run_id", "life", *there, "--checkpoint_dir", str(tmp_path / "p"), "--copies", "0")
-    until(peer, "run_complete_everywhere")
-    late = start("peer", "--run_id", "life", *there)
-    for ended in (data, peer):
-        code, said = rest(ended)
-        assert code == 0 and said[-1]["name"] == "run_over"
-    assert manifests(tmp_path / "p") == ["1/4", "1/6"] and {"0/4", "0/6"} <= set(manifests(tmp_path / "d"))
-    code, said = rest(late)
-    assert code == 0 and said[-1]["name"] == "run_over", "a newcomer is told that there is nothing left to do"
+@pytest.fixture
+def start(swarm: LocalSwarm) -> Callable[..., None]:
+    """Starts one peer of the run, with a disk of its own."""
+
+    def go(name: str, role: str, initial_peer: str = "", **how: Any) -> None:
+        if name in swarm.peers:
+            swarm.forget(name)
+        config = PeerConfig(
+            role=role,
+            options=P2POptions.on_this_machine(initial_peer),
+            identity_path=swarm.folder / f"{name}.key",
+            run_id=RUN.run_id,
+            executor=ExecutorConfig(),
+            threads=1,
+            checkpoints=CheckpointOptions(swarm.folder / f"disk_{name}"),
+            join_timeout_s=DEADLINE_S,
+        )
+        swarm.start(name, replace(config, **how))
+
+    return go
+
+
+def kept(swarm: LocalSwarm, name: str, stage: int) -> list[int]:
+    """Versions of a stage on a peer's disk."""
+    found = (swarm.folder / f"disk_{name}" / f"stage_{stage:05d}").glob("step_*/manifest.json")
+    return sorted(int(path.parent.name[5:]) for path in found)
+
+
+def test_a_run_survives_a_power_cut_without_its_owner_and_ends_on_every_disk(
+    swarm: LocalSwarm, start: Callable[..., None]
+) -> None:
+    start("bootstrap", "bootstrap")
+    there = expect(swarm, "bootstrap", "started")["maddrs"][0]
+    start("data", "data", there, new_run=RUN)
+    start("peer", "peer", there)
+    while expect(swarm, "peer", "stepped")["iteration"] < 4:
+        pass
+    for name in list(swarm.peers):
+        swarm.kill(name)
+
+    start("bootstrap", "bootstrap")
+    there = expect(swarm, "bootstrap", "started")["maddrs"][0]
+    start("peer", "peer", there)
+    assert expect(swarm, "peer", "brings_back")["run_id"] == RUN.run_id
+    start("data", "data", there)  # the run is found by its id: its file is not needed again
+    assert expect(swarm, "peer", "stepped")["iteration"] in (2, 3, 4), "it goes on from what the disks have"
+    expect(swarm, "peer", "run_complete_everywhere")
+    start("late", "peer", there)
+    for name in ("data", "peer", "late"):
+        expect(swarm, name, "run_over")
+        swarm.peers[name].process.join(DEADLINE_S)
+        assert swarm.peers[name].exit_code == 0
+    assert kept(swarm, "peer", 1)[-1] == kept(swarm, "data", 0)[-1] == RUN.total_iterations
+
+
+def test_a_run_that_is_not_there_is_waited_for_and_the_others_are_told(swarm: LocalSwarm, start: Callable[..., None]) -> None:
+    start("bootstrap", "bootstrap")
+    there = expect(swarm, "bootstrap", "started")["maddrs"][0]
+    start("data", "data", there, new_run=RUN)
+    expect(swarm, "data", "online")
+    start("peer", "peer", there, run_id="another", join_timeout_s=7.0)
+    waiting = expect(swarm, "peer", "waiting_for_run")
+    assert (waiting["run_id"], waiting["runs"]) == ("another", [RUN.run_id])
+    assert expect(swarm, "peer", "failed")["code"] == 3, "a supervisor tries again"

@@ -41,10 +41,12 @@ from gwtf_p2p.protocol.wire.records import (
     decode_stage,
     encode,
 )
+from gwtf_p2p.protocol.wire.run_notice import RunNotice, decode_notice
 
 FILE = Path(__file__).with_name("golden_bytes.txt")
 MESSAGES: tuple[type[Any], ...] = (*get_args(TensorMessage), *get_args(ControlMessage))
-RECORDS: tuple[type[Any], ...] = (RunRecord, StageRecord)
+RECORDS: tuple[type[Any], ...] = (RunRecord, StageRecord, RunNotice)
+DECODERS: dict[str, Any] = {"RunRecord": decode_run, "StageRecord": decode_stage, "RunNotice": decode_notice}
 VERSION = "WIRE_VERSION"
 
 
@@ -120,8 +122,8 @@ def lines() -> dict[str, str]:
 
 def read_back(name: str, data: bytes) -> Any:
     """What a peer makes of the bytes. Raises RemoteProtocolError."""
-    if name in ("RunRecord", "StageRecord"):
-        return decode_run(data) if name == "RunRecord" else decode_stage(data)
+    if name in DECODERS:
+        return DECODERS[name](data)
     plain = msgpack.unpackb(data)
     return [Verdict(value) for value in plain] if name == "Verdict" else from_header(plain)
 
