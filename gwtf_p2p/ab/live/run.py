@@ -126,7 +126,8 @@ class _LiveRun:
                 raise RunFailed(f"nothing happened for {STALL_S:.0f} s after {self.metrics.iterations_done} iterations")
 
     def _hear(self, name: str, report: Mapping[str, Any], now: float) -> None:
-        self._heard_at = now
+        if report["name"] != "stall":
+            self._heard_at = now
         match report["name"]:
             case "exited" | "failed":
                 self._ended(name, report)

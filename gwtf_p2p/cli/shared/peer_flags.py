@@ -87,6 +87,9 @@ def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
     add("--max_kept_gb", type=float, default=0.0, metavar="GB", help="most memory for what is kept of microbatches")
     add("--spill_dir", type=Path, metavar="DIR", help="what is above --max_kept_gb goes there, instead of being refused")
     add = groups["diagnostics"].add_argument
+    alert = "run this when training stands still; what has happened is in GWTF_ALERT_CODE and GWTF_ALERT_TEXT"
+    add("--on_alert", default="", metavar="COMMAND", help=alert)
+    add("--alert_after", type=float, default=300.0, metavar="SECONDS", help="how long training must stand still (default 300)")
     add("--event_log", type=Path, metavar="FILE", help="write every protocol event there, as JSON lines")
 
 

@@ -34,6 +34,9 @@ POLL_S = 0.05
 """A churn script is carried out as often: a crash at a drawn moment of an iteration is no later."""
 
 STALL_S = 120.0
+NO_PROGRESS = ("figures", "stall")
+"""What peers tell all the time, and what they tell when nothing happens."""
+
 SHOWN_ROUTES = 6
 WARMUP_STEPS = 10
 CHECKPOINT_EVERY = 5
@@ -183,7 +186,7 @@ class _Demo:
                 heard = self.local.poll(POLL_S)
                 for name, report in heard:
                     self._heard(name, report)
-                if any(report["name"] != "figures" for _, report in heard):
+                if any(report["name"] not in NO_PROGRESS for _, report in heard):
                     progress_at = time.monotonic()
                 self.churn.tick()
                 if time.monotonic() - progress_at > STALL_S:

@@ -32,6 +32,7 @@ from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.peer.factory import compose
 from gwtf_p2p.protocol.replay.log import Opening
+from gwtf_p2p.protocol.stall.watch import StallWatch, Wanted
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
@@ -154,6 +155,7 @@ class RunningPeer:
                 self.parts.prober.run(),
                 self.parts.link_probe.run(),
                 self.reporter.keep_telling(self.config.figures_every_s),
+                self.reporter.watch_stalls(self._stall_watch(), self.config.on_alert),
             )
         ]
         try:
@@ -167,6 +169,9 @@ class RunningPeer:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _stall_watch(self) -> StallWatch:
+        return StallWatch(Wanted(self.run.data_peers, self.run.peers_per_stage), self.config.alert_after_s)
 
     async def _has_ended(self) -> None:
         await self._ended.wait()
