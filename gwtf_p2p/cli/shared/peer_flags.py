@@ -167,12 +167,14 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     """Run a peer in this process until Ctrl+C or SIGTERM; a second Ctrl+C leaves at once. Returns the exit code."""
     import uvloop
 
+    from gwtf_p2p.live.compute.memory_errors import OutOfMemory
     from gwtf_p2p.live.discovery.dht import RunConflict
     from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
     from gwtf_p2p.live.libp2p.identity import IdentityInUse
     from gwtf_p2p.live.peer.config import ClockWrong, RunMismatch, RunNotThere
     from gwtf_p2p.live.peer.lifecycle import run_peer
 
+    network, machine = (NetworkUnreachable, IdentityInUse), (DaemonFailed, ClockWrong, OutOfMemory)
     _set_up_logging(args.log_level)
     interrupted = False
 
@@ -194,7 +196,7 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
-    except (NetworkUnreachable, IdentityInUse, DaemonFailed, ClockWrong, RunMismatch, RunConflict, RunNotThere) as error:
+    except (*network, *machine, RunMismatch, RunConflict, RunNotThere) as error:
         print(f"gwtf {args.verb}: {error}", file=sys.stderr)
         return int(error.exit_code)
     return 0

@@ -6,7 +6,6 @@ The first thing is told before torch is loaded, which takes seconds; the last wh
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 
+from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.monitor.own_peer import AFTER, OwnPeer
 from gwtf_p2p.monitor.terminal.own_view import own_view
 
@@ -56,7 +56,7 @@ class Teller:
         if self._console is not None:
             self._show(self._console)
         elif self._as_json:
-            print(json.dumps(dict(report)), flush=True)
+            print(to_json(dict(report)), flush=True)
         elif text:
             print(text, flush=True)
 

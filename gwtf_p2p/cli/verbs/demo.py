@@ -7,7 +7,6 @@ they would across the internet. Nothing leaves loopback.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 
 from gwtf_p2p.cli.shared.churn import ChurnScript, parse_churn
 from gwtf_p2p.cli.shared.churn_run import ChurnRun, faults_of
+from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig, RunFailed
 from gwtf_p2p.cli.shared.run_file import run_from_plain
 from gwtf_p2p.monitor.terminal.local_view import local_view, progress_line
@@ -223,7 +223,7 @@ class _Demo:
         if self.out is sys.stderr or not self.out.isatty():
             self._plain()
         if self.args.json:
-            print(json.dumps({**self._plain_summary(), **({"failure": failure.splitlines()[0]} if failure else {})}))
+            print(to_json({**self._plain_summary(), **({"failure": failure.splitlines()[0]} if failure else {})}))
         else:
             self._tell_summary()
         if failure:

@@ -8,13 +8,13 @@ earlier one on this disk has ended.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.observing import add_observer_flags, initial_peers_of, run_ids_of, watch
 from gwtf_p2p.protocol.errors import InputError
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             if args.port is not None or args.json:
                 runs.look(state, changes)
             if args.json:
-                print(json.dumps(runs.by_id[state.run.run_id].feed.document), flush=True)
+                print(to_json(runs.by_id[state.run.run_id].feed.document), flush=True)
             elif live is not None:
                 size = console.size
                 live.update(Group(*swarm_view(state, (size.width, size.height - 1))), refresh=True)

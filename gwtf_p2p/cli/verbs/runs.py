@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.observing import initial_peers_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"gwtf runs: {error}", file=sys.stderr)
         return int(error.exit_code)
     for notice in found:
-        print(json.dumps(asdict(notice)) if args.json else _line(notice), flush=True)
+        print(to_json(asdict(notice)) if args.json else _line(notice), flush=True)
     if not found and not args.json:
         print("no run is there", file=sys.stderr)
     return 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.compute.memory_errors import memory_errors
 from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
 from gwtf_p2p.protocol.core.life import RunLife
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
@@ -94,13 +95,18 @@ def check_model(run: RunRecord) -> None:
 def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     """The model part from the run's seed, its executor and optimizer, and a data peer's dataset.
 
-    Raises InputError, and RunMismatch where this installation computes something else than the run's.
+    Raises InputError, OutOfMemory, and RunMismatch where this installation computes something else than the run's.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     check_model(run)
     if place.stage == DATA_STAGE and config.new_run is None:
         refuse_unasked(run.dataset, config.local_data)
+    with memory_errors(f"hold stage {place.stage} of {run.stages}"):
+        return _make_part(config, run, place)
+
+
+def _make_part(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     spec = PartSpec.of(run, place.stage)
     if place.stage != DATA_STAGE:
         stage = StageExecutor(build_stage_part(spec), config.executor)

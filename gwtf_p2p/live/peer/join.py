@@ -58,8 +58,6 @@ async def join(
             left_s = end - clock()
             if left_s <= 0 or stop.is_set():
                 raise
-            for text, why in error.reasons:
-                logger.warning("%s: %s", text, why)
             reasons = [list(reason) for reason in error.reasons]
             on_report({"name": "waiting", "reasons": reasons, "seconds_left": round(left_s, 1)})
             with suppress(TimeoutError):
