@@ -20,14 +20,14 @@ def until_all_have_left(swarm: SmallSwarm, deadline_s: float = 300.0) -> None:
 def written(swarm: SmallSwarm) -> list[tuple[PeerId, int]]:
     """Who asked for which checkpoint, from now on; in the order of asking."""
     found: list[tuple[PeerId, int]] = []
-    carry_out = swarm.world._population.carry_out
+    carry_out = swarm.world.population.carry_out
 
     def note(peer: object, effect: ef.Effect) -> None:
         if isinstance(effect, ef.Checkpoint):
             found.append((peer.id, effect.version))  # type: ignore[attr-defined]
         carry_out(peer, effect)  # type: ignore[arg-type]
 
-    swarm.world._population.carry_out = note
+    swarm.world.population.carry_out = note
     return found
 
 

@@ -116,8 +116,6 @@ def line(report: Mapping[str, Any]) -> str:
             stages, version = ", ".join(map(str, report["stages_without"])), report["version"]
             lacking = f"stage {stages} lacks version {version}, which all other stages have"
             return f"the run cannot go on: {lacking}. Start a peer that has it, or begin again under another run_id"
-        case "going_back":
-            return f"the run goes back to version {report['version']}: {report.get('reason') or 'later weights are lost'}"
         case "version_missing":
             return f"stage {report['stage']}: nobody here has version {report['version']} (only {report['have']})"
         case "stall" | "goes_on":

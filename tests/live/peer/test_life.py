@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,19 +27,29 @@ DEADLINE_S = 240.0
 RUN = replace(SmallRun(stages=1, peers_per_stage=1, steps=8, microbatches=2, sequence_length=16).record(), checkpoint_every=2)
 
 
+HEARD: dict[int, list[tuple[str, Mapping[str, Any]]]] = {}
+
+
 @pytest.fixture
 def swarm(tmp_path: Path) -> Iterator[LocalSwarm]:
     swarm = LocalSwarm(tmp_path)
     yield swarm
     swarm.stop()
+    HEARD.clear()
 
 
 def expect(swarm: LocalSwarm, name: str, report: str) -> Mapping[str, Any]:
-    """The next report of this name."""
-    heard = swarm.wait_for(name, report, DEADLINE_S)
-    log = (swarm.folder / f"{name}.log").read_text()
-    assert heard is not None, f"{name} ended, or did not say {report} in time: {log[-2000:]}"
-    return heard
+    """The next report of this name; what others say meanwhile waits for its turn."""
+    waiting = HEARD.setdefault(id(swarm), [])
+    end = time.monotonic() + DEADLINE_S
+    while time.monotonic() < end:
+        for at, (who, heard) in enumerate(waiting):
+            if who == name and heard["name"] in (report, "exited"):
+                waiting[:] = [other for n, other in enumerate(waiting) if n > at or other[0] != name]
+                assert heard["name"] == report, (swarm.folder / f"{name}.log").read_text()[-2000:]
+                return heard
+        waiting += swarm.poll(0.2)
+    raise AssertionError(f"{name} did not say {report} in time, but {[heard for who, heard in waiting if who == name]}")
 
 
 @pytest.fixture
@@ -103,3 +116,16 @@ def test_a_run_that_is_not_there_is_waited_for_and_the_others_are_told(swarm: Lo
     waiting = expect(swarm, "peer", "waiting_for_run")
     assert (waiting["run_id"], waiting["runs"]) == ("another", [RUN.run_id])
     assert expect(swarm, "peer", "failed")["code"] == 3, "a supervisor tries again"
+
+
+def test_a_signal_to_the_whole_group_is_a_leave_and_no_crash(swarm: LocalSwarm, start: Callable[..., None]) -> None:
+    """As systemd and `timeout` send it. A peer of a local swarm leads a group of its own, as one started by hand does."""
+    start("bootstrap", "bootstrap")
+    there = expect(swarm, "bootstrap", "started")["maddrs"][0]
+    start("data", "data", there, new_run=RUN, drain_s=DEADLINE_S)
+    assert os.getpgid(expect(swarm, "data", "started")["p2pd"]) != swarm.peers["data"].pid
+    expect(swarm, "data", "online")
+    os.killpg(swarm.peers["data"].pid, signal.SIGTERM)
+    expect(swarm, "data", "drained")
+    swarm.peers["data"].process.join(DEADLINE_S)
+    assert swarm.peers["data"].exit_code == 0
