@@ -149,7 +149,8 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Write the weights and their optimizer, which are of this version now, to this peer's disk. Followed by Checkpointed."""
+    """Write the weights and their optimizer, which are of this version now, to this peer's disk, if it has a place for them; of
+    the last version, do whatever else is to be done with them before the end. Followed by Checkpointed."""
 
     version: int
 

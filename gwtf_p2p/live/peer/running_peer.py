@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from gwtf_p2p.live.libp2p.daemon import until
 from gwtf_p2p.live.measure.evaluation import Evaluation, Swarm
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.metrics import Metrics
-from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, peer_settings
+from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, peer_settings, run_life
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 from gwtf_p2p.live.peer.driver import AverageFailureError, AverageResult, Driver, DriverParts
 from gwtf_p2p.live.peer.event_log import EventLog
@@ -107,7 +108,7 @@ class RunningPeer:
             publish=self.reporter.record_changed,
             on_move=self._move,
             on_end=self._ended.set,
-            save=self.checkpoints.write,
+            save=self._save,
             on_report=self._report,
             probes=self.parts.probes,
             log_event=self._on_event,
@@ -169,6 +170,12 @@ class RunningPeer:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _save(self, version: int, settled: Callable[[int, str], None]) -> None:
+        """Write them; the last weights are evaluated too, while the stage peers are still here."""
+        if run_life(self.config, self.run).is_over(version):
+            self.evaluation.begins(version)
+        self.checkpoints.write(version, lambda of, reason: self.evaluation.after(partial(settled, of, reason)))
 
     def _stall_watch(self) -> StallWatch:
         return StallWatch(Wanted(self.run.data_peers, self.run.peers_per_stage), self.config.alert_after_s)
@@ -277,7 +284,7 @@ class RunningPeer:
         self.driver.feed(ev.Kept(self.replication.kept))
 
     def _report(self, report: ef.Report, now: float) -> None:
-        if report.name in ("iteration_begins", "run_complete"):
+        if report.name == "iteration_begins":
             self.evaluation.begins(self.driver.machine.participant.version)
         elif report.name == "drained":
             self._drained.set()

@@ -41,8 +41,9 @@ class Saving:
             self.ask(self.participant.weights)
 
     def ask(self, version: int) -> None:
-        """Have the weights written, once."""
-        if self.ctx.life.keeps and version != self._asked:
+        """Have the weights written, once. Those of the last iteration are asked for also where nothing is kept: whoever carries
+        it out says when all that it has to do with them is done."""
+        if version != self._asked and (self.ctx.life.keeps or self.ctx.life.is_over(version)):
             self._asked, self.failure = version, ""
             self.ctx.emit(Checkpoint(version))
 
@@ -53,7 +54,7 @@ class Saving:
 
     def is_settled(self, version: int) -> bool:
         """Whether this version is on the disk, or will not be."""
-        return not self.ctx.life.keeps or self._settled == version
+        return self._settled == version
 
     def has_written(self, version: int) -> bool:
         """Whether this version is on the disk."""
