@@ -8,7 +8,8 @@ from typing import Annotated
 from annotated_types import Ge, Le, MaxLen, MinLen
 
 from gwtf_p2p.protocol.ids import RunId
-from gwtf_p2p.protocol.wire.records import MOST_ITERATIONS, RUN_ID, WIRE_VERSION, RunRecord, decode
+from gwtf_p2p.protocol.wire.recipe import MOST_ITERATIONS
+from gwtf_p2p.protocol.wire.records import RUN_ID, WIRE_VERSION, RunRecord, decode
 
 RUNS_KEY = "_gwtf.runs"
 """Where the DHT has the list of its runs. No run's own keys begin like this."""
