@@ -59,6 +59,8 @@ def start(swarm: LocalSwarm) -> Callable[..., None]:
     def go(name: str, role: str, initial_peer: str = "", **how: Any) -> None:
         if name in swarm.peers:
             swarm.forget(name)
+            heard = HEARD.setdefault(id(swarm), [])
+            heard[:] = [said for said in heard if said[0] != name]  # the end of its former life
         config = PeerConfig(
             role=role,
             options=P2POptions.on_this_machine(initial_peer),
