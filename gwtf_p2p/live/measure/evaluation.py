@@ -62,7 +62,7 @@ class Evaluation:
         if work is Work.EMBED and self._under_way is not None:
             await asyncio.wait([self._under_way])
 
-    def after(self, then: Callable[[], None]) -> None:
+    def after(self, then: Callable[[], object]) -> None:
         """Call `then` when nothing is under way (any more)."""
         if self._under_way is None or self._under_way.done():
             then()

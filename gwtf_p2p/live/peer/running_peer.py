@@ -171,7 +171,7 @@ class RunningPeer:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _save(self, version: int, settled: Callable[[int, str], None]) -> None:
+    def _save(self, version: int, settled: Callable[[int, str], object]) -> None:
         """Write them; the last weights are evaluated too, while the stage peers are still here."""
         if run_life(self.config, self.run).is_over(version):
             self.evaluation.begins(version)

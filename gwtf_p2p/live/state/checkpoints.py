@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 DISK_RETRY_S, MOST_DISK_RETRY_S = 30.0, 1800.0
 """After a write that failed: a full disk is a matter of minutes or days, not of seconds."""
 
-Settled = Callable[[int, str], None]
+Settled = Callable[[int, str], object]
 """Hears that a version is on the disk, or why it is not."""
 
 

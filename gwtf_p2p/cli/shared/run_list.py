@@ -1,4 +1,4 @@
-"""`gwtf runs`: the runs that there are on the DHT of an initial peer, one line each."""
+"""`gwtf runs` (`gwtf run list`): the runs that there are on the DHT of an initial peer, one line each."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from gwtf_p2p.protocol.wire.run_notice import RunNotice
 
 
-def add_parser(subparsers: Any) -> None:
-    """The flags of the verb."""
-    parser = subparsers.add_parser("runs", help="list the runs that an initial peer knows", description=__doc__)
+def add_parser(actions: Any) -> None:
+    """The flags of the action."""
+    parser = actions.add_parser("list", help="list the runs that an initial peer knows", description=__doc__)
     whom = "multiaddrs, comma lists or @file (env GWTF_INITIAL_PEERS)"
     parser.add_argument("--initial_peers", nargs="*", default=[], metavar="MADDR", help=whom)
     parser.add_argument("--json", action="store_true", help="one JSON object per run on stdout")
