@@ -207,9 +207,10 @@ def main() -> int:
         sequence_length=64,
         learning_rate=args.learning_rate,
         seed=args.seed,
+        checkpoint_every=20,
     )
     failure = ""
-    soak = Soak(Swarm(small, folder, options={"checkpoint_every": 20}), args.kill_every, args.seed)
+    soak = Soak(Swarm(small, folder), args.kill_every, args.seed)
     try:
         with soak.swarm:
             soak.go(60 * args.minutes)

@@ -44,6 +44,7 @@ class SmallRun:
     sequence_length: int = 32
     learning_rate: float = 1.5e-3
     seed: int = 0
+    checkpoint_every: int = 2
 
     def record(self) -> RunRecord:
         return run_from_plain(
@@ -59,6 +60,7 @@ class SmallRun:
                 "microbatch_size": self.microbatch_size,
                 "microbatches_per_data_peer": self.microbatches,
                 "total_iterations": self.steps,
+                "checkpoint_every": self.checkpoint_every,
                 "optimizer": {"learning_rate": self.learning_rate, "warmup_iterations": 10},
             },
             "story",
@@ -76,7 +78,7 @@ class Swarm:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        defaults = {"checkpoint_dir": self.folder / "checkpoints", "checkpoint_every": 2, "own_folders": True}
+        defaults = {"checkpoint_dir": self.folder / "checkpoints", "own_folders": True}
         config = LocalRunConfig(
             data_peers=self.small.data_peers,
             peers_per_stage=self.small.peers_per_stage,

@@ -32,7 +32,7 @@ VERBS = {
     "top": "a running swarm on the whole screen, with a keyboard",
     "routes": "the plan of a running swarm: flows, predicted and measured time",
     "ab": "compare routers on one scenario, simulated or live, and write the report",
-    "run": "run files: check one without a network, or print the schema of them all",
+    "run": "run files: check one, or print the schema of them all; list the runs that are there (also: gwtf runs)",
     "export": "assemble checkpoints into a folder that transformers loads",
     "id": "show, create or back up this machine's identity",
 }
@@ -40,6 +40,10 @@ VERBS = {
 
 OLDER_VERBS = {"dht": "bootstrap", "route": "plan"}
 """Spellings of older releases, which go on working."""
+
+
+SHORT = {"runs": ("run", "list")}
+"""Verbs that are an action of another one."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = next((word for word in arguments if not word.startswith("-")), None)
     if verb in OLDER_VERBS:
         arguments[arguments.index(verb)] = verb = OLDER_VERBS[verb]
+    if verb in SHORT:
+        at = arguments.index(verb)
+        arguments[at : at + 1] = SHORT[verb]
+        verb = arguments[at]
     parser = build_parser(verb)
     if verb is None and not arguments:
         parser.print_help(sys.stderr)

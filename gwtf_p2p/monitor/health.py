@@ -10,11 +10,8 @@ from enum import Enum
 
 from gwtf_p2p.monitor.swarm_state import SHOWN, SwarmState
 from gwtf_p2p.protocol.ids import DATA_STAGE
+from gwtf_p2p.protocol.stall.rules import Situation, stall_of
 
-STALL_FACTOR = 5.0
-"""An iteration that takes so many times as long as usual is told as a stall, but not before `STALL_LEAST_S`."""
-
-STALL_LEAST_S = 30.0
 RISE_FACTOR = 1.5
 """The loss is told to rise when it is so many times its lowest; it wanders by a few per cent from batch to batch."""
 
@@ -52,24 +49,22 @@ def findings(state: SwarmState, now: float) -> list[Finding]:
 
 
 def _waits(state: SwarmState, now: float) -> list[Finding]:
-    """Why no iteration is committed: before the first one, a stage without a peer, or for a reason that is not seen."""
-    online, run = state.online(), state.run
-    empty = [k for k, count in sorted(online.items()) if not count]
-    if not state.version:
-        wants = f"{run.data_peers} data peer(s) and {run.peers_per_stage} peer(s) in each of {run.stages} stage(s)"
-        there = (
-            f"{online[DATA_STAGE]} data peer(s), fewest peers in a stage: {min(online[k] for k in range(1, run.stages + 1))}"
-        )
-        return [Finding(Level.NOTICE, "not_begun", f"No iteration is committed yet. It takes {wants}; online: {there}.")]
-    if empty:
-        names = " and ".join("the data stage" if k == DATA_STAGE else f"stage {k}" for k in empty)
-        return [Finding(Level.ALERT, "empty_stage", f"Training waits: no peer is online in {names}.")]
-    waited_s, pace_s = now - state.advanced_at, state.pace_s
-    if waited_s > max(STALL_LEAST_S, STALL_FACTOR * pace_s):
-        usual = f"; one usually takes {duration(pace_s)}" if pace_s else ""
-        rounded_s = 10.0 * (waited_s // 10)
-        return [Finding(Level.ALERT, "stalled", f"No iteration has been committed for {duration(rounded_s)}{usual}.")]
-    return []
+    """Why no iteration is committed, by the rules that every peer goes by too (`protocol/stall/rules`)."""
+    run = state.run
+    seen = Situation(
+        stages=run.stages,
+        total_iterations=run.total_iterations,
+        data_peers=run.data_peers,
+        peers_per_stage=run.peers_per_stage,
+        version=state.version,
+        waited_s=now - state.advanced_at,
+        pace_s=state.pace_s,
+        online=state.online(),
+    )
+    stall = stall_of(seen)
+    if stall is None:
+        return []
+    return [Finding(Level.ALERT if stall.alerts else Level.NOTICE, stall.code, stall.text)]
 
 
 def _silent(state: SwarmState) -> list[Finding]:
@@ -101,15 +96,3 @@ def _loss(state: SwarmState) -> list[Finding]:
     if lowest <= 0 or newest < RISE_FACTOR * lowest:
         return []
     return [Finding(Level.NOTICE, "loss_rises", f"The loss has risen to {newest:.3f}; it was {lowest:.3f} at its lowest.")]
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 3.2 s, 4 min 10 s, 2 h 5 min, 3 d 4 h."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    whole = round(seconds)
-    for big, small, large_name, small_name in ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
-        if whole >= big:
-            rest = whole % big // small
-            return f"{whole // big} {large_name}" + (f" {rest} {small_name}" if rest else "")
-    raise AssertionError("a minute or more has one of these units")

@@ -6,12 +6,12 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, start_dht
-from gwtf_p2p.live.libp2p.daemon import running_daemon
+from gwtf_p2p.live.libp2p.daemon import Daemon, running_daemon
 from gwtf_p2p.live.libp2p.identity import create_identity
 from gwtf_p2p.live.libp2p.maddrs import InitialPeer
 from gwtf_p2p.live.libp2p.options import P2POptions
@@ -20,6 +20,7 @@ from gwtf_p2p.monitor.swarm_state import Change, SwarmState
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId, Stage
 from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
+from gwtf_p2p.protocol.wire.run_notice import RunNotice
 
 RUN_WAIT_S = 20.0
 RUN_LOOK_S = 0.5
@@ -34,13 +35,9 @@ async def observe(initial_peers: tuple[InitialPeer, ...], run_id: RunId, on_look
     await observe_runs(initial_peers, (run_id,), on_look, stop)
 
 
-async def observe_runs(
-    initial_peers: tuple[InitialPeer, ...], run_ids: tuple[RunId, ...], on_look: OnLook, stop: asyncio.Event
-) -> None:
-    """`observe` several runs of one DHT, in turn; `state.run` says which one a look was at.
-
-    Ends when `stop` is set or `on_look` has seen enough of every run. Raises as `observe` does.
-    """
+@asynccontextmanager
+async def observing_dht(initial_peers: tuple[InitialPeer, ...], run_id: RunId | None) -> AsyncIterator[tuple[Daemon, Dht]]:
+    """A DHT client with a passing identity, for one run or all. Raises NetworkUnreachable, DaemonFailed."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gwtf-observer-")))
         identity = create_identity(folder / "identity.key")
@@ -52,9 +49,25 @@ async def observe_runs(
             check_identity=False,
         )
         daemon = await stack.enter_async_context(running_daemon(options, identity))
-        only = run_ids[0] if len(run_ids) == 1 else None
-        dht = await start_dht(daemon, identity, DhtOptions(only, client_mode=True))
+        dht = await start_dht(daemon, identity, DhtOptions(run_id, client_mode=True))
         stack.push_async_callback(dht.stop)
+        yield daemon, dht
+
+
+async def list_runs(initial_peers: tuple[InitialPeer, ...]) -> list[RunNotice]:
+    """The runs that there are, by id. Raises NetworkUnreachable, DaemonFailed."""
+    async with observing_dht(initial_peers, None) as (_, dht):
+        return await dht.read_runs()
+
+
+async def observe_runs(
+    initial_peers: tuple[InitialPeer, ...], run_ids: tuple[RunId, ...], on_look: OnLook, stop: asyncio.Event
+) -> None:
+    """`observe` several runs of one DHT, in turn; `state.run` says which one a look was at.
+
+    Ends when `stop` is set or `on_look` has seen enough of every run. Raises as `observe` does.
+    """
+    async with observing_dht(initial_peers, run_ids[0] if len(run_ids) == 1 else None) as (daemon, dht):
         runs = [await _run(dht, run_id) for run_id in run_ids]
         watched = [(SwarmState(run), presence_of(daemon.control_path)) for run in runs]
         while watched and not stop.is_set():

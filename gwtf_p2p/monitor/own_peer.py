@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from gwtf_p2p.monitor.health import duration
+from gwtf_p2p.protocol.stall.rules import duration
 
 Report = Mapping[str, Any]
 

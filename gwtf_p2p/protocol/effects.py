@@ -148,6 +148,14 @@ class Download:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Write the weights and their optimizer, which are of this version now, to this peer's disk, if it has a place for them; of
+    the last version, do whatever else is to be done with them before the end. Followed by Checkpointed."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class Discard:
     """Free every tensor of this microbatch."""
 
@@ -168,6 +176,13 @@ class MoveTo:
     """
 
     stage: Stage
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """This peer's part in the run is over: its program ends, without an error. No event follows."""
+
     reason: str
 
 
@@ -209,9 +224,11 @@ Effect = (
     | CancelAverage
     | Step
     | Download
+    | Checkpoint
     | Discard
     | Plan
     | MoveTo
+    | End
     | Publish
     | Bar
     | Report

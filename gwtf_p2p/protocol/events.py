@@ -53,6 +53,7 @@ class Timer(Enum):
     NEGOTIATE = "negotiate"
     AVERAGING = "averaging"
     PLACEMENT = "placement"
+    END = "end"
     # of a data peer
     INJECT = "inject"
     REDO = "redo"
@@ -253,6 +254,14 @@ class DownloadFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """The checkpoint that a `Checkpoint` asked for is on the disk; or it is not, for this reason."""
+
+    version: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
     """A checkpoint was written or removed: these versions can be restored. One is worth what was `epoch` when it was made."""
 
@@ -293,6 +302,7 @@ Event = (
     | Stepped
     | Downloaded
     | DownloadFailed
+    | Checkpointed
     | Kept
     | Planned
     | DrainRequested

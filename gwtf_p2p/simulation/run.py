@@ -95,7 +95,7 @@ class Simulation:
         self._last_reports.append(f"{now:.3f} {peer} {report.name} {dict(report.fields)}")
         self.metrics.report(peer, report, now)
         self.recovery.report(peer, report, now)
-        if report.name == "run_complete":
+        if report.name == "run_complete" and report.fields["stage"] == DATA_STAGE:
             self._complete.add(peer)
         elif report.name == "drained":
             self.rebalancing.drained(peer)

@@ -68,6 +68,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "membership": f"{_LOW} transfer commit",
         "trust": f"{_LOW} transfer commit membership",
         "peer": f"{_LOW} transfer commit membership routers trust",
+        "stall": "limits ids errors wire view peer",
         "replay": f"{_LOW} routers peer",
     },
     "live": {

@@ -10,11 +10,12 @@ import pytest
 from gwtf_p2p.cli.main import main
 from gwtf_p2p.cli.verbs.routes import table
 from gwtf_p2p.live.measure.run_progress import Progress, route_name
-from gwtf_p2p.monitor.health import Level, duration, findings
+from gwtf_p2p.monitor.health import Level, findings
 from gwtf_p2p.monitor.routes import RoutePlans
 from gwtf_p2p.monitor.swarm_state import HELD_OUT, SwarmState
 from gwtf_p2p.monitor.terminal.swarm_view import plain_line, swarm_view
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.stall.rules import duration
 from gwtf_p2p.protocol.wire.records import PeerState
 from tests.monitor.watched import A1, A2, B1, RUN, planned, record, swarm
 

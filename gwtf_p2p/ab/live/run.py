@@ -126,7 +126,8 @@ class _LiveRun:
                 raise RunFailed(f"nothing happened for {STALL_S:.0f} s after {self.metrics.iterations_done} iterations")
 
     def _hear(self, name: str, report: Mapping[str, Any], now: float) -> None:
-        self._heard_at = now
+        if report["name"] != "stall":
+            self._heard_at = now
         match report["name"]:
             case "exited" | "failed":
                 self._ended(name, report)
@@ -149,7 +150,8 @@ class _LiveRun:
             case "stepped":
                 self.version[name] = int(report["iteration"]) + 1
             case "run_complete":
-                self.complete.add(name)
+                if report["stage"] == DATA_STAGE:
+                    self.complete.add(name)
             case _:
                 pass
         self.metrics.hear(name, self.stage_of.get(name, DATA_STAGE), report, now)

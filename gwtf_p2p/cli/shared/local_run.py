@@ -38,7 +38,8 @@ class RunFailed(Exception):
 
 @dataclass(frozen=True)
 class LocalRunConfig:
-    """How the peers of a local run are set up. `own_folders`: a checkpoint folder for each peer, as on machines of their own.
+    """How the peers of a local run are set up. `own_folders`: a checkpoint folder for each peer, as on machines of
+    their own. Peers stay when the run is complete: whoever has started them stops them.
 
     `max_kept_bytes` 0: no limit; with `spill` what is above it goes to the disk. `drain_s`,
     `upload_bytes_per_s` and `moves` as in `PeerConfig`.
@@ -50,7 +51,6 @@ class LocalRunConfig:
     device: str = "cpu"
     torch_dtype: str = "float32"
     checkpoint_dir: Path | None = None
-    checkpoint_every: int = 5
     own_folders: bool = False
     max_kept_bytes: int = 0
     spill: bool = False
@@ -172,9 +172,8 @@ class LocalRun:
             capacity=config.capacity,
             executor=ExecutorConfig(config.device, config.torch_dtype),
             threads=1,
-            checkpoints=CheckpointOptions(
-                folder / name if folder is not None and config.own_folders else folder, config.checkpoint_every
-            ),
+            checkpoints=CheckpointOptions(folder / name if folder is not None and config.own_folders else folder),
+            stays=True,
             memory=MemoryLimit(config.max_kept_bytes, self.folder / f"{name}.kept" if config.spill else None),
             drain_s=config.drain_s,
             moves=config.moves,
@@ -234,10 +233,10 @@ class LocalRun:
         return [name for name, line in self.lines.items() if line.role == role and (not states or line.state in states)]
 
     def finished(self, steps: int) -> bool:
-        """Has everybody that is there done its steps?"""
-        data_peers, stage_peers = self.names("data", "online"), self.names("stage", "online")
-        done = all(self.lines[name].iteration >= steps for name in (*data_peers, *stage_peers))
-        return bool(data_peers) and done and set(data_peers) <= self.complete
+        """Has everybody that is there done its steps, and written what is to be kept of them?"""
+        there = (*self.names("data", "online"), *self.names("stage", "online"))
+        done = all(self.lines[name].iteration >= steps for name in there)
+        return bool(self.names("data", "online")) and done and set(there) <= self.complete
 
     def tail(self, name: str, lines: int = 5) -> str:
         """The end of a peer's log, for a failure message."""

@@ -49,7 +49,7 @@ def add_network_flags(parser: argparse.ArgumentParser, port: int) -> dict[str, a
     add("--initial_peers", nargs="*", default=[], metavar="MADDR", help=whom)
     add("--host_maddrs", nargs="*", default=None, metavar="MADDR", help="listen here instead of on --port of all addresses")
     add("--announce_maddrs", nargs="*", default=[], metavar="MADDR", help="addresses that others should dial")
-    timeout = "keep trying while no initial peer answers (default 300)"
+    timeout = "keep trying while no initial peer answers, or the run is not there (default 300)"
     add("--timeout", type=float, default=JOIN_TIMEOUT_S, metavar="SECONDS", help=timeout)
     add("--port", type=int, default=None, help=f"TCP port to listen on (default {port}, or the next free one; 0: any)")
     add("--public_ip", help="announce this address with --port")
@@ -76,8 +76,10 @@ def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
     add("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
     add = groups["state"].add_argument
     add("--checkpoint_dir", type=Path, metavar="DIR", help="write checkpoints of this peer's stage there, and resume from them")
-    add("--checkpoint_every", type=int, default=10, metavar="N", help="a checkpoint after every N steps (default 10)")
-    add("--keep_checkpoints", type=int, default=3, metavar="N", help="keep the newest N (default 3), and a few older")
+    own = "checkpoints of this peer's own after every N steps, besides those of the run file's checkpoint_every (default: none)"
+    add("--checkpoint_every", type=int, default=0, metavar="N", help=own)
+    add("--keep_checkpoints", type=int, default=0, metavar="N", help="keep the newest N, if the run says fewer")
+    add("--stay", action="store_true", help="go on serving when the run is complete, instead of ending")
     add("--copies", type=int, default=1, metavar="N", help="peers of neighbouring stages that copy a checkpoint (default 1)")
     add = groups["limits"].add_argument
     add("--copy_mbps", type=float, default=64.0, help="most megabits/s for the copies that this peer fetches (default 64)")
@@ -85,6 +87,9 @@ def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
     add("--max_kept_gb", type=float, default=0.0, metavar="GB", help="most memory for what is kept of microbatches")
     add("--spill_dir", type=Path, metavar="DIR", help="what is above --max_kept_gb goes there, instead of being refused")
     add = groups["diagnostics"].add_argument
+    alert = "run this when training stands still; what has happened is in GWTF_ALERT_CODE and GWTF_ALERT_TEXT"
+    add("--on_alert", default="", metavar="COMMAND", help=alert)
+    add("--alert_after", type=float, default=300.0, metavar="SECONDS", help="how long training must stand still (default 300)")
     add("--event_log", type=Path, metavar="FILE", help="write every protocol event there, as JSON lines")
 
 
@@ -93,8 +98,8 @@ def checkpoint_options(args: argparse.Namespace) -> CheckpointOptions:
     from gwtf_p2p.live.state.options import CheckpointOptions
 
     for name in ("checkpoint_every", "keep_checkpoints"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", str(getattr(args, name)), "expected a whole number above 0")
+        if getattr(args, name) < 0:
+            raise InputError(f"--{name}", str(getattr(args, name)), "expected a whole number, 0 or more")
     if args.copies < 0 or args.copy_mbps <= 0:
         raise InputError("--copies, --copy_mbps", f"{args.copies}, {args.copy_mbps}", "expected 0 or more, and more than 0")
     speed = args.copy_mbps * BYTES_PER_S_OF_A_MBPS
@@ -162,12 +167,14 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     """Run a peer in this process until Ctrl+C or SIGTERM; a second Ctrl+C leaves at once. Returns the exit code."""
     import uvloop
 
+    from gwtf_p2p.live.compute.memory_errors import OutOfMemory
     from gwtf_p2p.live.discovery.dht import RunConflict
     from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
     from gwtf_p2p.live.libp2p.identity import IdentityInUse
-    from gwtf_p2p.live.peer.config import ClockWrong, RunMismatch
+    from gwtf_p2p.live.peer.config import ClockWrong, RunMismatch, RunNotThere
     from gwtf_p2p.live.peer.lifecycle import run_peer
 
+    network, machine = (NetworkUnreachable, IdentityInUse), (DaemonFailed, ClockWrong, OutOfMemory)
     _set_up_logging(args.log_level)
     interrupted = False
 
@@ -189,7 +196,7 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
-    except (NetworkUnreachable, IdentityInUse, DaemonFailed, ClockWrong, RunMismatch, RunConflict) as error:
+    except (*network, *machine, RunMismatch, RunConflict, RunNotThere) as error:
         print(f"gwtf {args.verb}: {error}", file=sys.stderr)
         return int(error.exit_code)
     return 0

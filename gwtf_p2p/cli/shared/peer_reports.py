@@ -6,7 +6,6 @@ The first thing is told before torch is loaded, which takes seconds; the last wh
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 
+from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.monitor.own_peer import AFTER, OwnPeer
 from gwtf_p2p.monitor.terminal.own_view import own_view
 
@@ -56,7 +56,7 @@ class Teller:
         if self._console is not None:
             self._show(self._console)
         elif self._as_json:
-            print(json.dumps(dict(report)), flush=True)
+            print(to_json(dict(report)), flush=True)
         elif text:
             print(text, flush=True)
 
@@ -107,6 +107,19 @@ def line(report: Mapping[str, Any]) -> str:
         case "waiting":
             reasons = "; ".join(f"{maddr}: {why}" for maddr, why in report["reasons"])
             return f"no initial peer answers, trying on for {report['seconds_left']:.0f} s: {reasons}"
+        case "waiting_for_run":
+            runs = f"runs that are there: {', '.join(report['runs'][:10])}" if report["runs"] else "no run is there"
+            return f"waiting for run {report['run_id']}, for {report['seconds_left']:.0f} s more: nobody publishes it; {runs}"
+        case "brings_back":
+            return f"nobody publishes run {report['run_id']}: this peer brings it back, from its own disk"
+        case "no_common_version":
+            stages, version = ", ".join(map(str, report["stages_without"])), report["version"]
+            lacking = f"stage {stages} lacks version {version}, which all other stages have"
+            return f"the run cannot go on: {lacking}. Start a peer that has it, or begin again under another run_id"
+        case "version_missing":
+            return f"stage {report['stage']}: nobody here has version {report['version']} (only {report['have']})"
+        case "stall" | "goes_on":
+            return str(report["text"])
         case "restarting":
             return f"{report['reason']}: starting again"
         case "path":
@@ -155,6 +168,18 @@ def _line_of_training(report: Mapping[str, Any]) -> str:
         case "draining":
             return "leaving: what is held is finished first"
         case "run_complete":
-            return f"the run is complete after {report['iterations']} steps (Ctrl+C leaves)"
+            kept = (
+                "its checkpoint is written"
+                if report["written"]
+                else f"no checkpoint: {report['failure'] or 'no --checkpoint_dir'}"
+            )
+            return f"the run is complete here after {report['iterations']} steps: {kept}"
+        case "end_waits" if report["stages"]:
+            stages = ", ".join(map(str, report["stages"]))
+            return f"waiting until stage {stages} has the weights after {report['iterations']} steps too"
+        case "run_complete_everywhere":
+            return f"all stages have done, and keep, all {report['iterations']} steps"
+        case "run_over" if not report["took_part"]:
+            return f"the run is complete: all {report['iterations']} steps are done, there is nothing left to do here"
         case _:
             return ""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.shared.free_place import settle_identity
+from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.peer_flags import BOOTSTRAP_PORT, add_network_flags, p2p_options, serve
 from gwtf_p2p.live.libp2p.light_import import without_torch
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
     def report(fields: dict[str, Any]) -> None:
         if args.json:
-            print(json.dumps(fields), flush=True)
+            print(to_json(fields), flush=True)
         elif fields["name"] == "started":
             print(f"Bootstrap peer {fields['peer']} is up. Others join with one of:", flush=True)
             for maddr in fields["maddrs"]:

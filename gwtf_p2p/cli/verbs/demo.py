@@ -7,7 +7,6 @@ they would across the internet. Nothing leaves loopback.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 
 from gwtf_p2p.cli.shared.churn import ChurnScript, parse_churn
 from gwtf_p2p.cli.shared.churn_run import ChurnRun, faults_of
+from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig, RunFailed
 from gwtf_p2p.cli.shared.run_file import run_from_plain
 from gwtf_p2p.monitor.terminal.local_view import local_view, progress_line
@@ -34,6 +34,9 @@ POLL_S = 0.05
 """A churn script is carried out as often: a crash at a drawn moment of an iteration is no later."""
 
 STALL_S = 120.0
+NO_PROGRESS = ("figures", "stall")
+"""What peers tell all the time, and what they tell when nothing happens."""
+
 SHOWN_ROUTES = 6
 WARMUP_STEPS = 10
 CHECKPOINT_EVERY = 5
@@ -97,6 +100,7 @@ def plain_run(args: argparse.Namespace) -> dict[str, Any]:
     plain["wire"] = {"activations": args.wire, "gradients": gradients, "averages": args.wire_averages}
     plain["microbatches_per_data_peer"] = args.microbatches
     plain["total_iterations"] = args.steps
+    plain["checkpoint_every"] = CHECKPOINT_EVERY
     plain["optimizer"] = {"learning_rate": args.learning_rate, "warmup_iterations": WARMUP_STEPS}
     return {"run_id": f"demo-{args.seed}", **plain}
 
@@ -128,7 +132,6 @@ class _Demo:
             device=args.device,
             torch_dtype=args.torch_dtype,
             checkpoint_dir=args.checkpoint_dir,
-            checkpoint_every=CHECKPOINT_EVERY,
             event_logs=bool(args.keep_logs),
         )
         stage_peers = [f"stage{k + 1}.{i}" for k in range(record.stages) for i in range(args.peers_per_stage)]
@@ -183,7 +186,7 @@ class _Demo:
                 heard = self.local.poll(POLL_S)
                 for name, report in heard:
                     self._heard(name, report)
-                if any(report["name"] != "figures" for _, report in heard):
+                if any(report["name"] not in NO_PROGRESS for _, report in heard):
                     progress_at = time.monotonic()
                 self.churn.tick()
                 if time.monotonic() - progress_at > STALL_S:
@@ -220,7 +223,7 @@ class _Demo:
         if self.out is sys.stderr or not self.out.isatty():
             self._plain()
         if self.args.json:
-            print(json.dumps({**self._plain_summary(), **({"failure": failure.splitlines()[0]} if failure else {})}))
+            print(to_json({**self._plain_summary(), **({"failure": failure.splitlines()[0]} if failure else {})}))
         else:
             self._tell_summary()
         if failure:

@@ -8,13 +8,13 @@ it, 6 this machine is (memory, disk, open files, clock, device).
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.peer_flags import PEER_PORT
 from gwtf_p2p.protocol.errors import InputError
 
@@ -114,6 +114,6 @@ def print_table(diagnosis: Diagnosis) -> None:
 def _print_json(diagnosis: Diagnosis) -> None:
     for line in diagnosis.lines:
         fields = {"name": "check", "check": line.check, "status": line.status.value, "text": line.text, "remedy": line.remedy}
-        print(json.dumps({**fields, "against": list(line.against), **line.values}))
+        print(to_json({**fields, "against": list(line.against), **line.values}))
     roles = {role: {"verdict": verdict.value, "because": list(checks)} for role, (verdict, checks) in diagnosis.roles.items()}
-    print(json.dumps({"name": "verdict", "roles": roles, "exit_code": diagnosis.exit_code}))
+    print(to_json({"name": "verdict", "roles": roles, "exit_code": diagnosis.exit_code}))

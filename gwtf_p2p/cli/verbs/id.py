@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
+
+from gwtf_p2p.cli.shared.json_lines import to_json
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     backup = backup_identity(identity, args.backup) if args.backup else None
     if args.json:
         fields = {"peer": identity.peer_id, "path": str(path), "new": is_new, "backup": str(backup) if backup else None}
-        print(json.dumps(fields))
+        print(to_json(fields))
         return 0
     print(f"{identity.peer_id}  {path}{' (new)' if is_new else ''}")
     if not is_private(path):

@@ -8,13 +8,13 @@ earlier one on this disk has ended.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.observing import add_observer_flags, initial_peers_of, run_ids_of, watch
 from gwtf_p2p.protocol.errors import InputError
 
@@ -37,6 +37,9 @@ def add_parser(subparsers: Any) -> None:
     add("--join_peers", nargs="*", default=[], metavar="MADDR", help=join)
     add("--history", type=Path, metavar="FILE", help="what was seen is kept there (default ~/.gwtf/monitor.sqlite)")
     add("--no_history", action="store_true", help="keep what was seen in memory only")
+    alert = "run this when training stands still; what has happened is in GWTF_ALERT_CODE and GWTF_ALERT_TEXT"
+    add("--on_alert", default="", metavar="COMMAND", help=alert)
+    add("--alert_after", type=float, default=300.0, metavar="SECONDS", help="how long training must stand still (default 300)")
     add("--json", action="store_true", help="one JSON object per look on stdout")
     parser.set_defaults(run=run)
 
@@ -46,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console, Group
     from rich.live import Live
 
+    from gwtf_p2p.monitor.alerts import Alerts
     from gwtf_p2p.monitor.terminal.swarm_view import plain_line, swarm_view
 
     several = len(run_ids_of(args)) > 1
@@ -60,11 +64,14 @@ def run(args: argparse.Namespace) -> int:
         in_terminal = console.is_terminal and not args.json and not several
         live = stack.enter_context(Live(console=console, auto_refresh=False)) if in_terminal else None
 
+        alerts = Alerts(args.on_alert, args.alert_after)
+
         def on_look(state: SwarmState, changes: list[Change]) -> bool:
+            alerts.look(state)
             if args.port is not None or args.json:
                 runs.look(state, changes)
             if args.json:
-                print(json.dumps(runs.by_id[state.run.run_id].feed.document), flush=True)
+                print(to_json(runs.by_id[state.run.run_id].feed.document), flush=True)
             elif live is not None:
                 size = console.size
                 live.update(Group(*swarm_view(state, (size.width, size.height - 1))), refresh=True)

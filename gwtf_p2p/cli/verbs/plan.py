@@ -6,7 +6,6 @@ With `--json` one object on stdout; otherwise the flows drawn stage by stage, th
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.pictures import STILL, plan_picture
 from gwtf_p2p.drawing.files import check_picture_path, write_picture
 from gwtf_p2p.protocol.errors import InputError
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         )
         write_picture(args.draw, plan_picture(problem, (flow.peers for flow in flows), title, notes), "--draw")
     if args.json:
-        print(json.dumps(answer(args.router, planned, seconds)))
+        print(to_json(answer(args.router, planned, seconds)))
     else:
         print("\n".join(drawn(problem, args.router, planned, seconds)))
     return 0

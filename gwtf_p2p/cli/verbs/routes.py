@@ -7,9 +7,9 @@ is told with its reason until Ctrl+C. Routes that are used but not in the plan h
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.observing import add_observer_flags, watch
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
             plans.append(RoutePlans(state.run))
         told = plans[0].look(list(state.records.values()))
         if args.json:
-            print(json.dumps({**plans[0].plain(), "changes": [*(c.text for c in changes), *told]}), flush=True)
+            print(to_json({**plans[0].plain(), "changes": [*(c.text for c in changes), *told]}), flush=True)
         else:
             _tell(plans[0], [change.text for change in changes], told, state.looks == 1)
         return bool(args.once)

@@ -1,4 +1,4 @@
-"""`gwtf run check FILE.toml` judges a run without a network and says what it will take; `gwtf run schema` prints its fields."""
+"""`gwtf run check FILE.toml` judges a run without a network; `schema` prints the fields of a file; `list` finds runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gwtf_p2p.cli.shared import run_list
 from gwtf_p2p.cli.shared.run_file import check_settings, read_toml, run_from_plain
 
 
@@ -18,6 +19,7 @@ def add_parser(subparsers: Any) -> None:
     check.add_argument("file", type=Path, metavar="FILE.toml")
     check.add_argument("--json", action="store_true", help="one JSON object on stdout")
     check.set_defaults(run=run_check)
+    run_list.add_parser(actions)
     schema = actions.add_parser("schema", help="print the JSON schema of run files")
     schema.set_defaults(run=run_schema)
 

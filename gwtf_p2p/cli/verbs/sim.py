@@ -7,12 +7,12 @@ bound of an iteration and of the steady throughput (`simulation/bounds/bound`), 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.pictures import MOVING, STILL, iteration_page, run_picture
 from gwtf_p2p.drawing.files import check_picture_path, write_picture
 from gwtf_p2p.drawing.replay import Bar
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     for seed in seeds:
         trace = Trace(keep=args.trace is not None or args.draw is not None)
         outcomes.append(simulate(scenario, arm, seed, trace))
-        print(json.dumps(outcomes[-1].to_json()) if args.json else _row(str(seed), outcomes[-1:]), flush=True)
+        print(to_json(outcomes[-1].to_json()) if args.json else _row(str(seed), outcomes[-1:]), flush=True)
         if args.trace is not None:
             trace.write(args.trace)
         if args.draw is not None:

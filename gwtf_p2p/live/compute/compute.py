@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from gwtf_p2p.live.compute.boundary import BoundaryCodecs, BoundaryTensors
+from gwtf_p2p.live.compute.memory_errors import memory_errors
 from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, MemoryLimit, TensorStore
 from gwtf_p2p.live.compute.works import DataWorks, StageWorks, Works
 from gwtf_p2p.protocol.events import Slot, Work
@@ -161,8 +162,13 @@ class Compute:
         return await self.in_thread(lambda: (self.optimizer.steps, export_state(self.executor.part.parameters, self.optimizer)))
 
     async def in_thread(self, function: Callable[[], T]) -> T:
-        """Run a function in the compute thread, after what is queued there already."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        """Run a function in the compute thread, after what is queued there already. Raises OutOfMemory."""
+
+        def do() -> T:
+            with memory_errors("compute"):
+                return function()
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, do)
 
     def close(self) -> None:
         """Let the running computation end; drop what is queued, and what was spilled."""

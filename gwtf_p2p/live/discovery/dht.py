@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from hivemind.dht import DHTNode
@@ -39,6 +40,7 @@ from gwtf_p2p.protocol.wire.records import (
     run_key,
     stage_key,
 )
+from gwtf_p2p.protocol.wire.run_notice import RUNS_KEY, RunNotice, decode_notice, notice_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,10 @@ _STORE_BEAM = REPLICAS + 1
 _ANSWER_S = 3.0
 _SHUTDOWN_S = 2.0
 
-R = TypeVar("R", RunRecord, StageRecord)
+MOST_RUNS = 1000
+"""Of a list of runs, so many are read: anybody can add to it."""
+
+R = TypeVar("R", RunRecord, StageRecord, RunNotice)
 
 
 class RunConflict(RemoteProtocolError):
@@ -100,7 +105,9 @@ class Dht:
         self._read_before: dict[tuple[str, PeerId], tuple[StageRecord, float]] = {}
 
     async def publish_run(self, record: RunRecord) -> bool:
-        """Store the run record under this peer's key; False when no peer kept it. Raises ValueError above 8 KiB."""
+        """Store the run record, and its line in the list of runs, under this peer's key; False when no peer kept it. Raises
+        ValueError above 8 KiB."""
+        await self._publish(RUNS_KEY, encode(notice_of(record)))
         return await self._publish(run_key(record.run_id), encode(record))
 
     async def publish_stage(self, record: StageRecord) -> bool:
@@ -127,6 +134,12 @@ class Dht:
         if len({_contents(record) for record in found.values()}) > 1:
             raise RunConflict(run_id, found)
         return max(found.values(), key=lambda record: record.sequence_number, default=None)
+
+    async def read_runs(self) -> list[RunNotice]:
+        """The runs whose data peers publish on this DHT, by id; of several with one id, one."""
+        entries = (await self._read([RUNS_KEY]))[RUNS_KEY]
+        found = {notice.run_id: notice for _, notice, _ in islice(self._decoded(entries, decode_notice), MOST_RUNS)}
+        return [found[run_id] for run_id in sorted(found)]
 
     async def read_stages(self, run_id: RunId, stages: Iterable[Stage]) -> list[StageRecord]:
         """All living records of these stages, by stage and peer. A peer that moved can be in two of them for a while."""

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
@@ -44,6 +45,11 @@ _SHUTDOWN_S = 5.0
 # What p2pd prints as its last words (go-libp2p-daemon of hivemind 1.1.12).
 _NOT_JOINED = "failed to connect to bootstrap peers"
 _NO_LISTEN = "failed to listen on any addresses"
+
+
+OWN_GROUP = (sys.executable, "-I", "-S", "-c", "import os, sys; os.setpgid(0, 0); os.execvp(sys.argv[1], sys.argv[1:])")
+"""Before a command: it runs in a process group of its own. A signal to the peer's group (Ctrl+C, systemd, timeout) is then the
+peer's to answer, with a p2pd that lives while it leaves."""
 
 
 class DaemonFailed(Exception):
@@ -151,10 +157,10 @@ async def start_daemon(options: P2POptions, identity: Identity | None = None) ->
     _check_ports(options.host_maddrs)
     reasons = await probe(options.initial_peers)
     reachable = tuple(peer for peer in options.initial_peers if peer.text not in reasons)
+    if options.initial_peers and not reachable:
+        raise NetworkUnreachable(list(reasons.items()))  # whoever tries again, or gives up, tells why
     for text, why in reasons.items():
         logger.warning("initial peer %s: %s", text, why)
-    if options.initial_peers and not reachable:
-        raise NetworkUnreachable(list(reasons.items()))
     joining = replace(options, initial_peers=reachable)
     if identity is not None and reachable and options.check_identity:
         await _check_identity(joining, identity)
@@ -242,7 +248,7 @@ def _daemon_class(socket_dir: Path, options: P2POptions) -> type[P2P]:
         def _make_process_args(*args: object, **kwargs: object) -> list[str]:
             command = [*P2P._make_process_args(*args, **kwargs), f"-noise={int(options.noise)}", *options.relay_flags]
             # With one thread p2pd's race between its two circuit relay services nearly always ends well (`public_relay`).
-            return ["env", "GOMAXPROCS=1", *command] if options.is_public else command
+            return [*OWN_GROUP, *(["env", "GOMAXPROCS=1"] if options.is_public else []), *command]
 
     return GwtfP2P
 

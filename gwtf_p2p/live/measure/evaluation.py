@@ -62,6 +62,13 @@ class Evaluation:
         if work is Work.EMBED and self._under_way is not None:
             await asyncio.wait([self._under_way])
 
+    def after(self, then: Callable[[], object]) -> None:
+        """Call `then` when nothing is under way (any more)."""
+        if self._under_way is None or self._under_way.done():
+            then()
+        else:
+            self._under_way.add_done_callback(lambda _: then())
+
     def stop(self) -> None:
         """Give up what is under way."""
         if self._under_way is not None:

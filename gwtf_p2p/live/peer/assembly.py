@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.compute.memory_errors import memory_errors
 from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
+from gwtf_p2p.protocol.core.life import RunLife
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
@@ -93,13 +95,18 @@ def check_model(run: RunRecord) -> None:
 def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     """The model part from the run's seed, its executor and optimizer, and a data peer's dataset.
 
-    Raises InputError, and RunMismatch where this installation computes something else than the run's.
+    Raises InputError, OutOfMemory, and RunMismatch where this installation computes something else than the run's.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     check_model(run)
     if place.stage == DATA_STAGE and config.new_run is None:
         refuse_unasked(run.dataset, config.local_data)
+    with memory_errors(f"hold stage {place.stage} of {run.stages}"):
+        return _make_part(config, run, place)
+
+
+def _make_part(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     spec = PartSpec.of(run, place.stage)
     if place.stage != DATA_STAGE:
         stage = StageExecutor(build_stage_part(spec), config.executor)
@@ -114,6 +121,12 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     return compute
 
 
+def run_life(config: PeerConfig, run: RunRecord) -> RunLife:
+    """How long the run lasts, and which checkpoints this peer writes."""
+    every = run.checkpoint_every if config.checkpoints.folder is not None else 0
+    return RunLife(run.total_iterations, every, config.checkpoints.every, config.stays)
+
+
 def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> PeerSettings:
     """All that the state machine depends on. Raises InputError for an unknown router, or for less memory than is of any use."""
     limit_bytes = 0 if config.memory.folder else config.memory.limit_bytes
@@ -123,8 +136,7 @@ def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) 
     kind, settings = router_kind(run.router), config.router_config or default_config(run.router)
     data_peer = stage_peer = None
     if place.stage == DATA_STAGE:
-        quorum = (run.data_peers, run.total_iterations, run.peers_per_stage)
-        data_peer = DataPeerConfig(run.microbatches_per_data_peer, *quorum)
+        data_peer = DataPeerConfig(run.microbatches_per_data_peer, run.data_peers, run.peers_per_stage)
     else:
         queues = config.queues
         if queues is None:
@@ -141,4 +153,5 @@ def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) 
         memory_limit_bytes=limit_bytes,
         data_peer=data_peer,
         stage_peer=stage_peer,
+        life=run_life(config, run),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class PeerConfig:
     `upload_bytes_per_s`: pace of state downloads that this peer serves, 0 for no limit. `drain_s`: how long a peer that is
     told to stop may finish what it holds. `join_timeout_s`: how long to try on while no initial peer answers. `memory`: how
     much what is kept of microbatches may take. `moves`: a stage peer may go to another stage that needs it more.
+    `on_alert`: a shell command for when training has stood still for `alert_after_s`.
+    `stays`: it goes on serving what it has when the run is complete, instead of ending.
     `figures_every_s` 0: the peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests
     and churn scripts).
     `local_data`: datasets on this machine that the run may read, spelt as in its record; those of an own `new_run` always may.
@@ -54,12 +56,15 @@ class PeerConfig:
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     threads: int = 0
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
+    stays: bool = False
     upload_bytes_per_s: float = 0.0
     drain_s: float = 0.0
     join_timeout_s: float = 0.0
     memory: MemoryLimit = NO_LIMIT
     moves: bool = False
     figures_every_s: float = 0.0
+    on_alert: str = ""
+    alert_after_s: float = 300.0
     fault: Fault | None = None
     local_data: tuple[str, ...] = ()
     event_log: Path | None = None
@@ -74,6 +79,16 @@ class ClockWrong(Exception):
     """This machine's clock is so far off that its records would be born expired. Exit code 6."""
 
     exit_code = 6
+
+
+class RunNotThere(Exception):
+    """Nobody publishes the run, and its record is not on this disk either. It may come: try again. Exit code 3."""
+
+    exit_code = 3
+
+    def __init__(self, run_id: RunId, waited_s: float, there: Sequence[RunId]) -> None:
+        runs = f"runs that are there: {', '.join(there[:10])}" if there else "no run is there"
+        super().__init__(f"run {run_id}: nobody publishes it (waited {waited_s:.0f} s); {runs}")
 
 
 class RunMismatch(Exception):

@@ -70,11 +70,8 @@ class AverageFailureError(Exception):
 
 Averager = Callable[[Prepare, dict[str, Tensor]], Coroutine[Any, Any, AverageResult]]
 """Averages this member's mean gradient with its group. Raises AverageFailureError."""
-
 Downloader = Callable[[ef.Download], Coroutine[Any, Any, None]]
 """Puts a state in place. Raises StateUnavailable or RemoteProtocolError, and then changes nothing."""
-
-
 LogEvent = Callable[[ev.Event, float, Sequence[ef.Effect], str], None]
 """Hears each event, when it was, what came back, and the failure of the machine ('' when it was none)."""
 
@@ -82,7 +79,8 @@ LogEvent = Callable[[ev.Event, float, Sequence[ef.Effect], str], None]
 @dataclass(frozen=True, slots=True)
 class DriverParts:
     """Everything a driver connects. `publish` is called when the record should go out soon, `on_move` when this peer is to
-    begin anew in another stage; `before` is waited for before any work begins."""
+    begin anew in another stage, `on_end` when its part is over; `save` writes a version and says how that went; `before` is
+    waited for before any work begins."""
 
     compute: Compute
     transport: Transport
@@ -90,6 +88,8 @@ class DriverParts:
     download: Downloader
     publish: Callable[[], None]
     on_move: Callable[[Stage], None]
+    on_end: Callable[[], None]
+    save: Callable[[int, Callable[[int, str], object]], None]
     on_report: ReportListener
     probes: LinkProbes
     log_event: LogEvent | None = None
@@ -319,6 +319,10 @@ class Driver:
                 self.parts.compute.discard(microbatch)
             case ef.Plan(request):
                 self._spawn(self._plan(request))
+            case ef.Checkpoint(version):
+                self.parts.save(version, lambda of, reason: self.feed(ev.Checkpointed(of, reason)))
+            case ef.End():
+                self.parts.on_end()
             case ef.MoveTo(stage):
                 self.parts.on_move(stage)
             case ef.Publish():

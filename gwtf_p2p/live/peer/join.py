@@ -1,4 +1,4 @@
-"""Get into the swarm, and stay in it.
+"""Get into the swarm, stay in it, and find the run.
 
 One initial peer that answers is enough; why each of the others does not is told. When none does, the peers of the cache are
 tried, then everybody again after a pause that grows, until the time is over. Once in, the initial peers are pinged all the
@@ -15,15 +15,25 @@ from contextlib import suppress
 from dataclasses import replace
 
 from gwtf_p2p.live.discovery.dht import Dht
+from gwtf_p2p.live.discovery.kept_runs import KeptRuns
 from gwtf_p2p.live.discovery.peer_cache import PeerCache
 from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable
 from gwtf_p2p.live.libp2p.dialling import connect
 from gwtf_p2p.live.libp2p.maddrs import InitialPeer
 from gwtf_p2p.live.libp2p.options import P2POptions
-from gwtf_p2p.live.peer.config import OnReport
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.live.peer.config import OnReport, PeerConfig, RunMismatch, RunNotThere
+from gwtf_p2p.protocol.errors import OtherWireVersion
+from gwtf_p2p.protocol.ids import PeerId, RunId
+from gwtf_p2p.protocol.wire.records import RunRecord
 
 logger = logging.getLogger(__name__)
+
+LOOK_S = 0.5
+OTHERS_FIRST_S = 3.0
+"""How long a peer that has the record lets others publish it: theirs may be newer. A record is found in well under a second."""
+
+FIRST_TOLD_S, MOST_TOLD_S = 5.0, 60.0
+"""When it is told for the first time that a run is waited for; later twice as late as the time before, at most so late."""
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0
 PING_S = 10.0
@@ -48,8 +58,6 @@ async def join(
             left_s = end - clock()
             if left_s <= 0 or stop.is_set():
                 raise
-            for text, why in error.reasons:
-                logger.warning("%s: %s", text, why)
             reasons = [list(reason) for reason in error.reasons]
             on_report({"name": "waiting", "reasons": reasons, "seconds_left": round(left_s, 1)})
             with suppress(TimeoutError):
@@ -80,3 +88,46 @@ async def keep_joined(daemon: Daemon, dht: Dht, peers: Sequence[InitialPeer], ca
             if not await connect(daemon.control_path, peer, addresses, _DIAL_S) and await dht.greet(peer):
                 cache.note(addresses)
         await asyncio.sleep(PING_S)
+
+
+async def find_run(config: PeerConfig, dht: Dht, kept: KeptRuns, stop: asyncio.Event, on_report: OnReport) -> RunRecord | None:
+    """The record of the run to take part in; None when told to stop meanwhile.
+
+    Raises RunNotThere after the time that the config gives, RunMismatch for a run whose peers speak another wire version.
+    """
+    if config.new_run is not None:
+        await dht.publish_run(config.new_run)
+        return config.new_run
+    assert config.run_id is not None, "the command line asks for a run id or a run file"
+    own = await asyncio.to_thread(kept.read, config.run_id)
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    told_after_s = FIRST_TOLD_S
+    while not stop.is_set():
+        run = await _published(dht, config.run_id)
+        waited_s = clock() - began
+        if run is not None:
+            return run
+        if own is not None and waited_s >= OTHERS_FIRST_S:
+            logger.info("nobody publishes run %s: this peer brings it back, from its own disk", own.run_id)
+            on_report({"name": "brings_back", "run_id": own.run_id})
+            await dht.publish_run(own)
+            return own
+        if own is None and waited_s >= min(told_after_s, config.join_timeout_s):
+            there = [notice.run_id for notice in await dht.read_runs()]
+            if waited_s >= config.join_timeout_s:
+                raise RunNotThere(config.run_id, waited_s, there)
+            left_s = round(config.join_timeout_s - waited_s, 1)
+            on_report({"name": "waiting_for_run", "run_id": config.run_id, "runs": there, "seconds_left": left_s})
+            told_after_s = waited_s + min(told_after_s, MOST_TOLD_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await stop.wait()
+    return None
+
+
+async def _published(dht: Dht, run_id: RunId) -> RunRecord | None:
+    try:
+        return await dht.read_run(run_id)
+    except OtherWireVersion as error:
+        raise RunMismatch(f"run {run_id}: {error}") from error

@@ -17,6 +17,7 @@ from typing import Any
 
 from gwtf_p2p.live.discovery.clock_skew import ClockVerdict, check_clock
 from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, start_dht
+from gwtf_p2p.live.discovery.kept_runs import KeptRuns
 from gwtf_p2p.live.discovery.peer_cache import PeerCache
 from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonEnded, DaemonFailed, NetworkUnreachable, start_daemon, until
 from gwtf_p2p.live.libp2p.identity import Identity, IdentityLock, default_identity_path, load_or_create_identity
@@ -25,18 +26,12 @@ from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.nat.circuit_relay import start_public_relay
 from gwtf_p2p.live.nat.paths import Paths
 from gwtf_p2p.live.nat.reachability import Reachability
-from gwtf_p2p.live.peer.config import RECORD_PERIOD_S, ClockWrong, OnReport, PeerConfig, RunMismatch
-from gwtf_p2p.live.peer.join import join, keep_joined
+from gwtf_p2p.live.peer.config import RECORD_PERIOD_S, ClockWrong, OnReport, PeerConfig
+from gwtf_p2p.live.peer.join import find_run, join, keep_joined
 from gwtf_p2p.live.peer.network import Network
-from gwtf_p2p.protocol.errors import InputError, OtherWireVersion
-from gwtf_p2p.protocol.wire.records import PathType, RunRecord
+from gwtf_p2p.protocol.wire.records import PathType
 
 logger = logging.getLogger(__name__)
-
-RUN_WAIT_S = 20.0
-"""How long a run id may stay unknown: its record travels through the DHT in well under a second once it is published."""
-
-RUN_LOOK_S = 0.5
 
 MOST_DEATHS, DEATHS_WITHIN_S = 3, 600.0
 """A p2pd that dies more often than this will die again."""
@@ -46,8 +41,8 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event)
     """Run until `stop` is set.
 
     When p2pd dies under it, the peer starts anew with another one, as a crashed peer that returns: a few times, then not.
-    Raises InputError, NetworkUnreachable, DaemonFailed, IdentityInUse, ClockWrong, RunMismatch, RunConflict; anything else
-    is our bug.
+    Raises InputError, NetworkUnreachable, DaemonFailed, IdentityInUse, ClockWrong, RunMismatch, RunConflict, RunNotThere;
+    anything else is our bug.
     """
     identity = load_or_create_identity(config.identity_path or default_identity_path(os.environ))
     deaths: list[float] = []
@@ -100,18 +95,24 @@ async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport,
             await until(stop, daemon, joined)
             return
         network = Network(daemon, dht, reachability, None, cache)
-        await _take_part(config, network, on_report, stop, times)
+        kept = KeptRuns(identity, config.checkpoints.folder)
+        await _take_part(config, network, kept, on_report, stop, times)
 
 
-async def _take_part(config: PeerConfig, network: Network, on_report: OnReport, stop: asyncio.Event, times: JoinTimes) -> None:
+async def _take_part(
+    config: PeerConfig, network: Network, kept: KeptRuns, on_report: OnReport, stop: asyncio.Event, times: JoinTimes
+) -> None:
     """From the run's record to the way out, by way of other stages where this peer is needed more."""
     # A bootstrap peer never comes here, and does without what computes: these modules import transformers.
     from gwtf_p2p.live.peer.assembly import check_config
     from gwtf_p2p.live.peer.running_peer import start_running
 
-    run = await _find_run(config, network.dht)
+    run = await find_run(config, network.dht, kept, stop, on_report)
+    if run is None:
+        return
     check_config(config, run)
     on_report({"name": "run", "run_id": run.run_id, "stages": run.stages, "total_iterations": run.total_iterations})
+    kept.keep(run)
     times.mark("run")
     while True:
         reachability = network.reachability
@@ -164,23 +165,3 @@ async def _check_clock(daemon: Daemon, dht: Dht) -> None:
         raise ClockWrong(check.reason)
     if check.verdict is ClockVerdict.WARN:
         logger.warning("%s", check.reason)
-
-
-async def _find_run(config: PeerConfig, dht: Dht) -> RunRecord:
-    """Publish the new run, or read the record of the one to join. Raises InputError for an unknown run id,
-    RunMismatch for a run whose peers speak another wire version."""
-    if config.new_run is not None:
-        await dht.publish_run(config.new_run)
-        return config.new_run
-    assert config.run_id is not None, "the command line asks for a run id or a run file"
-    end = time.monotonic() + RUN_WAIT_S
-    while True:
-        try:
-            run = await dht.read_run(config.run_id)
-        except OtherWireVersion as error:
-            raise RunMismatch(f"run {config.run_id}: {error}") from error
-        if run is not None:
-            return run
-        if time.monotonic() > end:
-            raise InputError("--run_id", config.run_id, f"no such run on this DHT ({RUN_WAIT_S:.0f} s)")
-        await asyncio.sleep(RUN_LOOK_S)

@@ -77,9 +77,12 @@ class RecordKeeper:
             self._changed.set()  # a router plans on this peer's own record too: it must not lag behind
             if not await self._dht.publish_stage(self._own):
                 logger.warning("no peer of the DHT keeps this peer's record; it is published again in a moment")
-            if self._place.stage == DATA_STAGE and clock() >= run_due_at:
+            view = machine.ctx.view
+            keeps_alive = self._place.stage == DATA_STAGE or view is None or not view.data_peers
+            if keeps_alive and clock() >= run_due_at:
                 run_due_at = clock() + RECORD_PERIOD_S
-                await self._dht.publish_run(self._run)  # by every data peer, so that it outlives its first owner
+                # By every data peer, so that it outlives its first owner; by all when there is none, so that one can come.
+                await self._dht.publish_run(self._run)
 
     async def _until_due(self, machine: StagePeer | DataPeer) -> None:
         """Return when the record is to go out (again)."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from gwtf_p2p.live.libp2p.daemon import until
 from gwtf_p2p.live.measure.evaluation import Evaluation, Swarm
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.metrics import Metrics
-from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, peer_settings
+from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, peer_settings, run_life
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 from gwtf_p2p.live.peer.driver import AverageFailureError, AverageResult, Driver, DriverParts
 from gwtf_p2p.live.peer.event_log import EventLog
@@ -32,6 +33,7 @@ from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.peer.factory import compose
 from gwtf_p2p.protocol.replay.log import Opening
+from gwtf_p2p.protocol.stall.watch import StallWatch, Wanted
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
@@ -88,6 +90,7 @@ class RunningPeer:
         self.event_log = EventLog(config.event_log) if config.event_log else None
         self._started = ev.Started()
         self._drained = asyncio.Event()
+        self._ended = asyncio.Event()
         self._moved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._moves_to: Stage | None = None
         self.settings = peer_settings(config, run, self.place, self.daemon.peer_id)
@@ -104,6 +107,8 @@ class RunningPeer:
             download=self._download,
             publish=self.reporter.record_changed,
             on_move=self._move,
+            on_end=self._ended.set,
+            save=self._save,
             on_report=self._report,
             probes=self.parts.probes,
             log_event=self._on_event,
@@ -151,17 +156,32 @@ class RunningPeer:
                 self.parts.prober.run(),
                 self.parts.link_probe.run(),
                 self.reporter.keep_telling(self.config.figures_every_s),
+                self.reporter.watch_stalls(self._stall_watch(), self.config.on_alert),
             )
         ]
         try:
+            ended = asyncio.ensure_future(self._has_ended())
+            tasks.append(ended)
             await until(stop, self.daemon, *tasks, self.driver.failure, self._moved)
-            if not self._moved.done():
+            if not self._moved.done() and not ended.done():
                 await self._drain(*tasks)
-            return None if stop.is_set() else self._moves_to
+            return None if stop.is_set() or ended.done() else self._moves_to
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _save(self, version: int, settled: Callable[[int, str], object]) -> None:
+        """Write them; the last weights are evaluated too, while the stage peers are still here."""
+        if run_life(self.config, self.run).is_over(version):
+            self.evaluation.begins(version)
+        self.checkpoints.write(version, lambda of, reason: self.evaluation.after(partial(settled, of, reason)))
+
+    def _stall_watch(self) -> StallWatch:
+        return StallWatch(Wanted(self.run.data_peers, self.run.peers_per_stage), self.config.alert_after_s)
+
+    async def _has_ended(self) -> None:
+        await self._ended.wait()
 
     async def close(self) -> None:
         await self.checkpoints.close()  # first: a checkpoint that is due needs the compute thread once more
@@ -264,9 +284,7 @@ class RunningPeer:
         self.driver.feed(ev.Kept(self.replication.kept))
 
     def _report(self, report: ef.Report, now: float) -> None:
-        if report.name == "stepped":
-            self.checkpoints.stepped(self.driver.machine.participant.version)
-        elif report.name in ("iteration_begins", "run_complete"):
+        if report.name == "iteration_begins":
             self.evaluation.begins(self.driver.machine.participant.version)
         elif report.name == "drained":
             self._drained.set()

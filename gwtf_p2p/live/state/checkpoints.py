@@ -1,7 +1,8 @@
-"""Checkpoints of a running peer: a snapshot after every n-th step, written in a thread of its own, and read at the start.
+"""Checkpoints of a running peer: a snapshot when the protocol asks for one, written in its own thread, and read at the start.
 
 The compute thread only copies the state; hashing and writing happen beside it, one checkpoint at a time. If a checkpoint is
-still being written when the next is due, the next is skipped: training does not wait for a disk.
+still being written when the next is asked for, the next waits, and is skipped if the weights have gone on by then: training
+does not wait for a disk. A disk that refuses is not asked at once again, and not before it has room for what it refused.
 
 The folder may hold checkpoints of other stages too: replicas (`replication`), or those of other peers of this machine.
 """
@@ -10,18 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.state.options import CheckpointOptions
+from gwtf_p2p.protocol.core.backoff import Backoff
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.protocol.view.replica_choice import copies_worth_keeping, worth_keeping
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.state.checkpoint import (
     drop_checkpoints,
+    drop_unfinished,
     intact_iterations,
     listed_iterations,
     load_checkpoint,
@@ -30,6 +35,12 @@ from gwtf_p2p.training.state.checkpoint import (
 from gwtf_p2p.training.state.epochs import UNKNOWN, read_epochs, write_epochs
 
 logger = logging.getLogger(__name__)
+
+DISK_RETRY_S, MOST_DISK_RETRY_S = 30.0, 1800.0
+"""After a write that failed: a full disk is a matter of minutes or days, not of seconds."""
+
+Settled = Callable[[int, str], object]
+"""Hears that a version is on the disk, or why it is not."""
 
 
 class Checkpoints:
@@ -48,11 +59,15 @@ class Checkpoints:
         self.copied: frozenset[int] = frozenset()
         self.on_kept: Callable[[], None] = lambda: None
         self._task: asyncio.Task[None] | None = None
+        self._next: tuple[int, Settled] | None = None
+        self._disk = Backoff(DISK_RETRY_S, MOST_DISK_RETRY_S)
+        self._refused_bytes = 0
 
     def look(self) -> None:
         """Read what is on the disk (it hashes: not in the event loop). Raises InputError if it is of another model."""
         folder = self.options.folder
         if folder is not None:
+            drop_unfinished(folder)
             self.kept, self.epoch = intact_iterations(folder, self.run, self.stage), read_epochs(folder).newest
 
     def kept_of(self, stage: Stage) -> tuple[int, ...]:
@@ -69,13 +84,32 @@ class Checkpoints:
     def keep(self, stage: Stage, state: dict[str, Tensor]) -> None:
         """Write a state of any stage, and drop what is not needed any more (`replicas`). Raises InputError."""
         folder = self.options.folder
-        if folder is not None:
+        if folder is None:
+            return
+        try:
             save_checkpoint(folder, self.run, stage, state, self.epoch)
-            newest, secured = self.options.keep, self.secured
-            if stage == self.stage:
-                drop_checkpoints(folder, stage, lambda there: worth_keeping(there, newest, secured, self.copied))
-            else:
-                drop_checkpoints(folder, stage, lambda there: copies_worth_keeping(there, newest, secured))
+        except InputError:
+            self._refused_bytes = sum(tensor.nbytes for tensor in state.values())
+            pause_s = self._disk.failed(time.monotonic())
+            logger.error("%s: the disk is left alone for %.0f s, and until it has room", folder, pause_s)
+            raise
+        self._disk.succeeded()
+        newest, secured = max(self.options.keep, self.run.keep_checkpoints), self.secured
+        if stage == self.stage:
+            drop_checkpoints(folder, stage, lambda there: self._own_worth_keeping(there, newest, secured))
+        else:
+            drop_checkpoints(folder, stage, lambda there: copies_worth_keeping(there, newest, secured))
+
+    def _own_worth_keeping(self, there: Sequence[int], newest: int, secured: int | None) -> set[int]:
+        """Own additional ones never push out those that all peers of the run have."""
+        common = [version for version in there if version % self.run.checkpoint_every == 0]
+        return {*common[-newest:], *worth_keeping(there, newest, secured, self.copied)}
+
+    def disk_takes(self) -> bool:
+        """Whether it makes sense to fetch, or to write, what is to be kept: the disk has not just refused, and has room."""
+        if self.options.folder is None or not self._disk.may_try(time.monotonic()):
+            return False
+        return not self._refused_bytes or shutil.disk_usage(self.options.folder).free > self._refused_bytes
 
     def go_on_from(self, version: int, epoch: int, trusted: bool) -> None:
         """Weights of this version are in place, in this epoch. Raises InputError.
@@ -92,28 +126,46 @@ class Checkpoints:
             # Every stage has the version that the swarm has gone back to; what was secured later is gone.
             self.epoch, self.secured, self.copied = epoch, version, frozenset()
 
-    def stepped(self, version: int) -> None:
-        """A step was applied; write a checkpoint if one is due."""
-        if self.options.folder is None or version % self.options.every:
-            return
-        if self._task is not None and not self._task.done():
-            logger.warning("checkpoint of iteration %d is skipped: the one before is still being written", version)
-            return
-        self._task = asyncio.get_running_loop().create_task(self._write())
+    def write(self, version: int, settled: Settled) -> None:
+        """Write the weights, which are of this version now; `settled` hears what came of it."""
+        if self.options.folder is None:
+            settled(version, "no --checkpoint_dir")
+        elif self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._write(version, settled))
+        else:
+            if self._next is not None:
+                self._skip(*self._next)
+            self._next = version, settled
 
     async def close(self) -> None:
-        """Let a checkpoint that is being written come to its end."""
+        """Let a checkpoint that is being written, and one that waits for it, come to their end."""
         if self._task is not None:
             await self._task
 
-    async def _write(self) -> None:
-        version, state = await self.compute.snapshot()
+    async def _write(self, version: int, settled: Settled) -> None:
+        """This one, and what was asked for meanwhile."""
+        wanted: tuple[int, Settled] | None = (version, settled)
+        while wanted is not None:
+            await self._write_one(*wanted)
+            wanted, self._next = self._next, None
+
+    async def _write_one(self, version: int, settled: Settled) -> None:
+        there, state = await self.compute.snapshot()
+        if there != version:
+            self._skip(version, settled)
+            return
         try:
             await asyncio.to_thread(self.keep, self.stage, state)
             self.kept = await asyncio.to_thread(self.kept_of, self.stage)
         except InputError as error:
             logger.error("%s; training goes on without this checkpoint", error)
+            settled(version, str(error))
             return
         self.written += 1
         logger.info("checkpoint of stage %d after %d iterations", self.stage, version)
         self.on_kept()
+        settled(version, "")
+
+    def _skip(self, version: int, settled: Settled) -> None:
+        logger.warning("checkpoint of iteration %d is skipped: the one before was still being written", version)
+        settled(version, "the one before was still being written")

@@ -8,14 +8,15 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class CheckpointOptions:
-    """`folder` None: none are written. `every` n steps, `keep` the newest n, and what a lost stage may need (`replicas`).
+    """`folder` None: none are written. The run says how often they are, and how many of the newest are kept; `every` n steps
+    this peer writes another (0: never), and it keeps the newest `keep` if that is more, and what a lost stage may need.
 
     `copies`: how many peers of neighbouring stages keep a copy of each stage's checkpoints; `copy_bytes_per_s`: how fast this
     peer fetches what it keeps for others.
     """
 
     folder: Path | None = None
-    every: int = 10
-    keep: int = 3
+    every: int = 0
+    keep: int = 0
     copies: int = 1
     copy_bytes_per_s: float = 8e6

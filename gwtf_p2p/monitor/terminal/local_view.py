@@ -9,9 +9,9 @@ from statistics import median
 
 from rich.text import Text
 
-from gwtf_p2p.monitor.health import duration
 from gwtf_p2p.monitor.run_state import RunState
 from gwtf_p2p.monitor.terminal.fit import Column, Section, fit, progress_bar, sparkline, table
+from gwtf_p2p.protocol.stall.rules import duration
 
 EVENTS_SHOWN, EVENTS_LEAST = 12, 3
 ROUTES_SHOWN = 4

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from gwtf_p2p.monitor.health import duration
 from gwtf_p2p.monitor.own_peer import OwnPeer, megabytes
 from gwtf_p2p.monitor.swarm_state import SHOWN
 from gwtf_p2p.monitor.terminal.fit import Section, fit, progress_bar, sparkline
 from gwtf_p2p.monitor.terminal.swarm_view import clock
+from gwtf_p2p.protocol.stall.rules import duration
 
 EVENTS_LEAST, EVENTS_SHOWN = 3, 12
 

@@ -6,10 +6,11 @@ import time
 
 from rich.text import Text
 
-from gwtf_p2p.monitor.health import Level, duration, findings
+from gwtf_p2p.monitor.health import Level, findings
 from gwtf_p2p.monitor.swarm_state import SHOWN, SwarmState
 from gwtf_p2p.monitor.terminal.fit import Column, Section, fit, progress_bar, sparkline, table
 from gwtf_p2p.protocol.ids import DATA_STAGE
+from gwtf_p2p.protocol.stall.rules import duration
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 
 CHANGES_SHOWN, CHANGES_LEAST = 10, 3

@@ -14,11 +14,11 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import DataTable, Footer, Static
 
-from gwtf_p2p.monitor.health import duration
 from gwtf_p2p.monitor.terminal.fit import progress_bar, sparkline
 from gwtf_p2p.monitor.terminal.swarm_view import clock
 from gwtf_p2p.monitor.top.shown import Peer, Shown
 from gwtf_p2p.monitor.top.source import Source
+from gwtf_p2p.protocol.stall.rules import duration
 
 COLUMNS = ("peer", "stage", "state", "held", "work/min", "behind", "path")
 SORTS = ("stage", "state", "work", "name")

@@ -7,7 +7,7 @@ different epochs differ, so epochs are compared before versions, and a peer of a
 
 from __future__ import annotations
 
-from gwtf_p2p.protocol.commit.inquiry import Outcome, Replies, available, common_version, stages_without
+from gwtf_p2p.protocol.commit.inquiry import Outcome, Replies, available, common_version, nearest_version, stages_without
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
@@ -84,7 +84,9 @@ class Admission:
         ctx = self.ctx
         to = common_version(replies, ctx.past, ctx.stages)
         if to is None:
-            ctx.report("no_common_version", iteration=self.participant.version, reason=why)
+            nearest, without = nearest_version(replies, ctx.past, ctx.stages)
+            lacking = {"version": nearest, "stages_without": without}
+            ctx.report("no_common_version", iteration=self.participant.version, reason=why, **lacking)
             return False
         past = ctx.past.gone_back_to(to)
         ctx.report("going_back", version=to, iteration=self.participant.version, epoch=past.epoch, reason=why)

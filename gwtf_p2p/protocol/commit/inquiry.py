@@ -97,6 +97,14 @@ def stages_without(version: int, replies: Replies, past: Past, stages: int) -> l
     return [Stage(k) for k in range(stages + 1) if k not in found]
 
 
+def nearest_version(replies: Replies, past: Past, stages: int) -> tuple[int, list[Stage]]:
+    """The version that most stages have, the newest of several, and the stages that lack it."""
+    there = {version for standing in replies.values() for version in available(standing, past)}
+    ranked = [(-len(stages_without(version, replies, past, stages)), version) for version in there]
+    nearest = max(ranked)[1] if ranked else 0
+    return nearest, stages_without(nearest, replies, past, stages)
+
+
 def _when_some_are_ahead(here: Replies, ahead: Replies, position: tuple[int, int], stages: int, me: PeerId) -> Outcome:
     epoch, iteration = position
     first = min(ahead)

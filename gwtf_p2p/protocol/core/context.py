@@ -10,6 +10,7 @@ from gwtf_p2p.protocol.core.deadlines import Timings
 from gwtf_p2p.protocol.core.epochs import Past
 from gwtf_p2p.protocol.core.failure_detector import Liveness
 from gwtf_p2p.protocol.core.holdings import Holdings
+from gwtf_p2p.protocol.core.life import RunLife
 from gwtf_p2p.protocol.core.lifecycle import DATA_PHASES, PHASES, Held, Phase, Returning, Sending
 from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.effects import CancelPush, CancelTimer, Discard, DropActivations, Effect, Report, StartTimer
@@ -39,6 +40,7 @@ class Context:
     exact: bool = True
     done_bytes: int = 0
     memory_limit_bytes: int = 0
+    life: RunLife = field(default_factory=RunLife)
     view: NetworkView | None = None
     now: float = 0.0
     recoveries: Counter[str] = field(default_factory=Counter)

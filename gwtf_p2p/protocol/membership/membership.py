@@ -152,6 +152,7 @@ class Membership:
         if self.wanted.version is None:
             return
         self.wanted.forget()
+        self.wanted.found()
         if self.participant.role.joining or self.participant.progress.behind:
             self.participant.follow(event.version, self.ctx.epoch)  # no data peer was there to admit this one
             self.admitted = True

@@ -9,12 +9,13 @@ from gwtf_p2p.protocol.ids import PeerId
 
 
 class WantedWeights:
-    """Of one peer. `version` is the one that is being downloaded, or read from an own checkpoint; None while none is."""
+    """Of one peer. `version` is the one that is being downloaded, or read from an own checkpoint; None while none is.
+    `said_missing` is the last one that nobody had, -1 for none."""
 
     def __init__(self, context: Context, participant: Participant) -> None:
         self.ctx, self.participant = context, participant
         self.version: int | None = None
-        self._said_missing = -1
+        self.said_missing = -1
 
     def fetch(self, version: int, donors: tuple[PeerId, ...], own: bool) -> None:
         """Have them put in place, unless that is under way. `own`: a checkpoint of its own will do."""
@@ -26,8 +27,12 @@ class WantedWeights:
         """They are here, or are not wanted any more."""
         self.version = None
 
+    def found(self) -> None:
+        """Weights are in place."""
+        self.said_missing = -1
+
     def missing(self, version: int) -> None:
         """Nobody has them. It is said once of each version."""
-        if self._said_missing != version:
-            self._said_missing = version
+        if self.said_missing != version:
+            self.said_missing = version
             self.ctx.report("version_missing", stage=self.ctx.stage, version=version, have=self.participant.weights)

@@ -19,7 +19,9 @@ from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.membership.ending import Ending
 from gwtf_p2p.protocol.membership.membership import Membership
+from gwtf_p2p.protocol.membership.saving import Saving
 from gwtf_p2p.protocol.peer.computing import Computing, Worker
 from gwtf_p2p.protocol.peer.neighbours import Concerned, Neighbours
 from gwtf_p2p.protocol.peer.router_port import Negotiating
@@ -56,6 +58,8 @@ class PeerMachine(Concerned, Worker, ABC):
         self.ctx = context
         self.participant = Participant(context)
         self.membership = Membership(context, self.participant)
+        self.saving = Saving(context, self.participant)
+        self.ending = Ending(context, self.participant, self.saving)
         self.transfers = Transfers(context, upper_stage)
         self.send_activation = self.transfers.send_activation
         self.repairs = self.transfers.repairs
@@ -145,6 +149,7 @@ class PeerMachine(Concerned, Worker, ABC):
     def _iteration_event(self, event: ev.Event) -> None:
         match event:
             case ev.Started():
+                self.saving.started(event.weights_version)
                 self.membership.started(event)
                 self.ctx.emit(ef.Publish())
             case ev.AverageDone():
@@ -154,14 +159,18 @@ class PeerMachine(Concerned, Worker, ABC):
             case ev.Stepped(iteration):
                 self._optimizer_stepped(iteration)
             case ev.Downloaded():
+                self.saving.replaced()
                 self.membership.downloaded(event)
             case ev.DownloadFailed():
                 self.membership.download_failed(event)
+            case ev.Checkpointed():
+                self.saving.settled(event)
             case ev.Kept(versions):
                 self.participant.role.keep(versions)
             case ev.Planned(plan):
                 self._planned(plan)
             case ev.DrainRequested():
+                self.saving.leave()
                 self.membership.drain()
                 self._drain()
             case _:
@@ -182,8 +191,16 @@ class PeerMachine(Concerned, Worker, ABC):
             self.neighbours.keep_up()
         participant.share.average_when_right(self.computing.changes_gradient)
         if self.membership.state is PeerState.DRAINING:
-            self.membership.drained_when(self._nothing_left())
+            self._leave_when_free()
+        self.ending.settle(self.membership.serves)
         self.negotiating.say()
+
+    def _leave_when_free(self) -> None:
+        """The weights that it leaves with are written first; whoever moves to another stage leaves no weights behind."""
+        nothing_left = self._nothing_left()
+        if nothing_left and self.membership.moving_to is None and not self.membership.drained:
+            self.saving.leave()
+        self.membership.drained_when(nothing_left)
 
     # ---- what the two kinds of peer do in their own way
 
@@ -260,6 +277,9 @@ class PeerMachine(Concerned, Worker, ABC):
                 self.membership.still_seeks()
             case Timer.DOUBT:
                 pass  # it only keeps this peer from doubting aloud too often
+            case Timer.END:
+                self.ending.end()
+                self.membership.others.say_goodbye()
             case Timer.NEGOTIATE:
                 self.negotiating.tick()
             case Timer.AVERAGING:
@@ -281,16 +301,22 @@ class PeerMachine(Concerned, Worker, ABC):
         if not ends:
             followed = self.participant.progress.syncing
             self.participant.stepped(iteration)
+            self._weights_stepped(iteration + 1)
             if followed and not self.participant.out_of_step:
                 self.membership.caught_up()
             return
         assert preparing is not None
         self.accounts.stepped(preparing)
         self.participant.stepped(iteration)
+        self._weights_stepped(iteration + 1)
         for held in self.ctx.in_order():
             if held.id.iteration <= iteration:
                 self.ctx.router.observe_end(held.id, self.ctx.now)
                 self.ctx.discard(held)
+
+    def _weights_stepped(self, version: int) -> None:
+        if self.participant.weights == version:
+            self.saving.stepped(version)
 
     def _drop_everything(self) -> None:
         """This peer is out of step: what it holds is of no use to anybody."""

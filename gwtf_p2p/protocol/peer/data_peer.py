@@ -43,14 +43,10 @@ NEXT_WORK = (
 
 @dataclass(frozen=True, slots=True)
 class DataPeerConfig:
-    """`data_peers`, and `peers_per_stage` in each stage: how many must be online before iteration 0 begins.
-
-    `total_iterations` 0 means no end.
-    """
+    """`data_peers`, and `peers_per_stage` in each stage: how many must be online before iteration 0 begins."""
 
     microbatches: int
     data_peers: int = 1
-    total_iterations: int = 0
     peers_per_stage: int = 1
 
 
@@ -64,7 +60,6 @@ class DataPeer(PeerMachine):
         self.know(Acquaintances(context, self.participant, self.coordinator.roster))
         self.gate.led = self._participants
         self.begun = False
-        self.complete = False
         self._empty: set[Stage] = set()
         self.injecting = injecting = Injecting(context, self.participant)
         self.finishing = Finishing(
@@ -93,7 +88,12 @@ class DataPeer(PeerMachine):
     def _begin_when_ready(self) -> None:
         """Begin to take part: everybody who should be here is, and every stage has a peer."""
         view = self.ctx.view
-        if self.complete or view is None or not self.participant.role.active or not self.membership.serves:
+        if (
+            self.ctx.life.is_over(self.participant.version)
+            or view is None
+            or not self.participant.role.active
+            or not self.membership.serves
+        ):
             return
         if (self.participant.version > 0 or _is_quorum(view, self.ctx.stages, self.ctx.me, self.config)) and not self._empty:
             self.begun = True
@@ -101,10 +101,9 @@ class DataPeer(PeerMachine):
 
     def _begin_iteration(self) -> None:
         version = self.participant.version
-        if self.config.total_iterations and version >= self.config.total_iterations:
-            self.complete, self.begun = True, False
+        if self.ctx.life.is_over(version):
+            self.begun = False
             self.participant.role.take_part(False)
-            self.ctx.report("run_complete", iterations=version)
             return
         self.participant.role.take_part(True)
         self.ctx.report("iteration_begins", iteration=version)

@@ -7,11 +7,12 @@ with them, and `gwtf replay` composes the same machine once more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.deadlines import Timings
 from gwtf_p2p.protocol.core.failure_detector import Liveness
+from gwtf_p2p.protocol.core.life import RunLife
 from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
@@ -34,7 +35,7 @@ class RouterChoice:
 class PeerSettings:
     """One of `data_peer` and `stage_peer` is given, as `stage` says. `router` None: whoever composes brings one.
 
-    `exact`, `done_bytes` and `memory_limit_bytes` as in `Context`.
+    `exact`, `done_bytes`, `memory_limit_bytes` and `life` as in `Context`.
     """
 
     me: PeerId
@@ -46,6 +47,7 @@ class PeerSettings:
     memory_limit_bytes: int = 0
     data_peer: DataPeerConfig | None = None
     stage_peer: StagePeerConfig | None = None
+    life: RunLife = field(default_factory=RunLife)
 
     def __post_init__(self) -> None:
         if not 0 <= self.stage <= self.stages:
@@ -76,6 +78,7 @@ def compose(settings: PeerSettings, router: Router | None = None) -> StagePeer |
         exact=settings.exact,
         done_bytes=settings.done_bytes,
         memory_limit_bytes=settings.memory_limit_bytes,
+        life=settings.life,
     )
     if settings.data_peer is not None:
         return DataPeer(context, settings.data_peer)

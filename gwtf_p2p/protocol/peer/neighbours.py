@@ -22,7 +22,7 @@ from gwtf_p2p.protocol.membership.membership import Membership
 from gwtf_p2p.protocol.peer.transfers import Transfers
 from gwtf_p2p.protocol.transfer.send_activation import WAITING
 from gwtf_p2p.protocol.wire.messages import Lost, Superseded
-from gwtf_p2p.protocol.wire.records import PeerState
+from gwtf_p2p.protocol.wire.records import Completion, PeerState
 
 LivenessEvent = ev.CheckAnswered | ev.CheckFailed | ev.WatchBroken | ev.SendFailed
 
@@ -107,7 +107,8 @@ class Neighbours:
         """One that said that it would leave, and owes nothing, has not been lost."""
         ctx = self.ctx
         record = ctx.view.records.get(peer) if ctx.view is not None else None
-        left = record is not None and record.state is PeerState.DRAINING and not ctx.holdings.shared_with(peer)
+        leaves = record is not None and (record.state is PeerState.DRAINING or record.completion is Completion.EVERYWHERE)
+        left = leaves and not ctx.holdings.shared_with(peer)
         ctx.report("peer_left" if left else "peer_lost", peer=peer, reason=reason)
         self.machine.peer_lost(peer, reason)
         self.transfers.return_gradient.peer_lost(peer)

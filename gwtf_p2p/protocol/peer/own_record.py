@@ -43,7 +43,7 @@ class OwnMeasurements:
 def news_of(record: StageRecord) -> tuple[object, ...]:
     """What of a record others route, plan or join by, and therefore act on at once."""
     version = record.weights_version if record.stage == DATA_STAGE else 0  # who has missed a commit learns it from a data peer
-    place = record.stage, record.state, record.capacity, record.epoch, version, record.memory_limit_bytes
+    place = record.stage, record.state, record.capacity, record.epoch, version, record.memory_limit_bytes, record.completion
     way = record.path, record.maddrs, record.circuit_bytes, record.circuit_s
     return *place, *way, record.flows_iteration, record.flows, record.cost_to_sink_us, record.takeover_us
 
@@ -95,6 +95,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         shard=around.shard,
         copied=around.copied,
         account=_account(machine, around),
+        completion=machine.ending.completion,
         progress=around.progress,
         route_seconds=around.route_seconds,
         sequence_number=sequence_number,

@@ -60,7 +60,7 @@ different versions refuse each other's streams and records by this number (`test
 MAX_RECORD_BYTES = 8192
 MOST_DATA_PEERS = 4096
 
-_RUN_ID = Matches(r"[^_./\\\s][^./\\\s]*", "without dots, slashes or spaces, not beginning with _")
+RUN_ID = Matches(r"[^_./\\\s][^./\\\s]*", "without dots, slashes or spaces, not beginning with _")
 
 T = TypeVar("T")
 
@@ -80,6 +80,15 @@ class PathType(Enum):
     PUBLIC = "public"
     PUNCHED = "punched"
     RELAYED = "relayed"
+
+
+class Completion(Enum):
+    """How far a run is, as a peer tells: the peer has more to do; it has done, and keeps, the last iteration; so has every
+    stage."""
+
+    RUNS = "runs"
+    HERE = "here"
+    EVERYWHERE = "everywhere"
 
 
 class LinkSource(Enum):
@@ -125,7 +134,7 @@ class RunRecord:
     `boundary` is what crosses each boundary between parts, microbatch x sequence x hidden if it is empty.
     """
 
-    run_id: Annotated[RunId, MinLen(1), MaxLen(64), _RUN_ID, "names the run on its DHT"]
+    run_id: Annotated[RunId, MinLen(1), MaxLen(64), RUN_ID, "names the run on its DHT"]
     model_config: Annotated[Mapping[str, Any], "config of the model, as transformers writes it"]
     layer_split: Annotated[tuple[tuple[int, int], ...], MinLen(1), MaxLen(4096), "layers of each stage, half-open ranges"]
     seed: Annotated[int, Ge(0), Lt(2**63), "draws the initial weights and the order of the data"]
@@ -147,6 +156,8 @@ class RunRecord:
     loss: Annotated[LossSpec, "what is added to the cross entropy"] = field(default_factory=LossSpec)
     evaluation: Annotated[EvaluationSpec, "loss on text that is not trained on"] = field(default_factory=EvaluationSpec)
     total_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations in all (0: without end)"] = 0
+    checkpoint_every: Annotated[int, Ge(1), Le(MOST_ITERATIONS), "iterations between two checkpoints of every peer"] = 10
+    keep_checkpoints: Annotated[int, Ge(1), Le(1000), "newest checkpoints that every peer keeps"] = 3
     boundary: Annotated[tuple[BoundaryTensor, ...], MaxLen(16), "what crosses each boundary between parts"] = ()
     fingerprint: Annotated[Fingerprint, "what the model computes where the run was started"] = field(
         default_factory=Fingerprint
@@ -258,7 +269,8 @@ class StageRecord:
     the gradient of its embedding, `flows` the share of the plan by which it goes in `flows_iteration` (`iteration_plan`).
     `maddrs` are its addresses, best first, without its own id; a circuit relay cuts each circuit to it after `circuit_bytes`
     each way or `circuit_s` (0: never). `copied` are versions of its stage that it has a checkpoint of and that a neighbouring
-    stage has a copy of (`replicas`). `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of
+    stage has a copy of (`replicas`). `completion`: whether it has done the last iteration.
+    `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of
     the run for observers; nobody plans on them.
     """
 
@@ -292,6 +304,7 @@ class StageRecord:
     shard: WeightsVersion = -1
     copied: Versions = ()
     account: Account | None = None
+    completion: Completion = Completion.RUNS
     progress: Figures = field(default_factory=dict)
     route_seconds: Figures = field(default_factory=dict)
     sequence_number: Count = 0
@@ -313,7 +326,7 @@ class StageRecord:
         return self.backward.median_s if self.backward else 0.0
 
 
-def encode(record: RunRecord | StageRecord) -> bytes:
+def encode(record: Any) -> bytes:
     """Msgpack of a record. Raises ValueError above 8 KiB: the publisher must send fewer links."""
     packed: bytes = msgpack.packb(to_plain(record))
     if len(packed) > MAX_RECORD_BYTES:
@@ -324,7 +337,7 @@ def encode(record: RunRecord | StageRecord) -> bytes:
 def decode_run(data: bytes) -> RunRecord:
     """Raises RemoteProtocolError when the bytes are no run record or one that is out of range, OtherWireVersion when they are
     of another wire version."""
-    run = _decode(RunRecord, data)
+    run = decode(RunRecord, data)
     try:
         run.validate(RunRecord.__name__)
     except InputError as error:  # the owner's mistake, not that of the user who reads it here
@@ -334,10 +347,11 @@ def decode_run(data: bytes) -> RunRecord:
 
 def decode_stage(data: bytes) -> StageRecord:
     """Raises RemoteProtocolError when the bytes are no stage record, OtherWireVersion when of another version."""
-    return _decode(StageRecord, data)
+    return decode(StageRecord, data)
 
 
-def _decode(kind: type[T], data: bytes) -> T:
+def decode(kind: type[T], data: bytes) -> T:
+    """A record of any kind. Raises RemoteProtocolError, OtherWireVersion."""
     if len(data) > MAX_RECORD_BYTES:
         raise RemoteProtocolError(f"{kind.__name__}: {len(data)} bytes, over the bound of {MAX_RECORD_BYTES}")
     try:

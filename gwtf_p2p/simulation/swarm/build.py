@@ -25,6 +25,7 @@ from enum import Enum
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.core.life import RunLife
 from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeerConfig
@@ -102,7 +103,7 @@ class Swarm:
         data_peer = stage_peer = None
         timed: tuple[ev.Work, ...]
         if drawn.stage == DATA_STAGE:
-            data_peer = DataPeerConfig(model.microbatches_per_data_peer, self.scenario.data_peers, self.scenario.iterations)
+            data_peer = DataPeerConfig(model.microbatches_per_data_peer, self.scenario.data_peers)
             timed = (ev.Work.EMBED, ev.Work.LOSS, ev.Work.FINISH)
         else:
             recomputes = arm.memory is Memory.ADAPTIVE and arm.queues
@@ -116,6 +117,7 @@ class Swarm:
             exact=arm.recovery == "exact",
             data_peer=data_peer,
             stage_peer=stage_peer,
+            life=RunLife(self.scenario.iterations, stays=True),
         )
         machine = compose(settings)
         if self._around_router is not None:

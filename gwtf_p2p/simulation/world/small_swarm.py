@@ -10,6 +10,7 @@ from random import Random
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.core.life import RunLife
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
@@ -97,6 +98,7 @@ class InTurnByPlan(RoundRobin):
 class SmallConfig:
     """`speeds`: how many times slower than the usual 0.05 s + 0.1 s a stage peer is, drawn by seed. `iterations` 0: no end.
     `plans`: routes count as planned (`InTurnByPlan`).
+    `checkpoint_every` 0: what the world keeps of every iteration is all; `ends`: programs end when the run is complete.
     """
 
     stages: int = 3
@@ -110,6 +112,8 @@ class SmallConfig:
     memory_microbatches: int = 0
     moves: bool = False
     plans: bool = False
+    checkpoint_every: int = 0
+    ends: bool = False
     seed: int = 0
 
 
@@ -126,6 +130,7 @@ class SmallSwarm:
         self.faults = Faults(self.world, self.new_peer)
         self.world.on_event = self._before_event
         self.world.on_effect = self.faults.before_effect
+        self.world.on_end = lambda peer: self.leave(self.world.peers[peer])
         self.world.on_move = lambda peer, stage: self.world.kernel.after(0.0, lambda: self.move(peer, stage))
         self.stages: dict[PeerId, Stage] = {}
         self._random = Random(self.config.seed)
@@ -137,12 +142,13 @@ class SmallSwarm:
     def new_peer(self, peer: PeerId) -> SimulatedPeer:
         """As it is when its program has just been started."""
         config = self.config
+        life = RunLife(config.iterations, config.checkpoint_every, stays=not config.ends)
         kind, *numbers = peer.split("_")
         router = InTurnByPlan if config.plans else RoundRobin
         corrections = {ev.Work.UNCOUNT: BACKWARD_S * 1.5, ev.Work.RECOUNT: BACKWARD_S * 1.5}
         if kind == "data":
-            own = DataPeerConfig(config.microbatches, config.data_peers, config.iterations)
-            settings = PeerSettings(peer, DATA_STAGE, config.stages, None, config.exact, data_peer=own)
+            own = DataPeerConfig(config.microbatches, config.data_peers)
+            settings = PeerSettings(peer, DATA_STAGE, config.stages, None, config.exact, data_peer=own, life=life)
             speed = Speed({ev.Work.EMBED: 0.005, ev.Work.LOSS: 0.02, ev.Work.FINISH: 0.005, **corrections})
             return SimulatedPeer(compose(settings, router(config.microbatches)), speed)
         one = done_bytes(MICROBATCH_BYTES, MICROBATCH_BYTES)
@@ -155,6 +161,7 @@ class SmallSwarm:
             done_bytes=one,
             memory_limit_bytes=config.memory_microbatches * one,
             stage_peer=StagePeerConfig(config.capacity, moves=config.moves),
+            life=life,
         )
         factor = self._random.choice(config.speeds)
         seconds = {ev.Work.FORWARD: FORWARD_S, ev.Work.BACKWARD: BACKWARD_S, **corrections}

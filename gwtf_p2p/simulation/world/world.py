@@ -49,6 +49,7 @@ class World:
         self.on_effect: Callable[[PeerId], None] | None = None
         self.on_fault: Callable[[PeerId, float, float], None] = lambda peer, uncommitted_s, now: None
         self.on_move: Callable[[PeerId, Stage], None] = lambda peer, stage: None
+        self.on_end: Callable[[PeerId], None] = lambda peer: None
         self.make_plan = make_plan
         self._on_report = on_report
         self.spans = Spans(kernel, sizes.microbatch_bytes)
@@ -155,8 +156,12 @@ class World:
                 self._weights.download(peer, effect)
             case ef.Plan(request):
                 self.population.feed(peer, ev.Planned(self.make_plan(request)))
+            case ef.Checkpoint(version):
+                self.kernel.after(0.0, lambda: self.population.feed(peer, ev.Checkpointed(version)))
             case ef.MoveTo(stage):
                 self.on_move(peer.id, stage)
+            case ef.End():
+                self.on_end(peer.id)
             case ef.Publish():
                 self._publication.publish(peer)
             case ef.Report():

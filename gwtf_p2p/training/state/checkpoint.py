@@ -93,8 +93,37 @@ def save_checkpoint(root: Path, run: RunRecord, stage: int, state: Mapping[str, 
         }
         replace_file(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
     except OSError as error:
+        _undo(folder)
         raise InputError(str(root), "", f"expected a writable checkpoint directory ({error.strerror or error})") from error
     return folder
+
+
+def _undo(folder: Path) -> None:
+    """What a failed write has left would keep a full disk full. A complete checkpoint of an earlier write stays."""
+    for left in folder.glob(f"*.{os.getpid()}.writing"):
+        left.unlink(missing_ok=True)
+    if folder.is_dir() and not (folder / MANIFEST).exists():
+        _remove(folder)
+
+
+def drop_unfinished(root: Path) -> None:
+    """Remove what writers that are gone (a power cut, a crash) have left half written."""
+    for left in root.glob("stage_*/step_*/*.writing"):
+        pid = left.name.rpartition(".writing")[0].rpartition(".")[2]
+        if not pid.isdigit() or not _is_running(int(pid)):
+            left.unlink(missing_ok=True)
+            if not any(left.parent.iterdir()):
+                left.parent.rmdir()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def drop_checkpoints(root: Path, stage: int, worth_keeping: Callable[[Sequence[int]], Collection[int]]) -> None:

@@ -50,6 +50,8 @@ async def driven() -> AsyncIterator[Driven]:
         download=nothing,
         publish=lambda: None,
         on_move=lambda stage: None,
+        on_end=nothing,
+        save=nothing,
         on_report=lambda report, now: None,
         probes=LinkProbes(lambda: 0.0),
         log_event=lambda event, *_: events.append(event),

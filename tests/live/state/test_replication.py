@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +24,7 @@ from tests.training.swarm import LLAMA, run_record
 
 STAGES = 2
 KEEP = 3
+RUN = replace(run_record(LLAMA), checkpoint_every=2)
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +58,8 @@ class Swarm:
     def __post_init__(self) -> None:
         for k in range(STAGES + 1):
             peer = PeerId(f"p{k}")
-            options = CheckpointOptions(self.folder / peer, every=2, keep=KEEP)
-            checkpoints = Checkpoints(options, run_record(LLAMA), Stage(k), cast(Compute, FakeCompute()))
+            options = CheckpointOptions(self.folder / peer, keep=KEEP)
+            checkpoints = Checkpoints(options, RUN, Stage(k), cast(Compute, FakeCompute()))
             self.checkpoints[peer] = checkpoints
             self.replications[peer] = Replication(checkpoints, SlowDownload(self), peer)
 
@@ -67,7 +68,7 @@ class Swarm:
             self.iterations += 2
             for kept in self.checkpoints.values():
                 cast(FakeCompute, kept.compute).iterations = self.iterations
-                kept.stepped(self.iterations)
+                kept.write(self.iterations, lambda version, reason: None)
                 await kept.close()
 
     def view(self) -> NetworkView:
@@ -156,8 +157,8 @@ async def test_a_newcomer_without_a_disk_counts_on_the_copies_of_the_epoch_that_
     await swarm.step(1)
     await swarm.look()
     left = swarm.view().without([PeerId("p2")])
-    options = CheckpointOptions(tmp_path / "newcomer", every=2, keep=KEEP)
-    checkpoints = Checkpoints(options, run_record(LLAMA), Stage(2), cast(Compute, FakeCompute()))
+    options = CheckpointOptions(tmp_path / "newcomer", keep=KEEP)
+    checkpoints = Checkpoints(options, RUN, Stage(2), cast(Compute, FakeCompute()))
     newcomer = Replication(checkpoints, SlowDownload(swarm), PeerId("newcomer"))
     assert await newcomer.adopt(left) == 1
     copied = newcomer.kept

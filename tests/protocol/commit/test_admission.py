@@ -112,7 +112,9 @@ def test_after_a_while_the_swarm_goes_back_to_the_newest_version_that_every_stag
 def test_where_no_version_is_common_nobody_goes_back() -> None:
     driven = stranded()
     asked_again(driven, ())
-    assert driven.reported("no_common_version") and not driven.reported("going_back")
+    [said] = driven.reported("no_common_version")
+    assert (said["version"], said["stages_without"]) == (3, [1]), "the newest that no more than one lacks"
+    assert not driven.reported("going_back")
 
 
 def test_whoever_has_the_weights_may_come_back_before_the_patience_is_over() -> None:

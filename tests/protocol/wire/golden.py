@@ -41,10 +41,12 @@ from gwtf_p2p.protocol.wire.records import (
     decode_stage,
     encode,
 )
+from gwtf_p2p.protocol.wire.run_notice import RunNotice, decode_notice
 
 FILE = Path(__file__).with_name("golden_bytes.txt")
 MESSAGES: tuple[type[Any], ...] = (*get_args(TensorMessage), *get_args(ControlMessage))
-RECORDS: tuple[type[Any], ...] = (RunRecord, StageRecord)
+RECORDS: tuple[type[Any], ...] = (RunRecord, StageRecord, RunNotice)
+DECODERS: dict[str, Any] = {"RunRecord": decode_run, "StageRecord": decode_stage, "RunNotice": decode_notice}
 VERSION = "WIRE_VERSION"
 
 
@@ -71,6 +73,8 @@ _RUN = RunRecord(
     weight_hashes=("hash0", "hash1", "hash2"),
     adapters=AdapterSpec(12, 13.5, ("q_proj",)),
     total_iterations=10,
+    checkpoint_every=12,
+    keep_checkpoints=13,
     boundary=(BoundaryTensor("hidden", (3, 2, 64)), BoundaryTensor("ids", (3, 2), is_integer=True)),
     fingerprint=Fingerprint((0.7, 0.8), {"torch": "version"}),
     sequence_number=11,
@@ -118,8 +122,8 @@ def lines() -> dict[str, str]:
 
 def read_back(name: str, data: bytes) -> Any:
     """What a peer makes of the bytes. Raises RemoteProtocolError."""
-    if name in ("RunRecord", "StageRecord"):
-        return decode_run(data) if name == "RunRecord" else decode_stage(data)
+    if name in DECODERS:
+        return DECODERS[name](data)
     plain = msgpack.unpackb(data)
     return [Verdict(value) for value in plain] if name == "Verdict" else from_header(plain)
 

@@ -1,0 +1,32 @@
+"""How long a run lasts and what is kept of it: the part of a run's record that the life of each of its peers depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RunLife:
+    """`total_iterations` 0: without end. `checkpoint_every`: the run's interval, equal for all its peers, since a version of
+    the weights is worth something only if every stage has it; 0: this peer keeps no checkpoints. `own_every`: this peer's
+    additional ones, 0 for none. `stays`: it goes on serving when the run is complete.
+    """
+
+    total_iterations: int = 0
+    checkpoint_every: int = 0
+    own_every: int = 0
+    stays: bool = False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether this peer has a place for checkpoints."""
+        return self.checkpoint_every > 0
+
+    def is_over(self, version: int) -> bool:
+        """Whether these are the weights after the last iteration."""
+        return 0 < self.total_iterations <= version
+
+    def is_due(self, version: int) -> bool:
+        """Whether a checkpoint of these weights is kept as a matter of course: at an interval's end, and of the last."""
+        intervals = [every for every in (self.checkpoint_every, self.own_every) if every > 0]
+        return self.is_over(version) or any(version % every == 0 for every in intervals)

@@ -1,0 +1,108 @@
+"""The end of a run, an event of all its peers: each has the last iteration's weights on its disk, and then leaves.
+
+A peer is complete *here* when its weights are those of the last iteration and their checkpoint is written (or cannot be, or is
+not wanted). It stays until a complete peer of every stage has been seen: only then is the last version something that all can
+go on from. Then the run is complete *everywhere*; the peer says so in its record for as long as others need to read it, and
+ends, unless it is to stay. One that comes later, or has missed the last iteration and cannot catch up, learns from such
+records that there is nothing left to do. A liar alone ends nobody's part while a peer that works on can be seen.
+"""
+
+from __future__ import annotations
+
+from gwtf_p2p.protocol.commit.participant import Participant
+from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.effects import End, Publish
+from gwtf_p2p.protocol.events import Timer
+from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.membership.saving import Saving
+from gwtf_p2p.protocol.wire.records import Completion, StageRecord
+
+LINGER_S = 5.0
+"""Between the end and leaving: others look at the records every two seconds, and a record needs a moment to be found."""
+
+
+class Ending:
+    """Of one peer. `completion` is what its record says; `over`: its part has ended."""
+
+    def __init__(self, context: Context, participant: Participant, saving: Saving) -> None:
+        self.ctx, self.participant, self.saving = context, participant, saving
+        self.completion = Completion.RUNS
+        self.over = False
+        self._done: set[Stage] = set()
+        self._said: list[Stage] = []
+
+    def settle(self, serves: bool) -> None:
+        """To be called after every event. `serves`: the peer is online with the weights of its iteration."""
+        if self.over or not self.ctx.life.total_iterations:
+            return
+        if serves and self.ctx.life.is_over(self.participant.version):
+            self._complete()
+            return
+        if self.completion is not Completion.RUNS:  # the swarm has gone back
+            self.completion = Completion.RUNS
+            self._done.clear()
+            self.ctx.emit(Publish())
+            self.ctx.cancel_timer(Timer.END, "")
+        self._wait(not serves and self._others_are_through())
+
+    def _complete(self) -> None:
+        ctx, version = self.ctx, self.participant.version
+        self.saving.ask(version)
+        if not self.saving.is_settled(version):
+            return
+        if self.completion is Completion.RUNS:
+            self.completion = Completion.HERE
+            written, failure = self.saving.has_written(version), self.saving.failure
+            ctx.report("run_complete", iterations=version, stage=ctx.stage, written=written, failure=failure)
+            ctx.emit(Publish())
+        missing = self.stages_missing()
+        if missing != self._said:
+            self._said = missing
+            ctx.report("end_waits", stages=missing, iterations=version)
+        if missing:
+            self._wait(False)
+            return
+        if self.completion is Completion.HERE:
+            self.completion = Completion.EVERYWHERE
+            ctx.report("run_complete_everywhere", iterations=version)
+            ctx.emit(Publish())
+        self._wait(not ctx.life.stays)
+
+    def stages_missing(self) -> list[Stage]:
+        """Stages of which no complete peer has been seen since this one is."""
+        ctx = self.ctx
+        self._done.add(ctx.stage)
+        self._done.update(record.stage for _, record in self._others() if self._is_complete(record))
+        return [stage for k in range(ctx.stages + 1) if (stage := Stage(k)) not in self._done]
+
+    def _is_complete(self, record: StageRecord) -> bool:
+        of_this_epoch = record.epoch == self.ctx.epoch and self.ctx.life.is_over(record.weights_version)
+        return of_this_epoch and record.completion is not Completion.RUNS
+
+    def _others(self) -> list[tuple[PeerId, StageRecord]]:
+        view, me = self.ctx.view, self.ctx.me
+        return [(peer, record) for peer, record in view.records.items() if peer != me] if view is not None else []
+
+    def _others_are_through(self) -> bool:
+        """The run has ended without this peer, and nobody who can be seen works on."""
+        others = self._others()
+        works_on = any(
+            record.is_routable and record.completion is Completion.RUNS and not self.ctx.liveness.is_lost(peer)
+            for peer, record in others
+        )
+        return not works_on and any(record.completion is Completion.EVERYWHERE for _, record in others)
+
+    def _wait(self, wanted: bool) -> None:
+        if not wanted:
+            self.ctx.cancel_timer(Timer.END, "")
+        elif not self.ctx.is_armed(Timer.END, ""):
+            self.ctx.start_timer(Timer.END, "", LINGER_S)
+
+    def end(self) -> None:
+        """The timer fired: nothing has spoken against it since."""
+        self.over = True
+        self.participant.role.leave()
+        took_part = self.completion is Completion.EVERYWHERE
+        total = self.ctx.life.total_iterations
+        self.ctx.report("run_over", iterations=total, took_part=took_part)
+        self.ctx.emit(End(f"all {total} iterations are done"))

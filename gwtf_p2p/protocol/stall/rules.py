@@ -1,0 +1,103 @@
+"""Why does training stand still? One sentence for people, from what a peer or an observer can see; none while it goes on.
+
+The rules, the first that fits is told: the run is complete; it has not begun, and who is missing; a stage has nobody, and since
+when; weights of a stage are lost; the iteration takes far longer than usual, and what it waits for. Peers and monitors make a
+`Situation` each in their own way, and say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gwtf_p2p.protocol.ids import DATA_STAGE
+
+STALL_FACTOR = 5.0
+"""An iteration that takes so many times as long as usual is told as a stall, but not before `STALL_LEAST_S`."""
+
+STALL_LEAST_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What is seen of a run. `version`: committed iterations, the last of them `waited_s` ago; one usually takes `pace_s` (0:
+    unknown). `online`: peers by stage that microbatches can be sent to, all stages named; `empty_s`: since when a stage has
+    nobody, as far as that was seen. `missing`: (stage, version) of weights that nobody who is there has. `doing`: what the
+    iteration at hand waits for, '' where that is not seen.
+    """
+
+    stages: int
+    total_iterations: int
+    data_peers: int
+    peers_per_stage: int
+    version: int
+    waited_s: float
+    pace_s: float
+    online: Mapping[int, int]
+    empty_s: Mapping[int, float] = field(default_factory=dict)
+    missing: tuple[int, int] | None = None
+    doing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """`code` names the rule, for alerts and tests; `text` is for people. `alerts`: training has begun: somebody must act."""
+
+    code: str
+    text: str
+    alerts: bool
+
+
+def stall_of(seen: Situation) -> Stall | None:
+    """Why no iteration is committed; None while all goes on, and when all iterations are done."""
+    if 0 < seen.total_iterations <= seen.version:
+        return None
+    empty = [k for k in range(seen.stages + 1) if not seen.online.get(k, 0)]
+    if not seen.version:
+        return _not_begun(seen)
+    if empty:
+        names = " and ".join(_named(k) for k in empty)
+        since = [seen.empty_s[k] for k in empty if k in seen.empty_s]
+        for_s = f" for {duration(min(since))}" if since else ""
+        return Stall("empty_stage", f"Training waits: no peer is online in {names}{for_s}.", True)
+    if seen.missing is not None:
+        stage, version = seen.missing
+        text = f"Training waits: nobody who is there has the weights of {_named(stage)} after {version} iterations."
+        return Stall("weights_missing", text, True)
+    if seen.waited_s > max(STALL_LEAST_S, STALL_FACTOR * seen.pace_s):
+        usual = f"; one usually takes {duration(seen.pace_s)}" if seen.pace_s else ""
+        doing = f" Iteration {seen.version} {seen.doing}." if seen.doing else ""
+        rounded_s = 10.0 * (seen.waited_s // 10)
+        return Stall("stalled", f"No iteration has been committed for {duration(rounded_s)}{usual}.{doing}", True)
+    return None
+
+
+def _not_begun(seen: Situation) -> Stall | None:
+    """Before the first commit: who has to come; None while the first iteration is under way and takes no longer than it may."""
+    lacking = [k for k in range(1, seen.stages + 1) if seen.online.get(k, 0) < seen.peers_per_stage]
+    complete = seen.online.get(DATA_STAGE, 0) >= seen.data_peers and not lacking
+    if complete and seen.waited_s <= STALL_LEAST_S:
+        return None
+    wants = f"{seen.data_peers} data peer(s) and {seen.peers_per_stage} peer(s) in each of {seen.stages} stage(s)"
+    fewest = min(seen.online.get(k, 0) for k in range(1, seen.stages + 1))
+    there = f"{seen.online.get(DATA_STAGE, 0)} data peer(s), fewest peers in a stage: {fewest}"
+    in_stages = f" (stage {', '.join(map(str, lacking))})" if lacking else ""
+    doing = f" Iteration 0 {seen.doing}." if complete and seen.doing else ""
+    text = f"No iteration is committed yet. It takes {wants}; online: {there}{in_stages}.{doing}"
+    return Stall("not_begun", text, False)
+
+
+def _named(stage: int) -> str:
+    return "the data stage" if stage == DATA_STAGE else f"stage {stage}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 3.2 s, 4 min 10 s, 2 h 5 min, 3 d 4 h."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    whole = round(seconds)
+    for big, small, large_name, small_name in ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
+        if whole >= big:
+            rest = whole % big // small
+            return f"{whole // big} {large_name}" + (f" {rest} {small_name}" if rest else "")
+    raise AssertionError("a minute or more has one of these units")

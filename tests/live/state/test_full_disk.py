@@ -1,0 +1,113 @@
+"""A disk that is full: nothing half written stays on it, nothing is fetched for it, and it is tried again when it has room."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.state import checkpoints as module
+from gwtf_p2p.live.state.checkpoints import DISK_RETRY_S, Checkpoints
+from gwtf_p2p.live.state.options import CheckpointOptions
+from gwtf_p2p.protocol.ids import Stage
+from gwtf_p2p.training.state import checkpoint as files
+from gwtf_p2p.training.state.checkpoint import drop_unfinished, save_checkpoint
+from tests.training.swarm import LLAMA, run_record
+
+RUN = run_record(LLAMA)
+
+
+class Free(NamedTuple):
+    free: int
+
+
+class OneState:
+    """Weights of one version."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+    async def snapshot(self) -> tuple[int, dict[str, Tensor]]:
+        return self.version, {"weights/w": torch.ones(1000), "step": torch.tensor(self.version)}
+
+
+class Disk:
+    """A full disk and a clock, until it is emptied."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full, self.now, self.tried = True, 0.0, 0
+        real = files.save_file
+
+        def save_file(tensors: Any, path: Path, **how: Any) -> None:
+            self.tried += 1
+            if self.full and "optimizer" in path.name:  # the weights have still fitted
+                path.write_bytes(b"half")
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(tensors, path, **how)
+
+        monkeypatch.setattr(files, "save_file", save_file)
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: Free(100 if self.full else 10**9))
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+async def write(checkpoints: Checkpoints, version: int) -> str:
+    """What came of it."""
+    heard: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    cast(OneState, checkpoints.compute).version = version
+    checkpoints.write(version, lambda _, reason: heard.set_result(reason))
+    return await heard
+
+
+async def test_a_failed_write_is_undone_and_the_disk_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    checkpoints = Checkpoints(CheckpointOptions(tmp_path), RUN, Stage(1), cast(Compute, OneState(0)))
+    assert checkpoints.disk_takes()
+    assert "No space left" in await write(checkpoints, 10)
+    assert not files_in(tmp_path), "nothing of it stays"
+
+    assert not checkpoints.disk_takes(), "not at once again"
+    disk.now = DISK_RETRY_S + 1
+    assert not checkpoints.disk_takes(), "nor before it has room for what it has refused"
+    disk.full = False
+    assert checkpoints.disk_takes()
+    assert await write(checkpoints, 20) == ""
+    assert checkpoints.kept == (20,) and checkpoints.disk_takes()
+
+
+async def test_pauses_grow_while_the_disk_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quota shows as free space that cannot be used: only the pauses keep the peer from fetching all day."""
+    disk = Disk(monkeypatch)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Free(10**9))
+    checkpoints = Checkpoints(CheckpointOptions(tmp_path), RUN, Stage(1), cast(Compute, OneState(0)))
+    fetches = 0
+    for second in range(0, 86_400, 2):  # a day, at the rate at which copies are looked for
+        disk.now = float(second)
+        if checkpoints.disk_takes():
+            fetches += 1
+            assert await write(checkpoints, 10)
+    assert fetches < 60
+
+
+def test_what_a_writer_that_is_gone_left_half_written_is_removed(tmp_path: Path) -> None:
+    state = {"weights/w": torch.ones(8), "step": torch.tensor(5)}
+    folder = save_checkpoint(tmp_path, RUN, 1, state)
+    gone, running = folder / "model.safetensors.999999999.writing", folder / f"model.safetensors.{os.getpid()}.writing"
+    cut = tmp_path / "stage_00001" / "step_00000010" / "model.safetensors.999999999.writing"
+    cut.parent.mkdir()
+    for path in (gone, running, cut):
+        path.write_bytes(b"half")
+    drop_unfinished(tmp_path)
+    assert not gone.exists() and not cut.parent.exists()
+    assert running.exists(), "another peer of this machine is writing it"
