@@ -199,6 +199,7 @@ def check_settings(plain: Mapping[str, Any], where: str) -> RunRecord:
     record["weights"] = _weights(plain.get("weights", ""), where)
     record |= {name: _settings(kind, plain.get(name, {}), where, name) for name, kind in SECTIONS.items()}
     run = RunRecord(**{**_NO_MODEL, **record})
+    check_ranges(run, where)
     run = replace(run, optimizer=run.optimizer.in_iterations(run.tokens_per_iteration, where))
     run.validate(where)
     run.wire.validate(where)
