@@ -23,13 +23,30 @@ from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.wire.codec import to_plain
 from gwtf_p2p.protocol.wire.dataset import DatasetSpec, parts_of
 from gwtf_p2p.protocol.wire.ranges import Matches, described_fields
-from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord, decode_run, encode
+from gwtf_p2p.protocol.wire.records import (
+    AdapterSpec,
+    EvaluationSpec,
+    LossSpec,
+    OptimizerSpec,
+    RunRecord,
+    WeightsSpec,
+    decode_run,
+    encode,
+)
 from tests.cli.test_cli import RUN_FILE, refusal
 
 CASES = Path(__file__).parents[3] / "shared" / "cases"
 PLAIN = tomllib.loads(RUN_FILE)
 
-KINDS = {"": RunRecord, "optimizer.": OptimizerSpec, "dataset.": DatasetSpec}
+KINDS = {
+    "": RunRecord,
+    "optimizer.": OptimizerSpec,
+    "loss.": LossSpec,
+    "evaluation.": EvaluationSpec,
+    "weights.": WeightsSpec,
+    "adapters.": AdapterSpec,
+    "dataset.": DatasetSpec,
+}
 OUTSIDE = {
     Gt: lambda limit: [limit, limit - 1],
     Ge: lambda limit: [limit - 1, -(10**30) if isinstance(limit, int) else -1e30],
@@ -67,6 +84,8 @@ def changed(field: str, value: Any) -> dict[str, Any]:
     table = plain.setdefault(prefix, {}) if prefix else plain
     if prefix == "dataset":
         table = plain["dataset"] = {"path": "stdlib"}
+    if prefix == "weights":
+        table = plain["weights"] = {"source": "./model"}
     table[name] = value
     return dict(plain)
 
@@ -104,6 +123,12 @@ def test_every_setting_out_of_range_is_refused_by_name_and_by_the_schema(field: 
         ({"data_peers_before": [[25, 1], [20, 2]]}, "data_peers_before: expected pairs"),
         ({"data_peers_before": [[25, 0]]}, "data_peers_before: expected pairs"),
         ({"model": 5}, "model: expected a name, or a table"),
+        ({"weights": {"revision": "abc"}}, "weights.source: expected, but missing"),
+        ({"weights": 5}, "weights.source: expected, but missing|weights: expected a table"),
+        ({"adapters": {"rank": 4, "targets": ["q_proj"]}}, "adapters.rank: expected weights, too"),
+        ({"weights": "./m", "adapters": {"rank": 4}}, "adapters.targets: expected names of modules"),
+        ({"evaluation": {"every": 5}}, "evaluation.held_out: expected a share"),
+        ({"optimizer": {"warmup_tokens": 9, "warmup_iterations": 9}}, "optimizer.warmup_iterations: expected it alone"),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(change: dict[str, Any], named: str) -> None:
@@ -119,7 +144,7 @@ def test_a_record_from_the_network_is_held_to_the_same_ranges() -> None:
         prefix, _, name = field.rpartition(".")
         if prefix == "dataset" or (isinstance(value, int) and abs(value) >= 2**63):
             continue  # msgpack has no such numbers; datasets are below
-        if isinstance(value, dict) and field in SECTIONS:
+        if isinstance(value, dict) and field in (*SECTIONS, "weights"):
             continue  # a newer peer may add fields: they are left out
         inner = {**record[prefix], name: value} if prefix else None
         plain = {**record, prefix: inner} if prefix else {**record, name: value}

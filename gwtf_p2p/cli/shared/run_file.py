@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, replace
@@ -42,6 +43,8 @@ from gwtf_p2p.protocol.wire.records import (
     WireSpec,
     encode,
 )
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -153,6 +156,10 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     model = plain.get("model", "tiny-llama")
     stated = load_model(model, where) if isinstance(model, str) else model
     model_config = published_config(stated, where)
+    if isinstance(model, str) and model not in MODELS and not draft.weights.source and not model.endswith(".json"):
+        logger.warning(
+            "model = %r gives the config alone: training starts from random weights (weights = %r: from its own)", *[model] * 2
+        )
     split = draft.layer_split
     if "layer_split" not in plain:
         split = default_layer_split(layer_count(model_config, where), plain.get("stages", 1), where)
@@ -199,6 +206,7 @@ def check_settings(plain: Mapping[str, Any], where: str) -> RunRecord:
     record["weights"] = _weights(plain.get("weights", ""), where)
     record |= {name: _settings(kind, plain.get(name, {}), where, name) for name, kind in SECTIONS.items()}
     run = RunRecord(**{**_NO_MODEL, **record})
+    check_ranges(run, where)
     run = replace(run, optimizer=run.optimizer.in_iterations(run.tokens_per_iteration, where))
     run.validate(where)
     run.wire.validate(where)

@@ -7,7 +7,8 @@ Rules.
 - What is not about the model (quantisation of the weights it was saved with, generation settings, who saved it) is left out of
   what is published, and said.
 - Rotary settings are published as top-level `rope_theta` and `rope_scaling`, which all releases from 4.48 on read; the nested
-  `rope_parameters` of release 5 say nothing to older ones. A table per layer type has no such spelling and stays nested.
+  `rope_parameters` of release 5 say nothing to older ones. A table per layer type has no such spelling and stays nested, as
+  does one of which the installed release would make something else.
 - Dropout and router noise are off, whatever the config says: a microbatch that is computed again on another peer has to give
   the same numbers. The experts' balance loss (`output_router_logits`) is no part of the loss. Weights are float32, whatever
   its dtype; the executor's `torch_dtype` says how to compute.
@@ -15,6 +16,7 @@ Rules.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 from collections.abc import Mapping
@@ -55,6 +57,7 @@ _QUIET = frozenset((
 _SIZES = (
     "vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
 )  # fmt: skip
+_PART = "partial_rotary_factor"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -87,7 +90,7 @@ def published_config(model_config: Mapping[str, Any], where: str = RUN_RECORD) -
 def load_config(model_config: Mapping[str, Any], where: str = RUN_RECORD) -> PretrainedConfig:
     """The `transformers` config of a plain dict, with dropout off. Raises InputError that names the field."""
     family = family_of(model_config, where)
-    kept = _about_the_model(model_config)
+    kept = copy.deepcopy(_about_the_model(model_config))  # the library fills in nested tables
     kept.pop("model_type", None)
     default = _default(family)
     _check_sizes(kept, default, where)
@@ -132,12 +135,26 @@ def _rotary_for_all_releases(config: dict[str, Any]) -> dict[str, Any]:
         return config
     flat = {name: value for name, value in config.items() if name != "rope_parameters"}
     scaling = dict(table)
-    for name in ("rope_theta", "partial_rotary_factor"):
-        if name in scaling:
-            flat.setdefault(name, scaling.pop(name))
+    if "rope_theta" in scaling:
+        flat.setdefault("rope_theta", scaling.pop("rope_theta"))
+    part = scaling.pop(_PART, None)
     if scaling.get("rope_type", "default") != "default":
         flat.setdefault("rope_scaling", scaling)
-    return flat
+    spellings = [{}] if part is None else [{_PART: part}, {"rotary_pct": part}]
+    same = [{**flat, **spelling} for spelling in spellings if _rotary_of({**flat, **spelling}) == _rotary_of(config)]
+    return same[0] if same else config
+
+
+def _rotary_of(model_config: Mapping[str, Any]) -> Any:
+    """The rotary settings that the installed `transformers` makes of a config dict."""
+    kept = copy.deepcopy({name: value for name, value in model_config.items() if name != "model_type"})
+    try:
+        config = AutoConfig.for_model(str(model_config["model_type"]), **kept)
+    except CONFIG_ERRORS:
+        return None
+    if hasattr(config, "rope_parameters"):
+        return config.rope_parameters
+    return getattr(config, "rope_theta", None), getattr(config, _PART, None), getattr(config, "rope_scaling", None)
 
 
 @lru_cache(maxsize=256)
@@ -190,7 +207,8 @@ def _check_known(fields: Mapping[str, Any], config: PretrainedConfig, default: P
     """A field that the config class neither declares nor consumes is left over as an attribute, which nothing reads."""
     declared = {*default.to_dict(), *default.attribute_map, *getattr(type(config), "__dataclass_fields__", {}), *_TOKENS}
     for name in fields:
-        if name not in declared and name in vars(config) and not name.startswith("rope_"):
+        taken = name == _PART and (getattr(config, "rope_parameters", None) or {}).get(_PART) == fields[name]
+        if name not in declared and name in vars(config) and not name.startswith("rope_") and not taken:
             near = difflib.get_close_matches(name, sorted(declared), n=1, cutoff=0.85)
             kind = f"unknown field of {config.model_type} in transformers {transformers.__version__}"
             hint = f", expected {near[0]}" if near else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -139,23 +138,3 @@ def test_a_live_run_of_adapters_is_evaluated_as_in_one_process_and_its_adapter_l
     with torch.no_grad():
         sums = [summed_loss(loaded(input_ids=t, use_cache=False).logits, labels) for t, labels in held]
     assert sum(s for s, _ in sums) / sum(c for _, c in sums) == pytest.approx(evaluated[-1], abs=1e-4)
-
-
-def test_nothing_that_is_held_out_is_trained_on_and_all_else_is(tmp_path: Path) -> None:
-    plain = {
-        "run_id": "held-out", "seed": 3, "sequence_length": 16, "microbatch_size": 1, "microbatches_per_data_peer": 1,
-        "dataset": f"text:{__file__}", "evaluation": {"every": 5, "held_out": 0.2, "microbatches": 1000},
-    }  # fmt: skip
-    from gwtf_p2p.cli.shared.run_file import check_settings
-
-    run = check_settings(plain, "test")
-    source, tokenizer = open_data(run)
-    held = {tuple(tokens_BT[0].tolist()) for tokens_BT, _ in evaluation_batches(run, source, tokenizer)}
-    windows = (len(Path(__file__).read_bytes())) // 16
-    count = math.ceil(windows * 0.2)
-    assert len(held) == count
-    trained = {tuple(source.batch(i, 0, 0, 1)[0][0].tolist()) for i in range(windows - count)}
-    assert len(trained) == windows - count and not trained & held
-    everything = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, every=0, held_out=0.0))
-    whole = open_data(everything)[0]
-    assert {tuple(whole.batch(i, 0, 0, 1)[0][0].tolist()) for i in range(windows)} == trained | held

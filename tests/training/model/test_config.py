@@ -102,3 +102,12 @@ def test_configs_of_public_bug_reports_are_published_right(name: str) -> None:
     assert "quantization_config" not in published and "rope_parameters" not in published
     theta = stated.get("rope_theta") or stated["rope_parameters"]["rope_theta"]
     assert load_config(published).rope_parameters["rope_theta"] == theta
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt_neox", "llama"])
+def test_a_rotary_table_of_part_of_the_head_is_published_so_that_it_means_the_same(family: str) -> None:
+    """Families differ in how they spell it, and one drops what it does not know in silence."""
+    table = {"rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 0.5}
+    sizes = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads" or family != "gpt_neox"}
+    published = published_config({**sizes, "model_type": family, "rope_parameters": dict(table)})
+    assert load_config(published).rope_parameters == table
