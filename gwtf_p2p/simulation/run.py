@@ -65,7 +65,9 @@ class Simulation:
         if len(self._complete) < self.scenario.data_peers:
             return False
         up = [peer.machine for peer in self.world.peers.values() if peer.alive and not peer.frozen]
-        return all(m.participant.version >= self.scenario.iterations for m in up if m.published_state is PeerState.ONLINE)
+        return all(
+            m.participant.version >= self.scenario.iterations for m in up if m.membership.published_state is PeerState.ONLINE
+        )
 
     def story(self) -> str:
         """What every peer holds, for the one who has to find out why nothing moves."""

@@ -70,7 +70,7 @@ def test_a_newcomer_catches_up_while_the_others_train_on() -> None:
     assert sum(at < caught_up_at for at in steps) < 8
     assert longest < 3.0, "nobody waits for the download"
     newcomer = swarm.world.peers[PeerId("relay_2_1")].machine
-    assert newcomer.published_state is PeerState.ONLINE and newcomer.accounts.useful_s > 0, "and works afterwards"
+    assert newcomer.membership.published_state is PeerState.ONLINE and newcomer.accounts.useful_s > 0, "and works afterwards"
 
 
 def test_a_newcomer_whose_donor_dies_asks_again() -> None:

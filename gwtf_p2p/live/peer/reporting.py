@@ -74,7 +74,7 @@ class Reporter:
 
     def fault(self, fault: dict[str, Any]) -> None:
         """This peer is about to break down on purpose."""
-        self.tell({**fault, "computed_s": self._machine.computed_s})
+        self.tell({**fault, "computed_s": self._machine.accounts.computed_s})
 
     def path(self, peer: PeerId, path: PathType) -> None:
         """The path to a peer is another one now, which the record says too."""
@@ -114,7 +114,7 @@ class Reporter:
     def _figures(self) -> dict[str, Any]:
         store, transport = self._parts.compute.store, self._parts.transport
         return {
-            "computed_s": self._machine.computed_s,
+            "computed_s": self._machine.accounts.computed_s,
             "resent_bytes": self.resent_bytes(),
             "kept_bytes": store.held_bytes,
             "most_kept_bytes": store.most_held_bytes,

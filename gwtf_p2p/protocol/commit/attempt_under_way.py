@@ -37,6 +37,10 @@ class AttemptUnderWay:
         """This peer has to average."""
         return self.attempt is not None and peer in self.attempt.participants
 
+    def participants(self) -> Mapping[PeerId, Stage]:
+        """Of the attempt at hand; nobody where there is none."""
+        return self.attempt.participants if self.attempt is not None else {}
+
     def open(self, number: int, present: Mapping[PeerId, Stage], finished: Mapping[PeerId, Finished]) -> None:
         """Ask those that are there, and those credited, to average what the data peers have reported."""
         ctx, participant = self.ctx, self.participant

@@ -18,7 +18,7 @@ from gwtf_p2p.protocol.commit.role import Role
 from gwtf_p2p.protocol.commit.witnesses import Witnesses
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Publish, Send
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.messages import Ballot, Commit, NotPrepared, Prepare, Standing, commit_of
 
 
@@ -68,11 +68,6 @@ class Participant:
         """The attempt that it takes part in."""
         return self.share.preparing
 
-    @property
-    def counted(self) -> set[MicrobatchId]:
-        """Whose gradients are in the sum."""
-        return self.share.counted
-
     # ---- what this peer is told of itself
 
     def start_from(self, version: int, kept: tuple[int, ...]) -> None:
@@ -83,10 +78,6 @@ class Participant:
     def set_voters(self, data_peers: tuple[PeerId, ...] | None) -> None:
         """The data peers that began the iteration; None before the first commit, when all that are online do."""
         self.data_peers = data_peers
-
-    def set_active(self, active: bool) -> None:
-        """The swarm lets this data peer take part, or does not."""
-        self.role.set_active(active)
 
     # ---- what the coordinator asks
 

@@ -14,6 +14,7 @@ from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import End, Publish
 from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.membership.membership import Membership
 from gwtf_p2p.protocol.membership.saving import Saving
 from gwtf_p2p.protocol.wire.records import Completion, StageRecord
 
@@ -97,6 +98,12 @@ class Ending:
             self.ctx.cancel_timer(Timer.END, "")
         elif not self.ctx.is_armed(Timer.END, ""):
             self.ctx.start_timer(Timer.END, "", LINGER_S)
+
+    def leave_when(self, nothing_left: bool, membership: Membership) -> None:
+        """A peer that drains writes the weights that it leaves with; whoever moves to another stage leaves none behind."""
+        if nothing_left and membership.moving_to is None and not membership.drained:
+            self.saving.leave()
+        membership.drained_when(nothing_left)
 
     def end(self) -> None:
         """The timer fired: nothing has spoken against it since."""

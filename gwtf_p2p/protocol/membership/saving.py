@@ -27,8 +27,8 @@ class Saving:
         self._asked = self._settled = version or NOTHING
 
     def stepped(self, version: int) -> None:
-        """The weights are of this version now."""
-        if self.ctx.life.is_due(version):
+        """The weights are of this version now, unless a later step of an earlier attempt has replaced them."""
+        if self.participant.weights == version and self.ctx.life.is_due(version):
             self.ask(version)
 
     def replaced(self) -> None:

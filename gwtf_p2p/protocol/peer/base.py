@@ -82,21 +82,11 @@ class PeerMachine(Concerned, Worker, ABC):
     def state(self) -> PeerState:
         return self.membership.state
 
-    @property
-    def computed_s(self) -> float:
-        """Device seconds since the start."""
-        return self.accounts.computed_s
-
     def measured(self, seconds: Mapping[ev.Work, float]) -> None:
         """What one microbatch takes on this device, timed before the first event, while others start as well, perhaps on the
         same machine: better than nothing, until work is timed."""
         for work, each_s in seconds.items():
             self.ctx.timings.guess(("compute", work.value), each_s)
-
-    @property
-    def published_state(self) -> PeerState:
-        """What the record says: a peer whose weights are old does not serve."""
-        return self.membership.published_state
 
     def handle(self, event: ev.Event, now: float) -> list[ef.Effect]:
         """The one entry point. Raises LocalProtocolError on an illegal transition, which is our bug.
@@ -191,16 +181,9 @@ class PeerMachine(Concerned, Worker, ABC):
             self.neighbours.keep_up()
         participant.share.average_when_right(self.computing.changes_gradient)
         if self.membership.state is PeerState.DRAINING:
-            self._leave_when_free()
+            self.ending.leave_when(self._nothing_left(), self.membership)
         self.ending.settle(self.membership.serves)
         self.negotiating.say()
-
-    def _leave_when_free(self) -> None:
-        """The weights that it leaves with are written first; whoever moves to another stage leaves no weights behind."""
-        nothing_left = self._nothing_left()
-        if nothing_left and self.membership.moving_to is None and not self.membership.drained:
-            self.saving.leave()
-        self.membership.drained_when(nothing_left)
 
     # ---- what the two kinds of peer do in their own way
 
@@ -301,22 +284,18 @@ class PeerMachine(Concerned, Worker, ABC):
         if not ends:
             followed = self.participant.progress.syncing
             self.participant.stepped(iteration)
-            self._weights_stepped(iteration + 1)
+            self.saving.stepped(iteration + 1)
             if followed and not self.participant.out_of_step:
                 self.membership.caught_up()
             return
         assert preparing is not None
         self.accounts.stepped(preparing)
         self.participant.stepped(iteration)
-        self._weights_stepped(iteration + 1)
+        self.saving.stepped(iteration + 1)
         for held in self.ctx.in_order():
             if held.id.iteration <= iteration:
                 self.ctx.router.observe_end(held.id, self.ctx.now)
                 self.ctx.discard(held)
-
-    def _weights_stepped(self, version: int) -> None:
-        if self.participant.weights == version:
-            self.saving.stepped(version)
 
     def _drop_everything(self) -> None:
         """This peer is out of step: what it holds is of no use to anybody."""
@@ -327,4 +306,4 @@ class PeerMachine(Concerned, Worker, ABC):
 
     def _nothing_left(self) -> bool:
         """A draining peer may leave: its work is finished and committed, and no group waits for it."""
-        return not self.ctx.occupancy and not self.participant.counted and self.participant.preparing is None
+        return not self.ctx.occupancy and not self.participant.share.counted and self.participant.preparing is None

@@ -7,7 +7,6 @@ Tokens and labels never leave it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gwtf_p2p.protocol import events as ev
@@ -58,7 +57,7 @@ class DataPeer(PeerMachine):
         self.config = config
         self.coordinator = Coordinator(context, self.participant)
         self.know(Acquaintances(context, self.participant, self.coordinator.roster))
-        self.gate.led = self._participants
+        self.gate.led = self.coordinator.under_way.participants
         self.begun = False
         self._empty: set[Stage] = set()
         self.injecting = injecting = Injecting(context, self.participant)
@@ -71,7 +70,7 @@ class DataPeer(PeerMachine):
 
     def _settle(self) -> None:
         participant, membership = self.participant, self.membership
-        participant.set_active(membership.admitted and not participant.out_of_step and not membership.drained)
+        participant.role.set_active(membership.admitted and not participant.out_of_step and not membership.drained)
         if not self.begun:
             self._begin_when_ready()
         super()._settle()
@@ -244,11 +243,6 @@ class DataPeer(PeerMachine):
         self.finishing.clear()
         self.ctx.cancel_timer(ev.Timer.INJECT, "")
         self.coordinator.reset()
-
-    def _participants(self) -> Mapping[PeerId, Stage]:
-        """Of the attempt that this data peer leads."""
-        attempt = self.coordinator.under_way.attempt
-        return attempt.participants if attempt is not None else {}
 
     def _drain(self) -> None:
         """Finish what is under way, and the iteration with it."""

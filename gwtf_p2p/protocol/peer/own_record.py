@@ -68,7 +68,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         peer=ctx.me,
         run_id=around.run_id,
         stage=ctx.stage,
-        state=machine.published_state,
+        state=machine.membership.published_state,
         capacity=capacity,
         occupancy=occupancy,
         forward=forward,
@@ -106,10 +106,10 @@ def _account(machine: StagePeer | DataPeer, around: OwnMeasurements) -> Account 
     """None while there is nothing to account for."""
     timings = machine.ctx.timings
     recovery_s = timings.median_s(("recovery",))
-    if not machine.computed_s:
+    if not machine.accounts.computed_s:
         return None
     return Account(
-        computed_s=round(machine.computed_s, 3),
+        computed_s=round(machine.accounts.computed_s, 3),
         useful_s=round(machine.accounts.useful_s, 3),
         recoveries=dict(machine.ctx.recoveries),
         recovery=None if recovery_s is None else Timing(recovery_s, timings.count(("recovery",)), 0.0),

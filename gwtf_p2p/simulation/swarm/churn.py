@@ -116,7 +116,7 @@ class SimulatedStagePeers:
 
     def is_online(self, peer: PeerId) -> bool:
         known = self.swarm.world.peers[peer]
-        return known.alive and known.machine.published_state is PeerState.ONLINE
+        return known.alive and known.machine.membership.published_state is PeerState.ONLINE
 
     def crash(self, peer: PeerId) -> None:
         self.swarm.world.kill(peer)

@@ -51,7 +51,7 @@ class Rebalancing:
         self._leaving = {p: stage for p, stage in self._leaving.items() if world.peers[p].alive}
         if isinstance(move, Move) and not self._leaving:
             peer = world.peers[move.peer]
-            if peer.alive and not peer.frozen and peer.machine.published_state is PeerState.ONLINE:
+            if peer.alive and not peer.frozen and peer.machine.membership.published_state is PeerState.ONLINE:
                 self._leaving[move.peer] = move.to_stage
                 world.drain(move.peer)
         world.kernel.after(self.period_s, self._look)

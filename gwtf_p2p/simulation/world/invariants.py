@@ -53,7 +53,7 @@ class Invariants:
         if isinstance(event, ev.AverageDone) and participant.share.averaging and preparing is not None:
             if (event.iteration, event.attempt) == (preparing.iteration, preparing.attempt):
                 share = preparing.share_of(peer)
-                self._expect(share == participant.counted, f"{peer} averaged another gradient than its share")
+                self._expect(share == participant.share.counted, f"{peer} averaged another gradient than its share")
                 self.prepares[preparing.iteration, preparing.stage, preparing.ballot] = preparing
         elif isinstance(event, ev.Stepped) and participant.share.stepping and preparing is not None:
             self.steps.setdefault(peer, {})[event.iteration] = preparing.ballot

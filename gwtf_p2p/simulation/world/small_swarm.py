@@ -218,10 +218,10 @@ class SmallSwarm:
         for peer in self.world.peers.values():
             machine, participant = peer.machine, peer.machine.participant
             lines.append(
-                f"{peer.id} alive={peer.alive} frozen={peer.frozen} {machine.published_state.name} "
+                f"{peer.id} alive={peer.alive} frozen={peer.frozen} {machine.membership.published_state.name} "
                 f"version={participant.version} weights={participant.weights} "
                 f"preparing={participant.preparing is not None} prepared={participant.share.prepared} "
-                f"counted={len(participant.counted)} lost={sorted(machine.ctx.liveness.lost)} "
+                f"counted={len(participant.share.counted)} lost={sorted(machine.ctx.liveness.lost)} "
                 f"running={machine.computing.running}"
             )
             if isinstance(machine, DataPeer):

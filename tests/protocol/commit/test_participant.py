@@ -8,42 +8,11 @@ import pytest
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Ballot
-from tests.protocol.peers import A2, D2, A, B, C, D, Driven, DrivenStagePeer, in_step, microbatch
-
-M0, M1 = microbatch(0), microbatch(1)
-
-
-def prepare(attempt: int = 1, by: PeerId = D, share: tuple[MicrobatchId, ...] = (), **changes: object) -> msg.Prepare:
-    shares = (msg.Share(A, share), msg.Share(A2, ()))
-    fields: dict[str, object] = {"iteration": 0, "data_peers": (D,), **changes}
-    return msg.Prepare(attempt=attempt, coordinator=by, stage=Stage(1), shares=shares, **fields)  # type: ignore[arg-type]
-
-
-def prepared(driven: Driven, message: msg.Prepare, digest: str = "bytes") -> None:
-    """It takes part in the attempt and its average is ready."""
-    driven.hears(message.coordinator, message)
-    assert driven.did(ef.Average) == [ef.Average(message)]
-    driven.handle(ev.AverageDone(message.iteration, message.attempt, digest, 0.1))
-    assert driven.sent(msg.Prepared, message.coordinator)
-
-
-def counted(*microbatches: MicrobatchId) -> DrivenStagePeer:
-    """A peer of stage 1 that has done these microbatches."""
-    driven = in_step()
-    for m in microbatches:
-        driven.is_accepted(driven.hands_on(m, D, (7, 0), (B, C)))
-        driven.is_accepted(driven.finishes(m, B, (7, 0, 0), (B, C)))
-    return driven
-
-
-def standing(driven: Driven, asker: PeerId = D2) -> msg.Standing:
-    driven.hears(asker, msg.Inquire(0))
-    [told] = driven.sent(msg.Standing, asker)
-    return told
-
+from tests.protocol.commit.participating import M0, M1, counted, prepare, prepared, standing
+from tests.protocol.peers import A2, D2, B, C, D, in_step
 
 # ---- the promise
 
@@ -323,57 +292,6 @@ def test_who_steps_is_not_left_behind_by_those_that_have_stepped() -> None:
     assert not driven.reported("out_of_step")
 
 
-# ---- following: from old weights, through the kept averages
-
-
-def following(iteration: int = 3) -> DrivenStagePeer:
-    """It has been admitted to an iteration whose weights it downloads."""
-    driven = in_step()
-    driven.hears(D, msg.Admit(iteration, donors=(A2,), data_peers=(D,)))
-    assert driven.did(ef.Download) == [ef.Download(iteration, (A2,), False, 0)]
-    return driven
-
-
-def test_a_peer_that_follows_averages_with_an_empty_share_and_steps_when_the_weights_are_there() -> None:
-    driven = following()
-    prepared(driven, prepare(1, iteration=3))
-    driven.hears(D, msg.Commit(3, 1, D, 0.0))
-    assert not driven.did(ef.Step) and standing(driven).version == 4 and standing(driven).syncing
-    prepared(driven, prepare(1, iteration=4, base=Ballot(1, D)))
-    driven.hears(D, msg.Commit(4, 1, D, 0.0))
-    driven.handle(ev.Downloaded(3))
-    assert driven.did(ef.Step) == [ef.Step(3, 1)]
-    driven.handle(ev.Stepped(3))
-    assert driven.did(ef.Step) == [ef.Step(4, 1)]
-    driven.handle(ev.Stepped(4))
-    assert driven.reported("caught_up") == [{"version": 5}] and not standing(driven).syncing
-
-
-def test_averages_of_versions_that_the_download_has_already_are_not_applied_twice() -> None:
-    driven = following()
-    for iteration in (3, 4):
-        prepared(driven, prepare(1, iteration=iteration))
-        driven.hears(D, msg.Commit(iteration, 1, D, 0.0))
-    driven.handle(ev.Downloaded(4))
-    assert driven.did(ef.Step) == [ef.Step(4, 1)]
-
-
-def test_weights_between_which_and_the_iteration_an_average_is_missing_are_of_no_use() -> None:
-    driven = following()
-    driven.handle(ev.Downloaded(2))
-    assert driven.reported("download_failed") and standing(driven).joining
-    assert not driven.did(ef.Step)
-
-
-def test_a_step_of_weights_that_have_been_replaced_since_does_not_count() -> None:
-    driven = in_step()
-    prepared(driven, prepare(1))
-    driven.hears(D, msg.Commit(0, 1, D, 0.0))
-    driven.hears(D, msg.Admit(0, donors=(A2,), data_peers=(D,), epoch=1, epoch_starts=(0,)))
-    driven.handle(ev.Stepped(0))
-    assert standing(driven).version == 0 and standing(driven).syncing
-
-
 # ---- what meets a participant in between
 
 
@@ -403,4 +321,4 @@ def test_a_correction_that_ends_after_the_peer_has_fallen_behind_counts_nothing(
     driven.hears(D, msg.Standing(Stage(0), 2))
     assert driven.reported("out_of_step")
     driven.computes(ev.Work.UNCOUNT, M1)
-    assert not driven.did(ef.Average) and not driven.machine.participant.counted
+    assert not driven.did(ef.Average) and not driven.machine.participant.share.counted

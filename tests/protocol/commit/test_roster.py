@@ -14,7 +14,7 @@ def roster(me: PeerId = D2, *, version: int = 1, voters: tuple[PeerId, ...] | No
     machine.ctx.view = view(STAGE_OF)
     machine.participant.start_from(version, ())
     machine.participant.set_voters(voters)
-    machine.participant.set_active(active)
+    machine.participant.role.set_active(active)
     return Roster(machine.ctx, machine.participant)
 
 

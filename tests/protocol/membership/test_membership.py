@@ -80,25 +80,25 @@ def test_a_newcomer_says_where_it_stands_to_all_data_peers_and_waits_twice_as_lo
 def test_a_newcomer_with_the_weights_is_online_when_it_is_admitted() -> None:
     driven = joining(version=3, others=3)
     driven.hears(D, msg.Admit(3, data_peers=(D,)))
-    assert driven.machine.published_state is PeerState.ONLINE and not driven.did(ef.Download)
+    assert driven.machine.membership.published_state is PeerState.ONLINE and not driven.did(ef.Download)
 
 
 def test_a_newcomer_without_the_weights_follows_and_downloads_them_from_the_donors() -> None:
     driven = joining(others=3)
     driven.hears(D, msg.Admit(3, (A2,), (D,), epoch_starts=(1,)))
     assert driven.did(ef.Download) == [ef.Download(3, (A2,), False, 0)]
-    assert driven.machine.published_state is PeerState.SYNCING
+    assert driven.machine.membership.published_state is PeerState.SYNCING
     driven.hears(D, msg.Admit(3, (A2,), (D,)))
     assert not driven.did(ef.Download), "it is under way"
     driven.handle(ev.Downloaded(3))
-    assert driven.machine.published_state is PeerState.ONLINE
+    assert driven.machine.membership.published_state is PeerState.ONLINE
     assert driven.reported("caught_up") and driven.sent(msg.Standing, D)[0].syncing is False
 
 
 def test_an_older_admission_than_the_iteration_it_takes_part_in_says_nothing() -> None:
     driven = in_step(iteration=3)
     driven.hears(D, msg.Admit(2, (A2,), (D,)))
-    assert not driven.did(ef.Download) and driven.machine.published_state is PeerState.ONLINE
+    assert not driven.did(ef.Download) and driven.machine.membership.published_state is PeerState.ONLINE
 
 
 def test_a_swarm_that_goes_back_takes_everybody_to_the_earlier_iteration() -> None:
@@ -191,11 +191,11 @@ def test_a_peer_that_has_fallen_behind_does_not_serve_and_seeks() -> None:
     driven = in_step()
     driven.hears(B, msg.Standing(Stage(2), 2))
     driven.hears(D, msg.Standing(Stage(0), 2))
-    assert driven.machine.published_state is PeerState.SYNCING
+    assert driven.machine.membership.published_state is PeerState.SYNCING
     assert driven.sent(msg.Standing, D)[0].joining and driven.is_armed(ev.Timer.SEEK)
     driven.hears(D, msg.Admit(2, (A2,), (D,)))
     driven.handle(ev.Downloaded(2))
-    assert driven.machine.published_state is PeerState.ONLINE
+    assert driven.machine.membership.published_state is PeerState.ONLINE
 
 
 def test_a_download_that_fails_or_comes_too_late_is_sought_anew() -> None:
@@ -212,7 +212,7 @@ def test_a_download_that_fails_or_comes_too_late_is_sought_anew() -> None:
 def test_a_download_that_nobody_waits_for_says_nothing(event: ev.Event) -> None:
     driven = in_step()
     driven.handle(event)
-    assert driven.machine.published_state is PeerState.ONLINE and not driven.did(ef.Report)
+    assert driven.machine.membership.published_state is PeerState.ONLINE and not driven.did(ef.Report)
 
 
 # ---- draining
