@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import queue
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -25,6 +28,9 @@ from gwtf_p2p.live.peer.config import PeerConfig
 from gwtf_p2p.live.peer.lifecycle import run_peer
 
 logger = logging.getLogger(__name__)
+
+FLUSH_S = 5.0
+"""How long a peer that ends waits for its parent to read its last reports."""
 
 
 def run_child(config: PeerConfig, pipe: Connection, log: str) -> None:
@@ -42,22 +48,54 @@ def run_child(config: PeerConfig, pipe: Connection, log: str) -> None:
     sys.exit(code)
 
 
+class ParentLine:
+    """The pipe to the parent, read and written by threads of its own.
+
+    A parent that does not read for a while must neither hold the event loop up nor end the peer: reports wait in a queue. The
+    loop itself never watches the pipe: uvloop would make it non-blocking for good, and a full pipe would then be an error.
+    """
+
+    def __init__(self, pipe: Connection, told_to_stop: Callable[[], object]) -> None:
+        self._pipe, self._told_to_stop = pipe, told_to_stop
+        self._reports: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="reports", daemon=True)
+        self._writer.start()
+        threading.Thread(target=self._listen, name="parent", daemon=True).start()
+
+    def tell(self, report: Mapping[str, Any]) -> None:
+        """Never waits."""
+        self._reports.put(report)
+
+    def flush(self, deadline_s: float) -> None:
+        """What has been told is in the pipe, or the parent does not read, or is gone. Nothing is written from now on."""
+        self._reports.put(None)
+        self._writer.join(deadline_s)
+
+    def _write(self) -> None:
+        try:
+            while (report := self._reports.get()) is not None:
+                self._pipe.send(report)
+        except OSError:
+            self._told_to_stop()
+
+    def _listen(self) -> None:
+        with suppress(EOFError, OSError):
+            self._pipe.recv()
+        self._told_to_stop()
+
+
 async def _serve(config: PeerConfig, pipe: Connection) -> int:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
-    def told() -> None:
-        with suppress(EOFError, OSError):
-            pipe.recv()
-        loop.remove_reader(pipe.fileno())
-        stop.set()
+    def told_to_stop() -> None:
+        with suppress(RuntimeError):  # the loop has ended already
+            loop.call_soon_threadsafe(stop.set)
+
+    line = ParentLine(pipe, told_to_stop)
 
     def report(fields: dict[str, Any]) -> None:
-        try:
-            pipe.send({"at": time.monotonic(), **fields})
-        except OSError:
-            stop.set()
+        line.tell({"at": time.monotonic(), **fields})
 
-    loop.add_reader(pipe.fileno(), told)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     try:
         await run_peer(config, report, stop)
@@ -65,4 +103,6 @@ async def _serve(config: PeerConfig, pipe: Connection) -> int:
         logger.exception("the peer ends")
         report({"name": "failed", "error": f"{type(error).__name__}: {error}", "code": getattr(error, "exit_code", 1)})
         return int(getattr(error, "exit_code", 1))
+    finally:
+        await asyncio.to_thread(line.flush, FLUSH_S)
     return 0

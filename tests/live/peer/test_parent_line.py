@@ -1,0 +1,51 @@
+"""A peer of the local swarm and its parent: a parent that does not read ends nobody."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import threading
+
+import pytest
+
+from gwtf_p2p.live.peer.process import ParentLine
+
+DEADLINE_S = 20.0
+MANY = 2000
+"""Reports of a kilobyte, which are more than a pipe holds."""
+
+
+def test_a_parent_that_does_not_read_holds_nothing_up_and_gets_every_report_later() -> None:
+    ours, theirs = mp.Pipe()
+    stopped = threading.Event()
+    line = ParentLine(theirs, stopped.set)
+    for number in range(MANY):
+        line.tell({"number": number, "text": "x" * 1000})
+    assert not stopped.is_set()
+    assert [ours.recv()["number"] for _ in range(MANY)] == list(range(MANY))
+    line.flush(DEADLINE_S)
+    assert not stopped.is_set()
+    ours.close()
+    assert stopped.wait(DEADLINE_S), "a parent that is gone ends its peers"
+    theirs.close()
+
+
+@pytest.mark.parametrize("word", ["stop", None])
+def test_any_word_of_the_parent_stops(word: str | None) -> None:
+    ours, theirs = mp.Pipe()
+    stopped = threading.Event()
+    line = ParentLine(theirs, stopped.set)
+    ours.send(word)
+    assert stopped.wait(DEADLINE_S)
+    line.flush(DEADLINE_S)
+    ours.close()
+    theirs.close()
+
+
+def test_what_is_told_last_arrives_before_the_end() -> None:
+    ours, theirs = mp.Pipe()
+    line = ParentLine(theirs, lambda: None)
+    line.tell({"name": "failed"})
+    line.flush(DEADLINE_S)
+    theirs.close()
+    assert ours.recv() == {"name": "failed"}
+    ours.close()
