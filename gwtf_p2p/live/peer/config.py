@@ -31,8 +31,8 @@ class PeerConfig:
     holds.
 
     `upload_bytes_per_s`: pace of state downloads that this peer serves, 0 for no limit. `drain_s`: how long a peer that is
-    told to stop may finish what it holds. `join_timeout_s`: how long to try on while no initial peer answers. `memory`: how
-    much what is kept of microbatches may take. `moves`: a stage peer may go to another stage that needs it more.
+    told to stop may finish what it holds. `join_timeout_s`: how long to try on while no initial peer answers, or the run is not
+    there. `memory`: how much what is kept of microbatches may take. `moves`: a stage peer may go to another stage that needs it more.
     `on_alert`: a shell command for when training has stood still for `alert_after_s`.
     `stays`: it goes on serving what it has when the run is complete, instead of ending.
     `figures_every_s` 0: the peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests
@@ -59,7 +59,7 @@ class PeerConfig:
     stays: bool = False
     upload_bytes_per_s: float = 0.0
     drain_s: float = 0.0
-    join_timeout_s: float = 0.0
+    join_timeout_s: float = 20.0
     memory: MemoryLimit = NO_LIMIT
     moves: bool = False
     figures_every_s: float = 0.0
