@@ -32,7 +32,8 @@ class PeerConfig:
 
     `upload_bytes_per_s`: pace of state downloads that this peer serves, 0 for no limit. `drain_s`: how long a peer that is
     told to stop may finish what it holds. `join_timeout_s`: how long to try on while no initial peer answers, or the run is not
-    there. `memory`: how much what is kept of microbatches may take. `moves`: a stage peer may go to another stage that needs it more.
+    there. `memory`: how much what is kept of microbatches may take. `moves`: a stage peer may go to another stage that needs it
+    more.
     `on_alert`: a shell command for when training has stood still for `alert_after_s`.
     `stays`: it goes on serving what it has when the run is complete, instead of ending.
     `figures_every_s` 0: the peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests
