@@ -57,7 +57,7 @@ class ParentLine:
 
     def __init__(self, pipe: Connection, told_to_stop: Callable[[], object]) -> None:
         self._pipe, self._told_to_stop = pipe, told_to_stop
-        self._reports: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
+        self._reports: queue.SimpleQueue[Mapping[str, Any] | threading.Event | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="reports", daemon=True)
         self._writer.start()
         threading.Thread(target=self._listen, name="parent", daemon=True).start()
@@ -67,14 +67,23 @@ class ParentLine:
         self._reports.put(report)
 
     def flush(self, deadline_s: float) -> None:
-        """What has been told is in the pipe, or the parent does not read, or is gone. Nothing is written from now on."""
+        """Wait until what has been told is in the pipe, or the parent does not read for so long, or is gone."""
+        written = threading.Event()
+        self._reports.put(written)
+        written.wait(deadline_s)
+
+    def close(self, deadline_s: float) -> None:
+        """`flush`; nothing is written from now on."""
         self._reports.put(None)
         self._writer.join(deadline_s)
 
     def _write(self) -> None:
         try:
             while (report := self._reports.get()) is not None:
-                self._pipe.send(report)
+                if isinstance(report, threading.Event):
+                    report.set()
+                else:
+                    self._pipe.send(report)
         except OSError:
             self._told_to_stop()
 
@@ -95,6 +104,8 @@ async def _serve(config: PeerConfig, pipe: Connection) -> int:
 
     def report(fields: dict[str, Any]) -> None:
         line.tell({"at": time.monotonic(), **fields})
+        if fields["name"] == "fault":
+            line.flush(FLUSH_S)  # the next thing that this process does may be its last
 
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     try:
@@ -104,5 +115,5 @@ async def _serve(config: PeerConfig, pipe: Connection) -> int:
         report({"name": "failed", "error": f"{type(error).__name__}: {error}", "code": getattr(error, "exit_code", 1)})
         return int(getattr(error, "exit_code", 1))
     finally:
-        await asyncio.to_thread(line.flush, FLUSH_S)
+        await asyncio.to_thread(line.close, FLUSH_S)
     return 0

@@ -22,7 +22,7 @@ def test_a_parent_that_does_not_read_holds_nothing_up_and_gets_every_report_late
         line.tell({"number": number, "text": "x" * 1000})
     assert not stopped.is_set()
     assert [ours.recv()["number"] for _ in range(MANY)] == list(range(MANY))
-    line.flush(DEADLINE_S)
+    line.close(DEADLINE_S)
     assert not stopped.is_set()
     ours.close()
     assert stopped.wait(DEADLINE_S), "a parent that is gone ends its peers"
@@ -36,7 +36,7 @@ def test_any_word_of_the_parent_stops(word: str | None) -> None:
     line = ParentLine(theirs, stopped.set)
     ours.send(word)
     assert stopped.wait(DEADLINE_S)
-    line.flush(DEADLINE_S)
+    line.close(DEADLINE_S)
     ours.close()
     theirs.close()
 
@@ -45,7 +45,19 @@ def test_what_is_told_last_arrives_before_the_end() -> None:
     ours, theirs = mp.Pipe()
     line = ParentLine(theirs, lambda: None)
     line.tell({"name": "failed"})
-    line.flush(DEADLINE_S)
+    line.close(DEADLINE_S)
     theirs.close()
     assert ours.recv() == {"name": "failed"}
+    ours.close()
+
+
+def test_what_is_told_before_a_crash_arrives() -> None:
+    ours, theirs = mp.Pipe()
+    line = ParentLine(theirs, lambda: None)
+    for number in range(3):
+        line.tell({"number": number})
+    line.flush(DEADLINE_S)
+    assert [ours.recv()["number"] for _ in range(3) if ours.poll()] == [0, 1, 2], "nothing is left to the writer"
+    line.close(DEADLINE_S)
+    theirs.close()
     ours.close()
