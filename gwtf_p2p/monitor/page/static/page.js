@@ -20,7 +20,7 @@ let now = null;
 const drawer = new Drawer(base, (peer) => now?.peers.find((row) => row.peer === peer));
 const swarm = new Swarm(byId("swarm"), (peer) => drawer.open(peer));
 const charts = new Charts(base, byId("loss-chart"), byId("speed-chart"));
-const plan = new Plan(base, byId("plan"), byId("plan-legend"));
+const plan = new Plan(base, byId("plan"), byId("measured"), byId("plan-legend"));
 swarm.first = true;
 
 function show(document_, { whole, changes, samples }) {
