@@ -16,7 +16,7 @@ from gwtf_p2p.drawing import svg
 from gwtf_p2p.drawing.flows import Flows, Place, flow_picture
 from gwtf_p2p.drawing.replay import Bar, iteration, iteration_number, replay_html
 from gwtf_p2p.simulation.scenario.scenario import load_scenario
-from tests.monitor.page.chromium import Chromium, needs_browser
+from tests.monitor.page.chromium import Chromium, needs_axe, needs_browser
 
 SCENARIO = Path(__file__).parents[2] / "experiments" / "scenarios" / "homogeneous_churn_0.toml"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -220,3 +220,17 @@ def test_the_page_plays_stops_and_steps_in_a_browser(traced: Path, tmp_path: Pat
         assert browser.errors() == []
     finally:
         browser.driver.quit()
+
+
+@pytest.mark.browser
+@needs_browser
+@needs_axe
+def test_axe_finds_nothing_serious_on_a_page_that_plays(traced: Path, tmp_path: Path) -> None:
+    browser = Chromium(tmp_path / "profile")
+    try:
+        browser.driver.get(f"file://{traced / 'run.html'}#1.5")
+        for scheme, width in (("light", 1440), ("dark", 1440), ("light", 360), ("dark", 360)):
+            browser.show(width, scheme)
+            assert browser.barriers() == [], f"{scheme}, {width} px"
+    finally:
+        browser.close()

@@ -6,6 +6,7 @@ import { drawn, duration, element, placeOf, put } from "./words.js";
 const ROW = 20;
 const LEFT = 118;
 const LEAST_WIDTH = 620;
+const AS_PLANNED = 1.1; // measured over planned: nearer is no news
 const NAMES = { forward: "forward", loss: "loss", backward: "backward" };
 
 export class Plan {
@@ -70,9 +71,14 @@ export class Plan {
     this.measured.replaceChildren(...rows.map((row) => {
       const bars = [bar("measured", row.measured_s)];
       if (row.planned_s !== null) bars.unshift(bar("planned", row.planned_s));
-      const factor = row.planned_s ? `, ${(row.measured_s / row.planned_s).toPrecision(2)} times as long` : "";
-      const words = `planned ${row.planned_s === null ? "nothing" : duration(row.planned_s)}, measured ${duration(row.measured_s)}${factor}`;
+      const words = row.planned_s ? `planned ${duration(row.planned_s)}, measured ${duration(row.measured_s)}, ${against(row)}` : `measured ${duration(row.measured_s)}, no plan for it`;
       return element("li", {}, element("span", {}, row.what), element("span", { class: "muted" }, words), drawn("svg", { class: "pair", "aria-hidden": "true" }, ...bars));
     }));
   }
+}
+
+function against({ planned_s, measured_s }) {
+  const factor = measured_s / planned_s;
+  if (factor > AS_PLANNED) return `${factor.toPrecision(2)} times as long`;
+  return factor < 1 / AS_PLANNED ? `${(1 / factor).toPrecision(2)} times as fast` : "as planned";
 }
