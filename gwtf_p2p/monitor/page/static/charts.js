@@ -113,7 +113,8 @@ export class Charts {
 
   // The legends say the newest values while no pointer asks for others.
   newest() {
-    for (const plot of this.plots) if (plot.cursor.left < 0 && plot.data[0].length) plot.setLegend({ idx: plot.data[0].length - 1 });
+    const last = (column) => column.findLastIndex((value) => value !== null && value !== undefined);
+    for (const plot of this.plots) if (plot.cursor.left < 0 && plot.data[0].length) plot.setLegend({ idxs: plot.data.map(last) });
   }
 
   selected(plot) {

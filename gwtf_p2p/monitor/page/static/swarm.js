@@ -90,7 +90,7 @@ export class Swarm {
   title({ title, online, x, y, w, tall }) {
     const text = `${title}: ${online} online`;
     const label = drawn("text", { x: tall ? 8 : x + w / 2, y: y + 16, class: tall ? "title" : "title middle" });
-    label.textContent = w > 150 || tall ? text : w > 64 ? title : title.replace("Stage ", "");
+    label.textContent = w > 135 || tall ? text : w > 80 ? `${title}: ${online}` : w > 64 ? title : title.replace("Stage ", "");
     return label;
   }
 
