@@ -31,7 +31,7 @@ PAGES = {
 """Pages of the repository, and where they stand in the site. One that the repository does not have is left out."""
 
 CONTENTS = {
-    "Use it": ("start", "volunteer", "run-a-swarm", "peers", "run-toml", "operations", "faq", "security"),
+    "Use it": ("start", "volunteer", "run-a-swarm", "peers", "run-toml", "operations", "what-you-see", "faq", "security"),
     "Research": ("compare", "scenarios", "experiments"),
     "Build it": ("architecture", "contributing", "wire-compatibility", "changelog"),
 }

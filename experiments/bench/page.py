@@ -5,7 +5,8 @@ each peer publishes once per period of 15 s, and each data peer after every iter
 no DHT here: what is measured is the monitor's own work (state, plan, document, changes, history), its web server, and readers.
 
 Printed: CPU share of one core and resident memory (and its growth), without and with followers; bytes of the first visit; bytes
-per minute that a follower gets; seconds to the page's first answer and, where Chromium is installed, to its first paint. That
+per minute that a follower gets; seconds to the page's first answer and, where Chromium is installed, to its first paint, and
+from the begin of a look that finds a new iteration to the page that shows it (the median of some). That
 no request reaches the swarm is shown by asking for everything while no look is made: the number of looks does not change.
 """
 
@@ -18,11 +19,13 @@ import json
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,7 @@ from gwtf_p2p.protocol.wire.records import (
 
 LOOK_S, PERIOD_S, ITERATION_S = 2.0, 15.0, 20.0
 STAGES, LINKS = 8, 8
+UPDATES = 7
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -149,8 +153,16 @@ class Follower(threading.Thread):
         self.process.wait()
 
 
-def first_paint_s(url: str) -> dict[str, float] | None:
-    """Seconds from the start of the navigation to the first paint with content, and to the whole picture; None: no browser."""
+NOTICE = """
+window.changed = 0;
+new MutationObserver(() => (window.changed = Date.now())).observe(
+    document.getElementById("f-iterations"), { childList: true, characterData: true, subtree: true });
+"""
+
+
+def in_a_browser(url: str, iterate: Callable[[], float]) -> dict[str, float] | None:
+    """Seconds from the start of the navigation to the first paint with content, and to the whole picture; from what `iterate`
+    returns, the moment at which a look with a new iteration began, to the page's change. None: no browser."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (browser and driver):
         return None
@@ -170,9 +182,22 @@ def first_paint_s(url: str) -> dict[str, float] | None:
                 time.sleep(0.01)
             whole_s = chromium.execute_script("return performance.now()") / 1000
             paint = chromium.execute_script("return performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0")
-            return {"first_contentful_paint_s": round(paint / 1000, 2), "swarm_drawn_s": round(whole_s, 2)}
+            while chromium.execute_script("return document.getElementById('connection').textContent") != "live":
+                time.sleep(0.01)
+            chromium.execute_script(NOTICE)
+            took = [_update_s(chromium, iterate) for _ in range(UPDATES)]
+            drawn_s = {"first_contentful_paint_s": round(paint / 1000, 2), "swarm_drawn_s": round(whole_s, 2)}
+            return {**drawn_s, "update_s": round(statistics.median(took), 2), "slowest_update_s": round(max(took), 2)}
         finally:
             chromium.quit()
+
+
+def _update_s(chromium: Any, iterate: Callable[[], float]) -> float:
+    chromium.execute_script("window.changed = 0")
+    began = iterate()
+    while not (changed := chromium.execute_script("return window.changed")):
+        time.sleep(0.02)
+    return float(changed) / 1000 - began
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -240,14 +265,14 @@ def _measured(
         follower.stop()
     return {
         **found,
-        **_visits(simulated, state, url),
+        **_visits(simulated, state, runs, url),
         "resident_mb": round(resident_mb(), 1),
         "of_it_the_run_mb": round(resident_mb() - before_mb, 1),
     }
 
 
-def _visits(simulated: SimulatedRun, state: SwarmState, url: str) -> dict[str, Any]:
-    """What one reader's first visit costs; nobody looks meanwhile."""
+def _visits(simulated: SimulatedRun, state: SwarmState, runs: WatchedRuns, url: str) -> dict[str, Any]:
+    """What one reader's first visit costs, while nobody looks, and how soon the reader sees a new iteration."""
     port, base = _port(url), f"/api/v1/runs/{simulated.run.run_id}"
     looks, names = state.looks, ("state", "history?points=800", "work", "plan")
     paths = {
@@ -256,11 +281,19 @@ def _visits(simulated: SimulatedRun, state: SwarmState, url: str) -> dict[str, A
         "/metrics": "metrics",
     }
     visit = {name: _get(port, path) for path, name in paths.items()}
+    looks_by_requests = state.looks - looks
+
+    def iterate() -> float:
+        simulated.iteration()
+        began = time.time()
+        runs.look(state, state.look(list(simulated.records.values()), began))
+        return began
+
     return {
         "first_answer_ms": {name: round(1000 * seconds, 1) for name, (_, seconds, _) in visit.items()},
         "bytes": {name: size for name, (_, _, size) in visit.items()},
-        "first_paint": first_paint_s(f"{url}runs/{simulated.run.run_id}"),
-        "looks_made_by_requests": state.looks - looks,
+        "in_a_browser": in_a_browser(f"{url}runs/{simulated.run.run_id}", iterate),
+        "looks_made_by_requests": looks_by_requests,
     }
 
 

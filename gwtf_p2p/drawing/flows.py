@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from gwtf_p2p.drawing.svg import GREY, INK, LIGHT, PALETTE, Drawing
+from gwtf_p2p.drawing.svg import BOLD_WIDTH, GREY, INK, LETTER_WIDTH, LIGHT, PALETTE, Drawing
 
 COLUMN, ROW, BOX_WIDTH, BOX_HEIGHT, TOP = 190.0, 58.0, 116.0, 38.0, 84.0
 LEAST_WIDTH, MOST_WIDTH = 1.5, 14.0
@@ -41,7 +41,9 @@ def flow_picture(flows: Flows) -> str:
     columns = _columns(flows)
     tallest = max(len(column) for column in columns)
     below = 18.0 * len(flows.notes) + 16
-    drawing = Drawing(COLUMN * (len(columns) - 1) + BOX_WIDTH + 60, TOP + tallest * ROW + 20 + below)
+    text_width = max([BOLD_WIDTH * len(flows.title), *(LETTER_WIDTH * len(note) for note in flows.notes)])
+    wide = max(COLUMN * (len(columns) - 1) + BOX_WIDTH + 60, text_width + 40)
+    drawing = Drawing(wide, TOP + tallest * ROW + 20 + below)
     drawing.text((20, 28), flows.title, INK, bold=True)
     at = _positions(columns, tallest)
     names = ["data peers", *(f"stage {k}" for k in range(1, flows.stages + 1)), "data peers"]

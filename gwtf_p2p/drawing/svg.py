@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from math import ceil, floor, log10
 from xml.sax.saxutils import escape
 
-INK, GREY, LIGHT, BLUE = "#222222", "#8a8a8a", "#dddddd", "#1f5fa8"
-FONTS = "DejaVu Sans, Liberation Sans, Arial, Helvetica, sans-serif"
+INK, GREY, LIGHT, BLUE = "#222222", "#666666", "#dddddd", "#1f5fa8"
+FONTS = "DejaVu Sans, Noto Sans, Liberation Sans, Arial, Helvetica, Segoe UI, Ubuntu, Cantarell, FreeSans, sans-serif"
+"""What the systems have that peers run on; a renderer of PNG takes none that is not named."""
+
 LETTER_WIDTH, BOLD_WIDTH = 7.0, 8.2
 """Pixels of a letter of 12 pixels, in the widest of `FONTS`; a line of many wide ones is still shorter."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 
 from gwtf_p2p.cli.main import main
 from gwtf_p2p.cli.shared.pictures import bars_of_files
+from gwtf_p2p.drawing import svg
 from gwtf_p2p.drawing.flows import Flows, Place, flow_picture
 from gwtf_p2p.drawing.replay import Bar, iteration, iteration_number, replay_html
 from gwtf_p2p.simulation.scenario.scenario import load_scenario
-from tests.monitor.page.chromium import Chromium, needs_browser
+from tests.monitor.page.chromium import Chromium, needs_axe, needs_browser
 
 SCENARIO = Path(__file__).parents[2] / "experiments" / "scenarios" / "homogeneous_churn_0.toml"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -36,9 +38,9 @@ PROBLEM = {
 }
 
 
-def drawn(svg: str) -> tuple[list[str], list[tuple[str, float]]]:
+def drawn(picture: str) -> tuple[list[str], list[tuple[str, float]]]:
     """The texts of a picture, and its curves: what each says and how wide it is."""
-    root = ElementTree.fromstring(svg)
+    root = ElementTree.fromstring(picture)
     texts = ["".join(node.itertext()) for node in root.iter(f"{SVG}text")]
     curves = [("".join(node.itertext()), float(node.get("stroke-width", "0"))) for node in root.iter(f"{SVG}path")]
     return texts, curves
@@ -66,16 +68,37 @@ def test_a_plan_is_drawn_with_the_peers_that_it_leaves_out(tmp_path: Path, capsy
     assert "3 flows" in capsys.readouterr().out
 
 
-def test_a_png_is_made_of_the_same_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    problem, picture = tmp_path / "problem.json", tmp_path / "plan.png"
+def test_a_png_shows_the_same_picture_and_its_words(tmp_path: Path) -> None:
+    resvg_py = pytest.importorskip("resvg_py")
+    problem, picture, same = tmp_path / "problem.json", tmp_path / "plan.png", tmp_path / "plan.svg"
     problem.write_text(json.dumps(PROBLEM))
-    code = main(["plan", str(problem), "--draw", str(picture)])
-    try:
-        import resvg_py  # noqa: F401
-    except ImportError:
-        assert code == 2 and "gwtf-p2p[draw]" in capsys.readouterr().err
-    else:
-        assert code == 0 and picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert [main(["plan", str(problem), "--draw", str(path)]) for path in (picture, same)] == [0, 0]
+    wordless = re.sub("<text.*?</text>", "", same.read_text())
+    assert picture.read_bytes() == bytes(resvg_py.svg_to_bytes(svg_string=same.read_text(), zoom=2))
+    assert picture.read_bytes() != bytes(resvg_py.svg_to_bytes(svg_string=wordless, zoom=2))
+
+
+def test_a_machine_without_a_font_is_told_before_a_wordless_png(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("resvg_py")
+    monkeypatch.setattr(svg, "FONTS", "No Such Font")
+    assert main(["plan", str(tmp_path / "none.json"), "--draw", str(tmp_path / "plan.png")]) == 2
+    assert "PNG needs a font" in capsys.readouterr().err
+
+
+def test_png_without_its_extra_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    assert main(["plan", str(tmp_path / "none.json"), "--draw", str(tmp_path / "plan.png")]) == 2
+    assert "gwtf-p2p[draw]" in capsys.readouterr().err
+
+
+def test_a_long_note_widens_the_picture() -> None:
+    note = "a note that is much longer than two columns of boxes are wide, and is read to its end " * 3
+    root = ElementTree.fromstring(flow_picture(Flows(1, {}, {"d": Place(0)}, "t", [note])))
+    assert float(root.get("width", "0")) > 6 * len(note)
 
 
 @pytest.mark.parametrize("name", ["plan.gif", "nowhere/plan.svg"])
@@ -197,3 +220,17 @@ def test_the_page_plays_stops_and_steps_in_a_browser(traced: Path, tmp_path: Pat
         assert browser.errors() == []
     finally:
         browser.driver.quit()
+
+
+@pytest.mark.browser
+@needs_browser
+@needs_axe
+def test_axe_finds_nothing_serious_on_a_page_that_plays(traced: Path, tmp_path: Path) -> None:
+    browser = Chromium(tmp_path / "profile")
+    try:
+        browser.driver.get(f"file://{traced / 'run.html'}#1.5")
+        for scheme, width in (("light", 1440), ("dark", 1440), ("light", 360), ("dark", 360)):
+            browser.show(width, scheme)
+            assert browser.barriers() == [], f"{scheme}, {width} px"
+    finally:
+        browser.close()

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
+import fastjsonschema
 import pytest
 import yaml
 
 from gwtf_p2p.cli.main import build_parser, main
+from gwtf_p2p.cli.shared.run_schema import run_file_schema
 from tests.house.test_pages import BLOCK, PAGES, ROOT, SPAN, commands, ids
 
 MADE = re.compile(r"^make ([a-z-]+)(?: ARGS=\"(.*)\")?")
@@ -95,3 +100,38 @@ def test_every_simulation_of_the_site_runs(
 def test_the_run_file_of_the_pages_is_checked_by_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "check", str(ROOT / "docs" / "run.toml")]) == 0
     assert "my-run" in capsys.readouterr().out
+
+
+UNSEEN = re.compile(r"^ *```(?:sh|bash|shell|console|text)\b", re.MULTILINE)
+FENCED = re.compile(r"^ *```([a-z]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_no_block_of_commands_is_hidden_from_these_tests(page: Path) -> None:
+    """They read blocks without a language."""
+    assert UNSEEN.findall(page.read_text()) == []
+
+
+def test_every_setting_of_a_run_that_a_page_shows_is_one() -> None:
+    schema = run_file_schema()
+    check = fastjsonschema.compile({**schema, "required": []})
+    blocks = [block for page in PAGES for _, block in FENCED.findall(page.read_text()) if re.match("[a-z_]+ = ", block)]
+    assert len(blocks) >= 4
+    for block in blocks:
+        check(tomllib.loads(block))
+    with pytest.raises(fastjsonschema.JsonSchemaException):
+        check({"optimizer": {"learning_rat": 1e-3}})
+
+
+@pytest.mark.slow
+@pytest.mark.live
+def test_the_demo_of_the_first_page_can_be_played_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two steps of its twenty."""
+    words = next(w for w in commands((ROOT / "docs" / "start.md").read_text()) if w[0] == "demo")
+    after = next(w for w in commands((ROOT / "docs" / "start.md").read_text()) if w[0] == "replay")
+    words[words.index("--steps") + 1] = "2"
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run([sys.executable, "-m", "gwtf_p2p", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert main(after) == 0
+    assert (tmp_path / after[-1]).stat().st_size > 10_000

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gwtf_p2p.cli.main import OLDER_VERBS, VERBS, build_parser
+from gwtf_p2p.cli.main import OLDER_VERBS, SHORT, VERBS, build_parser
 from gwtf_p2p.cli.shared.run_file import run_from_plain
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def test_every_path_that_a_page_names_is_there(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_every_command_of_a_page_parses(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in commands(page.read_text()):
-        verb = OLDER_VERBS.get(words[0], words[0])
+        verb, *rest = SHORT.get(words[0], (OLDER_VERBS.get(words[0], words[0]),))
         assert verb in VERBS, f"gwtf {' '.join(words)}"
         flags = [word for word in words[1:] if word.startswith("--")]
         if flags == words[1:]:  # spoken of, not called: the flags must be there
@@ -71,7 +71,7 @@ def test_every_command_of_a_page_parses(page: Path, capsys: pytest.CaptureFixtur
             assert set(flags) <= set(usage._option_string_actions), f"gwtf {' '.join(words)}"
             continue
         try:
-            build_parser(verb).parse_args([verb, *words[1:]])
+            build_parser(verb).parse_args([verb, *rest, *words[1:]])
         except SystemExit as end:
             assert end.code == 0, f"gwtf {' '.join(words)}: {capsys.readouterr().err}"
 

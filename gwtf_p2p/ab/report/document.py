@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,7 +14,8 @@ body { font-family: system-ui, sans-serif; color: #222; max-width: 1160px; margi
 table { border-collapse: collapse; font-size: 13px }
 th, td { border-bottom: 1px solid #ddd; padding: 4px 6px; text-align: right; overflow-wrap: normal }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
-td:first-child, td:nth-child(2) { min-width: 8em; overflow-wrap: anywhere }
+td:first-child, td:nth-child(2) { min-width: 8em; overflow-wrap: break-word }
+td span { white-space: nowrap }
 pre { white-space: pre-wrap; background: #f3f3f3; padding: .6em; font-size: 12px; max-height: 24em; overflow: auto }
 :target { outline: 3px solid #1f5fa8; outline-offset: 4px } a { color: #1f5fa8 }
 @page { size: A4; margin: 12mm }
@@ -22,8 +24,12 @@ pre { white-space: pre-wrap; background: #f3f3f3; padding: .6em; font-size: 12px
 th { border-bottom: 2px solid #888; vertical-align: bottom }
 td.words { text-align: left; white-space: normal; vertical-align: top }
 figure { margin: 1.5em 0 } figcaption { color: #555; font-size: 14px } figure svg { max-width: 100%; height: auto }
-code { background: #f3f3f3; padding: 1px 4px }
+code { background: #f3f3f3; padding: 1px 4px } figure svg { border-radius: 6px }
+@media screen and (prefers-color-scheme: dark) { :root { color-scheme: dark } body { background: #17191c; color: #e8e8e8 }
+  pre, code { background: #26292e } a { color: #8ab8f0 } th, td { border-color: #43474d } figcaption { color: #b4b4b4 } }
 """
+
+INTERVAL = re.compile(r"([\d.]+-[\d.]+) (\(\d+%\))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +115,9 @@ def _markdown(block: Block) -> str:
 def html(title: str, blocks: Sequence[Block]) -> str:
     """Nothing in it is loaded from elsewhere."""
     body = "\n".join(_html(block) for block in blocks)
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    return f"<!doctype html>\n<html lang='en'><head>{head}</head><body>\n{body}\n</body></html>\n"
+    screen = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'<meta charset="utf-8">{screen}<title>{escape(title)}</title><style>{STYLE}</style>'
+    return f"<!doctype html>\n<html lang='en'><head>{head}</head><body><main>\n{body}\n</main></body></html>\n"
 
 
 def _html(block: Block) -> str:
@@ -120,22 +127,34 @@ def _html(block: Block) -> str:
         case Paragraph(text):
             return f"<p>{_inline(text)}</p>"
         case Code(text):
-            return f"<pre><code>{escape(text)}</code></pre>"
+            return f'<pre tabindex="0"><code>{escape(text)}</code></pre>'
         case Figure(_, svg, caption):
             return f"<figure>{svg}<figcaption>{_inline(caption)}</figcaption></figure>"
         case Raw(anchor, title, raw):
             told = escape("\n".join(raw))
-            return f'<section class="raw" id="{escape(anchor)}"><h4>{_inline(title)}</h4><pre>{told}</pre></section>'
+            return (
+                f'<section class="raw" id="{escape(anchor)}"><h4>{_inline(title)}</h4><pre tabindex="0">{told}</pre></section>'
+            )
         case Table(head, rows, wordy, bold, links):
             kind = ' class="words"' if wordy else ""
-            top = "".join(f"<th>{_inline(cell)}</th>" for cell in head)
+            top = "".join(f'<th scope="col">{_inline(cell)}</th>' for cell in head)
             lines = []
             for number, row in enumerate(rows):
-                cells = [f"<b>{_inline(cell)}</b>" if number in bold else _inline(cell) for cell in row]
+                cells = [_inline(cell) if wordy else _cell(cell) for cell in row]
+                cells = [f"<b>{cell}</b>" if number in bold else cell for cell in cells]
                 if links:
                     cells[1] = f'<a href="#{escape(links[number])}">{cells[1]}</a>'
                 lines.append("<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell in cells) + "</tr>")
-            return f'<div class="wide"><table><tr>{top}</tr>{"".join(lines)}</table></div>'
+            body = f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+            return f'<div class="wide" tabindex="0" role="region" aria-label="{escape(", ".join(head[:4]))}">{body}</div>'
+
+
+def _cell(text: str) -> str:
+    """A name breaks between its words only, an interval before what it covers."""
+    interval = INTERVAL.fullmatch(text)
+    if interval is not None:
+        return f"<span>{interval[1]}</span> <span>{interval[2]}</span>"
+    return re.sub(r"(?<=\w)([_:@=])(?=\w)", r"\1<wbr>", _inline(text))
 
 
 def _inline(text: str) -> str:

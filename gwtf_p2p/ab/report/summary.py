@@ -56,6 +56,10 @@ def verdict(arms: Sequence[ArmSummary]) -> str:
     if ours is None or ours.ratio is None:
         return f"{where}{best.arm} is the fastest of {len(arms)} arms; only SWARM was run."
     ratio = ours.ratio
+    found = ratio.interval
+    if found is not None and found.low <= 1 <= found.high:
+        told = f"the ratio paired by seed is {ratio.middle:.3f}, and its interval, {found.low:.3f} to {found.high:.3f}, holds 1"
+        return f"{where}no difference is shown between {ours.arm} and the best SWARM ({ours.baseline}): {told}."
     change = abs(1 - ratio.middle)
     words = f"{change:.0%} {'less' if ratio.middle < 1 else 'more'} time than the best SWARM ({ours.baseline})"
     return f"{where}an iteration of {ours.arm} takes {words}; {_certainty(ratio)}."
@@ -65,10 +69,7 @@ def _certainty(ratio: Estimate) -> str:
     found = ratio.interval
     if found is None:
         return f"{len(ratio.values)} seeds are too few to say that it is not chance"
-    span = f"{found.low:.3f} to {found.high:.3f}"
-    if found.low <= 1 <= found.high:
-        return f"the ratio's interval, {span}, holds 1: no difference is shown"
-    return f"the ratio's interval is {span} and covers {found.covers:.0%}"
+    return f"the ratio's interval is {found.low:.3f} to {found.high:.3f} and covers {found.covers:.0%}"
 
 
 def _row(s: ArmSummary) -> tuple[str, ...]:

@@ -108,7 +108,7 @@
     cursor.setAttribute("x2", across(moment));
     byId("clock").textContent = `${moment.toFixed(2)} s`;
     byId("moment").value = String(Math.round((1000 * moment) / seconds));
-    byId("now").textContent = `${busy.filter(Boolean).length} of ${told.peers.length} peers compute, ${travelling} transfers under way`;
+    byId("now").textContent = `${busy.filter(Boolean).length} of ${told.peers.length} peers compute, ${travelling} ${travelling === 1 ? "transfer" : "transfers"} under way`;
   }
 
   function go(to) {
@@ -121,6 +121,7 @@
     if (playing && moment >= seconds) moment = 0;
     byId("play").textContent = playing ? "Stop" : "Play";
     byId("play").setAttribute("aria-pressed", String(playing));
+    byId("now").setAttribute("aria-live", playing ? "off" : "polite"); // nobody listens to sixty sentences a second
     last = performance.now();
     if (playing) requestAnimationFrame(frame);
   }
@@ -141,6 +142,8 @@
   });
   document.addEventListener("keydown", (event) => {
     if (["INPUT", "SELECT", "BUTTON"].includes(event.target.tagName)) return;
+    const region = event.target.closest(".scroll");
+    if (event.key !== " " && region && region.scrollWidth > region.clientWidth) return; // the arrows scroll it
     if (event.key === " ") play(!playing);
     else if (event.key === "ArrowRight") go(moment + seconds / 100);
     else if (event.key === "ArrowLeft") go(moment - seconds / 100);

@@ -1,7 +1,8 @@
 """The planned iteration as bars: who is to compute what, when, as the planner's own model of the pipeline forecasts it.
 
 It is a forecast and is told as one. Records carry no time of any single computation, so what has really happened inside an
-iteration cannot be drawn from them; beside the bars only whole routes have a measured time.
+iteration cannot be drawn from them. What they do carry stands beside the forecast: how long the last iterations took, and how
+long a microbatch took over each route.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gwtf_p2p.monitor.routes import FlowLine
 from gwtf_p2p.monitor.swarm_state import SHOWN, SwarmState
 from gwtf_p2p.protocol.schedule.from_view import figures_of, pipeline_of
 from gwtf_p2p.protocol.schedule.iteration_plan import published_flows
@@ -20,6 +22,9 @@ MOST_MICROBATCHES = 64
 """An iteration of more is not legible as bars."""
 
 MISSING = "Records carry no times of single computations: the bars are the plan's forecast, not a measurement."
+
+WHOLE = "whole iteration, its average and optimizer step too"
+MOST_ROUTES = 24
 
 
 class _BarRun(Run):
@@ -36,8 +41,28 @@ class _BarRun(Run):
         super()._compute(m, position, peer, now)
 
 
-def planned_iteration(state: SwarmState) -> dict[str, Any]:
-    """`bars` by peer; empty with a `reason` when there is nothing to draw."""
+def planned_iteration(state: SwarmState, lines: Sequence[FlowLine]) -> dict[str, Any]:
+    """`rows` of bars by peer, empty with a `reason` when there is nothing to draw; `measured`: what the data peers of `lines`
+    and of the last iterations measured, beside what was planned for it."""
+    planned = _planned(state)
+    return {**planned, "measured": _measured(state, lines, planned["seconds"] or None)}
+
+
+def _measured(state: SwarmState, lines: Sequence[FlowLine], planned_s: float | None) -> list[dict[str, Any]]:
+    """Medians, seconds; the iteration first, then the routes that take longest. Nothing of what is not measured."""
+    whole = [(WHOLE, planned_s, state.pace_s)] if state.pace_s else []
+    routes = sorted((line for line in lines if line.measured_s), key=lambda line: (-(line.measured_s or 0.0), line.route))
+    named = [
+        (" → ".join([line.data_peer[-SHOWN:], *line.route.split(">")]), line.predicted_s, line.measured_s or 0.0)
+        for line in routes[:MOST_ROUTES]
+    ]
+    return [
+        {"what": what, "planned_s": None if plan is None else round(plan, 4), "measured_s": round(seconds, 4)}
+        for what, plan, seconds in [*whole, *named]
+    ]
+
+
+def _planned(state: SwarmState) -> dict[str, Any]:
     run = state.run
     view = NetworkView.of(state.records.values(), run.stages, run.activation_bytes)
     flows = [flow for flow in published_flows(view) if all(flow[1])]
@@ -64,7 +89,10 @@ def planned_iteration(state: SwarmState) -> dict[str, Any]:
         {"peer": pipeline.peers[i], "name": pipeline.peers[i][-SHOWN:], "stage": stages[i], "bars": rows[i]}
         for i in sorted(rows, key=lambda i: (stages[i], pipeline.peers[i]))
     ]
-    return {"seconds": _seconds(result.makespan_us), "rows": bars, "microbatches": len(usable), "reason": MISSING}
+    gone = len(flows) - len(usable)
+    left_out = f" {gone} more of the plan lead over peers that are gone or do not answer." if gone else ""
+    reason = f"{MISSING}{left_out}"
+    return {"seconds": _seconds(result.makespan_us), "rows": bars, "microbatches": len(usable), "reason": reason}
 
 
 def _nothing(reason: str) -> dict[str, Any]:

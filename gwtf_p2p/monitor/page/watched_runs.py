@@ -139,8 +139,8 @@ class WatchedRuns:
         return {"first": begin, "last": end, "tokens_per_iteration": state.tokens_per_iteration, "points": rows}
 
     def gantt(self, run: WatchedRun) -> dict[str, Any]:
-        """The planned iteration."""
-        return planned_iteration(run.state)
+        """The planned iteration, and what is measured of it."""
+        return planned_iteration(run.state, run.plans.lines)
 
     def metrics(self) -> str:
         with self._lock:

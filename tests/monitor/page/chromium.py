@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import threading
 import time
@@ -27,6 +29,11 @@ FLAGS = (
     "--disable-dev-shm-usage",
 )
 
+AXE = os.environ.get("GWTF_AXE", "")
+"""axe-core's file, which looks for what keyboards and screen readers stumble over: `npm install axe-core` in some folder, and
+GWTF_AXE=.../node_modules/axe-core/axe.min.js."""
+
+needs_axe = pytest.mark.skipif(not AXE, reason="GWTF_AXE does not name axe-core's axe.min.js")
 needs_browser = pytest.mark.skipif(not (BROWSER and DRIVER), reason="chromium and chromedriver (Debian: chromium-driver)")
 
 
@@ -76,6 +83,15 @@ class Chromium:
     def errors(self) -> list[str]:
         """What the console has complained of since it was asked last."""
         return [str(entry["message"]) for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+    def barriers(self) -> list[str]:
+        """What axe-core finds serious or critical on the page as it is shown now."""
+        # A page's policy forbids scripts that are not its own, this one too: the debugger is not bound by it.
+        self.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": Path(AXE).read_text(encoding="utf-8")})
+        found = self.driver.execute_async_script("axe.run(document).then(arguments[0])")
+        assert len(found["passes"]) > 10, "axe has looked at nothing"
+        serious = [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]
+        return [f"{rule['id']}: {json.dumps([node['target'] for node in rule['nodes']][:3])}" for rule in serious]
 
     def screenshot(self, path: Path) -> None:
         """Of the whole page."""

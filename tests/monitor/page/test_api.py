@@ -118,6 +118,9 @@ def test_every_answer_of_the_api_is_as_the_served_schema_says(served: Served) ->
     computed = [bar for row in plan["rows"] for bar in row["bars"]]
     assert len(computed) == 3 * 7, "an embedding, two forwards, a loss, two backwards and a finish for each microbatch"
     assert all(0 <= begin < end <= plan["seconds"] for _, _, begin, end in computed)
+    whole, route = plan["measured"]
+    assert whole["measured_s"] == 2.0 and whole["planned_s"] == plan["seconds"]
+    assert route["what"].endswith(f"{A1[-6:]} → {B1[-6:]}") and route["measured_s"] == 0.5 and 0 < route["planned_s"] < 0.5
     checked(served, "runs", json.loads(served.get("api/v1/runs")))
 
 

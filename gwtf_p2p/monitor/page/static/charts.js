@@ -87,7 +87,7 @@ export class Charts {
     const colour = (name) => css.getPropertyValue(`--${name}`).trim();
     const axis = (label, values) => ({ label, stroke: colour("muted"), grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line") }, font: "12px system-ui", labelFont: "12px system-ui", labelSize: 20, values });
     const tokens = axis("tokens", (_, splits) => splits.map(count));
-    const hooks = { setSelect: [(plot) => this.selected(plot)] };
+    const hooks = { setSelect: [(plot) => this.selected(plot)], setCursor: [(plot) => plot.cursor.left < 0 && this.plots.includes(plot) && this.newest()] };
     const options = (series, y, bands, scale) => ({
       width: this.holders[0].clientWidth, height: HEIGHT, series, bands, hooks, axes: [tokens, { ...y, size: 62 }],
       scales: { x: { time: false }, y: scale }, cursor: { drag: { x: true, y: false, setScale: false } },
@@ -107,7 +107,14 @@ export class Charts {
       new uPlot(options(lossSeries, axis(this.isLog ? "loss (log scale)" : "loss"), [{ series: [2, 1], fill: colour("band") }], this.isLog ? { distr: 3 } : {}), lossData, this.holders[0]),
       new uPlot(options(speedSeries, axis("tokens/s", (_, splits) => splits.map(count)), [], { range: (_, low, high) => [0, (high || 1) * 1.05] }), speedData, this.holders[1]),
     ];
+    this.newest();
     this.say();
+  }
+
+  // The legends say the newest values while no pointer asks for others.
+  newest() {
+    const last = (column) => column.findLastIndex((value) => value !== null && value !== undefined);
+    for (const plot of this.plots) if (plot.cursor.left < 0 && plot.data[0].length) plot.setLegend({ idxs: plot.data.map(last) });
   }
 
   selected(plot) {
@@ -121,6 +128,7 @@ export class Charts {
   show() {
     const data = this.data();
     this.plots.forEach((plot, index) => plot.setData(data[index]));
+    this.newest();
     this.say();
   }
 

@@ -64,7 +64,7 @@ export class Drawer {
       ["Memory kept", told.memory_limit_bytes === null ? bytes(told.kept_bytes) : `${bytes(told.kept_bytes)} of ${bytes(told.memory_limit_bytes)}`],
       ["Recoveries", recoveries || "none"], ["Sent twice", told.resent_bytes === null ? "nothing" : bytes(told.resent_bytes)],
     ];
-    if (told.shard !== null) rows.push(["Part of the data", told.shard]);
+    if (told.shard !== null && told.shard >= 0) rows.push(["Part of the data", `number ${told.shard}, counted from 0`]);
     const parts = [element("h3", {}, "Machine and line"), lines(rows)];
     if (told.addresses) parts.push(element("h3", {}, "Addresses"), element("ul", {}, ...(told.addresses.length ? told.addresses : ["none published"]).map((address) => element("li", {}, address))));
     if (told.links.length) {

@@ -20,7 +20,7 @@ let now = null;
 const drawer = new Drawer(base, (peer) => now?.peers.find((row) => row.peer === peer));
 const swarm = new Swarm(byId("swarm"), (peer) => drawer.open(peer));
 const charts = new Charts(base, byId("loss-chart"), byId("speed-chart"));
-const plan = new Plan(base, byId("plan"), byId("plan-legend"));
+const plan = new Plan(base, byId("plan"), byId("measured"), byId("plan-legend"));
 swarm.first = true;
 
 function show(document_, { whole, changes, samples }) {
@@ -42,13 +42,14 @@ function show(document_, { whole, changes, samples }) {
 }
 
 function figures() {
+  const waits = now.findings.some((finding) => finding.level === "alert");
   const total = now.total_iterations;
   put("f-iterations", total ? `${now.iterations} of ${total}` : String(now.iterations));
   put("f-loss", now.loss === null ? "not yet" : loss(now.loss));
   put("f-held", loss(now.held_out_loss));
   put("f-tokens", count(now.iterations * now.tokens_per_iteration));
-  put("f-speed", now.tokens_per_second ? count(now.tokens_per_second) : "not yet");
-  put("f-left", now.seconds_left === null ? (total ? "not known yet" : "no end is set") : now.seconds_left ? duration(now.seconds_left) : "done");
+  put("f-speed", waits ? "it waits" : now.tokens_per_second ? count(now.tokens_per_second) : "not yet");
+  put("f-left", waits ? "training waits" : now.seconds_left === null ? (total ? "not known yet" : "no end is set") : now.seconds_left ? duration(now.seconds_left) : "done");
   put("f-peers", `${now.peers_online} of ${now.peers_seen}`);
   if (total) byId("progress").value = now.iterations;
   document.title = `${now.findings[0].level === "alert" ? "▲ " : ""}${now.run_id} · gwtf`;

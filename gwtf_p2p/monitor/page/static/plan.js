@@ -1,16 +1,19 @@
-// The planned iteration as a Gantt chart: one row for each peer, one bar for each computation.
+// The planned iteration as a Gantt chart: one row for each peer, one bar for each computation. Below, with a scale of its own,
+// what data peers have measured beside what was planned for it.
 
-import { drawn, duration, placeOf, put } from "./words.js";
+import { drawn, duration, element, placeOf, put } from "./words.js";
 
 const ROW = 20;
 const LEFT = 118;
 const LEAST_WIDTH = 620;
+const AS_PLANNED = 1.1; // measured over planned: nearer is no news
 const NAMES = { forward: "forward", loss: "loss", backward: "backward" };
 
 export class Plan {
-  constructor(base, holder, legend) {
+  constructor(base, holder, measured, legend) {
     this.base = base;
     this.holder = holder;
+    this.measured = measured;
     this.legend = legend;
     this.legend.replaceChildren(...Object.entries(NAMES).map(([kind, name]) => {
       const item = document.createElement("li");
@@ -28,6 +31,7 @@ export class Plan {
   draw(told) {
     this.told = told;
     const { rows, seconds } = told;
+    this.compare(told.measured);
     put("plan-reason", rows.length ? `${told.microbatches} microbatches in ${duration(seconds)}. ${told.reason}` : told.reason);
     this.legend.hidden = !rows.length;
     if (!rows.length) {
@@ -59,4 +63,22 @@ export class Plan {
     });
     this.holder.replaceChildren(svg);
   }
+
+  compare(rows) {
+    put("measured-reason", rows.length ? "" : "Nothing is measured yet: this needs one whole iteration.");
+    const most = Math.max(1e-9, ...rows.flatMap((row) => [row.planned_s ?? 0, row.measured_s]));
+    const bar = (kind, seconds) => drawn("rect", { x: 0, y: kind === "planned" ? 1 : 8, width: `${(100 * seconds) / most}%`, height: 6, class: `bar-${kind}` });
+    this.measured.replaceChildren(...rows.map((row) => {
+      const bars = [bar("measured", row.measured_s)];
+      if (row.planned_s !== null) bars.unshift(bar("planned", row.planned_s));
+      const words = row.planned_s ? `planned ${duration(row.planned_s)}, measured ${duration(row.measured_s)}, ${against(row)}` : `measured ${duration(row.measured_s)}, no plan for it`;
+      return element("li", {}, element("span", {}, row.what), element("span", { class: "muted" }, words), drawn("svg", { class: "pair", "aria-hidden": "true" }, ...bars));
+    }));
+  }
+}
+
+function against({ planned_s, measured_s }) {
+  const factor = measured_s / planned_s;
+  if (factor > AS_PLANNED) return `${factor.toPrecision(2)} times as long`;
+  return factor < 1 / AS_PLANNED ? `${(1 / factor).toPrecision(2)} times as fast` : "as planned";
 }

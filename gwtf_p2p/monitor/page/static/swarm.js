@@ -9,6 +9,7 @@ const TALL_BELOW = 640;
 const LABELS = 218;
 export const SLOW = 1.5;
 const LABEL_ROW = 19;
+const MOST_LARGER = 1.5;
 const GLYPHS = { JOINING: "…", SYNCING: "…", DRAINING: "↓", GONE: "×" };
 
 export class Swarm {
@@ -60,12 +61,15 @@ export class Swarm {
     const across = tall ? width : Math.max(150, Math.min(540, 62 * most), alone ? LABEL_ROW * planned + 10 : 0);
     const fastest = Math.max(1e-9, ...document.peers.map((peer) => peer.microbatches_per_s || 0));
     const at = new Map();
+    const room = tall ? along - 40 : along * 0.62;
+    const deep = across - (tall ? 8 : 30);
+    const crowded = Math.min(...stages.map((column) => cellFor(column.length, room, deep)));
     const columns = stages.map((column, stage) => {
-      const room = tall ? along - 40 : along * 0.62;
-      const cell = cellFor(column.length, room, across - (tall ? 8 : 30));
-      const perLine = Math.max(1, Math.floor((across - (tall ? 8 : 30)) / cell));
+      // One size for all, but for a little: a stage with few peers is not more important than one with many.
+      const cell = Math.min(MOST_LARGER * crowded, cellFor(column.length, room, deep));
+      const perLine = Math.max(1, Math.floor(deep / cell));
       const lines = Math.ceil(column.length / perLine);
-      const gap = Math.min((across - (tall ? 8 : 30)) / Math.min(perLine, Math.max(1, column.length)), (tall ? 2 : 1.6) * cell);
+      const gap = Math.min(deep / Math.min(perLine, Math.max(1, column.length)), (tall ? 2 : 1.6) * cell);
       column.forEach((peer, index) => {
         const line = Math.floor(index / perLine);
         const inLine = Math.min(perLine, column.length - line * perLine);
@@ -86,7 +90,7 @@ export class Swarm {
   title({ title, online, x, y, w, tall }) {
     const text = `${title}: ${online} online`;
     const label = drawn("text", { x: tall ? 8 : x + w / 2, y: y + 16, class: tall ? "title" : "title middle" });
-    label.textContent = w > 105 ? text : title;
+    label.textContent = w > 135 || tall ? text : w > 80 ? `${title}: ${online}` : w > 64 ? title : title.replace("Stage ", "");
     return label;
   }
 

@@ -28,7 +28,14 @@ export function count(number) {
 export const bytes = (number) => (number === null || number === undefined ? "unknown" : `${count(number)}B`.replace(/(\d)B$/, "$1 B"));
 export const rate = (number) => (number === null || number === undefined ? "not yet" : Number(number.toPrecision(2)).toString());
 export const loss = (number) => (number === null || number === undefined ? "not measured" : number.toFixed(4));
-export const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+
+// With the day where it is not today's.
+export function clock(seconds) {
+  const at = new Date(1000 * seconds);
+  const time = { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false };
+  const isToday = at.toDateString() === new Date().toDateString();
+  return isToday ? at.toLocaleTimeString([], time) : at.toLocaleString([], { month: "short", day: "numeric", ...time });
+}
 
 const STATES = {
   ONLINE: "online", JOINING: "joining", SYNCING: "fetching the weights", DRAINING: "finishing, then leaving", GONE: "gone",
