@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"Bootstrap peer {fields['peer']} is up. Others join with one of:", flush=True)
             for maddr in fields["maddrs"]:
                 print(f"  --initial_peers {maddr}", flush=True)
+            if "lends" in fields:
+                print(f"On its address {fields['lends']} (--lend_slots, --lend_gb).", flush=True)
 
     return serve(config_of(args), args, report)
 
