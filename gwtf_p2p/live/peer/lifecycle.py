@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from gwtf_p2p.live.compute.process_memory import set_imports_aside
 from gwtf_p2p.live.discovery.clock_skew import ClockVerdict, check_clock
 from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, start_dht
 from gwtf_p2p.live.discovery.kept_runs import KeptRuns
@@ -91,6 +92,7 @@ async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport,
         joined = asyncio.ensure_future(keep_joined(daemon, dht, initial, cache))
         stack.callback(joined.cancel)
         if config.role == "bootstrap":
+            set_imports_aside()
             await until(stop, daemon, joined)
             return
         network = Network(daemon, dht, reachability, None, cache)
@@ -106,6 +108,7 @@ async def _take_part(
     from gwtf_p2p.live.peer.assembly import check_config
     from gwtf_p2p.live.peer.running_peer import start_running
 
+    set_imports_aside()
     run = await find_run(config, network.dht, kept, stop, on_report)
     if run is None:
         return
