@@ -1,8 +1,8 @@
 """What a process of days does about its memory at its start, once.
 
 glibc gives threads that allocate at the same time arenas of their own, eight for each core, and hardly returns what was freed
-in one to the system or to another. A peer has some nine threads, whose tensors come and go, and most of them wait for one another
-anyway. So it has `MOST_ARENAS`, unless its user says otherwise by glibc's own variables.
+in one to the system or to another. A peer has some nine threads, whose tensors come and go, and most of them wait for
+one another anyway. So it has `MOST_ARENAS`, unless its user says otherwise by glibc's own variables.
 
 Python's garbage collector walks through everything that imports have left (390,000 objects with torch and transformers) at each
 full collection, a quarter of a second in which the peer answers nobody. What is there when a peer starts to serve is set aside.
