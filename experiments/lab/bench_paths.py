@@ -51,7 +51,7 @@ class _Bench:
     def _start(self, host: str, listen: str, *, flags: tuple[str, ...] = (), join: Agent | None = None) -> Agent:
         initial = parse_initial_peers(join.maddrs, {}) if join else ()
         mode = "client" if "0.0.0.0" in listen else "server"
-        options = P2POptions(initial, (listen,), dht_mode=mode, check_identity=False, nat_port_map=False, relay_flags=())
+        options = P2POptions(initial, (listen,), dht_mode=mode, check_identity=False, nat_port_map=False, lending=None)
         return self._agents.start(host, options, flags)
 
     def _nated(self, host: str) -> Agent:

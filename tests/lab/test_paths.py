@@ -16,7 +16,7 @@ from experiments.lab.programs.observing import LabObserver
 from experiments.lab.programs.training import Training
 from experiments.lab.topology import Line, Topology, load_topology
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
-from gwtf_p2p.live.libp2p.options import P2POptions
+from gwtf_p2p.live.libp2p.options import Lending, P2POptions
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import PathType
 
@@ -25,8 +25,7 @@ pytestmark = [pytest.mark.netns, pytest.mark.slow]
 PORT, BOOT_PORT = 31330, 31337
 PUSH_BYTES = 32 << 20
 SMALL_BYTES, SHORT_S = 1 << 20, 2
-GENEROUS_BYTES = 1 << 40
-"""What `_RELAY_FLAGS` of `p2p` ask for."""
+GENEROUS_BYTES = Lending().circuit_bytes
 
 
 class Swarm:
@@ -126,7 +125,7 @@ def test_training_does_not_notice_that_its_circuits_end(lab: Lab, tmp_path: Path
     steps = 3
     shape = {"iterations": steps, "sequence_length": 256, "microbatches": 2}
     with Training(lab, tmp_path, **shape) as run:
-        run.bootstrap("boot", is_public=False, relay_flags=())
+        run.bootstrap("boot", is_public=False, lending=None)
         run.data("symmetric")
         run.relay("double_nat")
         run.wait(lambda: run.state.iterations >= steps and not run.state.accounting()["lost"], 180)

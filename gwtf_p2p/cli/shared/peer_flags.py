@@ -18,7 +18,7 @@ from gwtf_p2p.protocol.errors import InputError
 
 if TYPE_CHECKING:
     from gwtf_p2p.live.compute.tensor_store import MemoryLimit
-    from gwtf_p2p.live.libp2p.options import P2POptions
+    from gwtf_p2p.live.libp2p.options import Lending, P2POptions
     from gwtf_p2p.live.peer.config import PeerConfig
     from gwtf_p2p.live.state.options import CheckpointOptions
 
@@ -61,6 +61,10 @@ def add_network_flags(parser: argparse.ArgumentParser, port: int) -> dict[str, a
     for flag, value in (("--use_relay", "auto"), ("--no_relay", "no"), ("--use_auto_relay", "yes")):
         alias = f"hivemind's and Petals' word for --circuit_relay {value}"
         add(flag, dest="circuit_relay", action="store_const", const=value, help=alias)
+    lend = groups["limits"].add_argument
+    slots = "on a public address: circuit slots lent at once, to any libp2p program that asks (default 256; 0: none)"
+    lend("--lend_slots", type=int, default=256, metavar="N", help=slots)
+    lend("--lend_gb", type=float, default=64.0, metavar="GB", help="most bytes of a lent circuit, each way (default 64)")
     tell = groups["diagnostics"].add_argument
     tell("--log_level", default=os.environ.get("HIVEMIND_LOGLEVEL", "INFO"), help="DEBUG, INFO, WARNING or ERROR")
     tell("--json", action="store_true", help="one JSON object per report on stdout")
@@ -149,7 +153,19 @@ def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
         dht_mode="server" if is_public else "auto",
         nat_port_map=False,  # `port_mapping` does it, and tells
         is_public=is_public,
+        lending=_lending(args),
     )
+
+
+def _lending(args: argparse.Namespace) -> Lending:
+    """Raises InputError."""
+    from gwtf_p2p.live.libp2p.options import Lending
+
+    if args.lend_slots < 0:
+        raise InputError("--lend_slots", str(args.lend_slots), "expected a whole number, 0 or more")
+    if not 1 / 1024 <= args.lend_gb <= 1 << 20:
+        raise InputError("--lend_gb", str(args.lend_gb), "expected 0.001 to 1048576 gigabytes")
+    return Lending(args.lend_slots, int(args.lend_gb * (1 << 30)))
 
 
 def _everywhere(port: int, *, is_bootstrap: bool) -> list[str]:
@@ -171,7 +187,7 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     from gwtf_p2p.live.discovery.dht import RunConflict
     from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
     from gwtf_p2p.live.libp2p.identity import IdentityInUse
-    from gwtf_p2p.live.peer.config import ClockWrong, RunMismatch, RunNotThere
+    from gwtf_p2p.live.peer.config import ClockWrong, RunMismatch, RunNotThere, StartInterrupted
     from gwtf_p2p.live.peer.lifecycle import run_peer
 
     network, machine = (NetworkUnreachable, IdentityInUse), (DaemonFailed, ClockWrong, OutOfMemory)
@@ -196,6 +212,9 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
+    except StartInterrupted as error:
+        print(f"gwtf {args.verb}: {error}", file=sys.stderr)
+        return int(error.exit_code) if interrupted else 0
     except (*network, *machine, RunMismatch, RunConflict, RunNotThere) as error:
         print(f"gwtf {args.verb}: {error}", file=sys.stderr)
         return int(error.exit_code)

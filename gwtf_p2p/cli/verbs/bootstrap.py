@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gwtf_p2p.cli.shared.free_place import settle_identity
 from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.peer_flags import BOOTSTRAP_PORT, add_network_flags, p2p_options, serve
+from gwtf_p2p.live.compute.process_memory import bound_arenas
 from gwtf_p2p.live.libp2p.light_import import without_torch
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until Ctrl+C."""
+    bound_arenas()
 
     def report(fields: dict[str, Any]) -> None:
         if args.json:
@@ -32,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"Bootstrap peer {fields['peer']} is up. Others join with one of:", flush=True)
             for maddr in fields["maddrs"]:
                 print(f"  --initial_peers {maddr}", flush=True)
+            if "lends" in fields:
+                print(f"On its address {fields['lends']} (--lend_slots, --lend_gb).", flush=True)
 
     return serve(config_of(args), args, report)
 

@@ -22,6 +22,7 @@ from gwtf_p2p.cli.shared.peer_flags import (
 )
 from gwtf_p2p.cli.shared.peer_reports import figures_period_s, telling
 from gwtf_p2p.cli.shared.run_file import check_hub_files, check_settings, read_toml, run_from_plain
+from gwtf_p2p.live.compute.process_memory import bound_arenas
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId
 
@@ -48,6 +49,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until Ctrl+C."""
+    bound_arenas()
     with telling(args) as tell:
         return serve(config_of(args, tell), args, tell)
 

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -26,7 +25,8 @@ from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
 
-from gwtf_p2p.live.discovery.dht_validation import REMEMBERED, make_validator, peer_of_owner
+from gwtf_p2p.live.discovery.dht_validation import make_validator, peer_of_owner
+from gwtf_p2p.live.discovery.newest import NewestByOwner
 from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable
 from gwtf_p2p.live.libp2p.identity import Identity
 from gwtf_p2p.protocol.errors import OtherWireVersion, RemoteProtocolError
@@ -102,6 +102,7 @@ class Dht:
         self.record_bytes = 0
         self._node = node
         self._owner = owner
+        self._newest: NewestByOwner[PeerId, StageRecord] = NewestByOwner()
         self._read_before: dict[tuple[str, PeerId], tuple[StageRecord, float]] = {}
 
     async def publish_run(self, record: RunRecord) -> bool:
@@ -124,7 +125,7 @@ class Dht:
         key = run_key(run_id)
         entries = await self._read([key])
         foreign: dict[PeerId, OtherWireVersion] = {}
-        read = self._decoded(entries[key], decode_run, foreign)
+        read = self._decoded(entries[key], _of_anybody(decode_run), foreign)
         found = {peer: record for peer, record, _ in read if record.run_id == run_id}
         if owner is not None:
             found = {peer: record for peer, record in found.items() if peer == owner}
@@ -138,7 +139,9 @@ class Dht:
     async def read_runs(self) -> list[RunNotice]:
         """The runs whose data peers publish on this DHT, by id; of several with one id, one."""
         entries = (await self._read([RUNS_KEY]))[RUNS_KEY]
-        found = {notice.run_id: notice for _, notice, _ in islice(self._decoded(entries, decode_notice), MOST_RUNS)}
+        found = {
+            notice.run_id: notice for _, notice, _ in islice(self._decoded(entries, _of_anybody(decode_notice)), MOST_RUNS)
+        }
         return [found[run_id] for run_id in sorted(found)]
 
     async def read_stages(self, run_id: RunId, stages: Iterable[Stage]) -> list[StageRecord]:
@@ -146,7 +149,7 @@ class Dht:
         keys = {stage_key(run_id, stage): stage for stage in stages}
         entries = await self._read(list(keys))
         for key, stage in keys.items():
-            for peer, record, expires_at in self._decoded(entries[key], _decode_stage):
+            for peer, record, expires_at in self._decoded(entries[key], self._decode_stage):
                 if record.peer != peer:
                     self._drop("forged", peer, f"names {record.peer}")
                 elif record.run_id != run_id or record.stage != stage:
@@ -198,7 +201,7 @@ class Dht:
         return {key: entry.value if entry is not None else {} for key, entry in found.items()}
 
     def _decoded(
-        self, entries: Any, decode: Callable[[bytes], R], foreign: dict[PeerId, OtherWireVersion] | None = None
+        self, entries: Any, decode: Callable[[PeerId, bytes], R], foreign: dict[PeerId, OtherWireVersion] | None = None
     ) -> Iterator[tuple[PeerId, R, float]]:
         """Owner, record and expiry (hivemind's DHT time) of each entry that can be read; `foreign` takes those that cannot."""
         if not isinstance(entries, dict):
@@ -212,7 +215,7 @@ class Dht:
                 continue
             try:
                 self.record_bytes += len(value)
-                yield peer, decode(value), expires_at
+                yield peer, decode(peer, value), expires_at
             except RemoteProtocolError as error:
                 if isinstance(error, OtherWireVersion):
                     self._drop("version", peer, str(error))
@@ -220,6 +223,14 @@ class Dht:
                         foreign[peer] = error
                 else:
                     self._drop("format", peer, str(error))
+
+    def _decode_stage(self, owner: PeerId, data: bytes) -> StageRecord:
+        """Most of what is read was read two seconds ago as well. Raises RemoteProtocolError."""
+        known = self._newest.get(owner, data)
+        if known is None:
+            known = decode_stage(data)
+            self._newest.put(owner, data, known)
+        return known
 
     def _drop(self, reason: str, peer: PeerId | None, detail: str) -> None:
         self.dropped[reason] += 1
@@ -261,10 +272,9 @@ async def start_dht(daemon: Daemon, identity: Identity, options: DhtOptions) -> 
     return Dht(node, identity, owner, options)
 
 
-@lru_cache(maxsize=REMEMBERED)
-def _decode_stage(data: bytes) -> StageRecord:
-    """Most of what is read was read two seconds ago as well."""
-    return decode_stage(data)
+def _of_anybody(decode: Callable[[bytes], R]) -> Callable[[PeerId, bytes], R]:
+    """For records that are read too seldom to remember."""
+    return lambda owner, data: decode(data)
 
 
 def _contents(record: RunRecord) -> bytes:

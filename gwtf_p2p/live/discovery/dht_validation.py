@@ -29,6 +29,7 @@ from hivemind.dht.validation import CompositeValidator, DHTRecord, RecordValidat
 from hivemind.utils.crypto import RSAPrivateKey
 from hivemind.utils.timed_storage import get_dht_time
 
+from gwtf_p2p.live.discovery.newest import MOST_OWNERS, NewestByOwner
 from gwtf_p2p.live.libp2p.identity import key_bytes, peer_id_of_key
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId
@@ -36,9 +37,6 @@ from gwtf_p2p.protocol.wire.records import MAX_RECORD_BYTES, keys_of_run
 
 MAX_LIFETIME_S = 3600.0
 _OWNER_KEY_BYTES = 1024  # 388 with RSA-2048
-REMEMBERED = 2048
-"""Valid records, of a kilobyte or so each."""
-
 _OWNER = re.compile(RSASignatureValidator.PUBLIC_KEY_REGEX)
 
 
@@ -66,22 +64,20 @@ class Remembering(CompositeValidator):  # type: ignore[misc]  # hivemind has no 
     """Asks the validators once for each record: a peer reads the same ones every few seconds, from every holder of a key, and
     a signature and a schema cost a millisecond (a quarter of an idle peer's CPU, experiments/bench/profile.py).
 
-    Only what was valid is remembered, byte for byte with its expiry: that can only stay valid.
+    Only what was valid is remembered, the newest record of each owner under each key, with its expiry: that stays valid.
     """
 
     def __init__(self, validators: list[RecordValidatorBase]) -> None:
         super().__init__(validators)
-        self._known: dict[tuple[bytes, bytes, bytes, float], None] = {}
+        self._known: NewestByOwner[tuple[bytes, bytes], float] = NewestByOwner()
 
     def validate(self, record: DHTRecord) -> bool:
-        seen = (record.key, record.subkey, record.value, record.expiration_time)
-        if seen in self._known:
+        owner = record.key, record.subkey
+        if self._known.get(owner, record.value) == record.expiration_time:
             return True
         valid = bool(super().validate(record))
         if valid:
-            self._known[seen] = None
-            if len(self._known) > REMEMBERED:
-                del self._known[next(iter(self._known))]
+            self._known.put(owner, record.value, record.expiration_time)
         return valid
 
 
@@ -113,7 +109,7 @@ def peer_of_owner(subkey: Any) -> PeerId:
         raise RemoteProtocolError(f"owner: {error}") from error
 
 
-@lru_cache(maxsize=REMEMBERED)
+@lru_cache(maxsize=MOST_OWNERS)
 def _peer_of_key(public_key: bytes) -> PeerId:
     """Raises ValueError."""
     return peer_id_of_key(public_key)

@@ -15,13 +15,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hivemind.p2p import P2P
 from hivemind.p2p.p2p_daemon_bindings.control import DEFAULT_MAX_MSG_SIZE
@@ -30,6 +29,7 @@ from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 from gwtf_p2p.live.libp2p.daemon_lifetime import SocketDir, make_socket_dir, socket_base, sweep
 from gwtf_p2p.live.libp2p.dialling import connect
 from gwtf_p2p.live.libp2p.identity import Identity, IdentityInUse
+from gwtf_p2p.live.libp2p.listening import check_listens, check_ports
 from gwtf_p2p.live.libp2p.maddrs import InitialPeer
 from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.protocol.errors import InputError
@@ -152,9 +152,10 @@ async def running_daemon(options: P2POptions, identity: Identity | None = None) 
 async def start_daemon(options: P2POptions, identity: Identity | None = None) -> Daemon:
     """Start p2pd and join the initial peers; without an identity the peer id is a fresh one.
 
-    Raises NetworkUnreachable (exit code 3), IdentityInUse (4), DaemonFailed (6), InputError for an address that is taken.
+    Raises NetworkUnreachable (exit code 3), IdentityInUse (4), DaemonFailed (6), InputError for an address that is taken or
+    that p2pd does not listen on. Cancelled, it leaves no p2pd behind.
     """
-    _check_ports(options.host_maddrs)
+    check_ports(options.host_maddrs)
     reasons = await probe(options.initial_peers)
     reachable = tuple(peer for peer in options.initial_peers if peer.text not in reasons)
     if options.initial_peers and not reachable:
@@ -165,7 +166,7 @@ async def start_daemon(options: P2POptions, identity: Identity | None = None) ->
     if identity is not None and reachable and options.check_identity:
         await _check_identity(joining, identity)
     try:
-        return await _launch(joining, identity)
+        daemon = await _launch(joining, identity)
     except P2PDaemonError as error:
         if _NOT_JOINED in str(error):
             dialled = await _dial_each(reachable)
@@ -174,6 +175,11 @@ async def start_daemon(options: P2POptions, identity: Identity | None = None) ->
             why = str(error).partition(_NO_LISTEN)[2].strip(": []")
             raise InputError("--host_maddrs", ",".join(options.host_maddrs), f"cannot listen there: {why}") from error
         raise DaemonFailed(f"p2pd does not start: {error}") from error
+    async with AsyncExitStack() as on_failure:
+        on_failure.push_async_callback(daemon.stop)
+        check_listens(options.host_maddrs, await daemon.maddrs(), announces=bool(options.announce_maddrs))
+        on_failure.pop_all()
+    return daemon
 
 
 async def probe(peers: Sequence[InitialPeer], limit_s: float = _PROBE_S) -> dict[str, str]:
@@ -195,31 +201,15 @@ async def _probe_tcp(peer: InitialPeer, limit_s: float) -> str:
     return ""
 
 
-def _check_ports(host_maddrs: Sequence[str]) -> None:
-    """libp2p opens its ports for sharing: two p2pd of one user listen on one port without an error, and each connection goes
-    to either of them. So a port that is taken has to be found before. Raises InputError.
-    """
-    for maddr in host_maddrs:
-        _, kind, host, layer, port, *_ = maddr.split("/")
-        if kind not in ("ip4", "ip6") or port == "0":
-            continue
-        family = socket.AF_INET if kind == "ip4" else socket.AF_INET6
-        with socket.socket(family, socket.SOCK_STREAM if layer == "tcp" else socket.SOCK_DGRAM) as trial:
-            if layer == "tcp":
-                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
-            try:
-                trial.bind((host, int(port)))
-            except OSError as error:
-                raise InputError("--host_maddrs", maddr, f"cannot listen there: {error.strerror}") from error
-
-
 async def _launch(options: P2POptions, identity: Identity | None) -> Daemon:
     base = socket_base(os.environ)
     sweep(base)
     sockets = make_socket_dir(base)
-    with ExitStack() as on_failure:
+    async with AsyncExitStack() as on_failure:
         on_failure.callback(sockets.remove)
-        p2p = await _daemon_class(sockets.path, options).create(
+        p2p_class = _daemon_class(sockets.path, options)
+        on_failure.push_async_callback(_end_unfinished, p2p_class.made)
+        p2p = await p2p_class.create(
             initial_peers=[peer.text for peer in options.initial_peers],
             host_maddrs=options.host_maddrs or None,
             no_listen=not options.host_maddrs,
@@ -235,18 +225,37 @@ async def _launch(options: P2POptions, identity: Identity | None) -> Daemon:
             persistent_conn_max_msg_size=DEFAULT_MAX_MSG_SIZE,  # unequal limits make callers hang (measured)
             startup_timeout=options.start_timeout_s,
         )
+        p2p_class.made.clear()
         on_failure.pop_all()
     return Daemon(p2p, sockets, options)
 
 
+async def _end_unfinished(made: Sequence[P2P]) -> None:
+    """Wait for the end of a p2pd whose start has failed or was cancelled; its pipes would stay open otherwise."""
+    for p2p in made:
+        p2p._terminate()
+        if p2p._child is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SHUTDOWN_S):
+                    await p2p._child.communicate()
+
+
 def _daemon_class(socket_dir: Path, options: P2POptions) -> type[P2P]:
     class GwtfP2P(P2P):  # type: ignore[misc]  # hivemind has no types
+        made: ClassVar[list[P2P]] = []
+        """The one that is being made: `create` hands out none when it is cancelled, and its p2pd has to end all the same."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.made.append(self)
+
         _UNIX_SOCKET_PREFIX = f"/unix{socket_dir}/"
         DHT_MODE_MAPPING = {**P2P.DHT_MODE_MAPPING, "off": {}}  # noqa: RUF012 (hivemind's own attribute)
 
         @staticmethod
         def _make_process_args(*args: object, **kwargs: object) -> list[str]:
-            command = [*P2P._make_process_args(*args, **kwargs), f"-noise={int(options.noise)}", *options.relay_flags]
+            lends = options.lending.flags if options.lending is not None else ()
+            command = [*P2P._make_process_args(*args, **kwargs), f"-noise={int(options.noise)}", *lends, *options.relay_flags]
             # With one thread p2pd's race between its two circuit relay services nearly always ends well (`public_relay`).
             return [*OWN_GROUP, *(["env", "GOMAXPROCS=1"] if options.is_public else []), *command]
 

@@ -2,8 +2,9 @@
 
 An initial peer is given as one multiaddr, a comma list, or `@file` (one or more per line, `#` starts a comment); when none is
 given, `GWTF_INITIAL_PEERS` is read in the same way. Understood are /ip4, /ip6, /dns, /dns4 and /dns6 over /tcp, and over /udp
-with /quic or /quic-v1; the peer id is base58, `12D3Koo...` or `Qm...`. The address of a peer behind a circuit relay ends in
-`/p2p-circuit/p2p/<id>`. Whatever is wrong is named, with the form that was expected (InputError).
+with /quic-v1 (RFC 9000; /quic is its draft 29, which p2pd neither dials nor listens on any more, without a word); the peer id
+is base58, `12D3Koo...` or `Qm...`. The address of a peer behind a circuit relay ends in `/p2p-circuit/p2p/<id>`. Whatever is
+wrong is named, with the form that was expected (InputError).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _DNS_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?(\
 
 @dataclass(frozen=True, slots=True)
 class InitialPeer:
-    """One address of a peer. `transport` is tcp, quic or quic-v1; with a circuit relay, host and port are the circuit
+    """One address of a peer. `transport` is tcp or quic-v1; with a circuit relay, host and port are the circuit
     relay's."""
 
     text: str
@@ -107,7 +108,10 @@ def _parse_address(address: str, text: str, where: str, expected: str) -> tuple[
     if len(parts) not in (5, 6) or parts[0] or parts[1] not in _HOST_KINDS:
         raise InputError(where, text, expected)
     _, host_kind, host, layer, port, *rest = parts
-    transport = {("tcp",): "tcp", ("udp", "quic"): "quic", ("udp", "quic-v1"): "quic-v1"}.get((layer, *rest))
+    transport = {("tcp",): "tcp", ("udp", "quic-v1"): "quic-v1"}.get((layer, *rest))
+    if (layer, *rest) == ("udp", "quic"):
+        right = f"/{host_kind}/{host}/udp/{port}/quic-v1"
+        raise InputError(where, text, f"/quic is draft 29, which libp2p has given up: expected {right}")
     if transport is None:
         raise InputError(where, text, f"{'/'.join([layer, '<port>', *rest])} is no transport of ours: {expected}")
     if not _is_host(host_kind, host):

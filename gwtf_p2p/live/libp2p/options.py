@@ -11,15 +11,42 @@ from gwtf_p2p.live.libp2p.maddrs import InitialPeer, parse_initial_peer
 
 _START_S = 12.0
 
-_RELAY_FLAGS = (
-    "-relayDataLimit=1099511627776",
-    "-relayTimeLimit=24h",
-    "-relayMaxCircuits=256",
-    "-relayMaxReservations=1024",
-    "-relayBufferSize=262144",  # of each circuit, and allocated at once: p2pd's own 16 MiB are no faster (measured)
-)
-"""What a public peer grants to those that it circuit relays for. p2pd's own 4 GiB and 30 min would cut a circuit in the middle
-of a training run, and its 16 circuits per peer are fewer than the neighbours that a peer behind NAT may have."""
+_BUFFER_BYTES = 262144
+"""Of each circuit, and allocated at once: p2pd's own 16 MiB are no faster (measured)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lending:
+    """What a public peer lends to those that it circuit relays for: to any libp2p program, since p2pd asks nobody whether it
+    takes part in a run. `slots`: peers at once, 0 for none; the rest is of each circuit, bytes in each direction.
+
+    p2pd's own 4 GiB and 30 min would cut a circuit in the middle of a training run, and its 16 circuits per peer are fewer than
+    the neighbours that a peer behind NAT may have.
+    """
+
+    slots: int = 256
+    circuit_bytes: int = 64 << 30
+    circuit_hours: int = 24
+    circuits_per_peer: int = 256
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """As p2pd spells them."""
+        return (
+            f"-relayDataLimit={self.circuit_bytes}",
+            f"-relayTimeLimit={self.circuit_hours}h",
+            f"-relayMaxCircuits={self.circuits_per_peer}",
+            f"-relayMaxReservations={self.slots}",
+            f"-relayBufferSize={_BUFFER_BYTES}",
+        )
+
+    @property
+    def words(self) -> str:
+        """For whoever lends it, in one sentence."""
+        if not self.slots:
+            return "it lends no circuits"
+        size = f"{self.circuit_bytes / (1 << 30):g} GiB each way and {self.circuit_hours} h"
+        return f"it lends circuits to any libp2p program, of this run or not: {self.slots} slots, {size} per circuit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +58,10 @@ class P2POptions:
     p2pd for a moment). `auto_nat`: find out how others can reach this peer, and make it so. `is_public`: this peer is known to
     be reachable; p2pd need not find out, and circuit relays for others at once (`public_relay`). `is_quiet`: this p2pd does
     nothing unasked: no DHT of libp2p's, and nobody asked to dial back, since a peer that is asked more than 30 times a minute
-    refuses.
+    refuses. `lending`: see there; None for p2pd's own limits. `relay_flags` are more of p2pd's flags, which win.
+
+    Noise is off: this p2pd would prefer it to TLS, which costs about half the CPU (measured) and which every p2pd of hivemind
+    speaks. A libp2p program that speaks Noise alone can neither join nor be circuit relayed.
     """
 
     initial_peers: tuple[InitialPeer, ...] = ()
@@ -47,7 +77,8 @@ class P2POptions:
     is_public: bool = False
     is_quiet: bool = False
     start_timeout_s: float = _START_S
-    relay_flags: tuple[str, ...] = _RELAY_FLAGS
+    lending: Lending | None = Lending()
+    relay_flags: tuple[str, ...] = ()
 
     @classmethod
     def on_this_machine(cls, *maddrs: str) -> P2POptions:

@@ -53,7 +53,7 @@ class MappingRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """What the router gave: where others may call, and for how many seconds."""
+    """What the router gave: where others may call, and for how many seconds; 0 is for ever, as UPnP has it."""
 
     external_ip: str
     external_port: int
@@ -92,7 +92,7 @@ class PcpGateway:
         mapped = IPv6Address(given_ip).ipv4_mapped
         if mapped is None:
             raise MappingRefused("PCP: the external address is no IPv4 address")
-        return Granted(str(mapped), given_port, lifetime)
+        return Granted(str(mapped), given_port, _positive(lifetime, self.kind))
 
     async def unmap(self, port: int, external_port: int) -> None:
         await self._request(port, 0, 0)
@@ -119,7 +119,7 @@ class NatPmpGateway:
         told = await self._request(struct.pack(">BB", _NAT_PMP, _ADDRESS), 12)
         given = await self._request(self._mapping(port, external_port, lifetime_s), 16)
         _, given_port, lifetime = struct.unpack_from(">HHI", given, 8)
-        return Granted(str(IPv4Address(told[8:12])), given_port, lifetime)
+        return Granted(str(IPv4Address(told[8:12])), given_port, _positive(lifetime, self.kind))
 
     async def unmap(self, port: int, external_port: int) -> None:
         await self._request(self._mapping(port, 0, 0), 16)
@@ -135,6 +135,13 @@ class NatPmpGateway:
         if len(answer) < answer_bytes or answer[1] != _RESPONSE | request[1]:
             raise MappingRefused("NAT-PMP: an answer that is none")
         return answer
+
+
+def _positive(lifetime_s: int, kind: str) -> int:
+    """Raises MappingRefused: in these two protocols a lifetime of 0 is a mapping that has been removed."""
+    if lifetime_s == 0:
+        raise MappingRefused(f"{kind}: granted for no time at all")
+    return lifetime_s
 
 
 async def find_pmp_gateway(limit_s: float, router: str = "") -> Gateway:

@@ -1,9 +1,10 @@
 """Have the home router forward this peer's port (UPnP, PCP or NAT-PMP, whichever answers), keep it so, take it back at the end.
 
-A mapping lasts an hour and is renewed every ten minutes, so that a router that restarted, or whose public address changed, is
-not without it for long; `close` removes it. Where none was to be had, it is tried again as often. A router whose own outside
-address is private stands behind another NAT: a mapping there leads nowhere, so it is taken back at once and the reason says
-so. Whether the mapped port can really be reached is for somebody else's dial-back to tell.
+An hour is asked for; what the router grants instead, a minute or two with some, is what counts. A mapping is renewed at half
+of that and at the latest every ten minutes, so that a router that restarted, or whose public address changed, is not without
+it for long; `close` removes it. Where none was to be had, it is tried again as often. A router whose own outside address is
+private stands behind another NAT: a mapping there leads nowhere, so it is taken back at once and the reason says so. Whether
+the mapped port can really be reached is for somebody else's dial-back to tell.
 
     mapper = PortMapper(on_change)
     maddr = await mapper.map_port(31330)      # '/ip4/1.2.3.4/tcp/31330', or None and mapper.reason
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 LEASE_S = 3600
 RENEW_S = 600.0
+LEAST_RENEW_S = 5.0
+"""Routers are not asked more often; one that grants less than twice of it is said to."""
+
 FIND_S = 4.0
 """How long a router may take to answer a search; UPnP gives it a random wait of up to 3 s."""
 
@@ -43,6 +47,12 @@ def is_public(ip: str) -> bool:
     except ValueError:
         return False
     return not any(address in network for network in _NOT_PUBLIC)
+
+
+def renewal_s(granted_s: int, at_most_s: float = RENEW_S) -> float:
+    """Seconds after which to renew what was granted for `granted_s`, where 0 is for ever: half of it, as RFC 6886 (section 3.3)
+    and RFC 6887 (section 11.2.1) have it."""
+    return min(at_most_s, max(granted_s / 2, LEAST_RENEW_S)) if granted_s else at_most_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +91,8 @@ class PortMapper:
         self._renewing = asyncio.get_running_loop().create_task(self._renew(port))
         if self.mapped is None:
             return None
-        logger.info("%s router %s forwards %s", self.mapped.kind, self.mapped.router, self.mapped.maddr)
+        lease = f"for {self.mapped.granted.lifetime_s} s at a time" if self.mapped.granted.lifetime_s else "for ever"
+        logger.info("%s router %s forwards %s, %s", self.mapped.kind, self.mapped.router, self.mapped.maddr, lease)
         return self.mapped.maddr
 
     def look_again(self) -> None:
@@ -127,13 +138,18 @@ class PortMapper:
             await _take_back(gateway, mapped)
             where = f"router {gateway.address} is itself behind a NAT, at {granted.external_ip}"
             raise MappingRefused(f"{gateway.kind}: {where}")
+        if 0 < granted.lifetime_s < 2 * LEAST_RENEW_S:
+            logger.warning(
+                "router %s grants %d s only: the port is closed for a part of the time", gateway.address, granted.lifetime_s
+            )
         return mapped
 
     async def _renew(self, port: int) -> None:
         """For ever. A router that answers no more is looked for again, as is one that was not there before."""
         while True:
+            wait_s = renewal_s(self.mapped.granted.lifetime_s, self._renew_s) if self.mapped else self._renew_s
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._renew_s):
+                async with asyncio.timeout(wait_s):
                     await self._moved.wait()
             known = self._gateway if self.mapped is not None and not self._moved.is_set() else None
             self._moved.clear()

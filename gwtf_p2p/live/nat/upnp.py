@@ -24,6 +24,8 @@ _SERVICES = (
 _HTTP_S = 3
 _CONFLICT, _SAME_PORT_ONLY, _PERMANENT_ONLY = 718, 724, 725
 _PORTS_TRIED = 8
+_ENTRY_AGE_S = 10
+"""What an entry says is left of its lease may be less than what was granted by so much."""
 
 
 class UpnpGateway:
@@ -46,7 +48,8 @@ class UpnpGateway:
                 if refusal.code == _CONFLICT:
                     continue
                 raise MappingRefused(f"UPnP: {refusal}") from refusal
-            return Granted(str(told.get("NewExternalIPAddress") or ""), wanted, granted_s)
+            given_s = await self._lease_s(wanted, granted_s)
+            return Granted(str(told.get("NewExternalIPAddress") or ""), wanted, given_s)
         raise MappingRefused(f"UPnP: ports {external_port} to {external_port + _PORTS_TRIED - 1} are mapped to others")
 
     async def unmap(self, port: int, external_port: int) -> None:
@@ -77,6 +80,16 @@ class UpnpGateway:
                 return lease_s
         raise AssertionError("the last attempt returns or raises")
 
+    async def _lease_s(self, external_port: int, asked_s: int) -> int:
+        """Seconds that the router gave, which `AddPortMapping` does not say: as its entry has it, else as asked."""
+        try:
+            entry = await self._call(
+                "GetSpecificPortMappingEntry", NewRemoteHost="", NewExternalPort=external_port, NewProtocol="TCP"
+            )
+        except (_Refused, NoGateway):
+            return asked_s
+        return read_lease_s(entry.get("NewLeaseDuration"), asked_s)
+
     async def _call(self, name: str, **arguments: Any) -> dict[str, object]:
         """Raises _Refused, NoGateway."""
         from async_upnp_client.exceptions import UpnpActionError, UpnpError
@@ -87,6 +100,12 @@ class UpnpGateway:
             raise _Refused(int(error.error_code or 0), error.error_desc or str(error)) from error
         except (UpnpError, KeyError) as error:
             raise NoGateway(f"UPnP: {self.address}: {error}") from error
+
+
+def read_lease_s(told: object, asked_s: int) -> int:
+    """What an entry's lease is worth. One that was asked for a time and has 0 has no end, or is told by a router that does not
+    count (both are seen): it is renewed as if it had been granted as asked, which suits either."""
+    return told if isinstance(told, int) and 0 < told < asked_s - _ENTRY_AGE_S else asked_s
 
 
 class _Refused(MappingRefused):

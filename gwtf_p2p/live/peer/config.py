@@ -76,6 +76,12 @@ class PeerConfig:
     emulation: Emulation | None = None
 
 
+class StartInterrupted(Exception):
+    """This peer was told to stop before its p2pd was up. Exit code 130 when a user did it."""
+
+    exit_code = 130
+
+
 class ClockWrong(Exception):
     """This machine's clock is so far off that its records would be born expired. Exit code 6."""
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from gwtf_p2p.live.discovery.dht import Dht
 from gwtf_p2p.live.discovery.kept_runs import KeptRuns
 from gwtf_p2p.live.discovery.peer_cache import PeerCache
-from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable
+from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonFailed, NetworkUnreachable
 from gwtf_p2p.live.libp2p.dialling import connect
 from gwtf_p2p.live.libp2p.maddrs import InitialPeer
 from gwtf_p2p.live.libp2p.options import P2POptions
-from gwtf_p2p.live.peer.config import OnReport, PeerConfig, RunMismatch, RunNotThere
+from gwtf_p2p.live.peer.config import OnReport, PeerConfig, RunMismatch, RunNotThere, StartInterrupted
 from gwtf_p2p.protocol.errors import OtherWireVersion
 from gwtf_p2p.protocol.ids import PeerId, RunId
 from gwtf_p2p.protocol.wire.records import RunRecord
@@ -64,6 +65,27 @@ async def join(
                 async with asyncio.timeout(min(pause_s, left_s)):
                     await stop.wait()
             pause_s = min(2 * pause_s, LAST_PAUSE_S)
+
+
+async def unless_stopped(starting: Coroutine[Any, Any, Daemon], stop: asyncio.Event) -> Daemon:
+    """What `starting` gives; it is cancelled, and leaves nothing behind, when `stop` is set meanwhile.
+
+    Raises StartInterrupted then, as when p2pd does not start while `stop` is set: the same Ctrl+C may have ended it.
+    """
+    start, stopping = asyncio.ensure_future(starting), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({start, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            start.cancel()
+            await asyncio.wait({start})
+        return start.result()
+    except (asyncio.CancelledError, DaemonFailed, NetworkUnreachable) as error:
+        if not stop.is_set():
+            raise
+        raise StartInterrupted("told to stop before its p2pd was up") from error
+    finally:
+        start.cancel()
+        stopping.cancel()
 
 
 async def _through_cache(start: Start, options: P2POptions, cache: PeerCache) -> Daemon | None:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from gwtf_p2p.live.compute.process_memory import set_imports_aside
 from gwtf_p2p.live.discovery.clock_skew import ClockVerdict, check_clock
 from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, start_dht
 from gwtf_p2p.live.discovery.kept_runs import KeptRuns
@@ -27,7 +28,7 @@ from gwtf_p2p.live.nat.circuit_relay import start_public_relay
 from gwtf_p2p.live.nat.paths import Paths
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.peer.config import RECORD_PERIOD_S, ClockWrong, OnReport, PeerConfig
-from gwtf_p2p.live.peer.join import find_run, join, keep_joined
+from gwtf_p2p.live.peer.join import find_run, join, keep_joined, unless_stopped
 from gwtf_p2p.live.peer.network import Network
 from gwtf_p2p.protocol.wire.records import PathType
 
@@ -41,8 +42,8 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event)
     """Run until `stop` is set.
 
     When p2pd dies under it, the peer starts anew with another one, as a crashed peer that returns: a few times, then not.
-    Raises InputError, NetworkUnreachable, DaemonFailed, IdentityInUse, ClockWrong, RunMismatch, RunConflict, RunNotThere;
-    anything else is our bug.
+    Raises InputError, NetworkUnreachable, DaemonFailed, IdentityInUse, ClockWrong, RunMismatch, RunConflict, RunNotThere, and
+    StartInterrupted when `stop` comes before p2pd is up; anything else is our bug.
     """
     identity = load_or_create_identity(config.identity_path or default_identity_path(os.environ))
     deaths: list[float] = []
@@ -68,14 +69,13 @@ async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport,
         others = tuple(peer for peer in config.options.initial_peers if peer.peer != identity.peer_id)
         options = replace(config.options, initial_peers=others)
         try:
-            daemon = await join(
-                start, options, cache, 0.0 if config.role == "bootstrap" else config.join_timeout_s, stop, on_report
-            )
+            timeout_s = 0.0 if config.role == "bootstrap" else config.join_timeout_s
+            daemon = await unless_stopped(join(start, options, cache, timeout_s, stop, on_report), stop)
         except NetworkUnreachable as error:
             if config.role != "bootstrap":
                 raise
             logger.warning("%s; this bootstrap peer serves alone until one of them is there", error)
-            daemon = await start(replace(options, initial_peers=()))
+            daemon = await unless_stopped(start(replace(options, initial_peers=())), stop)
         times.mark("p2pd")
         stack.push_async_callback(_stop_daemon, daemon)
         await serve_speed(daemon)
@@ -92,6 +92,7 @@ async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport,
         joined = asyncio.ensure_future(keep_joined(daemon, dht, initial, cache))
         stack.callback(joined.cancel)
         if config.role == "bootstrap":
+            set_imports_aside()
             await until(stop, daemon, joined)
             return
         network = Network(daemon, dht, reachability, None, cache)
@@ -107,6 +108,7 @@ async def _take_part(
     from gwtf_p2p.live.peer.assembly import check_config
     from gwtf_p2p.live.peer.running_peer import start_running
 
+    set_imports_aside()
     run = await find_run(config, network.dht, kept, stop, on_report)
     if run is None:
         return
@@ -151,6 +153,9 @@ async def _start_reachability(config: PeerConfig, daemon: Daemon, stack: AsyncEx
 async def _started(daemon: Daemon, reachability: Reachability | None) -> dict[str, Any]:
     maddrs = list(await daemon.maddrs())
     report = {"name": "started", "peer": daemon.peer_id, "maddrs": maddrs, "p2pd": daemon.pid}
+    if daemon.options.is_public and daemon.options.lending is not None:
+        report["lends"] = daemon.options.lending.words
+        logger.info("%s", report["lends"])
     if reachability is not None:
         report["maddrs"] = [f"{maddr}/p2p/{daemon.peer_id}" for maddr in reachability.maddrs] or maddrs
         report |= {"path": reachability.path.value, "why": reachability.reason}

@@ -23,6 +23,7 @@ import transformers.models.gpt2.modeling_gpt2
 import transformers.models.llama.modeling_llama  # noqa: F401
 import uvloop
 
+from gwtf_p2p.live.compute.process_memory import bound_arenas
 from gwtf_p2p.live.libp2p.daemon_lifetime import die_with_parent
 from gwtf_p2p.live.peer.config import PeerConfig
 from gwtf_p2p.live.peer.lifecycle import run_peer
@@ -35,6 +36,7 @@ FLUSH_S = 5.0
 
 def run_child(config: PeerConfig, pipe: Connection, log: str) -> None:
     """Body of a peer's process; ends the process with the peer's exit code."""
+    bound_arenas()
     os.setsid()
     die_with_parent(os.getppid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)

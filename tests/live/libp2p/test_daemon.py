@@ -10,11 +10,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hivemind.proto import p2pd_pb2
 
+from gwtf_p2p.live.doctor.nat import free_port
 from gwtf_p2p.live.libp2p.daemon import NetworkUnreachable, probe, running_daemon, start_daemon
 from gwtf_p2p.live.libp2p.daemon_lifetime import die_with_parent, make_socket_dir, socket_base, sweep
 from gwtf_p2p.live.libp2p.identity import IdentityInUse, create_identity
@@ -69,6 +71,25 @@ async def test_an_address_that_is_taken_is_named() -> None:
             options = P2POptions(initial, (taken,), auto_nat=False, nat_port_map=False)
             with pytest.raises(InputError, match=f"--host_maddrs: {taken}: cannot listen there: .*in use"):
                 await start_daemon(options)
+
+
+@pytest.mark.parametrize("port", ["0", "free"])
+async def test_an_address_that_p2pd_leaves_out_is_named(port: str, runtime_dir: Path) -> None:
+    """A host starts as long as one of its addresses can be had; draft 29 of QUIC is one that this p2pd has given up."""
+    left_out = f"/ip4/127.0.0.1/udp/{free_port() if port == 'free' else port}/quic"
+    with pytest.raises(InputError, match=f"--host_maddrs: {left_out}: p2pd has started and does not listen there"):
+        await start_daemon(replace(QUIET, host_maddrs=("/ip4/127.0.0.1/tcp/0", left_out)))
+    assert sockets_in(runtime_dir) == []
+
+
+async def test_every_address_that_p2pd_listens_on_is_found_so() -> None:
+    number = free_port()
+    listens = (f"/ip4/127.0.0.1/tcp/{number}", "/ip4/0.0.0.0/udp/0/quic-v1", f"/ip4/127.0.0.1/udp/{number}/quic-v1")
+    async with running_daemon(replace(QUIET, host_maddrs=listens)) as daemon:
+        assert f"/ip4/127.0.0.1/tcp/{number}/p2p/{daemon.peer_id}" in await daemon.maddrs()
+    announced = replace(QUIET, host_maddrs=listens, announce_maddrs=(f"/ip4/1.2.3.4/tcp/{number}",))
+    async with running_daemon(announced) as daemon:
+        assert await daemon.maddrs() == (f"/ip4/1.2.3.4/tcp/{number}/p2p/{daemon.peer_id}",)
 
 
 async def test_an_address_with_a_wrong_peer_id_is_explained(runtime_dir: Path) -> None:

@@ -20,7 +20,7 @@ GOOD = f"/ip4/1.2.3.4/tcp/31337/p2p/{ED}"
         (GOOD, "1.2.3.4", 31337, "tcp", ED),
         (f"/ip6/2001:db8::1/tcp/1/p2p/{RSA}", "2001:db8::1", 1, "tcp", RSA),
         (f"/dns4/boot.example.org/udp/31337/quic-v1/p2p/{RSA}", "boot.example.org", 31337, "quic-v1", RSA),
-        (f"/dns/localhost/udp/65535/quic/p2p/{ED}/", "localhost", 65535, "quic", ED),
+        (f"/dns/localhost/udp/65535/quic-v1/p2p/{ED}/", "localhost", 65535, "quic-v1", ED),
         (f"/ip4/1.2.3.4/tcp/5/ipfs/{RSA}", "1.2.3.4", 5, "tcp", RSA),
     ],
 )
@@ -95,3 +95,11 @@ def test_listen_addresses_have_no_peer_id() -> None:
         parse_listen_maddrs([GOOD], "--host_maddrs")
     with pytest.raises(InputError, match="port 0 cannot be announced"):
         parse_listen_maddrs(["/ip4/1.2.3.4/tcp/0"], "--announce_maddrs", announced=True)
+
+
+def test_quic_of_the_draft_is_refused_with_the_right_spelling() -> None:
+    """p2pd takes it beside another address, does not listen on it and says nothing."""
+    with pytest.raises(InputError, match=r"--host_maddrs: .*/quic: .* expected /ip4/0\.0\.0\.0/udp/31337/quic-v1$"):
+        parse_listen_maddrs(["/ip4/0.0.0.0/tcp/31337", "/ip4/0.0.0.0/udp/31337/quic"], "--host_maddrs")
+    with pytest.raises(InputError, match=r"expected /ip4/1\.2\.3\.4/udp/5/quic-v1$"):
+        parse_initial_peers([f"/ip4/1.2.3.4/udp/5/quic/p2p/{ED}"], {})

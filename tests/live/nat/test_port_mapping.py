@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from gwtf_p2p.live.nat import nat_pmp
+from gwtf_p2p.live.nat import nat_pmp, port_mapping
 from gwtf_p2p.live.nat.nat_pmp import MappingRefused, NatPmpGateway, NoGateway, PcpGateway, find_pmp_gateway
-from gwtf_p2p.live.nat.port_mapping import is_public
+from gwtf_p2p.live.nat.port_mapping import RENEW_S, PortMapper, is_public, renewal_s
+from gwtf_p2p.live.nat.upnp import read_lease_s
 
 ROUTER = "127.0.0.1"
 LIMIT_S = 5.0
@@ -105,3 +106,55 @@ async def test_pcp_nonsense_is_refused(router: _Router, result: int, length: int
     router.answer = lambda request: [whole[:length]]
     with pytest.raises(MappingRefused):
         await PcpGateway(ROUTER, LIMIT_S).map(31330, 31330, 600)
+
+
+@pytest.mark.parametrize(
+    ("granted_s", "after_s"),
+    [(3600, RENEW_S), (1000, 500), (121, 60.5), (60, 30), (1, port_mapping.LEAST_RENEW_S), (0, RENEW_S)],
+    ids=["as asked", "less", "two minutes", "a minute", "too little to keep up", "for ever"],
+)
+def test_a_mapping_is_renewed_at_half_of_what_was_granted(granted_s: int, after_s: float) -> None:
+    assert renewal_s(granted_s) == after_s
+
+
+async def test_a_router_that_grants_little_is_asked_again_before_that_is_over(
+    router: _Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own renewal of ten minutes the peer would be unreachable from the second second on, and say nothing."""
+    renewed = asyncio.Event()
+
+    def answer(request: bytes) -> list[bytes]:
+        if request[0] == 2:
+            return [pmp(0, 1, b"")]  # no PCP
+        if request[1] == 0:
+            return [pmp(0, 0, bytes([8, 8, 8, 8]))]
+        if len([asked for asked in router.heard if asked[:2] == request[:2]]) == 2:
+            renewed.set()
+        return [pmp(2, 0, struct.pack(">HHI", 31330, 31330, 1))]
+
+    async def no_upnp(limit_s: float) -> NatPmpGateway:
+        raise NoGateway("none here")
+
+    router.answer = answer
+    monkeypatch.setattr(nat_pmp, "default_router", lambda: ROUTER)
+    monkeypatch.setattr(port_mapping, "find_upnp_gateway", no_upnp)
+    monkeypatch.setattr(port_mapping, "LEAST_RENEW_S", 0.0)
+    mapper = PortMapper()
+    assert await mapper.map_port(31330) == "/ip4/8.8.8.8/tcp/31330"
+    assert mapper.mapped is not None and mapper.mapped.granted.lifetime_s == 1
+    async with asyncio.timeout(LIMIT_S):
+        await renewed.wait()
+    await mapper.close()
+
+
+async def test_a_mapping_for_no_time_is_none(router: _Router) -> None:
+    router.answer = lambda request: [pmp(request[1], 0, bytes([8, 8, 8, 8]) if request[1] == 0 else bytes(8))]
+    with pytest.raises(MappingRefused, match="for no time"):
+        await NatPmpGateway(ROUTER, LIMIT_S).map(31330, 31330, 600)
+
+
+@pytest.mark.parametrize(
+    ("told", "lease_s"), [(120, 120), (3598, 3600), (0, 3600), (9999, 3600), ("120", 3600), (None, 3600), (-1, 3600)]
+)
+def test_what_a_upnp_router_says_of_a_lease_is_read(told: object, lease_s: int) -> None:
+    assert read_lease_s(told, 3600) == lease_s

@@ -15,16 +15,16 @@ import pytest
 from gwtf_p2p.live.discovery import clock_skew as clock
 from gwtf_p2p.live.discovery.dht import DhtOptions, start_dht
 from gwtf_p2p.live.discovery.peer_cache import MOST, PeerCache
-from gwtf_p2p.live.libp2p.daemon import NetworkUnreachable, start_daemon
+from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonFailed, NetworkUnreachable, start_daemon
 from gwtf_p2p.live.libp2p.identity import Identity, create_identity
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
 from gwtf_p2p.live.libp2p.options import P2POptions
-from gwtf_p2p.live.peer.config import ClockWrong, PeerConfig, RunMismatch
-from gwtf_p2p.live.peer.join import join, keep_joined
+from gwtf_p2p.live.peer.config import ClockWrong, PeerConfig, RunMismatch, StartInterrupted
+from gwtf_p2p.live.peer.join import join, keep_joined, unless_stopped
 from gwtf_p2p.live.peer.lifecycle import run_peer
 from gwtf_p2p.protocol.ids import RunId, Stage
 from gwtf_p2p.protocol.wire.records import WIRE_VERSION, PeerState, RunRecord, StageRecord
-from tests.live.conftest import DEADLINE_S, LOCAL
+from tests.live.conftest import DEADLINE_S, LOCAL, daemons_in, sockets_in
 
 pytestmark = pytest.mark.live
 
@@ -45,6 +45,13 @@ def known(folder: Path, *maddrs: str) -> PeerCache:
     cache = PeerCache(identity_in(folder, "cached"), RUN)
     cache.note(maddrs)
     return cache
+
+
+async def said(heard: asyncio.Queue[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The next report of this name; those of single steps stand between."""
+    while (report := await heard.get())["name"] != name:
+        assert report["name"] == "step"
+    return report
 
 
 async def joined(given: P2POptions, cache: PeerCache, timeout_s: float, heard: list[dict[str, Any]]) -> Any:
@@ -159,23 +166,15 @@ async def test_a_run_of_another_wire_version_is_refused_by_both_numbers(tmp_path
     await other.stop()
 
 
-async def until(heard: asyncio.Queue[dict[str, Any]], name: str) -> dict[str, Any]:
-    """The next report of this name."""
-    while True:
-        report = await heard.get()
-        if report["name"] == name:
-            return report
-
-
 async def test_a_peer_whose_p2pd_dies_starts_again_with_another(tmp_path: Path) -> None:
     heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     stop = asyncio.Event()
     running = asyncio.ensure_future(run_peer(PeerConfig("bootstrap", LOCAL, tmp_path / "a.key"), heard.put_nowait, stop))
     async with asyncio.timeout(DEADLINE_S):
-        first = await until(heard, "started")
+        first = await said(heard, "started")
         os.kill(first["p2pd"], signal.SIGKILL)
-        await until(heard, "restarting")
-        second = await until(heard, "started")
+        await said(heard, "restarting")
+        second = await said(heard, "started")
     assert second["peer"] == first["peer"]
     assert second["p2pd"] != first["p2pd"]
     stop.set()
@@ -188,6 +187,36 @@ async def test_a_bootstrap_serves_though_the_others_are_down_and_it_lists_itself
     given = options(DEAD, f"/ip4/127.0.0.1/tcp/9/p2p/{identity.peer_id}")
     running = asyncio.ensure_future(run_peer(PeerConfig("bootstrap", given, identity.path), heard.put_nowait, stop))
     async with asyncio.timeout(DEADLINE_S):
-        await until(heard, "started")
+        await said(heard, "started")
     stop.set()
     await running
+
+
+@pytest.mark.parametrize("p2pd_ends_too", [True, False])
+async def test_told_to_stop_while_p2pd_starts_is_no_failure_of_p2pd(p2pd_ends_too: bool) -> None:
+    """Ctrl+C reaches p2pd as well as long as it has no process group of its own, and either may act on it first."""
+    stop = asyncio.Event()
+
+    async def start() -> Daemon:
+        stop.set()
+        if p2pd_ends_too:
+            raise DaemonFailed("p2pd does not start")
+        await asyncio.Event().wait()
+        raise AssertionError("cancelled before")
+
+    with pytest.raises(StartInterrupted) as error:
+        await unless_stopped(start(), stop)
+    assert error.value.exit_code == 130
+
+
+async def test_a_start_that_is_interrupted_leaves_no_p2pd(tmp_path: Path, runtime_dir: Path) -> None:
+    stop = asyncio.Event()
+    config = PeerConfig("bootstrap", LOCAL, identity_in(tmp_path, "own").path)
+    running = asyncio.ensure_future(run_peer(config, lambda report: None, stop))
+    async with asyncio.timeout(DEADLINE_S):
+        while not daemons_in(runtime_dir):  # noqa: ASYNC110 (a process of its own has no event to tell)
+            await asyncio.sleep(0)
+    stop.set()
+    with pytest.raises(StartInterrupted):
+        await running
+    assert not sockets_in(runtime_dir)
