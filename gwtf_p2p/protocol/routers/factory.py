@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from gwtf_p2p.protocol.core.router import Router
-from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.errors import InputError, LocalProtocolError
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.settings import RouterSettings
 
@@ -46,6 +46,10 @@ KINDS = {
 }
 
 
+SWARMS = ("swarm", "swarm+rebalance", "swarm-hub")
+"""The kinds of one class, `SwarmRouter`."""
+
+
 def router_kind(name: str) -> RouterKind:
     """Raises InputError that lists the choices."""
     if name not in KINDS:
@@ -54,8 +58,9 @@ def router_kind(name: str) -> RouterKind:
 
 
 def default_config(name: str) -> RouterSettings:
-    """The router's settings when nothing is said."""
-    if router_kind(name).unbounded_queues:
+    """The router's settings when nothing is said. Raises InputError for an unknown name, LocalProtocolError for one that has
+    a line in `KINDS` and no branch here."""
+    if router_kind(name).name in SWARMS:
         from gwtf_p2p.protocol.routers.swarm import PAPER, REBALANCED
 
         return REBALANCED if name == "swarm+rebalance" else PAPER
@@ -67,18 +72,20 @@ def default_config(name: str) -> RouterSettings:
         from gwtf_p2p.protocol.negotiation.negotiator import NegotiationConfig
 
         return NegotiationConfig()
-    from gwtf_p2p.protocol.routers.gwtf import GwtfConfig
+    if name in ("gwtf", "optimal"):
+        from gwtf_p2p.protocol.routers.gwtf import GwtfConfig
 
-    return GwtfConfig("paper" if name == "optimal" else "iteration")
+        return GwtfConfig("paper" if name == "optimal" else "iteration")
+    raise _forgotten(name, "default_config")
 
 
 def make_router(name: str, config: RouterSettings, seed: int, me: PeerId) -> Router:
-    """The router of peer `me`. Raises InputError for an unknown name.
+    """The router of peer `me`. Raises InputError for an unknown name, LocalProtocolError for one without a branch here.
 
     Routers that plan take the run's seed as it is, so that equal views give equal plans in all peers; SWARM's break ties
     with a stream of their own per peer.
     """
-    if router_kind(name).unbounded_queues:
+    if router_kind(name).name in SWARMS:
         from gwtf_p2p.protocol.routers.swarm import SwarmConfig, SwarmRouter
 
         assert isinstance(config, SwarmConfig)
@@ -104,6 +111,12 @@ def make_router(name: str, config: RouterSettings, seed: int, me: PeerId) -> Rou
         from gwtf_p2p.protocol.routers.optimal import optimal_router
 
         return optimal_router(me)
+    if name == "gwtf":
+        return _planning(config, seed, me)
+    raise _forgotten(name, "make_router")
+
+
+def _planning(config: RouterSettings, seed: int, me: PeerId) -> Router:
     from gwtf_p2p.protocol.routers.gwtf import GwtfConfig, GwtfRouter
 
     assert isinstance(config, GwtfConfig)
@@ -112,6 +125,10 @@ def make_router(name: str, config: RouterSettings, seed: int, me: PeerId) -> Rou
 
         return IterationRouter(me, seed)
     return GwtfRouter(me)
+
+
+def _forgotten(name: str, function: str) -> LocalProtocolError:
+    return LocalProtocolError(f"router {name} has a line in KINDS and no branch in {function} (protocol/routers/factory.py)")
 
 
 def _own_seed(seed: int, me: PeerId) -> int:
