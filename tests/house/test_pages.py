@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gwtf_p2p.cli.main import OLDER_VERBS, VERBS, build_parser
+from gwtf_p2p.cli.main import OLDER_VERBS, SHORT, VERBS, build_parser
 from gwtf_p2p.cli.shared.run_file import run_from_plain
 
 ROOT = Path(__file__).parents[2]
@@ -60,9 +60,14 @@ def test_every_path_that_a_page_names_is_there(page: Path) -> None:
     assert missing == []
 
 
+PLACEHOLDERS = {"YOUR.PUBLIC.ADDRESS": "192.0.2.1", "IP": "192.0.2.1"}
+"""What the reader has to replace, where a flag takes only what it could be."""
+
+
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_every_command_of_a_page_parses(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in commands(page.read_text()):
+    for called in commands(page.read_text()):
+        words = [*SHORT.get(called[0], called[:1]), *(PLACEHOLDERS.get(word, word) for word in called[1:])]
         verb = OLDER_VERBS.get(words[0], words[0])
         assert verb in VERBS, f"gwtf {' '.join(words)}"
         flags = [word for word in words[1:] if word.startswith("--")]

@@ -50,10 +50,10 @@ SWARMS = ("swarm", "swarm+rebalance", "swarm-hub")
 """The kinds of one class, `SwarmRouter`."""
 
 
-def router_kind(name: str) -> RouterKind:
+def router_kind(name: str, where: str = "--router") -> RouterKind:
     """Raises InputError that lists the choices."""
     if name not in KINDS:
-        raise InputError("--router", "", f"expected one of {', '.join(KINDS)}, got {name!r}")
+        raise InputError(where, "", f"expected one of {', '.join(KINDS)}, got {name!r}")
     return KINDS[name]
 
 
@@ -135,13 +135,13 @@ def _own_seed(seed: int, me: PeerId) -> int:
     return int.from_bytes(sha256(f"{seed}/{me}".encode()).digest()[:8])
 
 
-def configure(name: str, settings: Mapping[str, str]) -> RouterSettings:
-    """The default settings with some fields changed. Raises InputError that names the field and what it takes."""
+def configure(name: str, settings: Mapping[str, str], flag: str = "--router") -> RouterSettings:
+    """The default settings with some fields changed. Raises InputError that names the flag, the field and what it takes."""
     config: Any = default_config(name)
     kinds = {field.name: type(getattr(config, field.name)) for field in fields(config)}
     changes: dict[str, object] = {}
     for field, text in settings.items():
-        where = f"--router {name}"
+        where = f"{flag} {name}"
         if field not in kinds:
             raise InputError(where, field, f"unknown setting, expected one of {', '.join(kinds)}")
         changes[field] = _parse(text, kinds[field], where, field)
@@ -149,7 +149,7 @@ def configure(name: str, settings: Mapping[str, str]) -> RouterSettings:
         configured: RouterSettings = replace(config, **changes)
         return configured
     except ValueError as error:
-        raise InputError(f"--router {name}", "", str(error)) from error
+        raise InputError(f"{flag} {name}", "", str(error)) from error
 
 
 def _parse(text: str, kind: type, where: str, field: str) -> object:
