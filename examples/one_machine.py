@@ -9,18 +9,19 @@ from __future__ import annotations
 from examples.toy_router import FastestRouter
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, RunId, Stage
 from gwtf_p2p.protocol.peer.factory import PeerSettings, compose
 from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Backward, Forward, Verdict
+from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 
 ANN, BOB, FIRST = PeerId("ann"), PeerId("bob"), Stage(1)
 
 
 def story() -> list[tuple[ev.Event, list[ef.Effect]]]:
     """What happens to one microbatch at one stage peer, and what the machine answered each time."""
-    bob = compose(PeerSettings(BOB, FIRST, stages=1, router=None, stage_peer=StagePeerConfig(capacity=4)), FastestRouter(0))
+    bob = compose(PeerSettings(BOB, FIRST, stages=1, router=None, stage_peer=StagePeerConfig(capacity=4)), FastestRouter())
     told: list[tuple[ev.Event, list[ef.Effect]]] = []
 
     def feed(event: ev.Event) -> list[ef.Effect]:
@@ -31,6 +32,8 @@ def story() -> list[tuple[ev.Event, list[ef.Effect]]]:
     microbatch = MicrobatchId(ANN, iteration=0, index=0)
     feed(ev.Started())
     feed(ev.ViewChanged(NetworkView.of([], stages=1, microbatch_bytes=1024)))  # nobody is ahead of it: it serves at once
+    ann = StageRecord(ANN, RunId("example"), DATA_STAGE, PeerState.ONLINE, capacity=4)
+    feed(ev.ViewChanged(NetworkView.of([ann], stages=1, microbatch_bytes=1024)))  # from whom it has no record it takes nothing
     there = Forward(microbatch, attempt=(1, 0), stage=FIRST)
     feed(ev.Offered(ANN, there))
     feed(ev.Delivered(ANN, there))

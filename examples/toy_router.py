@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.view.network_view import NetworkView
 
 
-class FastestRouter:
-    """Answers from the records alone; at most `in_flight` microbatches of its data peer are on their way at once."""
+@dataclass(frozen=True, slots=True)
+class FastestConfig(RouterSettings):
+    """`in_flight`: own microbatches under way at once, 0 for no limit. Stage peers inject none, so it does not concern them."""
 
-    def __init__(self, in_flight: int) -> None:
-        self._in_flight = in_flight
+    in_flight: int = 0
+
+    def __post_init__(self) -> None:
+        if self.in_flight < 0:
+            raise ValueError(f"in_flight: expected a whole number from 0, got {self.in_flight}")
+
+
+class FastestRouter:
+    """The router of one peer: it answers from the records alone."""
+
+    def __init__(self, config: FastestConfig | None = None) -> None:
+        self._in_flight = (config or FastestConfig()).in_flight
         self._view: NetworkView | None = None
         self._flying: set[MicrobatchId] = set()
 
@@ -28,8 +42,7 @@ class FastestRouter:
 
     def route(self, request: RouteRequest, now: float) -> Route | NoRoute:
         """The fastest peer of each stage that is not excluded; ties to the lowest id."""
-        is_new = request.after == request.microbatch.data_peer and request.microbatch not in self._flying
-        if self._view is None or (is_new and len(self._flying) >= self._in_flight):
+        if self._view is None or (request.is_new and 0 < self._in_flight <= len(self._flying)):
             return NoRoute("no view yet" if self._view is None else f"{self._in_flight} in flight")
         way: list[PeerId] = []
         for stage in range(request.first_stage, request.last_stage + 1):
@@ -37,6 +50,6 @@ class FastestRouter:
             if not records:
                 return NoRoute(f"nobody in stage {stage} can be asked")
             way.append(min(records, key=lambda record: (record.forward_s + record.backward_s, record.peer)).peer)
-        if is_new:
+        if request.is_new:
             self._flying.add(request.microbatch)
         return Route(tuple(way), "the fastest of each stage")

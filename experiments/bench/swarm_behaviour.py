@@ -143,7 +143,7 @@ def predicted_share(life: Life) -> float:
     records = [StageRecord(peer, life.small.record().run_id, Stage(1), PeerState.ONLINE, 0) for peer in stage_peers]
     router, me = SwarmRouter(life.config, 0), life.peers[DATA]
     router.observe_view(NetworkView.of(records, 1, 1), 0.0)
-    router.route(RouteRequest(MicrobatchId(me, 0, -1), me, Stage(1), Stage(1), frozenset()), 0.0)
+    router.route(RouteRequest(MicrobatchId(me, 0, -1), me, Stage(1), Stage(1), is_new=True), 0.0)
     predicted = []
     for line in (life.folder / "events.jsonl").read_text().splitlines():
         event = json.loads(line)

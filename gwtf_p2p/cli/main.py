@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from gwtf_p2p.cli.shared.config_file import expand
+from gwtf_p2p.cli.flags.config_file import expand
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.version import VERSION
 
@@ -90,7 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if verb in VERBS:
             arguments = expand(arguments, _verb_parser(parser, verb))
-        args = parser.parse_args(arguments)
+        args, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            of_verb = _verb_parser(parser, verb) if verb in VERBS else parser
+            of_verb.error(f"unrecognized arguments: {' '.join(unknown)}")
         code: int = args.run(args)
     except InputError as error:
         print(f"gwtf {verb}: {error}", file=sys.stderr)

@@ -30,8 +30,8 @@ def view(*peers: PeerId) -> NetworkView:
     return NetworkView.of(records, 1, 1000)
 
 
-def request(index: int, *excluding: PeerId) -> RouteRequest:
-    return RouteRequest(MicrobatchId(DATA, 0, index), DATA, Stage(1), Stage(1), frozenset(excluding))
+def request(index: int, *excluding: PeerId, is_new: bool = True) -> RouteRequest:
+    return RouteRequest(MicrobatchId(DATA, 0, index), DATA, Stage(1), Stage(1), frozenset(excluding), is_new=is_new)
 
 
 def router(config: SwarmConfig = PAPER, *peers: PeerId) -> SwarmRouter:
@@ -103,8 +103,8 @@ def test_the_limit_of_requests_in_flight() -> None:
     assert isinstance(made.route(request(2), 0.0), NoRoute)
     made.observe_end(MicrobatchId(DATA, 0, 0), 1.0)
     assert isinstance(made.route(request(2), 1.0), Route)
-    assert isinstance(made.route(request(2, A), 1.0), Route), "a repair is no new request"
-    assert isinstance(made.route(request(0, A), 1.0), Route), "nor is one of a microbatch that has ended"
+    assert isinstance(made.route(request(2, A, is_new=False), 1.0), Route), "a repair is no new request"
+    assert isinstance(made.route(request(0, A, is_new=False), 1.0), Route), "nor is one of a microbatch that has ended"
 
 
 def test_nobody_to_ask_is_said() -> None:

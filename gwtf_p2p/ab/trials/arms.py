@@ -41,7 +41,7 @@ def parse_arm(text: str, recovery: str = "exact", where: str = "--arms") -> Arm:
     known = {choice.value for choice in Memory}
     if at and memory not in known:
         raise InputError(where, "", f"expected @ and one of {', '.join(sorted(known))}, got {text!r}")
-    return Arm(router, configure(router, pairs), recovery, Memory(memory) if at else Memory.ADAPTIVE)
+    return Arm(router, configure(router, pairs, where), recovery, Memory(memory) if at else Memory.ADAPTIVE)
 
 
 def parse_arms(text: str, where: str) -> tuple[str, ...]:

@@ -29,8 +29,6 @@ MOST_TRIED = 64
 def settle_port(args: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """The port to listen on: `--port`, else the default or the next free one. Raises InputError."""
     if args.port is not None:
-        if not 0 <= args.port <= 65535:
-            raise InputError("--port", str(args.port), "expected 0 to 65535")
         return int(args.port)
     default: int = args.default_port
     if args.host_maddrs is not None or args.public_ip or args.announce_maddrs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,3 +23,9 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _finite(item) for name, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def note(text: str) -> None:
+    """What is being done, for a person who waits at a terminal; programs that read the output are told results alone."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)

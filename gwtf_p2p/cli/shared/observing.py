@@ -11,6 +11,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.protocol.errors import InputError, OtherWireVersion
 from gwtf_p2p.protocol.ids import RunId
 
@@ -26,12 +27,17 @@ def add_observer_flags(parser: argparse.ArgumentParser, *, several_runs: bool = 
     whom = "multiaddrs, comma lists or @file (env GWTF_INITIAL_PEERS)"
     add("--initial_peers", nargs="*", default=[], metavar="MADDR", help=whom)
     if several_runs:
-        add("--run_id", nargs="+", action="extend", default=[], metavar="RUN", help="runs to look at")
+        add("--run_id", type=takes.run_id, nargs="+", action="extend", default=[], metavar="RUN", help="runs to look at")
     else:
-        add("--run_id", help="the run to look at")
+        add("--run_id", type=takes.run_id, help="the run to look at")
     if once:
         add("--once", action="store_true", help="one look, then end")
-    add("--log_level", default=os.environ.get("HIVEMIND_LOGLEVEL", "WARNING"), help="DEBUG, INFO, WARNING or ERROR")
+    add(
+        "--log_level",
+        type=takes.log_level,
+        default=os.environ.get("HIVEMIND_LOGLEVEL", "WARNING"),
+        help="DEBUG, INFO, WARNING or ERROR",
+    )
 
 
 def initial_peers_of(args: argparse.Namespace) -> tuple[InitialPeer, ...]:
@@ -85,8 +91,6 @@ def watch(args: argparse.Namespace, on_look: OnLook) -> int:
     """Observe until Ctrl+C or SIGTERM, or until `on_look` has seen enough. Returns the exit code. Raises InputError."""
     run_ids = run_ids_of(args)
     peers = initial_peers_of(args)
-    if args.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        raise InputError("--log_level", args.log_level, "expected DEBUG, INFO, WARNING or ERROR")
     logging.basicConfig(level=args.log_level.upper(), stream=sys.stderr)
     import uvloop
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.free_place import settle_port
 from gwtf_p2p.protocol.errors import InputError
 
@@ -50,13 +51,19 @@ def add_network_flags(parser: argparse.ArgumentParser, port: int) -> dict[str, a
     add("--host_maddrs", nargs="*", default=None, metavar="MADDR", help="listen here instead of on --port of all addresses")
     add("--announce_maddrs", nargs="*", default=[], metavar="MADDR", help="addresses that others should dial")
     timeout = "keep trying while no initial peer answers, or the run is not there (default 300)"
-    add("--timeout", type=float, default=JOIN_TIMEOUT_S, metavar="SECONDS", help=timeout)
-    add("--port", type=int, default=None, help=f"TCP port to listen on (default {port}, or the next free one; 0: any)")
-    add("--public_ip", help="announce this address with --port")
+    add("--timeout", type=takes.seconds, default=JOIN_TIMEOUT_S, metavar="SECONDS", help=timeout)
+    add(
+        "--port",
+        type=takes.port,
+        default=None,
+        help=f"TCP port to listen on (default {port}, or the next free one; 0: any)",
+    )
+    add("--public_ip", type=takes.ip_address, metavar="IP", help="announce this address with --port")
     identity = "identity file (default ~/.gwtf/identity.key, or the next one that no peer of this machine uses)"
-    add("--identity_path", type=Path, help=identity)
+    add("--identity_path", type=takes.file, metavar="FILE", help=identity)
     relay = "auto (default): call, and be called, through circuit relays where no better path is found; yes: let p2pd look for "
     relay += "circuit relays of its own too; no: never call through one"
+    add = groups["network"].add_mutually_exclusive_group().add_argument
     add("--circuit_relay", choices=CIRCUIT_RELAY, default="auto", help=relay)
     for flag, value in (("--use_relay", "auto"), ("--no_relay", "no"), ("--use_auto_relay", "yes")):
         alias = f"hivemind's and Petals' word for --circuit_relay {value}"
@@ -66,7 +73,8 @@ def add_network_flags(parser: argparse.ArgumentParser, port: int) -> dict[str, a
     lend("--lend_slots", type=int, default=256, metavar="N", help=slots)
     lend("--lend_gb", type=float, default=64.0, metavar="GB", help="most bytes of a lent circuit, each way (default 64)")
     tell = groups["diagnostics"].add_argument
-    tell("--log_level", default=os.environ.get("HIVEMIND_LOGLEVEL", "INFO"), help="DEBUG, INFO, WARNING or ERROR")
+    level = os.environ.get("HIVEMIND_LOGLEVEL", "INFO")
+    tell("--log_level", type=takes.log_level, default=level, help="DEBUG, INFO, WARNING or ERROR")
     tell("--json", action="store_true", help="one JSON object per report on stdout")
     parser.set_defaults(default_port=port)
     return groups
@@ -75,47 +83,87 @@ def add_network_flags(parser: argparse.ArgumentParser, port: int) -> dict[str, a
 def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
     """How to compute, what to keep of the state, and how much of the machine may be used."""
     add = groups["training"].add_argument
-    add("--device", default="cpu", help="cpu, cuda or cuda:N")
-    add("--torch_dtype", default="float32", help="float32 or bfloat16 (weights stay float32)")
-    add("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
+    add("--device", type=takes.device, default="cpu", help="cpu, cuda or cuda:N")
+    add("--torch_dtype", type=takes.torch_dtype, default="float32", help="float32 or bfloat16 (weights stay float32)")
+    add("--threads", type=takes.whole(0, 4096), default=0, help="torch threads (default: torch's own choice)")
     add = groups["state"].add_argument
-    add("--checkpoint_dir", type=Path, metavar="DIR", help="write checkpoints of this peer's stage there, and resume from them")
+    add(
+        "--checkpoint_dir",
+        type=takes.folder,
+        metavar="DIR",
+        help="write checkpoints of this peer's stage there, and resume from them",
+    )
     own = "checkpoints of this peer's own after every N steps, besides those of the run file's checkpoint_every (default: none)"
-    add("--checkpoint_every", type=int, default=0, metavar="N", help=own)
-    add("--keep_checkpoints", type=int, default=0, metavar="N", help="keep the newest N, if the run says fewer")
+    add("--checkpoint_every", type=takes.whole(0), default=0, metavar="N", help=own)
+    add("--keep_checkpoints", type=takes.whole(0), default=0, metavar="N", help="keep the newest N, if the run says fewer")
     add("--stay", action="store_true", help="go on serving when the run is complete, instead of ending")
-    add("--copies", type=int, default=1, metavar="N", help="peers of neighbouring stages that copy a checkpoint (default 1)")
-    add = groups["limits"].add_argument
-    add("--copy_mbps", type=float, default=64.0, help="most megabits/s for the copies that this peer fetches (default 64)")
-    add("--upload_mbps", type=float, default=0.0, help="most megabits/s of state given to newcomers (default: no limit)")
-    add("--max_kept_gb", type=float, default=0.0, metavar="GB", help="most memory for what is kept of microbatches")
-    add("--spill_dir", type=Path, metavar="DIR", help="what is above --max_kept_gb goes there, instead of being refused")
+    add(
+        "--copies",
+        type=takes.whole(0),
+        default=1,
+        metavar="N",
+        help="peers of neighbouring stages that copy a checkpoint (default 1)",
+    )
+    _add_limits(groups["limits"].add_argument)
     add = groups["diagnostics"].add_argument
     alert = "run this when training stands still; what has happened is in GWTF_ALERT_CODE and GWTF_ALERT_TEXT"
     add("--on_alert", default="", metavar="COMMAND", help=alert)
-    add("--alert_after", type=float, default=300.0, metavar="SECONDS", help="how long training must stand still (default 300)")
-    add("--event_log", type=Path, metavar="FILE", help="write every protocol event there, as JSON lines")
+    add(
+        "--alert_after",
+        type=takes.seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long training must stand still (default 300)",
+    )
+    add("--event_log", type=takes.file, metavar="FILE", help="write every protocol event there, as JSON lines")
+
+
+def _add_limits(add: Callable[..., Any]) -> None:
+    add(
+        "--copy_mbps",
+        type=takes.number(0, above=True),
+        default=64.0,
+        help="most megabits/s for fetching these copies (default 64)",
+    )
+    add(
+        "--upload_mbps",
+        type=takes.number(0),
+        default=0.0,
+        help="most megabits/s of state given to newcomers (default: no limit)",
+    )
+    add(
+        "--max_kept_gb",
+        type=takes.number(0),
+        default=0.0,
+        metavar="GB",
+        help="most memory for what is kept of microbatches",
+    )
+    add(
+        "--spill_dir",
+        type=takes.folder,
+        metavar="DIR",
+        help="what is above --max_kept_gb goes there, instead of being refused",
+    )
+
+
+def check_compute_flags(args: argparse.Namespace) -> None:
+    """Raises InputError for flags that do not go together."""
+    if args.spill_dir and not args.max_kept_gb:
+        raise InputError("--spill_dir", str(args.spill_dir), "expected --max_kept_gb with it, more than 0")
 
 
 def checkpoint_options(args: argparse.Namespace) -> CheckpointOptions:
-    """Raises InputError."""
+    """What the flags say of this peer's state."""
     from gwtf_p2p.live.state.options import CheckpointOptions
 
-    for name in ("checkpoint_every", "keep_checkpoints"):
-        if getattr(args, name) < 0:
-            raise InputError(f"--{name}", str(getattr(args, name)), "expected a whole number, 0 or more")
-    if args.copies < 0 or args.copy_mbps <= 0:
-        raise InputError("--copies, --copy_mbps", f"{args.copies}, {args.copy_mbps}", "expected 0 or more, and more than 0")
     speed = args.copy_mbps * BYTES_PER_S_OF_A_MBPS
     return CheckpointOptions(args.checkpoint_dir, args.checkpoint_every, args.keep_checkpoints, args.copies, speed)
 
 
 def memory_limit(args: argparse.Namespace) -> MemoryLimit:
-    """Raises InputError."""
+    """What the flags say."""
     from gwtf_p2p.live.compute.tensor_store import MemoryLimit
 
-    if args.max_kept_gb < 0 or (args.spill_dir and not args.max_kept_gb):
-        raise InputError("--max_kept_gb", str(args.max_kept_gb), "expected more than 0 (--spill_dir needs it)")
     return MemoryLimit(int(args.max_kept_gb * 1e9), args.spill_dir)
 
 
@@ -134,6 +182,8 @@ def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
 
     if needs_peers:
         check_initial_peers(args)
+    if args.host_maddrs is not None and args.port is not None and not args.public_ip:
+        raise InputError("--port", str(args.port), "expected either --host_maddrs or --port")
     peers = parse_initial_peers(args.initial_peers, os.environ)
     port = settle_port(args, os.environ)
     host = args.host_maddrs if args.host_maddrs is not None else _everywhere(port, is_bootstrap=not needs_peers)
@@ -222,8 +272,6 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
 
 
 def _set_up_logging(level: str) -> None:
-    if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        raise InputError("--log_level", level, "expected DEBUG, INFO, WARNING or ERROR")
     logging.basicConfig(
         level=level.upper(),
         stream=sys.stderr,

@@ -44,13 +44,14 @@ class Teller:
         self._own = OwnPeer(time.time())
         self._lock = threading.Lock()
         self._live: Live | None = None
+        self._reasons: object = None
 
     def __call__(self, report: Mapping[str, Any]) -> None:
         """One report. The view begins with the first, so that a mistake in the flags is told without one."""
         now = time.time()
         with self._lock:
             self._own.hear(report, now)
-            text = line(report)
+            text = self._line(report)
             if text and report["name"] != "step":
                 self._own.tell(text, now)
         if self._console is not None:
@@ -59,6 +60,16 @@ class Teller:
             print(to_json(dict(report)), flush=True)
         elif text:
             print(text, flush=True)
+
+    def _line(self, report: Mapping[str, Any]) -> str:
+        """Why nobody answers is told once, and again when it is for another reason."""
+        if report["name"] not in ("waiting", "step"):
+            self._reasons = None
+        elif report["name"] == "waiting" and report["reasons"] == self._reasons:
+            return ""
+        elif report["name"] == "waiting":
+            self._reasons = report["reasons"]
+        return line(report)
 
     def close(self) -> None:
         """To be called however the peer has ended."""

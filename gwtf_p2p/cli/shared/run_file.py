@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from gwtf_p2p.cli.shared.hub import hub_names, settle_hub
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.routers.factory import router_kind
@@ -144,6 +145,8 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     plain = _with_source(_with_wire(_renamed(plain), where), where)
     draft = check_settings(plain, where)
     check_local_files(draft, where)
+    model = plain.get("model", "tiny-llama")
+    settle_hub(hub_names(draft, model, tuple(MODELS)))
     from gwtf_p2p.training.data.tokenizer import load_tokenizer
     from gwtf_p2p.training.model.config import published_config
     from gwtf_p2p.training.model.preflight import preflight
@@ -153,7 +156,6 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     from gwtf_p2p.training.model.structure import layer_count
 
     tokenizer = _at(where, lambda: load_tokenizer(draft.tokenizer))
-    model = plain.get("model", "tiny-llama")
     stated = load_model(model, where) if isinstance(model, str) else model
     model_config = published_config(stated, where)
     if isinstance(model, str) and model not in MODELS and not draft.weights.source and not model.endswith(".json"):

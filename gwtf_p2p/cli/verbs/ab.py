@@ -15,6 +15,8 @@ from typing import Any
 
 from gwtf_p2p.ab.trials.arms import NAMED, parse_arms
 from gwtf_p2p.ab.trials.result import BACKENDS, LIVE, SIM, RunFile, RunResult
+from gwtf_p2p.cli.flags import takes
+from gwtf_p2p.cli.flags.names import COMMAND_LINE, naming_flags
 from gwtf_p2p.cli.shared.run_file import run_from_plain
 from gwtf_p2p.cli.verbs.sim import parse_seeds
 from gwtf_p2p.protocol.errors import InputError
@@ -24,6 +26,18 @@ from gwtf_p2p.simulation.scenario.scenario import Scenario, load_scenario
 
 LEARNING_RATE = 1.5e-3
 WARMUP_STEPS = 4
+RUNS = "runs.jsonl"
+LIVE_FLAGS: dict[str, Any] = {
+    "time_scale": 1.0,
+    "emulate_links": True,
+    "model": "",
+    "dataset": "stdlib",
+    "microbatch_size": 4,
+    "sequence_length": 64,
+    "learning_rate": LEARNING_RATE,
+}
+"""Flags that only the live backend looks at, with their defaults."""
+
 USUAL = "gwtf,gwtf-paper,swarm,swarm:in_flight=4,swarm-official,swarm+rebalance,swarm-hub,greedy,random"
 
 
@@ -36,16 +50,31 @@ def add_parser(subparsers: Any) -> None:
     add("--routers", default=USUAL, metavar="ARM,...", help=f"of {known}, with :FIELD=VALUE (default {USUAL})")
     add("--backend", default=SIM, help="sim, live, or sim,live (default sim)")
     add("--seeds", help="such as 0-4; default: the scenario's")
-    add("--out", type=Path, required=True, metavar="DIR", help="report, pictures and finished runs; the same DIR resumes")
-    add("--iterations", type=int, help="instead of the scenario's, its warm-up included")
-    add("--time_scale", type=float, default=1.0, help="live seconds for each second of the scenario (default 1)")
-    add("--emulate_links", action=argparse.BooleanOptionalAction, default=True, help="live: links as in the scenario (default)")
+    add(
+        "--out",
+        type=takes.folder,
+        required=True,
+        metavar="DIR",
+        help="report, pictures and finished runs; the same DIR resumes",
+    )
+    add("--iterations", type=takes.whole(1), help="instead of the scenario's, its warm-up included")
+    add(
+        "--time_scale",
+        type=takes.number(0, 100, above=True),
+        help="live: seconds for each second of the scenario (default 1)",
+    )
+    add(
+        "--emulate_links",
+        action=takes.OnOff,
+        default=None,
+        help="live: links as in the scenario (default), or the machine's",
+    )
     add("--recovery", choices=("exact", "fast"), default="exact")
-    add("--model", default="", help="live: tiny-llama, a config.json or a hub id (default: a layer of 64 per stage)")
-    add("--dataset", default="stdlib", help="live: stdlib, text:GLOB or a hub name")
-    add("--microbatch_size", type=int, default=4, help="live: sequences (default 4)")
-    add("--sequence_length", type=int, default=64, help="live: tokens (default 64)")
-    add("--learning_rate", type=float, default=LEARNING_RATE)
+    add("--model", help="live: tiny-llama, a config.json or a hub id (default: a layer of 64 per stage)")
+    add("--dataset", help="live: stdlib (default), text:GLOB or a hub name")
+    add("--microbatch_size", type=takes.whole(1), help="live: sequences (default 4)")
+    add("--sequence_length", type=takes.whole(1), help="live: tokens (default 64)")
+    add("--learning_rate", type=takes.number(0, above=True), help=f"live: peak (default {LEARNING_RATE})")
     add("--report_only", action="store_true", help="run nothing, write the report of what OUT holds")
     parser.set_defaults(run=run)
 
@@ -56,14 +85,16 @@ def run(args: argparse.Namespace) -> int:
     from gwtf_p2p.ab.trials.schedule import Schedule, interleaved
 
     arms, backends = parse_arms(args.routers, "--routers"), _backends(args.backend)
-    if not 0 < args.time_scale <= 100:
-        raise InputError("--time_scale", "", f"expected a number above 0 up to 100, got {args.time_scale}")
+    _settle_live_flags(args, backends)
+    seeds = None if args.seeds is None else parse_seeds(args.seeds)
     scenarios = [_shortened(load_scenario(path), args.iterations) for path in args.scenarios]
     if len({s.name for s in scenarios}) < len(scenarios):
         raise InputError("SCENARIO", "name", "expected scenarios with different names")
+    if args.report_only and not (args.out / RUNS).exists():
+        raise InputError("--report_only", str(args.out), f"expected a folder with finished runs ({RUNS}), there are none")
+    tasks = interleaved(_tasks(args, scenarios, seeds, arms, backends))
     args.out.mkdir(parents=True, exist_ok=True)
-    tasks = interleaved(_tasks(args, scenarios, arms, backends))
-    file = RunFile(args.out / "runs.jsonl")
+    file = RunFile(args.out / RUNS)
     schedule = Schedule(tasks, file, _run_one, lambda text: print(text, file=sys.stderr, flush=True))
     stopped = False
     if not args.report_only:
@@ -75,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             stopped = True
     results = list(file.read().values())
+    if args.report_only and not results:
+        raise InputError("--report_only", str(file.path), "expected finished runs, there are none")
     if results:
         _add_controls(args.out, tasks, results)
         write_report(args.out, results, [(str(t.key), why) for t, why in schedule.failures], _command())
@@ -85,19 +118,33 @@ def run(args: argparse.Namespace) -> int:
     return 1 if schedule.failures else 0
 
 
-def _tasks(args: argparse.Namespace, scenarios: list[Scenario], arms: tuple[str, ...], backends: tuple[str, ...]) -> list[Any]:
+def _settle_live_flags(args: argparse.Namespace, backends: tuple[str, ...]) -> None:
+    """Their defaults, where nothing is said. Raises InputError for one that no backend of this comparison looks at."""
+    for name, default in LIVE_FLAGS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif LIVE not in backends:
+            raise InputError(f"--{name}", "", "expected --backend live with it: the simulator trains no model")
+
+
+def _tasks(
+    args: argparse.Namespace,
+    scenarios: list[Scenario],
+    seeds: tuple[int, ...] | None,
+    arms: tuple[str, ...],
+    backends: tuple[str, ...],
+) -> list[Any]:
     from gwtf_p2p.ab.report.environment import commit
     from gwtf_p2p.ab.trials.task import RunTask
 
     now_at = commit()
     tasks = []
     for scenario in scenarios:
-        seeds = parse_seeds(args.seeds) if args.seeds else scenario.seeds
         record = _record(args, scenario)
         for backend in backends:
             tasks += [
                 RunTask(scenario, arm, seed, backend, args.time_scale, record, args.out, now_at, args.emulate_links)
-                for seed in seeds
+                for seed in seeds or scenario.seeds
                 for arm in arms
             ]
     return tasks
@@ -153,7 +200,8 @@ def _record(args: argparse.Namespace, scenario: Scenario) -> RunRecord:
         "total_iterations": scenario.iterations,
         "optimizer": {"learning_rate": args.learning_rate, "warmup_iterations": WARMUP_STEPS},
     }
-    return run_from_plain(plain, "command line")
+    with naming_flags({"optimizer.learning_rate": "--learning_rate", "model_config": "--model", "stages": "SCENARIO"}):
+        return run_from_plain(plain, COMMAND_LINE)
 
 
 def _backends(text: str) -> tuple[str, ...]:

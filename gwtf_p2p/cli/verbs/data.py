@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.free_place import settle_identity
 from gwtf_p2p.cli.shared.peer_flags import (
     BYTES_PER_S_OF_A_MBPS,
@@ -14,6 +15,7 @@ from gwtf_p2p.cli.shared.peer_flags import (
     PEER_PORT,
     add_compute_flags,
     add_network_flags,
+    check_compute_flags,
     check_initial_peers,
     checkpoint_options,
     memory_limit,
@@ -37,12 +39,12 @@ def add_parser(subparsers: Any) -> None:
     groups = add_network_flags(parser, PEER_PORT)
     add = groups["training"].add_argument
     add("--new_run", type=Path, metavar="FILE", help="start the run that this TOML file describes")
-    add("--run_id", help="take part in this run")
+    add("--run_id", type=takes.run_id, help="take part in this run")
     add("--dataset", action="append", default=[], metavar="PATH", help="files here that the run may read; repeatable")
-    add("--shard", type=int, help="hold this shard instead of the lowest free one")
+    add("--shard", type=takes.whole(0), help="hold this shard instead of the lowest free one")
     add_compute_flags(groups)
     tell = groups["diagnostics"].add_argument
-    tell("--metrics", type=Path, metavar="FILE", help="append the figures of every step to it, as JSON lines")
+    tell("--metrics", type=takes.file, metavar="FILE", help="append the figures of every step to it, as JSON lines")
     tell("--track", default="", metavar="NAME", help="log them to tensorboard[:FOLDER], trackio or wandb, if installed")
     parser.set_defaults(run=run)
 
@@ -61,21 +63,23 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
     plain = read_toml(args.new_run) if args.new_run else None
     if plain is not None:
         check_settings(plain, str(args.new_run))  # it costs nothing, and all that follows loads torch
+    check_compute_flags(args)
     check_initial_peers(args)
+    from gwtf_p2p.live.measure.metrics import MetricsOptions
+
+    metrics = MetricsOptions(args.metrics, args.track)
+    metrics.validate()
     tell({"name": "step", "done": "flags"})
     new_run = None
     if plain is not None:
         new_run = run_from_plain(plain, str(args.new_run))
         check_hub_files(new_run, str(args.new_run))  # a run that nobody can read the data of is not published
-    from gwtf_p2p.live.measure.metrics import MetricsOptions
     from gwtf_p2p.live.peer.config import PeerConfig
     from gwtf_p2p.training.compute.config import ExecutorConfig
     from gwtf_p2p.training.compute.executor import resolve_device
 
     resolve_device(args.device)
     tell({"name": "step", "done": "loaded"})
-    metrics = MetricsOptions(args.metrics, args.track)
-    metrics.validate()
     options = p2p_options(args, needs_peers=True)  # last: it claims a port, and says so when that is not the default one
     return PeerConfig(
         role="data",

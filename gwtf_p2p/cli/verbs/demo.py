@@ -16,11 +16,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from gwtf_p2p.cli.flags import takes
+from gwtf_p2p.cli.flags.names import COMMAND_LINE, naming_flags
 from gwtf_p2p.cli.shared.churn import ChurnScript, parse_churn
 from gwtf_p2p.cli.shared.churn_run import ChurnRun, faults_of
-from gwtf_p2p.cli.shared.json_lines import to_json
+from gwtf_p2p.cli.shared.json_lines import note, to_json
 from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig, RunFailed
-from gwtf_p2p.cli.shared.run_file import run_from_plain
+from gwtf_p2p.cli.shared.run_file import check_settings, run_from_plain
 from gwtf_p2p.monitor.terminal.local_view import local_view, progress_line
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.records import RunRecord
@@ -29,6 +31,18 @@ WIRE_HELP = (
     "float32, bfloat16, float16, fp8, int8 or int4: how activations and their gradients travel between stages; "
     "int4 means int4 activations and int8 gradients, which bear less (default float32)"
 )
+
+FLAGS = {
+    **dict.fromkeys(("wire.activations", "wire.gradients"), "--wire"),
+    "wire.averages": "--wire_averages",
+    "microbatches_per_data_peer": "--microbatches",
+    "total_iterations": "--steps",
+    "optimizer.learning_rate": "--learning_rate",
+    "layer_split": "--stages",
+    "model_config": "--model",
+    "run_id": "--seed",
+}
+"""By which flag a field of the run is said; the others are called alike."""
 
 POLL_S = 0.05
 """A churn script is carried out as often: a crash at a drawn moment of an iteration is no later."""
@@ -46,50 +60,62 @@ def add_parser(subparsers: Any) -> None:
     """The flags of the verb."""
     parser = subparsers.add_parser("demo", help="train a small model on a local swarm of real peers", description=__doc__)
     add = parser.add_argument_group("swarm").add_argument
-    add("--stages", type=int, default=3, help="pipeline stages of stage peers (default 3)")
-    add("--peers_per_stage", "--relays_per_stage", type=int, default=2, help="stage peers in each stage (default 2)")
-    add("--data_peers", type=int, default=2, help="data peers, one shard of the dataset each (default 2)")
+    add("--stages", type=takes.whole(1), default=3, help="pipeline stages of stage peers (default 3)")
+    add(
+        "--peers_per_stage",
+        "--relays_per_stage",
+        type=takes.whole(1),
+        default=2,
+        help="stage peers in each stage (default 2)",
+    )
+    add("--data_peers", type=takes.whole(1), default=2, help="data peers, one shard of the dataset each (default 2)")
     add("--churn", default="", metavar="SCRIPT", help="faults, such as 'kill peer stage=2 at=backward_received iter=3'")
     add = parser.add_argument_group("training").add_argument
-    add("--steps", type=int, default=50, help="optimizer steps (default 50)")
+    add("--steps", type=takes.whole(1), default=50, help="optimizer steps (default 50)")
     add("--model", default="tiny-llama", help="tiny-llama, tiny-gpt2, a config.json or a hub id")
     add("--dataset", default="stdlib", help="stdlib (this Python's library source), text:GLOB, or a hub name")
     add("--tokenizer", default="byte", help="byte, or a Hugging Face tokenizer's name")
     add("--router", default="gwtf", help="how microbatches find their way (default gwtf)")
     add("--recovery", default="exact", help="exact or fast (default exact)")
-    add("--seed", type=int, default=0)
-    add("--microbatches", type=int, default=4, help="per data peer and step (default 4)")
-    add("--microbatch_size", type=int, default=4, help="sequences in a microbatch (default 4)")
-    add("--sequence_length", type=int, default=128, help="tokens in a sequence (default 128)")
-    add("--learning_rate", type=float, default=1.5e-3)
-    add("--torch_dtype", default="float32", help="float32 or bfloat16: how peers compute")
-    add("--device", default="cpu", help="cpu, cuda or cuda:N")
+    add("--seed", type=takes.whole(0), default=0, help="of start weights, order of data and routers (default 0)")
+    add("--microbatches", type=takes.whole(1), default=4, help="per data peer and step (default 4)")
+    add("--microbatch_size", type=takes.whole(1), default=4, help="sequences in a microbatch (default 4)")
+    add("--sequence_length", type=takes.whole(1), default=128, help="tokens in a sequence (default 128)")
+    add("--learning_rate", type=takes.number(0, above=True), default=1.5e-3, help="peak (default 0.0015)")
+    add("--torch_dtype", type=takes.torch_dtype, default="float32", help="float32 or bfloat16: how peers compute")
+    add("--device", type=takes.device, default="cpu", help="cpu, cuda or cuda:N")
     add("--wire", "--wire_dtype", default="float32", help=WIRE_HELP)
     add("--wire_averages", default="float32", help="float32, float16 or int8 (with error feedback): gradients in an average")
     add = parser.add_argument_group("state").add_argument
-    add("--checkpoint_dir", type=Path, metavar="DIR", help="write every stage's checkpoints there, and resume from them")
+    add(
+        "--checkpoint_dir",
+        type=takes.folder,
+        metavar="DIR",
+        help="write every stage's checkpoints there, and resume from them",
+    )
     add = parser.add_argument_group("limits").add_argument
-    add("--capacity", type=int, default=4, help="most microbatches that a stage peer holds at once (default 4)")
+    add("--capacity", type=takes.whole(1), default=4, help="most microbatches that a stage peer holds at once (default 4)")
     add = parser.add_argument_group("diagnostics").add_argument
-    add("--keep_logs", type=Path, metavar="DIR", help="keep every peer's log and event log there")
+    add("--keep_logs", type=takes.folder, metavar="DIR", help="keep every peer's log and event log there")
     add("--json", action="store_true", help="one JSON object on stdout, progress on stderr")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 when every step was committed."""
-    for name in ("stages", "peers_per_stage", "data_peers", "steps"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", str(getattr(args, name)), "expected a whole number above 0")
     out = sys.stderr if args.json else sys.stdout
     peers = f"1 bootstrap peer, {args.data_peers} data peers, {args.stages * args.peers_per_stage} stage peers"
-    print(f"gwtf demo: {peers} in {args.stages} stages on this machine ({args.model}, {args.dataset})", file=out)
-    print("reading the run's settings: loads torch and transformers, which takes some seconds", file=out, flush=True)
-    record = run_from_plain(plain_run(args), "command line")
+    with naming_flags(FLAGS):
+        check_settings(plain_run(args), COMMAND_LINE)
+    script = _churn_of(args)
+    note("reading the run's settings: loads torch and transformers, which takes some seconds")
+    with naming_flags(FLAGS):
+        record = run_from_plain(plain_run(args), COMMAND_LINE)
+    print(f"gwtf demo: {peers} in {args.stages} stages on this machine ({args.model}, {args.dataset})", file=out, flush=True)
     with ExitStack() as stack:
         folder = args.keep_logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gwtf-demo-")))
         folder.mkdir(parents=True, exist_ok=True)
-        return _Demo(args, record, folder).run()
+        return _Demo(args, record, folder, script).run()
 
 
 def plain_run(args: argparse.Namespace) -> dict[str, Any]:
@@ -121,10 +147,9 @@ def _churn_of(args: argparse.Namespace) -> ChurnScript:
 class _Demo:
     """One demo from the first process to the summary."""
 
-    def __init__(self, args: argparse.Namespace, record: RunRecord, folder: Path) -> None:
+    def __init__(self, args: argparse.Namespace, record: RunRecord, folder: Path, script: ChurnScript) -> None:
         self.args, self.record = args, record
         self.out = sys.stderr if args.json else sys.stdout
-        script = _churn_of(args)
         config = LocalRunConfig(
             data_peers=args.data_peers,
             peers_per_stage=args.peers_per_stage,

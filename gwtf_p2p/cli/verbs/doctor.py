@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.peer_flags import PEER_PORT
 from gwtf_p2p.protocol.errors import InputError
@@ -34,24 +35,26 @@ def add_parser(subparsers: Any) -> None:
     add("-c", "--config", metavar="FILE", help="flags from a TOML file")
     whom = "public peers of the swarm: multiaddrs, comma lists or @file (env GWTF_INITIAL_PEERS)"
     add("--initial_peers", nargs="*", default=[], metavar="MADDR", help=whom)
-    add("--port", type=int, default=PEER_PORT, help=f"TCP port that the peer will listen on (default {PEER_PORT})")
-    add("--device", default="cpu", help="cpu, cuda or cuda:N")
-    add("--torch_dtype", default="float32", help="float32 or bfloat16")
-    add("--run_id", help="measure the device on a stage of this run instead of a small reference stage")
+    add("--port", type=takes.port, default=PEER_PORT, help=f"TCP port that the peer will listen on (default {PEER_PORT})")
+    add("--device", type=takes.device, default="cpu", help="cpu, cuda or cuda:N")
+    add("--torch_dtype", type=takes.torch_dtype, default="float32", help="float32 or bfloat16")
+    add("--run_id", type=takes.run_id, help="measure the device on a stage of this run instead of a small reference stage")
     add("--json", action="store_true", help="one JSON object per check on stdout, and the verdict as the last")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Returns the exit code of the diagnosis. Raises InputError."""
-    from gwtf_p2p.live.libp2p.daemon import DaemonFailed
     from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
 
     initial = parse_initial_peers(args.initial_peers, os.environ)
-    if not 0 <= args.port <= 65535:
-        raise InputError("--port", str(args.port), "expected 0 to 65535")
     if args.run_id and not initial:
         raise InputError("--initial_peers", "", "expected at least one multiaddr, to read the run's record")
+    from gwtf_p2p.live.libp2p.daemon import DaemonFailed
+    from gwtf_p2p.training.compute.executor import resolve_device
+
+    if args.device != "cpu":
+        resolve_device(args.device)
     if not args.json:
         print("Looking at this machine and its network; this takes up to a minute.", file=sys.stderr, flush=True)
     try:
@@ -72,9 +75,7 @@ def examine(args: argparse.Namespace, initial: tuple[InitialPeer, ...]) -> Diagn
     from gwtf_p2p.live.doctor.rules import diagnose
     from gwtf_p2p.live.libp2p.identity import state_dir
     from gwtf_p2p.protocol.ids import RunId
-    from gwtf_p2p.training.compute.executor import resolve_device
 
-    resolve_device(args.device)
     machine: MachineFindings = examine_machine(state_dir(os.environ), args.port, args.device)
     port = 0 if machine.port_why else args.port
     with tempfile.TemporaryDirectory(prefix="gwtf-doctor-") as folder:

@@ -10,13 +10,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from gwtf_p2p.cli.flags import takes
+
 
 def add_parser(subparsers: Any) -> None:
     """The flags of the verb."""
     summary = "assemble checkpoints into a folder that transformers loads"
     parser = subparsers.add_parser("export", help=summary, description=__doc__)
     parser.add_argument("checkpoint_dir", type=Path, metavar="CHECKPOINT_DIR")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--out", type=takes.folder, required=True, metavar="DIR", help="the folder to write")
     parser.set_defaults(run=run)
 
 

@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.json_lines import to_json
 
 
 def add_parser(subparsers: Any) -> None:
     """The flags of the verb."""
     parser = subparsers.add_parser("id", help="show, create or back up this machine's identity", description=__doc__)
-    parser.add_argument("--identity_path", type=Path, help="identity file (default ~/.gwtf/identity.key)")
+    parser.add_argument("--identity_path", type=takes.file, metavar="FILE", help="identity file (default ~/.gwtf/identity.key)")
     parser.add_argument("--backup", type=Path, metavar="PATH", help="copy the identity there; never overwrites")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.set_defaults(run=run)

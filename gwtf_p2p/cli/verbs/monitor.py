@@ -11,9 +11,9 @@ import argparse
 import os
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.observing import add_observer_flags, initial_peers_of, run_ids_of, watch
 from gwtf_p2p.protocol.errors import InputError
@@ -30,16 +30,22 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("monitor", help="watch running swarms", description=__doc__)
     add_observer_flags(parser, several_runs=True)
     add = parser.add_argument
-    add("--port", type=int, help="serve a web page, a JSON API and /metrics there (0: any free port)")
+    add("--port", type=takes.port, help="serve a web page, a JSON API and /metrics there (0: any free port)")
     add("--host", default="127.0.0.1", help="address of the web server (default 127.0.0.1)")
     add("--public", action="store_true", help="tell no addresses of peers on the page and in the API")
     join = "initial peers that the page's join line names (default: --initial_peers; with --public: none)"
     add("--join_peers", nargs="*", default=[], metavar="MADDR", help=join)
-    add("--history", type=Path, metavar="FILE", help="what was seen is kept there (default ~/.gwtf/monitor.sqlite)")
+    add("--history", type=takes.file, metavar="FILE", help="what was seen is kept there (default ~/.gwtf/monitor.sqlite)")
     add("--no_history", action="store_true", help="keep what was seen in memory only")
     alert = "run this when training stands still; what has happened is in GWTF_ALERT_CODE and GWTF_ALERT_TEXT"
     add("--on_alert", default="", metavar="COMMAND", help=alert)
-    add("--alert_after", type=float, default=300.0, metavar="SECONDS", help="how long training must stand still (default 300)")
+    add(
+        "--alert_after",
+        type=takes.seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long it must stand still (default 300)",
+    )
     add("--json", action="store_true", help="one JSON object per look on stdout")
     parser.set_defaults(run=run)
 

@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
+from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.free_place import settle_identity
 from gwtf_p2p.cli.shared.peer_flags import (
     BYTES_PER_S_OF_A_MBPS,
@@ -13,6 +14,7 @@ from gwtf_p2p.cli.shared.peer_flags import (
     PEER_PORT,
     add_compute_flags,
     add_network_flags,
+    check_compute_flags,
     checkpoint_options,
     memory_limit,
     p2p_options,
@@ -32,9 +34,11 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("peer", help="stage peer: holds one stage of the model", description=__doc__)
     groups = add_network_flags(parser, PEER_PORT)
     add = groups["training"].add_argument
-    add("--run_id", help="the run to take part in")
-    add("--stage", type=int, help="hold this stage, and stay there, instead of the one that needs a peer most")
-    groups["limits"].add_argument("--capacity", type=int, default=4, help="most microbatches held at once (default 4)")
+    add("--run_id", type=takes.run_id, help="the run to take part in")
+    add("--stage", type=takes.stage, help="hold this stage, and stay there, instead of the one that needs a peer most")
+    groups["limits"].add_argument(
+        "--capacity", type=takes.whole(1), default=4, help="most microbatches held at once (default 4)"
+    )
     add_compute_flags(groups)
     parser.set_defaults(run=run)
 
@@ -50,8 +54,7 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
     """What the flags say. `tell` hears when they are known to be right and torch is about to be loaded. Raises InputError."""
     if not args.run_id:
         raise InputError("--run_id", "", "expected the id of the run to take part in")
-    if args.capacity < 1:
-        raise InputError("--capacity", str(args.capacity), "expected a whole number above 0")
+    check_compute_flags(args)
     options = p2p_options(args, needs_peers=True)
     tell({"name": "step", "done": "flags"})
     from gwtf_p2p.live.peer.config import PeerConfig

@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.pictures import MOVING, bars_of_files, iteration_page
 from gwtf_p2p.drawing.files import check_picture_path, write_picture
 from gwtf_p2p.protocol.errors import InputError
@@ -28,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("replay", help="run an event log through its state machine again", description=__doc__)
     parser.add_argument("logs", metavar="EVENTS.jsonl", type=Path, nargs="+")
     parser.add_argument("--draw", type=Path, metavar="FILE.html", help="an iteration to play, of all these logs, or of a trace")
-    parser.add_argument("--iteration", type=int, metavar="N", help="of --draw (default: the last), the first is 0")
+    parser.add_argument("--iteration", type=takes.whole(0), metavar="N", help="of --draw (default: the last), the first is 0")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.set_defaults(run=run)
 

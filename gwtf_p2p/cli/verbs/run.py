@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gwtf_p2p.cli.shared import run_list
+from gwtf_p2p.cli.shared.json_lines import note
 from gwtf_p2p.cli.shared.run_file import check_settings, read_toml, run_from_plain
 
 
@@ -36,6 +37,8 @@ def run_check(args: argparse.Namespace) -> int:
     """Prints what the run will take. Raises InputError for the first thing that is wrong, cheapest check first."""
     plain = read_toml(args.file)
     check_settings(plain, str(args.file))
+    doing = "loads torch and transformers, and compares the split model with the whole one: this takes some seconds"
+    note(f"the settings are right; {doing}")
     run = run_from_plain(plain, str(args.file))
     from gwtf_p2p.cli.shared.run_report import report_of, told
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.pictures import MOVING, STILL, iteration_page, run_picture
 from gwtf_p2p.drawing.files import check_picture_path, write_picture
@@ -52,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--trace", type=Path, metavar="FILE", help="of one seed: .jsonl (events), .json (Chrome trace)")
     draw = "of one seed: the flows of all its microbatches as .svg or .png, or an iteration to play as .html"
     parser.add_argument("--draw", type=Path, metavar="FILE", help=draw)
-    parser.add_argument("--iteration", type=int, metavar="N", help="of --draw FILE.html (default: the last), the first is 0")
+    parser.add_argument("--iteration", type=takes.whole(0), metavar="N", help="of --draw FILE.html: from 0 (default: the last)")
     parser.add_argument("--json", action="store_true", help="one object per seed")
     parser.set_defaults(run=run)
 

@@ -25,6 +25,9 @@ class RouteRequest:
     """Which peers should hold `microbatch` in stages `first_stage`..`last_stage`, coming from `after`?
 
     `rejoin` is the peer after `last_stage` that already holds the microbatch (a repair in the middle), if any.
+    `is_new`: the data peer sends the microbatch on its way by the answer, which so takes a place in flight until `observe_end`.
+    All else is a repair and takes none. A repair may be asked for from stage 1 on, and after `observe_end`, when a peer is lost
+    that had done its part: a router that counted it as new would wait for an end that has been.
     """
 
     microbatch: MicrobatchId
@@ -33,6 +36,7 @@ class RouteRequest:
     last_stage: Stage
     excluding: frozenset[PeerId] = frozenset()
     rejoin: PeerId | None = None
+    is_new: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ class Router(Protocol):
         """A microbatch that this router routed from its data peer is done or withdrawn: its flow is free again."""
 
     def route(self, request: RouteRequest, now: float) -> Route | NoRoute:
-        """Choose. At the data peer `first_stage` is 1 and the answer also decides whether to inject now."""
+        """Choose. Where the request `is_new`, the answer also decides whether to inject now."""
 
 
 @runtime_checkable

@@ -60,7 +60,7 @@ class Injecting:
         waits_s: list[float] = []
         for index in list(self.pending):
             microbatch = MicrobatchId(ctx.me, self.participant.version, index)
-            request = RouteRequest(microbatch, ctx.me, Stage(1), Stage(ctx.stages), ctx.liveness.excluded)
+            request = RouteRequest(microbatch, ctx.me, Stage(1), Stage(ctx.stages), ctx.liveness.excluded, is_new=True)
             answer = ctx.router.route(request, ctx.now)
             if isinstance(answer, NoRoute):
                 waits_s.append(RETRY_S if answer.retry_s is None else answer.retry_s)

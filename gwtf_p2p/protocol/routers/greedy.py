@@ -17,7 +17,7 @@ from gwtf_p2p.protocol.flow.min_cost import FAR, IntArray
 from gwtf_p2p.protocol.flow.plan_keeper import Plan, plan_of
 from gwtf_p2p.protocol.flow.problem import Problem
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
-from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
+from gwtf_p2p.protocol.routers.spare import SpareCapacity
 from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.view.network_view import NetworkView
 
@@ -41,7 +41,7 @@ class GreedyRouter:
 
     def __init__(self, config: HopConfig | None = None) -> None:
         self._limit = (config or HopConfig()).in_flight
-        self._injected = Injected()
+        self._flying: set[MicrobatchId] = set()
         self._spare = SpareCapacity()
 
     def observe_view(self, view: NetworkView, now: float) -> None:
@@ -51,7 +51,7 @@ class GreedyRouter:
         self._spare.observe_hop(hop)
 
     def observe_end(self, microbatch: MicrobatchId, now: float) -> None:
-        self._injected.ended(microbatch)
+        self._flying.discard(microbatch)
         self._spare.observe_end(microbatch)
 
     def route(self, request: RouteRequest, now: float) -> Route | NoRoute:
@@ -59,16 +59,15 @@ class GreedyRouter:
         view = self._spare.view
         if view is None or request.after not in view.records:
             return NoRoute("own record is not in the view yet")
-        is_new = self._injected.is_new(request)
-        if is_new and 0 < self._limit <= len(self._injected):
-            return NoRoute(f"{len(self._injected)} of {self._limit} in flight")
+        if request.is_new and 0 < self._limit <= len(self._flying):
+            return NoRoute(f"{len(self._flying)} of {self._limit} in flight")
         peers, roomy = self._spare.able(request.first_stage, request.excluding)
         if not peers:
             return NoRoute(f"no peer of stage {request.first_stage} can be asked")
         chosen = self._choose(view, request, peers)
         self._spare.sent(request.microbatch, (chosen,))
-        if is_new:
-            self._injected.add(request.microbatch)
+        if request.is_new:
+            self._flying.add(request.microbatch)
         return Route((chosen,), f"{self._how()} of {len(peers)}{'' if roomy else ', none known to have room'}")
 
     def _choose(self, view: NetworkView, request: RouteRequest, peers: tuple[PeerId, ...]) -> PeerId:

@@ -27,7 +27,7 @@ from gwtf_p2p.protocol.flow.plan_keeper import Flow, Plan, Planner, with_fair_de
 from gwtf_p2p.protocol.flow.problem import problem_of_view
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.routers.cheapest import CheapestWays, stages_of
-from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
+from gwtf_p2p.protocol.routers.spare import SpareCapacity
 from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.view.network_view import NetworkView
 
@@ -61,7 +61,6 @@ class GwtfRouter:
         self._spare = SpareCapacity()
         self._ways = CheapestWays(me, self._spare)
         self._is_stale = False
-        self._injected = Injected()
         self._in_use: dict[MicrobatchId, tuple[PeerId, ...]] = {}
 
     @property
@@ -84,7 +83,6 @@ class GwtfRouter:
 
     def observe_end(self, microbatch: MicrobatchId, now: float) -> None:
         self._in_use.pop(microbatch, None)
-        self._injected.ended(microbatch)
         self._spare.observe_end(microbatch)
 
     # ---- what it answers
@@ -93,12 +91,9 @@ class GwtfRouter:
         """A whole flow for a new microbatch of this data peer; otherwise the cheapest way for the stages asked for."""
         if self._spare.view is None or request.after not in self._spare.view.records:
             return NoRoute("own record is not in the view yet")
-        if not self._injected.is_new(request):
+        if not request.is_new:
             return self._ways.cheapest(request)
-        answer = self._inject(request)
-        if isinstance(answer, Route):
-            self._injected.add(request.microbatch)
-        return answer
+        return self._inject(request)
 
     def _inject(self, request: RouteRequest) -> Route | NoRoute:
         plan, reason = self.plan

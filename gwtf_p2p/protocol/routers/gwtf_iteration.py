@@ -22,7 +22,7 @@ from collections import Counter
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.routers.cheapest import CheapestWays
-from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
+from gwtf_p2p.protocol.routers.spare import SpareCapacity
 from gwtf_p2p.protocol.schedule.from_view import figures_of, swarm_of
 from gwtf_p2p.protocol.schedule.iteration_plan import TICK_S, Mended, published_flow, published_flows
 from gwtf_p2p.protocol.schedule.releases import Releases
@@ -48,7 +48,6 @@ class IterationRouter:
         self._seed = seed
         self._spare = SpareCapacity()
         self._ways = CheapestWays(me, self._spare)
-        self._injected = Injected()
         self._plan: IterationPlan | None = None
         self._next: IterationPlan | None = None
         self._reason = "no view yet"
@@ -92,7 +91,6 @@ class IterationRouter:
             self._releases.handed_on(hop.microbatch, now)
 
     def observe_end(self, microbatch: MicrobatchId, now: float) -> None:
-        self._injected.ended(microbatch)
         self._spare.observe_end(microbatch)
         self._releases.handed_on(microbatch, now)
 
@@ -183,13 +181,12 @@ class IterationRouter:
         """The flow planned for a new microbatch of this data peer, at its time; otherwise the cheapest way."""
         if self._spare.view is None or request.after not in self._spare.view.records:
             return NoRoute("own record is not in the view yet")
-        if not self._injected.is_new(request):
+        if not request.is_new:
             return self._repaired(request)
         if request.microbatch.iteration != self._iteration and not self._begin(request, now):
             return NoRoute(f"planning: {self._reason}")
         answer = self._planned_flow(request, now)
         if isinstance(answer, Route):
-            self._injected.add(request.microbatch)
             self._releases.released(request.microbatch, answer.peers[0])
         return answer
 

@@ -22,7 +22,7 @@ from gwtf_p2p.protocol.negotiation.negotiator import Advert, Near, NegotiationCo
 from gwtf_p2p.protocol.negotiation.side import some_of
 from gwtf_p2p.protocol.negotiation.slots import Slot
 from gwtf_p2p.protocol.routers.cheapest import CheapestWays
-from gwtf_p2p.protocol.routers.spare import Injected, SpareCapacity
+from gwtf_p2p.protocol.routers.spare import SpareCapacity
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.negotiation_messages import NegotiationMessage
 from gwtf_p2p.protocol.wire.records import StageRecord
@@ -45,7 +45,7 @@ class NegotiatedRouter:
         self._random = random
         self._spare = SpareCapacity()
         self._ways = CheapestWays(me, self._spare)
-        self._injected = Injected()
+        self._flying: set[MicrobatchId] = set()
         self._in_use: dict[MicrobatchId, str] = {}
         self._lost: frozenset[PeerId] = frozenset()
         self._published = Advert({}, {})
@@ -115,7 +115,7 @@ class NegotiatedRouter:
         self._spare.observe_hop(hop)
 
     def observe_end(self, microbatch: MicrobatchId, now: float) -> None:
-        self._injected.ended(microbatch)
+        self._flying.discard(microbatch)
         self._spare.observe_end(microbatch)
         self._in_use.pop(microbatch, None)
 
@@ -126,11 +126,11 @@ class NegotiatedRouter:
         view = self._spare.view
         if view is None or request.after not in view.records or self.negotiator is None:
             return NoRoute("own record is not in the view yet")
-        if not self._injected.is_new(request):
+        if not request.is_new:
             free = self._free(request) if request.rejoin is None else []
             return self._along(request, free) if free else self._ways.cheapest(request)
         flows = self.negotiator.flows
-        in_use = len(self._injected)
+        in_use = len(self._flying)
         if flows and in_use >= len(flows):
             return NoRoute(f"all {len(flows)} flows are in use")
         free = self._free(request)
@@ -138,7 +138,7 @@ class NegotiatedRouter:
             return NoRoute("no flow yet" if not in_use else "no flow, and one microbatch is under way")
         answer = self._along(request, free) if free else self._ways.cheapest(request)
         if isinstance(answer, Route):
-            self._injected.add(request.microbatch)
+            self._flying.add(request.microbatch)
         return answer
 
     def _free(self, request: RouteRequest) -> list[Slot]:

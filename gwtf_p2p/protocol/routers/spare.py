@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from gwtf_p2p.protocol.core.router import HopObservation, RouteRequest
+from gwtf_p2p.protocol.core.router import HopObservation
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
 
@@ -58,30 +58,3 @@ class SpareCapacity:
         roomy = tuple(p for p in allowed if p not in self._refused and self.spare(p) > 0)
         unpromised = tuple(p for p in roomy if self.promised[p] < records[p].capacity)
         return unpromised or roomy or allowed, bool(roomy)
-
-
-class Injected:
-    """Own microbatches that this router has sent on their way.
-
-    One that has ended may be asked for again: a peer was lost after it had done its part, and that part is done anew. Such a
-    repair takes no flow and no place in flight, for nothing would ever free it."""
-
-    def __init__(self) -> None:
-        self._sent: set[MicrobatchId] = set()
-        self._under_way: set[MicrobatchId] = set()
-
-    def is_new(self, request: RouteRequest) -> bool:
-        """Does the request ask to inject a microbatch, rather than to repair its route?"""
-        inject = request.after == request.microbatch.data_peer and request.first_stage == 1
-        return inject and request.microbatch not in self._sent
-
-    def add(self, microbatch: MicrobatchId) -> None:
-        """Of earlier iterations nothing is kept: their repairs are over."""
-        self._sent = {m for m in self._sent if m.iteration == microbatch.iteration} | {microbatch}
-        self._under_way.add(microbatch)
-
-    def ended(self, microbatch: MicrobatchId) -> None:
-        self._under_way.discard(microbatch)
-
-    def __len__(self) -> int:
-        return len(self._under_way)

@@ -90,7 +90,6 @@ class SwarmRouter:
         self._view: NetworkView | None = None
         self._stages: dict[Stage, dict[PeerId, PeerQueue]] = {}
         self._flying: set[MicrobatchId] = set()
-        self._injected: set[MicrobatchId] = set()
 
     # ---- what it learns
 
@@ -117,8 +116,7 @@ class SwarmRouter:
     # ---- what it answers
 
     def route(self, request: RouteRequest, now: float) -> Route | NoRoute:
-        new = request.after == request.microbatch.data_peer and request.microbatch not in self._injected
-        if new and self.config.in_flight and len(self._flying) >= self.config.in_flight:
+        if request.is_new and self.config.in_flight and len(self._flying) >= self.config.in_flight:
             return NoRoute(f"{len(self._flying)} of {self.config.in_flight} in flight")
         queue = self._queue(request.first_stage)
         for peer in queue:
@@ -131,11 +129,8 @@ class SwarmRouter:
         entry = queue[chosen]
         entry.virtual_s += entry.ema_s * (1 + self.config.backward_charge)
         entry.tie = self._random.random()
-        if new:
+        if request.is_new:
             self._flying.add(request.microbatch)
-            # A repair may come after the end, when a peer is lost that had done its part: it takes no place of a new one.
-            self._injected = {m for m in self._injected if m.iteration == request.microbatch.iteration}
-            self._injected.add(request.microbatch)
         return Route((chosen,), f"least virtual time of {len(able)}, response {entry.ema_s:.3f} s")
 
     def response_s(self, stage: Stage, peer: PeerId) -> float:

@@ -259,10 +259,12 @@ class Account:
 class StageRecord:
     """One peer's record under `<run_id>.stage.<k>`; data peers publish theirs under stage 0.
 
-    `capacity` is the most microbatches the peer holds at once; for a data peer it is its demand, the microbatches that
-    it keeps in flight, and `shard` the part of the dataset that it holds. `kept_bytes` is what it keeps of microbatches until
-    the iteration commits, of at most `memory_limit_bytes` (0: no limit), beyond which it is BUSY. `recomputes`: it takes more
-    than `capacity` microbatches, and computes those forwards again whose activations it has no room for; `backward` is without
+    `capacity` is the most microbatches the peer holds at once, and `occupancy` how many it held when it wrote this: its load,
+    as old as the record. What came since is not in it, so a router adds what it has sent there itself (`SpareCapacity` of
+    `protocol/routers/spare` does). For a data peer `capacity` is its demand, the microbatches that it keeps in flight, and
+    `shard` the part of the dataset that it holds. `kept_bytes` is what it keeps of microbatches until the iteration commits,
+    of at most `memory_limit_bytes` (0: no limit), beyond which it is BUSY. `recomputes`: it takes more than `capacity`
+    microbatches, and computes those forwards again whose activations it has no room for; `backward` is without
     that. `flows_held` and
     `cost_to_sink_us` are what others need to plan around this peer; the latter and `takeover_us` are what it offers when flows
     are negotiated (`negotiation_offers`). Of a data peer, `forward` is its head and loss, `backward` its embedding, `finish`

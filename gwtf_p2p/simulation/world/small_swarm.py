@@ -4,7 +4,7 @@ file."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -12,7 +12,7 @@ from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.life import RunLife
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
-from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
+from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, Router, RouteRequest
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
 from gwtf_p2p.protocol.peer.factory import PeerSettings, compose
@@ -60,8 +60,7 @@ class RoundRobin:
     def route(self, request: RouteRequest, now: float) -> Route | NoRoute:
         if self.view is None:
             return NoRoute("no view yet")
-        inject = request.after == request.microbatch.data_peer and request.microbatch not in self._flying
-        if inject and len(self._flying) >= self.in_flight:
+        if request.is_new and len(self._flying) >= self.in_flight:
             return NoRoute("enough in flight")
         peers = []
         for stage in range(request.first_stage, request.last_stage + 1):
@@ -70,7 +69,7 @@ class RoundRobin:
                 return NoRoute(f"nobody in stage {stage}")
             self._turns[stage] += 1
             peers.append(able[self._turns[stage] % len(able)])
-        if inject:
+        if request.is_new:
             self._flying.add(request.microbatch)
         return Route(tuple(peers), "in turn")
 
@@ -97,7 +96,8 @@ class InTurnByPlan(RoundRobin):
 @dataclass(frozen=True, slots=True)
 class SmallConfig:
     """`speeds`: how many times slower than the usual 0.05 s + 0.1 s a stage peer is, drawn by seed. `iterations` 0: no end.
-    `plans`: routes count as planned (`InTurnByPlan`).
+    `router` makes each peer's router from the microbatches that it may have in flight. `plans`: routes count as planned
+    (`InTurnByPlan`).
     `checkpoint_every` 0: what the world keeps of every iteration is all; `ends`: programs end when the run is complete.
     """
 
@@ -112,6 +112,7 @@ class SmallConfig:
     memory_microbatches: int = 0
     moves: bool = False
     plans: bool = False
+    router: Callable[[int], Router] = RoundRobin
     checkpoint_every: int = 0
     ends: bool = False
     seed: int = 0
@@ -144,7 +145,7 @@ class SmallSwarm:
         config = self.config
         life = RunLife(config.iterations, config.checkpoint_every, stays=not config.ends)
         kind, *numbers = peer.split("_")
-        router = InTurnByPlan if config.plans else RoundRobin
+        router = InTurnByPlan if config.plans else config.router
         corrections = {ev.Work.UNCOUNT: BACKWARD_S * 1.5, ev.Work.RECOUNT: BACKWARD_S * 1.5}
         if kind == "data":
             own = DataPeerConfig(config.microbatches, config.data_peers)

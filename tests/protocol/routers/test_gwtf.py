@@ -41,9 +41,9 @@ def router_of(me: PeerId, records: list[StageRecord]) -> GwtfRouter:
     return router
 
 
-def ask(router: Router, owner: PeerId, index: int, excluding: str = "") -> Route | NoRoute:
-    request = RouteRequest(MicrobatchId(owner, 0, index), owner, Stage(1), Stage(2), frozenset(map(PeerId, excluding)))
-    return router.route(request, 0.0)
+def ask(router: Router, owner: PeerId, index: int, excluding: str = "", is_new: bool = True) -> Route | NoRoute:
+    excluded = frozenset(map(PeerId, excluding))
+    return router.route(RouteRequest(MicrobatchId(owner, 0, index), owner, Stage(1), Stage(2), excluded, is_new=is_new), 0.0)
 
 
 def routes(router: Router, owner: PeerId, count: int) -> list[tuple[PeerId, ...]]:
@@ -241,7 +241,7 @@ def test_a_repair_after_the_end_takes_no_flow() -> None:
     router = router_of(A, [record("a", 0, 1), *two_stages()[2:]])
     assert isinstance(ask(router, A, 0), Route)
     router.observe_end(MicrobatchId(A, 0, 0), 1.0)
-    assert isinstance(ask(router, A, 0, excluding="p"), Route)
+    assert isinstance(ask(router, A, 0, excluding="p", is_new=False), Route)
     assert isinstance(ask(router, A, 1), Route), "the flow is free"
 
 
@@ -314,8 +314,8 @@ def test_hop_routers_say_why_there_is_no_route(router: Router) -> None:
 def test_hop_routers_keep_their_limit_of_microbatches_in_flight(router: Router) -> None:
     router.observe_view(view_of(two_stages()), 0.0)
     assert isinstance(ask(router, A, 0), Route)
-    assert isinstance(ask(router, A, 0), Route), "the same microbatch may be sent again"
+    assert isinstance(ask(router, A, 0, is_new=False), Route), "the same microbatch may be sent again"
     assert ask(router, A, 1) == NoRoute("1 of 1 in flight")
     router.observe_end(MicrobatchId(A, 0, 0), 0.0)
-    assert isinstance(ask(router, A, 0), Route), "a repair after the end takes no place"
+    assert isinstance(ask(router, A, 0, is_new=False), Route), "a repair after the end takes no place"
     assert isinstance(ask(router, A, 1), Route)

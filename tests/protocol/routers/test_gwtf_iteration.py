@@ -48,7 +48,7 @@ def ask(
     router: IterationRouter, owner: PeerId, index: int, now: float, excluding: frozenset[PeerId] = NOBODY
 ) -> Route | NoRoute:
     microbatch = MicrobatchId(owner, 0, index)
-    return router.route(RouteRequest(microbatch, owner, Stage(1), Stage(2), excluding), now)
+    return router.route(RouteRequest(microbatch, owner, Stage(1), Stage(2), excluding, is_new=True), now)
 
 
 def test_it_waits_for_its_first_plan_and_says_so() -> None:
@@ -157,7 +157,7 @@ def test_peers_that_come_or_go_are_planned_for_at_once_and_changed_times_are_not
     assert isinstance(ask(router, A, 0, 0.0), Route)
     slower = [record("p", 1, 2, 0.3, sequence_number=1) if r.peer == "p" else r for r in records()]
     router.observe_view(view_of(slower), 1.0)
-    next_one = RouteRequest(MicrobatchId(A, 1, 0), A, Stage(1), Stage(2))
+    next_one = RouteRequest(MicrobatchId(A, 1, 0), A, Stage(1), Stage(2), is_new=True)
     assert isinstance(router.route(next_one, 1.0), Route), "the old plan serves"
     revised = plan(router, frozenset({PeerId("p")}), 1.5)
     assert revised is not None and revised.is_revision
@@ -172,7 +172,7 @@ def test_nothing_is_planned_while_nothing_has_changed_and_the_search_ends() -> N
         mine = [replace(r, flows=flows, sequence_number=iteration) for r in records() if r.peer != B]
         router.observe_view(view_of(mine), float(iteration))
         jobs += plan(router, now=float(iteration)) is not None
-        router.route(RouteRequest(MicrobatchId(A, iteration, 0), A, Stage(1), Stage(2)), float(iteration))
+        router.route(RouteRequest(MicrobatchId(A, iteration, 0), A, Stage(1), Stage(2), is_new=True), float(iteration))
         jobs += plan(router, now=float(iteration)) is not None
     assert 1 <= jobs <= 5
     assert router.counts["flows_changed"] == 0
@@ -195,12 +195,12 @@ def test_peers_that_are_back_when_an_iteration_begins_are_planned_for_though_the
     router = router_of(A, records())
     for iteration in range(14):  # until the search for these peers has ended
         plan(router)
-        router.route(RouteRequest(MicrobatchId(A, iteration, 0), A, Stage(1), Stage(2)), float(iteration))
+        router.route(RouteRequest(MicrobatchId(A, iteration, 0), A, Stage(1), Stage(2), is_new=True), float(iteration))
         plan(router)
     revised = plan(router, frozenset({PeerId("p")}), 9.0)
     assert revised is not None and revised.is_revision
     router.planning(NOBODY, 9.5)  # p is back; the revision for that is under way when the iteration begins
-    next_one = RouteRequest(MicrobatchId(A, 14, 0), A, Stage(1), Stage(2))
+    next_one = RouteRequest(MicrobatchId(A, 14, 0), A, Stage(1), Stage(2), is_new=True)
     router.route(next_one, 10.0)
     router.planned(None)
     made = plan(router, now=10.0)

@@ -25,8 +25,16 @@ def expand(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list[st
             path = Path(words[at + 1])
             del words[at : at + 2]
             verb, rest = words[:1], words[1:]
-            return [*verb, *_flags(_read(path), str(path), parser), *rest]
+            return [*verb, *_flags(_read(path), str(path), parser, _overruled(rest, parser)), *rest]
     return words
+
+
+def _overruled(rest: Sequence[str], parser: argparse.ArgumentParser) -> frozenset[str]:
+    """Names of flags that exclude one which is given on the command line."""
+    given = {word.partition("=")[0] for word in rest}
+    groups = [{option for action in group._group_actions for option in action.option_strings}
+              for group in parser._mutually_exclusive_groups]  # fmt: skip
+    return frozenset(option.lstrip("-") for group in groups if group & given for option in group)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -38,13 +46,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(str(path), "", f"not TOML: {error}") from error
 
 
-def _flags(fields: dict[str, Any], where: str, parser: argparse.ArgumentParser) -> list[str]:
+def _flags(fields: dict[str, Any], where: str, parser: argparse.ArgumentParser, overruled: frozenset[str]) -> list[str]:
     known = {option.lstrip("-") for action in parser._actions for option in action.option_strings if option.startswith("--")}
     words: list[str] = []
     for name, value in fields.items():
         if name not in known or name in ("config", "help"):
             expected = ", ".join(sorted(known - {"config", "help"}))
             raise InputError(where, name, f"unknown field; expected one of {expected}")
+        if name in overruled:
+            continue
         if value is True:
             words.append(f"--{name}")
         elif value is False:

@@ -1,0 +1,146 @@
+"""What a flag takes, judged while the command line is read: before a file is touched, torch is loaded, or anybody is asked.
+
+Each is given to argparse as a flag's `type`, whose refusal is one line that names the flag as it was typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gwtf_p2p.protocol.limits import MOST_STAGES
+
+TORCH_DTYPES = ("float32", "bfloat16")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+MOST_PORT = 65535
+MOST_S = 1e9
+"""More seconds than anybody waits; what is beyond may not fit into the clock's arithmetic."""
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A whole number from `least` to `most`, both included."""
+    expected = f"expected a whole number from {least}" + ("" if most is None else f" to {most}")
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{expected}, got {text!r:.40}")
+        return value
+
+    return parse
+
+
+def number(least: float, most: float = math.inf, *, above: bool = False) -> Callable[[str], float]:
+    """A finite number from `least` (`above`: more than that) to `most`."""
+    expected = f"expected a number {'above' if above else 'from'} {least:g}" + ("" if most == math.inf else f" to {most:g}")
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and least <= value <= most) or (above and value == least):
+            raise argparse.ArgumentTypeError(f"{expected}, got {text!r:.40}")
+        return value
+
+    return parse
+
+
+port = whole(0, MOST_PORT)
+stage = whole(1, MOST_STAGES)
+seconds = number(0, MOST_S)
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """One of these words, in small or capital letters as they are written here."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"expected one of {', '.join(names)}, got {text!r:.40}")
+        return text
+
+    return parse
+
+
+torch_dtype = one_of(*TORCH_DTYPES)
+
+
+def device(text: str) -> str:
+    """A device's name; whether this machine has it is found out with torch (`resolve_device`)."""
+    kind, colon, index = text.partition(":")
+    if kind not in ("cpu", "cuda") or (kind == "cpu" and colon) or (colon and not (index.isascii() and index.isdigit())):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r:.40}")
+    return text
+
+
+def log_level(text: str) -> str:
+    """In either case; the name in capitals is returned."""
+    return one_of(*LOG_LEVELS)(text.upper())
+
+
+def run_id(text: str) -> str:
+    """As a run file may have it."""
+    from gwtf_p2p.protocol.wire.ranges import described_fields, holds
+    from gwtf_p2p.protocol.wire.records import RUN_ID, RunRecord
+
+    if not all(holds(bound, text) for bound in described_fields(RunRecord)["run_id"].bounds):
+        raise argparse.ArgumentTypeError(f"expected up to 64 characters {RUN_ID.meaning}, got {text!r:.80}")
+    return text
+
+
+def ip_address(text: str) -> str:
+    """IPv4 or IPv6."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected an IP address, got {text!r:.40}") from error
+
+
+def folder(text: str) -> Path:
+    """A folder that can be written to, or made."""
+    return _writable(Path(text), text, is_folder=True)
+
+
+def file(text: str) -> Path:
+    """A file that can be written, there already or not; its folder is made if need be."""
+    return _writable(Path(text), text, is_folder=False)
+
+
+def _writable(path: Path, text: str, *, is_folder: bool) -> Path:
+    what = "a folder" if is_folder else "a file"
+    if not text:
+        raise argparse.ArgumentTypeError(f"expected the path of {what}, got ''")
+    if path.exists() and path.is_dir() != is_folder:
+        raise argparse.ArgumentTypeError(f"expected {what}, but {text!r} is {'a file' if is_folder else 'a folder'}")
+    there = path.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if there != path.absolute() and not there.is_dir():
+        raise argparse.ArgumentTypeError(f"expected {what}, but {str(there)!r} in {text!r} is no folder")
+    if not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"expected {what} that can be written, but {str(there)!r} cannot")
+    return path
+
+
+class OnOff(argparse.Action):
+    """`--name` and `--no_name`: argparse's own action has a dash in the latter, which is read as an underscore here."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        both = [word for option in option_strings for word in (option, f"--no_{option.removeprefix('--')}")]
+        super().__init__(both, dest, nargs=0, **kwargs)
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, _: object, option: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, not (option or "").startswith("--no_"))
+
+    def format_usage(self) -> str:
+        return " | ".join(self.option_strings)
