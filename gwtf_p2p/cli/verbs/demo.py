@@ -108,10 +108,10 @@ def run(args: argparse.Namespace) -> int:
     with naming_flags(FLAGS):
         check_settings(plain_run(args), COMMAND_LINE)
     script = _churn_of(args)
+    print(f"gwtf demo: {peers} in {args.stages} stages on this machine ({args.model}, {args.dataset})", file=out, flush=True)
     note("reading the run's settings: loads torch and transformers, which takes some seconds")
     with naming_flags(FLAGS):
         record = run_from_plain(plain_run(args), COMMAND_LINE)
-    print(f"gwtf demo: {peers} in {args.stages} stages on this machine ({args.model}, {args.dataset})", file=out, flush=True)
     with ExitStack() as stack:
         folder = args.keep_logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gwtf-demo-")))
         folder.mkdir(parents=True, exist_ok=True)
