@@ -1,7 +1,7 @@
 """`gwtf VERB`: finds the verb's module, parses, runs, and turns the user's mistakes into one line and an exit code.
 
-Exit codes: 0 clean, 2 usage or bad input, 3 network unreachable, 4 identity in use, 5 run mismatch, 6 resources,
-130 interrupted.
+Exit codes: 0 clean, 1 a run that failed or a replay that differs, 2 usage or bad input, 3 network unreachable,
+4 identity in use, 5 run mismatch, 6 resources, 130 interrupted.
 """
 
 from __future__ import annotations

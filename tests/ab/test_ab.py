@@ -127,7 +127,6 @@ def test_named_arms_can_be_run_and_changed() -> None:
         (["--routers", "magic"], "expected one of"),
         (["--routers", "gwtf,gwtf"], "each once"),
         (["--backend", "dream"], "--backend"),
-        (["--time_scale", "0"], "--time_scale"),
         (["--iterations", "1"], "--iterations"),
     ],
 )

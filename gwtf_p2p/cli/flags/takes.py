@@ -40,7 +40,7 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 def number(least: float, most: float = math.inf, *, above: bool = False) -> Callable[[str], float]:
     """A finite number from `least` (`above`: more than that) to `most`."""
-    expected = f"expected a number {'above' if above else 'from'} {least:g}" + ("" if most == math.inf else f" to {most:g}")
+    expected = f"expected a number {'above' if above else 'from'} {least:g}" + ("" if most == math.inf else f", up to {most:g}")
 
     def parse(text: str) -> float:
         try:

@@ -1,4 +1,4 @@
-"""What a new coordinator concludes from where everybody stands. The rule is stated and justified in `aggregation`.
+"""What a new coordinator concludes from where everybody stands. The rule is stated and justified in `promise`.
 
 Two more cases. Peers that are *ahead* have had a commit that others missed: whoever has prepared the same attempt gets it
 now, and a coordinator that has not is behind, if those ahead can go on alone, that is if there is one in every stage. If not,

@@ -1,0 +1,17 @@
+"""What a peer tells in lines: that nobody answers is said once, and again when it is for another reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from gwtf_p2p.cli.shared.peer_reports import Teller
+
+
+def test_an_initial_peer_that_does_not_answer_is_told_once_for_each_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    tell = Teller(as_json=False, console=None)
+    for left_s, why in [(300.0, "refused"), (299.0, "refused"), (297.0, "refused"), (293.0, "no answer"), (285.0, "no answer")]:
+        tell({"name": "waiting", "reasons": [["/ip4/10.0.0.1/tcp/1", why]], "seconds_left": left_s})
+    assert capsys.readouterr().out.splitlines() == [
+        "no initial peer answers, trying on for 300 s: /ip4/10.0.0.1/tcp/1: refused",
+        "no initial peer answers, trying on for 293 s: /ip4/10.0.0.1/tcp/1: no answer",
+    ]
