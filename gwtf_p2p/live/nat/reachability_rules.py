@@ -77,7 +77,7 @@ class Situation:
 
 
 class Role(Enum):
-    """Of a peer in a punch; see `punch`."""
+    """Of a peer in a punch; see `hole_punch`."""
 
     DIALS = "dials"
     WAITS = "waits"
@@ -145,7 +145,7 @@ def kind_of(connections: Collection[str], doors: Collection[int], both_behind_na
     """The kind of path to a peer, from the remote addresses of all connections to it; None without any.
 
     A direct connection beats a relayed one, as p2pd itself prefers it. `doors`: local ports of punched connections that are
-    handed on over loopback (see `punch`).
+    handed on over loopback (see `hole_punch`).
     """
     direct = [maddr for maddr in connections if "/p2p-circuit" not in maddr]
     if not direct:

@@ -1,5 +1,5 @@
 """Coming, going and changing place: which stage a newcomer takes, how it gets its weights, when it serves, how it leaves.
 
-It moves no bytes: downloads are effects. Start with `membership.Membership`; `stage_choice.choose_stage` and
+It moves no bytes: downloads are effects. Start with `membership.Membership`; `rebalancing.choose_stage` and
 `rebalancing.Mover` choose places, `swarm_rebalancing` is SWARM's own rule.
 """

@@ -9,7 +9,7 @@ one peer are passed over, because a stage must never be emptied by a move; no mo
 A peer's queue length is the mean, over the T seconds, of the microbatches that wait for its device or are on it: not of all
 that it holds, since most of those wait for slower stages below, and not at one moment, since all queues are empty at the end
 of an iteration.
-Which stage a newcomer takes is another question: see `joining`.
+Which stage a newcomer takes is another question: see `rebalancing`.
 """
 
 from __future__ import annotations
