@@ -88,8 +88,10 @@ class Daemon:
         return int(self.p2p._child.pid)
 
     async def maddrs(self) -> tuple[str, ...]:
-        """Addresses under which others can reach this peer, peer id included: what goes into `--initial_peers`."""
-        return tuple(str(maddr) for maddr in await self.p2p.get_visible_maddrs(latest=True))
+        """Addresses under which others can reach this peer, peer id included: what goes into `--initial_peers`. None of them
+        where p2pd names none, which hivemind's own method takes for a mistake."""
+        _, visible = await self.p2p._client.identify()
+        return tuple(f"{maddr}/p2p/{self.peer_id}" for maddr in visible)
 
     async def wait_ended(self) -> None:
         """Return when p2pd has ended, for whatever reason."""

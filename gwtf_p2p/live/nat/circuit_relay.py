@@ -31,16 +31,14 @@ async def start_public_relay(options: P2POptions, identity: Identity | None = No
 
     Raises what `start_daemon` raises.
     """
-    attempt = 1
+    attempt, lends = 1, options.lending is None or options.lending.slots > 0
     while True:
         daemon = await start_daemon(options, identity)
-        if options.lending is not None and not options.lending.slots:
-            return daemon
         async with AsyncExitStack() as on_failure:
             on_failure.push_async_callback(daemon.stop)
             budget = await granted(daemon)
             on_failure.pop_all()
-        if budget is None or is_generous(budget):
+        if budget is None or (lends and is_generous(budget)):
             return daemon
         if attempt == STARTS:
             logger.warning("this circuit relay ends circuits after %d bytes and %d s", budget.circuit_bytes, budget.circuit_s)
