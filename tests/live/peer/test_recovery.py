@@ -56,19 +56,25 @@ def assert_equal_weights(ours: Path, theirs: Path) -> None:
             torch.testing.assert_close(mine, expected, rtol=0, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+IN_EVERY_RUN = ("backward_received", "averaging")
+"""The moments at which most has to be redone; each takes half a minute."""
+
+
+@pytest.mark.parametrize("moment", [pytest.param(m, marks=() if m in IN_EVERY_RUN else pytest.mark.slow) for m in MOMENTS])
 def test_a_stage_peer_is_killed(moment: str, undisturbed: Path, tmp_path: Path) -> None:
     summary = demo(tmp_path, f"kill stage stage=1 index=any at={moment} iter=3")
     assert summary["recoveries"] or moment == "averaging"
     assert_equal_weights(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_stage_peer_is_frozen(undisturbed: Path, tmp_path: Path) -> None:
     summary = demo(tmp_path, "freeze peer stage=2 index=any at=forward_received iter=3")
     assert summary["recoveries"]
     assert_equal_weights(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_two_stage_peers_are_killed_and_a_newcomer_takes_over(undisturbed: Path, tmp_path: Path) -> None:
     first, then = "kill peer stage=1 index=any at=backward_sent iter=2", "kill peer stage=2 index=any at=forward_sent iter=3"
     script = f"{first}; join stage=1 iter=3; {then}"
