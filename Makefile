@@ -9,8 +9,23 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(RUN)gwtf demo $(ARGS)
 
-test: $(INSTALLED) lint
+# Two halves at once: most of the time of the tests of real peers is waiting. They tell what they have seen at the end.
+NETWORK := tests/lab tests/live tests/monitor
+OTHERS := tests $(addprefix --ignore=,$(NETWORK))
+
+test: $(INSTALLED)
+ifdef ARGS
+	$(MAKE) lint
 	$(RUN)python -m pytest $(ARGS)
+else
+	@mkdir -p build
+	@$(RUN)python -m pytest $(NETWORK) > build/test-network.log 2>&1 & network=$$!; \
+	trap 'kill -INT $$network 2>/dev/null; wait $$network; exit 130' INT TERM; \
+	echo "tests of real peers run beside the others, into build/test-network.log"; \
+	$(MAKE) lint && $(RUN)python -m pytest $(OTHERS); others=$$?; \
+	wait $$network; network=$$?; cat build/test-network.log; \
+	[ $$others -eq 0 ] && [ $$network -eq 0 ]
+endif
 
 test-fast: $(INSTALLED)
 	$(RUN)python -m pytest -m "not live and not netns and not slow" $(ARGS)

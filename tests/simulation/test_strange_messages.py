@@ -28,7 +28,7 @@ def test_hundreds_of_strange_runs_end_nobody(senders: str, seed: int) -> None:
 def test_outsiders_that_break_the_rules_are_barred_and_no_peer_of_the_swarm_is() -> None:
     barred: set[str] = set()
     for seed in range(5):
-        reports = strange_run(seed, "outsiders", messages=80).swarm.reported("peer_barred")
+        reports = strange_run(seed, "outsiders", messages=300).swarm.reported("peer_barred")
         barred |= {str(report.fields["peer"]) for _, report, _ in reports}
     assert barred and barred <= set(OUTSIDERS)
 

@@ -19,7 +19,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Peer]]:
     peers: list[Peer] = []
 
     def go(*words: str) -> Peer:
-        where = ["--port", "0", "--host_maddrs", "/ip4/127.0.0.1/tcp/0", "--identity_path", str(tmp_path / f"{len(peers)}.key")]
+        where = ["--host_maddrs", "/ip4/127.0.0.1/tcp/0", "--identity_path", str(tmp_path / f"{len(peers)}.key")]
         with (tmp_path / f"{len(peers)}.log").open("w") as log:
             peers.append(
                 subprocess.Popen(
