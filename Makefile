@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-all explore coverage docs lint clean
+.PHONY: demo test test-network test-others test-fast test-all explore coverage docs lint clean
 
 demo: $(INSTALLED)
 	$(RUN)gwtf demo $(ARGS)
@@ -18,14 +18,17 @@ ifdef ARGS
 	$(MAKE) lint
 	$(RUN)python -m pytest $(ARGS)
 else
-	@mkdir -p build
-	@$(RUN)python -m pytest $(NETWORK) > build/test-network.log 2>&1 & network=$$!; \
-	trap 'kill -INT $$network 2>/dev/null; wait $$network; exit 130' INT TERM; \
-	echo "tests of real peers run beside the others, into build/test-network.log"; \
-	$(MAKE) lint && $(RUN)python -m pytest $(OTHERS); others=$$?; \
-	wait $$network; network=$$?; cat build/test-network.log; \
-	[ $$others -eq 0 ] && [ $$network -eq 0 ]
+	@$(MAKE) -j2 test-network test-others
 endif
+
+# By make and not by `&` of a shell, which would let the tests' processes ignore Ctrl+C.
+test-network:
+	@mkdir -p build
+	@echo "tests of real peers run beside the others, into build/test-network.log"
+	@$(RUN)python -m pytest $(NETWORK) > build/test-network.log 2>&1; code=$$?; cat build/test-network.log; exit $$code
+
+test-others: lint
+	$(RUN)python -m pytest $(OTHERS)
 
 test-fast: $(INSTALLED)
 	$(RUN)python -m pytest -m "not live and not netns and not slow" $(ARGS)
