@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import subprocess
-
+from gwtf_p2p.live.measure.alert_command import run_alert
 from gwtf_p2p.monitor.health import Level, findings
 from gwtf_p2p.monitor.swarm_state import SwarmState
 from gwtf_p2p.protocol.ids import RunId
-
-logger = logging.getLogger(__name__)
 
 
 class Alerts:
@@ -33,14 +28,6 @@ class Alerts:
             if now - self._since.setdefault(key, now) >= self._after_s and key not in self._told:
                 self._told.add(key)
                 due.append(code)
-                self._call(run_id, code, text)
+                if self._command:
+                    run_alert(self._command, {"RUN": run_id, "CODE": code, "TEXT": text})
         return due
-
-    def _call(self, run_id: RunId, code: str, text: str) -> None:
-        if not self._command:
-            return
-        about = {"GWTF_ALERT_RUN": run_id, "GWTF_ALERT_CODE": code, "GWTF_ALERT_TEXT": text}
-        try:
-            subprocess.Popen(self._command, shell=True, env={**os.environ, **about}, start_new_session=True)
-        except OSError as error:
-            logger.warning("--on_alert: %r", error)

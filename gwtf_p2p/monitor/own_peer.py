@@ -51,7 +51,7 @@ class OwnPeer:
     download: tuple[int, int] | None = None
     waiting_for: str = ""
     is_leaving: bool = False
-    empty: tuple[int, ...] = ()
+    stall: str = ""
     iteration: int = -1
     iterations: int = 0
     committed: int = 0
@@ -109,7 +109,7 @@ class OwnPeer:
 
     def _figures(self, report: Report, now: float) -> None:
         self.figures = dict(report)
-        self.empty = tuple(report.get("empty_stages", ()))
+        self.stall = str(report.get("stall", ""))
         self._count_computed(float(report["computed_s"]), now)
 
     def _count_computed(self, seconds: float, now: float) -> None:
@@ -156,9 +156,8 @@ class OwnPeer:
         total = int(self.run.get("total_iterations", 0))
         if total and self.iteration + 1 >= total:
             return f"All {total} iterations are done; thank you. Ctrl+C leaves.", True
-        if self.empty:
-            names = " and ".join(f"stage {k}" if k else "the data stage" for k in self.empty)
-            return f"Waits: no peer is online in {names}. Training goes on when somebody joins there.", False
+        if self.stall:
+            return self.stall, False
         idle_s = now - max(self.worked_at, self.online_since)
         if idle_s < IDLE_S:
             return "Computes.", True

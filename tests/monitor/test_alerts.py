@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gwtf_p2p.live.peer.reporting import run_alert
+from gwtf_p2p.live.measure.alert_command import run_alert
 from gwtf_p2p.monitor.alerts import Alerts
 from gwtf_p2p.monitor.swarm_state import SwarmState
 from tests.monitor.watched import RUN, swarm
@@ -26,11 +26,18 @@ def test_an_alert_is_told_once_when_it_has_lasted() -> None:
         assert alerts.look(state) == [], "it begins anew"
 
 
-async def test_the_command_of_a_peer_hears_what_has_happened(tmp_path: Path) -> None:
-    await run_alert(f'echo "$GWTF_ALERT_CODE: $GWTF_ALERT_TEXT" > {tmp_path}/said', "empty_stage", "Training waits.")
+def test_the_command_of_a_peer_hears_what_has_happened(tmp_path: Path) -> None:
+    command = f'echo "$GWTF_ALERT_CODE: $GWTF_ALERT_TEXT" > {tmp_path}/said'
+    run_alert(command, {"CODE": "empty_stage", "TEXT": "Training waits."}).join()
     assert (tmp_path / "said").read_text() == "empty_stage: Training waits.\n"
 
 
-async def test_a_command_that_fails_is_said_and_ends_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    await run_alert("exit 3", "empty_stage", "Training waits.")
+def test_what_a_stranger_has_said_is_no_part_of_the_command(tmp_path: Path) -> None:
+    run_alert(f'printf %s "$GWTF_ALERT_TEXT" > {tmp_path}/said', {"TEXT": f"$(touch {tmp_path}/done); `id`"}).join()
+    assert (tmp_path / "said").read_text() == f"$(touch {tmp_path}/done); `id`"
+    assert not (tmp_path / "done").exists()
+
+
+def test_a_command_that_fails_is_said_and_ends_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    run_alert("exit 3", {"CODE": "empty_stage"}).join()
     assert "ended with 3" in caplog.text

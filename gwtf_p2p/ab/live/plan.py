@@ -14,12 +14,12 @@ from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.peer.config import PeerConfig
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage
-from gwtf_p2p.protocol.wire.dataset import parts_of
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.simulation.bounds.bound import Bound, bound_of
 from gwtf_p2p.simulation.lines.links import LinkSpec
 from gwtf_p2p.simulation.swarm.build import Memory, Swarm, build
 from gwtf_p2p.training.compute.config import ExecutorConfig
+from gwtf_p2p.training.data.local_files import local_names
 from gwtf_p2p.training.model.split import PartSpec, parameter_shapes
 
 FLOAT_BYTES = 4
@@ -88,7 +88,7 @@ class LivePlan:
             new_run=self.record if shard == 0 else None,
             stage=None if is_data else stage,
             shard=shard,
-            local_data=tuple(part.path for part in parts_of(self.record.dataset)),
+            local_files=local_names(self.record),
             capacity=max(1, drawn.capacity),
             threads=1,
             drain_s=DRAIN_S if self.task.arm.config.rebalance_period_s else 0.0,

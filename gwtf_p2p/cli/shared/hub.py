@@ -8,30 +8,25 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from gwtf_p2p.cli.shared.json_lines import note
-from gwtf_p2p.protocol.wire.dataset import evaluated_on, parts_of
 from gwtf_p2p.protocol.wire.records import RunRecord
 
 CONNECT_S = 5.0
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 DEFAULT_ENDPOINT = "https://huggingface.co"
-BYTE = "byte"
 
 
 def hub_names(run: RunRecord, model: object, known_models: Sequence[str]) -> list[str]:
     """What of a run is neither built in nor on this disk, and so is looked for on the hub."""
-    from gwtf_p2p.training.data.files import is_local
+    from gwtf_p2p.training.data.local_files import is_here, named_by
 
-    parts = [*parts_of(run.dataset), *evaluated_on(run.evaluation.dataset, run.evaluation.split, run.dataset)]
-    datasets = [part.path for part in parts if not is_local(part)]
     models = [model] if isinstance(model, str) and model not in known_models and not model.endswith(".json") else []
-    named = [*models, run.weights.source, *datasets, *([run.tokenizer] if run.tokenizer != BYTE else [])]
-    return list(dict.fromkeys(name for name in named if name and not Path(name).expanduser().exists()))
+    named = [*models, *(each.name for each in named_by(run) if not each.is_local)]
+    return list(dict.fromkeys(name for name in named if not is_here(name)))
 
 
 def settle_hub(names: Sequence[str], connect: Callable[..., Any] = socket.create_connection) -> None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.monitor.run_state import RunState
 from gwtf_p2p.monitor.terminal.local_view import PeerLine
-from gwtf_p2p.protocol.wire.dataset import parts_of
 from gwtf_p2p.protocol.wire.records import RunRecord
 
 if TYPE_CHECKING:
@@ -157,6 +156,7 @@ class LocalRun:
         from gwtf_p2p.live.peer.config import PeerConfig
         from gwtf_p2p.live.state.options import CheckpointOptions
         from gwtf_p2p.training.compute.config import ExecutorConfig
+        from gwtf_p2p.training.data.local_files import local_names
 
         config, line, shard = self.config, self.lines[name], self._shards.get(name)
         folder = config.checkpoint_dir
@@ -168,7 +168,7 @@ class LocalRun:
             new_run=self.record if shard == 0 else None,
             stage=line.stage if line.role == "stage" else None,
             shard=shard,
-            local_data=tuple(part.path for part in parts_of(self.record.dataset)),
+            local_files=local_names(self.record),
             capacity=config.capacity,
             executor=ExecutorConfig(config.device, config.torch_dtype),
             threads=1,

@@ -19,7 +19,7 @@ from gwtf_p2p.protocol.errors import InputError
 
 if TYPE_CHECKING:
     from gwtf_p2p.live.compute.tensor_store import MemoryLimit
-    from gwtf_p2p.live.libp2p.options import Lending, P2POptions
+    from gwtf_p2p.live.libp2p.options import P2POptions
     from gwtf_p2p.live.peer.config import PeerConfig
     from gwtf_p2p.live.state.options import CheckpointOptions
 
@@ -70,8 +70,14 @@ def add_network_flags(parser: argparse.ArgumentParser, port: int) -> dict[str, a
         add(flag, dest="circuit_relay", action="store_const", const=value, help=alias)
     lend = groups["limits"].add_argument
     slots = "on a public address: circuit slots lent at once, to any libp2p program that asks (default 256; 0: none)"
-    lend("--lend_slots", type=int, default=256, metavar="N", help=slots)
-    lend("--lend_gb", type=float, default=64.0, metavar="GB", help="most bytes of a lent circuit, each way (default 64)")
+    lend("--lend_slots", type=takes.whole(0, 1 << 20), default=256, metavar="N", help=slots)
+    lend(
+        "--lend_gb",
+        type=takes.number(0, above=True),
+        default=64.0,
+        metavar="GB",
+        help="most bytes of a lent circuit, each way (default 64)",
+    )
     tell = groups["diagnostics"].add_argument
     level = os.environ.get("HIVEMIND_LOGLEVEL", "INFO")
     tell("--log_level", type=takes.log_level, default=level, help="DEBUG, INFO, WARNING or ERROR")
@@ -86,6 +92,8 @@ def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
     add("--device", type=takes.device, default="cpu", help="cpu, cuda or cuda:N")
     add("--torch_dtype", type=takes.torch_dtype, default="float32", help="float32 or bfloat16 (weights stay float32)")
     add("--threads", type=takes.whole(0, 4096), default=0, help="torch threads (default: torch's own choice)")
+    path = "a file or folder of this machine that the run names and may read; repeatable"
+    add("--allow_path", "--dataset", action="append", default=[], metavar="PATH", help=path)
     add = groups["state"].add_argument
     add(
         "--checkpoint_dir",
@@ -106,6 +114,12 @@ def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
     )
     _add_limits(groups["limits"].add_argument)
     add = groups["diagnostics"].add_argument
+    add_alert_flags(add)
+    add("--event_log", type=takes.file, metavar="FILE", help="write every protocol event there, as JSON lines")
+
+
+def add_alert_flags(add: Callable[..., Any]) -> None:
+    """Whom to call when training stands still; the same for a peer and for a monitor."""
     alert = "run this when training stands still; what has happened is in GWTF_ALERT_CODE and GWTF_ALERT_TEXT"
     add("--on_alert", default="", metavar="COMMAND", help=alert)
     add(
@@ -115,7 +129,6 @@ def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
         metavar="SECONDS",
         help="how long training must stand still (default 300)",
     )
-    add("--event_log", type=takes.file, metavar="FILE", help="write every protocol event there, as JSON lines")
 
 
 def _add_limits(add: Callable[..., Any]) -> None:
@@ -178,7 +191,7 @@ def check_initial_peers(args: argparse.Namespace) -> None:
 def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
     """Raises InputError for malformed addresses, and when a peer has nobody to join."""
     from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers, parse_listen_maddrs
-    from gwtf_p2p.live.libp2p.options import P2POptions
+    from gwtf_p2p.live.libp2p.options import Lending, P2POptions
 
     if needs_peers:
         check_initial_peers(args)
@@ -203,19 +216,8 @@ def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
         dht_mode="server" if is_public else "auto",
         nat_port_map=False,  # `port_mapping` does it, and tells
         is_public=is_public,
-        lending=_lending(args),
+        lending=Lending(args.lend_slots, int(args.lend_gb * (1 << 30))),
     )
-
-
-def _lending(args: argparse.Namespace) -> Lending:
-    """Raises InputError."""
-    from gwtf_p2p.live.libp2p.options import Lending
-
-    if args.lend_slots < 0:
-        raise InputError("--lend_slots", str(args.lend_slots), "expected a whole number, 0 or more")
-    if not 1 / 1024 <= args.lend_gb <= 1 << 20:
-        raise InputError("--lend_gb", str(args.lend_gb), "expected 0.001 to 1048576 gigabytes")
-    return Lending(args.lend_slots, int(args.lend_gb * (1 << 30)))
 
 
 def _everywhere(port: int, *, is_bootstrap: bool) -> list[str]:

@@ -235,7 +235,7 @@ def _renamed(plain: Mapping[str, Any]) -> dict[str, Any]:
 def check_local_files(run: RunRecord, where: str) -> None:
     """Local datasets are there, and it is certain which column is the text. Nothing is encoded. Raises InputError."""
     from gwtf_p2p.training.data.columns import look_at
-    from gwtf_p2p.training.data.files import is_local
+    from gwtf_p2p.training.data.local_files import is_local
 
     for part in [*parts_of(run.dataset), *evaluated_on(run.evaluation.dataset, run.evaluation.split, run.dataset)]:
         if is_local(part):
@@ -245,7 +245,7 @@ def check_local_files(run: RunRecord, where: str) -> None:
 def check_hub_files(run: RunRecord, where: str) -> None:
     """The same for hub datasets, which the network is asked for. Raises InputError."""
     from gwtf_p2p.training.data.columns import look_at
-    from gwtf_p2p.training.data.files import is_local
+    from gwtf_p2p.training.data.local_files import is_local
 
     for part in [*parts_of(run.dataset), *evaluated_on(run.evaluation.dataset, run.evaluation.split, run.dataset)]:
         if not is_local(part):

@@ -81,7 +81,7 @@ def _tokens(run: RunRecord) -> int:
 
 def _datasets(run: RunRecord, tokenizer: Any) -> list[dict[str, Any]]:
     from gwtf_p2p.training.data.documents import Documents
-    from gwtf_p2p.training.data.files import is_local
+    from gwtf_p2p.training.data.local_files import is_local
 
     found = []
     for part in parts_of(run.dataset):

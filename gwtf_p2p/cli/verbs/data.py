@@ -40,7 +40,6 @@ def add_parser(subparsers: Any) -> None:
     add = groups["training"].add_argument
     add("--new_run", type=Path, metavar="FILE", help="start the run that this TOML file describes")
     add("--run_id", type=takes.run_id, help="take part in this run")
-    add("--dataset", action="append", default=[], metavar="PATH", help="files here that the run may read; repeatable")
     add("--shard", type=takes.whole(0), help="hold this shard instead of the lowest free one")
     add_compute_flags(groups)
     tell = groups["diagnostics"].add_argument
@@ -88,7 +87,7 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
         run_id=new_run.run_id if new_run else RunId(args.run_id),
         new_run=new_run,
         shard=args.shard,
-        local_data=tuple(args.dataset),
+        local_files=tuple(args.allow_path),
         executor=ExecutorConfig(args.device, args.torch_dtype),
         threads=args.threads,
         checkpoints=checkpoint_options(args),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.observing import add_observer_flags, initial_peers_of, run_ids_of, watch
+from gwtf_p2p.cli.shared.peer_flags import add_alert_flags
 from gwtf_p2p.protocol.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,15 +38,7 @@ def add_parser(subparsers: Any) -> None:
     add("--join_peers", nargs="*", default=[], metavar="MADDR", help=join)
     add("--history", type=takes.file, metavar="FILE", help="what was seen is kept there (default ~/.gwtf/monitor.sqlite)")
     add("--no_history", action="store_true", help="keep what was seen in memory only")
-    alert = "run this when training stands still; what has happened is in GWTF_ALERT_CODE and GWTF_ALERT_TEXT"
-    add("--on_alert", default="", metavar="COMMAND", help=alert)
-    add(
-        "--alert_after",
-        type=takes.seconds,
-        default=300.0,
-        metavar="SECONDS",
-        help="how long it must stand still (default 300)",
-    )
+    add_alert_flags(add)
     add("--json", action="store_true", help="one JSON object per look on stdout")
     parser.set_defaults(run=run)
 

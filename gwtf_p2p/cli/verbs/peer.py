@@ -68,6 +68,7 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
         options=options,
         identity_path=settle_identity(args.identity_path, os.environ),
         run_id=RunId(args.run_id),
+        local_files=tuple(args.allow_path),
         stage=args.stage,
         moves=args.stage is None,
         capacity=args.capacity,

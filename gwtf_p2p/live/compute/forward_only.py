@@ -2,13 +2,14 @@
 
 Whoever asks pushes a payload to a stage peer with the weights version that it means; that one computes without a graph and
 pushes its output back. It refuses when its weights are of another version, or when it is busy with others of the kind. The
-formats are those of training, so what is measured is the model as the swarm computes it.
+formats are those of training, so what is measured is the model as the swarm computes it. Who may ask, the state machine
+says (`Gate.may_ask_forward_only`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from itertools import count
 from typing import Any
 
@@ -35,10 +36,11 @@ class NotAnswered(Exception):
 
 
 class ForwardOnly:
-    """Both ends: asks stage peers, and answers where this peer is one."""
+    """Both ends: asks stage peers, and answers where this peer is one. `may_ask` says whom; nobody until it is set."""
 
     def __init__(self, rpc: DataPlane, compute: Compute) -> None:
         self._rpc, self._compute = rpc, compute
+        self.may_ask: Callable[[PeerId], bool] = lambda peer: False
         self._boundary = compute.executor.part.boundary
         self._codec = compute.codecs.activations
         self._asked: dict[tuple[PeerId, int], asyncio.Future[memoryview]] = {}
@@ -90,7 +92,7 @@ class ForwardOnly:
             future = self._asked.get(_key(sender, header))
             wanted = future is not None and not future.done() and payload_bytes == self._bytes
             return {"accepted": wanted, **({} if wanted else {"reason": "not asked"})}
-        reason = self._why_not(header, payload_bytes)
+        reason = self._why_not(header, payload_bytes) if self.may_ask(sender) else "not a data peer of this run"
         return {"accepted": not reason, **({"reason": reason} if reason else {})}
 
     def on_delivery(self, sender: PeerId, header: Header, payload: memoryview) -> None:

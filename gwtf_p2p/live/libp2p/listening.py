@@ -10,6 +10,7 @@ import errno
 import socket
 from collections.abc import Sequence
 
+from gwtf_p2p.live.libp2p.maddrs import Address, parse_listen_maddr
 from gwtf_p2p.protocol.errors import InputError
 
 _ANYWHERE = ("0.0.0.0", "::")
@@ -20,7 +21,8 @@ def check_ports(host_maddrs: Sequence[str]) -> None:
     would go to either of them.
     """
     for maddr in host_maddrs:
-        error = _bind_error(maddr)
+        address = _known(maddr)
+        error = _bind_error(address) if address is not None else None
         if error is not None:
             raise InputError("--host_maddrs", maddr, f"cannot listen there: {error.strerror}") from error
 
@@ -31,8 +33,10 @@ def check_listens(asked: Sequence[str], visible: Sequence[str], announces: bool)
     `visible` is what p2pd names as its addresses: with `announces` they are those that it was told to name, and only ports that
     were asked for by number can be compared, by trying to take them.
     """
+    named = [] if announces else [known for maddr in visible if (known := _known(maddr)) is not None]
     for maddr in asked:
-        if not (_is_held(maddr) if _port(maddr) else announces or _is_named(maddr, visible)):
+        address = _known(maddr)
+        if address is None or not (_is_held(address) if address.port else announces or any(_is_of(n, address) for n in named)):
             raise InputError(
                 "--host_maddrs",
                 maddr,
@@ -41,48 +45,38 @@ def check_listens(asked: Sequence[str], visible: Sequence[str], announces: bool)
             )
 
 
-def _is_held(maddr: str) -> bool:
-    """Whether somebody, p2pd as `check_ports` was there before, has taken the port."""
-    error = _bind_error(maddr)
-    return _host(maddr)[0] not in ("ip4", "ip6") or (error is not None and error.errno == errno.EADDRINUSE)
-
-
-def _is_named(maddr: str, visible: Sequence[str]) -> bool:
-    kind, host = _host(maddr)
-    alike = [_host(other) for other in visible if _transport(other) == _transport(maddr)]
-    if kind.startswith("dns"):
-        return bool(alike)
-    return any(other == kind and host in (*_ANYWHERE, address) for other, address in alike)
-
-
-def _bind_error(maddr: str) -> OSError | None:
-    """Why the port that an address names by number cannot be taken; None when it can, or names none."""
-    kind, host = _host(maddr)
-    if kind not in ("ip4", "ip6") or not _port(maddr):
+def _known(maddr: str) -> Address | None:
+    """None for what is none of our addresses: p2pd names circuits and other transports besides."""
+    try:
+        return parse_listen_maddr(maddr, "--host_maddrs")
+    except InputError:
         return None
-    layer = maddr.split("/")[3]
-    family = socket.AF_INET if kind == "ip4" else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_STREAM if layer == "tcp" else socket.SOCK_DGRAM) as trial:
-        if layer == "tcp":
+
+
+def _is_of(named: Address, asked: Address) -> bool:
+    """Whether what p2pd names comes of listening there."""
+    if named.transport != asked.transport:
+        return False
+    return asked.kind.startswith("dns") or (named.kind == asked.kind and asked.host in (*_ANYWHERE, named.host))
+
+
+def _is_held(address: Address) -> bool:
+    """Whether somebody, p2pd as `check_ports` was there before, has taken the port."""
+    error = _bind_error(address)
+    return address.kind not in ("ip4", "ip6") or (error is not None and error.errno == errno.EADDRINUSE)
+
+
+def _bind_error(address: Address) -> OSError | None:
+    """Why the port that an address names by number cannot be taken; None when it can, or names none."""
+    if address.kind not in ("ip4", "ip6") or not address.port:
+        return None
+    is_tcp = address.transport == "tcp"
+    family = socket.AF_INET if address.kind == "ip4" else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_STREAM if is_tcp else socket.SOCK_DGRAM) as trial:
+        if is_tcp:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
         try:
-            trial.bind((host, _port(maddr)))
+            trial.bind((address.host, address.port))
         except OSError as error:
             return error
     return None
-
-
-def _host(maddr: str) -> tuple[str, str]:
-    _, kind, host, *_ = maddr.split("/")
-    return kind, host
-
-
-def _port(maddr: str) -> int:
-    """0: any."""
-    return int(maddr.split("/")[4])
-
-
-def _transport(maddr: str) -> tuple[str, ...]:
-    """What carries the bytes: ("tcp",) or ("udp", "quic-v1")."""
-    layer, _, *rest = maddr.partition("/p2p/")[0].rstrip("/").split("/")[3:]
-    return (layer, *rest)

@@ -62,25 +62,39 @@ def parse_initial_peer(text: str, where: str = "--initial_peers") -> InitialPeer
     address, *ids = normal.split("/p2p/")
     if not ids:
         raise InputError(where, text, f"no peer id: {EXPECTED_PEER}")
-    host, port, transport = _parse_address(address, text, where, EXPECTED_PEER)
-    if port == 0:
+    at = _parse_address(address, text, where, EXPECTED_PEER)
+    if at.port == 0:
         raise InputError(where, text, f"port 0 cannot be dialled: {EXPECTED_PEER}")
     relay: PeerId | None = None
     if len(ids) == 2 and ids[0].endswith("/p2p-circuit"):
         relay = _parse_id(ids[0].removesuffix("/p2p-circuit"), text, where)
     elif len(ids) != 1:
         raise InputError(where, text, f"one peer id, or two with /p2p-circuit between them: {EXPECTED_PEER}")
-    return InitialPeer(normal, host, port, transport, _parse_id(ids[-1].rstrip("/"), text, where), relay)
+    return InitialPeer(normal, at.host, at.port, at.transport, _parse_id(ids[-1].rstrip("/"), text, where), relay)
 
 
 def parse_listen_maddrs(given: Sequence[str], where: str, *, announced: bool = False) -> tuple[str, ...]:
     """Addresses to listen on (port 0: any) or to announce (`announced`: never port 0), without a peer id. Raises InputError."""
     items = [text.strip() for item in given for text in item.split(",") if text.strip()]
     for text in items:
-        _, port, _ = _parse_address(text, text, where, EXPECTED_LISTEN)
-        if announced and port == 0:
+        if _parse_address(text, text, where, EXPECTED_LISTEN).port == 0 and announced:
             raise InputError(where, text, f"port 0 cannot be announced: {EXPECTED_LISTEN}")
     return tuple(items)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where something listens: `kind` of host (ip4, ip6, dns...), host, port (0: any) and transport (tcp or quic-v1)."""
+
+    kind: str
+    host: str
+    port: int
+    transport: str
+
+
+def parse_listen_maddr(text: str, where: str) -> Address:
+    """The parts of one address, with or without a peer id at its end. Raises InputError."""
+    return _parse_address(text.partition("/p2p/")[0], text, where, EXPECTED_LISTEN)
 
 
 def _split(item: str, where: str) -> list[tuple[str, str]]:
@@ -102,8 +116,8 @@ def _split(item: str, where: str) -> list[tuple[str, str]]:
     return found
 
 
-def _parse_address(address: str, text: str, where: str, expected: str) -> tuple[str, int, str]:
-    """Host, port and transport of `/ip4/H/tcp/P` and its relatives."""
+def _parse_address(address: str, text: str, where: str, expected: str) -> Address:
+    """The parts of `/ip4/H/tcp/P` and its relatives."""
     parts = address.rstrip("/").split("/")
     if len(parts) not in (5, 6) or parts[0] or parts[1] not in _HOST_KINDS:
         raise InputError(where, text, expected)
@@ -118,7 +132,7 @@ def _parse_address(address: str, text: str, where: str, expected: str) -> tuple[
         raise InputError(where, text, f"{host!r} is no /{host_kind} host: {expected}")
     if not (port.isascii() and port.isdigit() and int(port) < 65536):
         raise InputError(where, text, f"{port!r} is no port: {expected}")
-    return host, int(port), transport
+    return Address(host_kind, host, int(port), transport)
 
 
 def _is_host(kind: str, host: str) -> bool:

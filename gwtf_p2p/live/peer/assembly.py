@@ -26,8 +26,8 @@ from gwtf_p2p.training.codecs.table import CODECS
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import open_data
-from gwtf_p2p.training.data.files import refuse_unasked
 from gwtf_p2p.training.data.held_out import evaluation_batches
+from gwtf_p2p.training.data.local_files import refuse_unasked
 from gwtf_p2p.training.model.preflight import mismatch, versions
 from gwtf_p2p.training.model.run_check import check_run
 from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part
@@ -99,9 +99,9 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.new_run is None:
+        refuse_unasked(run, config.local_files, reads_data=place.stage == DATA_STAGE)
     check_model(run)
-    if place.stage == DATA_STAGE and config.new_run is None:
-        refuse_unasked(run.dataset, config.local_data)
     with memory_errors(f"hold stage {place.stage} of {run.stages}"):
         return _make_part(config, run, place)
 

@@ -38,7 +38,7 @@ class PeerConfig:
     `stays`: it goes on serving what it has when the run is complete, instead of ending.
     `figures_every_s` 0: the peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests
     and churn scripts).
-    `local_data`: datasets on this machine that the run may read, spelt as in its record; those of an own `new_run` always may.
+    `local_files`: what of this machine the run may read, spelt as in its record; what an own `new_run` names it always may.
     `router_config`: settings of the run's router, None for its default. `queues`: a stage peer queues what is over its
     capacity instead of refusing it; None as the router's kind has it. `recomputes`: one that queues computes forwards
     again whose activations it has no room for, and lets nothing wait for that room. `emulation`: links and devices of a
@@ -67,7 +67,7 @@ class PeerConfig:
     on_alert: str = ""
     alert_after_s: float = 300.0
     fault: Fault | None = None
-    local_data: tuple[str, ...] = ()
+    local_files: tuple[str, ...] = ()
     event_log: Path | None = None
     metrics: MetricsOptions = field(default_factory=MetricsOptions)
     router_config: RouterSettings | None = None

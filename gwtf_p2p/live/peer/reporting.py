@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from gwtf_p2p.live.compute.tensor_store import resident_bytes
+from gwtf_p2p.live.measure.alert_command import run_alert
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.traffic import traffic
 from gwtf_p2p.live.peer.config import OnReport
 from gwtf_p2p.live.peer.wiring import Parts
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.stall.watch import StallWatch, told
@@ -25,9 +25,6 @@ from gwtf_p2p.protocol.wire.records import PathType
 logger = logging.getLogger(__name__)
 
 STALL_LOOK_S = 5.0
-ALERT_LIMIT_S = 60.0
-"""A command that takes longer is left to itself."""
-
 NEVER_S = 3600.0
 """How often a peer that reports no figures looks whether it should."""
 
@@ -48,6 +45,7 @@ class Reporter:
         self.tell, self._times = reporting.on_report, reporting.times
         self.resent_bytes: Callable[[], int] = lambda: 0
         self._online = self._has_computed = False
+        self._stalled = ""
 
     def record_changed(self) -> None:
         """Publish the record soon. Called whenever it has changed: this is how this peer's coming ONLINE is seen here."""
@@ -92,24 +90,20 @@ class Reporter:
             if every_s:
                 self.tell({"name": "figures", **self._figures()})
 
-    def _empty_stages(self) -> list[int]:
-        """Stages without a peer that microbatches can be sent to, as far as this peer's view tells."""
-        view = self._machine.ctx.view
-        return [] if view is None else [k for k in range(view.stages + 1) if not view.peers_of_stage(Stage(k))]
-
     async def watch_stalls(self, watch: StallWatch, on_alert: str) -> None:
         """Say why training stands still, and that it goes on; after a while call somebody: `on_alert` is a shell command."""
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(STALL_LOOK_S)
             news = watch.look(self._machine, clock())
+            self._stalled = watch.text
             if news is None:
                 continue
             seconds, code = round(news.lasted_s, 1), news.stall.code if news.stall is not None else ""
             name = "stall" if news.stall is not None else "goes_on"
             self.tell({"name": name, "code": code, "text": told(news), "seconds": seconds, "alert": news.alert})
             if news.alert and on_alert:
-                await run_alert(on_alert, code, told(news))
+                run_alert(on_alert, {"CODE": code, "TEXT": told(news)})
 
     def _figures(self) -> dict[str, Any]:
         store, transport = self._parts.compute.store, self._parts.transport
@@ -120,20 +114,6 @@ class Reporter:
             "most_kept_bytes": store.most_held_bytes,
             "spilled_bytes": store.spilled_bytes,
             "resident_bytes": resident_bytes(),
-            "empty_stages": self._empty_stages(),
+            "stall": self._stalled,
             **traffic(transport.real_rpc.meter, transport.network.dht.record_bytes),
         }
-
-
-async def run_alert(command: str, code: str, text: str) -> None:
-    """Run the user's own command, with what has happened in GWTF_ALERT_CODE and GWTF_ALERT_TEXT; a failure is said."""
-    environment = {**os.environ, "GWTF_ALERT_CODE": code, "GWTF_ALERT_TEXT": text}
-    try:
-        process = await asyncio.create_subprocess_shell(command, env=environment)
-        async with asyncio.timeout(ALERT_LIMIT_S):
-            failed = await process.wait()
-    except (OSError, TimeoutError) as error:
-        logger.warning("--on_alert: %r", error)
-        return
-    if failed:
-        logger.warning("--on_alert: the command ended with %d", failed)

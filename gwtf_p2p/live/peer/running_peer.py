@@ -95,6 +95,7 @@ class RunningPeer:
         self._moves_to: Stage | None = None
         self.settings = peer_settings(config, run, self.place, self.daemon.peer_id)
         machine = compose(self.settings)
+        self.parts.forward_only.may_ask = machine.gate.may_ask_forward_only
         self.reporter = Reporter(self.parts, machine, reporting)
         swarm = Swarm(lambda: machine.ctx.view, lambda: machine.ctx.liveness.excluded)
         evaluates = (self.compute, self.parts.forward_only)

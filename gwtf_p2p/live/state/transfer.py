@@ -25,6 +25,7 @@ from gwtf_p2p.live.state.manifest import CHUNK_BYTES, Manifest, Snapshot, assemb
 from gwtf_p2p.protocol.core.deadlines import Timings
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.limits import MOST_ITERATIONS, MOST_STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,10 @@ PREPARE_RETRY_S = 0.2
 CHUNK_PRIOR_S = 10.0
 STRIKES = 2
 """Chunks that a donor may fail to deliver before it is left out."""
+
+
+MOST_PREPARING = 64
+"""Versions that are looked for at once, or were not found and have not been asked for again."""
 
 
 class StateUnavailable(Exception):
@@ -74,13 +79,13 @@ class StateDonor:
     def on_message(self, sender: PeerId, header: Header) -> Header:
         """`{"version"}` asks for the manifest, `{"version", "chunk"}` for a push of that chunk, a list for what is kept."""
         stage = header.get("stage", self._stage)
-        if not isinstance(stage, int):
-            raise RemoteProtocolError("state: stage: expected a whole number")
+        if not isinstance(stage, int) or not 0 <= stage <= MOST_STAGES:
+            raise RemoteProtocolError(f"state: stage: expected a whole number from 0 to {MOST_STAGES}")
         if header.get("kind") == LIST_KIND:
             return self._listed(Stage(stage))
         version, chunk = header.get("version"), header.get("chunk")
-        if not isinstance(version, int):
-            raise RemoteProtocolError("state: version: expected a whole number")
+        if not isinstance(version, int) or not 0 <= version <= MOST_ITERATIONS:
+            raise RemoteProtocolError(f"state: version: expected a whole number from 0 to {MOST_ITERATIONS}")
         key = (Stage(stage), version)
         snapshot = self._snapshots.get(key)
         if snapshot is None:
@@ -95,6 +100,10 @@ class StateDonor:
 
     def _not_there(self, key: tuple[Stage, int]) -> Header:
         task = self._preparing.get(key)
+        if task is None and len(self._preparing) >= MOST_PREPARING:
+            self._preparing = {each: other for each, other in self._preparing.items() if not other.done()}
+            if len(self._preparing) >= MOST_PREPARING:
+                return {"status": "preparing"}  # whoever asks again gets its turn
         if task is None:
             self._preparing[key] = asyncio.get_running_loop().create_task(self._prepare(key))
         elif task.done():

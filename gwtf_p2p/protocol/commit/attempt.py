@@ -13,6 +13,7 @@ NORM_TOLERANCE = 1e-5
 """Between norms of the same bits, relative: machines may sum in other orders."""
 
 NOT_FINITE = -1.0
+"""Stands for the norm of a gradient that is not finite, which has no form on the wire."""
 
 
 @dataclass

@@ -44,6 +44,11 @@ class StallWatch:
         self._began = 0.0
         self._alerted = False
 
+    @property
+    def text(self) -> str:
+        """Why training stood still at the last look; '' when it did not."""
+        return self._stall.text if self._stall is not None else ""
+
     def look(self, machine: StagePeer | DataPeer, now: float) -> News | None:
         """None when there is nothing new to tell. A stall is told once by its kind, and once more when it becomes an alert."""
         stall = stall_of(self.situation(machine, now))

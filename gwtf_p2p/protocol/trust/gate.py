@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
 from gwtf_p2p.protocol.trust.authorisation import Authorisation, Refusal
 from gwtf_p2p.protocol.wire.messages import Check, Message, Verdict
@@ -71,6 +71,10 @@ class Gate:
             case _:
                 return None
         return peer if peer != self.ctx.me else None
+
+    def may_ask_forward_only(self, peer: PeerId) -> bool:
+        """A forward for nothing but its result, which no microbatch of the iteration stands for, is computed for data peers."""
+        return self.known.holds(peer, {DATA_STAGE}) and not self.ctx.bars.is_barred(peer, self.ctx.now)
 
     def view_changed(self) -> None:
         """There are new records: who was barred because nobody knew it may have been somebody."""

@@ -11,11 +11,10 @@ from typing import Annotated
 from annotated_types import Gt, Le, MaxLen, MinLen
 
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.wire.ranges import Matches
+from gwtf_p2p.protocol.wire.ranges import PLAIN_NAME
 
 STDLIB, TEXT_PREFIX = "stdlib", "text:"
 MOST_PARTS = 32
-_NAME = Matches(r"[^\x00-\x1f]*", "without control characters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +25,21 @@ class DatasetSpec:
     `content`, or the only one with text, and where that leaves a choice the dataset is refused with its columns listed.
     """
 
-    path: Annotated[str, MinLen(1), MaxLen(1024), _NAME, "stdlib, text:GLOB, a local file or folder, or a hub dataset"] = STDLIB
-    name: Annotated[str, MaxLen(256), _NAME, "configuration of the dataset, where it has several"] = ""
-    split: Annotated[str, MinLen(1), MaxLen(64), _NAME, "split of the dataset"] = "train"
+    path: Annotated[str, MinLen(1), MaxLen(1024), PLAIN_NAME, "stdlib, text:GLOB, a local file or folder, or a hub dataset"] = (
+        STDLIB
+    )
+    name: Annotated[str, MaxLen(256), PLAIN_NAME, "configuration of the dataset, where it has several"] = ""
+    split: Annotated[str, MinLen(1), MaxLen(64), PLAIN_NAME, "split of the dataset"] = "train"
     data_files: Annotated[tuple[str, ...], MaxLen(64), "patterns of files inside `path`, instead of all"] = ()
-    text_column: Annotated[str, MaxLen(256), _NAME, "column of text"] = ""
-    messages: Annotated[str, MaxLen(256), _NAME, "column of chat messages; the answers alone are learnt"] = ""
-    tokenized: Annotated[str, MaxLen(256), _NAME, "column of token ids of the run's tokenizer"] = ""
+    text_column: Annotated[str, MaxLen(256), PLAIN_NAME, "column of text"] = ""
+    messages: Annotated[str, MaxLen(256), PLAIN_NAME, "column of chat messages; the answers alone are learnt"] = ""
+    tokenized: Annotated[str, MaxLen(256), PLAIN_NAME, "column of token ids of the run's tokenizer"] = ""
     streaming: Annotated[bool | None, "read as training goes on, without a copy (default: hub datasets only)"] = None
     weight: Annotated[float, Gt(0), Le(1e6), "share of this dataset's windows in a mixture, relative to the others"] = 1.0
     packed: Annotated[bool, "documents follow each other in a window; false: one document a window, padded"] = True
     bos: Annotated[bool | None, "begin every document with the tokenizer's first token (default: as the tokenizer does)"] = None
     special_tokens: Annotated[bool, "names of special tokens in the text mean these tokens, instead of being text"] = False
-    encoding: Annotated[str, MinLen(1), MaxLen(32), _NAME, "encoding of text files"] = "utf-8"
+    encoding: Annotated[str, MinLen(1), MaxLen(32), PLAIN_NAME, "encoding of text files"] = "utf-8"
 
     @property
     def is_plain_text(self) -> bool:
@@ -50,11 +51,20 @@ class DatasetSpec:
         chosen = [name for name in ("text_column", "messages", "tokenized") if getattr(self, name)]
         if len(chosen) > 1:
             raise InputError(where, f"{field}.{chosen[1]}", f"expected it alone, got {' and '.join(chosen)}")
+        outside = next((pattern for pattern in self.data_files if not _is_inside(pattern)), None)
+        if outside is not None:
+            expected = f"expected patterns of files inside {self.path}, without .. and not from the root, got {outside!r:.80}"
+            raise InputError(where, f"{field}.data_files", expected)
         if self.is_plain_text and (chosen or self.name or self.data_files):
             wrong = next(name for name in (*chosen, "name", "data_files") if getattr(self, name))
             raise InputError(where, f"{field}.{wrong}", f"expected nothing: {self.path} is files of text")
         if self.is_plain_text and self.streaming and self.path == STDLIB:
             raise InputError(where, f"{field}.streaming", "expected false: stdlib is small")
+
+
+def _is_inside(pattern: str) -> bool:
+    parts = pattern.replace("\\", "/").split("/")
+    return parts[0] not in ("", "~") and ".." not in parts and ":" not in parts[0] and not pattern.startswith("~")
 
 
 Dataset = str | tuple[DatasetSpec, ...]

@@ -28,6 +28,9 @@ class Matches:
     meaning: str
 
 
+PLAIN_NAME = Matches(r"[^\x00-\x1f]*", "without control characters")
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """What is known of one setting: its plain type, the bounds on it, the values that it may have, and what it means."""

@@ -40,7 +40,7 @@ from gwtf_p2p.protocol.wire.bounds import (
 )
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.dataset import STDLIB, DatasetSpec, check_dataset
-from gwtf_p2p.protocol.wire.ranges import Matches, check_ranges
+from gwtf_p2p.protocol.wire.ranges import PLAIN_NAME, Matches, check_ranges
 from gwtf_p2p.protocol.wire.recipe import MOST_ITERATIONS
 from gwtf_p2p.protocol.wire.recipe import EvaluationSpec as EvaluationSpec
 from gwtf_p2p.protocol.wire.recipe import LossSpec as LossSpec
@@ -145,7 +145,9 @@ class RunRecord:
     weight_hashes: Annotated[tuple[str, ...], MaxLen(4097), "what each part's pre-trained weights hash to"] = ()
     adapters: Annotated[AdapterSpec, "low-rank adapters, if they alone are trained"] = field(default_factory=AdapterSpec)
     dataset: Annotated[str | tuple[DatasetSpec, ...], MinLen(1), "what the run trains on"] = STDLIB
-    tokenizer: Annotated[str, MinLen(1), MaxLen(1024), "byte, or a Hugging Face tokenizer's name or folder"] = "byte"
+    tokenizer: Annotated[str, MinLen(1), MaxLen(1024), PLAIN_NAME, "byte, or a Hugging Face tokenizer's name or folder"] = (
+        "byte"
+    )
     data_peers: Annotated[int, Ge(1), Le(MOST_DATA_PEERS), "data peers that share the dataset"] = 1
     data_peers_before: Annotated[tuple[tuple[int, int], ...], MaxLen(256), "up to which iteration there were how many"] = ()
     peers_per_stage: Annotated[int, Ge(1), Le(4096), "peers in each stage that iteration 0 waits for"] = 1

@@ -10,7 +10,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.wire.ranges import Matches
+from gwtf_p2p.protocol.wire.ranges import PLAIN_NAME
 from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, TensorFormat, format_of
 
 
@@ -74,9 +74,6 @@ class Fingerprint:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-_PLAIN_NAME = Matches(r"[^\x00-\x1f]*", "without control characters")
-
-
 @dataclass(frozen=True, slots=True)
 class WeightsSpec:
     """The pre-trained model that a run starts from; without a source the initial weights are drawn from the run's seed.
@@ -84,8 +81,8 @@ class WeightsSpec:
     The files are safetensors. Each peer reads its own part's tensors alone and compares them with the run's `weight_hashes`.
     """
 
-    source: Annotated[str, MaxLen(1024), _PLAIN_NAME, "folder or hub id of the model whose weights the run starts from"] = ""
-    revision: Annotated[str, MaxLen(64), _PLAIN_NAME, "commit of the hub's repository (default: the newest at the start)"] = ""
+    source: Annotated[str, MaxLen(1024), PLAIN_NAME, "folder or hub id of the model whose weights the run starts from"] = ""
+    revision: Annotated[str, MaxLen(64), PLAIN_NAME, "commit of the hub's repository (default: the newest at the start)"] = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gwtf_p2p.protocol.commit.attempt import NOT_FINITE
 from gwtf_p2p.protocol.errors import LocalProtocolError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId
-
-NOT_FINITE = -1.0
-"""Stands for the norm of a gradient that is not finite, which has no form on the wire."""
 
 
 def squared_norm(gradient: Mapping[str, Tensor]) -> float:

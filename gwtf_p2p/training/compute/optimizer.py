@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gwtf_p2p.protocol.commit.attempt import NOT_FINITE
 from gwtf_p2p.protocol.errors import LocalProtocolError
 from gwtf_p2p.protocol.wire.records import OptimizerSpec
-from gwtf_p2p.training.compute.gradients import NOT_FINITE, squared_norm
+from gwtf_p2p.training.compute.gradients import squared_norm
 
 FIRST_MOMENT, SECOND_MOMENT = "first_moment/", "second_moment/"
 ROW_VARIANCE, COLUMN_VARIANCE, VARIANCE = "row_variance/", "column_variance/", "variance/"

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.wire.dataset import STDLIB, TEXT_PREFIX, Dataset, DatasetSpec, parts_of
+from gwtf_p2p.protocol.wire.dataset import STDLIB, TEXT_PREFIX, DatasetSpec
+from gwtf_p2p.training.data.local_files import in_home
 from gwtf_p2p.training.data.order import DATASET
 
 Tell = Callable[[str], None]
@@ -46,20 +47,6 @@ _SPLITS |= {"validation": "validation", "valid": "validation", "val": "validatio
 _SPLIT_WORD = re.compile(r"(?:^|[^a-zA-Z])(" + "|".join(_SPLITS) + r")(?:$|[^a-zA-Z])")
 
 
-def is_local(part: DatasetSpec) -> bool:
-    """Whether a dataset is on this machine, or could only be here by its spelling."""
-    return part.is_plain_text or part.path.startswith((".", "/", "~")) or Path(part.path).exists()
-
-
-def refuse_unasked(dataset: Dataset, allowed: Sequence[str]) -> None:
-    """A run record comes from a stranger: of this machine's files only those that the user has named are read, since whoever
-    holds the next stage could tell from what is sent what they say. Raises InputError."""
-    for part in parts_of(dataset):
-        if part.path != STDLIB and is_local(part) and part.path not in allowed:
-            expected = f"the run would read {part.path} on this machine; allow that with --dataset {part.path!r}"
-            raise InputError("--dataset", "", expected)
-
-
 @dataclass(frozen=True, slots=True)
 class DataFile:
     """One file: a path or an address that `fsspec` opens, its format and compression, and a stamp that changes with it."""
@@ -83,7 +70,7 @@ def find_files(part: DatasetSpec, tell: Tell) -> tuple[DataFile, ...]:
         if not found:
             raise InputError(DATASET, part.path, "expected at least one file, found none")
         return tuple(_local(path, "text") for path in found)
-    path = Path(part.path).expanduser()
+    path = in_home(part.path)
     if path.is_file():
         return (_by_suffix(path),)
     if path.is_dir() and not part.name:
@@ -224,7 +211,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _expand(pattern: str) -> list[Path]:
-    return sorted(map(Path, glob.glob(str(Path(pattern).expanduser()), recursive=True)))  # noqa: PTH207 - also absolute ones
+    return sorted(map(Path, glob.glob(str(in_home(pattern)), recursive=True)))  # noqa: PTH207 - also absolute ones
 
 
 def _stdlib_files() -> list[Path]:

@@ -27,8 +27,9 @@ import numpy.typing as npt
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.training.data.documents import Documents, Fragment, MaskArray
+from gwtf_p2p.training.data.local_files import BYTE, in_home
 from gwtf_p2p.training.data.order import DATASET
-from gwtf_p2p.training.data.tokenizer import BYTE, TokenArray
+from gwtf_p2p.training.data.tokenizer import TokenArray
 
 FORMAT = 1
 _FILES = ("tokens.bin", "ends.bin", "mask.bin")
@@ -46,7 +47,7 @@ class Tokens:
 def cache_folder() -> Path:
     """Where encoded datasets and places in streams are kept."""
     if named := os.environ.get("GWTF_CACHE"):
-        return Path(named).expanduser()
+        return in_home(named)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "gwtf"
 

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.training.data.local_files import BYTE
 
-BYTE = "byte"
 END_OF_TEXT = "<|endoftext|>"
 PIECE_CHARACTERS = 16_384
 

@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.records import WeightsSpec
+from gwtf_p2p.training.data.local_files import in_home
 from gwtf_p2p.training.model.config import CONFIG_ERRORS, RUN_RECORD, one_line
 from gwtf_p2p.training.model.skeleton import Unit, build_skeleton, unit_parameters
 
@@ -54,7 +55,7 @@ class PretrainedFiles:
 
     def find(self, name: str) -> Path | None:
         """A file of the source on this machine, downloaded if need be; None if it has none such. Raises InputError."""
-        folder = Path(self.spec.source).expanduser()
+        folder = in_home(self.spec.source)
         if folder.is_dir():
             return folder / name if (folder / name).is_file() else None
         return _from_hub(self.spec, name, self._where)
@@ -177,8 +178,8 @@ class _Reader:
 
 def resolved(spec: WeightsSpec, where: str = RUN_RECORD) -> WeightsSpec:
     """The same weights, of the hub at one commit: what others load later is what was hashed. Raises InputError."""
-    if Path(spec.source).expanduser().is_dir():
-        return WeightsSpec(str(Path(spec.source).expanduser().resolve()))
+    if in_home(spec.source).is_dir():
+        return WeightsSpec(str(in_home(spec.source).resolve()))
     from huggingface_hub import HfApi
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,8 @@ from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.wire.dataset import DatasetSpec
-from gwtf_p2p.training.data.files import refuse_unasked
+from gwtf_p2p.protocol.wire.records import EvaluationSpec, WeightsSpec
+from gwtf_p2p.training.data.local_files import local_names, refuse_unasked
 
 ME = PeerId("me")
 RUN = SmallRun().record()
@@ -47,5 +49,39 @@ def test_files_of_this_machine_are_read_only_where_its_user_has_said_so(path: st
     with pytest.raises(InputError, match="--dataset") as refused:
         make_compute(PeerConfig("data"), run, Place(DATA_STAGE, 0))
     assert path in str(refused.value)
-    refuse_unasked(run.dataset, (path,))
-    refuse_unasked((DatasetSpec(), DatasetSpec("owner/name")), ())
+    refuse_unasked(run, (path,), reads_data=True)
+    refuse_unasked(replace(RUN, dataset=(DatasetSpec(), DatasetSpec("owner/name"))), (), reads_data=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag", "by_stage_peers"),
+    [
+        ({"weights": WeightsSpec("~/models/mine")}, "--allow_path", True),
+        ({"weights": WeightsSpec("~nobody-here/models")}, "--allow_path", True),
+        ({"tokenizer": "/home/me/tokenizer"}, "--allow_path", False),
+        ({"dataset": (DatasetSpec("json", data_files=("letters/*.jsonl",)),)}, "--dataset", False),
+        ({"evaluation": EvaluationSpec(every=1, dataset="text:/home/me/*.txt")}, "--dataset", False),
+    ],
+)
+def test_whatever_a_run_names_is_read_here_only_where_the_user_has_said_so(
+    changes: dict[str, Any], flag: str, by_stage_peers: bool
+) -> None:
+    """Weights, tokenizers and what is evaluated on as well; a stage peer reads weights alone."""
+    run = replace(RUN, **changes)
+    with pytest.raises(InputError, match=f"^{flag}: "):
+        make_compute(PeerConfig("data"), run, Place(DATA_STAGE, 0))
+    refuse_unasked(run, local_names(run), reads_data=True)
+    if by_stage_peers:
+        with pytest.raises(InputError, match=f"^{flag}: "):
+            make_compute(PeerConfig("peer"), run, Place(Stage(1)))
+    else:
+        refuse_unasked(run, (), reads_data=False)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["/etc/*.json", "../letters.jsonl", "a/../../b.csv", "~/x.txt", "file:///etc/x.json", "C:/x.csv"]
+)
+def test_files_of_a_dataset_are_inside_it(pattern: str) -> None:
+    with pytest.raises(InputError, match=r"data_files: expected patterns of files inside \./mine"):
+        DatasetSpec("./mine", data_files=(pattern,)).validate("run.toml", "dataset")
+    DatasetSpec("./mine", data_files=("a/*.jsonl", "**/b..c.csv")).validate("run.toml", "dataset")

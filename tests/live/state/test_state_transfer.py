@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from gwtf_p2p.live.state import transfer as state_transfer
 from gwtf_p2p.live.state.manifest import Manifest
 from gwtf_p2p.live.state.transfer import CHUNK_KIND, StateDonor, StateDownload, StateUnavailable
 from gwtf_p2p.protocol.errors import RemoteProtocolError
-from gwtf_p2p.protocol.ids import Stage
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from tests.live.conftest import DEADLINE_S, StartPeer
 
 pytestmark = pytest.mark.live
@@ -134,6 +136,22 @@ async def test_nobody_has_that_version(start_peer: StartPeer) -> None:
         await StateDownload(newcomer.rpc).fetch(VERSION, [donor.id])
     with pytest.raises(StateUnavailable, match="no donors"):
         await StateDownload.__new__(StateDownload).fetch(VERSION, [])
+
+
+async def test_what_strangers_ask_a_donor_for_is_bounded() -> None:
+    rpc: Any = SimpleNamespace(add_service=lambda kind, service: None)
+    donor, stranger = StateDonor(rpc, Store(state()), STAGE), PeerId("stranger")
+    for wrong in ({"version": -1}, {"version": 1 << 70}, {"version": 1, "stage": -1}, {"version": 1, "stage": 1 << 20}):
+        with pytest.raises(RemoteProtocolError, match="expected a whole number from 0 to"):
+            donor.on_message(stranger, {"kind": "state", **wrong})
+    for version in range(10, 10 + 3 * state_transfer.MOST_PREPARING):
+        assert donor.on_message(stranger, {"kind": "state", "version": version})["status"] == "preparing"
+    assert len(donor._preparing) == state_transfer.MOST_PREPARING
+    await asyncio.sleep(0)
+    async with asyncio.timeout(DEADLINE_S):  # an honest peer asks again, and gets its turn
+        while donor.on_message(stranger, {"kind": "state", "version": VERSION})["status"] != "ready":  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    donor.stop()
 
 
 async def test_a_chunk_that_nobody_asked_for_is_refused(start_peer: StartPeer) -> None:

@@ -155,11 +155,9 @@ def test_a_peer_says_why_it_waits() -> None:
     there = own(STARTED, RUN_KNOWN, ONLINE)
     assert there.doing(5.0)[0] == "Computes."
     assert "none for 58 s (the run has not begun, or is full)" in there.doing(60.0)[0]
-    empty = own(STARTED, RUN_KNOWN, ONLINE, {"name": "figures", "computed_s": 0.0, "empty_stages": [0, 1]})
-    assert empty.doing(60.0) == (
-        "Waits: no peer is online in the data stage and stage 1. Training goes on when somebody joins there.",
-        False,
-    )
+    why = "Training waits: no peer is online in the data stage and stage 1 for 40 s."
+    empty = own(STARTED, RUN_KNOWN, ONLINE, {"name": "figures", "computed_s": 0.0, "stall": why})
+    assert empty.doing(60.0) == (why, False), "the sentence that every role and the monitor say"
     assert own(STARTED, RUN_KNOWN, ONLINE, stepped(99, 2, 1.0)).doing(60.0)[0].startswith("All 100 iterations are done")
 
 

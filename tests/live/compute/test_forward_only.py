@@ -1,0 +1,55 @@
+"""Who is computed for: a stage peer's forwards for their result alone are for the run's data peers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gwtf_p2p.live.compute.forward_only import ASK_KIND, ForwardOnly
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.training.compute.executor import StageExecutor
+from tests.protocol.peers import A, B, D, in_step, record
+
+STRANGER = PeerId("stranger")
+BYTES = 64
+
+
+class OneStage(StageExecutor):
+    """Of a stage peer whose weights are of version 3."""
+
+    def __init__(self) -> None:
+        self.part: Any = SimpleNamespace(boundary=())
+
+
+def answering() -> ForwardOnly:
+    """One end, without a network."""
+    rpc: Any = SimpleNamespace(add_service=lambda kind, service: None)
+    compute: Any = SimpleNamespace(
+        executor=OneStage(),
+        codecs=SimpleNamespace(activations=None),
+        payload_bytes=lambda slot: BYTES,
+        optimizer=SimpleNamespace(steps=3),
+    )
+    return ForwardOnly(rpc, compute)
+
+
+@pytest.mark.parametrize(("sender", "accepted"), [(D, True), (B, False), (STRANGER, False)])
+def test_only_data_peers_of_the_run_are_computed_for(sender: PeerId, accepted: bool) -> None:
+    machine = in_step().machine
+    forward = answering()
+    header = {"kind": ASK_KIND, "ask": 0, "version": 3}
+    assert not forward.on_offer(D, header, BYTES)["accepted"], "nobody before the state machine is asked"
+    forward.may_ask = machine.gate.may_ask_forward_only
+    assert forward.on_offer(sender, header, BYTES)["accepted"] is accepted
+
+
+def test_whoever_is_barred_is_computed_for_no_more() -> None:
+    driven = in_step()
+    driven.sees([D, A, record(B)])
+    gate = driven.machine.gate
+    assert gate.may_ask_forward_only(D)
+    while driven.machine.ctx.bars.strike(D, driven.machine.ctx.now, False) is None:
+        pass
+    assert not gate.may_ask_forward_only(D)
