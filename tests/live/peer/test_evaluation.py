@@ -54,6 +54,7 @@ def record(tmp_path: Path) -> RunRecord:
         "microbatch_size": 2,
         "microbatches_per_data_peer": 2,
         "total_iterations": STEPS,
+        "checkpoint_every": 1,
         "optimizer": {"learning_rate": 0.05, "gradient_clip": 1e-3},
         "loss": {"z": 1e-4},
         "evaluation": {"every": 1, "held_out": 0.1, "microbatches": 2},
@@ -99,7 +100,7 @@ def in_one_process(run: RunRecord) -> tuple[list[float], list[float]]:
 
 def lived(run: RunRecord, folder: Path) -> list[tuple[str, Mapping[str, Any]]]:
     """All reports of a live run, up to the last evaluation."""
-    config = LocalRunConfig(1, 1, checkpoint_dir=folder / "checkpoints", checkpoint_every=1)
+    config = LocalRunConfig(1, 1, checkpoint_dir=folder / "checkpoints")
     local = LocalRun(config, run, folder)
     heard: list[tuple[str, Mapping[str, Any]]] = []
     end = time.monotonic() + DEADLINE_S
