@@ -112,8 +112,8 @@ def main() -> int:
         faults = faults_of(case, base)
         wrong = failures(case, base, faults)
         failed += len(wrong)
-        for line in wrong:
-            print(line, file=sys.stderr)
+        for text in wrong:
+            print(text, file=sys.stderr)
         seconds = round(time.perf_counter() - began, 1)
         recovery = "exact" if case.exact else "fast"
         line = {"kind": case.kind, "peers": case.peers, "of": case.of, "recovery": recovery, "moments": len(faults)}

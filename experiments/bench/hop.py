@@ -117,7 +117,7 @@ def hops(daemon: Daemon, rpc: Rpc, peer: PeerId) -> dict[str, Hop]:
     peer_id, p2p = PeerID.from_base58(peer), daemon.p2p
 
     async def ours(tensor: torch.Tensor) -> None:
-        await rpc.push(peer, {"kind": "Forward"}, memoryview(tensor.numpy()).cast("B"), DEADLINE_S)
+        await rpc.push(peer, {"kind": "Forward"}, tensor.numpy().data.cast("B"), DEADLINE_S)
 
     async def unary(tensor: torch.Tensor) -> None:
         await p2p.call_protobuf_handler(peer_id, "unary", ExpertRequest(metadata=tensor.numpy().tobytes()), ExpertResponse)
@@ -129,7 +129,7 @@ def hops(daemon: Daemon, rpc: Rpc, peer: PeerId) -> dict[str, Hop]:
 
 
 async def bare_stream(p2p: P2P, peer: PeerID, tensor: torch.Tensor, chunk: int) -> None:
-    data = memoryview(tensor.numpy()).cast("B")
+    data = tensor.numpy().data.cast("B")
     answered = asyncio.Event()
 
     async def messages() -> AsyncIterator[ExpertRequest]:

@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of NegotiationConfig; repeatable")
     args = parser.parse_args()
     settings = dict(text.split("=", 1) for text in args.set)
-    config: NegotiationConfig = configure("negotiated", settings) if settings else THOROUGH
+    config = configure("negotiated", settings) if settings else THOROUGH
+    assert isinstance(config, NegotiationConfig)
     print(f"{args.seeds} seeds, {config}")
     print(ROW.format(*HEADINGS))
     with ProcessPoolExecutor(args.processes) as pool:

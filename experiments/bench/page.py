@@ -35,7 +35,7 @@ from gwtf_p2p.monitor.page.server import PageServer
 from gwtf_p2p.monitor.page.watched_runs import WatchedRuns
 from gwtf_p2p.monitor.swarm_state import Sample, SwarmState
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
-from gwtf_p2p.protocol.schedule.iteration_plan import tag
+from gwtf_p2p.protocol.view.plans import tag
 from gwtf_p2p.protocol.wire.records import (
     Account,
     LinkMeasurement,

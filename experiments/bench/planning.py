@@ -55,7 +55,8 @@ def made_up(kind: str, stage_peers: int, data_peers: int, rng: np.random.Generat
 
 def _distances_us(here: np.ndarray, there: np.ndarray) -> np.ndarray:
     apart = np.sqrt(((here[:, None, :] - there[None, :, :]) ** 2).sum(axis=2))
-    return (10_000 + 150_000 * apart).astype(np.int64)
+    steps: np.ndarray = (10_000 + 150_000 * apart).astype(np.int64)
+    return steps
 
 
 def view_of(stage_peers: int, data_peers: int, rng: np.random.Generator) -> NetworkView:
@@ -131,8 +132,8 @@ def main() -> None:
                 count = f"{min(flows)}"
                 print(row.format(stage_peers, data_peers, kind, count, spent, gap, f"{median(exact):.3f}"), flush=True)
         if stage_peers <= LARGEST_VIEW:
-            spent = median(timed_view_s(stage_peers, 8, seed) for seed in range(args.seeds))
-            print(f"{stage_peers:>7} stage peers: {spent:.3f} s from records to problem")
+            view_s = median(timed_view_s(stage_peers, 8, seed) for seed in range(args.seeds))
+            print(f"{stage_peers:>7} stage peers: {view_s:.3f} s from records to problem")
 
 
 if __name__ == "__main__":

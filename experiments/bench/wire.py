@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -55,9 +56,12 @@ def simulated(swarm: Swarm, sendings: Sequence[Sending]) -> list[float]:
     """Seconds of each, in virtual time."""
     kernel, took = Kernel(), dict[int, float]()
     links = Links(kernel, swarm.links.spec, swarm.links.line_bytes_per_s)
+
+    def begin(index: int, sending: Sending) -> None:
+        links.start(sending.sender, sending.receiver, sending.size, lambda: took.update({index: kernel.now - sending.began}))
+
     for i, s in enumerate(sendings):
-        kernel.at(s.began, lambda i=i, s=s: links.start(  # type: ignore[misc]
-            s.sender, s.receiver, s.size, lambda: took.__setitem__(i, kernel.now - s.began)))  # fmt: skip
+        kernel.at(s.began, partial(begin, i, s))
     kernel.run(lambda: len(took) == len(sendings), 1e6)
     return [took[i] for i in range(len(sendings))]
 

@@ -125,12 +125,15 @@ class Attack:
         if not isinstance(message, get_args(TensorMessage)):
             self._feed(target, ev.Received(sender, message))  # type: ignore[arg-type]
             return
-        effects = self._feed(target, ev.Offered(sender, message))  # type: ignore[arg-type]
+        effects = self._feed(target, ev.Offered(sender, message))
         answers = [e for e in effects if isinstance(e, ef.Answer)]
         assert len(answers) == 1, f"{len(answers)} answers to {message}"
         if answers[0].verdict is Verdict.ACCEPTED:
-            end = random.choice((ev.Delivered(sender, message), ev.DeliveryBroken(sender, message, "broken")))  # type: ignore[arg-type]
-            world.kernel.after(random.random(), lambda: self._feed(target, end))
+            end = random.choice((ev.Delivered(sender, message), ev.DeliveryBroken(sender, message, "broken")))
+            world.kernel.after(random.random(), lambda: self._end(target, end))
+
+    def _end(self, target: SimulatedPeer, end: ev.Event) -> None:
+        self._feed(target, end)
 
     def _feed(self, target: SimulatedPeer, event: ev.Event) -> list[ef.Effect]:
         population = self.swarm.world.population

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -108,9 +109,8 @@ class _Agent:
         """As it would publish it."""
         reach = self._reachability
         assert reach is not None, "only an agent with paths has a record"
-        where = {"path": reach.path, "maddrs": reach.maddrs}
-        budget = {"circuit_bytes": reach.circuit_bytes, "circuit_s": reach.circuit_s}
-        return StageRecord(self.daemon.peer_id, RUN, Stage(1), PeerState.ONLINE, 1, **where, **budget)
+        bare = StageRecord(self.daemon.peer_id, RUN, Stage(1), PeerState.ONLINE, 1, path=reach.path, maddrs=reach.maddrs)
+        return replace(bare, circuit_bytes=reach.circuit_bytes, circuit_s=reach.circuit_s)
 
     async def learn(self, record: StageRecord) -> None:
         assert self._path_keeper is not None, "only an agent with paths learns"
