@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     profile = cProfile.Profile(time.thread_time)
     _run(record, profile)
-    told = subjects(profile)
+    told = dict(sorted(subjects(profile).items(), key=lambda item: -item[1]))
     pstats.Stats(profile).sort_stats("tottime").print_stats(flags.top)
     books = _run(record, None)
     spent = {name: books.end[name] - books.begin.get(name, 0.0) for name in books.end}
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "event_loop_ms_per_microbatch": round(1000 * loop / max(1, books.microbatches), 1),
         "event_loop_share_of_peer_cpu": round(loop / (spent["process"] + spent["p2pd"]), 3),
         "event_loop_share_of_wall": round(loop / spent["wall"], 3),
-        "event_loop_by_subject": {name: f"{own / sum(told.values()):.0%}" for name, own in sorted(told.items(), key=lambda item: -item[1])},
+        "event_loop_by_subject": {name: f"{own / sum(told.values()):.0%}" for name, own in told.items()},
     }, indent=1))  # fmt: skip
     return 0
 
