@@ -28,6 +28,9 @@ class HopEnds:
             if message.holder != slot.inflow.peer:
                 slot.changed_at = side.now
             slot.inflow = replace(slot.inflow, peer=message.holder, heard=message.version)
+            if message.holder in side.gone:
+                side.push_back(slot)
+                return
             if message.sink != slot.sink:
                 side.relabel(slot, message.sink)
             side.announce_up(slot)
@@ -72,6 +75,7 @@ class HopEnds:
         side = self.side
         side.offers.pop(peer, None)
         side.prices.pop(peer, None)
+        side.gone[peer] = side.now
         for slot in side.slots:
             if slot.inflow is not None and slot.inflow.peer == peer:
                 side.slots.set_in(slot, None, side.now)

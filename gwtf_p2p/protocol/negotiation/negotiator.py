@@ -171,7 +171,7 @@ class _SideParts:
         side = self.side
         if side.pending is not None and side.now - side.pending.since > ANSWER_S:
             self._end_pending()
-        side.forget_given()
+        side.forget()
         self.idle.lose_patience()
         if side.now - self._checked_at >= side.config.check_s:
             self._checked_at = side.now
@@ -196,6 +196,8 @@ class _SideParts:
         for peer in lost:
             self.gone(peer)
         new = (near.before_us.keys() | near.after_us.keys()) - before.before_us.keys() - before.after_us.keys()
+        for peer in (*near.before_us, *near.after_us):
+            side.gone.pop(peer, None)
         side.near, side.slots.capacity = near, capacity
         if new or set(near.beside) != set(before.beside):
             self.search.reheat(REHEATED)

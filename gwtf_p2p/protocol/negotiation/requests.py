@@ -159,8 +159,7 @@ class Search:
         if out is not None:
             side.given_up.pop(out.link, None)
             side.slots.set_out(slot, out, side.now)
-            if out.peer not in side.near.after_us:
-                side.cancel_out(slot)  # it has left meanwhile
+        side.give_up_gone(slot)
 
     def announce(self, slot: Slot, both: bool) -> None:
         """To the peer after, that I am before it; to the one before, that I am after it, or what the path costs now."""

@@ -19,6 +19,9 @@ from gwtf_p2p.protocol.wire.negotiation_messages import CancelFlow, NegotiationM
 REMEMBERED_S = 20.0
 """How long a peer knows to whom it has handed an end of a hop, for messages that are still under way to it."""
 
+GONE_S = 600.0
+"""How long a peer knows who has gone, for hops that others hand to it in ignorance of that."""
+
 MOST_OTHERS = 16
 """Other data peers, the cheapest, of which a path tells what it would cost them."""
 
@@ -99,6 +102,7 @@ class Side:
     pending: Pending | None = None
     given_up: dict[str, tuple[PeerId, float]] = field(default_factory=dict)
     given_down: dict[str, tuple[PeerId, float]] = field(default_factory=dict)
+    gone: dict[PeerId, float] = field(default_factory=dict)
     moves: int = 0
     _links: int = 0
 
@@ -186,7 +190,18 @@ class Side:
             self.say(slot.inflow.peer, PathLost(slot.inflow.link, slot.inflow.said + 1))
             self.slots.set_in(slot, None, self.now)
 
-    def forget_given(self) -> None:
+    def give_up_gone(self, slot: Slot) -> None:
+        """An end that has just come here is worth nothing when the peer at the other end of the hop has left before: whoever
+        gave it did not know yet, and nobody will ever tell this side again."""
+        if slot.inflow is not None and slot.inflow.peer in self.gone:
+            self.push_back(slot)
+        if slot.outflow is not None and (slot.outflow.peer in self.gone or slot.outflow.peer not in self.near.after_us):
+            self.cancel_out(slot)
+
+    def forget(self) -> None:
+        """What is too long ago to matter to a message that is still under way."""
+        for peer in [peer for peer, at in self.gone.items() if self.now - at > GONE_S]:
+            del self.gone[peer]
         for given in (self.given_up, self.given_down):
             for link in [link for link, (_, at) in given.items() if self.now - at > REMEMBERED_S]:
                 del given[link]

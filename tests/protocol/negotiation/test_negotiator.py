@@ -111,6 +111,20 @@ def test_a_cost_travels_upwards_and_an_older_announcement_is_ignored() -> None:
     assert said(made) == []
 
 
+@pytest.mark.parametrize("is_known_again", [False, True])
+def test_an_end_that_is_handed_on_after_its_peer_has_gone_is_given_up(is_known_again: bool) -> None:
+    """Who hands the hop to x does not know yet that x has left, and nobody tells v a second time."""
+    made, _ = flowing()
+    made.gone(X, 2.5)
+    if is_known_again:
+        made.know(Near({U: 10, X: 12}, {W: 5}, ()), 1, 2.7)
+    said(made)
+    made.hear(U, UpstreamIs("flow", 1, X, D), 3.0)
+    answers = [m for to, m in said(made) if to == X]
+    assert ("flow" in made.slots.by_in) == is_known_again
+    assert [type(answer) for answer in answers] == [PathIs if is_known_again else PathLost]
+
+
 def test_the_end_of_a_hop_follows_whoever_holds_it() -> None:
     made, _ = flowing()
     made.hear(X, UpstreamIs("flow", 1, X, D), 3.0)
