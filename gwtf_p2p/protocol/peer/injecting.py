@@ -10,7 +10,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import Held, Phase
-from gwtf_p2p.protocol.core.router import NoRoute, PlanningRouter, RouteRequest
+from gwtf_p2p.protocol.core.router import NoRoute, RouteRequest
 from gwtf_p2p.protocol.ids import MicrobatchId, Stage
 from gwtf_p2p.protocol.transfer.send_activation import RETRY_S
 from gwtf_p2p.protocol.view.plans import IterationPlan
@@ -34,8 +34,8 @@ class Injecting:
 
     def plan(self) -> None:
         """Have the router's plan made, if it wants one."""
-        router = self.ctx.router
-        if not isinstance(router, PlanningRouter):
+        router = self.ctx.planner
+        if router is None:
             return
         liveness = self.ctx.liveness
         request = router.planning(liveness.lost | liveness.back, self.ctx.now)
@@ -47,8 +47,8 @@ class Injecting:
 
     def planned(self, plan: IterationPlan | None) -> None:
         """The plan is made; None: there is none."""
-        router = self.ctx.router
-        if isinstance(router, PlanningRouter):
+        router = self.ctx.planner
+        if router is not None:
             router.planned(plan)
             if self.pending:
                 self.inject()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gwtf_p2p.protocol.core.router import PlanningRouter, TalkingRouter
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import DATA_STAGE, RunId
 from gwtf_p2p.protocol.negotiation.offers import Advert
@@ -61,9 +60,9 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
     held: dict[str, int] = {}
     for microbatch in ctx.held:
         held[microbatch.data_peer] = held.get(microbatch.data_peer, 0) + 1
-    flows_iteration, flows = ctx.router.flows if isinstance(ctx.router, PlanningRouter) else (-1, ())
+    flows_iteration, flows = ctx.planner.flows if ctx.planner is not None else (-1, ())
     links = sorted(around.links, key=lambda link: (link.round_trip_s, link.to))[:TOP_LINKS]
-    advert = ctx.router.advert if isinstance(ctx.router, TalkingRouter) else Advert({}, {})
+    advert = ctx.talker.advert if ctx.talker is not None else Advert({}, {})
     return StageRecord(
         peer=ctx.me,
         run_id=around.run_id,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import get_args
 
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.core.router import TalkingRouter
 from gwtf_p2p.protocol.effects import Publish, Send
 from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
@@ -23,7 +22,7 @@ class Negotiating:
 
     def __init__(self, context: Context) -> None:
         self.ctx = context
-        self.router = context.router if isinstance(context.router, TalkingRouter) else None
+        self.router = context.talker
         self.messages = 0
         self._lost: frozenset[PeerId] = frozenset()
         self._flows = 0

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import Held
-from gwtf_p2p.protocol.core.router import PlanningRouter
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.transfer.repair import Repairs
 from gwtf_p2p.protocol.transfer.send_activation import WAITING, SendActivation
@@ -29,7 +28,7 @@ class Rebinding:
     def look(self) -> None:
         """The records have changed, or it has become known who is there."""
         ctx, view = self.ctx, self.ctx.view
-        if view is None or self.send_activation.is_last or not isinstance(ctx.router, PlanningRouter):
+        if view is None or self.send_activation.is_last or ctx.planner is None:
             return
         gone = ctx.liveness.excluded | ctx.liveness.back
         able = [peer for peer in view.peers_of_stage(self.send_activation.target) if peer not in gone]

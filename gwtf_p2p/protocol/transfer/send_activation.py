@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import Held, Phase, Sending
-from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, PlanningRouter, RouteRequest
+from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, RouteRequest
 from gwtf_p2p.protocol.effects import Push, Send
 from gwtf_p2p.protocol.events import PushAnswered, PushDelivered, Slot, Timer, WaitTimer
 from gwtf_p2p.protocol.ids import PeerId, Stage
@@ -32,7 +32,7 @@ class SendActivation:
 
     def __init__(self, context: Context) -> None:
         self.ctx = context
-        self._planner = context.router if isinstance(context.router, PlanningRouter) and context.stage > 0 else None
+        self._planner = context.planner if context.stage > 0 else None
         self.unrouted = Unrouted(context)
         self.waits = Waits(context)
 

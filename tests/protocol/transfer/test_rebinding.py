@@ -39,11 +39,16 @@ def timed(peer: PeerId, each_s: float) -> StageRecord:
     return record(peer, forward=Timing(each_s / 3, 3, 0.0), backward=Timing(2 * each_s / 3, 3, 0.0))
 
 
+def plan_with(driven: Driven) -> None:
+    ctx = driven.machine.ctx
+    ctx.router = ctx.planner = Planning([A, B, B2, C])
+
+
 def queued(plans: bool = True, each_s: float = 0.6) -> Driven:
     """B takes 0.6 s for each of the four that A has handed to it."""
     driven = in_step(A)
     if plans:
-        driven.machine.ctx.router = Planning([A, B, B2, C])
+        plan_with(driven)
     driven.sees([D, A, timed(B, each_s), C])
     for m in WAITING:
         driven.is_accepted(driven.hands_on(m, D, (7, 0), (B, C)))
@@ -79,7 +84,7 @@ def test_a_newcomer_that_is_too_slow_gets_nothing_and_one_that_was_there_before_
     slow.sees([D, A, timed(B, 0.6), timed(B2, 3.0), C])
     assert rebound(slow) == []
     known = in_step(A)
-    known.machine.ctx.router = Planning([A, B, B2, C])
+    plan_with(known)
     known.sees([D, A, timed(B, 0.6), timed(B2, 0.6), C])
     for m in WAITING:
         known.is_accepted(known.hands_on(m, D, (7, 0), (B, C)))
