@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.training.compute.config import ExecutorConfig
-from gwtf_p2p.training.compute.executor import resolve_device
+from gwtf_p2p.training.compute.device import resolve_device
 from gwtf_p2p.training.compute.gradients import AlreadyCountedError, GradientSum, NotHeldError
 from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.split import build_whole_model

@@ -75,7 +75,7 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
         check_hub_files(new_run, str(args.new_run))  # a run that nobody can read the data of is not published
     from gwtf_p2p.live.peer.config import PeerConfig
     from gwtf_p2p.training.compute.config import ExecutorConfig
-    from gwtf_p2p.training.compute.executor import resolve_device
+    from gwtf_p2p.training.compute.device import resolve_device
 
     resolve_device(args.device)
     tell({"name": "step", "done": "loaded"})

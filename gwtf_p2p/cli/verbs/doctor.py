@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.run_id and not initial:
         raise InputError("--initial_peers", "", "expected at least one multiaddr, to read the run's record")
     from gwtf_p2p.live.libp2p.daemon import DaemonFailed
-    from gwtf_p2p.training.compute.executor import resolve_device
+    from gwtf_p2p.training.compute.device import resolve_device
 
     if args.device != "cpu":
         resolve_device(args.device)

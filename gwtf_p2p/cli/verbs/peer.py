@@ -59,7 +59,7 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
     tell({"name": "step", "done": "flags"})
     from gwtf_p2p.live.peer.config import PeerConfig
     from gwtf_p2p.training.compute.config import ExecutorConfig
-    from gwtf_p2p.training.compute.executor import resolve_device
+    from gwtf_p2p.training.compute.device import resolve_device
 
     resolve_device(args.device)
     tell({"name": "step", "done": "loaded"})

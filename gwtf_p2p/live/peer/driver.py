@@ -10,11 +10,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
+from gwtf_p2p.live.compute.averages import Averager, Averages
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.emulation.faults import FaultTrigger
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
@@ -35,41 +34,16 @@ from gwtf_p2p.protocol.wire.messages import (
     Check,
     Forward,
     Message,
-    Prepare,
     TensorMessage,
     Verdict,
     from_header,
 )
-from gwtf_p2p.training.compute.gradients import squared_norm
 
 logger = logging.getLogger(__name__)
 
 ReportListener = Callable[[ef.Report, float], None]
 
 
-@dataclass(frozen=True, slots=True)
-class AverageResult:
-    """Mean gradient by parameter name, a digest that is equal for all members, and the seconds that it took.
-
-    `taken` is called when the optimizer step takes this average, which others may have got as well or not.
-    """
-
-    tensors: dict[str, Tensor]
-    digest: str
-    seconds: float
-    taken: Callable[[], None] = lambda: None
-
-
-class AverageFailureError(Exception):
-    """An all-reduce attempt failed, perhaps because of `suspect`; the inputs are untouched."""
-
-    def __init__(self, reason: str, suspect: PeerId | None) -> None:
-        self.reason, self.suspect = reason, suspect
-        super().__init__(reason)
-
-
-Averager = Callable[[Prepare, dict[str, Tensor]], Coroutine[Any, Any, AverageResult]]
-"""Averages this member's mean gradient with its group. Raises AverageFailureError."""
 Downloader = Callable[[ef.Download], Coroutine[Any, Any, None]]
 """Puts a state in place. Raises StateUnavailable or RemoteProtocolError, and then changes nothing."""
 LogEvent = Callable[[ev.Event, float, Sequence[ef.Effect], str], None]
@@ -97,64 +71,6 @@ class DriverParts:
     fault: FaultTrigger | None = None
 
 
-class Averages:
-    """The averages of a driver, running or done, by (iteration, attempt), and the steps that take them."""
-
-    def __init__(
-        self,
-        parts: DriverParts,
-        feed: Callable[[ev.Event], object],
-        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
-        clock: Callable[[], float],
-    ) -> None:
-        self._parts, self._feed, self._spawn, self._clock = parts, feed, spawn, clock
-        self._running: dict[tuple[int, int], asyncio.Task[None]] = {}
-        self._done: dict[tuple[int, int], AverageResult] = {}
-
-    def start(self, prepare: Prepare) -> None:
-        self._running[prepare.iteration, prepare.attempt] = self._spawn(self._average(prepare))
-
-    def step(self, iteration: int, attempt: int, gradient_norm: float) -> None:
-        """Taken at once: a download that follows drops what is kept, and this step is then of weights that it replaces."""
-        self._spawn(self._step(iteration, self._done.pop((iteration, attempt)), gradient_norm))
-
-    def drop_before(self, version: int) -> None:
-        """Those of iterations whose weights are replaced."""
-        for key in [key for key in {*self._done, *self._running} if key[0] < version]:
-            self.cancel(key)
-
-    async def _average(self, prepare: Prepare) -> None:
-        key = (prepare.iteration, prepare.attempt)
-        if not prepare.total:  # no honest coordinator asks for it, and there is nothing to divide by
-            self._running.pop(key, None)
-            self._feed(ev.AverageFailed(*key, "no microbatch is in this average"))
-            return
-        gradient = await self._parts.compute.mean_gradient()
-        try:
-            self._done[key] = done = await self._parts.average(prepare, gradient)
-        except AverageFailureError as error:
-            self._feed(ev.AverageFailed(*key, error.reason, error.suspect))
-            return
-        finally:
-            self._running.pop(key, None)
-        squared = await self._parts.compute.in_thread(lambda: squared_norm(done.tensors))
-        if key in self._done:
-            self._feed(ev.AverageDone(*key, done.digest, done.seconds, squared))
-
-    def cancel(self, key: tuple[int, int]) -> None:
-        """Nobody waits for this average any more, running or done."""
-        self._done.pop(key, None)
-        task = self._running.pop(key, None)
-        if task is not None:
-            task.cancel()
-
-    async def _step(self, iteration: int, result: AverageResult, gradient_norm: float) -> None:
-        report = await self._parts.compute.step(result.tensors, iteration, gradient_norm)
-        result.taken()
-        self._parts.on_report(ef.Report("optimizer_step", {"iteration": iteration, **asdict(report)}), self._clock())
-        self._feed(ev.Stepped(iteration))
-
-
 class Driver:
     """Runs one state machine. Handlers of `rpc` are the `on_...` methods."""
 
@@ -168,7 +84,9 @@ class Driver:
         self._download_task: asyncio.Task[None] | None = None
         outwards = (parts.transport, parts.compute, parts.probes)
         self.sender = Sender(machine.ctx.me, outwards, self.feed, self._spawn, clock)
-        self.averages = Averages(parts, self.feed, self._spawn, clock)
+        self.averages = Averages(
+            parts.compute, parts.average, self.feed, self._spawn, lambda report: parts.on_report(report, clock())
+        )
         self._stopped = False
 
     # ---- events in

@@ -12,6 +12,7 @@ from functools import partial
 from torch import Tensor
 
 from gwtf_p2p.live.compute.all_reduce import AveragingFailed, AveragingGroup
+from gwtf_p2p.live.compute.averages import AverageFailureError, AverageResult
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.emulation.faults import FaultTrigger
 from gwtf_p2p.live.libp2p.daemon import until
@@ -20,7 +21,7 @@ from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.metrics import Metrics
 from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, peer_settings, run_life
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig
-from gwtf_p2p.live.peer.driver import AverageFailureError, AverageResult, Driver, DriverParts
+from gwtf_p2p.live.peer.driver import Driver, DriverParts
 from gwtf_p2p.live.peer.event_log import EventLog
 from gwtf_p2p.live.peer.network import Network
 from gwtf_p2p.live.peer.record_keeper import read_view

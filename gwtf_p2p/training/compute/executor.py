@@ -26,25 +26,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
+from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId
 from gwtf_p2p.protocol.wire.records import LossSpec
 from gwtf_p2p.training.compute.config import ExecutorConfig
+from gwtf_p2p.training.compute.device import resolve_device
 from gwtf_p2p.training.compute.gradients import AlreadyCountedError, GradientAccumulator, GradientSum, NotHeldError
 from gwtf_p2p.training.compute.loss import loss_of, summed_loss
 from gwtf_p2p.training.compute.tensor_bytes import dtype_of
 from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.split import DataPart, StagePart
-
-
-def resolve_device(name: str, where: str = "--device") -> torch.device:
-    """The torch device of `cpu`, `cuda` or `cuda:N`. Raises InputError if this machine has none such."""
-    kind, colon, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (kind == "cpu" and colon) or (colon and not index.isdigit()):
-        raise InputError(where, "", f"expected cpu, cuda or cuda:N, got {name!r}")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise InputError(where, "", f"expected cpu or one of {torch.cuda.device_count()} CUDA devices, got {name!r}")
-    return torch.device(name)
 
 
 class _Executor:

@@ -1,0 +1,101 @@
+"""The averages that one peer takes part in, from its gradient to the optimizer step that takes the result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.protocol import effects as ef
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.messages import Prepare
+from gwtf_p2p.training.compute.gradients import squared_norm
+
+
+@dataclass(frozen=True, slots=True)
+class AverageResult:
+    """Mean gradient by parameter name, a digest that is equal for all members, and the seconds that it took.
+
+    `taken` is called when the optimizer step takes this average, which others may have got as well or not.
+    """
+
+    tensors: dict[str, Tensor]
+    digest: str
+    seconds: float
+    taken: Callable[[], None] = lambda: None
+
+
+class AverageFailureError(Exception):
+    """An all-reduce attempt failed, perhaps because of `suspect`; the inputs are untouched."""
+
+    def __init__(self, reason: str, suspect: PeerId | None) -> None:
+        self.reason, self.suspect = reason, suspect
+        super().__init__(reason)
+
+
+Averager = Callable[[Prepare, dict[str, Tensor]], Coroutine[Any, Any, AverageResult]]
+"""Averages this member's mean gradient with its group. Raises AverageFailureError."""
+
+
+class Averages:
+    """The averages of a peer, running or done, by (iteration, attempt), and the steps that take them."""
+
+    def __init__(
+        self,
+        compute: Compute,
+        average: Averager,
+        feed: Callable[[ev.Event], object],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        report: Callable[[ef.Report], None],
+    ) -> None:
+        self._compute, self._mean_of_all, self._feed, self._spawn, self._report = compute, average, feed, spawn, report
+        self._running: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._done: dict[tuple[int, int], AverageResult] = {}
+
+    def start(self, prepare: Prepare) -> None:
+        self._running[prepare.iteration, prepare.attempt] = self._spawn(self._average(prepare))
+
+    def step(self, iteration: int, attempt: int, gradient_norm: float) -> None:
+        """Taken at once: a download that follows drops what is kept, and this step is then of weights that it replaces."""
+        self._spawn(self._step(iteration, self._done.pop((iteration, attempt)), gradient_norm))
+
+    def drop_before(self, version: int) -> None:
+        """Those of iterations whose weights are replaced."""
+        for key in [key for key in {*self._done, *self._running} if key[0] < version]:
+            self.cancel(key)
+
+    async def _average(self, prepare: Prepare) -> None:
+        key = (prepare.iteration, prepare.attempt)
+        if not prepare.total:  # no honest coordinator asks for it, and there is nothing to divide by
+            self._running.pop(key, None)
+            self._feed(ev.AverageFailed(*key, "no microbatch is in this average"))
+            return
+        gradient = await self._compute.mean_gradient()
+        try:
+            self._done[key] = done = await self._mean_of_all(prepare, gradient)
+        except AverageFailureError as error:
+            self._feed(ev.AverageFailed(*key, error.reason, error.suspect))
+            return
+        finally:
+            self._running.pop(key, None)
+        squared = await self._compute.in_thread(lambda: squared_norm(done.tensors))
+        if key in self._done:
+            self._feed(ev.AverageDone(*key, done.digest, done.seconds, squared))
+
+    def cancel(self, key: tuple[int, int]) -> None:
+        """Nobody waits for this average any more, running or done."""
+        self._done.pop(key, None)
+        task = self._running.pop(key, None)
+        if task is not None:
+            task.cancel()
+
+    async def _step(self, iteration: int, result: AverageResult, gradient_norm: float) -> None:
+        report = await self._compute.step(result.tensors, iteration, gradient_norm)
+        result.taken()
+        self._report(ef.Report("optimizer_step", {"iteration": iteration, **asdict(report)}))
+        self._feed(ev.Stepped(iteration))

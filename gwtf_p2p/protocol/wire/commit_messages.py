@@ -1,0 +1,130 @@
+"""What a coordinator and its participants say to each other to close an iteration (`protocol/commit`).
+
+They are messages like the others, and are had from `messages`, where all kinds are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Len
+
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.limits import MOST_PEERS
+from gwtf_p2p.protocol.wire import bounds as b
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one participant of a stage group brings to an average: the microbatches credited to it."""
+
+    participant: b.Peer
+    microbatches: b.Microbatches
+
+
+Shares = Annotated[tuple[Share, ...], Len(1, MOST_PEERS)]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ballot:
+    """One attempt at closing an iteration: its number, then who leads it. Higher numbers replace lower ones."""
+
+    attempt: b.AttemptNumber
+    coordinator: b.Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """From the coordinator to each participant of a stage group: average exactly these shares. A higher attempt replaces a
+    lower.
+
+    `base` is the ballot that the weights of this iteration were committed with, as far as the coordinator knows. `data_peers`
+    take part in the next iteration; the first of them leads it. `mean_loss` is over all microbatches of this iteration.
+    """
+
+    iteration: b.Iteration
+    attempt: b.AttemptNumber
+    coordinator: b.Peer
+    stage: b.StageNumber
+    shares: Shares
+    base: Ballot | None = None
+    data_peers: b.Peers = ()
+    mean_loss: b.Number = 0.0
+    epoch: b.Epoch = 0
+
+    @property
+    def ballot(self) -> Ballot:
+        return Ballot(self.attempt, self.coordinator)
+
+    @property
+    def key(self) -> str:
+        """Names this average among all of a run: no two groups or attempts share it."""
+        return f"{self.stage}.{self.iteration}.{self.attempt}.{self.coordinator}"
+
+    @property
+    def total(self) -> int:
+        """Microbatches in the average, over all participants."""
+        return sum(len(share.microbatches) for share in self.shares)
+
+    @property
+    def participants(self) -> tuple[PeerId, ...]:
+        return tuple(share.participant for share in self.shares)
+
+    def share_of(self, participant: PeerId) -> frozenset[MicrobatchId]:
+        """Empty for a peer that is no participant."""
+        return frozenset(m for share in self.shares if share.participant == participant for m in share.microbatches)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """From a participant to the coordinator: my average of this attempt is ready, with this digest of its bytes and this
+    squared norm."""
+
+    iteration: b.Iteration
+    attempt: b.AttemptNumber
+    stage: b.StageNumber
+    digest: b.Digest
+    squared_norm: b.GradientNorm = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NotPrepared:
+    """From a participant to the coordinator: this attempt failed here. `missing` are credited microbatches that I do not
+    have."""
+
+    iteration: b.Iteration
+    attempt: b.AttemptNumber
+    stage: b.StageNumber
+    reason: b.Text
+    suspect: b.Peer | None = None
+    missing: b.Microbatches = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """From the coordinator to every participant: this attempt will never be committed; the next one follows."""
+
+    iteration: b.Iteration
+    attempt: b.AttemptNumber
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """To every participant: apply the average of this attempt, which `coordinator` led. Weights version becomes iteration +
+    1. `gradient_norm` is the whole model's."""
+
+    iteration: b.Iteration
+    attempt: b.AttemptNumber
+    coordinator: b.Peer
+    mean_loss: b.Number
+    gradient_norm: b.GradientNorm = 0.0
+
+    @property
+    def ballot(self) -> Ballot:
+        return Ballot(self.attempt, self.coordinator)
+
+
+def commit_of(prepare: Prepare, gradient_norm: float) -> Commit:
+    """The commit of an attempt."""
+    return Commit(prepare.iteration, prepare.attempt, prepare.coordinator, prepare.mean_loss, gradient_norm)
