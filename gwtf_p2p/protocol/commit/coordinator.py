@@ -200,6 +200,8 @@ class Coordinator:
             self._joins(sender, standing)
         elif standing.leaving:
             self._leaves(sender)
+        elif standing.epoch < position[0] and self.roster.coordinates:
+            self._joins(sender, standing)  # it has not heard that the swarm has gone back
         elif standing.position < position:
             self.admission.show_the_way(sender, standing)
         elif standing.position == position:

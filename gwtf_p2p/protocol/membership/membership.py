@@ -172,9 +172,10 @@ class Membership:
             and not self.others.data_peers()
             and (self.participant.role.joining or self.participant.progress.behind)
         )
-        if alone and 0 <= self.participant.weights < wanted:
-            ctx.report("going_back", version=self.participant.weights, wanted=wanted)
-            self.wanted.fetch(self.participant.weights, (), own=True)
+        back_to = max((v for v in (self.participant.weights, *self.participant.role.kept) if 0 <= v < wanted), default=None)
+        if alone and back_to is not None:
+            ctx.report("going_back", version=back_to, wanted=wanted)
+            self.wanted.fetch(back_to, (), own=True)
         else:
             self._give_up(event.reason)
 

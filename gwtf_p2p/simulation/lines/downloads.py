@@ -25,7 +25,7 @@ class Request:
 
 @dataclass(eq=False)
 class _Download:
-    """`ended` is called once: True when the last part has arrived."""
+    """`ended` is called once, True when the last part has arrived; never when something else is wanted before it is told."""
 
     request: Request
     ended: Callable[[bool], None]
@@ -94,6 +94,15 @@ class Downloads:
         download.parts.setdefault(donor, []).append(self._links.start(donor, peer, size, sent))
 
     def _end(self, download: _Download, *, whole: bool) -> None:
-        if not download.over:
-            self.stop(download.request.peer)
-            self._links.kernel.after(0.0, lambda: download.ended(whole))
+        if download.over:
+            return
+        peer = download.request.peer
+        self.stop(peer)
+        self._running[peer] = download
+
+        def told() -> None:
+            if self._running.get(peer) is download:
+                del self._running[peer]
+                download.ended(whole)
+
+        self._links.kernel.after(0.0, told)

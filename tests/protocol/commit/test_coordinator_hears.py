@@ -85,3 +85,15 @@ def test_nobody_is_waited_for_once_an_attempt_is_committed() -> None:
     assert driven.machine.coordinator.waits_for() == [D, A, B]
     average(driven)
     assert driven.machine.coordinator.waits_for() == []
+
+
+def test_who_has_not_heard_that_the_swarm_went_back_is_admitted_when_it_says_where_it_stands() -> None:
+    """The first `Admit` was lost: to those that do not know the coordinator yet, it is a stranger."""
+    driven = leading(microbatches=1, version=4)
+    later = {"version": 6, "kept": (4, 6), "promised": None}
+    all_answer(driven, **{A: later, B: later})
+    assert sorted(driven.sent_to(msg.Admit)) == sorted([D, A, B])
+    driven.handle(ev.Downloaded(4))
+    for peer, stage in ((A, 1), (B, 2), (A, 1)):
+        driven.hears(peer, msg.Standing(Stage(stage), 6, kept=(4, 6)))
+    assert [m.position for m in driven.sent(msg.Admit, A)] == [(1, 4)]

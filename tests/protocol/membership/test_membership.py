@@ -166,6 +166,17 @@ def test_a_lone_data_peer_goes_back_to_its_own_weights_when_nobody_has_later_one
     assert driven.reported("going_back") and driven.did(ef.Download) == [ef.Download(1, (), True, 0)]
 
 
+def test_a_lone_data_peer_whose_weights_are_of_no_use_goes_back_to_the_newest_that_it_keeps() -> None:
+    driven = data_peer(D)
+    driven.handle(ev.Started(5, incarnation=7, kept=(2, 4, 5)))
+    driven.sees([record(D, PeerState.JOINING), record(A, weights_version=6), B, C])
+    driven.handle(ev.DownloadFailed("nobody has it"))
+    assert driven.did(ef.Download) == [ef.Download(5, (), True, 0)]
+    driven.handle(ev.DownloadFailed("the file is damaged"))
+    assert driven.did(ef.Download) == [ef.Download(4, (), True, 0)]
+    assert [line["version"] for line in driven.reported("going_back")] == [4]
+
+
 # ---- falling behind
 
 
