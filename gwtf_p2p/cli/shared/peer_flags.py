@@ -15,17 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.free_place import settle_port
+from gwtf_p2p.cli.shared.limit_flags import add_limit_flags
 from gwtf_p2p.protocol.errors import InputError
 
 if TYPE_CHECKING:
-    from gwtf_p2p.live.compute.tensor_store import MemoryLimit
     from gwtf_p2p.live.libp2p.options import P2POptions
     from gwtf_p2p.live.peer.config import PeerConfig
-    from gwtf_p2p.live.state.options import CheckpointOptions
 
 BOOTSTRAP_PORT = 31337
 PEER_PORT = 31330
-BYTES_PER_S_OF_A_MBPS = 125_000
 JOIN_TIMEOUT_S = 300.0
 DRAIN_S = 60.0
 """How long a peer that is asked to leave may take to finish what it holds; asked twice, it leaves at once."""
@@ -112,7 +110,7 @@ def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
         metavar="N",
         help="peers of neighbouring stages that copy a checkpoint (default 1)",
     )
-    _add_limits(groups["limits"].add_argument)
+    add_limit_flags(groups["limits"].add_argument)
     add = groups["diagnostics"].add_argument
     add_alert_flags(add)
     add("--event_log", type=takes.file, metavar="FILE", help="write every protocol event there, as JSON lines")
@@ -129,55 +127,6 @@ def add_alert_flags(add: Callable[..., Any]) -> None:
         metavar="SECONDS",
         help="how long training must stand still (default 300)",
     )
-
-
-def _add_limits(add: Callable[..., Any]) -> None:
-    add(
-        "--copy_mbps",
-        type=takes.number(0, above=True),
-        default=64.0,
-        help="most megabits/s for fetching these copies (default 64)",
-    )
-    add(
-        "--upload_mbps",
-        type=takes.number(0),
-        default=0.0,
-        help="most megabits/s of state given to newcomers (default: no limit)",
-    )
-    add(
-        "--max_kept_gb",
-        type=takes.number(0),
-        default=0.0,
-        metavar="GB",
-        help="most memory for what is kept of microbatches",
-    )
-    add(
-        "--spill_dir",
-        type=takes.folder,
-        metavar="DIR",
-        help="what is above --max_kept_gb goes there, instead of being refused",
-    )
-
-
-def check_compute_flags(args: argparse.Namespace) -> None:
-    """Raises InputError for flags that do not go together."""
-    if args.spill_dir and not args.max_kept_gb:
-        raise InputError("--spill_dir", str(args.spill_dir), "expected --max_kept_gb with it, more than 0")
-
-
-def checkpoint_options(args: argparse.Namespace) -> CheckpointOptions:
-    """What the flags say of this peer's state."""
-    from gwtf_p2p.live.state.options import CheckpointOptions
-
-    speed = args.copy_mbps * BYTES_PER_S_OF_A_MBPS
-    return CheckpointOptions(args.checkpoint_dir, args.checkpoint_every, args.keep_checkpoints, args.copies, speed)
-
-
-def memory_limit(args: argparse.Namespace) -> MemoryLimit:
-    """What the flags say."""
-    from gwtf_p2p.live.compute.tensor_store import MemoryLimit
-
-    return MemoryLimit(int(args.max_kept_gb * 1e9), args.spill_dir)
 
 
 def check_initial_peers(args: argparse.Namespace) -> None:

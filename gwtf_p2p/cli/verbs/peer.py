@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.free_place import settle_identity
+from gwtf_p2p.cli.shared.limit_flags import BYTES_PER_S_OF_A_MBPS, check_compute_flags, checkpoint_options, memory_limit
 from gwtf_p2p.cli.shared.peer_flags import (
-    BYTES_PER_S_OF_A_MBPS,
     DRAIN_S,
     PEER_PORT,
     add_compute_flags,
     add_network_flags,
-    check_compute_flags,
-    checkpoint_options,
-    memory_limit,
     p2p_options,
     serve,
 )

@@ -2,7 +2,7 @@
 
 The compute thread only copies the state; hashing and writing happen beside it, one checkpoint at a time. If a checkpoint is
 still being written when the next is asked for, the next waits, and is skipped if the weights have gone on by then: training
-does not wait for a disk. A disk that refuses is not asked at once again, and not before it has room for what it refused.
+does not wait for a disk. A disk that refuses is not asked at once again (`disk`).
 
 The folder may hold checkpoints of other stages too: replicas (`replication`), or those of other peers of this machine.
 """
@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import time
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.state.disk import Disk
 from gwtf_p2p.live.state.options import CheckpointOptions
-from gwtf_p2p.protocol.core.backoff import Backoff
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.protocol.view.replica_choice import copies_worth_keeping, worth_keeping
@@ -31,13 +29,12 @@ from gwtf_p2p.training.state.checkpoint import (
     listed_iterations,
     load_checkpoint,
     save_checkpoint,
+    written_bytes,
 )
 from gwtf_p2p.training.state.epochs import UNKNOWN, read_epochs, write_epochs
+from gwtf_p2p.training.state.tensors import STEP
 
 logger = logging.getLogger(__name__)
-
-DISK_RETRY_S, MOST_DISK_RETRY_S = 30.0, 1800.0
-"""After a write that failed: a full disk is a matter of minutes or days, not of seconds."""
 
 Settled = Callable[[int, str], object]
 """Hears that a version is on the disk, or why it is not."""
@@ -60,8 +57,7 @@ class Checkpoints:
         self.on_kept: Callable[[], None] = lambda: None
         self._task: asyncio.Task[None] | None = None
         self._next: tuple[int, Settled] | None = None
-        self._disk = Backoff(DISK_RETRY_S, MOST_DISK_RETRY_S)
-        self._refused_bytes = 0
+        self.disk = Disk(options.folder, options.disk_bytes, stage) if options.folder is not None else None
 
     def look(self) -> None:
         """Read what is on the disk (it hashes: not in the event loop). Raises InputError if it is of another model."""
@@ -83,17 +79,17 @@ class Checkpoints:
 
     def keep(self, stage: Stage, state: dict[str, Tensor]) -> None:
         """Write a state of any stage, and drop what is not needed any more (`replicas`). Raises InputError."""
-        folder = self.options.folder
-        if folder is None:
+        folder, disk = self.options.folder, self.disk
+        if folder is None or disk is None:
             return
+        size = written_bytes(state)
         try:
+            disk.make_room(stage, int(state[STEP]), size, self.secured)
             save_checkpoint(folder, self.run, stage, state, self.epoch)
         except InputError:
-            self._refused_bytes = sum(tensor.nbytes for tensor in state.values())
-            pause_s = self._disk.failed(time.monotonic())
-            logger.error("%s: the disk is left alone for %.0f s, and until it has room", folder, pause_s)
+            disk.refused(stage, size)
             raise
-        self._disk.succeeded()
+        disk.succeeded()
         newest, secured = max(self.options.keep, self.run.keep_checkpoints), self.secured
         if stage == self.stage:
             drop_checkpoints(folder, stage, lambda there: self._own_worth_keeping(there, newest, secured))
@@ -106,10 +102,17 @@ class Checkpoints:
         return {*common[-newest:], *worth_keeping(there, newest, secured, self.copied)}
 
     def disk_takes(self) -> bool:
-        """Whether it makes sense to fetch, or to write, what is to be kept: the disk has not just refused, and has room."""
-        if self.options.folder is None or not self._disk.may_try(time.monotonic()):
-            return False
-        return not self._refused_bytes or shutil.disk_usage(self.options.folder).free > self._refused_bytes
+        """Whether it makes sense to fetch what is to be kept."""
+        return self.disk is not None and self.disk.takes(self.secured)
+
+    def room_for(self, stage: Stage) -> int:
+        """How many bytes a copy of this stage may take here (it looks at the disk: not in the event loop)."""
+        return self.disk.room_for(stage, self.secured) if self.disk is not None else 0
+
+    def refused(self, stage: Stage, size: int) -> None:
+        """A copy of so many bytes does not fit, and is not asked for again at once."""
+        if self.disk is not None:
+            self.disk.refused(stage, size)
 
     def go_on_from(self, version: int, epoch: int, trusted: bool) -> None:
         """Weights of this version are in place, in this epoch. Raises InputError.

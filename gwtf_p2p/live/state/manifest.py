@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,12 @@ class Manifest:
     def digest(self) -> str:
         """Names the whole state: equal for bit-equal states."""
         return hashlib.sha256(json.dumps([self.version, self.tensors, self.hashes]).encode()).hexdigest()
+
+    @property
+    def state_bytes(self) -> int:
+        """What all its tensors take, and no less than what its chunks bring."""
+        tensors = sum(DTYPES[dtype].itemsize * math.prod(shape) for _, dtype, shape in self.tensors)
+        return max(tensors, (len(self.hashes) - 1) * CHUNK_BYTES)
 
     def to_plain(self) -> dict[str, Any]:
         tensors = [[name, dtype, list(shape)] for name, dtype, shape in self.tensors]

@@ -12,7 +12,7 @@ class CheckpointOptions:
     this peer writes another (0: never), and it keeps the newest `keep` if that is more, and what a lost stage may need.
 
     `copies`: how many peers of neighbouring stages keep a copy of each stage's checkpoints; `copy_bytes_per_s`: how fast this
-    peer fetches what it keeps for others.
+    peer fetches what it keeps for others. `disk_bytes`: what checkpoints and copies may take together (0: no limit).
     """
 
     folder: Path | None = None
@@ -20,3 +20,4 @@ class CheckpointOptions:
     keep: int = 0
     copies: int = 1
     copy_bytes_per_s: float = 8e6
+    disk_bytes: int = 0

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 from gwtf_p2p.live.state.checkpoints import Checkpoints
-from gwtf_p2p.live.state.transfer import StateDownload, StateUnavailable
+from gwtf_p2p.live.state.transfer import Pace, StateDownload, StateTooLarge, StateUnavailable
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
@@ -138,8 +138,14 @@ class Replication:
             return
         donors = sorted(peer for peer, (h, kept) in found.items() if h == checkpoints.epoch and version in kept)
         try:
-            state = await self._download.fetch(version, donors, stage, checkpoints.options.copy_bytes_per_s / len(donors))
+            room = await asyncio.to_thread(checkpoints.room_for, stage)
+            pace = Pace(checkpoints.options.copy_bytes_per_s / len(donors), room)
+            state = await self._download.fetch(version, donors, stage, pace)
             await asyncio.to_thread(checkpoints.keep, stage, state)
+        except StateTooLarge as error:
+            logger.warning("no copy of stage %d: %s", stage, error)
+            checkpoints.refused(stage, error.state_bytes)
+            return
         except (StateUnavailable, RemoteProtocolError, InputError) as error:
             logger.warning("no copy of stage %d after %d iterations: %s", stage, version, error)
             return

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -47,6 +49,25 @@ MOST_PREPARING = 64
 
 class StateUnavailable(Exception):
     """No donor could give the state of this version; the reasons by donor."""
+
+
+class StateTooLarge(StateUnavailable):
+    """It takes more than may be fetched: `state_bytes`."""
+
+    def __init__(self, version: int, state_bytes: int, most_bytes: float) -> None:
+        self.state_bytes = state_bytes
+        super().__init__(f"version {version}: {state_bytes / 1e6:,.0f} MB, there is room for {most_bytes / 1e6:,.0f}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a state is fetched: so many bytes a second of each donor (0: no limit), and no larger one than `most_bytes`."""
+
+    bytes_per_s: float = 0.0
+    most_bytes: float = math.inf
+
+
+UNBOUNDED = Pace()
 
 
 class StateSource(Protocol):
@@ -190,11 +211,11 @@ class StateDownload:
         rpc.add_service(CHUNK_KIND, self)
 
     async def fetch(
-        self, version: int, donors: Sequence[PeerId], stage: Stage | None = None, pace_bytes_per_s: float = 0.0
+        self, version: int, donors: Sequence[PeerId], stage: Stage | None = None, pace: Pace = UNBOUNDED
     ) -> dict[str, Tensor]:
         """The state of this version; of the donors' own stage unless `stage` says otherwise.
 
-        Raises StateUnavailable when no donor is left.
+        Raises StateUnavailable when no donor is left, StateTooLarge, before any of it is fetched, when it is over `pace`.
         """
         what: Header = {"version": version} if stage is None else {"version": version, "stage": stage}
         answers = await asyncio.gather(*(self._manifest(donor, what) for donor in donors))
@@ -205,7 +226,9 @@ class StateDownload:
         majority, _ = Counter(m.digest for m in manifests.values()).most_common(1)[0]
         equal = sorted(donor for donor, manifest in manifests.items() if manifest.digest == majority)
         manifest = manifests[equal[0]]
-        chunks = await _Chunks(self, manifest, what, pace_bytes_per_s).from_donors(equal)
+        if manifest.state_bytes > pace.most_bytes:
+            raise StateTooLarge(version, manifest.state_bytes, pace.most_bytes)
+        chunks = await _Chunks(self, manifest, what, pace.bytes_per_s).from_donors(equal)
         return await asyncio.to_thread(assemble, manifest, chunks)
 
     async def listed(self, peer: PeerId, stage: Stage) -> tuple[int, tuple[int, ...]]:

@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from gwtf_p2p.training.state.tensors import STEP, WEIGHTS
 
 MANIFEST, MODEL, OPTIMIZER = "manifest.json", "model.safetensors", "optimizer.safetensors"
 FORMAT = 1
+BYTES_OF_A_NAME, MANIFEST_BYTES = 256, 1 << 16
+"""More than what is written of a tensor beside its values, and more than any manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,27 @@ def drop_checkpoints(root: Path, stage: int, worth_keeping: Callable[[Sequence[i
     for iteration, folder in folders.items():
         if iteration not in kept and (iteration in complete or iteration < min(kept, default=0)):
             _remove(folder)
+
+
+def checkpoint_sizes(root: Path) -> dict[tuple[int, int], int]:
+    """Bytes on the disk by (stage, iteration), of complete checkpoints and of what is being written."""
+    found: dict[tuple[int, int], int] = {}
+    for folder in root.glob("stage_" + "[0-9]" * 5 + "/step_" + "[0-9]" * 8):
+        sizes = (path.lstat().st_size for path in folder.iterdir())
+        with suppress(FileNotFoundError):  # another peer of this machine drops it just now
+            key = int(folder.parent.name.removeprefix("stage_")), int(folder.name.removeprefix("step_"))
+            found[key] = sum(sizes)
+    return found
+
+
+def drop_checkpoint(root: Path, stage: int, iteration: int) -> None:
+    """Remove one, complete or not."""
+    _remove(step_folder(root, stage, iteration))
+
+
+def written_bytes(state: Mapping[str, Tensor]) -> int:
+    """At most so many bytes a checkpoint of this state takes: its tensors, their names, and the manifest."""
+    return sum(tensor.nbytes for tensor in state.values()) + BYTES_OF_A_NAME * len(state) + MANIFEST_BYTES
 
 
 def newest_checkpoint(root: Path, run: RunRecord, stage: int) -> Checkpoint | None:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from gwtf_p2p.live.compute.compute import Compute
-from gwtf_p2p.live.state import checkpoints as module
-from gwtf_p2p.live.state.checkpoints import DISK_RETRY_S, Checkpoints
+from gwtf_p2p.live.state import disk as module
+from gwtf_p2p.live.state.checkpoints import Checkpoints
+from gwtf_p2p.live.state.disk import DISK_RETRY_S
 from gwtf_p2p.live.state.options import CheckpointOptions
 from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.training.state import checkpoint as files

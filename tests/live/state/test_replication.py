@@ -16,7 +16,7 @@ from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.options import CheckpointOptions
 from gwtf_p2p.live.state.replication import Replication
-from gwtf_p2p.live.state.transfer import StateDownload
+from gwtf_p2p.live.state.transfer import UNBOUNDED, Pace, StateDownload
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
@@ -109,7 +109,7 @@ class SlowDownload(StateDownload):
         return kept.epoch, kept.kept_of(stage)
 
     async def fetch(
-        self, version: int, donors: Sequence[PeerId], stage: Stage | None = None, pace_bytes_per_s: float = 0.0
+        self, version: int, donors: Sequence[PeerId], stage: Stage | None = None, pace: Pace = UNBOUNDED
     ) -> dict[str, Tensor]:
         assert stage is not None
         state = self._swarm.checkpoints[donors[0]].read(stage, version)

@@ -1,0 +1,82 @@
+"""The flags by which a volunteer says how much of a machine a peer may use, and what they mean to the parts of a peer."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gwtf_p2p.cli.flags import takes
+from gwtf_p2p.protocol.errors import InputError
+
+if TYPE_CHECKING:
+    from gwtf_p2p.live.compute.tensor_store import MemoryLimit
+    from gwtf_p2p.live.state.options import CheckpointOptions
+
+BYTES_PER_S_OF_A_MBPS = 125_000
+
+
+def add_limit_flags(add: Callable[..., Any]) -> None:
+    """How much of the machine and its line may be used."""
+    add(
+        "--disk_gb",
+        type=takes.number(0),
+        default=0.0,
+        metavar="GB",
+        help="most disk space for checkpoints and copies together (default: no limit)",
+    )
+    add(
+        "--copy_mbps",
+        type=takes.number(0, above=True),
+        default=64.0,
+        help="most megabits/s for fetching these copies (default 64)",
+    )
+    add(
+        "--upload_mbps",
+        type=takes.number(0),
+        default=0.0,
+        help="most megabits/s of state given to newcomers (default: no limit)",
+    )
+    add(
+        "--max_kept_gb",
+        type=takes.number(0),
+        default=0.0,
+        metavar="GB",
+        help="most memory for what is kept of microbatches",
+    )
+    add(
+        "--spill_dir",
+        type=takes.folder,
+        metavar="DIR",
+        help="what is above --max_kept_gb goes there, instead of being refused",
+    )
+
+
+def check_compute_flags(args: argparse.Namespace) -> None:
+    """Raises InputError for flags that do not go together."""
+    if args.disk_gb and not args.checkpoint_dir:
+        raise InputError("--disk_gb", f"{args.disk_gb:g}", "expected --checkpoint_dir with it: nothing is kept without")
+    if args.spill_dir and not args.max_kept_gb:
+        raise InputError("--spill_dir", str(args.spill_dir), "expected --max_kept_gb with it, more than 0")
+
+
+def checkpoint_options(args: argparse.Namespace) -> CheckpointOptions:
+    """What the flags say of this peer's state."""
+    from gwtf_p2p.live.state.options import CheckpointOptions
+
+    speed = args.copy_mbps * BYTES_PER_S_OF_A_MBPS
+    return CheckpointOptions(
+        folder=args.checkpoint_dir,
+        every=args.checkpoint_every,
+        keep=args.keep_checkpoints,
+        copies=args.copies,
+        copy_bytes_per_s=speed,
+        disk_bytes=int(args.disk_gb * 1e9),
+    )
+
+
+def memory_limit(args: argparse.Namespace) -> MemoryLimit:
+    """What the flags say."""
+    from gwtf_p2p.live.compute.tensor_store import MemoryLimit
+
+    return MemoryLimit(int(args.max_kept_gb * 1e9), args.spill_dir)
