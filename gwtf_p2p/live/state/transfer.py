@@ -38,6 +38,9 @@ MOST_SNAPSHOTS = 3
 
 ASK_DEADLINE_S = 5.0
 PREPARE_RETRY_S = 0.2
+LISTED_FOR_S = 1.0
+"""How old a list of what is kept may be. A newcomer asks once, and may have nobody else to learn of a copy just made from."""
+
 CHUNK_PRIOR_S = 10.0
 STRIKES = 2
 """Chunks that a donor may fail to deliver before it is left out."""
@@ -133,12 +136,12 @@ class StateDonor:
         return {"status": "preparing"}
 
     def _listed(self, stage: Stage) -> Header:
-        """What was found on the disk last; the disk is read again meanwhile."""
+        """What was found on the disk just now; older than that, the disk is read first, and whoever asks asks again."""
         now = asyncio.get_running_loop().time()
         found = self._lists.get(stage)
         if found is None or now - found[0] > PREPARE_RETRY_S:
             self._spawn(self._look(stage))
-        if found is None:
+        if found is None or now - found[0] > LISTED_FOR_S:
             return {"status": "preparing"}
         return {"status": "ready", "epoch": found[1], "versions": list(found[2])}
 

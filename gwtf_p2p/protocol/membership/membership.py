@@ -165,19 +165,26 @@ class Membership:
         ctx, wanted = self.ctx, self.wanted.version
         if wanted is None:
             return
-        self.wanted.missing(wanted)
+        is_new = self.wanted.missing(wanted)
         self.wanted.forget()
         alone = (
             ctx.stage == DATA_STAGE
             and not self.others.data_peers()
             and (self.participant.role.joining or self.participant.progress.behind)
         )
-        back_to = max((v for v in (self.participant.weights, *self.participant.role.kept) if 0 <= v < wanted), default=None)
+        kept = self.participant.role.kept
+        own = (
+            {*kept, self.participant.weights} if self.participant.weights > 0 else {*kept}
+        )  # others have no first weights left
+        back_to = max((version for version in own if version < wanted), default=None)
         if alone and back_to is not None:
             ctx.report("going_back", version=back_to, wanted=wanted)
             self.wanted.fetch(back_to, (), own=True)
-        else:
-            self._give_up(event.reason)
+            return
+        if alone and is_new:
+            lacking = {"version": wanted, "stages_without": [ctx.stage]}
+            ctx.report("no_common_version", iteration=self.participant.version, reason=event.reason, **lacking)
+        self._give_up(event.reason)
 
     def caught_up(self) -> None:
         """All averages are applied: this peer has the weights of the iteration."""

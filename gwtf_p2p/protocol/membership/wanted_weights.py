@@ -31,8 +31,10 @@ class WantedWeights:
         """Weights are in place."""
         self.said_missing = -1
 
-    def missing(self, version: int) -> None:
-        """Nobody has them. It is said once of each version."""
-        if self.said_missing != version:
+    def missing(self, version: int) -> bool:
+        """Nobody has them. It is said once of each version; False when it was said before."""
+        is_new = self.said_missing != version
+        if is_new:
             self.said_missing = version
             self.ctx.report("version_missing", stage=self.ctx.stage, version=version, have=self.participant.weights)
+        return is_new

@@ -99,6 +99,18 @@ async def test_a_replica_of_another_stage_is_served(start_peer: StartPeer) -> No
     assert_equal(await download.fetch(VERSION, [donor.id]), state())
 
 
+async def test_a_copy_made_since_others_have_asked_is_told(start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_transfer, "LISTED_FOR_S", 0.4)
+    newcomer, donor = [await start_peer() for _ in range(2)]
+    store = Store(state())
+    StateDonor(donor.rpc, store, STAGE)
+    download = StateDownload(newcomer.rpc)
+    assert await download.listed(donor.id, OTHER_STAGE) == (3, ())
+    store.states[OTHER_STAGE, VERSION] = state(5)
+    await asyncio.sleep(0.5)  # the list is old now
+    assert await download.listed(donor.id, OTHER_STAGE) == (3, (VERSION,))
+
+
 async def test_a_silent_donor_holds_nothing_up(start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has promised a chunk that never comes: another donor gives it, long before the deadline."""
     monkeypatch.setattr(state_transfer, "CHUNK_PRIOR_S", 3600.0)

@@ -177,6 +177,21 @@ def test_a_lone_data_peer_whose_weights_are_of_no_use_goes_back_to_the_newest_th
     assert [line["version"] for line in driven.reported("going_back")] == [4]
 
 
+def test_a_lone_data_peer_with_nothing_to_go_back_to_waits_for_a_copy_and_says_what_is_lacking() -> None:
+    """Its first weights are of no use to stage peers that have gone on from them."""
+    driven = data_peer(D)
+    driven.handle(ev.Started(0, incarnation=7))
+    driven.sees([record(D, PeerState.JOINING), record(A, weights_version=9), B, C])
+    driven.handle(ev.DownloadFailed("nobody has it"))
+    assert [(line["version"], line["stages_without"]) for line in driven.reported("no_common_version")] == [(9, [0])]
+    assert not driven.did(ef.Download) and not driven.machine.membership.admitted
+    driven.handle(ev.Kept((4,)))
+    driven.fires(ev.Timer.SEEK)
+    driven.handle(ev.DownloadFailed("nobody has it"))
+    assert driven.did(ef.Download) == [ef.Download(4, (), True, 0)]
+    assert not driven.reported("no_common_version"), "it is said once"
+
+
 # ---- falling behind
 
 
