@@ -62,6 +62,8 @@ REFUSED = [
     ([*PEER, "--spill_dir", "FOLDER"], "--spill_dir"),
     ([*PEER, "--disk_gb", "2"], "--disk_gb: 2: expected --checkpoint_dir"),
     ([*DATA, "--disk_gb", "-1"], "--disk_gb"),
+    ([*PEER, "--memory_gb", "much"], "--memory_gb"),
+    (["doctor", "--memory_gb", "-1"], "--memory_gb"),
     ([*BOOTSTRAP, "--timeout", "-1"], "--timeout"),
     ([*BOOTSTRAP, "--port", "65536"], "--port: expected a whole number from 0 to 65535"),
     (["doctor", "--port", "-1"], "--port"),

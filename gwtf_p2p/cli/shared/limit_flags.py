@@ -25,6 +25,7 @@ def add_limit_flags(add: Callable[..., Any]) -> None:
         metavar="GB",
         help="most disk space for checkpoints and copies together (default: no limit)",
     )
+    add_memory_flag(add)
     add(
         "--copy_mbps",
         type=takes.number(0, above=True),
@@ -50,6 +51,12 @@ def add_limit_flags(add: Callable[..., Any]) -> None:
         metavar="DIR",
         help="what is above --max_kept_gb goes there, instead of being refused",
     )
+
+
+def add_memory_flag(add: Callable[..., Any]) -> None:
+    """The same for a peer and for the doctor."""
+    memory = "most memory for all that the peer holds; a stage that takes more is not taken (default: no limit)"
+    add("--memory_gb", type=takes.number(0), default=0.0, metavar="GB", help=memory)
 
 
 def check_compute_flags(args: argparse.Namespace) -> None:

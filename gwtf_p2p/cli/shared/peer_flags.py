@@ -184,7 +184,7 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     """Run a peer in this process until Ctrl+C or SIGTERM; a second Ctrl+C leaves at once. Returns the exit code."""
     import uvloop
 
-    from gwtf_p2p.live.compute.memory_errors import OutOfMemory
+    from gwtf_p2p.live.compute.memory_errors import OutOfMemory, memory_errors
     from gwtf_p2p.live.discovery.dht import RunConflict
     from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
     from gwtf_p2p.live.libp2p.identity import IdentityInUse
@@ -211,7 +211,7 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
         await run_peer(config, on_report, stop)
 
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, memory_errors("take part"):
             runner.run(main())
     except StartInterrupted as error:
         print(f"gwtf {args.verb}: {error}", file=sys.stderr)

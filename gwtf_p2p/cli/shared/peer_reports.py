@@ -136,6 +136,10 @@ def line(report: Mapping[str, Any]) -> str:
         case "path":
             kind = {"public": "direct"}.get(report["path"], report["path"])
             return f"path to {report['peer'][-6:]}: {kind}"
+        case "memory":
+            allowed = f" of {report['allowed_bytes'] / 1e9:.3g} allowed" if report["allowed_bytes"] else ""
+            held = f"with {report['capacity']} microbatches at once, {report['least_bytes'] / 1e9:.3g} at least"
+            return f"stage {report['stage']} takes about {report['needed_bytes'] / 1e9:.3g} GB of memory{allowed} {held}"
         case "online":
             where = f"stage {report['stage']}" if report["stage"] else f"shard {report['shard']}"
             return f"online in {where}, waiting for microbatches"

@@ -8,7 +8,6 @@ computes comes on top and depends on the device; `gwtf doctor` measures it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,27 +16,21 @@ from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.dataset import parts_of
 from gwtf_p2p.protocol.wire.records import RunRecord
 
-BYTES_OF_A_PARAMETER = {"adamw": 16, "adafactor": 8}
-"""Weight, gradient sum, and the moments; Adafactor's are a row and a column of each matrix."""
-
-BYTES_OF_A_WEIGHT = 4
-BYTES_OF_A_GRADIENT = 4
-
 
 def report_of(run: RunRecord, where: str) -> dict[str, Any]:
     """Plain figures of a checked run. Raises InputError: a dataset, or the tokenizer does not go with it."""
     from gwtf_p2p.training.data.tokenizer import load_tokenizer
+    from gwtf_p2p.training.model.memory import parameters_of
     from gwtf_p2p.training.model.split import PartSpec, all_shapes
 
-    shapes = [all_shapes(PartSpec.of(run, stage), where) for stage in range(run.stages + 1)]
-    trained = [sum(math.prod(shape) for shape, is_trained in part.values() if is_trained) for part in shapes]
-    frozen = [sum(math.prod(shape) for shape, is_trained in part.values() if not is_trained) for part in shapes]
+    counts = [parameters_of(all_shapes(PartSpec.of(run, stage), where)) for stage in range(run.stages + 1)]
+    trained = sum(count for count, _ in counts)
     tokenizer = load_tokenizer(run.tokenizer)
     return {
         "run_id": run.run_id,
-        "parameters": sum(trained) + sum(frozen),
-        "trained_parameters": sum(trained),
-        "stages": [_stage(run, stage, counts) for stage, counts in enumerate(zip(trained, frozen, strict=True))],
+        "parameters": sum(trained + frozen for trained, frozen in counts),
+        "trained_parameters": trained,
+        "stages": [_stage(run, stage, count) for stage, count in enumerate(counts)],
         "hop_bytes": run.activation_bytes,
         "tokens_per_iteration": _tokens(run),
         "datasets": _datasets(run, tokenizer),
@@ -52,7 +45,8 @@ def told(report: Mapping[str, Any]) -> list[str]:
         what = "data peers" if stage["stage"] == 0 else f"layers {stage['layers'][0]}-{stage['layers'][1] - 1}"
         lines.append(
             f"  stage {stage['stage']} ({what}): {stage['parameters']:,} parameters, {_size(stage['state_bytes'])} of weights, "
-            f"gradients and moments, {_size(stage['microbatch_bytes'])} more per microbatch held; "
+            f"gradients and moments, {_size(stage['microbatch_bytes'])} more per microbatch held, "
+            f"{_size(stage['least_memory_bytes'])} of memory at least; "
             f"{_size(stage['average_bytes'])} up and down per average of two"
         )
     lines.append(f"  a hop carries {_size(report['hop_bytes'])}, forward and again backward")
@@ -64,14 +58,17 @@ def told(report: Mapping[str, Any]) -> list[str]:
 
 
 def _stage(run: RunRecord, stage: int, counts: tuple[int, int]) -> dict[str, Any]:
+    from gwtf_p2p.training.model.memory import stage_memory, state_bytes
+
     trained, frozen = counts
     return {
         "stage": stage,
         "layers": list(run.layer_split[stage - 1]) if stage else [],
         "parameters": trained + frozen,
-        "state_bytes": BYTES_OF_A_PARAMETER[run.optimizer.kind] * trained + BYTES_OF_A_WEIGHT * frozen,
+        "state_bytes": state_bytes(run, trained, frozen),
+        "least_memory_bytes": stage_memory(run, stage).least,
         "microbatch_bytes": done_bytes(run.activation_bytes, run.gradient_bytes),
-        "average_bytes": BYTES_OF_A_GRADIENT * trained,
+        "average_bytes": 4 * trained,
     }
 
 

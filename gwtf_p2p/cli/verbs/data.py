@@ -93,6 +93,7 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
         alert_after_s=args.alert_after,
         upload_bytes_per_s=args.upload_mbps * BYTES_PER_S_OF_A_MBPS,
         memory=memory_limit(args),
+        memory_bytes=int(args.memory_gb * 1e9),
         drain_s=DRAIN_S,
         join_timeout_s=args.timeout,
         figures_every_s=figures_period_s(args),

@@ -11,11 +11,13 @@ import argparse
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.json_lines import to_json
+from gwtf_p2p.cli.shared.limit_flags import add_memory_flag
 from gwtf_p2p.cli.shared.peer_flags import PEER_PORT
 from gwtf_p2p.protocol.errors import InputError
 
@@ -39,6 +41,7 @@ def add_parser(subparsers: Any) -> None:
     add("--device", type=takes.device, default="cpu", help="cpu, cuda or cuda:N")
     add("--torch_dtype", type=takes.torch_dtype, default="float32", help="float32 or bfloat16")
     add("--run_id", type=takes.run_id, help="measure the device on a stage of this run instead of a small reference stage")
+    add_memory_flag(add)
     add("--json", action="store_true", help="one JSON object per check on stdout, and the verdict as the last")
     parser.set_defaults(run=run)
 
@@ -70,7 +73,7 @@ def examine(args: argparse.Namespace, initial: tuple[InitialPeer, ...]) -> Diagn
     """Network first, so that nothing else takes the processor while it is measured."""
     import uvloop
 
-    from gwtf_p2p.live.doctor.machine import examine_machine
+    from gwtf_p2p.live.doctor.machine import examine_machine, stages_of
     from gwtf_p2p.live.doctor.network import examine_network
     from gwtf_p2p.live.doctor.rules import diagnose
     from gwtf_p2p.live.libp2p.identity import state_dir
@@ -83,7 +86,8 @@ def examine(args: argparse.Namespace, initial: tuple[InitialPeer, ...]) -> Diagn
         network: NetworkFindings = uvloop.run(examine_network(initial, port, Path(folder), run_id))
     if args.run_id and network.joined and network.run is None:
         raise InputError("--run_id", args.run_id, "no such run on this DHT")
-    return diagnose(network, machine, _measure(args, network))
+    stages = stages_of(network.run) if network.run is not None else ()
+    return diagnose(network, replace(machine, allowed_bytes=int(args.memory_gb * 1e9)), _measure(args, network), stages)
 
 
 def _measure(args: argparse.Namespace, network: NetworkFindings) -> StageSpeed | str:

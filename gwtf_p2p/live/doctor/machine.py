@@ -16,9 +16,11 @@ from typing import Any
 import torch
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.view.memory_plan import StageMemory
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.executor import StageExecutor
+from gwtf_p2p.training.model.memory import stage_memory
 from gwtf_p2p.training.model.split import PartSpec, build_stage_part
 
 REPEATS = 3
@@ -58,7 +60,8 @@ class StageSpeed:
 
 @dataclass(frozen=True, slots=True)
 class MachineFindings:
-    """`memory_bytes`: available now, within the container's limit; 0 where the system does not tell. `port_why`: why the port
+    """`memory_bytes`: available now, within the container's limit; 0 where the system does not tell. `allowed_bytes`: what the
+    peer may take of it (0: all). `port_why`: why the port
     cannot be listened on, empty when it can. `cuda`: names of the CUDA devices."""
 
     soft_files: int
@@ -70,6 +73,7 @@ class MachineFindings:
     port_why: str
     device: str
     cuda: tuple[str, ...]
+    allowed_bytes: int = 0
 
 
 def examine_machine(folder: Path, port: int, device: str) -> MachineFindings:
@@ -116,6 +120,11 @@ def why_port_taken(port: int) -> str:
         except OSError as error:
             return error.strerror or str(error)
     return ""
+
+
+def stages_of(run: RunRecord) -> tuple[StageMemory, ...]:
+    """What each stage for stage peers takes; nothing is allocated. Raises InputError where the record describes no model."""
+    return tuple(stage_memory(run, stage) for stage in range(1, run.stages + 1))
 
 
 def measure_stage(executor: ExecutorConfig, run: RunRecord | None = None) -> StageSpeed:

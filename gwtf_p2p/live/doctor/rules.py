@@ -19,6 +19,7 @@ from gwtf_p2p.live.doctor.machine import MachineFindings, StageSpeed
 from gwtf_p2p.live.doctor.network import NetworkFindings
 from gwtf_p2p.live.doctor.network_lines import network_lines
 from gwtf_p2p.live.doctor.report import BOOTSTRAP, MB, ROLES, STAGE, TRAINING, Line, RoleVerdict, Status
+from gwtf_p2p.protocol.view.memory_plan import StageMemory
 
 NETWORK_UNREACHABLE, RESOURCES = 3, 6
 
@@ -38,13 +39,19 @@ class Diagnosis:
     exit_code: int
 
 
-def diagnose(network: NetworkFindings, machine: MachineFindings, stage: StageSpeed | str | None) -> Diagnosis:
-    """`stage`: the measurement, or why it failed; None when it was not asked for."""
+def diagnose(
+    network: NetworkFindings,
+    machine: MachineFindings,
+    stage: StageSpeed | str | None,
+    stages: Sequence[StageMemory] = (),
+) -> Diagnosis:
+    """`stage`: the measurement, or why it failed; None when it was not asked for. `stages`: what the run's take."""
     lines = (
         *network_lines(network),
         _port(machine),
         _files(machine),
         _memory(machine, stage),
+        *([_run_memory(machine, stages)] if stages else []),
         _disk(machine),
         _device(machine),
         *([_stage(stage)] if stage is not None else []),
@@ -100,6 +107,20 @@ def _memory(machine: MachineFindings, stage: StageSpeed | str | None) -> Line:
         remedy = f"the stage that was measured holds {held / MB:,.0f} MB: free some, or take a smaller stage"
         return Line("memory", Status.BAD, text, remedy, TRAINING, values=values)
     return Line("memory", Status.GOOD, text, values=values)
+
+
+def _run_memory(machine: MachineFindings, stages: Sequence[StageMemory]) -> Line:
+    """Which stages of the run fit: into what the peer may take, else into what is available."""
+    room = machine.allowed_bytes or machine.memory_bytes
+    least, most = (pick(stages, key=lambda each: each.least) for pick in (min, max))
+    fit = [each.stage for each in stages if not room or each.least <= room]
+    values = {"least_bytes": {str(each.stage): each.least for each in stages}, "room_bytes": room, "fit": fit}
+    text = f"stages of the run take {least.least / MB:,.0f} to {most.least / MB:,.0f} MB at least, "
+    text += f"{len(fit)} of {len(stages)} fit into {room / MB:,.0f} MB"
+    if fit or machine.device != "cpu":
+        return Line("run_memory", Status.GOOD, text, values=values)
+    remedy = f"allow {least.least / 1e9:.3g} GB or more, or join a run with more and smaller stages"
+    return Line("run_memory", Status.BAD, text, remedy, (STAGE,), values=values)
 
 
 def _disk(machine: MachineFindings) -> Line:

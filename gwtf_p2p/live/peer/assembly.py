@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.compute.memory_errors import memory_errors
+from gwtf_p2p.live.compute.stage_fit import Fitting, fitting_stages
 from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
 from gwtf_p2p.protocol.core.life import RunLife
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
@@ -28,6 +30,7 @@ from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import open_data
 from gwtf_p2p.training.data.held_out import evaluation_batches
 from gwtf_p2p.training.data.local_files import refuse_unasked
+from gwtf_p2p.training.model.memory import stage_memory
 from gwtf_p2p.training.model.preflight import mismatch, versions
 from gwtf_p2p.training.model.run_check import check_run
 from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part
@@ -69,9 +72,42 @@ def choose_place(config: PeerConfig, run: RunRecord, view: NetworkView, me: Peer
         return Place(DATA_STAGE, free[0] if config.shard is None else config.shard)
     if config.stage is not None:
         return Place(Stage(config.stage))
-    choice = choose_stage(view, me)
+    choice = choose_stage(view, me, config.fits)
     logger.info("stage %d: %s", choice.stage, choice.reason)
     return Place(choice.stage)
+
+
+def fitted(config: PeerConfig, run: RunRecord) -> tuple[PeerConfig, dict[Stage, Fitting]]:
+    """The config with the stages that fit into `memory_bytes`, and how each is held; none is named where there is no limit.
+
+    Raises OutOfMemory if none does.
+    """
+    if not config.memory_bytes:
+        return config, {}
+    stages = [Stage(config.stage)] if config.stage is not None else [Stage(k) for k in range(1, run.stages + 1)]
+    if config.role == "data":
+        stages = [DATA_STAGE]
+    elif config.moves:
+        stages = [Stage(k) for k in range(1, run.stages + 1)]
+    held = (config.capacity if config.role != "data" else 1, config.memory.limit_bytes)
+    found = fitting_stages(run, stages, held, config.memory_bytes)
+    return replace(config, fits=tuple(found)), found
+
+
+def held_as(config: PeerConfig, fitting: Fitting | None) -> PeerConfig:
+    """The config with the capacity, and the limit on what is kept, with which the stage fits."""
+    if fitting is None:
+        return config
+    kept = replace(config.memory, limit_bytes=fitting.plan.kept_bytes)
+    return replace(config, capacity=fitting.plan.capacity, memory=kept)
+
+
+def memory_report(config: PeerConfig, run: RunRecord, place: Place) -> dict[str, Any]:
+    """What the place will take, before it is taken."""
+    memory = stage_memory(run, place.stage)
+    capacity = config.capacity if place.stage != DATA_STAGE else 1
+    figures = {"needed_bytes": memory.needed(capacity), "least_bytes": memory.least, "state_bytes": memory.state}
+    return {"name": "memory", "stage": place.stage, "capacity": capacity, "allowed_bytes": config.memory_bytes, **figures}
 
 
 def check_model(run: RunRecord) -> None:
@@ -142,7 +178,7 @@ def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) 
         if queues is None:
             queues = kind.unbounded_queues or settings.queues_inputs
         moves = config.moves or settings.moves
-        stage_peer = StagePeerConfig(config.capacity, queues, queues and config.recomputes, moves)
+        stage_peer = StagePeerConfig(config.capacity, queues, queues and config.recomputes, moves, config.fits)
     return PeerSettings(
         me=me,
         stage=place.stage,

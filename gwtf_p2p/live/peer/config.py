@@ -13,7 +13,7 @@ from gwtf_p2p.live.emulation.faults import Fault
 from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.measure.metrics import MetricsOptions
 from gwtf_p2p.live.state.options import CheckpointOptions
-from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.ids import RunId, Stage
 from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.config import ExecutorConfig
@@ -34,6 +34,7 @@ class PeerConfig:
     told to stop may finish what it holds. `join_timeout_s`: how long to try on while no initial peer answers, or the run is not
     there. `memory`: how much what is kept of microbatches may take. `moves`: a stage peer may go to another stage that needs it
     more.
+    `memory_bytes`: what the peer may take in all, 0 for no limit; `fits` are the stages that do, empty for all.
     `on_alert`: a shell command for when training has stood still for `alert_after_s`.
     `stays`: it goes on serving what it has when the run is complete, instead of ending.
     `figures_every_s` 0: the peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests
@@ -62,6 +63,8 @@ class PeerConfig:
     drain_s: float = 0.0
     join_timeout_s: float = 20.0
     memory: MemoryLimit = NO_LIMIT
+    memory_bytes: int = 0
+    fits: tuple[Stage, ...] = ()
     moves: bool = False
     figures_every_s: float = 0.0
     on_alert: str = ""

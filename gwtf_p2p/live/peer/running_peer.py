@@ -14,12 +14,22 @@ from torch import Tensor
 from gwtf_p2p.live.compute.all_reduce import AveragingFailed, AveragingGroup
 from gwtf_p2p.live.compute.averages import AverageFailureError, AverageResult
 from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.compute.stage_fit import watch_memory
 from gwtf_p2p.live.emulation.faults import FaultTrigger
 from gwtf_p2p.live.libp2p.daemon import until
 from gwtf_p2p.live.measure.evaluation import Evaluation, Swarm
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.metrics import Metrics
-from gwtf_p2p.live.peer.assembly import Place, choose_place, make_compute, peer_settings, run_life
+from gwtf_p2p.live.peer.assembly import (
+    Place,
+    choose_place,
+    fitted,
+    held_as,
+    make_compute,
+    memory_report,
+    peer_settings,
+    run_life,
+)
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 from gwtf_p2p.live.peer.driver import Driver, DriverParts
 from gwtf_p2p.live.peer.event_log import EventLog
@@ -51,7 +61,10 @@ async def start_running(
 ) -> RunningPeer:
     """Take a place, make the weights (or take up a checkpoint), connect everything, and answer from now on."""
     view = await read_view(network.dht, run)
+    config, fitting = await asyncio.to_thread(fitted, config, run)
     place = choose_place(config, run, view, network.daemon.peer_id)
+    config = held_as(config, fitting.get(place.stage))
+    on_report(await asyncio.to_thread(memory_report, config, run, place))
     compute = await asyncio.to_thread(make_compute, config, run, place)
     transport = await connect_transport(config.emulation, network, run, compute)
     times.mark("weights")
@@ -158,6 +171,7 @@ class RunningPeer:
                 self.parts.prober.run(),
                 self.parts.link_probe.run(),
                 self.reporter.keep_telling(self.config.figures_every_s),
+                watch_memory(self.config.memory_bytes if self.config.executor.device == "cpu" else 0),
                 self.reporter.watch_stalls(self._stall_watch(), self.config.on_alert),
             )
         ]

@@ -215,8 +215,14 @@ class IncomingStream:
         length, number = OFFER_HEAD.unpack_from(body)
         header = unpack(memoryview(body)[OFFER_HEAD.size :])
         reply = self._decide(header, length)
+        payload = None
         if reply.get("accepted") is True:
-            payload = np.empty(length, np.uint8).data  # not bytearray: that would write every page twice
+            try:
+                payload = np.empty(length, np.uint8).data  # not bytearray: that would write every page twice
+            except MemoryError:
+                self._acceptor.service_for(header).on_broken(self.sender, header, "too little memory")
+                reply = {**_refusal("too little memory"), "verdict": "BUSY"}
+        if payload is not None:
             self._acceptor.inflight_bytes += length
             self._receive(_Transfer(number, header, payload, reply, clock_s()))
         else:

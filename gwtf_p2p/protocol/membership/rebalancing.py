@@ -88,8 +88,11 @@ class StageChoice:
     reason: str
 
 
-def choose_stage(view: NetworkView, me: PeerId) -> StageChoice:
-    """Counts peers that are about to serve as well: a stage whose only other peer is still joining is not empty."""
+def choose_stage(view: NetworkView, me: PeerId, fits: Iterable[Stage] = ()) -> StageChoice:
+    """Counts peers that are about to serve as well: a stage whose only other peer is still joining is not empty.
+
+    `fits`: the stages that there is memory for; empty for all.
+    """
     coming = [r for p, r in view.records.items() if p != me and r.state is not PeerState.DRAINING]
     paces = Paces(view.stages, coming)
 
@@ -97,7 +100,7 @@ def choose_stage(view: NetworkView, me: PeerId) -> StageChoice:
         drawn = hashlib.sha256(f"{me}/{stage}".encode()).hexdigest()
         return -round(paces.pace_s(stage), 6), len(paces.participants[stage]), drawn
 
-    best = min(paces.participants, key=key)
+    best = min(frozenset(fits) or paces.participants, key=key)
     count, pace_s = len(paces.participants[best]), paces.pace_s(best)
     if not count:
         return StageChoice(best, "no peer serves it yet")
@@ -137,10 +140,10 @@ class _Suggestion:
 
 
 class Mover:
-    """Of one stage peer: when is it its turn to move?"""
+    """Of one stage peer: when is it its turn to move? `fits`: the stages that it has memory for; empty for all."""
 
-    def __init__(self, me: PeerId) -> None:
-        self.me = me
+    def __init__(self, me: PeerId, fits: tuple[Stage, ...] = ()) -> None:
+        self.me, self._fits = me, fits
         self._suggested: _Suggestion | None = None
         self._stages: Mapping[PeerId, Stage] = {}
         self._changed_at = -inf
@@ -162,4 +165,6 @@ class Mover:
             return NoMove(f"the peers changed {now - self._changed_at:.0f} s ago")
         if self._suggested.looks < (LOOKS_WHEN_EMPTY if empty else LOOKS):
             return NoMove(f"found {self._suggested.looks} times: {move.peer} to stage {move.to_stage}, {move.reason}")
+        if move.peer == self.me and self._fits and move.to_stage not in self._fits:
+            return NoMove(f"stage {move.to_stage} does not fit into this peer's memory")
         return move if move.peer == self.me else NoMove(f"{move.peer} moves to stage {move.to_stage}")

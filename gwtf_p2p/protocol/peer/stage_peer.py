@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import Held, Phase
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.membership.rebalancing import LOOK_S, Mover
 from gwtf_p2p.protocol.membership.swarm_rebalancing import Move
 from gwtf_p2p.protocol.peer.base import PeerMachine
@@ -32,13 +32,15 @@ class StagePeerConfig:
     is memory for activations, limits how many are between the start of their forward and the end of their backward. If it also
     `recomputes`, nothing waits for that memory: a forward keeps its activations while there is room, and what was not kept is
     computed again, from the input, before its backward. At no time are more than `capacity` kept, the one that is being
-    computed again included: where there is no room for it, the one that came last gives way.
+    computed again included: where there is no room for it, the one that came last gives way. `fits`: the stages that it has
+    memory for; empty for all.
     """
 
     capacity: int
     queues: bool = False
     recomputes: bool = False
     moves: bool = False
+    fits: tuple[Stage, ...] = ()
 
 
 class StagePeer(PeerMachine):
@@ -49,7 +51,7 @@ class StagePeer(PeerMachine):
         self.capacity, self.queues, self.recomputes = config.capacity, config.queues, config.recomputes
         self.room = Room(context, self.participant, config.capacity, config.queues)
         self.arrivals = StageArrivals(self.membership, self.transfers, self.room)
-        self.mover = Mover(context.me) if config.moves else None
+        self.mover = Mover(context.me, config.fits) if config.moves else None
         self._looks = self._hurries = False
 
     @property

@@ -20,6 +20,7 @@ from gwtf_p2p.live.nat.nat_kind import Evidence, NatKind, kind_of_nat, second_na
 from gwtf_p2p.live.nat.nat_pmp import Granted
 from gwtf_p2p.live.nat.port_mapping import Mapped
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.view.memory_plan import StageMemory
 
 GB = 1 << 30
 RELAY = PeerId("QmRelay")
@@ -212,3 +213,12 @@ def test_a_port_that_is_taken_and_an_idle_gpu_are_remarked() -> None:
     assert "already in use" in line(found, "port").text
     assert "--device cuda" in line(found, "device").remedy
     assert found.exit_code == 0
+
+
+@pytest.mark.parametrize(("allowed", "fit", "code"), [(0, [1, 2], 0), (2_000_000_000, [2], 0), (1_000_000_000, [], 6)])
+def test_which_stages_of_the_run_fit_is_said(allowed: int, fit: list[int], code: int) -> None:
+    stages = [StageMemory(1, 2_000_000_000, 0, 0, 1), StageMemory(2, 1_000_000_000, 0, 0, 1)]
+    found = diagnose(network(OPEN), replace(MACHINE, allowed_bytes=allowed), STAGE, stages)
+    line = next(line for line in found.lines if line.check == "run_memory")
+    assert (line.values["fit"], found.exit_code) == (fit, code)
+    assert "1,450 to 2,450 MB" in line.text

@@ -1,0 +1,91 @@
+"""How much memory a part of a run takes, from its record alone: no weight is allocated, none is read.
+
+Figures are of float32: weights, gradient sum and AdamW's two moments are 16 bytes a parameter, without moments 8, and what is
+frozen under adapters is 4. Between its passes a microbatch keeps, of every matrix, the values that go in and those that come
+out (measured against torch's own count: 0.8 to 1.45 of it, most families within 2 %); the head's logits count three times,
+with their softmax and their gradient. What torch's kernels need for moments comes on top.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gwtf_p2p.protocol.core.lifecycle import done_bytes
+from gwtf_p2p.protocol.view.memory_plan import StageMemory
+from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.training.model.config import RUN_RECORD
+from gwtf_p2p.training.model.split import PartSpec, all_shapes
+
+BYTES_OF_A_PARAMETER = {"adamw": 16, "adafactor": 8}
+"""Weight, gradient sum, and the moments; Adafactor's are a row and a column of each matrix."""
+
+BYTES_OF_A_WEIGHT = BYTES_OF_A_GRADIENT = BYTES_OF_A_VALUE = 4
+
+GRADIENTS_BESIDE = 2
+"""Copies of the gradient while it is averaged; one backward needs one."""
+
+SNAPSHOTS = 2
+"""Copies of the state (without the gradient sum) while it is written or given to a newcomer: the tensors, and their bytes."""
+
+LOGITS = 3
+
+Shapes = Mapping[str, tuple[tuple[int, ...], bool]]
+
+
+def parameters_of(shapes: Shapes) -> tuple[int, int]:
+    """(trained, frozen) numbers of parameters."""
+    trained = sum(math.prod(shape) for shape, is_trained in shapes.values() if is_trained)
+    return trained, sum(math.prod(shape) for shape, _ in shapes.values()) - trained
+
+
+def state_bytes(run: RunRecord, trained: int, frozen: int) -> int:
+    """Weights, gradient sum and moments."""
+    return BYTES_OF_A_PARAMETER[run.optimizer.kind] * trained + BYTES_OF_A_WEIGHT * frozen
+
+
+def stage_memory(run: RunRecord, stage: int, where: str = RUN_RECORD) -> StageMemory:
+    """What one stage takes (0: the data peers', whose microbatches of an iteration count as one).
+
+    Raises InputError where the record describes no model.
+    """
+    shapes = all_shapes(PartSpec.of(run, stage), where)
+    trained, frozen = parameters_of(shapes)
+    saved = (BYTES_OF_A_PARAMETER[run.optimizer.kind] - BYTES_OF_A_GRADIENT) * trained
+    return StageMemory(
+        stage=stage,
+        state=state_bytes(run, trained, frozen),
+        beside=GRADIENTS_BESIDE * BYTES_OF_A_GRADIENT * trained + SNAPSHOTS * saved,
+        activations=BYTES_OF_A_VALUE * run.microbatch_size * run.sequence_length * _values_of_a_token(run, shapes, stage),
+        microbatch=done_bytes(run.activation_bytes, run.gradient_bytes) * (1 if stage else run.microbatches_per_data_peer),
+    )
+
+
+def _values_of_a_token(run: RunRecord, shapes: Shapes, stage: int) -> int:
+    experts = _experts(run.model_config)
+    found = 0
+    for name, (shape, _) in shapes.items():
+        if len(shape) == 3:  # one matrix for each expert, of which a token takes some
+            found += experts * (shape[1] + shape[2])
+        else:
+            share = experts / _of_experts(run.model_config) if ".experts." in name else 1.0
+            found += math.ceil(share * sum(shape))
+    if stage == 0:
+        found += LOGITS * max((shape[0] for shape, _ in shapes.values() if len(shape) == 2), default=0)
+    return found
+
+
+def _experts(config: Mapping[str, Any]) -> int:
+    """Of how many experts a token goes through."""
+    return max(1, _number(config, "num_experts_per_tok"))
+
+
+def _of_experts(config: Mapping[str, Any]) -> int:
+    return max(_experts(config), *(_number(config, name) for name in ("num_experts", "num_local_experts", "n_routed_experts")))
+
+
+def _number(config: Mapping[str, Any], name: str) -> int:
+    inner = config.get("text_config")
+    value = config.get(name, inner.get(name) if isinstance(inner, Mapping) else None)
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,52 @@
+"""What a stage takes, said from the run record, beside what torch allocates and keeps for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.training.compute.config import ExecutorConfig
+from gwtf_p2p.training.compute.executor import StageExecutor
+from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.model.memory import stage_memory
+from gwtf_p2p.training.model.split import PartSpec, build_stage_part
+from gwtf_p2p.training.state.tensors import export_state
+from tests.training.swarm import GPT2, LLAMA, run_record
+
+
+def of(config: dict[str, Any]) -> tuple[RunRecord, StageExecutor]:
+    run = replace(run_record(config), microbatch_size=2, sequence_length=32)
+    return run, StageExecutor(build_stage_part(PartSpec.of(run, 1)), ExecutorConfig())
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_the_state_is_said_to_the_byte(config: dict[str, Any]) -> None:
+    run, stage = of(config)
+    state = export_state(stage.part.parameters, PartOptimizer(stage.part.parameters, run.optimizer))
+    sums = stage.gradient_vector().tensors.values()
+    held = sum(tensor.nbytes for tensor in (*state.values(), *sums) if tensor.is_floating_point())
+    assert stage_memory(run, 1).state == held
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_the_activations_of_a_microbatch_are_said_within_a_tenth(config: dict[str, Any]) -> None:
+    run, stage = of(config)
+    weights = {p.untyped_storage().data_ptr() for p in (*stage.part.model.parameters(), *stage.part.model.buffers())}
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    payload = tuple(torch.ones(tensor.shape) for tensor in stage.part.boundary)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        stage.forward(MicrobatchId(PeerId("d"), 0, 0), payload)
+    kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    assert stage_memory(run, 1).activations == pytest.approx(kept, rel=0.1)
