@@ -131,6 +131,9 @@ def line(report: Mapping[str, Any]) -> str:
             return f"stage {report['stage']}: nobody here has version {report['version']} (only {report['have']})"
         case "stall" | "goes_on":
             return str(report["text"])
+        case "newer_release":
+            runs = f"{report['peers']} of the others run release {report['release']}, this peer {report['own']}"
+            return f"{runs}. They train together; to upgrade, leave (Ctrl+C), install, and start again the same way"
         case "restarting":
             return f"{report['reason']}: starting again"
         case "path":

@@ -27,6 +27,7 @@ from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, news_of, stage_re
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
+from gwtf_p2p.version import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class RecordKeeper:
             line_bytes_per_s=self._probes.line_bytes_per_s,
             shard=self._place.shard,
             copied=self.copied(),
+            release=VERSION,
             progress=self.progress.figures(),
             route_seconds=self.progress.route_seconds(),
         )

@@ -20,7 +20,10 @@ from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.stall.watch import StallWatch, told
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.releases import newer_release
 from gwtf_p2p.protocol.wire.records import PathType
+from gwtf_p2p.version import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class Reporter:
         self.resent_bytes: Callable[[], int] = lambda: 0
         self._online = self._has_computed = False
         self._stalled = ""
+        self._newer = ""
 
     def record_changed(self) -> None:
         """Publish the record soon. Called whenever it has changed: this is how this peer's coming ONLINE is seen here."""
@@ -78,6 +82,13 @@ class Reporter:
         """The path to a peer is another one now, which the record says too."""
         self._parts.records.publish_soon()
         self.tell({"name": "path", "peer": peer, "path": path.value})
+
+    def look_at_releases(self, view: NetworkView) -> None:
+        """Others run a newer release of this package: said once of each."""
+        newer, peers = newer_release(VERSION, view.records.values())
+        if newer and newer != self._newer:
+            self._newer = newer
+            self.tell({"name": "newer_release", "release": newer, "peers": peers, "own": VERSION})
 
     def download(self, chunks: int, of: int) -> None:
         """A state download goes on."""

@@ -283,6 +283,7 @@ class RunningPeer:
 
     def _view_changed(self, view: NetworkView) -> None:
         self.network.saw(view)
+        self.reporter.look_at_releases(view)
         self.parts.prober.view = view
         self.driver.view_changed(view)
 

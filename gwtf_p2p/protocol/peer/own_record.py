@@ -22,7 +22,7 @@ TOP_LINKS = 32
 @dataclass(frozen=True, slots=True)
 class OwnMeasurements:
     """What the machine does not know of itself: its run, its links and its line (bandwidths in bytes/s), what it has sent
-    twice, and which of its checkpoints are copied."""
+    twice, which of its checkpoints are copied, and the release that is installed."""
 
     run_id: RunId
     model_hash: str = ""
@@ -34,6 +34,7 @@ class OwnMeasurements:
     line_bytes_per_s: float = 0.0
     shard: int = -1
     copied: tuple[int, ...] = ()
+    release: str = ""
     resent_bytes: int = 0
     progress: Mapping[str, float] = field(default_factory=dict)
     route_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -95,6 +96,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         copied=around.copied,
         account=_account(machine, around),
         completion=machine.ending.completion,
+        release=around.release,
         progress=around.progress,
         route_seconds=around.route_seconds,
         sequence_number=sequence_number,

@@ -51,6 +51,9 @@ Microseconds = Annotated[int, Interval(ge=-(1 << 60), le=1 << 60)]
 Name = Annotated[str, Len(0, 256)]
 Text = Annotated[str, Cut(500)]
 Digest = Annotated[str, Len(0, 128)]
+Release = Annotated[str, Len(0, 32)]
+"""Of this package, as its user installed it."""
+
 
 Peer = Annotated[PeerId, Len(1, 128)]
 NoPeer = Annotated[PeerId, Len(0, 128)]

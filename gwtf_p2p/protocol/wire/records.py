@@ -33,6 +33,7 @@ from gwtf_p2p.protocol.wire.bounds import (
     Index,
     Peer,
     Rate,
+    Release,
     Seconds,
     StageNumber,
     Versions,
@@ -274,6 +275,7 @@ class StageRecord:
     `maddrs` are its addresses, best first, without its own id; a circuit relay cuts each circuit to it after `circuit_bytes`
     each way or `circuit_s` (0: never). `copied` are versions of its stage that it has a checkpoint of and that a neighbouring
     stage has a copy of (`replicas`). `completion`: whether it has done the last iteration.
+    `release` is the release of this package that it runs, for a word to its users (`view/releases`).
     `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of
     the run for observers; nobody plans on them.
     """
@@ -309,6 +311,7 @@ class StageRecord:
     copied: Versions = ()
     account: Account | None = None
     completion: Completion = Completion.RUNS
+    release: Release = ""
     progress: Figures = field(default_factory=dict)
     route_seconds: Figures = field(default_factory=dict)
     sequence_number: Count = 0
