@@ -63,6 +63,7 @@ REFUSED = [
     ([*PEER, "--disk_gb", "2"], "--disk_gb: 2: expected --checkpoint_dir"),
     ([*DATA, "--disk_gb", "-1"], "--disk_gb"),
     ([*PEER, "--memory_gb", "much"], "--memory_gb"),
+    ([*PEER, "--download_mbps", "-1"], "--download_mbps"),
     (["doctor", "--memory_gb", "-1"], "--memory_gb"),
     ([*BOOTSTRAP, "--timeout", "-1"], "--timeout"),
     ([*BOOTSTRAP, "--port", "65536"], "--port: expected a whole number from 0 to 65535"),

@@ -32,12 +32,9 @@ def add_limit_flags(add: Callable[..., Any]) -> None:
         default=64.0,
         help="most megabits/s for fetching these copies (default 64)",
     )
-    add(
-        "--upload_mbps",
-        type=takes.number(0),
-        default=0.0,
-        help="most megabits/s of state given to newcomers (default: no limit)",
-    )
+    for way, to in (("upload", "to"), ("download", "from")):
+        most = f"most megabits/s {to} other peers, of everything (default: no limit)"
+        add(f"--{way}_mbps", type=takes.number(0), default=0.0, metavar="MBPS", help=most)
     add(
         "--max_kept_gb",
         type=takes.number(0),

@@ -76,6 +76,7 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
         on_alert=args.on_alert,
         alert_after_s=args.alert_after,
         upload_bytes_per_s=args.upload_mbps * BYTES_PER_S_OF_A_MBPS,
+        download_bytes_per_s=args.download_mbps * BYTES_PER_S_OF_A_MBPS,
         memory=memory_limit(args),
         memory_bytes=int(args.memory_gb * 1e9),
         drain_s=DRAIN_S,

@@ -19,6 +19,7 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from gwtf_p2p.live.libp2p.daemon import Daemon
 from gwtf_p2p.live.libp2p.dialling import StreamRefused, open_stream
+from gwtf_p2p.protocol.core.line_cap import Line, LineCap
 from gwtf_p2p.protocol.ids import PeerId
 
 PROTOCOL = "gwtf/speed/1"
@@ -68,9 +69,9 @@ class _Cut(Exception):
         super().__init__(f"cut after {moved} bytes")
 
 
-async def serve_speed(daemon: Daemon) -> None:
-    """Answer measurements from now on."""
-    await daemon.p2p.add_binary_stream_handler(PROTOCOL, _Server().handle)
+async def serve_speed(daemon: Daemon, line: Line | None = None) -> None:
+    """Answer measurements from now on, within what may pass on the line."""
+    await daemon.p2p.add_binary_stream_handler(PROTOCOL, _Server(line or Line()).handle)
 
 
 async def measure_speed(daemon: Daemon, peer: PeerId, limit_s: float) -> Speed:
@@ -185,7 +186,8 @@ async def _read_all(reader: asyncio.StreamReader, size: int, begin: float) -> No
 class _Server:
     """Serves a few measurements at a time, and so many bytes a minute."""
 
-    def __init__(self) -> None:
+    def __init__(self, line: Line) -> None:
+        self._line = line
         self._serving = 0
         self._minute = -1
         self._left = 0
@@ -196,7 +198,8 @@ class _Server:
             async with asyncio.timeout(_SERVE_S):
                 way, size = _REQUEST.unpack(await reader.readexactly(_REQUEST.size))
                 if self._serving <= MOST_AT_ONCE and self._admits(size):
-                    await (_give if way == b"D" else _take)(reader, writer, size)
+                    serve, cap = (_give, self._line.up) if way == b"D" else (_take, self._line.down)
+                    await serve(reader, writer, size, cap)
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
             pass  # whoever measures sees that the stream ended
         finally:
@@ -213,19 +216,22 @@ class _Server:
         return True
 
 
-async def _give(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int) -> None:
-    for start in range(0, size, _CHUNK_BYTES):
-        writer.write(bytes(min(_CHUNK_BYTES, size - start)))
+async def _give(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int, cap: LineCap) -> None:
+    piece = min(_CHUNK_BYTES, cap.piece_bytes)
+    for start in range(0, size, piece):
+        await asyncio.sleep(cap.wait_s(min(piece, size - start), time.perf_counter()))
+        writer.write(bytes(min(piece, size - start)))
         await writer.drain()
     writer.write(_COUNT.pack(size))
     await writer.drain()
     await reader.read(1)  # the other end closes when it has everything: closing first could cost the tail
 
 
-async def _take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int) -> None:
+async def _take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int, cap: LineCap) -> None:
     left = size
-    while left and (chunk := await reader.read(min(left, _CHUNK_BYTES))):
+    while left and (chunk := await reader.read(min(left, _CHUNK_BYTES, cap.piece_bytes))):
         left -= len(chunk)
+        await asyncio.sleep(cap.wait_s(len(chunk), time.perf_counter()))
     if not left:
         writer.write(_COUNT.pack(size))
         await writer.drain()

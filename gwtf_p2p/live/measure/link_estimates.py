@@ -5,7 +5,8 @@ Published are, with count and age, the median round trip and the `ALONE` quantil
 transfers share lines, and planners, who share them out themselves, need what a link carries when it is alone. A figure is told
 anew when it has moved by `STEADY`: below that is noise, and planners would begin anew for it. A link without traffic has the
 figures of a probe (`idle_probes`), and says so; it counts as one sample when there is traffic. This peer's line is the most
-that its transfers have carried together: more than any single link where the links are the narrow part.
+that its transfers have carried together: more than any single link where the links are the narrow part. What its owner has
+capped is told as no more than the cap, and an unmeasured line as the cap: what is saved up in a pause is not what it carries.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 from statistics import median
 
 from gwtf_p2p.protocol.core.deadlines import steady
+from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S
 from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, PathType
 
 SAMPLES = 16
@@ -41,10 +44,10 @@ class _Samples:
 
 
 class LinkProbes:
-    """Round trips and bandwidths by peer. `clock` gives seconds that only grow."""
+    """Round trips and bandwidths by peer. `clock` gives seconds that only grow, `line` says what its owner has capped."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], line: Line | None = None) -> None:
+        self._clock, self._line = clock, line or Line()
         self._links: dict[PeerId, _Samples] = {}
         self._ended: deque[tuple[float, float, int]] = deque(maxlen=SAMPLES)
         self._together: deque[float] = deque(maxlen=SAMPLES)
@@ -86,7 +89,7 @@ class LinkProbes:
             LinkMeasurement(
                 to=peer,
                 round_trip_s=samples.told_round_trip_s,
-                bandwidth_bytes_per_s=samples.told_bytes_per_s,
+                bandwidth_bytes_per_s=min(samples.told_bytes_per_s, self._line.up.bytes_per_s or inf),
                 source=samples.source,
                 samples=len(samples.bytes_per_s),
                 age_s=round(now - samples.newest_at, 3),
@@ -98,8 +101,10 @@ class LinkProbes:
 
     @property
     def line_bytes_per_s(self) -> float:
-        """A lower bound of this peer's line; 0.0 while unmeasured."""
-        return max([self._told_line, *(samples.told_bytes_per_s for samples in self._links.values())])
+        """A lower bound of this peer's line, within its cap; 0.0 while unmeasured, if it has none."""
+        told = max([self._told_line, *(samples.told_bytes_per_s for samples in self._links.values())])
+        cap = self._line.bytes_per_s
+        return min(told or ASSUMED_BANDWIDTH_BYTES_PER_S, cap) if cap else told
 
     def _carried(self, now: float, size: int, seconds: float) -> None:
         """A transfer has ended: with the parts of others that went beside it, how much was carried in its time?"""

@@ -30,10 +30,10 @@ class PeerConfig:
     """`role`: bootstrap, data or peer. `stage` None: the newcomer chooses. `shard` None: the lowest that no live data peer
     holds.
 
-    `upload_bytes_per_s`: pace of state downloads that this peer serves, 0 for no limit. `drain_s`: how long a peer that is
-    told to stop may finish what it holds. `join_timeout_s`: how long to try on while no initial peer answers, or the run is not
-    there. `memory`: how much what is kept of microbatches may take. `moves`: a stage peer may go to another stage that needs it
-    more.
+    `upload_bytes_per_s`, `download_bytes_per_s`: what may pass to and from other peers, 0 for no limit. `drain_s`: how long a
+    peer that is told to stop may finish what it holds. `join_timeout_s`: how long to try on while no initial peer answers, or
+    the run is not there. `memory`: how much what is kept of microbatches may take. `moves`: a stage peer may go to another
+    stage that needs it more.
     `memory_bytes`: what the peer may take in all, 0 for no limit; `fits` are the stages that do, empty for all.
     `on_alert`: a shell command for when training has stood still for `alert_after_s`.
     `stays`: it goes on serving what it has when the run is complete, instead of ending.
@@ -60,6 +60,7 @@ class PeerConfig:
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
     stays: bool = False
     upload_bytes_per_s: float = 0.0
+    download_bytes_per_s: float = 0.0
     drain_s: float = 0.0
     join_timeout_s: float = 20.0
     memory: MemoryLimit = NO_LIMIT

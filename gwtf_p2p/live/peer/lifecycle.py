@@ -30,6 +30,7 @@ from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.peer.config import RECORD_PERIOD_S, ClockWrong, OnReport, PeerConfig
 from gwtf_p2p.live.peer.join import find_run, join, keep_joined, unless_stopped
 from gwtf_p2p.live.peer.network import Network
+from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.wire.records import PathType
 
 logger = logging.getLogger(__name__)
@@ -47,10 +48,11 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event)
     """
     identity = load_or_create_identity(config.identity_path or default_identity_path(os.environ))
     deaths: list[float] = []
+    line = Line(config.upload_bytes_per_s, config.download_bytes_per_s)
     with IdentityLock(identity):
         while True:
             try:
-                await _run_once(config, identity, on_report, stop)
+                await _run_once(config, (identity, line), on_report, stop)
                 return
             except DaemonEnded as error:
                 deaths = [at for at in deaths if time.monotonic() - at < DEATHS_WITHIN_S] + [time.monotonic()]
@@ -60,7 +62,8 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event)
                 on_report({"name": "restarting", "reason": str(error)})
 
 
-async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport, stop: asyncio.Event) -> None:
+async def _run_once(config: PeerConfig, own: tuple[Identity, Line], on_report: OnReport, stop: asyncio.Event) -> None:
+    identity, line = own
     times = _times(on_report)
     async with AsyncExitStack() as stack:
         run_id = config.new_run.run_id if config.new_run else config.run_id
@@ -78,7 +81,7 @@ async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport,
             daemon = await unless_stopped(start(replace(options, initial_peers=())), stop)
         times.mark("p2pd")
         stack.push_async_callback(_stop_daemon, daemon)
-        await serve_speed(daemon)
+        await serve_speed(daemon, line)
         reachability = await _start_reachability(config, daemon, stack)
         times.mark("reachability")
         hidden = reachability is not None and reachability.path is not PathType.PUBLIC
@@ -95,7 +98,7 @@ async def _run_once(config: PeerConfig, identity: Identity, on_report: OnReport,
             set_imports_aside()
             await until(stop, daemon, joined)
             return
-        network = Network(daemon, dht, reachability, None, cache)
+        network = Network(daemon, dht, reachability, None, cache, line)
         kept = KeptRuns(identity, config.checkpoints.folder)
         await _take_part(config, network, kept, on_report, stop, times)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gwtf_p2p.live.discovery.dht import Dht
 from gwtf_p2p.live.discovery.peer_cache import PeerCache
@@ -10,19 +10,22 @@ from gwtf_p2p.live.libp2p.daemon import Daemon
 from gwtf_p2p.live.libp2p.dialling import is_circuit
 from gwtf_p2p.live.nat.paths import Paths
 from gwtf_p2p.live.nat.reachability import Reachability
+from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import PathType
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Without `reachability` and `paths` p2pd alone finds the ways: on one machine, or for bootstrap peers."""
+    """Without `reachability` and `paths` p2pd alone finds the ways: on one machine, or for bootstrap peers. `line`: what may
+    pass to and from other peers."""
 
     daemon: Daemon
     dht: Dht
     reachability: Reachability | None = None
     paths: Paths | None = None
     cache: PeerCache | None = None
+    line: Line = field(default_factory=Line)
 
     def saw(self, view: NetworkView) -> None:
         """Where the peers of this view are to be found, and who of them can relay."""

@@ -66,7 +66,7 @@ async def start_running(
     config = held_as(config, fitting.get(place.stage))
     on_report(await asyncio.to_thread(memory_report, config, run, place))
     compute = await asyncio.to_thread(make_compute, config, run, place)
-    transport = await connect_transport(config.emulation, network, run, compute)
+    transport = await connect_transport(config, network, run, compute)
     times.mark("weights")
     peer = RunningPeer(config, run, (place, compute), transport, Reporting(on_report, times))
     await peer.resume(view)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.discovery.dht import Records
-from gwtf_p2p.live.emulation.emulation import EmulatedDht, EmulatedRpc, Emulation
+from gwtf_p2p.live.emulation.emulation import EmulatedDht, EmulatedRpc
 from gwtf_p2p.live.emulation.timed_router import timed, timed_call
 from gwtf_p2p.live.emulation.wire_client import Stretch, WireClient, connect_wire
+from gwtf_p2p.live.peer.config import PeerConfig
 from gwtf_p2p.live.peer.driver import Driver
 from gwtf_p2p.live.peer.network import Network
 from gwtf_p2p.live.rpc.api import DataPlane
@@ -46,10 +47,10 @@ class Transport:
             await self.wire.close()
 
 
-async def connect_transport(emulation: Emulation | None, network: Network, run: RunRecord, compute: Compute) -> Transport:
+async def connect_transport(config: PeerConfig, network: Network, run: RunRecord, compute: Compute) -> Transport:
     """Raises OSError when the wire of an emulation is not there."""
-    me, dht = network.daemon.peer_id, network.dht
-    rpc = Rpc(network.daemon, run.run_id, ways=network.paths)
+    me, dht, emulation = network.daemon.peer_id, network.dht, config.emulation
+    rpc = Rpc(network.daemon, run.run_id, ways=network.paths, line=network.line)
     if emulation is None:
         return Transport(network, rpc, rpc, dht)
     wire = await connect_wire(emulation.socket, me, emulation.links)

@@ -21,6 +21,9 @@ from gwtf_p2p.live.state.store import StateStore
 from gwtf_p2p.live.state.transfer import StateDonor, StateDownload
 from gwtf_p2p.protocol.wire.records import RunRecord
 
+STATE_SHARE = 0.5
+"""Of a capped line, for newcomers: training has the rest."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -49,10 +52,10 @@ def connect_parts(
     network, rpc = transport.network, transport.rpc
     averager = Averager(rpc, run.wire.averages)
     checkpoints = Checkpoints(config.checkpoints, run, place.stage, compute)
-    donor = StateDonor(rpc, StateStore(compute, checkpoints), place.stage, config.upload_bytes_per_s)
+    donor = StateDonor(rpc, StateStore(compute, checkpoints), place.stage, STATE_SHARE * network.line.up.bytes_per_s)
     state_download = StateDownload(rpc)
     replication = Replication(checkpoints, state_download, network.daemon.peer_id)
-    probes = LinkProbes(time.monotonic)
+    probes = LinkProbes(time.monotonic, network.line)
     link_probe = LinkProbe(transport.real_rpc, probes, on_report)
     prober = IdleProber(rpc, probes, place.stage)
     records = RecordKeeper(transport.dht, run, place, probes, network.reachability)

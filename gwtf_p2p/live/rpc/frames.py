@@ -29,6 +29,7 @@ from typing import Protocol, cast
 
 from gwtf_p2p.live.libp2p.dialling import StreamRefused, open_stream
 from gwtf_p2p.live.rpc.meter import Meter
+from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.ids import PeerId, RunId
 from gwtf_p2p.protocol.wire.records import WIRE_VERSION
 
@@ -97,7 +98,8 @@ class FrameListener(Protocol):
 class FrameStream(asyncio.BufferedProtocol):
     """Frames over one transport. Build it with `open_frames` or, on the accepting side, `accept_frames`.
 
-    `meter` counts what is sent; whoever has one for all streams puts it in the place of the stream's own.
+    `meter` counts what is sent, `line` bounds what passes; whoever has one for all streams puts it in the place of the stream's
+    own. Where payloads come faster than they may, nothing is read for a while: libp2p then holds the sender back.
     """
 
     def __init__(self, writer: asyncio.StreamWriter, listener: FrameListener) -> None:
@@ -114,7 +116,8 @@ class FrameStream(asyncio.BufferedProtocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._closed = False
-        self.meter = Meter()
+        self.meter, self.line = Meter(), Line()
+        self.rests = False
         self.received_bytes = 0
         self.sink_filled = 0
         self.sink_crc = 0
@@ -137,7 +140,9 @@ class FrameStream(asyncio.BufferedProtocol):
         if self._closed:
             return
         length = sum(map(len, parts))
-        self.meter.other_bytes += FRAME_HEADER.size + (0 if kind is Frame.DATA else length)
+        control = FRAME_HEADER.size + (0 if kind is Frame.DATA else length)
+        self.meter.other_bytes += control
+        self.line.up.pass_by(control, clock_s())  # a payload has waited for its turn (`turn`)
         head = FRAME_HEADER.pack(kind, length)
         if length <= _SCRATCH_BYTES:
             self._transport.write(b"".join((head, *parts)))  # three writes cost more than a small copy
@@ -145,6 +150,12 @@ class FrameStream(asyncio.BufferedProtocol):
         self._transport.write(head)
         for part in parts:
             self._transport.write(part)
+
+    async def turn(self, size: int) -> None:
+        """Return when so many bytes of a payload may be sent, at most `line.up.piece_bytes`."""
+        wait_s = self.line.up.wait_s(size, clock_s())
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
 
     async def drained(self) -> None:
         """Return when the queue of unwritten bytes is short, or the stream is gone."""
@@ -176,7 +187,7 @@ class FrameStream(asyncio.BufferedProtocol):
         if self._data_left:
             if self._sink is None:
                 return _TRASH[: self._data_left]
-            return self._sink[self.sink_filled : self.sink_filled + self._data_left]
+            return self._sink[self.sink_filled : self.sink_filled + min(self._data_left, self.line.down.piece_bytes)]
         if self._body is not None:
             return memoryview(self._body)[self._body_filled :]
         return self._scratch[self._held :]
@@ -185,8 +196,10 @@ class FrameStream(asyncio.BufferedProtocol):
         if self._closed:
             return
         self.received_bytes += nbytes
+        wait_s = self.line.down.wait_s(nbytes, clock_s())
         if self._data_left:
             self._took_data(nbytes)
+            self._rest(wait_s)
         elif self._body is not None:
             self._body_filled += nbytes
             if self._body_filled == len(self._body):
@@ -195,6 +208,18 @@ class FrameStream(asyncio.BufferedProtocol):
         else:
             self._held += nbytes
             self._parse()
+
+    def _rest(self, wait_s: float) -> None:
+        """Read nothing for so long."""
+        if wait_s > 0 and not self._closed and not self.rests:
+            self.rests = True
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(wait_s, self._go_on)
+
+    def _go_on(self) -> None:
+        self.rests = False
+        if not self._closed:
+            self._transport.resume_reading()
 
     def _parse(self) -> None:
         """Take whole frames out of the scratch buffer; what needs more bytes switches the receive buffer."""

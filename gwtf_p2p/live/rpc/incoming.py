@@ -161,7 +161,7 @@ class IncomingStream:
         frames = self.frames
         if frames is None or frames.is_closed:
             return
-        if frames.is_mid_frame and frames.received_bytes == seen_bytes:
+        if frames.is_mid_frame and frames.received_bytes == seen_bytes and not frames.rests:
             frames.close()
             self.on_lost("half a frame, and then nothing")
             return

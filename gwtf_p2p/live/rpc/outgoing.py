@@ -26,6 +26,7 @@ from gwtf_p2p.live.rpc.frames import (
     open_frames,
 )
 from gwtf_p2p.live.rpc.meter import Meter
+from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.ids import PeerId
 
 _KEPT_STREAMS = 2
@@ -120,9 +121,9 @@ class OutgoingStream:
 class StreamPool:
     """Streams to every peer that this one talks to."""
 
-    def __init__(self, control_path: str, protocol_name: str, options: RpcOptions, ways: Ways) -> None:
+    def __init__(self, control_path: str, protocol_name: str, options: RpcOptions, ways: Ways, line: Line) -> None:
         self._ways = ways
-        self.meter = Meter()
+        self.meter, self.line = Meter(), line
         self._control_path = control_path
         self._protocol_name = protocol_name
         self._options = options
@@ -186,7 +187,7 @@ class StreamPool:
         stream.frames, _ = await open_with_retry(
             self._control_path, peer, self._protocol_name, Purpose.TRANSFER, stream, self._options.first_try_s
         )
-        stream.frames.meter = self.meter
+        stream.frames.meter, stream.frames.line = self.meter, self.line
         return stream
 
     def _take_idle(self, peer: PeerId) -> OutgoingStream | None:

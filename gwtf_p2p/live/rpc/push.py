@@ -119,12 +119,14 @@ class Push:
                 await self._hear_verdict(stream, start_s)
             if stream.lost_reason or (progress.reply is not None and not self._is_accepted):
                 break
-            allowed = self._ways.allowance(self._to, min(CHUNK_BYTES, len(payload) - offset))
+            piece = min(CHUNK_BYTES, frames.line.up.piece_bytes, len(payload) - offset)
+            allowed = self._ways.allowance(self._to, piece)
             if allowed <= 0:
                 await self._pause(stream, frames, start_s)
                 if self._is_accepted:
                     raise StreamLost("the path is renewed")
                 break
+            await frames.turn(allowed)
             chunk = payload[offset : offset + allowed]
             crc = zlib.crc32(chunk, crc)
             frames.send(Frame.DATA, chunk)

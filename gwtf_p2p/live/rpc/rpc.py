@@ -58,6 +58,7 @@ from gwtf_p2p.live.rpc.outgoing import (
     open_with_retry,
 )
 from gwtf_p2p.live.rpc.push import Gate, Push
+from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId
 
@@ -79,16 +80,24 @@ logger = logging.getLogger(__name__)
 
 
 class Rpc:
-    """The data plane of one peer in one run. Peers of another run refuse its streams. `ways`: how it gets to the others."""
+    """The data plane of one peer in one run. Peers of another run refuse its streams. `ways`: how it gets to the others;
+    `line`: what may pass, both ways."""
 
-    def __init__(self, daemon: Daemon, run_id: RunId, options: RpcOptions = DEFAULT_OPTIONS, ways: Ways | None = None) -> None:
+    def __init__(
+        self,
+        daemon: Daemon,
+        run_id: RunId,
+        options: RpcOptions = DEFAULT_OPTIONS,
+        ways: Ways | None = None,
+        line: Line | None = None,
+    ) -> None:
         self._daemon = daemon
         self._options = options
         self._name = protocol_name(run_id)
         self._ways = ways or PlainWays()
-        self._pool = StreamPool(daemon.control_path, self._name, options, self._ways)
+        self._pool = StreamPool(daemon.control_path, self._name, options, self._ways, line or Line())
         self._acceptor = Acceptor(options, self._service_for)
-        self.meter = self._pool.meter
+        self.meter, self.line = self._pool.meter, self._pool.line
         self._services: dict[str, RpcService] = {}
         self._handlers: RpcHandlers | None = None
         self._accepting = False
@@ -239,7 +248,7 @@ class Rpc:
             return
         self._acceptor.add(stream)
         stream.frames = accept_frames(writer, stream)
-        stream.frames.meter = self.meter
+        stream.frames.meter, stream.frames.line = self.meter, self.line
         stream.watch_progress()
 
     def _watch_broken(self, peer: PeerId, reason: str) -> None:

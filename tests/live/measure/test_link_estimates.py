@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gwtf_p2p.live.measure.link_estimates import STEADY, LinkProbes
+from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.records import LinkSource
 
@@ -70,3 +71,12 @@ def test_the_line_carries_what_all_transfers_carry_together() -> None:
     clock.now = 20.0
     probes.observe(A, 0.1, MEGABYTE, 1.0)
     assert probes.line_bytes_per_s == pytest.approx(1.5 * MEGABYTE)
+
+
+def test_what_a_capped_line_has_saved_up_in_a_pause_is_not_told_as_its_bandwidth() -> None:
+    """Planners share out what is told: a burst is not what the line carries."""
+    probes = LinkProbes(Clock(), Line(upload_bytes_per_s=1e6, download_bytes_per_s=4e5))
+    assert probes.line_bytes_per_s == 4e5, "what its owner allows is known before anything is measured"
+    probes.observe(PeerId("b"), 0.01, 1_000_000, 0.1)
+    assert [link.bandwidth_bytes_per_s for link in probes.measurements()] == [1e6]
+    assert probes.line_bytes_per_s == 4e5
