@@ -1,4 +1,4 @@
-"""The sets of arms that comparisons use; a set is written +NAME. How an arm is written: `gwtf_p2p/ab/arms`."""
+"""The sets of arms that comparisons use; a set is written +NAME, or +NAME/FORMAT. How an arm is written: `gwtf_p2p/ab/arms`."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def expand(words: Sequence[str]) -> list[str]:
     """Arms with the sets written out. Raises InputError for a set that does not exist."""
     arms: list[str] = []
     for word in words:
+        name, slash, wire = word.partition("/")
         if not word.startswith("+"):
             arms.append(word)
-        elif word[1:] in SETS:
-            arms += SETS[word[1:]]
+        elif name[1:] in SETS:
+            arms += [arm + slash + wire for arm in SETS[name[1:]]]
         else:
             raise InputError("--arms", "", f"expected a set of {', '.join('+' + name for name in SETS)}, got {word!r}")
     return list(dict.fromkeys(arms))

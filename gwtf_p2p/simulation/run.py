@@ -8,7 +8,6 @@ from collections.abc import Callable
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.lifecycle import Phase
-from gwtf_p2p.protocol.core.router import PlanningRouter, TalkingRouter
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.wire.records import PeerState
 from gwtf_p2p.simulation.bounds.bound import bound_of
@@ -110,8 +109,8 @@ class Simulation:
     def _planning(self) -> dict[str, float]:
         """What the first data peer's plans did, when its router plans: flows that came or went per change of the records."""
         machine = self.world.peers[min(p for p, drawn in self.swarm.drawn.items() if drawn.stage == DATA_STAGE)].machine
-        router = machine.ctx.router
-        if not isinstance(router, PlanningRouter):
+        router = machine.ctx.planner
+        if router is None:
             return {}
         counts = router.counts
         return {**counts, "flows_changed_per_update": counts["flows_changed"] / max(1, counts["record_updates"])}
@@ -136,6 +135,7 @@ class Simulation:
             trace_sha256=self.trace.sha256(),
             extra={
                 "memory": self.arm.memory.value,
+                "wire": self.arm.wire.activations,
                 "crashes": self.churn.crashes,
                 "returns": self.churn.returns,
                 "spared": self.churn.spared,
@@ -153,7 +153,7 @@ class Simulation:
 
     def _negotiation(self) -> dict[str, float | str]:
         """What only a router that negotiates has: its part of the messages, and how soon it had its flows."""
-        if not isinstance(next(iter(self.world.peers.values())).machine.ctx.router, TalkingRouter):
+        if next(iter(self.world.peers.values())).machine.ctx.talker is None:
             return {}
         said = sum(peer.machine.negotiating.messages for peer in self.world.peers.values())
         metrics = self.metrics

@@ -14,6 +14,7 @@ from experiments.support.arms import SETS, expand, parse_arm
 from experiments.support.figures import svg
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.routers.swarm import SwarmConfig
+from gwtf_p2p.protocol.wire.run_parts import WireSpec
 from gwtf_p2p.simulation.swarm.build import Arm, Memory
 from tests.simulation.stories import story
 
@@ -24,7 +25,14 @@ def test_an_arm_is_a_router_with_settings_and_a_memory() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["magic", "swarm:delta=1", "swarm:gamma=9", "swarm@much", "swarm:in_flight"])
+def test_an_arm_may_name_the_format_in_which_its_tensors_travel() -> None:
+    arm = parse_arm("swarm:gamma=0.1@strict/int4")
+    assert (arm.memory, arm.wire) == (Memory.STRICT, WireSpec("int4", "int8", "int8"))
+    assert parse_arm("gwtf/int8").wire == parse_arm("gwtf", base=WireSpec("int8", "int8", "int8")).wire
+    assert parse_arm("swarm+rebalance").wire == WireSpec()
+
+
+@pytest.mark.parametrize("text", ["magic", "swarm:delta=1", "swarm:gamma=9", "swarm@much", "swarm:in_flight", "swarm/int9"])
 def test_a_wrong_arm_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         parse_arm(text)
@@ -36,6 +44,7 @@ def test_sets_are_written_out_and_every_arm_of_them_is_right() -> None:
         assert len(arms) == len(set(arms)) > 10
         for arm in arms:
             parse_arm(arm)
+        assert expand([f"+{name}/int8"]) == [f"{arm}/int8" for arm in arms]
     with pytest.raises(InputError):
         expand(["+nothing"])
 

@@ -15,12 +15,16 @@ import pytest
 from gwtf_p2p.ab.report.report import write_report
 from gwtf_p2p.ab.report.statistics import Estimate, exact_interval, summaries
 from gwtf_p2p.ab.report.summary import verdict
+from gwtf_p2p.ab.report.tables import bytes_table
 from gwtf_p2p.ab.trials.result import RunResult
 from gwtf_p2p.ab.trials.simulated import run_simulated
 from gwtf_p2p.drawing.svg import Drawing
 from tests.ab.test_ab import tasks
 from tests.monitor.page.chromium import Chromium, needs_axe, needs_browser
 from tests.simulation.stories import story
+
+BLOCK_BYTES = 64 + 2
+"""64 values of int8 and their scale."""
 
 LONG = "swarm-official-bans:in_flight=4@recomputed"
 
@@ -53,6 +57,26 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[RunResult]:
     run = [run_simulated(task) for task in tasks(story(folder), folder)]
     third = [replace(r, seed=2, iteration_s=tuple(1.1 * s for s in r.iteration_s)) for r in run if r.seed == 0]
     return [replace(r, arm=LONG if r.arm == "swarm" else r.arm) for r in [*run, *third]]
+
+
+def test_bytes_are_told_by_kind_and_formats_send_what_they_say(tmp_path: Path) -> None:
+    scenario = story(tmp_path, forward_s=0.5, iterations=2)
+    plain, int8 = (run_simulated(replace(tasks(scenario, tmp_path)[0], arm_text=arm)) for arm in ("gwtf", "gwtf/int8"))
+    blocks = -(-scenario.model.microbatch_bytes // 4 // 64)
+    for kind in ("forward", "backward"):
+        assert plain.bytes_by_kind[kind] % scenario.model.microbatch_bytes == 0
+        assert int8.bytes_by_kind[kind] % (blocks * BLOCK_BYTES) == 0
+    assert 0.25 < int8.bytes_by_kind["average"] / plain.bytes_by_kind["average"] < 0.26
+    (row, other) = bytes_table(summaries([plain, int8])).rows
+    assert float(row[2]) >= scenario.model.microbatch_bytes * (scenario.model.stages + 1) / 1000
+    assert 0.25 < float(other[2]) / float(row[2]) < 0.27
+
+
+def test_an_arm_is_held_against_the_best_swarm_of_its_own_format(results: list[RunResult]) -> None:
+    swarm, gwtf = ([r for r in results if r.arm == arm] for arm in (LONG, "gwtf"))
+    named = [replace(r, arm=f"{r.arm}/int8", iteration_s=tuple(s / 2 for s in r.iteration_s)) for r in (*swarm, *gwtf)]
+    baselines = {s.arm: s.baseline for s in summaries([*swarm, *gwtf, *named])}
+    assert baselines == {LONG: LONG, "gwtf": LONG, f"{LONG}/int8": f"{LONG}/int8", "gwtf/int8": f"{LONG}/int8"}
 
 
 def times(results: list[RunResult], arm: str, factors: tuple[float, ...]) -> list[RunResult]:

@@ -47,7 +47,7 @@ def record(sequence: int) -> StageRecord:
 
 
 def test_a_record_is_seen_after_the_delay_and_until_it_expires() -> None:
-    directory = Directory(1, 1000, delay_s=1.0, tick_s=0.5, expiry_s=45.0)
+    directory = Directory(1, 1000, 1000, delay_s=1.0, tick_s=0.5, expiry_s=45.0)
     directory.publish(record(1), 0.2)
     assert A not in directory.view(1.0).records
     seen_at = directory.visible_at(0.2)
@@ -56,7 +56,7 @@ def test_a_record_is_seen_after_the_delay_and_until_it_expires() -> None:
 
 
 def test_readers_share_a_view_while_nothing_is_new() -> None:
-    directory = Directory(1, 1000)
+    directory = Directory(1, 1000, 1000)
     directory.publish(record(1), 0.0)
     first = directory.view(2.0)
     assert directory.view(3.0) is first

@@ -52,6 +52,7 @@ class LivePlan:
             seed=task.seed,
             router=task.arm.router,
             recovery="exact" if task.arm.recovery == "exact" else "fast",
+            wire=task.arm.wire,
             data_peers=scenario.data_peers,
             peers_per_stage=sum(g.count for g in stage_peers),
             microbatches_per_data_peer=scenario.model.microbatches_per_data_peer,

@@ -18,7 +18,7 @@ from gwtf_p2p.ab.report.equivalence import equivalence
 from gwtf_p2p.ab.report.plots import flows, gantt, iteration_times, loss_over_time
 from gwtf_p2p.ab.report.statistics import ArmSummary, summaries
 from gwtf_p2p.ab.report.summary import summary_blocks
-from gwtf_p2p.ab.report.tables import anchor_of, cost_table, emulation_table, loss_table, main_table, side_by_side
+from gwtf_p2p.ab.report.tables import anchor_of, bytes_table, cost_table, emulation_table, loss_table, main_table, side_by_side
 from gwtf_p2p.ab.trials.controls import read_controls
 from gwtf_p2p.ab.trials.gantt import read_rows
 from gwtf_p2p.ab.trials.result import LIVE, SIM, RunResult
@@ -26,6 +26,10 @@ from gwtf_p2p.ab.trials.task import slug_of
 
 NAMES = {SIM: "Simulated", LIVE: "Live"}
 LONG = ("bytes_by_path", "routes")
+BYTES = (
+    "What is sent, by kind; what was sent again and again is counted each time. An arm whose name ends in /FORMAT sends its "
+    "tensors in that format, and is held against the SWARM arms of the same format."
+)
 EMULATED = (
     "Live runs are real processes with real libp2p, transfers, computing and averaging on one machine. Links and devices that "
     "it does not have are imposed at the edge of each peer (`live/emulation`): every transfer (activations, gradients, "
@@ -101,7 +105,7 @@ def _backend_blocks(out: Path, backend: str, own: Sequence[ArmSummary]) -> list[
         blocks.append(Paragraph(EMULATED))
     times = "Iteration time: a dot per seed, bar the median, line its interval, ring the bound; right: over best SWARM."
     blocks += [main_table(own), Figure(f"figures/{backend}_iteration_times.svg", iteration_times(own), times)]
-    blocks += [Heading(3, "What it cost"), cost_table(own)]
+    blocks += [Heading(3, "What it cost"), cost_table(own), Paragraph(BYTES), bytes_table(own)]
     losses = loss_table(runs)
     if losses is not None:
         blocks += [Heading(3, "Time to a loss"), losses, *_loss_figures(runs)]

@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from gwtf_p2p.ab.trials.arms import best_swarm
+from gwtf_p2p.ab.trials.arms import best_swarm, wire_of
 from gwtf_p2p.ab.trials.result import RunResult
 
 DRAWS = 10_000
@@ -96,15 +96,15 @@ class ArmSummary:
 
 def summaries(results: Sequence[RunResult]) -> list[ArmSummary]:
     """Per scenario and backend, in the order in which they were first run; the baseline is the SWARM arm of least median
-    iteration (so SWARM is given its best, chosen on the same seeds, which is in its favour)."""
+    iteration among those of the same format (so SWARM is given its best, chosen on the same seeds, which is in its favour)."""
     found: list[ArmSummary] = []
     for backend, scenario in dict.fromkeys((r.backend, r.scenario) for r in results):
         arms: dict[str, dict[int, RunResult]] = {}
         for result in results:
             if (result.backend, result.scenario) == (backend, scenario):
                 arms.setdefault(result.arm, {})[result.seed] = result
-        best = best_swarm([(arm, median(r.mean_iteration_s for r in runs.values())) for arm, runs in arms.items()])
-        found += [_summary(scenario, backend, arm, best, arms) for arm in arms]
+        medians = [(arm, median(r.mean_iteration_s for r in runs.values())) for arm, runs in arms.items()]
+        found += [_summary(scenario, backend, arm, best_swarm(medians, wire_of(arm)), arms) for arm in arms]
     return found
 
 

@@ -10,7 +10,7 @@ from gwtf_p2p.ab.report.document import Table
 from gwtf_p2p.ab.report.statistics import ArmSummary, Estimate
 from gwtf_p2p.ab.trials.result import LIVE, SIM, RunResult
 
-MEGA = 1e6
+KILO, MEGA = 1e3, 1e6
 
 
 def main_table(summaries: Sequence[ArmSummary]) -> Table:
@@ -60,6 +60,29 @@ def cost_table(summaries: Sequence[ArmSummary]) -> Table:
         "planning, ms per iteration", "crashes", "recoveries: forward, backward, averaging", "a recovery, s", "moves",
     )  # fmt: skip
     return Table(head, tuple(_cost_row(s) for s in summaries), links=_links(summaries))
+
+
+KINDS = {"activations": ("forward",), "gradients": ("backward",), "averages": ("average",)}
+"""What is sent, by the names that runs count it under."""
+
+
+def bytes_table(summaries: Sequence[ArmSummary]) -> Table:
+    """What travelled for each microbatch that was committed, and in an iteration, by kind; medians over the seeds."""
+    head = ("scenario", "arm", *(f"{kind}, kB per microbatch" for kind in KINDS), "averages, MB per iteration",
+            "everything else, MB per iteration")  # fmt: skip
+    return Table(head, tuple(_bytes_row(s) for s in summaries), links=_links(summaries))
+
+
+def _bytes_row(s: ArmSummary) -> tuple[str, ...]:
+    def of(kind: str, run: RunResult) -> float:
+        return sum(run.bytes_by_kind.get(name, 0) for name in KINDS[kind]) / max(1, len(run.iteration_s))
+
+    def rest(run: RunResult) -> float:
+        return run.bytes_by_kind.get("all", 0) / max(1, len(run.iteration_s)) - sum(of(kind, run) for kind in KINDS)
+
+    each = [s.middle(lambda r, k=kind: of(k, r) / r.microbatches_per_iteration) / KILO for kind in KINDS]  # type: ignore[misc]
+    figures = (*each, s.middle(lambda r: of("averages", r)) / MEGA, s.middle(rest) / MEGA)
+    return (s.scenario, s.arm, *(f"{figure:.1f}" for figure in figures))
 
 
 def _cost_row(s: ArmSummary) -> tuple[str, ...]:

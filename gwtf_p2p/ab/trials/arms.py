@@ -1,9 +1,11 @@
 """The arms of a comparison, by name or written out.
 
-    NAME[:FIELD=VALUE...][@adaptive|@limited|@strict|@recomputed|@unlimited]
+    NAME[:FIELD=VALUE...][@adaptive|@limited|@strict|@recomputed|@unlimited][/FORMAT]
 
-NAME is a router or one of `NAMED`, the fields are the router's settings (`protocol/routers/factory`), and what follows @ is
-what stage peers do with activations (`simulation/swarm/build`). `swarm:gamma=0.1:in_flight=4@recomputed`.
+NAME is a router or one of `NAMED`, the fields are the router's settings (`protocol/routers/factory`), what follows @ is what
+stage peers do with activations (`simulation/swarm/build`), and what follows / the format in which tensors travel (`WIRES`;
+without it the run's own). `swarm:gamma=0.1:in_flight=4@recomputed/int8`. An arm is held against SWARM arms of
+its own format.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from collections.abc import Sequence
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.routers.factory import KINDS, configure
-from gwtf_p2p.simulation.swarm.build import Arm, Memory
+from gwtf_p2p.protocol.wire.run_parts import WireSpec
+from gwtf_p2p.simulation.swarm.build import FLOAT32, Arm, Memory
 
 OFFICIAL = "gamma=0.1:bias_corrected=true:backward_charge=2.5"
 
@@ -23,6 +26,16 @@ NAMED = {
 }
 """Arms with a name of their own: how they are written out, and what they are."""
 
+WIRES = {
+    "float32": WireSpec.named("float32", "float32"),
+    "bfloat16": WireSpec.named("bfloat16", "float16"),
+    "float16": WireSpec.named("float16", "float16"),
+    "fp8": WireSpec.named("fp8", "int8"),
+    "int8": WireSpec.named("int8", "int8"),
+    "int4": WireSpec.named("int4", "int8"),
+}
+"""What is said after /: boundary tensors in that format, and averages in the nearest one that they have."""
+
 
 def written_out(text: str) -> str:
     """An arm without its name of its own; what is added to the name stays."""
@@ -31,9 +44,10 @@ def written_out(text: str) -> str:
     return (NAMED[name][0] if name in NAMED else name) + at + memory + colon + rest
 
 
-def parse_arm(text: str, recovery: str = "exact", where: str = "--arms") -> Arm:
-    """Raises InputError for an unknown router, setting or memory."""
-    words, at, memory = written_out(text).partition("@")
+def parse_arm(text: str, recovery: str = "exact", where: str = "--arms", base: WireSpec = FLOAT32) -> Arm:
+    """`base`: the formats of an arm that names none. Raises InputError for an unknown router, setting, memory or format."""
+    plain, slash, wire = text.partition("/")
+    words, at, memory = written_out(plain).partition("@")
     router, *settings = words.split(":")
     if router not in KINDS:
         raise InputError(where, "", f"expected one of {', '.join((*KINDS, *NAMED))}, got {router!r}")
@@ -41,7 +55,10 @@ def parse_arm(text: str, recovery: str = "exact", where: str = "--arms") -> Arm:
     known = {choice.value for choice in Memory}
     if at and memory not in known:
         raise InputError(where, "", f"expected @ and one of {', '.join(sorted(known))}, got {text!r}")
-    return Arm(router, configure(router, pairs, where), recovery, Memory(memory) if at else Memory.ADAPTIVE)
+    if slash and wire not in WIRES:
+        raise InputError(where, "", f"expected / and one of {', '.join(WIRES)}, got {text!r}")
+    memory_mode = Memory(memory) if at else Memory.ADAPTIVE
+    return Arm(router, configure(router, pairs, where), recovery, memory_mode, WIRES[wire] if slash else base)
 
 
 def parse_arms(text: str, where: str) -> tuple[str, ...]:
@@ -59,7 +76,12 @@ def is_swarm(arm: str) -> bool:
     return arm.startswith("swarm") and not arm.startswith("swarm-hub")
 
 
-def best_swarm(means: Sequence[tuple[str, float]]) -> str | None:
-    """The SWARM arm of least iteration time; None without any."""
-    able = [(seconds, arm) for arm, seconds in means if is_swarm(arm)]
+def best_swarm(means: Sequence[tuple[str, float]], wire: str = "") -> str | None:
+    """The SWARM arm of least iteration time among those of this format (`wire_of`); None without any."""
+    able = [(seconds, arm) for arm, seconds in means if is_swarm(arm) and wire_of(arm) == wire]
     return min(able)[1] if able else None
+
+
+def wire_of(arm: str) -> str:
+    """The format that an arm names; empty: the run's own."""
+    return arm.partition("/")[2]

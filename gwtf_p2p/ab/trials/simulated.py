@@ -71,6 +71,7 @@ def run_simulated(task: RunTask) -> RunResult:
     ends = simulation.metrics.ends
     if len(ends) > 1:
         write_rows(task.gantt_path, recorder.rows, (ends[-2], ends[-1]), scale)
+    averaged = simulation.world.rounds.bytes_sent
     return RunResult(
         **task.head(),
         iteration_s=tuple(seconds / scale for seconds in outcome.iteration_seconds),
@@ -84,7 +85,7 @@ def run_simulated(task: RunTask) -> RunResult:
         **simulation.churn.counts(),
         moves=simulation.rebalancing.moves,
         messages=simulation.world.messages.count,
-        bytes_by_kind={**recorder.kinds, "all": simulation.world.links.bytes_sent},
+        bytes_by_kind={**recorder.kinds, "average": averaged, "all": simulation.world.links.bytes_sent + averaged},
         bytes_by_path=dict(recorder.paths),
         routes=dict(recorder.routes),
         planning_s=planning_s,

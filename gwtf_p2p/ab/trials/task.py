@@ -40,7 +40,7 @@ class RunTask:
 
     @property
     def arm(self) -> Arm:
-        return parse_arm(self.arm_text, self.record.recovery)
+        return parse_arm(self.arm_text, self.record.recovery, base=self.record.wire)
 
     @property
     def tokens_per_microbatch(self) -> int:

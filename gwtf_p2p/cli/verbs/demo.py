@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from gwtf_p2p.cli.shared.run_file import check_settings, run_from_plain
 from gwtf_p2p.monitor.terminal.local_view import local_view, progress_line
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.protocol.wire.run_parts import WireSpec
 
 WIRE_HELP = (
     "float32, bfloat16, float16, fp8, int8 or int4: how activations and their gradients travel between stages; "
@@ -122,8 +124,7 @@ def plain_run(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of the demo's run, as in a run file."""
     names = ("stages", "peers_per_stage", "data_peers", "model", "dataset", "tokenizer", "router", "recovery", "seed")
     plain = {name: getattr(args, name) for name in (*names, "sequence_length", "microbatch_size")}
-    gradients = "int8" if args.wire == "int4" else args.wire
-    plain["wire"] = {"activations": args.wire, "gradients": gradients, "averages": args.wire_averages}
+    plain["wire"] = asdict(WireSpec.named(args.wire, args.wire_averages))
     plain["microbatches_per_data_peer"] = args.microbatches
     plain["total_iterations"] = args.steps
     plain["checkpoint_every"] = CHECKPOINT_EVERY

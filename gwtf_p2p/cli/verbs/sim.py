@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from gwtf_p2p.ab.trials.arms import WIRES
 from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.pictures import MOVING, STILL, iteration_page, run_picture
@@ -50,6 +51,7 @@ def add_parser(subparsers: Any) -> None:
         help="activations are kept up to the capacity and computed again beyond it (adaptive), or what is beyond it waits "
         "(limited) or is refused by SWARM's stage peers too (strict); always recomputed; or unlimited",
     )
+    parser.add_argument("--wire", choices=WIRES, default="float32", help="how tensors travel, averages in the nearest format")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="of one seed: .jsonl (events), .json (Chrome trace)")
     draw = "of one seed: the flows of all its microbatches as .svg or .png, or an iteration to play as .html"
     parser.add_argument("--draw", type=Path, metavar="FILE", help=draw)
@@ -61,7 +63,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Raises InputError for a bad scenario, router, setting, seed or trace file."""
     router_kind(args.router)
-    arm = Arm(args.router, configure(args.router, _settings(args.set, args.cost)), args.recovery, Memory(args.memory))
+    config = configure(args.router, _settings(args.set, args.cost))
+    arm = Arm(args.router, config, args.recovery, Memory(args.memory), WIRES[args.wire])
     scenario = load_scenario(args.scenario)
     seeds = parse_seeds(args.seeds) if args.seeds is not None else scenario.seeds
     if args.trace is not None:

@@ -34,7 +34,7 @@ class Transport:
         machine = driver.machine
         if self.wire is not None:
             self.wire.note({"op": "online"})
-            machine.ctx.router = timed(machine.ctx.router, time.thread_time, self._planned)
+            machine.ctx.use_router(timed(machine.ctx.router, time.thread_time, self._planned))
             driver.make_plan = timed_call(driver.make_plan, time.thread_time, self._planned)
             self.wire.queue_length = lambda: sum(held.phase in IN_QUEUE for held in machine.ctx.held.values())
 

@@ -78,7 +78,7 @@ class Checkpoints:
         return load_checkpoint(self.options.folder, self.run, stage, version)
 
     def keep(self, stage: Stage, state: dict[str, Tensor]) -> None:
-        """Write a state of any stage, and drop what is not needed any more (`replicas`). Raises InputError."""
+        """Write a state of any stage, and drop what is not needed any more (`view/replica_choice`). Raises InputError."""
         folder, disk = self.options.folder, self.disk
         if folder is None or disk is None:
             return

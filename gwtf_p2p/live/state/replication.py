@@ -128,7 +128,7 @@ class Replication:
             self.on_remote()
 
     async def _copy(self, view: NetworkView, stage: Stage) -> None:
-        """The next version of a stage that is worth it (`replicas`), of those that its peers have on disk."""
+        """The next version of a stage that is worth it (`view/replica_choice`), of those that its peers have on disk."""
         checkpoints = self._checkpoints
         found = await self._ask(view.peers_of_stage(stage), stage)
         there = {version for h, kept in found.values() if h == checkpoints.epoch for version in kept}

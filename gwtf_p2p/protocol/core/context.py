@@ -56,9 +56,14 @@ class Context:
     def __post_init__(self) -> None:
         self.holdings = Holdings(PHASES if self.stage > 0 else DATA_PHASES)
         self.held = self.holdings.by_id
-        # Asked once: `isinstance` of a protocol looks up every one of its names, 17 % of a large simulation's CPU (measured).
-        self.planner = self.router if isinstance(self.router, PlanningRouter) else None
-        self.talker = self.router if isinstance(self.router, TalkingRouter) else None
+        self.use_router(self.router)
+
+    def use_router(self, router: Router) -> None:
+        """Go by this one from now on. What else it can do is asked once, here: `isinstance` of a protocol looks up every one
+        of its names, which was 17 % of a large simulation's CPU."""
+        self.router = router
+        self.planner = router if isinstance(router, PlanningRouter) else None
+        self.talker = router if isinstance(router, TalkingRouter) else None
 
     @property
     def past(self) -> Past:

@@ -2,7 +2,7 @@
 
 One `Router` lives in each peer that routes. It learns from views (records) and from hops (what sends and computations took),
 and it answers requests. The same object serves first routing and repair: a repair is a request with an exclusion.
-Routers are pure: time is an argument, RNG is given at construction, and equal epochs give equal answers.
+Routers are pure: time is an argument, RNG is given at construction, and what it has been told and asked decides its answers.
 
 A router may answer with the whole rest of the route (`gwtf`: the plan is known) or with one hop (`swarm`: each holder
 chooses the next); the peer that holds the microbatch asks again when the answer runs out.

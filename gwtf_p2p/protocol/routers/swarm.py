@@ -44,7 +44,7 @@ from gwtf_p2p.protocol.view.network_view import NetworkView
 class SwarmConfig(RouterSettings):
     """`in_flight`: own microbatches under way at once, 0 for no limit. `backward_charge` in forwards. Times in seconds.
 
-    `rebalance_period_s`: T of the paper's rule (`placement`), 0 for never.
+    `rebalance_period_s`: T of the paper's rule (`membership/swarm_rebalancing`), 0 for never.
     """
 
     initial_s: float = 0.05

@@ -274,7 +274,7 @@ class StageRecord:
     the gradient of its embedding, `flows` the share of the plan by which it goes in `flows_iteration` (`iteration_plan`).
     `maddrs` are its addresses, best first, without its own id; a circuit relay cuts each circuit to it after `circuit_bytes`
     each way or `circuit_s` (0: never). `copied` are versions of its stage that it has a checkpoint of and that a neighbouring
-    stage has a copy of (`replicas`). `completion`: whether it has done the last iteration.
+    stage has a copy of (`view/replica_choice`). `completion`: whether it has done the last iteration.
     `release` is the release of this package that it runs, for a word to its users (`view/releases`).
     `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of
     the run for observers; nobody plans on them.

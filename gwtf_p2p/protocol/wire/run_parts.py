@@ -32,6 +32,11 @@ class WireSpec:
     gradients: Annotated[str, MinLen(1), MaxLen(64), "format of gradients between stages"] = "float32"
     averages: Annotated[str, MinLen(1), MaxLen(64), "format of the parts of an average"] = "float32"
 
+    @staticmethod
+    def named(name: str, averages: str) -> WireSpec:
+        """Both directions in one format; with int4 gradients go as int8, as they bear less."""
+        return WireSpec(name, "int8" if name == "int4" else name, averages)
+
     def validate(self, where: str) -> None:
         """Raises InputError that names the first field that is no format."""
         for name in ("activations", "gradients"):

@@ -31,6 +31,7 @@ from gwtf_p2p.simulation.bounds.resources import StagePeer
 from gwtf_p2p.simulation.lines.averaging import round_seconds
 from gwtf_p2p.simulation.scenario.draw import DrawnPeer
 from gwtf_p2p.simulation.swarm.build import Memory, Swarm
+from gwtf_p2p.simulation.world.sizes import Sizes
 
 PRECISION = 1e-4
 
@@ -47,10 +48,11 @@ class Bound:
 def bound_of(swarm: Swarm) -> Bound:
     """The bounds of a swarm as it is built."""
     model = swarm.scenario.model
-    times = path_times([_with_slots(peer, swarm) for peer in swarm.drawn.values()], swarm.links, model.microbatch_bytes)
+    sizes = Sizes.of(model, swarm.arm.wire)
+    times = path_times([_with_slots(peer, swarm) for peer in swarm.drawn.values()], swarm.links, sizes)
     demand = model.microbatches_per_data_peer
-    program = Program(times, model.microbatch_bytes, demand, queues=swarm.arm.queues)
-    closing_s = _closing_s(swarm)
+    program = Program(times, sizes, demand, queues=swarm.arm.queues)
+    closing_s = _closing_s(swarm, sizes)
     span_s = _least_span_s(program, times, demand)
     return Bound(program.most(math.inf) * program.data_peers, span_s + closing_s, closing_s)
 
@@ -62,14 +64,14 @@ def _with_slots(peer: DrawnPeer, swarm: Swarm) -> DrawnPeer:
     return replace(peer, capacity=swarm.scenario.data_peers * swarm.scenario.model.microbatches_per_data_peer)
 
 
-def _closing_s(swarm: Swarm) -> float:
+def _closing_s(swarm: Swarm, sizes: Sizes) -> float:
     """Close to every member, the average of the slowest group, the answers, and the commit to the other data peers."""
     links = swarm.links
     groups = [[p for p, drawn in swarm.drawn.items() if drawn.stage == k] for k in range(swarm.scenario.model.stages + 1)]
     coordinator = min(groups[0])
     rounds = [
         max(links.latency_s(coordinator, m) for m in group)
-        + round_seconds(links, group, swarm.scenario.model.stage_gradient_bytes)
+        + round_seconds(links, group, sizes.average_bytes)
         + max(links.latency_s(m, coordinator) for m in group)
         for group in groups
     ]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.simulation.lines.links import Links
 from gwtf_p2p.simulation.scenario.draw import DrawnPeer
+from gwtf_p2p.simulation.world.sizes import Sizes
 
 Seconds = npt.NDArray[np.float64]
 
@@ -57,7 +58,7 @@ class PathTimes:
         return np.array([(self.forth_s[k] + down[None, :] + self.back_s[k]).min(axis=1) for down in self.down_s[k + 1]])
 
 
-def path_times(peers: Sequence[DrawnPeer], links: Links, microbatch_bytes: int) -> PathTimes:
+def path_times(peers: Sequence[DrawnPeer], links: Links, sizes: Sizes) -> PathTimes:
     """From the drawn peers and the links. O(sum over stages of peers x peers x data peers)."""
     stages = max(peer.stage for peer in peers)
     layers = tuple(tuple(sorted((p for p in peers if p.stage == k), key=lambda p: p.id)) for k in range(stages + 1))
@@ -68,8 +69,9 @@ def path_times(peers: Sequence[DrawnPeer], links: Links, microbatch_bytes: int) 
     ring = [*layers, layers[0]]
     pairs = list(pairwise(ring))
     latency = tuple(np.array([[links.latency_s(a.id, b.id) for b in below] for a in above]) for above, below in pairs)
-    forth = tuple(_transfer_s(links, *pair, microbatch_bytes) + lat for pair, lat in zip(pairs, latency, strict=True))
-    back = tuple(_transfer_s(links, *pair[::-1], microbatch_bytes).T + lat for pair, lat in zip(pairs, latency, strict=True))
+    there, again = sizes.activation_bytes, sizes.gradient_bytes
+    forth = tuple(_transfer_s(links, *pair, there) + lat for pair, lat in zip(pairs, latency, strict=True))
+    back = tuple(_transfer_s(links, *pair[::-1], again).T + lat for pair, lat in zip(pairs, latency, strict=True))
 
     offered, arrived = [np.zeros(len(layers[0]))], [np.zeros(len(layers[0]))]
     up, up_sent = [np.zeros(len(layers[0]))], [np.zeros(len(layers[0]))]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gwtf_p2p.simulation.bounds.path_times import PathTimes
 from gwtf_p2p.simulation.bounds.resources import Limit, StagePeer, data_peer_limits, stage_peers_of
+from gwtf_p2p.simulation.world.sizes import Sizes
 
 MOST_FLOWS = 60_000
 """Above so many (data peer, hop) pairs the data peers count as one, which loosens the slots' bound a little."""
@@ -42,14 +43,14 @@ class _Rows:
 class Program:
     """Variables: the microbatches of commodity c (a data peer, or all of them) on hop i-j of layer k; the last one is x."""
 
-    def __init__(self, times: PathTimes, size: int, demand: int, *, queues: bool) -> None:
-        self.times, self.size, self.demand, self.queues = times, size, demand, queues
+    def __init__(self, times: PathTimes, sizes: Sizes, demand: int, *, queues: bool) -> None:
+        self.times, self.sizes, self.demand, self.queues = times, sizes, demand, queues
         self.data_peers = len(times.layers[0])
         hops = sum(matrix.size for matrix in times.forth_s)
         self.is_small = self.data_peers * hops <= MOST_FLOWS
         everyone = range(self.data_peers)
         self._commodities = [[d] for d in everyone] if self.is_small else [list(everyone)]
-        self.stage_peers = list(stage_peers_of(times, size, queues=queues))
+        self.stage_peers = list(stage_peers_of(times, sizes, queues=queues))
         self._variables: dict[tuple[int, int], Numbers] = {}
         self._width = 0
         self._number_variables()
@@ -116,7 +117,7 @@ class Program:
     def _add_data_peers(self) -> None:
         times, last = self.times, self.times.stages
         x = np.array([self._width - 1.0])
-        limits = data_peer_limits(times, self.size)
+        limits = data_peer_limits(times, self.sizes)
         for c, participants in enumerate(self._commodities):
             away = self._away_s(participants, 0)
             for place, d in enumerate(participants):

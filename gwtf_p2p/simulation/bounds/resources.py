@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gwtf_p2p.simulation.bounds.path_times import PathTimes
+from gwtf_p2p.simulation.world.sizes import Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ class StagePeer:
         return min(in_slots, *(int(limit.supply(span_s) / limit.amount + 1e-9) for limit in self.limits))
 
 
-def stage_peers_of(times: PathTimes, size: int, *, queues: bool) -> Iterator[StagePeer]:
-    """All stage peers, by stage. `size` is the bytes of an activation; `queues`: an input that waits or arrives takes no
+def stage_peers_of(times: PathTimes, sizes: Sizes, *, queues: bool) -> Iterator[StagePeer]:
+    """All stage peers, by stage. `queues`: an input that waits or arrives takes no
     slot."""
     for k in range(1, times.stages + 1):
         away = times.below_s(k).min(axis=0)
@@ -66,10 +67,10 @@ def stage_peers_of(times: PathTimes, size: int, *, queues: bool) -> Iterator[Sta
             line = peer.line_bytes_per_s
             if line is not None:
                 limits += [
-                    Limit(2 * size, line, arrived + before + up_sent),
-                    Limit(2 * size, line, offered + after + up),
-                    Limit(size, line, offered + before + below + after + up),
-                    Limit(size, line, arrived + before + float(away_sent[i]) + after + up),
+                    Limit(sizes.both_bytes, line, arrived + before + up_sent),
+                    Limit(sizes.both_bytes, line, offered + after + up),
+                    Limit(sizes.activation_bytes, line, offered + before + below + after + up),
+                    Limit(sizes.activation_bytes, line, arrived + before + float(away_sent[i]) + after + up),
                 ]
             hold_s = float(into[i]) + before + below + after
             least = arrived + before + below + after + up
@@ -84,7 +85,7 @@ def below_sent_s(times: PathTimes, k: int) -> np.ndarray:
     return np.asarray((times.latency_s[k] + down[None, :] + times.back_s[k]).min(axis=1))
 
 
-def data_peer_limits(times: PathTimes, size: int) -> list[list[Limit]]:
+def data_peer_limits(times: PathTimes, sizes: Sizes) -> list[list[Limit]]:
     """Per data peer: its device and its line."""
     last = times.stages
     first_in = float(times.offered_s[last + 1].min())
@@ -97,9 +98,9 @@ def data_peer_limits(times: PathTimes, size: int) -> list[list[Limit]]:
         line = peer.line_bytes_per_s
         if line is not None:
             own += [
-                Limit(2 * size, line, before + after_last_out),
-                Limit(2 * size, line, first_in + after),
-                Limit(size, line, before + float(sent[d]) + after),
+                Limit(sizes.both_bytes, line, before + after_last_out),
+                Limit(sizes.both_bytes, line, first_in + after),
+                Limit(sizes.activation_bytes, line, before + float(sent[d]) + after),
             ]
         limits.append(own)
     return limits

@@ -24,12 +24,13 @@ class _Round:
 
 
 class Rounds:
-    """All averages of a world. `on_done` hears who averaged what, since when."""
+    """All averages of a world. `on_done` hears who averaged what, since when. `bytes_sent`: by all members of finished ones."""
 
     def __init__(self, links: Links, gradient_bytes: int, tell: Tell) -> None:
         self.on_done: Callable[[PeerId, Prepare, float], None] | None = None
         self._links, self._gradient_bytes, self._tell = links, gradient_bytes, tell
         self._rounds: dict[str, _Round] = {}
+        self.bytes_sent = 0
 
     def join(self, peer: PeerId, prepare: Prepare, dead: list[PeerId]) -> None:
         """A member is ready. A dead member refuses the connection."""
@@ -56,6 +57,7 @@ class Rounds:
         if self._rounds.get(prepare.key) is not round_:
             return
         del self._rounds[prepare.key]
+        self.bytes_sent += 2 * (len(prepare.participants) - 1) * self._gradient_bytes
         for participant, since in sorted(round_.ready.items()):
             if self.on_done is not None:
                 self.on_done(participant, prepare, since)

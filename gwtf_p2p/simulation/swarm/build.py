@@ -34,16 +34,19 @@ from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
 from gwtf_p2p.protocol.routers.factory import RouterKind, router_kind
 from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource
+from gwtf_p2p.protocol.wire.run_parts import WireSpec
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links, LinkSpec
 from gwtf_p2p.simulation.scenario.draw import DrawnPeer, draw_peers
 from gwtf_p2p.simulation.scenario.scenario import Scenario
 from gwtf_p2p.simulation.world.directory import Directory
-from gwtf_p2p.simulation.world.population import SimulatedPeer, Sizes, Speed
+from gwtf_p2p.simulation.world.population import SimulatedPeer, Speed
+from gwtf_p2p.simulation.world.sizes import Sizes
 from gwtf_p2p.simulation.world.world import World
 
 RECORD_PERIOD_S = 10.0
 PROBE_SAMPLES = 3
+FLOAT32 = WireSpec()
 
 
 class Memory(Enum):
@@ -58,12 +61,14 @@ class Memory(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """`config` is the router's settings (see `factory.default_config`), `recovery` exact or fast."""
+    """`config` is the router's settings (see `factory.default_config`), `recovery` exact or fast, `wire` the formats in which
+    tensors travel. What encoding costs a computer is left out: it is less than sending what it saves."""
 
     router: str
     config: RouterSettings
     recovery: str = "exact"
     memory: Memory = Memory.ADAPTIVE
+    wire: WireSpec = FLOAT32
 
     @property
     def kind(self) -> RouterKind:
@@ -95,7 +100,7 @@ class Swarm:
         """A stopwatch, for instance: around the router of every peer, those of peers to come included."""
         self._around_router = around
         for peer in self.world.peers.values():
-            peer.machine.ctx.router = around(peer.machine.ctx.router)
+            peer.machine.ctx.use_router(around(peer.machine.ctx.router))
 
     def new_peer(self, peer: PeerId) -> SimulatedPeer:
         """A peer as it is when its program has just been started: nothing held, nothing measured but its own speed."""
@@ -121,7 +126,7 @@ class Swarm:
         )
         machine = compose(settings)
         if self._around_router is not None:
-            machine.ctx.router = self._around_router(machine.ctx.router)
+            machine.ctx.use_router(self._around_router(machine.ctx.router))
         seconds = drawn.work_seconds()
         machine.measured({work: seconds[work] for work in timed})
         simulated = SimulatedPeer(machine, Speed(seconds), line_bytes_per_s=drawn.line_bytes_per_s or 0.0)
@@ -159,8 +164,8 @@ def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, 
     lines = {peer.id: peer.line_bytes_per_s for peer in drawn.values() if peer.line_bytes_per_s is not None}
     links = Links(kernel, _specs(scenario, {peer.id: peer.region for peer in drawn.values()}), lines)
     model = scenario.model
-    directory = Directory(model.stages, model.microbatch_bytes)
-    sizes = Sizes(model.microbatch_bytes, model.stage_gradient_bytes, model.stage_state_bytes)
+    sizes = Sizes.of(model, arm.wire)
+    directory = Directory(model.stages, sizes.activation_bytes, sizes.gradient_bytes)
     world = World(kernel, links, directory, sizes, on_report, RECORD_PERIOD_S)
     world.pushes.star = arm.kind.star
     swarm = Swarm(scenario, arm, seed, world, drawn)

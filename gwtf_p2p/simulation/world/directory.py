@@ -17,7 +17,8 @@ class Directory:
     """`delay_s` from publication to visibility; visibility advances in ticks, so that readers share view objects."""
 
     stages: int
-    microbatch_bytes: int
+    activation_bytes: int
+    gradient_bytes: int
     delay_s: float = 1.0
     tick_s: float = 0.5
     expiry_s: float = 45.0
@@ -25,9 +26,9 @@ class Directory:
     _cached: tuple[int, NetworkView] | None = None
 
     def publish(self, record: StageRecord, now: float) -> None:
-        epoch = self._published.setdefault(record.peer, [])
-        epoch.append((now, record))
-        del epoch[:-8]
+        told = self._published.setdefault(record.peer, [])
+        told.append((now, record))
+        del told[:-8]
 
     def visible_at(self, published_at: float) -> float:
         """When readers see a record: the first tick after the delay."""
@@ -48,6 +49,6 @@ class Directory:
             view = self._cached[1]
         else:
             former = self._cached[1] if self._cached is not None else None
-            view = NetworkView.of(visible, self.stages, self.microbatch_bytes, former)
+            view = NetworkView.of(visible, self.stages, self.activation_bytes, former, self.gradient_bytes)
         self._cached = (tick, view)
         return view

@@ -19,22 +19,6 @@ from gwtf_p2p.simulation.lines.links import Links
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """Bytes of one boundary activation (its gradient is as large), one stage's gradient, and its weights with their optimizer.
-
-    `stage_state_bytes` None means three times the gradient: the weights and two moments of the same size.
-    """
-
-    microbatch_bytes: int
-    stage_gradient_bytes: int
-    stage_state_bytes: int | None = None
-
-    @property
-    def state_bytes(self) -> int:
-        return 3 * self.stage_gradient_bytes if self.stage_state_bytes is None else self.stage_state_bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Speed:
     """Seconds of one microbatch on this peer's device, per kind of work."""
 

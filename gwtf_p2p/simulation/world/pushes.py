@@ -14,7 +14,8 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.messages import Verdict
 from gwtf_p2p.simulation.lines.links import Transfer
-from gwtf_p2p.simulation.world.population import Population, SimulatedPeer, Sizes
+from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
+from gwtf_p2p.simulation.world.sizes import Sizes
 
 Key = tuple[PeerId, int]
 """Sender and token."""
@@ -48,7 +49,7 @@ class Pushes:
         def sent() -> None:
             population.kernel.after(last, lambda: self._arrived(key, push, began))
 
-        self._transfers[key] = population.links.start(sender, push.to, self._sizes.microbatch_bytes, sent, via)
+        self._transfers[key] = population.links.start(sender, push.to, self._sizes.of_push(push.message), sent, via)
         population.kernel.after(latency, lambda: self._offer(key, push))
 
     def cancel(self, key: Key) -> None:
@@ -120,7 +121,7 @@ class Pushes:
         """A tensor that its sender has sent before, whole, to whomever."""
         sent = (sender, type(push.message).__name__, push.message.microbatch)
         if sent in self._sent:
-            self.bytes_resent += self._sizes.microbatch_bytes
+            self.bytes_resent += self._sizes.of_push(push.message)
         self._sent.add(sent)
 
     def _drop(self, key: Key, keep: bool = False) -> None:

@@ -24,7 +24,8 @@ from gwtf_p2p.simulation.lines.links import Links, LinkSpec
 from gwtf_p2p.simulation.world.directory import Directory
 from gwtf_p2p.simulation.world.faults import Fault, Faults
 from gwtf_p2p.simulation.world.invariants import Invariants, Tally
-from gwtf_p2p.simulation.world.population import SimulatedPeer, Sizes, Speed
+from gwtf_p2p.simulation.world.population import SimulatedPeer, Speed
+from gwtf_p2p.simulation.world.sizes import Sizes
 from gwtf_p2p.simulation.world.world import World
 
 LATENCY_S = 0.01
@@ -267,9 +268,9 @@ def small_swarm(config: SmallConfig, script: Sequence[Fault] = ()) -> SmallSwarm
     """All peers started."""
     kernel = Kernel()
     links = Links(kernel, lambda a, b: LinkSpec(LATENCY_S, BYTES_PER_S))
-    directory = Directory(config.stages, MICROBATCH_BYTES)
+    directory = Directory(config.stages, MICROBATCH_BYTES, MICROBATCH_BYTES)
     reports: list[tuple[PeerId, ef.Report, float]] = []
-    sizes = Sizes(MICROBATCH_BYTES, 4 * MICROBATCH_BYTES)
+    sizes = Sizes(MICROBATCH_BYTES, MICROBATCH_BYTES, 4 * MICROBATCH_BYTES, 12 * MICROBATCH_BYTES)
 
     def on_report(peer: PeerId, report: ef.Report, now: float) -> None:
         reports.append((peer, report, now))

@@ -10,14 +10,15 @@ from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.measure.trace import Span
+from gwtf_p2p.simulation.world.sizes import Sizes
 
 
 class Spans:
     """`listener` hears of every span as it ends; without one none is made. `since` and `began` are in virtual seconds."""
 
-    def __init__(self, kernel: Kernel, microbatch_bytes: int) -> None:
+    def __init__(self, kernel: Kernel, sizes: Sizes) -> None:
         self.listener: Callable[[Span], None] | None = None
-        self._kernel, self._microbatch_bytes = kernel, microbatch_bytes
+        self._kernel, self._sizes = kernel, sizes
 
     def computed(self, peer: PeerId, work: Work, microbatch: MicrobatchId, began: float) -> None:
         if self.listener is not None:
@@ -27,7 +28,7 @@ class Spans:
         """The tensor has arrived."""
         if self.listener is not None:
             what, about = type(push.message).__name__.lower(), str(push.message.microbatch)
-            self.listener(Span(sender, what, about, began, self._kernel.now, push.to, self._microbatch_bytes))
+            self.listener(Span(sender, what, about, began, self._kernel.now, push.to, self._sizes.of_push(push.message)))
 
     def averaged(self, participant: PeerId, prepare: Prepare, since: float) -> None:
         if self.listener is not None:

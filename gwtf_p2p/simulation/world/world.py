@@ -22,9 +22,10 @@ from gwtf_p2p.simulation.lines.links import Links
 from gwtf_p2p.simulation.lines.rounds import Rounds
 from gwtf_p2p.simulation.world.computers import Computers
 from gwtf_p2p.simulation.world.directory import Directory
-from gwtf_p2p.simulation.world.population import Population, SimulatedPeer, Sizes
+from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
 from gwtf_p2p.simulation.world.publication import Publication
 from gwtf_p2p.simulation.world.pushes import Pushes
+from gwtf_p2p.simulation.world.sizes import Sizes
 from gwtf_p2p.simulation.world.small_messages import REQUEST_TIMEOUT_S, SmallMessages
 from gwtf_p2p.simulation.world.spans import Spans
 from gwtf_p2p.simulation.world.weights import Weights
@@ -52,13 +53,13 @@ class World:
         self.on_end: Callable[[PeerId], None] = lambda peer: None
         self.make_plan = make_plan
         self._on_report = on_report
-        self.spans = Spans(kernel, sizes.microbatch_bytes)
+        self.spans = Spans(kernel, sizes)
         self.messages = SmallMessages(population)
         self.pushes = Pushes(population, sizes, self.spans.pushed)
         self._computers = Computers(population, self.spans)
         self._publication = Publication(population, directory, record_period_s)
-        self._rounds = Rounds(links, sizes.stage_gradient_bytes, population.tell)
-        self._rounds.on_done = self.spans.averaged
+        self.rounds = Rounds(links, sizes.average_bytes, population.tell)
+        self.rounds.on_done = self.spans.averaged
         self._weights = Weights(population, sizes.state_bytes)
 
     # ---- peers and faults
@@ -89,7 +90,7 @@ class World:
             if peer_id in other.watching:
                 other.watching.discard(peer_id)
                 self.population.later(other.id, peer_id, ev.WatchBroken(peer_id, "connection reset"))
-        self._rounds.peer_gone(peer_id)
+        self.rounds.peer_gone(peer_id)
         self._weights.peer_gone(peer_id)
 
     def freeze(self, peer_id: PeerId) -> None:
@@ -149,7 +150,7 @@ class World:
             case ef.Average(prepare):
                 self._average(peer, prepare)
             case ef.CancelAverage(iteration, attempt):
-                self._rounds.withdraw(peer.id, iteration, attempt)
+                self.rounds.withdraw(peer.id, iteration, attempt)
             case ef.Step(iteration=iteration):
                 self._weights.step(peer, iteration)
             case ef.Download():
@@ -176,4 +177,4 @@ class World:
             peer.watching.add(other)
 
     def _average(self, peer: SimulatedPeer, prepare: Prepare) -> None:
-        self._rounds.join(peer.id, prepare, [m for m in prepare.participants if not self.peers[m].alive])
+        self.rounds.join(peer.id, prepare, [m for m in prepare.participants if not self.peers[m].alive])

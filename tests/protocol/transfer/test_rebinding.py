@@ -40,8 +40,7 @@ def timed(peer: PeerId, each_s: float) -> StageRecord:
 
 
 def plan_with(driven: Driven) -> None:
-    ctx = driven.machine.ctx
-    ctx.router = ctx.planner = Planning([A, B, B2, C])
+    driven.machine.ctx.use_router(Planning([A, B, B2, C]))
 
 
 def queued(plans: bool = True, each_s: float = 0.6) -> Driven:
