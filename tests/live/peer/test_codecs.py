@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gwtf_p2p.protocol.wire.tensor_formats import INT8
 from tests.live.peer.test_recovery import assert_equal_weights, demo
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]  # two demos, a minute or two each
@@ -28,5 +29,6 @@ def test_a_stage_peer_is_killed_while_int8_travels(tmp_path: Path) -> None:
     values = 1 * 32 * 128  # of one boundary tensor: microbatch size x sequence length x hidden size
     sent = undisturbed["bytes"]
     assert sent["per_hop"] <= MOST_OF_FLOAT32 * 2 * 4 * values
-    assert sent["activations"] == sent["gradients"] > 0
+    for kind in ("activations", "gradients"):  # a slow machine may send some of them twice
+        assert sent[kind] > 0 and sent[kind] % INT8.encoded_bytes(values) == 0
     assert sent["averages"] > 0 and sent["records"] > 0 and sent["control"] > 0
