@@ -30,8 +30,8 @@ from gwtf_p2p.simulation.bounds.program import Program
 from gwtf_p2p.simulation.bounds.resources import StagePeer
 from gwtf_p2p.simulation.lines.averaging import round_seconds
 from gwtf_p2p.simulation.scenario.draw import DrawnPeer
+from gwtf_p2p.simulation.scenario.sizes import Sizes
 from gwtf_p2p.simulation.swarm.build import Memory, Swarm
-from gwtf_p2p.simulation.world.sizes import Sizes
 
 PRECISION = 1e-4
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.simulation.lines.links import Links
 from gwtf_p2p.simulation.scenario.draw import DrawnPeer
-from gwtf_p2p.simulation.world.sizes import Sizes
+from gwtf_p2p.simulation.scenario.sizes import Sizes
 
 Seconds = npt.NDArray[np.float64]
 

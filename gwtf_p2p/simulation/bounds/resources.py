@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gwtf_p2p.simulation.bounds.path_times import PathTimes
-from gwtf_p2p.simulation.world.sizes import Sizes
+from gwtf_p2p.simulation.scenario.sizes import Sizes
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,9 +39,9 @@ from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links, LinkSpec
 from gwtf_p2p.simulation.scenario.draw import DrawnPeer, draw_peers
 from gwtf_p2p.simulation.scenario.scenario import Scenario
+from gwtf_p2p.simulation.scenario.sizes import Sizes
 from gwtf_p2p.simulation.world.directory import Directory
 from gwtf_p2p.simulation.world.population import SimulatedPeer, Speed
-from gwtf_p2p.simulation.world.sizes import Sizes
 from gwtf_p2p.simulation.world.world import World
 
 RECORD_PERIOD_S = 10.0

@@ -14,8 +14,8 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.messages import Verdict
 from gwtf_p2p.simulation.lines.links import Transfer
+from gwtf_p2p.simulation.scenario.sizes import Sizes
 from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
-from gwtf_p2p.simulation.world.sizes import Sizes
 
 Key = tuple[PeerId, int]
 """Sender and token."""

@@ -21,11 +21,11 @@ from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan, PlanRequest
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links, LinkSpec
+from gwtf_p2p.simulation.scenario.sizes import Sizes
 from gwtf_p2p.simulation.world.directory import Directory
 from gwtf_p2p.simulation.world.faults import Fault, Faults
 from gwtf_p2p.simulation.world.invariants import Invariants, Tally
 from gwtf_p2p.simulation.world.population import SimulatedPeer, Speed
-from gwtf_p2p.simulation.world.sizes import Sizes
 from gwtf_p2p.simulation.world.world import World
 
 LATENCY_S = 0.01

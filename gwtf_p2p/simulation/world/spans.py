@@ -10,7 +10,7 @@ from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.measure.trace import Span
-from gwtf_p2p.simulation.world.sizes import Sizes
+from gwtf_p2p.simulation.scenario.sizes import Sizes
 
 
 class Spans:
