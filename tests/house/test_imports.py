@@ -87,7 +87,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "lines": "",
         "measure": "lines",
         "scenario": "lines",
-        "world": "lines measure",
+        "world": "lines measure scenario",
         "swarm": "lines measure scenario world",
         "bounds": "lines scenario swarm",
         "": "lines measure scenario world swarm bounds",
