@@ -35,6 +35,8 @@ from gwtf_p2p.monitor.page.server import PageServer
 from gwtf_p2p.monitor.page.watched_runs import WatchedRuns
 from gwtf_p2p.monitor.swarm_state import Sample, SwarmState
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.view.contributions import Contribution, Contributions
+from gwtf_p2p.protocol.view.contributions_told import Told
 from gwtf_p2p.protocol.view.plans import tag
 from gwtf_p2p.protocol.wire.records import (
     Account,
@@ -107,6 +109,12 @@ class SimulatedRun:
             progress = {"loss": loss, "iteration_s": ITERATION_S, "microbatches": 4.0 * self.version}
             seconds = {">".join(p[-6:] for p in route): self.rng.uniform(5, 15) for route in routes}
             self._publish(name, progress=progress, flows=flows, flows_iteration=self.version, route_seconds=seconds)
+
+    def contributions(self) -> Told:
+        """What data peers tell of so many iterations: every peer has done its part."""
+        done = Contribution(4 * self.version, 800 * self.version)
+        data = len(self.stages[0])
+        return Told(Contributions({(s, p): done for p, s in self.stage_of.items()}), 0, self.version, data, data)
 
     def _publish(self, name: PeerId, **fields: Any) -> None:
         before = self.records[name]
@@ -206,7 +214,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         history = open_history(Path(folder) / "history.sqlite")
         simulated = SimulatedRun(args.peers, args.iterations)
         seen = [Sample(i, 3.0 + 2.0 / (1 + i / 500), ITERATION_S, None) for i in range(args.iterations)]
-        history.add(simulated.run.run_id, seen, [], [], time.time() - 1000)
+        history.add(simulated.run.run_id, seen, [], time.time() - 1000)
         simulated.iteration()
         before_mb = resident_mb()
         runs = WatchedRuns(history)
@@ -228,6 +236,7 @@ def _measured(
         """Publishes, looks, and returns the CPU seconds that the monitor's part took."""
         if state.looks % round(ITERATION_S / LOOK_S) == 0:
             simulated.iteration()
+            state.told = simulated.contributions()
         simulated.period(LOOK_S / PERIOD_S)
         records, began = list(simulated.records.values()), cpu_s()
         runs.look(state, state.look(records, time.time()))

@@ -31,12 +31,16 @@ VERBS = {
     "monitor": "watch a running swarm: terminal, web page, metrics",
     "top": "a running swarm on the whole screen, with a keyboard",
     "routes": "the plan of a running swarm: flows, predicted and measured time",
+    "ledger": "who has contributed what to a run, in committed microbatches",
     "ab": "compare routers on one scenario, simulated or live, and write the report",
     "run": "run files: check one, or print the schema of them all; list the runs that are there (also: gwtf runs)",
     "export": "assemble checkpoints into a folder that transformers loads",
     "id": "show, create or back up this machine's identity",
 }
 
+
+LOOKS = ("ledger", "routes")
+"""Verbs that print what they see of a running swarm; their modules are in a folder of their own."""
 
 OLDER_VERBS = {"dht": "bootstrap", "route": "plan"}
 """Spellings of older releases, which go on working."""
@@ -56,7 +60,8 @@ class _Parser(argparse.ArgumentParser):
 
 def verb_module(verb: str) -> ModuleType:
     """The module of a verb, imported only when it is asked for."""
-    return importlib.import_module(f"gwtf_p2p.cli.verbs.{verb}")
+    room = "looks." if verb in LOOKS else ""
+    return importlib.import_module(f"gwtf_p2p.cli.verbs.{room}{verb}")
 
 
 def build_parser(verb: str | None) -> argparse.ArgumentParser:

@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
+from gwtf_p2p.drawing.axes import label, ticks
+
 COLOURS = {
     "forward": "#4c8bd6", "backward": "#d9822b", "embed": "#7fb2e5", "loss": "#8e5bb5", "finish": "#e8b27a",
     "uncount": "#c0392b", "recount": "#c0392b", "average": "#4f9d69",
 }  # fmt: skip
 """By work, in every chart of time."""
+
+LINES = 8
+"""Of the time axis, about."""
 
 MOST_BARS = 50_000
 """A browser draws no more smoothly."""
@@ -78,11 +83,13 @@ def replay_html(shown: Iteration, title: str) -> str:
         [number[b.peer], b.what, index[b.about], round(b.began, 4), round(b.ended, 4), number[b.to] if b.to else None]
         for b in shown.bars
     ]
+    seconds = max((b.ended for b in shown.bars), default=0.0)
     plain = {
         "peers": [[peer, shown.stages[peer]] for peer in peers],
         "abouts": abouts,
         "bars": bars,
-        "seconds": max((b.ended for b in shown.bars), default=0.0),
+        "seconds": seconds,
+        "ticks": [(tick, label(tick)) for tick in ticks(0.0, seconds, LINES)],
         "colours": COLOURS,
     }
     # `<` cannot end the script element, and a name is data, never markup.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import ceil, floor, log10
 from xml.sax.saxutils import escape
+
+from gwtf_p2p.drawing.axes import ticks
 
 INK, GREY, LIGHT, BLUE = "#222222", "#666666", "#dddddd", "#1f5fa8"
 FONTS = "DejaVu Sans, Noto Sans, Liberation Sans, Arial, Helvetica, Segoe UI, Ubuntu, Cantarell, FreeSans, sans-serif"
@@ -96,9 +97,4 @@ class Scale:
 
     def ticks(self, about: int = 6) -> list[float]:
         """Round values inside the scale."""
-        span = (self.high - self.low) or 1.0
-        raw = span / about
-        power = 10.0 ** floor(log10(raw))
-        step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
-        first = ceil(self.low / step - 1e-9)
-        return [round(i * step, 10) for i in range(first, floor(self.high / step + 1e-9) + 1)]
+        return ticks(self.low, self.high, about)

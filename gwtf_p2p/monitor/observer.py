@@ -18,13 +18,15 @@ from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.monitor.presence import presence_of
 from gwtf_p2p.monitor.swarm_state import Change, SwarmState
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.ids import RunId, Stage
+from gwtf_p2p.protocol.ids import DATA_STAGE, RunId, Stage
 from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
 from gwtf_p2p.protocol.wire.run_notice import RunNotice
 
 RUN_WAIT_S = 20.0
 RUN_LOOK_S = 0.5
 LOOK_S = 2.0
+LOOKS_PER_LEDGER = 5
+"""Data peers publish what has been contributed no more often."""
 
 OnLook = Callable[[SwarmState, list[Change]], bool]
 """Hears of every look at a run; True ends the observation of that run."""
@@ -73,6 +75,9 @@ async def observe_runs(
         while watched and not stop.is_set():
             for state, presence in tuple(watched):
                 records = await _records(dht, state.run)
+                if state.looks % LOOKS_PER_LEDGER == 0 or not state.told.contributions.of:
+                    data_peers = {record.peer for record in records if record.stage == DATA_STAGE}
+                    state.hear_contributions(await dht.read_contributions(state.run.run_id), data_peers)
                 silent = await presence.silent(records)
                 if on_look(state, state.look(records, time.time(), silent)):
                     watched.remove((state, presence))

@@ -39,7 +39,8 @@ AFTER = {
 
 @dataclass
 class OwnPeer:
-    """`committed`: microbatches of this peer that are in a committed average; `of`: those of its whole stage."""
+    """`done_in` by iteration: microbatches of this peer that are in its committed average, and those of its whole stage. What a
+    rollback has undone is not among them, as in the run's ledger."""
 
     began: float
     peer: str = ""
@@ -53,9 +54,7 @@ class OwnPeer:
     is_leaving: bool = False
     stall: str = ""
     iteration: int = -1
-    iterations: int = 0
-    committed: int = 0
-    of: int = 0
+    done_in: dict[int, tuple[int, int]] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     stepped_at: deque[float] = field(default_factory=lambda: deque(maxlen=PACE_ITERATIONS + 1))
     recoveries: int = 0
@@ -100,9 +99,11 @@ class OwnPeer:
         self.events.append((now, text))
 
     def _stepped(self, report: Report, now: float) -> None:
-        self.iteration, self.iterations = int(report["iteration"]), self.iterations + 1
-        self.committed += int(report["microbatches"])
-        self.of += int(report["of"])
+        iteration = int(report["iteration"])
+        if iteration <= self.iteration:  # the swarm went back: what came after it is undone
+            self.done_in = {i: done for i, done in self.done_in.items() if i < iteration}
+        self.iteration = iteration
+        self.done_in[iteration] = int(report["microbatches"]), int(report["of"])
         self.losses.append(float(report["loss"]))
         self.stepped_at.append(now)
         self._count_computed(float(report["computed_s"]), now)
@@ -119,6 +120,21 @@ class OwnPeer:
             self._computed_s, self.worked_at = seconds, now
 
     # ---- what it comes to
+
+    @property
+    def iterations(self) -> int:
+        """Committed ones that it took part in."""
+        return len(self.done_in)
+
+    @property
+    def committed(self) -> int:
+        """Microbatches of this peer in committed averages."""
+        return sum(own for own, _ in self.done_in.values())
+
+    @property
+    def of(self) -> int:
+        """Microbatches of its stage in those averages."""
+        return sum(of for _, of in self.done_in.values())
 
     @property
     def computed_s(self) -> float:

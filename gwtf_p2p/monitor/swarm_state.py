@@ -7,11 +7,13 @@ run reaches is refused with its record and counted, so one peer cannot spoil the
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
+from gwtf_p2p.protocol.view.contributions_told import Told, told
+from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord
 from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord
 
 EVENTS_KEPT = 200
@@ -69,6 +71,8 @@ class SwarmState:
 
     `version` are the iterations that are committed: the most that a peer tells, but for one that is far ahead of all others.
     `silent` are peers that do not answer though their records live. `samples` are what the last look has brought.
+    `told`: what the data peers say that everybody has contributed, the last that they said. `population` is another number
+    whenever a peer has come, gone or moved.
     `advanced_at`: when the last commit was seen, or the first look before any. `refused`: records of the last look that say
     what cannot be.
     """
@@ -88,6 +92,9 @@ class SwarmState:
     seen_at: float = 0.0
     advanced_at: float = 0.0
     refused: int = 0
+    told: Told = field(default_factory=Told)
+    population: int = 0
+    _online: Counter[int] = field(default_factory=Counter)
     _credited: dict[PeerId, deque[tuple[float, float]]] = field(default_factory=dict)
 
     def look(self, records: Sequence[StageRecord], now: float, silent: frozenset[PeerId] = frozenset()) -> list[Change]:
@@ -103,7 +110,10 @@ class SwarmState:
                 newest[record.peer] = record
         changes = self._compare(newest, silent, now) if self.looks else []
         before = self.version
+        news = [record for peer, record in newest.items() if self.records.get(peer) is not record]
         self.records, self.silent, self.seen_at = dict(sorted(newest.items())), silent & newest.keys(), now
+        self.population += not self.looks or any(change.kind in ("came", "gone", "moved") for change in changes)
+        self._online = self._count_online()
         self.version = _committed(newest.values())
         if not self.looks or self.version != before:
             self.advanced_at = now
@@ -111,9 +121,15 @@ class SwarmState:
         if any(change.kind == "back" for change in changes):
             self._forget_from(self.version)
         self._note_progress()
-        self._note_rates(now)
+        self._note_rates(news, now)
         self.changes.extend(changes)
         return changes
+
+    def hear_contributions(self, records: Iterable[ContributionRecord], data_peers: Collection[PeerId]) -> None:
+        """What was found of the contributions; nothing found is no news."""
+        now = told(records, data_peers)
+        if now.data_peers and now != self.told:
+            self.told = now
 
     def frozen(self) -> SwarmState:
         """What other threads may read while this one looks again."""
@@ -187,12 +203,12 @@ class SwarmState:
             for iteration in [i for i in kept if i >= version]:
                 del kept[iteration]
 
-    def _note_rates(self, now: float) -> None:
+    def _note_rates(self, news: Iterable[StageRecord], now: float) -> None:
         for peer in self._credited.keys() - self.records.keys():
             del self._credited[peer]
-        for peer, record in self.records.items():
+        for record in news:
             done = record.progress.get("microbatches", 0.0)
-            seen = self._credited.setdefault(peer, deque(maxlen=RATE_SAMPLES))
+            seen = self._credited.setdefault(record.peer, deque(maxlen=RATE_SAMPLES))
             if seen and done < seen[-1][1]:
                 seen.clear()  # it has started again and counts from nothing
             if not seen or done > seen[-1][1]:
@@ -232,7 +248,10 @@ class SwarmState:
         return (seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0])
 
     def online(self) -> Counter[int]:
-        """Peers by stage that microbatches can be sent to; silent ones are not among them."""
+        """Peers by stage that microbatches can be sent to; silent ones are not among them. To be read only."""
+        return self._online
+
+    def _count_online(self) -> Counter[int]:
         found: Counter[int] = Counter(dict.fromkeys(range(self.run.stages + 1), 0))
         found.update(r.stage for r in self.records.values() if r.is_routable and r.peer not in self.silent)
         return found

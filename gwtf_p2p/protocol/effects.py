@@ -9,6 +9,7 @@ from gwtf_p2p.protocol.events import Slot, TimerName, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.plans import PlanRequest
 from gwtf_p2p.protocol.wire.messages import ControlMessage, Prepare, TensorMessage, Verdict
+from gwtf_p2p.protocol.wire.receipts import Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +126,12 @@ class CancelAverage:
 @dataclass(frozen=True, slots=True)
 class Step:
     """Apply the average of this attempt with the optimizer, clipped by the whole model's `gradient_norm`; nothing is applied
-    where that is -1, for not finite. Followed by Stepped."""
+    where that is -1, for not finite. `receipts`, at a data peer, enter the state with it. Followed by Stepped."""
 
     iteration: int
     attempt: int
     gradient_norm: float = 0.0
+    receipts: tuple[Receipt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,13 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gwtf_p2p.cli.main import main
 from gwtf_p2p.cli.shared.pictures import bars_of_files
 from gwtf_p2p.drawing import svg
+from gwtf_p2p.drawing.axes import label, ticks
 from gwtf_p2p.drawing.flows import Flows, Place, flow_picture
 from gwtf_p2p.drawing.replay import Bar, iteration, iteration_number, replay_html
 from gwtf_p2p.simulation.scenario.scenario import load_scenario
@@ -234,3 +237,16 @@ def test_axe_finds_nothing_serious_on_a_page_that_plays(traced: Path, tmp_path: 
             assert browser.barriers() == [], f"{scheme}, {width} px"
     finally:
         browser.close()
+
+
+@pytest.mark.parametrize(
+    "value, told", [(0.0, "0"), (0.25, "0.25"), (9999, "9999"), (20_000, "20 k"), (1.5e6, "1.5 M"), (2e12, "2 T")]
+)
+def test_lines_of_an_axis_say_round_values_in_few_digits(value: float, told: str) -> None:
+    assert label(value) == told
+
+
+@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(2, 12))
+def test_an_axis_has_no_more_lines_than_there_is_room_for(low: float, span: float, about: int) -> None:
+    found = ticks(low, low + span, about)
+    assert len(found) <= about + 1 and all(low - span / 50 <= tick <= low + span * 1.02 for tick in found)

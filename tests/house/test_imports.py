@@ -27,7 +27,7 @@ PACKAGES: dict[str, set[str]] = {
     "drawing": {"drawing", "protocol"},
     "training": {"training", "protocol", "torch", "transformers", "datasets", "jinja2"},
     "live": {"version", "live", "protocol", "training", "hivemind", "torch", "transformers"},
-    "monitor": {"monitor", "protocol", "live", "version", *WEB},
+    "monitor": {"monitor", "drawing", "protocol", "live", "version", *WEB},
     "ab": {"ab", "drawing", "live", "training", "simulation", "protocol", "monitor", "version", "torch"},
     "cli": {
         "cli",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gwtf_p2p.monitor.history.store import LATE_S, Work, open_history
+from gwtf_p2p.monitor.history.store import LATE_S, open_history
 from gwtf_p2p.monitor.swarm_state import Change, Sample
 from gwtf_p2p.protocol.errors import InputError
 
@@ -21,29 +21,19 @@ def samples(first: int, last: int) -> list[Sample]:
 def test_a_fresh_monitor_finds_what_an_earlier_one_saw(tmp_path: Path) -> None:
     first = open_history(tmp_path / "h.sqlite")
     assert first.began(RUN, 50.0) == 50.0
-    first.add(RUN, samples(0, 30), [Change(60.0, "somebody has come", "came", "Qm1")], [Work("Qm1", 1, 7, 2.5)], 60.0)
+    first.add(RUN, samples(0, 30), [Change(60.0, "somebody has come", "came", "Qm1")], 60.0)
     first.close()
     again = open_history(tmp_path / "h.sqlite")
     assert again.trouble == "" and again.began(RUN, 99.0) == 50.0
     assert again.newest_samples(RUN, 30, 3) == samples(27, 30)
     assert again.newest_changes(RUN, 9) == [Change(60.0, "somebody has come", "came", "Qm1")]
-    assert again.work(RUN, 9) == [Work("Qm1", 1, 7, 2.5, 60.0, 60.0)]
     assert again.span("another", 30) is None
     again.close()
 
 
-def test_a_peer_that_starts_again_keeps_what_its_earlier_lives_were_credited_with() -> None:
-    history = open_history(None)
-    for told in (3, 8, 8, 2, 5):  # it started again after 8
-        history.add(RUN, [], [], [Work("Qm1", 1, told, told / 2)], 1.0)
-    (work,) = history.work(RUN, 9)
-    assert (work.microbatches, work.useful_s) == (13, 6.5) and history.work_of(RUN, "Qm1") == work
-    history.close()
-
-
 def test_series_are_as_fine_as_is_asked_for() -> None:
     history = open_history(None)
-    history.add(RUN, samples(0, 10_000), [], [], 1.0)
+    history.add(RUN, samples(0, 10_000), [], 1.0)
     whole = history.series(RUN, 0, 9_999, 100)
     assert len(whole) == 100 and whole[-1][0] == 9_999
     iteration, mean, lowest, highest, held_out, seconds = whole[0]
@@ -55,8 +45,8 @@ def test_series_are_as_fine_as_is_asked_for() -> None:
 
 def test_a_run_that_begins_again_under_its_id_does_not_show_the_old_future() -> None:
     history = open_history(None)
-    history.add(RUN, samples(0, 50), [], [], 100.0)
-    history.add(RUN, [Sample(0, 9.0, 1.0), Sample(1, 8.0, 1.0)], [], [], 100.0 + 2 * LATE_S)
+    history.add(RUN, samples(0, 50), [], 100.0)
+    history.add(RUN, [Sample(0, 9.0, 1.0), Sample(1, 8.0, 1.0)], [], 100.0 + 2 * LATE_S)
     assert history.newest_samples(RUN, 100, 100) == [Sample(0, 9.0, 1.0), Sample(1, 8.0, 1.0)]
     assert history.span(RUN, 100) == (0, 1)
     history.close()
@@ -64,10 +54,10 @@ def test_a_run_that_begins_again_under_its_id_does_not_show_the_old_future() -> 
 
 def test_a_second_monitor_of_one_file_reads_it_and_writes_nothing(tmp_path: Path) -> None:
     first = open_history(tmp_path / "h.sqlite")
-    first.add(RUN, samples(0, 3), [], [], 1.0)
+    first.add(RUN, samples(0, 3), [], 1.0)
     second = open_history(tmp_path / "h.sqlite")
     assert "another monitor" in second.trouble and second.span(RUN, 9) == (0, 2)
-    second.add(RUN, samples(3, 6), [], [], 1.0)
+    second.add(RUN, samples(3, 6), [], 1.0)
     assert second.span(RUN, 9) == (0, 5) and first.span(RUN, 9) == (0, 2)
     second.close()
     first.close()
@@ -96,6 +86,6 @@ def test_a_file_that_is_something_else_is_refused(kind: str, tmp_path: Path) -> 
 def test_a_disk_that_refuses_ends_nothing_and_is_told(tmp_path: Path) -> None:
     history = open_history(tmp_path / "h.sqlite")
     history._connection.execute("PRAGMA query_only = ON")  # as a full disk: every write fails
-    history.add(RUN, samples(0, 3), [], [], 1.0)
+    history.add(RUN, samples(0, 3), [], 1.0)
     assert "not written" in history.trouble and history.span(RUN, 9) is None
     history.close()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gwtf_p2p.cli.main import main
-from gwtf_p2p.cli.verbs.routes import table
+from gwtf_p2p.cli.verbs.looks.routes import table
 from gwtf_p2p.live.measure.run_progress import Progress, route_name
 from gwtf_p2p.monitor.health import Level, findings
 from gwtf_p2p.monitor.routes import RoutePlans

@@ -10,6 +10,7 @@ from statistics import median
 from gwtf_p2p.ab.report.statistics import ArmSummary
 from gwtf_p2p.ab.trials.gantt import Row
 from gwtf_p2p.ab.trials.result import RunResult
+from gwtf_p2p.drawing.axes import label
 from gwtf_p2p.drawing.replay import COLOURS
 from gwtf_p2p.drawing.svg import BLUE, GREY, INK, LIGHT, PALETTE, Drawing, Scale
 
@@ -26,7 +27,7 @@ def iteration_times(summaries: Sequence[ArmSummary]) -> str:
     bottom = drawing.height - 24
     for tick in scale.ticks():
         drawing.line((scale.at(tick), 12), (scale.at(tick), bottom), LIGHT)
-        drawing.text((scale.at(tick), bottom + 14), f"{tick:g} s", GREY, "middle")
+        drawing.text((scale.at(tick), bottom + 14), f"{label(tick)} s", GREY, "middle")
     y = 4.0
     for scenario in blocks:
         y += HEAD
@@ -63,10 +64,10 @@ def loss_over_time(runs: Sequence[RunResult], title: str) -> str:
     drawing.text((60, 20), title, INK, bold=True, room=WIDTH - 70)
     for tick in across.ticks():
         drawing.line((across.at(tick), 36), (across.at(tick), height - 40), LIGHT)
-        drawing.text((across.at(tick), height - 22), f"{tick:g} s", GREY, "middle")
+        drawing.text((across.at(tick), height - 22), f"{label(tick)} s", GREY, "middle")
     for tick in down.ticks():
         drawing.line((60, down.at(tick)), (right, down.at(tick)), LIGHT)
-        drawing.text((52, down.at(tick) + 4), f"{tick:g}", GREY, "end")
+        drawing.text((52, down.at(tick) + 4), label(tick), GREY, "end")
     for number, run in enumerate(runs):
         colour, now, points = PALETTE[number % len(PALETTE)], 0.0, []
         for seconds, loss in zip(run.iteration_s, run.losses, strict=False):
@@ -90,7 +91,7 @@ def gantt(seconds: float, rows: Sequence[Row], title: str, most_s: float) -> str
     bottom = 34 + len(peers) * band
     for tick in across.ticks(10):
         drawing.line((across.at(tick), 30), (across.at(tick), bottom), LIGHT)
-        drawing.text((across.at(tick), bottom + 14), f"{tick:g} s", GREY, "middle")
+        drawing.text((across.at(tick), bottom + 14), f"{label(tick)} s", GREY, "middle")
     drawing.line((across.at(seconds), 28), (across.at(seconds), bottom + 2), INK, 2)
     for number, peer in enumerate(peers):
         y = 34.0 + number * band

@@ -18,6 +18,7 @@ from gwtf_p2p.protocol.limits import MOST_STAGES
 TORCH_DTYPES = ("float32", "bfloat16")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 MOST_PORT = 65535
+MOST_NAME = 40
 MOST_S = 1e9
 """More seconds than anybody waits; what is beyond may not fit into the clock's arithmetic."""
 
@@ -52,6 +53,13 @@ def number(least: float, most: float = math.inf, *, above: bool = False) -> Call
         return value
 
     return parse
+
+
+def public_name(text: str) -> str:
+    """A name for people."""
+    if not text.isprintable() or not 1 <= len(text.strip()) <= MOST_NAME:
+        raise argparse.ArgumentTypeError(f"expected 1 to {MOST_NAME} printable characters, got {text!r:.60}")
+    return text.strip()
 
 
 port = whole(0, MOST_PORT)

@@ -174,6 +174,7 @@ class LocalRun:
             threads=1,
             checkpoints=CheckpointOptions(folder / name if folder is not None and config.own_folders else folder),
             stays=True,
+            public_name=name,
             memory=MemoryLimit(config.max_kept_bytes, self.folder / f"{name}.kept" if config.spill else None),
             drain_s=config.drain_s,
             moves=config.moves,

@@ -85,7 +85,9 @@ def add_network_flags(parser: argparse.ArgumentParser, port: int) -> dict[str, a
 
 
 def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
-    """How to compute, what to keep of the state, and how much of the machine may be used."""
+    """How to compute, what to keep of the state, how much of the machine may be used, and what to be called."""
+    called = "what ledgers and monitors call this peer, up to 40 characters (default: the end of its id)"
+    groups["network"].add_argument("--public_name", type=takes.public_name, metavar="NAME", help=called)
     add = groups["training"].add_argument
     add("--device", type=takes.device, default="cpu", help="cpu, cuda or cuda:N")
     add("--torch_dtype", type=takes.torch_dtype, default="float32", help="float32 or bfloat16 (weights stay float32)")

@@ -73,6 +73,7 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
         threads=args.threads,
         checkpoints=checkpoint_options(args),
         stays=args.stay,
+        public_name=args.public_name or "",
         on_alert=args.on_alert,
         alert_after_s=args.alert_after,
         upload_bytes_per_s=args.upload_mbps * BYTES_PER_S_OF_A_MBPS,

@@ -56,12 +56,9 @@
   const bottom = 8 + told.peers.length * BAND;
   gantt.setAttribute("viewBox", `0 0 ${WIDTH} ${bottom + 26}`);
   const across = (at) => LEFT + (at / seconds) * (WIDTH - LEFT - 14);
-  const rough = seconds / 8;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((m) => m >= rough);
-  for (let tick = 0; tick <= seconds * 1.0001; tick += step) {
+  for (const [tick, label] of told.ticks) {
     make(gantt, "line", { x1: across(tick), x2: across(tick), y1: 4, y2: bottom, class: "axis" });
-    make(gantt, "text", { x: across(tick), y: bottom + 16, "text-anchor": "middle", class: "grey" }, `${+tick.toPrecision(6)} s`);
+    make(gantt, "text", { x: across(tick), y: bottom + 16, "text-anchor": "middle", class: "grey" }, `${label} s`);
   }
   told.peers.forEach(([name], number) => make(gantt, "text", { x: LEFT - 8, y: 8 + number * BAND + 12, "text-anchor": "end" }, short(name)));
   for (const bar of works) {

@@ -60,9 +60,9 @@ class Averages:
     def start(self, prepare: Prepare) -> None:
         self._running[prepare.iteration, prepare.attempt] = self._spawn(self._average(prepare))
 
-    def step(self, iteration: int, attempt: int, gradient_norm: float) -> None:
+    def step(self, step: ef.Step) -> None:
         """Taken at once: a download that follows drops what is kept, and this step is then of weights that it replaces."""
-        self._spawn(self._step(iteration, self._done.pop((iteration, attempt)), gradient_norm))
+        self._spawn(self._step(step, self._done.pop((step.iteration, step.attempt))))
 
     def drop_before(self, version: int) -> None:
         """Those of iterations whose weights are replaced."""
@@ -94,8 +94,8 @@ class Averages:
         if task is not None:
             task.cancel()
 
-    async def _step(self, iteration: int, result: AverageResult, gradient_norm: float) -> None:
-        report = await self._compute.step(result.tensors, iteration, gradient_norm)
+    async def _step(self, step: ef.Step, result: AverageResult) -> None:
+        report = await self._compute.step(result.tensors, step)
         result.taken()
-        self._report(ef.Report("optimizer_step", {"iteration": iteration, **asdict(report)}))
-        self._feed(ev.Stepped(iteration))
+        self._report(ef.Report("optimizer_step", {"iteration": step.iteration, **asdict(report)}))
+        self._feed(ev.Stepped(step.iteration))

@@ -22,13 +22,15 @@ from gwtf_p2p.live.compute.boundary import BoundaryCodecs, BoundaryTensors
 from gwtf_p2p.live.compute.memory_errors import memory_errors
 from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, MemoryLimit, TensorStore
 from gwtf_p2p.live.compute.works import DataWorks, StageWorks, Works
+from gwtf_p2p.protocol.effects import Step
 from gwtf_p2p.protocol.events import Slot, Work
 from gwtf_p2p.protocol.ids import MicrobatchId
+from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer, StepReport
 from gwtf_p2p.training.data.batches import DataSource
-from gwtf_p2p.training.state.tensors import export_state, load_state
+from gwtf_p2p.training.state.tensors import export_state, load_state, take_contributions, with_contributions
 
 T = TypeVar("T")
 
@@ -58,7 +60,8 @@ class Worked:
 
 class Compute:
     """Executor, optimizer and tensors of one peer. `data` is a data peer's dataset and which shard of it is its own.
-    `evaluated_on`: the microbatches of an evaluation, where this peer does it."""
+    `evaluated_on`: the microbatches of an evaluation, where this peer does it. `contributions`: of a data peer, what all peers
+    have contributed to its weights."""
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class Compute:
     ) -> None:
         self.run, self.executor, self.optimizer = run, executor, optimizer
         self.device: Device | None = None
+        self.contributions = Contributions()
         self.evaluated_on: Sequence[tuple[Tensor, Tensor]] = ()
         self.codecs = BoundaryCodecs.of(run)
         self.store = TensorStore(limit)
@@ -130,11 +134,13 @@ class Compute:
         """Mean gradient over the counted microbatches, fresh CPU tensors by parameter name."""
         return await self.in_thread(lambda: self.executor.gradient_vector().mean())
 
-    async def step(self, averaged: Mapping[str, Tensor], iteration: int, gradient_norm: float) -> StepReport:
-        """Optimizer step, clipped by the whole model's norm, and an empty gradient for the next iteration."""
+    async def step(self, averaged: Mapping[str, Tensor], step: Step) -> StepReport:
+        """Optimizer step, clipped by the whole model's norm, and an empty gradient for the next iteration. The receipts of the
+        iteration enter the state with it."""
 
         def do() -> StepReport:
-            report = self.optimizer.step(averaged, iteration, gradient_norm)
+            report = self.optimizer.step(averaged, step.iteration, step.gradient_norm)
+            self.contributions = self.contributions.plus(step.receipts)
             self.executor.reset_gradients()
             return report
 
@@ -149,17 +155,25 @@ class Compute:
         await self.in_thread(self.executor.reset_gradients)
 
     async def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over weights, moments and step count. Raises RemoteProtocolError, and changes nothing, if they do not fit."""
+        """Take over weights, moments, step count and contributions. Raises RemoteProtocolError, and changes nothing, if they do
+        not fit."""
 
         def do() -> None:
-            load_state(self.executor.part.parameters, self.optimizer, state)
+            contributions, rest = take_contributions(state)
+            load_state(self.executor.part.parameters, self.optimizer, rest)
+            self.contributions = contributions
             self.executor.reset_gradients()
 
         await self.in_thread(do)
 
     async def snapshot(self) -> tuple[int, dict[str, Tensor]]:
         """(weights version, state) between two computations, in fresh memory."""
-        return await self.in_thread(lambda: (self.optimizer.steps, export_state(self.executor.part.parameters, self.optimizer)))
+
+        def do() -> tuple[int, dict[str, Tensor]]:
+            state = export_state(self.executor.part.parameters, self.optimizer)
+            return self.optimizer.steps, with_contributions(state, self.contributions)
+
+        return await self.in_thread(do)
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Run a function in the compute thread, after what is queued there already. Raises OutOfMemory."""

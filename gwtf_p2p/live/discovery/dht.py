@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -31,7 +31,10 @@ from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable
 from gwtf_p2p.live.libp2p.identity import Identity
 from gwtf_p2p.protocol.errors import OtherWireVersion, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord, decode_contributions
+from gwtf_p2p.protocol.wire.receipts import MOST_PAGES, contributions_key
 from gwtf_p2p.protocol.wire.records import (
+    MOST_DATA_PEERS,
     RunRecord,
     StageRecord,
     decode_run,
@@ -55,7 +58,7 @@ _SHUTDOWN_S = 2.0
 MOST_RUNS = 1000
 """Of a list of runs, so many are read: anybody can add to it."""
 
-R = TypeVar("R", RunRecord, StageRecord, RunNotice)
+R = TypeVar("R", RunRecord, StageRecord, RunNotice, ContributionRecord)
 
 
 class RunConflict(RemoteProtocolError):
@@ -88,6 +91,9 @@ class Records(Protocol):
     async def publish_stage(self, record: StageRecord) -> bool:
         """Store this peer's stage record; False when no peer kept it."""
 
+    async def publish_contributions(self, pages: Sequence[ContributionRecord]) -> bool:
+        """Store what this data peer says of contributions; False when no peer kept some page of it."""
+
     async def read_stages(self, run_id: RunId, stages: Iterable[Stage]) -> list[StageRecord]:
         """The newest record of each peer of these stages."""
 
@@ -115,6 +121,30 @@ class Dht:
         """Store this peer's stage record; False when no peer kept it. Raises ValueError above 8 KiB."""
         assert record.peer == self.peer_id, "others would drop a record that does not name its signer"
         return await self._publish(stage_key(record.run_id, record.stage), encode(record))
+
+    async def publish_contributions(self, pages: Sequence[ContributionRecord]) -> bool:
+        """Store every page; False when no peer kept some of it. Raises ValueError above 8 KiB."""
+        kept = [await self._publish(contributions_key(page.run_id, page.page), encode(page)) for page in pages]
+        return all(kept)
+
+    async def read_contributions(self, run_id: RunId) -> list[ContributionRecord]:
+        """All pages that anybody publishes of what the peers have contributed; who is believed, the reader decides."""
+        found: list[ContributionRecord] = []
+        pages = 1
+        for page in range(MOST_PAGES):
+            if page == pages:
+                break
+            key = contributions_key(run_id, page)
+            entries = (await self._read([key]))[key]
+            for peer, record, _ in islice(self._decoded(entries, _of_anybody(decode_contributions)), MOST_DATA_PEERS):
+                if record.peer != peer:
+                    self._drop("forged", peer, f"names {record.peer}")
+                elif record.run_id != run_id or record.page != page:
+                    self._drop("misplaced", peer, f"is page {record.page} of run {record.run_id}, under {key}")
+                else:
+                    found.append(record)
+                    pages = max(pages, record.pages)
+        return found
 
     async def read_run(self, run_id: RunId, owner: PeerId | None = None) -> RunRecord | None:
         """The run record, None when there is none. Without `owner`, all that publish one must agree.

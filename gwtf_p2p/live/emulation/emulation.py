@@ -19,7 +19,7 @@ Everything else stays real: processes, libp2p, transfers, computing, averaging, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -39,6 +39,7 @@ from gwtf_p2p.live.rpc.api import (
 from gwtf_p2p.live.rpc.rpc import Rpc
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord
 from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
 
 MICROBATCH, AVERAGE, STATE = "microbatch", "average", "state"
@@ -212,6 +213,10 @@ class EmulatedDht:
     async def publish_stage(self, record: StageRecord) -> bool:
         await asyncio.sleep(self._lookup_s)
         return await self._dht.publish_stage(record)
+
+    async def publish_contributions(self, pages: Sequence[ContributionRecord]) -> bool:
+        await asyncio.sleep(self._lookup_s)
+        return await self._dht.publish_contributions(pages)
 
     async def read_stages(self, run_id: RunId, stages: Iterable[Stage]) -> list[StageRecord]:
         await asyncio.sleep(self._lookup_s)

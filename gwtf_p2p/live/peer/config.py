@@ -36,6 +36,7 @@ class PeerConfig:
     stage that needs it more.
     `memory_bytes`: what the peer may take in all, 0 for no limit; `fits` are the stages that do, empty for all.
     `on_alert`: a shell command for when training has stood still for `alert_after_s`.
+    `public_name`: what others are shown instead of the end of its id.
     `stays`: it goes on serving what it has when the run is complete, instead of ending.
     `figures_every_s` 0: the peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests
     and churn scripts).
@@ -59,6 +60,7 @@ class PeerConfig:
     threads: int = 0
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
     stays: bool = False
+    public_name: str = ""
     upload_bytes_per_s: float = 0.0
     download_bytes_per_s: float = 0.0
     drain_s: float = 0.0

@@ -16,6 +16,7 @@ from typing import Any
 from gwtf_p2p.live.compute.averages import Averager, Averages
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.emulation.faults import FaultTrigger
+from gwtf_p2p.live.libp2p.receipt_signing import ReceiptSigning
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.peer.sending import Sender, Transport
 from gwtf_p2p.live.rpc.api import Header
@@ -54,7 +55,7 @@ LogEvent = Callable[[ev.Event, float, Sequence[ef.Effect], str], None]
 class DriverParts:
     """Everything a driver connects. `publish` is called when the record should go out soon, `on_move` when this peer is to
     begin anew in another stage, `on_end` when its part is over; `save` writes a version and says how that went; `before` is
-    waited for before any work begins."""
+    waited for before any work begins. `signing` reads what comes and signs what goes."""
 
     compute: Compute
     transport: Transport
@@ -66,6 +67,7 @@ class DriverParts:
     save: Callable[[int, Callable[[int, str], object]], None]
     on_report: ReportListener
     probes: LinkProbes
+    signing: ReceiptSigning
     log_event: LogEvent | None = None
     before: Callable[[ev.Work], Coroutine[Any, Any, None]] | None = None
     fault: FaultTrigger | None = None
@@ -82,7 +84,7 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[ev.TimerName, asyncio.TimerHandle] = {}
         self._download_task: asyncio.Task[None] | None = None
-        outwards = (parts.transport, parts.compute, parts.probes)
+        outwards = (parts.transport, parts.compute, parts.probes, parts.signing)
         self.sender = Sender(machine.ctx.me, outwards, self.feed, self._spawn, clock)
         self.averages = Averages(
             parts.compute, parts.average, self.feed, self._spawn, lambda report: parts.on_report(report, clock())
@@ -187,7 +189,7 @@ class Driver:
     def _read(self, sender: PeerId, header: Header, needs_payload: bool) -> Message:
         """Raises RemoteProtocolError for what is no message, or one without what it needs; it counts against its sender."""
         try:
-            message = from_header(header)
+            message = self.parts.signing.read(header)
             if isinstance(message, (Forward, Backward)) != needs_payload:
                 raise RemoteProtocolError(f"{type(message).__name__} {'carries no' if needs_payload else 'needs a'} payload")
         except RemoteProtocolError as error:
@@ -228,8 +230,8 @@ class Driver:
                 self.averages.start(prepare)
             case ef.CancelAverage(iteration, attempt):
                 self.averages.cancel((iteration, attempt))
-            case ef.Step(iteration, attempt, gradient_norm):
-                self.averages.step(iteration, attempt, gradient_norm)
+            case ef.Step():
+                self.averages.step(effect)
             case ef.Download():
                 self._start_download(effect)
             case ef.Discard(microbatch):

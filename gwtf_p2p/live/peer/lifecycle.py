@@ -98,7 +98,7 @@ async def _run_once(config: PeerConfig, own: tuple[Identity, Line], on_report: O
             set_imports_aside()
             await until(stop, daemon, joined)
             return
-        network = Network(daemon, dht, reachability, None, cache, line)
+        network = Network(daemon, dht, identity, reachability, None, cache, line)
         kept = KeptRuns(identity, config.checkpoints.folder)
         await _take_part(config, network, kept, on_report, stop, times)
 

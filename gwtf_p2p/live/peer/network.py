@@ -8,6 +8,7 @@ from gwtf_p2p.live.discovery.dht import Dht
 from gwtf_p2p.live.discovery.peer_cache import PeerCache
 from gwtf_p2p.live.libp2p.daemon import Daemon
 from gwtf_p2p.live.libp2p.dialling import is_circuit
+from gwtf_p2p.live.libp2p.identity import Identity
 from gwtf_p2p.live.nat.paths import Paths
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.protocol.core.line_cap import Line
@@ -22,6 +23,7 @@ class Network:
 
     daemon: Daemon
     dht: Dht
+    identity: Identity
     reachability: Reachability | None = None
     paths: Paths | None = None
     cache: PeerCache | None = None

@@ -25,6 +25,8 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, news_of, stage_record
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
+from gwtf_p2p.protocol.view.contributions import Contributions
+from gwtf_p2p.protocol.view.contributions_told import pages_of
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
 from gwtf_p2p.version import VERSION
@@ -65,12 +67,15 @@ class RecordKeeper:
         self._sequence = int(time.time() * NUMBERS_PER_S)
         self.resent_bytes: Callable[[], int] = lambda: 0
         self.copied: Callable[[], tuple[int, ...]] = lambda: ()
+        self.public_name = ""
+        self.contributions: Callable[[], Contributions] = Contributions
 
     def publish_soon(self) -> None:
         self._due.set()
 
     async def keep_publishing(self, machine: StagePeer | DataPeer) -> None:
         run_due_at, clock = 0.0, asyncio.get_running_loop().time
+        told: tuple[float, Contributions] = 0.0, Contributions()
         while True:
             await self._until_due(machine)
             self._sequence += 1
@@ -84,6 +89,12 @@ class RecordKeeper:
                 run_due_at = clock() + RECORD_PERIOD_S
                 # By every data peer, so that it outlives its first owner; by all when there is none, so that one can come.
                 await self._dht.publish_run(self._run)
+            contributions, since_s = self.contributions(), clock() - told[0]
+            if contributions.of and (since_s >= RECORD_PERIOD_S or (since_s >= ROUTINE_S and contributions is not told[1])):
+                told = clock(), contributions
+                position = self._own.epoch, machine.participant.weights
+                me, run_id = machine.ctx.me, self._run.run_id
+                await self._dht.publish_contributions(pages_of(me, run_id, position, contributions, self._sequence))
 
     async def _until_due(self, machine: StagePeer | DataPeer) -> None:
         """Return when the record is to go out (again)."""
@@ -111,6 +122,7 @@ class RecordKeeper:
             release=VERSION,
             progress=self.progress.figures(),
             route_seconds=self.progress.route_seconds(),
+            public_name=self.public_name,
         )
         reach = self._reachability
         if reach is None:

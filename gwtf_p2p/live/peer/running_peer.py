@@ -17,6 +17,7 @@ from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.compute.stage_fit import watch_memory
 from gwtf_p2p.live.emulation.faults import FaultTrigger
 from gwtf_p2p.live.libp2p.daemon import until
+from gwtf_p2p.live.libp2p.receipt_signing import ReceiptSigning
 from gwtf_p2p.live.measure.evaluation import Evaluation, Swarm
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.metrics import Metrics
@@ -126,6 +127,7 @@ class RunningPeer:
             save=self._save,
             on_report=self._report,
             probes=self.parts.probes,
+            signing=ReceiptSigning(network.identity, run.run_id),
             log_event=self._on_event,
             fault=FaultTrigger(config.fault, self.reporter.fault) if config.fault else None,
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.libp2p.receipt_signing import ReceiptSigning
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.rpc.api import FailureKind, Header, PushResult, RpcFailed
 from gwtf_p2p.protocol import effects as ef
@@ -49,13 +50,13 @@ class Sender:
     def __init__(
         self,
         me: PeerId,
-        outwards: tuple[Transport, Compute, LinkProbes],
+        outwards: tuple[Transport, Compute, LinkProbes, ReceiptSigning],
         feed: Callable[[ev.Event], object],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         clock: Callable[[], float],
     ) -> None:
         self._me, self._feed, self._spawn, self._clock = me, feed, spawn, clock
-        self._transport, compute, self._probes = outwards
+        self._transport, compute, self._probes, self._signing = outwards
         self._payload = compute.payload
         self._pushes: dict[int, asyncio.Task[None]] = {}
         self._sent: dict[tuple[MicrobatchId, ev.Slot], set[PeerId]] = {}
@@ -97,7 +98,8 @@ class Sender:
             self._feed(ev.PushDelivered(push.token, result.seconds))
 
     def send(self, to: PeerId, message: ControlMessage) -> None:
-        """A small message; one to itself comes back as an event of its own."""
+        """A small message, signed if it has to be; one to itself comes back as an event of its own."""
+        message = self._signing.signed(message)
         if to == self._me:
             asyncio.get_running_loop().call_soon(self._feed, ev.Received(to, message))
         else:

@@ -60,6 +60,8 @@ def connect_parts(
     prober = IdleProber(rpc, probes, place.stage)
     records = RecordKeeper(transport.dht, run, place, probes, network.reachability)
     records.copied = lambda: replication.copied
+    records.public_name = config.public_name
+    records.contributions = lambda: compute.contributions
     return Parts(
         place=place,
         compute=compute,

@@ -1,7 +1,7 @@
-"""The history of runs in one SQLite file: iterations, events, and the work that each peer was credited with.
+"""The history of runs in one SQLite file: iterations and events. (Who has contributed what, the swarm itself knows.)
 
-One monitor writes a file. A second one that is given the same file, while the first runs, works on a copy in memory: two that
-added up the same counters would count twice. A file that is not such a history is refused; a disk that is full ends nothing:
+One monitor writes a file. A second one that is given the same file, while the first runs, works on a copy in memory: two would
+write every event twice. A file that is not such a history is refused; a disk that is full ends nothing:
 the write is lost, and `trouble` says so.
 
 A swarm that goes back does iterations again, and a run id may be used for another run. So an iteration counts only while no
@@ -16,7 +16,6 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,34 +44,7 @@ CREATE TABLE IF NOT EXISTS changes (
     id INTEGER PRIMARY KEY, run TEXT NOT NULL, at REAL NOT NULL, text TEXT NOT NULL, kind TEXT NOT NULL, peer TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS changes_of_run ON changes (run, id);
-CREATE TABLE IF NOT EXISTS work (
-    run TEXT NOT NULL, peer TEXT NOT NULL, stage INTEGER NOT NULL, first_seen REAL NOT NULL, last_seen REAL NOT NULL,
-    microbatches REAL NOT NULL, useful_s REAL NOT NULL, now_microbatches REAL NOT NULL, now_useful_s REAL NOT NULL,
-    PRIMARY KEY (run, peer)
-) WITHOUT ROWID;
 """
-
-# A peer counts from nothing when it starts again: what its earlier lives told is kept in `microbatches` and `useful_s`.
-_ADD_WORK = """
-INSERT INTO work VALUES (?1, ?2, ?3, ?4, ?4, 0, 0, ?5, ?6)
-ON CONFLICT (run, peer) DO UPDATE SET
-    microbatches = microbatches + CASE WHEN ?5 < now_microbatches THEN now_microbatches ELSE 0 END,
-    useful_s = useful_s + CASE WHEN ?6 < now_useful_s THEN now_useful_s ELSE 0 END,
-    stage = ?3, last_seen = ?4, now_microbatches = ?5, now_useful_s = ?6
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What one peer told of itself: microbatches in committed gradients, and the seconds that it computed for them."""
-
-    peer: str
-    stage: int
-    microbatches: float
-    useful_s: float
-    first_seen: float = 0.0
-    last_seen: float = 0.0
-
 
 class History:
     """Made by `open_history`. All methods may be called from any thread."""
@@ -89,15 +61,13 @@ class History:
         rows = self._read("SELECT first_seen FROM runs WHERE run = ?", (run,))
         return float(rows[0][0]) if rows else now
 
-    def add(self, run: str, samples: Iterable[Sample], changes: Iterable[Change], work: Iterable[Work], now: float) -> None:
+    def add(self, run: str, samples: Iterable[Sample], changes: Iterable[Change], now: float) -> None:
         """What one look has brought, in one transaction."""
         iterations = [(run, s.iteration, s.loss, s.held_out_loss, s.iteration_s, now) for s in samples]
         events = [(run, c.at, c.text, c.kind, c.peer) for c in changes]
-        done = [(run, w.peer, w.stage, now, w.microbatches, w.useful_s) for w in work]
         with self._transaction() as connection:
             connection.executemany("INSERT OR REPLACE INTO iterations VALUES (?, ?, ?, ?, ?, ?)", iterations)
             connection.executemany("INSERT INTO changes (run, at, text, kind, peer) VALUES (?, ?, ?, ?, ?)", events)
-            connection.executemany(_ADD_WORK, done)
             if events:
                 old = "DELETE FROM changes WHERE run = ? AND id <= (SELECT max(id) FROM changes) - ?"
                 connection.execute(old, (run, CHANGES_KEPT))
@@ -131,23 +101,6 @@ class History:
             FROM lived WHERE iteration BETWEEN ? AND ? GROUP BY (iteration - ?) / ? ORDER BY 1
         """
         return self._read(what, (run, first, last, first, width))
-
-    def work(self, run: str, most: int) -> list[Work]:
-        """Who was credited with most, all its lives together."""
-        what = """
-            SELECT peer, stage, microbatches + now_microbatches, useful_s + now_useful_s, first_seen, last_seen
-            FROM work WHERE run = ? ORDER BY 4 DESC, 3 DESC, 1 LIMIT ?
-        """
-        return [Work(*row) for row in self._read(what, (run, most))]
-
-    def work_of(self, run: str, peer: str) -> Work | None:
-        """All that one peer was credited with; None when nothing is known of it."""
-        what = """
-            SELECT peer, stage, microbatches + now_microbatches, useful_s + now_useful_s, first_seen, last_seen
-            FROM work WHERE run = ? AND peer = ?
-        """
-        rows = self._read(what, (run, peer))
-        return Work(*rows[0]) if rows else None
 
     def close(self) -> None:
         with self._lock:

@@ -23,6 +23,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gwtf_p2p.drawing.axes import FILE
 from gwtf_p2p.monitor.page.join_line import qr_code
 from gwtf_p2p.monitor.page.watched_runs import MOST_POINTS, POINTS, WatchedRun, WatchedRuns
 from gwtf_p2p.version import VERSION
@@ -106,7 +107,8 @@ class _Pages:
     async def run(self, request: Request) -> Response:
         run = self._run(request)
         document = run.feed.document
-        return self._html(request, "run.html", {"run": document, "others": self._list(), "public": self.runs.options.public})
+        told = {"run": document, "others": self._list(), "public": self.runs.options.public, "axes": FILE.read_text()}
+        return self._html(request, "run.html", told)
 
     async def join_code(self, request: Request) -> Response:
         line = self.runs.options.join.of(self._run(request).state.run.run_id)
@@ -141,7 +143,7 @@ class _Pages:
         return _json(await run_in_threadpool(self.runs.series, run, first, last, min(max(points, 2), MOST_POINTS)))
 
     async def work(self, request: Request) -> Response:
-        return _json({"peers": await run_in_threadpool(self.runs.board, self._run(request))})
+        return _json(await run_in_threadpool(self.runs.board, self._run(request)))
 
     async def plan(self, request: Request) -> Response:
         return _json(await run_in_threadpool(self.runs.gantt, self._run(request)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gwtf_p2p.monitor.health import findings
+from gwtf_p2p.monitor.ledger import public_name
 from gwtf_p2p.monitor.page.join_line import JoinLine
 from gwtf_p2p.monitor.page.picture import Hops, flows_of, numbers_by_name
 from gwtf_p2p.monitor.routes import FlowLine, RoutePlans
@@ -35,8 +36,8 @@ class Numbers:
 
     by_peer: dict[PeerId, int] = field(default_factory=dict)
     hops: Hops = field(default_factory=Hops)
-    _rows: dict[PeerId, tuple[StageRecord, int, bool, float | None, Row]] = field(default_factory=dict)
-    _flows: tuple[Sequence[FlowLine], Mapping[tuple[int, str], int], list[Row]] | None = None
+    _rows: dict[PeerId, tuple[StageRecord, int, bool, Row]] = field(default_factory=dict)
+    _flows: tuple[Sequence[FlowLine], int, list[Row]] | None = None
 
     def of(self, peer: PeerId) -> int:
         return self.by_peer.setdefault(peer, len(self.by_peer))
@@ -46,18 +47,17 @@ class Numbers:
         before, self._rows = self._rows, {}
         for record in records:
             peer = record.peer
-            seen = state.version, peer in state.silent, state.microbatches_per_s(peer)
+            version, silent = state.version, peer in state.silent
             kept = before.get(peer)
-            if kept is None or kept[0] is not record or kept[1:4] != seen:
-                kept = record, *seen, _row(state, record, self.of(peer))
+            if kept is None or kept[0] is not record or kept[1] != version or kept[2] is not silent:
+                kept = record, version, silent, _row(state, record, self.of(peer))
             self._rows[peer] = kept
         return [row for *_, row in self._rows.values()]
 
-    def flows(self, lines: Sequence[FlowLine], shown: Sequence[StageRecord]) -> list[Row]:
+    def flows(self, lines: Sequence[FlowLine], shown: Sequence[StageRecord], population: int) -> list[Row]:
         """A row for each flow; the same list as before while the plan and the peers are the same."""
-        named = numbers_by_name(shown, self.by_peer)
-        if self._flows is None or self._flows[0] is not lines or self._flows[1] != named:
-            self._flows = lines, named, flows_of(lines, named)
+        if self._flows is None or self._flows[0] is not lines or self._flows[1] != population:
+            self._flows = lines, population, flows_of(lines, numbers_by_name(shown, self.by_peer))
         return self._flows[2]
 
 
@@ -65,7 +65,7 @@ def document(state: SwarmState, plans: RoutePlans, numbers: Numbers, join: JoinL
     """All of a run but the history of its iterations and what only one peer's details tell."""
     shown = state.by_stage()[:PEERS_SHOWN]
     peers = numbers.rows(state, shown)
-    flows = numbers.flows(plans.lines, shown)
+    flows = numbers.flows(plans.lines, shown, state.population)
     return {
         **_figures(state),
         "first_seen": round(first_seen, 1),
@@ -146,7 +146,7 @@ def _row(state: SwarmState, record: StageRecord, number: int) -> Row:
     return {
         "n": number,
         "peer": record.peer,
-        "name": record.peer[-SHOWN:],
+        "name": public_name(record) or record.peer[-SHOWN:],
         "role": "data" if record.stage == DATA_STAGE else "stage",
         "stage": record.stage,
         "state": record.state.value,

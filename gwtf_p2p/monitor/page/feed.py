@@ -44,6 +44,8 @@ def difference(before: Document, after: Document) -> dict[str, Any]:
 
 
 def _rows(before: Sequence[Document], after: Sequence[Document], key: str) -> dict[str, Any]:
+    if before is after:
+        return {}
     old, new = {row[key]: row for row in before}, {row[key]: row for row in after}
     rows = []
     for name, row in new.items():

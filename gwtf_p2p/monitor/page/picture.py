@@ -19,6 +19,9 @@ from gwtf_p2p.protocol.wire.records import LinkMeasurement, StageRecord
 FLOWS_SHOWN = 2000
 
 Row = dict[str, Any]
+Ends = tuple[int, int]
+"""Numbers of the peers from and to which a hop goes."""
+
 Named = Mapping[tuple[int, str], int]
 """A peer's number by its stage and name: names alone are only the ends of ids."""
 
@@ -48,25 +51,34 @@ def flows_of(lines: Sequence[FlowLine], named: Named) -> list[Row]:
 
 @dataclass
 class Hops:
-    """Makes the hops of a run look after look. What neither end's record has changed is kept: of thousands few change."""
+    """Makes the hops of a run look after look. Only those of which an end's record has changed are made again: of thousands
+    few change."""
 
-    _rows: dict[tuple[int, int], tuple[StageRecord, StageRecord, int, Row]] = field(default_factory=dict)
-    _carried: tuple[Sequence[Row], list[tuple[tuple[int, int], int]]] | None = None
+    _rows: dict[Ends, Row] = field(default_factory=dict)
+    _carried: tuple[Sequence[Row], dict[Ends, int]] | None = None
+    _at: dict[PeerId, list[Ends]] = field(default_factory=dict)
+    _seen: dict[PeerId, StageRecord] = field(default_factory=dict)
     _links: dict[PeerId, tuple[StageRecord, dict[PeerId, LinkMeasurement]]] = field(default_factory=dict)
 
     def of(self, flows: Sequence[Row], records: Mapping[PeerId, StageRecord], peers: Mapping[int, PeerId]) -> list[Row]:
         """Every pair of neighbours on some flow, the way back to the data peer too. `microbatches` are those of the plan."""
         if self._carried is None or self._carried[0] is not flows:
             self._carried = flows, _carried(flows)
-        before, self._rows = self._rows, {}
-        for (a, b), count in self._carried[1]:
-            one, other = records[peers[a]], records[peers[b]]
-            kept = before.get((a, b))
-            if kept is None or kept[0] is not one or kept[1] is not other or kept[2] != count:
-                kept = one, other, count, self._row(a, b, count, one, other)
-            self._rows[a, b] = kept
-        self._links = {peer: known for peer, known in self._links.items() if peer in records}
-        return [row for *_, row in self._rows.values()]
+            self._rows = {ends: {} for ends in self._carried[1]}
+            self._at, self._seen = {}, {}
+            for a, b in self._carried[1]:
+                self._at.setdefault(peers[a], []).append((a, b))
+                self._at.setdefault(peers[b], []).append((a, b))
+            self._links = {peer: known for peer, known in self._links.items() if peer in records}
+        due: dict[Ends, None] = {}
+        for peer, ends in self._at.items():
+            record = records[peer]
+            if self._seen.get(peer) is not record:
+                self._seen[peer] = record
+                due.update(dict.fromkeys(ends))
+        for a, b in due:
+            self._rows[a, b] = self._row(a, b, self._carried[1][a, b], records[peers[a]], records[peers[b]])
+        return list(self._rows.values())
 
     def _row(self, a: int, b: int, count: int, one: StageRecord, other: StageRecord) -> Row:
         link = self._links_of(one).get(other.peer) or self._links_of(other).get(one.peer)
@@ -88,14 +100,14 @@ class Hops:
         return known[1]
 
 
-def _carried(flows: Sequence[Row]) -> list[tuple[tuple[int, int], int]]:
-    """Microbatches of the plan by the ends of each hop."""
-    carried: dict[tuple[int, int], int] = {}
+def _carried(flows: Sequence[Row]) -> dict[Ends, int]:
+    """Microbatches of the plan by the ends of each hop, in order."""
+    carried: dict[Ends, int] = {}
     for flow in flows:
         for a, b in pairwise([*flow["route"], flow["route"][0]]):
             if a is not None and b is not None:
                 carried[a, b] = carried.get((a, b), 0) + flow["microbatches"]
-    return sorted(carried.items())
+    return dict(sorted(carried.items()))
 
 
 def _short(value: float | None) -> float | None:

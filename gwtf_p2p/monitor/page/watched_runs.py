@@ -11,18 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gwtf_p2p.monitor.history.store import History, Work
+from gwtf_p2p.monitor.history.store import History
+from gwtf_p2p.monitor.ledger import Entry, entries
 from gwtf_p2p.monitor.page.document import Numbers, document, peer_details
 from gwtf_p2p.monitor.page.feed import Feed
 from gwtf_p2p.monitor.page.gantt import planned_iteration
 from gwtf_p2p.monitor.page.join_line import JoinLine
 from gwtf_p2p.monitor.page.metrics import prometheus
 from gwtf_p2p.monitor.routes import RoutePlans
-from gwtf_p2p.monitor.swarm_state import EVENTS_KEPT, LOSSES_KEPT, SHOWN, Change, SwarmState
+from gwtf_p2p.monitor.swarm_state import EVENTS_KEPT, LOSSES_KEPT, Change, SwarmState
 from gwtf_p2p.protocol.ids import PeerId
 
-PLAN_SHARE = 200
-"""A forecast of the published plan is made again after so many times as long as the last took: half a per cent of a core."""
+PLAN_SHARE = 400
+"""A forecast of the published plan is made again after so many times as long as the last took: a quarter of a per cent of a
+core."""
 
 POINTS = 1000
 MOST_POINTS = 4000
@@ -39,15 +41,18 @@ class PageOptions:
 
 @dataclass
 class WatchedRun:
-    """One run. `known` are the sequence numbers of the records whose work the history has."""
+    """One run."""
 
     state: SwarmState
     plans: RoutePlans
     first_seen: float
     feed: Feed = field(default_factory=Feed)
     numbers: Numbers = field(default_factory=Numbers)
-    known: dict[PeerId, int] = field(default_factory=dict)
     plan_after_s: float = 0.0
+
+    def ledger(self) -> list[Entry]:
+        """Everybody who has contributed, most first."""
+        return entries(self.state.told, self.state.run, self.state.records)
 
 
 class WatchedRuns:
@@ -92,41 +97,31 @@ class WatchedRuns:
         return WatchedRun(state, RoutePlans(state.run), history.began(run_id, state.seen_at))
 
     def _keep(self, run: WatchedRun, changes: list[Change]) -> None:
-        records = run.state.records
-        news = [r for peer, r in records.items() if run.known.get(peer) != r.sequence_number and r.progress]
-        work = [
-            Work(r.peer, r.stage, r.progress.get("microbatches", 0.0), r.account.useful_s if r.account else 0.0) for r in news
-        ]
-        run.known = {peer: record.sequence_number for peer, record in records.items()}
-        if run.state.samples or changes or work:
-            self.history.add(run.state.run.run_id, run.state.samples, changes, work, run.state.seen_at)
+        if run.state.samples or changes:
+            self.history.add(run.state.run.run_id, run.state.samples, changes, run.state.seen_at)
 
     # ---- what requests ask for
 
     def peer(self, run: WatchedRun, peer: str) -> dict[str, Any] | None:
-        """The details of one peer, with all that it was credited with in earlier lives; None when nothing is known of it."""
+        """The details of one peer, with what it has contributed to the run; None when nothing is known of it."""
         with self._lock:
             details = peer_details(run.state, PeerId(peer), self.options.public)
-        work = self.history.work_of(run.state.run.run_id, peer)
-        if work is not None:
-            credited = {"microbatches": work.microbatches, "useful_s": work.useful_s, "first_seen": work.first_seen}
-            details = {"peer": peer, **(details or {}), "credited": {**credited, "last_seen": work.last_seen}}
+            entry = next((e for e in run.ledger() if e.peer == peer), None)
+        if entry is not None:
+            details = {"peer": peer, **(details or {}), "contributed": _contributed(entry)}
         return details
 
-    def board(self, run: WatchedRun) -> list[dict[str, Any]]:
-        """Who was credited with most, as the peers themselves tell it."""
-        return [
-            {
-                "peer": w.peer,
-                "name": w.peer[-SHOWN:],
-                "stage": w.stage,
-                "microbatches": w.microbatches,
-                "useful_s": round(w.useful_s, 1),
-                "is_here": w.peer in run.state.records,
-                "last_seen": round(w.last_seen, 1),
-            }
-            for w in self.history.work(run.state.run.run_id, BOARD)
-        ]
+    def board(self, run: WatchedRun) -> dict[str, Any]:
+        """Who has contributed most, as the data peers tell it."""
+        with self._lock:
+            told, rows = run.state.told, run.ledger()
+        return {
+            "version": told.version,
+            "agree": told.agree,
+            "data_peers": told.data_peers,
+            "contributors": len(rows),
+            "peers": [{"peer": e.peer, "name": e.name, "is_here": e.is_here, **_contributed(e)} for e in rows[:BOARD]],
+        }
 
     def series(self, run: WatchedRun, first: int | None, last: int | None, points: int) -> dict[str, Any]:
         """Points of the charts between two iterations (None: from the first that is known, to the newest)."""
@@ -157,3 +152,14 @@ def _point(state: SwarmState, row: Sequence[Any]) -> list[float | None]:
     tokens = state.tokens_per_iteration
     short = (None if value is None else float(f"{value:.6g}") for value in (*losses, tokens / seconds if seconds else None))
     return [(iteration + 1) * tokens, *short]
+
+
+def _contributed(entry: Entry) -> dict[str, Any]:
+    return {
+        "stages": list(entry.stages),
+        "microbatches": entry.microbatches,
+        "tokens": entry.tokens,
+        "seconds": round(entry.seconds, 1),
+        "audits": entry.audits,
+        "share": round(entry.share, 4),
+    }

@@ -90,6 +90,7 @@ def prepares(
     microbatches = sum(len(report.ledger) for report in finished.values())
     loss = sum(report.mean_loss * len(report.ledger) for report in finished.values()) / max(1, microbatches)
     staying = tuple(peer for peer, report in sorted(finished.items()) if not report.leaving)
+    receipts = tuple(report.receipt for _, report in sorted(finished.items()) if report.receipt is not None)
     return {
         stage: Prepare(
             iteration=iteration,
@@ -101,6 +102,7 @@ def prepares(
             data_peers=staying,
             mean_loss=loss,
             epoch=epoch,
+            receipts=receipts if stage == DATA_STAGE else (),
         )
         for stage, group in shares.items()
     }

@@ -17,7 +17,7 @@ from gwtf_p2p.protocol.commit.promise import Promise
 from gwtf_p2p.protocol.commit.role import Role
 from gwtf_p2p.protocol.commit.witnesses import Witnesses
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.effects import Publish, Send
+from gwtf_p2p.protocol.effects import Publish, Send, Step
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.messages import Ballot, Commit, NotPrepared, Prepare, Standing, commit_of
 
@@ -174,12 +174,12 @@ class Participant:
         elif share.stepping:
             return
         elif progress.syncing:
-            progress.step_later(message.iteration, message.attempt, message.gradient_norm)
+            progress.step_later(_step_of(preparing, message))
             self._next_iteration(preparing, message.gradient_norm)
         else:
             share.apply()
             self._applied_norm = message.gradient_norm
-            progress.step(message.iteration, message.attempt, message.gradient_norm)
+            progress.step(_step_of(preparing, message))
 
     def stepped(self, iteration: int) -> bool:
         """The weights are one version further; True when that ends the iteration that this peer takes part in."""
@@ -248,3 +248,8 @@ class Participant:
         self.witnesses.forget()
         self._early = None
         self.progress.let_go()
+
+
+def _step_of(prepare: Prepare, commit: Commit) -> Step:
+    """What a commit has done to the weights of this peer's stage."""
+    return Step(commit.iteration, commit.attempt, commit.gradient_norm, prepare.receipts)

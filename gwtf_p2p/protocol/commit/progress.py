@@ -30,7 +30,7 @@ class Progress:
         self._has_fallen_behind = False
         self._has_let_go = False
         self._awaited_step: int | None = None
-        self._pending: list[tuple[int, int, float]] = []
+        self._pending: list[Step] = []
 
     @property
     def position(self) -> tuple[int, int]:
@@ -53,14 +53,14 @@ class Progress:
 
     # ---- steps
 
-    def step(self, iteration: int, attempt: int, gradient_norm: float) -> None:
+    def step(self, step: Step) -> None:
         """Apply the average of this attempt to the weights."""
-        self._awaited_step = iteration
-        self.ctx.emit(Step(iteration, attempt, gradient_norm))
+        self._awaited_step = step.iteration
+        self.ctx.emit(step)
 
-    def step_later(self, iteration: int, attempt: int, gradient_norm: float) -> None:
+    def step_later(self, step: Step) -> None:
         """The weights that this average is for are still on their way here."""
-        self._pending.append((iteration, attempt, gradient_norm))
+        self._pending.append(step)
 
     def stepped(self, iteration: int) -> bool:
         """The weights are one version further; False for weights that have been replaced since."""
@@ -73,12 +73,12 @@ class Progress:
     def step_pending(self) -> None:
         """The next of the averages that were kept, if there is one."""
         if self._pending:
-            self.step(*self._pending.pop(0))
+            self.step(self._pending.pop(0))
 
     def downloaded(self, version: int) -> bool:
         """False when the weights are of no use: averages between them and the iteration followed are missing."""
-        self._pending = [step for step in self._pending if step[0] >= version]
-        first = self._pending[0][0] if self._pending else self.version
+        self._pending = [step for step in self._pending if step.iteration >= version]
+        first = self._pending[0].iteration if self._pending else self.version
         if version != first:
             return False
         self.weights = version

@@ -16,6 +16,7 @@ from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.membership.membership import Membership
 from gwtf_p2p.protocol.transfer.ledger import Gap, Ledger
+from gwtf_p2p.protocol.transfer.receipts import Receipting
 from gwtf_p2p.protocol.transfer.repair import Repairs
 from gwtf_p2p.protocol.wire.messages import Done, Finished, Missing, Redo
 from gwtf_p2p.protocol.wire.records import PeerState
@@ -35,6 +36,7 @@ class Finishing:
         self.ctx, self.participant = membership.ctx, membership.participant
         self.membership, self.coordinator, self.repairs, self.all_injected = membership, coordinator, repairs, all_injected
         self.ledger = Ledger(self.ctx.me, self.ctx.liveness.is_lost)
+        self.receipting = Receipting(self.ctx)
         self.reported_to: PeerId | None = None
         self._finished_at: float | None = None
         self._asked_for: set[Gap] = set()
@@ -146,7 +148,9 @@ class Finishing:
         mean = sum(losses) / len(losses) if losses else 0.0
         leaving = self.membership.state is PeerState.DRAINING
         ctx.liveness.watch(coordinator, ctx.out)
-        ctx.emit(Send(coordinator, Finished(self.participant.version, self.ledger.credits(), mean, leaving, ctx.epoch)))
+        version, lines = self.participant.version, self.ledger.credits()
+        receipt = self.receipting.receipt(version, lines)
+        ctx.emit(Send(coordinator, Finished(version, lines, mean, leaving, ctx.epoch, receipt)))
         ctx.start_timer(Timer.FINISH, "", ctx.timings.deadline_s(("finish",), FINISH_PRIOR_S))
 
     def late(self) -> None:

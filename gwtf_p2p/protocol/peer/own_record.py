@@ -22,7 +22,7 @@ TOP_LINKS = 32
 @dataclass(frozen=True, slots=True)
 class OwnMeasurements:
     """What the machine does not know of itself: its run, its links and its line (bandwidths in bytes/s), what it has sent
-    twice, which of its checkpoints are copied, and the release that is installed."""
+    twice, which of its checkpoints are copied, the release that is installed, and what its user calls it."""
 
     run_id: RunId
     model_hash: str = ""
@@ -38,6 +38,7 @@ class OwnMeasurements:
     resent_bytes: int = 0
     progress: Mapping[str, float] = field(default_factory=dict)
     route_seconds: Mapping[str, float] = field(default_factory=dict)
+    public_name: str = ""
 
 
 def news_of(record: StageRecord) -> tuple[object, ...]:
@@ -99,6 +100,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         release=around.release,
         progress=around.progress,
         route_seconds=around.route_seconds,
+        public_name=around.public_name,
         sequence_number=sequence_number,
     )
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from gwtf_p2p.protocol.commit.promise import ATTEMPTS_PER_EPOCH
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId
+from gwtf_p2p.protocol.transfer.receipts import credited
 from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
 from gwtf_p2p.protocol.wire import messages as msg
+from gwtf_p2p.protocol.wire.receipts import Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ def unfit(ctx: Context, known: Acquaintances, sender: PeerId, message: msg.Messa
         case msg.Redo():
             return _stage(ctx, message.stage) or (Unfit("ahead: too long") if len(message.ahead) > ctx.stages else None)
         case msg.Finished():
-            return _finished(ctx, known, message)
+            return _finished(ctx, known, message) or _receipt_of(sender, message)
         case msg.Prepare():
             return _prepare(message)
         case msg.Prepared() | msg.NotPrepared():
@@ -93,6 +95,45 @@ def _finished(ctx: Context, known: Acquaintances, message: msg.Finished) -> Unfi
     return None
 
 
+def _receipt_of(sender: PeerId, message: msg.Finished) -> Unfit | None:
+    """A data peer signs for what its own ledger says, no more and no less."""
+    receipt = message.receipt
+    if receipt is None:
+        return None
+    if (receipt.data_peer, receipt.epoch, receipt.iteration) != (sender, message.epoch, message.iteration):
+        return Unfit("receipt: of another data peer or iteration")
+    if {(line.stage, line.peer): line.microbatches for line in receipt.lines if line.microbatches} != credited(
+        sender, message.ledger
+    ):
+        return Unfit("receipt: it differs from the ledger")
+    return _receipt(receipt)
+
+
+def _receipt(receipt: Receipt) -> Unfit | None:
+    places = [(line.stage, line.peer) for line in receipt.lines]
+    return None if places == sorted(set(places)) else Unfit("receipt: expected one line for each stage and peer, in order")
+
+
+def _receipts(message: msg.Prepare) -> Unfit | None:
+    """Data peers alone get them, and their own stage's lines are what they are asked to average."""
+    if message.receipts and message.stage != DATA_STAGE:
+        return Unfit("receipts: they are for data peers")
+    by = [receipt.data_peer for receipt in message.receipts]
+    if by != sorted(set(by)):
+        return Unfit("receipts: expected one of each data peer, in order")
+    for receipt in message.receipts:
+        if (receipt.epoch, receipt.iteration) != (message.epoch, message.iteration):
+            return Unfit("receipts: of another iteration")
+        own = [(line.peer, line.microbatches) for line in receipt.lines if line.stage == DATA_STAGE]
+        share = len(message.share_of(receipt.data_peer))
+        if own != ([(receipt.data_peer, share)] if share else []):
+            return Unfit("receipts: they differ from the shares")
+        wrong = _receipt(receipt)
+        if wrong is not None:
+            return wrong
+    return None
+
+
 def _prepare(message: msg.Prepare) -> Unfit | None:
     participants = message.participants
     if len(set(participants)) < len(participants):
@@ -100,7 +141,7 @@ def _prepare(message: msg.Prepare) -> Unfit | None:
     microbatches = [m for share in message.shares for m in share.microbatches]
     if any(m.iteration != message.iteration for m in microbatches) or len(set(microbatches)) < len(microbatches):
         return Unfit("shares: expected each microbatch of this iteration once")
-    return None
+    return _receipts(message)
 
 
 def _standing(ctx: Context, message: msg.Standing) -> Unfit | None:

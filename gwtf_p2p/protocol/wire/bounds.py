@@ -50,9 +50,15 @@ GradientNorm = Annotated[float, Interval(ge=-1.0, le=1e30)]
 Microseconds = Annotated[int, Interval(ge=-(1 << 60), le=1 << 60)]
 Name = Annotated[str, Len(0, 256)]
 Text = Annotated[str, Cut(500)]
+PublicName = Annotated[str, Cut(40)]
+"""Anybody may call itself anything: shown, never gone by, and only its printable characters."""
+
 Digest = Annotated[str, Len(0, 128)]
 Release = Annotated[str, Len(0, 32)]
 """Of this package, as its user installed it."""
+
+Signature = Annotated[str, Len(0, 1024)]
+"""A signature in base64, or a public key in OpenSSH's form."""
 
 
 Peer = Annotated[PeerId, Len(1, 128)]

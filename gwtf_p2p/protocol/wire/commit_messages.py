@@ -13,6 +13,7 @@ from annotated_types import Len
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.limits import MOST_PEERS
 from gwtf_p2p.protocol.wire import bounds as b
+from gwtf_p2p.protocol.wire.receipts import Receipts
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Prepare:
 
     `base` is the ballot that the weights of this iteration were committed with, as far as the coordinator knows. `data_peers`
     take part in the next iteration; the first of them leads it. `mean_loss` is over all microbatches of this iteration.
+    `receipts`, to data peers only, are those of the reports that the shares of all groups are made from.
     """
 
     iteration: b.Iteration
@@ -52,6 +54,7 @@ class Prepare:
     data_peers: b.Peers = ()
     mean_loss: b.Number = 0.0
     epoch: b.Epoch = 0
+    receipts: Receipts = ()
 
     @property
     def ballot(self) -> Ballot:

@@ -34,6 +34,7 @@ from gwtf_p2p.protocol.wire.commit_messages import Prepared as Prepared
 from gwtf_p2p.protocol.wire.commit_messages import Share as Share
 from gwtf_p2p.protocol.wire.commit_messages import commit_of as commit_of
 from gwtf_p2p.protocol.wire.negotiation_messages import NegotiationMessage
+from gwtf_p2p.protocol.wire.receipts import Receipt
 
 Attempt = tuple[int, ...]
 """See the module docstring."""
@@ -164,7 +165,7 @@ Ledger = Annotated[tuple[Credit, ...], Len(0, MOST_MICROBATCHES)]
 class Finished:
     """From a data peer to the coordinator: all my microbatches of this iteration are back; who did what; their mean loss.
 
-    `leaving`: do not wait for me in the next iteration.
+    `leaving`: do not wait for me in the next iteration. `receipt` signs for what the ledger says.
     """
 
     iteration: b.Iteration
@@ -172,6 +173,7 @@ class Finished:
     mean_loss: b.Number
     leaving: bool = False
     epoch: b.Epoch = 0
+    receipt: Receipt | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from gwtf_p2p.protocol.wire.bounds import (
     Flows,
     Index,
     Peer,
+    PublicName,
     Rate,
     Release,
     Seconds,
@@ -42,6 +43,7 @@ from gwtf_p2p.protocol.wire.bounds import (
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.dataset import STDLIB, DatasetSpec, check_dataset
 from gwtf_p2p.protocol.wire.ranges import PLAIN_NAME, Matches, check_ranges
+from gwtf_p2p.protocol.wire.receipts import MOST_PAGES, contributions_key
 from gwtf_p2p.protocol.wire.recipe import MOST_ITERATIONS
 from gwtf_p2p.protocol.wire.recipe import EvaluationSpec as EvaluationSpec
 from gwtf_p2p.protocol.wire.recipe import LossSpec as LossSpec
@@ -277,7 +279,7 @@ class StageRecord:
     stage has a copy of (`view/replica_choice`). `completion`: whether it has done the last iteration.
     `release` is the release of this package that it runs, for a word to its users (`view/releases`).
     `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of
-    the run for observers; nobody plans on them.
+    the run for observers; nobody plans on them. `public_name` is what the peer's user wants to be called, which proves nothing.
     """
 
     peer: Peer
@@ -314,6 +316,7 @@ class StageRecord:
     release: Release = ""
     progress: Figures = field(default_factory=dict)
     route_seconds: Figures = field(default_factory=dict)
+    public_name: PublicName = ""
     sequence_number: Count = 0
     schema_version: int = SCHEMA_VERSION
     wire_version: int = WIRE_VERSION
@@ -389,4 +392,5 @@ def stage_key(run_id: RunId, stage: Stage) -> str:
 
 def keys_of_run(run_id: RunId) -> list[str]:
     """Every key under which peers of the run publish."""
-    return [run_key(run_id), *(stage_key(run_id, Stage(k)) for k in range(MAX_STAGES + 1))]
+    stages = [stage_key(run_id, Stage(k)) for k in range(MAX_STAGES + 1)]
+    return [run_key(run_id), *stages, *(contributions_key(run_id, page) for page in range(MOST_PAGES))]

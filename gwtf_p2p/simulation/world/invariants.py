@@ -3,7 +3,8 @@
 At every event: no stage peer holds more than its capacity; a gradient that was averaged was exactly the member's share; nothing
 is held of a committed iteration. At the end: all attempts that were committed in an iteration are one and the same, in all
 stages; every microbatch is in the gradient of every stage exactly once, or of none (`recovery = fast`: at most once); peers
-of a stage group that serve at the same version have weights of the same commits.
+of a stage group that serve at the same version have weights of the same commits; what every data peer says that the peers have
+contributed is what the stage groups have averaged in the iterations before, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.lifecycle import HOLDS_CAPACITY
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
+from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.protocol.wire.messages import Ballot, Prepare
 from gwtf_p2p.simulation.world.world import World
 
@@ -71,6 +73,7 @@ class Invariants:
             occupied = sum(h.phase in HOLDS_CAPACITY for h in held)
             self._expect(occupied == peer.machine.ctx.occupancy, f"{peer.id}: {occupied} slots are taken")
         self._check_versions()
+        self._check_contributions()
         tally = Counter[str]()
         for iteration, ballot in sorted(self._latest.items()):
             tally += self._check_iteration(iteration, ballot)
@@ -107,6 +110,21 @@ class Invariants:
             for iteration, ballot in steps.items():
                 right = self._latest[iteration]
                 self._expect(ballot == right, f"{peer_id} applied {ballot} in iteration {iteration}, others {right}")
+
+    def _check_contributions(self) -> None:
+        """The sums of receipts against the shares of the averages: two ways to one number."""
+        for peer in self.world.peers.values():
+            participant = peer.machine.participant
+            if peer.machine.ctx.stage != DATA_STAGE or not peer.alive or participant.out_of_step or participant.share.stepping:
+                continue
+            averaged: Counter[tuple[Stage, PeerId]] = Counter()
+            for (iteration, stage, ballot), prepare in self.prepares.items():
+                if iteration < participant.weights and ballot == self._latest.get(iteration):
+                    averaged += Counter({(stage, share.participant): len(share.microbatches) for share in prepare.shares})
+            sums = peer.contributions.get(participant.weights, Contributions())
+            said = Counter({place: c.microbatches for place, c in sums.of.items()})
+            differ = {place: (said[place], averaged[place]) for place in said | averaged if said[place] != averaged[place]}
+            self._expect(not differ, f"{peer.id} at version {participant.weights}: contributions differ: {differ}")
 
     def _expect(self, condition: bool, what: str) -> None:
         if not condition:

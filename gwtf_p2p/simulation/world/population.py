@@ -13,6 +13,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
+from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.protocol.wire.records import LinkMeasurement
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links
@@ -30,7 +31,8 @@ class SimulatedPeer:
     """A state machine and the little that the world must know about the computer that it runs on.
 
     `device_s` is how long the device has computed, work cut off by a crash included. `kept` are the versions of its
-    weights that it could give: the last is what it works with, the others are checkpoints.
+    weights that it could give: the last is what it works with, the others are checkpoints. `contributions` are, at a data
+    peer, the sums of those versions.
     """
 
     machine: StagePeer | DataPeer
@@ -46,6 +48,7 @@ class SimulatedPeer:
     busy_since: float | None = None
     device_s: float = 0.0
     kept: list[int] = field(default_factory=list)
+    contributions: dict[int, Contributions] = field(default_factory=dict)
     epoch: int = 0
 
     @property

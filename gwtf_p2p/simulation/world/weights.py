@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.simulation.lines.downloads import Downloads, Request
 from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
 
@@ -19,8 +22,10 @@ class Weights:
         self._population, self._state_bytes = population, state_bytes
         self._downloads = Downloads(population.links)
 
-    def step(self, peer: SimulatedPeer, iteration: int) -> None:
+    def step(self, peer: SimulatedPeer, step: ef.Step) -> None:
         """An optimizer step, which takes no time: a version more."""
+        iteration = step.iteration
+        peer.contributions[iteration + 1] = peer.contributions.get(iteration, Contributions()).plus(step.receipts)
         self._keep(peer, [*peer.kept, iteration + 1])
         self._population.kernel.after(0.0, lambda: self._population.feed(peer, ev.Stepped(iteration)))
 
@@ -35,6 +40,7 @@ class Weights:
                 return
             earlier = [v for v in peer.kept if v < version] if own or download.epoch == peer.epoch else []
             peer.epoch = download.epoch
+            peer.contributions[version] = self._contributions(donors, version)
             self._keep(peer, [*earlier, version])
             self._population.feed(peer, ev.Downloaded(version))
 
@@ -53,7 +59,13 @@ class Weights:
 
     def _keep(self, peer: SimulatedPeer, versions: list[int]) -> None:
         peer.kept = versions[-KEPT_VERSIONS:]
+        peer.contributions = {version: sums for version, sums in peer.contributions.items() if version in peer.kept}
         self._population.kernel.after(0.0, lambda: self._population.feed(peer, ev.Kept(tuple(peer.kept))))
+
+    def _contributions(self, donors: Iterable[PeerId], version: int) -> Contributions:
+        """Part of the state of a version, at whoever has it."""
+        found = (self._population.peers[donor].contributions.get(version) for donor in donors)
+        return next((sums for sums in found if sums is not None), Contributions())
 
     def _can_give(self, donor: PeerId, version: int) -> bool:
         peer = self._population.peers[donor]

@@ -68,7 +68,7 @@ class World:
         """A new peer, or one that was killed and is to start again."""
         former = self.peers.get(peer.id)
         if former is not None:
-            peer.kept, peer.epoch = former.kept, former.epoch
+            peer.kept, peer.contributions, peer.epoch = former.kept, former.contributions, former.epoch
         self.peers[peer.id] = peer
 
     def start(self, peer: SimulatedPeer, weights_version: int = 0) -> None:
@@ -151,8 +151,8 @@ class World:
                 self._average(peer, prepare)
             case ef.CancelAverage(iteration, attempt):
                 self.rounds.withdraw(peer.id, iteration, attempt)
-            case ef.Step(iteration=iteration):
-                self._weights.step(peer, iteration)
+            case ef.Step():
+                self._weights.step(peer, effect)
             case ef.Download():
                 self._weights.download(peer, effect)
             case ef.Plan(request):

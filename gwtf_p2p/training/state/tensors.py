@@ -2,7 +2,9 @@
 
 This is what a newcomer downloads, what a checkpoint holds and what peers of a stage compare. Names, with the whole model's
 parameter names: `weights/<parameter>`, with AdamW `first_moment/<parameter>` and `second_moment/<parameter>` (float32, the
-parameter's shape), with Adafactor `row_variance/`, `column_variance/` and `variance/`, and `step` (int64, no dimensions).
+parameter's shape), with Adafactor `row_variance/`, `column_variance/` and `variance/`, and `step` (int64, no dimensions). Data
+peers' states have `contributions` too, once there are any: the bytes of `protocol/view/contributions`, padded with spaces to
+whole int64s.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
 
-WEIGHTS, STEP = "weights/", "step"
+WEIGHTS, STEP, CONTRIBUTIONS = "weights/", "step", "contributions"
 
 
 def export_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer) -> dict[str, Tensor]:
@@ -61,3 +64,23 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def with_contributions(state: dict[str, Tensor], contributions: Contributions) -> dict[str, Tensor]:
+    """The state with what its peers have contributed to it; the same where that is nothing."""
+    if not contributions.of:
+        return state
+    data = contributions.to_bytes()
+    padded = bytearray(data.ljust(-(-len(data) // 8) * 8))
+    return {**state, CONTRIBUTIONS: torch.frombuffer(padded, dtype=torch.int64)}
+
+
+def take_contributions(state: Mapping[str, Tensor]) -> tuple[Contributions, dict[str, Tensor]]:
+    """What a state says of contributions, and the rest of it. Raises RemoteProtocolError."""
+    rest = dict(state)
+    tensor = rest.pop(CONTRIBUTIONS, None)
+    if tensor is None:
+        return Contributions(), rest
+    if tensor.dtype != torch.int64 or tensor.dim() != 1:
+        raise RemoteProtocolError(f"state: {CONTRIBUTIONS}: expected int64 in one dimension")
+    return Contributions.from_bytes(bytes(tensor_bytes(tensor))), rest

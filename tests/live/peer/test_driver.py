@@ -6,12 +6,15 @@ import asyncio
 import dataclasses
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 
 from experiments.support.live_swarm import SmallRun
+from gwtf_p2p.live.libp2p.identity import create_identity
+from gwtf_p2p.live.libp2p.receipt_signing import ReceiptSigning
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.peer.assembly import Place, make_compute, peer_settings
 from gwtf_p2p.live.peer.config import PeerConfig
@@ -39,7 +42,7 @@ class Driven:
 
 
 @pytest.fixture
-async def driven() -> AsyncIterator[Driven]:
+async def driven(tmp_path: Path) -> AsyncIterator[Driven]:
     events: list[ev.Event] = []
     config, place = PeerConfig("peer"), Place(Stage(1))
     nothing = cast(Any, None)
@@ -54,6 +57,7 @@ async def driven() -> AsyncIterator[Driven]:
         save=nothing,
         on_report=lambda report, now: None,
         probes=LinkProbes(lambda: 0.0),
+        signing=ReceiptSigning(create_identity(tmp_path / "identity.key"), RUN.run_id),
         log_event=lambda event, *_: events.append(event),
     )
     driver = Driver(compose(peer_settings(config, RUN, place, ME)), parts, clock=lambda: 0.0)

@@ -4,6 +4,7 @@ on a public monitor, nothing that a record says becoming markup."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import re
@@ -27,7 +28,7 @@ from gwtf_p2p.monitor.page.watched_runs import PageOptions, WatchedRuns
 from gwtf_p2p.monitor.swarm_state import SwarmState
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId, RunId
-from tests.monitor.watched import A1, A2, B1, RUN, planned, record, swarm
+from tests.monitor.watched import A1, A2, B1, DATA, RUN, ledger, planned, record, swarm
 
 MADDR = "/ip4/203.0.113.7/tcp/31337/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
 PEERS = parse_initial_peers([MADDR], {})
@@ -95,6 +96,7 @@ def checked(served: Served, definition: str, document: Any) -> Any:
 def test_every_answer_of_the_api_is_as_the_served_schema_says(served: Served) -> None:
     served.look(swarm(3, **FLOWS))
     served.look([r for r in swarm(4, **FLOWS) if r.peer != B1], frozenset({A2}))
+    served.state.hear_contributions(ledger(5), {DATA})
     served.look(swarm(5, **FLOWS))
     state = checked(served, "state", served.json("state"))
     assert state["iterations"] == 5 and [row["is_silent"] for row in state["peers"]] == [False] * 4
@@ -109,10 +111,14 @@ def test_every_answer_of_the_api_is_as_the_served_schema_says(served: Served) ->
     assert [point[0] for point in points] == [3 * tokens, 4 * tokens, 5 * tokens]
     assert [point[1] for point in points] == [3.7, 3.6, 3.5]
     assert len(served.json("history?first=3&last=3")["points"]) == 1
-    board = checked(served, "work", served.json("work"))["peers"]
-    assert [row["useful_s"] for row in board] == [7.5, 7.5, 7.5, 0.0]
+    board = checked(served, "work", served.json("work"))
+    assert (board["version"], board["agree"], board["data_peers"], board["contributors"]) == (5, 1, 1, 4)
+    assert [(row["peer"], row["microbatches"]) for row in board["peers"]] == [(DATA, 20), (B1, 20), (A1, 15), (A2, 5)]
+    assert [row["tokens"] for row in board["peers"]] == [20 * tokens // 4, 20 * tokens // 4, 15 * tokens // 4, 5 * tokens // 4]
     details = checked(served, "peer_details", served.json(f"peers/{A1}"))
-    assert details["credited"]["microbatches"] == 10.0 and len(details["links"]) == 3
+    assert details["contributed"] == {
+        "stages": [1], "microbatches": 15, "tokens": 480, "seconds": 0.3, "audits": 2, "share": 0.25
+    } and len(details["links"]) == 3  # fmt: skip
     plan = checked(served, "plan", served.json("plan"))
     assert plan["microbatches"] == 3 and "forecast, not a measurement" in plan["reason"]
     computed = [bar for row in plan["rows"] for bar in row["bars"]]
@@ -323,3 +329,13 @@ def test_the_alert_rules_and_the_dashboard_ask_for_metrics_that_there_are(served
         assert names and set(names) <= known.keys(), expression
         for labels in re.findall(r"by \(([a-z, ]+)\)", expression):
             assert set(labels.split(", ")) <= set.union(*(known[name] for name in names)), expression
+
+
+def test_a_peer_is_called_what_it_calls_itself_in_one_line_of_printable_characters(served: Served) -> None:
+    names = {A1: "Ada  \n\x1b[31m\u202eL.", A2: ""}
+    records = [dataclasses.replace(r, public_name=names.get(r.peer, "")) for r in swarm()]
+    served.state.hear_contributions(ledger(), {DATA})
+    served.look(records)
+    shown = {row["peer"]: row["name"] for row in served.json("state")["peers"]}
+    assert shown[A1] == "Ada [31m L." and shown[A2] == A2[-6:]
+    assert {row["peer"]: row["name"] for row in served.json("work")["peers"]} == shown

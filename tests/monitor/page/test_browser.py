@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from gwtf_p2p.drawing.axes import label, ticks
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, PathType, PeerState
 from tests.monitor.page.chromium import Chromium, needs_axe, needs_browser
 from tests.monitor.page.test_api import FLOWS, Served, serving
-from tests.monitor.watched import A1, A2, DATA, RUN, record, swarm
+from tests.monitor.watched import A1, A2, DATA, RUN, ledger, record, swarm
 
 pytestmark = [pytest.mark.browser, needs_browser]
 
@@ -39,6 +40,7 @@ def shown(browser: Chromium) -> Iterator[tuple[Chromium, Served]]:
         for version in range(3, 40):
             served.look(busy(version))
         served.look([*busy(40), record(PeerId("Qmgone00"), 1)])
+        served.state.hear_contributions(ledger(41), {DATA})
         served.look([*busy(41), record(NEW, 1, state=PeerState.SYNCING)], frozenset({A2}))
         browser.show(1440, "light")
         browser.driver.get(f"{served.server.url}runs/{RUN.run_id}")
@@ -130,6 +132,26 @@ def test_charts_are_zoomed_by_buttons_and_told_in_words(shown: tuple[Chromium, S
     browser.until("a part of the run", lambda: browser.ask(label) != whole)
     browser.driver.execute_script("document.querySelector('[data-zoom=all]').click()")
     browser.until("the whole run again", lambda: browser.ask(label) == whole)
+
+
+def test_its_axes_are_those_of_the_pictures_in_reports(shown: tuple[Chromium, Served]) -> None:
+    browser, _ = shown
+    told = "Promise.all([import('../static/axes.js')]).then(([axes]) => arguments[arguments.length - 1](%s))"
+    for low, high, about in ((0.0, 1.0, 6), (3.1, 4.05, 5), (0, 164_000, 9), (0.0, 0.37, 8), (-2.5, 2.5, 4), (1e9, 3e12, 6)):
+        found = browser.driver.execute_async_script(told % f"axes.ticks({low}, {high}, {about})")
+        assert found == pytest.approx(ticks(low, high, about))
+        assert browser.driver.execute_async_script(told % f"{found}.map(axes.label)") == [label(tick) for tick in found]
+
+
+def test_who_has_contributed_what_is_told_as_the_ledger_says(shown: tuple[Chromium, Served]) -> None:
+    browser, _ = shown
+    browser.until("the ledger", lambda: "After 41 iterations, as 1 of 1 data peers say" in browser.text("#board-of"))
+    row = browser.ask("[...document.querySelectorAll('#board tbody tr')[2].cells].map((cell) => cell.textContent)")
+    assert row[1:] == [A1[-6:], "1", "123", "3936", "2.5 s", "2", "yes"]
+    browser.driver.execute_script("document.querySelectorAll('#board .link')[2].click()")
+    browser.until("its details", lambda: "123 microbatches, 3936 tokens" in browser.text("#drawer-body"))
+    assert "25.0 %" in browser.text("#drawer-body") and "Audits passed2" in browser.text("#drawer-body")
+    browser.driver.execute_script("document.getElementById('drawer').close()")
 
 
 def test_the_page_loads_nothing_from_elsewhere(shown: tuple[Chromium, Served]) -> None:

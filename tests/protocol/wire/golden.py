@@ -22,6 +22,7 @@ import msgpack
 
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.wire.codec import to_plain
+from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord, decode_contributions
 from gwtf_p2p.protocol.wire.dataset import DatasetSpec
 from gwtf_p2p.protocol.wire.messages import ControlMessage, TensorMessage, Verdict, from_header, to_header
 from gwtf_p2p.protocol.wire.records import (
@@ -45,8 +46,13 @@ from gwtf_p2p.protocol.wire.run_notice import RunNotice, decode_notice
 
 FILE = Path(__file__).with_name("golden_bytes.txt")
 MESSAGES: tuple[type[Any], ...] = (*get_args(TensorMessage), *get_args(ControlMessage))
-RECORDS: tuple[type[Any], ...] = (RunRecord, StageRecord, RunNotice)
-DECODERS: dict[str, Any] = {"RunRecord": decode_run, "StageRecord": decode_stage, "RunNotice": decode_notice}
+RECORDS: tuple[type[Any], ...] = (RunRecord, StageRecord, RunNotice, ContributionRecord)
+DECODERS: dict[str, Any] = {
+    "RunRecord": decode_run,
+    "StageRecord": decode_stage,
+    "RunNotice": decode_notice,
+    "ContributionRecord": decode_contributions,
+}
 VERSION = "WIRE_VERSION"
 
 

@@ -1,6 +1,7 @@
 // Loss and speed over tokens, with uPlot. Both charts show the same part of the run; a part that is zoomed into is fetched anew,
 // as finely as it is known.
 
+import { ticks } from "./axes.js";
 import { count, element, loss, table } from "./words.js";
 
 const HEIGHT = 260;
@@ -85,8 +86,10 @@ export class Charts {
     for (const holder of this.holders) holder.replaceChildren();
     const css = getComputedStyle(document.documentElement);
     const colour = (name) => css.getPropertyValue(`--${name}`).trim();
-    const axis = (label, values) => ({ label, stroke: colour("muted"), grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line") }, font: "12px system-ui", labelFont: "12px system-ui", labelSize: 20, values });
-    const tokens = axis("tokens", (_, splits) => splits.map(count));
+    const lines = (pixels) => (plot, index, low, high) => ticks(low, high, Math.max(2, Math.floor((index ? HEIGHT : plot.width) / pixels)));
+    const axis = (label, values, splits = lines(44)) => ({ label, splits, stroke: colour("muted"), grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line") }, font: "12px system-ui", labelFont: "12px system-ui", labelSize: 20, values });
+    const told = (_, splits) => splits.map(count);
+    const tokens = axis("tokens", told, lines(90));
     const hooks = { setSelect: [(plot) => this.selected(plot)], setCursor: [(plot) => plot.cursor.left < 0 && this.plots.includes(plot) && this.newest()] };
     const options = (series, y, bands, scale) => ({
       width: this.holders[0].clientWidth, height: HEIGHT, series, bands, hooks, axes: [tokens, { ...y, size: 62 }],
@@ -104,8 +107,8 @@ export class Charts {
     const speedSeries = [x, { label: "tokens/s", stroke: colour("online"), width: 2, spanGaps: true, value: (_, v) => (v === null ? "–" : count(v)), points: { show: this.points.length < 40 } }];
     const [lossData, speedData] = this.data();
     this.plots = [
-      new uPlot(options(lossSeries, axis(this.isLog ? "loss (log scale)" : "loss"), [{ series: [2, 1], fill: colour("band") }], this.isLog ? { distr: 3 } : {}), lossData, this.holders[0]),
-      new uPlot(options(speedSeries, axis("tokens/s", (_, splits) => splits.map(count)), [], { range: (_, low, high) => [0, (high || 1) * 1.05] }), speedData, this.holders[1]),
+      new uPlot(options(lossSeries, this.isLog ? axis("loss (log scale)", undefined, null) : axis("loss", told), [{ series: [2, 1], fill: colour("band") }], this.isLog ? { distr: 3 } : {}), lossData, this.holders[0]),
+      new uPlot(options(speedSeries, axis("tokens/s", told), [], { range: (_, low, high) => [0, (high || 1) * 1.05] }), speedData, this.holders[1]),
     ];
     this.newest();
     this.say();

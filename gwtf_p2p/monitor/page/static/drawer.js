@@ -18,7 +18,7 @@ export class Drawer {
 
   async open(peer) {
     this.peer = peer;
-    this.title.textContent = `Peer ${peer.slice(-6)}`;
+    this.title.textContent = `Peer ${this.rowOf(peer)?.name ?? peer.slice(-6)}`;
     this.body.replaceChildren(element("p", { class: "muted" }, "Looking"));
     if (!this.dialog.open) this.dialog.showModal();
     clearInterval(this.timer);
@@ -38,14 +38,14 @@ export class Drawer {
     const parts = [element("p", { class: "muted" }, told.peer)];
     if (row) parts.push(lines([["State", stateOf(row)], ["Place", placeOf(row)], ["Path", PATHS[row.path] || row.path], ["Holds", `${row.occupancy} of ${row.capacity} microbatches`], ["Behind the run", row.behind ? `${row.behind} iterations` : "no"]]));
     else parts.push(element("p", {}, "Its record has expired: it is gone."));
-    const credited = told.credited;
+    const done = told.contributed;
     const since = (value) => (value === null || value === undefined ? "not yet" : duration(value));
     parts.push(element("h3", {}, "Contribution"), lines([
-      ["Committed, all its lives", credited ? `${count(credited.microbatches)} microbatches` : "unknown"],
-      ["Time for them", credited ? duration(credited.useful_s) : "unknown"],
+      ["Committed", done ? `${count(done.microbatches)} microbatches, ${count(done.tokens)} tokens` : "nothing yet"],
+      ["Of all work", done ? `${(100 * done.share).toFixed(1)} %` : "nothing yet"],
+      ["Time for it", done ? duration(done.seconds) : "nothing yet"],
+      ["Audits passed", done ? done.audits : "none"],
       ["Computed since its start", since(told.computed_s)],
-      ["First seen", credited ? new Date(1000 * credited.first_seen).toLocaleString() : "unknown"],
-      ["Audits", "not in records"],
     ]));
     if (told.wire_version !== undefined) parts.push(...this.technical(told));
     parts.push(element("h3", {}, "Last words"));

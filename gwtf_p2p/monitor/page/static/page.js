@@ -116,7 +116,10 @@ async function board() {
   if (!answer?.ok || body.contains(document.activeElement)) return;
   const told = await answer.json();
   const link = (peer) => element("td", {}, element("button", { type: "button", class: "link", onclick: () => drawer.open(peer.peer) }, peer.name));
-  table(body, told.peers.map((peer, index) => [index + 1, link(peer), peer.stage ? peer.stage : "data", count(peer.microbatches), peer.useful_s ? duration(peer.useful_s) : "–", peer.is_here ? "yes" : "no"]));
+  const stages = (peer) => peer.stages.map((stage) => stage || "data").join(", ");
+  table(body, told.peers.map((peer, index) => [index + 1, link(peer), stages(peer), count(peer.microbatches), count(peer.tokens), peer.seconds ? duration(peer.seconds) : "–", peer.audits, peer.is_here ? "yes" : "no"]));
+  const more = told.contributors > told.peers.length ? ` The first ${told.peers.length} of ${told.contributors} peers.` : "";
+  put("board-of", told.data_peers ? `After ${told.version} iterations, as ${told.agree} of ${told.data_peers} data peers say.${more}` : "No data peer tells of committed work yet.");
 }
 
 function connection(state) {

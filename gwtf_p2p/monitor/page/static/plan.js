@@ -1,11 +1,14 @@
 // The planned iteration as a Gantt chart: one row for each peer, one bar for each computation. Below, with a scale of its own,
 // what data peers have measured beside what was planned for it.
 
+import { ticks } from "./axes.js";
 import { drawn, duration, element, placeOf, put } from "./words.js";
 
 const ROW = 20;
 const LEFT = 118;
 const LEAST_WIDTH = 620;
+const LINES = 6;
+const EDGE = 24;
 const AS_PLANNED = 1.1; // measured over planned: nearer is no news
 const NAMES = { forward: "forward", loss: "loss", backward: "backward" };
 
@@ -43,10 +46,10 @@ export class Plan {
     const x = (second) => LEFT + (second / seconds) * (width - LEFT - 8);
     const label = `Planned iteration of ${told.microbatches} microbatches on ${rows.length} peers, ${duration(seconds)} long`;
     const svg = drawn("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
-    for (let part = 0; part <= 4; part++) {
-      const at = x((seconds * part) / 4);
-      const text = drawn("text", { x: at, y: height - 6, class: "muted", "text-anchor": part === 0 ? "start" : part === 4 ? "end" : "middle" });
-      text.textContent = duration((seconds * part) / 4);
+    for (const second of ticks(0, seconds, LINES)) {
+      const at = x(second);
+      const text = drawn("text", { x: at, y: height - 6, class: "muted", "text-anchor": second === 0 ? "start" : at > width - EDGE ? "end" : "middle" });
+      text.textContent = duration(second);
       svg.append(drawn("line", { x1: at, x2: at, y1: 0, y2: rows.length * ROW, class: "grid" }), text);
     }
     rows.forEach((row, index) => {

@@ -7,6 +7,7 @@ const FLOWS_DRAWN_ALONE = 24;
 const HOPS_DRAWN = 3000;
 const TALL_BELOW = 640;
 const LABELS = 218;
+const LABEL = 12;
 export const SLOW = 1.5;
 const LABEL_ROW = 19;
 const MOST_LARGER = 1.5;
@@ -143,7 +144,7 @@ export class Swarm {
     }
     node.glyph.textContent = r > 6 ? (peer.is_silent ? "×" : GLYPHS[peer.state] || "") : "";
     node.glyph.setAttribute("y", 4);
-    node.label.textContent = label ? peer.name : "";
+    node.label.textContent = label ? (peer.name.length > LABEL ? `${peer.name.slice(0, LABEL - 1)}…` : peer.name) : "";
     node.label.setAttribute("y", (r + 13).toFixed(1));
     const words = [`${peer.name}, ${placeOf(peer)}, ${stateOf(peer)}`];
     if (peer.state !== "GONE") words.push(`${peer.occupancy} of ${peer.capacity} microbatches`, `${rate(peer.microbatches_per_s)} microbatches/s`, PATHS[peer.path] || peer.path);

@@ -1,5 +1,7 @@
 // Figures as people read them, and elements made without markup: text of the swarm is never parsed as HTML.
 
+import { label } from "./axes.js";
+
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "unknown";
   if (seconds < 1) return `${Math.round(1000 * seconds)} ms`;
@@ -14,16 +16,7 @@ export function duration(seconds) {
   return "";
 }
 
-export function count(number) {
-  if (number === null || number === undefined) return "unknown";
-  for (const [unit, name] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]]) {
-    if (Math.abs(number) >= unit) {
-      const value = number / (name === "k" ? 1e3 : unit);
-      return `${value >= 100 ? value.toFixed(0) : Number(value.toPrecision(3))} ${name}`;
-    }
-  }
-  return Number.isInteger(number) ? String(number) : String(Number(number.toPrecision(3)));
-}
+export const count = (number) => (number === null || number === undefined ? "unknown" : label(number));
 
 export const bytes = (number) => (number === null || number === undefined ? "unknown" : `${count(number)}B`.replace(/(\d)B$/, "$1 B"));
 export const rate = (number) => (number === null || number === undefined ? "not yet" : Number(number.toPrecision(2)).toString());

@@ -1,0 +1,117 @@
+"""What every peer has contributed to a run: the sums of all receipts whose iterations are committed, and of no others.
+
+The sums are part of the data peers' state, as weights and moments are: the optimizer step that applies an average adds the
+receipts of that attempt, a checkpoint holds the sums of its version, a data peer that joins downloads them, and a swarm that
+goes back to a version has that version's again. So work that was tried again, done again or undone is in them once or not at
+all, however a peer has started, died or come back, and all data peers of one version have equal sums.
+
+Sums are whole numbers, so that they are equal to the bit in whatever order they are told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.limits import MOST_STAGES, WHOLE
+from gwtf_p2p.protocol.wire.receipts import Receipt
+
+MOST_PLACES = 4096
+"""Of (stage, peer), in the sums; beyond that those with the fewest microbatches are summed up under `OTHERS`, by stage."""
+
+OTHERS = PeerId("")
+"""Stands for all peers of a stage that are not named one by one."""
+
+MOST_BYTES = 1 << 20
+_FORMAT = 1
+
+Place = tuple[Stage, PeerId]
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """Of one peer in one stage: microbatches in committed averages, milliseconds of computing them by the peer's own
+    published medians, audits passed."""
+
+    microbatches: int = 0
+    busy_ms: int = 0
+    audits: int = 0
+
+    def __add__(self, other: Contribution) -> Contribution:
+        return Contribution(self.microbatches + other.microbatches, self.busy_ms + other.busy_ms, self.audits + other.audits)
+
+
+@dataclass(frozen=True, slots=True)
+class Contributions:
+    """Of a run up to some version of its weights."""
+
+    of: Mapping[Place, Contribution] = field(default_factory=dict)
+
+    def plus(self, receipts: Iterable[Receipt]) -> Contributions:
+        """With those of one more committed iteration."""
+        sums = dict(self.of)
+        for receipt in receipts:
+            for line in receipt.lines:
+                place = line.stage, line.peer
+                sums[place] = sums.get(place, Contribution()) + Contribution(line.microbatches, line.busy_ms, line.audits)
+        return Contributions(_bounded(sums))
+
+    @property
+    def by_peer(self) -> dict[PeerId, Contribution]:
+        """Over all stages that a peer has held, most microbatches first; equal ones by id."""
+        sums: dict[PeerId, Contribution] = {}
+        for (_, peer), contribution in self.of.items():
+            sums[peer] = sums.get(peer, Contribution()) + contribution
+        return dict(sorted(sums.items(), key=lambda item: (-item[1].microbatches, item[0])))
+
+    def of_stage(self, stage: Stage) -> int:
+        """Microbatches that this stage has done."""
+        return sum(contribution.microbatches for (k, _), contribution in self.of.items() if k == stage)
+
+    # ---- as bytes
+
+    def to_bytes(self) -> bytes:
+        """The same for equal sums."""
+        rows = [[stage, peer, c.microbatches, c.busy_ms, c.audits] for (stage, peer), c in sorted(self.of.items())]
+        return json.dumps([_FORMAT, rows], separators=(",", ":")).encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Contributions:
+        """Raises RemoteProtocolError when these are no sums."""
+        if len(data) > MOST_BYTES:
+            raise RemoteProtocolError(f"contributions: {len(data)} bytes, over the bound of {MOST_BYTES}")
+        try:
+            form, rows = json.loads(data)
+            if form != _FORMAT or len(rows) > MOST_PLACES:
+                raise ValueError("another form, or too long")
+            return Contributions(dict(_place(row) for row in rows))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise RemoteProtocolError(f"contributions: {error}") from error
+
+
+def _place(row: list[object]) -> tuple[Place, Contribution]:
+    """Raises ValueError."""
+    stage, peer, *sums = row
+    whole = [number for number in (stage, *sums) if type(number) is int and 0 <= number <= WHOLE]
+    if len(whole) != 4 or whole[0] > MOST_STAGES or not isinstance(peer, str) or len(peer) > 128:
+        raise ValueError("expected a stage, a peer and three whole numbers")
+    return (Stage(whole[0]), PeerId(peer)), Contribution(*whole[1:])
+
+
+def _bounded(sums: Mapping[Place, Contribution]) -> Mapping[Place, Contribution]:
+    """No longer than MOST_PLACES, with the same totals in every stage."""
+    if len(sums) <= MOST_PLACES:
+        return sums
+    named = sorted(
+        ((place, c) for place, c in sums.items() if place[1] != OTHERS), key=lambda item: (-item[1].microbatches, item[0])
+    )
+    stages = len({stage for stage, _ in sums})
+    kept = dict(named[: MOST_PLACES - stages])
+    for (stage, peer), contribution in sums.items():
+        if (stage, peer) not in kept:
+            place = stage, OTHERS
+            kept[place] = kept.get(place, Contribution()) + contribution
+    return kept

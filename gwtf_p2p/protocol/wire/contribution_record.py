@@ -1,0 +1,38 @@
+"""What a data peer publishes of the contributions to its run, in pages: a record holds 8 KiB, a run may have many peers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Interval, Len
+
+from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.wire import bounds as b
+from gwtf_p2p.protocol.wire.receipts import MOST_PAGES, ReceiptLine
+from gwtf_p2p.protocol.wire.records import SCHEMA_VERSION, WIRE_VERSION, decode
+
+PAGE_LINES = 60
+"""With the longest numbers and ids of today's length a page fits into a record."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContributionRecord:
+    """Page `page` of `pages` of what `peer` says that all peers have contributed to the weights of this version, the most
+    microbatches first. `lines` are sums over the run so far."""
+
+    peer: b.Peer
+    run_id: RunId
+    epoch: b.Epoch
+    version: b.Iteration
+    lines: Annotated[tuple[ReceiptLine, ...], Len(0, PAGE_LINES)]
+    page: Annotated[int, Interval(ge=0, lt=MOST_PAGES)] = 0
+    pages: Annotated[int, Interval(ge=1, le=MOST_PAGES)] = 1
+    sequence_number: b.Count = 0
+    schema_version: int = SCHEMA_VERSION
+    wire_version: int = WIRE_VERSION
+
+
+def decode_contributions(data: bytes) -> ContributionRecord:
+    """Raises RemoteProtocolError when the bytes are no such record, OtherWireVersion when of another version."""
+    return decode(ContributionRecord, data)
