@@ -24,6 +24,8 @@ VERBS = {
     "bootstrap": "bootstrap peer: rendezvous for a swarm",
     "data": "data peer: holds a shard of the dataset, the embedding, the head and the loss",
     "peer": "stage peer: holds one stage of the model",
+    "pause": "peers of this machine wait, and hand over what they hold",
+    "resume": "peers of this machine that were paused go on",
     "doctor": "can this machine take part? clock, ports, NAT, circuit relays, megabytes, memory, device",
     "plan": "plan the flows of a problem file, without a network",
     "replay": "run a peer's event log through its state machine again",
@@ -50,6 +52,10 @@ SHORT = {"runs": ("run", "list")}
 """Verbs that are an action of another one."""
 
 
+LOCAL = ("pause", "resume")
+"""Verbs of 'cli/local'."""
+
+
 class _Parser(argparse.ArgumentParser):
     """Usage errors in one line; dashes in flags are accepted for underscores."""
 
@@ -60,8 +66,8 @@ class _Parser(argparse.ArgumentParser):
 
 def verb_module(verb: str) -> ModuleType:
     """The module of a verb, imported only when it is asked for."""
-    room = "looks." if verb in LOOKS else ""
-    return importlib.import_module(f"gwtf_p2p.cli.verbs.{room}{verb}")
+    room = "local" if verb in LOCAL else "verbs.looks" if verb in LOOKS else "verbs"
+    return importlib.import_module(f"gwtf_p2p.cli.{room}.{verb}")
 
 
 def build_parser(verb: str | None) -> argparse.ArgumentParser:

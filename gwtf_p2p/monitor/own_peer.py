@@ -53,6 +53,7 @@ class OwnPeer:
     waiting_for: str = ""
     is_leaving: bool = False
     stall: str = ""
+    paused: str = ""
     iteration: int = -1
     done_in: dict[int, tuple[int, int]] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
@@ -83,6 +84,9 @@ class OwnPeer:
                 self.online_since, self.download = 0.0, None
             case "draining":
                 self.is_leaving = True
+            case "paused" | "resumed":
+                self.online_since, self.download, self.is_leaving, self.done = 0.0, None, False, "run"
+                self.paused = str(report["text"]) if report["name"] == "paused" else ""
             case "download":
                 self.download = int(report["chunks"]), int(report["of"])
             case "stepped":
@@ -162,6 +166,8 @@ class OwnPeer:
         """What the peer is at, in one sentence, and whether that is good news."""
         if self.is_leaving:
             return "Leaves: what is held is finished first.", True
+        if self.paused:
+            return f"Paused: {self.paused}.", True
         if self.waiting_for:
             return f"Waits: no initial peer answers ({self.waiting_for}).", False
         if self.download is not None and not self.online_since:

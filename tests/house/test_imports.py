@@ -101,7 +101,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "": "codecs compute data model state",
     },
     "ab": {"trials": "", "live": "trials", "report": "trials"},
-    "cli": {"flags": "", "shared": "flags", "": "shared flags", "verbs": "shared flags"},
+    "cli": {"flags": "", "shared": "flags", "": "shared flags", "verbs": "shared flags", "local": "shared flags"},
 }
 
 

@@ -9,11 +9,13 @@ import argparse
 import ipaddress
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gwtf_p2p.protocol.limits import MOST_STAGES
+from gwtf_p2p.protocol.membership.permission import MINUTES_OF_A_DAY
 
 TORCH_DTYPES = ("float32", "bfloat16")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -65,6 +67,25 @@ def public_name(text: str) -> str:
 port = whole(0, MOST_PORT)
 stage = whole(1, MOST_STAGES)
 seconds = number(0, MOST_S)
+
+
+def quiet_hours(text: str) -> tuple[tuple[int, int], ...]:
+    """Ranges of the local day, `22:00-07:00,12:00-13:30`, in minutes."""
+    found = []
+    for each in text.split(","):
+        match = re.fullmatch(r"\s*(\d\d?):(\d\d)-(\d\d?):(\d\d)\s*", each, re.ASCII)
+        hours = [int(word) for word in match.groups()] if match else []
+        ends = [60 * hours[at] + hours[at + 1] for at in range(0, len(hours), 2)]
+        if (
+            not match
+            or max(hours[1::2]) > 59
+            or ends[0] >= MINUTES_OF_A_DAY
+            or ends[1] > MINUTES_OF_A_DAY
+            or ends[0] == ends[1]
+        ):
+            raise argparse.ArgumentTypeError(f"expected hours as 22:00-07:00, several with commas, got {text!r:.40}")
+        found.append((ends[0], ends[1]))
+    return tuple(found)
 
 
 def one_of(*names: str) -> Callable[[str], str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.membership.permission import Wishes
 
 if TYPE_CHECKING:
     from gwtf_p2p.live.compute.tensor_store import MemoryLimit
@@ -26,6 +28,7 @@ def add_limit_flags(add: Callable[..., Any]) -> None:
         help="most disk space for checkpoints and copies together (default: no limit)",
     )
     add_memory_flag(add)
+    add_time_flags(add)
     add(
         "--copy_mbps",
         type=takes.number(0, above=True),
@@ -50,6 +53,24 @@ def add_limit_flags(add: Callable[..., Any]) -> None:
     )
 
 
+def add_time_flags(add: Callable[..., Any]) -> None:
+    """When the peer may work."""
+    hours = "no work in these hours of the local day, as 22:00-07:00; several with commas"
+    add("--quiet_hours", type=takes.quiet_hours, default=(), metavar="HOURS", help=hours)
+    for period in ("day", "month"):
+        quota = f"most gigabytes a {period} to and from other peers; then the peer leaves, and comes back in the next"
+        add(f"--quota_gb_{period}", type=takes.number(0), default=0.0, metavar="GB", help=quota)
+    idle = "work only when nobody uses this machine (Linux: terminals, the desktop's seat, other programs' load)"
+    add("--only_when_idle", action="store_true", help=idle)
+    add("--nice", type=takes.whole(0, 19), default=0, metavar="N", help="give way to other programs: 0 (default) to 19")
+
+
+def wishes(args: argparse.Namespace) -> Wishes:
+    """What the flags say of when to work."""
+    day, month = int(args.quota_gb_day * 1e9), int(args.quota_gb_month * 1e9)
+    return Wishes(args.quiet_hours, day, month, args.only_when_idle)
+
+
 def add_memory_flag(add: Callable[..., Any]) -> None:
     """The same for a peer and for the doctor."""
     memory = "most memory for all that the peer holds; a stage that takes more is not taken (default: no limit)"
@@ -58,6 +79,8 @@ def add_memory_flag(add: Callable[..., Any]) -> None:
 
 def check_compute_flags(args: argparse.Namespace) -> None:
     """Raises InputError for flags that do not go together."""
+    if args.only_when_idle and not sys.platform.startswith("linux"):
+        raise InputError("--only_when_idle", "", f"expected Linux, which tells whether it is used; this is {sys.platform}")
     if args.disk_gb and not args.checkpoint_dir:
         raise InputError("--disk_gb", f"{args.disk_gb:g}", "expected --checkpoint_dir with it: nothing is kept without")
     if args.spill_dir and not args.max_kept_gb:

@@ -190,6 +190,7 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     from gwtf_p2p.live.discovery.dht import RunConflict
     from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
     from gwtf_p2p.live.libp2p.identity import IdentityInUse
+    from gwtf_p2p.live.measure.permission import ByHand
     from gwtf_p2p.live.peer.config import ClockWrong, RunMismatch, RunNotThere, StartInterrupted
     from gwtf_p2p.live.peer.lifecycle import run_peer
 
@@ -209,8 +210,11 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
             stop.set()
 
         loop.add_signal_handler(signal.SIGINT, leave, True)
+        by_hand = ByHand()
         loop.add_signal_handler(signal.SIGTERM, leave, False)
-        await run_peer(config, on_report, stop)
+        loop.add_signal_handler(signal.SIGUSR1, by_hand.set, True)
+        loop.add_signal_handler(signal.SIGUSR2, by_hand.set, False)
+        await run_peer(config, on_report, stop, by_hand)
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, memory_errors("take part"):

@@ -139,6 +139,10 @@ def line(report: Mapping[str, Any]) -> str:
         case "path":
             kind = {"public": "direct"}.get(report["path"], report["path"])
             return f"path to {report['peer'][-6:]}: {kind}"
+        case "pausing":
+            return f"pauses ({report['text']}): what is held is finished first"
+        case "paused" | "resumed":
+            return str(report["text"])
         case "memory":
             allowed = f" of {report['allowed_bytes'] / 1e9:.3g} allowed" if report["allowed_bytes"] else ""
             held = f"with {report['capacity']} microbatches at once, {report['least_bytes'] / 1e9:.3g} at least"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.free_place import settle_identity
-from gwtf_p2p.cli.shared.limit_flags import BYTES_PER_S_OF_A_MBPS, check_compute_flags, checkpoint_options, memory_limit
+from gwtf_p2p.cli.shared.limit_flags import BYTES_PER_S_OF_A_MBPS, check_compute_flags, checkpoint_options, memory_limit, wishes
 from gwtf_p2p.cli.shared.peer_flags import (
     DRAIN_S,
     PEER_PORT,
@@ -79,6 +79,8 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
         upload_bytes_per_s=args.upload_mbps * BYTES_PER_S_OF_A_MBPS,
         download_bytes_per_s=args.download_mbps * BYTES_PER_S_OF_A_MBPS,
         memory=memory_limit(args),
+        wishes=wishes(args),
+        nice=args.nice,
         memory_bytes=int(args.memory_gb * 1e9),
         drain_s=DRAIN_S,
         join_timeout_s=args.timeout,

@@ -14,6 +14,7 @@ from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.measure.metrics import MetricsOptions
 from gwtf_p2p.live.state.options import CheckpointOptions
 from gwtf_p2p.protocol.ids import RunId, Stage
+from gwtf_p2p.protocol.membership.permission import Wishes
 from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.config import ExecutorConfig
@@ -35,6 +36,7 @@ class PeerConfig:
     the run is not there. `memory`: how much what is kept of microbatches may take. `moves`: a stage peer may go to another
     stage that needs it more.
     `memory_bytes`: what the peer may take in all, 0 for no limit; `fits` are the stages that do, empty for all.
+    `wishes`: when it may work. `nice`: how far it gives way to other programs, as nice(1).
     `on_alert`: a shell command for when training has stood still for `alert_after_s`.
     `public_name`: what others are shown instead of the end of its id.
     `stays`: it goes on serving what it has when the run is complete, instead of ending.
@@ -67,6 +69,8 @@ class PeerConfig:
     join_timeout_s: float = 20.0
     memory: MemoryLimit = NO_LIMIT
     memory_bytes: int = 0
+    wishes: Wishes = field(default_factory=Wishes)
+    nice: int = 0
     fits: tuple[Stage, ...] = ()
     moves: bool = False
     figures_every_s: float = 0.0

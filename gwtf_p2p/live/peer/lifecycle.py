@@ -10,8 +10,8 @@ import asyncio
 import logging
 import os
 import time
-from contextlib import AsyncExitStack
-from dataclasses import replace
+from contextlib import AsyncExitStack, closing
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,10 +20,19 @@ from gwtf_p2p.live.discovery.clock_skew import ClockVerdict, check_clock
 from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, start_dht
 from gwtf_p2p.live.discovery.kept_runs import KeptRuns
 from gwtf_p2p.live.discovery.peer_cache import PeerCache
-from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonEnded, DaemonFailed, NetworkUnreachable, start_daemon, until
+from gwtf_p2p.live.libp2p.daemon import (
+    Daemon,
+    DaemonEnded,
+    DaemonFailed,
+    NetworkUnreachable,
+    start_daemon,
+)
+from gwtf_p2p.live.libp2p.daemon import until as until_stopped
 from gwtf_p2p.live.libp2p.identity import Identity, IdentityLock, default_identity_path, load_or_create_identity
+from gwtf_p2p.live.libp2p.running_peers import running
 from gwtf_p2p.live.measure.bandwidth import serve_speed
 from gwtf_p2p.live.measure.join_times import JoinTimes
+from gwtf_p2p.live.measure.permission import ByHand, Permission
 from gwtf_p2p.live.nat.circuit_relay import start_public_relay
 from gwtf_p2p.live.nat.paths import Paths
 from gwtf_p2p.live.nat.reachability import Reachability
@@ -39,8 +48,17 @@ MOST_DEATHS, DEATHS_WITHIN_S = 3, 600.0
 """A p2pd that dies more often than this will die again."""
 
 
-async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event) -> None:
-    """Run until `stop` is set.
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What a peer keeps when it starts again."""
+
+    identity: Identity
+    line: Line
+    permission: Permission
+
+
+async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event, by_hand: ByHand | None = None) -> None:
+    """Run until `stop` is set. While `by_hand` says so, it pauses: what it holds is handed over, and it takes nothing.
 
     When p2pd dies under it, the peer starts anew with another one, as a crashed peer that returns: a few times, then not.
     Raises InputError, NetworkUnreachable, DaemonFailed, IdentityInUse, ClockWrong, RunMismatch, RunConflict, RunNotThere, and
@@ -49,10 +67,13 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event)
     identity = load_or_create_identity(config.identity_path or default_identity_path(os.environ))
     deaths: list[float] = []
     line = Line(config.upload_bytes_per_s, config.download_bytes_per_s)
-    with IdentityLock(identity):
+    own = _Own(identity, line, Permission(config.wishes, line, identity.path.with_suffix(".usage.json"), by_hand))
+    if config.nice:
+        os.nice(config.nice)
+    with IdentityLock(identity), running(identity.path), closing(own.permission):
         while True:
             try:
-                await _run_once(config, (identity, line), on_report, stop)
+                await _run_once(config, own, on_report, stop)
                 return
             except DaemonEnded as error:
                 deaths = [at for at in deaths if time.monotonic() - at < DEATHS_WITHIN_S] + [time.monotonic()]
@@ -62,8 +83,8 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event)
                 on_report({"name": "restarting", "reason": str(error)})
 
 
-async def _run_once(config: PeerConfig, own: tuple[Identity, Line], on_report: OnReport, stop: asyncio.Event) -> None:
-    identity, line = own
+async def _run_once(config: PeerConfig, own: _Own, on_report: OnReport, stop: asyncio.Event) -> None:
+    identity, line = own.identity, own.line
     times = _times(on_report)
     async with AsyncExitStack() as stack:
         run_id = config.new_run.run_id if config.new_run else config.run_id
@@ -96,17 +117,23 @@ async def _run_once(config: PeerConfig, own: tuple[Identity, Line], on_report: O
         stack.callback(joined.cancel)
         if config.role == "bootstrap":
             set_imports_aside()
-            await until(stop, daemon, joined)
+            await until_stopped(stop, daemon, joined)
             return
         network = Network(daemon, dht, identity, reachability, None, cache, line)
         kept = KeptRuns(identity, config.checkpoints.folder)
-        await _take_part(config, network, kept, on_report, stop, times)
+        await _take_part(config, network, kept, on_report, (stop, own.permission), times)
 
 
 async def _take_part(
-    config: PeerConfig, network: Network, kept: KeptRuns, on_report: OnReport, stop: asyncio.Event, times: JoinTimes
+    config: PeerConfig,
+    network: Network,
+    kept: KeptRuns,
+    on_report: OnReport,
+    until: tuple[asyncio.Event, Permission],
+    times: JoinTimes,
 ) -> None:
-    """From the run's record to the way out, by way of other stages where this peer is needed more."""
+    """From the run's record to the way out, by way of other stages where this peer is needed more, and of pauses."""
+    stop, permission = until
     # A bootstrap peer never comes here, and does without what computes: these modules import transformers.
     from gwtf_p2p.live.peer.assembly import check_config
     from gwtf_p2p.live.peer.running_peer import start_running
@@ -120,17 +147,27 @@ async def _take_part(
     kept.keep(run)
     times.mark("run")
     while True:
+        waiting = asyncio.ensure_future(permission.allowed(on_report))
+        try:
+            await until_stopped(stop, network.daemon, waiting)
+        finally:
+            waiting.cancel()
+        if stop.is_set():
+            return
         reachability = network.reachability
         paths = Paths(network.daemon, reachability) if reachability is not None else None
         peer = await start_running(config, run, replace(network, paths=paths), on_report, times)
         try:
-            stage = await peer.serve(stop)
+            stage = await peer.serve(stop, permission)
         finally:
             await peer.close()
+        times = _times(on_report)
+        if peer.pauses:
+            continue  # without its weights: what it had to keep is on its disk
         if stage is None:
             return
         logger.info("this peer moves to stage %d", stage)
-        config, times = replace(config, stage=stage, fault=None), _times(on_report)
+        config = replace(config, stage=stage, fault=None)
 
 
 def _times(on_report: OnReport) -> JoinTimes:

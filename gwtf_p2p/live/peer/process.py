@@ -25,6 +25,7 @@ import uvloop
 
 from gwtf_p2p.live.compute.process_memory import bound_arenas
 from gwtf_p2p.live.libp2p.daemon_lifetime import die_with_parent
+from gwtf_p2p.live.measure.permission import ByHand
 from gwtf_p2p.live.peer.config import PeerConfig
 from gwtf_p2p.live.peer.lifecycle import run_peer
 
@@ -109,9 +110,12 @@ async def _serve(config: PeerConfig, pipe: Connection) -> int:
         if fields["name"] == "fault":
             line.flush(FLUSH_S)  # the next thing that this process does may be its last
 
+    by_hand = ByHand()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGUSR1, by_hand.set, True)
+    loop.add_signal_handler(signal.SIGUSR2, by_hand.set, False)
     try:
-        await run_peer(config, report, stop)
+        await run_peer(config, report, stop, by_hand)
     except Exception as error:  # the process boundary: whatever ends a peer is told to the parent and logged
         logger.exception("the peer ends")
         report({"name": "failed", "error": f"{type(error).__name__}: {error}", "code": getattr(error, "exit_code", 1)})

@@ -21,6 +21,7 @@ from gwtf_p2p.live.libp2p.receipt_signing import ReceiptSigning
 from gwtf_p2p.live.measure.evaluation import Evaluation, Swarm
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.metrics import Metrics
+from gwtf_p2p.live.measure.permission import Permission
 from gwtf_p2p.live.peer.assembly import (
     Place,
     choose_place,
@@ -108,6 +109,7 @@ class RunningPeer:
         self._ended = asyncio.Event()
         self._moved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._moves_to: Stage | None = None
+        self.pauses = False
         self.settings = peer_settings(config, run, self.place, self.daemon.peer_id)
         machine = compose(self.settings)
         self.parts.forward_only.may_ask = machine.gate.may_ask_forward_only
@@ -157,8 +159,9 @@ class RunningPeer:
         if self.event_log is not None:
             self.event_log.begin(Opening(self.settings, measured, VERSION, self.run, self.place.shard))
 
-    async def serve(self, stop: asyncio.Event) -> Stage | None:
-        """Take part until told to stop, or until this peer is to begin anew in another stage, which is returned."""
+    async def serve(self, stop: asyncio.Event, permission: Permission) -> Stage | None:
+        """Take part until told to stop, or not allowed to go on (`pauses`), or until this peer is to begin anew in another
+        stage, which is returned."""
         machine = self.driver.machine
         self.state_download.on_chunk = self.reporter.download
         self.checkpoints.on_kept = self.replication.on_remote = self._tell_kept
@@ -178,9 +181,12 @@ class RunningPeer:
             )
         ]
         try:
-            ended = asyncio.ensure_future(self._has_ended())
-            tasks.append(ended)
-            await until(stop, self.daemon, *tasks, self.driver.failure, self._moved)
+            ended, forbidden = (asyncio.ensure_future(each) for each in (self._has_ended(), permission.forbidden()))
+            await until(stop, self.daemon, *tasks, ended, forbidden, self.driver.failure, self._moved)
+            self.pauses = forbidden.done() and not stop.is_set() and not ended.done()
+            tasks += [ended, *([] if forbidden.done() else [forbidden])]
+            if self.pauses:
+                self.reporter.tell({"name": "pausing", "text": (await permission.look()).text})
             if not self._moved.done() and not ended.done():
                 await self._drain(*tasks)
             return None if stop.is_set() or ended.done() else self._moves_to

@@ -1,4 +1,4 @@
-"""Leaving: Ctrl+C drains and hands over, a second Ctrl+C leaves at once; nobody has to wait for who has left."""
+"""Leaving, for good or for a while: what is held is handed over, and nobody has to wait for who has left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gwtf_p2p.cli.main import main
 from tests.live.peer.verbs import DEADLINE_S, Peer, leave, until
 
 pytestmark = pytest.mark.live
@@ -52,3 +53,37 @@ def test_ctrl_c_drains_and_a_second_one_does_not_wait(start: Callable[..., Peer]
     data.communicate(timeout=DEADLINE_S)
     assert data.returncode == 130
     other.kill()
+
+
+def test_a_paused_peers_microbatches_are_done_by_another_and_a_resumed_one_trains_again(
+    start: Callable[..., Peer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GWTF_HOME", str(tmp_path))
+    (tmp_path / "run.toml").write_text(RUN)
+    there = ["--initial_peers", until(start("bootstrap"), "started")["maddrs"][0]]
+    data = start("data", "--new_run", str(tmp_path / "run.toml"), *there)
+    until(data, "started")
+    paused, other = start("peer", "--run_id", "leave", *there), start("peer", "--run_id", "leave", *there)
+    until(paused, "stepped")
+
+    assert main(["pause", "--identity_path", str(tmp_path / "2.key")]) == 0
+    assert until(paused, "pausing")["text"].startswith("paused by hand")
+    until(paused, "drained")
+    assert until(paused, "paused")["code"] == "hand"
+    for _ in range(3):
+        step = until(other, "stepped")
+        assert step["of"] == step["different"] == 4, "nothing is lost"
+    assert step["microbatches"] == 4, "the other one does it all"
+
+    assert main(["resume", "--identity_path", str(tmp_path / "2.key")]) == 0
+    until(paused, "resumed")
+    until(paused, "online")
+    while not (step := until(paused, "stepped"))["microbatches"]:
+        assert step["of"] == step["different"] == 4
+    assert leave(paused)[0] == 0
+
+    short = start("peer", "--run_id", "leave", *there, "--memory_gb", "0.1")
+    assert short.wait(180) == 6
+    said = (tmp_path / "4.log").read_text().strip().splitlines()
+    assert said[-1] == "gwtf peer: run leave does not fit: needed 0.51 GB at least, --memory_gb allows 0.1"
+    assert not any("Traceback" in line for line in said)

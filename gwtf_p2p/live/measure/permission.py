@@ -1,0 +1,128 @@
+"""Keeps asking whether this peer may work (`protocol/membership/permission`), and what its line has carried for its quotas.
+
+What has passed is kept in a file beside the identity, so that a restart renews no quota. `ByHand` is what signals set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gwtf_p2p.live.measure.idle import MachineUse
+from gwtf_p2p.protocol.core.line_cap import Line
+from gwtf_p2p.protocol.membership.permission import MAY_WORK, Moment, Usage, Verdict, Wishes, verdict
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 2.0
+SAVE_S = 10.0
+"""A crash forgets no more than what has passed since."""
+
+IDLE_LOOK_S = 10.0
+OnReport = Callable[[dict[str, Any]], None]
+
+
+class ByHand:
+    """Paused by its owner, or not; `changed` is set when that changes."""
+
+    def __init__(self) -> None:
+        self.paused = False
+        self.changed = asyncio.Event()
+
+    def set(self, paused: bool) -> None:
+        self.paused = paused
+        self.changed.set()
+
+
+def moment_now() -> Moment:
+    """By this machine's clock and its time zone."""
+    local = time.localtime()
+    return Moment(60 * local.tm_hour + local.tm_min, time.strftime("%Y-%m-%d", local), time.strftime("%Y-%m", local))
+
+
+class Permission:
+    """Of one peer. `file`: where its usage is kept."""
+
+    def __init__(self, wishes: Wishes, line: Line, file: Path, by_hand: ByHand | None = None) -> None:
+        self.wishes, self._line, self._file = wishes, line, file
+        self.by_hand = by_hand or ByHand()
+        self.moment: Callable[[], Moment] = moment_now
+        self._counted = line.total_bytes
+        self.usage = self._read()
+        self._saved, self._save_at = self.usage, 0.0
+        self._use = MachineUse() if wishes.only_when_idle else None
+        self._in_use, self._used_look_at = "", -IDLE_LOOK_S
+
+    async def look(self) -> Verdict:
+        """Now."""
+        moment, total = self.moment(), self._line.total_bytes
+        self.usage = self.usage.more(total - self._counted, moment)
+        self._counted = total
+        self._save()
+        now = time.monotonic()
+        if self._use is not None and now >= self._used_look_at + IDLE_LOOK_S:
+            self._used_look_at = now
+            self._in_use = await asyncio.to_thread(self._use.look)
+        return verdict(self.wishes, moment, self.usage, self.by_hand.paused, self._in_use)
+
+    async def forbidden(self) -> None:
+        """Return when this peer may not work any more."""
+        while (await self.look()).may_work:
+            await self._pause()
+
+    async def allowed(self, on_report: OnReport) -> None:
+        """Return when this peer may work. Why it waits is told, each reason once."""
+        told = MAY_WORK
+        while not (found := await self.look()).may_work:
+            if found != told:
+                told = found
+                on_report({"name": "paused", "code": found.code, "text": found.text})
+            await self._pause()
+        if not told.may_work:
+            on_report({"name": "resumed", "text": "goes on: it may work again"})
+
+    def close(self) -> None:
+        """What has passed until now is kept."""
+        total = self._line.total_bytes
+        self.usage, self._counted = self.usage.more(total - self._counted, self.moment()), total
+        self._save_at = 0.0
+        self._save()
+
+    async def _pause(self) -> None:
+        """Until it is worth looking again."""
+        self.by_hand.changed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await self.by_hand.changed.wait()
+
+    def _read(self) -> Usage:
+        try:
+            plain = json.loads(self._file.read_text())
+            day, month = str(plain["day"]), str(plain["month"])
+            return Usage(day, max(0, int(plain["day_bytes"])), month, max(0, int(plain["month_bytes"])))
+        except FileNotFoundError:
+            return Usage()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is passed over, quotas are counted from now on: %s", self._file, error)
+            return Usage()
+
+    def _save(self) -> None:
+        """By renaming, so that a power cut leaves the file as it was."""
+        now = time.monotonic()
+        if self.usage == self._saved or now < self._save_at or not (self.wishes.day_bytes or self.wishes.month_bytes):
+            return
+        self._save_at = now + SAVE_S
+        draft = self._file.with_suffix(".new")
+        try:
+            draft.write_text(json.dumps(asdict(self.usage)))
+            draft.replace(self._file)
+            self._saved = self.usage
+        except OSError as error:
+            logger.warning("%s: what has passed is not kept: %s", self._file, error)
