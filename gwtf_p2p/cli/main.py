@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import gc
 import importlib
 import os
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from gwtf_p2p.cli.flags.config_file import expand
+from gwtf_p2p.live.compute.memory_errors import OutOfMemory, memory_errors
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.version import VERSION
 
@@ -54,6 +56,10 @@ SHORT = {"runs": ("run", "list")}
 
 LOCAL = ("pause", "resume")
 """Verbs of 'cli/local'."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""How a system says that a disk, or a quota on it, is full."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -105,7 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             of_verb = _verb_parser(parser, verb) if verb in VERBS else parser
             of_verb.error(f"unrecognized arguments: {' '.join(unknown)}")
-        code: int = args.run(args)
+        with memory_errors("go on"):
+            code: int = args.run(args)
+    except OutOfMemory as error:
+        print(f"gwtf {verb}: {error}", file=sys.stderr)
+        return error.exit_code
     except InputError as error:
         print(f"gwtf {verb}: {error}", file=sys.stderr)
         return 2
@@ -115,6 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output is gone (`gwtf ... | head`); Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"gwtf {verb}: {error.filename or 'a file'}: {error.strerror}: free some space there", file=sys.stderr)
+        return OutOfMemory.exit_code
     return code
 
 

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from gwtf_p2p.cli.main import main, verb_module
 from gwtf_p2p.cli.shared import peer_flags
 from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.live.compute.memory_errors import OutOfMemory, memory_errors
 from gwtf_p2p.live.discovery.dht import RunConflict
 from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
-from gwtf_p2p.live.libp2p.identity import IdentityInUse
+from gwtf_p2p.live.libp2p.identity import IdentityInUse, IdentityLock, create_identity
 from gwtf_p2p.live.peer import lifecycle
 from gwtf_p2p.live.peer.config import ClockWrong, PeerConfig, RunMismatch, RunNotThere
 from gwtf_p2p.protocol.ids import PeerId, RunId
+
+ROOT = Path(__file__).parents[2]
 
 
 def too_much() -> None:
@@ -86,3 +95,76 @@ def test_json_has_no_word_for_what_is_not_finite() -> None:
     line = to_json(report)
     strict = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert strict == {"name": "stepped", "loss": None, "all": [1.0, None], "deep": {"x": [None]}}
+
+
+def full_disk() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "/data/tokens")
+
+
+@pytest.mark.parametrize(("happens", "words"), [(full_disk, "/data/tokens: No space left"), (of_python, "too little memory")])
+def test_any_verb_that_runs_out_of_disk_or_memory_says_so(
+    happens: Callable[[], None], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verb_module("id"), "run", lambda args: happens())
+    assert main(["id"]) == 6
+    printed = capsys.readouterr().err
+    assert words in printed and len(printed.strip().splitlines()) == 1
+
+
+ALL_REFUSALS = """
+import contextlib, io, sys
+from pathlib import Path
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "hivemind"):
+            raise SystemExit(f"loads {name}")
+sys.meta_path.insert(0, NoTorch())
+from gwtf_p2p.cli.main import main
+from tests.cli.test_refusals import REFUSED
+Path("FILE").write_text("of somebody")
+Path("FOLDER").mkdir()
+for words, _ in REFUSED:
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            code = main(words)
+        except SystemExit as error:
+            code = error.code
+    if code != 2:
+        print(code, words)
+"""
+
+
+def test_wrong_input_to_any_verb_is_judged_before_torch_is_loaded(tmp_path: Path) -> None:
+    """The whole table of refusals, in one process that cannot load it."""
+    environment = {**os.environ, "GWTF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", ALL_REFUSALS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
+    assert done.stdout == "", done.stdout
+
+
+@pytest.mark.live
+def test_what_a_starting_peer_finds_has_its_code(tmp_path: Path) -> None:
+    """Real processes: nobody answers (3), the identity is in use (4), the port is taken (2)."""
+    used, taken = create_identity(tmp_path / "used.key"), socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    there = ["--run_id", "r", "--initial_peers", f"/ip4/127.0.0.1/tcp/9/p2p/{used.peer_id}", "--timeout", "0"]
+    here = ["--host_maddrs", "/ip4/127.0.0.1/tcp/0", "--log_level", "ERROR"]
+    cases = {
+        "3.key": (there + here, 3, "no initial peer"),
+        "used.key": (there + here, 4, "is in use by another process"),
+        "2.key": ([*there, "--host_maddrs", f"/ip4/127.0.0.1/tcp/{port}", "--log_level", "ERROR"], 2, "in use"),
+    }
+    with IdentityLock(used), closing(taken):
+        started = {
+            name: subprocess.Popen(
+                [sys.executable, "-m", "gwtf_p2p", "peer", *words, "--identity_path", str(tmp_path / name), "--json"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "GWTF_HOME": str(tmp_path)},
+            )
+            for name, (words, _, _) in cases.items()
+        }
+        for name, (_, code, words) in cases.items():
+            _, said = started[name].communicate(timeout=240)
+            assert (started[name].returncode, words in said, "Traceback" in said) == (code, True, False), said

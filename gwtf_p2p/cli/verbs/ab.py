@@ -81,9 +81,6 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when all runs came to their end. Raises InputError."""
-    from gwtf_p2p.ab.report.report import write_report
-    from gwtf_p2p.ab.trials.schedule import Schedule, interleaved
-
     arms, backends = parse_arms(args.routers, "--routers"), _backends(args.backend)
     _settle_live_flags(args, backends)
     seeds = None if args.seeds is None else parse_seeds(args.seeds)
@@ -92,6 +89,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("SCENARIO", "name", "expected scenarios with different names")
     if args.report_only and not (args.out / RUNS).exists():
         raise InputError("--report_only", str(args.out), f"expected a folder with finished runs ({RUNS}), there are none")
+    from gwtf_p2p.ab.report.report import write_report
+    from gwtf_p2p.ab.trials.schedule import Schedule, interleaved
+
     tasks = interleaved(_tasks(args, scenarios, seeds, arms, backends))
     args.out.mkdir(parents=True, exist_ok=True)
     file = RunFile(args.out / RUNS)

@@ -10,16 +10,25 @@ Buffers come from the event loop and from the compute thread, so the bookkeeping
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gwtf_p2p.protocol.core.backoff import Backoff
 from gwtf_p2p.protocol.events import Slot
 from gwtf_p2p.protocol.ids import MicrobatchId
 
+logger = logging.getLogger(__name__)
+
 Key = tuple[MicrobatchId, Slot]
+
+SPILL_RETRY_S, MOST_SPILL_RETRY_S = 10.0, 600.0
+"""After a disk has refused what was spilled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,7 @@ class TensorStore:
         self._lock = threading.Lock()
         self._writer: ThreadPoolExecutor | None = None
         self._files = 0
+        self._disk = Backoff(SPILL_RETRY_S, MOST_SPILL_RETRY_S)
 
     def put(self, microbatch: MicrobatchId, slot: Slot, buffer: memoryview) -> None:
         """Replaces what was there."""
@@ -109,8 +119,9 @@ class TensorStore:
             self._writer.submit(self._spill, self.limit.folder)
 
     def _spill(self, folder: Path) -> None:
-        """The oldest, until the rest fits."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """The oldest, until the rest fits. A disk that refuses is left alone for a while, which grows."""
+        if not self._disk.may_try(time.monotonic()):
+            return
         while (key := self._next_to_spill()) is not None:
             with self._lock:
                 buffer = self._in_memory.get(key)
@@ -118,7 +129,16 @@ class TensorStore:
                 continue
             self._files += 1
             path = folder / f"{self._files}.tensor"
-            path.write_bytes(buffer)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(buffer)
+            except OSError as error:
+                with suppress(OSError):
+                    path.unlink()
+                pause_s = self._disk.failed(time.monotonic())
+                logger.error("%s: nothing is spilled for %.0f s: %s", folder, pause_s, error.strerror or error)
+                return
+            self._disk.succeeded()
             with self._lock:
                 if self._in_memory.get(key) is not buffer:
                     path.unlink()  # discarded, or replaced, while it was written

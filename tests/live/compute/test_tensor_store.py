@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from gwtf_p2p.live.compute.tensor_store import MemoryLimit, TensorStore
+from gwtf_p2p.live.compute import tensor_store
+from gwtf_p2p.live.compute.tensor_store import MOST_SPILL_RETRY_S, MemoryLimit, TensorStore
 from gwtf_p2p.protocol.events import Slot
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 
@@ -88,3 +91,27 @@ def test_without_a_limit_nothing_is_spilled() -> None:
     assert (store.held_bytes, store.most_held_bytes) == (9 * SIZE, 9 * SIZE)
     store.discard(microbatch(0))
     assert (store.held_bytes, store.most_held_bytes) == (8 * SIZE, 9 * SIZE)
+
+
+def test_a_disk_that_refuses_keeps_nothing_half_and_is_left_alone_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be spilled stays in memory, and is still there."""
+    folder = tmp_path / "kept"
+    folder.write_text("in the way of the folder")
+    store = TensorStore(MemoryLimit(SIZE, folder))
+    for index in range(4):
+        put(store, index)
+        settle(store)
+    assert (store.held_bytes, store.spilled_bytes) == (4 * SIZE, 0)
+    assert bytes(store.get(microbatch(0), Slot.INPUT)) == bytes(SIZE)
+    folder.unlink()
+    put(store, 4)
+    settle(store)
+    assert store.spilled_bytes == 0 and not folder.exists(), "not at once again"
+    later = time.monotonic() + MOST_SPILL_RETRY_S
+    monkeypatch.setattr(tensor_store, "time", SimpleNamespace(monotonic=lambda: later))
+    put(store, 5)
+    settle(store)
+    assert store.held_bytes == SIZE and len(list(folder.iterdir())) == 5
+    store.close()

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from gwtf_p2p.cli.main import main
+from gwtf_p2p.live.peer.event_log import EventLog
+from gwtf_p2p.protocol.events import Started
 
 DEADLINE_S = 300
 
@@ -57,3 +59,12 @@ def test_a_log_that_was_changed_names_its_first_difference(
     first = told["difference"]["first"]
     assert told["difference"]["expected"]["effects"][first] == compute
     assert told["difference"]["got"]["effects"][first]["work"] == "embed"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+def test_a_full_disk_ends_the_log_and_not_the_peer(caplog: pytest.LogCaptureFixture) -> None:
+    log = EventLog(Path("/dev/full"))
+    for now in (1.0, 2.0):
+        log.write(Started(), now, ())
+    log.close()
+    assert [record.getMessage() for record in caplog.records] == ["/dev/full: the event log ends here: No space left on device"]
