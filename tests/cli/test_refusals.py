@@ -97,6 +97,7 @@ REFUSED = [
     (["data", "--run_id", "a b", "--initial_peers", MADDR], "--run_id"),
     (["monitor", "--run_id", "a b", "--initial_peers", MADDR], "--run_id"),
     (["routes", "--run_id", "a/b", "--initial_peers", MADDR], "--run_id"),
+    (["ledger", "--run_id", "a b", "--initial_peers", MADDR], "--run_id"),
     (["top", "--run_id", "_a", "--initial_peers", MADDR], "--run_id"),
     (["doctor", "--run_id", "a b", "--initial_peers", MADDR], "--run_id"),
     ([*MONITOR, "--log_level", "LOUD"], "--log_level"),
