@@ -1,0 +1,296 @@
+"""What friends live through in a week, with real processes: `python -m experiments.friends`.
+
+    python -m experiments.friends                     all stories, what each screen said, and a table at the end
+    python -m experiments.friends --story NAME ...    only these
+    python -m experiments.friends --list
+
+Each friend types `gwtf` on a machine of their own (a home, a disk, an identity); a story is told of their screens alone. Exit
+code 1 if one does not hold. `disk_full` mounts a small tmpfs, so it needs root and Linux; elsewhere it says so and is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from experiments.support.friends_house import Friend, House, StoryFailed, check, forget_disk
+
+ASLEEP_S = 45.0
+"""How long the laptop is closed: longer than any deadline of the others, and than its record lives."""
+
+JUMP_S = 3600.0
+SMALL_DISK_MB = 64
+MOST_LINES = 24
+NEWER = "9.0.0"
+CUT_FILE = "part-1.jsonl.gz"
+RUN = {
+    "seed": 0,
+    "stages": 1,
+    "model": "tiny-llama",
+    "dataset": "stdlib",
+    "sequence_length": 32,
+    "microbatch_size": 1,
+    "microbatches_per_data_peer": 2,
+    "total_iterations": 100000,
+    "checkpoint_every": 2,
+}
+
+
+class LeftOut(Exception):
+    """This machine cannot tell the story; the message says why."""
+
+
+def begin(
+    house: House, stages: int = 1, peers: int = 2, owner_types: Sequence[str] = (), wait: bool = True, **changes: object
+) -> tuple[Friend, list[Friend]]:
+    """The owner starts a run, and others join; returns them when (`wait`) the first steps are done."""
+    run = {**RUN, "run_id": "friends", "stages": stages, "peers_per_stage": peers // stages, **changes}
+    file = house.folder / "run.toml"
+    file.write_text("".join(f"{name} = {in_toml(value)}\n" for name, value in run.items()))
+    house.bootstrap()
+    owner = house.start("owner", "data", "--new_run", str(file), *owner_types)
+    house.until(owner, "^online in")
+    others = [house.start(f"friend{i}", "peer", "--run_id", "friends") for i in range(1, peers + 1)]
+    for friend in others:
+        house.until(friend, "^online in")
+    if wait:
+        for friend in (owner, *others):
+            house.until_step(friend, 3)
+    return owner, others
+
+
+def comes_back(house: House, friend: Friend) -> None:
+    """It types the same as before, but for the run's file: the run's name is all that it needs."""
+    house.start(friend.name, "data" if friend.name == "owner" else "peer", "--run_id", "friends")
+
+
+def power_cut(house: House) -> str:
+    """Everything is gone in the middle of a step. All come back by the run's name alone, and the run goes on."""
+    owner, others = begin(house, stages=2)
+    house.until_step(owner, 7)
+    reached = owner.last_step
+    house.power_cut()
+    (house.folder / "run.toml").unlink()
+    house.bootstrap()
+    for friend in (*others, owner):
+        comes_back(house, friend)
+    seconds = house.until_so("steps are done again", lambda: owner.last_step > 0)
+    first = owner.steps[0][0]
+    check(any(friend.said("this peer brings it back, from its own disk") for friend in (*others, owner)), "somebody says so")
+    check(1 < first <= reached + 1, f"it goes on from a checkpoint: step {first} after {reached}")
+    house.until_step(owner, reached + 2)
+    return f"cut after step {reached}, first step {first}, {seconds:.0f} s after they typed it"
+
+
+def disk_full(house: House) -> str:
+    """The disk of a friend is full: nobody stops, nothing half is left, and when there is room again it is written to."""
+    with small_disk(house.folder / "small") as disk:
+        house.folder.joinpath("friend2").mkdir()
+        house.folder.joinpath("friend2", "disk").symlink_to(disk)
+        owner, (_, friend) = begin(house)
+        house.until_so("a checkpoint is written", lambda: any(disk.glob("stage_*/step_*/manifest.json")))
+        ballast = disk / "films"
+        with ballast.open("wb") as file:
+            try:
+                while True:
+                    file.write(bytes(1 << 16))
+                    file.flush()
+            except OSError:
+                pass
+        told = house.until(friend, "disk is left alone")
+        before = newest(disk)
+        house.until_more(owner, 4)
+        house.until_more(friend, 2)
+        half = [path for path in disk.rglob("*") if path.is_dir() and path.name.startswith("step_") and not whole(path)]
+        check(not half, f"no checkpoint is half written: {half}")
+        ballast.unlink()
+        seconds = house.until_so("a later checkpoint is written", lambda: newest(disk) > before)
+    return f"{told.split(':')[-1].strip()!r}; written again {seconds:.0f} s after there was room"
+
+
+def laptop_asleep(house: House) -> str:
+    """A friend closes the laptop; the others go on; when it wakes up it finds where they are and takes part again."""
+    owner, (friend, other) = begin(house)
+    asleep = house.sleep(friend)
+    began, reached = time.monotonic(), owner.last_step
+    house.until_step(owner, reached + 2)
+    passed_over_s = time.monotonic() - began
+    house.until_so("it has slept for long enough", lambda: time.monotonic() - began > ASLEEP_S)
+    others_reached, told = other.last_step, len(friend.screen)
+    check(others_reached > reached, "the others went on meanwhile")
+    for process in reversed(asleep):
+        process.resume()
+    seconds = house.until_so("it steps again", lambda: friend.last_step > others_reached)
+    house.until_so("it does microbatches again", lambda: any(works(line) for line in friend.screen[told:]))
+    return f"asleep {ASLEEP_S:.0f} s, passed over after {passed_over_s:.1f} s, steps again {seconds:.1f} s after waking"
+
+
+def clock_jumps(house: House) -> str:
+    """A friend's clock jumps ahead by an hour, then an hour behind, then is right: the run goes on throughout."""
+    owner, _ = begin(house)
+    clock = house.folder / "clock"
+    clock.write_text("0")
+    odd = house.start("clocky", "peer", "--run_id", "friends", altered=("--clock", str(clock)))
+    house.until(odd, "^online in")
+    house.until_step(odd, 1)
+    told = []
+    for jump in (JUMP_S, -JUMP_S, 0.0):
+        clock.write_text(str(jump))
+        seconds = house.until_more(owner, 5)
+        told.append(f"{jump:+.0f} s: 5 steps in {seconds:.1f} s")
+    before = len(odd.screen)
+    house.until_so("it does microbatches again", lambda: any(works(line) for line in odd.screen[before:]))
+    return "; ".join(told)
+
+
+def half_upgraded(house: House) -> str:
+    """Half of the friends leave, install a newer release and come back, one after the other; the run goes on meanwhile."""
+    owner, (first, second) = begin(house)
+    for friend in (first, owner):
+        check(house.leave(friend) == 0, f"{friend.name} leaves with exit code 0")
+        role = "data" if friend is owner else "peer"
+        house.start(friend.name, role, "--run_id", "friends", altered=("--release", NEWER))
+        house.until(friend, "^online in")
+        house.until_more(second, 2)
+    told = house.until(second, f"run release {NEWER}")
+    house.until_more(owner, 3)
+    check(not first.said("run release"), "who has the newest is told of none")
+    house.until_so("both kinds do microbatches", lambda: all(any(map(works, f.screen[-40:])) for f in (first, second)))
+    return told
+
+
+def broken_shard(house: House) -> str:
+    """One of two friends' copies of the texts is cut off: its owner is told which file, trains on the rest, and both go on."""
+    for name in ("owner", "second"):
+        write_texts(house.folder / name / "texts", cut=name == "second")
+    allowed = ("--dataset", "./texts")
+    dataset = {"path": "./texts", "text_column": "text"}
+    owner, _ = begin(house, 1, 2, owner_types=allowed, wait=False, data_peers=2, dataset=dataset)
+    second = house.start("second", "data", "--run_id", "friends", *allowed)
+    told = house.until(second, "is cut or damaged")
+    check(CUT_FILE in told, f"the file is named: {told}")
+    for friend in (owner, second):
+        house.until_step(friend, 4)
+    check(not owner.said("damaged"), "who has whole files is told of nothing")
+    check(not second.said("Traceback"), "no traceback")
+    return told.strip()[-120:]
+
+
+def owner_gone(house: House) -> str:
+    """The owner and the owner's disk are gone for good; a stranger takes up the data, and the run goes on without the owner."""
+    owner, others = begin(house, stages=2)
+    house.until_so("a copy of the owner's checkpoint is kept by others", lambda: any(map(copies_of_the_owner, others)))
+    reached = owner.last_step
+    house.kill(owner)
+    forget_disk(owner)
+    stranger = house.start("stranger", "data", "--run_id", "friends")
+    house.until(stranger, "^online in")
+    seconds = house.until_so("the stranger's first step", lambda: stranger.last_step > 0)
+    first = stranger.steps[0][0]
+    check(1 < first <= reached + 2, f"it goes on from the copy that was kept: step {first} after {reached}")
+    house.until_step(stranger, first + 3)
+    for friend in others:
+        house.until_so(f"{friend.name} is at the stranger's steps", lambda f=friend: first in [n for n, _ in f.steps[-8:]])  # type: ignore[misc]
+    return f"gone after step {reached}, the stranger's first step {first}, {seconds:.0f} s after it was online"
+
+
+# ---- what the stories need
+
+
+def in_toml(value: object) -> str:
+    """A plain value or a flat table."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {in_toml(inner)}" for name, inner in value.items()) + " }"
+    return json.dumps(value)
+
+
+def works(line: str) -> bool:
+    """A step of which this friend has done something."""
+    return line.startswith("step") and not re.search(r" 0 of \d+ microbatches ours", line)
+
+
+def whole(checkpoint: Path) -> bool:
+    return (checkpoint / "manifest.json").exists()
+
+
+def newest(disk: Path) -> int:
+    """The last iteration of which a checkpoint is on the disk."""
+    return max((int(path.parent.name[5:]) for path in disk.glob("stage_*/step_*/manifest.json")), default=0)
+
+
+def copies_of_the_owner(friend: Friend) -> int:
+    """Checkpoints of stage 0 on the disk of another one."""
+    return len(list(friend.disk.glob("stage_00000/step_*/manifest.json")))
+
+
+def write_texts(folder: Path, cut: bool) -> None:
+    """Two files of text; `cut`: the second ends in the middle, as when a download was broken off."""
+    folder.mkdir(parents=True)
+    for number in range(2):
+        text = "".join(
+            json.dumps({"text": f"Line {i} of file {number}: " + "the quick brown fox. " * 20}) + "\n" for i in range(400)
+        )
+        packed = gzip.compress(text.encode(), mtime=0)
+        file = folder / f"part-{number}.jsonl.gz"
+        file.write_bytes(packed[: len(packed) // 2] if cut and file.name == CUT_FILE else packed)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A disk of few megabytes. Raises LeftOut where none can be had."""
+    folder.mkdir(parents=True)
+    words = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_MB}m", "friends", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(words, capture_output=True).returncode:
+        raise LeftOut("mounting a small disk needs root and Linux")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+STORIES: dict[str, Callable[[House], str]] = {
+    story.__name__: story
+    for story in (power_cut, disk_full, laptop_asleep, clock_jumps, half_upgraded, broken_shard, owner_gone)
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--story", nargs="*", choices=sorted(STORIES), metavar="NAME", help="only these")
+    parser.add_argument("--list", action="store_true", help="print the names")
+    parser.add_argument("--lines", type=int, default=MOST_LINES, help="of each screen, at most (default %(default)s)")
+    args = parser.parse_args()
+    if args.list:
+        print("\n".join(STORIES))
+        return 0
+    table, failed = [], 0
+    for name in args.story or STORIES:
+        folder, began = Path(tempfile.mkdtemp(prefix=f"gwtf-{name}-")), time.monotonic()
+        print(f"{name}: {STORIES[name].__doc__}", flush=True)
+        with House(folder) as house:
+            try:
+                outcome, told = STORIES[name](house), "holds"
+            except StoryFailed as error:
+                outcome, told, failed = str(error), "FAILS", failed + 1
+            except LeftOut as why:
+                outcome, told = str(why), "left out"
+        print("\n".join(house.screens(args.lines)), flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        table.append(f"{name:14} {told:9} {time.monotonic() - began:4.0f} s  {outcome}")
+        print(table[-1] + "\n", flush=True)
+    print("\n".join(table))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
