@@ -6,6 +6,7 @@ All of it is found before torch is loaded, a network is touched, or a file is ma
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +194,17 @@ def test_a_path_that_can_be_made_is_taken(tmp_path: Path) -> None:
     assert takes.folder(str(tmp_path)) == tmp_path
     assert takes.file(str(tmp_path / "a" / "log.jsonl")) == tmp_path / "a" / "log.jsonl"
     assert not list(tmp_path.iterdir())
+
+
+def test_every_limit_of_a_peer_is_in_the_table_for_volunteers() -> None:
+    """And no flag is in it that is none."""
+    parser = command._verb_parser(command.build_parser("peer"), "peer")
+    group = next(group for group in parser._action_groups if group.title == "limits")
+    flags = {option for action in group._group_actions for option in action.option_strings}
+    page = (Path(__file__).parents[2] / "docs" / "volunteer.md").read_text()
+    told = set(re.findall(r"`(--\w+)`", page.partition("## Limits")[2].partition("**To pause**")[0]))
+    assert flags - {"--lend_slots", "--lend_gb", "--spill_dir"} <= told, (
+        "those that bound what strangers take are said elsewhere"
+    )
+    known = {option for action in parser._actions for option in action.option_strings}
+    assert {flag for flag in told if flag not in known} == set()

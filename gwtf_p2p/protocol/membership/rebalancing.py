@@ -121,10 +121,12 @@ def best_move(view: NetworkView) -> Move | NoMove:
         if stage == target or len(group) < 2:
             continue
         for record in group:
+            if record.moves_to and target not in record.moves_to:
+                continue  # it has no memory for that stage, or is to stay where it is
             after = max(paces.pace_s(stage, without=record.peer), paces.pace_s(target, more=record))
             found.append((after, record.peer, stage))
     if not found:
-        return NoMove("no stage can spare a peer")
+        return NoMove("no stage can spare a peer that may move")
     least = min(after for after, _, _ in found)
     peer, source, after = min((peer, stage, after) for after, peer, stage in found if after <= (1 + ALIKE) * least)
     change = f"stage {target} goes from {before:.3f} to at most {after:.3f} s per microbatch"
@@ -140,10 +142,10 @@ class _Suggestion:
 
 
 class Mover:
-    """Of one stage peer: when is it its turn to move? `fits`: the stages that it has memory for; empty for all."""
+    """Of one stage peer: when is it its turn to move?"""
 
-    def __init__(self, me: PeerId, fits: tuple[Stage, ...] = ()) -> None:
-        self.me, self._fits = me, fits
+    def __init__(self, me: PeerId) -> None:
+        self.me = me
         self._suggested: _Suggestion | None = None
         self._stages: Mapping[PeerId, Stage] = {}
         self._changed_at = -inf
@@ -165,6 +167,4 @@ class Mover:
             return NoMove(f"the peers changed {now - self._changed_at:.0f} s ago")
         if self._suggested.looks < (LOOKS_WHEN_EMPTY if empty else LOOKS):
             return NoMove(f"found {self._suggested.looks} times: {move.peer} to stage {move.to_stage}, {move.reason}")
-        if move.peer == self.me and self._fits and move.to_stage not in self._fits:
-            return NoMove(f"stage {move.to_stage} does not fit into this peer's memory")
         return move if move.peer == self.me else NoMove(f"{move.peer} moves to stage {move.to_stage}")

@@ -18,6 +18,9 @@ from gwtf_p2p.protocol.wire.records import Account, LinkMeasurement, PathType, S
 TOP_LINKS = 32
 """Links in one record at most: with 60 bytes of peer id each they leave a third of the record for the rest."""
 
+MOST_TOLD = 64
+"""Stages in one record that its peer may change to: of those that fit into its memory, the first ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class OwnMeasurements:
@@ -86,6 +89,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         kept_bytes=ctx.kept_bytes,
         memory_limit_bytes=ctx.memory_limit_bytes,
         recomputes=isinstance(machine, StagePeer) and machine.recomputes,
+        moves_to=machine.moves_to[:MOST_TOLD] if isinstance(machine, StagePeer) else (),
         flows_held=held,
         flows=flows,
         flows_iteration=flows_iteration,

@@ -270,7 +270,7 @@ class StageRecord:
     `shard` the part of the dataset that it holds. `kept_bytes` is what it keeps of microbatches until the iteration commits,
     of at most `memory_limit_bytes` (0: no limit), beyond which it is BUSY. `recomputes`: it takes more than `capacity`
     microbatches, and computes those forwards again whose activations it has no room for; `backward` is without
-    that. `flows_held` and
+    that. `moves_to` are the stages that it may change to; empty for all. `flows_held` and
     `cost_to_sink_us` are what others need to plan around this peer; the latter and `takeover_us` are what it offers when flows
     are negotiated (`negotiation_offers`). Of a data peer, `forward` is its head and loss, `backward` its embedding, `finish`
     the gradient of its embedding, `flows` the share of the plan by which it goes in `flows_iteration` (`iteration_plan`).
@@ -302,6 +302,7 @@ class StageRecord:
     kept_bytes: Bytes = 0
     memory_limit_bytes: Bytes = 0
     recomputes: bool = False
+    moves_to: Annotated[tuple[StageNumber, ...], Len(0, 64)] = ()
     flows_held: Counts = field(default_factory=dict)
     flows: Flows = ()
     flows_iteration: WeightsVersion = -1

@@ -46,6 +46,15 @@ def test_nobody_moves_where_little_is_gained_or_a_stage_would_be_emptied(counts:
     assert isinstance(best_move(view(swarm(*counts))), NoMove)
 
 
+def test_who_has_no_memory_for_a_stage_or_is_to_stay_is_passed_over_by_all() -> None:
+    """The others would wait for its move for ever."""
+    records = [replace(r, moves_to=(Stage(1), Stage(3))) if r.peer != "relay_1_4" else r for r in swarm(6, 3, 3)]
+    move = best_move(view(records))
+    assert isinstance(move, Move) and (move.peer, move.to_stage) == ("relay_1_4", 2)
+    nobody = best_move(view([replace(r, moves_to=(r.stage,)) for r in records]))
+    assert nobody == NoMove("no stage can spare a peer that may move")
+
+
 def test_an_empty_stage_gets_somebody() -> None:
     move = best_move(view(swarm(2, 0, 2)))
     assert isinstance(move, Move) and move.to_stage == 2
