@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from gwtf_p2p.monitor.ledger import called
 from gwtf_p2p.monitor.swarm_state import SHOWN, SwarmState
 from gwtf_p2p.protocol.ids import DATA_STAGE
 from gwtf_p2p.protocol.stall.rules import Situation, stall_of
@@ -70,7 +71,7 @@ def _waits(state: SwarmState, now: float) -> list[Finding]:
 def _silent(state: SwarmState) -> list[Finding]:
     if not state.silent:
         return []
-    names = ", ".join(sorted(peer[-SHOWN:] for peer in state.silent)[:SHOWN])
+    names = ", ".join(sorted(called(peer, state.records.get(peer)) for peer in state.silent)[:SHOWN])
     more = f" and {len(state.silent) - SHOWN} more" if len(state.silent) > SHOWN else ""
     return [Finding(Level.NOTICE, "silent_peers", f"Not answering any more: {names}{more}.")]
 

@@ -42,6 +42,13 @@ def public_name(record: StageRecord) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in record.public_name).split())
 
 
+def called(peer: PeerId, record: StageRecord | None) -> str:
+    """A peer as tables call it: its own name for itself, else the end of its id."""
+    if peer == OTHERS:
+        return "all others"
+    return (public_name(record) if record is not None else "") or peer[-SHOWN:]
+
+
 def entries(told: Told, run: RunRecord, records: Mapping[PeerId, StageRecord]) -> list[Entry]:
     """All peers, most microbatches first."""
     stages: dict[PeerId, set[int]] = {}
@@ -52,7 +59,7 @@ def entries(told: Told, run: RunRecord, records: Mapping[PeerId, StageRecord]) -
     return [
         Entry(
             peer=peer,
-            name=_name(peer, records.get(peer)),
+            name=called(peer, records.get(peer)),
             stages=tuple(sorted(stages[peer])),
             microbatches=done.microbatches,
             tokens=done.microbatches * tokens,
@@ -90,9 +97,3 @@ def plain(told: Told, run: RunRecord, records: Mapping[PeerId, StageRecord]) -> 
             for e in rows
         ],
     }
-
-
-def _name(peer: PeerId, record: StageRecord | None) -> str:
-    if peer == OTHERS:
-        return "all others"
-    return (public_name(record) if record is not None else "") or peer[-SHOWN:]

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 
+from gwtf_p2p.monitor.ledger import SHOWN as SHOWN
+from gwtf_p2p.monitor.ledger import called
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.view.contributions_told import Told, told
 from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord
@@ -32,8 +34,14 @@ HELD_OUT = "held_out_loss"
 MOST = 1 << 53
 """Whole numbers beyond it are exact neither in JSON's readers nor, a little later, in SQLite."""
 
-SHOWN = 6
-"""Last characters of a peer id, for people."""
+
+WORDS = {
+    PeerState.JOINING: "joining",
+    PeerState.SYNCING: "fetching the weights",
+    PeerState.ONLINE: "online",
+    PeerState.DRAINING: "finishing, then leaving",
+}
+"""What events call a peer's state; the same words as on the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +161,7 @@ class SwarmState:
             before, after = self.records.get(peer), newest.get(peer)
             if before is None and after is not None:
                 self.totals["came"] += 1
-                tell(after, "came", f"has come, {after.state.value}")
+                tell(after, "came", f"has come, {WORDS[after.state]}")
             elif after is None and before is not None:
                 self.totals["gone"] += 1
                 self.departed.append(Departed(peer, before.stage, now))
@@ -163,7 +171,7 @@ class SwarmState:
                     self.totals["moved"] += 1
                     tell(before, "moved", f"has moved to stage {after.stage}")
                 if before.state is not after.state:
-                    tell(after, "state", f"is {after.state.value}, was {before.state.value}")
+                    tell(after, "state", f"is {WORDS[after.state]}, was {WORDS[before.state]}")
                 if before.epoch != after.epoch:
                     tell(after, "back", f"has gone back to version {after.weights_version}")
                 if peer in silent - self.silent:
@@ -268,7 +276,7 @@ class SwarmState:
 def name_of(record: StageRecord) -> str:
     """A peer as people are told of it."""
     role = "data peer" if record.stage == DATA_STAGE else f"peer of stage {record.stage}"
-    return f"{role} {record.peer[-SHOWN:]}"
+    return f"{role} {called(record.peer, record)}"
 
 
 def _committed(records: Iterable[StageRecord]) -> int:

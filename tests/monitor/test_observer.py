@@ -28,7 +28,7 @@ def test_what_changes_between_two_looks_is_told() -> None:
     later.append(record(PeerId("QmnewB2"), 2, state=PeerState.SYNCING))
     told = [change.text for change in state.look(later, 3.0)]
     assert len(told) == 3
-    assert f"peer of stage 1 {A1[-6:]} is DRAINING, was ONLINE" in told
+    assert f"peer of stage 1 {A1[-6:]} is finishing, then leaving, was online" in told
     assert any("is gone" in text for text in told) and any("has come" in text for text in told)
     assert state.totals == {"gone": 1, "came": 1}
     assert state.losses == {2: pytest.approx(3.7), 3: pytest.approx(3.6)}

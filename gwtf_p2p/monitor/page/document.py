@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gwtf_p2p.monitor.health import findings
-from gwtf_p2p.monitor.ledger import public_name
+from gwtf_p2p.monitor.ledger import called
 from gwtf_p2p.monitor.page.join_line import JoinLine
 from gwtf_p2p.monitor.page.picture import Hops, flows_of, numbers_by_name
 from gwtf_p2p.monitor.routes import FlowLine, RoutePlans
@@ -112,7 +112,7 @@ def peer_details(state: SwarmState, peer: PeerId, public: bool) -> dict[str, Any
         "microbatches": record.progress.get("microbatches"),
         "links": [
             {
-                "to": link.to[-SHOWN:],
+                "to": called(link.to, state.records.get(link.to)),
                 "round_trip_s": link.round_trip_s,
                 "bytes_per_s": link.bandwidth_bytes_per_s,
                 "path": link.path.value,
@@ -146,7 +146,7 @@ def _row(state: SwarmState, record: StageRecord, number: int) -> Row:
     return {
         "n": number,
         "peer": record.peer,
-        "name": public_name(record) or record.peer[-SHOWN:],
+        "name": called(record.peer, record),
         "role": "data" if record.stage == DATA_STAGE else "stage",
         "stage": record.stage,
         "state": record.state.value,

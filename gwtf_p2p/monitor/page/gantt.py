@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gwtf_p2p.monitor.ledger import called
 from gwtf_p2p.monitor.routes import FlowLine
 from gwtf_p2p.monitor.swarm_state import SHOWN, SwarmState
 from gwtf_p2p.protocol.schedule.from_view import figures_of, pipeline_of
@@ -86,8 +87,9 @@ def _planned(state: SwarmState) -> dict[str, Any]:
         what = "loss" if position == forecast.turn else "forward" if position < forecast.turn else "backward"
         rows.setdefault(peer, []).append([what, m, _seconds(begin_us), _seconds(end_us)])
     bars = [
-        {"peer": pipeline.peers[i], "name": pipeline.peers[i][-SHOWN:], "stage": stages[i], "bars": rows[i]}
+        {"peer": peer, "name": called(peer, state.records.get(peer)), "stage": stages[i], "bars": rows[i]}
         for i in sorted(rows, key=lambda i: (stages[i], pipeline.peers[i]))
+        for peer in (pipeline.peers[i],)
     ]
     gone = len(flows) - len(usable)
     left_out = f" {gone} more of the plan lead over peers that are gone or do not answer." if gone else ""

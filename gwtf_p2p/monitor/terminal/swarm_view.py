@@ -7,13 +7,17 @@ import time
 from rich.text import Text
 
 from gwtf_p2p.monitor.health import Level, findings
-from gwtf_p2p.monitor.swarm_state import SHOWN, SwarmState
+from gwtf_p2p.monitor.ledger import called
+from gwtf_p2p.monitor.swarm_state import SwarmState
 from gwtf_p2p.monitor.terminal.fit import Column, Section, fit, progress_bar, sparkline, table
 from gwtf_p2p.protocol.ids import DATA_STAGE
 from gwtf_p2p.protocol.stall.rules import duration
+from gwtf_p2p.protocol.view.contributions import Contribution
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 
 CHANGES_SHOWN, CHANGES_LEAST = 10, 3
+NAME = 12
+"""Most characters of a peer's name."""
 STAGES_LEAST = 6
 STYLES = {Level.ALERT: "bold red", Level.NOTICE: "yellow", Level.OK: "green"}
 COLUMNS = (
@@ -44,7 +48,8 @@ def swarm_view(state: SwarmState, size: tuple[int, int]) -> list[Text]:
     found = [Text(finding.text, style=STYLES[finding.level]) for finding in findings(state, state.seen_at)]
     changes = [Text(f"{clock(change.at)}  {change.text}") for change in reversed(state.changes)]
     by_stage = _by_stage(state)
-    peers = table(COLUMNS, [_row(state, record) for record in state.by_stage()], width)
+    done = state.told.contributions.by_peer
+    peers = table(COLUMNS, [_row(state, record, done.get(record.peer)) for record in state.by_stage()], width)
     sections = [
         Section([Text(f"{state.run.run_id} · router {state.run.router}", style="bold")], 1),
         Section([Text(plain_line(state))], 0),
@@ -68,9 +73,9 @@ def _progress(state: SwarmState, width: int) -> Text:
     return Text.assemble(progress_bar(state.version, state.run.total_iterations, width - len(ending)), ending)
 
 
-def _row(state: SwarmState, record: StageRecord) -> tuple[tuple[str, ...], str]:
+def _row(state: SwarmState, record: StageRecord, done: Contribution | None) -> tuple[tuple[str, ...], str]:
     cells = (
-        record.peer[-SHOWN:],
+        called(record.peer, record)[:NAME],
         "data" if record.stage == DATA_STAGE else str(record.stage),
         "silent" if record.peer in state.silent else record.state.value.lower(),
         str(record.weights_version),
@@ -78,7 +83,7 @@ def _row(state: SwarmState, record: StageRecord) -> tuple[tuple[str, ...], str]:
         f"{1000 * record.forward_s:.0f} ms",
         f"{1000 * record.backward_s:.0f} ms",
         record.path.value,
-        f"{record.progress.get('microbatches', 0):.0f}",
+        str(done.microbatches) if done is not None else "",
     )
     is_well = record.state is PeerState.ONLINE and record.peer not in state.silent
     return cells, "" if is_well else "red"

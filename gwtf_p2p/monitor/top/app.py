@@ -24,6 +24,9 @@ COLUMNS = ("peer", "stage", "state", "held", "work/min", "behind", "path")
 SORTS = ("stage", "state", "work", "name")
 LEVELS = {"alert": "bold red", "notice": "yellow", "ok": "green"}
 FINDINGS_SHOWN = 3
+NAME = 12
+"""Most characters of a peer's name."""
+
 EVENTS_SHOWN = 100
 LISTED = ("all", "those in trouble")
 
@@ -250,7 +253,7 @@ def _cells(peer: Peer) -> tuple[Text, ...]:
     state = "silent" if peer.is_silent else peer.state.lower()
     rate = "" if peer.microbatches_per_s is None else f"{60 * peer.microbatches_per_s:.1f}"
     texts = (
-        peer.name,
+        peer.name[:NAME],
         "data" if peer.role == "data" else str(peer.stage),
         state,
         f"{peer.occupancy}/{peer.capacity}",

@@ -43,7 +43,7 @@ export class Drawer {
     parts.push(element("h3", {}, "Contribution"), lines([
       ["Committed", done ? `${count(done.microbatches)} microbatches, ${count(done.tokens)} tokens` : "nothing yet"],
       ["Of all work", done ? `${(100 * done.share).toFixed(1)} %` : "nothing yet"],
-      ["Time for it", done ? duration(done.seconds) : "nothing yet"],
+      ["Computing time", done ? duration(done.seconds) : "nothing yet"],
       ["Audits passed", done ? done.audits : "none"],
       ["Computed since its start", since(told.computed_s)],
     ]));

@@ -8,6 +8,7 @@ const HOPS_DRAWN = 3000;
 const TALL_BELOW = 640;
 const LABELS = 218;
 const LABEL = 12;
+const short = (name) => (name.length > LABEL ? `${name.slice(0, LABEL - 1)}…` : name);
 export const SLOW = 1.5;
 const LABEL_ROW = 19;
 const MOST_LARGER = 1.5;
@@ -144,7 +145,7 @@ export class Swarm {
     }
     node.glyph.textContent = r > 6 ? (peer.is_silent ? "×" : GLYPHS[peer.state] || "") : "";
     node.glyph.setAttribute("y", 4);
-    node.label.textContent = label ? (peer.name.length > LABEL ? `${peer.name.slice(0, LABEL - 1)}…` : peer.name) : "";
+    node.label.textContent = label ? short(peer.name) : "";
     node.label.setAttribute("y", (r + 13).toFixed(1));
     const words = [`${peer.name}, ${placeOf(peer)}, ${stateOf(peer)}`];
     if (peer.state !== "GONE") words.push(`${peer.occupancy} of ${peer.capacity} microbatches`, `${rate(peer.microbatches_per_s)} microbatches/s`, PATHS[peer.path] || peer.path);
@@ -231,8 +232,7 @@ export class Swarm {
     const x = places.edge + 8;
     const words = `${flow.microbatches} ×  ${flow.planned_s ? duration(flow.planned_s) : "–"} / ${flow.measured_s ? duration(flow.measured_s) : "–"}`;
     const text = drawn("text", { x: x + 6, y: y + 4 });
-    const data = places.at.get(flow.route[0])?.peer.name ?? "a peer that is gone";
-    text.textContent = `${words} → ${data}`;
+    text.textContent = `${words} → ${short(places.at.get(flow.route[0])?.peer.name ?? "gone")}`;
     return [this.line(last.x, last.y + offset, x, y, false, back, flow.microbatches, kind), text];
   }
 
