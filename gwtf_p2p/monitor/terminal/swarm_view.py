@@ -35,7 +35,7 @@ COLUMNS = (
 
 def plain_line(state: SwarmState) -> str:
     """The state in one line."""
-    online = sum(record.is_routable for record in state.records.values())
+    online = sum(state.online().values())
     loss = f"loss {state.losses[max(state.losses)]:.4f}" if state.losses else "loss unknown"
     speed = f"{state.tokens_per_second:.0f} tokens/s"
     return f"iteration {state.version}  {loss}  {speed}  {online}/{len(state.records)} peers online"

@@ -76,6 +76,8 @@ def test_the_page_fits_every_screen_in_both_colour_schemes(shown: tuple[Chromium
             browser.until(
                 "the picture as wide as the page", lambda: browser.ask("document.querySelector('#swarm svg').clientWidth > 250")
             )
+            tall = "[...document.querySelectorAll('th')].filter((th) => th.offsetHeight > 44).map((th) => th.textContent)"
+            assert browser.ask(tall) == [], "no heading is broken letter by letter"
             grounds.add(browser.ask("getComputedStyle(document.body).backgroundColor"))
             if SCREENSHOTS:
                 browser.screenshot(Path(SCREENSHOTS) / f"{scheme}-{width}.png")

@@ -13,8 +13,8 @@ from gwtf_p2p.monitor.swarm_state import SwarmState
 from gwtf_p2p.monitor.terminal.fit import Column, Section, fit, progress_bar, table
 from gwtf_p2p.monitor.terminal.local_view import PeerLine, local_view, seconds_left
 from gwtf_p2p.monitor.terminal.own_view import own_view
-from gwtf_p2p.monitor.terminal.swarm_view import swarm_view
-from tests.monitor.watched import A1, RUN, record, swarm
+from gwtf_p2p.monitor.terminal.swarm_view import plain_line, swarm_view
+from tests.monitor.watched import A1, A2, DATA, RUN, ledger, record, swarm
 
 SMALL = (60, 23)
 """A terminal of 60 by 24 without the line of the cursor."""
@@ -182,3 +182,19 @@ def test_the_view_of_a_peer_keeps_what_it_does_and_gives(size: tuple[int, int]) 
         assert shown[0] == "peer 123456 · run books · stage 2 · online for 6.0 s"
         newest = [line for line in shown if "event" in line]
         assert newest[0].endswith("event 29") and newest[1].endswith("event 28")
+
+
+def test_a_peer_that_does_not_answer_is_not_counted_as_online() -> None:
+    state = SwarmState(RUN)
+    state.look(swarm(), 1.0)
+    assert "4/4 peers online" in plain_line(state)
+    state.look(swarm(4), 2.0, frozenset({A2}))
+    assert "3/4 peers online" in plain_line(state)
+
+
+def test_the_peers_of_a_swarm_are_told_with_what_the_ledger_says_of_them() -> None:
+    state = SwarmState(RUN)
+    state.hear_contributions(ledger(), {DATA})
+    state.look(swarm(), 1.0)
+    told = {line.split()[0]: line.split()[-1] for line in plain(swarm_view(state, (100, 40))) if line[:6] in (A1[-6:], A2[-6:])}
+    assert told == {A1[-6:]: "9", A2[-6:]: "3"}

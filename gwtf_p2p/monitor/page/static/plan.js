@@ -2,7 +2,7 @@
 // what data peers have measured beside what was planned for it.
 
 import { ticks } from "./axes.js";
-import { drawn, duration, element, placeOf, put } from "./words.js";
+import { drawn, duration, element, placeOf, put, short } from "./words.js";
 
 const ROW = 20;
 const LEFT = 118;
@@ -54,7 +54,7 @@ export class Plan {
     }
     rows.forEach((row, index) => {
       const name = drawn("text", { x: 0, y: index * ROW + 14 });
-      name.textContent = `${row.name} ${placeOf(row)}`;
+      name.textContent = `${short(row.name)} ${placeOf(row)}`;
       svg.append(name);
       for (const [what, microbatch, begin, end] of row.bars) {
         const bar = drawn("rect", { x: x(begin).toFixed(1), y: index * ROW + 3, width: Math.max(1, x(end) - x(begin) - 0.5).toFixed(1), height: ROW - 6, class: `bar-${what}` });

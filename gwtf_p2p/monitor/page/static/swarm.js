@@ -1,14 +1,12 @@
 // The picture of the swarm: stages as columns (rows on a phone), peers as shapes, flows as lines. Shapes are kept between
 // changes, so that the keyboard's place and a reader's eye are not lost.
 
-import { drawn, duration, count, rate, stateOf, placeOf, PATHS } from "./words.js";
+import { drawn, duration, count, rate, stateOf, placeOf, short, PATHS } from "./words.js";
 
 const FLOWS_DRAWN_ALONE = 24;
 const HOPS_DRAWN = 3000;
 const TALL_BELOW = 640;
 const LABELS = 218;
-const LABEL = 12;
-const short = (name) => (name.length > LABEL ? `${name.slice(0, LABEL - 1)}…` : name);
 export const SLOW = 1.5;
 const LABEL_ROW = 19;
 const MOST_LARGER = 1.5;

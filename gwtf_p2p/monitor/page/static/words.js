@@ -30,6 +30,10 @@ export function clock(seconds) {
   return isToday ? at.toLocaleTimeString([], time) : at.toLocaleString([], { month: "short", day: "numeric", ...time });
 }
 
+// Names are what peers call themselves: pictures have room for so much of one.
+const LABEL = 11;
+export const short = (name) => (name.length > LABEL ? `${name.slice(0, LABEL - 1)}…` : name);
+
 const STATES = {
   ONLINE: "online", JOINING: "joining", SYNCING: "fetching the weights", DRAINING: "finishing, then leaving", GONE: "gone",
 };
