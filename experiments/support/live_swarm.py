@@ -45,6 +45,7 @@ class SmallRun:
     learning_rate: float = 1.5e-3
     seed: int = 0
     checkpoint_every: int = 2
+    max_skipped_steps: int = 10
 
     def record(self) -> RunRecord:
         return run_from_plain(
@@ -61,6 +62,7 @@ class SmallRun:
                 "microbatches_per_data_peer": self.microbatches,
                 "total_iterations": self.steps,
                 "checkpoint_every": self.checkpoint_every,
+                "max_skipped_steps": self.max_skipped_steps,
                 "optimizer": {"learning_rate": self.learning_rate, "warmup_iterations": 10},
             },
             "story",

@@ -61,6 +61,8 @@ def _waits(state: SwarmState, now: float) -> list[Finding]:
         waited_s=now - state.advanced_at,
         pace_s=state.pace_s,
         online=state.online(),
+        skipped=state.skipped_steps,
+        most_skipped=run.max_skipped_steps,
     )
     stall = stall_of(seen)
     if stall is None:

@@ -108,7 +108,8 @@ class OwnPeer:
             self.done_in = {i: done for i, done in self.done_in.items() if i < iteration}
         self.iteration = iteration
         self.done_in[iteration] = int(report["microbatches"]), int(report["of"])
-        self.losses.append(float(report["loss"]))
+        if report["loss"] is not None:
+            self.losses.append(float(report["loss"]))
         self.stepped_at.append(now)
         self._count_computed(float(report["computed_s"]), now)
 

@@ -51,7 +51,8 @@ class RunState:
             case "started":
                 self.names[str(report["peer"])] = peer
             case "microbatch_done":
-                self.losses[_iteration(report)][str(report["microbatch"])] = float(report["loss"])
+                if report["loss"] is not None:
+                    self.losses[_iteration(report)][str(report["microbatch"])] = float(report["loss"])
                 self.routes[tuple(self.names.get(p, p) for p in report["route"])] += 1
             case "iteration_begins":
                 self.begun_at.setdefault(int(report["iteration"]), now)
@@ -85,6 +86,10 @@ class RunState:
         """Mean over the iteration's microbatches, each counted once."""
         losses = self.losses[iteration].values()
         return sum(losses) / len(losses) if losses else float("nan")
+
+    def known_losses(self) -> list[float]:
+        """Of the committed iterations that have one: where all was not finite, there is none."""
+        return [self.loss(iteration) for iteration in sorted(self.ended_at) if self.losses[iteration]]
 
     @property
     def newest(self) -> int:

@@ -14,6 +14,7 @@ from statistics import fmean, median
 from gwtf_p2p.monitor.ledger import SHOWN as SHOWN
 from gwtf_p2p.monitor.ledger import called
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
+from gwtf_p2p.protocol.stall.rules import SKIPPED
 from gwtf_p2p.protocol.view.contributions_told import Told, told
 from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord
 from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord
@@ -235,6 +236,12 @@ class SwarmState:
         """Median seconds of the last iterations; 0.0 while unmeasured."""
         last = [self.iteration_s[i] for i in sorted(self.iteration_s)[-PACE_ITERATIONS:] if self.iteration_s[i] > 0]
         return median(last) if last else 0.0
+
+    @property
+    def skipped_steps(self) -> int:
+        """In a row, up to the newest commit, as its data peers tell it."""
+        here = (r for r in self.records.values() if r.stage == DATA_STAGE and r.weights_version == self.version)
+        return max((int(record.progress.get(SKIPPED, 0.0)) for record in here), default=0)
 
     @property
     def tokens_per_second(self) -> float:

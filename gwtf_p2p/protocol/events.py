@@ -175,13 +175,15 @@ class SendFailed:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """`again_s` of the `seconds` went into a forward that was computed a second time, because its activations were not kept."""
+    """`again_s` of the `seconds` went into a forward that was computed a second time, because its activations were not kept.
+    `finite`: False where a result is not; zeros stand for it, and no gradient was counted. `loss`: None where it is not."""
 
     work: Work
     microbatch: MicrobatchId
     seconds: float
     loss: float | None = None
     again_s: float = 0.0
+    finite: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,21 +219,26 @@ class CheckFailed:
 
 @dataclass(frozen=True, slots=True)
 class AverageDone:
-    """`squared_norm` is of the average, -1 where that is not finite."""
+    """`squared_norm` is of the average, -1 where that is not finite. `state`: digest of the weights that it is for, '' where
+    they are not here, or not known by it."""
 
     iteration: int
     attempt: int
     digest: str
     seconds: float
     squared_norm: float = 0.0
+    state: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class AverageFailed:
+    """`finite`: False where this peer's own gradient is not, or a step with it would make weights that are not."""
+
     iteration: int
     attempt: int
     reason: str
     suspect: PeerId | None = None
+    finite: bool = True
 
 
 @dataclass(frozen=True, slots=True)

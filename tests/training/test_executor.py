@@ -327,3 +327,22 @@ def test_an_unknown_compute_dtype_is_named() -> None:
 def test_cuda_agrees_with_the_cpu(model: str) -> None:
     on_cuda = {name: tensor.cpu() for name, tensor in counted_sums(model, [0, 1], ExecutorConfig(device="cuda")).items()}
     assert_close(on_cuda, counted_sums(model, [0, 1]), relative=1e-3)
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2_tied"])
+def test_a_gradient_that_is_not_finite_is_not_added_and_can_be_taken_out_again(model: str) -> None:
+    pipeline = Pipeline(run_record(MODELS[model]))
+    pipeline.train(microbatch(0), *batch(0))
+    tokens, labels = batch(1)
+    activations = pipeline.forward(microbatch(1), tokens)
+    stage, nothing = pipeline.stages[-1], tuple(torch.full_like(tensor, torch.nan) for tensor in activations[-1])
+    stage.backward(microbatch(1), nothing)
+    pipeline.data.loss_and_gradient(microbatch(1), activations[-1], labels)
+    pipeline.data.finish(microbatch(1), nothing)
+    for executor in (stage, pipeline.data):
+        assert executor.refused == {microbatch(1)} and microbatch(1) in executor.counted
+    stage.uncount(microbatch(1), activations[-2], nothing)
+    pipeline.data.uncount(microbatch(1), (tokens, labels), activations[-1], nothing)
+    for executor in (stage, pipeline.data):
+        assert not executor.refused and executor.counted == {microbatch(0)}
+    assert_close(pipeline.sums(), counted_sums(model, [0]), relative=1e-5)

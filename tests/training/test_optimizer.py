@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from gwtf_p2p.protocol.commit.attempt import NOT_FINITE, norm_of
+from gwtf_p2p.protocol.commit.attempt import norm_of
 from gwtf_p2p.protocol.errors import InputError, LocalProtocolError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.wire.commit_messages import NOT_FINITE
 from gwtf_p2p.protocol.wire.records import LossSpec, OptimizerSpec
 from gwtf_p2p.training.compute.gradients import squared_norm
 from gwtf_p2p.training.compute.loss import loss_of
@@ -128,6 +129,16 @@ def test_a_gradient_that_is_not_finite_is_a_step_that_changes_nothing_but_the_ve
     after = live_state(parameters, optimizer)
     assert [name for name in after if not torch.equal(after[name], before[name])] == ["step"]
     assert optimizer.steps == 3
+
+
+def test_a_rate_that_could_make_weights_that_are_not_finite_is_known_before_the_step() -> None:
+    parameters, optimizer = stage_and_optimizer(steps=0)
+    assert optimizer.stays_finite(0)
+    wild = PartOptimizer(parameters, dataclasses.replace(SPEC, learning_rate=1e20, warmup_iterations=0))
+    assert wild.stays_finite(0)
+    wild.step(made_up_gradient(parameters, 1), 0, 1.0)
+    assert all(parameter.isfinite().all() for parameter in parameters.values()), "large, but numbers"
+    assert not wild.stays_finite(1)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adafactor"])

@@ -45,7 +45,8 @@ class LiveMetrics:
                 self.recovery_s.append(float(report["seconds"]))
             case "microbatch_done":
                 microbatch = str(report["microbatch"])
-                self.losses[int(microbatch.split("/")[1])][microbatch] = float(report["loss"])
+                if report["loss"] is not None:
+                    self.losses[int(microbatch.split("/")[1])][microbatch] = float(report["loss"])
                 self.routes[" > ".join(self.names.get(p, p) for p in report["route"])] += 1
             case _:
                 pass
@@ -64,5 +65,5 @@ class LiveMetrics:
         found = []
         for iteration in sorted(self.ends):
             losses = self.losses[iteration]
-            found.append(sum(losses[m] for m in sorted(losses)) / len(losses))
+            found.append(sum(losses[m] for m in sorted(losses)) / len(losses) if losses else float("nan"))
         return tuple(found)

@@ -160,6 +160,9 @@ def _line_of_training(report: Mapping[str, Any]) -> str:
     match report["name"]:
         case "stepped":
             share = f"{report['microbatches']} of {report['of']} microbatches ours"
+            if report["skipped"]:
+                at = ", ".join(peer[-6:] for peer in report["skipped_for"][:3])
+                return f"step {report['iteration'] + 1:4d}  skipped: the gradient is not finite{f' at {at}' if at else ''}"
             return f"step {report['iteration'] + 1:4d}  loss {report['loss']:.4f}  {share}"
         case "evaluated":
             return (

@@ -257,7 +257,7 @@ class _Demo:
 
     def _plain_summary(self) -> dict[str, Any]:
         state = self.state
-        losses = [state.loss(i) for i in sorted(state.ended_at)]
+        losses = state.known_losses()
         return {
             "steps": state.iterations,
             "first_loss": losses[0] if losses else None,
@@ -280,7 +280,7 @@ class _Demo:
 
     def _tell_summary(self) -> None:
         state = self.state
-        losses, seconds = [state.loss(i) for i in sorted(state.ended_at)], state.iteration_seconds()
+        losses, seconds = state.known_losses(), state.iteration_seconds()
         for route, count in state.routes.most_common(SHOWN_ROUTES):
             self._say(f"route {' → '.join(('data', *route, 'data'))}: {count} microbatches")
         if losses:

@@ -47,9 +47,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _replay(path: Path, as_json: bool) -> int:
+    from gwtf_p2p.live.libp2p.signing import verified
+
     try:
         with path.open(encoding="utf-8") as lines:
-            replayed = replay(lines, str(path))
+            replayed = replay(lines, str(path), verified)
     except UnicodeDecodeError as error:
         raise InputError(str(path), "", f"expected UTF-8 text, but {error.reason} at byte {error.start}") from error
     except OSError as error:

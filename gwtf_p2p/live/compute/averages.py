@@ -15,6 +15,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.training.compute.gradients import squared_norm
+from gwtf_p2p.training.compute.optimizer import StepReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,14 @@ class Averages:
         self._running[prepare.iteration, prepare.attempt] = self._spawn(self._average(prepare))
 
     def step(self, step: ef.Step) -> None:
-        """Taken at once: a download that follows drops what is kept, and this step is then of weights that it replaces."""
-        self._spawn(self._step(step, self._done.pop((step.iteration, step.attempt))))
+        """Taken at once: a download that follows drops what is kept, and this step is then of weights that it replaces. Of a
+        step that is skipped there may be no average."""
+        kept = self._done.pop((step.iteration, step.attempt), None)
+        if step.gradient_norm < 0:
+            self._spawn(self._skip(step))
+        else:
+            assert kept is not None, f"no average of iteration {step.iteration}, attempt {step.attempt} is kept"
+            self._spawn(self._step(step, kept))
 
     def drop_before(self, version: int) -> None:
         """Those of iterations whose weights are replaced."""
@@ -76,6 +83,10 @@ class Averages:
             self._feed(ev.AverageFailed(*key, "no microbatch is in this average"))
             return
         gradient = await self._compute.mean_gradient()
+        if not await self._compute.can_apply(gradient, prepare.iteration):
+            self._running.pop(key, None)
+            self._feed(ev.AverageFailed(*key, "its gradient is not finite", finite=False))
+            return
         try:
             self._done[key] = done = await self._mean_of_all(prepare, gradient)
         except AverageFailureError as error:
@@ -97,5 +108,11 @@ class Averages:
     async def _step(self, step: ef.Step, result: AverageResult) -> None:
         report = await self._compute.step(result.tensors, step)
         result.taken()
+        self._stepped(step, report)
+
+    async def _skip(self, step: ef.Step) -> None:
+        self._stepped(step, await self._compute.skip(step))
+
+    def _stepped(self, step: ef.Step, report: StepReport) -> None:
         self._report(ef.Report("optimizer_step", {"iteration": step.iteration, **asdict(report)}))
         self._feed(ev.Stepped(step.iteration))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +15,6 @@ from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
 from gwtf_p2p.training.codecs.payload import check_payload, decode_payload, encode_payload
 from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.model.doors import Payload
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +58,13 @@ class BoundaryTensors:
         """Raises KeyError when the slot is empty: our bug."""
         return decode_payload(self.store.get(microbatch, slot), self.boundary, self.codecs.of_slot(slot), self.device)
 
-    def keep(self, microbatch: MicrobatchId, slot: Slot, payload: Payload) -> None:
-        """An own result that is not finite leaves no bytes, and its receiver refuses an offer of that size."""
+    def keep(self, microbatch: MicrobatchId, slot: Slot, payload: Payload) -> bool:
+        """An own result; False when it is not finite. Then zeros stand for it, and the step that it is for will be skipped."""
+        codec = self.codecs.of_slot(slot)
         try:
-            encoded = encode_payload(payload, self.boundary, self.codecs.of_slot(slot))
-        except NotFiniteError as error:
-            logger.error("%s: %s: %s", microbatch, slot.value, error)
-            encoded = memoryview(b"")
+            encoded, finite = encode_payload(payload, self.boundary, codec), True
+        except NotFiniteError:
+            zeros = tuple(t if each.is_integer else torch.zeros_like(t) for t, each in zip(payload, self.boundary, strict=True))
+            encoded, finite = encode_payload(zeros, self.boundary, codec), False
         self.store.put(microbatch, slot, encoded)
+        return finite

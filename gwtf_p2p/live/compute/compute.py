@@ -28,6 +28,7 @@ from gwtf_p2p.protocol.ids import MicrobatchId
 from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
+from gwtf_p2p.training.compute.gradients import squared_norm
 from gwtf_p2p.training.compute.optimizer import PartOptimizer, StepReport
 from gwtf_p2p.training.data.batches import DataSource
 from gwtf_p2p.training.state.tensors import export_state, load_state, take_contributions, with_contributions
@@ -51,11 +52,12 @@ class Device(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Worked:
-    """`seconds` of computing, of which `again_s` for a forward that was computed a second time; the loss where there is one."""
+    """`seconds` of computing, of which `again_s` for a forward that was computed a second time; see `works.Outcome`."""
 
     seconds: float
     loss: float | None = None
     again_s: float = 0.0
+    finite: bool = True
 
 
 class Compute:
@@ -134,6 +136,20 @@ class Compute:
         """Mean gradient over the counted microbatches, fresh CPU tensors by parameter name."""
         return await self.in_thread(lambda: self.executor.gradient_vector().mean())
 
+    async def can_apply(self, gradient: Mapping[str, Tensor], iteration: int) -> bool:
+        """This gradient is finite, its square too, and no step of this iteration could leave weights that are not."""
+        return await self.in_thread(lambda: squared_norm(gradient) >= 0 and self.optimizer.stays_finite(iteration))
+
+    async def skip(self, step: Step) -> StepReport:
+        """A step that changes nothing but the version, and an empty gradient for the next iteration."""
+
+        def do() -> StepReport:
+            report = self.optimizer.skip(step.iteration, step.gradient_norm)
+            self.executor.reset_gradients()
+            return report
+
+        return await self.in_thread(do)
+
     async def step(self, averaged: Mapping[str, Tensor], step: Step) -> StepReport:
         """Optimizer step, clipped by the whole model's norm, and an empty gradient for the next iteration. The receipts of the
         iteration enter the state with it."""
@@ -197,12 +213,13 @@ class Compute:
         began = time.perf_counter()
         device = self.device
         marks = device.begin(work, microbatch) if device is not None else None
-        loss, again_s = self._works.do(work, microbatch, keeps)
+        outcome = self._works.do(work, microbatch, keeps)
+        again_s = outcome.again_s
         if work in (Work.BACKWARD, Work.FINISH):
             self.store.done(microbatch)
         if device is not None:
             again_s = max(again_s, device.end(work, microbatch, marks, keeps))
-        return Worked(time.perf_counter() - began, loss, again_s)
+        return Worked(time.perf_counter() - began, outcome.loss, again_s, outcome.finite)
 
 
 def _works(

@@ -5,8 +5,10 @@ Inputs are read from the peer's slots and results are kept in them; `Compute` ha
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -18,11 +20,21 @@ from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`loss` where there is one that is finite; `again_s` of a forward that was computed a second time. `finite`: all results
+    are; zeros stand for those that are not, and no gradient was counted."""
+
+    loss: float | None = None
+    again_s: float = 0.0
+    finite: bool = True
+
+
 class Works(Protocol):
     """All that one peer computes for a microbatch."""
 
-    def do(self, work: Work, microbatch: MicrobatchId, keeps: bool) -> tuple[float | None, float]:
-        """Return the loss, where there is one, and the seconds of a forward that was computed a second time."""
+    def do(self, work: Work, microbatch: MicrobatchId, keeps: bool) -> Outcome:
+        """Do one of them."""
         ...
 
     def drop_activations(self, microbatch: MicrobatchId) -> None:
@@ -40,19 +52,20 @@ class StageWorks:
     def __init__(self, executor: StageExecutor, tensors: BoundaryTensors) -> None:
         self._executor, self._tensors = executor, tensors
 
-    def do(self, work: Work, microbatch: MicrobatchId, keeps: bool) -> tuple[float | None, float]:
+    def do(self, work: Work, microbatch: MicrobatchId, keeps: bool) -> Outcome:
         """See `Works.do`; a stage peer has no loss."""
-        executor, tensors, again_s = self._executor, self._tensors, 0.0
+        executor, tensors, again_s, finite = self._executor, self._tensors, 0.0, True
         match work:
             case Work.FORWARD:
-                tensors.keep(microbatch, Slot.OUTPUT, executor.forward(microbatch, tensors.read(microbatch, Slot.INPUT), keeps))
+                output = executor.forward(microbatch, tensors.read(microbatch, Slot.INPUT), keeps)
+                finite = tensors.keep(microbatch, Slot.OUTPUT, output)
             case Work.BACKWARD:
                 if not keeps:
                     began = time.perf_counter()
                     executor.recompute_forward(microbatch)
                     again_s = time.perf_counter() - began
                 gradient = executor.backward(microbatch, tensors.read(microbatch, Slot.OUTPUT_GRADIENT))
-                tensors.keep(microbatch, Slot.INPUT_GRADIENT, gradient)
+                finite = tensors.keep(microbatch, Slot.INPUT_GRADIENT, gradient)
             case Work.UNCOUNT:
                 input_, gradient = tensors.read(microbatch, Slot.INPUT), tensors.read(microbatch, Slot.OUTPUT_GRADIENT)
                 executor.uncount(microbatch, input_, gradient)
@@ -61,7 +74,7 @@ class StageWorks:
                 executor.backward(microbatch, tensors.read(microbatch, Slot.OUTPUT_GRADIENT))
             case _:
                 raise ValueError(f"a stage peer does not {work.value}")
-        return None, again_s
+        return Outcome(None, again_s, finite and microbatch not in executor.refused)
 
     def drop_activations(self, microbatch: MicrobatchId) -> None:
         """See `Works.drop_activations`."""
@@ -90,17 +103,17 @@ class DataWorks:
     ) -> None:
         self._executor, self._tensors, self._batch = executor, tensors, batch
 
-    def do(self, work: Work, microbatch: MicrobatchId, keeps: bool) -> tuple[float | None, float]:
+    def do(self, work: Work, microbatch: MicrobatchId, keeps: bool) -> Outcome:
         """See `Works.do`; `keeps` concerns stage peers only."""
-        executor, tensors, loss = self._executor, self._tensors, None
+        executor, tensors, loss, finite = self._executor, self._tensors, None, True
         match work:
             case Work.EMBED:
                 tokens_BT, _ = self._batch(microbatch)
-                tensors.keep(microbatch, Slot.OUTPUT, executor.embed(microbatch, tokens_BT))
+                finite = tensors.keep(microbatch, Slot.OUTPUT, executor.embed(microbatch, tokens_BT))
             case Work.LOSS:
                 _, labels_BT = self._batch(microbatch)
                 loss, gradient = executor.loss_and_gradient(microbatch, tensors.read(microbatch, Slot.INPUT), labels_BT)
-                tensors.keep(microbatch, Slot.INPUT_GRADIENT, gradient)
+                finite = tensors.keep(microbatch, Slot.INPUT_GRADIENT, gradient) and math.isfinite(loss)
             case Work.FINISH:
                 executor.finish(microbatch, tensors.read(microbatch, Slot.OUTPUT_GRADIENT))
             case Work.UNCOUNT:
@@ -113,7 +126,8 @@ class DataWorks:
                 executor.finish(microbatch, tensors.read(microbatch, Slot.OUTPUT_GRADIENT))
             case _:
                 raise ValueError(f"a data peer does not {work.value}")
-        return loss, 0.0
+        told = loss if loss is not None and math.isfinite(loss) else None
+        return Outcome(told, 0.0, finite and microbatch not in executor.refused)
 
     def drop_activations(self, microbatch: MicrobatchId) -> None:
         """See `Works.drop_activations`; it concerns stage peers only."""

@@ -6,7 +6,8 @@ One row a step, written by a data peer:
 
 and one for each evaluation: {"step", "eval_loss", "perplexity", "eval_tokens", "eval_seconds"}. `step` counts steps that have
 been taken, `tokens` those of the step, `seconds` since the step before, `skipped` steps since this peer's start whose gradient
-was not finite. A row that cannot be written, or a tracker that fails, is said once and costs nothing else: training goes on.
+was not finite; such a step has no loss. A row that cannot be written, or a tracker that fails, is said once and costs nothing
+else: training goes on.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ class Rows:
         return None
 
     def _stepped(self, report: Mapping[str, Any], now: float) -> Row:
-        row: Row = {"step": report["iteration"] + 1, "loss": report["loss"]}
+        row: Row = {"step": report["iteration"] + 1}
+        if report["loss"] is not None:
+            row["loss"] = report["loss"]
         if self._step.get("iteration") == report["iteration"]:
             row |= {"learning_rate": self._step["learning_rate"], "gradient_norm": self._step["gradient_norm"]}
         row |= {"tokens": report["different"] * self._tokens, "skipped": self._skipped}

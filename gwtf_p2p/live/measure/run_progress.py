@@ -1,7 +1,8 @@
 """What this peer has measured of the run itself, for its record: observers read it, routers do not.
 
-Of a relay: the microbatches that it is credited with. Of a data peer also its loss, its iteration, and how long microbatches
-took on each route, from injection to done (median of the last few). Routes are named by the ends of their circuit relays' ids.
+Of a stage peer: the microbatches that it is credited with, and how many steps in a row were skipped. Of a data peer also its
+loss, its iteration, and how long microbatches took on each route, from injection to done (median of the last few). Routes are
+named by the ends of their circuit relays' ids.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections import deque
 from collections.abc import Mapping
 from statistics import fmean, median
 from typing import Any
+
+from gwtf_p2p.protocol.stall.rules import SKIPPED
 
 ROUTES_TOLD = 12
 SAMPLES = 8
@@ -32,18 +35,20 @@ class Progress:
         self._began: tuple[int, float] | None = None
         self._iteration_s = 0.0
         self._loss: float | None = None
+        self._skipped = 0
 
     def hear(self, name: str, fields: Mapping[str, Any], now: float) -> None:
         match name:
             case "injected":
                 self._injected_at[fields["microbatch"]] = now
             case "microbatch_done":
-                self._done(fields["microbatch"], float(fields["loss"]), route_name(fields["route"]), now)
+                self._done(fields["microbatch"], fields["loss"], route_name(fields["route"]), now)
             case "iteration_begins":
                 self._injected_at.clear()
                 self._began = (int(fields["iteration"]), now)
             case "stepped":
-                self.microbatches += int(fields["microbatches"])
+                self.microbatches += 0 if fields["skipped"] else int(fields["microbatches"])
+                self._skipped = self._skipped + 1 if fields["skipped"] else 0
                 self._stepped(int(fields["iteration"]), now)
             case _:
                 pass
@@ -53,6 +58,8 @@ class Progress:
         told: dict[str, float] = {"microbatches": float(self.microbatches)}
         if self._loss is not None:
             told["loss"] = round(self._loss, 6)
+        if self._skipped:
+            told[SKIPPED] = float(self._skipped)
         if self._iteration_s:
             told["iteration_s"] = round(self._iteration_s, 4)
         return told
@@ -61,8 +68,9 @@ class Progress:
         """Median seconds by route, of the routes used last."""
         return {name: round(median(took), 4) for name, took in list(self._took_s.items())[-ROUTES_TOLD:]}
 
-    def _done(self, microbatch: str, loss: float, route: str, now: float) -> None:
-        self._losses.setdefault(int(microbatch.split("/")[1]), []).append(loss)
+    def _done(self, microbatch: str, loss: float | None, route: str, now: float) -> None:
+        if loss is not None:
+            self._losses.setdefault(int(microbatch.split("/")[1]), []).append(loss)
         injected_at = self._injected_at.pop(microbatch, None)
         if injected_at is not None:
             took = self._took_s.pop(route, deque(maxlen=SAMPLES))  # used last: to the end

@@ -23,6 +23,7 @@ from gwtf_p2p.live.rpc.api import Header
 from gwtf_p2p.live.state.transfer import StateUnavailable
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.commit.certifying import Sign
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
@@ -55,7 +56,8 @@ LogEvent = Callable[[ev.Event, float, Sequence[ef.Effect], str], None]
 class DriverParts:
     """Everything a driver connects. `publish` is called when the record should go out soon, `on_move` when this peer is to
     begin anew in another stage, `on_end` when its part is over; `save` writes a version and says how that went; `before` is
-    waited for before any work begins. `signing` reads what comes and signs what goes."""
+    waited for before any work begins. `signing` reads what comes and signs what goes; `sign` signs what others are to believe
+    without this peer."""
 
     compute: Compute
     transport: Transport
@@ -71,6 +73,7 @@ class DriverParts:
     log_event: LogEvent | None = None
     before: Callable[[ev.Work], Coroutine[Any, Any, None]] | None = None
     fault: FaultTrigger | None = None
+    sign: Sign | None = None
 
 
 class Driver:
@@ -85,7 +88,7 @@ class Driver:
         self._timers: dict[ev.TimerName, asyncio.TimerHandle] = {}
         self._download_task: asyncio.Task[None] | None = None
         outwards = (parts.transport, parts.compute, parts.probes, parts.signing)
-        self.sender = Sender(machine.ctx.me, outwards, self.feed, self._spawn, clock)
+        self.sender = Sender(machine.ctx.me, outwards, self.feed, self._spawn, clock, sign=parts.sign)
         self.averages = Averages(
             parts.compute, parts.average, self.feed, self._spawn, lambda report: parts.on_report(report, clock())
         )
@@ -259,7 +262,7 @@ class Driver:
         if self.parts.before is not None:
             await self.parts.before(work)
         worked = await self.parts.compute.work(work, microbatch, compute.keeps)
-        self.feed(ev.Computed(work, microbatch, worked.seconds, worked.loss, worked.again_s))
+        self.feed(ev.Computed(work, microbatch, worked.seconds, worked.loss, worked.again_s, worked.finite))
 
     async def _plan(self, request: PlanRequest) -> None:
         """In a thread: planning takes longer than other events can wait."""

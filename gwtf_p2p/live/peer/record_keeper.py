@@ -66,6 +66,7 @@ class RecordKeeper:
         # Newer than what this peer published before it started again, or in another stage; it publishes less often than that.
         self._sequence = int(time.time() * NUMBERS_PER_S)
         self.resent_bytes: Callable[[], int] = lambda: 0
+        self.signing_key = ""
         self.copied: Callable[[], tuple[int, ...]] = lambda: ()
         self.public_name = ""
         self.contributions: Callable[[], Contributions] = Contributions
@@ -115,6 +116,7 @@ class RecordKeeper:
             resent_bytes=self.resent_bytes(),
             run_id=self._run.run_id,
             model_hash=self._run.model_hash,
+            signing_key=self.signing_key,
             links=self._probes.measurements(),
             line_bytes_per_s=self._probes.line_bytes_per_s,
             shard=self._place.shard,

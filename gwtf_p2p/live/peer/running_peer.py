@@ -111,7 +111,7 @@ class RunningPeer:
         self._moves_to: Stage | None = None
         self.pauses = False
         self.settings = peer_settings(config, run, self.place, self.daemon.peer_id)
-        machine = compose(self.settings)
+        machine = compose(self.settings, verify=self.parts.signing.verify)
         self.parts.forward_only.may_ask = machine.gate.may_ask_forward_only
         self.reporter = Reporter(self.parts, machine, reporting)
         swarm = Swarm(lambda: machine.ctx.view, lambda: machine.ctx.liveness.excluded)
@@ -131,6 +131,7 @@ class RunningPeer:
             probes=self.parts.probes,
             signing=ReceiptSigning(network.identity, run.run_id),
             log_event=self._on_event,
+            sign=self.parts.signing.sign,
             fault=FaultTrigger(config.fault, self.reporter.fault) if config.fault else None,
         )
         self.driver = Driver(machine, parts)

@@ -15,6 +15,7 @@ from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.rpc.api import FailureKind, Header, PushResult, RpcFailed
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.commit.certifying import Sign, signed
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.messages import Check, ControlMessage, Verdict, to_header
 
@@ -54,9 +55,12 @@ class Sender:
         feed: Callable[[ev.Event], object],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         clock: Callable[[], float],
+        *,
+        sign: Sign | None = None,
     ) -> None:
         self._me, self._feed, self._spawn, self._clock = me, feed, spawn, clock
         self._transport, compute, self._probes, self._signing = outwards
+        self._sign = sign
         self._payload = compute.payload
         self._pushes: dict[int, asyncio.Task[None]] = {}
         self._sent: dict[tuple[MicrobatchId, ev.Slot], set[PeerId]] = {}
@@ -99,7 +103,7 @@ class Sender:
 
     def send(self, to: PeerId, message: ControlMessage) -> None:
         """A small message, signed if it has to be; one to itself comes back as an event of its own."""
-        message = self._signing.signed(message)
+        message = signed(self._signing.signed(message), self._sign)
         if to == self._me:
             asyncio.get_running_loop().call_soon(self._feed, ev.Received(to, message))
         else:

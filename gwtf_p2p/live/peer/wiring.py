@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gwtf_p2p.live.compute.all_reduce import Averager
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.compute.forward_only import ForwardOnly
+from gwtf_p2p.live.libp2p.signing import Signing
 from gwtf_p2p.live.measure.idle_probe import IdleProber
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.measure.path_probe import LinkProbe
@@ -42,6 +43,7 @@ class Parts:
     link_probe: LinkProbe
     prober: IdleProber
     records: RecordKeeper
+    signing: Signing
 
 
 def connect_parts(
@@ -59,6 +61,8 @@ def connect_parts(
     link_probe = LinkProbe(transport.real_rpc, probes, on_report)
     prober = IdleProber(rpc, probes, place.stage)
     records = RecordKeeper(transport.dht, run, place, probes, network.reachability)
+    signing = Signing(network.identity, run.run_id)
+    records.signing_key = signing.key
     records.copied = lambda: replication.copied
     records.public_name = config.public_name
     records.contributions = lambda: compute.contributions
@@ -76,4 +80,5 @@ def connect_parts(
         link_probe=link_probe,
         prober=prober,
         records=records,
+        signing=signing,
     )

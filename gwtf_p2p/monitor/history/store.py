@@ -46,6 +46,7 @@ CREATE TABLE IF NOT EXISTS changes (
 CREATE INDEX IF NOT EXISTS changes_of_run ON changes (run, id);
 """
 
+
 class History:
     """Made by `open_history`. All methods may be called from any thread."""
 

@@ -60,7 +60,7 @@ def local_view(
 ) -> list[Text]:
     """All lines for a terminal of `size` (columns, lines)."""
     width, height = size
-    losses = [state.loss(i) for i in sorted(state.ended_at)]
+    losses = state.known_losses()
     rows = [(_cells(name, line), "" if line.state == "online" else MARKS.get(line.state, ("", "red"))[1])
             for name, line in peers.items()]  # fmt: skip
     routes = [Text(f"{count:5d} × {' → '.join(route)}") for route, count in state.routes.most_common(ROUTES_SHOWN)]

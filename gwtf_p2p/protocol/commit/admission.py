@@ -7,6 +7,8 @@ different epochs differ, so epochs are compared before versions, and a peer of a
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gwtf_p2p.protocol.commit.inquiry import Outcome, Replies, available, common_version, nearest_version, stages_without
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.commit.roster import Roster
@@ -68,7 +70,8 @@ class Admission:
                 continue
             del self.waiting[peer]
             self.roster.admit(peer, standing.stage, in_step)
-            ctx.emit(Send(peer, Admit(version, donors, self.roster.voters(), ctx.epoch, own, ctx.past.epoch_starts)))
+            admit = Admit(version, donors, self.roster.voters(), ctx.epoch, own, ctx.past.epoch_starts)
+            ctx.emit(Send(peer, replace(admit, certificate=self.participant.progress.certificate)))
 
     def _strand(self, peer: PeerId, standing: Standing) -> None:
         """Nobody has what this peer lacks, or it has what nobody else has."""
@@ -120,6 +123,7 @@ class Admission:
         ctx, participant = self.ctx, self.participant
         missed = standing.prepare if standing is not None and standing.prepared else None
         if missed is not None and missed.iteration == participant.version - 1 and missed.ballot == participant.committed:
-            ctx.emit(Send(sender, commit_of(missed, participant.progress.gradient_norm)))
+            progress = participant.progress
+            ctx.emit(Send(sender, commit_of(missed, progress.gradient_norm, progress.certificate)))
             return
         ctx.emit(Send(sender, participant.standing()))

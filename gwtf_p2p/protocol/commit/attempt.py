@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Finished, Prepare, Share
+from gwtf_p2p.protocol.wire.certificates import Certificate
+from gwtf_p2p.protocol.wire.commit_messages import NOT_FINITE
+from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Finished, Prepare, Prepared, Share
 
 NORM_TOLERANCE = 1e-5
 """Between norms of the same bits, relative: machines may sum in other orders."""
-
-NOT_FINITE = -1.0
-"""Stands for the norm of a gradient that is not finite, which has no form on the wire."""
 
 
 @dataclass
@@ -24,6 +23,7 @@ class Attempt:
     groups: dict[Stage, Prepare]
     digests: dict[PeerId, str] = field(default_factory=dict)
     squared_norms: dict[PeerId, float] = field(default_factory=dict)
+    said: dict[PeerId, Prepared] = field(default_factory=dict)
     committed: Commit | None = None
 
     @property
@@ -60,6 +60,12 @@ def norm_of(squared: Mapping[PeerId, tuple[Stage, float]]) -> float:
     return NOT_FINITE if any(value < 0 for value in stages.values()) else math.sqrt(math.fsum(stages.values()))
 
 
+def certifies_norm(certificate: Certificate, gradient_norm: float, *, skipped: bool) -> bool:
+    """It is the norm that the participants of this attempt have signed."""
+    signed = norm_of({peer: (group.stage, group.squared_norm) for group in certificate.groups for peer in group.peers})
+    return skipped or math.isclose(signed, gradient_norm, rel_tol=NORM_TOLERANCE, abs_tol=1e-12)
+
+
 def prepares(
     position: tuple[int, int],
     ballot: Ballot,
@@ -67,6 +73,8 @@ def prepares(
     roster: Mapping[PeerId, Stage],
     finished: Mapping[PeerId, Finished],
     stages: int,
+    *,
+    skipped_for: tuple[PeerId, ...] = (),
 ) -> dict[Stage, Prepare]:
     """One `Prepare` per stage group: the credited peers with their shares, and the others of the roster with empty ones.
 
@@ -103,6 +111,7 @@ def prepares(
             mean_loss=loss,
             epoch=epoch,
             receipts=receipts if stage == DATA_STAGE else (),
+            skipped_for=skipped_for,
         )
         for stage, group in shares.items()
     }

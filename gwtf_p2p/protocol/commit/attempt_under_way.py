@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gwtf_p2p.protocol.commit.attempt import Attempt, prepares
+from gwtf_p2p.protocol.commit.certifying import certificate_of
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
@@ -27,6 +28,7 @@ class AttemptUnderWay:
         self.ctx, self.participant = context, participant
         self.attempt: Attempt | None = None
         self._began_at = 0.0
+        self._not_finite: set[PeerId] = set()
 
     @property
     def ballot(self) -> Ballot | None:
@@ -45,7 +47,9 @@ class AttemptUnderWay:
         """Ask those that are there, and those credited, to average what the data peers have reported."""
         ctx, participant = self.ctx, self.participant
         ballot = Ballot(number, ctx.me)
-        groups = prepares(participant.position, ballot, participant.committed, present, finished, ctx.stages)
+        skipped_for = tuple(sorted(self._not_finite))
+        state = (participant.position, ballot, participant.committed)
+        groups = prepares(*state, present, finished, ctx.stages, skipped_for=skipped_for)
         self.attempt = Attempt(number, groups)
         self._began_at = ctx.now
         ctx.cancel_timer(Timer.WAIT, "")
@@ -66,6 +70,7 @@ class AttemptUnderWay:
             return None
         attempt.digests[sender] = message.digest
         attempt.squared_norms[sender] = message.squared_norm
+        attempt.said[sender] = message
         if attempt.waiting_for() or attempt.committed is not None:
             return None
         wrong = attempt.disagreement()
@@ -73,10 +78,19 @@ class AttemptUnderWay:
             return wrong
         ctx.cancel_timer(Timer.AVERAGE, "")
         ctx.timings.observe(("average",), ctx.now - self._began_at)
-        attempt.committed = commit_of(attempt.groups[DATA_STAGE], attempt.gradient_norm)
+        certificate = certificate_of(attempt.groups[DATA_STAGE], attempt.said)
+        attempt.committed = commit_of(attempt.groups[DATA_STAGE], attempt.gradient_norm, certificate)
         for peer in attempt.participants:
             ctx.emit(Send(peer, attempt.committed))
         return None
+
+    def is_not_finite(self, peer: PeerId) -> None:
+        """The gradient of this participant is not finite: the next attempt skips the step."""
+        self._not_finite.add(peer)
+
+    def forget(self, peer: PeerId) -> None:
+        """It is lost, or begins anew: what it had is done by others."""
+        self._not_finite.discard(peer)
 
     def give_up(self, why: str) -> bool:
         """End it; False when there is nothing to end."""
@@ -105,4 +119,5 @@ class AttemptUnderWay:
     def end(self) -> Mapping[PeerId, Stage]:
         """The iteration is over: the participants that this peer has led to its commit, if it has."""
         attempt, self.attempt = self.attempt, None
+        self._not_finite.clear()
         return attempt.participants if attempt is not None and attempt.committed is not None else {}

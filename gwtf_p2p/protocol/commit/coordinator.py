@@ -123,6 +123,8 @@ class Coordinator:
             return
         if message.missing:
             self.reports.void(sender, frozenset(message.missing))
+        if not message.finite:
+            self.under_way.is_not_finite(sender)
         if message.suspect is not None:
             self.ctx.suspect(message.suspect, f"{sender} could not average with it: {message.reason}")
             self._accused |= {message.suspect}
@@ -237,6 +239,7 @@ class Coordinator:
         """What it had before is gone; it may take part again once it is admitted."""
         if standing.joining:
             self.roster.remove(sender, gone=True)
+            self.under_way.forget(sender)
             self.finished.pop(sender, None)
             self.reports.void(sender, None)
         self.admission.waiting[sender] = standing
@@ -245,6 +248,7 @@ class Coordinator:
 
     def _leaves(self, peer: PeerId) -> None:
         self.roster.remove(peer, gone=True)
+        self.under_way.forget(peer)
         if self.under_way.involves(peer):
             self._give_up(f"{peer} leaves")
         self.inquiring.forget(peer)
@@ -265,6 +269,7 @@ class Coordinator:
         """What it did is void; the coordinator tells whom it concerns."""
         stage = self.roster.remove(peer, gone=False)
         self.admission.waiting.pop(peer, None)
+        self.under_way.forget(peer)
         self.finished.pop(peer, None)
         self.reports.void(peer, None)
         if self.roster.coordinates:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from gwtf_p2p.protocol.commit.admission import Admission
 from gwtf_p2p.protocol.commit.inquiry import Inquiry, Outcome, Replies, common_version, decide
 from gwtf_p2p.protocol.commit.participant import Participant
-from gwtf_p2p.protocol.commit.promise import ATTEMPTS_PER_EPOCH
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.certificates import ATTEMPTS_PER_EPOCH
 from gwtf_p2p.protocol.wire.messages import Abort, Ballot, Inquire, Standing
 
 INQUIRY_PRIOR_S = 1.0
@@ -91,7 +91,13 @@ class Inquiring:
 
     def note(self, sender: PeerId, standing: Standing) -> bool:
         """Take an answer; False for what is none."""
-        return self.inquiry is not None and self.inquiry.note(sender, standing, self.participant.position, self.ctx.me)
+        inquiry, participant = self.inquiry, self.participant
+        if inquiry is None:
+            return False
+        if standing.position > participant.position and not standing.joining and not participant.certifier.believes(standing):
+            inquiry.asked.discard(sender)  # what it says counts for nothing
+            return True
+        return inquiry.note(sender, standing, participant.position, self.ctx.me)
 
     def forget(self, peer: PeerId) -> None:
         """It will not answer."""

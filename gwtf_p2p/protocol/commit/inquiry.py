@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.commit.attempt import norm_of
+from gwtf_p2p.protocol.commit.certifying import certificate_of
 from gwtf_p2p.protocol.core.epochs import Past
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Prepare, Standing, commit_of
@@ -71,9 +72,9 @@ def decide(inquiry: Inquiry, position: tuple[int, int], stages: int, me: PeerId)
         return Outcome(doubt)
     ready = _ready(here, ballot)
     reason = f"all {len(ready)} that answer have prepared attempt {ballot.attempt} of {ballot.coordinator}"
-    commit = commit_of(
-        _prepare_of(here, ballot), norm_of({p: (s.stage, s.squared_norm) for p, s in here.items() if p in ready})
-    )
+    prepare, said = _prepare_of(here, ballot), {p: s.as_prepared for p, s in here.items() if p in ready}
+    norm = norm_of({p: (s.stage, s.squared_norm) for p, s in here.items() if p in ready})
+    commit = commit_of(prepare, norm, certificate_of(prepare, {p: s for p, s in said.items() if s is not None}))
     return Outcome(reason, commit, ready, behind=me not in ready)
 
 
@@ -113,7 +114,8 @@ def _when_some_are_ahead(here: Replies, ahead: Replies, position: tuple[int, int
     for ballot in sorted({s.committed for s in next_one if s.committed is not None}):
         ready = _ready(here, ballot)
         if ready:
-            commit = commit_of(_prepare_of(here, ballot), next(s.gradient_norm for s in next_one if s.committed == ballot))
+            told = next(s for s in next_one if s.committed == ballot)
+            commit = commit_of(_prepare_of(here, ballot), told.gradient_norm, told.certificate)
             return Outcome(reason, commit, ready, behind=me not in ready)
     goes_on = {s.stage for s in ahead.values()} == set(range(stages + 1)) or any(s.epoch > epoch for s in ahead.values())
     return Outcome(reason, behind=goes_on, go_back=not goes_on)

@@ -4,6 +4,9 @@ What was counted here may differ from what an attempt credits this peer with: mi
 are taken out (UNCOUNT), those that an earlier attempt took out are put back (RECOUNT), one at a time. Then the group averages.
 Until the commit the accumulated gradient stays untouched, so a dropped attempt costs time and nothing else. Whether to take
 part in an attempt at all is decided before (`promise`, `participant`).
+
+A microbatch is *spoilt* when this peer's own result of it was not finite, though what it was given was. Its gradient is not in
+the sum, so the share is not what it should be: this peer says so instead of averaging, and the next attempt skips the step.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from gwtf_p2p.protocol.wire.messages import Abort, Ballot, NotPrepared, Prepare,
 
 AVERAGING_PRIOR_S = 3.0
 
+SKIPPED = "skipped"
+"""Digest of the average of an attempt that skips the step: there is none."""
+
 Correction = tuple[Work, MicrobatchId]
 """UNCOUNT or RECOUNT of one microbatch."""
 
@@ -28,11 +34,13 @@ class OwnShare:
     def __init__(self, context: Context) -> None:
         self.ctx = context
         self.counted: set[MicrobatchId] = set()
+        self.spoilt: set[MicrobatchId] = set()
         self.preparing: Prepare | None = None
         self.prepared = False
         self.averaging = False
         self.stepping = False
-        self._digest, self._squared_norm = "", 0.0
+        self.applied_norm = 0.0
+        self._digest, self._squared_norm, self._state = "", 0.0, ""
 
     @property
     def gradient_is_fixed(self) -> bool:
@@ -40,18 +48,17 @@ class OwnShare:
         return self.stepping or (self.preparing is not None and not self.prepared)
 
     @property
-    def digest(self) -> str:
-        """Of the average, while this peer is prepared."""
-        return self._digest if self.prepared else ""
-
-    @property
-    def squared_norm(self) -> float:
-        """Of the average, while this peer is prepared."""
-        return self._squared_norm if self.prepared else 0.0
+    def average(self) -> tuple[str, float, str]:
+        """Digest and squared norm of the average, and the digest of the weights that it is for, while this peer is prepared."""
+        return (self._digest, self._squared_norm, self._state) if self.prepared else ("", 0.0, "")
 
     def count(self, microbatch: MicrobatchId) -> None:
         """Its gradient is in the sum."""
         self.counted.add(microbatch)
+
+    def spoil(self, microbatch: MicrobatchId) -> None:
+        """A result of this peer's own was not finite."""
+        self.spoilt.add(microbatch)
 
     def missing(self, prepare: Prepare) -> list[MicrobatchId]:
         """What the attempt credits this peer with that is neither in the sum nor here to be put back."""
@@ -62,20 +69,21 @@ class OwnShare:
         """Take part in this attempt."""
         self.preparing = prepare
 
-    def apply(self) -> None:
+    def apply(self, gradient_norm: float) -> None:
         """The attempt is committed: its average is applied, and nothing else may happen to the gradient."""
-        self.stepping = True
+        self.stepping, self.applied_norm = True, gradient_norm
 
     def forget(self) -> None:
         """The iteration is over, for this peer at least: its gradient is empty."""
         self.counted.clear()
+        self.spoilt.clear()
         self.preparing, self.averaging, self.prepared, self.stepping = None, False, False, False
 
     # ---- making the gradient equal the share, and averaging it
 
     def next_correction(self) -> Correction | None:
         """What to take out of the gradient or put back before it can be averaged."""
-        if self.preparing is None or self.averaging or self.prepared or self.stepping:
+        if self.preparing is None or self.averaging or self.prepared or self.stepping or self.preparing.skipped_for:
             return None
         share = self.preparing.share_of(self.ctx.me)
         extra = self.counted - share
@@ -87,12 +95,21 @@ class OwnShare:
     def corrected(self, work: Work, microbatch: MicrobatchId) -> None:
         """A microbatch was taken out of the gradient, or put back."""
         (self.counted.discard if work is Work.UNCOUNT else self.counted.add)(microbatch)
+        if work is Work.UNCOUNT:
+            self.spoilt.discard(microbatch)
 
     def average_when_right(self, gradient_is_busy: bool) -> None:
         """`gradient_is_busy`: a computation under way will change the gradient."""
         if self.preparing is None or self.averaging or self.prepared or self.stepping or gradient_is_busy:
             return
-        if self.next_correction() is None:
+        if self.preparing.skipped_for:
+            self.prepared, self._digest, self._squared_norm, self._state = True, SKIPPED, 0.0, ""
+            self.say_prepared()
+        elif self.next_correction() is not None:
+            return
+        elif self.spoilt & self.preparing.share_of(self.ctx.me):
+            self._fail(self.preparing, "its gradient is not finite", finite=False)
+        else:
             self.averaging = True
             self.ctx.emit(Average(self.preparing))
             self.wait_for_average()
@@ -105,7 +122,7 @@ class OwnShare:
         """The group has averaged: say so, if it is for the attempt at hand."""
         if self._awaits(event):
             self.averaging, self.prepared = False, True
-            self._digest, self._squared_norm = event.digest, event.squared_norm
+            self._digest, self._squared_norm, self._state = event.digest, event.squared_norm, event.state
             self.ctx.cancel_timer(Timer.AVERAGING, "")
             self.ctx.timings.observe(("averaging",), event.seconds)
             self.say_prepared()
@@ -114,10 +131,13 @@ class OwnShare:
         """The group could not average: the attempt has no future, and its coordinator is told why."""
         preparing = self.preparing
         if preparing is not None and self._awaits(event):
-            self.averaging, self.preparing = False, None
-            self.ctx.cancel_timer(Timer.AVERAGING, "")
-            failure = NotPrepared(preparing.iteration, event.attempt, self.ctx.stage, event.reason, event.suspect)
-            self.ctx.emit(Send(preparing.coordinator, failure))
+            self._fail(preparing, event.reason, event.suspect, event.finite)
+
+    def _fail(self, preparing: Prepare, reason: str, suspect: PeerId | None = None, finite: bool = True) -> None:
+        self.averaging, self.preparing = False, None
+        self.ctx.cancel_timer(Timer.AVERAGING, "")
+        failure = NotPrepared(preparing.iteration, preparing.attempt, self.ctx.stage, reason, suspect, finite=finite)
+        self.ctx.emit(Send(preparing.coordinator, failure))
 
     def _awaits(self, event: AverageDone | AverageFailed) -> bool:
         preparing = self.preparing
@@ -128,7 +148,9 @@ class OwnShare:
         """To the coordinator of the attempt, which may not have heard it."""
         preparing = self.preparing
         assert preparing is not None
-        said = Prepared(preparing.iteration, preparing.attempt, self.ctx.stage, self._digest, self._squared_norm)
+        average = (self._digest, self._squared_norm)
+        terms = preparing.terms if self.ctx.verify is not None else ""
+        said = Prepared(preparing.iteration, preparing.attempt, self.ctx.stage, *average, terms, self._state)
         self.ctx.emit(Send(preparing.coordinator, said))
 
     def aborted(self, sender: PeerId, message: Abort) -> None:

@@ -11,6 +11,7 @@ A participant that has missed a commit, or learns from others that it must have,
 
 from __future__ import annotations
 
+from gwtf_p2p.protocol.commit.certifying import Certifier
 from gwtf_p2p.protocol.commit.own_share import OwnShare
 from gwtf_p2p.protocol.commit.progress import NO_WEIGHTS, Progress
 from gwtf_p2p.protocol.commit.promise import Promise
@@ -19,6 +20,7 @@ from gwtf_p2p.protocol.commit.witnesses import Witnesses
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Publish, Send, Step
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.certificates import Certificate
 from gwtf_p2p.protocol.wire.messages import Ballot, Commit, NotPrepared, Prepare, Standing, commit_of
 
 
@@ -35,8 +37,9 @@ class Participant:
         self.promise = Promise(self.progress, self.share)
         self.data_peers: tuple[PeerId, ...] | None = None
         self.witnesses = Witnesses(context)
+        self.certifier = Certifier(context)
+        self._applied: Certificate | None = None
         self._early: tuple[PeerId, Prepare] | None = None
-        self._applied_norm = 0.0
 
     @property
     def version(self) -> int:
@@ -84,6 +87,7 @@ class Participant:
     def standing(self) -> Standing:
         """Where this peer stands, to be told to others."""
         role, progress, share = self.role, self.progress, self.share
+        digest, squared_norm, state = share.average
         return Standing(
             stage=self.ctx.stage,
             version=progress.weights if progress.behind else progress.version,
@@ -91,7 +95,7 @@ class Participant:
             promised=self.promise.promised,
             prepare=share.preparing,
             prepared=share.prepared,
-            digest=share.digest,
+            digest=digest,
             joining=role.joining or progress.behind,
             syncing=progress.out_of_step,
             active=role.active,
@@ -100,8 +104,10 @@ class Participant:
             leaving=role.leaving,
             epoch=self.ctx.epoch,
             kept=role.kept,
-            squared_norm=share.squared_norm,
+            squared_norm=squared_norm,
             gradient_norm=progress.gradient_norm,
+            state=state,
+            certificate=progress.certificate,
         )
 
     def prepare(self, sender: PeerId, message: Prepare) -> None:
@@ -153,9 +159,13 @@ class Participant:
             self.fall_behind(f"weights of iteration {self.version} come from another average", NO_WEIGHTS)
         return True
 
-    def _has_gone_on(self, sender: PeerId, to: tuple[int, int], reason: str) -> None:
-        """The swarm is at a later position, says the sender: if others say so too, this peer is out of step."""
-        if self.witnesses.are_further(sender, to, self.position):
+    def _has_gone_on(self, sender: PeerId, to: tuple[int, int], reason: str, certificate: Certificate | None) -> None:
+        """The swarm is at a later position, says the sender: with a proof of it, or if others say so too, this peer is out of
+        step. `certificate` None: the sender has none, as it has started again since."""
+        if certificate is not None:
+            if certificate.position > self.position and self.certifier.lacks(certificate) is None:
+                self.fall_behind(reason, self.weights)
+        elif self.witnesses.are_further(sender, to, self.position):
             self.fall_behind(reason, self.weights)
 
     def commit(self, sender: PeerId, message: Commit) -> None:
@@ -170,16 +180,24 @@ class Participant:
         ready = message.iteration == self.version and share.prepared and preparing is not None
         if not ready or preparing is None or preparing.ballot != message.ballot:
             to = (self.ctx.epoch, message.iteration + 1)
-            self._has_gone_on(sender, to, f"iteration {message.iteration} was committed without this peer")
-        elif share.stepping:
+            if message.certificate is not None or not self.certifier.is_on:
+                reason = f"iteration {message.iteration} was committed without this peer"
+                self._has_gone_on(sender, to, reason, message.certificate)
             return
-        elif progress.syncing:
-            progress.step_later(_step_of(preparing, message))
-            self._next_iteration(preparing, message.gradient_norm)
+        if share.stepping or not self.certifier.proves(sender, message, preparing):
+            return
+        if self.certifier.differs(share.average[2], message.certificate):
+            reason = f"weights of iteration {self.version} differ from those of most of its stage"
+            self.fall_behind(reason, NO_WEIGHTS)
+            return
+        step = _step_of(preparing, message)
+        if progress.syncing:
+            progress.step_later(step)
+            self._next_iteration(preparing, step.gradient_norm, message.certificate)
         else:
-            share.apply()
-            self._applied_norm = message.gradient_norm
-            progress.step(_step_of(preparing, message))
+            share.apply(step.gradient_norm)
+            self._applied = message.certificate
+            progress.step(step)
 
     def stepped(self, iteration: int) -> bool:
         """The weights are one version further; True when that ends the iteration that this peer takes part in."""
@@ -190,12 +208,14 @@ class Participant:
             return False
         preparing = self.share.preparing
         assert preparing is not None and iteration == self.version
-        self._next_iteration(preparing, self._applied_norm)
+        self._next_iteration(preparing, self.share.applied_norm, self._applied)
         return True
 
-    def _next_iteration(self, preparing: Prepare, gradient_norm: float) -> None:
+    def _next_iteration(self, preparing: Prepare, gradient_norm: float, certificate: Certificate | None) -> None:
         """Forget the iteration and begin the next."""
-        self.progress.enter(preparing.iteration + 1, preparing.ballot, gradient_norm)
+        self.progress.enter(preparing, gradient_norm, certificate)
+        self._applied = None
+        self.certifier.forget()
         self.data_peers = preparing.data_peers
         self.share.forget()
         self.promise.release()
@@ -219,10 +239,10 @@ class Participant:
         preparing = self.preparing
         next_one = standing.position == (self.ctx.epoch, self.version + 1)
         if next_one and self.share.prepared and preparing is not None and standing.committed == preparing.ballot:
-            self.commit(sender, commit_of(preparing, standing.gradient_norm))
-        elif not self.share.stepping:
+            self.commit(sender, commit_of(preparing, standing.gradient_norm, standing.certificate))
+        elif not self.share.stepping and self.certifier.believes(standing):
             where = f"iteration {standing.version}" + (f" of epoch {standing.epoch}" if standing.epoch else "")
-            self._has_gone_on(sender, standing.position, f"{sender} is at {where}")
+            self._has_gone_on(sender, standing.position, f"{sender} is at {where}", standing.certificate)
 
     def fall_behind(self, reason: str, weights: int, is_known: bool = False) -> None:
         """This peer's weights are old, or belong to no version: it must not serve until it has caught up. `is_known`: to whom
@@ -234,10 +254,10 @@ class Participant:
         self.ctx.report("out_of_step", version=self.version, reason=reason)
         self.ctx.emit(Publish())
 
-    def follow(self, iteration: int, epoch: int) -> None:
+    def follow(self, iteration: int, epoch: int, certificate: Certificate | None = None) -> None:
         """Take part from this iteration on, with an empty share until the weights are here."""
         self._let_go()
-        self.progress.follow(iteration, epoch)
+        self.progress.follow(iteration, epoch, certificate)
         self.role.join()
 
     def _let_go(self) -> None:
@@ -247,9 +267,11 @@ class Participant:
         self.promise.release()
         self.witnesses.forget()
         self._early = None
+        self.certifier.forget()
         self.progress.let_go()
 
 
 def _step_of(prepare: Prepare, commit: Commit) -> Step:
-    """What a commit has done to the weights of this peer's stage."""
-    return Step(commit.iteration, commit.attempt, commit.gradient_norm, prepare.receipts)
+    """What a commit has done to the weights of this peer's stage. A step that is skipped has contributions of nobody."""
+    norm = commit_of(prepare, commit.gradient_norm).gradient_norm
+    return Step(commit.iteration, commit.attempt, norm, prepare.receipts if norm >= 0 else ())

@@ -4,13 +4,18 @@ A peer that misses a commit (frozen, cut off) is *behind*: it serves nobody, dro
 (`membership`). A peer that catches up *follows*: it is a participant with an empty share, keeps the averages of the iterations
 that are committed while it downloads the weights of the first of them, and then steps through all of them, one at a time. A
 step that ends after its weights have been replaced means nothing.
+
+A commit whose norm is not finite is a step that is *skipped*: the version rises, the weights stay. After as many in a row as
+the run allows, data peers begin no iteration until they are started again.
 """
 
 from __future__ import annotations
 
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Step
-from gwtf_p2p.protocol.wire.messages import Ballot
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.certificates import Certificate
+from gwtf_p2p.protocol.wire.messages import Ballot, Prepare
 
 NO_WEIGHTS = -1
 """Version of weights that belong to no committed iteration."""
@@ -18,7 +23,9 @@ NO_WEIGHTS = -1
 
 class Progress:
     """`version`: the iteration that this peer takes part in. `weights`: what its weights are at, equal unless it follows.
-    `committed`: the attempt that `version` began from, `gradient_norm` that commit's."""
+    `committed`: the attempt that `version` began from, `gradient_norm` and `certificate` that commit's. `skipped`: the steps
+    before it that were skipped, in a row, as far as this peer has seen; `skipped_for`: whose gradients were not finite at the
+    last of them."""
 
     def __init__(self, context: Context) -> None:
         self.ctx = context
@@ -26,6 +33,9 @@ class Progress:
         self.weights = 0
         self.committed: Ballot | None = None
         self.gradient_norm = 0.0
+        self.certificate: Certificate | None = None
+        self.skipped = 0
+        self.skipped_for: tuple[PeerId, ...] = ()
         self.behind = False
         self._has_fallen_behind = False
         self._has_let_go = False
@@ -46,6 +56,16 @@ class Progress:
     def out_of_step(self) -> bool:
         """This peer must not serve."""
         return self.behind or self.weights != self.version
+
+    @property
+    def is_paused(self) -> bool:
+        """Too many steps in a row were skipped: data peers begin nothing."""
+        return 0 < self.ctx.life.max_skipped_steps <= self.skipped
+
+    @property
+    def begins_nothing(self) -> bool:
+        """The run is over, or paused."""
+        return self.ctx.life.is_over(self.version) or self.is_paused
 
     def start_from(self, version: int) -> None:
         """The program has started with weights of this version."""
@@ -85,9 +105,12 @@ class Progress:
         self.step_pending()
         return True
 
-    def enter(self, version: int, committed: Ballot, gradient_norm: float) -> None:
-        """The iteration before is committed, by this attempt."""
-        self.version, self.committed, self.gradient_norm = version, committed, gradient_norm
+    def enter(self, prepare: Prepare, gradient_norm: float, certificate: Certificate | None) -> None:
+        """The iteration of this attempt is committed, by it."""
+        self.version, self.committed, self.gradient_norm = prepare.iteration + 1, prepare.ballot, gradient_norm
+        self.certificate = certificate
+        self.skipped = self.skipped + 1 if gradient_norm < 0 else 0
+        self.skipped_for = prepare.skipped_for
 
     # ---- behind
 
@@ -102,12 +125,12 @@ class Progress:
         self.weights = weights
         self.behind, self._has_fallen_behind = True, not is_known
 
-    def follow(self, iteration: int, epoch: int) -> None:
+    def follow(self, iteration: int, epoch: int, certificate: Certificate | None = None) -> None:
         """Take part from this iteration on, without its weights."""
         if self.weights == iteration:
             self.weights = NO_WEIGHTS  # they may be right, but the gradient is not empty
         self.version, self.ctx.epoch = iteration, epoch
-        self.committed = None
+        self.committed, self.certificate = None, certificate
         self.behind = self._has_fallen_behind = False
 
     def has_let_go(self) -> bool:

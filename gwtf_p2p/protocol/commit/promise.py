@@ -14,10 +14,8 @@ from __future__ import annotations
 from gwtf_p2p.protocol.commit.own_share import OwnShare
 from gwtf_p2p.protocol.commit.progress import Progress
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.certificates import ATTEMPTS_PER_EPOCH
 from gwtf_p2p.protocol.wire.messages import Ballot, Inquire
-
-ATTEMPTS_PER_EPOCH = 1 << 20
-"""So that no two committed attempts of an iteration have equal numbers, whatever happened between."""
 
 
 class Promise:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.core.bars import BarBook
@@ -18,6 +19,9 @@ from gwtf_p2p.protocol.events import Timer, TimerName
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
 
+Verify = Callable[[str, str, str], bool]
+"""(key, text, signature): was this text signed with that key? It has no effects, and does not raise."""
+
 TIMERS_OF_A_MICROBATCH = (Timer.PUSH, Timer.ROUTE, Timer.COMPLETE, Timer.BACKWARD, Timer.RETURN, Timer.ORPHAN)
 
 
@@ -29,6 +33,7 @@ class Context:
 
     `done_bytes` is what a peer keeps of a microbatch that is done, its four tensors in the bytes in which they travel; with
     `memory_limit_bytes` above 0 a stage peer is BUSY when what it has accepted would need more by the end of the iteration.
+    `verify`: how signatures are looked at; None: nobody signs (`commit/certifying`).
     """
 
     me: PeerId
@@ -50,6 +55,7 @@ class Context:
     out: list[Effect] = field(default_factory=list)
     pushes: dict[int, tuple[MicrobatchId, bool]] = field(default_factory=dict)
     bars: BarBook = field(default_factory=BarBook)
+    verify: Verify | None = None
     _token: int = 0
     _armed: set[TimerName] = field(default_factory=set)
 

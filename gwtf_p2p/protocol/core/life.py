@@ -9,13 +9,15 @@ from dataclasses import dataclass
 class RunLife:
     """`total_iterations` 0: without end. `checkpoint_every`: the run's interval, equal for all its peers, since a version of
     the weights is worth something only if every stage has it; 0: this peer keeps no checkpoints. `own_every`: this peer's
-    additional ones, 0 for none. `stays`: it goes on serving when the run is complete.
+    additional ones, 0 for none. `stays`: it goes on serving when the run is complete. `max_skipped_steps`: after so many in a
+    row whose gradient was not finite the run pauses; 0: never.
     """
 
     total_iterations: int = 0
     checkpoint_every: int = 0
     own_every: int = 0
     stays: bool = False
+    max_skipped_steps: int = 0
 
     @property
     def keeps(self) -> bool:

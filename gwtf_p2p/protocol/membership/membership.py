@@ -116,6 +116,9 @@ class Membership:
         ctx, participant = self.ctx, self.participant
         if message.position < participant.position and not participant.progress.behind and not participant.role.joining:
             return
+        if not self.others.may_admit(sender, message):
+            ctx.report("admit_refused", sender=sender, iteration=message.iteration, epoch=message.epoch)
+            return
         serves = self.serves and message.position > participant.position
         if serves and self._leader() not in (sender, None):
             ctx.report("admit_refused", sender=sender, iteration=message.iteration, epoch=message.epoch)
@@ -133,7 +136,7 @@ class Membership:
         elif message.position != participant.position or participant.progress.behind or self.wanted.version is None:
             ctx.cancel_timer(ev.Timer.SEEK, "")
             self.admitted = ctx.me in message.data_peers and message.epoch > ctx.epoch
-            participant.follow(message.iteration, message.epoch)
+            participant.follow(message.iteration, message.epoch, message.certificate)
             ctx.epoch_starts = message.epoch_starts
             participant.set_voters(message.data_peers if message.iteration > 0 else None)
             if self.state is PeerState.JOINING:

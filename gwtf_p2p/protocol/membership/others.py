@@ -11,7 +11,7 @@ from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
-from gwtf_p2p.protocol.wire.messages import Inquire, Standing
+from gwtf_p2p.protocol.wire.messages import Admit, Inquire, Standing
 
 DOUBT_S = 1.0
 """Doubts are said aloud at most so often."""
@@ -42,6 +42,17 @@ class Others:
             if peer != ctx.me and not ctx.liveness.is_lost(peer):
                 return epoch, version
         return 0, 0
+
+    def may_admit(self, sender: PeerId, message: Admit) -> bool:
+        """An iteration that this peer has not seen comes with the proof that it was got to; or, where the coordinator has seen
+        no commit since it started, others' records show it. That the swarm goes back (an epoch) is not proven."""
+        certifier, records = self.participant.certifier, self.ctx.view.records if self.ctx.view is not None else {}
+        mine = (self.ctx.epoch, max(self.participant.weights, self.participant.version))
+        if not certifier.is_on or message.position <= mine or message.epoch > self.ctx.epoch:
+            return True
+        if message.certificate is not None:
+            return message.certificate.position == message.position and certifier.lacks(message.certificate) is None
+        return any(peer != sender and record.weights_version >= message.iteration for peer, record in records.items())
 
     def note(self, sender: PeerId, standing: Standing) -> None:
         """A data peer has said where it stands."""

@@ -26,11 +26,12 @@ class Accounts:
         self.computed_s += event.seconds
         self.ctx.timings.observe(("compute", event.work.value), event.seconds - event.again_s)
 
-    def stepped(self, preparing: Prepare) -> None:
-        """The iteration is committed; to be called while its microbatches are still held."""
+    def stepped(self, preparing: Prepare, skipped: bool) -> None:
+        """The iteration is committed; to be called while its microbatches are still held. What was computed for a step that is
+        skipped was for nothing."""
         ctx = self.ctx
         credited = preparing.share_of(ctx.me)
-        useful = sum(held.computed_s for m, held in ctx.held.items() if m in credited)
+        useful = 0.0 if skipped else sum(held.computed_s for m, held in ctx.held.items() if m in credited)
         self.useful_s += useful
         spent = self.uncommitted_s
         self._computed_before_s = self.computed_s
@@ -39,7 +40,9 @@ class Accounts:
             iteration=preparing.iteration,
             microbatches=len(credited),
             of=preparing.total,
-            loss=preparing.mean_loss,
+            loss=None if skipped else preparing.mean_loss,
+            skipped=skipped,
+            skipped_for=list(preparing.skipped_for),
             different=len({m for share in preparing.shares for m in share.microbatches}),
             useful_s=useful,
             wasted_s=spent - useful,

@@ -169,6 +169,8 @@ class PeerMachine(Concerned, Worker, ABC):
     def _settle(self) -> None:
         """What follows from any event: drop what is of no use, go on computing, average, leave."""
         participant = self.participant
+        if participant.certifier.unproven is not None:
+            participant.commit(*participant.certifier.unproven)
         if participant.progress.has_let_go():
             self._drop_everything()
         if participant.progress.has_fallen_behind():
@@ -289,7 +291,7 @@ class PeerMachine(Concerned, Worker, ABC):
                 self.membership.caught_up()
             return
         assert preparing is not None
-        self.accounts.stepped(preparing)
+        self.accounts.stepped(preparing, self.participant.share.applied_norm < 0)
         self.participant.stepped(iteration)
         self.saving.stepped(iteration + 1)
         for held in self.ctx.in_order():

@@ -74,6 +74,9 @@ class Computing:
         self.running = None
         was_void, self._is_void = self._is_void, False
         self.accounts.computed(event)
+        if not event.finite and not was_void:
+            ctx.report("not_finite", microbatch=str(event.microbatch), work=event.work.value)
+            self.participant.share.spoil(event.microbatch)
         if event.work in CORRECTIONS:
             if not was_void and event.microbatch.iteration == self.participant.version and not self.participant.progress.behind:
                 self.participant.share.corrected(event.work, event.microbatch)

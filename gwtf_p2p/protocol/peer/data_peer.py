@@ -87,20 +87,18 @@ class DataPeer(PeerMachine):
     def _begin_when_ready(self) -> None:
         """Begin to take part: everybody who should be here is, and every stage has a peer."""
         view = self.ctx.view
-        if (
-            self.ctx.life.is_over(self.participant.version)
-            or view is None
-            or not self.participant.role.active
-            or not self.membership.serves
-        ):
+        progress, is_active = self.participant.progress, self.participant.role.active
+        if progress.begins_nothing or view is None or not is_active or not self.membership.serves:
             return
         if (self.participant.version > 0 or _is_quorum(view, self.ctx.stages, self.ctx.me, self.config)) and not self._empty:
             self.begun = True
             self._begin_iteration()
 
     def _begin_iteration(self) -> None:
-        version = self.participant.version
-        if self.ctx.life.is_over(version):
+        version, progress = self.participant.version, self.participant.progress
+        if progress.begins_nothing:
+            if progress.is_paused:
+                self.ctx.report("paused", iteration=version, skipped=progress.skipped, not_finite=list(progress.skipped_for))
             self.begun = False
             self.participant.role.take_part(False)
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.core.context import Context, Verify
 from gwtf_p2p.protocol.core.deadlines import Timings
 from gwtf_p2p.protocol.core.failure_detector import Liveness
 from gwtf_p2p.protocol.core.life import RunLife
@@ -61,8 +61,9 @@ class PeerSettings:
         return self.router is not None and self.router.settings.official_failures
 
 
-def compose(settings: PeerSettings, router: Router | None = None) -> StagePeer | DataPeer:
-    """The machine of a peer whose program has just started. `router` takes the place of the one that the settings name."""
+def compose(settings: PeerSettings, router: Router | None = None, verify: Verify | None = None) -> StagePeer | DataPeer:
+    """The machine of a peer whose program has just started. `router` takes the place of the one that the settings name.
+    `verify`: how signatures are looked at, where peers sign."""
     timings = FixedTimings() if settings.official_failures else Timings()
     liveness = (ForgetfulLiveness if settings.official_failures else Liveness)(settings.me, timings)
     if router is None:
@@ -79,6 +80,7 @@ def compose(settings: PeerSettings, router: Router | None = None) -> StagePeer |
         done_bytes=settings.done_bytes,
         memory_limit_bytes=settings.memory_limit_bytes,
         life=settings.life,
+        verify=verify,
     )
     if settings.data_peer is not None:
         return DataPeer(context, settings.data_peer)

@@ -5,6 +5,7 @@ Both interpreters publish through here, so a record in the simulator and one in 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -29,6 +30,7 @@ class OwnMeasurements:
 
     run_id: RunId
     model_hash: str = ""
+    signing_key: str = ""
     links: Sequence[LinkMeasurement] = ()
     path: PathType = PathType.PUBLIC
     maddrs: tuple[str, ...] = ()
@@ -62,9 +64,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         capacity, occupancy = machine.capacity, machine.occupancy
         works = (Work.FORWARD, Work.BACKWARD)
     forward, backward = (_timing(machine, work) for work in works)
-    held: dict[str, int] = {}
-    for microbatch in ctx.held:
-        held[microbatch.data_peer] = held.get(microbatch.data_peer, 0) + 1
+    held: dict[str, int] = dict(Counter(microbatch.data_peer for microbatch in ctx.held))
     flows_iteration, flows = ctx.planner.flows if ctx.planner is not None else (-1, ())
     links = sorted(around.links, key=lambda link: (link.round_trip_s, link.to))[:TOP_LINKS]
     advert = ctx.talker.advert if ctx.talker is not None else Advert({}, {})
@@ -97,6 +97,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         cost_to_sink_us=advert.offers,
         takeover_us=advert.prices,
         model_hash=around.model_hash,
+        signing_key=around.signing_key,
         shard=around.shard,
         copied=around.copied,
         account=_account(machine, around),

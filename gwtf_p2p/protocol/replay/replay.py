@@ -7,11 +7,13 @@ not an event.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
+from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.factory import compose
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
@@ -47,8 +49,10 @@ class Replayed:
     torn: bool = False
 
 
-def replay(lines: Iterable[str], where: str) -> Replayed:
-    """Up to the first difference. Raises InputError that names the line when it is none of a log."""
+def replay(lines: Iterable[str], where: str, verify: Callable[[RunId, str, str, str], bool] | None = None) -> Replayed:
+    """Up to the first difference. `verify`: how the peers of live runs looked at signatures.
+
+    Raises InputError that names the line when it is none of a log."""
     reader = LogReader()
     machine: StagePeer | DataPeer | None = None
     events = machines = 0
@@ -60,7 +64,8 @@ def replay(lines: Iterable[str], where: str) -> Replayed:
         except RemoteProtocolError as error:
             raise InputError(f"{where}:{number}", "", str(error)) from error
         if isinstance(told, Opening):
-            machine = compose(told.settings)
+            of_run = partial(verify, told.run.run_id) if verify is not None and told.run is not None else None
+            machine = compose(told.settings, verify=of_run)
             machine.measured(told.measured)
             machines += 1
             continue

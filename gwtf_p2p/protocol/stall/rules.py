@@ -1,8 +1,8 @@
 """Why does training stand still? One sentence for people, from what a peer or an observer can see; none while it goes on.
 
-The rules, the first that fits is told: the run is complete; it has not begun, and who is missing; a stage has nobody, and since
-when; weights of a stage are lost; the iteration takes far longer than usual, and what it waits for. Peers and monitors make a
-`Situation` each in their own way, and say the same.
+The rules, the first that fits is told: the run is complete; it is paused, as gradients were not finite; it has not begun, and
+who is missing; a stage has nobody, and since when; weights of a stage are lost; the iteration takes far longer than usual, and
+what it waits for. Peers and monitors make a `Situation` each in their own way, and say the same.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ STALL_FACTOR = 5.0
 STALL_LEAST_S = 30.0
 
 
+SKIPPED = "skipped_steps"
+"""Where a peer puts how many steps in a row were skipped, in its record's `progress`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Situation:
     """What is seen of a run. `version`: committed iterations, the last of them `waited_s` ago; one usually takes `pace_s` (0:
     unknown). `online`: peers by stage that microbatches can be sent to, all stages named; `empty_s`: since when a stage has
     nobody, as far as that was seen. `missing`: (stage, version) of weights that nobody who is there has. `doing`: what the
-    iteration at hand waits for, '' where that is not seen.
+    iteration at hand waits for, '' where that is not seen. `skipped` steps in a row had gradients that are not finite, the last
+    at the peers `not_finite`; the run pauses after `most_skipped` (0: never).
     """
 
     stages: int
@@ -37,6 +42,9 @@ class Situation:
     empty_s: Mapping[int, float] = field(default_factory=dict)
     missing: tuple[int, int] | None = None
     doing: str = ""
+    skipped: int = 0
+    most_skipped: int = 0
+    not_finite: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,13 @@ def stall_of(seen: Situation) -> Stall | None:
     """Why no iteration is committed; None while all goes on, and when all iterations are done."""
     if 0 < seen.total_iterations <= seen.version:
         return None
+    if 0 < seen.most_skipped <= seen.skipped:
+        at = f" (at {', '.join(peer[-6:] for peer in seen.not_finite[:3])})" if seen.not_finite else ""
+        text = (
+            f"Training is paused: the last {seen.skipped} steps were skipped, because gradients were not finite{at}. "
+            "Start the data peer(s) again to go on; if it stays so, begin with another learning_rate."
+        )
+        return Stall("paused", text, True)
     empty = [k for k in range(seen.stages + 1) if not seen.online.get(k, 0)]
     if not seen.version:
         return _not_begun(seen)

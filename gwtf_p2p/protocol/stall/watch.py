@@ -95,6 +95,9 @@ class StallWatch:
             empty_s={k: now - since for k, since in self._empty_since.items()},
             missing=missing,
             doing=waits_for(machine),
+            skipped=machine.participant.progress.skipped,
+            most_skipped=ctx.life.max_skipped_steps,
+            not_finite=machine.participant.progress.skipped_for,
         )
 
 

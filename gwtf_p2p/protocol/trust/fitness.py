@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gwtf_p2p.protocol.commit.promise import ATTEMPTS_PER_EPOCH
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId
 from gwtf_p2p.protocol.transfer.receipts import credited
 from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
 from gwtf_p2p.protocol.wire import messages as msg
+from gwtf_p2p.protocol.wire.certificates import ATTEMPTS_PER_EPOCH
 from gwtf_p2p.protocol.wire.receipts import Receipt
 
 
@@ -42,7 +42,10 @@ def unfit(ctx: Context, known: Acquaintances, sender: PeerId, message: msg.Messa
             return _finished(ctx, known, message) or _receipt_of(sender, message)
         case msg.Prepare():
             return _prepare(message)
-        case msg.Prepared() | msg.NotPrepared():
+        case msg.Prepared():
+            forged = known.participant.certifier.is_forged(sender, message)
+            return _stage_or_data(ctx, message.stage) or (Unfit("signature: another key's") if forged else None)
+        case msg.NotPrepared():
             return _stage_or_data(ctx, message.stage)
         case msg.Standing():
             return _standing(ctx, message)

@@ -61,6 +61,9 @@ Signature = Annotated[str, Len(0, 1024)]
 """A signature in base64, or a public key in OpenSSH's form."""
 
 
+ShortSignature = Annotated[str, Len(0, 128)]
+Signatures = Annotated[tuple[ShortSignature, ...], Len(0, MOST_PEERS)]
+
 Peer = Annotated[PeerId, Len(1, 128)]
 NoPeer = Annotated[PeerId, Len(0, 128)]
 """Empty where a place in a list has nobody."""

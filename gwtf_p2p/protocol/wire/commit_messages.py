@@ -5,6 +5,7 @@ They are messages like the others, and are had from `messages`, where all kinds 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,7 +14,11 @@ from annotated_types import Len
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.limits import MOST_PEERS
 from gwtf_p2p.protocol.wire import bounds as b
+from gwtf_p2p.protocol.wire.certificates import Certificate, statement
 from gwtf_p2p.protocol.wire.receipts import Receipts
+
+NOT_FINITE = -1.0
+"""Stands for the norm of a gradient that is not finite, which has no form on the wire: the step is skipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,7 @@ class Prepare:
     `base` is the ballot that the weights of this iteration were committed with, as far as the coordinator knows. `data_peers`
     take part in the next iteration; the first of them leads it. `mean_loss` is over all microbatches of this iteration.
     `receipts`, to data peers only, are those of the reports that the shares of all groups are made from.
+    `skipped_for` have said that their own gradient is not finite: then nothing is averaged, and all stages skip the step.
     """
 
     iteration: b.Iteration
@@ -55,10 +61,18 @@ class Prepare:
     mean_loss: b.Number = 0.0
     epoch: b.Epoch = 0
     receipts: Receipts = ()
+    skipped_for: b.Peers = ()
 
     @property
     def ballot(self) -> Ballot:
         return Ballot(self.attempt, self.coordinator)
+
+    @property
+    def terms(self) -> str:
+        """Digest of what is the same for all participants of an attempt, in whichever stage."""
+        base = (self.base.attempt, self.base.coordinator) if self.base is not None else None
+        said = (self.epoch, self.iteration, self.attempt, self.coordinator, base, self.data_peers, self.mean_loss)
+        return hashlib.sha256(repr((*said, self.skipped_for)).encode()).hexdigest()[:32]
 
     @property
     def key(self) -> str:
@@ -82,19 +96,27 @@ class Prepare:
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """From a participant to the coordinator: my average of this attempt is ready, with this digest of its bytes and this
-    squared norm."""
+    squared norm. `state` is the digest of the weights that it is for, '' where they are not here. Signed as it is sent."""
 
     iteration: b.Iteration
     attempt: b.AttemptNumber
     stage: b.StageNumber
     digest: b.Digest
     squared_norm: b.GradientNorm = 0.0
+    terms: b.Digest = ""
+    state: b.Digest = ""
+    signature: b.ShortSignature = ""
+
+    @property
+    def statement(self) -> str:
+        """What is signed."""
+        return statement(self.iteration, self.attempt, self.stage, self.terms, (self.digest, self.squared_norm, self.state))
 
 
 @dataclass(frozen=True, slots=True)
 class NotPrepared:
     """From a participant to the coordinator: this attempt failed here. `missing` are credited microbatches that I do not
-    have."""
+    have. `finite`: False where my own gradient is not, or would make weights that are not."""
 
     iteration: b.Iteration
     attempt: b.AttemptNumber
@@ -102,6 +124,7 @@ class NotPrepared:
     reason: b.Text
     suspect: b.Peer | None = None
     missing: b.Microbatches = ()
+    finite: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,19 +138,21 @@ class Abort:
 @dataclass(frozen=True, slots=True)
 class Commit:
     """To every participant: apply the average of this attempt, which `coordinator` led. Weights version becomes iteration +
-    1. `gradient_norm` is the whole model's."""
+    1. `gradient_norm` is the whole model's. The `certificate` is the proof that all have prepared it."""
 
     iteration: b.Iteration
     attempt: b.AttemptNumber
     coordinator: b.Peer
     mean_loss: b.Number
     gradient_norm: b.GradientNorm = 0.0
+    certificate: Certificate | None = None
 
     @property
     def ballot(self) -> Ballot:
         return Ballot(self.attempt, self.coordinator)
 
 
-def commit_of(prepare: Prepare, gradient_norm: float) -> Commit:
-    """The commit of an attempt."""
-    return Commit(prepare.iteration, prepare.attempt, prepare.coordinator, prepare.mean_loss, gradient_norm)
+def commit_of(prepare: Prepare, gradient_norm: float, certificate: Certificate | None = None) -> Commit:
+    """The commit of an attempt; one that skips the step says so as every participant that has prepared it knows."""
+    norm = NOT_FINITE if prepare.skipped_for else gradient_norm
+    return Commit(prepare.iteration, prepare.attempt, prepare.coordinator, prepare.mean_loss, norm, certificate)

@@ -24,6 +24,7 @@ from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId
 from gwtf_p2p.protocol.limits import MOST_MICROBATCHES
 from gwtf_p2p.protocol.wire import bounds as b
+from gwtf_p2p.protocol.wire.certificates import Certificate
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.commit_messages import Abort as Abort
 from gwtf_p2p.protocol.wire.commit_messages import Ballot as Ballot
@@ -191,11 +192,10 @@ class Standing:
 
     `promised`: attempts below this one have no future here. `prepare`: the attempt it takes part in, `prepared` when its
     average is ready, of which `digest` is the digest and `squared_norm` the squared norm; `gradient_norm` is that of the commit
-    which brought it there. `joining`: it has just come, or come back with nothing held: what it
-    had before is gone. `syncing`: it follows the averages but does not hold the weights yet. `active`: a data peer that others
-    may ask to take them in.
-    `taking_part`: it has microbatches in this iteration, which `coordinator` leads as far as it knows. `leaving`: do not count
-    on it any more.
+    which brought it there, and `certificate` the proof of it; `state` and `signature` are as in its `Prepared`. `joining`: it
+    has just come, or come back with nothing held: what it had before is gone. `syncing`: it follows the averages but does not
+    hold the weights yet. `active`: a data peer that others may ask to take them in. `taking_part`: it has microbatches in this
+    iteration, which `coordinator` leads as far as it knows. `leaving`: do not count on it any more.
     """
 
     stage: b.StageNumber
@@ -215,6 +215,17 @@ class Standing:
     kept: b.Versions = ()
     squared_norm: b.GradientNorm = 0.0
     gradient_norm: b.GradientNorm = 0.0
+    state: b.Digest = ""
+    signature: b.ShortSignature = ""
+    certificate: Certificate | None = None
+
+    @property
+    def as_prepared(self) -> Prepared | None:
+        """What it has told the coordinator of the attempt at hand; None before its average is ready."""
+        if not self.prepared or self.prepare is None:
+            return None
+        prepare, said = self.prepare, (self.digest, self.squared_norm)
+        return Prepared(prepare.iteration, prepare.attempt, self.stage, *said, prepare.terms, self.state, self.signature)
 
     @property
     def position(self) -> tuple[int, int]:
@@ -229,7 +240,8 @@ class Admit:
 
     `data_peers`: those whose first leads this iteration; a data peer that is admitted joins them in the next one.
     A `epoch` above the receiver's means: the swarm goes back to this iteration, because a later one has been lost in some
-    stage; whoever is further comes back, from its own checkpoint or from `donors`. `epoch_starts`: where each epoch began.
+    stage; whoever is further comes back, from its own checkpoint or from `donors`. `epoch_starts`: where each epoch began. The
+    `certificate` proves that the iteration has been got to by a commit, if it was since the coordinator has started.
     """
 
     iteration: b.Iteration
@@ -238,6 +250,7 @@ class Admit:
     epoch: b.Epoch = 0
     own: bool = False
     epoch_starts: b.EpochStarts = ()
+    certificate: Certificate | None = None
 
     @property
     def position(self) -> tuple[int, int]:

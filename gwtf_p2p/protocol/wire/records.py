@@ -163,6 +163,7 @@ class RunRecord:
     total_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations in all (0: without end)"] = 0
     checkpoint_every: Annotated[int, Ge(1), Le(MOST_ITERATIONS), "iterations between two checkpoints of every peer"] = 10
     keep_checkpoints: Annotated[int, Ge(1), Le(1000), "newest checkpoints that every peer keeps"] = 3
+    max_skipped_steps: Annotated[int, Ge(0), Le(1_000_000), "skipped in a row before the run pauses (0: never)"] = 10
     boundary: Annotated[tuple[BoundaryTensor, ...], MaxLen(16), "what crosses each boundary between parts"] = ()
     fingerprint: Annotated[Fingerprint, "what the model computes where the run was started"] = field(
         default_factory=Fingerprint
@@ -277,9 +278,10 @@ class StageRecord:
     `maddrs` are its addresses, best first, without its own id; a circuit relay cuts each circuit to it after `circuit_bytes`
     each way or `circuit_s` (0: never). `copied` are versions of its stage that it has a checkpoint of and that a neighbouring
     stage has a copy of (`view/replica_choice`). `completion`: whether it has done the last iteration.
-    `release` is the release of this package that it runs, for a word to its users (`view/releases`).
-    `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured figures of
-    the run for observers; nobody plans on them. `public_name` is what the peer's user wants to be called, which proves nothing.
+    `release` is the release of this package that it runs, for a word to its users (`view/releases`). `signing_key`: by which
+    others know what it signs (`certificates`). `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured
+    figures of the run for observers; nobody plans on them. `public_name` is what the peer's user wants to be called, which
+    proves nothing.
     """
 
     peer: Peer
@@ -310,6 +312,7 @@ class StageRecord:
     cost_to_sink_us: Costs = field(default_factory=dict)
     takeover_us: Costs = field(default_factory=dict)
     model_hash: Digest = ""
+    signing_key: Digest = ""
     shard: WeightsVersion = -1
     copied: Versions = ()
     account: Account | None = None

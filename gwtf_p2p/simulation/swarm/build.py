@@ -42,6 +42,7 @@ from gwtf_p2p.simulation.scenario.scenario import Scenario
 from gwtf_p2p.simulation.scenario.sizes import Sizes
 from gwtf_p2p.simulation.world.directory import Directory
 from gwtf_p2p.simulation.world.population import SimulatedPeer, Speed
+from gwtf_p2p.simulation.world.signatures import verify
 from gwtf_p2p.simulation.world.world import World
 
 RECORD_PERIOD_S = 10.0
@@ -124,7 +125,7 @@ class Swarm:
             stage_peer=stage_peer,
             life=RunLife(self.scenario.iterations, stays=True),
         )
-        machine = compose(settings)
+        machine = compose(settings, verify=verify)
         if self._around_router is not None:
             machine.ctx.use_router(self._around_router(machine.ctx.router))
         seconds = drawn.work_seconds()

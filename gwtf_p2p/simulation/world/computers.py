@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
 from gwtf_p2p.simulation.world.spans import Spans
 
 
 class Computers:
-    """All of a world. What takes time on them is told as an event when it is over."""
+    """All of a world. What takes time on them is told as an event when it is over. `spoils`: whose result is not finite."""
 
     def __init__(self, population: Population, spans: Spans) -> None:
+        self.spoils: Callable[[PeerId, ev.Work, MicrobatchId], bool] = lambda peer, work, microbatch: False
         self._population, self._spans = population, spans
         self._timers = 0
 
@@ -29,8 +33,9 @@ class Computers:
             peer.device_s += seconds
             peer.busy_since = None
             self._spans.computed(peer.id, work, microbatch, began)
-            loss = 0.0 if work is ev.Work.LOSS else None
-            self._population.feed(peer, ev.Computed(work, microbatch, seconds, loss, again_s))
+            finite = not self.spoils(peer.id, work, microbatch)
+            loss = 0.0 if work is ev.Work.LOSS and finite else None
+            self._population.feed(peer, ev.Computed(work, microbatch, seconds, loss, again_s, finite))
 
         kernel.after(seconds, finish)
 

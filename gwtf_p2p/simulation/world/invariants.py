@@ -3,8 +3,9 @@
 At every event: no stage peer holds more than its capacity; a gradient that was averaged was exactly the member's share; nothing
 is held of a committed iteration. At the end: all attempts that were committed in an iteration are one and the same, in all
 stages; every microbatch is in the gradient of every stage exactly once, or of none (`recovery = fast`: at most once); peers
-of a stage group that serve at the same version have weights of the same commits; what every data peer says that the peers have
-contributed is what the stage groups have averaged in the iterations before, and nothing else.
+of a stage group that serve at the same version have weights of the same commits; a step that one has skipped all have; what
+every data peer says that the peers have contributed is what the stage groups have averaged in the iterations before, and
+nothing else.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Invariants:
     prepares: dict[tuple[int, Stage, Ballot], Prepare] = field(default_factory=dict)
     steps: dict[PeerId, dict[int, Ballot]] = field(default_factory=dict)
     _latest: dict[int, Ballot] = field(default_factory=dict)
+    _skips: dict[int, dict[PeerId, bool]] = field(default_factory=dict)
 
     def before_event(self, peer: PeerId, event: ev.Event, now: float) -> None:
         """To be called by `World.on_event`: what the events so far have led to, and what this one tells."""
@@ -60,6 +62,9 @@ class Invariants:
         elif isinstance(event, ev.Stepped) and participant.share.stepping and preparing is not None:
             self.steps.setdefault(peer, {})[event.iteration] = preparing.ballot
             self._latest[event.iteration] = preparing.ballot
+            self._skips.setdefault(event.iteration, {})[peer] = participant.share.applied_norm < 0
+            if preparing.skipped_for:  # nothing was averaged
+                self.prepares[preparing.iteration, preparing.stage, preparing.ballot] = preparing
         elif isinstance(event, (ev.Started, ev.Downloaded)):
             self.steps.pop(peer, None)
         if isinstance(event, ev.TimerFired | ev.ViewChanged):
@@ -110,6 +115,8 @@ class Invariants:
             for iteration, ballot in steps.items():
                 right = self._latest[iteration]
                 self._expect(ballot == right, f"{peer_id} applied {ballot} in iteration {iteration}, others {right}")
+        for iteration, skips in self._skips.items():
+            self._expect(len(set(skips.values())) == 1, f"iteration {iteration} was skipped by some alone: {skips}")
 
     def _check_contributions(self) -> None:
         """The sums of receipts against the shares of the averages: two ways to one number."""
@@ -119,7 +126,8 @@ class Invariants:
                 continue
             averaged: Counter[tuple[Stage, PeerId]] = Counter()
             for (iteration, stage, ballot), prepare in self.prepares.items():
-                if iteration < participant.weights and ballot == self._latest.get(iteration):
+                counts = iteration < participant.weights and not prepare.skipped_for
+                if counts and ballot == self._latest.get(iteration):
                     averaged += Counter({(stage, share.participant): len(share.microbatches) for share in prepare.shares})
             sums = peer.contributions.get(participant.weights, Contributions())
             said = Counter({place: c.microbatches for place, c in sums.of.items()})

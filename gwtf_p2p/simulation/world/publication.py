@@ -7,6 +7,7 @@ from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, stage_record
 from gwtf_p2p.simulation.world.directory import Directory
 from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
+from gwtf_p2p.simulation.world.signatures import key_of
 
 
 class Publication:
@@ -28,7 +29,8 @@ class Publication:
         """A new record of this peer; all look when it becomes visible."""
         kernel = self._population.kernel
         peer.sequence += 1
-        around = OwnMeasurements(RunId("simulation"), links=peer.links, line_bytes_per_s=peer.line_bytes_per_s)
+        run_id, line_bytes_per_s = RunId("simulation"), peer.line_bytes_per_s
+        around = OwnMeasurements(run_id, signing_key=key_of(peer.id), links=peer.links, line_bytes_per_s=line_bytes_per_s)
         self._directory.publish(stage_record(peer.machine, around, peer.sequence), kernel.now)
         visible_at = self._directory.visible_at(kernel.now)
         if visible_at > self._shown_at:

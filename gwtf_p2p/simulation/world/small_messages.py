@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.commit.certifying import signed
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.messages import Check, ControlMessage
 from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
+from gwtf_p2p.simulation.world.signatures import sign
 
 REQUEST_TIMEOUT_S = 3.0
 """After which an unanswered small message counts as failed, as in the live transport."""
 
 
 class SmallMessages:
-    """All of a world. `count` is how many were sent."""
+    """All of a world. `count` is how many were sent; `on_send` hears (sender, to, message). `signs`: as peers do."""
 
     def __init__(self, population: Population) -> None:
         self.count = 0
+        self.signs = True
+        self.on_send: Callable[[PeerId, PeerId, ControlMessage], None] = lambda sender, to, message: None
         self._population = population
 
     def send(self, peer: SimulatedPeer, to: PeerId, message: ControlMessage) -> None:
         """A dead peer refuses it; a frozen one hears it when it thaws, and its sender that there was no answer."""
         population = self._population
         self.count += 1
+        message = signed(message, partial(sign, peer.id) if self.signs else None)
+        self.on_send(peer.id, to, message)
         delay = population.links.latency_s(peer.id, to)
 
         def arrive() -> None:

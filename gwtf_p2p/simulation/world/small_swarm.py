@@ -26,6 +26,7 @@ from gwtf_p2p.simulation.world.directory import Directory
 from gwtf_p2p.simulation.world.faults import Fault, Faults
 from gwtf_p2p.simulation.world.invariants import Invariants, Tally
 from gwtf_p2p.simulation.world.population import SimulatedPeer, Speed
+from gwtf_p2p.simulation.world.signatures import verify
 from gwtf_p2p.simulation.world.world import World
 
 LATENCY_S = 0.01
@@ -99,7 +100,8 @@ class SmallConfig:
     """`speeds`: how many times slower than the usual 0.05 s + 0.1 s a stage peer is, drawn by seed. `iterations` 0: no end.
     `router` makes each peer's router from the microbatches that it may have in flight. `plans`: routes count as planned
     (`InTurnByPlan`).
-    `checkpoint_every` 0: what the world keeps of every iteration is all; `ends`: programs end when the run is complete.
+    `max_skipped_steps` 0: it never pauses. `checkpoint_every` 0: what the world keeps of every iteration is all; `ends`:
+    programs end when the run is complete; `certifies`: commits are proven.
     """
 
     stages: int = 3
@@ -116,6 +118,8 @@ class SmallConfig:
     router: Callable[[int], Router] = RoundRobin
     checkpoint_every: int = 0
     ends: bool = False
+    max_skipped_steps: int = 0
+    certifies: bool = True
     seed: int = 0
 
 
@@ -144,15 +148,18 @@ class SmallSwarm:
     def new_peer(self, peer: PeerId) -> SimulatedPeer:
         """As it is when its program has just been started."""
         config = self.config
-        life = RunLife(config.iterations, config.checkpoint_every, stays=not config.ends)
+        life = RunLife(
+            config.iterations, config.checkpoint_every, stays=not config.ends, max_skipped_steps=config.max_skipped_steps
+        )
         kind, *numbers = peer.split("_")
+        verifies = verify if config.certifies else None
         router = InTurnByPlan if config.plans else config.router
         corrections = {ev.Work.UNCOUNT: BACKWARD_S * 1.5, ev.Work.RECOUNT: BACKWARD_S * 1.5}
         if kind == "data":
             own = DataPeerConfig(config.microbatches, config.data_peers)
             settings = PeerSettings(peer, DATA_STAGE, config.stages, None, config.exact, data_peer=own, life=life)
             speed = Speed({ev.Work.EMBED: 0.005, ev.Work.LOSS: 0.02, ev.Work.FINISH: 0.005, **corrections})
-            return SimulatedPeer(compose(settings, router(config.microbatches)), speed)
+            return SimulatedPeer(compose(settings, router(config.microbatches), verifies), speed)
         one = done_bytes(MICROBATCH_BYTES, MICROBATCH_BYTES)
         settings = PeerSettings(
             me=peer,
@@ -167,7 +174,10 @@ class SmallSwarm:
         )
         factor = self._random.choice(config.speeds)
         seconds = {ev.Work.FORWARD: FORWARD_S, ev.Work.BACKWARD: BACKWARD_S, **corrections}
-        return SimulatedPeer(compose(settings, router(0)), Speed({w: s * factor for w, s in seconds.items()}))
+        return SimulatedPeer(
+            compose(settings, router(0), verifies),
+            Speed({w: s * factor for w, s in seconds.items()}),
+        )
 
     def move(self, peer: PeerId, stage: Stage) -> None:
         """It begins anew in another stage, with the copies of that stage's checkpoints that its neighbours keep."""
@@ -278,6 +288,7 @@ def small_swarm(config: SmallConfig, script: Sequence[Fault] = ()) -> SmallSwarm
             kernel.after(LATENCY_S, lambda leaver=world.peers[peer]: swarm.leave(leaver))  # type: ignore[misc]
 
     world = World(kernel, links, directory, sizes, on_report)
+    world.messages.signs = config.certifies
     swarm = SmallSwarm(config, world, reports)
     names = [f"data_{d}" for d in range(config.data_peers)]
     names += [f"relay_{k}_{r}" for k in range(1, config.stages + 1) for r in range(config.stage_peers)]

@@ -56,7 +56,7 @@ class World:
         self.spans = Spans(kernel, sizes)
         self.messages = SmallMessages(population)
         self.pushes = Pushes(population, sizes, self.spans.pushed)
-        self._computers = Computers(population, self.spans)
+        self.computers = Computers(population, self.spans)
         self._publication = Publication(population, directory, record_period_s)
         self.rounds = Rounds(links, sizes.average_bytes, population.tell)
         self.rounds.on_done = self.spans.averaged
@@ -83,7 +83,7 @@ class World:
         """The process is gone; its connections break at once."""
         peer = self.peers[peer_id]
         peer.alive = False
-        cut_off_s = self._computers.cut_off(peer)
+        cut_off_s = self.computers.cut_off(peer)
         self.on_fault(peer_id, peer.machine.accounts.uncommitted_s + cut_off_s, self.kernel.now)
         self.pushes.peer_gone(peer_id)
         for other in self.peers.values():
@@ -138,9 +138,9 @@ class World:
             case ef.Ask():
                 self.messages.ask(peer, effect)
             case ef.Compute():
-                self._computers.compute(peer, effect)
+                self.computers.compute(peer, effect)
             case ef.StartTimer(name, delay_s):
-                self._computers.start_timer(peer, name, delay_s)
+                self.computers.start_timer(peer, name, delay_s)
             case ef.CancelTimer(name):
                 peer.timers.pop(name, None)
             case ef.Watch(other):

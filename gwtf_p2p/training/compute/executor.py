@@ -5,6 +5,7 @@ Rules.
   second backward under a counted id raises AlreadyCountedError; the protocol drops duplicates before.
 - Nothing that was not counted leaves a trace: gradients are computed aside and added only when they are complete, so an
   abandoned forward, or a backward that ran out of memory, changes nothing.
+- A gradient that is not finite is not added. Its microbatch counts, and is `refused` until it is taken out again.
 - A counted microbatch can be taken out again: `uncount` recomputes its gradient and subtracts it (to float tolerance; exactly,
   once nothing is left in the sum).
 - With `torch_dtype = "bfloat16"` weights, gradients, optimizer and the residual stream stay float32; torch's autocast rounds
@@ -31,7 +32,7 @@ from gwtf_p2p.protocol.ids import MicrobatchId
 from gwtf_p2p.protocol.wire.records import LossSpec
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.device import resolve_device
-from gwtf_p2p.training.compute.gradients import AlreadyCountedError, GradientAccumulator, GradientSum, NotHeldError
+from gwtf_p2p.training.compute.gradients import AlreadyCountedError, GradientAccumulator, GradientSum, NotHeldError, all_finite
 from gwtf_p2p.training.compute.loss import loss_of, summed_loss
 from gwtf_p2p.training.compute.tensor_bytes import dtype_of
 from gwtf_p2p.training.model.doors import Payload
@@ -53,6 +54,11 @@ class _Executor:
         """Microbatches whose gradient is in the sum."""
         return frozenset(self._accumulator.counted)
 
+    @property
+    def refused(self) -> frozenset[MicrobatchId]:
+        """Microbatches whose gradient is not finite, and so not in the sum."""
+        return frozenset(self._accumulator.refused)
+
     def gradient_vector(self) -> GradientSum:
         """The gradient sum so far, without a copy."""
         return self._accumulator.export()
@@ -63,6 +69,10 @@ class _Executor:
         Raises AlreadyCountedError if a microbatch is in both sums, RemoteProtocolError if names or shapes differ.
         """
         self._accumulator.merge(gradient)
+
+    def _add(self, microbatch: MicrobatchId, gradients: Mapping[str, Tensor]) -> None:
+        if not self._accumulator.add(gradients):
+            self._accumulator.refused.add(microbatch)
 
     def _precision(self) -> AbstractContextManager[object]:
         if self._compute_dtype == torch.float32:
@@ -173,7 +183,7 @@ class StageExecutor(_Executor):
         held.output = None  # the graph is consumed; should the next line fail, the input is still there to try again
         input_gradient, gradients = self._gradients(held.leaves, output, gradient)
         del self._held[microbatch]
-        self._accumulator.add(gradients)
+        self._add(microbatch, gradients)
         self._accumulator.counted.add(microbatch)
         return input_gradient
 
@@ -183,7 +193,7 @@ class StageExecutor(_Executor):
         leaves, gradient = self._leaves(self._received(activation)), self._received(output_gradient, "gradient")
         _, gradients = self._gradients(leaves, self._run(leaves, with_graph=True), gradient)
         self._accumulator.add(gradients, sign=-1)
-        self._accumulator.counted.discard(microbatch)
+        self._accumulator.uncount(microbatch)
         if not self._accumulator.counted:
             self._accumulator.clear()
 
@@ -284,7 +294,7 @@ class DataExecutor(_Executor):
             raise AlreadyCountedError(f"{microbatch}: its loss was already taken")
         loss_inputs = (self._received(activation, f"{microbatch}: activation"), labels_BT.to(self.device))
         loss, hidden_gradient, gradients = self._head_gradients(flight.tokens, *loss_inputs)
-        self._accumulator.add(gradients)
+        self._add(microbatch, gradients)
         flight.loss_inputs = loss_inputs
         rest = [None] * (len(self._floats(loss_inputs[0])) - 1)
         return loss, self._gradient_payload(loss_inputs[0], [hidden_gradient, *rest])
@@ -298,7 +308,7 @@ class DataExecutor(_Executor):
         flight = self._find(microbatch)
         if flight.loss_inputs is None:
             raise NotHeldError(f"{microbatch}: it comes back before its loss was taken")
-        self._accumulator.add(self._embedding_gradients(flight.tokens, gradient))
+        self._add(microbatch, self._embedding_gradients(flight.tokens, gradient))
         self._accumulator.counted.add(microbatch)
         del self._in_flight[microbatch]
 
@@ -312,7 +322,7 @@ class DataExecutor(_Executor):
         embedding = self._embedding_gradients(tokens_BT, gradient)
         self._accumulator.add(head, sign=-1)
         self._accumulator.add(embedding, sign=-1)
-        self._accumulator.counted.discard(microbatch)
+        self._accumulator.uncount(microbatch)
         self._clear_if_empty()
 
     def discard(self, microbatch: MicrobatchId) -> None:
@@ -323,6 +333,7 @@ class DataExecutor(_Executor):
         if flight.loss_inputs is not None:
             _, _, gradients = self._head_gradients(flight.tokens, *flight.loss_inputs)
             self._accumulator.add(gradients, sign=-1)
+        self._accumulator.refused.discard(microbatch)
         del self._in_flight[microbatch]
         self._clear_if_empty()
 
@@ -341,7 +352,8 @@ class DataExecutor(_Executor):
             for name, tensor in gradient.tensors.items():
                 tensors[name].copy_(tensor)
             for inputs in halves:
-                for name, head in self._head_gradients(*inputs)[2].items():
+                heads = self._head_gradients(*inputs)[2]
+                for name, head in heads.items() if all_finite(heads.values()) else ():
                     tensors[name].sub_(head)
         return GradientSum(tensors, gradient.counted)
 

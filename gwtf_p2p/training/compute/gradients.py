@@ -8,15 +8,15 @@ equal size, so the mean over microbatches is the mean over tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gwtf_p2p.protocol.commit.attempt import NOT_FINITE
 from gwtf_p2p.protocol.errors import LocalProtocolError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId
+from gwtf_p2p.protocol.wire.commit_messages import NOT_FINITE
 
 
 def squared_norm(gradient: Mapping[str, Tensor]) -> float:
@@ -24,6 +24,15 @@ def squared_norm(gradient: Mapping[str, Tensor]) -> float:
     total = sum((float(tensor.detach().double().square().sum()) for tensor in gradient.values()), 0.0)
     rounded = float(torch.tensor(total, dtype=torch.float32))
     return rounded if math.isfinite(rounded) else NOT_FINITE
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every value is finite, with one answer from the device, unless a sum overflows."""
+    tensors = list(tensors)
+    if not tensors:
+        return True
+    sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors])
+    return bool(torch.isfinite(sums).all()) or all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 class AlreadyCountedError(LocalProtocolError):
@@ -54,20 +63,32 @@ class GradientSum:
 
 
 class GradientAccumulator:
-    """The sum and the ids in it. Adding a gradient and counting its id are two calls: a data peer's comes in two halves."""
+    """The sum and the ids in it. Adding a gradient and counting its id are two calls: a data peer's comes in two halves.
+
+    `refused` are ids, counted or to be, whose gradient is not in the sum, or only a half of it: it is not finite."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._sums = {name: torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for name, p in parameters.items()}
         self.counted: set[MicrobatchId] = set()
+        self.refused: set[MicrobatchId] = set()
 
-    def add(self, gradients: Mapping[str, Tensor], sign: int = 1) -> None:
-        """Add (or, with sign -1, subtract) gradients of some or all parameters."""
+    def add(self, gradients: Mapping[str, Tensor], sign: int = 1) -> bool:
+        """Add (or, with sign -1, subtract) gradients of some or all parameters; False, and none is, where one is not finite."""
+        if not all_finite(gradients.values()):
+            return False
         for name, gradient in gradients.items():
             self._sums[name].add_(gradient, alpha=sign)
+        return True
+
+    def uncount(self, microbatch: MicrobatchId) -> None:
+        """Its gradient has been subtracted, or was never added."""
+        self.counted.discard(microbatch)
+        self.refused.discard(microbatch)
 
     def clear(self) -> None:
         """An exactly empty sum."""
         self.counted.clear()
+        self.refused.clear()
         for total in self._sums.values():
             total.zero_()
 

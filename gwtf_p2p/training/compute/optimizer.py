@@ -5,7 +5,8 @@ Rules.
   whole model's step.
 - The gradient is clipped by the whole model's norm, which the swarm learns when it closes an iteration: each stage says the
   squared norm of its average, and the commit has the norm of all. Without one, a part is the whole model.
-- A norm that is not finite (`NOT_FINITE`) is a step that is skipped: the version rises, weights and moments stay.
+- A norm that is not finite (`NOT_FINITE`) is a step that is skipped: the version rises, weights and moments stay. So is one
+  that could leave weights that are not finite (`stays_finite`), which all stages must know before they commit.
 - Weight decay is decoupled (lr * weight_decay * weight) and spares vectors (norms, biases) and what `no_decay` names.
 - The learning rate depends on the iteration alone: with w warm-up iterations it is lr * (i + 1) / w for i < w; after that it
   stays (constant), or falls to `min_learning_rate` at `total_iterations`: from iteration w on (linear, cosine), or in the last
@@ -24,13 +25,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gwtf_p2p.protocol.commit.attempt import NOT_FINITE
 from gwtf_p2p.protocol.errors import LocalProtocolError
+from gwtf_p2p.protocol.wire.commit_messages import NOT_FINITE
 from gwtf_p2p.protocol.wire.records import OptimizerSpec
 from gwtf_p2p.training.compute.gradients import squared_norm
 
 FIRST_MOMENT, SECOND_MOMENT = "first_moment/", "second_moment/"
 ROW_VARIANCE, COLUMN_VARIANCE, VARIANCE = "row_variance/", "column_variance/", "variance/"
+LARGEST_WEIGHT = 1e37
+"""No step may leave one that is larger: float32 ends at 3.4e38."""
+
+LARGEST_UPDATE = 1e6
+"""In units of the learning rate, what an optimizer may add to a weight: more than either can, for every setting in range."""
+
 _ADAMW = {"exp_avg": FIRST_MOMENT, "exp_avg_sq": SECOND_MOMENT}
 _ADAFACTOR = {"row_var": ROW_VARIANCE, "col_var": COLUMN_VARIANCE, "variance": VARIANCE}
 """torch's names of each optimizer's state, and those of the state that peers hand on."""
@@ -93,13 +100,28 @@ class PartOptimizer:
         if gradient_norm is None:
             squared = squared_norm(averaged)
             gradient_norm = math.sqrt(squared) if squared >= 0 else NOT_FINITE
+        if gradient_norm < 0:
+            return self.skip(iteration, gradient_norm)
         self._steps += 1
         if self._torch is not None:
-            if gradient_norm >= 0:
-                self._apply(self._torch, averaged, rate, gradient_norm)
-            else:
-                self._count(self._steps)
-        return StepReport(rate, gradient_norm, skipped=gradient_norm < 0)
+            self._apply(self._torch, averaged, rate, gradient_norm)
+        return StepReport(rate, gradient_norm)
+
+    def skip(self, iteration: int, gradient_norm: float) -> StepReport:
+        """A step that changes nothing but the version."""
+        self._steps += 1
+        self._count(self._steps)
+        return StepReport(learning_rate(self._spec, iteration), gradient_norm, skipped=True)
+
+    def stays_finite(self, iteration: int) -> bool:
+        """Whether a step at this iteration's rate leaves finite weights, whatever the gradient; equal for all that hold these
+        weights. Only for rates that no run should have are the weights looked at."""
+        rate = learning_rate(self._spec, iteration)
+        growth = rate * (LARGEST_UPDATE + self._spec.weight_decay)
+        if growth < 1e12:
+            return True
+        largest = max((float(p.detach().abs().max()) for p in self._parameters.values() if p.numel()), default=0.0)
+        return (1 + growth) * (1 + largest) < LARGEST_WEIGHT
 
     def _apply(self, optimizer: torch.optim.Optimizer, averaged: Mapping[str, Tensor], rate: float, norm: float) -> None:
         limit = self._spec.gradient_clip

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.view.contributions import Contributions
+from gwtf_p2p.training.compute.gradients import all_finite
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
 
@@ -39,7 +40,7 @@ def live_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer)
 def load_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer, state: Mapping[str, Tensor]) -> int:
     """Overwrite weights, moments and step count in place; returns the step count (the weights version).
 
-    Raises RemoteProtocolError, and changes nothing, if a tensor is missing, unknown, or of another shape or dtype.
+    Raises RemoteProtocolError, and changes nothing, if a tensor is missing, unknown, of another shape or dtype, or not finite.
     """
     expected = {name: (tensor.shape, tensor.dtype) for name, tensor in live_state(parameters, optimizer).items()}
     for name in sorted(expected.keys() | state.keys()):
@@ -48,6 +49,8 @@ def load_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer,
         got = (state[name].shape, state[name].dtype)
         if got != expected[name]:
             raise RemoteProtocolError(f"state: {name}: expected {expected[name]}, got {got}")
+        if state[name].is_floating_point() and not all_finite([state[name]]):
+            raise RemoteProtocolError(f"state: {name}: expected finite numbers")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[f"{WEIGHTS}{name}"])

@@ -158,10 +158,14 @@ async def test_what_the_peer_itself_cannot_handle_ends_it_with_its_story(
     assert isinstance(driven.driver.failure.exception(), ZeroDivisionError)
 
 
-async def test_an_own_result_that_is_not_finite_is_not_sent_and_ends_nobody(driven: Driven) -> None:
+async def test_zeros_stand_for_an_own_result_that_is_not_finite_which_is_said(driven: Driven) -> None:
     compute = driven.driver.parts.compute
     for parameter in compute.executor.part.parameters.values():
         parameter.data.fill_(float("inf"))
     compute.put(MICROBATCH, ev.Slot.INPUT, compute.codecs.activations.encode(torch.randn(SHAPE)))
-    await compute.work(ev.Work.FORWARD, MICROBATCH)
-    assert compute.payload(MICROBATCH, ev.Slot.OUTPUT).nbytes == 0, "an offer of no bytes, which every receiver refuses"
+    assert not (await compute.work(ev.Work.FORWARD, MICROBATCH)).finite
+    sent = compute.codecs.activations.decode(compute.payload(MICROBATCH, ev.Slot.OUTPUT), SHAPE)
+    assert not sent.any(), "nobody else is to find it, and be blamed"
+    compute.put(MICROBATCH, ev.Slot.OUTPUT_GRADIENT, compute.codecs.gradients.encode(torch.randn(SHAPE)))
+    assert not (await compute.work(ev.Work.BACKWARD, MICROBATCH)).finite
+    assert all(not tensor.any() for tensor in (await compute.mean_gradient()).values())

@@ -29,6 +29,13 @@ GOES_ON = Situation(
         ({"online": {0: 1, 1: 2}}, "empty_stage", ("stage 2",)),
         ({"online": {0: 1, 1: 2}, "empty_s": {2: 840.0}}, "empty_stage", ("stage 2", "14 min")),
         ({"online": {1: 2, 2: 1}}, "empty_stage", ("the data stage",)),
+        ({"skipped": 9, "most_skipped": 10}, None, ()),
+        ({"skipped": 10, "most_skipped": 0}, None, ()),
+        (
+            {"skipped": 10, "most_skipped": 10, "not_finite": ("12D3KooWabcdef",)},
+            "paused",
+            ("last 10 steps", "not finite (at abcdef)", "learning_rate"),
+        ),
         ({"missing": (1, 40)}, "weights_missing", ("stage 1", "40")),
         ({"waited_s": STALL_LEAST_S - 1, "pace_s": 0.0}, None, ()),
         ({"waited_s": 50.0, "pace_s": 20.0}, None, ()),

@@ -81,6 +81,7 @@ _RUN = RunRecord(
     total_iterations=10,
     checkpoint_every=12,
     keep_checkpoints=13,
+    max_skipped_steps=14,
     boundary=(BoundaryTensor("hidden", (3, 2, 64)), BoundaryTensor("ids", (3, 2), is_integer=True)),
     fingerprint=Fingerprint((0.7, 0.8), {"torch": "version"}),
     sequence_number=11,
