@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-network test-others test-fast test-all explore coverage docs lint clean
+.PHONY: demo test test-network test-others test-fast test-all explore coverage docs lint wheel clean
 
 demo: $(INSTALLED)
 	$(RUN)gwtf demo $(ARGS)
@@ -53,6 +53,19 @@ docs: $(INSTALLED)
 lint: $(INSTALLED)
 	$(RUN)ruff check .
 	$(RUN)mypy
+
+# The wheel, in an environment that has nothing of this folder: it starts, and its peers train. ARGS go to the demo.
+SMALL_DEMO := demo --steps 3 --stages 1 --peers_per_stage 1 --data_peers 1
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+wheel:
+	rm -rf build/wheel build/wheel-venv build/lib build/bdist.*
+	$(PYTHON) -m venv build/wheel-venv
+	build/wheel-venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	build/wheel-venv/bin/python $(PIP_INSTALL) -c constraints.txt torch
+	build/wheel-venv/bin/python $(PIP_INSTALL) -c constraints.txt build/wheel/gwtf_p2p-*.whl
+	cd build && wheel-venv/bin/gwtf --version && wheel-venv/bin/gwtf --help > /dev/null
+	cd build && wheel-venv/bin/gwtf $(SMALL_DEMO) $(ARGS)
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with PYTHON=...")'

@@ -1,7 +1,7 @@
 """The lowest version of all that setup.cfg allows, as constraints for pip: `python experiments/floors.py [--but NAME ...]`.
 
-`make floors` installs them and runs the fast tests and a demo, so that the ranges of setup.cfg are true. This needs nothing but
-Python itself. `--but`: leave these out, as `make floors` does with torch, whose builds are chosen by machine.
+`pip install -c` with these shows whether the ranges of setup.cfg can be met at all. This needs nothing but Python itself.
+`--but`: leave these out, for instance torch, whose builds are chosen by machine.
 """
 
 from __future__ import annotations
