@@ -17,7 +17,7 @@ from gwtf_p2p.protocol.wire.ranges import Field as Described
 from gwtf_p2p.protocol.wire.ranges import described_fields, expectation
 from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord, WireSpec
 
-INTERNAL = {"model_config", "sequence_number", "schema_version", "wire_version", "optimizer", "wire"}
+INTERNAL = {"model_config", "owner", "sequence_number", "schema_version", "wire_version", "optimizer", "wire"}
 """Fields of the record that a run file does not have, or has as something else."""
 
 INTRODUCTION = f"""# run.toml

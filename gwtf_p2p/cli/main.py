@@ -37,7 +37,7 @@ VERBS = {
     "routes": "the plan of a running swarm: flows, predicted and measured time",
     "ledger": "who has contributed what to a run, in committed microbatches",
     "ab": "compare routers on one scenario, simulated or live, and write the report",
-    "run": "run files: check one, or print the schema of them all; list the runs that are there (also: gwtf runs)",
+    "run": "run files: check one, print their schema; runs: list them (also: gwtf runs), gwtf ban and gwtf allow peers",
     "export": "assemble checkpoints into a folder that transformers loads",
     "id": "show, create or back up this machine's identity",
 }
@@ -50,7 +50,7 @@ OLDER_VERBS = {"dht": "bootstrap", "route": "plan"}
 """Spellings of older releases, which go on working."""
 
 
-SHORT = {"runs": ("run", "list")}
+SHORT = {"runs": ("run", "list"), "ban": ("run", "ban"), "allow": ("run", "allow")}
 """Verbs that are an action of another one."""
 
 

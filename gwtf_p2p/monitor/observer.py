@@ -8,19 +8,23 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, start_dht
+from gwtf_p2p.live.discovery.run_trust import Trusted
 from gwtf_p2p.live.libp2p.daemon import Daemon, running_daemon
 from gwtf_p2p.live.libp2p.identity import create_identity
 from gwtf_p2p.live.libp2p.maddrs import InitialPeer
 from gwtf_p2p.live.libp2p.options import P2POptions
+from gwtf_p2p.live.libp2p.run_secret import RunSecret
 from gwtf_p2p.monitor.presence import presence_of
 from gwtf_p2p.monitor.swarm_state import Change, SwarmState
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.ids import DATA_STAGE, RunId, Stage
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage
+from gwtf_p2p.protocol.trust.entry import Entry
 from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
-from gwtf_p2p.protocol.wire.run_notice import RunNotice
+from gwtf_p2p.protocol.wire.signed import RunNotice, terms_of
 
 RUN_WAIT_S = 20.0
 RUN_LOOK_S = 0.5
@@ -32,14 +36,29 @@ OnLook = Callable[[SwarmState, list[Change]], bool]
 """Hears of every look at a run; True ends the observation of that run."""
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """`owner`: whose run record is believed; `token`: that of a secret run."""
+
+    owner: PeerId | None = None
+    token: str = field(default="", repr=False)
+
+
+NO_ACCESS = Access()
+
+
 async def observe(initial_peers: tuple[InitialPeer, ...], run_id: RunId, on_look: OnLook, stop: asyncio.Event) -> None:
-    """Until `stop` is set or `on_look` has seen enough. Raises NetworkUnreachable, DaemonFailed, InputError (no such run)."""
+    """Until `stop` is set or `on_look` has seen enough. Raises NetworkUnreachable, DaemonFailed, InputError (no such run),
+    RunConflict."""
     await observe_runs(initial_peers, (run_id,), on_look, stop)
 
 
 @asynccontextmanager
-async def observing_dht(initial_peers: tuple[InitialPeer, ...], run_id: RunId | None) -> AsyncIterator[tuple[Daemon, Dht]]:
-    """A DHT client with a passing identity, for one run or all. Raises NetworkUnreachable, DaemonFailed."""
+async def observing_dht(
+    initial_peers: tuple[InitialPeer, ...], run_id: RunId | None, token: str = ""
+) -> AsyncIterator[tuple[Daemon, Dht]]:
+    """A DHT client with a passing identity, for one run or all; `token`: that of a secret run. Raises NetworkUnreachable,
+    DaemonFailed."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gwtf-observer-")))
         identity = create_identity(folder / "identity.key")
@@ -51,7 +70,8 @@ async def observing_dht(initial_peers: tuple[InitialPeer, ...], run_id: RunId | 
             check_identity=False,
         )
         daemon = await stack.enter_async_context(running_daemon(options, identity))
-        dht = await start_dht(daemon, identity, DhtOptions(run_id, client_mode=True))
+        secret = await asyncio.to_thread(RunSecret, token, run_id) if token and run_id is not None else None
+        dht = await start_dht(daemon, identity, DhtOptions(run_id, client_mode=True, secret=secret))
         stack.push_async_callback(dht.stop)
         yield daemon, dht
 
@@ -63,18 +83,26 @@ async def list_runs(initial_peers: tuple[InitialPeer, ...]) -> list[RunNotice]:
 
 
 async def observe_runs(
-    initial_peers: tuple[InitialPeer, ...], run_ids: tuple[RunId, ...], on_look: OnLook, stop: asyncio.Event
+    initial_peers: tuple[InitialPeer, ...],
+    run_ids: tuple[RunId, ...],
+    on_look: OnLook,
+    stop: asyncio.Event,
+    access: Access = NO_ACCESS,
 ) -> None:
     """`observe` several runs of one DHT, in turn; `state.run` says which one a look was at.
 
     Ends when `stop` is set or `on_look` has seen enough of every run. Raises as `observe` does.
     """
-    async with observing_dht(initial_peers, run_ids[0] if len(run_ids) == 1 else None) as (daemon, dht):
-        runs = [await _run(dht, run_id) for run_id in run_ids]
+    if access.token and len(run_ids) > 1:
+        raise InputError("--token", "", "expected with one run")
+    async with observing_dht(initial_peers, run_ids[0] if len(run_ids) == 1 else None, access.token) as (daemon, dht):
+        runs = [await find_run(dht, run_id, Trusted(access.owner)) for run_id in run_ids]
         watched = [(SwarmState(run), presence_of(daemon.control_path)) for run in runs]
+        entries = {run.run_id: Entry(terms_of(run)) for run in runs}
         while watched and not stop.is_set():
             for state, presence in tuple(watched):
-                records = await _records(dht, state.run)
+                entry = entries[state.run.run_id] = await _ordered(dht, entries[state.run.run_id])
+                records = [record for record in await _records(dht, state.run) if not entry.refusal(record.peer)]
                 if state.looks % LOOKS_PER_LEDGER == 0 or not state.told.contributions.of:
                     data_peers = {record.peer for record in records if record.stage == DATA_STAGE}
                     state.hear_contributions(await dht.read_contributions(state.run.run_id), data_peers)
@@ -88,17 +116,23 @@ async def observe_runs(
                 continue
 
 
+async def _ordered(dht: Dht, entry: Entry) -> Entry:
+    """Who may take part, as it is said by now."""
+    return entry.after(signed.order for signed in await dht.read_orders(entry.terms))
+
+
 async def _records(dht: Dht, run: RunRecord) -> list[StageRecord]:
     stages = [Stage(number) for number in range(run.stages + 1)]
     return [record for record in await dht.read_stages(run.run_id, stages) if record.model_hash == run.model_hash]
 
 
-async def _run(dht: Dht, run_id: RunId) -> RunRecord:
+async def find_run(dht: Dht, run_id: RunId, trusted: Trusted) -> RunRecord:
+    """The run record, waited for. Raises InputError when it does not come, RunConflict, OtherWireVersion."""
     end = time.monotonic() + RUN_WAIT_S
     while True:
-        run = await dht.read_run(run_id)
+        run = await dht.read_run(run_id, trusted)
         if run is not None:
-            return run
+            return run.record
         if time.monotonic() > end:
             raise InputError("--run_id", run_id, f"no such run on this DHT ({RUN_WAIT_S:.0f} s)")
         await asyncio.sleep(RUN_LOOK_S)

@@ -15,6 +15,7 @@ from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire.messages import ControlMessage, TensorMessage, Verdict
+from gwtf_p2p.protocol.wire.signed import Order
 
 
 class Slot(Enum):
@@ -102,6 +103,13 @@ class Started:
 @dataclass(frozen=True, slots=True)
 class ViewChanged:
     view: NetworkView
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """Orders of the run's owner and admins have been read, whose signatures are right; old ones may be among them."""
+
+    orders: tuple[Order, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +298,7 @@ class DrainRequested:
 Event = (
     Started
     | ViewChanged
+    | Ordered
     | Offered
     | Delivered
     | DeliveryBroken

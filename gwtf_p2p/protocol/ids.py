@@ -13,6 +13,11 @@ PeerId = NewType("PeerId", str)
 """libp2p identity in base58 in the live swarm. In the simulator a short name such as `data_0`, or `relay_1_0` for a stage peer:
 names decide ties and draws, so they stay as they were when the first figures were made."""
 
+PEER_ID = "12D3Koo[1-9A-HJ-NP-Za-km-z]{45}|Qm[1-9A-HJ-NP-Za-km-z]{44}"
+"""A pattern of libp2p's ids: base58 of the hash of an RSA key, or of an Ed25519 key itself."""
+
+NOBODY = PeerId("")
+
 RunId = NewType("RunId", str)
 
 Stage = NewType("Stage", int)

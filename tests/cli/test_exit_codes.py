@@ -21,12 +21,12 @@ from gwtf_p2p.cli.main import main, verb_module
 from gwtf_p2p.cli.shared import peer_flags
 from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.live.compute.memory_errors import OutOfMemory, memory_errors
-from gwtf_p2p.live.discovery.dht import RunConflict
+from gwtf_p2p.live.discovery.run_trust import RunConflict
 from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
 from gwtf_p2p.live.libp2p.identity import IdentityInUse, IdentityLock, create_identity
 from gwtf_p2p.live.peer import lifecycle
 from gwtf_p2p.live.peer.config import ClockWrong, PeerConfig, RunMismatch, RunNotThere
-from gwtf_p2p.protocol.ids import PeerId, RunId
+from gwtf_p2p.protocol.ids import RunId
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +62,7 @@ def of_the_accelerator() -> None:
         (raises(RunNotThere(RunId("mine"), 300.0, [RunId("other")])), 3, "runs that are there: other"),
         (raises(IdentityInUse(Path("identity.key"), "another process")), 4, "identity.key"),
         (raises(RunMismatch("run r: stage: this run has stages 1 to 2, not 9")), 5, "not 9"),
-        (raises(RunConflict(RunId("r"), [PeerId("a"), PeerId("b")])), 5, "different run records"),
+        (raises(RunConflict(RunId("r"), "different run records, by a, b")), 5, "run r: different run records, by a, b"),
         (raises(DaemonFailed("p2pd does not start: no such file")), 6, "p2pd"),
         (raises(ClockWrong("the clock is 40 s off")), 6, "40 s"),
         (too_much, 6, "too little memory to hold stage 1 of 2"),

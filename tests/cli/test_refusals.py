@@ -53,6 +53,12 @@ REFUSED = [
     ([*DEMO, "--learning_rate", "nan"], "--learning_rate"),
     ([*DATA, "--shard", "-1"], "--shard: expected a whole number from 0, got '-1'"),
     ([*DATA, "--copies", "-1"], "--copies"),
+    ([*PEER, "--run_owner", "me"], "--run_owner: expected a peer id"),
+    ([*MONITOR, "--run_owner", "Qm"], "--run_owner"),
+    ([*PEER, "--token", "short"], "--token: expected 16 to 1024 characters, got 5"),
+    ([*PEER, "--token", "@nowhere"], "--token: nowhere cannot be read"),
+    ([*MONITOR, "--token", "x" * 2000], "--token"),
+    (["data", "--new_run", "FILE", "--run_owner", MADDR[-52:], "--initial_peers", MADDR], "--run_owner"),
     ([*DATA, "--copy_mbps", "0"], "--copy_mbps"),
     ([*DATA, "--upload_mbps", "-1"], "--upload_mbps"),
     ([*PEER, "--stage", "0"], "--stage: expected a whole number from 1"),
@@ -132,6 +138,11 @@ REFUSED = [
     (["run", "check", "FILE", "--fast"], "gwtf run --help"),
     (["run", "fly"], "gwtf run --help"),
     (["runs", "--initial_peers", "nonsense"], "nonsense"),
+    (["ban", "me", "--run_id", "r", "--initial_peers", MADDR], "expected a peer id"),
+    (["ban", "--run_id", "r", "--initial_peers", MADDR], "PEER: expected"),
+    (["ban", MADDR[-52:], "--initial_peers", MADDR], "--run_id: expected"),
+    (["allow", MADDR[-52:], "--run_id", "r"], "--initial_peers"),
+    (["allow", MADDR[-52:], "--run_id", "r", "--initial_peers", MADDR, "--identity_path", "nowhere.key"], "nowhere.key"),
 ]
 
 

@@ -60,7 +60,7 @@ def test_every_path_that_a_page_names_is_there(page: Path) -> None:
     assert missing == []
 
 
-PLACEHOLDERS = {"YOUR.PUBLIC.ADDRESS": "192.0.2.1", "IP": "192.0.2.1"}
+PLACEHOLDERS = {"YOUR.PUBLIC.ADDRESS": "192.0.2.1", "IP": "192.0.2.1", "PEER": "Qm" + "a" * 44, "PEER_ID": "Qm" + "a" * 44}
 """What the reader has to replace, where a flag takes only what it could be."""
 
 

@@ -73,9 +73,7 @@ def test_the_container_copies_what_the_package_is_built_from() -> None:
     assert {"setup.cfg", "pyproject.toml", "README.md", "LICENSE", "gwtf_p2p"} <= named
 
 
-def test_the_agent_of_launchd_starts_a_peer_again_when_it_has_failed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_agent_of_launchd_starts_a_peer_again_when_it_has_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     agent = plistlib.loads((PROFILES / "launchd" / "gwtf.peer.plist").read_bytes())
     program, *words = agent["ProgramArguments"]
     values = {"MADDR": MADDR, "/Users/YOU/.gwtf/checkpoints": str(tmp_path / "checkpoints")}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gwtf_p2p.protocol.ids import PEER_ID, PeerId
 from gwtf_p2p.protocol.limits import MOST_STAGES
 from gwtf_p2p.protocol.membership.permission import MINUTES_OF_A_DAY
 
@@ -122,6 +123,28 @@ def run_id(text: str) -> str:
 
     if not all(holds(bound, text) for bound in described_fields(RunRecord)["run_id"].bounds):
         raise argparse.ArgumentTypeError(f"expected up to 64 characters {RUN_ID.meaning}, got {text!r:.80}")
+    return text
+
+
+def peer_id(text: str) -> PeerId:
+    """As `gwtf id` prints it."""
+    if not re.fullmatch(PEER_ID, text):
+        raise argparse.ArgumentTypeError(f"expected a peer id, Qm... or 12D3..., got {text!r:.80}")
+    return PeerId(text)
+
+
+def token(text: str) -> str:
+    """The token of a secret run, or @FILE: what the file holds, without blanks around it."""
+    from gwtf_p2p.live.libp2p.run_secret import LEAST_CHARACTERS, MOST_CHARACTERS
+
+    if text.startswith("@"):
+        try:
+            with Path(text[1:]).open(encoding="utf-8") as file:
+                text = file.read(MOST_CHARACTERS + 2).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise argparse.ArgumentTypeError(f"{text[1:]} cannot be read: {error}") from error
+    if not LEAST_CHARACTERS <= len(text) <= MOST_CHARACTERS:
+        raise argparse.ArgumentTypeError(f"expected {LEAST_CHARACTERS} to {MOST_CHARACTERS} characters, got {len(text)}")
     return text
 
 

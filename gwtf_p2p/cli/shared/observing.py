@@ -12,8 +12,9 @@ import threading
 from typing import TYPE_CHECKING
 
 from gwtf_p2p.cli.flags import takes
+from gwtf_p2p.cli.shared.peer_flags import add_token_flag
 from gwtf_p2p.protocol.errors import InputError, OtherWireVersion
-from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.ids import PeerId, RunId
 
 if TYPE_CHECKING:
     from gwtf_p2p.live.libp2p.maddrs import InitialPeer
@@ -30,6 +31,8 @@ def add_observer_flags(parser: argparse.ArgumentParser, *, several_runs: bool = 
         add("--run_id", type=takes.run_id, nargs="+", action="extend", default=[], metavar="RUN", help="runs to look at")
     else:
         add("--run_id", type=takes.run_id, help="the run to look at")
+    add("--run_owner", type=takes.peer_id, metavar="PEER_ID", help="believe this owner's run record only")
+    add_token_flag(add)
     if once:
         add("--once", action="store_true", help="one look, then end")
     add(
@@ -58,23 +61,30 @@ def run_ids_of(args: argparse.Namespace) -> tuple[RunId, ...]:
     return tuple(RunId(run_id) for run_id in dict.fromkeys(given))
 
 
-def observe_until(peers: tuple[InitialPeer, ...], run_ids: tuple[RunId, ...], on_look: OnLook, stop: threading.Event) -> str:
+def observe_until(
+    peers: tuple[InitialPeer, ...],
+    run_ids: tuple[RunId, ...],
+    on_look: OnLook,
+    stop: threading.Event,
+    owner: PeerId | None = None,
+    token: str = "",
+) -> str:
     """Observe in the thread of the caller, until `stop` is set. Returns why it ended when it did by itself."""
     import uvloop
 
     from gwtf_p2p.live.libp2p.light_import import without_torch
 
     without_torch()
-    from gwtf_p2p.live.discovery.dht import RunConflict
+    from gwtf_p2p.live.discovery.run_trust import RunConflict
     from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
-    from gwtf_p2p.monitor.observer import observe_runs
+    from gwtf_p2p.monitor.observer import Access, observe_runs
 
     async def main() -> None:
         ended = asyncio.Event()
         told = asyncio.ensure_future(asyncio.to_thread(stop.wait))
         told.add_done_callback(lambda _: ended.set())
         try:
-            await observe_runs(peers, run_ids, on_look, ended)
+            await observe_runs(peers, run_ids, on_look, ended, Access(owner, token))
         finally:
             stop.set()
             await told
@@ -97,15 +107,15 @@ def watch(args: argparse.Namespace, on_look: OnLook) -> int:
     from gwtf_p2p.live.libp2p.light_import import without_torch
 
     without_torch()
-    from gwtf_p2p.live.discovery.dht import RunConflict
+    from gwtf_p2p.live.discovery.run_trust import RunConflict
     from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
-    from gwtf_p2p.monitor.observer import observe_runs
+    from gwtf_p2p.monitor.observer import Access, observe_runs
 
     async def main() -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        await observe_runs(peers, run_ids, on_look, stop)
+        await observe_runs(peers, run_ids, on_look, stop, Access(args.run_owner, args.token or ""))
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -84,6 +84,19 @@ def add_network_flags(parser: argparse.ArgumentParser, port: int) -> dict[str, a
     return groups
 
 
+def add_owner_flag(add: Callable[..., Any]) -> None:
+    """Whose run record is believed, and with which token."""
+    owner = "believe this owner's run record only (default: that of whose run this peer has joined, or of the only one)"
+    add("--run_owner", type=takes.peer_id, metavar="PEER_ID", help=owner)
+    add_token_flag(add)
+
+
+def add_token_flag(add: Callable[..., Any]) -> None:
+    """Without it nobody takes part in a secret run, or sees its records."""
+    token = "the token of a secret run, or @FILE (env GWTF_TOKEN)"
+    add("--token", type=takes.token, default=os.environ.get("GWTF_TOKEN") or None, metavar="TOKEN", help=token)
+
+
 def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
     """How to compute, what to keep of the state, how much of the machine may be used, and what to be called."""
     called = "what ledgers and monitors call this peer, up to 40 characters (default: the end of its id)"
@@ -187,7 +200,7 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     import uvloop
 
     from gwtf_p2p.live.compute.memory_errors import OutOfMemory, memory_errors
-    from gwtf_p2p.live.discovery.dht import RunConflict
+    from gwtf_p2p.live.discovery.run_trust import RunConflict
     from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
     from gwtf_p2p.live.libp2p.identity import IdentityInUse
     from gwtf_p2p.live.measure.permission import ByHand

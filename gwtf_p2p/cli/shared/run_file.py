@@ -42,8 +42,8 @@ from gwtf_p2p.protocol.wire.records import (
     RunRecord,
     WeightsSpec,
     WireSpec,
-    encode,
 )
+from gwtf_p2p.protocol.wire.signed import check_size
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,8 @@ OLDER_FIELDS = {"relays_per_stage": "peers_per_stage"}
 WIRE_DTYPE = "wire_dtype"
 """An older field: one format for activations and gradients alike."""
 
-_INTERNAL = {"model_config", "weight_hashes", "boundary", "fingerprint", "sequence_number", "schema_version", "wire_version"}
+_INTERNAL = {"model_config", "weight_hashes", "boundary", "fingerprint", "owner"}
+_INTERNAL |= {"sequence_number", "schema_version", "wire_version"}
 FIELDS = ({f.name for f in fields(RunRecord)} - _INTERNAL) | _OWN_FIELDS
 """What a run file may say."""
 
@@ -174,7 +175,7 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
         run = replace(run, weights=resolved(run.weights, where))
         run = replace(run, weight_hashes=weight_hashes(run, where))
     try:
-        encode(run)
+        check_size(run)
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(where, "model", f"expected what fits into a run record ({error})") from error
     return run

@@ -15,6 +15,7 @@ from gwtf_p2p.cli.shared.peer_flags import (
     PEER_PORT,
     add_compute_flags,
     add_network_flags,
+    add_owner_flag,
     check_initial_peers,
     p2p_options,
     serve,
@@ -38,6 +39,7 @@ def add_parser(subparsers: Any) -> None:
     add("--new_run", type=Path, metavar="FILE", help="start the run that this TOML file describes")
     add("--run_id", type=takes.run_id, help="take part in this run")
     add("--shard", type=takes.whole(0), help="hold this shard instead of the lowest free one")
+    add_owner_flag(add)
     add_compute_flags(groups)
     tell = groups["diagnostics"].add_argument
     tell("--metrics", type=takes.file, metavar="FILE", help="append the figures of every step to it, as JSON lines")
@@ -52,13 +54,23 @@ def run(args: argparse.Namespace) -> int:
         return serve(config_of(args, tell), args, tell)
 
 
+def _checked(args: argparse.Namespace) -> dict[str, Any]:
+    """The run file, as far as it can be judged at once: that costs nothing, and all that follows loads torch."""
+    if args.run_owner:
+        raise InputError("--run_owner", args.run_owner, "expected without --new_run: this peer owns what it starts")
+    plain = read_toml(args.new_run)
+    draft = check_settings(plain, str(args.new_run))
+    if (draft.admission == "secret") != bool(args.token):
+        expected = "expected a token for a run whose admission is secret, and for no other"
+        raise InputError("--token", str(args.new_run), expected)
+    return plain
+
+
 def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) -> PeerConfig:
     """What the flags say. `tell` hears when they are known to be right and torch is about to be loaded. Raises InputError."""
     if bool(args.new_run) == bool(args.run_id):
         raise InputError("--new_run, --run_id", "", "expected one of the two")
-    plain = read_toml(args.new_run) if args.new_run else None
-    if plain is not None:
-        check_settings(plain, str(args.new_run))  # it costs nothing, and all that follows loads torch
+    plain = _checked(args) if args.new_run else None
     check_compute_flags(args)
     check_initial_peers(args)
     from gwtf_p2p.live.measure.metrics import MetricsOptions
@@ -83,6 +95,8 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
         identity_path=settle_identity(args.identity_path, os.environ),
         run_id=new_run.run_id if new_run else RunId(args.run_id),
         new_run=new_run,
+        run_owner=args.run_owner,
+        token=args.token or "",
         shard=args.shard,
         local_files=tuple(args.allow_path),
         executor=ExecutorConfig(args.device, args.torch_dtype),

@@ -14,6 +14,7 @@ from gwtf_p2p.cli.shared.peer_flags import (
     PEER_PORT,
     add_compute_flags,
     add_network_flags,
+    add_owner_flag,
     p2p_options,
     serve,
 )
@@ -36,6 +37,7 @@ def add_parser(subparsers: Any) -> None:
     groups["limits"].add_argument(
         "--capacity", type=takes.whole(1), default=4, help="most microbatches held at once (default 4)"
     )
+    add_owner_flag(add)
     add_compute_flags(groups)
     parser.set_defaults(run=run)
 
@@ -65,6 +67,8 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
         options=options,
         identity_path=settle_identity(args.identity_path, os.environ),
         run_id=RunId(args.run_id),
+        run_owner=args.run_owner,
+        token=args.token or "",
         local_files=tuple(args.allow_path),
         stage=args.stage,
         moves=args.stage is None,

@@ -1,4 +1,5 @@
-"""`gwtf run check FILE.toml` judges a run without a network; `schema` prints the fields of a file; `list` finds runs."""
+"""`gwtf run check FILE.toml` judges a run without a network; `schema` prints the fields of a file; `list` finds runs; `ban` and
+`allow` say who may take part in one."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
     check.add_argument("file", type=Path, metavar="FILE.toml")
     check.add_argument("--json", action="store_true", help="one JSON object on stdout")
     check.set_defaults(run=run_check)
-    run_list.add_parser(actions)
+    run_list.add_parsers(actions)
     schema = actions.add_parser("schema", help="print the JSON schema of run files")
     schema.set_defaults(run=run_schema)
 

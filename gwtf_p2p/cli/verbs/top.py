@@ -69,6 +69,6 @@ def _swarm(args: argparse.Namespace) -> Source:
     run_ids, peers = run_ids_of(args), initial_peers_of(args)
 
     def observe(on_look: Callable[..., bool], stop: threading.Event) -> str:
-        return observe_until(peers, run_ids, on_look, stop)
+        return observe_until(peers, run_ids, on_look, stop, args.run_owner, args.token or "")
 
     return SwarmSource(", ".join(run_ids), WatchedRuns(open_history(None)), observe)

@@ -27,23 +27,34 @@ from hivemind.utils.timed_storage import get_dht_time
 
 from gwtf_p2p.live.discovery.dht_validation import make_validator, peer_of_owner
 from gwtf_p2p.live.discovery.newest import NewestByOwner
+from gwtf_p2p.live.discovery.order_book import SignedOrder, read_order
+from gwtf_p2p.live.discovery.run_trust import ANYBODY, RunConflict, TokenNeeded, Trusted
+from gwtf_p2p.live.discovery.signing import OwnedRun, read_owned
 from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable
 from gwtf_p2p.live.libp2p.identity import Identity
+from gwtf_p2p.live.libp2p.run_secret import RunSecret, is_sealed
 from gwtf_p2p.protocol.errors import OtherWireVersion, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.trust.owners import choose_owner
 from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord, decode_contributions
 from gwtf_p2p.protocol.wire.receipts import MOST_PAGES, contributions_key
 from gwtf_p2p.protocol.wire.records import (
     MOST_DATA_PEERS,
     RunRecord,
     StageRecord,
-    decode_run,
     decode_stage,
     encode,
+)
+from gwtf_p2p.protocol.wire.signed import (
+    RUNS_KEY,
+    EntryTerms,
+    RunNotice,
+    decode_notice,
+    notice_of,
+    orders_key,
     run_key,
     stage_key,
 )
-from gwtf_p2p.protocol.wire.run_notice import RUNS_KEY, RunNotice, decode_notice, notice_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,35 +69,30 @@ _SHUTDOWN_S = 2.0
 MOST_RUNS = 1000
 """Of a list of runs, so many are read: anybody can add to it."""
 
-R = TypeVar("R", RunRecord, StageRecord, RunNotice, ContributionRecord)
+MOST_ORDERS = 64
+"""Orders that are remembered, so that a signature is checked once."""
 
-
-class RunConflict(RemoteProtocolError):
-    """Several owners publish different run records under one run id. Name the owner to trust. Exit code 5."""
-
-    exit_code = 5
-
-    def __init__(self, run_id: RunId, owners: Iterable[PeerId]) -> None:
-        self.owners = tuple(sorted(owners))
-        super().__init__(f"run {run_id} has different run records, by {', '.join(self.owners)}")
+R = TypeVar("R", OwnedRun, StageRecord, RunNotice, SignedOrder, ContributionRecord)
 
 
 @dataclass(frozen=True, slots=True)
 class DhtOptions:
     """`run_id` None: a bootstrap peer, which keeps the records of all runs. `client_mode`: nobody can ask this peer for keys,
-    as it must be behind a NAT (records on peers that cannot be reached are lost)."""
+    as it must be behind a NAT (records on peers that cannot be reached are lost). `secret`: the run's records are sealed, and
+    others are not believed."""
 
     run_id: RunId | None = None
     period_s: float = 15.0
     client_mode: bool = False
+    secret: RunSecret | None = None
 
 
 class Records(Protocol):
     """What a peer needs to publish itself and see the others: the real `Dht`, or one whose lookups take as long as in an
     emulated network (`emulation.EmulatedDht`)."""
 
-    async def publish_run(self, record: RunRecord) -> bool:
-        """Store the run record under this peer's key; False when no peer kept it."""
+    async def publish_run(self, run: OwnedRun) -> bool:
+        """Store the run record, as its owner has signed it, under this peer's key; False when no peer kept it."""
 
     async def publish_stage(self, record: StageRecord) -> bool:
         """Store this peer's stage record; False when no peer kept it."""
@@ -96,6 +102,12 @@ class Records(Protocol):
 
     async def read_stages(self, run_id: RunId, stages: Iterable[Stage]) -> list[StageRecord]:
         """The newest record of each peer of these stages."""
+
+    async def publish_order(self, order: SignedOrder) -> bool:
+        """Pass an order of the owner or an admin on; False when no peer kept it."""
+
+    async def read_orders(self, terms: EntryTerms) -> list[SignedOrder]:
+        """The newest order of each who has a say in this run."""
 
 
 class Dht:
@@ -109,13 +121,32 @@ class Dht:
         self._node = node
         self._owner = owner
         self._newest: NewestByOwner[PeerId, StageRecord] = NewestByOwner()
+        self._orders: dict[bytes, SignedOrder] = {}
         self._read_before: dict[tuple[str, PeerId], tuple[StageRecord, float]] = {}
 
-    async def publish_run(self, record: RunRecord) -> bool:
-        """Store the run record, and its line in the list of runs, under this peer's key; False when no peer kept it. Raises
-        ValueError above 8 KiB."""
-        await self._publish(RUNS_KEY, encode(notice_of(record)))
-        return await self._publish(run_key(record.run_id), encode(record))
+    async def publish_run(self, run: OwnedRun) -> bool:
+        """Store the run record, as its owner has signed it, and its line in the list of runs, under this peer's key; False when
+        no peer kept it."""
+        await self._publish(RUNS_KEY, encode(notice_of(run.record)))
+        return await self._publish(run_key(run.record.run_id), run.signed)
+
+    async def publish_order(self, order: SignedOrder, lifetime_s: float | None = None) -> bool:
+        """Pass an order on, as its issuer has signed it; False when no peer kept it. `lifetime_s` None: as long as records."""
+        of = order.order
+        return await self._publish(orders_key(of.run_id, of.issuer), order.signed, lifetime_s)
+
+    async def read_orders(self, terms: EntryTerms) -> list[SignedOrder]:
+        """The newest order of each who has a say in this run; those that they have not signed are dropped."""
+        keys = {orders_key(terms.run_id, issuer): issuer for issuer in terms.issuers}
+        entries = await self._read(list(keys))
+        newest: dict[PeerId, SignedOrder] = {}
+        for key, issuer in keys.items():
+            for _, read, _ in self._decoded(key, entries[key], self._decode_order):
+                held = newest.get(issuer)
+                is_newer = held is None or read.order.sequence_number > held.order.sequence_number
+                if read.order.issuer == issuer and read.order.run_id == terms.run_id and is_newer:
+                    newest[issuer] = read
+        return [newest[issuer] for issuer in sorted(newest)]
 
     async def publish_stage(self, record: StageRecord) -> bool:
         """Store this peer's stage record; False when no peer kept it. Raises ValueError above 8 KiB."""
@@ -130,13 +161,13 @@ class Dht:
     async def read_contributions(self, run_id: RunId) -> list[ContributionRecord]:
         """All pages that anybody publishes of what the peers have contributed; who is believed, the reader decides."""
         found: list[ContributionRecord] = []
-        pages = 1
+        decode, pages = _of_anybody(decode_contributions), 1
         for page in range(MOST_PAGES):
             if page == pages:
                 break
             key = contributions_key(run_id, page)
             entries = (await self._read([key]))[key]
-            for peer, record, _ in islice(self._decoded(entries, _of_anybody(decode_contributions)), MOST_DATA_PEERS):
+            for peer, record, _ in islice(self._decoded(key, entries, decode), MOST_DATA_PEERS):
                 if record.peer != peer:
                     self._drop("forged", peer, f"names {record.peer}")
                 elif record.run_id != run_id or record.page != page:
@@ -146,31 +177,44 @@ class Dht:
                     pages = max(pages, record.pages)
         return found
 
-    async def read_run(self, run_id: RunId, owner: PeerId | None = None) -> RunRecord | None:
-        """The run record, None when there is none. Without `owner`, all that publish one must agree.
+    async def read_run(self, run_id: RunId, trusted: Trusted = ANYBODY) -> OwnedRun | None:
+        """The run record of the owner that is to be believed (`protocol/trust/owners`), None when there is none at all.
 
-        Several peers may publish the same record, so that it outlives its first owner. Raises RunConflict; OtherWireVersion
+        Many peers publish a record that one has signed, so that it outlives its owner. Raises RunConflict; OtherWireVersion
         when there is a record and none that this version can read.
         """
         key = run_key(run_id)
         entries = await self._read([key])
         foreign: dict[PeerId, OtherWireVersion] = {}
-        read = self._decoded(entries[key], _of_anybody(decode_run), foreign)
-        found = {peer: record for peer, record, _ in read if record.run_id == run_id}
-        if owner is not None:
-            found = {peer: record for peer, record in found.items() if peer == owner}
-            foreign = {peer: error for peer, error in foreign.items() if peer == owner}
+        found: dict[PeerId, list[OwnedRun]] = {}
+        for _, run, _ in self._decoded(key, entries[key], _of_anybody(read_owned), foreign):
+            if run.record.run_id == run_id:
+                found.setdefault(run.owner, []).append(run)
+        if not found and _any_sealed(entries[key]):
+            why = (
+                "its token is another one" if self.options.secret is not None else "it is secret: expected its token (--token)"
+            )
+            raise TokenNeeded(run_id, why)
         if foreign and not found:
             raise foreign[min(foreign)]
-        if len({_contents(record) for record in found.values()}) > 1:
-            raise RunConflict(run_id, found)
-        return max(found.values(), key=lambda record: record.sequence_number, default=None)
+        choice = choose_owner(found, trusted.wanted, trusted.joined)
+        if choice.owner is None:
+            if choice.is_conflict:
+                raise RunConflict(run_id, choice.reason)
+            return None
+        if choice.others:
+            logger.warning("run %s: taken from %s; passed over: %s", run_id, choice.reason, ", ".join(choice.others))
+        runs = found[choice.owner]
+        if len({_contents(run.record) for run in runs}) > 1:
+            raise RunConflict(run_id, f"its owner {choice.owner} has signed different run records")
+        return max(runs, key=lambda run: run.record.sequence_number)
 
     async def read_runs(self) -> list[RunNotice]:
         """The runs whose data peers publish on this DHT, by id; of several with one id, one."""
         entries = (await self._read([RUNS_KEY]))[RUNS_KEY]
         found = {
-            notice.run_id: notice for _, notice, _ in islice(self._decoded(entries, _of_anybody(decode_notice)), MOST_RUNS)
+            notice.run_id: notice
+            for _, notice, _ in islice(self._decoded(RUNS_KEY, entries, _of_anybody(decode_notice)), MOST_RUNS)
         }
         return [found[run_id] for run_id in sorted(found)]
 
@@ -179,7 +223,7 @@ class Dht:
         keys = {stage_key(run_id, stage): stage for stage in stages}
         entries = await self._read(list(keys))
         for key, stage in keys.items():
-            for peer, record, expires_at in self._decoded(entries[key], self._decode_stage):
+            for peer, record, expires_at in self._decoded(key, entries[key], self._decode_stage):
                 if record.peer != peer:
                     self._drop("forged", peer, f"names {record.peer}")
                 elif record.run_id != run_id or record.stage != stage:
@@ -221,9 +265,11 @@ class Dht:
             async with asyncio.timeout(_SHUTDOWN_S):
                 await self._node.shutdown()
 
-    async def _publish(self, key: str, value: bytes) -> bool:
+    async def _publish(self, key: str, value: bytes, lifetime_s: float | None = None) -> bool:
+        if self.options.secret is not None and key != RUNS_KEY:
+            value = self.options.secret.seal(value, key, self.peer_id)
         self.record_bytes += len(value)
-        expiry = get_dht_time() + LIFETIME_PERIODS * self.options.period_s
+        expiry = get_dht_time() + (lifetime_s or LIFETIME_PERIODS * self.options.period_s)
         return bool(await self._node.store(key, value, expiry, subkey=self._owner, beam_size=_STORE_BEAM))
 
     async def _read(self, keys: list[str]) -> dict[str, Any]:
@@ -231,7 +277,11 @@ class Dht:
         return {key: entry.value if entry is not None else {} for key, entry in found.items()}
 
     def _decoded(
-        self, entries: Any, decode: Callable[[PeerId, bytes], R], foreign: dict[PeerId, OtherWireVersion] | None = None
+        self,
+        key: str,
+        entries: Any,
+        decode: Callable[[PeerId, bytes], R],
+        foreign: dict[PeerId, OtherWireVersion] | None = None,
     ) -> Iterator[tuple[PeerId, R, float]]:
         """Owner, record and expiry (hivemind's DHT time) of each entry that can be read; `foreign` takes those that cannot."""
         if not isinstance(entries, dict):
@@ -245,7 +295,7 @@ class Dht:
                 continue
             try:
                 self.record_bytes += len(value)
-                yield peer, decode(peer, value), expires_at
+                yield peer, decode(peer, self._unsealed(key, peer, value)), expires_at
             except RemoteProtocolError as error:
                 if isinstance(error, OtherWireVersion):
                     self._drop("version", peer, str(error))
@@ -254,12 +304,31 @@ class Dht:
                 else:
                     self._drop("format", peer, str(error))
 
+    def _unsealed(self, key: str, publisher: PeerId, value: bytes) -> bytes:
+        """Raises RemoteProtocolError for what is sealed otherwise than this run's records are."""
+        if self.options.secret is None or key == RUNS_KEY:
+            return value
+        record = self.options.secret.unseal(value, key, publisher)
+        if record is None:
+            raise RemoteProtocolError("not sealed with the token of this run")
+        return record
+
     def _decode_stage(self, owner: PeerId, data: bytes) -> StageRecord:
         """Most of what is read was read two seconds ago as well. Raises RemoteProtocolError."""
         known = self._newest.get(owner, data)
         if known is None:
             known = decode_stage(data)
             self._newest.put(owner, data, known)
+        return known
+
+    def _decode_order(self, publisher: PeerId, data: bytes) -> SignedOrder:
+        """The same bytes come from everybody who passes them on, again and again. Raises RemoteProtocolError."""
+        known = self._orders.get(data)
+        if known is None:
+            known = read_order(data)
+            self._orders[data] = known
+            if len(self._orders) > MOST_ORDERS:
+                del self._orders[next(iter(self._orders))]
         return known
 
     def _drop(self, reason: str, peer: PeerId | None, detail: str) -> None:
@@ -305,6 +374,11 @@ async def start_dht(daemon: Daemon, identity: Identity, options: DhtOptions) -> 
 def _of_anybody(decode: Callable[[bytes], R]) -> Callable[[PeerId, bytes], R]:
     """For records that are read too seldom to remember."""
     return lambda owner, data: decode(data)
+
+
+def _any_sealed(entries: Any) -> bool:
+    """Some are records of a secret run."""
+    return isinstance(entries, dict) and any(is_sealed(value) for value, _ in entries.values())
 
 
 def _contents(record: RunRecord) -> bytes:

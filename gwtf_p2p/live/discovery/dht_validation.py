@@ -2,8 +2,8 @@
 
 Three validators of hivemind, asked in this order by every peer before it stores or believes a record:
 1. `RSASignatureValidator`: it is signed by the key that its subkey names, over key, subkey, value and expiry.
-2. `RecordBounds`: it has such a subkey, its value is bytes, at most 8 KiB, and it does not outlive an hour. Without it anybody
-   could fill the swarm's memory for good.
+2. `RecordBounds`: it has such a subkey, its value is bytes, at most 8 KiB (and what sealing adds), and it does not outlive an
+   hour. Without it anybody could fill the swarm's memory for good.
 3. `SchemaValidator`: under the keys of our run, it is a map from owner to bytes.
 
 The bytes are the msgpack of a record (`protocol/wire/records`), decoded and checked by its reader (`dht`): a peer passes on
@@ -31,9 +31,11 @@ from hivemind.utils.timed_storage import get_dht_time
 
 from gwtf_p2p.live.discovery.newest import MOST_OWNERS, NewestByOwner
 from gwtf_p2p.live.libp2p.identity import key_bytes, peer_id_of_key
+from gwtf_p2p.live.libp2p.run_secret import SEAL_BYTES
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId
-from gwtf_p2p.protocol.wire.records import MAX_RECORD_BYTES, keys_of_run
+from gwtf_p2p.protocol.wire.records import MAX_RECORD_BYTES
+from gwtf_p2p.protocol.wire.signed import keys_of_run
 
 MAX_LIFETIME_S = 3600.0
 _OWNER_KEY_BYTES = 1024  # 388 with RSA-2048
@@ -90,7 +92,7 @@ class RecordBounds(RecordValidatorBase):  # type: ignore[misc]  # hivemind has n
             and _is_owner(_bytes_in(record.subkey))
             and record.expiration_time <= get_dht_time() + MAX_LIFETIME_S
             and (value := _bytes_in(record.value)) is not None
-            and len(value) <= MAX_RECORD_BYTES
+            and len(value) <= MAX_RECORD_BYTES + SEAL_BYTES
         )
 
     @property
@@ -158,6 +160,6 @@ class _OwnConfig(pydantic.BaseModel):
 
 
 def _schema_of(key: str) -> type[pydantic.BaseModel]:
-    owned = dict[BytesWithPublicKey, pydantic.conbytes(max_length=MAX_RECORD_BYTES, strict=True)]  # type: ignore[misc, valid-type]
+    owned = dict[BytesWithPublicKey, pydantic.conbytes(max_length=MAX_RECORD_BYTES + SEAL_BYTES, strict=True)]  # type: ignore[misc, valid-type]
     fields: dict[str, Any] = {key: (owned, None)}
     return pydantic.create_model("RunRecords", __base__=_OwnConfig, **fields)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gwtf_p2p.live.discovery.clock_skew import ClockCheck, check_clock
-from gwtf_p2p.live.discovery.dht import DhtOptions, RunConflict, start_dht
+from gwtf_p2p.live.discovery.dht import DhtOptions, start_dht
+from gwtf_p2p.live.discovery.run_trust import RunConflict
 from gwtf_p2p.live.doctor.nat import (
     ANSWER_S,
     KnownPeer,
@@ -161,7 +162,8 @@ async def _join_dht(
     try:
         findings.clock = await check_clock(dht, [peer.initial.peer for peer in known])
         if run_id is not None:
-            findings.run = await dht.read_run(run_id)
+            run = await dht.read_run(run_id)
+            findings.run = run.record if run is not None else None
     except (RunConflict, OtherWireVersion) as error:
         findings.dht_why = str(error)
     finally:

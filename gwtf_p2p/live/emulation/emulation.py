@@ -25,6 +25,8 @@ from pathlib import Path
 from statistics import median
 
 from gwtf_p2p.live.discovery.dht import Records
+from gwtf_p2p.live.discovery.order_book import SignedOrder
+from gwtf_p2p.live.discovery.signing import OwnedRun
 from gwtf_p2p.live.emulation.wire_client import Load, Passage, WireClient
 from gwtf_p2p.live.rpc.api import (
     CallFailed,
@@ -40,7 +42,8 @@ from gwtf_p2p.live.rpc.rpc import Rpc
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord
-from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
+from gwtf_p2p.protocol.wire.records import StageRecord
+from gwtf_p2p.protocol.wire.signed import EntryTerms
 
 MICROBATCH, AVERAGE, STATE = "microbatch", "average", "state"
 _CLASSES = {"Forward": MICROBATCH, "Backward": MICROBATCH, "average": AVERAGE, "state_chunk": STATE}
@@ -206,9 +209,9 @@ class EmulatedDht:
     def __init__(self, dht: Records, lookup_s: float) -> None:
         self._dht, self._lookup_s = dht, lookup_s
 
-    async def publish_run(self, record: RunRecord) -> bool:
+    async def publish_run(self, run: OwnedRun) -> bool:
         await asyncio.sleep(self._lookup_s)
-        return await self._dht.publish_run(record)
+        return await self._dht.publish_run(run)
 
     async def publish_stage(self, record: StageRecord) -> bool:
         await asyncio.sleep(self._lookup_s)
@@ -221,3 +224,11 @@ class EmulatedDht:
     async def read_stages(self, run_id: RunId, stages: Iterable[Stage]) -> list[StageRecord]:
         await asyncio.sleep(self._lookup_s)
         return await self._dht.read_stages(run_id, stages)
+
+    async def publish_order(self, order: SignedOrder) -> bool:
+        await asyncio.sleep(self._lookup_s)
+        return await self._dht.publish_order(order)
+
+    async def read_orders(self, terms: EntryTerms) -> list[SignedOrder]:
+        await asyncio.sleep(self._lookup_s)
+        return await self._dht.read_orders(terms)

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import PEER_ID, PeerId
 
 EXPECTED_PEER = "expected /ip4/1.2.3.4/tcp/31337/p2p/12D3Koo…"
 EXPECTED_LISTEN = "expected /ip4/0.0.0.0/tcp/31337 or /ip4/0.0.0.0/udp/31337/quic-v1"
 ENVIRONMENT_VARIABLE = "GWTF_INITIAL_PEERS"
 
 _HOST_KINDS = ("ip4", "ip6", "dns", "dns4", "dns6")
-_PEER_ID = re.compile(r"12D3Koo[1-9A-HJ-NP-Za-km-z]{45}|Qm[1-9A-HJ-NP-Za-km-z]{44}")
+_PEER_ID = re.compile(PEER_ID)
 _DNS_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?)*\.?")
 
 

@@ -23,6 +23,7 @@ from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
 from gwtf_p2p.protocol.routers.factory import KINDS, default_config, router_kind
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.protocol.wire.signed import terms_of
 from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS
 from gwtf_p2p.training.codecs.table import CODECS
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
@@ -190,4 +191,5 @@ def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) 
         data_peer=data_peer,
         stage_peer=stage_peer,
         life=run_life(config, run),
+        terms=terms_of(run),
     )

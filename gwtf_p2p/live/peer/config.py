@@ -13,7 +13,7 @@ from gwtf_p2p.live.emulation.faults import Fault
 from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.measure.metrics import MetricsOptions
 from gwtf_p2p.live.state.options import CheckpointOptions
-from gwtf_p2p.protocol.ids import RunId, Stage
+from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.membership.permission import Wishes
 from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.wire.records import RunRecord
@@ -31,6 +31,8 @@ class PeerConfig:
     """`role`: bootstrap, data or peer. `stage` None: the newcomer chooses. `shard` None: the lowest that no live data peer
     holds.
 
+    `run_owner`: take part in the run of this owner only; None: of the one that this peer joined before, or of the only one.
+    `token`: of a secret run.
     `upload_bytes_per_s`, `download_bytes_per_s`: what may pass to and from other peers, 0 for no limit. `drain_s`: how long a
     peer that is told to stop may finish what it holds. `join_timeout_s`: how long to try on while no initial peer answers, or
     the run is not there. `memory`: how much what is kept of microbatches may take. `moves`: a stage peer may go to another
@@ -55,6 +57,8 @@ class PeerConfig:
     identity_path: Path | None = None
     run_id: RunId | None = None
     new_run: RunRecord | None = None
+    run_owner: PeerId | None = None
+    token: str = field(default="", repr=False)
     stage: int | None = None
     shard: int | None = None
     capacity: int = 4

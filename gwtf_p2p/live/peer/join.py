@@ -17,15 +17,20 @@ from typing import Any
 
 from gwtf_p2p.live.discovery.dht import Dht
 from gwtf_p2p.live.discovery.kept_runs import KeptRuns
+from gwtf_p2p.live.discovery.order_book import OrderBook
 from gwtf_p2p.live.discovery.peer_cache import PeerCache
+from gwtf_p2p.live.discovery.run_trust import RunConflict, TokenNeeded, Trusted
+from gwtf_p2p.live.discovery.signing import OwnedRun, own
 from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonFailed, NetworkUnreachable
 from gwtf_p2p.live.libp2p.dialling import connect
 from gwtf_p2p.live.libp2p.maddrs import InitialPeer
 from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig, RunMismatch, RunNotThere, StartInterrupted
+from gwtf_p2p.live.peer.network import Network
 from gwtf_p2p.protocol.errors import OtherWireVersion
 from gwtf_p2p.protocol.ids import PeerId, RunId
 from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.protocol.wire.signed import terms_of
 
 logger = logging.getLogger(__name__)
 
@@ -112,30 +117,46 @@ async def keep_joined(daemon: Daemon, dht: Dht, peers: Sequence[InitialPeer], ca
         await asyncio.sleep(PING_S)
 
 
-async def find_run(config: PeerConfig, dht: Dht, kept: KeptRuns, stop: asyncio.Event, on_report: OnReport) -> RunRecord | None:
-    """The record of the run to take part in; None when told to stop meanwhile.
+async def find_run(
+    config: PeerConfig, network: Network, kept: KeptRuns, stop: asyncio.Event, on_report: OnReport
+) -> OwnedRun | None:
+    """The record of the run to take part in, as its owner has signed it; None when told to stop meanwhile.
 
-    Raises RunNotThere after the time that the config gives, RunMismatch for a run whose peers speak another wire version.
+    Raises RunNotThere after the time that the config gives, RunMismatch for a run whose peers speak another wire version,
+    RunConflict for one of another owner than is expected.
     """
+    dht = network.dht
     if config.new_run is not None:
-        await dht.publish_run(config.new_run)
-        return config.new_run
+        return await _begin_run(config.new_run, network)
     assert config.run_id is not None, "the command line asks for a run id or a run file"
-    own = await asyncio.to_thread(kept.read, config.run_id)
+    known = await asyncio.to_thread(kept.read, config.run_id)
+    if known is not None and (config.run_owner not in (None, known.owner) or not _has_token(known, network)):
+        known = None
+    trusted = Trusted(config.run_owner, known.owner if known is not None else None)
     clock = asyncio.get_running_loop().time
     began = clock()
     told_after_s = FIRST_TOLD_S
     while not stop.is_set():
-        run = await _published(dht, config.run_id)
+        conflict: RunConflict | None = None
+        try:
+            run = await _published(dht, config.run_id, trusted)
+        except TokenNeeded:
+            raise
+        except RunConflict as error:
+            run, conflict = None, error
         waited_s = clock() - began
         if run is not None:
             return run
-        if own is not None and waited_s >= OTHERS_FIRST_S:
-            logger.info("nobody publishes run %s: this peer brings it back, from its own disk", own.run_id)
-            on_report({"name": "brings_back", "run_id": own.run_id})
-            await dht.publish_run(own)
-            return own
-        if own is None and waited_s >= min(told_after_s, config.join_timeout_s):
+        if known is not None and waited_s >= OTHERS_FIRST_S:
+            logger.info("nobody publishes run %s: this peer brings it back, from its own disk", config.run_id)
+            if conflict is not None:
+                logger.warning("%s", conflict)
+            on_report({"name": "brings_back", "run_id": config.run_id})
+            await dht.publish_run(known)
+            return known
+        if conflict is not None and known is None and waited_s >= OTHERS_FIRST_S:
+            raise conflict
+        if known is None and waited_s >= min(told_after_s, config.join_timeout_s):
             there = [notice.run_id for notice in await dht.read_runs()]
             if waited_s >= config.join_timeout_s:
                 raise RunNotThere(config.run_id, waited_s, there)
@@ -148,8 +169,39 @@ async def find_run(config: PeerConfig, dht: Dht, kept: KeptRuns, stop: asyncio.E
     return None
 
 
-async def _published(dht: Dht, run_id: RunId) -> RunRecord | None:
+def _has_token(run: OwnedRun, network: Network) -> bool:
+    """A secret run is brought back by nobody without its token, and no other with one."""
+    return (run.record.admission == "secret") == (network.secret is not None)
+
+
+async def _begin_run(run: RunRecord, network: Network) -> OwnedRun:
+    """A run that this peer owns, published. Raises RunConflict when somebody else's is there under its id."""
+    owned = own(network.identity, run)
     try:
-        return await dht.read_run(run_id)
+        await network.dht.read_run(run.run_id, Trusted(joined=owned.owner))
+    except OtherWireVersion as error:
+        logger.warning("%s", error)
+    await network.dht.publish_run(owned)
+    return owned
+
+
+async def read_orders(network: Network, run: RunRecord) -> OrderBook:
+    """What the owner and the admins have ordered so far. Raises RunMismatch when this peer may not take part."""
+    book = OrderBook(network.identity, terms_of(run))
+    book.hear(await network.dht.read_orders(book.terms))
+    refuse_unless_admitted(book, network.identity.peer_id)
+    return book
+
+
+def refuse_unless_admitted(book: OrderBook, me: PeerId) -> None:
+    """Raises RunMismatch."""
+    why = book.entry.refusal(me)
+    if why:
+        raise RunMismatch(f"run {book.terms.run_id}: this peer, {me}, is {why} ({book.terms.owner})")
+
+
+async def _published(dht: Dht, run_id: RunId, trusted: Trusted) -> OwnedRun | None:
+    try:
+        return await dht.read_run(run_id, trusted)
     except OtherWireVersion as error:
         raise RunMismatch(f"run {run_id}: {error}") from error

@@ -29,6 +29,7 @@ from gwtf_p2p.live.libp2p.daemon import (
 )
 from gwtf_p2p.live.libp2p.daemon import until as until_stopped
 from gwtf_p2p.live.libp2p.identity import Identity, IdentityLock, default_identity_path, load_or_create_identity
+from gwtf_p2p.live.libp2p.run_secret import RunSecret
 from gwtf_p2p.live.libp2p.running_peers import running
 from gwtf_p2p.live.measure.bandwidth import serve_speed
 from gwtf_p2p.live.measure.join_times import JoinTimes
@@ -37,7 +38,7 @@ from gwtf_p2p.live.nat.circuit_relay import start_public_relay
 from gwtf_p2p.live.nat.paths import Paths
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.peer.config import RECORD_PERIOD_S, ClockWrong, OnReport, PeerConfig
-from gwtf_p2p.live.peer.join import find_run, join, keep_joined, unless_stopped
+from gwtf_p2p.live.peer.join import find_run, join, keep_joined, read_orders, unless_stopped
 from gwtf_p2p.live.peer.network import Network
 from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.wire.records import PathType
@@ -107,7 +108,10 @@ async def _run_once(config: PeerConfig, own: _Own, on_report: OnReport, stop: as
         times.mark("reachability")
         hidden = reachability is not None and reachability.path is not PathType.PUBLIC
         client = hidden or config.options.dht_mode == "client"
-        dht = await start_dht(daemon, identity, DhtOptions(run_id, RECORD_PERIOD_S, client))
+        secret = None
+        if config.token and run_id is not None and config.role != "bootstrap":
+            secret = await asyncio.to_thread(RunSecret, config.token, run_id)
+        dht = await start_dht(daemon, identity, DhtOptions(run_id, RECORD_PERIOD_S, client, secret))
         stack.push_async_callback(dht.stop)
         times.mark("dht")
         on_report(await _started(daemon, reachability))
@@ -119,7 +123,7 @@ async def _run_once(config: PeerConfig, own: _Own, on_report: OnReport, stop: as
             set_imports_aside()
             await until_stopped(stop, daemon, joined)
             return
-        network = Network(daemon, dht, identity, reachability, None, cache, line)
+        network = Network(daemon, dht, identity, reachability, None, cache, line, secret=secret)
         kept = KeptRuns(identity, config.checkpoints.folder)
         await _take_part(config, network, kept, on_report, (stop, own.permission), times)
 
@@ -139,12 +143,15 @@ async def _take_part(
     from gwtf_p2p.live.peer.running_peer import start_running
 
     set_imports_aside()
-    run = await find_run(config, network.dht, kept, stop, on_report)
-    if run is None:
+    owned = await find_run(config, network, kept, stop, on_report)
+    if owned is None:
         return
+    run = owned.record
     check_config(config, run)
-    on_report({"name": "run", "run_id": run.run_id, "stages": run.stages, "total_iterations": run.total_iterations})
-    kept.keep(run)
+    told = {"run_id": run.run_id, "owner": run.owner, "stages": run.stages, "total_iterations": run.total_iterations}
+    on_report({"name": "run", **told})
+    kept.keep(owned)
+    orders = await read_orders(network, run)
     times.mark("run")
     while True:
         waiting = asyncio.ensure_future(permission.allowed(on_report))
@@ -156,7 +163,7 @@ async def _take_part(
             return
         reachability = network.reachability
         paths = Paths(network.daemon, reachability) if reachability is not None else None
-        peer = await start_running(config, run, replace(network, paths=paths), on_report, times)
+        peer = await start_running(config, run, replace(network, paths=paths, run=owned, orders=orders), on_report, times)
         try:
             stage = await peer.serve(stop, permission)
         finally:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gwtf_p2p.live.discovery.dht import Dht
+from gwtf_p2p.live.discovery.order_book import OrderBook
 from gwtf_p2p.live.discovery.peer_cache import PeerCache
+from gwtf_p2p.live.discovery.signing import OwnedRun
 from gwtf_p2p.live.libp2p.daemon import Daemon
 from gwtf_p2p.live.libp2p.dialling import is_circuit
 from gwtf_p2p.live.libp2p.identity import Identity
+from gwtf_p2p.live.libp2p.run_secret import RunSecret
 from gwtf_p2p.live.nat.paths import Paths
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.protocol.core.line_cap import Line
@@ -19,7 +22,7 @@ from gwtf_p2p.protocol.wire.records import PathType
 @dataclass(frozen=True, slots=True)
 class Network:
     """Without `reachability` and `paths` p2pd alone finds the ways: on one machine, or for bootstrap peers. `line`: what may
-    pass to and from other peers."""
+    pass to and from other peers. `run` and `orders` are what it publishes to keep its run alive, once it has found it."""
 
     daemon: Daemon
     dht: Dht
@@ -28,6 +31,9 @@ class Network:
     paths: Paths | None = None
     cache: PeerCache | None = None
     line: Line = field(default_factory=Line)
+    run: OwnedRun | None = None
+    orders: OrderBook | None = None
+    secret: RunSecret | None = None
 
     def saw(self, view: NetworkView) -> None:
         """Where the peers of this view are to be found, and who of them can relay."""

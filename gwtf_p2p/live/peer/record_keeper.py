@@ -13,9 +13,11 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gwtf_p2p.live.discovery.dht import Records
+from gwtf_p2p.live.discovery.order_book import OrderBook
+from gwtf_p2p.live.discovery.signing import OwnedRun
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.measure.run_progress import Progress
 from gwtf_p2p.live.nat.reachability import Reachability
@@ -29,11 +31,13 @@ from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.protocol.view.contributions_told import pages_of
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
+from gwtf_p2p.protocol.wire.signed import Order
 from gwtf_p2p.version import VERSION
 
 logger = logging.getLogger(__name__)
 
 VIEW_PERIOD_S = 2.0
+ORDERS_PERIOD_S = 5.0
 ASSEMBLING_PERIOD_S = 0.5
 PUBLISH_SOON_S = 0.2
 ROUTINE_S = 5.0
@@ -50,13 +54,22 @@ async def _read(dht: Records, run: RunRecord) -> list[StageRecord]:
     return [record for record in await dht.read_stages(run.run_id, stages) if record.model_hash == run.model_hash]
 
 
+@dataclass(frozen=True, slots=True)
+class KeptAlive:
+    """What data peers publish besides their own record: the run record, and the orders of its owner and admins."""
+
+    run: OwnedRun
+    orders: OrderBook
+
+
 class RecordKeeper:
-    """Of one peer. `keep_publishing` and `keep_looking` run until cancelled."""
+    """Of one peer. `keep_publishing`, `keep_looking` and `keep_obeying` run until cancelled."""
 
     def __init__(
-        self, dht: Records, run: RunRecord, place: Place, probes: LinkProbes, reachability: Reachability | None = None
+        self, dht: Records, kept_alive: KeptAlive, place: Place, probes: LinkProbes, reachability: Reachability | None = None
     ) -> None:
-        self._dht, self._run, self._place, self._probes = dht, run, place, probes
+        self._dht, self._kept_alive, self._place, self._probes = dht, kept_alive, place, probes
+        self._run, self.orders = kept_alive.run.record, kept_alive.orders
         self._reachability = reachability
         self.progress = Progress()
         self._due = asyncio.Event()
@@ -89,13 +102,23 @@ class RecordKeeper:
             if keeps_alive and clock() >= run_due_at:
                 run_due_at = clock() + RECORD_PERIOD_S
                 # By every data peer, so that it outlives its first owner; by all when there is none, so that one can come.
-                await self._dht.publish_run(self._run)
+                await self._dht.publish_run(self._kept_alive.run)
+                for order in self.orders.newest:
+                    await self._dht.publish_order(order)
             contributions, since_s = self.contributions(), clock() - told[0]
             if contributions.of and (since_s >= RECORD_PERIOD_S or (since_s >= ROUTINE_S and contributions is not told[1])):
                 told = clock(), contributions
                 position = self._own.epoch, machine.participant.weights
                 me, run_id = machine.ctx.me, self._run.run_id
                 await self._dht.publish_contributions(pages_of(me, run_id, position, contributions, self._sequence))
+
+    async def keep_obeying(self, on_orders: Callable[[tuple[Order, ...]], object]) -> None:
+        """Read the orders of the run's owner and admins again and again; on news, `on_orders` hears all that count."""
+        while True:
+            if self.orders.hear(await self._dht.read_orders(self.orders.terms)):
+                on_orders(tuple(signed.order for signed in self.orders.newest))
+                self.publish_soon()
+            await asyncio.sleep(ORDERS_PERIOD_S)
 
     async def _until_due(self, machine: StagePeer | DataPeer) -> None:
         """Return when the record is to go out (again)."""

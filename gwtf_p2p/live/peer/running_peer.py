@@ -35,6 +35,7 @@ from gwtf_p2p.live.peer.assembly import (
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 from gwtf_p2p.live.peer.driver import Driver, DriverParts
 from gwtf_p2p.live.peer.event_log import EventLog
+from gwtf_p2p.live.peer.join import refuse_unless_admitted
 from gwtf_p2p.live.peer.network import Network
 from gwtf_p2p.live.peer.record_keeper import read_view
 from gwtf_p2p.live.peer.reporting import Reporter, Reporting
@@ -50,6 +51,7 @@ from gwtf_p2p.protocol.stall.watch import StallWatch, Wanted
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
+from gwtf_p2p.protocol.wire.signed import Order
 from gwtf_p2p.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -62,7 +64,8 @@ async def start_running(
     config: PeerConfig, run: RunRecord, network: Network, on_report: OnReport, times: JoinTimes
 ) -> RunningPeer:
     """Take a place, make the weights (or take up a checkpoint), connect everything, and answer from now on."""
-    view = await read_view(network.dht, run)
+    assert network.orders is not None, "a peer runs when it has found its run"
+    view = network.orders.entry.visible(await read_view(network.dht, run))
     config, fitting = await asyncio.to_thread(fitted, config, run)
     place = choose_place(config, run, view, network.daemon.peer_id)
     config = held_as(config, fitting.get(place.stage))
@@ -113,6 +116,7 @@ class RunningPeer:
         self.settings = peer_settings(config, run, self.place, self.daemon.peer_id)
         machine = compose(self.settings, verify=self.parts.signing.verify)
         self.parts.forward_only.may_ask = machine.gate.may_ask_forward_only
+        transport.real_rpc.admits = machine.gate.admits
         self.reporter = Reporter(self.parts, machine, reporting)
         swarm = Swarm(lambda: machine.ctx.view, lambda: machine.ctx.liveness.excluded)
         evaluates = (self.compute, self.parts.forward_only)
@@ -168,11 +172,13 @@ class RunningPeer:
         self.checkpoints.on_kept = self.replication.on_remote = self._tell_kept
         self.transport.started(self.driver)
         self.driver.feed(self._started)
+        self._obey(tuple(signed.order for signed in self.records.orders.newest))
         tasks = [
             asyncio.ensure_future(work)
             for work in (
                 self.records.keep_publishing(machine),
                 self.records.keep_looking(machine, self._view_changed),
+                self.records.keep_obeying(self._obey),
                 self.replication.run(lambda: machine.ctx.view, lambda: machine.membership.serves),
                 self.parts.prober.run(),
                 self.parts.link_probe.run(),
@@ -289,6 +295,12 @@ class RunningPeer:
         return await self.replication.fetch(version)
 
     # ---- what it hears of the network
+
+    def _obey(self, orders: tuple[Order, ...]) -> None:
+        """The owner or an admin has said who may take part. Raises RunMismatch when this peer may not."""
+        if orders:
+            self.driver.feed(ev.Ordered(orders))
+        refuse_unless_admitted(self.records.orders, self.daemon.peer_id)
 
     def _view_changed(self, view: NetworkView) -> None:
         self.network.saw(view)

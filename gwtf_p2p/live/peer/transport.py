@@ -50,7 +50,7 @@ class Transport:
 async def connect_transport(config: PeerConfig, network: Network, run: RunRecord, compute: Compute) -> Transport:
     """Raises OSError when the wire of an emulation is not there."""
     me, dht, emulation = network.daemon.peer_id, network.dht, config.emulation
-    rpc = Rpc(network.daemon, run.run_id, ways=network.paths, line=network.line)
+    rpc = Rpc(network.daemon, run.run_id, ways=network.paths, line=network.line, secret=network.secret)
     if emulation is None:
         return Transport(network, rpc, rpc, dht)
     wire = await connect_wire(emulation.socket, me, emulation.links)

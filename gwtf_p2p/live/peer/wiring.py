@@ -14,7 +14,7 @@ from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.measure.path_probe import LinkProbe
 from gwtf_p2p.live.peer.assembly import Place
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig
-from gwtf_p2p.live.peer.record_keeper import RecordKeeper
+from gwtf_p2p.live.peer.record_keeper import KeptAlive, RecordKeeper
 from gwtf_p2p.live.peer.transport import Transport
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.replication import Replication
@@ -60,7 +60,9 @@ def connect_parts(
     probes = LinkProbes(time.monotonic, network.line)
     link_probe = LinkProbe(transport.real_rpc, probes, on_report)
     prober = IdleProber(rpc, probes, place.stage)
-    records = RecordKeeper(transport.dht, run, place, probes, network.reachability)
+    assert network.run is not None and network.orders is not None, "a peer connects its parts when it has found its run"
+    kept_alive = KeptAlive(network.run, network.orders)
+    records = RecordKeeper(transport.dht, kept_alive, place, probes, network.reachability)
     signing = Signing(network.identity, run.run_id)
     records.signing_key = signing.key
     records.copied = lambda: replication.copied

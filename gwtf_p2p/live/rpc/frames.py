@@ -29,6 +29,7 @@ from typing import Protocol, cast
 
 from gwtf_p2p.live.libp2p.dialling import StreamRefused, open_stream
 from gwtf_p2p.live.rpc.meter import Meter
+from gwtf_p2p.live.rpc.proving import Prover
 from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.ids import PeerId, RunId
 from gwtf_p2p.protocol.wire.records import WIRE_VERSION
@@ -78,6 +79,9 @@ class Greeted(IntEnum):
 
     OK = 0
     WRONG_VERSION = 1
+    PROVE = 2
+    """The run is secret: see `proving`."""
+    WRONG_TOKEN = 3
 
 
 def protocol_name(run_id: RunId) -> str:
@@ -271,11 +275,17 @@ class FrameStream(asyncio.BufferedProtocol):
 
 
 async def open_frames(
-    control_path: str, peer: PeerId, protocol_name: str, purpose: Purpose, listener: FrameListener
+    control_path: str,
+    peer: PeerId,
+    protocol_name: str,
+    purpose: Purpose,
+    listener: FrameListener,
+    prover: Prover | None = None,
 ) -> tuple[FrameStream, float]:
     """Open a stream to `peer` through the p2pd at `control_path`; returns it with the round trip of the greeting in seconds.
 
-    Raises StreamRefused, also for another version, or OSError when the own p2pd is gone. Safe to cancel: nothing stays open.
+    `prover`: the run is secret. Raises StreamRefused, also for another version or token, or OSError when the own p2pd is gone.
+    Safe to cancel: nothing stays open.
     """
     with ExitStack() as on_failure:
         try:
@@ -285,14 +295,32 @@ async def open_frames(
             writer.write(GREETING.pack(MAGIC, WIRE_VERSION, purpose))
             magic, version, status = GREETING.unpack(await reader.readexactly(GREETING.size))
             round_trip_s = clock_s() - start_s
+            if prover is not None and magic == MAGIC and status != Greeted.WRONG_VERSION:
+                status = await _prove(prover, peer, (reader, writer), purpose, status)
         except asyncio.IncompleteReadError as error:
             raise StreamRefused("the stream ended during the greeting") from error
         if reader.at_eof() or writer.is_closing():  # it ended right behind the greeting: the frames would never hear of it
             raise StreamRefused("the stream ended during the greeting")
+        if magic == MAGIC and status in (Greeted.PROVE, Greeted.WRONG_TOKEN):
+            raise StreamRefused("it belongs to a secret run, and this peer has not the token")
         if magic != MAGIC or status != Greeted.OK:
             raise StreamRefused(f"it speaks wire version {version}, this peer {WIRE_VERSION}")
         on_failure.pop_all()
     return _take_over(writer, listener), round_trip_s
+
+
+async def _prove(
+    prover: Prover, peer: PeerId, stream: tuple[asyncio.StreamReader, asyncio.StreamWriter], purpose: Purpose, status: int
+) -> int:
+    """Prove, and have it proved, that both ends have the run's token; what the acceptor says to that. Raises StreamRefused."""
+    reader, writer = stream
+    if status != Greeted.PROVE:
+        raise StreamRefused("it does not ask for the token of a secret run")
+    numbers = await prover.answer(peer, reader, writer, purpose)
+    _, _, status = GREETING.unpack(await reader.readexactly(GREETING.size))
+    if status == Greeted.OK and not await prover.believes(peer, reader, numbers, purpose):
+        raise StreamRefused("it has not the token of this run")
+    return status
 
 
 class OtherVersion(Exception):
@@ -309,16 +337,25 @@ async def accept_greeting(reader: asyncio.StreamReader) -> Purpose | None:
     return Purpose(purpose)
 
 
-async def refuse_version(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Tells the opener which version is spoken here, and waits for it to end the stream."""
-    writer.write(GREETING.pack(MAGIC, WIRE_VERSION, Greeted.WRONG_VERSION))
-    await reader.read()
+async def challenge(
+    prover: Prover, opener: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, purpose: Purpose
+) -> bytes | None:
+    """Acceptor's step between in a secret run: its proof for `accept_frames`, None for an opener that has not the token."""
+    asked = GREETING.pack(MAGIC, WIRE_VERSION, Greeted.PROVE)
+    return await prover.challenge(opener, asked, reader, writer, purpose)
 
 
-def accept_frames(writer: asyncio.StreamWriter, listener: FrameListener) -> FrameStream:
-    """Acceptor's second step. The opener says nothing between its greeting and our answer, so no byte is lost."""
+async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, why: Greeted = Greeted.WRONG_VERSION) -> None:
+    """Tells the opener why, and which version is spoken here, and waits for it to end the stream."""
+    writer.write(GREETING.pack(MAGIC, WIRE_VERSION, why))
+    while await reader.read(_SCRATCH_BYTES):
+        pass  # it has no business to say anything, and could say much
+
+
+def accept_frames(writer: asyncio.StreamWriter, listener: FrameListener, proof: bytes = b"") -> FrameStream:
+    """Acceptor's last step. The opener says nothing until our answer is there, so no byte is lost."""
     stream = _take_over(writer, listener)
-    writer.write(GREETING.pack(MAGIC, WIRE_VERSION, Greeted.OK))
+    writer.write(GREETING.pack(MAGIC, WIRE_VERSION, Greeted.OK) + proof)
     return stream
 
 

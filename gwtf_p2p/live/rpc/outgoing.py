@@ -26,6 +26,7 @@ from gwtf_p2p.live.rpc.frames import (
     open_frames,
 )
 from gwtf_p2p.live.rpc.meter import Meter
+from gwtf_p2p.live.rpc.proving import Prover
 from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.ids import PeerId
 
@@ -121,8 +122,17 @@ class OutgoingStream:
 class StreamPool:
     """Streams to every peer that this one talks to."""
 
-    def __init__(self, control_path: str, protocol_name: str, options: RpcOptions, ways: Ways, line: Line) -> None:
-        self._ways = ways
+    def __init__(
+        self,
+        control_path: str,
+        protocol_name: str,
+        options: RpcOptions,
+        ways: Ways,
+        line: Line,
+        *,
+        prover: Prover | None = None,
+    ) -> None:
+        self._ways, self.prover = ways, prover
         self.meter, self.line = Meter(), line
         self._control_path = control_path
         self._protocol_name = protocol_name
@@ -171,6 +181,11 @@ class StreamPool:
         for stream in self._idle.pop(peer, []):
             stream.close()
 
+    async def open(self, peer: PeerId, purpose: Purpose, listener: FrameListener) -> tuple[FrameStream, float]:
+        """A new stream over whatever connection there is, with the round trip of its greeting. Raises RpcFailed."""
+        path, name, first_try_s = self._control_path, self._protocol_name, self._options.first_try_s
+        return await open_with_retry(path, peer, name, purpose, listener, first_try_s, prover=self.prover)
+
     async def _open(self, peer: PeerId) -> OutgoingStream:
         for _ in range(_TRIES - 1):
             await self._ways.ready(peer)
@@ -184,9 +199,7 @@ class StreamPool:
 
     async def _open_once(self, peer: PeerId) -> OutgoingStream:
         stream = OutgoingStream(lambda lost: self._forget(peer, lost))
-        stream.frames, _ = await open_with_retry(
-            self._control_path, peer, self._protocol_name, Purpose.TRANSFER, stream, self._options.first_try_s
-        )
+        stream.frames, _ = await self.open(peer, Purpose.TRANSFER, stream)
         stream.frames.meter, stream.frames.line = self.meter, self.line
         return stream
 
@@ -221,7 +234,14 @@ class StreamPool:
 
 
 async def open_with_retry(
-    control_path: str, peer: PeerId, protocol_name: str, purpose: Purpose, listener: FrameListener, first_try_s: float
+    control_path: str,
+    peer: PeerId,
+    protocol_name: str,
+    purpose: Purpose,
+    listener: FrameListener,
+    first_try_s: float,
+    *,
+    prover: Prover | None = None,
 ) -> tuple[FrameStream, float]:
     """`open_frames` with a bounded first try and one retry; the caller's own deadline bounds the second.
 
@@ -230,9 +250,9 @@ async def open_with_retry(
     try:
         try:
             async with asyncio.timeout(first_try_s):
-                return await open_frames(control_path, peer, protocol_name, purpose, listener)
+                return await open_frames(control_path, peer, protocol_name, purpose, listener, prover)
         except TimeoutError:
-            return await open_frames(control_path, peer, protocol_name, purpose, listener)
+            return await open_frames(control_path, peer, protocol_name, purpose, listener, prover)
     except (StreamRefused, OSError) as error:
         raise RpcFailed(peer, FailureKind.UNREACHABLE, str(error)) from error
 

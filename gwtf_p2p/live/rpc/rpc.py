@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from gwtf_p2p.live.libp2p.daemon import Daemon
+from gwtf_p2p.live.libp2p.run_secret import RunSecret
 from gwtf_p2p.live.rpc.api import (
     DEFAULT_OPTIONS,
     CallFailed,
@@ -39,12 +41,14 @@ from gwtf_p2p.live.rpc.api import (
 from gwtf_p2p.live.rpc.frames import (
     Frame,
     FrameStream,
+    Greeted,
     OtherVersion,
     Purpose,
     accept_frames,
     accept_greeting,
+    challenge,
     protocol_name,
-    refuse_version,
+    refuse,
 )
 from gwtf_p2p.live.rpc.incoming import Acceptor, IncomingStream
 from gwtf_p2p.live.rpc.outgoing import (
@@ -55,8 +59,8 @@ from gwtf_p2p.live.rpc.outgoing import (
     StreamPool,
     Ways,
     call_on,
-    open_with_retry,
 )
+from gwtf_p2p.live.rpc.proving import Prover
 from gwtf_p2p.live.rpc.push import Gate, Push
 from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.errors import RemoteProtocolError
@@ -81,7 +85,8 @@ logger = logging.getLogger(__name__)
 
 class Rpc:
     """The data plane of one peer in one run. Peers of another run refuse its streams. `ways`: how it gets to the others;
-    `line`: what may pass, both ways."""
+    `line`: what may pass, both ways; `secret`: nobody without the run's token gets past the greeting. `admits` is asked whose
+    streams are taken."""
 
     def __init__(
         self,
@@ -90,17 +95,22 @@ class Rpc:
         options: RpcOptions = DEFAULT_OPTIONS,
         ways: Ways | None = None,
         line: Line | None = None,
+        *,
+        secret: RunSecret | None = None,
     ) -> None:
         self._daemon = daemon
         self._options = options
         self._name = protocol_name(run_id)
         self._ways = ways or PlainWays()
-        self._pool = StreamPool(daemon.control_path, self._name, options, self._ways, line or Line())
+        prover = Prover(daemon.peer_id, secret) if secret is not None else None
+        self._prover = prover
+        self._pool = StreamPool(daemon.control_path, self._name, options, self._ways, line or Line(), prover=prover)
         self._acceptor = Acceptor(options, self._service_for)
         self.meter, self.line = self._pool.meter, self._pool.line
         self._services: dict[str, RpcService] = {}
         self._handlers: RpcHandlers | None = None
         self._accepting = False
+        self.admits: Callable[[PeerId], bool] = lambda peer: True
         self._watches: dict[PeerId, _Watch] = {}
 
     @property
@@ -210,9 +220,7 @@ class Rpc:
         listener = OutgoingStream(lambda _: None)
         try:
             async with asyncio.timeout(deadline_s):
-                listener.frames, _ = await open_with_retry(
-                    self._daemon.control_path, to, self._name, Purpose.TRANSFER, listener, self._options.first_try_s
-                )
+                listener.frames, _ = await self._pool.open(to, Purpose.TRANSFER, listener)
                 return await call_on(listener, header)
         except _FAILURES as error:
             kind, reason = _why(error, deadline_s, opened=True)
@@ -231,25 +239,39 @@ class Rpc:
     async def _accept(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A stream that another peer opened; hivemind calls this in a task of its own."""
         sender = PeerId(str(info.peer_id))
-        stream = IncomingStream(sender, self._acceptor)
+        stream, proof = IncomingStream(sender, self._acceptor), None
         try:
             async with asyncio.timeout(self._options.first_try_s):
-                try:
-                    purpose = await accept_greeting(reader)
-                except OtherVersion as error:
-                    logger.info("refused a stream of %s: %s", sender, error)
-                    purpose = None
-                    await refuse_version(reader, writer)
+                proof = await self._greeted(sender, reader, writer)
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-            purpose = None
+            pass
         ended = reader.at_eof() or writer.is_closing()
-        if purpose is None or ended or not self._accepting or not self._acceptor.admits(sender):
+        if proof is None or ended or not self._accepting or not self._admits(sender):
             writer.transport.abort()
             return
         self._acceptor.add(stream)
-        stream.frames = accept_frames(writer, stream)
+        stream.frames = accept_frames(writer, stream, proof)
         stream.frames.meter, stream.frames.line = self.meter, self.line
         stream.watch_progress()
+
+    async def _greeted(self, sender: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes | None:
+        """None when the stream is not for this peer; else what proves in a secret run that this peer has its token."""
+        try:
+            purpose = await accept_greeting(reader)
+        except OtherVersion as error:
+            logger.info("refused a stream of %s: %s", sender, error)
+            await refuse(reader, writer)
+            return None
+        if purpose is None or self._prover is None:
+            return None if purpose is None else b""
+        proof = await challenge(self._prover, sender, reader, writer, purpose)
+        if proof is None:
+            logger.info("refused a stream of %s: it has not the token of this run", sender)
+            await refuse(reader, writer, Greeted.WRONG_TOKEN)
+        return proof
+
+    def _admits(self, sender: PeerId) -> bool:
+        return self.admits(sender) and self._acceptor.admits(sender)
 
     def _watch_broken(self, peer: PeerId, reason: str) -> None:
         if self._watches.pop(peer, None) is not None and self._handlers is not None:
@@ -287,9 +309,7 @@ class _Watch:
                 while self._frames is None:
                     await rpc._ways.ready(self._peer)
                     try:
-                        self._frames, _ = await open_with_retry(
-                            rpc._daemon.control_path, self._peer, rpc._name, Purpose.WATCH, self, rpc._options.first_try_s
-                        )
+                        self._frames, _ = await rpc._pool.open(self._peer, Purpose.WATCH, self)
                     except RpcFailed:
                         if not rpc._ways.is_fragile(self._peer):
                             raise

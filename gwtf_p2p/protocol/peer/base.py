@@ -123,11 +123,13 @@ class PeerMachine(Concerned, Worker, ABC):
             case ev.TimerFired(name):
                 if ctx.timer_fired(name):
                     self._timer_fired(name)
-            case ev.ViewChanged():
-                ctx.view = event.view
-                self.gate.view_changed()
-                ctx.liveness.observe_view(event.view, ctx.out)
-                ctx.router.observe_view(event.view, ctx.now)
+            case ev.ViewChanged() | ev.Ordered():
+                view = self.gate.looked(event)
+                if view is None:
+                    return
+                ctx.view = view
+                ctx.liveness.observe_view(view, ctx.out)
+                ctx.router.observe_view(view, ctx.now)
                 self.membership.view_changed()
                 self.routes_may_be_open()
                 self.transfers.rebinding.look()

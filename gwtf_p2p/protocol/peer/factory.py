@@ -20,6 +20,8 @@ from gwtf_p2p.protocol.peer.stage_peer import StagePeer, StagePeerConfig
 from gwtf_p2p.protocol.routers.factory import make_router
 from gwtf_p2p.protocol.routers.swarm_failures import FixedTimings, ForgetfulLiveness
 from gwtf_p2p.protocol.settings import RouterSettings
+from gwtf_p2p.protocol.trust.entry import Entry
+from gwtf_p2p.protocol.wire.signed import EntryTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class RouterChoice:
 class PeerSettings:
     """One of `data_peer` and `stage_peer` is given, as `stage` says. `router` None: whoever composes brings one.
 
-    `exact`, `done_bytes`, `memory_limit_bytes` and `life` as in `Context`.
+    `exact`, `done_bytes`, `memory_limit_bytes` and `life` as in `Context`. `terms`: who may take part, as the run record says.
     """
 
     me: PeerId
@@ -48,6 +50,7 @@ class PeerSettings:
     data_peer: DataPeerConfig | None = None
     stage_peer: StagePeerConfig | None = None
     life: RunLife = field(default_factory=RunLife)
+    terms: EntryTerms = field(default_factory=EntryTerms)
 
     def __post_init__(self) -> None:
         if not 0 <= self.stage <= self.stages:
@@ -83,6 +86,9 @@ def compose(settings: PeerSettings, router: Router | None = None, verify: Verify
         verify=verify,
     )
     if settings.data_peer is not None:
-        return DataPeer(context, settings.data_peer)
-    assert settings.stage_peer is not None, "checked by the settings"
-    return StagePeer(context, settings.stage_peer)
+        machine: StagePeer | DataPeer = DataPeer(context, settings.data_peer)
+    else:
+        assert settings.stage_peer is not None, "checked by the settings"
+        machine = StagePeer(context, settings.stage_peer)
+    machine.gate.entry = Entry(settings.terms)
+    return machine

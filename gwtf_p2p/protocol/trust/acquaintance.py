@@ -16,10 +16,11 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 
 
 class Acquaintances:
-    """Of one peer; `roster` is a data peer's."""
+    """Of one peer; `roster` is a data peer's. `shut_out` are those that may not take part any more, and what they held."""
 
     def __init__(self, context: Context, participant: Participant, roster: Roster | None) -> None:
         self.ctx, self.participant, self.roster = context, participant, roster
+        self.shut_out: dict[PeerId, Stage] = {}
 
     def is_known(self, peer: PeerId) -> bool:
         """It holds some stage of this run, as far as this peer knows."""
@@ -38,6 +39,10 @@ class Acquaintances:
         if record is not None and record.stage in stages:
             return True
         return any(stage in stages for stage in self._without_record(peer))
+
+    def has_held(self, peer: PeerId, stage: int) -> bool:
+        """It holds this stage, or did until it was shut out: what it has done until then counts."""
+        return self.holds(peer, {stage}) or self.shut_out.get(peer) == stage
 
     def holds_another(self, peer: PeerId, stages: Collection[int]) -> bool:
         """It is known, as a peer of other stages than these."""

@@ -90,11 +90,13 @@ MAY_SEND: Mapping[type[Any], tuple[Who, ...]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a message is not heard. `breach`: no honest peer sends this, whatever it knows. `stranger`: its sender is unknown."""
+    """Why a message is not heard. `breach`: no honest peer sends this, whatever it knows. `stranger`: its sender is unknown.
+    `is_final`: nothing else of this sender is heard either."""
 
     reason: str
     breach: bool
     stranger: bool = False
+    is_final: bool = False
 
 
 class Authorisation:

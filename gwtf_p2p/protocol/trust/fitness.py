@@ -81,7 +81,7 @@ def _credits(ctx: Context, known: Acquaintances, first: int, peers: Iterable[Pee
     for stage, peer in enumerate(peers, start=first):
         if stage > ctx.stages:
             return Unfit("done_by: more peers than stages")
-        if peer and not known.holds(peer, {stage}):
+        if peer and not known.has_held(peer, stage):
             return Unfit(f"{peer[-8:]} is not known to hold stage {stage}", breach=False)
     return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
@@ -10,9 +10,14 @@ from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
 from gwtf_p2p.protocol.trust.authorisation import Authorisation, Refusal
+from gwtf_p2p.protocol.trust.entry import Entry
+from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Check, Message, Verdict
+from gwtf_p2p.protocol.wire.signed import Order
 
-BARRED = Refusal("barred", breach=False)
+BARRED = Refusal("barred", breach=False, is_final=True)
+UNTIL_ALLOWED_S = 1e9
+"""For how long a peer that may not take part is barred: until an order says otherwise."""
 
 
 class Gate:
@@ -23,6 +28,8 @@ class Gate:
         self.ctx, self.known, self.on_barred = context, known, on_barred
         self.authorisation = Authorisation(context, known)
         self.led: Callable[[], Mapping[PeerId, Stage]] = dict
+        self.entry = Entry()
+        self.view: NetworkView | None = None
 
     def know(self, known: Acquaintances) -> None:
         """Who is known as what is asked there from now on."""
@@ -34,7 +41,7 @@ class Gate:
             case ev.Offered(sender, message):
                 refusal = self._refusal(sender, message)
                 if refusal is not None:
-                    verdict = Verdict.REFUSED if refusal.breach or refusal is BARRED else Verdict.BUSY
+                    verdict = Verdict.REFUSED if refusal.breach or refusal.is_final else Verdict.BUSY
                     self.ctx.emit(ef.Answer(verdict, refusal.reason))
                     return None
             case ev.Received(sender, message):
@@ -46,7 +53,7 @@ class Gate:
                 self.ctx.report("message_failed", sender=sender, reason=reason)
                 self._strike(sender, reason, stranger=False)
                 return None
-            case ev.CheckAnswered(peer) if self.ctx.bars.is_barred(peer, self.ctx.now):
+            case ev.CheckAnswered(peer) if not self.admits(peer):
                 return ev.CheckFailed(peer, "it is barred", silent=False)
             case _:
                 pass
@@ -74,19 +81,56 @@ class Gate:
 
     def may_ask_forward_only(self, peer: PeerId) -> bool:
         """A forward for nothing but its result, which no microbatch of the iteration stands for, is computed for data peers."""
-        return self.known.holds(peer, {DATA_STAGE}) and not self.ctx.bars.is_barred(peer, self.ctx.now)
+        return self.known.holds(peer, {DATA_STAGE}) and self.admits(peer)
 
-    def view_changed(self) -> None:
-        """There are new records: who was barred because nobody knew it may have been somebody."""
-        ctx = self.ctx
+    def admits(self, peer: PeerId) -> bool:
+        """It may take part in the run, and is not barred."""
+        return not self.entry.refusal(peer) and not self.ctx.bars.is_barred(peer, self.ctx.now)
+
+    def looked(self, event: ev.ViewChanged | ev.Ordered) -> NetworkView | None:
+        """There are other records, or others may take part: what of the records counts now; None when nothing has changed."""
+        if isinstance(event, ev.ViewChanged):
+            return self._saw(event.view)
+        return self._saw(self.view) if self._ordered(event.orders) and self.view is not None else None
+
+    def _saw(self, view: NetworkView) -> NetworkView:
+        """There are new records: those of peers that may take part. Who was barred as a stranger may have been somebody."""
+        ctx, self.view = self.ctx, view
+        seen = self.entry.visible(view)
         for peer in ctx.bars.strangers(ctx.now):
-            if self.known.has_record(peer) and ctx.bars.pardon(peer, ctx.now):
+            if peer in seen.records and ctx.bars.pardon(peer, ctx.now):
                 ctx.emit(ef.Bar(peer, 0.0))
+        return seen
+
+    def _ordered(self, orders: Iterable[Order]) -> bool:
+        """The owner or an admin says who may take part; whether that is news. Who may no more loses its connections, and what
+        it holds is done by others."""
+        ctx, former = self.ctx, self.entry
+        self.entry = former.after(orders)
+        if self.entry is former:
+            return False
+        for peer in sorted((former.spoken_of | self.entry.spoken_of) - {ctx.me}):
+            before, why = former.refusal(peer), self.entry.refusal(peer)
+            if why and not before:
+                ctx.report("peer_banned", peer=peer, reason=why)
+                record = self.view.records.get(peer) if self.view is not None else None
+                if record is not None:
+                    self.known.shut_out[peer] = record.stage
+                ctx.emit(ef.Bar(peer, UNTIL_ALLOWED_S))
+                if self.known.is_known(peer):
+                    self.on_barred(peer, why)
+            elif before and not why:
+                ctx.report("peer_allowed", peer=peer)
+                self.known.shut_out.pop(peer, None)
+                ctx.emit(ef.Bar(peer, 0.0))
+        return True
 
     def _refusal(self, sender: PeerId, message: Message) -> Refusal | None:
         ctx = self.ctx
         if ctx.bars.is_barred(sender, ctx.now):
             return BARRED
+        if sender != ctx.me and (why := self.entry.refusal(sender)):
+            return Refusal(why, breach=False, is_final=True)
         refusal = self.authorisation.refusal(sender, message, self.led)
         if refusal is None or not refusal.stranger:
             ctx.liveness.heard_from(sender, ctx.now, ctx.out)

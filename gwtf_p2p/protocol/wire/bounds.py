@@ -68,6 +68,9 @@ Peer = Annotated[PeerId, Len(1, 128)]
 NoPeer = Annotated[PeerId, Len(0, 128)]
 """Empty where a place in a list has nobody."""
 
+MOST_ADMINS, MOST_MEMBERS = 8, 64
+Admins = Annotated[tuple[Peer, ...], Len(0, MOST_ADMINS), Distinct()]
+Members = Annotated[tuple[Peer, ...], Len(0, MOST_MEMBERS), Distinct()]
 Peers = Annotated[tuple[Peer, ...], Len(0, MOST_PEERS), Distinct()]
 Route = Annotated[tuple[Peer, ...], Len(0, MOST_STAGES)]
 Credited = Annotated[tuple[NoPeer, ...], Len(0, MOST_STAGES)]

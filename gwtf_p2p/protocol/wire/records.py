@@ -19,9 +19,10 @@ import msgpack
 from annotated_types import Ge, Le, Len, Lt, MaxLen, MinLen
 
 from gwtf_p2p.protocol.errors import InputError, OtherWireVersion, RemoteProtocolError
-from gwtf_p2p.protocol.ids import RunId, Stage
+from gwtf_p2p.protocol.ids import NOBODY, RunId
 from gwtf_p2p.protocol.wire.bounds import (
     Addresses,
+    Admins,
     Bytes,
     Costs,
     Count,
@@ -31,6 +32,8 @@ from gwtf_p2p.protocol.wire.bounds import (
     Figures,
     Flows,
     Index,
+    Members,
+    NoPeer,
     Peer,
     PublicName,
     Rate,
@@ -43,12 +46,12 @@ from gwtf_p2p.protocol.wire.bounds import (
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.dataset import STDLIB, DatasetSpec, check_dataset
 from gwtf_p2p.protocol.wire.ranges import PLAIN_NAME, Matches, check_ranges
-from gwtf_p2p.protocol.wire.receipts import MOST_PAGES, contributions_key
 from gwtf_p2p.protocol.wire.recipe import MOST_ITERATIONS
 from gwtf_p2p.protocol.wire.recipe import EvaluationSpec as EvaluationSpec
 from gwtf_p2p.protocol.wire.recipe import LossSpec as LossSpec
 from gwtf_p2p.protocol.wire.recipe import OptimizerSpec as OptimizerSpec
 from gwtf_p2p.protocol.wire.run_parts import AdapterSpec as AdapterSpec
+from gwtf_p2p.protocol.wire.run_parts import Admission, check_admission
 from gwtf_p2p.protocol.wire.run_parts import BoundaryTensor as BoundaryTensor
 from gwtf_p2p.protocol.wire.run_parts import Fingerprint as Fingerprint
 from gwtf_p2p.protocol.wire.run_parts import WeightsSpec as WeightsSpec
@@ -134,7 +137,8 @@ class RunRecord:
     `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds. `data_peers` is among how many the windows
     of an iteration are dealt, `data_peers_before` what it was earlier: (25, 1) says one before iteration 25. So many data
     peers, and `peers_per_stage` in each stage, must be online before iteration 0 begins.
-    `boundary` is what crosses each boundary between parts, microbatch x sequence x hidden if it is empty.
+    `boundary` is what crosses each boundary between parts, microbatch x sequence x hidden if it is empty. `owner` is the peer
+    that has signed the record (empty: not signed yet).
     """
 
     run_id: Annotated[RunId, MinLen(1), MaxLen(64), RUN_ID, "names the run on its DHT"]
@@ -168,6 +172,10 @@ class RunRecord:
     fingerprint: Annotated[Fingerprint, "what the model computes where the run was started"] = field(
         default_factory=Fingerprint
     )
+    admission: Annotated[Admission, "who may take part: everybody, whom the owner lists, or whoever has the token"] = "open"
+    members: Annotated[Members, "peer ids that may take part in a listed run; `gwtf allow` adds more"] = ()
+    admins: Annotated[Admins, "peer ids that may ban and allow peers, as the owner may"] = ()
+    owner: NoPeer = NOBODY
     sequence_number: int = 0
     schema_version: int = SCHEMA_VERSION
     wire_version: int = WIRE_VERSION
@@ -229,6 +237,7 @@ class RunRecord:
     def validate(self, where: str = "run record") -> None:
         """Raises InputError that names the first field that is out of range."""
         check_ranges(self, where)
+        check_admission(where, self.admission, self.members, self.admins)
         if any(b <= a for a, b in self.layer_split):
             raise InputError(where, "layer_split", "expected at least one stage, each with at least one layer")
         until = [0, *(iteration for iteration, _ in self.data_peers_before)]
@@ -378,23 +387,3 @@ def decode(kind: type[T], data: bytes) -> T:
         raise OtherWireVersion(kind.__name__, WIRE_VERSION, plain.get("wire_version"))
     record: T = from_plain(kind, plain, kind.__name__)
     return record
-
-
-MAX_STAGES = 128
-"""Most stages of a run: for so many the keys of a run are known before its record is."""
-
-
-def run_key(run_id: RunId) -> str:
-    """Where the DHT has the run record."""
-    return f"{run_id}.run"
-
-
-def stage_key(run_id: RunId, stage: Stage) -> str:
-    """Where the DHT has the records of a stage's peers; data peers are under stage 0."""
-    return f"{run_id}.stage.{stage}"
-
-
-def keys_of_run(run_id: RunId) -> list[str]:
-    """Every key under which peers of the run publish."""
-    stages = [stage_key(run_id, Stage(k)) for k in range(MAX_STAGES + 1)]
-    return [run_key(run_id), *stages, *(contributions_key(run_id, page) for page in range(MOST_PAGES))]

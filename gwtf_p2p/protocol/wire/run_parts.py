@@ -1,15 +1,17 @@
-"""Parts of a run record that say what travels between peers, and what the model computes where the run was started."""
+"""Parts of a run record: what travels between peers, what the model computes where the run was started, who may take part."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.ids import PEER_ID, PeerId
 from gwtf_p2p.protocol.wire.ranges import PLAIN_NAME
 from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, TensorFormat, format_of
 
@@ -107,3 +109,16 @@ class AdapterSpec:
             raise InputError(where, "adapters.targets", 'expected names of modules, like ["q_proj", "v_proj"], got none')
         if self.targets and not self.rank:
             raise InputError(where, "adapters.rank", "expected a whole number above 0, or no targets")
+
+
+Admission = Literal["open", "listed", "secret"]
+"""Who may take part in a run."""
+
+
+def check_admission(where: str, admission: Admission, members: Sequence[PeerId], admins: Sequence[PeerId]) -> None:
+    """Raises InputError for what is no peer id, and for members of a run that lists none."""
+    for name, peers in (("members", members), ("admins", admins)):
+        if len(set(peers)) < len(peers) or any(re.fullmatch(PEER_ID, peer) is None for peer in peers):
+            raise InputError(where, name, "expected peer ids, as `gwtf id` prints them, each once")
+    if members and admission != "listed":
+        raise InputError(where, "members", f'expected admission = "listed" with it, got {admission!r}')

@@ -56,6 +56,7 @@ _ABOUT: dict[type[Any], Callable[[Any], str]] = {
     ev.Delivered: _tensor,
     ev.DeliveryBroken: _tensor,
     ev.ViewChanged: lambda e: str(len(e.view.records)),
+    ev.Ordered: lambda e: " ".join(f"{o.issuer}:{o.sequence_number}" for o in e.orders),
     ev.PushAnswered: lambda e: f"{e.token} {e.verdict.name}",
     ev.PushDelivered: lambda e: str(e.token),
     ev.PushFailed: lambda e: f"{e.token} {e.reason}",

@@ -19,6 +19,7 @@ from gwtf_p2p.protocol.peer.factory import PeerSettings, compose
 from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan, PlanRequest
+from gwtf_p2p.protocol.wire.signed import EntryTerms
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links, LinkSpec
 from gwtf_p2p.simulation.scenario.sizes import Sizes
@@ -121,6 +122,7 @@ class SmallConfig:
     max_skipped_steps: int = 0
     certifies: bool = True
     seed: int = 0
+    terms: EntryTerms = field(default_factory=EntryTerms)
 
 
 @dataclass
@@ -157,7 +159,9 @@ class SmallSwarm:
         corrections = {ev.Work.UNCOUNT: BACKWARD_S * 1.5, ev.Work.RECOUNT: BACKWARD_S * 1.5}
         if kind == "data":
             own = DataPeerConfig(config.microbatches, config.data_peers)
-            settings = PeerSettings(peer, DATA_STAGE, config.stages, None, config.exact, data_peer=own, life=life)
+            settings = PeerSettings(
+                peer, DATA_STAGE, config.stages, None, config.exact, data_peer=own, life=life, terms=config.terms
+            )
             speed = Speed({ev.Work.EMBED: 0.005, ev.Work.LOSS: 0.02, ev.Work.FINISH: 0.005, **corrections})
             return SimulatedPeer(compose(settings, router(config.microbatches), verifies), speed)
         one = done_bytes(MICROBATCH_BYTES, MICROBATCH_BYTES)
@@ -171,6 +175,7 @@ class SmallSwarm:
             memory_limit_bytes=config.memory_microbatches * one,
             stage_peer=StagePeerConfig(config.capacity, moves=config.moves),
             life=life,
+            terms=config.terms,
         )
         factor = self._random.choice(config.speeds)
         seconds = {ev.Work.FORWARD: FORWARD_S, ev.Work.BACKWARD: BACKWARD_S, **corrections}

@@ -17,6 +17,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.schedule.iteration_plan import make_plan
 from gwtf_p2p.protocol.wire.messages import Prepare
+from gwtf_p2p.protocol.wire.signed import Order
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links
 from gwtf_p2p.simulation.lines.rounds import Rounds
@@ -61,6 +62,7 @@ class World:
         self.rounds = Rounds(links, sizes.average_bytes, population.tell)
         self.rounds.on_done = self.spans.averaged
         self._weights = Weights(population, sizes.state_bytes)
+        self._orders: tuple[Order, ...] = ()
 
     # ---- peers and faults
 
@@ -76,6 +78,8 @@ class World:
         if weights_version not in peer.kept:
             peer.kept.append(weights_version)
         self.population.feed(peer, ev.Started(weights_version, epoch=peer.epoch, kept=tuple(peer.kept)))
+        if self._orders:
+            self.population.feed(peer, ev.Ordered(self._orders))
         self._publication.keep_publishing(peer)
         self._publication.show(peer)
 
@@ -102,6 +106,13 @@ class World:
     def _silent(self, peer: PeerId) -> None:
         if self.peers[peer].frozen:
             self._weights.donor_silent(peer)
+
+    def order(self, *orders: Order) -> None:
+        """The run's owner or an admin says who may take part: those that are up hear of it, and whoever starts later."""
+        self._orders += orders
+        for peer in list(self.peers.values()):
+            if peer.alive and not peer.frozen:
+                self.population.feed(peer, ev.Ordered(self._orders))
 
     def drain(self, peer_id: PeerId) -> None:
         """Its user wants to stop."""

@@ -11,15 +11,18 @@ import pytest
 from hivemind.utils.timed_storage import get_dht_time
 
 from gwtf_p2p.live.discovery.clock_skew import ClockVerdict, check_clock, judge_offsets
-from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, RunConflict, dht_id_of, start_dht
+from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, dht_id_of, start_dht
 from gwtf_p2p.live.discovery.dht_validation import MAX_LIFETIME_S, peer_of_owner
+from gwtf_p2p.live.discovery.run_trust import RunConflict, Trusted
+from gwtf_p2p.live.discovery.signing import OwnedRun, own, sign
 from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable, start_daemon
 from gwtf_p2p.live.libp2p.identity import Identity, create_identity
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
 from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.protocol.errors import InputError, OtherWireVersion, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
-from gwtf_p2p.protocol.wire.records import WIRE_VERSION, PeerState, RunRecord, StageRecord, Timing, encode, run_key, stage_key
+from gwtf_p2p.protocol.wire.records import WIRE_VERSION, PeerState, RunRecord, StageRecord, Timing, encode
+from gwtf_p2p.protocol.wire.signed import run_key, stage_key
 from tests.live.conftest import DEADLINE_S, RUN
 
 pytestmark = pytest.mark.live
@@ -74,13 +77,14 @@ async def test_records_are_read_by_all_through_a_bootstrap_peer_that_knows_no_ru
     """A joining peer needs an initial peer and a run id, nothing else; client-mode peers publish and read too."""
     await start(None)
     a, b, behind_nat = await start(), await start(), await start(client_mode=True)
-    assert await a.dht.publish_run(run_record())
+    run = own(a.identity, run_record())
+    assert await a.dht.publish_run(run)
     records = [stage_record(a.identity.peer_id), stage_record(b.identity.peer_id), stage_record(behind_nat.identity.peer_id, 2)]
     for peer, record in zip((a, b, behind_nat), records, strict=True):
         assert await peer.dht.publish_stage(record)
     expected = sorted(records, key=lambda record: (record.stage, record.peer))
     for peer in (a, b, behind_nat):
-        assert await peer.dht.read_run(RUN) == run_record()
+        assert await peer.dht.read_run(RUN) == run
         assert await peer.dht.read_stages(RUN, [Stage(0), Stage(1), Stage(2)]) == expected
         assert not peer.dht.dropped
 
@@ -142,7 +146,7 @@ async def test_records_that_break_the_rules_are_stored_nowhere(start: StartDht) 
     assert not await node.store(key, value, soon + 2, subkey="b"), "owned by nobody"
     assert not await node.store(key, value, soon + 3), "no subkey"
     assert not await node.store(key, value, get_dht_time() + MAX_LIFETIME_S + 60, subkey=owner), "would live too long"
-    assert not await node.store(key, bytes(8193), soon + 4, subkey=owner), "too big"
+    assert not await node.store(key, bytes(8300), soon + 4, subkey=owner), "too big"
     assert not await node.store(key, "text", soon + 5, subkey=owner), "not bytes"
     assert len(await b.dht.read_stages(RUN, [Stage(1)])) == 1
     with pytest.raises(ValueError, match="over the bound"):
@@ -153,27 +157,52 @@ async def test_a_run_of_another_wire_version_is_named_as_such_unless_somebody_pu
     start: StartDht,
 ) -> None:
     a, b = await start(), await start()
-    await b.dht.publish_run(run_record(wire_version=WIRE_VERSION + 1))
+    await b.dht.publish_run(own(b.identity, run_record(wire_version=WIRE_VERSION + 1)))
     with pytest.raises(OtherWireVersion, match=f"speaks {WIRE_VERSION}, the record says {WIRE_VERSION + 1}"):
         await a.dht.read_run(RUN)
-    await a.dht.publish_run(run_record())
-    assert await a.dht.read_run(RUN) == run_record()
-    with pytest.raises(OtherWireVersion):
-        await a.dht.read_run(RUN, owner=b.identity.peer_id)
+    run = own(a.identity, run_record())
+    await a.dht.publish_run(run)
+    assert await a.dht.read_run(RUN) == run
 
 
-async def test_run_records_of_several_owners_must_agree(start: StartDht) -> None:
+async def test_a_run_record_is_its_owners_whoever_publishes_it(start: StartDht) -> None:
+    """A peer without the owner's key keeps the run alive; what the owner has not signed is no run record."""
     a, b = await start(), await start()
     assert await b.dht.read_run(RUN) is None
-    await a.dht.publish_run(run_record())
-    await b.dht.publish_run(run_record(sequence_number=5))
-    agreed = await b.dht.read_run(RUN)
-    assert agreed is not None and agreed.sequence_number == 5
-    await b.dht.publish_run(run_record(seed=8))
-    with pytest.raises(RunConflict, match=b.identity.peer_id):
+    run = own(a.identity, run_record())
+    await b.dht.publish_run(run)
+    assert await a.dht.read_run(RUN) == run and run.owner == a.identity.peer_id
+    forged = replace(own(b.identity, run_record(seed=8)).record, owner=a.identity.peer_id)
+    for lie in (encode(forged), sign(b.identity, "run", forged), bytes([*run.signed[:-40], 1, *run.signed[-39:]])):
+        await b.dht.publish_run(OwnedRun(run.record, lie))
+        assert await a.dht.read_run(RUN) is None
+    await a.dht.publish_run(run)
+    assert await a.dht.read_run(RUN) == run
+
+
+async def test_a_second_run_record_under_the_id_changes_nothing_for_who_knows_the_owner(start: StartDht) -> None:
+    a, b = await start(), await start()
+    first, second = own(a.identity, run_record()), own(b.identity, run_record())
+    await a.dht.publish_run(first)
+    await b.dht.publish_run(second)
+    with pytest.raises(RunConflict, match="--run_owner") as refused:
         await a.dht.read_run(RUN)
-    assert await a.dht.read_run(RUN, owner=a.identity.peer_id) == run_record()
-    assert await a.dht.read_run(RUN, owner=PeerId("Qm")) is None
+    assert first.owner in str(refused.value) and second.owner in str(refused.value)
+    assert await a.dht.read_run(RUN, Trusted(wanted=second.owner)) == second
+    assert await b.dht.read_run(RUN, Trusted(joined=first.owner)) == first
+    with pytest.raises(RunConflict, match=f"expected {'Qm' + 'x' * 44}"):
+        await a.dht.read_run(RUN, Trusted(wanted=PeerId("Qm" + "x" * 44)))
+
+
+async def test_an_owner_that_has_signed_two_different_runs_is_not_believed(start: StartDht) -> None:
+    a, b = await start(), await start()
+    await a.dht.publish_run(own(a.identity, run_record()))
+    await b.dht.publish_run(own(a.identity, run_record(sequence_number=5)))
+    agreed = await b.dht.read_run(RUN)
+    assert agreed is not None and agreed.record.sequence_number == 5
+    await b.dht.publish_run(own(a.identity, run_record(seed=8)))
+    with pytest.raises(RunConflict, match=a.identity.peer_id):
+        await a.dht.read_run(RUN)
 
 
 async def test_the_clocks_of_other_peers_can_be_asked(start: StartDht) -> None:

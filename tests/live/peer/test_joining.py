@@ -15,6 +15,7 @@ import pytest
 from gwtf_p2p.live.discovery import clock_skew as clock
 from gwtf_p2p.live.discovery.dht import DhtOptions, start_dht
 from gwtf_p2p.live.discovery.peer_cache import MOST, PeerCache
+from gwtf_p2p.live.discovery.signing import own
 from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonFailed, NetworkUnreachable, start_daemon
 from gwtf_p2p.live.libp2p.identity import Identity, create_identity
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
@@ -156,7 +157,7 @@ async def test_a_run_of_another_wire_version_is_refused_by_both_numbers(tmp_path
     other = await start_daemon(LOCAL, boot := identity_in(tmp_path, "boot"))
     dht = await start_dht(other, boot, DhtOptions(RUN))
     record = RunRecord(RUN, {"hidden_size": 64}, ((0, 2),), 7, 32, 4, 8, wire_version=WIRE_VERSION + 1)
-    assert await dht.publish_run(record)
+    assert await dht.publish_run(own(boot, record))
     config = PeerConfig("peer", options(*await other.maddrs()), tmp_path / "peer.key", run_id=RUN)
     both = f"run joining: .*this peer speaks {WIRE_VERSION}, the record says {WIRE_VERSION + 1}$"
     with pytest.raises(RunMismatch, match=both) as error:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import msgpack
 
-from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.ids import PeerId, RunId
 from gwtf_p2p.protocol.wire.codec import to_plain
 from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord, decode_contributions
 from gwtf_p2p.protocol.wire.dataset import DatasetSpec
@@ -42,16 +42,18 @@ from gwtf_p2p.protocol.wire.records import (
     decode_stage,
     encode,
 )
-from gwtf_p2p.protocol.wire.run_notice import RunNotice, decode_notice
+from gwtf_p2p.protocol.wire.signed import Order, RunNotice, Signed, decode_notice, decode_order, decode_signed
 
 FILE = Path(__file__).with_name("golden_bytes.txt")
 MESSAGES: tuple[type[Any], ...] = (*get_args(TensorMessage), *get_args(ControlMessage))
-RECORDS: tuple[type[Any], ...] = (RunRecord, StageRecord, RunNotice, ContributionRecord)
+RECORDS: tuple[type[Any], ...] = (RunRecord, StageRecord, RunNotice, ContributionRecord, Signed, Order)
 DECODERS: dict[str, Any] = {
     "RunRecord": decode_run,
     "StageRecord": decode_stage,
     "RunNotice": decode_notice,
     "ContributionRecord": decode_contributions,
+    "Signed": decode_signed,
+    "Order": lambda data: decode_order(data, sample(Order).issuer),
 }
 VERSION = "WIRE_VERSION"
 
@@ -84,6 +86,10 @@ _RUN = RunRecord(
     max_skipped_steps=14,
     boundary=(BoundaryTensor("hidden", (3, 2, 64)), BoundaryTensor("ids", (3, 2), is_integer=True)),
     fingerprint=Fingerprint((0.7, 0.8), {"torch": "version"}),
+    admission="listed",
+    members=(PeerId("Qm" + "a" * 44),),
+    admins=(PeerId("Qm" + "b" * 44),),
+    owner=PeerId("owner"),
     sequence_number=11,
     schema_version=SCHEMA_VERSION,
 )
@@ -115,7 +121,14 @@ def _fill(kind: Any, name: str, numbers: count[int]) -> Any:
         return list(kind)[next(numbers) % len(kind)]
     plain = getattr(kind, "__supertype__", kind)
     number = next(numbers)
-    values: dict[Any, Any] = {str: f"{name}{number}", int: number, float: number + 0.5, bool: True, Any: f"any{number}"}
+    values: dict[Any, Any] = {
+        str: f"{name}{number}",
+        bytes: b"bytes",
+        int: number,
+        float: number + 0.5,
+        bool: True,
+        Any: f"any{number}",
+    }
     return values[plain]
 
 
