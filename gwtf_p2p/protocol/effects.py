@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from gwtf_p2p.protocol.events import Slot, TimerName, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.plans import PlanRequest
+from gwtf_p2p.protocol.wire.audit_messages import Hop
 from gwtf_p2p.protocol.wire.messages import ControlMessage, Prepare, TensorMessage, Verdict
 from gwtf_p2p.protocol.wire.receipts import Receipt
 
@@ -202,6 +203,37 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
+class Sign:
+    """Sign this text, and the run's name before it, with this peer's key; a text has one signature. Followed by Signed."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """Of the four tensors that this peer has of a microbatch, as they travel. Followed by Digested."""
+
+    microbatch: MicrobatchId
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Have the neighbours of a hop's worker send what they kept of it, to be computed again (`Work.AUDIT`). Followed by
+    Gathered; what has come is kept until DropGathered."""
+
+    hop: Hop
+    proof: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropGathered:
+    """Free what was gathered of this microbatch, and gather no more. No event follows."""
+
+    microbatch: MicrobatchId
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Something that people and metrics want to know: a stable name and its fields."""
 
@@ -233,5 +265,9 @@ Effect = (
     | End
     | Publish
     | Bar
+    | Sign
+    | Digest
+    | Gather
+    | DropGathered
     | Report
 )

@@ -14,6 +14,7 @@ from typing import Literal
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan
+from gwtf_p2p.protocol.wire.audit_messages import Digests, Hop
 from gwtf_p2p.protocol.wire.messages import ControlMessage, TensorMessage, Verdict
 from gwtf_p2p.protocol.wire.signed import Order
 
@@ -32,7 +33,8 @@ class Work(Enum):
 
     FORWARD: INPUT to OUTPUT. BACKWARD: OUTPUT_GRADIENT to INPUT_GRADIENT, counted. On data peers EMBED makes OUTPUT from
     tokens, LOSS makes INPUT_GRADIENT from INPUT (head, counted), FINISH takes OUTPUT_GRADIENT (embedding, counted).
-    UNCOUNT recomputes the gradient of a counted microbatch and subtracts it, RECOUNT adds it again.
+    UNCOUNT recomputes the gradient of a counted microbatch and subtracts it, RECOUNT adds it again. AUDIT does another peer's
+    work again, from what its neighbours have sent here (`effects.Gather`), and counts nothing.
     """
 
     FORWARD = "forward"
@@ -42,6 +44,7 @@ class Work(Enum):
     FINISH = "finish"
     UNCOUNT = "uncount"
     RECOUNT = "recount"
+    AUDIT = "audit"
 
 
 class Timer(Enum):
@@ -55,6 +58,8 @@ class Timer(Enum):
     AVERAGING = "averaging"
     PLACEMENT = "placement"
     END = "end"
+    # of a hop that is done again
+    AUDIT = "audit"
     # of a data peer
     INJECT = "inject"
     REDO = "redo"
@@ -184,7 +189,9 @@ class SendFailed:
 @dataclass(frozen=True, slots=True)
 class Computed:
     """`again_s` of the `seconds` went into a forward that was computed a second time, because its activations were not kept.
-    `finite`: False where a result is not; zeros stand for it, and no gradient was counted. `loss`: None where it is not."""
+    `finite`: False where a result is not; zeros stand for it, and no gradient was counted. `loss`: None where it is not.
+    `differs`, of an audit: by how much the worker's output and gradient differ from this peer's, as shares of the change.
+    """
 
     work: Work
     microbatch: MicrobatchId
@@ -192,6 +199,7 @@ class Computed:
     loss: float | None = None
     again_s: float = 0.0
     finite: bool = True
+    differs: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +299,32 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
+class Signed:
+    """The signature that a `Sign` of this name asked for."""
+
+    name: str
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class Digested:
+    """The digests that a `Digest` asked for; None when not all four tensors are here."""
+
+    microbatch: MicrobatchId
+    digests: Digests | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What a `Gather` has brought: the digests of the four tensors, as the worker's neighbours had them; None, and why, when
+    they did not come."""
+
+    hop: Hop
+    digests: Digests | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DrainRequested:
     """The user wants to stop: take nothing new, finish what is held, say `drained`."""
 
@@ -321,5 +355,8 @@ Event = (
     | Checkpointed
     | Kept
     | Planned
+    | Signed
+    | Digested
+    | Gathered
     | DrainRequested
 )

@@ -23,6 +23,7 @@ from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
 from gwtf_p2p.protocol.routers.factory import KINDS, default_config, router_kind
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.protocol.wire.run_parts import AuditTerms
 from gwtf_p2p.protocol.wire.signed import terms_of
 from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS
 from gwtf_p2p.training.codecs.table import CODECS
@@ -192,4 +193,5 @@ def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) 
         stage_peer=stage_peer,
         life=run_life(config, run),
         terms=terms_of(run),
+        audit=AuditTerms(precision=config.executor.torch_dtype),
     )

@@ -32,11 +32,12 @@ class BarBook:
 
     def __init__(self) -> None:
         self._entries: OrderedDict[PeerId, _Entry] = OrderedDict()
+        self._convicted: set[PeerId] = set()
 
     def is_barred(self, peer: PeerId, now: float) -> bool:
         """Nothing is heard from it now."""
         entry = self._entries.get(peer)
-        return entry is not None and now < entry.barred_until
+        return peer in self._convicted or (entry is not None and now < entry.barred_until)
 
     def strike(self, peer: PeerId, now: float, stranger: bool) -> float | None:
         """A breach; returns for how many seconds the peer is barred, if this was one too many.
@@ -54,6 +55,14 @@ class BarBook:
         seconds = min(FIRST_BAR_S * BAR_GROWTH**entry.bars, LONGEST_BAR_S)
         entry.bars, entry.barred_until, entry.as_stranger = entry.bars + 1, now + seconds, stranger
         return seconds
+
+    def convict(self, peer: PeerId) -> None:
+        """Nothing is heard from it in this run any more."""
+        self._convicted.add(peer)
+
+    def is_convicted(self, peer: PeerId) -> bool:
+        """Others have proven that it cheats."""
+        return peer in self._convicted
 
     def pardon(self, peer: PeerId, now: float) -> bool:
         """It was barred as a stranger and has become known: once, it is heard again. True when that ends a bar."""

@@ -18,7 +18,15 @@ from gwtf_p2p.protocol.effects import CancelPush, CancelTimer, Discard, DropActi
 from gwtf_p2p.protocol.events import Timer, TimerName
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.run_parts import AuditTerms
 
+
+def nobodys(peer: PeerId, text: str, signature: str) -> bool:
+    """For peers that check no signatures: none is anybody's."""
+    return False
+
+
+SignedBy = Callable[[PeerId, str, str], bool]
 Verify = Callable[[str, str, str], bool]
 """(key, text, signature): was this text signed with that key? It has no effects, and does not raise."""
 
@@ -33,7 +41,8 @@ class Context:
 
     `done_bytes` is what a peer keeps of a microbatch that is done, its four tensors in the bytes in which they travel; with
     `memory_limit_bytes` above 0 a stage peer is BUSY when what it has accepted would need more by the end of the iteration.
-    `verify`: how signatures are looked at; None: nobody signs (`commit/certifying`).
+    `verify`: how signatures are looked at; None: nobody signs (`commit/certifying`). `audit` is by what others' work is done
+    again, `signed_by` tells whether a text is a peer's, in this run: (peer, text, signature).
     """
 
     me: PeerId
@@ -46,6 +55,8 @@ class Context:
     done_bytes: int = 0
     memory_limit_bytes: int = 0
     life: RunLife = field(default_factory=RunLife)
+    audit: AuditTerms = field(default_factory=AuditTerms)
+    signed_by: SignedBy = nobodys
     view: NetworkView | None = None
     now: float = 0.0
     recoveries: Counter[str] = field(default_factory=Counter)

@@ -128,7 +128,24 @@ STORY_LENGTH = 40
 
 
 @dataclass(slots=True, kw_only=True)
-class Downward:
+class HandedOn:
+    """Who has got which tensor whole from this very peer, not from another one that had it: `delivered_to` the output,
+    `returned_to` the input gradient."""
+
+    delivered_to: PeerId | None = None
+    returned_to: PeerId | None = None
+
+    def delivered_whole(self, peer: PeerId) -> None:
+        """The next peer."""
+        self.delivered_to = peer
+
+    def returned(self, peer: PeerId) -> None:
+        """The peer before."""
+        self.returned_to = peer
+
+
+@dataclass(slots=True, kw_only=True)
+class Downward(HandedOn):
     """What one peer knows of a microbatch's way down: to whom it is to go, to whom it has gone, and what came of that.
 
     `ahead` are the peers planned for the stages after this one, `ahead[0]` being the next; `beyond` is the successor's own
@@ -251,7 +268,8 @@ class Held(Downward):
 
     `attempt` is the one that it came with (see `messages`); at its data peer `result_attempt` is the one that the result came
     with. `done_by` is who did the backward of all later stages. `keeps`: the activations of its forward are, or will be, kept
-    for its backward.
+    for its backward. `got_from` has sent the input, `gradient_from` the output gradient: `predecessor` and `successor` may
+    have been replaced since.
     """
 
     id: MicrobatchId
@@ -259,6 +277,7 @@ class Held(Downward):
     phase: Phase
     predecessor: PeerId
     returning: Returning = Returning.IDLE
+    got_from: PeerId | None = None
     gradient_from: PeerId | None = None
     done_by: tuple[PeerId, ...] = ()
     result_attempt: Attempt = ()
@@ -305,8 +324,8 @@ class Held(Downward):
         """The peer that has the stage before, perhaps in the place of another."""
         self.predecessor = peer
 
-    def delivered(self, now: float) -> None:
-        self.delivered_at = now
+    def delivered(self, sender: PeerId, now: float) -> None:
+        self.got_from, self.delivered_at = sender, now
 
     def result_offered(self, attempt: Attempt) -> None:
         """Back at its data peer."""

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.audit.audits import Audits
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.events import Timer
@@ -66,7 +67,10 @@ class PeerMachine(Concerned, Worker, ABC):
         self.return_gradient = self.transfers.return_gradient
         self.neighbours = Neighbours(self.membership, self.transfers, self)
         self.negotiating = Negotiating(context)
-        self.computing = Computing(context, self.participant, self)
+        self.audits = Audits(
+            context, self.participant, lambda peer, stages: self.known.holds(peer, stages), self.neighbours.barred
+        )
+        self.computing = Computing(context, self.participant, self, self.audits.auditor)
         self.accounts = self.computing.accounts
         self.known = Acquaintances(context, self.participant, None)
         self.gate = Gate(context, self.known, self.neighbours.barred)
@@ -128,6 +132,7 @@ class PeerMachine(Concerned, Worker, ABC):
                 if view is None:
                     return
                 ctx.view = view
+                self.audits.view_changed()
                 ctx.liveness.observe_view(view, ctx.out)
                 ctx.router.observe_view(view, ctx.now)
                 self.membership.view_changed()
@@ -161,6 +166,8 @@ class PeerMachine(Concerned, Worker, ABC):
                 self.participant.role.keep(versions)
             case ev.Planned(plan):
                 self._planned(plan)
+            case ev.Signed() | ev.Digested() | ev.Gathered():
+                self.audits.happened(event)
             case ev.DrainRequested():
                 self.saving.leave()
                 self.membership.drain()
@@ -179,6 +186,7 @@ class PeerMachine(Concerned, Worker, ABC):
             self.membership.fell_behind()
         if participant.position != self._position:
             self._position = participant.position
+            self.audits.forget()
             self._iteration_changed()
         self.computing.go_on()
         if self.ctx.held:
@@ -247,7 +255,7 @@ class PeerMachine(Concerned, Worker, ABC):
                 self.membership.admit(sender, replace(message, donors=donors))  # weights come from peers of this stage only
             case msg.Lost(peer, reason):
                 self.neighbours.told_lost(sender, peer, reason)
-            case _ if not self.negotiating.heard(sender, message):
+            case _ if not (self.audits.heard(sender, message) or self.negotiating.heard(sender, message)):
                 self._received_own(sender, message)
 
     def _standing(self, sender: PeerId, standing: msg.Standing) -> None:
@@ -267,6 +275,8 @@ class PeerMachine(Concerned, Worker, ABC):
             case Timer.END:
                 self.ending.end()
                 self.membership.others.say_goodbye()
+            case Timer.AUDIT:
+                self.audits.late(of)
             case Timer.NEGOTIATE:
                 self.negotiating.tick()
             case Timer.AVERAGING:
@@ -304,6 +314,7 @@ class PeerMachine(Concerned, Worker, ABC):
     def _drop_everything(self) -> None:
         """This peer is out of step: what it holds is of no use to anybody."""
         self.computing.let_go()
+        self.audits.forget()
         for held in self.ctx.in_order():
             self.ctx.router.observe_end(held.id, self.ctx.now)
             self.ctx.discard(held)

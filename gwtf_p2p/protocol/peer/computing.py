@@ -1,7 +1,7 @@
 """One computation at a time: what this peer's device does next, and what becomes of what it has done.
 
-Corrections of the gradient go first, as a whole group waits for them; the rest is for the kind of peer to choose. A result that
-nobody wants any more is thrown away.
+Corrections of the gradient go first, as a whole group waits for them; the rest is for the kind of peer to choose; others' work
+is done again when there is nothing else. A result that nobody wants any more is thrown away.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Protocol
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.audit.auditor import Auditor
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import COMPUTING, Held
@@ -37,8 +38,8 @@ class Worker(Protocol):
 class Computing:
     """Of one peer. `running` is what its device computes."""
 
-    def __init__(self, context: Context, participant: Participant, worker: Worker) -> None:
-        self.ctx, self.participant, self.worker = context, participant, worker
+    def __init__(self, context: Context, participant: Participant, worker: Worker, auditor: Auditor) -> None:
+        self.ctx, self.participant, self.worker, self.auditor = context, participant, worker, auditor
         self.accounts = Accounts(context)
         self.running: tuple[ev.Work, MicrobatchId] | None = None
         self._is_void = False
@@ -59,6 +60,10 @@ class Computing:
         work = self.worker.next_work()
         if work is not None:
             self._start(work[0], work[1].id, work[1].keeps)
+            return
+        audit = self.auditor.next_work()
+        if audit is not None:
+            self._start(ev.Work.AUDIT, audit)
 
     def _start(self, work: ev.Work, microbatch: MicrobatchId, keeps: bool = True) -> None:
         self.running = (work, microbatch)
@@ -74,6 +79,9 @@ class Computing:
         self.running = None
         was_void, self._is_void = self._is_void, False
         self.accounts.computed(event)
+        if event.work is ev.Work.AUDIT:
+            self.auditor.computed(event, was_void or event.microbatch.iteration != self.participant.version)
+            return
         if not event.finite and not was_void:
             ctx.report("not_finite", microbatch=str(event.microbatch), work=event.work.value)
             self.participant.share.spoil(event.microbatch)

@@ -75,6 +75,7 @@ class DataArrivals:
         if held is None:
             ctx.emit(ef.Discard(message.microbatch))
         elif isinstance(message, Forward) and held.phase is Phase.RECEIVING_RESULT:
+            held.delivered(sender, ctx.now)
             ctx.move(held, Phase.QUEUED_LOSS)
         elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
             held.gradient_is_here(message.done_by)

@@ -61,8 +61,9 @@ class DataPeer(PeerMachine):
         self.begun = False
         self._empty: set[Stage] = set()
         self.injecting = injecting = Injecting(context, self.participant)
+        orders = self.audits.order(lambda: self.finishing.report())
         self.finishing = Finishing(
-            self.membership, self.coordinator, self.repairs, lambda: self.begun and not injecting.pending
+            self.membership, self.coordinator, self.repairs, orders, lambda: self.begun and not injecting.pending
         )
         self.arrivals = DataArrivals(context, self.transfers, self.finishing, self.injecting)
 

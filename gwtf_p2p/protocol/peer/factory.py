@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gwtf_p2p.protocol.core.context import Context, Verify
+from gwtf_p2p.protocol.core.context import Context, SignedBy, Verify, nobodys
 from gwtf_p2p.protocol.core.deadlines import Timings
 from gwtf_p2p.protocol.core.failure_detector import Liveness
 from gwtf_p2p.protocol.core.life import RunLife
@@ -21,6 +21,7 @@ from gwtf_p2p.protocol.routers.factory import make_router
 from gwtf_p2p.protocol.routers.swarm_failures import FixedTimings, ForgetfulLiveness
 from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.trust.entry import Entry
+from gwtf_p2p.protocol.wire.run_parts import AuditTerms
 from gwtf_p2p.protocol.wire.signed import EntryTerms
 
 
@@ -37,7 +38,8 @@ class RouterChoice:
 class PeerSettings:
     """One of `data_peer` and `stage_peer` is given, as `stage` says. `router` None: whoever composes brings one.
 
-    `exact`, `done_bytes`, `memory_limit_bytes` and `life` as in `Context`. `terms`: who may take part, as the run record says.
+    `exact`, `done_bytes`, `memory_limit_bytes`, `life` and `audit` as in `Context`. `terms`: who may take part, as the run
+    record says.
     """
 
     me: PeerId
@@ -51,6 +53,7 @@ class PeerSettings:
     stage_peer: StagePeerConfig | None = None
     life: RunLife = field(default_factory=RunLife)
     terms: EntryTerms = field(default_factory=EntryTerms)
+    audit: AuditTerms = field(default_factory=AuditTerms)
 
     def __post_init__(self) -> None:
         if not 0 <= self.stage <= self.stages:
@@ -64,9 +67,11 @@ class PeerSettings:
         return self.router is not None and self.router.settings.official_failures
 
 
-def compose(settings: PeerSettings, router: Router | None = None, verify: Verify | None = None) -> StagePeer | DataPeer:
+def compose(
+    settings: PeerSettings, router: Router | None = None, verify: Verify | None = None, signed_by: SignedBy = nobodys
+) -> StagePeer | DataPeer:
     """The machine of a peer whose program has just started. `router` takes the place of the one that the settings name.
-    `verify`: how signatures are looked at, where peers sign."""
+    `verify`, `signed_by`: how signatures are looked at, where peers sign (`Context`)."""
     timings = FixedTimings() if settings.official_failures else Timings()
     liveness = (ForgetfulLiveness if settings.official_failures else Liveness)(settings.me, timings)
     if router is None:
@@ -83,7 +88,9 @@ def compose(settings: PeerSettings, router: Router | None = None, verify: Verify
         done_bytes=settings.done_bytes,
         memory_limit_bytes=settings.memory_limit_bytes,
         life=settings.life,
+        audit=settings.audit,
         verify=verify,
+        signed_by=signed_by,
     )
     if settings.data_peer is not None:
         machine: StagePeer | DataPeer = DataPeer(context, settings.data_peer)

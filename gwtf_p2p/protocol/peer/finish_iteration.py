@@ -1,7 +1,8 @@
 """The end of a data peer's iteration: its ledger is complete, it reports to the coordinator, and what goes missing is redone.
 
-All microbatches must be done, and every stage of each credited to a peer that has it. A gap is closed by whoever else did
-that stage, by the peer that was thought lost and is back, or by a redo from the peer before it (`ledger`, `repair`).
+All microbatches must be done, and every stage of each credited to a peer that has it; what is drawn must have been done again.
+A gap is closed by whoever else did that stage, by the peer that was thought lost and is back, or by a redo from the peer before
+it (`ledger`, `repair`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from gwtf_p2p.protocol.audit.orders import Orders
 from gwtf_p2p.protocol.commit.coordinator import FINISH_PRIOR_S, Coordinator
 from gwtf_p2p.protocol.core.lifecycle import Held
 from gwtf_p2p.protocol.effects import Send
@@ -31,8 +33,14 @@ class Finishing:
     report; None when there is none, or it is not right any more."""
 
     def __init__(
-        self, membership: Membership, coordinator: Coordinator, repairs: Repairs, all_injected: Callable[[], bool]
+        self,
+        membership: Membership,
+        coordinator: Coordinator,
+        repairs: Repairs,
+        orders: Orders,
+        all_injected: Callable[[], bool],
     ) -> None:
+        self.orders = orders
         self.ctx, self.participant = membership.ctx, membership.participant
         self.membership, self.coordinator, self.repairs, self.all_injected = membership, coordinator, repairs, all_injected
         self.ledger = Ledger(self.ctx.me, self.ctx.liveness.is_lost)
@@ -57,6 +65,7 @@ class Finishing:
     def back(self, held: Held) -> None:
         """The gradient of a microbatch has arrived."""
         self.ledger.back(held.id.index, held.done_by)
+        self.orders.back(held)
         if self.ledger.has_gaps:
             self.close_gaps()
 
@@ -72,6 +81,7 @@ class Finishing:
     def missing(self, sender: PeerId, message: Missing) -> None:
         """A peer lacks what the ledger credits it with; if somebody else says so, it is asked itself."""
         current = [m for m in message.microbatches if self._is_current(m)]
+        self.orders.missing(sender, current)
         if sender != message.peer and sender not in self.coordinator.roster.data_peers():
             for microbatch in current:
                 if self.ledger.credits_with(microbatch.index, message.stage, message.peer):
@@ -84,6 +94,7 @@ class Finishing:
 
     def gone(self, peer: PeerId) -> None:
         """What this peer had of mine is not there any more."""
+        self.orders.peer_lost(peer)
         if self.ledger.void(peer):
             self.reported_to = None
         self.close_gaps()
@@ -138,6 +149,8 @@ class Finishing:
         ctx = self.ctx
         if not self.all_injected() or ctx.occupancy or self.ledger.has_gaps or self.participant.out_of_step:
             return
+        if not self.orders.are_settled:
+            return  # what is done again needs the weights of this iteration
         coordinator = self.coordinator.roster.coordinator()
         if coordinator is None:
             return

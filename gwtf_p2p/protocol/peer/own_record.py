@@ -99,6 +99,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         model_hash=around.model_hash,
         signing_key=around.signing_key,
         shard=around.shard,
+        precision=ctx.audit.precision,
         copied=around.copied,
         account=_account(machine, around),
         completion=machine.ending.completion,

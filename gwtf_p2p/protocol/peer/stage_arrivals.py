@@ -88,7 +88,7 @@ class StageArrivals:
         if held is None:
             ctx.emit(ef.Discard(message.microbatch))
         elif isinstance(message, Forward) and held.phase is Phase.RECEIVING:
-            held.delivered(ctx.now)
+            held.delivered(sender, ctx.now)
             ctx.move(held, Phase.QUEUED_FORWARD)
         elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
             held.gradient_is_here(message.done_by)

@@ -54,6 +54,7 @@ class ReturnGradient:
     def delivered(self, held: Held, event: PushDelivered) -> None:
         if event.token == held.return_token and held.returning is Returning.PUSHING:
             self.ctx.timings.observe(("push", held.predecessor), event.seconds)
+            held.returned(held.predecessor)
             self._held(held)
 
     def failed(self, held: Held, token: int, reason: str) -> None:

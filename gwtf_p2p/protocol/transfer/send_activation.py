@@ -181,6 +181,7 @@ class SendActivation:
         """The whole tensor is there."""
         if held.successor is not None and event.token == held.push_token and held.sending is Sending.PUSHING:
             self.ctx.timings.observe(("push", held.successor), event.seconds)
+            held.delivered_whole(held.successor)
             self._accepted(held)
 
     def _accepted(self, held: Held) -> None:

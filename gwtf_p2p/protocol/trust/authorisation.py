@@ -22,6 +22,7 @@ from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
 from gwtf_p2p.protocol.trust.fitness import unfit
+from gwtf_p2p.protocol.wire import audit_messages as audit
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire import negotiation_messages as neg
 
@@ -72,6 +73,11 @@ MAY_SEND: Mapping[type[Any], tuple[Who, ...]] = MappingProxyType(
         msg.Standing: (Who.NEWCOMER,),
         msg.Admit: (Who.DATA_PEER,),
         msg.Lost: (Who.MEMBER,),
+        audit.Testify: (Who.OWNER,),
+        audit.Testimony: (Who.MEMBER,),
+        audit.AuditOrder: (Who.OWNER,),
+        audit.AuditResult: (Who.MEMBER,),
+        audit.Conviction: (Who.MEMBER,),
         neg.RequestFlow: _TALKS,
         neg.FlowAnswer: _TALKS,
         neg.CancelFlow: _TALKS,

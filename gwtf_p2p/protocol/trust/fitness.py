@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gwtf_p2p.protocol.audit.convictions import is_found, is_testified
+from gwtf_p2p.protocol.audit.judge import loser
+from gwtf_p2p.protocol.audit.witness import draws
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId
 from gwtf_p2p.protocol.transfer.receipts import credited
 from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
+from gwtf_p2p.protocol.wire import audit_messages as audit
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.certificates import ATTEMPTS_PER_EPOCH
 from gwtf_p2p.protocol.wire.receipts import Receipt
@@ -49,6 +53,14 @@ def unfit(ctx: Context, known: Acquaintances, sender: PeerId, message: msg.Messa
             return _stage_or_data(ctx, message.stage)
         case msg.Standing():
             return _standing(ctx, message)
+        case audit.Testify(hop, proof):
+            return _drawn(ctx, hop, proof)
+        case audit.AuditOrder(hop, proof, testimony):
+            return _drawn(ctx, hop, proof) or _testified(ctx, hop, testimony)
+        case audit.Testimony(hop=hop) | audit.AuditResult(hop=hop):
+            return _own(ctx, (hop.microbatch,))
+        case audit.Conviction():
+            return _conviction(ctx, message)
         case msg.Lost(peer):
             return None if known.is_known(peer) else Unfit("nobody knows that peer", breach=False)
         case _:
@@ -157,6 +169,28 @@ def _standing(ctx: Context, message: msg.Standing) -> Unfit | None:
     if wrong is None and promised is not None and promised.attempt >= (message.epoch + 0.5) * ATTEMPTS_PER_EPOCH:
         wrong = Unfit("promised: no iteration is tried so often")  # above it no coordinator could name a higher number
     return wrong
+
+
+def _drawn(ctx: Context, hop: audit.Hop, proof: str) -> Unfit | None:
+    wrong = _stage(ctx, hop.stage)
+    if wrong is None and hop.epoch != ctx.epoch:
+        return Unfit("of another epoch", breach=False)
+    return wrong if wrong is not None or draws(ctx, hop, proof) else Unfit("the hop is not drawn")
+
+
+def _testified(ctx: Context, hop: audit.Hop, testimony: audit.Testimony) -> Unfit | None:
+    return (
+        None if testimony.hop == hop and is_testified(ctx, testimony) else Unfit("testimony: not the worker's about this hop")
+    )
+
+
+def _conviction(ctx: Context, message: audit.Conviction) -> Unfit | None:
+    first, second = message.first, message.second
+    if loser(first, second) is None:
+        return Unfit("nobody is alone")
+    if not draws(ctx, first.hop, message.proof):
+        return Unfit("the hop is not drawn")
+    return None if is_found(ctx, first) and is_found(ctx, second) else Unfit("a signature is wrong")
 
 
 def _own(ctx: Context, microbatches: Iterable[MicrobatchId]) -> Unfit | None:

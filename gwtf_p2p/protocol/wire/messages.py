@@ -24,6 +24,7 @@ from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId
 from gwtf_p2p.protocol.limits import MOST_MICROBATCHES
 from gwtf_p2p.protocol.wire import bounds as b
+from gwtf_p2p.protocol.wire.audit_messages import AuditMessage
 from gwtf_p2p.protocol.wire.certificates import Certificate
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.commit_messages import Abort as Abort
@@ -285,6 +286,7 @@ ControlMessage = (
     | Admit
     | Lost
     | NegotiationMessage
+    | AuditMessage
 )
 Message = TensorMessage | ControlMessage
 

@@ -33,6 +33,7 @@ from gwtf_p2p.protocol.wire.bounds import (
     Flows,
     Index,
     Members,
+    Name,
     NoPeer,
     Peer,
     PublicName,
@@ -214,10 +215,8 @@ class RunRecord:
     @property
     def boundary_values(self) -> int:
         """Number of values that cross one boundary; as many gradients come back."""
-        if self.boundary:
-            return sum(tensor.values for tensor in self.boundary)
         hidden = int(self.model_config.get("hidden_size") or self.model_config.get("n_embd") or 0)
-        return self.microbatch_size * self.sequence_length * hidden
+        return sum(each.values for each in self.boundary) or self.microbatch_size * self.sequence_length * hidden
 
     @property
     def activation_bytes(self) -> int:
@@ -230,9 +229,7 @@ class RunRecord:
         return self._encoded_bytes(format_of(self.wire.gradients, "run record", "wire.gradients"))
 
     def _encoded_bytes(self, form: TensorFormat) -> int:
-        if self.boundary:
-            return sum(tensor.encoded_bytes(form) for tensor in self.boundary)
-        return form.encoded_bytes(self.boundary_values)
+        return sum(tensor.encoded_bytes(form) for tensor in self.boundary) or form.encoded_bytes(self.boundary_values)
 
     def validate(self, where: str = "run record") -> None:
         """Raises InputError that names the first field that is out of range."""
@@ -291,6 +288,7 @@ class StageRecord:
     others know what it signs (`certificates`). `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured
     figures of the run for observers; nobody plans on them. `public_name` is what the peer's user wants to be called, which
     proves nothing.
+    `precision` is what it computes in, by which its work is judged (`audit`).
     """
 
     peer: Peer
@@ -323,6 +321,7 @@ class StageRecord:
     model_hash: Digest = ""
     signing_key: Digest = ""
     shard: WeightsVersion = -1
+    precision: Name = "float32"
     copied: Versions = ()
     account: Account | None = None
     completion: Completion = Completion.RUNS

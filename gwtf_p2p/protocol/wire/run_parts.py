@@ -49,6 +49,30 @@ class WireSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ToleranceSpec:
+    """By how much the results of two honest peers of a stage may differ: norm of the difference as a share of what the stage
+    changes, of outputs and of gradients. The bfloat16 ones hold where either peer computes in it.
+
+    `python -m experiments.audit_tolerance` measures it for a run.
+    """
+
+    float32: Annotated[float, Gt(0), Le(1), "outputs of two peers that compute in float32"] = 1e-3
+    float32_gradients: Annotated[float, Gt(0), Le(1), "their gradients"] = 1e-3
+    bfloat16: Annotated[float, Gt(0), Le(1), "outputs where one of two peers computes in bfloat16"] = 2e-2
+    bfloat16_gradients: Annotated[float, Gt(0), Le(1), "gradients where one of two peers computes in bfloat16"] = 7e-2
+
+
+@dataclass(frozen=True, slots=True)
+class AuditTerms:
+    """What a peer goes by when work is done again: the run's share of hops and its tolerance, and what this peer computes
+    in."""
+
+    share: float = 0.0
+    tolerance: ToleranceSpec = field(default_factory=ToleranceSpec)
+    precision: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
 class BoundaryTensor:
     """One of the tensors that cross every boundary between parts of the model, forward, and as its gradient backward.
 

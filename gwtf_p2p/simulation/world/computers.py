@@ -18,13 +18,14 @@ class Computers:
         self.spoils: Callable[[PeerId, ev.Work, MicrobatchId], bool] = lambda peer, work, microbatch: False
         self._population, self._spans = population, spans
         self._timers = 0
+        self.differs: Callable[[PeerId, MicrobatchId], tuple[float, float]] = lambda peer, microbatch: (0.0, 0.0)
 
     def compute(self, peer: SimulatedPeer, compute: ef.Compute) -> None:
         """Begin a computation. A backward whose forward kept nothing computes the forward again first."""
         kernel = self._population.kernel
         work, microbatch = compute.work, compute.microbatch
         again_s = peer.speed.seconds[ev.Work.FORWARD] if work is ev.Work.BACKWARD and not compute.keeps else 0.0
-        seconds = peer.speed.seconds[work] + again_s
+        seconds = _seconds(peer, work) + again_s
         peer.busy_since = began = kernel.now
 
         def finish() -> None:
@@ -35,7 +36,8 @@ class Computers:
             self._spans.computed(peer.id, work, microbatch, began)
             finite = not self.spoils(peer.id, work, microbatch)
             loss = 0.0 if work is ev.Work.LOSS and finite else None
-            self._population.feed(peer, ev.Computed(work, microbatch, seconds, loss, again_s, finite))
+            differs = self.differs(peer.id, microbatch) if work is ev.Work.AUDIT else (0.0, 0.0)
+            self._population.feed(peer, ev.Computed(work, microbatch, seconds, loss, again_s, finite, differs))
 
         kernel.after(seconds, finish)
 
@@ -57,3 +59,9 @@ class Computers:
                 self._population.feed(peer, ev.TimerFired(name))
 
         self._population.kernel.after(delay_s, fire)
+
+
+def _seconds(peer: SimulatedPeer, work: ev.Work) -> float:
+    """Doing another's work again takes a forward and a backward."""
+    seconds = peer.speed.seconds
+    return seconds[ev.Work.FORWARD] + seconds[ev.Work.BACKWARD] if work is ev.Work.AUDIT else seconds[work]

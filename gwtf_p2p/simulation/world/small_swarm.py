@@ -19,10 +19,12 @@ from gwtf_p2p.protocol.peer.factory import PeerSettings, compose
 from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan, PlanRequest
+from gwtf_p2p.protocol.wire.run_parts import AuditTerms
 from gwtf_p2p.protocol.wire.signed import EntryTerms
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links, LinkSpec
 from gwtf_p2p.simulation.scenario.sizes import Sizes
+from gwtf_p2p.simulation.world.audits import is_signed
 from gwtf_p2p.simulation.world.directory import Directory
 from gwtf_p2p.simulation.world.faults import Fault, Faults
 from gwtf_p2p.simulation.world.invariants import Invariants, Tally
@@ -103,6 +105,7 @@ class SmallConfig:
     (`InTurnByPlan`).
     `max_skipped_steps` 0: it never pauses. `checkpoint_every` 0: what the world keeps of every iteration is all; `ends`:
     programs end when the run is complete; `certifies`: commits are proven.
+    `audit`: the share of hops that is done again.
     """
 
     stages: int = 3
@@ -121,6 +124,7 @@ class SmallConfig:
     ends: bool = False
     max_skipped_steps: int = 0
     certifies: bool = True
+    audit: float = 0.0
     seed: int = 0
     terms: EntryTerms = field(default_factory=EntryTerms)
 
@@ -155,15 +159,16 @@ class SmallSwarm:
         )
         kind, *numbers = peer.split("_")
         verifies = verify if config.certifies else None
+        audited = AuditTerms(config.audit)
         router = InTurnByPlan if config.plans else config.router
         corrections = {ev.Work.UNCOUNT: BACKWARD_S * 1.5, ev.Work.RECOUNT: BACKWARD_S * 1.5}
         if kind == "data":
             own = DataPeerConfig(config.microbatches, config.data_peers)
             settings = PeerSettings(
-                peer, DATA_STAGE, config.stages, None, config.exact, data_peer=own, life=life, terms=config.terms
+                peer, DATA_STAGE, config.stages, None, config.exact, data_peer=own, life=life, terms=config.terms, audit=audited
             )
             speed = Speed({ev.Work.EMBED: 0.005, ev.Work.LOSS: 0.02, ev.Work.FINISH: 0.005, **corrections})
-            return SimulatedPeer(compose(settings, router(config.microbatches), verifies), speed)
+            return SimulatedPeer(compose(settings, router(config.microbatches), verifies, is_signed), speed)
         one = done_bytes(MICROBATCH_BYTES, MICROBATCH_BYTES)
         settings = PeerSettings(
             me=peer,
@@ -176,11 +181,12 @@ class SmallSwarm:
             stage_peer=StagePeerConfig(config.capacity, moves=config.moves),
             life=life,
             terms=config.terms,
+            audit=audited,
         )
         factor = self._random.choice(config.speeds)
         seconds = {ev.Work.FORWARD: FORWARD_S, ev.Work.BACKWARD: BACKWARD_S, **corrections}
         return SimulatedPeer(
-            compose(settings, router(0), verifies),
+            compose(settings, router(0), verifies, is_signed),
             Speed({w: s * factor for w, s in seconds.items()}),
         )
 
@@ -206,7 +212,7 @@ class SmallSwarm:
         self.faults.inject(script)
 
     def run(self, iterations: int, deadline_s: float = 600.0, most_steps: int = 1_000_000) -> Tally:
-        """Until every peer that is up has finished so many iterations. Raises StuckError with everybody's story otherwise."""
+        """Until every honest peer that is up has finished so many iterations. Raises StuckError with all stories otherwise."""
         kernel = self.world.kernel
 
         def done() -> bool:
@@ -214,7 +220,8 @@ class SmallSwarm:
                 raise StuckError(f"no end after {most_steps} steps\n{self.story()}")
             if kernel.steps % STEPS_BETWEEN_LOOKS:
                 return False
-            up = [p.machine for p in self.world.peers.values() if p.alive and not p.frozen]
+            cheats = self.world.audits.cheats
+            up = [p.machine for p in self.world.peers.values() if p.alive and not p.frozen and p.id not in cheats]
             return bool(up) and all(m.participant.version >= iterations and not m.participant.out_of_step for m in up)
 
         if not kernel.run(done, deadline_s):

@@ -22,6 +22,7 @@ from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links
 from gwtf_p2p.simulation.lines.rounds import Rounds
 from gwtf_p2p.simulation.scenario.sizes import Sizes
+from gwtf_p2p.simulation.world.audits import SimulatedAudits
 from gwtf_p2p.simulation.world.computers import Computers
 from gwtf_p2p.simulation.world.directory import Directory
 from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
@@ -63,6 +64,8 @@ class World:
         self.rounds.on_done = self.spans.averaged
         self._weights = Weights(population, sizes.state_bytes)
         self._orders: tuple[Order, ...] = ()
+        self.audits = SimulatedAudits(population, sizes)
+        self.computers.differs = self.audits.differs
 
     # ---- peers and faults
 
@@ -176,6 +179,8 @@ class World:
                 self.on_end(peer.id)
             case ef.Publish():
                 self._publication.publish(peer)
+            case ef.Sign() | ef.Digest() | ef.Gather() | ef.DropGathered():
+                self.audits.carry_out(peer, effect)
             case ef.Report():
                 self._on_report(peer.id, effect, self.kernel.now)
             case ef.Answer() | ef.AnswerCheck() | ef.Discard() | ef.DropActivations() | ef.Bar():

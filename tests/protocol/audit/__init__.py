@@ -1,0 +1,1 @@
+"""Work that is done again (`gwtf_p2p/protocol/audit`)."""
