@@ -1,6 +1,6 @@
 """Which families of causal language models can be split here, and are trained and exported as they would be unsplit.
 
-    python -m experiments.families [--families llama,gpt2] [--steps 20] [--json]
+    python -m experiments.families [--families llama,gpt2] [--steps 20] [--live] [--json]
 
 One line per key of the causal-LM mapping of the installed `transformers`:
 
@@ -9,7 +9,8 @@ One line per key of the causal-LM mapping of the installed `transformers`:
 The family's default config is shrunk (four to eight layers, width 64), written as a run record, and cut into up to three
 stages and a data part. `equal`: loss and every gradient agree with the unsplit model within 1e-6, relative to each
 parameter's largest gradient. `trained_steps`: optimizer steps taken in one process through the executors that peers use,
-payloads as bytes between them, with a loss that stays finite and ends lower; not a live swarm. `export_equal`: the exported
+payloads as bytes between them, with a loss that stays finite and ends lower; with `--live` as many by a live swarm besides,
+two stages and a data peer in processes of their own, and those count. `export_equal`: the exported
 folder, loaded by `transformers`, has the trained weights to the bit, and logits within 1e-6 (of equal weights some libraries'
 kernels make other last bits, by where in memory they lie). `reason` says why a family is not equal, and is empty else.
 Each family has a process of its own and a limit of CPU time. Exit code 1 when an asked-for family is not equal, or without
@@ -36,6 +37,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from experiments.support.families_live import trained_live
 from gwtf_p2p.protocol.errors import InputError, LocalProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId
 from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
@@ -80,11 +82,11 @@ class Row:
 class Swarm:
     """All parts of one run in this process; what would travel does so as bytes."""
 
-    def __init__(self, run: RunRecord) -> None:
-        self.run = run
+    def __init__(self, run: RunRecord, config: ExecutorConfig | None = None) -> None:
+        self.run, config = run, config or ExecutorConfig()
         specs = [PartSpec.of(run, stage) for stage in range(run.stages + 1)]
-        self.data = DataExecutor(build_data_part(specs[0]), ExecutorConfig())
-        self.stages = [StageExecutor(build_stage_part(spec), ExecutorConfig()) for spec in specs[1:]]
+        self.data = DataExecutor(build_data_part(specs[0]), config)
+        self.stages = [StageExecutor(build_stage_part(spec), config) for spec in specs[1:]]
         self.executors: list[DataExecutor | StageExecutor] = [self.data, *self.stages]
         self.optimizers = [PartOptimizer(executor.part.parameters, run.optimizer) for executor in self.executors]
 
@@ -110,7 +112,7 @@ class Swarm:
 
     def _sent(self, payload: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         boundary, codec = self.data.part.boundary, codec_of(self.run.wire.activations)
-        return decode_payload(bytes(encode_payload(payload, boundary, codec)), boundary, codec)
+        return decode_payload(bytes(encode_payload(payload, boundary, codec)), boundary, codec, self.data.device)
 
 
 def small_run(family: str) -> RunRecord:
@@ -177,7 +179,9 @@ def export_is_equal(swarm: Swarm, tokens_BT: Tensor) -> bool:
         for executor in swarm.executors:
             for name, parameter in executor.part.parameters.items():
                 whole.get_parameter(name).copy_(parameter)
-        one, other = (model.eval()(input_ids=tokens_BT, use_cache=False).logits for model in (whole, loaded))
+        for model in (whole, loaded):
+            model.train(False)
+        one, other = (model(input_ids=tokens_BT, use_cache=False).logits for model in (whole, loaded))
         there = loaded.state_dict()
         same = all(torch.equal(tensor, there[name]) for name, tensor in whole.state_dict().items())
         return same and bool((one - other).abs().max() <= BOUND * one.abs().max())
@@ -231,21 +235,33 @@ def limited(family: str, steps: int, limit_s: float) -> Row:
     return row
 
 
+def quiet() -> None:
+    """The library's notices and bars are left out."""
+    library: Any = transformers.logging  # it has no annotations
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print one line per family."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", default="", help="comma-separated; all of the mapping without it")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps of each family")
     parser.add_argument("--limit_s", type=float, default=LIMIT_S, help="seconds of CPU for each family")
+    parser.add_argument(
+        "--live", action="store_true", help="train each that is equal in a live swarm, too (half a minute each)"
+    )
     parser.add_argument("--json", action="store_true", help="JSON lines")
     flags = parser.parse_args(arguments)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet()
     torch.set_num_threads(1)
     asked = tuple(name for name in flags.families.split(",") if name)
     equal = 0
     for family in asked or supported_families():
         row = limited(family, flags.steps, flags.limit_s)
+        if flags.live and row.equal:
+            trained, wrong = trained_live(small_run(family), flags.steps)
+            row = replace(row, trained_steps=trained, reason=wrong or row.reason)
         equal += row.equal
         if flags.json:
             print(json.dumps(asdict(row)), flush=True)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from experiments.support.live_swarm import SmallRun, StoryFailed, Swarm, check, check_equal_weights
+from experiments.support.live_swarm import MODELS, SmallRun, StoryFailed, Swarm, check, check_equal_weights
 from gwtf_p2p.cli.shared.local_run import BOOTSTRAP, RunFailed
 from gwtf_p2p.live.emulation.faults import MOMENTS, REPLACING, Fault
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
@@ -67,6 +67,19 @@ def one_stage_peer(action: str, moment: str) -> Story:
             swarm.to_the_end()
         check(len(swarm.said("fault")) == 1, "one stage peer broke down")
         return f"{comparison.equal_weights(swarm)}; {swarm.delay}"
+
+    return tell
+
+
+def backward_of(model: str) -> Story:
+    """A stage peer of another kind of model is killed in its backward."""
+
+    def tell(comparison: Comparison, folder: Path) -> str:
+        fault = Fault("kill", "backward_received", AT, folder / "token")
+        with Swarm(replace(SMALL, model=model), folder, {"stage1.0": fault, "stage1.1": fault}) as swarm:
+            swarm.to_the_end()
+        check(len(swarm.said("fault")) == 1, "one stage peer broke down")
+        return f"{model}: {comparison.equal_weights(swarm)}; {swarm.delay}"
 
     return tell
 
@@ -274,6 +287,7 @@ def _cold_restart(comparison: Comparison, folder: Path, lost_stage: int | None) 
 
 STORIES: dict[str, Story] = {
     **{f"{action}_{moment}": one_stage_peer(action, moment) for action in ("kill", "freeze") for moment in MOMENTS},
+    **{f"backward_of_{model.replace(' ', '_')}": backward_of(model) for model in MODELS if model != SMALL.model},
     **{
         story.__name__: story
         for story in (

@@ -25,6 +25,23 @@ DEADLINE_S = 180.0
 
 TOLERANCE = 1e-4
 
+_SIZES = {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "bos_token_id": None}
+_KEYS = {"num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64, "eos_token_id": 256}
+_MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_MAMBA = {"mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_dt_rank": 4}
+MODELS: dict[str, str | dict[str, Any]] = {
+    "tiny-llama": "tiny-llama",
+    "mixture of experts": {"model_type": "mixtral", **_SIZES, **_KEYS, **_MOE},
+    "hybrid": {
+        "model_type": "jamba", **_SIZES, **_KEYS, **_MAMBA, "attn_layer_period": 2, "attn_layer_offset": 1,
+        "expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 4, "num_experts_per_tok": 2, "pad_token_id": None,
+    },
+    "sliding window": {
+        "model_type": "gemma2", **_SIZES, **_KEYS, "head_dim": 8, "sliding_window": 8, "pad_token_id": None,
+    },
+}  # fmt: skip
+"""Of small runs by name: the demo's, and one for each kind of decoder layer that keeps or routes something."""
+
 
 class StoryFailed(AssertionError):
     """What should have happened did not."""
@@ -46,6 +63,7 @@ class SmallRun:
     seed: int = 0
     checkpoint_every: int = 2
     max_skipped_steps: int = 10
+    model: str = "tiny-llama"
 
     def record(self) -> RunRecord:
         return run_from_plain(
@@ -54,7 +72,7 @@ class SmallRun:
                 "stages": self.stages,
                 "peers_per_stage": self.peers_per_stage,
                 "data_peers": self.data_peers,
-                "model": "tiny-llama",
+                "model": MODELS[self.model],
                 "dataset": "stdlib",
                 "seed": self.seed,
                 "sequence_length": self.sequence_length,

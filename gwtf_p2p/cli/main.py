@@ -38,6 +38,7 @@ VERBS = {
     "ledger": "who has contributed what to a run, in committed microbatches",
     "ab": "compare routers on one scenario, simulated or live, and write the report",
     "run": "run files: check one, print their schema; runs: list them (also: gwtf runs), gwtf ban and gwtf allow peers",
+    "generate": "go on with a text: the running swarm's current weights, through its peers",
     "export": "assemble checkpoints into a folder that transformers loads",
     "id": "show, create or back up this machine's identity",
 }
@@ -45,6 +46,9 @@ VERBS = {
 
 LOOKS = ("ledger", "routes")
 """Verbs that print what they see of a running swarm; their modules are in a folder of their own."""
+
+CLIENTS = ("generate",)
+"""Verbs that ask a swarm for something, and take no part in it."""
 
 OLDER_VERBS = {"dht": "bootstrap", "route": "plan"}
 """Spellings of older releases, which go on working."""
@@ -72,7 +76,7 @@ class _Parser(argparse.ArgumentParser):
 
 def verb_module(verb: str) -> ModuleType:
     """The module of a verb, imported only when it is asked for."""
-    room = "local" if verb in LOCAL else "verbs.looks" if verb in LOOKS else "verbs"
+    room = "local" if verb in LOCAL else "verbs.looks" if verb in LOOKS else "clients" if verb in CLIENTS else "verbs"
     return importlib.import_module(f"gwtf_p2p.cli.{room}.{verb}")
 
 

@@ -23,7 +23,7 @@ from gwtf_p2p.monitor.swarm_state import Change, SwarmState
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage
 from gwtf_p2p.protocol.trust.entry import Entry
-from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
+from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord
 from gwtf_p2p.protocol.wire.signed import RunNotice, terms_of
 
 RUN_WAIT_S = 20.0
@@ -122,8 +122,10 @@ async def _ordered(dht: Dht, entry: Entry) -> Entry:
 
 
 async def _records(dht: Dht, run: RunRecord) -> list[StageRecord]:
+    """Of peers that take part; who only asks for forwards does not."""
     stages = [Stage(number) for number in range(run.stages + 1)]
-    return [record for record in await dht.read_stages(run.run_id, stages) if record.model_hash == run.model_hash]
+    found = await dht.read_stages(run.run_id, stages)
+    return [record for record in found if record.model_hash == run.model_hash and record.state is not PeerState.ASKING]
 
 
 async def find_run(dht: Dht, run_id: RunId, trusted: Trusted) -> RunRecord:

@@ -25,11 +25,16 @@ def control_losses(run: RunRecord, iterations: int, shards: int, device: str = "
 
     Raises InputError for a record that cannot be trained.
     """
+    return list(control_steps(run, iterations, shards, device))
+
+
+def control_steps(run: RunRecord, iterations: int, shards: int, device: str = "cpu") -> Iterator[float]:
+    """The same, each when its step is taken. Raises InputError."""
     if run.weights.source:
         raise InputError("run record", "weights.source", "expected a run from scratch: this control knows no other")
     source, tokenizer = open_data(run)
     check_run(run, tokenizer.vocabulary)
-    return list(_train(run, source, (iterations, shards), torch.device(device)))
+    yield from _train(run, source, (iterations, shards), torch.device(device))
 
 
 def _train(run: RunRecord, source: DataSource, sizes: tuple[int, int], device: torch.device) -> Iterator[float]:

@@ -79,9 +79,11 @@ ROOMS: dict[str, dict[str, str]] = {
         "nat": "libp2p discovery rpc",
         "compute": "libp2p discovery rpc nat",
         "state": "libp2p discovery rpc nat compute",
-        "measure": "libp2p discovery rpc nat compute state",
+        "text": "libp2p discovery rpc nat compute state",
+        "measure": "libp2p discovery rpc nat compute state text",
         "emulation": "libp2p discovery rpc nat measure compute state",
-        "peer": "libp2p discovery rpc nat measure compute state emulation",
+        "peer": "libp2p discovery rpc nat text measure compute state emulation",
+        "clients": "libp2p discovery rpc nat text measure compute state emulation peer",
         "doctor": "libp2p discovery rpc nat measure",
     },
     "simulation": {
@@ -102,7 +104,14 @@ ROOMS: dict[str, dict[str, str]] = {
         "": "codecs compute data model state",
     },
     "ab": {"trials": "", "live": "trials", "report": "trials"},
-    "cli": {"flags": "", "shared": "flags", "": "shared flags", "verbs": "shared flags", "local": "shared flags"},
+    "cli": {
+        "flags": "",
+        "shared": "flags",
+        "": "shared flags",
+        "verbs": "shared flags",
+        "local": "shared flags",
+        "clients": "shared flags",
+    },
 }
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gwtf_p2p.live.state.manifest import Snapshot, assemble
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.state.checkpoint import (
@@ -25,6 +27,7 @@ from gwtf_p2p.training.state.checkpoint import (
 )
 from gwtf_p2p.training.state.epochs import read_epochs, write_epochs
 from gwtf_p2p.training.state.export import export_hf
+from gwtf_p2p.training.state.tensor_file import write_tensors
 from gwtf_p2p.training.state.tensors import export_state, state_hash
 from tests.training.swarm import LLAMA, MODELS, Pipeline, batch, microbatch, run_record
 
@@ -242,3 +245,27 @@ def test_a_checkpoint_of_another_number_of_data_peers_is_refused_unless_the_run_
         load_checkpoint(tmp_path, two, 0, 30)
     save_checkpoint(tmp_path, one, 1, small_state(25))
     assert intact_iterations(tmp_path, two, 1) == (25,), "a stage peer deals no windows"
+
+
+def test_files_are_those_of_safetensors_whatever_the_sizes(tmp_path: Path) -> None:
+    tensors = {
+        "a": torch.arange(3.0),
+        "step": torch.tensor(7),
+        "b": torch.randn(5, 3).t(),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+    }
+    for name in ("one", "other"):
+        write_tensors(tmp_path / name, dict(reversed(tensors.items())) if name == "other" else tensors)
+    loaded = load_file(tmp_path / "one")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+
+
+def test_a_snapshot_takes_the_place_of_its_tensors() -> None:
+    state = {"weights/b": torch.arange(4.0), "step": torch.tensor(3), "weights/a": torch.ones(2, 2)}
+    kept = dict(state)
+    snapshot = Snapshot(3, state)
+    assert state == {}, "no second copy is left"
+    found = assemble(snapshot.manifest, [snapshot.chunk(0)])
+    assert all(torch.equal(found[name], tensor) for name, tensor in kept.items())

@@ -21,6 +21,7 @@ from gwtf_p2p.protocol.errors import InputError
 if TYPE_CHECKING:
     from gwtf_p2p.live.libp2p.options import P2POptions
     from gwtf_p2p.live.peer.config import PeerConfig
+    from gwtf_p2p.live.peer.lifecycle import TakePart
 
 BOOTSTRAP_PORT = 31337
 PEER_PORT = 31330
@@ -195,8 +196,14 @@ def _everywhere(port: int, *, is_bootstrap: bool) -> list[str]:
     return listen
 
 
-def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dict[str, Any]], None]) -> int:
-    """Run a peer in this process until Ctrl+C or SIGTERM; a second Ctrl+C leaves at once. Returns the exit code."""
+def serve(
+    config: PeerConfig,
+    args: argparse.Namespace,
+    on_report: Callable[[dict[str, Any]], None],
+    take_part: TakePart | None = None,
+) -> int:
+    """Run a peer in this process until Ctrl+C or SIGTERM; a second Ctrl+C leaves at once. `take_part`: as `run_peer` has it.
+    Returns the exit code."""
     import uvloop
 
     from gwtf_p2p.live.compute.memory_errors import OutOfMemory, memory_errors
@@ -204,7 +211,7 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
     from gwtf_p2p.live.libp2p.identity import IdentityInUse
     from gwtf_p2p.live.measure.permission import ByHand
-    from gwtf_p2p.live.peer.config import ClockWrong, RunMismatch, RunNotThere, StartInterrupted
+    from gwtf_p2p.live.peer.config import ClockWrong, NotServed, RunMismatch, RunNotThere, StartInterrupted
     from gwtf_p2p.live.peer.lifecycle import run_peer
 
     network, machine = (NetworkUnreachable, IdentityInUse), (DaemonFailed, ClockWrong, OutOfMemory)
@@ -227,7 +234,7 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
         loop.add_signal_handler(signal.SIGTERM, leave, False)
         loop.add_signal_handler(signal.SIGUSR1, by_hand.set, True)
         loop.add_signal_handler(signal.SIGUSR2, by_hand.set, False)
-        await run_peer(config, on_report, stop, by_hand)
+        await run_peer(config, on_report, stop, by_hand, take_part)
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, memory_errors("take part"):
@@ -235,7 +242,7 @@ def serve(config: PeerConfig, args: argparse.Namespace, on_report: Callable[[dic
     except StartInterrupted as error:
         print(f"gwtf {args.verb}: {error}", file=sys.stderr)
         return int(error.exit_code) if interrupted else 0
-    except (*network, *machine, RunMismatch, RunConflict, RunNotThere) as error:
+    except (*network, *machine, RunMismatch, RunConflict, RunNotThere, NotServed) as error:
         print(f"gwtf {args.verb}: {error}", file=sys.stderr)
         return int(error.exit_code)
     return 0

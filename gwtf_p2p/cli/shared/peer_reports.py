@@ -168,6 +168,8 @@ def _line_of_training(report: Mapping[str, Any]) -> str:
             return (
                 f"evaluated after {report['iteration']} steps: loss {report['loss']:.4f}, perplexity {report['perplexity']:.2f}"
             )
+        case "sampled":
+            return f"after {report['iteration']} steps, {report['prompt']!r} goes on: {report['text']!r}"
         case "evaluation_failed":
             return f"not evaluated after {report['iteration']} steps: {report['reason']}"
         case "recovery":

@@ -93,7 +93,7 @@ OLDER_FIELDS = {"relays_per_stage": "peers_per_stage"}
 WIRE_DTYPE = "wire_dtype"
 """An older field: one format for activations and gradients alike."""
 
-_INTERNAL = {"model_config", "weight_hashes", "boundary", "fingerprint", "owner"}
+_INTERNAL = {"model_config", "weight_hashes", "boundary", "fingerprint", "owner", "end_token"}
 _INTERNAL |= {"sequence_number", "schema_version", "wire_version"}
 FIELDS = ({f.name for f in fields(RunRecord)} - _INTERNAL) | _OWN_FIELDS
 """What a run file may say."""
@@ -148,6 +148,7 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     check_local_files(draft, where)
     model = plain.get("model", "tiny-llama")
     settle_hub(hub_names(draft, model, tuple(MODELS)))
+    from gwtf_p2p.training.data.held_out import prompt_ids
     from gwtf_p2p.training.data.tokenizer import load_tokenizer
     from gwtf_p2p.training.model.config import published_config
     from gwtf_p2p.training.model.preflight import preflight
@@ -166,9 +167,13 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     split = draft.layer_split
     if "layer_split" not in plain:
         split = default_layer_split(layer_count(model_config, where), plain.get("stages", 1), where)
-    run = replace(draft, model_config=model_config, layer_split=split)
+    end_token = tokenizer.end_id if draft.attention == "document" else -1
+    run = replace(draft, model_config=model_config, layer_split=split, end_token=end_token)
     check_run(run, tokenizer.vocabulary, where)
-    run = replace(run, boundary=boundary_of(PartSpec.of(run, 0), where), fingerprint=preflight(model_config, where))
+    for prompt in run.evaluation.prompts:
+        _at(where, partial(prompt_ids, run, tokenizer, prompt), field="evaluation.prompts")
+    fingerprint = preflight(model_config, where, by_document=draft.attention == "document")
+    run = replace(run, boundary=boundary_of(PartSpec.of(run, 0), where), fingerprint=fingerprint)
     if run.adapters.rank and not any(parameter_shapes(PartSpec.of(run, stage), where) for stage in range(run.stages + 1)):
         raise InputError(where, "adapters.targets", "expected modules with weights")
     if run.weights.source:

@@ -16,6 +16,9 @@ from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.dataset import parts_of
 from gwtf_p2p.protocol.wire.records import RunRecord
 
+BALANCE = ("router_aux_loss_coef", "aux_loss_alpha", "router_z_loss_coef")
+"""Fields of configs that weigh a loss of the router's."""
+
 
 def report_of(run: RunRecord, where: str) -> dict[str, Any]:
     """Plain figures of a checked run. Raises InputError: a dataset, or the tokenizer does not go with it."""
@@ -35,6 +38,7 @@ def report_of(run: RunRecord, where: str) -> dict[str, Any]:
         "tokens_per_iteration": _tokens(run),
         "datasets": _datasets(run, tokenizer),
         "vocabulary": tokenizer.vocabulary,
+        "left_out": _left_out(run, where),
     }
 
 
@@ -51,6 +55,7 @@ def told(report: Mapping[str, Any]) -> list[str]:
         )
     lines.append(f"  a hop carries {_size(report['hop_bytes'])}, forward and again backward")
     lines.append(f"  an iteration is {report['tokens_per_iteration']:,} tokens; the tokenizer has {report['vocabulary']:,} ids")
+    lines += [f"  left out: {what}" for what in report["left_out"]]
     for dataset in report["datasets"]:
         lines += [f"  {line}" for line in dataset["notes"]]
         lines.append(f"  dataset {dataset['path']}: {dataset['summary']}")
@@ -70,6 +75,18 @@ def _stage(run: RunRecord, stage: int, counts: tuple[int, int]) -> dict[str, Any
         "microbatch_bytes": done_bytes(run.activation_bytes, run.gradient_bytes),
         "average_bytes": 4 * trained,
     }
+
+
+def _left_out(run: RunRecord, where: str) -> list[str]:
+    """What the model's own library may add to its loss, and this program does not."""
+    from gwtf_p2p.training.model.config import load_config
+
+    text = load_config(run.model_config, where).get_text_config(decoder=True)
+    found = [name for name in BALANCE if getattr(text, name, None)]
+    each = (
+        "the experts' balance loss, whose means are over all layers and so no sum over stages; routers learn by the loss alone"
+    )
+    return [f"{name} = {getattr(text, name)}: {each}" for name in found]
 
 
 def _tokens(run: RunRecord) -> int:

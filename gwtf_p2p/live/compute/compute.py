@@ -23,6 +23,7 @@ from gwtf_p2p.live.compute.memory_errors import memory_errors
 from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, MemoryLimit, TensorStore
 from gwtf_p2p.live.compute.works import DataWorks, StageWorks, Works
 from gwtf_p2p.protocol.effects import Step
+from gwtf_p2p.protocol.errors import LocalProtocolError
 from gwtf_p2p.protocol.events import Slot, Work
 from gwtf_p2p.protocol.ids import MicrobatchId
 from gwtf_p2p.protocol.view.contributions import Contributions
@@ -31,6 +32,7 @@ from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.gradients import squared_norm
 from gwtf_p2p.training.compute.optimizer import PartOptimizer, StepReport
 from gwtf_p2p.training.data.batches import DataSource
+from gwtf_p2p.training.data.tokenizer import Tokenizer
 from gwtf_p2p.training.state.tensors import export_state, load_state, take_contributions, with_contributions
 
 T = TypeVar("T")
@@ -62,8 +64,8 @@ class Worked:
 
 class Compute:
     """Executor, optimizer and tensors of one peer. `data` is a data peer's dataset and which shard of it is its own.
-    `evaluated_on`: the microbatches of an evaluation, where this peer does it. `contributions`: of a data peer, what all peers
-    have contributed to its weights."""
+    `evaluated_on`: the microbatches of an evaluation, where this peer does it, and the tokenizer of its prompts.
+    `contributions`: of a data peer, what all peers have contributed to its weights."""
 
     def __init__(
         self,
@@ -76,7 +78,7 @@ class Compute:
         self.run, self.executor, self.optimizer = run, executor, optimizer
         self.device: Device | None = None
         self.contributions = Contributions()
-        self.evaluated_on: Sequence[tuple[Tensor, Tensor]] = ()
+        self.evaluated_on: tuple[Sequence[tuple[Tensor, Tensor]], Tokenizer | None] = ((), None)
         self.codecs = BoundaryCodecs.of(run)
         self.store = TensorStore(limit)
         self._tensors = BoundaryTensors(executor.part.boundary, self.codecs, self.store, executor.device)
@@ -227,6 +229,11 @@ def _works(
 ) -> Works:
     if isinstance(executor, StageExecutor):
         return StageWorks(executor, tensors)
-    assert data is not None, "a data peer has a dataset"
+    if data is None:
+        return DataWorks(executor, tensors, _no_data)
     source, shard = data
     return DataWorks(executor, tensors, lambda m: source.batch(m.iteration, m.index, shard, data_peers))
+
+
+def _no_data(microbatch: MicrobatchId) -> tuple[Tensor, Tensor]:
+    raise LocalProtocolError(f"{microbatch}: this data part has no dataset")

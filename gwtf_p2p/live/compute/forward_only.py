@@ -1,7 +1,8 @@
 """A microbatch forwards through one stage, for its result alone: nothing is kept, counted or routed on.
 
-Whoever asks pushes a payload to a stage peer with the weights version that it means; that one computes without a graph and
-pushes its output back. It refuses when its weights are of another version, or when it is busy with others of the kind. The
+Whoever asks pushes a payload to a stage peer with the weights version that it means, or none for those that are there; that
+one computes without a graph and pushes its output back, with the version that it is of. It refuses when its weights are of
+another version, or when it is busy with others of the kind. The
 formats are those of training, so what is measured is the model as the swarm computes it. Who may ask, the state machine
 says (`Gate.may_ask_forward_only`).
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,6 +27,7 @@ from gwtf_p2p.training.compute.executor import StageExecutor
 from gwtf_p2p.training.model.doors import Payload
 
 ASK_KIND, ANSWER_KIND = "forward_only", "forward_result"
+ANY_VERSION, UNKNOWN_VERSION = -1, -2
 MOST_AT_ONCE = 4
 ANSWER_S = 60.0
 """Bound on one stage's answer; whoever is late is passed over."""
@@ -33,6 +35,13 @@ ANSWER_S = 60.0
 
 class NotAnswered(Exception):
     """A stage peer did not compute it; the text says why."""
+
+
+class Answer(NamedTuple):
+    """A stage's output, encoded, and the version of the weights that it is of."""
+
+    payload: memoryview
+    version: int
 
 
 class ForwardOnly:
@@ -43,7 +52,7 @@ class ForwardOnly:
         self.may_ask: Callable[[PeerId], bool] = lambda peer: False
         self._boundary = compute.executor.part.boundary
         self._codec = compute.codecs.activations
-        self._asked: dict[tuple[PeerId, int], asyncio.Future[memoryview]] = {}
+        self._asked: dict[tuple[PeerId, int], asyncio.Future[Answer]] = {}
         self._numbers = count()
         self._answering = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -66,12 +75,12 @@ class ForwardOnly:
         """On the compute device."""
         return decode_payload(buffer, self._boundary, self._codec, self._compute.executor.device)
 
-    async def ask(self, peer: PeerId, version: int, payload: memoryview) -> memoryview:
-        """The output of this peer's stage, encoded as the payload is. Raises NotAnswered."""
+    async def ask(self, peer: PeerId, version: int | None, payload: memoryview) -> Answer:
+        """The output of this peer's stage, encoded as the payload is; `version` None: whatever it has. Raises NotAnswered."""
         number = next(self._numbers)
-        future: asyncio.Future[memoryview] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[peer, number] = future
-        header = {"kind": ASK_KIND, "ask": number, "version": version}
+        header = {"kind": ASK_KIND, "ask": number, "version": ANY_VERSION if version is None else version}
         try:
             async with asyncio.timeout(ANSWER_S):
                 result = await self._rpc.push(peer, header, payload, ANSWER_S, eager=False)
@@ -104,7 +113,7 @@ class ForwardOnly:
             return
         future = self._asked.get(key)
         if future is not None and not future.done():
-            future.set_result(payload)
+            future.set_result(Answer(payload, _version_of(header)))
 
     def on_broken(self, sender: PeerId, header: Header, reason: str) -> None:
         self._failed(_key(sender, header), reason)
@@ -126,7 +135,7 @@ class ForwardOnly:
             return "not a stage peer"
         if payload_bytes != self._bytes:
             return f"expected {self._bytes} bytes"
-        if _version_of(header) != self._compute.optimizer.steps:
+        if _version_of(header) not in (ANY_VERSION, self._compute.optimizer.steps):
             return f"its weights are of version {self._compute.optimizer.steps}"
         return "busy" if self._answering >= MOST_AT_ONCE else ""
 
@@ -140,20 +149,21 @@ class ForwardOnly:
             if isinstance(found, str):
                 await self._rpc.call(to, {**header, "reason": found}, ANSWER_S, idempotent=True)
             else:
-                await self._rpc.push(to, header, found, ANSWER_S)
+                await self._rpc.push(to, {**header, "version": found.version}, found.payload, ANSWER_S)
         except RpcFailed:
             return  # whoever asked is gone, or does not want it any more
 
-    def _forward(self, version: int, payload: memoryview) -> memoryview | str:
+    def _forward(self, version: int, payload: memoryview) -> Answer | str:
         """In the compute thread: the output, or why there is none."""
         executor = self._compute.executor
         assert isinstance(executor, StageExecutor)
-        if self._compute.optimizer.steps != version:
-            return f"its weights are of version {self._compute.optimizer.steps}"
+        own = self._compute.optimizer.steps
+        if version not in (ANY_VERSION, own):
+            return f"its weights are of version {own}"
         with torch.no_grad():
             output = executor.evaluate(self.decode(payload))
         try:
-            return self.encode(output)
+            return Answer(self.encode(output), own)
         except NotAnswered as error:
             return str(error)
 
@@ -175,4 +185,4 @@ def _key(sender: PeerId, header: Header) -> tuple[PeerId, int]:
 
 def _version_of(header: Header) -> int:
     version = header.get("version")
-    return version if isinstance(version, int) else -1
+    return version if isinstance(version, int) else UNKNOWN_VERSION

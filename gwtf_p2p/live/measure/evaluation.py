@@ -1,4 +1,4 @@
-"""Evaluates the run on text that it is not trained on: forward only, through the swarm's stage peers.
+"""Evaluates the run on text that it is not trained on: forward only, through the swarm's stage peers; then samples its prompts.
 
 The data peer of shard 0 does it when an iteration begins whose weights are due. Its own microbatches wait meanwhile, so the
 iteration cannot be committed, and every stage keeps the weights that are evaluated. What cannot be evaluated, because a stage
@@ -11,43 +11,30 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from gwtf_p2p.live.compute.compute import Compute
-from gwtf_p2p.live.compute.forward_only import ForwardOnly, NotAnswered
+from gwtf_p2p.live.compute.forward_only import NotAnswered
+from gwtf_p2p.live.text.sampling import Sampler, Sampling
+from gwtf_p2p.live.text.through_stages import ThroughStages
 from gwtf_p2p.protocol.events import Work
-from gwtf_p2p.protocol.ids import PeerId, Stage
-from gwtf_p2p.protocol.view.forward_route import candidates
-from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import RunRecord
-from gwtf_p2p.training.compute.executor import DataExecutor
+from gwtf_p2p.training.data.held_out import prompt_ids
+from gwtf_p2p.training.data.tokenizer import Tokenizer
 
 Batch = tuple[Tensor, Tensor]
 Tell = Callable[[dict[str, Any]], None]
-TRIES = 20
-RETRY_S = 0.25
-"""A stage peer may still be at the step to these weights when it is asked first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Swarm:
-    """Whom the evaluation can ask: the view at hand, and who is not answering."""
-
-    view: Callable[[], NetworkView | None]
-    excluded: Callable[[], frozenset[PeerId]]
 
 
 class Evaluation:
-    """Of one data peer; without batches nothing is ever due."""
+    """Of one data peer; without batches nothing is ever due. `evaluated_on` also has the tokenizer of the run's prompts."""
 
     def __init__(
-        self, run: RunRecord, parts: tuple[Compute, ForwardOnly], batches: Sequence[Batch], swarm: Swarm, tell: Tell
+        self, run: RunRecord, stages: ThroughStages, evaluated_on: tuple[Sequence[Batch], Tokenizer | None], tell: Tell
     ) -> None:
-        self._run, self._batches, self._swarm, self._tell = run, batches, swarm, tell
-        self._compute, self._forward = parts
+        self._run, self._stages, self._tell = run, stages, tell
+        self._batches, self._tokenizer = evaluated_on
         self._under_way: asyncio.Task[None] | None = None
         self._done: set[int] = set()
 
@@ -78,7 +65,7 @@ class Evaluation:
         began, total, tokens = time.monotonic(), 0.0, 0
         try:
             for batch in self._batches:
-                nats, learnt = await self._one(version, batch)
+                nats, learnt = await self._stages.loss(*batch, version)
                 total, tokens = total + nats, tokens + learnt
         except NotAnswered as error:
             self._tell({"name": "evaluation_failed", "iteration": version, "reason": str(error)})
@@ -87,27 +74,17 @@ class Evaluation:
         loss = total / max(tokens, 1)
         told = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": tokens}
         self._tell({"name": "evaluated", "iteration": version, **told, "seconds": time.monotonic() - began})
+        await self._sample(version)
 
-    async def _one(self, version: int, batch: Batch) -> tuple[float, int]:
-        """(sum of the cross entropy, tokens with a label) of one microbatch. Raises NotAnswered."""
-        executor, (tokens_BT, labels_BT) = self._compute.executor, batch
-        assert isinstance(executor, DataExecutor)
-        embedded = await self._compute.in_thread(lambda: executor.evaluate_embedding(tokens_BT))
-        payload = self._forward.encode(embedded)
-        for stage in range(1, self._run.stages + 1):
-            payload = await self._through(Stage(stage), version, payload)
-        return await self._compute.in_thread(
-            lambda: executor.evaluate_loss(tokens_BT, self._forward.decode(payload), labels_BT)
-        )
-
-    async def _through(self, stage: Stage, version: int, payload: memoryview) -> memoryview:
-        reason = f"stage {stage} has nobody online"
-        for _ in range(TRIES):
-            view = self._swarm.view()
-            for peer in candidates(view, stage, self._swarm.excluded()) if view is not None else ():
-                try:
-                    return await self._forward.ask(peer, version, payload)
-                except NotAnswered as error:
-                    reason = str(error)
-            await asyncio.sleep(RETRY_S)
-        raise NotAnswered(f"stage {stage}: {reason}")
+    async def _sample(self, version: int) -> None:
+        """The texts of the run's prompts."""
+        run, tokenizer = self._run, self._tokenizer
+        how = Sampling(most=run.evaluation.text_tokens)
+        for prompt in run.evaluation.prompts if tokenizer is not None else ():
+            assert tokenizer is not None
+            try:
+                found = await Sampler(run, tokenizer, self._stages).sample(prompt_ids(run, tokenizer, prompt), how, version)
+            except NotAnswered as error:
+                self._tell({"name": "evaluation_failed", "iteration": version, "reason": f"{prompt!r:.40}: {error}"})
+                return
+            self._tell({"name": "sampled", "iteration": version, "prompt": prompt, "text": found.text})

@@ -31,7 +31,7 @@ from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import open_data
 from gwtf_p2p.training.data.held_out import evaluation_batches
-from gwtf_p2p.training.data.local_files import refuse_unasked
+from gwtf_p2p.training.data.local_files import OF_DATA_PEERS, OF_STAGE_PEERS, refuse_unasked
 from gwtf_p2p.training.model.memory import stage_memory
 from gwtf_p2p.training.model.preflight import mismatch, versions
 from gwtf_p2p.training.model.run_check import check_run
@@ -138,7 +138,7 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.new_run is None:
-        refuse_unasked(run, config.local_files, reads_data=place.stage == DATA_STAGE)
+        refuse_unasked(run, config.local_files, OF_DATA_PEERS if place.stage == DATA_STAGE else OF_STAGE_PEERS)
     check_model(run)
     with memory_errors(f"hold stage {place.stage} of {run.stages}"):
         return _make_part(config, run, place)
@@ -155,7 +155,7 @@ def _make_part(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
         run, executor, PartOptimizer(executor.part.parameters, run.optimizer), (source, place.shard), config.memory
     )
     if place.shard == 0:
-        compute.evaluated_on = evaluation_batches(run, source, tokenizer)
+        compute.evaluated_on = evaluation_batches(run, source, tokenizer), tokenizer
     return compute
 
 

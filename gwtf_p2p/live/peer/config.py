@@ -112,6 +112,12 @@ class RunNotThere(Exception):
         super().__init__(f"run {run_id}: nobody publishes it (waited {waited_s:.0f} s); {runs}")
 
 
+class NotServed(Exception):
+    """The swarm does not compute what is asked of it. It may later: try again. Exit code 3."""
+
+    exit_code = 3
+
+
 class RunMismatch(Exception):
     """This peer cannot take part in the run. Exit code 5."""
 

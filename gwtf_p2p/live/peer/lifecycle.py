@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -58,8 +59,19 @@ class _Own:
     permission: Permission
 
 
-async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event, by_hand: ByHand | None = None) -> None:
-    """Run until `stop` is set. While `by_hand` says so, it pauses: what it holds is handed over, and it takes nothing.
+TakePart = Callable[[PeerConfig, Network, KeptRuns, OnReport, asyncio.Event, JoinTimes], Awaitable[None]]
+
+
+async def run_peer(
+    config: PeerConfig,
+    on_report: OnReport,
+    stop: asyncio.Event,
+    by_hand: ByHand | None = None,
+    take_part: TakePart | None = None,
+) -> None:
+    """Run until `stop` is set, or until `take_part` is done: what is done once the swarm is joined, by default to serve.
+
+    While `by_hand` says so, it pauses: what it holds is handed over, and it takes nothing.
 
     When p2pd dies under it, the peer starts anew with another one, as a crashed peer that returns: a few times, then not.
     Raises InputError, NetworkUnreachable, DaemonFailed, IdentityInUse, ClockWrong, RunMismatch, RunConflict, RunNotThere, and
@@ -74,7 +86,7 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event,
     with IdentityLock(identity), running(identity.path), closing(own.permission):
         while True:
             try:
-                await _run_once(config, own, on_report, stop)
+                await _run_once(config, own, on_report, stop, take_part)
                 return
             except DaemonEnded as error:
                 deaths = [at for at in deaths if time.monotonic() - at < DEATHS_WITHIN_S] + [time.monotonic()]
@@ -84,7 +96,9 @@ async def run_peer(config: PeerConfig, on_report: OnReport, stop: asyncio.Event,
                 on_report({"name": "restarting", "reason": str(error)})
 
 
-async def _run_once(config: PeerConfig, own: _Own, on_report: OnReport, stop: asyncio.Event) -> None:
+async def _run_once(
+    config: PeerConfig, own: _Own, on_report: OnReport, stop: asyncio.Event, take_part: TakePart | None
+) -> None:
     identity, line = own.identity, own.line
     times = _times(on_report)
     async with AsyncExitStack() as stack:
@@ -125,6 +139,9 @@ async def _run_once(config: PeerConfig, own: _Own, on_report: OnReport, stop: as
             return
         network = Network(daemon, dht, identity, reachability, None, cache, line, secret=secret)
         kept = KeptRuns(identity, config.checkpoints.folder)
+        if take_part is not None:
+            await take_part(config, network, kept, on_report, stop, times)
+            return
         await _take_part(config, network, kept, on_report, (stop, own.permission), times)
 
 

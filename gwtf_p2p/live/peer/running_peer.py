@@ -18,7 +18,7 @@ from gwtf_p2p.live.compute.stage_fit import watch_memory
 from gwtf_p2p.live.emulation.faults import FaultTrigger
 from gwtf_p2p.live.libp2p.daemon import until
 from gwtf_p2p.live.libp2p.receipt_signing import ReceiptSigning
-from gwtf_p2p.live.measure.evaluation import Evaluation, Swarm
+from gwtf_p2p.live.measure.evaluation import Evaluation
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.metrics import Metrics
 from gwtf_p2p.live.measure.permission import Permission
@@ -41,6 +41,7 @@ from gwtf_p2p.live.peer.record_keeper import read_view
 from gwtf_p2p.live.peer.reporting import Reporter, Reporting
 from gwtf_p2p.live.peer.transport import Transport, connect_transport
 from gwtf_p2p.live.peer.wiring import connect_parts
+from gwtf_p2p.live.text.through_stages import Swarm, ThroughStages
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
@@ -119,8 +120,8 @@ class RunningPeer:
         transport.real_rpc.admits = machine.gate.admits
         self.reporter = Reporter(self.parts, machine, reporting)
         swarm = Swarm(lambda: machine.ctx.view, lambda: machine.ctx.liveness.excluded)
-        evaluates = (self.compute, self.parts.forward_only)
-        self.evaluation = Evaluation(run, evaluates, self.compute.evaluated_on, swarm, reporting.on_report)
+        stages = ThroughStages(self.compute, self.parts.forward_only, swarm)
+        self.evaluation = Evaluation(run, stages, self.compute.evaluated_on, reporting.on_report)
         parts = DriverParts(
             compute=self.compute,
             before=self.evaluation.before,

@@ -80,8 +80,11 @@ class Gate:
         return peer if peer != self.ctx.me else None
 
     def may_ask_forward_only(self, peer: PeerId) -> bool:
-        """A forward for nothing but its result, which no microbatch of the iteration stands for, is computed for data peers."""
-        return self.known.holds(peer, {DATA_STAGE}) and self.admits(peer)
+        """A forward for nothing but its result, which no microbatch of the iteration stands for, is computed for data peers,
+        and for whoever has a record that says that it asks for nothing else."""
+        view = self.ctx.view
+        is_client = view is not None and peer in view.clients
+        return (is_client or self.known.holds(peer, {DATA_STAGE})) and self.admits(peer)
 
     def admits(self, peer: PeerId) -> bool:
         """It may take part in the run, and is not barred."""

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.view.hop_cost import hop_cost_us
-from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, StageRecord
+from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, PeerState, StageRecord
 
 ASSUMED_LATENCY_S = 0.05
 ASSUMED_BANDWIDTH_BYTES_PER_S = 12.5e6
@@ -29,7 +29,7 @@ class Link:
 
 @dataclass(frozen=True)
 class NetworkView:
-    """`records` sorted by peer id. Build it with `NetworkView.of`.
+    """`records` sorted by peer id; `clients` are those that only ask for forwards, and have none. Made by `NetworkView.of`.
 
     `microbatch_bytes` is what one hop forwards carries, `gradient_bytes` one hop back.
     """
@@ -39,6 +39,7 @@ class NetworkView:
     gradient_bytes: int
     records: Mapping[PeerId, StageRecord]
     _links: Mapping[PeerId, Mapping[PeerId, Link]] = field(repr=False, compare=False)
+    clients: frozenset[PeerId] = frozenset()
 
     @staticmethod
     def of(
@@ -58,7 +59,8 @@ class NetworkView:
             held = newest.get(record.peer)
             if held is None or record.sequence_number > held.sequence_number:
                 newest[record.peer] = record
-        ordered = {peer: newest[peer] for peer in sorted(newest)}
+        clients = frozenset(peer for peer, record in newest.items() if record.state is PeerState.ASKING)
+        ordered = {peer: newest[peer] for peer in sorted(newest.keys() - clients)}
         links: dict[PeerId, Mapping[PeerId, Link]] = {}
         for peer, record in ordered.items():
             before = former.records.get(peer) if former is not None else None
@@ -67,7 +69,7 @@ class NetworkView:
             else:
                 links[peer] = _links_of(record)
         back = microbatch_bytes if gradient_bytes is None else gradient_bytes
-        return NetworkView(stages, microbatch_bytes, back, ordered, links)
+        return NetworkView(stages, microbatch_bytes, back, ordered, links, clients)
 
     def peers_of_stage(self, stage: Stage) -> tuple[PeerId, ...]:
         """Routable peers of a stage, sorted by id."""
@@ -114,7 +116,7 @@ class NetworkView:
         """The same view with some peers left out, as when they are lost or excluded."""
         gone = set(peers)
         kept = {p: r for p, r in self.records.items() if p not in gone}
-        return NetworkView(self.stages, self.microbatch_bytes, self.gradient_bytes, kept, self._links)
+        return NetworkView(self.stages, self.microbatch_bytes, self.gradient_bytes, kept, self._links, self.clients - gone)
 
 
 def _links_of(record: StageRecord) -> Mapping[PeerId, Link]:

@@ -13,6 +13,7 @@ from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.ranges import check_ranges
 
 MOST_ITERATIONS = 2**40
+LONGEST_PROMPT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,8 @@ class EvaluationSpec:
     """The loss on text that is not trained on, every so many iterations, by the data peer of shard 0, which holds its own
     microbatches back meanwhile.
 
-    That text is a share of the training windows, which then nobody trains on, or another dataset.
+    That text is a share of the training windows, which then nobody trains on, or another dataset. `prompts` are gone on with
+    greedily, a token a time through the swarm.
     """
 
     every: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations between two evaluations (0: none)"] = 0
@@ -93,13 +95,17 @@ class EvaluationSpec:
     held_out: Annotated[float, Ge(0), Le(0.5), "share of the training windows that is held out for it"] = 0.0
     dataset: Annotated[str, MaxLen(1024), "dataset that is evaluated on instead"] = ""
     split: Annotated[str, MinLen(1), MaxLen(64), "split of that dataset"] = "validation"
+    prompts: Annotated[tuple[str, ...], MaxLen(8), "texts that the model goes on with, each a line of the log"] = ()
+    text_tokens: Annotated[int, Ge(1), Le(4096), "tokens of each of these texts, at most"] = 32
 
     def validate(self, where: str) -> None:
         """Raises InputError for an evaluation on nothing, or on two things."""
         if self.every and bool(self.held_out) == bool(self.dataset):
             raise InputError(where, "evaluation.held_out", "expected a share above 0, or a dataset instead")
-        if not self.every and (self.held_out or self.dataset):
+        if not self.every and (self.held_out or self.dataset or self.prompts):
             raise InputError(where, "evaluation.every", "expected a whole number above 0, or no data to evaluate on")
+        if any(len(prompt) > LONGEST_PROMPT for prompt in self.prompts):
+            raise InputError(where, "evaluation.prompts", f"expected texts of at most {LONGEST_PROMPT} characters")
 
     def is_due(self, version: int) -> bool:
         """Weights of this version are evaluated."""

@@ -73,12 +73,13 @@ T = TypeVar("T")
 
 
 class PeerState(Enum):
-    """Life of a peer in a stage. Only ONLINE peers are routed to."""
+    """Life of a peer in a stage. Only ONLINE peers are routed to; ASKING ones take no part, and ask for forwards alone."""
 
     JOINING = "JOINING"
     SYNCING = "SYNCING"
     ONLINE = "ONLINE"
     DRAINING = "DRAINING"
+    ASKING = "ASKING"
 
 
 class PathType(Enum):
@@ -153,9 +154,9 @@ class RunRecord:
     weight_hashes: Annotated[tuple[str, ...], MaxLen(4097), "what each part's pre-trained weights hash to"] = ()
     adapters: Annotated[AdapterSpec, "low-rank adapters, if they alone are trained"] = field(default_factory=AdapterSpec)
     dataset: Annotated[str | tuple[DatasetSpec, ...], MinLen(1), "what the run trains on"] = STDLIB
-    tokenizer: Annotated[str, MinLen(1), MaxLen(1024), PLAIN_NAME, "byte, or a Hugging Face tokenizer's name or folder"] = (
-        "byte"
-    )
+    tokenizer: Annotated[str, MinLen(1), MaxLen(1024), PLAIN_NAME, "byte, or a tokenizer's name or folder"] = "byte"
+    attention: Annotated[Literal["window", "document"], "what a token may see: the whole window, or its document"] = "window"
+    end_token: Annotated[int, Ge(-1), Lt(2**31), "the id that ends a document, where attention goes by documents"] = -1
     data_peers: Annotated[int, Ge(1), Le(MOST_DATA_PEERS), "data peers that share the dataset"] = 1
     data_peers_before: Annotated[tuple[tuple[int, int], ...], MaxLen(256), "up to which iteration there were how many"] = ()
     peers_per_stage: Annotated[int, Ge(1), Le(4096), "peers in each stage that iteration 0 waits for"] = 1
@@ -170,9 +171,7 @@ class RunRecord:
     keep_checkpoints: Annotated[int, Ge(1), Le(1000), "newest checkpoints that every peer keeps"] = 3
     max_skipped_steps: Annotated[int, Ge(0), Le(1_000_000), "skipped in a row before the run pauses (0: never)"] = 10
     boundary: Annotated[tuple[BoundaryTensor, ...], MaxLen(16), "what crosses each boundary between parts"] = ()
-    fingerprint: Annotated[Fingerprint, "what the model computes where the run was started"] = field(
-        default_factory=Fingerprint
-    )
+    fingerprint: Annotated[Fingerprint, "what the model computes where it was started"] = field(default_factory=Fingerprint)
     admission: Annotated[Admission, "who may take part: everybody, whom the owner lists, or whoever has the token"] = "open"
     members: Annotated[Members, "peer ids that may take part in a listed run; `gwtf allow` adds more"] = ()
     admins: Annotated[Admins, "peer ids that may ban and allow peers, as the owner may"] = ()

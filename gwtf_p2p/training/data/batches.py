@@ -9,6 +9,8 @@ Rules.
 - Labels that are not learnt (padding, and all but the answers of a conversation) are -100, which torch's cross entropy leaves
   out. A window without a label is left out, so no microbatch is without one. Every microbatch counts alike in an iteration's
   gradient, however many of its labels are learnt.
+- Where attention goes by documents (`attention = "document"` of the run), what follows an end of text is not learnt either: a
+  window of several documents is learnt as each of them would be in a window of its own.
 - Which windows a microbatch has is decided in `order`: one global order, dealt by iteration. **A shard is a number, 0 to
   shards - 1; which data peer holds which is not decided here**, and peer ids play no part.
 - Ids are mapped from a file (`token_cache`), or come from a stream (`stream`).
@@ -48,7 +50,7 @@ NOT_LEARNT = -100
 @dataclass(frozen=True, slots=True)
 class BatchSpec:
     """Sizes of a batch, from the run record. `data_peers_before`: pairs (iteration, data peers before it).
-    `held_out` is the share of windows that is not trained on."""
+    `held_out` is the share of windows that is not trained on. Behind an `end_token` (0 or more) nothing is learnt."""
 
     seed: int
     sequence_length: int
@@ -56,12 +58,14 @@ class BatchSpec:
     microbatches_per_data_peer: int
     data_peers_before: tuple[tuple[int, int], ...] = ()
     held_out: float = 0.0
+    end_token: int = -1
 
     @classmethod
     def of(cls, run: RunRecord) -> BatchSpec:
         before = tuple((iteration, data_peers) for iteration, data_peers in run.data_peers_before)
         sizes = (run.sequence_length, run.microbatch_size, run.microbatches_per_data_peer)
-        return cls(run.seed, *sizes, before, run.evaluation.held_out)
+        end_token = run.end_token if run.attention == "document" else -1
+        return cls(run.seed, *sizes, before, run.evaluation.held_out, end_token)
 
 
 class DataSource(Protocol):
@@ -111,7 +115,7 @@ class Source(ABC):
         """See DataSource. Raises OSError when a stream breaks; asking again starts it anew."""
         first = self._deal.microbatch(iteration, index, shard, shards) * self._spec.microbatch_size
         windows = [self.window(ordinal) for ordinal in range(first, first + self._spec.microbatch_size)]
-        return as_batch(windows, self._spec.sequence_length, self._padding)
+        return as_batch(windows, self._spec, self._padding)
 
 
 class TextSource(Source):
@@ -234,12 +238,16 @@ def _any_learnt(mask: MaskArray, starts: Any, ends: Any) -> npt.NDArray[np.bool_
     return found
 
 
-def as_batch(windows: Sequence[Window], length: int, padding: int) -> tuple[Tensor, Tensor]:
+def as_batch(windows: Sequence[Window], spec: BatchSpec, padding: int) -> tuple[Tensor, Tensor]:
+    """tokens_BT and labels_BT of as many windows."""
+    length = spec.sequence_length
     tokens_BT = np.full((len(windows), length), padding, np.int64)
     labels_BT = np.full((len(windows), length), NOT_LEARNT, np.int64)
     for row, window in enumerate(windows):
         count = len(window.ids) - 1
         tokens_BT[row, :count] = window.ids[:-1]
         learnt = True if window.mask is None else window.mask[1:]
+        if spec.end_token >= 0:
+            learnt = np.logical_and(learnt, window.ids[:-1] != spec.end_token)  # the next document cannot be foretold
         labels_BT[row, :count] = np.where(learnt, window.ids[1:].astype(np.int64), NOT_LEARNT)
     return torch.from_numpy(tokens_BT), torch.from_numpy(labels_BT)

@@ -1,8 +1,10 @@
-"""What a run is evaluated on: the same microbatches every time, from the windows that are held out or from another dataset."""
+"""What a run is evaluated on: the same microbatches every time, from the windows that are held out or from another dataset; and
+what texts it goes on with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -29,14 +31,26 @@ def evaluation_batches(run: RunRecord, source: DataSource, tokenizer: Tokenizer)
         return ()
     if spec.dataset:
         parts = evaluated_on(spec.dataset, spec.split, run.dataset)
-        sizes = BatchSpec(run.seed, run.sequence_length, rows, spec.microbatches)
+        sizes = replace(BatchSpec.of(run), microbatches_per_data_peer=spec.microbatches, data_peers_before=(), held_out=0.0)
         other = open_dataset(parts, tokenizer, sizes)
         return [other.batch(0, index, 0, 1) for index in range(spec.microbatches)]
     windows = _held_windows(source, rows * spec.microbatches)
     count = max(len(windows) // rows, 1)
     padded = [windows[number % len(windows)] for number in range(count * rows)]
     groups = (padded[first : first + rows] for first in range(0, count * rows, rows))
-    return [as_batch(group, run.sequence_length, tokenizer.end_id) for group in groups]
+    return [as_batch(group, BatchSpec.of(run), tokenizer.end_id) for group in groups]
+
+
+def prompt_ids(run: RunRecord, tokenizer: Tokenizer, prompt: str) -> tuple[int, ...]:
+    """Ids of a prompt, begun as the run's documents are. Raises InputError for one that leaves no room for a token."""
+    ids = [int(i) for i in tokenizer.encode(prompt)]
+    begin_id = tokenizer.begin_id if tokenizer.adds_begin else None
+    begun = [begin_id, *ids] if begin_id is not None else ids
+    begun = begun or [tokenizer.end_id]  # what stands before a document
+    if len(begun) >= run.sequence_length:
+        expected = f"expected at most {run.sequence_length - 1} tokens, since the run's windows have {run.sequence_length}"
+        raise InputError("prompt", "", f"{expected}; {prompt!r:.40} has {len(begun)}")
+    return tuple(begun)
 
 
 def _held_windows(source: DataSource, most: int) -> list[Window]:

@@ -8,7 +8,7 @@ is sent what the files say.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,21 +19,25 @@ from gwtf_p2p.protocol.wire.records import RunRecord
 BYTE = "byte"
 """The tokenizer that is built in."""
 
+OF_STAGE_PEERS = ("weights",)
+OF_CLIENTS = ("weights", "tokenizer")
+OF_DATA_PEERS = (*OF_CLIENTS, "dataset", "evaluation.dataset")
+"""Fields of a run whose files each kind of peer reads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A file, folder or hub id that a run names in `field`. `of_data`: data peers alone read it."""
+    """A file, folder or hub id that a run names in `field`."""
 
     field: str
     name: str
     is_local: bool
-    of_data: bool = True
 
 
 def named_by(run: RunRecord) -> list[Named]:
     """All that the run reads and that is not built in."""
     evaluated = evaluated_on(run.evaluation.dataset, run.evaluation.split, run.dataset)
-    found = [Named("weights", run.weights.source, is_here(run.weights.source), of_data=False)]
+    found = [Named("weights", run.weights.source, is_here(run.weights.source))]
     found += [Named("dataset", part.path, is_local(part)) for part in parts_of(run.dataset)]
     found += [Named("evaluation.dataset", part.path, is_local(part)) for part in evaluated]
     found.append(Named("tokenizer", run.tokenizer, is_here(run.tokenizer)))
@@ -45,10 +49,11 @@ def local_names(run: RunRecord) -> tuple[str, ...]:
     return tuple(named.name for named in named_by(run) if named.is_local)
 
 
-def refuse_unasked(run: RunRecord, allowed: Sequence[str], *, reads_data: bool) -> None:
-    """`reads_data`: the peer is a data peer. Raises InputError for a file of this machine that its user has not named."""
+def refuse_unasked(run: RunRecord, allowed: Sequence[str], reads: Collection[str]) -> None:
+    """`reads`: what of the run's fields the peer reads (`OF_*`). Raises InputError for a file of this machine that its user
+    has not named."""
     for named in named_by(run):
-        if named.is_local and (reads_data or not named.of_data) and named.name not in allowed:
+        if named.is_local and named.field in reads and named.name not in allowed:
             flag = "--dataset" if named.field.endswith("dataset") else "--allow_path"
             expected = f"the run's {named.field} would be read from this machine; allow that with {flag} {named.name!r}"
             raise InputError(flag, named.name, expected)

@@ -58,6 +58,10 @@ class Structure:
         return hidden
 
 
+POSITIONS = "positions"
+"""Names the position ids in the run record's boundary. Where they begin again within a row another document begins, which the
+library masks; data peers alone know it, so they travel as a payload's last tensor."""
+
 SideKey = tuple[int, Path]
 """A side input at the door of one layer."""
 
@@ -93,15 +97,16 @@ class Doors:
         for number, layer in enumerate(layers):
             layer.forward = self._door(number, layer.forward)
 
-    def embed(self, tokens_BT: Tensor) -> tuple[Tensor, dict[SideKey, Tensor]]:
+    def embed(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, dict[SideKey, Tensor]]:
         """The first layer's hidden state, and every layer's side inputs, with their graph."""
-        done = self._run(_Pass("embed"), tokens_BT)
+        done = self._run(_Pass("embed"), tokens_BT, positions_BT)
         assert done.hidden is not None
         return done.hidden, done.sides
 
-    def layers(self, tokens_BT: Tensor, payload: Payload) -> Tensor:
-        """The hidden state after the own layers; `tokens_BT` only says how large the batch is."""
-        done = self._run(_Pass("layers", payload), tokens_BT)
+    def layers(self, tokens_BT: Tensor, payload: Payload, positions_BT: Tensor | None = None) -> Tensor:
+        """The hidden state after the own layers; `tokens_BT` only says how large the batch is. Positions that begin anew within
+        a row are documents that do not see each other."""
+        done = self._run(_Pass("layers", payload), tokens_BT, positions_BT)
         assert done.result is not None
         return done.result
 
@@ -111,10 +116,11 @@ class Doors:
         logits_BTV: Tensor = self._model(input_ids=tokens_BT, use_cache=False).logits
         return logits_BTV
 
-    def _run(self, started: _Pass, tokens_BT: Tensor) -> _Pass:
+    def _run(self, started: _Pass, tokens_BT: Tensor, positions_BT: Tensor | None) -> _Pass:
         self._pass = started
+        positions = {} if positions_BT is None else {"position_ids": positions_BT}
         try:
-            self._model(input_ids=tokens_BT, use_cache=False)
+            self._model(input_ids=tokens_BT, use_cache=False, **positions)
         except _Stop:
             return started
         finally:
@@ -238,3 +244,13 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
             changed[key] = _mapped(value[key], change)
         return changed
     return value
+
+
+def document_positions(tokens_BT: Tensor, end_token: int) -> Tensor:
+    """positions_BT, int64: 0 at the beginning of a window and behind every `end_token`, else one more than before."""
+    begins_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+    begins_BT[:, 0] = True
+    begins_BT[:, 1:] = tokens_BT[:, :-1] == end_token
+    steps_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+    first_BT = torch.where(begins_BT, steps_T, 0).cummax(dim=1).values
+    return steps_T - first_BT

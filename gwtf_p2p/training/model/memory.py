@@ -26,8 +26,9 @@ BYTES_OF_A_WEIGHT = BYTES_OF_A_GRADIENT = BYTES_OF_A_VALUE = 4
 GRADIENTS_BESIDE = 2
 """Copies of the gradient while it is averaged; one backward needs one."""
 
-SNAPSHOTS = 2
-"""Copies of the state (without the gradient sum) while it is written or given to a newcomer: the tensors, and their bytes."""
+SNAPSHOTS = 1
+"""Copies of the state (without the gradient sum) while it is written or given to a newcomer: its bytes take the tensors' place
+one by one."""
 
 LOGITS = 3
 

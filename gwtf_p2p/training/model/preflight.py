@@ -5,6 +5,8 @@ Rules.
   parameter's gradient are compared with the unsplit model's. A difference above `BOUND` is refused with the parameter's name.
 - Refused by name, too: a model that sees later tokens, one whose forward is random, one that keeps state between calls (a
   microbatch that is computed again after a crash would count twice in it).
+- Where attention goes by documents, a window of several of them has to give the loss and gradients of each one alone, within
+  `PACKED_BOUND`: kernels for other lengths round otherwise.
 - The fingerprint tells installations apart that compute something else from the same record: the small copy's loss; for each
   kind of parameter (its name without numbers) the norm of its gradients and a projection of them; for each kind of table that
   the real config gives (rotary frequencies) the norm and the mean logarithm, so that the smallest frequency counts like the
@@ -18,7 +20,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -31,14 +33,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.records import Fingerprint
-from gwtf_p2p.training.model.config import RUN_RECORD, load_config
-from gwtf_p2p.training.model.doors import Payload, Structure
+from gwtf_p2p.training.model.config import CONFIG_ERRORS, RUN_RECORD, load_config, one_line
+from gwtf_p2p.training.model.doors import Payload, Structure, document_positions
 from gwtf_p2p.training.model.skeleton import build_skeleton, decoder_layers
 from gwtf_p2p.training.model.split import DataPart, PartSpec, StagePart, data_part, stage_part
 from gwtf_p2p.training.model.structure import LENGTH, ROWS, sample_tokens, small_config, structure_of, whole_model
 
 BOUND = 1e-5
 """Relative to the parameter's largest gradient. On one machine the difference is 0 wherever it was tried."""
+PACKED_BOUND = 1e-4
 TOLERANCE = 1e-3
 SEED = 0
 _MOST_KINDS = 96
@@ -70,8 +73,11 @@ def versions() -> dict[str, str]:
     return {"transformers": transformers.__version__, "torch": torch.__version__.partition("+")[0]}
 
 
-def preflight(model_config: Mapping[str, Any], where: str = RUN_RECORD) -> Fingerprint:
-    """Raises InputError that names what differs; returns this installation's fingerprint."""
+def preflight(model_config: Mapping[str, Any], where: str = RUN_RECORD, *, by_document: bool = False) -> Fingerprint:
+    """Raises InputError that names what differs; returns this installation's fingerprint.
+
+    `by_document`: documents in one window are not to see each other.
+    """
     config = load_config(model_config, where)
     structure, small = structure_of(model_config, where), small_config(model_config, where)
     model = whole_model(small, SEED, where)
@@ -81,6 +87,8 @@ def preflight(model_config: Mapping[str, Any], where: str = RUN_RECORD) -> Finge
     if not compared.loss <= BOUND * max(1.0, abs(unsplit.loss)) or not worst <= BOUND:
         text = f"split and unsplit model differ: loss by {compared.loss:.1e}, the gradient of {name} by {worst:.1e}"
         raise InputError(where, _FIELD, f"{small.model_type} cannot be split: {text}")
+    if by_document:
+        _check_packing(small, structure, where)
     return _fingerprint(unsplit, config, where)
 
 
@@ -104,14 +112,19 @@ def mismatch(model_config: Mapping[str, Any], published: Fingerprint, where: str
 class Parts:
     """A small model in three stages and a data part."""
 
-    def __init__(self, small: PretrainedConfig, structure: Structure, where: str = RUN_RECORD) -> None:
+    def __init__(
+        self, small: PretrainedConfig, structure: Structure, where: str = RUN_RECORD, *, by_document: bool = False
+    ) -> None:
         layers = len(decoder_layers(build_skeleton(small, where), where)[1])
         cuts = sorted({0, 1, layers - 1, layers}) if layers > 1 else [0, 1]
         split = tuple(itertools.pairwise(cuts))
-        specs = [PartSpec({}, split, stage, SEED, (ROWS, LENGTH)) for stage in range(len(split) + 1)]
+        self.tokens_BT, self.labels_BT = sample_tokens(small, 0), sample_tokens(small, 1)
+        end_token = int(self.tokens_BT[0, 0]) if by_document else -1
+        if by_document:
+            self.tokens_BT, self.labels_BT = _several_documents(self.tokens_BT, self.labels_BT)
+        specs = [PartSpec({}, split, stage, SEED, (ROWS, LENGTH), end_token=end_token) for stage in range(len(split) + 1)]
         self.data: DataPart = data_part(small, structure, specs[0], where)
         self.stages: list[StagePart] = [stage_part(small, structure, spec, where) for spec in specs[1:]]
-        self.tokens_BT, self.labels_BT = sample_tokens(small, 0), sample_tokens(small, 1)
 
 
 def compare(unsplit: Result, split: Result) -> Comparison:
@@ -175,6 +188,54 @@ def checked_unsplit(model: PreTrainedModel, where: str = RUN_RECORD) -> Result:
         field = "model_config.is_decoder" if hasattr(model.config, "is_decoder") else _FIELD
         raise InputError(where, field, f"expected a causal model, but what {kind} says of a token depends on later ones")
     return Result(loss.item(), gradients)
+
+
+def _several_documents(tokens_BT: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """The same window cut by an id that ends documents, the one that was its first; behind it nothing is learnt."""
+    end_token = int(tokens_BT[0, 0])
+    other = next(int(token) for token in tokens_BT.flatten() if int(token) != end_token)
+    tokens_BT = torch.where(tokens_BT == end_token, other, tokens_BT)
+    for row, ends in enumerate(((4, 10), (8,))):
+        tokens_BT[row, list(ends)] = end_token
+    return tokens_BT, torch.where(tokens_BT == end_token, -100, labels_BT)
+
+
+def _check_packing(small: PretrainedConfig, structure: Structure, where: str) -> None:
+    """Raises InputError where a document computes something else beside others than alone."""
+    field, kind = "attention", small.model_type
+    parts = Parts(small, structure, where, by_document=True)
+    tokens_BT, labels_BT = parts.tokens_BT, parts.labels_BT
+    end_token = int(sample_tokens(small, 0)[0, 0])
+    positions_BT = document_positions(tokens_BT, end_token)
+
+    def alone(model: PreTrainedModel) -> Tensor:
+        rows = []
+        for tokens_T, positions_T in zip(tokens_BT, positions_BT, strict=True):
+            begins = [*(positions_T == 0).nonzero().flatten().tolist(), len(tokens_T)]
+            pieces = (tokens_T[a:b][None] for a, b in itertools.pairwise(begins))
+            rows.append(torch.cat([model(input_ids=piece, use_cache=False).logits for piece in pieces], dim=1))
+        return torch.cat(rows)
+
+    def beside(model: PreTrainedModel) -> Tensor:
+        logits_BTV: Tensor = model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False).logits
+        return logits_BTV
+
+    try:
+        single, packed = (_result_of(whole_model(small, SEED, where), each, labels_BT) for each in (alone, beside))
+    except CONFIG_ERRORS as error:
+        raise InputError(where, field, f"{kind} does not keep documents apart: {one_line(error)}") from error
+    for one, other, bound in ((single, packed, PACKED_BOUND), (packed, split_result(parts), BOUND)):
+        compared = compare(one, other)
+        name, worst = compared.worst
+        if not compared.loss <= bound * max(1.0, abs(one.loss)) or not worst <= bound:
+            differs = f"beside others the loss is another by {compared.loss:.1e}, the gradient of {name} by {worst:.1e}"
+            raise InputError(where, field, f"expected window: {kind} does not keep documents apart: {differs}")
+
+
+def _result_of(model: PreTrainedModel, logits_of: Callable[[PreTrainedModel], Tensor], labels_BT: Tensor) -> Result:
+    loss = functional.cross_entropy(logits_of(model).flatten(0, 1).float(), labels_BT.flatten())
+    loss.backward()  # type: ignore[no-untyped-call]
+    return Result(loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
 
 
 def _leaves(payload: Payload) -> Payload:

@@ -25,7 +25,7 @@ from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.records import AdapterSpec, BoundaryTensor, RunRecord, WeightsSpec
 from gwtf_p2p.training.model.adapters import add_adapters
 from gwtf_p2p.training.model.config import RUN_RECORD, load_config
-from gwtf_p2p.training.model.doors import Doors, Payload, Structure, places_of
+from gwtf_p2p.training.model.doors import POSITIONS, Doors, Payload, Structure, document_positions, places_of
 from gwtf_p2p.training.model.initial_weights import initialise
 from gwtf_p2p.training.model.materialise import move, occupy
 from gwtf_p2p.training.model.pretrained import PretrainedFiles, load_pretrained
@@ -41,7 +41,8 @@ class PartSpec:
     """Which part of which model: `stage` 0 is the data peers', stage k holds the layers `layer_split[k - 1]`.
 
     `batch` is (microbatch size, sequence length). `weights` are what it starts from, whose hash has to be `weights_hash` unless
-    that is empty; without a source it starts from the seed. `adapters`: they alone are trained.
+    that is empty; without a source it starts from the seed. `adapters`: they alone are trained. With an `end_token` (0 or more)
+    no token sees beyond the document that it is of (`doors`).
     """
 
     model_config: Mapping[str, Any]
@@ -52,12 +53,15 @@ class PartSpec:
     weights: WeightsSpec = field(default_factory=WeightsSpec)
     weights_hash: str = ""
     adapters: AdapterSpec = field(default_factory=AdapterSpec)
+    end_token: int = -1
 
     @classmethod
     def of(cls, run: RunRecord, stage: int) -> PartSpec:
         split = tuple((a, b) for a, b in run.layer_split)
         starts_from = (run.weights, run.weight_hashes[stage] if run.weight_hashes else "", run.adapters)
-        return cls(run.model_config, split, stage, run.seed, (run.microbatch_size, run.sequence_length), *starts_from)
+        end_token = run.end_token if run.attention == "document" else -1
+        batch = (run.microbatch_size, run.sequence_length)
+        return cls(run.model_config, split, stage, run.seed, batch, *starts_from, end_token)
 
 
 class _Part:
@@ -67,13 +71,13 @@ class _Part:
     """
 
     def __init__(self, model: PreTrainedModel, doors: Doors, names: set[str], spec: PartSpec) -> None:
-        self.model, self._doors = model, doors
+        self.model, self._doors, self._end_token = model, doors, spec.end_token
         own = {id(parameter) for name, parameter in model.named_parameters() if name in names}
         if spec.adapters.rank:
             own |= add_adapters(model, spec.adapters, own, spec.seed)
         self._own = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in own}
         self.parameters = {name: parameter for name, parameter in self._own.items() if parameter.requires_grad}
-        self.boundary = _boundary(model, doors, spec.batch)
+        self.boundary = _boundary(model, doors, spec)
         self._tokens_BT = stand_in_tokens(model.config, spec.batch)
 
     def _move(self, device: torch.device) -> None:
@@ -91,7 +95,8 @@ class StagePart(_Part):
 
     def forward(self, payload: Payload) -> Payload:
         """The payload after this stage's layers: a new hidden state, the same side inputs."""
-        return (self._doors.layers(self._tokens_BT, payload), *payload[1:])
+        positions_BT = payload[-1] if self._end_token >= 0 else None
+        return (self._doors.layers(self._tokens_BT, payload, positions_BT), *payload[1:])
 
 
 class DataPart(_Part):
@@ -104,8 +109,12 @@ class DataPart(_Part):
 
     def embed(self, tokens_BT: Tensor) -> Payload:
         """The payload of stage 1: what stands before the first layer, and all side inputs."""
-        hidden, sides = self._doors.embed(tokens_BT)
-        return (hidden, *places_of(sides)[1])
+        if self._end_token < 0:
+            hidden, sides = self._doors.embed(tokens_BT)
+            return (hidden, *places_of(sides)[1])
+        positions_BT = document_positions(tokens_BT, self._end_token)
+        hidden, sides = self._doors.embed(tokens_BT, positions_BT)
+        return (hidden, *places_of(sides)[1], positions_BT)
 
     def logits(self, tokens_BT: Tensor, hidden: Tensor) -> Tensor:
         """logits_BTV of what the last stage put out; the tokens say only what the library asks of a batch."""
@@ -172,7 +181,7 @@ def boundary_of(spec: PartSpec, where: str = RUN_RECORD) -> tuple[BoundaryTensor
     """What crosses every boundary between the parts of this run. Raises InputError."""
     model = build_skeleton(load_config(spec.model_config, where), where)
     occupy(model, set(), _layer_names(model))
-    return _boundary(model, Doors(model, structure_of(spec.model_config, where)), spec.batch)
+    return _boundary(model, Doors(model, structure_of(spec.model_config, where)), spec)
 
 
 def default_layer_split(layers: int, stages: int, where: str = RUN_RECORD) -> LayerSplit:
@@ -243,14 +252,16 @@ def _layer_names(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(f"{name}.{number}" for number in range(len(layers)))
 
 
-def _boundary(model: PreTrainedModel, doors: Doors, batch: tuple[int, int]) -> tuple[BoundaryTensor, ...]:
+def _boundary(model: PreTrainedModel, doors: Doors, spec: PartSpec) -> tuple[BoundaryTensor, ...]:
     """Shapes for a batch, from a run through the model without its layers; tells the doors where side inputs are."""
     with torch.no_grad():
-        hidden, sides = doors.embed(stand_in_tokens(model.config, batch))
+        hidden, sides = doors.embed(stand_in_tokens(model.config, spec.batch))
     places, tensors = places_of(sides)
     doors.side_places = places
     names = {place: f"{spelled(path)}.{layer}" for (layer, path), place in reversed(places.items())}
     found = [BoundaryTensor("hidden_state", tuple(hidden.shape))]
     for place, tensor in enumerate(tensors, 1):
         found.append(BoundaryTensor(names[place], tuple(tensor.shape), not tensor.is_floating_point()))
+    if spec.end_token >= 0:
+        found.append(BoundaryTensor(POSITIONS, spec.batch, is_integer=True))
     return tuple(found)

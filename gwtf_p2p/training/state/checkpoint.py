@@ -26,14 +26,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.state.epochs import read_epochs, replace_file
+from gwtf_p2p.training.state.tensor_file import write_tensors
 from gwtf_p2p.training.state.tensors import STEP, WEIGHTS
 
 MANIFEST, MODEL, OPTIMIZER = "manifest.json", "model.safetensors", "optimizer.safetensors"
@@ -292,12 +292,7 @@ def _all_step_folders(stage_folder: Path) -> Iterator[Path]:
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Write, flush to disk and rename into place; returns size and hash for the manifest."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.writing")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:
-        raise OSError(str(error)) from error
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
+    write_tensors(temporary, tensors)
     entry = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
     temporary.replace(path)
     return entry

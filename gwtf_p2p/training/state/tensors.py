@@ -59,6 +59,23 @@ def load_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer,
     return steps
 
 
+def load_weights(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> int:
+    """Overwrite the weights alone, in place; returns the step count of the state that they are of.
+
+    Raises RemoteProtocolError, and changes nothing, if one is missing or of another shape.
+    """
+    for name, parameter in parameters.items():
+        found = state.get(f"{WEIGHTS}{name}")
+        if found is None or found.shape != parameter.shape:
+            raise RemoteProtocolError(f"state: {name}: expected weights of shape {tuple(parameter.shape)}")
+    if STEP not in state:
+        raise RemoteProtocolError(f"state: {STEP}: missing")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[f"{WEIGHTS}{name}"])
+    return int(state[STEP])
+
+
 def state_hash(state: Mapping[str, Tensor]) -> str:
     """Sha256 (hex) over names, dtypes, shapes and bytes, sorted by name: equal exactly if the states are equal to the bit."""
     digest = hashlib.sha256()

@@ -16,7 +16,7 @@ from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.wire.dataset import DatasetSpec
 from gwtf_p2p.protocol.wire.records import EvaluationSpec, WeightsSpec
-from gwtf_p2p.training.data.local_files import local_names, refuse_unasked
+from gwtf_p2p.training.data.local_files import OF_DATA_PEERS, OF_STAGE_PEERS, local_names, refuse_unasked
 
 ME = PeerId("me")
 RUN = SmallRun().record()
@@ -49,8 +49,8 @@ def test_files_of_this_machine_are_read_only_where_its_user_has_said_so(path: st
     with pytest.raises(InputError, match="--dataset") as refused:
         make_compute(PeerConfig("data"), run, Place(DATA_STAGE, 0))
     assert path in str(refused.value)
-    refuse_unasked(run, (path,), reads_data=True)
-    refuse_unasked(replace(RUN, dataset=(DatasetSpec(), DatasetSpec("owner/name"))), (), reads_data=True)
+    refuse_unasked(run, (path,), OF_DATA_PEERS)
+    refuse_unasked(replace(RUN, dataset=(DatasetSpec(), DatasetSpec("owner/name"))), (), OF_DATA_PEERS)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def test_whatever_a_run_names_is_read_here_only_where_the_user_has_said_so(
     run = replace(RUN, **changes)
     with pytest.raises(InputError, match=f"^{flag}: "):
         make_compute(PeerConfig("data"), run, Place(DATA_STAGE, 0))
-    refuse_unasked(run, local_names(run), reads_data=True)
+    refuse_unasked(run, local_names(run), OF_DATA_PEERS)
     if by_stage_peers:
         with pytest.raises(InputError, match=f"^{flag}: "):
             make_compute(PeerConfig("peer"), run, Place(Stage(1)))
     else:
-        refuse_unasked(run, (), reads_data=False)
+        refuse_unasked(run, (), OF_STAGE_PEERS)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,9 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]
         "everything_is_killed",
         "memory_is_short",
         "memory_is_full",
+        "backward_of_mixture_of_experts",
+        "backward_of_hybrid",
+        "backward_of_sliding_window",
     ],
 )
 def test_a_story_holds(story: str, comparison: Comparison, tmp_path: Path) -> None:

@@ -45,16 +45,16 @@ class Disk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.full, self.now, self.tried = True, 0.0, 0
-        real = files.save_file
+        real = files.write_tensors
 
-        def save_file(tensors: Any, path: Path, **how: Any) -> None:
+        def write_tensors(path: Path, tensors: Any) -> None:
             self.tried += 1
             if self.full and "optimizer" in path.name:  # the weights have still fitted
                 path.write_bytes(b"half")
                 raise OSError(errno.ENOSPC, "No space left on device")
-            real(tensors, path, **how)
+            real(path, tensors)
 
-        monkeypatch.setattr(files, "save_file", save_file)
+        monkeypatch.setattr(files, "write_tensors", write_tensors)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: Free(100 if self.full else 10**9))
 

@@ -1,0 +1,1 @@
+"""One module per verb that asks a running swarm for something: flags and `run`, as in `cli/verbs`."""
