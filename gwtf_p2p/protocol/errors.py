@@ -34,7 +34,7 @@ class OtherWireVersion(RemoteProtocolError):
 
 
 class LocalProtocolError(Exception):
-    """An illegal transition in our own state machines, with the epoch that led to it."""
+    """An illegal transition in our own state machines, with what led to it."""
 
     def __init__(self, what: str, story: Sequence[str] = ()) -> None:
         self.story = tuple(story)
