@@ -22,7 +22,7 @@ def check_picture_path(path: Path, flag: str, suffixes: Sequence[str]) -> None:
             import resvg_py  # noqa: F401
         except ImportError as error:
             raise InputError(flag, path.name, "PNG needs: pip install 'gwtf-p2p[draw]' (SVG does not)") from error
-        if not _letters_are_drawn():
+        if not letters_are_drawn():
             told = "PNG needs a font, and none of DejaVu (Debian: fonts-dejavu-core), Noto, Liberation and Arial is installed"
             raise InputError(flag, path.name, f"{told}; SVG does not")
 
@@ -44,8 +44,9 @@ def _png(text: str) -> bytes:
     return bytes(resvg_py.svg_to_bytes(svg_string=text, zoom=PNG_SCALE))
 
 
-def _letters_are_drawn() -> bool:
-    """The renderer leaves out, without a word, every text that it has no font for: a picture with and one without are equal."""
+def letters_are_drawn() -> bool:
+    """Whether PNGs have their words here. The renderer leaves out, without a word, every text that it has no font for: a
+    picture with and one without are equal."""
     blank, lettered = svg.Drawing(20, 20), svg.Drawing(20, 20)
     lettered.text((2, 15), "g")
     return _png(blank.done()) != _png(lettered.done())

@@ -106,6 +106,8 @@ REFUSED = [
     (["routes", "--run_id", "a/b", "--initial_peers", MADDR], "--run_id"),
     (["ledger", "--run_id", "a b", "--initial_peers", MADDR], "--run_id"),
     (["top", "--run_id", "_a", "--initial_peers", MADDR], "--run_id"),
+    (["generate", "text", "--run_id", "a b", "--initial_peers", MADDR], "--run_id"),
+    (["generate", "text", "--run_id", "r", "--initial_peers", MADDR, "--top_p", "2"], "--top_p"),
     (["doctor", "--run_id", "a b", "--initial_peers", MADDR], "--run_id"),
     ([*MONITOR, "--log_level", "LOUD"], "--log_level"),
     ([*BOOTSTRAP, "--public_ip", "home"], "--public_ip"),

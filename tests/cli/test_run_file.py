@@ -224,7 +224,8 @@ def test_a_right_run_is_checked_and_its_needs_are_told(tmp_path: Path, capsys: p
 def test_what_is_left_out_of_a_mixtures_loss_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.toml"
     model = 'model_type = "mixtral", vocab_size = 257, hidden_size = 16, intermediate_size = 32, num_hidden_layers = 2, '
-    model += "num_attention_heads = 2, num_key_value_heads = 2, num_local_experts = 4, router_aux_loss_coef = 0.02"
+    model += "num_attention_heads = 2, num_key_value_heads = 2, num_local_experts = 4, max_position_embeddings = 64, "
+    model += "router_aux_loss_coef = 0.02"
     (tmp_path / "a.txt").write_text("one")
     sizes = "sequence_length = 8\nmicrobatch_size = 1\nmicrobatches_per_data_peer = 1\n"
     path.write_text(f'run_id = "r"\nseed = 0\n{sizes}model = {{ {model} }}\ndataset = "text:{tmp_path}/a.txt"\n')

@@ -19,6 +19,7 @@ def after_the_owner(copied: int, absence_s: float, stage_peers: int = 2, owner_f
     world.kernel.run(lambda: False, world.kernel.now + absence_s)
     stranger = swarm.new_peer(STRANGER)
     stranger.kept = [6 - copied]
+    stranger.contributions = {6 - copied: world.peers[OWNER].contributions[6 - copied]}
     world.add(stranger)
     world.start(stranger, 6 - copied)
     return swarm

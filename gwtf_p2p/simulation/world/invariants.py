@@ -122,7 +122,9 @@ class Invariants:
         """The sums of receipts against the shares of the averages: two ways to one number."""
         for peer in self.world.peers.values():
             participant = peer.machine.participant
-            if peer.machine.ctx.stage != DATA_STAGE or not peer.alive or participant.out_of_step or participant.share.stepping:
+            if peer.machine.ctx.stage != DATA_STAGE or not peer.alive or peer.frozen or participant.out_of_step:
+                continue
+            if participant.share.stepping:
                 continue
             averaged: Counter[tuple[Stage, PeerId]] = Counter()
             for (iteration, stage, ballot), prepare in self.prepares.items():

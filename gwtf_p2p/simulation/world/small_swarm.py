@@ -278,8 +278,14 @@ def every_moment(config: SmallConfig, iteration: int, peers: str, of: str) -> di
         ].machine.participant.version == iteration:
             counts[peer] += 1
 
+    heard = swarm.world.on_event
+
+    def count_event(peer: PeerId, event: ev.Event, now: float) -> None:
+        count(peer)
+        heard(peer, event, now)
+
     if of == "event":
-        swarm.world.on_event = count
+        swarm.world.on_event = count_event
     else:
         swarm.world.on_effect = count
     swarm.run(iteration + 1)
