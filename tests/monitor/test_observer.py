@@ -155,7 +155,7 @@ def test_progress_measures_routes_losses_and_iterations() -> None:
         name = f"x/0/{index}"
         progress.hear("injected", {"microbatch": name, "route": [A1, B1], "reason": ""}, 10.0)
         progress.hear("microbatch_done", {"microbatch": name, "loss": 5.0 + index, "route": [A1, B1]}, 10.0 + seconds)
-    progress.hear("stepped", {"iteration": 0, "microbatches": 2}, 15.0)
+    progress.hear("stepped", {"iteration": 0, "microbatches": 2, "skipped": False}, 15.0)
     assert progress.figures() == {"microbatches": 2.0, "loss": 5.5, "iteration_s": 5.0}
     assert progress.route_seconds() == {route_name((A1, B1)): 3.0}
 

@@ -8,6 +8,8 @@ from hivemind.dht.validation import DHTRecord
 from hivemind.utils.timed_storage import get_dht_time
 
 from gwtf_p2p.live.discovery.dht_validation import RecordBounds
+from gwtf_p2p.live.libp2p.run_secret import SEAL_BYTES
+from gwtf_p2p.protocol.wire.records import MAX_RECORD_BYTES
 
 OWNER = b"[owner:ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQC7]"
 
@@ -23,6 +25,6 @@ def test_a_subkey_is_a_public_key_and_nothing_else(subkey: bytes, valid: bool) -
 
 
 def test_the_value_is_bytes_of_a_bounded_length() -> None:
-    for value, valid in ((b"value", True), (bytes(8193), False), ("text", False), (b"", True)):
+    for value, valid in ((b"value", True), (bytes(MAX_RECORD_BYTES + SEAL_BYTES), True), (bytes(MAX_RECORD_BYTES + SEAL_BYTES + 1), False), ("text", False), (b"", True)):
         record = DHTRecord(b"key", msgpack.packb(OWNER), msgpack.packb(value), get_dht_time() + 60)
         assert RecordBounds().validate(record) is valid, value[:5]
