@@ -278,11 +278,10 @@ def every_moment(config: SmallConfig, iteration: int, peers: str, of: str) -> di
         ].machine.participant.version == iteration:
             counts[peer] += 1
 
-    heard = swarm.world.on_event
 
     def count_event(peer: PeerId, event: ev.Event, now: float) -> None:
         count(peer)
-        heard(peer, event, now)
+        swarm.invariants.before_event(peer, event, now)
 
     if of == "event":
         swarm.world.on_event = count_event
