@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-network test-others test-fast test-all explore coverage docs lint wheel clean
+.PHONY: demo test test-network test-others test-fast test-all explore coverage docs lint wheel floors clean
 
 demo: $(INSTALLED)
 	$(RUN)gwtf demo $(ARGS)
@@ -66,6 +66,16 @@ wheel:
 	build/wheel-venv/bin/python $(PIP_INSTALL) -c constraints.txt build/wheel/gwtf_p2p-*.whl
 	cd build && wheel-venv/bin/gwtf --version && wheel-venv/bin/gwtf --help > /dev/null
 	cd build && wheel-venv/bin/gwtf $(SMALL_DEMO) $(ARGS)
+
+# The lowest versions that setup.cfg allows (torch as pinned: its build is this machine's), the fast tests and a demo on text.
+floors:
+	rm -rf build/floors-venv
+	$(PYTHON) -m venv build/floors-venv
+	$(PYTHON) experiments/floors.py --but torch > build/floors.txt
+	build/floors-venv/bin/python $(PIP_INSTALL) -c constraints.txt torch
+	build/floors-venv/bin/python $(PIP_INSTALL) -c build/floors.txt -e '.[dev]'
+	build/floors-venv/bin/python -m gwtf_p2p $(SMALL_DEMO) --dataset 'text:docs/*.md'
+	build/floors-venv/bin/python -m pytest -m "not live and not netns and not slow" $(ARGS)
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with PYTHON=...")'

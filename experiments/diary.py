@@ -149,7 +149,7 @@ def week(seed: int, hour_s: float) -> dict[str, object]:
     try:
         told.live()
     except AssertionError as error:
-        wrong = str(error).splitlines()[0]
+        wrong = (str(error) or repr(error)).splitlines()[0]
     tally = told.swarm.invariants.check() if not wrong else None
     share = {code: round(count / told.looks, 4) for code, count in told.stalled.most_common()}
     return {

@@ -99,11 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = next((word for word in arguments if not word.startswith("-")), None)
     if verb in OLDER_VERBS:
         arguments[arguments.index(verb)] = verb = OLDER_VERBS[verb]
+    typed = verb
     if verb in SHORT:
         at = arguments.index(verb)
         arguments[at : at + 1] = SHORT[verb]
         verb = arguments[at]
     parser = build_parser(verb)
+    of_verb = _typed_parser(parser, verb, typed)
     if verb is None and not arguments:
         parser.print_help(sys.stderr)
         return 2
@@ -113,15 +115,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = expand(arguments, _verb_parser(parser, verb))
         args, unknown = parser.parse_known_args(arguments)
         if unknown:
-            of_verb = _verb_parser(parser, verb) if verb in VERBS else parser
             of_verb.error(f"unrecognized arguments: {' '.join(unknown)}")
         with memory_errors("go on"):
             code: int = args.run(args)
     except OutOfMemory as error:
-        print(f"gwtf {verb}: {error}", file=sys.stderr)
+        print(f"gwtf {typed}: {error}", file=sys.stderr)
         return error.exit_code
     except InputError as error:
-        print(f"gwtf {verb}: {error}", file=sys.stderr)
+        print(f"gwtf {typed}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -132,9 +133,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        print(f"gwtf {verb}: {error.filename or 'a file'}: {error.strerror}: free some space there", file=sys.stderr)
+        print(f"gwtf {typed}: {error.filename or 'a file'}: {error.strerror}: free some space there", file=sys.stderr)
         return OutOfMemory.exit_code
     return code
+
+
+def _typed_parser(parser: argparse.ArgumentParser, verb: str | None, typed: str | None) -> argparse.ArgumentParser:
+    """Whose errors are told; that of a verb which is an action of another one says the word that was typed."""
+    if verb not in VERBS:
+        return parser
+    found = _verb_parser(parser, verb)
+    if typed in SHORT:
+        found = _verb_parser(found, SHORT[typed][1])
+        found.prog = f"gwtf {typed}"
+    return found
 
 
 def _verb_parser(parser: argparse.ArgumentParser, verb: str) -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
 from gwtf_p2p.cli.main import main
 from gwtf_p2p.cli.shared.run_file import FIELDS, SECTIONS, check_settings, read_run_file
+from gwtf_p2p.cli.shared.run_report import report_of
 from gwtf_p2p.cli.shared.run_schema import run_file_model, run_file_schema
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.wire.codec import to_plain
@@ -219,6 +220,15 @@ def test_a_right_run_is_checked_and_its_needs_are_told(tmp_path: Path, capsys: p
         assert stage["state_bytes"] == 16 * stage["parameters"] and stage["average_bytes"] == 4 * stage["parameters"]
     assert report["tokens_per_iteration"] == 2 * 2 * 32
     assert report["left_out"] == []
+
+
+def test_an_average_is_told_in_the_bytes_of_its_format(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": 7, "body": "one"}\n')
+    path = tmp_path / "run.toml"
+    path.write_text(RUN_FILE + f'dataset = "{tmp_path}/a.jsonl"\nwire = {{ averages = "int8" }}\n')
+    for stage in report_of(read_run_file(path), str(path))["stages"]:
+        blocks = -(-stage["parameters"] // 64)
+        assert stage["average_bytes"] == blocks * (64 + 2)
 
 
 def test_what_is_left_out_of_a_mixtures_loss_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

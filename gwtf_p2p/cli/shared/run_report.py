@@ -15,6 +15,7 @@ from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.dataset import parts_of
 from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS
 
 BALANCE = ("router_aux_loss_coef", "aux_loss_alpha", "router_z_loss_coef")
 """Fields of configs that weigh a loss of the router's."""
@@ -73,7 +74,7 @@ def _stage(run: RunRecord, stage: int, counts: tuple[int, int]) -> dict[str, Any
         "state_bytes": state_bytes(run, trained, frozen),
         "least_memory_bytes": stage_memory(run, stage).least,
         "microbatch_bytes": done_bytes(run.activation_bytes, run.gradient_bytes),
-        "average_bytes": 4 * trained,
+        "average_bytes": AVERAGE_FORMATS[run.wire.averages].encoded_bytes(trained),
     }
 
 

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 from gwtf_p2p.live.compute.averages import Averager, Averages
 from gwtf_p2p.live.compute.compute import Compute
@@ -24,7 +24,7 @@ from gwtf_p2p.live.state.transfer import StateUnavailable
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.commit.certifying import Sign
-from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.errors import LocalProtocolError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
@@ -256,6 +256,10 @@ class Driver:
                 self.parts.on_report(effect, self.clock())
             case ef.Answer() | ef.AnswerCheck():
                 pass  # read by whoever fed the event
+            case ef.Sign() | ef.Digest() | ef.Gather() | ef.DropGathered():
+                raise LocalProtocolError(f"{type(effect).__name__} is of audits, which the simulator alone carries out")
+            case _:
+                assert_never(effect)
 
     async def _compute(self, compute: ef.Compute) -> None:
         work, microbatch = compute.work, compute.microbatch

@@ -53,7 +53,7 @@ class ToleranceSpec:
     """By how much the results of two honest peers of a stage may differ: norm of the difference as a share of what the stage
     changes, of outputs and of gradients. The bfloat16 ones hold where either peer computes in it.
 
-    `python -m experiments.audit_tolerance` measures it for a run.
+    The defaults are assumed: nothing in this repository measures by how much honest peers differ.
     """
 
     float32: Annotated[float, Gt(0), Le(1), "outputs of two peers that compute in float32"] = 1e-3

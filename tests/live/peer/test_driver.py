@@ -19,8 +19,9 @@ from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.peer.assembly import Place, make_compute, peer_settings
 from gwtf_p2p.live.peer.config import PeerConfig
 from gwtf_p2p.live.peer.driver import Driver, DriverParts
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.errors import LocalProtocolError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.peer.factory import compose
 from gwtf_p2p.protocol.wire.messages import Backward, Check, Forward, to_header
@@ -85,6 +86,12 @@ async def test_bytes_that_are_no_tensor_are_refused_and_as_good_as_lost(driven: 
     assert isinstance(event, ev.DeliveryBroken) and event.sender == SENDER
     assert driver.parts.compute.store.held_bytes == 0
     assert not driver.failure.done()
+
+
+@pytest.mark.parametrize("effect", [ef.Sign("draw", "text"), ef.Digest(MICROBATCH), ef.DropGathered(MICROBATCH)])
+async def test_what_the_simulator_alone_carries_out_does_not_vanish(driven: Driven, effect: ef.Effect) -> None:
+    with pytest.raises(LocalProtocolError, match="of audits"):
+        driven.driver._carry_out(effect)
 
 
 async def test_tensors_are_kept_as_they_travel(driven: Driven) -> None:

@@ -12,7 +12,7 @@ from gwtf_p2p.protocol.core.router import NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.simulation.world.audits import Cheat
 from gwtf_p2p.simulation.world.faults import Fault
-from gwtf_p2p.simulation.world.small_swarm import RoundRobin, SmallConfig, SmallSwarm, small_swarm
+from gwtf_p2p.simulation.world.small_swarm import RoundRobin, SmallConfig, SmallSwarm, StuckError, small_swarm
 
 CHEAT = PeerId("relay_1_1")
 
@@ -125,7 +125,7 @@ PEERS = [PeerId(f"relay_{k}_{i}") for k in (1, 2) for i in range(3)]
 
 
 def honest_are_left_alone(seed: int) -> None:
-    """One cheat of any kind, and up to two faults of others, at any time."""
+    """One cheat of any kind, and up to two faults of others, at any time. Raises StuckError only when nobody else is convicted."""
     random = Random(seed)
     cheat, who = random.choice(sorted(CHEATS)), random.choice(PEERS)
     config = SmallConfig(stages=2, stage_peers=3, microbatches=random.randint(3, 6), audit=0.4, router=Mixing)
@@ -134,8 +134,12 @@ def honest_are_left_alone(seed: int) -> None:
         kind, peer, at_s = random.choice(["restart", "blink", "kill"]), random.choice(PEERS), random.uniform(0.5, 8.0)
         if peer != who:
             script.append(Fault(kind, peer, at_s=at_s, for_s=4.0))
-    swarm = run(config, {who: CHEATS[cheat]}, 10, tuple(script))
-    assert named(swarm, "peer_convicted", "peer_left_out") <= {who}
+    swarm = small_swarm(config, tuple(script))
+    swarm.world.audits.cheats[who] = CHEATS[cheat]
+    try:
+        swarm.run(10, deadline_s=90.0)
+    finally:  # also of a run that stands still
+        assert named(swarm, "peer_convicted", "peer_left_out") <= {who}
 
 
 @pytest.mark.parametrize("seed", [65, 91, *range(6)])
@@ -144,8 +148,18 @@ def test_no_honest_peer_is_convicted_whoever_cheats_and_whatever_fails(seed: int
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="one run in hundreds stands still with a cheat and faults together; audits are off", strict=False)
-@settings(derandomize=True, max_examples=300, deadline=None)
-@given(seed=st.integers(0, 10**9))
-def test_no_honest_peer_is_convicted_in_hundreds_of_runs(seed: int) -> None:
-    honest_are_left_alone(seed)
+def test_no_honest_peer_is_convicted_in_hundreds_of_runs() -> None:
+    """One run in hundreds stands still with a cheat and faults together, which audits are off for; that alone is tolerated."""
+    stuck: set[int] = set()
+
+    @settings(derandomize=True, max_examples=300, deadline=None)
+    @given(seed=st.integers(0, 10**9))
+    def each(seed: int) -> None:
+        try:
+            honest_are_left_alone(seed)
+        except StuckError:
+            stuck.add(seed)
+
+    each()
+    if stuck:
+        pytest.xfail(f"stands still with seeds {sorted(stuck)}; nobody honest was convicted")

@@ -15,7 +15,7 @@ from gwtf_p2p.cli.shared.observing import add_observer_flags, watch
 if TYPE_CHECKING:
     from gwtf_p2p.monitor.swarm_state import Change, SwarmState
 
-ROW = "{:>4}  {:<24} {:<8} {:<7} {:>12} {:>14} {:>10} {:>7} {:>6}"
+ROW = "{:>4}  {:<24} {:<8} {:<7} {:>12} {:>14} {:>10} {:>7}"
 LOOKS = 3
 """A record that is on its way is waited for so many looks."""
 
@@ -55,10 +55,10 @@ def table(state: SwarmState) -> list[str]:
     lines = [f"{state.run.run_id} after {told.version} iterations, as {told.agree} of {told.data_peers} data peers say"]
     if not told.complete:
         lines.append("some pages of it have not been found; look again")
-    lines.append(ROW.format("", "name", "id", "stages", "microbatches", "tokens", "computed", "share", "audits"))
+    lines.append(ROW.format("", "name", "id", "stages", "microbatches", "tokens", "computed", "share"))
     for place, e in enumerate(entries(told, state.run, state.records), start=1):
         stages = ",".join(str(stage) if stage else "data" for stage in e.stages)
         tokens, computed = f"{e.tokens:,}", duration(e.seconds)
         share = f"{e.share:.1%}"
-        lines.append(ROW.format(place, e.name[:24], e.peer[-6:], stages[:7], e.microbatches, tokens, computed, share, e.audits))
+        lines.append(ROW.format(place, e.name[:24], e.peer[-6:], stages[:7], e.microbatches, tokens, computed, share))
     return lines
