@@ -125,7 +125,7 @@ PEERS = [PeerId(f"relay_{k}_{i}") for k in (1, 2) for i in range(3)]
 
 
 def honest_are_left_alone(seed: int) -> None:
-    """One cheat of any kind, and up to two faults of others, at any time. Raises StuckError only when nobody else is convicted."""
+    """One cheat of any kind, and up to two faults of others, at any time. StuckError: and nobody else is convicted."""
     random = Random(seed)
     cheat, who = random.choice(sorted(CHEATS)), random.choice(PEERS)
     config = SmallConfig(stages=2, stage_peers=3, microbatches=random.randint(3, 6), audit=0.4, router=Mixing)
@@ -149,7 +149,7 @@ def test_no_honest_peer_is_convicted_whoever_cheats_and_whatever_fails(seed: int
 
 @pytest.mark.slow
 def test_no_honest_peer_is_convicted_in_hundreds_of_runs() -> None:
-    """A few runs in a hundred stand still with a cheat and faults together: known, audits are off, and the one thing let pass."""
+    """A few runs in a hundred stand still with a cheat and faults together: known, and the one thing let pass."""
     stuck: set[int] = set()
 
     @settings(derandomize=True, max_examples=300, deadline=None)
