@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,10 @@ _RSA = 0
 
 _KIND_FIELD, _DATA_FIELD = 0x08, 0x12
 """Tags of the fields 1 (a varint) and 2 (bytes behind their length)."""
+
+
+AGAIN_S = 0.1
+"""Whoever only looks whether an identity is in use (`is_in_use`) holds its lock for a moment."""
 
 
 class IdentityInUse(Exception):
@@ -108,7 +113,11 @@ class IdentityLock:
         """Raises IdentityInUse."""
         self._file: IO[bytes] = identity.path.open("rb")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(AGAIN_S)
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._file.close()
             raise IdentityInUse(identity.path, "another process of this machine") from error

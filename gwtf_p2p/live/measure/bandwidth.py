@@ -69,9 +69,9 @@ class _Cut(Exception):
         super().__init__(f"cut after {moved} bytes")
 
 
-async def serve_speed(daemon: Daemon, line: Line | None = None) -> None:
-    """Answer measurements from now on, within what may pass on the line."""
-    await daemon.p2p.add_binary_stream_handler(PROTOCOL, _Server(line or Line()).handle)
+async def serve_speed(daemon: Daemon, line: Line | None = None, may_serve: Callable[[], bool] = lambda: True) -> None:
+    """Answer measurements from now on, within what may pass on the line, while `may_serve` says so."""
+    await daemon.p2p.add_binary_stream_handler(PROTOCOL, _Server(line or Line(), may_serve).handle)
 
 
 async def measure_speed(daemon: Daemon, peer: PeerId, limit_s: float) -> Speed:
@@ -186,8 +186,8 @@ async def _read_all(reader: asyncio.StreamReader, size: int, begin: float) -> No
 class _Server:
     """Serves a few measurements at a time, and so many bytes a minute."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, line: Line, may_serve: Callable[[], bool]) -> None:
+        self._line, self._may_serve = line, may_serve
         self._serving = 0
         self._minute = -1
         self._left = 0
@@ -210,7 +210,7 @@ class _Server:
         minute = int(time.monotonic() / 60)
         if minute != self._minute:
             self._minute, self._left = minute, BYTES_PER_MINUTE
-        if size > min(MOST_BYTES, self._left):
+        if size > min(MOST_BYTES, self._left) or not self._may_serve():
             return False
         self._left -= size
         return True

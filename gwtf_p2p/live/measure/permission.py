@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -59,18 +60,23 @@ class Permission:
         self._saved, self._save_at = self.usage, 0.0
         self._use = MachineUse() if wishes.only_when_idle else None
         self._in_use, self._used_look_at = "", -IDLE_LOOK_S
+        self._writing = threading.Lock()
+
+    def verdict(self) -> Verdict:
+        """Now, with the machine's use as it was at the last look."""
+        moment = self._count()
+        return verdict(self.wishes, moment, self.usage, self.by_hand.paused, self._in_use)
 
     async def look(self) -> Verdict:
         """Now."""
-        moment, total = self.moment(), self._line.total_bytes
-        self.usage = self.usage.more(total - self._counted, moment)
-        self._counted = total
-        self._save()
+        self._count()
+        if self._is_due():
+            await asyncio.to_thread(self._save, self.usage)
         now = time.monotonic()
         if self._use is not None and now >= self._used_look_at + IDLE_LOOK_S:
             self._used_look_at = now
             self._in_use = await asyncio.to_thread(self._use.look)
-        return verdict(self.wishes, moment, self.usage, self.by_hand.paused, self._in_use)
+        return self.verdict()
 
     async def forbidden(self) -> None:
         """Return when this peer may not work any more."""
@@ -90,10 +96,16 @@ class Permission:
 
     def close(self) -> None:
         """What has passed until now is kept."""
-        total = self._line.total_bytes
-        self.usage, self._counted = self.usage.more(total - self._counted, self.moment()), total
+        self._count()
         self._save_at = 0.0
-        self._save()
+        if self._is_due():
+            self._save(self.usage)
+
+    def _count(self) -> Moment:
+        """What has passed until now, which is returned."""
+        moment, total = self.moment(), self._line.total_bytes
+        self.usage, self._counted = self.usage.more(total - self._counted, moment), total
+        return moment
 
     async def _pause(self) -> None:
         """Until it is worth looking again."""
@@ -109,20 +121,23 @@ class Permission:
             return Usage(day, max(0, int(plain["day_bytes"])), month, max(0, int(plain["month_bytes"])))
         except FileNotFoundError:
             return Usage()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             logger.warning("%s is passed over, quotas are counted from now on: %s", self._file, error)
             return Usage()
 
-    def _save(self) -> None:
-        """By renaming, so that a power cut leaves the file as it was."""
-        now = time.monotonic()
-        if self.usage == self._saved or now < self._save_at or not (self.wishes.day_bytes or self.wishes.month_bytes):
-            return
-        self._save_at = now + SAVE_S
+    def _is_due(self) -> bool:
+        """Whether to write now what has passed."""
+        has_quota = self.wishes.day_bytes or self.wishes.month_bytes
+        return bool(has_quota) and self.usage != self._saved and time.monotonic() >= self._save_at
+
+    def _save(self, usage: Usage) -> None:
+        """By renaming, so that a power cut leaves the file as it was. May wait for a disk; `close` waits for who writes."""
         draft = self._file.with_suffix(".new")
-        try:
-            draft.write_text(json.dumps(asdict(self.usage)))
-            draft.replace(self._file)
-            self._saved = self.usage
-        except OSError as error:
-            logger.warning("%s: what has passed is not kept: %s", self._file, error)
+        with self._writing:
+            self._save_at = time.monotonic() + SAVE_S
+            try:
+                draft.write_text(json.dumps(asdict(usage)))
+                draft.replace(self._file)
+                self._saved = usage
+            except OSError as error:
+                logger.warning("%s: what has passed is not kept: %s", self._file, error)

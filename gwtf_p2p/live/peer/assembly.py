@@ -21,6 +21,7 @@ from gwtf_p2p.protocol.peer.data_peer import DataPeerConfig
 from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice
 from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
 from gwtf_p2p.protocol.routers.factory import KINDS, default_config, router_kind
+from gwtf_p2p.protocol.view.memory_plan import StageMemory
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.protocol.wire.run_parts import AuditTerms
@@ -32,7 +33,6 @@ from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import open_data
 from gwtf_p2p.training.data.held_out import evaluation_batches
 from gwtf_p2p.training.data.local_files import OF_DATA_PEERS, OF_STAGE_PEERS, refuse_unasked
-from gwtf_p2p.training.model.memory import stage_memory
 from gwtf_p2p.training.model.preflight import mismatch, versions
 from gwtf_p2p.training.model.run_check import check_run
 from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part
@@ -104,9 +104,8 @@ def held_as(config: PeerConfig, fitting: Fitting | None) -> PeerConfig:
     return replace(config, capacity=fitting.plan.capacity, memory=kept)
 
 
-def memory_report(config: PeerConfig, run: RunRecord, place: Place) -> dict[str, Any]:
+def memory_report(config: PeerConfig, memory: StageMemory, place: Place) -> dict[str, Any]:
     """What the place will take, before it is taken."""
-    memory = stage_memory(run, place.stage)
     capacity = config.capacity if place.stage != DATA_STAGE else 1
     figures = {"needed_bytes": memory.needed(capacity), "least_bytes": memory.least, "state_bytes": memory.state}
     return {"name": "memory", "stage": place.stage, "capacity": capacity, "allowed_bytes": config.memory_bytes, **figures}
@@ -131,15 +130,12 @@ def check_model(run: RunRecord) -> None:
 
 
 def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
-    """The model part from the run's seed, its executor and optimizer, and a data peer's dataset.
-
-    Raises InputError, OutOfMemory, and RunMismatch where this installation computes something else than the run's.
-    """
+    """The model part from the run's seed, its executor and optimizer, and a data peer's dataset; of a model that has been
+    checked (`check_model`). Raises InputError, OutOfMemory."""
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.new_run is None:
         refuse_unasked(run, config.local_files, OF_DATA_PEERS if place.stage == DATA_STAGE else OF_STAGE_PEERS)
-    check_model(run)
     with memory_errors(f"hold stage {place.stage} of {run.stages}"):
         return _make_part(config, run, place)
 

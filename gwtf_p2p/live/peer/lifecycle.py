@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -83,7 +83,9 @@ async def run_peer(
     own = _Own(identity, line, Permission(config.wishes, line, identity.path.with_suffix(".usage.json"), by_hand))
     if config.nice:
         os.nice(config.nice)
-    with IdentityLock(identity), running(identity.path), closing(own.permission):
+    pauses = take_part is None and config.role in ("data", "peer")
+    found = running(identity.path) if pauses else nullcontext()
+    with IdentityLock(identity), found, closing(own.permission):
         while True:
             try:
                 await _run_once(config, own, on_report, stop, take_part)
@@ -117,7 +119,7 @@ async def _run_once(
             daemon = await unless_stopped(start(replace(options, initial_peers=())), stop)
         times.mark("p2pd")
         stack.push_async_callback(_stop_daemon, daemon)
-        await serve_speed(daemon, line)
+        await serve_speed(daemon, line, lambda: own.permission.verdict().may_work)
         reachability = await _start_reachability(config, daemon, stack)
         times.mark("reachability")
         hidden = reachability is not None and reachability.path is not PathType.PUBLIC
@@ -176,6 +178,7 @@ async def _take_part(
             await until_stopped(stop, network.daemon, waiting)
         finally:
             waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
         if stop.is_set():
             return
         reachability = network.reachability

@@ -24,6 +24,7 @@ from gwtf_p2p.live.measure.metrics import Metrics
 from gwtf_p2p.live.measure.permission import Permission
 from gwtf_p2p.live.peer.assembly import (
     Place,
+    check_model,
     choose_place,
     fitted,
     held_as,
@@ -53,6 +54,7 @@ from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
 from gwtf_p2p.protocol.wire.signed import Order
+from gwtf_p2p.training.model.memory import stage_memory
 from gwtf_p2p.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -66,11 +68,14 @@ async def start_running(
 ) -> RunningPeer:
     """Take a place, make the weights (or take up a checkpoint), connect everything, and answer from now on."""
     assert network.orders is not None, "a peer runs when it has found its run"
+    await asyncio.to_thread(check_model, run)  # first: its model may be one that this installation does not know
     view = network.orders.entry.visible(await read_view(network.dht, run))
     config, fitting = await asyncio.to_thread(fitted, config, run)
     place = choose_place(config, run, view, network.daemon.peer_id)
-    config = held_as(config, fitting.get(place.stage))
-    on_report(await asyncio.to_thread(memory_report, config, run, place))
+    fits = fitting.get(place.stage)
+    config = held_as(config, fits)
+    memory = fits.memory if fits is not None else await asyncio.to_thread(stage_memory, run, place.stage)
+    on_report(memory_report(config, memory, place))
     compute = await asyncio.to_thread(make_compute, config, run, place)
     transport = await connect_transport(config, network, run, compute)
     times.mark("weights")
@@ -188,15 +193,15 @@ class RunningPeer:
                 self.reporter.watch_stalls(self._stall_watch(), self.config.on_alert),
             )
         ]
+        ended, forbidden = (asyncio.ensure_future(each) for each in (self._has_ended(), permission.forbidden()))
+        tasks += [ended, forbidden]
         try:
-            ended, forbidden = (asyncio.ensure_future(each) for each in (self._has_ended(), permission.forbidden()))
-            await until(stop, self.daemon, *tasks, ended, forbidden, self.driver.failure, self._moved)
+            await until(stop, self.daemon, *tasks, self.driver.failure, self._moved)
             self.pauses = forbidden.done() and not stop.is_set() and not ended.done()
-            tasks += [ended, *([] if forbidden.done() else [forbidden])]
             if self.pauses:
                 self.reporter.tell({"name": "pausing", "text": (await permission.look()).text})
             if not self._moved.done() and not ended.done():
-                await self._drain(*tasks)
+                await self._drain(*(task for task in tasks if task is not forbidden or not task.done()))
             return None if stop.is_set() or ended.done() else self._moves_to
         finally:
             for task in tasks:

@@ -182,9 +182,14 @@ class StreamPool:
             stream.close()
 
     async def open(self, peer: PeerId, purpose: Purpose, listener: FrameListener) -> tuple[FrameStream, float]:
-        """A new stream over whatever connection there is, with the round trip of its greeting. Raises RpcFailed."""
+        """A new stream over whatever connection there is, with the round trip of its greeting. Raises RpcFailed.
+
+        Whatever it is for, what passes on it counts and is capped like everything else.
+        """
         path, name, first_try_s = self._control_path, self._protocol_name, self._options.first_try_s
-        return await open_with_retry(path, peer, name, purpose, listener, first_try_s, prover=self.prover)
+        frames, round_trip_s = await open_with_retry(path, peer, name, purpose, listener, first_try_s, prover=self.prover)
+        frames.meter, frames.line = self.meter, self.line
+        return frames, round_trip_s
 
     async def _open(self, peer: PeerId) -> OutgoingStream:
         for _ in range(_TRIES - 1):
@@ -200,7 +205,6 @@ class StreamPool:
     async def _open_once(self, peer: PeerId) -> OutgoingStream:
         stream = OutgoingStream(lambda lost: self._forget(peer, lost))
         stream.frames, _ = await self.open(peer, Purpose.TRANSFER, stream)
-        stream.frames.meter, stream.frames.line = self.meter, self.line
         return stream
 
     def _take_idle(self, peer: PeerId) -> OutgoingStream | None:

@@ -48,7 +48,7 @@ def test_what_is_kept_of_microbatches_is_bounded_by_what_is_left(tmp_path: Path)
     config, fitting = fitted(config, RUN)
     held = held_as(config, fitting[Stage(2)])
     assert held.capacity == 3 and held.memory == MemoryLimit(3 * SMALL.microbatch, tmp_path)
-    report = memory_report(held, RUN, Place(Stage(2)))
+    report = memory_report(held, fitting[Stage(2)].memory, Place(Stage(2)))
     assert report["needed_bytes"] == SMALL.needed(3) == report["allowed_bytes"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import stat
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from gwtf_p2p.live.libp2p.identity import (
     backup_identity,
     create_identity,
     default_identity_path,
+    is_in_use,
     is_private,
     key_bytes,
     load_identity,
@@ -90,6 +92,16 @@ def test_two_processes_cannot_run_with_one_identity(tmp_path: Path) -> None:
         assert error.value.exit_code == 4
     with IdentityLock(identity):
         pass
+
+
+def test_a_look_whether_an_identity_is_in_use_stops_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`gwtf pause` holds the lock for a moment; it has let go when the start tries again."""
+    identity = create_identity(tmp_path / "a.key")
+    with identity.path.open("rb") as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_EX)
+        monkeypatch.setattr("time.sleep", lambda seconds: fcntl.flock(looked_at, fcntl.LOCK_UN))
+        with IdentityLock(identity):
+            assert is_in_use(identity.path)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,25 @@ async def test_each_reason_to_wait_is_told_once_and_so_is_the_return(tmp_path: P
     assert told.get_nowait()["name"] == "resumed" and told.empty()
 
 
+@pytest.mark.parametrize("damaged", ['{"day": "", "month": "", "month_bytes": 0, "day_bytes": Infinity}', "[" * 100_000])
+async def test_a_damaged_file_of_usage_stops_no_start(tmp_path: Path, damaged: str) -> None:
+    (tmp_path / "usage").write_text(damaged)
+    assert (await permission(tmp_path / "usage", Line(), Wishes(day_bytes=1)).look()).may_work
+
+
+async def test_what_has_passed_is_written_beside_the_event_loop(tmp_path: Path) -> None:
+    """A disk may take its time: the file here is a pipe that nobody reads yet."""
+    line, wishes = Line(), Wishes(day_bytes=1000)
+    here = permission(tmp_path / "usage.json", line, wishes)
+    os.mkfifo(tmp_path / "usage.new")
+    line.up.pass_by(600, 0.0)
+    looking = asyncio.ensure_future(here.look())
+    await asyncio.sleep(0)
+    assert not looking.done() and here.verdict().may_work
+    assert "600" in await asyncio.to_thread((tmp_path / "usage.new").read_text)
+    assert (await looking).may_work
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is Linux that tells")
 def test_what_other_programs_take_is_use_and_what_this_process_takes_is_none() -> None:
     """The whole of the machine, taken by others: it is in use, whatever else is so."""

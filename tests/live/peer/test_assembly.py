@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from experiments.support.live_swarm import SmallRun
 from gwtf_p2p.live.compute.tensor_store import MemoryLimit
+from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.peer.assembly import Place, check_config, make_compute, peer_settings
 from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
+from gwtf_p2p.live.peer.network import Network
+from gwtf_p2p.live.peer.running_peer import start_running
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.wire.dataset import DatasetSpec
@@ -85,3 +89,13 @@ def test_files_of_a_dataset_are_inside_it(pattern: str) -> None:
     with pytest.raises(InputError, match=r"data_files: expected patterns of files inside \./mine"):
         DatasetSpec("./mine", data_files=(pattern,)).validate("run.toml", "dataset")
     DatasetSpec("./mine", data_files=("a/*.jsonl", "**/b..c.csv")).validate("run.toml", "dataset")
+
+
+async def test_a_model_that_this_installation_does_not_know_is_a_mismatch_whatever_its_memory() -> None:
+    """How much memory it takes nobody can say here: what the peer is told is that the versions differ."""
+    there = replace(RUN.fingerprint, versions={"transformers": "9.0.0", "torch": "9.0"})
+    run = replace(RUN, model_config={**RUN.model_config, "model_type": "of-tomorrow"}, fingerprint=there)
+    network = cast(Network, SimpleNamespace(orders=()))  # nothing of it is asked before the model is checked
+    with pytest.raises(RunMismatch, match=r"transformers 9\.0\.0 there and .* here") as refused:
+        await start_running(PeerConfig("peer", memory_bytes=10**12), run, network, lambda report: None, JoinTimes())
+    assert refused.value.exit_code == 5

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ import pytest
 
 from experiments.support.live_swarm import SmallRun
 from gwtf_p2p.live.libp2p.options import P2POptions
+from gwtf_p2p.live.libp2p.running_peers import running_peers
 from gwtf_p2p.live.peer.config import PeerConfig
+from gwtf_p2p.live.peer.join import StartInterrupted
+from gwtf_p2p.live.peer.lifecycle import run_peer
 from gwtf_p2p.live.peer.local_swarm import LocalSwarm
 from gwtf_p2p.live.state.options import CheckpointOptions
 from gwtf_p2p.training.compute.config import ExecutorConfig
@@ -131,3 +136,37 @@ def test_a_signal_to_the_whole_group_is_a_leave_and_no_crash(swarm: LocalSwarm, 
     expect(swarm, "data", "drained")
     swarm.peers["data"].process.join(DEADLINE_S)
     assert swarm.peers["data"].exit_code == 0
+
+
+async def test_what_watches_a_peer_ends_with_its_p2pd(swarm: LocalSwarm, start: Callable[..., None], tmp_path: Path) -> None:
+    """It starts anew, and would have one task more of each kind with every start. `gwtf pause` finds it meanwhile."""
+    start("bootstrap", "bootstrap")
+    there = expect(swarm, "bootstrap", "started")["maddrs"][0]
+    stop, heard, left, pids = asyncio.Event(), dict[str, Any](), list[str](), dict[Path, int]()
+
+    def report(said: dict[str, Any]) -> None:
+        heard[said["name"]] = said
+        if said["name"] == "online":
+            pids.update(running_peers(None, tmp_path))
+            os.kill(heard["started"]["p2pd"], signal.SIGKILL)
+        elif said["name"] == "restarting":
+            left.extend(str(task.get_coro()) for task in asyncio.all_tasks())
+            stop.set()
+
+    config = PeerConfig("data", P2POptions.on_this_machine(there), tmp_path / "own.key", new_run=RUN, threads=1)
+    async with asyncio.timeout(DEADLINE_S):
+        with suppress(StartInterrupted):
+            await run_peer(config, report, stop)
+    assert "restarting" in heard and pids == {tmp_path / "own.key": os.getpid()}
+    assert not [name for name in left if "forbidden" in name or "has_ended" in name]
+
+
+async def test_nobody_is_told_that_a_bootstrap_peer_pauses(tmp_path: Path) -> None:
+    stop, found = asyncio.Event(), []
+
+    def report(said: dict[str, Any]) -> None:
+        found.append(running_peers(tmp_path / "own.key", tmp_path))
+        stop.set()
+
+    await run_peer(PeerConfig("bootstrap", P2POptions.on_this_machine(), tmp_path / "own.key"), report, stop)
+    assert found and not any(found), "it never looks"

@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 
+from gwtf_p2p.live.rpc.frames import Purpose
+from gwtf_p2p.live.rpc.outgoing import OutgoingStream
 from tests.live.conftest import DEADLINE_S, StartPeer
 
 pytestmark = pytest.mark.live
@@ -41,3 +43,13 @@ async def test_a_small_message_overtakes_payloads_that_wait_for_a_capped_line(st
         assert (await taker.rpc.call(giver.id, {"n": 0}, DEADLINE_S))["from"] == taker.id
     assert not push.done() and not back.done()
     assert (await push).accepted and (await back).accepted
+
+
+async def test_streams_of_signals_and_watches_count_like_all_others(start_peer: StartPeer) -> None:
+    here, there = await start_peer(), await start_peer()
+    assert (await here.rpc.signal(there.id, {"n": 0}, DEADLINE_S))["from"] == here.id
+    assert here.rpc.meter.other_bytes > 0 < here.rpc.line.up.total_bytes
+    assert here.rpc.line.down.total_bytes > 0
+    frames, _ = await here.rpc._pool.open(there.id, Purpose.WATCH, OutgoingStream(lambda lost: None))
+    frames.close()
+    assert (frames.line, frames.meter) == (here.rpc.line, here.rpc.meter)
