@@ -93,8 +93,7 @@ async def observe_runs(
 
     Ends when `stop` is set or `on_look` has seen enough of every run. Raises as `observe` does.
     """
-    if access.token and len(run_ids) > 1:
-        raise InputError("--token", "", "expected with one run")
+    assert len(run_ids) == 1 or access == NO_ACCESS, "an owner and a token are those of one run"
     async with observing_dht(initial_peers, run_ids[0] if len(run_ids) == 1 else None, access.token) as (daemon, dht):
         runs = [await find_run(dht, run_id, Trusted(access.owner)) for run_id in run_ids]
         watched = [(SwarmState(run), presence_of(daemon.control_path)) for run in runs]

@@ -15,8 +15,10 @@ import pytest
 from gwtf_p2p.cli import main as command
 from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.main import VERBS, main
+from tests.cli.test_cli import RUN_FILE
 
 MADDR = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
+OWNER = MADDR[-52:]
 SCENARIO = str(Path(__file__).parents[2] / "experiments" / "scenarios" / "homogeneous_churn_0.toml")
 AB = ["ab", SCENARIO, "--out", "OUT"]
 DEMO = ["demo"]
@@ -58,6 +60,13 @@ REFUSED = [
     ([*PEER, "--token", "short"], "--token: expected 16 to 1024 characters, got 5"),
     ([*PEER, "--token", "@nowhere"], "--token: nowhere cannot be read"),
     ([*MONITOR, "--token", "x" * 2000], "--token"),
+    ([*MONITOR, "--run_id", "q", "--token", "x" * 20], "gwtf monitor: --token: expected with one run, got 2"),
+    ([*TOP, "--run_id", "q", "--run_owner", OWNER], "gwtf top: --run_owner: expected with one run, got 2"),
+    (["top", "http://127.0.0.1:9", "--run_owner", OWNER], "URL, --run_owner: http://127.0.0.1:9: expected one of them"),
+    (["top", "http://127.0.0.1:9", "--token", "x" * 20], "URL, --token: http://127.0.0.1:9: expected one of them"),
+    (["top", "http://127.0.0.1:9", "--initial_peers", MADDR], "URL, --initial_peers"),
+    (["doctor", "--run_owner", OWNER], "--run_owner: expected with --run_id"),
+    (["doctor", "--token", "x" * 20], "--token: expected with --run_id"),
     (["data", "--new_run", "FILE", "--run_owner", MADDR[-52:], "--initial_peers", MADDR], "--run_owner"),
     ([*DATA, "--copy_mbps", "0"], "--copy_mbps"),
     ([*DATA, "--upload_mbps", "-1"], "--upload_mbps"),
@@ -174,6 +183,23 @@ def test_it_is_refused_in_one_line_that_names_the_flag_and_leaves_nothing_behind
     assert named in refusal(capsys, arguments)
     made = {path.name for path in tmp_path.iterdir()} - {"home"}
     assert made == {"FILE", "FOLDER"} and Path("FILE").read_text() == "of somebody\n" and not list(Path("FOLDER").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([*MONITOR, "--run_id", "q"], "gwtf monitor: GWTF_TOKEN: expected with one run, got 2"),
+        (["data", "--new_run", "open.toml", "--initial_peers", MADDR], "GWTF_TOKEN: open.toml: expected no token"),
+        (["top", "http://127.0.0.1:9"], "stdout: expected a terminal"),
+    ],
+)
+def test_a_token_that_nobody_has_typed_is_named_by_its_variable(
+    arguments: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("open.toml").write_text(RUN_FILE)
+    monkeypatch.setenv("GWTF_TOKEN", "sixteen characters of a token")
+    assert named in refusal(capsys, arguments)
 
 
 def test_every_verb_is_in_the_table() -> None:

@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from gwtf_p2p.cli.flags import takes
-from gwtf_p2p.cli.shared.peer_flags import add_token_flag
+from gwtf_p2p.cli.shared.peer_flags import add_token_flag, token_flag
 from gwtf_p2p.protocol.errors import InputError, OtherWireVersion
 from gwtf_p2p.protocol.ids import PeerId, RunId
 
@@ -58,7 +58,10 @@ def run_ids_of(args: argparse.Namespace) -> tuple[RunId, ...]:
     given = [args.run_id] if isinstance(args.run_id, str) else args.run_id or []
     if not given or not all(given):
         raise InputError("--run_id", "", "expected the id of the run to look at")
-    return tuple(RunId(run_id) for run_id in dict.fromkeys(given))
+    found = tuple(RunId(run_id) for run_id in dict.fromkeys(given))
+    if len(found) > 1 and (args.run_owner or args.token):
+        raise InputError("--run_owner" if args.run_owner else token_flag(args), "", f"expected with one run, got {len(found)}")
+    return found
 
 
 def observe_until(

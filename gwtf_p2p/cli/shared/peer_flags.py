@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,16 @@ def add_token_flag(add: Callable[..., Any]) -> None:
     """Without it nobody takes part in a secret run, or sees its records."""
     token = "the token of a secret run, or @FILE (env GWTF_TOKEN)"
     add("--token", type=takes.token, default=os.environ.get("GWTF_TOKEN") or None, metavar="TOKEN", help=token)
+
+
+def token_flag(args: argparse.Namespace) -> str:
+    """Where the token comes from, as its user knows it: `--token`, `GWTF_TOKEN`, or nowhere."""
+    if not args.token:
+        return ""
+    with suppress(argparse.ArgumentTypeError):
+        if takes.token(os.environ.get("GWTF_TOKEN", "")) == args.token:
+            return "GWTF_TOKEN"
+    return "--token"
 
 
 def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:

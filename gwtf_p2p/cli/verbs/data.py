@@ -19,6 +19,7 @@ from gwtf_p2p.cli.shared.peer_flags import (
     check_initial_peers,
     p2p_options,
     serve,
+    token_flag,
 )
 from gwtf_p2p.cli.shared.peer_reports import figures_period_s, telling
 from gwtf_p2p.cli.shared.run_file import check_hub_files, check_settings, read_toml, run_from_plain
@@ -60,9 +61,10 @@ def _checked(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError("--run_owner", args.run_owner, "expected without --new_run: this peer owns what it starts")
     plain = read_toml(args.new_run)
     draft = check_settings(plain, str(args.new_run))
-    if (draft.admission == "secret") != bool(args.token):
-        expected = "expected a token for a run whose admission is secret, and for no other"
-        raise InputError("--token", str(args.new_run), expected)
+    if draft.admission == "secret" and not args.token:
+        raise InputError("--token", str(args.new_run), "expected a token (or GWTF_TOKEN): the run's admission is secret")
+    if draft.admission != "secret" and args.token:
+        raise InputError(token_flag(args), str(args.new_run), "expected no token: the run's admission is not secret")
     return plain
 
 

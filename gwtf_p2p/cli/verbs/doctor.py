@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.cli.shared.limit_flags import add_memory_flag
-from gwtf_p2p.cli.shared.peer_flags import PEER_PORT
+from gwtf_p2p.cli.shared.peer_flags import PEER_PORT, add_token_flag, token_flag
 from gwtf_p2p.protocol.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def add_parser(subparsers: Any) -> None:
     add("--device", type=takes.device, default="cpu", help="cpu, cuda or cuda:N")
     add("--torch_dtype", type=takes.torch_dtype, default="float32", help="float32 or bfloat16")
     add("--run_id", type=takes.run_id, help="measure the device on a stage of this run instead of a small reference stage")
+    add("--run_owner", type=takes.peer_id, metavar="PEER_ID", help="believe this owner's record of --run_id only")
+    add_token_flag(add)
     add_memory_flag(add)
     add("--json", action="store_true", help="one JSON object per check on stdout, and the verdict as the last")
     parser.set_defaults(run=run)
@@ -50,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     """Returns the exit code of the diagnosis. Raises InputError."""
     from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
 
+    if not args.run_id and (args.run_owner or token_flag(args) == "--token"):
+        raise InputError("--run_owner" if args.run_owner else "--token", "", "expected with --run_id")
     initial = parse_initial_peers(args.initial_peers, os.environ)
     if args.run_id and not initial:
         raise InputError("--initial_peers", "", "expected at least one multiaddr, to read the run's record")
@@ -73,8 +77,9 @@ def examine(args: argparse.Namespace, initial: tuple[InitialPeer, ...]) -> Diagn
     """Network first, so that nothing else takes the processor while it is measured."""
     import uvloop
 
+    from gwtf_p2p.live.discovery.run_trust import Trusted
     from gwtf_p2p.live.doctor.machine import examine_machine, stages_of
-    from gwtf_p2p.live.doctor.network import examine_network
+    from gwtf_p2p.live.doctor.network import AskedRun, examine_network
     from gwtf_p2p.live.doctor.rules import diagnose
     from gwtf_p2p.live.libp2p.identity import state_dir
     from gwtf_p2p.protocol.ids import RunId
@@ -82,10 +87,10 @@ def examine(args: argparse.Namespace, initial: tuple[InitialPeer, ...]) -> Diagn
     machine: MachineFindings = examine_machine(state_dir(os.environ), args.port, args.device)
     port = 0 if machine.port_why else args.port
     with tempfile.TemporaryDirectory(prefix="gwtf-doctor-") as folder:
-        run_id = RunId(args.run_id) if args.run_id else None
-        network: NetworkFindings = uvloop.run(examine_network(initial, port, Path(folder), run_id))
-    if args.run_id and network.joined and network.run is None:
-        raise InputError("--run_id", args.run_id, "no such run on this DHT")
+        asked = AskedRun(RunId(args.run_id), Trusted(args.run_owner), args.token or "") if args.run_id else None
+        network: NetworkFindings = uvloop.run(examine_network(initial, port, Path(folder), asked))
+    if network.run_why:
+        raise InputError("--run_id", "", network.run_why)
     stages = stages_of(network.run) if network.run is not None else ()
     return diagnose(network, replace(machine, allowed_bytes=int(args.memory_gb * 1e9)), _measure(args, network), stages)
 

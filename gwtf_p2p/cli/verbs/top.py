@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from gwtf_p2p.cli.shared.observing import add_observer_flags, initial_peers_of, observe_until, run_ids_of
+from gwtf_p2p.cli.shared.peer_flags import token_flag
 from gwtf_p2p.protocol.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ def source_of(args: argparse.Namespace) -> Source:
     parts = urlsplit(args.monitor)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError("URL", args.monitor, "expected the address of a monitor, such as http://127.0.0.1:8080")
-    if args.initial_peers:
-        raise InputError("URL, --initial_peers", args.monitor, "expected one of them")
+    of_swarms = {"--initial_peers": args.initial_peers, "--run_owner": args.run_owner, "--token": token_flag(args) == "--token"}
+    for flag, is_given in of_swarms.items():
+        if is_given:
+            raise InputError(f"URL, {flag}", args.monitor, "expected one of them")
     if len(args.run_id) > 1:
         raise InputError("--run_id", " ".join(args.run_id), "expected one run of that monitor, or none for all (key n)")
     url = f"{parts.scheme}://{parts.netloc}{parts.path.split('/runs/')[0]}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gwtf_p2p.live.discovery.clock_skew import ClockCheck, check_clock
 from gwtf_p2p.live.discovery.dht import DhtOptions, start_dht
-from gwtf_p2p.live.discovery.run_trust import RunConflict
+from gwtf_p2p.live.discovery.run_trust import ANYBODY, RunConflict, Trusted
 from gwtf_p2p.live.doctor.nat import (
     ANSWER_S,
     KnownPeer,
@@ -27,6 +27,7 @@ from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable, probe
 from gwtf_p2p.live.libp2p.dialling import connect
 from gwtf_p2p.live.libp2p.identity import Identity, create_identity
 from gwtf_p2p.live.libp2p.maddrs import InitialPeer
+from gwtf_p2p.live.libp2p.run_secret import RunSecret
 from gwtf_p2p.live.measure.bandwidth import Speed, SpeedUnknown, measure_speed, serve_speed
 from gwtf_p2p.live.nat.nat_kind import Evidence
 from gwtf_p2p.live.nat.nat_pmp import own_address
@@ -53,11 +54,21 @@ class RelayTrial:
     why: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class AskedRun:
+    """The run whose record is to be read, whose it is, and its `token` if it is secret."""
+
+    run_id: RunId
+    trusted: Trusted = ANYBODY
+    token: str = field(default="", repr=False)
+
+
 @dataclass
 class NetworkFindings:
     """`joined`: initial peers that answer, one address each. `failed`: addresses that do not, with the reason.
 
-    `mapping` None: not tried, this machine has a public address. `run`: the record of the run that was asked for.
+    `mapping` None: not tried, this machine has a public address. `run`: the record of the run that was asked for; without
+    one, `run_why` says what is known of the reason.
     """
 
     port: int
@@ -72,10 +83,11 @@ class NetworkFindings:
     clock: ClockCheck | None = None
     dht_why: str = ""
     run: RunRecord | None = None
+    run_why: str = ""
 
 
 async def examine_network(
-    initial: Sequence[InitialPeer], port: int, folder: Path, run_id: RunId | None = None
+    initial: Sequence[InitialPeer], port: int, folder: Path, asked: AskedRun | None = None
 ) -> NetworkFindings:
     """Everything about the network, in about 10-25 s. `folder` takes the identities for the moment. Raises DaemonFailed."""
     findings = NetworkFindings(port or free_port(), len({peer.peer for peer in initial}))
@@ -91,7 +103,7 @@ async def examine_network(
     mapping = asyncio.ensure_future(_mapping(known, own_ip, folder))
     try:
         if known:
-            await _examine_with_peers(findings, known, own_ip, folder, run_id)
+            await _examine_with_peers(findings, known, own_ip, folder, asked)
         findings.mapping = await mapping
     finally:
         mapping.cancel()
@@ -108,7 +120,7 @@ async def _mapping(known: Sequence[KnownPeer], own_ip: str, folder: Path) -> Map
 
 
 async def _examine_with_peers(
-    findings: NetworkFindings, known: Sequence[KnownPeer], own_ip: str, folder: Path, run_id: RunId | None
+    findings: NetworkFindings, known: Sequence[KnownPeer], own_ip: str, folder: Path, asked: AskedRun | None
 ) -> None:
     first = known[0]
     second = next((peer for peer in known if peer.host != first.host), None)
@@ -125,7 +137,7 @@ async def _examine_with_peers(
             findings.best = await measure_speed(home, first.initial.peer, SPEED_S)
         except SpeedUnknown as error:
             findings.best_why = str(error)
-        await _join_dht(findings, home, identity, known, run_id)
+        await _join_dht(findings, home, identity, known, asked)
 
 
 async def _try_relay(home: Daemon, peer: KnownPeer, measure: bool) -> RelayTrial:
@@ -150,21 +162,25 @@ async def _try_relay(home: Daemon, peer: KnownPeer, measure: bool) -> RelayTrial
 
 
 async def _join_dht(
-    findings: NetworkFindings, home: Daemon, identity: Identity, known: Sequence[KnownPeer], run_id: RunId | None
+    findings: NetworkFindings, home: Daemon, identity: Identity, known: Sequence[KnownPeer], asked: AskedRun | None
 ) -> None:
-    """The clocks are compared over the DHT, and it must answer at all."""
+    """The clocks are compared over the DHT, and it must answer at all. A run that cannot be read is nothing against it."""
     home.options = replace(home.options, initial_peers=tuple(peer.initial for peer in known))
+    await asyncio.gather(*(connect(home.control_path, of.initial.peer, [of.initial.text], ANSWER_S) for of in known))
+    run_id = asked.run_id if asked is not None else None
+    secret = await asyncio.to_thread(RunSecret, asked.token, asked.run_id) if asked is not None and asked.token else None
     try:
-        dht = await start_dht(home, identity, DhtOptions(run_id, client_mode=True))
+        dht = await start_dht(home, identity, DhtOptions(run_id, client_mode=True, secret=secret))
     except NetworkUnreachable as error:
         findings.dht_why = str(error)
         return
     try:
         findings.clock = await check_clock(dht, [peer.initial.peer for peer in known])
-        if run_id is not None:
-            run = await dht.read_run(run_id)
+        if asked is not None:
+            run = await dht.read_run(asked.run_id, asked.trusted)
             findings.run = run.record if run is not None else None
+            findings.run_why = "" if run is not None else f"run {asked.run_id}: no such run on this DHT"
     except (RunConflict, OtherWireVersion) as error:
-        findings.dht_why = str(error)
+        findings.run_why = str(error)
     finally:
         await dht.stop()
