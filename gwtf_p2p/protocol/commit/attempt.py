@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.wire.certificates import Certificate
 from gwtf_p2p.protocol.wire.commit_messages import NOT_FINITE
 from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Finished, Prepare, Prepared, Share
 
@@ -57,13 +56,16 @@ def norm_of(squared: Mapping[PeerId, tuple[Stage, float]]) -> float:
     stages: dict[Stage, float] = {}
     for _, (stage, value) in sorted(squared.items()):
         stages.setdefault(stage, value)
-    return NOT_FINITE if any(value < 0 for value in stages.values()) else math.sqrt(math.fsum(stages.values()))
+    return _norm(stages.values())
 
 
-def certifies_norm(certificate: Certificate, gradient_norm: float, *, skipped: bool) -> bool:
-    """It is the norm that the participants of this attempt have signed."""
-    signed = norm_of({peer: (group.stage, group.squared_norm) for group in certificate.groups for peer in group.peers})
-    return skipped or math.isclose(signed, gradient_norm, rel_tol=NORM_TOLERANCE, abs_tol=1e-12)
+def is_norm_of(squared: Collection[float], gradient_norm: float) -> bool:
+    """It is the norm of the whole model's gradient, of whose stages these are the squared norms."""
+    return math.isclose(_norm(squared), gradient_norm, rel_tol=NORM_TOLERANCE, abs_tol=1e-12)
+
+
+def _norm(squared: Collection[float]) -> float:
+    return NOT_FINITE if any(value < 0 for value in squared) else math.sqrt(math.fsum(squared))
 
 
 def prepares(

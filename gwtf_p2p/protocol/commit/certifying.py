@@ -1,19 +1,20 @@
 """Is a commit proven? What a participant has signed is looked at here, with nothing but records: keys come from those.
 
 A certificate proves its commit to a peer when, in every stage, at least half of those that this peer knows to serve there and
-has not lost have signed, and one at least; in its own stage, of those that its `Prepare` names. Signatures that do not fit
-count for nothing. Of a whole attempt all have signed; half are enough because some may have died since, or records outlive
-their peers. Who is missing is asked whether it lives, and the certificate is looked at again when something is known.
+has not lost have signed one and the same average, and one at least; in its own stage, of those that its `Prepare` names, and
+the average that it has itself. Signatures that do not fit count for nothing, and neither does what they stand under. Of a whole
+attempt all have signed; half are enough because some may have died since, or records outlive their peers. Who is missing is
+asked whether it lives, and the certificate is looked at again when something is known.
 
 Runs whose interpreter verifies nothing (`Context.verify` is None: single machines in tests) go without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from gwtf_p2p.protocol.commit.attempt import certifies_norm
+from gwtf_p2p.protocol.commit.attempt import is_norm_of
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire.certificates import Alike, Certificate
@@ -28,6 +29,18 @@ MOST_ASKED = 4
 
 MOST_VERIFIED = 8192
 """Signatures whose verdict is remembered; then all are forgotten."""
+
+
+Average = tuple[str, float, str]
+"""Digest and squared norm of an average, and the digest of the weights that it is for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What this peer has prepared of an attempt."""
+
+    prepare: Prepare
+    average: Average
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +87,7 @@ class Certifier:
         self.ctx = context
         self.unproven: tuple[PeerId, Commit] | None = None
         self._verified: dict[tuple[str, str, str], bool] = {}
+        self._looked_at: tuple[object, ...] = ()
 
     @property
     def is_on(self) -> bool:
@@ -89,6 +103,12 @@ class Certifier:
         """No commit is waited for any more."""
         self.unproven = None
 
+    def may_be_proven_now(self) -> bool:
+        """Something is known since that commit was looked at: of who there is, or of who is lost."""
+        known = (self.ctx.view, self.ctx.liveness.lost)
+        is_news, self._looked_at = self.unproven is not None and known != self._looked_at, known
+        return is_news
+
     def believes(self, standing: Standing) -> bool:
         """A peer says that it is further: has it the proof of it? One that has started again, and seen no commit since, has
         none to show."""
@@ -97,22 +117,24 @@ class Certifier:
         certificate = standing.certificate
         return certificate is not None and certificate.position == standing.position and self.lacks(certificate) is None
 
-    def proves(self, sender: PeerId, message: Commit, preparing: Prepare) -> bool:
+    def proves(self, sender: PeerId, message: Commit, own: Own) -> bool:
         """Others have prepared what this peer has. Who is missing is asked whether it lives."""
         if not self.is_on:
             return True
-        certificate, reason = message.certificate, ""
+        certificate, reason, preparing = message.certificate, "", own.prepare
         attempt = (preparing.iteration, preparing.attempt, preparing.terms)
         if certificate is None:
             reason = "it has no certificate"
         elif (certificate.iteration, certificate.attempt, certificate.terms) != attempt:
             reason = "its certificate is of another attempt"
-        elif not certifies_norm(certificate, message.gradient_norm, skipped=bool(preparing.skipped_for)):
+        proof = self._proof(certificate, own) if certificate is not None and not reason else None
+        if isinstance(proof, dict) and not preparing.skipped_for and not is_norm_of(proof.values(), message.gradient_norm):
             reason = "the norm is not that of its certificate"
-        if certificate is None or reason:
+        if proof is None or reason:
+            self.forget()
             self.ctx.report("commit_refused", sender=sender, iteration=message.iteration, reason=reason)
             return False
-        lack = self.lacks(certificate, preparing)
+        lack = proof if isinstance(proof, Lack) else None
         self.unproven = (sender, message) if lack is not None else None
         for peer in lack.missing[:MOST_ASKED] if lack is not None else ():
             self.ctx.suspect(peer, f"it has not signed the commit of iteration {message.iteration}")
@@ -120,38 +142,67 @@ class Certifier:
 
     def differs(self, state: str, certificate: Certificate | None) -> bool:
         """Most of this stage have averaged for other weights than these of this peer's."""
-        most = certificate.state_of(self.ctx.stage) if certificate is not None else ""
+        most = self._state_of_most(certificate) if certificate is not None else ""
         if not most or state in ("", most):
             return False
         self.ctx.report("state_differs", iteration=certificate.iteration if certificate else 0, own=state, most=most)
         return True
 
-    def lacks(self, certificate: Certificate, own: Prepare | None = None) -> Lack | None:
-        """What a certificate lacks to prove its commit; None: nothing. `own`: what this peer has prepared of that attempt."""
+    def lacks(self, certificate: Certificate) -> Lack | None:
+        """What a certificate lacks to prove its commit; None: nothing."""
+        proof = self._proof(certificate)
+        return proof if isinstance(proof, Lack) else None
+
+    def _proof(self, certificate: Certificate, own: Own | None = None) -> dict[Stage, float] | Lack:
+        """The squared norms of the averages that enough have signed, by stage; or what it lacks to prove its commit.
+        `own`: what this peer has prepared of that attempt."""
         ctx, have = self.ctx, self._signers(certificate)
         records = ctx.view.records if ctx.view is not None else {}
-        for k in range(ctx.stages + 1):
-            serving = {p for p, r in records.items() if r.stage == k and r.state is PeerState.ONLINE and r.signing_key}
-            expected = set(own.participants) & records.keys() if own is not None and k == ctx.stage else serving
+        proven: dict[Stage, float] = {}
+        for stage in map(Stage, range(ctx.stages + 1)):
+            signed = have.get(stage, {})
+            if own is not None and stage == ctx.stage:
+                digest, proven[stage], _ = own.average
+                signed = {what: peers for what, peers in signed.items() if what[0] == digest}
+                expected = set(own.prepare.participants) & records.keys()
+            else:
+                expected = {p for p, r in records.items() if r.stage == stage and r.state is PeerState.ONLINE and r.signing_key}
             expected = {p for p in expected if p != ctx.me and not ctx.liveness.is_lost(p)}
-            if k == ctx.stage and not expected:
+            if stage == ctx.stage and not expected:
                 continue  # this peer is alone in its stage
-            there = have.get(k, set())
+            what, there = max(signed.items(), key=lambda each: (len(each[1] & expected), each[0]), default=(("", 0.0), set()))
             if not there or 2 * len(there & expected) < len(expected):
-                return Lack(Stage(k), tuple(sorted(expected - there)))
-        return None
+                return Lack(stage, tuple(sorted(expected - there)))
+            proven.setdefault(stage, what[1])
+        return proven
 
-    def _signers(self, certificate: Certificate) -> dict[int, set[PeerId]]:
-        """By stage, those whose records say that they hold it, and whose signatures fit."""
-        found: dict[int, set[PeerId]] = {}
+    def _state_of_most(self, certificate: Certificate) -> str:
+        """The digest of the weights that more than half of those that have signed in this stage have; '' if there is none."""
+        counts: dict[str, int] = {}
+        for group, peers in self._fitting(certificate):
+            if group.stage == self.ctx.stage and group.state:
+                counts[group.state] = counts.get(group.state, 0) + len(peers)
+        most = max(counts, key=lambda state: counts[state], default="")
+        return most if most and 2 * counts[most] > sum(counts.values()) else ""
+
+    def _signers(self, certificate: Certificate) -> dict[int, dict[tuple[str, float], set[PeerId]]]:
+        """By stage, and by digest and squared norm of the average, who has signed it."""
+        found: dict[int, dict[tuple[str, float], set[PeerId]]] = {}
+        for group, peers in self._fitting(certificate):
+            found.setdefault(group.stage, {}).setdefault((group.digest, group.squared_norm), set()).update(peers)
+        return found
+
+    def _fitting(self, certificate: Certificate) -> Iterator[tuple[Alike, set[PeerId]]]:
+        """Each group with those of it whose records say that they hold its stage, and whose signatures fit."""
         records = self.ctx.view.records if self.ctx.view is not None else {}
         for group in certificate.groups:
-            text = certificate.statement_of(group)
+            text, fitting = certificate.statement_of(group), set()
             for peer, signature in zip(group.peers, group.signatures, strict=False):
                 record = records.get(peer)
                 if record is not None and record.stage == group.stage and self._fits(record.signing_key, text, signature):
-                    found.setdefault(group.stage, set()).add(peer)
-        return found
+                    fitting.add(peer)
+            if fitting:
+                yield group, fitting
 
     def _fits(self, key: str, text: str, signature: str) -> bool:
         """Each is verified once: a certificate comes with the commit, and again with what others say of where they stand."""

@@ -11,7 +11,7 @@ A participant that has missed a commit, or learns from others that it must have,
 
 from __future__ import annotations
 
-from gwtf_p2p.protocol.commit.certifying import Certifier
+from gwtf_p2p.protocol.commit.certifying import Certifier, Own
 from gwtf_p2p.protocol.commit.own_share import OwnShare
 from gwtf_p2p.protocol.commit.progress import NO_WEIGHTS, Progress
 from gwtf_p2p.protocol.commit.promise import Promise
@@ -179,12 +179,14 @@ class Participant:
         preparing = share.preparing
         ready = message.iteration == self.version and share.prepared and preparing is not None
         if not ready or preparing is None or preparing.ballot != message.ballot:
+            if self.certifier.unproven == (sender, message):
+                self.certifier.forget()  # another attempt has taken its place
             to = (self.ctx.epoch, message.iteration + 1)
             if message.certificate is not None or not self.certifier.is_on:
                 reason = f"iteration {message.iteration} was committed without this peer"
                 self._has_gone_on(sender, to, reason, message.certificate)
             return
-        if share.stepping or not self.certifier.proves(sender, message, preparing):
+        if share.stepping or not self.certifier.proves(sender, message, Own(preparing, share.average)):
             return
         if self.certifier.differs(share.average[2], message.certificate):
             reason = f"weights of iteration {self.version} differ from those of most of its stage"

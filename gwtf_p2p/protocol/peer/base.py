@@ -178,8 +178,9 @@ class PeerMachine(Concerned, Worker, ABC):
     def _settle(self) -> None:
         """What follows from any event: drop what is of no use, go on computing, average, leave."""
         participant = self.participant
-        if participant.certifier.unproven is not None:
-            participant.commit(*participant.certifier.unproven)
+        unproven = participant.certifier.unproven
+        if unproven is not None and participant.certifier.may_be_proven_now():
+            participant.commit(*unproven)
         if participant.progress.has_let_go():
             self._drop_everything()
         if participant.progress.has_fallen_behind():

@@ -47,8 +47,7 @@ def unfit(ctx: Context, known: Acquaintances, sender: PeerId, message: msg.Messa
         case msg.Prepare():
             return _prepare(message)
         case msg.Prepared():
-            forged = known.participant.certifier.is_forged(sender, message)
-            return _stage_or_data(ctx, message.stage) or (Unfit("signature: another key's") if forged else None)
+            return _stage_or_data(ctx, message.stage) or _prepared(known, sender, message)
         case msg.NotPrepared():
             return _stage_or_data(ctx, message.stage)
         case msg.Standing():
@@ -108,6 +107,19 @@ def _finished(ctx: Context, known: Acquaintances, message: msg.Finished) -> Unfi
         if wrong is not None:
             return wrong
     return None
+
+
+def _prepared(known: Acquaintances, sender: PeerId, message: msg.Prepared) -> Unfit | None:
+    """What this participant has not signed, for its own stage and as it was asked, would be missing in the certificate."""
+    participant, asked = known.participant, known.participant.preparing
+    if not participant.certifier.is_on:
+        return None
+    if participant.certifier.is_forged(sender, message):
+        return Unfit("signature: another key's")
+    is_meant = asked is not None and (asked.iteration, asked.attempt) == (message.iteration, message.attempt)
+    if asked is not None and is_meant and asked.coordinator == known.ctx.me and message.terms != asked.terms:
+        return Unfit("terms: not those of this attempt")
+    return None if known.has_held(sender, message.stage) else Unfit("stage: not its own")
 
 
 def _receipt_of(sender: PeerId, message: msg.Finished) -> Unfit | None:

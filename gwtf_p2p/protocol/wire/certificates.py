@@ -55,12 +55,3 @@ class Certificate:
         """What the peers of this group have signed."""
         said = (group.digest, group.squared_norm, group.state)
         return statement(self.iteration, self.attempt, group.stage, self.terms, said)
-
-    def state_of(self, stage: int) -> str:
-        """The digest of the weights that more than half of those of this stage have, before the step; '' when there is none."""
-        counts: dict[str, int] = {}
-        for group in self.groups:
-            if group.stage == stage and group.state:
-                counts[group.state] = counts.get(group.state, 0) + len(group.peers)
-        most = max(counts, key=lambda state: counts[state], default="")
-        return most if most and 2 * counts[most] > sum(counts.values()) else ""

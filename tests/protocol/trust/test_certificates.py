@@ -12,9 +12,10 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.commit.certifying import certificate_of, signed
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire import messages as msg
-from gwtf_p2p.protocol.wire.certificates import Certificate
+from gwtf_p2p.protocol.wire.certificates import Alike, Certificate
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 from gwtf_p2p.simulation.world.signatures import key_of, sign, verify
+from gwtf_p2p.simulation.world.small_swarm import SmallConfig, small_swarm
 from tests.protocol.commit.participating import prepare
 from tests.protocol.peers import A2, B2, C2, D2, STAGE_OF, A, B, C, D, Driven, in_step, record
 
@@ -94,6 +95,62 @@ def test_another_norm_than_the_participants_have_signed_is_refused() -> None:
     attempt = prepared(driven)
     driven.hears(D, commit(attempt, certificate(attempt, EVERYBODY), norm=1e6))
     assert not driven.did(ef.Step) and "norm" in driven.reported("commit_refused")[0]["reason"]
+
+
+@pytest.mark.parametrize("squared_norm", [-1.0, 1e30])
+def test_what_nobody_has_signed_counts_for_nothing_in_the_norm_either(squared_norm: float) -> None:
+    """Else whoever leads has one peer alone skip the step, or clip it to another size."""
+    driven = verifying()
+    attempt = prepared(driven)
+    proof = certificate(attempt, EVERYBODY)
+    invented = Alike(Stage(1), "0", squared_norm, RIGHT, (PeerId("a"),), ("no signature",))
+    forged = replace(proof, groups=(invented, *proof.groups))
+    norm = -1.0 if squared_norm < 0 else (squared_norm + 4.0) ** 0.5
+    driven.hears(D, commit(attempt, forged, norm=norm))
+    assert not driven.did(ef.Step) and "norm" in driven.reported("commit_refused")[0]["reason"]
+    driven.hears(D, commit(attempt, forged, norm=4**0.5))
+    assert driven.did(ef.Step) == [ef.Step(0, 1, 2.0)]
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_different_averages_of_a_stage_do_not_prove_a_commit_together(stage: int) -> None:
+    """And in its own stage a peer goes by the average that it has itself."""
+    third = PeerId("third")
+    driven = verifying()
+    attempt = replace(prepare(), shares=(*prepare().shares, msg.Share(third, ())) if stage == 1 else prepare().shares)
+    driven.sees([*known(), record(third, stage=stage, signing_key=key_of(third))])
+    driven.hears(D, attempt)
+    driven.handle(ev.AverageDone(0, 1, "average", 0.1, 1.0, RIGHT))
+    said = {}
+    for peer, where in {**STAGE_OF, third: stage}.items():
+        digest = f"of {peer}" if where == stage else "average"
+        one = msg.Prepared(0, 1, Stage(where), digest, 1.0, attempt.terms, RIGHT)
+        said[peer] = replace(one, signature=sign(peer, one.statement))
+    driven.hears(D, commit(attempt, certificate_of(attempt, said), norm=2.0))
+    assert not driven.did(ef.Step)
+
+
+def test_a_participant_that_signs_something_else_than_it_was_asked_does_not_stop_the_run() -> None:
+    swarm = small_swarm(SmallConfig(stages=2, stage_peers=2, data_peers=2))
+    liar = PeerId("relay_1_0")
+    of_liar = swarm.world.peers[liar].machine.ctx
+    emit = of_liar.emit
+
+    def lie(*effects: ef.Effect) -> None:
+        told = (
+            replace(e, message=replace(e.message, terms="others"))
+            if isinstance(e, ef.Send) and isinstance(e.message, msg.Prepared)
+            else e
+            for e in effects
+        )
+        emit(*told)
+
+    of_liar.emit = lie  # type: ignore[method-assign]
+    honest = [peer for peer in swarm.world.peers if peer != liar]
+    versions = [swarm.world.peers[peer].machine.participant for peer in honest]
+    kernel = swarm.world.kernel
+    assert kernel.run(lambda: all(p.version >= 3 for p in versions), kernel.now + 120.0), swarm.story()
+    assert swarm.reported("peer_barred")
 
 
 def test_a_certificate_of_other_terms_is_refused() -> None:
