@@ -56,7 +56,7 @@ class PeerCache:
         try:
             plain = json.loads(self.path.read_text())
             return {str(run): {str(m): float(at) for m, at in known.items()} for run, known in plain["runs"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return {}
 
     def _write(self, runs: dict[str, dict[str, float]]) -> None:

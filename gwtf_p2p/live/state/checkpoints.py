@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from torch import Tensor
 
@@ -62,20 +64,29 @@ class Checkpoints:
     def look(self) -> None:
         """Read what is on the disk (it hashes: not in the event loop). Raises InputError if it is of another model."""
         folder = self.options.folder
-        if folder is not None:
+        if folder is None:
+            return
+        with _told(folder):
             drop_unfinished(folder)
             self.kept, self.epoch = intact_iterations(folder, self.run, self.stage), read_epochs(folder).newest
 
     def kept_of(self, stage: Stage) -> tuple[int, ...]:
         """Versions of any stage that seem to be here; they are checked when they are read."""
         folder = self.options.folder
-        return listed_iterations(folder, self.run.model_hash, stage) if folder is not None else ()
+        if folder is None:
+            return ()
+        try:
+            return listed_iterations(folder, self.run.model_hash, stage)
+        except OSError as error:  # a disk that is gone for now: nothing can be read of it
+            logger.warning("%s: %s", folder, error)
+            return ()
 
     def read(self, stage: Stage, version: int) -> dict[str, Tensor]:
         """The state after so many iterations. Raises InputError when there is none."""
         if self.options.folder is None:
             raise InputError("--checkpoint_dir", "", f"none is given, and nobody else has iteration {version}")
-        return load_checkpoint(self.options.folder, self.run, stage, version)
+        with _told(self.options.folder):
+            return load_checkpoint(self.options.folder, self.run, stage, version)
 
     def keep(self, stage: Stage, state: dict[str, Tensor]) -> None:
         """Write a state of any stage, and drop what is not needed any more (`view/replica_choice`). Raises InputError."""
@@ -83,18 +94,22 @@ class Checkpoints:
         if folder is None or disk is None:
             return
         size = written_bytes(state)
+        newest, secured = max(self.options.keep, self.run.keep_checkpoints), self.secured
         try:
-            disk.make_room(stage, int(state[STEP]), size, self.secured)
-            save_checkpoint(folder, self.run, stage, state, self.epoch)
+            with _told(folder):
+                disk.make_room(stage, int(state[STEP]), size, secured)
+                save_checkpoint(folder, self.run, stage, state, self.epoch)
         except InputError:
             disk.refused(stage, size)
             raise
         disk.succeeded()
-        newest, secured = max(self.options.keep, self.run.keep_checkpoints), self.secured
-        if stage == self.stage:
-            drop_checkpoints(folder, stage, lambda there: self._own_worth_keeping(there, newest, secured))
-        else:
-            drop_checkpoints(folder, stage, lambda there: copies_worth_keeping(there, newest, secured))
+        try:
+            if stage == self.stage:
+                drop_checkpoints(folder, stage, lambda there: self._own_worth_keeping(there, newest, secured))
+            else:
+                drop_checkpoints(folder, stage, lambda there: copies_worth_keeping(there, newest, secured))
+        except OSError as error:  # the new one is there all the same
+            logger.warning("%s: older checkpoints stay: %s", folder, error)
 
     def _own_worth_keeping(self, there: Sequence[int], newest: int, secured: int | None) -> set[int]:
         """Own additional ones never push out those that all peers of the run have."""
@@ -121,10 +136,11 @@ class Checkpoints:
         """
         folder = self.options.folder
         if folder is not None:
-            epochs = read_epochs(folder)
-            if epoch > epochs.newest:
-                write_epochs(folder, epochs.going_on(epoch, version if trusted else UNKNOWN))
-            self.kept = intact_iterations(folder, self.run, self.stage)
+            with _told(folder):
+                epochs = read_epochs(folder)
+                if epoch > epochs.newest:
+                    write_epochs(folder, epochs.going_on(epoch, version if trusted else UNKNOWN))
+                self.kept = intact_iterations(folder, self.run, self.stage)
         if epoch != self.epoch:
             # Every stage has the version that the swarm has gone back to; what was secured later is gone.
             self.epoch, self.secured, self.copied = epoch, version, frozenset()
@@ -172,3 +188,12 @@ class Checkpoints:
     def _skip(self, version: int, settled: Settled) -> None:
         logger.warning("checkpoint of iteration %d is skipped: the one before was still being written", version)
         settled(version, "the one before was still being written")
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """What a disk refuses (a file of another user, a mount that is gone) is one line. Raises InputError in its place."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(str(folder), "", error.strerror or str(error)) from error

@@ -54,10 +54,14 @@ class Disk:
 
     def room_for(self, stage: Stage, secured: int | None) -> int:
         """How many bytes a checkpoint of this stage may take, by the limit and by what is free."""
-        free = shutil.disk_usage(_nearest(self.folder)).free
-        if not self.limit_bytes:
-            return free
-        return min(free, room_for(self._there(), stage, self.limit_bytes, self._own, secured))
+        try:
+            free = shutil.disk_usage(_nearest(self.folder)).free
+            if not self.limit_bytes:
+                return free
+            return min(free, room_for(self._there(), stage, self.limit_bytes, self._own, secured))
+        except OSError as error:
+            logger.warning("%s: %s", self.folder, error)
+            return 0  # a folder that cannot be looked at takes nothing
 
     def refused(self, stage: Stage, size: int) -> None:
         """So many bytes could not be written, or would not have been."""

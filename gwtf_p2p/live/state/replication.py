@@ -92,7 +92,7 @@ class Replication:
         secured = secured_version(view, checkpoints.epoch)
         if secured is not None:  # else some stage has not said yet: what was secured before still holds
             checkpoints.secured = secured
-        if serves and checkpoints.disk_takes():  # nothing is fetched that could not be kept
+        if serves and await asyncio.to_thread(checkpoints.disk_takes):  # nothing is fetched that could not be kept
             for stage in kept_by(view, self._me, checkpoints.stage, checkpoints.options.copies):
                 await self._copy(view, stage)
 

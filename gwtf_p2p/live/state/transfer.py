@@ -37,6 +37,9 @@ MOST_SNAPSHOTS = 3
 """In memory at a donor; the one that was asked for longest ago makes room."""
 
 ASK_DEADLINE_S = 5.0
+PREPARE_DEADLINE_S = 600.0
+"""A donor reads a large checkpoint from its disk and hashes it; one that is still at it then is left out."""
+
 PREPARE_RETRY_S = 0.2
 LISTED_FOR_S = 1.0
 """How old a list of what is kept may be. A newcomer asks once, and may have nobody else to learn of a copy just made from."""
@@ -45,6 +48,9 @@ CHUNK_PRIOR_S = 10.0
 STRIKES = 2
 """Chunks that a donor may fail to deliver before it is left out."""
 
+
+MOST_WAITING = 1024
+"""Peers that have been told to ask for a list again, by stage; those that have not asked for longest are forgotten."""
 
 MOST_PREPARING = 64
 """Versions that are looked for at once, or were not found and have not been asked for again."""
@@ -89,6 +95,8 @@ class StateDonor:
         self._snapshots: dict[tuple[Stage, int], Snapshot] = {}
         self._preparing: dict[tuple[Stage, int], asyncio.Task[str]] = {}
         self._lists: dict[Stage, tuple[float, int, tuple[int, ...]]] = {}
+        self._looking: set[Stage] = set()
+        self._waiting: dict[tuple[PeerId, Stage], float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._line_free_at = 0.0
         self.bytes_served = 0
@@ -106,7 +114,7 @@ class StateDonor:
         if not isinstance(stage, int) or not 0 <= stage <= MOST_STAGES:
             raise RemoteProtocolError(f"state: stage: expected a whole number from 0 to {MOST_STAGES}")
         if header.get("kind") == LIST_KIND:
-            return self._listed(Stage(stage))
+            return self._listed(sender, Stage(stage))
         version, chunk = header.get("version"), header.get("chunk")
         if not isinstance(version, int) or not 0 <= version <= MOST_ITERATIONS:
             raise RemoteProtocolError(f"state: version: expected a whole number from 0 to {MOST_ITERATIONS}")
@@ -135,19 +143,32 @@ class StateDonor:
             return {"status": "gone", "reason": task.result()}
         return {"status": "preparing"}
 
-    def _listed(self, stage: Stage) -> Header:
-        """What was found on the disk just now; older than that, the disk is read first, and whoever asks asks again."""
-        now = asyncio.get_running_loop().time()
+    def _listed(self, sender: PeerId, stage: Stage) -> Header:
+        """What was found on the disk just now, or since this peer has begun to ask: to it that is new, whatever its line takes.
+
+        Else the disk is read first, and whoever asks asks again.
+        """
+        now, key = asyncio.get_running_loop().time(), (sender, stage)
         found = self._lists.get(stage)
-        if found is None or now - found[0] > PREPARE_RETRY_S:
-            self._spawn(self._look(stage))
-        if found is None or now - found[0] > LISTED_FOR_S:
+        if (found is None or now - found[0] > PREPARE_RETRY_S) and stage not in self._looking:
+            self._looking.add(stage)
+            self._spawn(self._look(stage, now))
+        asked_at = self._waiting.pop(key, now)
+        if now - asked_at > ASK_DEADLINE_S:
+            asked_at = now  # it has given up in between
+        if found is None or (now - found[0] > LISTED_FOR_S and found[0] < asked_at):
+            self._waiting[key] = asked_at
+            while len(self._waiting) > MOST_WAITING:
+                del self._waiting[next(iter(self._waiting))]
             return {"status": "preparing"}
         return {"status": "ready", "epoch": found[1], "versions": list(found[2])}
 
-    async def _look(self, stage: Stage) -> None:
-        epoch, versions = await self._source.kept_of(stage)
-        self._lists[stage] = (asyncio.get_running_loop().time(), epoch, versions)
+    async def _look(self, stage: Stage, began: float) -> None:
+        try:
+            epoch, versions = await self._source.kept_of(stage)
+        finally:
+            self._looking.discard(stage)
+        self._lists[stage] = (began, epoch, versions)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -236,14 +257,23 @@ class StateDownload:
 
     async def listed(self, peer: PeerId, stage: Stage) -> tuple[int, tuple[int, ...]]:
         """(epoch, versions) that a peer keeps of a stage. Raises RemoteProtocolError when it does not say."""
-        while True:
-            reply = await self._rpc.call(peer, {"kind": LIST_KIND, "stage": stage}, ASK_DEADLINE_S, idempotent=True)
-            if reply.get("status") == "ready":
-                epoch, versions = reply.get("epoch"), reply.get("versions")
-                if not isinstance(epoch, int) or not isinstance(versions, list):
-                    raise RemoteProtocolError("state_list: expected an epoch and versions")
-                return epoch, tuple(version for version in versions if isinstance(version, int))
-            await asyncio.sleep(PREPARE_RETRY_S)
+        reply = await self._until_ready(peer, {"kind": LIST_KIND, "stage": stage}, ASK_DEADLINE_S)
+        epoch, versions = reply.get("epoch"), reply.get("versions")
+        if reply.get("status") != "ready" or not isinstance(epoch, int) or not isinstance(versions, list):
+            raise RemoteProtocolError("state_list: expected an epoch and versions")
+        return epoch, tuple(version for version in versions if isinstance(version, int))
+
+    async def _until_ready(self, peer: PeerId, what: Header, limit_s: float) -> Header:
+        """The first answer that is not that it is being prepared. Raises RemoteProtocolError, also for none in so long."""
+        try:
+            async with asyncio.timeout(limit_s):
+                while True:
+                    reply = await self._rpc.call(peer, what, ASK_DEADLINE_S, idempotent=True)
+                    if reply.get("status") != "preparing":
+                        return reply
+                    await asyncio.sleep(PREPARE_RETRY_S)
+        except TimeoutError as error:
+            raise RemoteProtocolError(f"still preparing after {limit_s:g} s") from error
 
     # the transport's side
 
@@ -268,13 +298,10 @@ class StateDownload:
     async def _manifest(self, donor: PeerId, what: Header) -> Manifest | str:
         """The donor's manifest, or why not."""
         try:
-            while True:
-                reply = await self._rpc.call(donor, {"kind": ASK_KIND, **what}, ASK_DEADLINE_S, idempotent=True)
-                if reply.get("status") == "ready":
-                    return Manifest.from_plain(reply)
-                if reply.get("status") != "preparing":
-                    return str(reply.get("reason") or reply.get("status"))
-                await asyncio.sleep(PREPARE_RETRY_S)
+            reply = await self._until_ready(donor, {"kind": ASK_KIND, **what}, PREPARE_DEADLINE_S)
+            if reply.get("status") == "ready":
+                return Manifest.from_plain(reply)
+            return str(reply.get("reason") or reply.get("status"))
         except RemoteProtocolError as error:
             return str(error)
 

@@ -14,6 +14,7 @@ from gwtf_p2p.protocol.wire.ranges import check_ranges
 
 MOST_ITERATIONS = 2**40
 LONGEST_PROMPT = 256
+BYTE_TOKENIZER = "byte"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,12 @@ class EvaluationSpec:
             raise InputError(where, "evaluation.every", "expected a whole number above 0, or no data to evaluate on")
         if any(len(prompt) > LONGEST_PROMPT for prompt in self.prompts):
             raise InputError(where, "evaluation.prompts", f"expected texts of at most {LONGEST_PROMPT} characters")
+
+    def check_room(self, where: str, sequence_length: int) -> None:
+        """Of texts whose tokens are their bytes. Raises InputError for one that leaves no room for another token."""
+        if any(len(prompt.encode(errors="replace")) >= sequence_length for prompt in self.prompts):
+            expected = f"expected texts of at most {sequence_length - 1} tokens, since windows have {sequence_length}"
+            raise InputError(where, "evaluation.prompts", expected)
 
     def is_due(self, version: int) -> bool:
         """Weights of this version are evaluated."""

@@ -47,7 +47,7 @@ from gwtf_p2p.protocol.wire.bounds import (
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.dataset import STDLIB, DatasetSpec, check_dataset
 from gwtf_p2p.protocol.wire.ranges import PLAIN_NAME, Matches, check_ranges
-from gwtf_p2p.protocol.wire.recipe import MOST_ITERATIONS
+from gwtf_p2p.protocol.wire.recipe import BYTE_TOKENIZER, MOST_ITERATIONS
 from gwtf_p2p.protocol.wire.recipe import EvaluationSpec as EvaluationSpec
 from gwtf_p2p.protocol.wire.recipe import LossSpec as LossSpec
 from gwtf_p2p.protocol.wire.recipe import OptimizerSpec as OptimizerSpec
@@ -154,7 +154,7 @@ class RunRecord:
     weight_hashes: Annotated[tuple[str, ...], MaxLen(4097), "what each part's pre-trained weights hash to"] = ()
     adapters: Annotated[AdapterSpec, "low-rank adapters, if they alone are trained"] = field(default_factory=AdapterSpec)
     dataset: Annotated[str | tuple[DatasetSpec, ...], MinLen(1), "what the run trains on"] = STDLIB
-    tokenizer: Annotated[str, MinLen(1), MaxLen(1024), PLAIN_NAME, "byte, or a tokenizer's name or folder"] = "byte"
+    tokenizer: Annotated[str, MinLen(1), MaxLen(1024), PLAIN_NAME, "byte, or a tokenizer's name or folder"] = BYTE_TOKENIZER
     attention: Annotated[Literal["window", "document"], "what a token may see: the whole window, or its document"] = "window"
     end_token: Annotated[int, Ge(-1), Lt(2**31), "the id that ends a document, where attention goes by documents"] = -1
     data_peers: Annotated[int, Ge(1), Le(MOST_DATA_PEERS), "data peers that share the dataset"] = 1
@@ -245,6 +245,8 @@ class RunRecord:
         self.optimizer.validate(where)
         self.adapters.validate(where)
         self.evaluation.validate(where)
+        if self.tokenizer == BYTE_TOKENIZER:  # of others nobody knows here how many tokens a text has
+            self.evaluation.check_room(where, self.sequence_length)
         if self.adapters.rank and not self.weights.source:
             raise InputError(where, "adapters.rank", "expected weights, too: adapters change a pre-trained model")
         if self.weight_hashes and len(self.weight_hashes) != self.stages + 1:

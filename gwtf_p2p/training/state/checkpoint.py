@@ -114,9 +114,9 @@ def drop_unfinished(root: Path) -> None:
     for left in root.glob("stage_*/step_*/*.writing"):
         pid = left.name.rpartition(".writing")[0].rpartition(".")[2]
         if not pid.isdigit() or not _is_running(int(pid)):
-            left.unlink(missing_ok=True)
-            if not any(left.parent.iterdir()):
-                left.parent.rmdir()
+            with suppress(OSError):  # of another user, or another peer of this machine drops it just now
+                left.unlink()
+                left.parent.rmdir()  # where it was all
 
 
 def _is_running(pid: int) -> bool:
@@ -259,7 +259,7 @@ def verified_checkpoint(folder: Path) -> Checkpoint | None:
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return manifest if isinstance(manifest, dict) else None
 

@@ -50,7 +50,7 @@ def read_epochs(root: Path) -> Epochs:
         path = root / FILE
         begun = json.loads((path if path.exists() else root / OLDER_FILE).read_bytes())
         return Epochs({int(epoch): int(version) for epoch, version in begun.items()})
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return Epochs()
 
 

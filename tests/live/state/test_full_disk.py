@@ -18,6 +18,7 @@ from gwtf_p2p.live.state import disk as module
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.disk import DISK_RETRY_S
 from gwtf_p2p.live.state.options import CheckpointOptions
+from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.training.state import checkpoint as files
 from gwtf_p2p.training.state.checkpoint import drop_unfinished, save_checkpoint
@@ -99,6 +100,36 @@ async def test_pauses_grow_while_the_disk_refuses(tmp_path: Path, monkeypatch: p
             fetches += 1
             assert await write(checkpoints, 10)
     assert fetches < 60
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.ESTALE])
+async def test_a_disk_that_refuses_anything_ends_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int) -> None:
+    """Another user's file in a folder that is shared, a mount that is gone: of writing, of dropping and of looking."""
+
+    def refuse(*args: Any, **how: Any) -> Any:
+        raise OSError(reason, os.strerror(reason))
+
+    checkpoints = Checkpoints(CheckpointOptions(tmp_path, keep=1), RUN, Stage(1), cast(Compute, OneState(0)))
+    with monkeypatch.context() as refusing:
+        refusing.setattr(Path, "unlink", refuse)
+        for version in range(10, 60, 10):
+            assert await write(checkpoints, version) == "", "what is older cannot go, this one has come"
+    assert checkpoints.kept == (10, 20, 30, 40, 50)
+    with monkeypatch.context() as refusing:
+        refusing.setattr(Path, "mkdir", refuse)
+        assert os.strerror(reason) in await write(checkpoints, 60)
+        assert not checkpoints.disk_takes()
+        with pytest.raises(InputError, match=os.strerror(reason)):
+            checkpoints.keep(Stage(2), {"weights/w": torch.ones(8), "step": torch.tensor(60)})
+    with monkeypatch.context() as refusing:
+        refusing.setattr(shutil, "disk_usage", refuse)
+        assert checkpoints.room_for(Stage(2)) == 0
+    with monkeypatch.context() as refusing:
+        refusing.setattr(Path, "is_file", refuse)
+        assert checkpoints.kept_of(Stage(1)) == ()
+        with pytest.raises(InputError, match=os.strerror(reason)):
+            checkpoints.go_on_from(10, 0, trusted=True)
+    assert checkpoints.kept_of(Stage(1))
 
 
 def test_what_a_writer_that_is_gone_left_half_written_is_removed(tmp_path: Path) -> None:

@@ -111,6 +111,39 @@ async def test_a_copy_made_since_others_have_asked_is_told(start_peer: StartPeer
     assert await download.listed(donor.id, OTHER_STAGE) == (3, (VERSION,))
 
 
+async def test_a_donor_that_prepares_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ASK_DEADLINE_S", "PREPARE_DEADLINE_S"):
+        monkeypatch.setattr(state_transfer, name, 0.1)
+    monkeypatch.setattr(state_transfer, "PREPARE_RETRY_S", 0.01)
+
+    async def preparing(*args: Any, **how: Any) -> dict[str, str]:
+        return {"status": "preparing"}
+
+    rpc: Any = SimpleNamespace(add_service=lambda kind, service: None, call=preparing)
+    download = StateDownload(rpc)
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(RemoteProtocolError, match=r"still preparing after 0\.1 s"):
+            await download.listed(PeerId("donor"), STAGE)
+        with pytest.raises(StateUnavailable, match="still preparing"):
+            await download.fetch(VERSION, [PeerId("donor")])
+
+
+async def test_a_list_made_since_one_has_asked_is_told_however_slow_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its round trip is longer than a list may be old."""
+    monkeypatch.setattr(state_transfer, "LISTED_FOR_S", -1.0)
+    rpc: Any = SimpleNamespace(add_service=lambda kind, service: None)
+    donor, near, ask = StateDonor(rpc, Store(state()), STAGE), PeerId("near"), {"kind": "state_list"}
+    assert donor.on_message(near, ask) == {"status": "preparing"}
+    await asyncio.gather(*donor._tasks)
+    assert donor.on_message(near, ask) == {"status": "ready", "epoch": 3, "versions": [VERSION]}
+    donor._lists = {stage: (at - 0.001, epoch, found) for stage, (at, epoch, found) in donor._lists.items()}  # a moment passes
+    assert donor.on_message(near, ask) == {"status": "preparing"}, "that answered what it had asked before"
+    for n in range(2 * state_transfer.MOST_WAITING):
+        assert donor.on_message(PeerId(f"stranger {n}"), ask) == {"status": "preparing"}
+    assert len(donor._waiting) == state_transfer.MOST_WAITING and len(donor._tasks) <= 1
+    donor.stop()
+
+
 async def test_a_silent_donor_holds_nothing_up(start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has promised a chunk that never comes: another donor gives it, long before the deadline."""
     monkeypatch.setattr(state_transfer, "CHUNK_PRIOR_S", 3600.0)
