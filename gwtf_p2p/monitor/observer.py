@@ -104,7 +104,7 @@ async def observe_runs(
                 records = [record for record in await _records(dht, state.run) if not entry.refusal(record.peer)]
                 if state.looks % LOOKS_PER_LEDGER == 0 or not state.told.contributions.of:
                     data_peers = {record.peer for record in records if record.stage == DATA_STAGE}
-                    state.hear_contributions(await dht.read_contributions(state.run.run_id), data_peers)
+                    state.hear_contributions(await dht.read_contributions(state.run.run_id, data_peers), data_peers)
                 silent = await presence.silent(records)
                 if on_look(state, state.look(records, time.time(), silent)):
                     watched.remove((state, presence))

@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -28,23 +29,16 @@ from hivemind.utils.timed_storage import get_dht_time
 from gwtf_p2p.live.discovery.dht_validation import make_validator, peer_of_owner
 from gwtf_p2p.live.discovery.newest import NewestByOwner
 from gwtf_p2p.live.discovery.order_book import SignedOrder, read_order
-from gwtf_p2p.live.discovery.run_trust import ANYBODY, RunConflict, TokenNeeded, Trusted
+from gwtf_p2p.live.discovery.run_trust import ANYBODY, NotSecret, TokenNeeded, Trusted, believed, foreign_runs
 from gwtf_p2p.live.discovery.signing import OwnedRun, read_owned
 from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable
 from gwtf_p2p.live.libp2p.identity import Identity
 from gwtf_p2p.live.libp2p.run_secret import RunSecret, is_sealed
 from gwtf_p2p.protocol.errors import OtherWireVersion, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
-from gwtf_p2p.protocol.trust.owners import choose_owner
 from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord, decode_contributions
 from gwtf_p2p.protocol.wire.receipts import MOST_PAGES, contributions_key
-from gwtf_p2p.protocol.wire.records import (
-    MOST_DATA_PEERS,
-    RunRecord,
-    StageRecord,
-    decode_stage,
-    encode,
-)
+from gwtf_p2p.protocol.wire.records import MOST_DATA_PEERS, StageRecord, decode_stage, encode
 from gwtf_p2p.protocol.wire.signed import (
     RUNS_KEY,
     EntryTerms,
@@ -141,7 +135,7 @@ class Dht:
         entries = await self._read(list(keys))
         newest: dict[PeerId, SignedOrder] = {}
         for key, issuer in keys.items():
-            for _, read, _ in self._decoded(key, entries[key], self._decode_order):
+            for _, read, _ in self._decoded(key, entries[key], partial(self._decode_order, issuer)):
                 held = newest.get(issuer)
                 is_newer = held is None or read.order.sequence_number > held.order.sequence_number
                 if read.order.issuer == issuer and read.order.run_id == terms.run_id and is_newer:
@@ -158,8 +152,8 @@ class Dht:
         kept = [await self._publish(contributions_key(page.run_id, page.page), encode(page)) for page in pages]
         return all(kept)
 
-    async def read_contributions(self, run_id: RunId) -> list[ContributionRecord]:
-        """All pages that anybody publishes of what the peers have contributed; who is believed, the reader decides."""
+    async def read_contributions(self, run_id: RunId, data_peers: Collection[PeerId]) -> list[ContributionRecord]:
+        """All pages that these publish of what the peers have contributed; whom of them to believe, the reader decides."""
         found: list[ContributionRecord] = []
         decode, pages = _of_anybody(decode_contributions), 1
         for page in range(MOST_PAGES):
@@ -167,7 +161,8 @@ class Dht:
                 break
             key = contributions_key(run_id, page)
             entries = (await self._read([key]))[key]
-            for peer, record, _ in islice(self._decoded(key, entries, decode), MOST_DATA_PEERS):
+            read = self._decoded(key, entries, decode, of=data_peers)
+            for peer, record, _ in islice(read, MOST_DATA_PEERS):
                 if record.peer != peer:
                     self._drop("forged", peer, f"names {record.peer}")
                 elif record.run_id != run_id or record.page != page:
@@ -181,33 +176,40 @@ class Dht:
         """The run record of the owner that is to be believed (`protocol/trust/owners`), None when there is none at all.
 
         Many peers publish a record that one has signed, so that it outlives its owner. Raises RunConflict; OtherWireVersion
-        when there is a record and none that this version can read.
+        when there is a record and none that this version can read. Whatever it raises, strangers may have brought about.
         """
         key = run_key(run_id)
-        entries = await self._read([key])
+        entries = (await self._read([key]))[key]
         foreign: dict[PeerId, OtherWireVersion] = {}
+        found = self._runs_in(key, entries, run_id, foreign)
+        if not found:
+            self._refuse_sealed(run_id, entries, trusted)
+        if not found and (counting := foreign_runs(foreign, trusted)):
+            raise counting[0]
+        return believed(run_id, found, trusted)
+
+    def _runs_in(
+        self, key: str, entries: Any, run_id: RunId, foreign: dict[PeerId, OtherWireVersion], *, sealed: bool = True
+    ) -> dict[PeerId, list[OwnedRun]]:
+        """By owner; those of a secret run only if they are `sealed` with its token."""
         found: dict[PeerId, list[OwnedRun]] = {}
-        for _, run, _ in self._decoded(key, entries[key], _of_anybody(read_owned), foreign):
+        for _, run, _ in self._decoded(key, entries, _of_anybody(read_owned), foreign, sealed=sealed):
             if run.record.run_id == run_id:
                 found.setdefault(run.owner, []).append(run)
-        if not found and _any_sealed(entries[key]):
+        return found
+
+    def _refuse_sealed(self, run_id: RunId, entries: Any, trusted: Trusted) -> None:
+        """No record of the run can be read. Raises NotSecret when some could be without a token, TokenNeeded when some are
+        sealed otherwise."""
+        if self.options.secret is not None:
+            owners = self._runs_in(run_key(run_id), entries, run_id, {}, sealed=False)
+            if owners and trusted.named in (None, *owners):
+                raise NotSecret(run_id)
+        if _any_sealed(entries):
             why = (
                 "its token is another one" if self.options.secret is not None else "it is secret: expected its token (--token)"
             )
             raise TokenNeeded(run_id, why)
-        if foreign and not found:
-            raise foreign[min(foreign)]
-        choice = choose_owner(found, trusted.wanted, trusted.joined)
-        if choice.owner is None:
-            if choice.is_conflict:
-                raise RunConflict(run_id, choice.reason)
-            return None
-        if choice.others:
-            logger.warning("run %s: taken from %s; passed over: %s", run_id, choice.reason, ", ".join(choice.others))
-        runs = found[choice.owner]
-        if len({_contents(run.record) for run in runs}) > 1:
-            raise RunConflict(run_id, f"its owner {choice.owner} has signed different run records")
-        return max(runs, key=lambda run: run.record.sequence_number)
 
     async def read_runs(self) -> list[RunNotice]:
         """The runs whose data peers publish on this DHT, by id; of several with one id, one."""
@@ -282,8 +284,12 @@ class Dht:
         entries: Any,
         decode: Callable[[PeerId, bytes], R],
         foreign: dict[PeerId, OtherWireVersion] | None = None,
+        *,
+        of: Collection[PeerId] | None = None,
+        sealed: bool = True,
     ) -> Iterator[tuple[PeerId, R, float]]:
-        """Owner, record and expiry (hivemind's DHT time) of each entry that can be read; `foreign` takes those that cannot."""
+        """Owner, record and expiry (hivemind's DHT time) of each entry that can be read; `foreign` takes those that cannot.
+        `of`: only of these owners. `sealed` False: as anybody reads them, who has no token."""
         if not isinstance(entries, dict):
             self._drop("format", None, "a plain value where a map of owners is due")
             return
@@ -293,9 +299,11 @@ class Dht:
             except RemoteProtocolError as error:
                 self._drop("owner", None, str(error))
                 continue
+            if of is not None and peer not in of:
+                continue
             try:
                 self.record_bytes += len(value)
-                yield peer, decode(peer, self._unsealed(key, peer, value)), expires_at
+                yield peer, decode(peer, self._unsealed(key, peer, value) if sealed else value), expires_at
             except RemoteProtocolError as error:
                 if isinstance(error, OtherWireVersion):
                     self._drop("version", peer, str(error))
@@ -321,11 +329,12 @@ class Dht:
             self._newest.put(owner, data, known)
         return known
 
-    def _decode_order(self, publisher: PeerId, data: bytes) -> SignedOrder:
-        """The same bytes come from everybody who passes them on, again and again. Raises RemoteProtocolError."""
+    def _decode_order(self, issuer: PeerId, publisher: PeerId, data: bytes) -> SignedOrder:
+        """The same bytes come from everybody who passes them on, again and again; what another one than the issuer has signed
+        is neither checked nor remembered. Raises RemoteProtocolError."""
         known = self._orders.get(data)
         if known is None:
-            known = read_order(data)
+            known = read_order(data, issuer)
             self._orders[data] = known
             if len(self._orders) > MOST_ORDERS:
                 del self._orders[next(iter(self._orders))]
@@ -379,8 +388,3 @@ def _of_anybody(decode: Callable[[bytes], R]) -> Callable[[PeerId, bytes], R]:
 def _any_sealed(entries: Any) -> bool:
     """Some are records of a secret run."""
     return isinstance(entries, dict) and any(is_sealed(value) for value, _ in entries.values())
-
-
-def _contents(record: RunRecord) -> bytes:
-    """What two owners of one run must agree on."""
-    return encode(replace(record, sequence_number=0))

@@ -34,9 +34,10 @@ def give(identity: Identity, order: Order) -> SignedOrder:
     return SignedOrder(order, sign(identity, ORDER, order))
 
 
-def read_order(data: bytes) -> SignedOrder:
-    """Raises RemoteProtocolError for what its issuer has not signed, or is no order; OtherWireVersion."""
-    signer, body = opened(data, ORDER)
+def read_order(data: bytes, issuer: PeerId | None = None) -> SignedOrder:
+    """`issuer`: of no other; what another one has signed costs no check of its signature. Raises RemoteProtocolError for what
+    its issuer has not signed, or is no order; OtherWireVersion."""
+    signer, body = opened(data, ORDER, issuer)
     return SignedOrder(decode_order(body, signer), data)
 
 

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
-
 from gwtf_p2p.live.libp2p.identity import Identity, peer_id_of_key
-from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.live.libp2p.signatures import NotSigned, public_key, signature, signer_of
+from gwtf_p2p.protocol.errors import OtherWireVersion, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.records import RunRecord, decode_run, encode
 from gwtf_p2p.protocol.wire.signed import Signed, check_size, decode_signed
 
 RUN = "run"
-_PADDING = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +29,14 @@ class OwnedRun:
         return self.record.owner
 
 
+class ForeignRun(OtherWireVersion):
+    """A run record of another wire version, which `signer` has signed."""
+
+    def __init__(self, error: OtherWireVersion, signer: PeerId) -> None:
+        super().__init__("RunRecord", error.ours, error.theirs)
+        self.signer = signer
+
+
 def own(identity: Identity, record: RunRecord) -> OwnedRun:
     """The record as this identity's: it owns the run. Raises ValueError when it is too large."""
     record = replace(record, owner=identity.peer_id)
@@ -40,9 +44,13 @@ def own(identity: Identity, record: RunRecord) -> OwnedRun:
 
 
 def read_owned(data: bytes) -> OwnedRun:
-    """Raises RemoteProtocolError for what its owner has not signed, or is no run record; OtherWireVersion."""
+    """Raises RemoteProtocolError for what its owner has not signed, or is no run record; OtherWireVersion, which is
+    ForeignRun where its signer can be read."""
     signer, body = opened(data, RUN)
-    record = decode_run(body)
+    try:
+        record = decode_run(body)
+    except OtherWireVersion as error:
+        raise ForeignRun(error, signer) from error
     if record.owner != signer:
         raise RemoteProtocolError(f"run record: names the owner {record.owner!r:.60}, signed by {signer}")
     return OwnedRun(record, data)
@@ -51,22 +59,19 @@ def read_owned(data: bytes) -> OwnedRun:
 def sign(identity: Identity, kind: str, record: object) -> bytes:
     """The bytes that travel. Raises ValueError when the record is too large."""
     body = check_size(record)
-    signature = identity.key.sign(_what(kind, body), _PADDING, hashes.SHA256())
-    key = identity.key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return encode(Signed(body, key, signature))
+    return encode(Signed(body, public_key(identity), signature(identity, _what(kind, body))))
 
 
-def opened(data: bytes, kind: str) -> tuple[PeerId, bytes]:
-    """The signer and what it has signed. Raises RemoteProtocolError, OtherWireVersion."""
+def opened(data: bytes, kind: str, by: PeerId | None = None) -> tuple[PeerId, bytes]:
+    """The signer and what it has signed; `by`: of no other signer, before any signature is checked. Raises RemoteProtocolError,
+    OtherWireVersion."""
     signed = decode_signed(data)
     try:
-        signer = peer_id_of_key(signed.key)
-        key = serialization.load_ssh_public_key(signed.key)
-        assert isinstance(key, rsa.RSAPublicKey), "a peer id is made of no other key"
-        key.verify(signed.signature, _what(kind, signed.body), _PADDING, hashes.SHA256())
-    except (InvalidSignature, ValueError, UnsupportedAlgorithm) as error:
-        raise RemoteProtocolError(f"{kind} record: not signed by its key ({error or type(error).__name__})") from error
-    return signer, signed.body
+        if by is not None and (named := peer_id_of_key(signed.key)) != by:
+            raise RemoteProtocolError(f"{kind} record: signed by {named}, expected {by}")
+        return signer_of(signed.key, signed.signature, _what(kind, signed.body)), signed.body
+    except (NotSigned, ValueError) as error:
+        raise RemoteProtocolError(f"{kind} record: {error}") from error
 
 
 def _what(kind: str, body: bytes) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any, assert_never
 from gwtf_p2p.live.compute.averages import Averager, Averages
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.emulation.faults import FaultTrigger
-from gwtf_p2p.live.libp2p.receipt_signing import ReceiptSigning
+from gwtf_p2p.live.libp2p.receipt_signing import ReceiptSigning, TooManyReceipts
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.peer.sending import Sender, Transport
 from gwtf_p2p.live.rpc.api import Header
@@ -92,6 +92,8 @@ class Driver:
         self.averages = Averages(
             parts.compute, parts.average, self.feed, self._spawn, lambda report: parts.on_report(report, clock())
         )
+        parts.signing.knows = lambda peer: machine.gate.known.is_known(peer)
+        parts.signing.data_peers = lambda: machine.gate.known.data_peers
         self._stopped = False
 
     # ---- events in
@@ -192,9 +194,11 @@ class Driver:
     def _read(self, sender: PeerId, header: Header, needs_payload: bool) -> Message:
         """Raises RemoteProtocolError for what is no message, or one without what it needs; it counts against its sender."""
         try:
-            message = self.parts.signing.read(header)
+            message = self.parts.signing.read(sender, header)
             if isinstance(message, (Forward, Backward)) != needs_payload:
                 raise RemoteProtocolError(f"{type(message).__name__} {'carries no' if needs_payload else 'needs a'} payload")
+        except TooManyReceipts:
+            raise  # this peer may not have heard of all data peers: whoever sent it sends it again
         except RemoteProtocolError as error:
             self.feed(ev.Misbehaved(sender, str(error)))
             raise

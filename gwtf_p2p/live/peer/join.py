@@ -19,7 +19,7 @@ from gwtf_p2p.live.discovery.dht import Dht
 from gwtf_p2p.live.discovery.kept_runs import KeptRuns
 from gwtf_p2p.live.discovery.order_book import OrderBook
 from gwtf_p2p.live.discovery.peer_cache import PeerCache
-from gwtf_p2p.live.discovery.run_trust import RunConflict, TokenNeeded, Trusted
+from gwtf_p2p.live.discovery.run_trust import NotSecret, RunConflict, TokenNeeded, Trusted
 from gwtf_p2p.live.discovery.signing import OwnedRun, own
 from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonFailed, NetworkUnreachable
 from gwtf_p2p.live.libp2p.dialling import connect
@@ -123,7 +123,8 @@ async def find_run(
     """The record of the run to take part in, as its owner has signed it; None when told to stop meanwhile.
 
     Raises RunNotThere after the time that the config gives, RunMismatch for a run whose peers speak another wire version,
-    RunConflict for one of another owner than is expected.
+    RunConflict for one of another owner than is expected, or whose token this peer does not have. Anybody can publish what
+    looks like such a run: so not at once, and not when this peer has the run on its disk.
     """
     dht = network.dht
     if config.new_run is not None:
@@ -137,25 +138,19 @@ async def find_run(
     began = clock()
     told_after_s = FIRST_TOLD_S
     while not stop.is_set():
-        conflict: RunConflict | None = None
-        try:
-            run = await _published(dht, config.run_id, trusted)
-        except TokenNeeded:
-            raise
-        except RunConflict as error:
-            run, conflict = None, error
+        run, refused = await _published(dht, config.run_id, trusted)
         waited_s = clock() - began
         if run is not None:
             return run
         if known is not None and waited_s >= OTHERS_FIRST_S:
             logger.info("nobody publishes run %s: this peer brings it back, from its own disk", config.run_id)
-            if conflict is not None:
-                logger.warning("%s", conflict)
+            if refused is not None:
+                logger.warning("%s", refused)
             on_report({"name": "brings_back", "run_id": config.run_id})
             await dht.publish_run(known)
             return known
-        if conflict is not None and known is None and waited_s >= OTHERS_FIRST_S:
-            raise conflict
+        if refused is not None and known is None and waited_s >= OTHERS_FIRST_S:
+            raise refused
         if known is None and waited_s >= min(told_after_s, config.join_timeout_s):
             there = [notice.run_id for notice in await dht.read_runs()]
             if waited_s >= config.join_timeout_s:
@@ -179,7 +174,7 @@ async def _begin_run(run: RunRecord, network: Network) -> OwnedRun:
     owned = own(network.identity, run)
     try:
         await network.dht.read_run(run.run_id, Trusted(joined=owned.owner))
-    except OtherWireVersion as error:
+    except (OtherWireVersion, TokenNeeded, NotSecret) as error:  # nobody's run that this peer would believe
         logger.warning("%s", error)
     await network.dht.publish_run(owned)
     return owned
@@ -200,8 +195,11 @@ def refuse_unless_admitted(book: OrderBook, me: PeerId) -> None:
         raise RunMismatch(f"run {book.terms.run_id}: this peer, {me}, is {why} ({book.terms.owner})")
 
 
-async def _published(dht: Dht, run_id: RunId, trusted: Trusted) -> OwnedRun | None:
+async def _published(dht: Dht, run_id: RunId, trusted: Trusted) -> tuple[OwnedRun | None, RunConflict | RunMismatch | None]:
+    """The record to believe, or why those that there are cannot be."""
     try:
-        return await dht.read_run(run_id, trusted)
+        return await dht.read_run(run_id, trusted), None
+    except RunConflict as error:
+        return None, error
     except OtherWireVersion as error:
-        raise RunMismatch(f"run {run_id}: {error}") from error
+        return None, RunMismatch(f"run {run_id}: {error}")

@@ -40,6 +40,18 @@ class Acquaintances:
             return True
         return any(stage in stages for stage in self._without_record(peer))
 
+    @property
+    def data_peers(self) -> int:
+        """How many data peers this peer knows of."""
+        view = self.ctx.view
+        found = {peer for peer, record in view.records.items() if record.stage == DATA_STAGE} if view is not None else set()
+        found |= {*(self.participant.data_peers or ())}
+        if self.participant.preparing is not None and self.participant.preparing.stage == DATA_STAGE:
+            found |= {*self.participant.preparing.participants}
+        if self.roster is not None:
+            found |= {*self.roster.guests, *(peer for peer, stage in self.roster.stages.items() if stage == DATA_STAGE)}
+        return len(found | ({self.ctx.me} if self.ctx.stage == DATA_STAGE else set()))
+
     def has_held(self, peer: PeerId, stage: int) -> bool:
         """It holds this stage, or did until it was shut out: what it has done until then counts."""
         return self.holds(peer, {stage}) or self.shut_out.get(peer) == stage

@@ -21,6 +21,8 @@ from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
 from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.protocol.errors import InputError, OtherWireVersion, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.view.contributions import Contribution, Contributions
+from gwtf_p2p.protocol.view.contributions_told import pages_of
 from gwtf_p2p.protocol.wire.records import WIRE_VERSION, PeerState, RunRecord, StageRecord, Timing, encode
 from gwtf_p2p.protocol.wire.signed import run_key, stage_key
 from tests.live.conftest import DEADLINE_S, RUN
@@ -203,6 +205,19 @@ async def test_an_owner_that_has_signed_two_different_runs_is_not_believed(start
     await b.dht.publish_run(own(a.identity, run_record(seed=8)))
     with pytest.raises(RunConflict, match=a.identity.peer_id):
         await a.dht.read_run(RUN)
+
+
+async def test_records_of_strangers_hide_no_data_peers_contributions(start: StartDht, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one data peer one record is looked at, whoever else publishes under its key."""
+    monkeypatch.setattr("gwtf_p2p.live.discovery.dht.MOST_DATA_PEERS", 1)
+    peers = [await start() for _ in range(3)]
+    pages = {}
+    for peer in peers:
+        me = peer.identity.peer_id
+        [pages[me]] = pages_of(me, RUN, (0, 7), Contributions({(Stage(1), me): Contribution(3)}), 1)
+        await peer.dht.publish_contributions([pages[me]])
+    for me, page in pages.items():
+        assert await peers[0].dht.read_contributions(RUN, {me}) == [page]
 
 
 async def test_the_clocks_of_other_peers_can_be_asked(start: StartDht) -> None:

@@ -60,3 +60,16 @@ def test_orders_are_kept_on_the_disk_and_older_ones_do_not_come_back(tmp_path: P
     for damaged in ("{}", "[", '["AAAA"]'):
         book.path.write_text(damaged)
         assert OrderBook(me, terms).newest == ()
+
+
+async def test_orders_of_strangers_cost_no_check_and_no_memory(
+    start: StartDht,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    owner, other = await start(), await start()
+    terms = terms_of(owner.identity)
+    forged = order(owner.identity, 9, X)
+    await other.dht.publish_order(SignedOrder(forged, sign(other.identity, "order", forged)))
+    monkeypatch.setattr("gwtf_p2p.live.discovery.signing.signer_of", lambda *_: pytest.fail("a signature was checked"))
+    assert await owner.dht.read_orders(terms) == [] and not owner.dht._orders
+    assert owner.dht.dropped["format"] == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gwtf_p2p.live.libp2p.identity import Identity, create_identity
-from gwtf_p2p.live.libp2p.receipt_signing import ReceiptSigning, check_receipt
+from gwtf_p2p.live.libp2p.receipt_signing import ReceiptSigning, TooManyReceipts, check_receipt
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage
 from gwtf_p2p.protocol.wire.messages import Finished, Prepare, Share, Standing, to_header
@@ -39,7 +39,7 @@ def test_what_a_data_peer_has_signed_is_believed(identity: Identity) -> None:
     check_receipt(receipt, RUN)
     prepare = Prepare(7, 1, identity.peer_id, DATA_STAGE, (Share(identity.peer_id, ()),), epoch=1, receipts=(receipt,))
     for message in (Finished(7, (), 0.0, receipt=receipt), prepare, Standing(DATA_STAGE, 7, prepare=prepare)):
-        assert ReceiptSigning(identity, RUN).read(to_header(message)) == message
+        assert ReceiptSigning(identity, RUN).read(identity.peer_id, to_header(message)) == message
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_what_it_has_not_signed_is_refused(identity: Identity, change: Callable[
     with pytest.raises(RemoteProtocolError, match="receipt of"):
         check_receipt(receipt, RUN)
     with pytest.raises(RemoteProtocolError, match="receipt of"):
-        ReceiptSigning(identity, RUN).read(to_header(Finished(7, (), 0.0, receipt=receipt)))
+        ReceiptSigning(identity, RUN).read(identity.peer_id, to_header(Finished(7, (), 0.0, receipt=receipt)))
 
 
 def test_a_receipt_is_of_one_run(identity: Identity) -> None:
@@ -73,3 +73,44 @@ def test_nobody_signs_for_another_data_peer(identity: Identity, tmp_path: Path) 
     other = create_identity(tmp_path / "other.key")
     with pytest.raises(RemoteProtocolError, match=f"signed by {other.peer_id}"):
         check_receipt(signed(other, unsigned(identity)), RUN)
+
+
+def prepare_of(receipts: tuple[Receipt, ...], coordinator: PeerId) -> Prepare:
+    return Prepare(7, 1, coordinator, DATA_STAGE, (Share(coordinator, ()),), epoch=1, receipts=receipts)
+
+
+def test_what_strangers_bring_is_neither_checked_nor_believed(identity: Identity) -> None:
+    """A check takes the event loop's time, and whoever has no place in the run is refused anyway."""
+    me, wrong = ReceiptSigning(identity, RUN), replace(unsigned(identity), signature="wrong")
+    me.knows = lambda peer: peer == identity.peer_id
+    prepare = prepare_of((wrong,), identity.peer_id)
+    for message in (Finished(7, (), 0.0, receipt=wrong), prepare, Standing(DATA_STAGE, 7, prepare=prepare, joining=True)):
+        read = me.read(PeerId("stranger"), to_header(message))
+        assert wrong.signature not in str(to_header(read)) and type(read) is type(message)
+        with pytest.raises(RemoteProtocolError, match="not signed"):
+            me.read(identity.peer_id, to_header(message))
+
+
+def test_there_are_no_more_receipts_than_data_peers(identity: Identity) -> None:
+    me, receipt = ReceiptSigning(identity, RUN), signed(identity, unsigned(identity))
+    me.data_peers = lambda: 2
+    me.read(identity.peer_id, to_header(prepare_of((receipt,) * 2, identity.peer_id)))
+    with pytest.raises(TooManyReceipts):
+        me.read(identity.peer_id, to_header(prepare_of((receipt,) * 3, identity.peer_id)))
+
+
+def test_a_receipt_is_checked_once_whoever_brings_it(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Receipt] = []
+
+    def counted(receipt: Receipt, run_id: RunId) -> None:
+        checked.append(receipt)
+        check_receipt(receipt, run_id)
+
+    monkeypatch.setattr("gwtf_p2p.live.libp2p.receipt_signing.check_receipt", counted)
+    me, receipt = ReceiptSigning(identity, RUN), signed(identity, unsigned(identity))
+    prepare = prepare_of((receipt,), identity.peer_id)
+    for sender in ("a", "b", "c"):
+        me.read(PeerId(sender), to_header(Standing(DATA_STAGE, 7, prepare=prepare)))
+    assert checked == [receipt]
+    with pytest.raises(RemoteProtocolError, match="not signed"):
+        me.read(PeerId("a"), to_header(Finished(7, (), 0.0, receipt=replace(receipt, iteration=8))))
