@@ -17,7 +17,14 @@ from gwtf_p2p.training.compute.gradients import squared_norm
 from gwtf_p2p.training.compute.loss import loss_of
 from gwtf_p2p.training.compute.optimizer import PartOptimizer, learning_rate
 from gwtf_p2p.training.model.split import PartSpec, build_stage_part, build_whole_model
-from gwtf_p2p.training.state.tensors import export_state, live_state, load_state, state_hash
+from gwtf_p2p.training.state.tensors import (
+    export_state,
+    live_state,
+    load_state,
+    load_weights,
+    most_state_bytes,
+    state_hash,
+)
 from tests.training.swarm import LLAMA, MODELS, Pipeline, assert_close, batch, microbatch, run_record
 
 SPEC = OptimizerSpec(learning_rate=1e-2, weight_decay=0.1, schedule="cosine", warmup_iterations=2, total_iterations=6)
@@ -237,6 +244,33 @@ def test_a_donors_wrong_state_is_refused_whole() -> None:
         with pytest.raises(RemoteProtocolError, match=message):
             load_state(newcomer, newcomers_optimizer, wrong)
     assert state_hash(live_state(newcomer, newcomers_optimizer)) == before
+
+
+def test_weights_that_somebody_gives_are_refused_whole_or_taken_whole() -> None:
+    parameters, optimizer = stage_and_optimizer(steps=2)
+    good = export_state(parameters, optimizer)
+    first, last = sorted(name for name in good if name.startswith("weights/"))[:: len(parameters) - 1]
+    reader, readers_optimizer = stage_and_optimizer()
+    before = state_hash(live_state(reader, readers_optimizer))
+    nan = good[last].clone()
+    nan.view(-1)[-1] = float("nan")
+    for wrong, message in [
+        ({n: t for n, t in good.items() if n != last}, "missing"),
+        ({n: t for n, t in good.items() if n != "step"}, "step: missing"),
+        ({**good, "step": torch.zeros(2, dtype=torch.int64)}, "step: expected"),
+        ({**good, "step": torch.tensor(-1)}, "step: expected"),
+        ({**good, last: good[last][:1]}, "expected"),
+        ({**good, last: good[last].long()}, "expected"),
+        ({**good, last: nan}, "finite"),
+    ]:
+        with pytest.raises(RemoteProtocolError, match=message):
+            load_weights(reader, wrong)
+    assert state_hash(live_state(reader, readers_optimizer)) == before
+    assert load_weights(reader, good) == 2
+    assert all(torch.equal(parameter, parameters[name]) for name, parameter in reader.items())
+    assert first != last
+    taken = sum(tensor.nbytes for tensor in good.values())
+    assert taken <= most_state_bytes(parameters) < taken + (2 << 20)
 
 
 def test_smoothing_and_z_loss_are_what_they_say_and_leave_tokens_without_a_label_out() -> None:

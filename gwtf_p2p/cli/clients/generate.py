@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ def add_parser(subparsers: Any) -> None:
     add("--max_new_tokens", type=takes.whole(1, MOST_TOKENS), help="end after so many (default: as many as there is room for)")
     add("--timeout", type=takes.seconds, default=60.0, metavar="SECONDS", help="wait so long for the run (default 60)")
     add("--device", type=takes.device, default="cpu", help="cpu, cuda or cuda:N, for embedding and head")
+    identity = "identity file, for runs that list their peers (default: a passing identity)"
+    add("--identity_path", type=takes.file, metavar="FILE", help=identity)
     path = "a file or folder of this machine that the run names as its weights or tokenizer; repeatable"
     add("--allow_path", action="append", default=[], metavar="PATH", help=path)
     add("--json", action="store_true", help="one JSON object on stdout, at the end")
@@ -71,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def config_of(args: argparse.Namespace, folder: Path) -> PeerConfig:
-    """What the flags say, with a passing identity in `folder`. Raises InputError."""
+    """What the flags say; an identity that they don't name passes, in `folder`. Raises InputError."""
     peers = initial_peers_of(args)
     note("loads torch and transformers: this takes some seconds")
     from gwtf_p2p.live.libp2p.options import P2POptions
@@ -86,8 +89,10 @@ def config_of(args: argparse.Namespace, folder: Path) -> PeerConfig:
     return PeerConfig(
         role="client",
         options=options,
-        identity_path=folder / "identity.key",
+        identity_path=args.identity_path or folder / "identity.key",
         run_id=RunId(args.run_id),
+        run_owner=args.run_owner,
+        token=args.token or "",
         local_files=tuple(args.allow_path),
         executor=ExecutorConfig(args.device),
         join_timeout_s=args.timeout,
@@ -111,9 +116,10 @@ class _Printer:
                 pass
 
     def _go_on(self, text: str) -> None:
-        if text.startswith(self._printed):
-            print(text[len(self._printed) :], end="", flush=True)
-            self._printed = text
+        """What is printed stays, so a tokenizer that takes something back (a space before a full stop) loses no text behind."""
+        kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, self._printed, strict=False)))
+        print(text[kept:], end="", flush=True)
+        self._printed = text
 
     def _end(self, report: dict[str, Any]) -> None:
         if self._as_json:

@@ -4,6 +4,8 @@ It joins as a peer that is no participant: its record says ASKING, so it is in n
 head are fetched from data peers, as a newcomer's state is; what lies between is computed by the stage peers, each with the
 weights that it has at that moment. While a run trains, a text may therefore begin with the weights of one iteration and end
 with those of a later one: the versions are told, and embedding and head are fetched again when they are old.
+
+Who may not take part in the run is not asked, and streams are taken of those alone whose records this peer sees.
 """
 
 from __future__ import annotations
@@ -21,22 +23,24 @@ from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.compute.forward_only import ForwardOnly, NotAnswered
 from gwtf_p2p.live.compute.memory_errors import memory_errors
 from gwtf_p2p.live.discovery.kept_runs import KeptRuns
+from gwtf_p2p.live.discovery.order_book import OrderBook
 from gwtf_p2p.live.libp2p.daemon import until
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.nat.paths import Paths
 from gwtf_p2p.live.peer.assembly import check_config, check_model
 from gwtf_p2p.live.peer.config import RECORD_PERIOD_S, NotServed, OnReport, PeerConfig
-from gwtf_p2p.live.peer.join import find_run, read_orders
+from gwtf_p2p.live.peer.join import find_run, read_orders, refuse_unless_admitted
 from gwtf_p2p.live.peer.network import Network
-from gwtf_p2p.live.peer.record_keeper import NUMBERS_PER_S, VIEW_PERIOD_S, read_view
+from gwtf_p2p.live.peer.record_keeper import NUMBERS_PER_S, ORDERS_PERIOD_S, VIEW_PERIOD_S, read_view
 from gwtf_p2p.live.peer.transport import connect_transport
 from gwtf_p2p.live.rpc.api import Header
 from gwtf_p2p.live.rpc.rpc import Rpc
-from gwtf_p2p.live.state.transfer import StateDownload, StateUnavailable
+from gwtf_p2p.live.state.transfer import Pace, StateDownload, StateUnavailable
 from gwtf_p2p.live.text.sampling import Sampler, Sampling
 from gwtf_p2p.live.text.through_stages import Swarm, ThroughStages
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
+from gwtf_p2p.protocol.view.data_weights import Position, positions_to_take
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord
 from gwtf_p2p.training.compute.executor import DataExecutor
@@ -45,7 +49,7 @@ from gwtf_p2p.training.data.held_out import prompt_ids
 from gwtf_p2p.training.data.local_files import OF_CLIENTS, refuse_unasked
 from gwtf_p2p.training.data.tokenizer import load_tokenizer
 from gwtf_p2p.training.model.split import PartSpec, build_data_part
-from gwtf_p2p.training.state.tensors import load_weights
+from gwtf_p2p.training.state.tensors import load_weights, most_state_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +110,7 @@ class _Client:
         self.view: NetworkView | None = None
         self.tasks: list[asyncio.Future[None]] = []
         self._fetched_at = 0.0
-        self._version = -1
+        self._position: Position = (-1, -1)
 
     @staticmethod
     async def start(config: PeerConfig, run: RunRecord, network: Network, stack: AsyncExitStack) -> _Client:
@@ -120,10 +124,11 @@ class _Client:
             network.paths.attach(rpc, lambda peer, path: None)
             stack.push_async_callback(network.paths.stop)
         client = _Client(run, network, compute, rpc)
+        rpc.admits = client.admits
         stack.callback(client.forward.stop)
         stack.push_async_callback(rpc.stop)
         await rpc.start(_NoPart())
-        for work in (client._keep_publishing(), client._keep_looking()):
+        for work in (client._keep_publishing(), client._keep_looking(), client._keep_obeying()):
             client._spawn(work, stack)
         return client
 
@@ -146,43 +151,45 @@ class _Client:
                 "text": found.text,
                 "tokens": list(found.tokens),
                 "ended": found.ended,
-                "versions": sorted(self.stages.versions | {self._version}),
+                "versions": sorted(self.stages.versions | {self._position[1]}),
                 "seconds": found.seconds,
                 "tokens_per_s": found.tokens_per_s,
             }
         )
 
+    def admits(self, peer: PeerId) -> bool:
+        """Whose streams are taken: of those that take part."""
+        return self.view is not None and peer in self.view.records
+
     async def _refresh(self) -> None:
         """Newer embedding and head, where there are any and those at hand are old."""
-        newest, _ = self._newest()
-        if newest > self._version and time.monotonic() - self._fetched_at > FRESH_S:
+        view = self.view
+        to_take = positions_to_take(view) if view is not None else ()
+        if to_take and to_take[0][0] > self._position and time.monotonic() - self._fetched_at > FRESH_S:
             with suppress(NotServed):  # the old ones do as well
                 await self._fetch(0.0)
 
     async def _fetch(self, patience_s: float) -> None:
         """Raises NotServed when no data peer gives its weights in that time."""
         end, reason = time.monotonic() + patience_s, "no data peer is online"
+        parameters = self.compute.executor.part.parameters
+        pace = Pace(most_bytes=most_state_bytes(parameters))
         while True:
-            version, donors = self._newest()
-            if donors:
+            view = self.view
+            for (epoch, version), donors in positions_to_take(view) if view is not None else ():
+                if (epoch, version) < self._position:
+                    break
                 try:
-                    state = await self.download.fetch(version, donors)
-                    parameters = self.compute.executor.part.parameters
-                    self._version = await self.compute.in_thread(partial(load_weights, parameters, state))
-                    self._fetched_at = time.monotonic()
-                    return
+                    state = await self.download.fetch(version, donors, pace=pace)
+                    await self.compute.in_thread(partial(load_weights, parameters, state))
                 except (StateUnavailable, RemoteProtocolError) as error:
                     reason = str(error)
+                    continue
+                self._position, self._fetched_at = (epoch, version), time.monotonic()
+                return
             if time.monotonic() > end:
                 raise NotServed(f"run {self.run.run_id}: embedding and head cannot be had: {reason}")
             await asyncio.sleep(LOOK_AGAIN_S)
-
-    def _newest(self) -> tuple[int, tuple[PeerId, ...]]:
-        """The furthest version of data peers that are online, and who has it."""
-        view = self.view
-        versions = {peer: view.records[peer].weights_version for peer in view.data_peers} if view is not None else {}
-        newest = max(versions.values(), default=-1)
-        return newest, tuple(peer for peer, version in versions.items() if version == newest)
 
     def _spawn(self, work: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
         task = asyncio.ensure_future(work)
@@ -207,10 +214,26 @@ class _Client:
             await asyncio.sleep(RECORD_PERIOD_S)
 
     async def _keep_looking(self) -> None:
+        orders = self._orders
         while True:
-            self.view = await read_view(self.network.dht, self.run)
+            self.view = orders.entry.visible(await read_view(self.network.dht, self.run))
             self.network.saw(self.view)
             await asyncio.sleep(VIEW_PERIOD_S if self.view.data_peers else LOOK_AGAIN_S)
+
+    async def _keep_obeying(self) -> None:
+        """Whom the owner bans is asked no more. Raises RunMismatch when that is this peer."""
+        orders = self._orders
+        while True:
+            await asyncio.sleep(ORDERS_PERIOD_S)
+            if orders.hear(await self.network.dht.read_orders(orders.terms)):
+                refuse_unless_admitted(orders, self.network.daemon.peer_id)
+                if self.view is not None:
+                    self.view = orders.entry.visible(self.view)
+
+    @property
+    def _orders(self) -> OrderBook:
+        assert self.network.orders is not None, "they are read before the client starts"
+        return self.network.orders
 
 
 class _NoPart:

@@ -55,6 +55,8 @@ class Manifest:
             raise RemoteProtocolError(f"manifest: {error!r}") from error
         if any(dtype not in DTYPES for _, dtype, _ in tensors):
             raise RemoteProtocolError("manifest: unknown dtype")
+        if any(size < 0 for _, _, shape in tensors for size in shape):
+            raise RemoteProtocolError("manifest: a negative dimension")
         return Manifest(version, tensors, hashes)
 
 

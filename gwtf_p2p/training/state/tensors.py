@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
-from gwtf_p2p.protocol.view.contributions import Contributions
+from gwtf_p2p.protocol.limits import MOST_ITERATIONS
+from gwtf_p2p.protocol.view.contributions import MOST_BYTES, Contributions
 from gwtf_p2p.training.compute.gradients import all_finite
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
 
 WEIGHTS, STEP, CONTRIBUTIONS = "weights/", "step", "contributions"
+MOST_COPIES, MOST_BESIDE_BYTES = 3, 4096
+"""Tensors of a parameter's size in a state; what the step count and the last words take besides."""
 
 
 def export_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer) -> dict[str, Tensor]:
@@ -42,15 +45,10 @@ def load_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer,
 
     Raises RemoteProtocolError, and changes nothing, if a tensor is missing, unknown, of another shape or dtype, or not finite.
     """
-    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in live_state(parameters, optimizer).items()}
-    for name in sorted(expected.keys() | state.keys()):
-        if name not in state or name not in expected:
-            raise RemoteProtocolError(f"state: {name}: {'missing' if name in expected else 'not a tensor of this part'}")
-        got = (state[name].shape, state[name].dtype)
-        if got != expected[name]:
-            raise RemoteProtocolError(f"state: {name}: expected {expected[name]}, got {got}")
-        if state[name].is_floating_point() and not all_finite([state[name]]):
-            raise RemoteProtocolError(f"state: {name}: expected finite numbers")
+    expected = live_state(parameters, optimizer)
+    for name in sorted(state.keys() - expected.keys()):
+        raise RemoteProtocolError(f"state: {name}: not a tensor of this part")
+    _check(expected, state)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[f"{WEIGHTS}{name}"])
@@ -62,18 +60,37 @@ def load_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer,
 def load_weights(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> int:
     """Overwrite the weights alone, in place; returns the step count of the state that they are of.
 
-    Raises RemoteProtocolError, and changes nothing, if one is missing or of another shape.
+    Raises RemoteProtocolError, and changes nothing, if one is missing, of another shape or dtype, or not finite.
     """
-    for name, parameter in parameters.items():
-        found = state.get(f"{WEIGHTS}{name}")
-        if found is None or found.shape != parameter.shape:
-            raise RemoteProtocolError(f"state: {name}: expected weights of shape {tuple(parameter.shape)}")
-    if STEP not in state:
-        raise RemoteProtocolError(f"state: {STEP}: missing")
+    expected = {f"{WEIGHTS}{name}": parameter.detach() for name, parameter in parameters.items()}
+    _check({**expected, STEP: torch.tensor(0, dtype=torch.int64)}, state)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[f"{WEIGHTS}{name}"])
     return int(state[STEP])
+
+
+def _check(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raises RemoteProtocolError when one of these is missing, of another shape or dtype, or not finite."""
+    for name, tensor in sorted(expected.items()):
+        found = state.get(name)
+        if found is None:
+            raise RemoteProtocolError(f"state: {name}: missing")
+        if (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+            raise RemoteProtocolError(f"state: {name}: expected {_kind(tensor)}, got {_kind(found)}")
+        if found.is_floating_point() and not all_finite([found]):
+            raise RemoteProtocolError(f"state: {name}: expected finite numbers")
+    if STEP in expected and not 0 <= int(state[STEP]) <= MOST_ITERATIONS:
+        raise RemoteProtocolError(f"state: {STEP}: expected a whole number from 0 to {MOST_ITERATIONS}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+
+
+def most_state_bytes(parameters: Mapping[str, nn.Parameter]) -> int:
+    """What a state of this part takes at most: weights and two moments of their size, and what its peers have contributed."""
+    return MOST_COPIES * sum(parameter.nbytes for parameter in parameters.values()) + MOST_BYTES + MOST_BESIDE_BYTES
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:

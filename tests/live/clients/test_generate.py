@@ -1,4 +1,4 @@
-"""A text that a live swarm goes on with is the one that `transformers` makes of the exported weights."""
+"""A text that a live swarm goes on with is what `transformers` makes of the exported weights, in a secret run."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ pytestmark = pytest.mark.live
 
 STEPS, LENGTH, DEADLINE_S = 2, 32, 240.0
 PROMPT = "def test_"
+TOKEN = "sixteen characters of a token"
 
 
 def record() -> RunRecord:
     plain = {
         "run_id": "texts",
+        "admission": "secret",
         "model": {
             "model_type": "llama", "vocab_size": 257, "hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 4,
             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": None,
@@ -63,24 +65,27 @@ class Trained:
             self.heard += [report for _, report in self.local.poll(0.2)]
             assert time.monotonic() < self._end, [self.local.tail(name) for name in self.local.lines]
 
-    def generated(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def generated(self, *words: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
         """What `gwtf generate` says of this swarm."""
         where = ["--initial_peers", self.local.initial_peer(), "--run_id", self.run.run_id]
         command = [sys.executable, "-m", "gwtf_p2p", "generate", *words, *where]
-        return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, env={**os.environ})
+        environment = {**os.environ, "GWTF_TOKEN": token}
+        return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, env=environment)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     folder = tmp_path_factory.mktemp("texts")
     swarm = Trained(folder)
-    try:
-        swarm.local.begin()
-        swarm.until_sampled()
-        export_hf(folder / "checkpoints", folder / "out")
-        yield swarm
-    finally:
-        swarm.local.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GWTF_TOKEN", TOKEN)
+        try:
+            swarm.local.begin()
+            swarm.until_sampled()
+            export_hf(folder / "checkpoints", folder / "out")
+            yield swarm
+        finally:
+            swarm.local.stop()
 
 
 def test_the_greedy_text_of_the_swarm_is_that_of_the_exported_weights(trained: Trained) -> None:
@@ -103,3 +108,9 @@ def test_a_drawn_text_comes_with_its_speed(trained: Trained) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout
     assert "tokens/s" in done.stderr and f"weights after {STEPS} iterations" in done.stderr
+
+
+@pytest.mark.parametrize("token", ["", "another token, as long as that"])
+def test_without_the_token_of_a_secret_run_nothing_is_generated(trained: Trained, token: str) -> None:
+    done = trained.generated("x = ", "--max_new_tokens", "1", token=token)
+    assert done.returncode == 5 and "token" in done.stderr and not done.stdout

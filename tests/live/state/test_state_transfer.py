@@ -208,7 +208,14 @@ async def test_a_chunk_that_nobody_asked_for_is_refused(start_peer: StartPeer) -
 
 
 @pytest.mark.parametrize(
-    "plain", [{}, {"version": 1, "tensors": 5, "hashes": []}, {"version": 1, "tensors": [["a", "bool", [1]]], "hashes": []}]
+    "plain",
+    [
+        {},
+        {"version": 1, "tensors": 5, "hashes": []},
+        {"version": 1, "tensors": [["a", "bool", [1]]], "hashes": []},
+        {"version": 1, "tensors": [["a", "torch.float32", [1 << 40]], ["b", "torch.float32", [-1 << 40]]], "hashes": []},
+        {"version": 1, "tensors": [["a", "torch.float32", [-2, -2]]], "hashes": []},
+    ],
 )
 def test_a_hostile_manifest_is_refused(plain: dict[str, object]) -> None:
     with pytest.raises(RemoteProtocolError):
