@@ -28,7 +28,7 @@ from hivemind.utils.timed_storage import get_dht_time
 
 from gwtf_p2p.live.discovery.dht_validation import make_validator, peer_of_owner
 from gwtf_p2p.live.discovery.newest import NewestByOwner
-from gwtf_p2p.live.discovery.order_book import SignedOrder, read_order
+from gwtf_p2p.live.discovery.order_book import KnownOrders, SignedOrder
 from gwtf_p2p.live.discovery.run_trust import ANYBODY, NotSecret, TokenNeeded, Trusted, believed, foreign_runs
 from gwtf_p2p.live.discovery.signing import OwnedRun, read_owned
 from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable
@@ -62,9 +62,6 @@ _SHUTDOWN_S = 2.0
 
 MOST_RUNS = 1000
 """Of a list of runs, so many are read: anybody can add to it."""
-
-MOST_ORDERS = 64
-"""Orders that are remembered, so that a signature is checked once."""
 
 R = TypeVar("R", OwnedRun, StageRecord, RunNotice, SignedOrder, ContributionRecord)
 
@@ -115,7 +112,7 @@ class Dht:
         self._node = node
         self._owner = owner
         self._newest: NewestByOwner[PeerId, StageRecord] = NewestByOwner()
-        self._orders: dict[bytes, SignedOrder] = {}
+        self._orders = KnownOrders()
         self._read_before: dict[tuple[str, PeerId], tuple[StageRecord, float]] = {}
 
     async def publish_run(self, run: OwnedRun) -> bool:
@@ -135,7 +132,7 @@ class Dht:
         entries = await self._read(list(keys))
         newest: dict[PeerId, SignedOrder] = {}
         for key, issuer in keys.items():
-            for _, read, _ in self._decoded(key, entries[key], partial(self._decode_order, issuer)):
+            for _, read, _ in self._decoded(key, entries[key], partial(self._orders.read, issuer)):
                 held = newest.get(issuer)
                 is_newer = held is None or read.order.sequence_number > held.order.sequence_number
                 if read.order.issuer == issuer and read.order.run_id == terms.run_id and is_newer:
@@ -181,28 +178,18 @@ class Dht:
         key = run_key(run_id)
         entries = (await self._read([key]))[key]
         foreign: dict[PeerId, OtherWireVersion] = {}
-        found = self._runs_in(key, entries, run_id, foreign)
+        found = _by_owner(run_id, self._decoded(key, entries, _of_anybody(read_owned), foreign))
         if not found:
             self._refuse_sealed(run_id, entries, trusted)
         if not found and (counting := foreign_runs(foreign, trusted)):
             raise counting[0]
         return believed(run_id, found, trusted)
 
-    def _runs_in(
-        self, key: str, entries: Any, run_id: RunId, foreign: dict[PeerId, OtherWireVersion], *, sealed: bool = True
-    ) -> dict[PeerId, list[OwnedRun]]:
-        """By owner; those of a secret run only if they are `sealed` with its token."""
-        found: dict[PeerId, list[OwnedRun]] = {}
-        for _, run, _ in self._decoded(key, entries, _of_anybody(read_owned), foreign, sealed=sealed):
-            if run.record.run_id == run_id:
-                found.setdefault(run.owner, []).append(run)
-        return found
-
     def _refuse_sealed(self, run_id: RunId, entries: Any, trusted: Trusted) -> None:
         """No record of the run can be read. Raises NotSecret when some could be without a token, TokenNeeded when some are
         sealed otherwise."""
         if self.options.secret is not None:
-            owners = self._runs_in(run_key(run_id), entries, run_id, {}, sealed=False)
+            owners = _by_owner(run_id, self._decoded(run_key(run_id), entries, _of_anybody(read_owned), sealed=False))
             if owners and trusted.named in (None, *owners):
                 raise NotSecret(run_id)
         if _any_sealed(entries):
@@ -329,17 +316,6 @@ class Dht:
             self._newest.put(owner, data, known)
         return known
 
-    def _decode_order(self, issuer: PeerId, publisher: PeerId, data: bytes) -> SignedOrder:
-        """The same bytes come from everybody who passes them on, again and again; what another one than the issuer has signed
-        is neither checked nor remembered. Raises RemoteProtocolError."""
-        known = self._orders.get(data)
-        if known is None:
-            known = read_order(data, issuer)
-            self._orders[data] = known
-            if len(self._orders) > MOST_ORDERS:
-                del self._orders[next(iter(self._orders))]
-        return known
-
     def _drop(self, reason: str, peer: PeerId | None, detail: str) -> None:
         self.dropped[reason] += 1
         logger.debug("dropped the record of %s: %s: %s", peer, reason, detail)
@@ -383,6 +359,15 @@ async def start_dht(daemon: Daemon, identity: Identity, options: DhtOptions) -> 
 def _of_anybody(decode: Callable[[bytes], R]) -> Callable[[PeerId, bytes], R]:
     """For records that are read too seldom to remember."""
     return lambda owner, data: decode(data)
+
+
+def _by_owner(run_id: RunId, found: Iterable[tuple[PeerId, OwnedRun, float]]) -> dict[PeerId, list[OwnedRun]]:
+    """Of the run records that were read, those of this run."""
+    owned: dict[PeerId, list[OwnedRun]] = {}
+    for _, run, _ in found:
+        if run.record.run_id == run_id:
+            owned.setdefault(run.owner, []).append(run)
+    return owned
 
 
 def _any_sealed(entries: Any) -> bool:

@@ -18,6 +18,8 @@ from gwtf_p2p.protocol.wire.signed import ORDER, EntryTerms, Order, decode_order
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 1 << 20
+MOST_ORDERS = 64
+"""Orders that are remembered, so that a signature is checked once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,23 @@ def read_order(data: bytes, issuer: PeerId | None = None) -> SignedOrder:
     its issuer has not signed, or is no order; OtherWireVersion."""
     signer, body = opened(data, ORDER, issuer)
     return SignedOrder(decode_order(body, signer), data)
+
+
+class KnownOrders:
+    """Orders as they are read from the DHT: the same bytes come from everybody who passes them on, again and again."""
+
+    def __init__(self) -> None:
+        self._read: dict[bytes, SignedOrder] = {}
+
+    def read(self, issuer: PeerId, publisher: PeerId, data: bytes) -> SignedOrder:
+        """What another one than the issuer has signed is neither checked nor remembered. Raises RemoteProtocolError."""
+        known = self._read.get(data)
+        if known is None:
+            known = read_order(data, issuer)
+            self._read[data] = known
+            if len(self._read) > MOST_ORDERS:
+                del self._read[next(iter(self._read))]
+        return known
 
 
 class OrderBook:
