@@ -49,6 +49,9 @@ class KnownOrders:
     def __init__(self) -> None:
         self._read: dict[bytes, SignedOrder] = {}
 
+    def __len__(self) -> int:
+        return len(self._read)
+
     def read(self, issuer: PeerId, publisher: PeerId, data: bytes) -> SignedOrder:
         """What another one than the issuer has signed is neither checked nor remembered. Raises RemoteProtocolError."""
         known = self._read.get(data)
