@@ -1,4 +1,4 @@
-"""A text that a live swarm goes on with is what `transformers` makes of the exported weights, in a secret run."""
+"""A text that a live swarm goes on with is the one that `transformers` makes of the exported weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ TOKEN = "sixteen characters of a token"
 def record() -> RunRecord:
     plain = {
         "run_id": "texts",
-        "admission": "secret",
         "model": {
             "model_type": "llama", "vocab_size": 257, "hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 4,
             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": None,
@@ -65,7 +64,7 @@ class Trained:
             self.heard += [report for _, report in self.local.poll(0.2)]
             assert time.monotonic() < self._end, [self.local.tail(name) for name in self.local.lines]
 
-    def generated(self, *words: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    def generated(self, *words: str, token: str = "") -> subprocess.CompletedProcess[str]:
         """What `gwtf generate` says of this swarm."""
         where = ["--initial_peers", self.local.initial_peer(), "--run_id", self.run.run_id]
         command = [sys.executable, "-m", "gwtf_p2p", "generate", *words, *where]
@@ -77,15 +76,13 @@ class Trained:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     folder = tmp_path_factory.mktemp("texts")
     swarm = Trained(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GWTF_TOKEN", TOKEN)
-        try:
-            swarm.local.begin()
-            swarm.until_sampled()
-            export_hf(folder / "checkpoints", folder / "out")
-            yield swarm
-        finally:
-            swarm.local.stop()
+    try:
+        swarm.local.begin()
+        swarm.until_sampled()
+        export_hf(folder / "checkpoints", folder / "out")
+        yield swarm
+    finally:
+        swarm.local.stop()
 
 
 def test_the_greedy_text_of_the_swarm_is_that_of_the_exported_weights(trained: Trained) -> None:
@@ -110,7 +107,6 @@ def test_a_drawn_text_comes_with_its_speed(trained: Trained) -> None:
     assert "tokens/s" in done.stderr and f"weights after {STEPS} iterations" in done.stderr
 
 
-@pytest.mark.parametrize("token", ["", "another token, as long as that"])
-def test_without_the_token_of_a_secret_run_nothing_is_generated(trained: Trained, token: str) -> None:
-    done = trained.generated("x = ", "--max_new_tokens", "1", token=token)
-    assert done.returncode == 5 and "token" in done.stderr and not done.stdout
+def test_a_token_for_a_run_that_is_not_secret_is_one_too_many(trained: Trained) -> None:
+    done = trained.generated("x = ", "--max_new_tokens", "1", token=TOKEN)
+    assert done.returncode == 5 and "this run is not secret" in done.stderr and not done.stdout
