@@ -25,6 +25,9 @@ Stage = NewType("Stage", int)
 
 DATA_STAGE = Stage(0)
 
+Place = tuple[Stage, PeerId]
+"""A peer in a stage that it has had; over a run it may have had several."""
+
 
 @dataclass(frozen=True, order=True, slots=True)
 class MicrobatchId:

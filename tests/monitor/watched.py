@@ -7,8 +7,7 @@ from typing import Any
 
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.schedule.iteration_plan import tag
-from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord
-from gwtf_p2p.protocol.wire.receipts import ReceiptLine
+from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord, SumLine
 from gwtf_p2p.protocol.wire.records import Account, LinkMeasurement, LinkSource, PeerState, RunRecord, StageRecord, Timing
 
 RUN = RunRecord(
@@ -39,7 +38,7 @@ def swarm(version: int = 3, **data: Any) -> list[StageRecord]:
 def ledger(version: int = 3) -> list[ContributionRecord]:
     """What the data peer tells of contributions after so many iterations of four microbatches."""
     lines = [
-        ReceiptLine(stage, peer, n * version, 20 * n * version, audits)
+        SumLine(stage, peer, n * version, 20 * n * version, audits)
         for stage, peer, n, audits in ((Stage(0), DATA, 4, 0), (Stage(2), B1, 4, 0), (Stage(1), A1, 3, 2), (Stage(1), A2, 1, 0))
     ]
     return [ContributionRecord(DATA, RUN.run_id, 0, version, tuple(lines))]

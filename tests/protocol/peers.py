@@ -13,9 +13,11 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, RunId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
 from gwtf_p2p.protocol.peer.factory import PeerSettings, compose
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer, StagePeerConfig
+from gwtf_p2p.protocol.transfer.receipts import credited
 from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire import messages as msg
+from gwtf_p2p.protocol.wire.receipts import Receipt, ReceiptLine
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 
 M = TypeVar("M")
@@ -280,6 +282,12 @@ def goes_round(driven: Driven, m: MicrobatchId, line: tuple[PeerId, ...], attemp
     driven.handle(ev.Offered(line[0], back))
     driven.handle(ev.Delivered(line[0], back))
     driven.computes(ev.Work.FINISH, m)
+
+
+def receipt_of(data_peer: PeerId, ledger: tuple[msg.Credit, ...], iteration: int = 0) -> Receipt:
+    """What this data peer signs for, with no times."""
+    counts = credited(data_peer, ledger)
+    return Receipt(data_peer, iteration, 0, tuple(ReceiptLine(*place, n) for place, n in sorted(counts.items())))
 
 
 def all_answer(driven: Driven, **changes: Any) -> None:

@@ -35,6 +35,8 @@ class FailureKind(Enum):
     """The receiver got bytes, but not these."""
     REFUSED = "refused"
     """The peer says that the message breaks the protocol."""
+    TOO_LARGE = "too large"
+    """The message is over the bound of what a peer takes: it was not sent."""
 
 
 class RpcFailed(RemoteProtocolError):

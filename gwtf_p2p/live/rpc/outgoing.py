@@ -262,7 +262,7 @@ async def open_with_retry(
 
 
 async def call_on(stream: OutgoingStream, header: Header) -> Header:
-    """One call over an open stream. Raises StreamLost, NotTaken (REFUSED), or RemoteProtocolError."""
+    """One call over an open stream. Raises StreamLost, NotTaken (REFUSED, TOO_LARGE), or RemoteProtocolError."""
     assert stream.frames is not None, "a stream is handed out open"
     send_header(stream.frames, Frame.CALL, header)
     body, _ = await stream.receive(Frame.REPLY)
@@ -272,7 +272,7 @@ async def call_on(stream: OutgoingStream, header: Header) -> Header:
 
 
 class NotTaken(Exception):
-    """The other end says that it did not take what was sent."""
+    """The other end says that it did not take what was sent, or never would."""
 
     def __init__(self, kind: FailureKind, reason: str) -> None:
         self.kind, self.reason = kind, reason
@@ -280,7 +280,9 @@ class NotTaken(Exception):
 
 
 def send_header(frames: FrameStream, kind: Frame, header: Header, head: bytes = b"") -> None:
+    """Raises NotTaken (TOO_LARGE)."""
     packed = pack(header)
     if len(head) + len(packed) > MAX_CONTROL_BYTES:
-        raise ValueError(f"header of {len(packed)} bytes is over the bound of {MAX_CONTROL_BYTES}")
+        reason = f"header of {len(packed)} bytes is over the bound of {MAX_CONTROL_BYTES}"
+        raise NotTaken(FailureKind.TOO_LARGE, reason)
     frames.send(kind, head, packed)

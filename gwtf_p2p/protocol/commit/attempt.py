@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.wire.commit_messages import NOT_FINITE
 from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Finished, Prepare, Prepared, Share
+from gwtf_p2p.protocol.wire.receipts import digest_of
 
 NORM_TOLERANCE = 1e-5
 """Between norms of the same bits, relative: machines may sum in other orders."""
@@ -101,6 +102,7 @@ def prepares(
     loss = sum(report.mean_loss * len(report.ledger) for report in finished.values()) / max(1, microbatches)
     staying = tuple(peer for peer, report in sorted(finished.items()) if not report.leaving)
     receipts = tuple(report.receipt for _, report in sorted(finished.items()) if report.receipt is not None)
+    digest = digest_of(receipts)
     return {
         stage: Prepare(
             iteration=iteration,
@@ -113,6 +115,7 @@ def prepares(
             mean_loss=loss,
             epoch=epoch,
             receipts=receipts if stage == DATA_STAGE else (),
+            receipts_digest=digest,
             skipped_for=skipped_for,
         )
         for stage, group in shares.items()

@@ -93,7 +93,7 @@ class Participant:
             version=progress.weights if progress.behind else progress.version,
             committed=progress.committed,
             promised=self.promise.promised,
-            prepare=share.preparing,
+            prepare=share.preparing.without_receipts if share.preparing is not None else None,
             prepared=share.prepared,
             digest=digest,
             joining=role.joining or progress.behind,

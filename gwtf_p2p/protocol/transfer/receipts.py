@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Place, Stage
 from gwtf_p2p.protocol.wire.messages import Credit
-from gwtf_p2p.protocol.wire.receipts import Receipt, ReceiptLine
-
-Place = tuple[Stage, PeerId]
+from gwtf_p2p.protocol.wire.receipts import MOST_BUSY_MS, Receipt, ReceiptLine
 
 
 def credited(data_peer: PeerId, given: Iterable[Credit]) -> Counter[Place]:
@@ -30,10 +28,11 @@ class Receipting:
         self.ctx = context
         self._passed: Counter[Place] = Counter()
         self._due: Counter[Place] = Counter()
+        self._said: set[Place] = set()
         self._position = (0, -1)
 
     def audit_passed(self, stage: Stage, peer: PeerId) -> None:
-        """What this peer had done of that stage was done again, and is right; the next iteration's receipt says so."""
+        """What this peer had done of that stage was done again, and is right: its next line in a receipt says so."""
         self._passed[stage, peer] += 1
 
     def receipt(self, iteration: int, given: Iterable[Credit]) -> Receipt:
@@ -41,12 +40,13 @@ class Receipting:
         ctx = self.ctx
         if self._position != (ctx.epoch, iteration):
             self._position = ctx.epoch, iteration
-            self._due, self._passed = self._passed, Counter()
+            kept = Counter({place: n for place, n in self._due.items() if place not in self._said})
+            self._due, self._passed = kept + self._passed, Counter()
         counts = credited(ctx.me, given)
+        self._said = set(counts)
         lines = tuple(
-            ReceiptLine(stage, peer, counts[stage, peer], self._busy_ms(stage, peer) * counts[stage, peer], audits)
-            for stage, peer in sorted({*counts, *self._due})
-            for audits in (self._due[stage, peer],)
+            ReceiptLine(stage, peer, count, self._busy_ms(stage, peer) * count, self._due[stage, peer])
+            for (stage, peer), count in sorted(counts.items())
         )
         return Receipt(ctx.me, iteration, ctx.epoch, lines)
 
@@ -56,4 +56,4 @@ class Receipting:
         if record is None or record.stage != stage:
             return 0
         finish_s = record.finish.median_s if record.finish is not None and stage == DATA_STAGE else 0.0
-        return round((record.forward_s + record.backward_s + finish_s) * 1000)
+        return min(round((record.forward_s + record.backward_s + finish_s) * 1000), MOST_BUSY_MS)

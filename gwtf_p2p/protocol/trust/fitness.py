@@ -18,7 +18,7 @@ from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
 from gwtf_p2p.protocol.wire import audit_messages as audit
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.certificates import ATTEMPTS_PER_EPOCH
-from gwtf_p2p.protocol.wire.receipts import Receipt
+from gwtf_p2p.protocol.wire.receipts import MOST_BUSY_MS, Receipt, digest_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ def unfit(ctx: Context, known: Acquaintances, sender: PeerId, message: msg.Messa
         case msg.Redo():
             return _stage(ctx, message.stage) or (Unfit("ahead: too long") if len(message.ahead) > ctx.stages else None)
         case msg.Finished():
-            return _finished(ctx, known, message) or _receipt_of(sender, message)
+            return _finished(ctx, known, message) or _receipt_of(ctx, sender, message)
         case msg.Prepare():
-            return _prepare(message)
+            return _prepare(ctx, message)
         case msg.Prepared():
             return _stage_or_data(ctx, message.stage) or _prepared(known, sender, message)
         case msg.NotPrepared():
@@ -122,53 +122,71 @@ def _prepared(known: Acquaintances, sender: PeerId, message: msg.Prepared) -> Un
     return None if known.has_held(sender, message.stage) else Unfit("stage: not its own")
 
 
-def _receipt_of(sender: PeerId, message: msg.Finished) -> Unfit | None:
+def _receipt_of(ctx: Context, sender: PeerId, message: msg.Finished) -> Unfit | None:
     """A data peer signs for what its own ledger says, no more and no less."""
     receipt = message.receipt
     if receipt is None:
-        return None
+        return Unfit("receipt: none for this ledger") if message.ledger else None
     if (receipt.data_peer, receipt.epoch, receipt.iteration) != (sender, message.epoch, message.iteration):
         return Unfit("receipt: of another data peer or iteration")
-    if {(line.stage, line.peer): line.microbatches for line in receipt.lines if line.microbatches} != credited(
-        sender, message.ledger
-    ):
+    if {(line.stage, line.peer): line.microbatches for line in receipt.lines} != credited(sender, message.ledger):
         return Unfit("receipt: it differs from the ledger")
-    return _receipt(receipt)
+    return _receipt(ctx, receipt, len(message.ledger))
 
 
-def _receipt(receipt: Receipt) -> Unfit | None:
+def _receipt(ctx: Context, receipt: Receipt, microbatches: int) -> Unfit | None:
+    """Every stage has done as many as the data peer; in fast recovery, some may be missing."""
     places = [(line.stage, line.peer) for line in receipt.lines]
-    return None if places == sorted(set(places)) else Unfit("receipt: expected one line for each stage and peer, in order")
+    if places != sorted(set(places)):
+        return Unfit("receipt: expected one line for each stage and peer, in order")
+    done = [0] * (ctx.stages + 1)
+    for line in receipt.lines:
+        if line.stage > ctx.stages or line.microbatches == 0:
+            return Unfit("receipt: a line for nothing, or of a stage that is not there")
+        if line.busy_ms > line.microbatches * MOST_BUSY_MS:
+            return Unfit(f"receipt: expected at most {MOST_BUSY_MS} ms for a microbatch")
+        done[line.stage] += line.microbatches
+    if max(done) > microbatches or (ctx.exact and min(done) < microbatches):
+        return Unfit(f"receipt: not every stage has done {microbatches} microbatches")
+    return None
 
 
-def _receipts(message: msg.Prepare) -> Unfit | None:
-    """Data peers alone get them, and their own stage's lines are what they are asked to average."""
+def _receipts(ctx: Context, message: msg.Prepare) -> Unfit | None:
+    """Data peers alone get them: one for each that the group averages anything of, and their own stage's lines are what they
+    are asked to average."""
     if message.receipts and message.stage != DATA_STAGE:
         return Unfit("receipts: they are for data peers")
     by = [receipt.data_peer for receipt in message.receipts]
     if by != sorted(set(by)):
         return Unfit("receipts: expected one of each data peer, in order")
+    if message.stage != DATA_STAGE:
+        return None
+    if message.receipts_digest != digest_of(message.receipts):
+        return Unfit("receipts: they are not those of the digest")
+    shares = {share.participant: len(share.microbatches) for share in message.shares}
+    if not {peer for peer, share in shares.items() if share} <= set(by):
+        return Unfit("receipts: one is missing")
     for receipt in message.receipts:
         if (receipt.epoch, receipt.iteration) != (message.epoch, message.iteration):
             return Unfit("receipts: of another iteration")
         own = [(line.peer, line.microbatches) for line in receipt.lines if line.stage == DATA_STAGE]
-        share = len(message.share_of(receipt.data_peer))
+        share = shares.get(receipt.data_peer, 0)
         if own != ([(receipt.data_peer, share)] if share else []):
             return Unfit("receipts: they differ from the shares")
-        wrong = _receipt(receipt)
+        wrong = _receipt(ctx, receipt, share)
         if wrong is not None:
             return wrong
     return None
 
 
-def _prepare(message: msg.Prepare) -> Unfit | None:
+def _prepare(ctx: Context, message: msg.Prepare) -> Unfit | None:
     participants = message.participants
     if len(set(participants)) < len(participants):
         return Unfit("shares: a participant is named twice")
     microbatches = [m for share in message.shares for m in share.microbatches]
     if any(m.iteration != message.iteration for m in microbatches) or len(set(microbatches)) < len(microbatches):
         return Unfit("shares: expected each microbatch of this iteration once")
-    return _receipts(message)
+    return _receipts(ctx, message)
 
 
 def _standing(ctx: Context, message: msg.Standing) -> Unfit | None:
@@ -178,6 +196,8 @@ def _standing(ctx: Context, message: msg.Standing) -> Unfit | None:
         wrong = _stage_or_data(ctx, prepare.stage)
         if prepare.stage != message.stage:
             wrong = Unfit("prepare: of another stage")
+        elif prepare.receipts:
+            wrong = Unfit("prepare: its receipts are told to nobody else")
     if wrong is None and promised is not None and promised.attempt >= (message.epoch + 0.5) * ATTEMPTS_PER_EPOCH:
         wrong = Unfit("promised: no iteration is tried so often")  # above it no coordinator could name a higher number
     return wrong

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
-from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.ids import PeerId, Place, Stage
 from gwtf_p2p.protocol.limits import MOST_STAGES, WHOLE
 from gwtf_p2p.protocol.wire.receipts import Receipt
 
@@ -28,20 +28,22 @@ OTHERS = PeerId("")
 MOST_BYTES = 1 << 20
 _FORMAT = 1
 
-Place = tuple[Stage, PeerId]
-
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
     """Of one peer in one stage: microbatches in committed averages, milliseconds of computing them by the peer's own
-    published medians, audits passed."""
+    published medians, audits passed. What would be more than WHOLE stays at that, in whatever order it is added up."""
 
     microbatches: int = 0
     busy_ms: int = 0
     audits: int = 0
 
     def __add__(self, other: Contribution) -> Contribution:
-        return Contribution(self.microbatches + other.microbatches, self.busy_ms + other.busy_ms, self.audits + other.audits)
+        return Contribution(
+            min(self.microbatches + other.microbatches, WHOLE),
+            min(self.busy_ms + other.busy_ms, WHOLE),
+            min(self.audits + other.audits, WHOLE),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Contributions:
             for line in receipt.lines:
                 place = line.stage, line.peer
                 sums[place] = sums.get(place, Contribution()) + Contribution(line.microbatches, line.busy_ms, line.audits)
-        return Contributions(_bounded(sums))
+        return Contributions(folded(sums, MOST_PLACES))
 
     @property
     def by_peer(self) -> dict[PeerId, Contribution]:
@@ -101,17 +103,21 @@ def _place(row: list[object]) -> tuple[Place, Contribution]:
     return (Stage(whole[0]), PeerId(peer)), Contribution(*whole[1:])
 
 
-def _bounded(sums: Mapping[Place, Contribution]) -> Mapping[Place, Contribution]:
-    """No longer than MOST_PLACES, with the same totals in every stage."""
-    if len(sums) <= MOST_PLACES:
+def ranked(sums: Mapping[Place, Contribution]) -> list[tuple[Place, Contribution]]:
+    """The most microbatches first; equal ones by stage and id."""
+    return sorted(sums.items(), key=lambda item: (-item[1].microbatches, item[0]))
+
+
+def folded(sums: Mapping[Place, Contribution], most: int) -> Mapping[Place, Contribution]:
+    """No longer than `most`, with the same totals in every stage. Only where there are more stages than that, those with the
+    least are left out."""
+    if len(sums) <= most:
         return sums
-    named = sorted(
-        ((place, c) for place, c in sums.items() if place[1] != OTHERS), key=lambda item: (-item[1].microbatches, item[0])
-    )
     stages = len({stage for stage, _ in sums})
-    kept = dict(named[: MOST_PLACES - stages])
+    named = [item for item in ranked(sums) if item[0][1] != OTHERS]
+    kept = dict(named[: max(0, most - stages)])
     for (stage, peer), contribution in sums.items():
         if (stage, peer) not in kept:
             place = stage, OTHERS
             kept[place] = kept.get(place, Contribution()) + contribution
-    return kept
+    return kept if len(kept) <= most else dict(ranked(kept)[:most])

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from gwtf_p2p.protocol.ids import PeerId, RunId
-from gwtf_p2p.protocol.view.contributions import OTHERS, Contribution, Contributions, Place
-from gwtf_p2p.protocol.wire.contribution_record import PAGE_LINES, ContributionRecord
-from gwtf_p2p.protocol.wire.receipts import MOST_PAGES, ReceiptLine
+from gwtf_p2p.protocol.ids import PeerId, Place, RunId
+from gwtf_p2p.protocol.view.contributions import Contribution, Contributions, folded, ranked
+from gwtf_p2p.protocol.wire.contribution_record import PAGE_LINES, ContributionRecord, SumLine
+from gwtf_p2p.protocol.wire.receipts import MOST_PAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,8 @@ def pages_of(
 ) -> list[ContributionRecord]:
     """What this data peer has to publish; `position` is (epoch, version), `number` the sequence number."""
     epoch, version = position
-    ordered = sorted(contributions.of.items(), key=lambda item: (-item[1].microbatches, item[0]))
-    most = MOST_PAGES * PAGE_LINES
-    if len(ordered) > most:
-        stages = len({stage for stage, _ in contributions.of})
-        ordered = [*ordered[: most - stages], *sorted(_summed(ordered[most - stages :]).items())]
-    lines = [ReceiptLine(stage, of, c.microbatches, c.busy_ms, c.audits) for (stage, of), c in ordered]
+    ordered = ranked(folded(contributions.of, MOST_PAGES * PAGE_LINES))
+    lines = [SumLine(stage, of, c.microbatches, c.busy_ms, c.audits) for (stage, of), c in ordered]
     cut = [tuple(lines[at : at + PAGE_LINES]) for at in range(0, len(lines), PAGE_LINES)] or [()]
     return [
         ContributionRecord(peer, run_id, epoch, version, page, number_of_page, len(cut), number)
@@ -67,12 +63,5 @@ def told(records: Iterable[ContributionRecord], data_peers: Collection[PeerId]) 
     return Told(Contributions(_places(common)), *position, agree, len(lines), complete)
 
 
-def _places(lines: Iterable[ReceiptLine]) -> Mapping[Place, Contribution]:
+def _places(lines: Iterable[SumLine]) -> Mapping[Place, Contribution]:
     return {(line.stage, line.peer): Contribution(line.microbatches, line.busy_ms, line.audits) for line in lines}
-
-
-def _summed(rest: Iterable[tuple[Place, Contribution]]) -> dict[Place, Contribution]:
-    sums: dict[Place, Contribution] = {}
-    for (stage, _), contribution in rest:
-        sums[stage, OTHERS] = sums.get((stage, OTHERS), Contribution()) + contribution
-    return sums

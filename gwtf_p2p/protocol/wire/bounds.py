@@ -21,6 +21,7 @@ from gwtf_p2p.protocol.limits import (
     MOST_MICROBATCHES,
     MOST_PEERS,
     MOST_STAGES,
+    WHOLE,
     Cut,
     Distinct,
 )
@@ -38,6 +39,9 @@ StageNumber = Annotated[Stage, Interval(ge=0, le=MOST_STAGES + 1)]
 
 Index = Annotated[int, Interval(ge=0, le=MOST_MICROBATCHES)]
 Count = Annotated[int, Interval(ge=0, le=1 << 40)]
+Sum = Annotated[int, Interval(ge=0, le=WHOLE)]
+"""Of counts; where it would be more, it stays at that."""
+
 Bytes = Annotated[int, Interval(ge=0, le=1 << 60)]
 Seconds = Annotated[float, Interval(ge=0.0, le=1e9)]
 Rate = Annotated[float, Interval(ge=0.0, le=1e15)]

@@ -26,12 +26,15 @@ _AS_IT_IS = frozenset({str, int, float, bool, bytes, NoneType})
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses to maps, enums to their values, tuples to lists; the inverse of `from_plain`."""
+    """Dataclasses to maps, enums to their values, tuples to lists; the inverse of `from_plain`. A dataclass with a true
+    `AS_LIST` becomes a list of its fields in their order: one of which a message has many spends most bytes on their names."""
     kind: Any = type(value)
     if kind in _AS_IT_IS:
         return value
     names = _field_names(kind)
     if names is not None:
+        if _is_list(kind):
+            return [to_plain(getattr(value, name)) for name in names]
         return {name: to_plain(getattr(value, name)) for name in names}
     if isinstance(value, Enum):
         return value.value
@@ -66,6 +69,11 @@ class _Mismatch(Exception):
 def _field_names(kind: Any) -> tuple[str, ...] | None:
     """None for what is no dataclass."""
     return tuple(f.name for f in fields(kind)) if hasattr(kind, "__dataclass_fields__") else None
+
+
+@cache
+def _is_list(kind: Any) -> bool:
+    return bool(getattr(kind, "AS_LIST", False))
 
 
 @cache
@@ -140,7 +148,13 @@ def _dataclass(kind: Any) -> Reader:
         hints = get_type_hints(kind, include_extras=True)
         return tuple((f.name, _reader(hints[f.name])) for f in fields(kind))
 
+    as_list = _is_list(kind)
+
     def read(value: Any) -> Any:
+        if as_list:
+            if not isinstance(value, list):
+                raise _expected("a list", value)
+            value = dict(zip((name for name, _ in readers()), value, strict=False))
         if not isinstance(value, dict):
             raise _expected("a map", value)
         known = {}

@@ -6,7 +6,7 @@ They are messages like the others, and are had from `messages`, where all kinds 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from annotated_types import Len
@@ -47,7 +47,8 @@ class Prepare:
 
     `base` is the ballot that the weights of this iteration were committed with, as far as the coordinator knows. `data_peers`
     take part in the next iteration; the first of them leads it. `mean_loss` is over all microbatches of this iteration.
-    `receipts`, to data peers only, are those of the reports that the shares of all groups are made from.
+    `receipts`, to data peers only, are those of the reports that the shares of all groups are made from; `receipts_digest`, to
+    all participants, is what they say (`receipts.digest_of`): whoever signs the terms of an attempt signs for it.
     `skipped_for` have said that their own gradient is not finite: then nothing is averaged, and all stages skip the step.
     """
 
@@ -62,6 +63,7 @@ class Prepare:
     epoch: b.Epoch = 0
     receipts: Receipts = ()
     skipped_for: b.Peers = ()
+    receipts_digest: b.Digest = ""
 
     @property
     def ballot(self) -> Ballot:
@@ -72,7 +74,12 @@ class Prepare:
         """Digest of what is the same for all participants of an attempt, in whichever stage."""
         base = (self.base.attempt, self.base.coordinator) if self.base is not None else None
         said = (self.epoch, self.iteration, self.attempt, self.coordinator, base, self.data_peers, self.mean_loss)
-        return hashlib.sha256(repr((*said, self.skipped_for)).encode()).hexdigest()[:32]
+        return hashlib.sha256(repr((*said, self.skipped_for, self.receipts_digest)).encode()).hexdigest()[:32]
+
+    @property
+    def without_receipts(self) -> Prepare:
+        """As others are told of it: with the receipts of many data peers it may be as large as a message can be."""
+        return replace(self, receipts=())
 
     @property
     def key(self) -> str:

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Interval, Len
 
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.wire import bounds as b
-from gwtf_p2p.protocol.wire.receipts import MOST_PAGES, ReceiptLine
+from gwtf_p2p.protocol.wire.receipts import MOST_PAGES
 from gwtf_p2p.protocol.wire.records import SCHEMA_VERSION, WIRE_VERSION, decode
 
 PAGE_LINES = 60
 """With the longest numbers and ids of today's length a page fits into a record."""
+
+
+@dataclass(frozen=True, slots=True)
+class SumLine:
+    """What `peer` has contributed in `stage`, over the run so far; '' stands for all that are not named. See `ReceiptLine`."""
+
+    AS_LIST: ClassVar[bool] = True
+
+    stage: b.StageNumber
+    peer: b.NoPeer
+    microbatches: b.Sum
+    busy_ms: b.Sum = 0
+    audits: b.Sum = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +38,7 @@ class ContributionRecord:
     run_id: RunId
     epoch: b.Epoch
     version: b.Iteration
-    lines: Annotated[tuple[ReceiptLine, ...], Len(0, PAGE_LINES)]
+    lines: Annotated[tuple[SumLine, ...], Len(0, PAGE_LINES)]
     page: Annotated[int, Interval(ge=0, lt=MOST_PAGES)] = 0
     pages: Annotated[int, Interval(ge=1, le=MOST_PAGES)] = 1
     sequence_number: b.Count = 0

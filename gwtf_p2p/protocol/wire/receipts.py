@@ -8,8 +8,10 @@ sends.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import msgpack
 from annotated_types import Len
@@ -21,17 +23,22 @@ from gwtf_p2p.protocol.wire import bounds as b
 _DOMAIN = "gwtf receipt 1"
 """A signature of anything else must not pass for one of a receipt."""
 
+MOST_BUSY_MS = 60 * 60 * 1000
+"""Of one microbatch: what a peer's record claims beyond it is not signed for."""
+
 MOST_PAGES = 16
 """Of the sums, as one data peer publishes them (`contribution_record`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiptLine:
-    """`peer` did `stage` of so many microbatches; empty stands for all that are not named. `busy_ms`: milliseconds of
-    computing, by the medians in the peer's own record. `audits`: those that it has passed since the receipt before."""
+    """`peer` did `stage` of so many microbatches. `busy_ms`: milliseconds of computing, by the medians in the peer's own
+    record. `audits`: those that it has passed, and that no receipt has told of before. There are many: a list on the wire."""
+
+    AS_LIST: ClassVar[bool] = True
 
     stage: b.StageNumber
-    peer: b.NoPeer
+    peer: b.Peer
     microbatches: b.Count
     busy_ms: b.Count = 0
     audits: b.Count = 0
@@ -53,12 +60,23 @@ class Receipt:
 
     def signed_bytes(self, run_id: RunId) -> bytes:
         """What the signature is over: all but itself, and the run that it is of."""
-        lines = [[line.stage, line.peer, line.microbatches, line.busy_ms, line.audits] for line in self.lines]
-        packed: bytes = msgpack.packb([_DOMAIN, run_id, self.data_peer, self.iteration, self.epoch, lines])
+        packed: bytes = msgpack.packb([_DOMAIN, run_id, *self.contents])
         return packed
+
+    @property
+    def contents(self) -> list[Any]:
+        """All but the signature."""
+        lines = [[line.stage, line.peer, line.microbatches, line.busy_ms, line.audits] for line in self.lines]
+        return [self.data_peer, self.iteration, self.epoch, lines]
 
 
 Receipts = Annotated[tuple[Receipt, ...], Len(0, MOST_PEERS)]
+
+
+def digest_of(receipts: Iterable[Receipt]) -> str:
+    """Of what they say, in this order; '' of none."""
+    contents = [receipt.contents for receipt in receipts]
+    return hashlib.sha256(msgpack.packb(contents)).hexdigest()[:32] if contents else ""
 
 
 def contributions_key(run_id: RunId, page: int) -> str:

@@ -140,8 +140,12 @@ async def test_a_large_call_does_not_hang(start_peer: StartPeer) -> None:
     a, b = await start_peer(), await start_peer(answer=lambda header: {"echo": header["text"]})
     text = "x" * 900_000
     assert (await a.rpc.call(b.id, {"text": text}, DEADLINE_S))["echo"] == text
-    with pytest.raises(ValueError, match="over the bound"):
+    with pytest.raises(CallFailed, match="over the bound") as failed:
         await a.rpc.call(b.id, {"text": "x" * 1_100_000}, DEADLINE_S)
+    assert failed.value.kind is FailureKind.TOO_LARGE
+    with pytest.raises(PushFailed, match="over the bound") as failed_push:
+        await a.rpc.push(b.id, {"text": "x" * 1_100_000}, b"1234", DEADLINE_S)
+    assert failed_push.value.kind is FailureKind.TOO_LARGE
 
 
 async def test_a_handler_that_finds_a_breach_refuses_with_its_reason(start_peer: StartPeer) -> None:

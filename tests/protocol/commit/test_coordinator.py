@@ -9,8 +9,24 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Ballot
+from gwtf_p2p.protocol.wire.receipts import digest_of
 from tests.protocol.commit.coordinating import LINE, M, average, finished, prepare_of, preparing
-from tests.protocol.peers import A2, B2, D2, D3, STAGE_OF, A, B, D, all_answer, goes_round, leading, microbatch, record
+from tests.protocol.peers import (
+    A2,
+    B2,
+    D2,
+    D3,
+    STAGE_OF,
+    A,
+    B,
+    D,
+    all_answer,
+    goes_round,
+    leading,
+    microbatch,
+    receipt_of,
+    record,
+)
 
 # ---- towards an attempt
 
@@ -222,7 +238,9 @@ def test_an_attempt_that_all_who_answer_have_prepared_is_committed_for_its_dead_
     mine = microbatch(of=D2)
     goes_round(driven, mine, LINE)
     ballot = Ballot(7, D)
-    driven.hears(D, msg.Prepare(0, 7, D, DATA_STAGE, (msg.Share(D, ()), msg.Share(D2, (mine,)))))
+    receipts = (receipt_of(D2, (msg.Credit(0, LINE),)),)
+    shares = (msg.Share(D, ()), msg.Share(D2, (mine,)))
+    driven.hears(D, msg.Prepare(0, 7, D, DATA_STAGE, shares, receipts=receipts, receipts_digest=digest_of(receipts)))
     driven.handle(ev.AverageDone(0, 7, "stage 0", 0.1))
     assert driven.sent(msg.Prepared, D) == [msg.Prepared(0, 7, DATA_STAGE, "stage 0")]
     driven.loses(D)
@@ -234,7 +252,8 @@ def test_an_attempt_that_all_who_answer_have_prepared_is_committed_for_its_dead_
         promised = Ballot(number, D2)
         stands = msg.Standing(Stage(STAGE_OF[peer]), 0, promised=promised, prepare=own, prepared=True, digest=f"{peer}")
         driven.hears(peer, stands)
-    assert set(driven.sent(msg.Commit)) == {msg.Commit(0, 7, D, 0.0)} and driven.did(ef.Step) == [ef.Step(0, 7)]
+    assert set(driven.sent(msg.Commit)) == {msg.Commit(0, 7, D, 0.0)}
+    assert driven.did(ef.Step) == [ef.Step(0, 7, receipts=receipts)], "though nobody has told it of them again"
 
 
 def test_a_participant_of_an_attempt_without_a_future_is_freed() -> None:

@@ -8,7 +8,7 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Ballot
 from tests.protocol.commit.coordinating import LINE, M, average, finished, prepare_of, preparing
-from tests.protocol.peers import A2, D2, D3, A, B, D, Driven, all_answer, goes_round, leading, microbatch
+from tests.protocol.peers import A2, D2, D3, A, B, D, Driven, all_answer, goes_round, leading, microbatch, receipt_of
 
 
 def with_guest(**how: object) -> Driven:
@@ -23,7 +23,8 @@ def with_guest(**how: object) -> Driven:
 def test_a_report_that_credits_a_lost_peer_is_void_at_once() -> None:
     driven = with_guest()
     driven.loses(B)
-    driven.hears(D2, msg.Finished(0, (msg.Credit(0, LINE),), 1.0))
+    ledger = (msg.Credit(0, LINE),)
+    driven.hears(D2, msg.Finished(0, ledger, 1.0, receipt=receipt_of(D2, ledger)))
     assert driven.sent(msg.Missing, D2) == [msg.Missing(B, Stage(2), (microbatch(of=D2),))]
 
 

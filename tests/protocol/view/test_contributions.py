@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.limits import WHOLE
 from gwtf_p2p.protocol.view import contributions as module
 from gwtf_p2p.protocol.view.contributions import OTHERS, Contribution, Contributions
 from gwtf_p2p.protocol.view.contributions_told import pages_of, told
@@ -83,6 +84,26 @@ def test_pages_fit_into_records_and_hold_every_microbatch(peers: int) -> None:
     assert (found.epoch, found.version, found.agree, found.data_peers, found.complete) == (1, 7, 1, 1, True)
     assert found.contributions.of_stage(Stage(1)) == Contributions(long).of_stage(Stage(1))
     assert len(pages) <= MOST_PAGES
+
+
+@pytest.mark.parametrize("stages", [900, 1026])
+def test_sums_of_however_many_stages_fit_into_the_pages(stages: int) -> None:
+    everywhere = {(Stage(k), PeerId(peer)): Contribution(1 + k) for k in range(stages) for peer in "ab"}
+    pages = pages_of(ME, RUN, (0, 1), Contributions(everywhere), 1)
+    assert len(pages) == MOST_PAGES and [p.pages for p in pages] == [len(pages)] * len(pages)
+    assert [decode_contributions(encode(page)) for page in pages] == pages
+
+
+def test_sums_stay_at_what_can_be_told() -> None:
+    most = ReceiptLine(Stage(1), HONEST, 1 << 40, 1 << 40, 1 << 40)
+    receipt = Receipt(ME, 0, 0, (most,))
+    page, *_ = pages_of(ME, RUN, (0, 1), Contributions().plus([receipt]).plus([receipt]), 1)
+    assert decode_contributions(encode(page)).lines[0].busy_ms == 1 << 41
+    full = Contributions({(Stage(1), HONEST): Contribution(WHOLE, WHOLE - 1, WHOLE)}).plus([receipt])
+    assert full.of[Stage(1), HONEST] == Contribution(WHOLE, WHOLE, WHOLE)
+    assert Contributions.from_bytes(full.to_bytes()) == full
+    (page,) = pages_of(ME, RUN, (0, 1), full, 1)
+    assert decode_contributions(encode(page)) == page
 
 
 def test_a_missing_page_is_told() -> None:
