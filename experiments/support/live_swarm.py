@@ -64,6 +64,7 @@ class SmallRun:
     checkpoint_every: int = 2
     max_skipped_steps: int = 10
     model: str = "tiny-llama"
+    audit: float = 0.0
 
     def record(self) -> RunRecord:
         return run_from_plain(
@@ -81,6 +82,7 @@ class SmallRun:
                 "total_iterations": self.steps,
                 "checkpoint_every": self.checkpoint_every,
                 "max_skipped_steps": self.max_skipped_steps,
+                "audit": self.audit,
                 "optimizer": {"learning_rate": self.learning_rate, "warmup_iterations": 10},
             },
             "story",

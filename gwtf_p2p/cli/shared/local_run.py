@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ class LocalRunConfig:
     their own. Peers stay when the run is complete: whoever has started them stops them.
 
     `max_kept_bytes` 0: no limit; with `spill` what is above it goes to the disk. `drain_s`,
-    `upload_bytes_per_s` and `moves` as in `PeerConfig`.
+    `upload_bytes_per_s` and `moves` as in `PeerConfig`; `cheats` by name, as its `cheat`.
     """
 
     data_peers: int
@@ -57,6 +57,7 @@ class LocalRunConfig:
     upload_bytes_per_s: float = 0.0
     moves: bool = False
     event_logs: bool = False
+    cheats: Mapping[str, str] = field(default_factory=dict)
 
 
 class LocalRun:
@@ -181,6 +182,7 @@ class LocalRun:
             upload_bytes_per_s=config.upload_bytes_per_s,
             figures_every_s=FIGURES_S,
             fault=self.faults.pop(name, None),
+            cheat=config.cheats.get(name, ""),
             event_log=self.folder / f"{name}.events.jsonl" if config.event_logs else None,
         )
 

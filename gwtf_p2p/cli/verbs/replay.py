@@ -17,6 +17,7 @@ from typing import Any
 from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.pictures import MOVING, bars_of_files, iteration_page
 from gwtf_p2p.drawing.files import check_picture_path, write_picture
+from gwtf_p2p.live.libp2p.signatures import verifier
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.replay.replay import Difference, Replayed, replay
 
@@ -51,7 +52,7 @@ def _replay(path: Path, as_json: bool) -> int:
 
     try:
         with path.open(encoding="utf-8") as lines:
-            replayed = replay(lines, str(path), verified)
+            replayed = replay(lines, str(path), verified, verifier)
     except UnicodeDecodeError as error:
         raise InputError(str(path), "", f"expected UTF-8 text, but {error.reason} at byte {error.start}") from error
     except OSError as error:

@@ -37,7 +37,7 @@ def signature(identity: Identity, data: bytes) -> bytes:
 def signer_of(key_ssh: bytes, signed_with: bytes, data: bytes) -> PeerId:
     """The peer whose key this is, and which has signed these bytes. Raises NotSigned."""
     try:
-        peer, key = _read_key(key_ssh)
+        peer, key = read_key(key_ssh)
         key.verify(signed_with, data, _PADDING, hashes.SHA256())
     except (InvalidSignature, ValueError) as error:
         raise NotSigned(f"not signed by its key ({error or type(error).__name__})") from error
@@ -45,7 +45,7 @@ def signer_of(key_ssh: bytes, signed_with: bytes, data: bytes) -> PeerId:
 
 
 @lru_cache(maxsize=_KEYS_KEPT)
-def _read_key(ssh: bytes) -> tuple[PeerId, rsa.RSAPublicKey]:
-    """Raises ValueError."""
+def read_key(ssh: bytes) -> tuple[PeerId, rsa.RSAPublicKey]:
+    """The peer and its key, as OpenSSH writes it. Raises ValueError."""
     key = load_public_key(ssh)
     return peer_id_of_public(key), key

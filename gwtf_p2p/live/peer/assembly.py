@@ -11,6 +11,7 @@ import torch
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.compute.memory_errors import memory_errors
 from gwtf_p2p.live.compute.stage_fit import Fitting, fitting_stages
+from gwtf_p2p.live.emulation.cheats import CheatingExecutor
 from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
 from gwtf_p2p.protocol.core.life import RunLife
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
@@ -143,7 +144,8 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
 def _make_part(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     spec = PartSpec.of(run, place.stage)
     if place.stage != DATA_STAGE:
-        stage = StageExecutor(build_stage_part(spec), config.executor)
+        part = build_stage_part(spec)
+        stage = CheatingExecutor(part, config.executor, config.cheat) if config.cheat else StageExecutor(part, config.executor)
         return Compute(run, stage, PartOptimizer(stage.part.parameters, run.optimizer), limit=config.memory)
     executor = DataExecutor(build_data_part(spec), config.executor, run.loss)
     source, tokenizer = open_data(run)
@@ -189,5 +191,5 @@ def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) 
         stage_peer=stage_peer,
         life=run_life(config, run),
         terms=terms_of(run),
-        audit=AuditTerms(precision=config.executor.torch_dtype),
+        audit=AuditTerms(run.audit, run.audit_tolerance, config.executor.torch_dtype),
     )

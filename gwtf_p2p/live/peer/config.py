@@ -48,7 +48,9 @@ class PeerConfig:
     `router_config`: settings of the run's router, None for its default. `queues`: a stage peer queues what is over its
     capacity instead of refusing it; None as the router's kind has it. `recomputes`: one that queues computes forwards
     again whose activations it has no room for, and lets nothing wait for that room. `emulation`: links and devices of a
-    comparison (`gwtf ab`). `metrics`: where a data peer writes the figures of every step. Everything else about the training
+    comparison (`gwtf ab`).
+    `cheat`: what a stage peer does wrong on purpose, in experiments (`emulation/cheats`).
+    `metrics`: where a data peer writes the figures of every step. Everything else about the training
     comes from the run record.
     """
 
@@ -88,6 +90,7 @@ class PeerConfig:
     queues: bool | None = None
     recomputes: bool = True
     emulation: Emulation | None = None
+    cheat: str = ""
 
 
 class StartInterrupted(Exception):

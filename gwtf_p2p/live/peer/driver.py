@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
+from gwtf_p2p.live.compute.audit_work import AuditWork
 from gwtf_p2p.live.compute.averages import Averager, Averages
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.emulation.faults import FaultTrigger
@@ -24,7 +25,7 @@ from gwtf_p2p.live.state.transfer import StateUnavailable
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.commit.certifying import Sign
-from gwtf_p2p.protocol.errors import LocalProtocolError, RemoteProtocolError
+from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
@@ -74,6 +75,7 @@ class DriverParts:
     before: Callable[[ev.Work], Coroutine[Any, Any, None]] | None = None
     fault: FaultTrigger | None = None
     sign: Sign | None = None
+    audits: AuditWork | None = None
 
 
 class Driver:
@@ -256,17 +258,32 @@ class Driver:
                 self.parts.publish()
             case ef.Bar(peer, seconds):
                 self.parts.transport.bar(peer, seconds)
+            case ef.Sign() | ef.Digest() | ef.Gather() | ef.DropGathered():
+                self._carry_out_audit(effect)
             case ef.Report():
                 self.parts.on_report(effect, self.clock())
             case ef.Answer() | ef.AnswerCheck():
                 pass  # read by whoever fed the event
-            case ef.Sign() | ef.Digest() | ef.Gather() | ef.DropGathered():
-                raise LocalProtocolError(f"{type(effect).__name__} is of audits, which the simulator alone carries out")
             case _:
                 assert_never(effect)
 
+    def _carry_out_audit(self, effect: ef.Sign | ef.Digest | ef.Gather | ef.DropGathered) -> None:
+        audits = self.parts.audits
+        assert audits is not None, "only peers that can sign take part in audits"
+        match effect:
+            case ef.DropGathered(microbatch):
+                audits.drop(microbatch)
+            case _:
+                self._spawn(self._audit_event(audits.carry_out(effect)))
+
+    async def _audit_event(self, work: Coroutine[Any, Any, ev.Event]) -> None:
+        self.feed(await work)
+
     async def _compute(self, compute: ef.Compute) -> None:
         work, microbatch = compute.work, compute.microbatch
+        if work is ev.Work.AUDIT and self.parts.audits is not None:
+            self.feed(await self.parts.audits.compare(microbatch))
+            return
         if self.parts.before is not None:
             await self.parts.before(work)
         worked = await self.parts.compute.work(work, microbatch, compute.keeps)

@@ -18,6 +18,7 @@ from gwtf_p2p.live.compute.stage_fit import watch_memory
 from gwtf_p2p.live.emulation.faults import FaultTrigger
 from gwtf_p2p.live.libp2p.daemon import until
 from gwtf_p2p.live.libp2p.receipt_signing import ReceiptSigning
+from gwtf_p2p.live.libp2p.audit_signing import verifier
 from gwtf_p2p.live.measure.evaluation import Evaluation
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.metrics import Metrics
@@ -120,7 +121,8 @@ class RunningPeer:
         self._moves_to: Stage | None = None
         self.pauses = False
         self.settings = peer_settings(config, run, self.place, self.daemon.peer_id)
-        machine = compose(self.settings, verify=self.parts.signing.verify)
+        machine = compose(self.settings, verify=self.parts.signing.verify, signed_by=verifier(run.run_id))
+        self.parts.audits.why_not = machine.audits.why_not
         self.parts.forward_only.may_ask = machine.gate.may_ask_forward_only
         transport.real_rpc.admits = machine.gate.admits
         self.reporter = Reporter(self.parts, machine, reporting)
@@ -142,6 +144,7 @@ class RunningPeer:
             signing=ReceiptSigning(network.identity, run.run_id),
             log_event=self._on_event,
             sign=self.parts.signing.sign,
+            audits=self.parts.audits,
             fault=FaultTrigger(config.fault, self.reporter.fault) if config.fault else None,
         )
         self.driver = Driver(machine, parts)
@@ -225,6 +228,7 @@ class RunningPeer:
         self.driver.stop()
         self.parts.donor.stop()
         self.parts.forward_only.stop()
+        self.parts.audits.stop()
         self.evaluation.stop()
         await asyncio.to_thread(self.metrics.close)
         await self.rpc.stop()

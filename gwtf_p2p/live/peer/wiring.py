@@ -6,8 +6,10 @@ import time
 from dataclasses import dataclass
 
 from gwtf_p2p.live.compute.all_reduce import Averager
+from gwtf_p2p.live.compute.audit_work import AuditWork
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.compute.forward_only import ForwardOnly
+from gwtf_p2p.live.libp2p.audit_signing import signer
 from gwtf_p2p.live.libp2p.signing import Signing
 from gwtf_p2p.live.measure.idle_probe import IdleProber
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
@@ -37,6 +39,7 @@ class Parts:
     checkpoints: Checkpoints
     donor: StateDonor
     forward_only: ForwardOnly
+    audits: AuditWork
     state_download: StateDownload
     replication: Replication
     probes: LinkProbes
@@ -76,6 +79,7 @@ def connect_parts(
         checkpoints=checkpoints,
         donor=donor,
         forward_only=ForwardOnly(rpc, compute),
+        audits=AuditWork(rpc, compute, signer(network.identity, run.run_id)),
         state_download=state_download,
         replication=replication,
         probes=probes,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from gwtf_p2p.protocol.core.context import SignedBy, nobodys
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
@@ -49,8 +50,13 @@ class Replayed:
     torn: bool = False
 
 
-def replay(lines: Iterable[str], where: str, verify: Callable[[RunId, str, str, str], bool] | None = None) -> Replayed:
-    """Up to the first difference. `verify`: how the peers of live runs looked at signatures.
+def replay(
+    lines: Iterable[str],
+    where: str,
+    verify: Callable[[RunId, str, str, str], bool] | None = None,
+    verifier: Callable[[RunId], SignedBy] = lambda run_id: nobodys,
+) -> Replayed:
+    """Up to the first difference. `verify` and `verifier`: how the peers of live runs looked at signatures.
 
     Raises InputError that names the line when it is none of a log."""
     reader = LogReader()
@@ -64,8 +70,9 @@ def replay(lines: Iterable[str], where: str, verify: Callable[[RunId, str, str, 
         except RemoteProtocolError as error:
             raise InputError(f"{where}:{number}", "", str(error)) from error
         if isinstance(told, Opening):
-            of_run = partial(verify, told.run.run_id) if verify is not None and told.run is not None else None
-            machine = compose(told.settings, verify=of_run)
+            run = told.run
+            of_run = partial(verify, run.run_id) if verify is not None and run is not None else None
+            machine = compose(told.settings, verify=of_run, signed_by=verifier(run.run_id) if run is not None else nobodys)
             machine.measured(told.measured)
             machines += 1
             continue

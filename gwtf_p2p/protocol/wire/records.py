@@ -55,6 +55,7 @@ from gwtf_p2p.protocol.wire.run_parts import AdapterSpec as AdapterSpec
 from gwtf_p2p.protocol.wire.run_parts import Admission, check_admission
 from gwtf_p2p.protocol.wire.run_parts import BoundaryTensor as BoundaryTensor
 from gwtf_p2p.protocol.wire.run_parts import Fingerprint as Fingerprint
+from gwtf_p2p.protocol.wire.run_parts import ToleranceSpec as ToleranceSpec
 from gwtf_p2p.protocol.wire.run_parts import WeightsSpec as WeightsSpec
 from gwtf_p2p.protocol.wire.run_parts import WireSpec as WireSpec
 from gwtf_p2p.protocol.wire.tensor_formats import TensorFormat, format_of
@@ -167,6 +168,8 @@ class RunRecord:
     loss: Annotated[LossSpec, "what is added to the cross entropy"] = field(default_factory=LossSpec)
     evaluation: Annotated[EvaluationSpec, "loss on text that is not trained on"] = field(default_factory=EvaluationSpec)
     total_iterations: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations in all (0: without end)"] = 0
+    audit: Annotated[float, Ge(0), Le(1), "share of hops that another peer of the stage does again (0: none)"] = 0.0
+    audit_tolerance: Annotated[ToleranceSpec, "what honest results may differ by"] = field(default_factory=ToleranceSpec)
     checkpoint_every: Annotated[int, Ge(1), Le(MOST_ITERATIONS), "iterations between two checkpoints of every peer"] = 10
     keep_checkpoints: Annotated[int, Ge(1), Le(1000), "newest checkpoints that every peer keeps"] = 3
     max_skipped_steps: Annotated[int, Ge(0), Le(1_000_000), "skipped in a row before the run pauses (0: never)"] = 10

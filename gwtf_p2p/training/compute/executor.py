@@ -161,6 +161,14 @@ class StageExecutor(_Executor):
         """The stage's output for its own sake: nothing is held. Raises RemoteProtocolError on a wrong shape."""
         return _detached(self._run(self._received(activation), with_graph=False))
 
+    def repeat(self, activation: Payload, output_gradient: Payload) -> tuple[Payload, Payload]:
+        """What `forward` and `backward` give for these two; nothing is held or counted. Raises RemoteProtocolError."""
+        leaves, gradient = self._leaves(self._received(activation)), self._received(output_gradient, "gradient")
+        output = self._run(leaves, with_graph=True)
+        floats = self._floats(leaves)
+        found = torch.autograd.grad(self._floats(output), floats, self._floats(gradient), allow_unused=True)
+        return _detached(output), self._gradient_payload(leaves, found)
+
     def drop_graph(self, microbatch: MicrobatchId) -> None:
         """Free the graph of a held forward and keep its input; the backward will recompute. Raises NotHeldError."""
         self._find(microbatch).output = None
