@@ -82,7 +82,9 @@ class Audits:
                 pass
 
     def view_changed(self) -> None:
-        """There are new records: a data peer tells those that have come who has been convicted."""
+        """There are new records: what could not be judged may be now, and a data peer tells those that have come who has been
+        convicted."""
+        self.convictions.view_changed()
         if self.orders is not None:
             self.convictions.tell_newcomers()
 

@@ -15,6 +15,9 @@ from gwtf_p2p.protocol.ids import PeerId
 STRIKES = 3
 WINDOW_S = 60.0
 FIRST_BAR_S, BAR_GROWTH, LONGEST_BAR_S = 10.0, 4.0, 3600.0
+UNTIL_ALLOWED_S = 1e9
+"""For how long a peer that may not take part is barred: until an order says otherwise, if any does."""
+
 MOST_REMEMBERED = 4096
 """Peers with strikes; the one that was struck longest ago is forgotten."""
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gwtf_p2p.protocol.audit.convictions import is_found, is_testified
-from gwtf_p2p.protocol.audit.judge import loser
+from gwtf_p2p.protocol.audit.convictions import is_testified, why_unproven
 from gwtf_p2p.protocol.audit.witness import draws
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId
@@ -217,12 +216,8 @@ def _testified(ctx: Context, hop: audit.Hop, testimony: audit.Testimony) -> Unfi
 
 
 def _conviction(ctx: Context, message: audit.Conviction) -> Unfit | None:
-    first, second = message.first, message.second
-    if loser(first, second) is None:
-        return Unfit("nobody is alone")
-    if not draws(ctx, first.hop, message.proof):
-        return Unfit("the hop is not drawn")
-    return None if is_found(ctx, first) and is_found(ctx, second) else Unfit("a signature is wrong")
+    wrong = why_unproven(ctx, message)
+    return Unfit(wrong) if wrong else None
 
 
 def _own(ctx: Context, microbatches: Iterable[MicrobatchId]) -> Unfit | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.core.bars import UNTIL_ALLOWED_S
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
@@ -16,8 +17,6 @@ from gwtf_p2p.protocol.wire.messages import Check, Message, Verdict
 from gwtf_p2p.protocol.wire.signed import Order
 
 BARRED = Refusal("barred", breach=False, is_final=True)
-UNTIL_ALLOWED_S = 1e9
-"""For how long a peer that may not take part is barred: until an order says otherwise."""
 
 
 class Gate:
@@ -125,7 +124,8 @@ class Gate:
             elif before and not why:
                 ctx.report("peer_allowed", peer=peer)
                 self.known.shut_out.pop(peer, None)
-                ctx.emit(ef.Bar(peer, 0.0))
+                if not ctx.bars.is_convicted(peer):
+                    ctx.emit(ef.Bar(peer, 0.0))
         return True
 
     def _refusal(self, sender: PeerId, message: Message) -> Refusal | None:

@@ -10,7 +10,7 @@ import pytest
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.audit import texts
-from gwtf_p2p.protocol.audit.convictions import PASSED_OVER
+from gwtf_p2p.protocol.audit.convictions import MOST_UNJUDGED, PASSED_OVER
 from gwtf_p2p.protocol.audit.draw import in_order, is_drawn
 from gwtf_p2p.protocol.audit.judge import agrees, difference, loser
 from gwtf_p2p.protocol.audit.texts import draw_text, finding_text
@@ -108,6 +108,27 @@ FORGED: dict[str, Callable[[], Conviction]] = {
 @pytest.mark.parametrize("forged", FORGED)
 def test_a_conviction_that_is_not_whole_convicts_nobody(forged: str) -> None:
     assert heard(bystander(), FORGED[forged]()) == set()
+
+
+def test_a_conviction_is_judged_when_its_auditors_are_known() -> None:
+    driven = bystander()
+    known = [D, A, A2, B, record(A3, stage=1)]
+    driven.handle(ev.ViewChanged(view(known)))
+    assert heard(driven, conviction()) == set()
+    driven.handle(ev.ViewChanged(view([*known, record(A4, stage=1)])))
+    assert [report["peer"] for report in driven.reported("peer_convicted")] == [A2]
+    assert driven.machine.ctx.bars.is_barred(A2, driven.now)
+
+
+def test_what_waits_to_be_judged_has_a_bound() -> None:
+    driven = bystander()
+    strangers = [PeerId(f"stranger_{i}") for i in range(MOST_UNJUDGED + 10)]
+    for stranger in strangers:
+        driven.handle(ev.Received(B, Conviction(PROOF, finding(A3), finding(stranger))))
+    driven.handle(ev.ViewChanged(view([D, A, A2, B, record(A3, stage=1), record(strangers[0], stage=1)])))
+    assert not driven.reported("peer_convicted")
+    driven.handle(ev.ViewChanged(view([D, A, A2, B, record(A3, stage=1), record(strangers[-1], stage=1)])))
+    assert driven.reported("peer_convicted")
 
 
 def test_without_audits_in_the_run_nobody_is_convicted() -> None:

@@ -92,6 +92,15 @@ def test_nothing_is_heard_from_a_banned_peer_until_it_is_allowed_again() -> None
     assert driven.verdict()[0] is Verdict.ACCEPTED
 
 
+def test_who_is_allowed_again_but_was_convicted_of_wrong_work_is_not_heard() -> None:
+    driven = in_step()
+    driven.sees([record(D), record(D2), record(A)])
+    under_orders(driven, order(ban=(D2,)))
+    driven.machine.ctx.bars.convict(D2)
+    driven.handle(ev.Ordered((order(number=2),)))
+    assert driven.did(ef.Bar) == [] and driven.machine.ctx.bars.is_barred(D2, 1e12)
+
+
 def test_orders_that_have_been_heard_and_those_of_others_change_nothing() -> None:
     driven = in_step()
     driven.sees([record(D), record(A), record(B, PeerState.ONLINE)])
