@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from experiments.audit_tolerance import Pair, a_run
+from experiments.audits.tolerance import Pair, a_run
 from gwtf_p2p.live.emulation.cheats import CHEATS, STALE_STEPS
 from gwtf_p2p.protocol.audit.judge import agrees, difference
 from gwtf_p2p.protocol.wire.run_parts import ToleranceSpec

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.integrity import outcome, small
+from experiments.audits.integrity import outcome, small
 from gwtf_p2p.live.emulation.cheats import CHEATS
 
 pytestmark = [pytest.mark.live]

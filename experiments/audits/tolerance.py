@@ -1,6 +1,6 @@
 """By how much honest peers of a stage differ, and cheats: what `audit_tolerance` of a run is chosen by.
 
-`python -m experiments.audit_tolerance --pairs 10000 --json` takes stages of a tiny model, one honest peer that works and
+`python -m experiments.audits.tolerance --pairs 10000 --json` takes stages of a tiny model, one honest peer that works and
 another that does it again, in every pair of precisions and every wire format, with other numbers of threads (another order of
 summing); and every cheat of `emulation/cheats`. One line for each: largest and median difference of outputs and gradients, as
 shares of what the stage changes, and how many of the audits were judged wrongly. Exit code 1 if an honest pair was. `--run
