@@ -1,11 +1,11 @@
 """A stage peer that computes wrongly, in a run of real peers: is it found, how soon, is anybody else, and what does it cost?
 
 `python -m experiments.audits.integrity --seeds 0-4 --json` trains a small model with three peers in its first stage, one of
-which cheats (each of `emulation/cheats`), with a share of all hops done again (`--audit`, 0.2 unless told), and the same run without
-a cheat. A line is `{"cheat", "seed", "caught", "caught_after", "honest_barred", "audits_passed", "audits_differed", "loss",
-"clean_loss", "unaudited_loss"}`: was it convicted, after how many iterations; how many others were convicted or left out; the
-mean loss of the last iterations, that of the run without a cheat, and (with `--control`) that of a run with the cheat and
-without audits. Exit code 1 if a cheat was not caught or an honest peer was barred.
+which cheats (each of `emulation/cheats`), with a share of all hops done again (`--audit`, 0.2 unless told), and the same
+run without a cheat. A line is `{"cheat", "seed", "caught", "caught_after", "honest_barred", "audits_passed",
+"audits_differed", "loss", "clean_loss", "unaudited_loss"}`: was it convicted, after how many iterations; how many others
+were convicted or left out; the mean loss of the last iterations, that of the run without a cheat, and (with `--control`)
+that of a run with the cheat and without audits. Exit code 1 if a cheat was not caught or an honest peer was barred.
 """
 
 from __future__ import annotations
