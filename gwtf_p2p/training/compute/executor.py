@@ -20,105 +20,20 @@ Wrong shapes from a peer raise RemoteProtocolError; calls out of order are our b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId
 from gwtf_p2p.protocol.wire.records import LossSpec
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.device import resolve_device
-from gwtf_p2p.training.compute.gradients import AlreadyCountedError, GradientAccumulator, GradientSum, NotHeldError, all_finite
+from gwtf_p2p.training.compute.gradients import AlreadyCountedError, GradientSum, NotHeldError, all_finite
 from gwtf_p2p.training.compute.loss import loss_of, summed_loss
-from gwtf_p2p.training.compute.tensor_bytes import dtype_of
+from gwtf_p2p.training.compute.part_executor import PartExecutor
 from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.split import DataPart, StagePart
-
-
-class _Executor:
-    """What both kinds of part share: device, precision, the boundary, the gradient sum."""
-
-    def __init__(self, part: StagePart | DataPart, config: ExecutorConfig, device: torch.device) -> None:
-        self.device = device
-        self._boundary = part.boundary
-        self._parameters: Mapping[str, nn.Parameter] = part.parameters
-        self._compute_dtype = dtype_of(config.torch_dtype, "--torch_dtype")
-        self._accumulator = GradientAccumulator(part.parameters)
-
-    @property
-    def counted(self) -> frozenset[MicrobatchId]:
-        """Microbatches whose gradient is in the sum."""
-        return frozenset(self._accumulator.counted)
-
-    @property
-    def refused(self) -> frozenset[MicrobatchId]:
-        """Microbatches whose gradient is not finite, and so not in the sum."""
-        return frozenset(self._accumulator.refused)
-
-    def gradient_vector(self) -> GradientSum:
-        """The gradient sum so far, without a copy."""
-        return self._accumulator.export()
-
-    def load_gradient(self, gradient: GradientSum) -> None:
-        """Add a sum that another peer of the stage has counted and hands over.
-
-        Raises AlreadyCountedError if a microbatch is in both sums, RemoteProtocolError if names or shapes differ.
-        """
-        self._accumulator.merge(gradient)
-
-    def _add(self, microbatch: MicrobatchId, gradients: Mapping[str, Tensor]) -> None:
-        if not self._accumulator.add(gradients):
-            self._accumulator.refused.add(microbatch)
-
-    def _precision(self) -> AbstractContextManager[object]:
-        if self._compute_dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self._compute_dtype)
-
-    def _received(self, payload: Payload, what: str = "activation") -> Payload:
-        """A payload or its gradient on this device, floats in the residual stream's float32.
-
-        Raises RemoteProtocolError if the shapes are not the boundary's.
-        """
-        expected, got = [each.shape for each in self._boundary], [tuple(tensor.shape) for tensor in payload]
-        if expected != got:
-            raise RemoteProtocolError(f"{what} of shapes {got}: expected {expected}")
-        return tuple(
-            tensor.detach().to(self.device, torch.int64 if each.is_integer else torch.float32)
-            for tensor, each in zip(payload, self._boundary, strict=True)
-        )
-
-    def _leaves(self, payload: Payload) -> Payload:
-        """The same values as new leaves of a graph."""
-        return tuple(
-            tensor if each.is_integer else tensor.detach().requires_grad_()
-            for tensor, each in zip(payload, self._boundary, strict=True)
-        )
-
-    def _floats(self, payload: Payload) -> list[Tensor]:
-        return [tensor for tensor, each in zip(payload, self._boundary, strict=True) if not each.is_integer]
-
-    def _gradient_payload(self, inputs: Payload, gradients: Sequence[Tensor | None]) -> Payload:
-        """The gradients of the float inputs, in their order, as a payload; zeros where there is none."""
-        left = iter(gradients)
-        found = [None if each.is_integer else next(left) for each in self._boundary]
-        return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True))
-
-    def _by_name(self, gradients: Sequence[Tensor | None]) -> dict[str, Tensor]:
-        """Gradients of the parameters, in their order, without those that the computation did not reach."""
-        return {name: g for name, g in zip(self._parameters, gradients, strict=True) if g is not None}
-
-    def _refuse_counted(self, microbatch: MicrobatchId) -> None:
-        if microbatch in self._accumulator.counted:
-            raise AlreadyCountedError(f"{microbatch}: it was already counted")
-
-    def _require_counted(self, microbatch: MicrobatchId) -> None:
-        if microbatch not in self._accumulator.counted:
-            raise NotHeldError(f"{microbatch}: cannot be uncounted, it is not counted")
 
 
 @dataclass(slots=True)
@@ -129,7 +44,7 @@ class _Held:
     output: Payload | None
 
 
-class StageExecutor(_Executor):
+class StageExecutor(PartExecutor):
     """A stage: activation in, activation out, and the gradients the other way."""
 
     def __init__(self, part: StagePart, config: ExecutorConfig) -> None:
@@ -165,9 +80,7 @@ class StageExecutor(_Executor):
         """What `forward` and `backward` give for these two; nothing is held or counted. Raises RemoteProtocolError."""
         leaves, gradient = self._leaves(self._received(activation)), self._received(output_gradient, "gradient")
         output = self._run(leaves, with_graph=True)
-        floats = self._floats(leaves)
-        found = torch.autograd.grad(self._floats(output), floats, self._floats(gradient), allow_unused=True)
-        return _detached(output), self._gradient_payload(leaves, found)
+        return _detached(output), self._gradients(leaves, output, gradient)[0]
 
     def drop_graph(self, microbatch: MicrobatchId) -> None:
         """Free the graph of a held forward and keep its input; the backward will recompute. Raises NotHeldError."""
@@ -245,7 +158,7 @@ class _InFlight:
     loss_inputs: tuple[Payload, Tensor] | None = None
 
 
-class DataExecutor(_Executor):
+class DataExecutor(PartExecutor):
     """The data peer's part: embedding first, loss last, and the embedding's gradient when the microbatch is back.
 
     Loss = mean cross entropy over the microbatch's tokens and what the run adds (`loss`); `labels_BT[b, t]` is the token after
