@@ -65,19 +65,19 @@ class AuditWork:
 
     # ---- effects
 
-    async def carry_out(self, effect: ef.Sign | ef.Digest | ef.Gather) -> ev.Event:
-        """What was asked for, as an event."""
+    async def carry_out(
+        self, effect: ef.Sign | ef.Digest | ef.Gather | ef.DropGathered, feed: Callable[[ev.Event], None]
+    ) -> None:
+        """What was asked for; `feed` hears of it."""
         match effect:
             case ef.Sign(name, text):
-                return ev.Signed(name, await asyncio.to_thread(self._sign, text))
+                feed(ev.Signed(name, await asyncio.to_thread(self._sign, text)))
             case ef.Digest(microbatch):
-                return ev.Digested(microbatch, await asyncio.to_thread(self._digests, microbatch))
+                feed(ev.Digested(microbatch, await asyncio.to_thread(self._digests, microbatch)))
             case ef.Gather(hop, proof):
-                return await self._gather(hop, proof)
-
-    def drop(self, microbatch: MicrobatchId) -> None:
-        """Free what was gathered of it."""
-        self._here.pop(microbatch, None)
+                feed(await self._gather(hop, proof))
+            case ef.DropGathered(microbatch):
+                self._here.pop(microbatch, None)
 
     async def compare(self, microbatch: MicrobatchId) -> ev.Computed:
         """Do the hop again, in the compute thread, and say by how much the worker's results differ."""

@@ -259,25 +259,14 @@ class Driver:
             case ef.Bar(peer, seconds):
                 self.parts.transport.bar(peer, seconds)
             case ef.Sign() | ef.Digest() | ef.Gather() | ef.DropGathered():
-                self._carry_out_audit(effect)
+                assert self.parts.audits is not None, "only peers that can sign take part in audits"
+                self._spawn(self.parts.audits.carry_out(effect, self.feed))
             case ef.Report():
                 self.parts.on_report(effect, self.clock())
             case ef.Answer() | ef.AnswerCheck():
                 pass  # read by whoever fed the event
             case _:
                 assert_never(effect)
-
-    def _carry_out_audit(self, effect: ef.Sign | ef.Digest | ef.Gather | ef.DropGathered) -> None:
-        audits = self.parts.audits
-        assert audits is not None, "only peers that can sign take part in audits"
-        match effect:
-            case ef.DropGathered(microbatch):
-                audits.drop(microbatch)
-            case _:
-                self._spawn(self._audit_event(audits.carry_out(effect)))
-
-    async def _audit_event(self, work: Coroutine[Any, Any, ev.Event]) -> None:
-        self.feed(await work)
 
     async def _compute(self, compute: ef.Compute) -> None:
         work, microbatch = compute.work, compute.microbatch
