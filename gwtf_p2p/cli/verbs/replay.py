@@ -17,7 +17,7 @@ from typing import Any
 from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.shared.pictures import MOVING, bars_of_files, iteration_page
 from gwtf_p2p.drawing.files import check_picture_path, write_picture
-from gwtf_p2p.live.libp2p.signatures import verifier
+from gwtf_p2p.live.libp2p.audit_signing import verifier
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.replay.replay import Difference, Replayed, replay
 

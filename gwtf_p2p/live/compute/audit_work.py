@@ -66,7 +66,7 @@ class AuditWork:
     # ---- effects
 
     async def carry_out(
-        self, effect: ef.Sign | ef.Digest | ef.Gather | ef.DropGathered, feed: Callable[[ev.Event], None]
+        self, effect: ef.Sign | ef.Digest | ef.Gather | ef.DropGathered, feed: Callable[[ev.Event], object]
     ) -> None:
         """What was asked for; `feed` hears of it."""
         match effect:

@@ -228,8 +228,7 @@ class Driver:
             case ef.StartTimer(name, delay_s):
                 self._start_timer(name, delay_s)
             case ef.CancelTimer(name):
-                timer = self._timers.pop(name, None)
-                if timer is not None:
+                if (timer := self._timers.pop(name, None)) is not None:
                     timer.cancel()
             case ef.Watch(peer):
                 self.parts.transport.watch(peer)

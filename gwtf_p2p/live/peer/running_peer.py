@@ -16,9 +16,9 @@ from gwtf_p2p.live.compute.averages import AverageFailureError, AverageResult
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.compute.stage_fit import watch_memory
 from gwtf_p2p.live.emulation.faults import FaultTrigger
+from gwtf_p2p.live.libp2p.audit_signing import verifier
 from gwtf_p2p.live.libp2p.daemon import until
 from gwtf_p2p.live.libp2p.receipt_signing import ReceiptSigning
-from gwtf_p2p.live.libp2p.audit_signing import verifier
 from gwtf_p2p.live.measure.evaluation import Evaluation
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.metrics import Metrics

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gwtf_p2p.live.libp2p.identity import Identity, create_identity
 from gwtf_p2p.live.libp2p.audit_signing import signer, verifier
+from gwtf_p2p.live.libp2p.identity import Identity, create_identity
 from gwtf_p2p.protocol.ids import PeerId, RunId
 
 RUN = RunId("run")
