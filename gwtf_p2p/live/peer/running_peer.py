@@ -42,12 +42,13 @@ from gwtf_p2p.live.peer.network import Network
 from gwtf_p2p.live.peer.record_keeper import read_view
 from gwtf_p2p.live.peer.reporting import Reporter, Reporting
 from gwtf_p2p.live.peer.transport import Transport, connect_transport
-from gwtf_p2p.live.peer.wiring import connect_parts
+from gwtf_p2p.live.peer.wiring import Parts, connect_parts
 from gwtf_p2p.live.text.through_stages import Swarm, ThroughStages
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.peer.base import PeerMachine
 from gwtf_p2p.protocol.peer.factory import compose
 from gwtf_p2p.protocol.replay.log import Opening
 from gwtf_p2p.protocol.stall.watch import StallWatch, Wanted
@@ -90,6 +91,13 @@ async def start_running(
     return peer
 
 
+def _set_doors(parts: Parts, machine: PeerMachine, transport: Transport) -> None:
+    """Who gets in, and who gets what, is the machine's to say."""
+    parts.audits.why_not = machine.audits.why_not
+    parts.forward_only.may_ask = machine.gate.may_ask_forward_only
+    transport.real_rpc.admits = machine.gate.admits
+
+
 class RunningPeer:
     """Made by `start_running`; `serve` runs it, `close` ends it."""
 
@@ -122,9 +130,7 @@ class RunningPeer:
         self.pauses = False
         self.settings = peer_settings(config, run, self.place, self.daemon.peer_id)
         machine = compose(self.settings, verify=self.parts.signing.verify, signed_by=verifier(run.run_id))
-        self.parts.audits.why_not = machine.audits.why_not
-        self.parts.forward_only.may_ask = machine.gate.may_ask_forward_only
-        transport.real_rpc.admits = machine.gate.admits
+        _set_doors(self.parts, machine, transport)
         self.reporter = Reporter(self.parts, machine, reporting)
         swarm = Swarm(lambda: machine.ctx.view, lambda: machine.ctx.liveness.excluded)
         stages = ThroughStages(self.compute, self.parts.forward_only, swarm)
