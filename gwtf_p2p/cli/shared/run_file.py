@@ -40,6 +40,7 @@ from gwtf_p2p.protocol.wire.records import (
     LossSpec,
     OptimizerSpec,
     RunRecord,
+    ToleranceSpec,
     WeightsSpec,
     WireSpec,
 )
@@ -83,6 +84,7 @@ SECTIONS: dict[str, Any] = {
     "evaluation": EvaluationSpec,
     "adapters": AdapterSpec,
     "wire": WireSpec,
+    "audit_tolerance": ToleranceSpec,
 }
 """Tables of a run file that are a dataclass of the record."""
 

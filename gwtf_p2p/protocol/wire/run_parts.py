@@ -53,7 +53,8 @@ class ToleranceSpec:
     """By how much the results of two honest peers of a stage may differ: norm of the difference as a share of what the stage
     changes, of outputs and of gradients. The bfloat16 ones hold where either peer computes in it.
 
-    The defaults are assumed: nothing in this repository measures by how much honest peers differ.
+    The defaults are far above what CPUs of one kind differ by (`experiments.audits.tolerance`); kinds of devices were never
+    compared.
     """
 
     float32: Annotated[float, Gt(0), Le(1), "outputs of two peers that compute in float32"] = 1e-3
