@@ -30,6 +30,7 @@ from gwtf_p2p.protocol.wire.records import (
     LossSpec,
     OptimizerSpec,
     RunRecord,
+    ToleranceSpec,
     WeightsSpec,
     decode_run,
     encode,
@@ -46,6 +47,7 @@ KINDS = {
     "evaluation.": EvaluationSpec,
     "weights.": WeightsSpec,
     "adapters.": AdapterSpec,
+    "audit_tolerance.": ToleranceSpec,
     "dataset.": DatasetSpec,
 }
 OUTSIDE = {
