@@ -15,21 +15,19 @@ import gzip
 import json
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.support.friends_house import Friend, House, StoryFailed, check, forget_disk
+from experiments.support.small_disk import NoSmallDisk, small_disk
 
 ASLEEP_S = 45.0
 """How long the laptop is closed: longer than any deadline of the others, and than its record lives."""
 
 JUMP_S = 3600.0
-SMALL_DISK_MB = 64
 MOST_LINES = 24
 NEWER = "9.0.0"
 CUT_FILE = "part-1.jsonl.gz"
@@ -44,10 +42,6 @@ RUN = {
     "total_iterations": 100000,
     "checkpoint_every": 2,
 }
-
-
-class LeftOut(Exception):
-    """This machine cannot tell the story; the message says why."""
 
 
 def begin(
@@ -94,27 +88,21 @@ def power_cut(house: House) -> str:
 
 def disk_full(house: House) -> str:
     """The disk of a friend is full: nobody stops, nothing half is left, and when there is room again it is written to."""
-    with small_disk(house.folder / "small") as disk:
+    with small_disk(house.folder / "small") as small:
+        disk = small.folder
         house.folder.joinpath("friend2").mkdir()
         house.folder.joinpath("friend2", "disk").symlink_to(disk)
         owner, (_, friend) = begin(house)
         house.until_so("a checkpoint is written", lambda: any(disk.glob("stage_*/step_*/manifest.json")))
-        ballast = disk / "films"
-        with ballast.open("wb") as file:
-            try:
-                while True:
-                    file.write(bytes(1 << 16))
-                    file.flush()
-            except OSError:
-                pass
+        small.fill()
         told = house.until(friend, "disk is left alone")
-        before = newest(disk)
+        before = small.newest
         house.until_more(owner, 4)
         house.until_more(friend, 2)
         half = [path for path in disk.rglob("*") if path.is_dir() and path.name.startswith("step_") and not whole(path)]
         check(not half, f"no checkpoint is half written: {half}")
-        ballast.unlink()
-        seconds = house.until_so("a later checkpoint is written", lambda: newest(disk) > before)
+        small.free()
+        seconds = house.until_so("a later checkpoint is written", lambda: small.newest > before)
     return f"{told.split(':')[-1].strip()!r}; written again {seconds:.0f} s after there was room"
 
 
@@ -223,11 +211,6 @@ def whole(checkpoint: Path) -> bool:
     return (checkpoint / "manifest.json").exists()
 
 
-def newest(disk: Path) -> int:
-    """The last iteration of which a checkpoint is on the disk."""
-    return max((int(path.parent.name[5:]) for path in disk.glob("stage_*/step_*/manifest.json")), default=0)
-
-
 def copies_of_the_owner(friend: Friend) -> int:
     """Checkpoints of stage 0 on the disk of another one."""
     return len(list(friend.disk.glob("stage_00000/step_*/manifest.json")))
@@ -243,19 +226,6 @@ def write_texts(folder: Path, cut: bool) -> None:
         packed = gzip.compress(text.encode(), mtime=0)
         file = folder / f"part-{number}.jsonl.gz"
         file.write_bytes(packed[: len(packed) // 2] if cut and file.name == CUT_FILE else packed)
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A disk of few megabytes. Raises LeftOut where none can be had."""
-    folder.mkdir(parents=True)
-    words = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_MB}m", "friends", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(words, capture_output=True).returncode:
-        raise LeftOut("mounting a small disk needs root and Linux")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 STORIES: dict[str, Callable[[House], str]] = {
@@ -282,7 +252,7 @@ def main() -> int:
                 outcome, told = STORIES[name](house), "holds"
             except StoryFailed as error:
                 outcome, told, failed = str(error), "FAILS", failed + 1
-            except LeftOut as why:
+            except NoSmallDisk as why:
                 outcome, told = str(why), "left out"
         print("\n".join(house.screens(args.lines)), flush=True)
         shutil.rmtree(folder, ignore_errors=True)

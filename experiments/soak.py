@@ -5,8 +5,12 @@ Stage peers and data peers are drawn by the seed; the last living peer of a stag
 peer are never killed: they are the survivors whose memory is watched (the peer and its p2pd, from /proc, after a warm-up of a
 fifth of the time; the slope is by least squares).
 
+With `--power_cut` everything is killed at once in the middle of the time, and started again from its disks; with `--full_disk`
+the disk of the surviving stage peer is full for a fifth of the time, before that (a small tmpfs: root and Linux).
+
 Verdict, told by the exit code: the loss falls (first to last fifth of the steps), no microbatch is lost or counted twice, every
-killed peer comes back, the survivors' memory grows by less than `most_mb_per_min`, no process is left at the end.
+killed peer comes back, the first step after a power cut takes less than a minute, the full disk is written to again, the survivors' memory grows by less
+than `most_mb_per_min`, no process is left at the end.
 """
 
 from __future__ import annotations
@@ -20,27 +24,37 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from experiments.support.live_swarm import POLL_S, SmallRun, Swarm
+from experiments.support.small_disk import Disk, NoSmallDisk, small_disk
 from gwtf_p2p.cli.shared.local_run import BOOTSTRAP, RunFailed
 
 RESTART_AFTER_S = 2.0
 SAMPLE_EVERY_S = 2.0
 BACK_WITHIN_S = 120.0
+RESUMED_WITHIN_S = 60.0
 SURVIVORS = ("stage1.0", "data0")
+FULL_FROM, FULL_TO, CUT_AT = 0.2, 0.4, 0.5
+"""Of the time: when the disk is full, and when the power goes."""
 
 
 @dataclass
 class Soak:
-    """One soak; `memory` holds (seconds, MB) of each survivor and of its p2pd."""
+    """One soak; `memory` holds (seconds, MB) of each survivor and of its p2pd. `disk` is the small one, if one is to fill up.
+    `resumed_s`: from the start after the power cut to the first step."""
 
     swarm: Swarm
     kill_every_s: float
     seed: int
+    cuts: bool = False
+    disk: Disk | None = None
+    resumed_s: float = 0.0
+    redone: int = 0
     memory: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     pids: set[int] = field(default_factory=set)
     kills: dict[str, int] = field(default_factory=dict)
@@ -60,6 +74,7 @@ class Soak:
         kill_at, sample_at, say_at = began + self.kill_every_s, began, began + 60.0
         while (now := time.monotonic()) < began + seconds:
             swarm.poll()
+            self._trouble((now - began) / seconds)
             self._note_processes()
             self._restart(now)
             if now >= kill_at:
@@ -72,6 +87,42 @@ class Soak:
                 say_at += 60.0
                 self._say(now - began)
         swarm.until("everybody is back", lambda: not self._down and self._all_back(), BACK_WITHIN_S)
+
+    def _trouble(self, share: float) -> None:
+        """What is due when this share of the time has passed."""
+        if self.disk is not None and FULL_FROM <= share < FULL_TO:
+            self.disk.fill()
+        elif self.disk is not None:
+            self.disk.free()
+        if self.cuts and share >= CUT_AT:
+            self.cuts = False
+            self._power_cut()
+
+    def _power_cut(self) -> None:
+        """All at once, and back from their disks; what was done after the last common checkpoint is done again."""
+        swarm, run = self.swarm, self.swarm.run
+        reached, names = swarm.state.iterations, [name for name in run.lines if name != BOOTSTRAP]
+        for name in (BOOTSTRAP, *names):
+            if run.lines[name].state != "killed":
+                run.kill(name)
+        self._down.clear()
+        self._coming.clear()
+        self.memory = {f"{what} before the cut": samples for what, samples in self.memory.items()}
+        swarm.heard.clear()
+        run.start_again(BOOTSTRAP)
+        swarm.wait_for("started", BOOTSTRAP)
+        run.lines[BOOTSTRAP].state = "online"
+        began = time.monotonic()
+        for name in names:
+            run.start_again(name)
+        swarm.wait_for("iteration_begins")
+        begins = int(swarm.said("iteration_begins")[0]["iteration"])
+        swarm.state.hear(BOOTSTRAP, 0, {"name": "going_back", "version": begins}, time.monotonic())
+        self.redone = reached - begins
+        swarm.until("the first step after the power cut", lambda: begins in swarm.state.ended_at)
+        self.resumed_s = time.monotonic() - began
+        swarm.until("everybody is back after the power cut", lambda: all(run.lines[n].state == "online" for n in names))
+        print(f"power cut after {reached} steps, on from {begins} after {self.resumed_s:.1f} s", flush=True)
 
     def _kill(self, now: float) -> None:
         run = self.swarm.run
@@ -115,7 +166,8 @@ class Soak:
         """MB/min of each, after the warm-up."""
         found = {}
         for what, samples in self.memory.items():
-            warm = [sample for sample in samples if sample[0] > samples[-1][0] / 5]
+            first, last = samples[0][0], samples[-1][0]
+            warm = [sample for sample in samples if sample[0] >= first + (last - first) / 5]
             seconds, mb = np.array(warm).T
             found[what] = float(np.polyfit(seconds / 60, mb, 1)[0])
         return found
@@ -166,6 +218,9 @@ def verdict(soak: Soak, args: argparse.Namespace, failure: str) -> dict[str, obj
     wrong += [f"the ledger does not add up: {accounting}"] if accounting["lost"] + accounting["double_counted"] else []
     wrong += [f"memory grows by {steepest:.2f} MB/min"] if steepest > args.most_mb_per_min else []
     wrong += [f"processes are left: {left}"] if left else []
+    wrong += ["nothing was written after the disk was full"] if soak.disk is not None and not soak.disk.is_written_again else []
+    wrong += ["the power was not cut"] if args.power_cut and not soak.resumed_s else []
+    wrong += [f"the first step after the power cut took {soak.resumed_s:.0f} s"] if soak.resumed_s > RESUMED_WITHIN_S else []
     return {
         "minutes": args.minutes,
         "steps": len(losses),
@@ -176,6 +231,9 @@ def verdict(soak: Soak, args: argparse.Namespace, failure: str) -> dict[str, obj
         "back_median_s": statistics.median(soak.back_s) if soak.back_s else None,
         "back_max_s": max(soak.back_s, default=None),
         "microbatches": accounting,
+        "resumed_s": round(soak.resumed_s, 1),
+        "redone_steps": soak.redone,
+        "disk": soak.disk.story if soak.disk is not None else "",
         "withdrawn": state.withdrawn,
         "recoveries": dict(state.recoveries),
         "recovery": state.recovery.plain(),
@@ -196,6 +254,8 @@ def main() -> int:
     parser.add_argument("--data_peers", type=int, default=2)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--most_mb_per_min", type=float, default=1.0, help="most growth of a survivor's memory")
+    parser.add_argument("--power_cut", action="store_true", help="kill everything at once in the middle of the time")
+    parser.add_argument("--full_disk", action="store_true", help="a survivor's disk is full for a fifth of the time")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep logs and checkpoints there")
     args = parser.parse_args()
     folder = args.keep or Path(tempfile.mkdtemp(prefix="gwtf-soak-"))
@@ -210,11 +270,14 @@ def main() -> int:
         checkpoint_every=20,
     )
     failure = ""
-    soak = Soak(Swarm(small, folder), args.kill_every, args.seed)
+    soak = Soak(Swarm(small, folder), args.kill_every, args.seed, cuts=args.power_cut)
     try:
-        with soak.swarm:
+        with ExitStack() as stack:
+            if args.full_disk:
+                soak.disk = stack.enter_context(small_disk(folder / "checkpoints" / SURVIVORS[0]))
+            stack.enter_context(soak.swarm)
             soak.go(60 * args.minutes)
-    except (RunFailed, AssertionError) as error:
+    except (RunFailed, AssertionError, NoSmallDisk) as error:
         failure = str(error)
     result = verdict(soak, args, failure)
     print(json.dumps(result, indent=1))
