@@ -6,8 +6,9 @@ laptop and wake up where they were, a few are cut off. All come back with their 
 seconds of virtual time: an iteration takes about half an hour of the diary, as one of a large model would at home.
 
 Told of each seed: iterations that are committed, the share of the week in which training stands still, by the rules that tell
-people so (`protocol/stall`), and why, how often the swarm has gone back, and microbatches lost or counted twice. Invariants are
-checked all the while; exit code 1 if one breaks.
+people so (`protocol/stall`), and why, how often the swarm has gone back, microbatches lost or counted twice, and what the ledger
+of a data peer adds up to (microbatches of a stage) beside what is in the averages that were committed. Invariants are checked
+all the while; exit code 1 if one breaks, or the two sums differ.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from gwtf_p2p.simulation.world.small_swarm import SmallConfig, small_swarm
 
 DAYS, HOURS = 7, 24
 WEEKEND = (5, 6)
+LEDGER_WAIT_S = 300.0
 LOOK_S = 2.0
 """How often, in virtual seconds, it is looked whether training stands still."""
 
@@ -121,7 +123,13 @@ class Week:
         while kernel.now < DAYS * HOURS * self.hour_s:
             kernel.run(lambda: False, kernel.now + LOOK_S)
             self._look(kernel.now)
+        kernel.run(lambda: bool(self.swarm.invariants.ledgers()), kernel.now + LEDGER_WAIT_S)  # one that is in no step just now
         self.swarm.invariants.check()
+
+    def sums(self) -> tuple[int, int]:
+        """Microbatches of a stage in the ledger of the data peer that has most, and in the averages of the commits it holds."""
+        ledgers = self.swarm.invariants.ledgers().values()
+        return max(((said.total(), averaged.total()) for said, averaged in ledgers), default=(0, 0))
 
     def _look(self, now: float) -> None:
         self.looks += 1
@@ -151,6 +159,9 @@ def week(seed: int, hour_s: float) -> dict[str, object]:
     except AssertionError as error:
         wrong = (str(error) or repr(error)).splitlines()[0]
     tally = told.swarm.invariants.check() if not wrong else None
+    ledger, committed = told.sums() if tally else (0, 0)
+    if not wrong and (ledger != committed or (told.iterations and not committed)):
+        wrong = f"the ledger adds up to {ledger}, the commits to {committed}"
     share = {code: round(count / told.looks, 4) for code, count in told.stalled.most_common()}
     return {
         "seed": seed,
@@ -158,6 +169,8 @@ def week(seed: int, hour_s: float) -> dict[str, object]:
         "microbatches": tally.done if tally else None,
         "lost": tally.lost if tally else None,
         "double_counted": tally.double if tally else None,
+        "ledger": ledger,
+        "committed": committed,
         "stalled": round(sum(told.stalled.values()) / max(1, told.looks), 4),
         "stalled_why": share,
         "goings": dict(Counter(fault.kind for _, fault in told.swarm.faults.fired)),
@@ -182,6 +195,8 @@ def main() -> int:
         "stalled": round(sum(float(str(w["stalled"])) for w in weeks) / len(weeks), 4),
         "lost": sum(int(str(w["lost"] or 0)) for w in weeks),
         "double_counted": sum(int(str(w["double_counted"] or 0)) for w in weeks),
+        "ledger": sum(int(str(w["ledger"])) for w in weeks),
+        "committed": sum(int(str(w["committed"])) for w in weeks),
         "wrong": [w["seed"] for w in weeks if w["wrong"]],
     }
     print(json.dumps(total) if args.json else f"{total}")
@@ -192,7 +207,8 @@ def line_of(figures: dict[str, object]) -> str:
     why = "; ".join(f"{100 * share:.1f} % {text}" for text, share in dict(figures["stalled_why"]).items())  # type: ignore[call-overload]
     return (
         f"seed {figures['seed']}: {figures['iterations']} iterations, {figures['microbatches']} microbatches, "
-        f"{figures['lost']} lost, {figures['double_counted']} double; stood still {100 * float(str(figures['stalled'])):.1f} % "
+        f"{figures['lost']} lost, {figures['double_counted']} double, "
+        f"{figures['ledger']} stages of them in the ledger, {figures['committed']} in the commits; stood still {100 * float(str(figures['stalled'])):.1f} % "
         f"of the week ({why}); went back {figures['went_back']} times; {figures['wrong'] or 'invariants hold'}"
     )
 

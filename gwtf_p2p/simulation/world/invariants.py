@@ -17,7 +17,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.lifecycle import HOLDS_CAPACITY
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
-from gwtf_p2p.protocol.view.contributions import Contributions
+from gwtf_p2p.protocol.view.contributions import Contributions, Place
 from gwtf_p2p.protocol.wire.messages import Ballot, Prepare
 from gwtf_p2p.simulation.world.world import World
 
@@ -118,23 +118,30 @@ class Invariants:
         for iteration, skips in self._skips.items():
             self._expect(len(set(skips.values())) == 1, f"iteration {iteration} was skipped by some alone: {skips}")
 
-    def _check_contributions(self) -> None:
-        """The sums of receipts against the shares of the averages: two ways to one number."""
+    def ledgers(self) -> dict[PeerId, tuple[Counter[Place], Counter[Place]]]:
+        """Of each data peer that is well: whose microbatches of which stage its receipts add up to, and how many of them are in
+        the averages of the commits that its weights come from: two ways to one number."""
+        found = {}
         for peer in self.world.peers.values():
             participant = peer.machine.participant
             if peer.machine.ctx.stage != DATA_STAGE or not peer.alive or peer.frozen or participant.out_of_step:
                 continue
             if participant.share.stepping:
                 continue
-            averaged: Counter[tuple[Stage, PeerId]] = Counter()
+            averaged: Counter[Place] = Counter()
             for (iteration, stage, ballot), prepare in self.prepares.items():
                 counts = iteration < participant.weights and not prepare.skipped_for
                 if counts and ballot == self._latest.get(iteration):
                     averaged += Counter({(stage, share.participant): len(share.microbatches) for share in prepare.shares})
             sums = peer.contributions.get(participant.weights, Contributions())
-            said = Counter({place: c.microbatches for place, c in sums.of.items()})
+            found[peer.id] = Counter({place: c.microbatches for place, c in sums.of.items()}), averaged
+        return found
+
+    def _check_contributions(self) -> None:
+        for peer, (said, averaged) in self.ledgers().items():
             differ = {place: (said[place], averaged[place]) for place in said | averaged if said[place] != averaged[place]}
-            self._expect(not differ, f"{peer.id} at version {participant.weights}: contributions differ: {differ}")
+            version = self.world.peers[peer].machine.participant.weights
+            self._expect(not differ, f"{peer} at version {version}: contributions differ: {differ}")
 
     def _expect(self, condition: bool, what: str) -> None:
         if not condition:
