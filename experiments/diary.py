@@ -6,9 +6,9 @@ laptop and wake up where they were, a few are cut off. All come back with their 
 seconds of virtual time: an iteration takes about half an hour of the diary, as one of a large model would at home.
 
 Told of each seed: iterations that are committed, the share of the week in which training stands still, by the rules that tell
-people so (`protocol/stall`), and why, how often the swarm has gone back, microbatches lost or counted twice, and what the ledger
-of a data peer adds up to (microbatches of a stage) beside what is in the averages that were committed. Invariants are checked
-all the while; exit code 1 if one breaks, or the two sums differ.
+people so (`protocol/stall`), and why, how often the swarm has gone back, microbatches lost or counted twice, and what the
+ledger of a data peer adds up to (microbatches of a stage) beside what is in the averages that were committed. Invariants are
+checked all the while; exit code 1 if one breaks, or the two sums differ.
 """
 
 from __future__ import annotations
@@ -208,7 +208,8 @@ def line_of(figures: dict[str, object]) -> str:
     return (
         f"seed {figures['seed']}: {figures['iterations']} iterations, {figures['microbatches']} microbatches, "
         f"{figures['lost']} lost, {figures['double_counted']} double, "
-        f"{figures['ledger']} stages of them in the ledger, {figures['committed']} in the commits; stood still {100 * float(str(figures['stalled'])):.1f} % "
+        f"{figures['ledger']} stages of them in the ledger, {figures['committed']} in the commits; "
+        f"stood still {100 * float(str(figures['stalled'])):.1f} % "
         f"of the week ({why}); went back {figures['went_back']} times; {figures['wrong'] or 'invariants hold'}"
     )
 

@@ -9,8 +9,8 @@ With `--power_cut` everything is killed at once in the middle of the time, and s
 the disk of the surviving stage peer is full for a fifth of the time, before that (a small tmpfs: root and Linux).
 
 Verdict, told by the exit code: the loss falls (first to last fifth of the steps), no microbatch is lost or counted twice, every
-killed peer comes back, the first step after a power cut takes less than a minute, the full disk is written to again, the survivors' memory grows by less
-than `most_mb_per_min`, no process is left at the end.
+killed peer comes back, the first step after a power cut takes less than a minute, the full disk is written to again, the
+survivors' memory grows by less than `most_mb_per_min`, no process is left at the end.
 """
 
 from __future__ import annotations

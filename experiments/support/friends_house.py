@@ -42,11 +42,15 @@ class Life:
     process: subprocess.Popen[str]
     lines: list[tuple[float, str]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self.read, daemon=True)
+
     def read(self) -> None:
         """To be run in a thread of its own: until the process closes its screen."""
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append((time.monotonic() - self.began, line.rstrip()))
+        with self.process.stdout as screen:
+            for line in screen:
+                self.lines.append((time.monotonic() - self.began, line.rstrip()))
 
     def all_of_it(self) -> list[psutil.Process]:
         """The process and its p2pd."""
@@ -140,7 +144,7 @@ class House:
         )
         life = Life(self.began, process)
         friend.lives.append(life)
-        threading.Thread(target=life.read, daemon=True).start()
+        life.reader.start()
         return friend
 
     # ---- what happens to them
@@ -159,6 +163,7 @@ class House:
             send(process, signal.SIGKILL)
         for life in lives:
             life.process.wait()
+            life.reader.join()
 
     def leave(self, friend: Friend) -> int:
         """Ctrl+C; the exit code."""

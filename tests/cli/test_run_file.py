@@ -36,8 +36,17 @@ from gwtf_p2p.protocol.wire.records import (
     encode,
 )
 from tests.cli.test_cli import RUN_FILE, refusal
+from tests.training.data.tokenizers_for_tests import with_a_gap
 
-CASES = Path(__file__).parents[3] / "shared" / "cases"
+SMALLEST = """run_id = "smallest"
+seed = 0
+stages = 1
+model = "tiny-llama"
+dataset = "stdlib"
+sequence_length = 32
+microbatch_size = 1
+microbatches_per_data_peer = 2
+total_iterations = 4"""
 PLAIN = tomllib.loads(RUN_FILE)
 
 KINDS = {
@@ -280,29 +289,42 @@ def test_what_needs_no_model_is_judged_before_torch_and_hivemind_are_loaded(tmp_
             assert str(path) in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason="the inputs of public bug reports are not beside this checkout")
 @pytest.mark.parametrize(
-    ("case", "named"),
+    ("wrong", "named"),
     [
-        ("beta", "optimizer.beta1: expected a number, at least 0 and below 1, got 1.0"),
-        ("seed", "seed: expected a whole number, at least 0 and below 9223372036854775808"),
-        ("router", "router: expected one of gwtf"),
-        ("no-data-peers", "data_peers: expected a whole number, at least 1"),
+        (
+            "optimizer = { learning_rate = 1e-3, beta1 = 1.0 }",
+            "optimizer.beta1: expected a number, at least 0 and below 1, got 1.0",
+        ),
+        (f"seed = {2**70}", "seed: expected a whole number, at least 0 and below 9223372036854775808"),
+        ('router = "gwft"', "router: expected one of gwtf"),
+        ("data_peers = 0", "data_peers: expected a whole number, at least 1"),
+        ("total_iterations = -1", "total_iterations: expected a whole number, at least 0"),
+        ("peers_per_stage = 0", "peers_per_stage: expected a whole number, at least 1"),
+        ("optimizer = { epsilon = 0.0 }", "optimizer.epsilon: expected a number, above 0"),
+        ("optimizer = { weight_decay = -1.0 }", "optimizer.weight_decay: expected a number, at least 0"),
+        ("optimizer = { gradient_clip = -1.0 }", "optimizer.gradient_clip: expected a number, at least 0"),
+        ("optimizer = { warmup_iterations = -1 }", "optimizer.warmup_iterations: expected a whole number, at least 0"),
     ],
 )
-def test_run_files_of_bug_reports(case: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    path = CASES / f"{case}.run.toml"
+def test_a_setting_out_of_its_range_is_refused_before_a_p2pd_or_an_initial_peer_is_wanted(
+    wrong: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a run file of a public bug report has it; without an initial peer, so that what is outside is not even asked for."""
+    lines = {line.split(" = ")[0]: line for line in SMALLEST.splitlines()}
+    lines[wrong.split(" = ")[0]] = wrong
+    path = tmp_path / "run.toml"
+    path.write_text("\n".join(lines.values()))
     assert f"{path}: {named}" in refusal(capsys, "data", "--new_run", str(path))
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason="the inputs of public bug reports are not beside this checkout")
 def test_a_vocabulary_that_is_too_small_for_the_tokenizers_ids_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = "hidden_size = 16, intermediate_size = 40, num_hidden_layers = 2, num_attention_heads = 4"
     sizes += ", max_position_embeddings = 64"
     model = f'{{ model_type = "llama", vocab_size = 30, {sizes} }}'
-    text = RUN_FILE.replace('"tiny-llama"', model) + f'tokenizer = "{CASES}/tokenizer-with-a-gap"\n'
+    text = RUN_FILE.replace('"tiny-llama"', model) + f'tokenizer = "{with_a_gap(tmp_path / "tokenizer", 90)}"\n'
     (tmp_path / "run.toml").write_text(text)
     line = refusal(capsys, "run", "check", str(tmp_path / "run.toml"))
     assert "vocab_size" in line and "91" in line and "got 30" in line

@@ -1,4 +1,4 @@
-"""Run files of public bug reports, where they lie beside this checkout, each in a run of real peers as it was reported."""
+"""Run files like those of public bug reports, each in a run of real peers as it was reported."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ import pytest
 
 from experiments.support.friends_house import Friend, House
 
-CASES = Path(__file__).parents[4] / "shared" / "cases"
-
-pytestmark = [
-    pytest.mark.live,
-    pytest.mark.skipif(not CASES.is_dir(), reason="the inputs of public bug reports are not beside this checkout"),
-]
+pytestmark = pytest.mark.live
 
 
 @pytest.fixture
@@ -24,13 +19,24 @@ def house(tmp_path: Path) -> Iterator[House]:
         yield house
 
 
+def run_file(folder: Path, run_id: str, learning_rate: float, steps: int) -> str:
+    """Of the smallest run that there is, as a path."""
+    path = folder / f"{run_id}.toml"
+    path.write_text(
+        f'run_id = "{run_id}"\nseed = 0\nstages = 1\nmodel = "tiny-llama"\ndataset = "stdlib"\nsequence_length = 32\n'
+        "microbatch_size = 1\nmicrobatches_per_data_peer = 2\n"
+        f"total_iterations = {steps}\noptimizer = {{ learning_rate = {learning_rate} }}\n"
+    )
+    return str(path)
+
+
 def kept(friend: Friend) -> set[int]:
     """Versions of a stage on the friend's disk, of whichever stage is its own."""
     return {int(path.parent.name[5:]) for path in friend.disk.glob("stage_*/step_*/manifest.json")}
 
 
-def test_a_run_that_ends_between_two_intervals_is_on_every_disk_before_anybody_exits(house: House) -> None:
-    data = house.start("data", "data", "--new_run", str(CASES / "no-last-checkpoint.run.toml"))
+def test_a_run_that_ends_between_two_intervals_is_on_every_disk_before_anybody_exits(house: House, tmp_path: Path) -> None:
+    data = house.start("data", "data", "--new_run", run_file(tmp_path, "last-step", 1e-3, 6))
     house.until(data, "^online in")
     peer = house.start("peer", "peer", "--run_id", "last-step")
     for friend in (data, peer):
@@ -40,8 +46,8 @@ def test_a_run_that_ends_between_two_intervals_is_on_every_disk_before_anybody_e
 
 
 @pytest.mark.slow
-def test_volunteers_with_unequal_intervals_go_on_after_everything_was_killed(house: House) -> None:
-    run = str(CASES / "unequal-intervals.run.toml")
+def test_volunteers_with_unequal_intervals_go_on_after_everything_was_killed(house: House, tmp_path: Path) -> None:
+    run = run_file(tmp_path, "intervals", 1e-3, 0)
     data = house.start("data", "data", "--new_run", run, "--checkpoint_every", "5")
     house.until(data, "^online in")
     peer = house.start("peer", "peer", "--run_id", "intervals", "--checkpoint_every", "4")
@@ -53,3 +59,13 @@ def test_volunteers_with_unequal_intervals_go_on_after_everything_was_killed(hou
     house.start("peer", "peer", "--run_id", "intervals", "--checkpoint_every", "4")
     house.until_so("steps are done again", lambda: bool(data.steps and peer.steps))
     assert data.steps[0] == peer.steps[0] and data.steps[0][0] > 1, "from a version that both have"
+
+
+def test_a_loss_that_is_not_finite_is_said_and_ends_the_run_with_the_reason(house: House, tmp_path: Path) -> None:
+    data = house.start("data", "data", "--new_run", run_file(tmp_path, "overflow", 1e20, 6))
+    house.until(data, "^online in")
+    peer = house.start("peer", "peer", "--run_id", "overflow")
+    house.until(data, "not finite")
+    for friend in (data, peer):
+        assert friend.lives[-1].process.wait(120) == 0
+        assert not friend.said("Traceback")

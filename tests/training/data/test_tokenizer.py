@@ -19,6 +19,7 @@ from tests.training.data.tokenizers_for_tests import (
     SENTENCES,
     beginning,
     byte_level,
+    with_a_gap,
     with_a_space_in_front,
 )
 
@@ -77,11 +78,9 @@ def test_a_text_without_a_space_is_cut_all_the_same(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_with_gaps_is_as_large_as_its_largest_id(tmp_path: Path) -> None:
-    fast = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 70_000, "<end>": 12}, unk_token="a"))
-    PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="<end>").save_pretrained(tmp_path)
-    loaded = load_tokenizer(str(tmp_path))
-    assert (loaded.vocabulary, loaded.end_id) == (70_001, 12)
-    assert loaded.encode("b").tolist() == [70_000]
+    loaded = load_tokenizer(str(with_a_gap(tmp_path, 70_000)))
+    assert (loaded.vocabulary, loaded.end_id) == (70_001, 70_000)
+    assert loaded.encode("ab.").tolist() == [0, 1, 27]
 
 
 def test_a_tokenizer_that_begins_texts_says_so(tmp_path: Path) -> None:

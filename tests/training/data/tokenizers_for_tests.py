@@ -56,6 +56,15 @@ def beginning(folder: Path) -> Path:
     return save(fast, folder, bos_token="<|begin|>")
 
 
+def with_a_gap(folder: Path, end: int) -> Path:
+    """A letter is a token, and the end's id is far above theirs, as where tokens were added later."""
+    letters = {letter: number for number, letter in enumerate("abcdefghijklmnopqrstuvwxyz .")}
+    fast = tokenizers.Tokenizer(models.WordLevel({**letters, END: end}, unk_token="."))
+    fast.normalizer = normalizers.Lowercase()
+    fast.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return save(fast, folder)
+
+
 def save(fast: Any, folder: Path, chat_template: str = "", **options: Any) -> Path:
     """Write what `load_tokenizer` reads."""
     wrapped = PreTrainedTokenizerFast(tokenizer_object=fast, **{"eos_token": END, **options})

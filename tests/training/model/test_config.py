@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -19,7 +18,6 @@ from gwtf_p2p.training.model.config import load_config, published_config
 from gwtf_p2p.training.model.preflight import mismatch, preflight, versions
 from tests.training.swarm import LLAMA
 
-CASES = Path(__file__).parents[4] / "shared" / "cases"
 PLAIN = {
     "run_id": "r", "seed": 0, "stages": 2, "model": LLAMA, "sequence_length": 8, "microbatch_size": 1,
     "microbatches_per_data_peer": 1,
@@ -94,13 +92,17 @@ def test_an_unknown_field_in_a_record_of_another_release_is_a_mismatch() -> None
         check_model(newer)
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not here")
-@pytest.mark.parametrize("name", ["quantized.config.json", "rope-written-by-transformers-5.config.json"])
-def test_configs_of_public_bug_reports_are_published_right(name: str) -> None:
-    stated = json.loads((CASES / name).read_text())
-    published = published_config(stated)
+@pytest.mark.parametrize(
+    ("stated", "theta"),
+    [
+        ({"rope_theta": 500_000.0, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, 500_000.0),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}, "transformers_version": "5.23.0"}, 100.0),
+    ],
+    ids=["quantised", "written by transformers 5"],
+)
+def test_configs_as_in_public_bug_reports_are_published_right(stated: dict[str, Any], theta: float) -> None:
+    published = published_config({**LLAMA, **stated})
     assert "quantization_config" not in published and "rope_parameters" not in published
-    theta = stated.get("rope_theta") or stated["rope_parameters"]["rope_theta"]
     assert load_config(published).rope_parameters["rope_theta"] == theta
 
 
