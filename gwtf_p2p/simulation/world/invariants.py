@@ -15,13 +15,11 @@ from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.lifecycle import HOLDS_CAPACITY
-from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Place, Stage
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.protocol.wire.messages import Ballot, Prepare
 from gwtf_p2p.simulation.world.world import World
-
-Place = tuple[Stage, PeerId]
 
 
 class InvariantError(AssertionError):
