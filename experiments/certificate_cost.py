@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,13 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     sign_s, verify_s = signing_seconds()
     for stages, stage_peers in SIZES:
-        config = {"stages": stages, "stage_peers": stage_peers, "microbatches": 8}
-        without = control_bytes(SmallConfig(**config, certifies=False))
-        with_them = control_bytes(SmallConfig(**config))
+        config = SmallConfig(stages=stages, stage_peers=stage_peers, microbatches=8)
+        without = control_bytes(replace(config, certifies=False))
+        with_them = control_bytes(config)
         tensors = 2 * (stages + 1) * 8 * MICROBATCH_BYTES
         line = {
-            **{name: config[name] for name in ("stages", "stage_peers")},
+            "stages": stages,
+            "stage_peers": stage_peers,
             "iterations": ITERATIONS,
             "iteration_s": [round(without[0], 4), round(with_them[0], 4)],
             "control_bytes": [round(without[1]), round(with_them[1])],

@@ -82,9 +82,9 @@ def fuzz_bytes(inputs: int, seed: int) -> int:
     for _ in range(inputs):
         good = pack(to_header(draw(random, pools)))
         data = _damaged(random, good)
-        refused += _refused(lambda data=data: from_header(unpack(data)))  # type: ignore[misc]
-        refused += _refused(lambda data=data: decode_stage(data))  # type: ignore[misc]
-        refused += _refused(lambda data=data: decode_run(data))  # type: ignore[misc]
+        refused += _refused(lambda data=data: from_header(unpack(data)))
+        refused += _refused(lambda data=data: decode_stage(data))
+        refused += _refused(lambda data=data: decode_run(data))
         _frames(random, data)
     print(f"{inputs} inputs at 4 decoders, {refused} refused, {time.perf_counter() - began:.0f} s")
     return 0

@@ -31,6 +31,7 @@ from gwtf_p2p.protocol.wire.messages import (
     Forward,
     Inquire,
     Lost,
+    Message,
     NotPrepared,
     Prepare,
     Share,
@@ -91,7 +92,7 @@ def false_standing(me: PeerId, to: StageRecord, others: Sequence[StageRecord]) -
         Standing(Stage(1), version, epoch=3),
         Standing(Stage(99), version, joining=True),
     ]
-    lies = [NotPrepared(version, 1, to.stage, "no", suspect=others[0].peer), Lost(others[0].peer, "gone")]
+    lies: tuple[Message, ...] = (NotPrepared(version, 1, to.stage, "no", suspect=others[0].peer), Lost(others[0].peer, "gone"))
     return [Said(to_header(message)) for message in (*standings, *lies)]
 
 

@@ -219,13 +219,22 @@ def stage_peer(
     *,
     exact: bool = True,
     limit: int = 0,
+    microbatches: int = 0,
     peers: Sequence[PeerId] = tuple(STAGE_OF),
 ) -> DrivenStagePeer:
     """A stage peer whose program has not started. `limit`: so many microbatches fit into its memory."""
     router = FirstFree(peers)
     own = StagePeerConfig(capacity)
     settings = PeerSettings(
-        me, Stage(STAGE_OF[me]), stages, None, exact, done_bytes=1, memory_limit_bytes=limit, stage_peer=own
+        me=me,
+        stage=Stage(STAGE_OF[me]),
+        stages=stages,
+        router=None,
+        exact=exact,
+        done_bytes=1,
+        memory_limit_bytes=limit,
+        stage_peer=own,
+        microbatches=microbatches,
     )
     return DrivenStagePeer(compose(settings, router), router)
 

@@ -36,6 +36,7 @@ from gwtf_p2p.live.libp2p.identity import Identity
 from gwtf_p2p.live.libp2p.run_secret import RunSecret, is_sealed
 from gwtf_p2p.protocol.errors import OtherWireVersion, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.trust.record_quota import RecordQuota
 from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord, decode_contributions
 from gwtf_p2p.protocol.wire.receipts import MOST_PAGES, contributions_key
 from gwtf_p2p.protocol.wire.records import MOST_DATA_PEERS, StageRecord, decode_stage, encode
@@ -112,7 +113,7 @@ class Dht:
         self._node = node
         self._owner = owner
         self._newest: NewestByOwner[PeerId, StageRecord] = NewestByOwner()
-        self._orders = KnownOrders()
+        self._orders, self._quota = KnownOrders(), RecordQuota()
         self._read_before: dict[tuple[str, PeerId], tuple[StageRecord, float]] = {}
 
     async def publish_run(self, run: OwnedRun) -> bool:
@@ -280,7 +281,10 @@ class Dht:
         if not isinstance(entries, dict):
             self._drop("format", None, "a plain value where a map of owners is due")
             return
-        for subkey, (value, expires_at) in entries.items():
+        chosen = self._quota.chosen(key, entries) if of is None else list(entries.items())
+        if len(chosen) < len(entries):
+            self.dropped["too many"] += len(entries) - len(chosen)
+        for subkey, (value, expires_at) in chosen:
             try:
                 peer = peer_of_owner(subkey)
             except RemoteProtocolError as error:

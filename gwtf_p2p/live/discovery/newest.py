@@ -14,7 +14,8 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-MOST_OWNERS = 2048
+MOST_OWNERS = 8192
+"""More than a reader looks at under a few keys: with fewer, a flood of records would have all of them checked each time."""
 
 
 class NewestByOwner(Generic[K, V]):

@@ -192,4 +192,5 @@ def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) 
         life=run_life(config, run),
         terms=terms_of(run),
         audit=AuditTerms(run.audit, run.audit_tolerance, config.executor.torch_dtype),
+        microbatches=run.microbatches_per_data_peer,
     )

@@ -96,6 +96,7 @@ def _set_doors(parts: Parts, machine: PeerMachine, transport: Transport) -> None
     parts.audits.why_not = machine.audits.why_not
     parts.forward_only.may_ask = machine.gate.may_ask_forward_only
     transport.real_rpc.admits = machine.gate.admits
+    transport.real_rpc.know(machine.gate.knows)
 
 
 class RunningPeer:

@@ -15,6 +15,7 @@ import msgpack
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.trust.stream_quotas import STREAM_LIMITS, Share, StreamLimits
 
 Header = dict[str, Any]
 """A msgpack map with string keys, at most 1 MiB packed. `kind` chooses the service that gets it."""
@@ -138,24 +139,31 @@ class DataPlane(Protocol):
         """End its streams, and accept none of it for so long; 0 ends an earlier bar."""
 
 
+PAYLOAD_BYTES = Share(member=1 << 29, stranger=1 << 28, strangers=1 << 28, everybody=1 << 30)
+
+
 @dataclass(frozen=True, slots=True)
 class RpcOptions:
     """Limits and waits of the data plane.
 
     `first_try_s`: a first stream between two NATed peers sometimes stalls for exactly 10 s (measured); after this time it is
-    given up and tried once more. `max_inflight_bytes` bounds the memory of all payloads that are being received. `park_s`: how
-    long a half received payload waits for its sender to come back on another path. `half_frame_s`: a stream on which half
-    a frame has come, and then nothing for so long, is ended.
+    given up and tried once more. `payload_bytes` bounds the memory of payloads that are being received, `limits` what else of
+    this peer one sender may take. `park_s`: how long a half received payload waits for its sender to come back on another path.
+    `half_frame_s`: a stream on which half a frame has come, and then nothing for so long, is ended; so is one whose frame has
+    not come whole in `whole_frame_s`. `idle_accepted_s`: so is one on which nothing is said for so long, unless it is there to
+    watch; its opener ends it much sooner (`idle_stream_s`).
     """
 
     max_payload_bytes: int = 256 << 20
-    max_inflight_bytes: int = 1 << 30
+    payload_bytes: Share = PAYLOAD_BYTES
+    limits: StreamLimits = STREAM_LIMITS
     max_streams_per_peer: int = 8
-    max_accepted_streams_per_peer: int = 64
     idle_stream_s: float = 60.0
     first_try_s: float = 4.0
     park_s: float = 20.0
     half_frame_s: float = 30.0
+    whole_frame_s: float = 90.0
+    idle_accepted_s: float = 180.0
 
 
 DEFAULT_OPTIONS = RpcOptions()

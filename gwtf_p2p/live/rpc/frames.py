@@ -23,7 +23,9 @@ import asyncio
 import struct
 import time
 import zlib
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, cast
 
@@ -99,11 +101,22 @@ class FrameListener(Protocol):
         """The stream is gone; called exactly once, unless it was closed from this side."""
 
 
+@dataclass(slots=True)
+class HalfFrame:
+    """A frame that has begun to come at `began_s` (by `clock_s`): `filled` bytes of its body."""
+
+    kind: Frame
+    body: bytearray
+    filled: int
+    began_s: float
+
+
 class FrameStream(asyncio.BufferedProtocol):
     """Frames over one transport. Build it with `open_frames` or, on the accepting side, `accept_frames`.
 
     `meter` counts what is sent, `line` bounds what passes; whoever has one for all streams puts it in the place of the stream's
-    own. Where payloads come faster than they may, nothing is read for a while: libp2p then holds the sender back.
+    own. Where payloads come faster than they may, nothing is read for a while: libp2p then holds the sender back. `may_hold` is
+    asked whether a frame of which half has come may take its length, and told with less than 0 when that is free again.
     """
 
     def __init__(self, writer: asyncio.StreamWriter, listener: FrameListener) -> None:
@@ -112,14 +125,13 @@ class FrameStream(asyncio.BufferedProtocol):
         self._listener = listener
         self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
         self._held = 0
-        self._body: bytearray | None = None
-        self._body_kind = Frame.OFFER
-        self._body_filled = 0
+        self.half: HalfFrame | None = None
+        self.may_hold: Callable[[int], bool] = lambda more: True
         self._data_left = 0
         self._sink: memoryview | None = None
         self._writable = asyncio.Event()
         self._writable.set()
-        self._closed = False
+        self.is_closed = False
         self.meter, self.line = Meter(), Line()
         self.rests = False
         self.received_bytes = 0
@@ -127,13 +139,9 @@ class FrameStream(asyncio.BufferedProtocol):
         self.sink_crc = 0
 
     @property
-    def is_closed(self) -> bool:
-        return self._closed
-
-    @property
     def is_mid_frame(self) -> bool:
         """A frame has begun to come, and its rest has not."""
-        return bool(self._held or self._body is not None or self._data_left)
+        return bool(self._held or self.half is not None or self._data_left)
 
     def expect_payload(self, sink: memoryview | None, filled: int = 0, crc: int = 0) -> None:
         """The DATA frames of the next payload go into `sink`, behind what it holds already; with None they are thrown away."""
@@ -141,7 +149,7 @@ class FrameStream(asyncio.BufferedProtocol):
 
     def send(self, kind: Frame, *parts: bytes | memoryview) -> None:
         """Queue one frame. The parts must not change until it has been written (see `drained`)."""
-        if self._closed:
+        if self.is_closed:
             return
         length = sum(map(len, parts))
         control = FRAME_HEADER.size + (0 if kind is Frame.DATA else length)
@@ -167,10 +175,11 @@ class FrameStream(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """End the stream from this side; the listener hears nothing more. What is queued is thrown away."""
-        if not self._closed:
-            self._closed = True
+        if not self.is_closed:
+            self.is_closed = True
             self._writable.set()
             self._transport.abort()
+            self._take_half()
 
     # asyncio's side
 
@@ -192,43 +201,42 @@ class FrameStream(asyncio.BufferedProtocol):
             if self._sink is None:
                 return _TRASH[: self._data_left]
             return self._sink[self.sink_filled : self.sink_filled + min(self._data_left, self.line.down.piece_bytes)]
-        if self._body is not None:
-            return memoryview(self._body)[self._body_filled :]
+        if self.half is not None:
+            return memoryview(self.half.body)[self.half.filled :]
         return self._scratch[self._held :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._closed:
+        if self.is_closed:
             return
         self.received_bytes += nbytes
         wait_s = self.line.down.wait_s(nbytes, clock_s())
         if self._data_left:
             self._took_data(nbytes)
             self._rest(wait_s)
-        elif self._body is not None:
-            self._body_filled += nbytes
-            if self._body_filled == len(self._body):
-                body, self._body = self._body, None
-                self._listener.on_frame(self._body_kind, bytes(body))
+        elif self.half is not None:
+            self.half.filled += nbytes
+            if self.half.filled == len(self.half.body):
+                self._listener.on_frame(self.half.kind, self._take_half())
         else:
             self._held += nbytes
             self._parse()
 
     def _rest(self, wait_s: float) -> None:
         """Read nothing for so long."""
-        if wait_s > 0 and not self._closed and not self.rests:
+        if wait_s > 0 and not self.is_closed and not self.rests:
             self.rests = True
             self._transport.pause_reading()
             asyncio.get_running_loop().call_later(wait_s, self._go_on)
 
     def _go_on(self) -> None:
         self.rests = False
-        if not self._closed:
+        if not self.is_closed:
             self._transport.resume_reading()
 
     def _parse(self) -> None:
         """Take whole frames out of the scratch buffer; what needs more bytes switches the receive buffer."""
         at, end = 0, self._held
-        while end - at >= FRAME_HEADER.size and not self._closed:
+        while end - at >= FRAME_HEADER.size and not self.is_closed:
             number, length = FRAME_HEADER.unpack_from(self._scratch, at)
             kind = _FRAMES.get(number)
             at += FRAME_HEADER.size
@@ -243,14 +251,24 @@ class FrameStream(asyncio.BufferedProtocol):
                 self._fail(f"not a frame: kind {number}, {length} bytes")
             elif here == length:
                 self._listener.on_frame(kind, bytes(piece))
+            elif not self.may_hold(length):
+                self._fail("too much of frames that have come half")
             else:
-                self._body_kind, self._body, self._body_filled = kind, bytearray(length), here
-                self._body[:here] = piece
+                self.half = HalfFrame(kind, bytearray(length), here, clock_s())
+                self.half.body[:here] = piece
                 break
         rest = end - at
         if rest:
             self._scratch[:rest] = bytes(self._scratch[at:end])
         self._held = rest
+
+    def _take_half(self) -> bytes:
+        """What has come of a frame; its memory is free again."""
+        half, self.half = self.half, None
+        if half is None:
+            return b""
+        self.may_hold(-len(half.body))
+        return bytes(half.body)
 
     def _start_data(self, length: int, piece: memoryview) -> None:
         if self._sink is not None and self.sink_filled + length > len(self._sink):
@@ -269,7 +287,7 @@ class FrameStream(asyncio.BufferedProtocol):
         self.sink_filled += count
 
     def _fail(self, reason: str) -> None:
-        if not self._closed:
+        if not self.is_closed:
             self.close()
             self._listener.on_lost(reason)
 

@@ -2,7 +2,7 @@
 
 Life of a stream: IDLE -OFFER-> RECEIVING (accepted) or DISCARDING (refused) -END or ABORT-> IDLE; a CALL is answered while
 IDLE. Anything else is a breach of the protocol and ends the stream. A payload is received into memory that is allocated when it
-is accepted, never before, and the sum of those buffers is bounded.
+is accepted, never before (`acceptor`).
 
 A transfer with a number may outlive its stream: on PAUSE, and when the stream breaks, what has come is parked, and RESUME on
 another stream of the same sender takes it up where it stopped (STAND says where). That is how a payload gets through stage
@@ -14,119 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections import Counter, OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
 
 import numpy as np
 
-from gwtf_p2p.live.rpc.api import FailureKind, Header, RpcOptions, RpcService, pack, unpack
-from gwtf_p2p.live.rpc.frames import END_BODY, Frame, FrameStream, clock_s
+from gwtf_p2p.live.rpc.acceptor import Acceptor, Transfer
+from gwtf_p2p.live.rpc.api import FailureKind, Header, pack, unpack
+from gwtf_p2p.live.rpc.frames import END_BODY, Frame, FrameStream, Purpose, clock_s
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.trust.stream_quotas import over
 
 OFFER_HEAD = struct.Struct(">QQ")
 """Length of the payload, and the number of the transfer: 0 when it ends with its stream."""
 TRANSFER_NUMBER = struct.Struct(">Q")
-
-_REMEMBERED = 256
-
-
-@dataclass(slots=True)
-class _Transfer:
-    """A payload under way. `reply` is the verdict that was given on it."""
-
-    number: int
-    header: Header
-    payload: memoryview
-    reply: Header
-    offered_s: float
-    filled: int = 0
-    crc: int = 0
-
-
-class Acceptor:
-    """What all accepted streams share: limits, services, and who is connected."""
-
-    def __init__(self, options: RpcOptions, service_for: Callable[[Header], RpcService]) -> None:
-        self.options = options
-        self.service_for = service_for
-        self.inflight_bytes = 0
-        self.streams: set[IncomingStream] = set()
-        self._streams_of: Counter[PeerId] = Counter()
-        self._parked: dict[tuple[PeerId, int], tuple[_Transfer, asyncio.TimerHandle]] = {}
-        self._barred: dict[PeerId, float] = {}
-        self._ended: OrderedDict[tuple[PeerId, int], Header] = OrderedDict()
-
-    def bar(self, peer: PeerId, seconds: float) -> None:
-        """End its streams, and accept none of it for so long; 0 ends an earlier bar."""
-        now = clock_s()
-        self._barred = {p: until for p, until in self._barred.items() if until > now and p != peer}
-        if seconds <= 0:
-            return
-        self._barred[peer] = now + seconds
-        for stream in [stream for stream in self.streams if stream.sender == peer]:
-            if stream.frames is not None:
-                stream.frames.close()
-            stream.on_lost("barred")
-
-    def admits(self, sender: PeerId) -> bool:
-        if self._barred.get(sender, 0.0) > clock_s():
-            return False
-        return self._streams_of[sender] < self.options.max_accepted_streams_per_peer
-
-    def add(self, stream: IncomingStream) -> None:
-        self.streams.add(stream)
-        self._streams_of[stream.sender] += 1
-
-    def remove(self, stream: IncomingStream) -> None:
-        if stream not in self.streams:
-            return  # it has been ended by a bar, while what it brought was being handled
-        self.streams.discard(stream)
-        self._streams_of[stream.sender] -= 1
-        if not self._streams_of[stream.sender]:
-            del self._streams_of[stream.sender]
-
-    def close(self) -> None:
-        """End every stream without telling the services: this peer is leaving."""
-        for stream in list(self.streams):
-            stream.close()
-        for _, timer in self._parked.values():
-            timer.cancel()
-        self._parked.clear()
-
-    def park(self, sender: PeerId, transfer: _Transfer, reason: str) -> None:
-        """Keep a half received payload for a while; then it counts as broken."""
-        key = (sender, transfer.number)
-
-        def give_up() -> None:
-            del self._parked[key]
-            self.inflight_bytes -= len(transfer.payload)
-            self.service_for(transfer.header).on_broken(sender, transfer.header, f"{reason}, and it was not taken up again")
-
-        self.unpark(sender, transfer.number)
-        self._parked[key] = transfer, asyncio.get_running_loop().call_later(self.options.park_s, give_up)
-
-    def unpark(self, sender: PeerId, number: int) -> _Transfer | None:
-        """The parked transfer, which is the caller's from here on. One whose old stream still seems alive is taken from it."""
-        transfer, timer = self._parked.pop((sender, number), (None, None))
-        if timer is not None:
-            timer.cancel()
-            return transfer
-        for stream in list(self.streams):
-            if stream.sender == sender and (taken := stream.give_up_transfer(number)) is not None:
-                return taken
-        return None
-
-    def remember_end(self, sender: PeerId, number: int, acknowledgement: Header) -> None:
-        """So that a sender whose stream broke before the acknowledgement came can ask for it."""
-        self._ended[sender, number] = acknowledgement
-        while len(self._ended) > _REMEMBERED:
-            self._ended.popitem(last=False)
-
-    def end_of(self, sender: PeerId, number: int) -> Header | None:
-        return self._ended.get((sender, number))
 
 
 class _State(Enum):
@@ -138,12 +39,13 @@ class _State(Enum):
 class IncomingStream:
     """Hears the frames of one accepted stream (see `rpc_stream.FrameListener`)."""
 
-    def __init__(self, sender: PeerId, acceptor: Acceptor) -> None:
-        self.sender = sender
+    def __init__(self, sender: PeerId, acceptor: Acceptor, purpose: Purpose) -> None:
+        self.sender, self.purpose = sender, purpose
+        self.heard_s = clock_s()
         self.frames: FrameStream | None = None
         self._acceptor = acceptor
         self._state = _State.IDLE
-        self._transfer: _Transfer | None = None
+        self._transfer: Transfer | None = None
         self._progress: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
@@ -151,22 +53,40 @@ class IncomingStream:
             self._progress.cancel()
         transfer = self._pause()
         if transfer is not None:
-            self._acceptor.inflight_bytes -= len(transfer.payload)
+            self._acceptor.holds(self.sender, -len(transfer.payload))
         if self.frames is not None:
             self.frames.close()
         self._acceptor.remove(self)
 
+    def end(self, reason: str) -> None:
+        """End it from this side; what it was bringing is broken."""
+        if self.frames is not None:
+            self.frames.close()
+        self.on_lost(reason)
+
     def watch_progress(self, seen_bytes: int = -1) -> None:
-        """End the stream when half a frame has come, and then nothing for a while: it would hold its memory for ever."""
+        """Look again and again whether the stream is to be ended: it would hold its memory for ever."""
         frames = self.frames
         if frames is None or frames.is_closed:
             return
-        if frames.is_mid_frame and frames.received_bytes == seen_bytes and not frames.rests:
-            frames.close()
-            self.on_lost("half a frame, and then nothing")
+        why = self._why_dead(frames, seen_bytes)
+        if why:
+            self.end(why)
             return
         loop, wait_s = asyncio.get_running_loop(), self._acceptor.options.half_frame_s
         self._progress = loop.call_later(wait_s, self.watch_progress, frames.received_bytes)
+
+    def _why_dead(self, frames: FrameStream, seen_bytes: int) -> str:
+        """Empty when it is not. `seen_bytes`: what had come when this was asked last."""
+        options = self._acceptor.options
+        if frames.received_bytes != seen_bytes:
+            self.heard_s = clock_s()
+            is_late = frames.half is not None and self.heard_s - frames.half.began_s > options.whole_frame_s
+            return "a frame that does not come whole" if is_late else ""
+        if frames.is_mid_frame and not frames.rests:
+            return "half a frame, and then nothing"
+        is_quiet = self.purpose is not Purpose.WATCH and not frames.rests and clock_s() - self.heard_s > options.idle_accepted_s
+        return "nothing is said on it" if is_quiet else ""
 
     def on_lost(self, reason: str) -> None:
         if self._progress is not None:
@@ -177,10 +97,10 @@ class IncomingStream:
         if transfer is not None and transfer.number:
             self._acceptor.park(self.sender, transfer, reason)
         elif transfer is not None:
-            self._acceptor.inflight_bytes -= len(transfer.payload)
+            self._acceptor.holds(self.sender, -len(transfer.payload))
             self._acceptor.service_for(transfer.header).on_broken(self.sender, transfer.header, reason)
 
-    def give_up_transfer(self, number: int) -> _Transfer | None:
+    def give_up_transfer(self, number: int) -> Transfer | None:
         """What this stream has received of a transfer that goes on elsewhere; the stream ends."""
         if self._transfer is None or self._transfer.number != number:
             return None
@@ -205,9 +125,7 @@ class IncomingStream:
             else:
                 raise RemoteProtocolError(f"{kind.name} in state {self._state.name}")
         except RemoteProtocolError as error:
-            if self.frames is not None:
-                self.frames.close()
-            self.on_lost(str(error))
+            self.end(str(error))
 
     def _offer(self, body: bytes) -> None:
         if len(body) < OFFER_HEAD.size:
@@ -223,18 +141,18 @@ class IncomingStream:
                 self._acceptor.service_for(header).on_broken(self.sender, header, "too little memory")
                 reply = {**_refusal("too little memory"), "verdict": "BUSY"}
         if payload is not None:
-            self._acceptor.inflight_bytes += length
-            self._receive(_Transfer(number, header, payload, reply, clock_s()))
+            self._acceptor.holds(self.sender, length)
+            self._receive(Transfer(number, header, payload, reply, clock_s()))
         else:
             self._state = _State.DISCARDING
             self._stream.expect_payload(None)
         self._stream.send(Frame.VERDICT, pack(reply))
 
-    def _receive(self, transfer: _Transfer) -> None:
+    def _receive(self, transfer: Transfer) -> None:
         self._state, self._transfer = _State.RECEIVING, transfer
         self._stream.expect_payload(transfer.payload, transfer.filled, transfer.crc)
 
-    def _pause(self) -> _Transfer | None:
+    def _pause(self) -> Transfer | None:
         """Stop receiving; what has come so far, None when nothing was being received."""
         transfer, self._transfer = self._transfer, None
         if transfer is not None:
@@ -242,7 +160,7 @@ class IncomingStream:
         self._settle()
         return transfer
 
-    def _stand(self, transfer: _Transfer | None) -> None:
+    def _stand(self, transfer: Transfer | None) -> None:
         """Answer a PAUSE: so much has come."""
         if transfer is None:
             self._stream.send(Frame.STAND, pack({"filled": -1}))
@@ -272,10 +190,13 @@ class IncomingStream:
         options = self._acceptor.options
         if length > options.max_payload_bytes:
             return _refusal(f"{length} bytes are over the bound of {options.max_payload_bytes}")
-        if length + self._acceptor.inflight_bytes > options.max_inflight_bytes:
-            return {**_refusal("too many bytes are being received already"), "verdict": "BUSY"}
+        acceptor = self._acceptor
+        full = over(options.payload_bytes, acceptor.payload_bytes, self.sender, length, acceptor.knows)
+        if full:
+            acceptor.refuse(self.sender, "bytes of payloads", full)
+            return {**_refusal(f"too many bytes are being received already: {full}"), "verdict": "BUSY"}
         try:
-            return self._acceptor.service_for(header).on_offer(self.sender, header, length)
+            return acceptor.service_for(header).on_offer(self.sender, header, length)
         except RemoteProtocolError as error:
             return _refusal(str(error))
 
@@ -294,7 +215,7 @@ class IncomingStream:
         transfer = self._pause()
         if transfer is None:
             return
-        self._acceptor.inflight_bytes -= len(transfer.payload)
+        self._acceptor.holds(self.sender, -len(transfer.payload))
         sent, sent_crc = END_BODY.unpack(body)
         filled, length = transfer.filled, len(transfer.payload)
         service = self._acceptor.service_for(transfer.header)
@@ -311,7 +232,7 @@ class IncomingStream:
         else:
             self._acknowledge(transfer, None, "")
 
-    def _acknowledge(self, transfer: _Transfer, failure: FailureKind | None, reason: str) -> None:
+    def _acknowledge(self, transfer: Transfer, failure: FailureKind | None, reason: str) -> None:
         receive_s = clock_s() - transfer.offered_s
         body = {"failure": failure.value if failure else None, "reason": reason, "receive_s": receive_s}
         if transfer.number:
@@ -321,7 +242,7 @@ class IncomingStream:
     def _abort(self, reason: str) -> None:
         transfer = self._pause()
         if transfer is not None:
-            self._acceptor.inflight_bytes -= len(transfer.payload)
+            self._acceptor.holds(self.sender, -len(transfer.payload))
             self._acceptor.service_for(transfer.header).on_broken(self.sender, transfer.header, reason)
 
     def _settle(self) -> None:

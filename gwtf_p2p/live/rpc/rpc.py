@@ -20,11 +20,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
 from gwtf_p2p.live.libp2p.daemon import Daemon
 from gwtf_p2p.live.libp2p.run_secret import RunSecret
+from gwtf_p2p.live.rpc.acceptor import Acceptor
 from gwtf_p2p.live.rpc.api import (
     DEFAULT_OPTIONS,
     CallFailed,
@@ -50,7 +52,7 @@ from gwtf_p2p.live.rpc.frames import (
     protocol_name,
     refuse,
 )
-from gwtf_p2p.live.rpc.incoming import Acceptor, IncomingStream
+from gwtf_p2p.live.rpc.incoming import IncomingStream
 from gwtf_p2p.live.rpc.outgoing import (
     NotTaken,
     OutgoingStream,
@@ -116,6 +118,10 @@ class Rpc:
     @property
     def peer_id(self) -> PeerId:
         return self._daemon.peer_id
+
+    def know(self, is_member: Callable[[PeerId], bool]) -> None:
+        """Who has a record that counts: strangers may take less of this peer."""
+        self._acceptor.knows = is_member
 
     async def start(self, handlers: RpcHandlers) -> None:
         """Accept streams from now on. Everything whose kind has no service of its own goes to `handlers`."""
@@ -238,24 +244,30 @@ class Rpc:
 
     async def _accept(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A stream that another peer opened; hivemind calls this in a task of its own."""
-        sender = PeerId(str(info.peer_id))
-        stream, proof = IncomingStream(sender, self._acceptor), None
-        try:
-            async with asyncio.timeout(self._options.first_try_s):
-                proof = await self._greeted(sender, reader, writer)
-        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-            pass
+        sender, greeted = PeerId(str(info.peer_id)), None
+        with self._acceptor.greeting(sender) as may_greet:
+            try:
+                async with asyncio.timeout(self._options.first_try_s):
+                    greeted = await self._greeted(sender, reader, writer) if may_greet else None
+            except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+                pass
         ended = reader.at_eof() or writer.is_closing()
-        if proof is None or ended or not self._accepting or not self._admits(sender):
+        if greeted is None or ended or not self._accepting or not self._admits(sender, greeted[0]):
             writer.transport.abort()
             return
+        purpose, proof = greeted
+        stream = IncomingStream(sender, self._acceptor, purpose)
         self._acceptor.add(stream)
         stream.frames = accept_frames(writer, stream, proof)
         stream.frames.meter, stream.frames.line = self.meter, self.line
+        stream.frames.may_hold = partial(self._acceptor.may_hold, sender)
         stream.watch_progress()
 
-    async def _greeted(self, sender: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes | None:
-        """None when the stream is not for this peer; else what proves in a secret run that this peer has its token."""
+    async def _greeted(
+        self, sender: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> tuple[Purpose, bytes] | None:
+        """None when the stream is not for this peer; else what it is for, and what proves in a secret run that this peer has
+        its token."""
         try:
             purpose = await accept_greeting(reader)
         except OtherVersion as error:
@@ -263,15 +275,16 @@ class Rpc:
             await refuse(reader, writer)
             return None
         if purpose is None or self._prover is None:
-            return None if purpose is None else b""
+            return None if purpose is None else (purpose, b"")
         proof = await challenge(self._prover, sender, reader, writer, purpose)
         if proof is None:
             logger.info("refused a stream of %s: it has not the token of this run", sender)
             await refuse(reader, writer, Greeted.WRONG_TOKEN)
-        return proof
+            return None
+        return purpose, proof
 
-    def _admits(self, sender: PeerId) -> bool:
-        return self.admits(sender) and self._acceptor.admits(sender)
+    def _admits(self, sender: PeerId, purpose: Purpose) -> bool:
+        return self.admits(sender) and self._acceptor.admits(sender, purpose)
 
     def _watch_broken(self, peer: PeerId, reason: str) -> None:
         if self._watches.pop(peer, None) is not None and self._handlers is not None:

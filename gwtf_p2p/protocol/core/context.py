@@ -42,7 +42,8 @@ class Context:
     `done_bytes` is what a peer keeps of a microbatch that is done, its four tensors in the bytes in which they travel; with
     `memory_limit_bytes` above 0 a stage peer is BUSY when what it has accepted would need more by the end of the iteration.
     `verify`: how signatures are looked at; None: nobody signs (`commit/certifying`). `audit` is by what others' work is done
-    again, `signed_by` tells whether a text is a peer's, in this run: (peer, text, signature).
+    again, `signed_by` tells whether a text is a peer's, in this run: (peer, text, signature). `microbatches` are those of each
+    data peer in an iteration; 0: any number.
     """
 
     me: PeerId
@@ -57,6 +58,7 @@ class Context:
     life: RunLife = field(default_factory=RunLife)
     audit: AuditTerms = field(default_factory=AuditTerms)
     signed_by: SignedBy = nobodys
+    microbatches: int = 0
     view: NetworkView | None = None
     now: float = 0.0
     recoveries: Counter[str] = field(default_factory=Counter)

@@ -81,6 +81,10 @@ class Holdings:
         """What this peer has handed here, sorted by id."""
         return sorted((held for held in self.by_id.values() if held.predecessor == peer), key=lambda held: held.id)
 
+    def number_from(self, peer: PeerId) -> int:
+        """How many this peer has handed here."""
+        return sum(held.predecessor == peer for held in self.by_id.values())
+
     def shares(self, microbatch: MicrobatchId, peer: PeerId) -> bool:
         """Did it come from this peer, or go there?"""
         held = self.by_id.get(microbatch)

@@ -38,8 +38,8 @@ class RouterChoice:
 class PeerSettings:
     """One of `data_peer` and `stage_peer` is given, as `stage` says. `router` None: whoever composes brings one.
 
-    `exact`, `done_bytes`, `memory_limit_bytes`, `life` and `audit` as in `Context`. `terms`: who may take part, as the run
-    record says.
+    `exact`, `done_bytes`, `memory_limit_bytes`, `life`, `audit` and `microbatches` as in `Context`. `terms`: who may take part,
+    as the run record says.
     """
 
     me: PeerId
@@ -54,6 +54,7 @@ class PeerSettings:
     life: RunLife = field(default_factory=RunLife)
     terms: EntryTerms = field(default_factory=EntryTerms)
     audit: AuditTerms = field(default_factory=AuditTerms)
+    microbatches: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.stage <= self.stages:
@@ -89,6 +90,7 @@ def compose(
         memory_limit_bytes=settings.memory_limit_bytes,
         life=settings.life,
         audit=settings.audit,
+        microbatches=settings.microbatches,
         verify=verify,
         signed_by=signed_by,
     )

@@ -13,6 +13,7 @@ from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.membership.membership import Membership
 from gwtf_p2p.protocol.peer.room import Room
 from gwtf_p2p.protocol.peer.transfers import Transfers
+from gwtf_p2p.protocol.trust.message_quotas import most_held
 from gwtf_p2p.protocol.wire.messages import SUPERSEDED, Backward, Forward, Superseded, TensorMessage, Verdict
 from gwtf_p2p.protocol.wire.records import PeerState
 
@@ -38,7 +39,7 @@ class StageArrivals:
                 self.membership.others.doubt()
             return ef.Answer(Verdict.STALE, f"weights version is {participant.weights}")
         state = self.membership.state
-        full = state.value if state is not PeerState.ONLINE else self.room.why_full()
+        full = state.value if state is not PeerState.ONLINE else self.room.why_full() or self._too_many_of(sender)
         if full:
             self.room.refuse(sender)
             return ef.Answer(Verdict.BUSY, full)
@@ -48,6 +49,13 @@ class StageArrivals:
         ctx.liveness.watch(new.id.data_peer, ctx.out)
         ctx.liveness.watch(sender, ctx.out)
         return ef.Answer(Verdict.ACCEPTED)
+
+    def _too_many_of(self, sender: PeerId) -> str:
+        """Empty while it has not handed more here than honest peers can have (`trust/message_quotas`)."""
+        ctx = self.ctx
+        data_peers = self.participant.data_peers or (ctx.view.data_peers if ctx.view is not None else ())
+        most = most_held(ctx.microbatches, len(data_peers))
+        return f"{most} held of {sender} already" if 0 < most <= ctx.holdings.number_from(sender) else ""
 
     def _verdict_again(self, held: Held, sender: PeerId, message: Forward) -> ef.Answer:
         """Offered what is held already: a repair further up, or a repeated transfer."""

@@ -72,6 +72,8 @@ def _forward(ctx: Context, known: Acquaintances, message: msg.Forward) -> Unfit 
         return Unfit(f"attempt: expected {message.stage + 1} numbers, got {len(message.attempt)}")
     if len(message.ahead) > ctx.stages:
         return Unfit("ahead: too long")
+    if 0 < ctx.microbatches <= message.microbatch.index:
+        return Unfit(f"microbatch: this run has {ctx.microbatches} of each data peer")
     owner = message.microbatch.data_peer
     return None if known.holds(owner, {0}) else Unfit("its data peer is not known", breach=False)
 

@@ -12,6 +12,8 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
 from gwtf_p2p.protocol.trust.authorisation import Authorisation, Refusal
 from gwtf_p2p.protocol.trust.entry import Entry
+from gwtf_p2p.protocol.trust.message_quotas import MessageQuotas
+from gwtf_p2p.protocol.trust.refusals import Refusals
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Check, Message, Verdict
 from gwtf_p2p.protocol.wire.signed import Order
@@ -26,6 +28,7 @@ class Gate:
     def __init__(self, context: Context, known: Acquaintances, on_barred: Callable[[PeerId, str], None]) -> None:
         self.ctx, self.known, self.on_barred = context, known, on_barred
         self.authorisation = Authorisation(context, known)
+        self.quotas, self.refusals = MessageQuotas(), Refusals()
         self.led: Callable[[], Mapping[PeerId, Stage]] = dict
         self.entry = Entry()
         self.view: NetworkView | None = None
@@ -89,6 +92,11 @@ class Gate:
         """It may take part in the run, and is not barred."""
         return not self.entry.refusal(peer) and not self.ctx.bars.is_barred(peer, self.ctx.now)
 
+    def knows(self, peer: PeerId) -> bool:
+        """It holds a stage, or its record says that it asks for forwards: it may take more of this peer than a stranger."""
+        view = self.ctx.view
+        return self.known.is_known(peer) or (view is not None and peer in view.clients)
+
     def looked(self, event: ev.ViewChanged | ev.Ordered) -> NetworkView | None:
         """There are other records, or others may take part: what of the records counts now; None when nothing has changed."""
         if isinstance(event, ev.ViewChanged):
@@ -134,15 +142,31 @@ class Gate:
             return BARRED
         if sender != ctx.me and (why := self.entry.refusal(sender)):
             return Refusal(why, breach=False, is_final=True)
-        refusal = self.authorisation.refusal(sender, message, self.led)
+        refusal = self._excess(sender, message) or self.authorisation.refusal(sender, message, self.led)
         if refusal is None or not refusal.stranger:
             ctx.liveness.heard_from(sender, ctx.now, ctx.out)
         if refusal is not None:
-            kind = type(message).__name__
-            ctx.report("message_refused", sender=sender, kind=kind, reason=refusal.reason, breach=refusal.breach)
+            self._tell(sender, message, refusal)
             if refusal.breach:
                 self._strike(sender, refusal.reason, refusal.stranger)
         return refusal
+
+    def _excess(self, sender: PeerId, message: Message) -> Refusal | None:
+        """A message that is one too many of its sender's."""
+        ctx = self.ctx
+        if sender == ctx.me:
+            return None
+        is_member = self.known.is_known(sender)
+        over = self.quotas.excess(sender, message, self.known.participant.position, ctx.now, is_member=is_member)
+        return Refusal(over.reason, over.breach, stranger=not is_member) if over is not None else None
+
+    def _tell(self, sender: PeerId, message: Message, refusal: Refusal) -> None:
+        """Not of every single one: a flood is told once a minute, with its number (`refusals`)."""
+        kind, ctx = type(message).__name__, self.ctx
+        count = self.refusals.note(("strangers" if refusal.stranger else sender, kind, refusal.reason), kind, ctx.now)
+        if count:
+            fields = {"sender": sender, "kind": kind, "reason": refusal.reason, "breach": refusal.breach, "count": count}
+            ctx.report("message_refused", **fields)
 
     def _strike(self, sender: PeerId, reason: str, stranger: bool) -> None:
         ctx = self.ctx

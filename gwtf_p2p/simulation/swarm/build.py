@@ -124,6 +124,7 @@ class Swarm:
             data_peer=data_peer,
             stage_peer=stage_peer,
             life=RunLife(self.scenario.iterations, stays=True),
+            microbatches=model.microbatches_per_data_peer,
         )
         machine = compose(settings, verify=verify)
         if self._around_router is not None:

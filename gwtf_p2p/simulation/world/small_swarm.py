@@ -182,6 +182,7 @@ class SmallSwarm:
             life=life,
             terms=config.terms,
             audit=audited,
+            microbatches=config.microbatches,
         )
         factor = self._random.choice(config.speeds)
         seconds = {ev.Work.FORWARD: FORWARD_S, ev.Work.BACKWARD: BACKWARD_S, **corrections}

@@ -28,6 +28,7 @@ from gwtf_p2p.live.rpc.incoming import OFFER_HEAD
 from gwtf_p2p.live.rpc.rpc import CallFailed, FailureKind, Header, PushFailed, RpcOptions
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.trust.stream_quotas import Share
 from gwtf_p2p.protocol.wire.records import WIRE_VERSION
 from tests.live.conftest import DEADLINE_S, RUN, LivePeer, Recorder, StartPeer
 
@@ -83,7 +84,8 @@ async def test_a_refusal_stops_the_payload_and_the_stream_lives_on(start_peer: S
 
 
 async def test_payloads_over_the_bounds_are_refused_before_any_memory_is_taken(start_peer: StartPeer) -> None:
-    a, b = await start_peer(), await start_peer(limits=RpcOptions(max_payload_bytes=1000, max_inflight_bytes=1500))
+    limits = RpcOptions(max_payload_bytes=1000, payload_bytes=Share(1500, 0, 0, 1500))
+    a, b = await start_peer(), await start_peer(limits=limits)
     too_big = await a.rpc.push(b.id, {}, bytes(1001), DEADLINE_S)
     assert not too_big.accepted and "over the bound of 1000" in too_big.reply["reason"]
     half = await Half.offered(a, b, {"n": 0}, 1000)
@@ -282,10 +284,9 @@ class Half:
         self.arrived: asyncio.Queue[tuple[Frame | None, bytes]] = asyncio.Queue()
 
     @staticmethod
-    async def open(a: LivePeer, b: LivePeer) -> Half:
+    async def open(a: LivePeer, b: LivePeer, purpose: Purpose = Purpose.TRANSFER) -> Half:
         half = Half()
-        name = protocol_name(RUN)
-        half.frames, _ = await open_frames(a.daemon.control_path, PeerId(b.id), name, Purpose.TRANSFER, half)
+        half.frames, _ = await open_frames(a.daemon.control_path, PeerId(b.id), protocol_name(RUN), purpose, half)
         return half
 
     @staticmethod
