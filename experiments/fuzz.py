@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -20,9 +21,12 @@ from experiments.support.strange_messages import SENDERS, Pools, draw, strange_r
 from gwtf_p2p.live.rpc.api import pack, unpack
 from gwtf_p2p.live.rpc.frames import FRAME_HEADER, Frame, FrameStream
 from gwtf_p2p.protocol.errors import RemoteProtocolError
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId, Stage
 from gwtf_p2p.protocol.wire.messages import from_header, to_header
-from gwtf_p2p.protocol.wire.records import decode_run, decode_stage
+from gwtf_p2p.protocol.wire.records import PeerState, StageRecord, decode_run, decode_stage, encode
+
+OF_ONE = 20
+"""Inputs that are made of one message: drawing it costs far more than damaging it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,12 +79,13 @@ class _Nowhere:
 
 
 def fuzz_bytes(inputs: int, seed: int) -> int:
-    """Raises what a decoder raises besides RemoteProtocolError."""
+    """Raises what a decoder raises besides RemoteProtocolError. What is damaged is a message or a record, a new one for every
+    `OF_ONE` inputs."""
     random, began, refused = Random(seed), time.perf_counter(), 0
-    peers = [PeerId("a"), PeerId("b")]
-    pools = Pools(peers, [MicrobatchId(PeerId("a"), 1, 0)], 1, 3)
-    for _ in range(inputs):
-        good = pack(to_header(draw(random, pools)))
+    good = b""
+    for number in range(inputs):
+        if number % OF_ONE == 0:
+            good = _good(random)
         data = _damaged(random, good)
         refused += _refused(lambda data=data: from_header(unpack(data)))
         refused += _refused(lambda data=data: decode_stage(data))
@@ -88,6 +93,15 @@ def fuzz_bytes(inputs: int, seed: int) -> int:
         _frames(random, data)
     print(f"{inputs} inputs at 4 decoders, {refused} refused, {time.perf_counter() - began:.0f} s")
     return 0
+
+
+def _good(random: Random) -> bytes:
+    """A message, or every fourth time a peer's record."""
+    pools = Pools([PeerId("a"), PeerId("b")], [MicrobatchId(PeerId("a"), 1, 0)], 1, 3)
+    if random.randrange(4):
+        return pack(to_header(draw(random, pools)))
+    record = StageRecord(PeerId("a"), RunId("r"), Stage(random.randrange(4)), random.choice(list(PeerState)), 4)
+    return encode(replace(record, weights_version=random.randrange(9), line_bytes_per_s=random.random()))
 
 
 def _damaged(random: Random, good: bytes) -> bytes:

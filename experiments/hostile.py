@@ -1,10 +1,12 @@
-"""What an outsider can do to a run with messages: real peers on this machine, an identity of its own, one line per attack.
+"""What an outsider can do to a run: real peers on this machine, an identity of its own, one line per attack.
 
-`python -m experiments.hostile --seeds 0-4 --json` runs every attack of `ATTACKS` for every seed: a small swarm trains, an
-outsider that knows the join line attacks it from step 2 on, and the weights at the end are compared with those of the same run
-left in peace. A line is `{"attack", "seed", "ended", "iterations_before", "iterations_during", "weights_as_clean",
-"sender_barred"}`: did a peer end or the run not get to its end; how many iterations had been committed before, and were while
-the attack went on; equal weights; has any peer barred the outsider. Exit code 1 if any run ended or any weight differs.
+`python -m experiments.hostile --seeds 0-4 --json` runs every attack of `ATTACKS` (messages) and of `outsider_acts` (streams,
+floods, records) for every seed: a small swarm trains, an outsider that knows the join line attacks it from step 2 on until the
+run is complete, and loss and weights at the end are compared with those of the same run left in peace. A line is `{"attack",
+"seed", "ended", "iterations_before", "iterations_during", "weights_as_clean", "sender_barred", ...}`: did a peer end or the run
+not get to its end; how many iterations had been committed before, and were under attack; equal weights; has any peer barred the
+outsider; iterations a minute from the attack on, and of the run in peace from the same step on; what was done, and both losses.
+Exit code 1 if any run ended or any weight differs.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ import numpy as np
 
 from experiments.support.live_swarm import SmallRun, StoryFailed, Swarm, check_equal_weights
 from experiments.support.outsider import Outsider, Said, Script
+from experiments.support.outsider_acts import ACTS
 from gwtf_p2p.cli.shared.local_run import RunFailed
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.wire.messages import (
@@ -40,8 +44,8 @@ from gwtf_p2p.protocol.wire.messages import (
 )
 from gwtf_p2p.protocol.wire.records import StageRecord
 
-ATTACK_FROM, ROUNDS, STEPS = 2, 4, 30
-"""From which iteration on everybody is told the lies, how often at least, and how many iterations the run has."""
+ATTACK_FROM, ROUNDS, STEPS = 2, 2, 30
+"""From which iteration on the outsider attacks, how often at least, and how many iterations the run has."""
 
 
 def far_commit(me: PeerId, to: StageRecord, others: Sequence[StageRecord]) -> list[Said]:
@@ -124,6 +128,15 @@ ATTACKS: Mapping[str, Script] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Peace:
+    """The same run without an outsider: where its checkpoints are, iterations a minute, and its loss at the end."""
+
+    checkpoints: Path
+    per_minute: float
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
 class Line:
     """One attack on one run."""
 
@@ -135,53 +148,85 @@ class Line:
     weights_as_clean: bool
     sender_barred: bool
     messages: int
+    per_minute: float
+    per_minute_in_peace: float
+    loss: float
+    loss_in_peace: float
     reason: str = ""
 
 
-def small(seed: int) -> SmallRun:
-    return SmallRun(stages=1, peers_per_stage=2, steps=STEPS, seed=seed)
+def small(seed: int, steps: int) -> SmallRun:
+    return SmallRun(stages=1, peers_per_stage=2, steps=steps, seed=seed)
 
 
-def attacked(attack: str, seed: int, folder: Path, clean: Path) -> Line:
-    """A run that is attacked; `clean`: the checkpoints of the same run in peace."""
-    run, before, during, said, reason = small(seed), 0, 0, 0, ""
+def in_peace(run: SmallRun, folder: Path) -> Peace:
+    with Swarm(run, folder) as swarm:
+        swarm.until_step(ATTACK_FROM)
+        per_minute = to_the_end(swarm)
+        return Peace(folder / "checkpoints", per_minute, swarm.state.loss(run.steps - 1))
+
+
+def to_the_end(swarm: Swarm) -> float:
+    """Iterations a minute from here to the last one."""
+    before, began = swarm.state.iterations, time.monotonic()
+    swarm.until_step(swarm.small.steps)
+    per_minute = 60 * (swarm.state.iterations - before) / (time.monotonic() - began)
+    swarm.to_the_end()
+    return round(per_minute, 1)
+
+
+def attacked(attack: str, run: SmallRun, folder: Path, peace: Peace) -> Line:
+    """A run that is attacked."""
+    before, during, said, per_minute, reason = 0, 0, 0, 0.0, ""
     swarm = Swarm(run, folder)
     try:
         with swarm:
-            outsider = Outsider(run.record().run_id, run.stages, swarm.run.initial_peer(), folder, ATTACKS[attack])
+            where = run.record().run_id, run.stages, swarm.run.initial_peer(), folder
+            outsider = Outsider(*where, ATTACKS.get(attack), ACTS.get(attack))
             outsider.start()
             try:
                 swarm.until("the outsider has joined", lambda: outsider.joined or outsider.failure is not None)
                 swarm.until_step(ATTACK_FROM)
                 before = swarm.state.iterations
                 outsider.attack()
-                swarm.until("the outsider has said it all", lambda: outsider.rounds >= ROUNDS or outsider.failure is not None)
+                per_minute = to_the_end(swarm)
                 during = swarm.state.iterations - before
+                swarm.until("the outsider has done it all", lambda: outsider.rounds >= ROUNDS or outsider.failure is not None)
             finally:
                 outsider.stop()
                 said = outsider.said
-            swarm.to_the_end()
     except (RunFailed, StoryFailed) as error:
         reason = str(error).splitlines()[0]
-    barred = bool(swarm.said("peer_barred"))
-    same = False
-    if not reason:
+    ended = bool(reason)
+    if not ended:
         try:
-            check_equal_weights(folder / "checkpoints", clean, run.stages, run.steps)
-            same = True
+            check_equal_weights(folder / "checkpoints", peace.checkpoints, run.stages, run.steps)
         except StoryFailed as error:
             reason = str(error)
-    return Line(attack, seed, bool(reason) and not swarm.run.finished(run.steps), before, during, same, barred, said, reason)
+    return Line(
+        attack,
+        run.seed,
+        ended,
+        before,
+        during,
+        not reason,
+        bool(swarm.said("peer_barred")),
+        said,
+        per_minute,
+        peace.per_minute,
+        round(swarm.state.loss(run.steps - 1), 4),
+        round(peace.loss, 4),
+        reason,
+    )
 
 
-def hostile(attacks: Sequence[str], seeds: Sequence[int], folder: Path, as_json: bool) -> int:
+def hostile(attacks: Sequence[str], runs: Sequence[SmallRun], folder: Path, as_json: bool) -> int:
     """All of them, one after the other."""
     failed = 0
-    for seed in seeds:
-        with Swarm(small(seed), folder / f"clean{seed}") as peaceful:
-            peaceful.to_the_end()
+    for run in runs:
+        peace = in_peace(run, folder / f"clean{run.seed}")
         for attack in attacks:
-            line = attacked(attack, seed, folder / f"{attack}{seed}", folder / f"clean{seed}" / "checkpoints")
+            line = attacked(attack, run, folder / f"{attack}{run.seed}", peace)
             failed += line.ended or not line.weights_as_clean
             print(json.dumps(asdict(line)) if as_json else line, flush=True)
     return 1 if failed else 0
@@ -190,15 +235,18 @@ def hostile(attacks: Sequence[str], seeds: Sequence[int], folder: Path, as_json:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--attacks", default=",".join(ATTACKS))
+    every = [*ATTACKS, *ACTS]
+    parser.add_argument("--attacks", default=",".join(every))
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
     first, _, last = str(chosen.seeds).partition("-")
-    unknown = set(chosen.attacks.split(",")) - set(ATTACKS)
+    unknown = set(chosen.attacks.split(",")) - set(every)
     if unknown:
-        parser.error(f"--attacks: expected some of {', '.join(ATTACKS)}, got {', '.join(sorted(unknown))}")
+        parser.error(f"--attacks: expected some of {', '.join(every)}, got {', '.join(sorted(unknown))}")
+    runs = [small(seed, chosen.steps) for seed in range(int(first), int(last or first) + 1)]
     with tempfile.TemporaryDirectory(prefix="gwtf-hostile-") as folder:
-        return hostile(chosen.attacks.split(","), range(int(first), int(last or first) + 1), Path(folder), chosen.json)
+        return hostile(chosen.attacks.split(","), runs, Path(folder), chosen.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A stranger who knows the join line of a run: an identity of its own, no record, no role, and much to say."""
+"""A stranger who knows the join line of a run: an identity of its own, no record, no role, and much to say or do."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.support.outsider_acts import Act, Place
 from gwtf_p2p.live.discovery.dht import DhtOptions, start_dht
 from gwtf_p2p.live.libp2p.daemon import start_daemon
 from gwtf_p2p.live.libp2p.identity import load_or_create_identity
@@ -35,16 +36,21 @@ Script = Callable[[PeerId, StageRecord, Sequence[StageRecord]], Sequence[Said]]
 """What to say to a peer, by the outsider's own id, that peer's record and all records."""
 
 
+def _silent(me: PeerId, to: StageRecord, others: Sequence[StageRecord]) -> Sequence[Said]:
+    return ()
+
+
 @dataclass
 class Outsider:
-    """It joins with `start`, and from `attack` on says its script to everybody, over and over until `stop`: so many `rounds`,
-    and `said` messages in all."""
+    """It joins with `start`, and from `attack` on says its script to everybody, or acts, over and over until `stop`: so many
+    `rounds`, and `said` messages in all."""
 
     run_id: RunId
     stages: int
     initial_peer: str
     folder: Path
-    script: Script
+    script: Script | None = None
+    act: Act | None = None
     said: int = 0
     rounds: int = 0
     joined: bool = False
@@ -82,16 +88,23 @@ class Outsider:
         try:
             dht = await start_dht(daemon, identity, DhtOptions(self.run_id, client_mode=True))
             rpc = Rpc(daemon, self.run_id)
+            place = Place(identity, daemon, dht, rpc, self.folder)
             self.joined = True
             await asyncio.to_thread(self._attack_now.wait)
             while not self._halt.is_set():
                 records = await dht.read_stages(self.run_id, [Stage(k) for k in range(self.stages + 1)])
-                for record in records:
-                    for said in self.script(daemon.peer_id, record, records):
+                honest = [record for record in records if record.peer not in {ghost.peer_id for ghost in place.ghosts}]
+                if self.act is not None and honest:
+                    self.said += await self.act(place, honest)
+                script = self.script or _silent
+                for record in honest:
+                    for said in script(daemon.peer_id, record, honest):
                         await self._say(rpc, record.peer, said)
                         self.said += 1
                 self.rounds += 1
                 await asyncio.sleep(BETWEEN_S)
+            for frames in place.kept:
+                frames.close()
             await rpc.stop()
             await dht.stop()
         finally:

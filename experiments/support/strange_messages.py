@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from random import Random
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -61,8 +62,13 @@ def draw(random: Random, pools: Pools, kind: Any = None) -> Message:
 
 
 def _made(random: Random, pools: Pools, kind: Any) -> Any:
+    return kind(**{name: _value(random, pools, hint, name) for name, hint in _hints(kind)})
+
+
+@cache
+def _hints(kind: Any) -> tuple[tuple[str, Any], ...]:
     hints = get_type_hints(kind, include_extras=True)
-    return kind(**{f.name: _value(random, pools, hints[f.name], f.name) for f in fields(kind)})
+    return tuple((f.name, hints[f.name]) for f in fields(kind))
 
 
 def _value(random: Random, pools: Pools, hint: Any, name: str) -> Any:
