@@ -81,7 +81,7 @@ class Pair:
         microbatch = MicrobatchId(PeerId("data"), 0, number)
         made = self._travelled(self.worker.forward(microbatch, given), forwards)
         handed = self._travelled(self.worker.backward(microbatch, got), backwards)
-        kernels = torch.backends.mkldnn.flags(enabled=False) if other_kernels else nullcontext()  # type: ignore[no-untyped-call]
+        kernels = torch.backends.mkldnn.flags(enabled=False) if other_kernels else nullcontext()
         with kernels:
             own, own_gradient = self.auditor.repeat(given, got)
         output = relative_difference(made, own, self._travelled(own, forwards), given)

@@ -161,9 +161,10 @@ class Gate:
         return Refusal(over.reason, over.breach, stranger=not is_member) if over is not None else None
 
     def _tell(self, sender: PeerId, message: Message, refusal: Refusal) -> None:
-        """Not of every single one: a flood is told once a minute, with its number (`refusals`)."""
+        """Not of every single one: a flood is told once a minute, with its number and the newest reason, whatever reasons its
+        sender gives rise to (`refusals`)."""
         kind, ctx = type(message).__name__, self.ctx
-        count = self.refusals.note(("strangers" if refusal.stranger else sender, kind, refusal.reason), kind, ctx.now)
+        count = self.refusals.note(("strangers" if refusal.stranger else sender, kind), kind, ctx.now)
         if count:
             fields = {"sender": sender, "kind": kind, "reason": refusal.reason, "breach": refusal.breach, "count": count}
             ctx.report("message_refused", **fields)

@@ -110,6 +110,17 @@ def test_a_flood_of_one_member_bars_it_and_its_work_goes_elsewhere() -> None:
     assert len(told["message_refused"]) == 1
 
 
+def test_whoever_gives_rise_to_many_reasons_is_told_once_all_the_same() -> None:
+    driven = in_step()
+    told: list[str] = []
+    for number in range(50):
+        done_by = (B, PeerId(f"nobody{number}"))
+        for effect in driven.handle(ev.Offered(B, msg.Backward(microbatch(), (1, 0), Stage(1), done_by))):
+            if isinstance(effect, ef.Report) and effect.name == "message_refused":
+                told.append(str(effect.fields["reason"]))
+    assert len(told) == 1 and "is not known to hold stage" in told[0]
+
+
 def test_a_microbatch_that_the_run_does_not_have_is_a_breach() -> None:
     driven = online(stage_peer(A, microbatches=2), [D, B])
     offer = msg.Forward(MicrobatchId(D, 0, 2), (1, 0), Stage(1))
