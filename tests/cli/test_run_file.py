@@ -252,6 +252,9 @@ def test_what_is_left_out_of_a_mixtures_loss_is_told(tmp_path: Path, capsys: pyt
     path.write_text(f'run_id = "r"\nseed = 0\n{sizes}model = {{ {model} }}\ndataset = "text:{tmp_path}/a.txt"\n')
     assert main(["run", "check", str(path)]) == 0
     assert "left out: router_aux_loss_coef = 0.02: the experts' balance loss" in capsys.readouterr().out
+    path.write_text(path.read_text() + "loss = { balance = 0.01 }\n")
+    assert main(["run", "check", str(path)]) == 0
+    assert "loss.balance = 0.01 adds each layer's own instead" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", [["run", "check"], ["data", "--new_run"]])

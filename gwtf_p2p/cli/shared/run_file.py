@@ -174,7 +174,7 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     check_run(run, tokenizer.vocabulary, where)
     for prompt in run.evaluation.prompts:
         _at(where, partial(prompt_ids, run, tokenizer, prompt), field="evaluation.prompts")
-    fingerprint = preflight(model_config, where, by_document=draft.attention == "document")
+    fingerprint = preflight(model_config, where, by_document=draft.attention == "document", balance=draft.loss.balance)
     run = replace(run, boundary=boundary_of(PartSpec.of(run, 0), where), fingerprint=fingerprint)
     if run.adapters.rank and not any(parameter_shapes(PartSpec.of(run, stage), where) for stage in range(run.stages + 1)):
         raise InputError(where, "adapters.targets", "expected modules with weights")

@@ -84,9 +84,11 @@ def _left_out(run: RunRecord, where: str) -> list[str]:
 
     text = load_config(run.model_config, where).get_text_config(decoder=True)
     found = [name for name in BALANCE if getattr(text, name, None)]
-    each = (
-        "the experts' balance loss, whose means are over all layers and so no sum over stages; routers learn by the loss alone"
-    )
+    each = "the experts' balance loss, whose means are over all layers and so no sum over stages; "
+    if run.loss.balance:
+        each += f"loss.balance = {run.loss.balance:g} adds each layer's own instead, the mean over layers"
+    else:
+        each += "routers learn by the loss alone, unless loss.balance adds each layer's own"
     return [f"{name} = {getattr(text, name)}: {each}" for name in found]
 
 

@@ -80,6 +80,7 @@ class LossSpec:
 
     z: Annotated[float, Ge(0), Le(1e3), "weight of the squared logarithm of the softmax's denominator"] = 0.0
     label_smoothing: Annotated[float, Ge(0), Lt(1), "share of the label that goes to all tokens alike"] = 0.0
+    balance: Annotated[float, Ge(0), Le(1e3), "weight of the experts' balance loss: the mean of each layer's own"] = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,12 +36,20 @@ from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.split import DataPart, StagePart
 
 
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """A forward's output, and what its own layers add to the loss (the experts' balance), with the graph if there is one."""
+
+    output: Payload
+    balance: Tensor | None = None
+
+
 @dataclass(slots=True)
 class _Held:
-    """A forward that waits for its backward: the leaves of its input and, unless dropped, its output with the graph."""
+    """A forward that waits for its backward: the leaves of its input and, unless dropped, what it computed with the graph."""
 
     leaves: Payload
-    output: Payload | None
+    computed: _Computed | None
 
 
 class StageExecutor(PartExecutor):
@@ -68,29 +76,29 @@ class StageExecutor(PartExecutor):
         """
         leaves = self._leaves(self._received(activation))
         keeps = keeps and not self._recompute
-        output = self._run(leaves, with_graph=keeps)
-        self._held[microbatch] = _Held(leaves, output if keeps else None)
-        return _detached(output)
+        computed = self._run(leaves, with_graph=keeps)
+        self._held[microbatch] = _Held(leaves, computed if keeps else None)
+        return _detached(computed.output)
 
     def evaluate(self, activation: Payload) -> Payload:
         """The stage's output for its own sake: nothing is held. Raises RemoteProtocolError on a wrong shape."""
-        return _detached(self._run(self._received(activation), with_graph=False))
+        return _detached(self._run(self._received(activation), with_graph=False).output)
 
     def repeat(self, activation: Payload, output_gradient: Payload) -> tuple[Payload, Payload]:
         """What `forward` and `backward` give for these two; nothing is held or counted. Raises RemoteProtocolError."""
         leaves, gradient = self._leaves(self._received(activation)), self._received(output_gradient, "gradient")
-        output = self._run(leaves, with_graph=True)
-        return _detached(output), self._gradients(leaves, output, gradient)[0]
+        computed = self._run(leaves, with_graph=True)
+        return _detached(computed.output), self._gradients(leaves, computed, gradient)[0]
 
     def drop_graph(self, microbatch: MicrobatchId) -> None:
         """Free the graph of a held forward and keep its input; the backward will recompute. Raises NotHeldError."""
-        self._find(microbatch).output = None
+        self._find(microbatch).computed = None
 
     def recompute_forward(self, microbatch: MicrobatchId) -> Payload:
         """Build the graph of a held forward again from its input; returns the output. Raises NotHeldError."""
         held = self._find(microbatch)
-        held.output = self._run(held.leaves, with_graph=True)
-        return _detached(held.output)
+        held.computed = self._run(held.leaves, with_graph=True)
+        return _detached(held.computed.output)
 
     def backward(self, microbatch: MicrobatchId, output_gradient: Payload) -> Payload:
         """The gradient of the stage's input; the parameters' gradient is counted under the id and the forward is let go.
@@ -100,9 +108,9 @@ class StageExecutor(PartExecutor):
         self._refuse_counted(microbatch)
         held = self._find(microbatch)
         gradient = self._received(output_gradient, f"{microbatch}: gradient")
-        output = self._run(held.leaves, with_graph=True) if held.output is None else held.output
-        held.output = None  # the graph is consumed; should the next line fail, the input is still there to try again
-        input_gradient, gradients = self._gradients(held.leaves, output, gradient)
+        computed = self._run(held.leaves, with_graph=True) if held.computed is None else held.computed
+        held.computed = None  # the graph is consumed; should the next line fail, the input is still there to try again
+        input_gradient, gradients = self._gradients(held.leaves, computed, gradient)
         del self._held[microbatch]
         self._add(microbatch, gradients)
         self._accumulator.counted.add(microbatch)
@@ -132,17 +140,18 @@ class StageExecutor(PartExecutor):
             raise NotHeldError(f"{microbatch}: no forward of it is held")
         return self._held[microbatch]
 
-    def _run(self, payload: Payload, with_graph: bool) -> Payload:
+    def _run(self, payload: Payload, with_graph: bool) -> _Computed:
         with torch.set_grad_enabled(with_graph), self._precision():
             hidden, *sides = self.part.forward(payload)
-            return (hidden.float(), *sides)
+            return _Computed((hidden.float(), *sides), self.part.balance_loss())
 
-    def _gradients(self, inputs: Payload, outputs: Payload, gradient: Payload) -> tuple[Payload, dict[str, Tensor]]:
+    def _gradients(self, inputs: Payload, computed: _Computed, gradient: Payload) -> tuple[Payload, dict[str, Tensor]]:
         leaves = self._floats(inputs)
         # A side input is handed on as it came, so what later stages found of its gradient adds to what this one finds.
-        found = torch.autograd.grad(
-            self._floats(outputs), [*leaves, *self._parameters.values()], self._floats(gradient), allow_unused=True
-        )
+        outputs, gradients = self._floats(computed.output), self._floats(gradient)
+        if computed.balance is not None:
+            outputs, gradients = [*outputs, computed.balance], [*gradients, torch.ones_like(computed.balance)]
+        found = torch.autograd.grad(outputs, [*leaves, *self._parameters.values()], gradients, allow_unused=True)
         return self._gradient_payload(inputs, found[: len(leaves)]), self._by_name(found[len(leaves) :])
 
 

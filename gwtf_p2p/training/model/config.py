@@ -10,8 +10,8 @@ Rules.
   `rope_parameters` of release 5 say nothing to older ones. A table per layer type has no such spelling and stays nested, as
   does one of which the installed release would make something else.
 - Dropout and router noise are off, whatever the config says: a microbatch that is computed again on another peer has to give
-  the same numbers. The experts' balance loss (`output_router_logits`) is no part of the loss. Weights are float32, whatever
-  its dtype; the executor's `torch_dtype` says how to compute.
+  the same numbers. The experts' balance loss over all layers (`output_router_logits`) is no part of the loss; a run may
+  add each layer's own (`balance`). Weights are float32, whatever its dtype; the executor's `torch_dtype` says how to compute.
 """
 
 from __future__ import annotations

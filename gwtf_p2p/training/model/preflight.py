@@ -33,6 +33,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.records import Fingerprint
+from gwtf_p2p.training.model.balance import FIELD as BALANCE
+from gwtf_p2p.training.model.balance import Balance
 from gwtf_p2p.training.model.config import CONFIG_ERRORS, RUN_RECORD, load_config, one_line
 from gwtf_p2p.training.model.doors import Payload, Structure, document_positions
 from gwtf_p2p.training.model.skeleton import build_skeleton, decoder_layers
@@ -73,10 +75,12 @@ def versions() -> dict[str, str]:
     return {"transformers": transformers.__version__, "torch": torch.__version__.partition("+")[0]}
 
 
-def preflight(model_config: Mapping[str, Any], where: str = RUN_RECORD, *, by_document: bool = False) -> Fingerprint:
+def preflight(
+    model_config: Mapping[str, Any], where: str = RUN_RECORD, *, by_document: bool = False, balance: float = 0.0
+) -> Fingerprint:
     """Raises InputError that names what differs; returns this installation's fingerprint.
 
-    `by_document`: documents in one window are not to see each other.
+    `by_document`: documents in one window are not to see each other. `balance`: weight of the experts' balance loss.
     """
     config = load_config(model_config, where)
     structure, small = structure_of(model_config, where), small_config(model_config, where)
@@ -89,6 +93,8 @@ def preflight(model_config: Mapping[str, Any], where: str = RUN_RECORD, *, by_do
         raise InputError(where, _FIELD, f"{small.model_type} cannot be split: {text}")
     if by_document:
         _check_packing(small, structure, where)
+    if balance:
+        _check_balance(small, structure, balance, where)
     return _fingerprint(unsplit, config, where)
 
 
@@ -113,7 +119,13 @@ class Parts:
     """A small model in three stages and a data part."""
 
     def __init__(
-        self, small: PretrainedConfig, structure: Structure, where: str = RUN_RECORD, *, by_document: bool = False
+        self,
+        small: PretrainedConfig,
+        structure: Structure,
+        where: str = RUN_RECORD,
+        *,
+        by_document: bool = False,
+        balance: float = 0.0,
     ) -> None:
         layers = len(decoder_layers(build_skeleton(small, where), where)[1])
         cuts = sorted({0, 1, layers - 1, layers}) if layers > 1 else [0, 1]
@@ -122,7 +134,8 @@ class Parts:
         end_token = int(self.tokens_BT[0, 0]) if by_document else -1
         if by_document:
             self.tokens_BT, self.labels_BT = _several_documents(self.tokens_BT, self.labels_BT)
-        specs = [PartSpec({}, split, stage, SEED, (ROWS, LENGTH), end_token=end_token) for stage in range(len(split) + 1)]
+        stages = range(len(split) + 1)
+        specs = [PartSpec({}, split, k, SEED, (ROWS, LENGTH), end_token=end_token, balance=balance) for k in stages]
         self.data: DataPart = data_part(small, structure, specs[0], where)
         self.stages: list[StagePart] = [stage_part(small, structure, spec, where) for spec in specs[1:]]
 
@@ -148,6 +161,9 @@ def split_result(parts: Parts) -> Result:
     for stage in parts.stages:
         inputs.append(_leaves(outputs[-1]))
         outputs.append(stage.forward(inputs[-1]))
+        balance = stage.balance_loss()
+        if balance is not None:
+            balance.backward(retain_graph=True)  # type: ignore[no-untyped-call]
     hidden = outputs[-1][0].detach().requires_grad_()
     loss = functional.cross_entropy(parts.data.logits(parts.tokens_BT, hidden).flatten(0, 1).float(), parts.labels_BT.flatten())
     loss.backward()  # type: ignore[no-untyped-call]
@@ -230,6 +246,25 @@ def _check_packing(small: PretrainedConfig, structure: Structure, where: str) ->
         if not compared.loss <= bound * max(1.0, abs(one.loss)) or not worst <= bound:
             differs = f"beside others the loss is another by {compared.loss:.1e}, the gradient of {name} by {worst:.1e}"
             raise InputError(where, field, f"expected window: {kind} does not keep documents apart: {differs}")
+
+
+def _check_balance(small: PretrainedConfig, structure: Structure, weight: float, where: str) -> None:
+    """Raises InputError where the library has no balance loss for a layer, or the stages' are not the unsplit model's."""
+    model = whole_model(small, SEED, where)
+    name, layers = decoder_layers(model, where)
+    balance = Balance(model, name, range(len(layers)), weight, where)
+    tokens_BT, labels_BT = sample_tokens(small, 0), sample_tokens(small, 1)
+    logits_BTV = model(input_ids=tokens_BT, use_cache=False).logits
+    loss = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten())
+    balanced = balance.taken()
+    assert balanced is not None, "a layer with a router was run"
+    (loss + balanced).backward()  # type: ignore[no-untyped-call]
+    unsplit = Result(loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    compared = compare(unsplit, split_result(Parts(small, structure, where, balance=weight)))
+    name, worst = compared.worst
+    if not compared.loss <= BOUND * max(1.0, abs(loss.item())) or not worst <= BOUND:
+        differs = f"expected 0: with it the split and the unsplit model's gradients of {name} differ by {worst:.1e}"
+        raise InputError(where, BALANCE, differs)
 
 
 def _result_of(model: PreTrainedModel, logits_of: Callable[[PreTrainedModel], Tensor], labels_BT: Tensor) -> Result:

@@ -24,6 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.records import AdapterSpec, BoundaryTensor, RunRecord, WeightsSpec
 from gwtf_p2p.training.model.adapters import add_adapters
+from gwtf_p2p.training.model.balance import Balance
 from gwtf_p2p.training.model.config import RUN_RECORD, load_config
 from gwtf_p2p.training.model.doors import POSITIONS, Doors, Payload, Structure, document_positions, places_of
 from gwtf_p2p.training.model.initial_weights import initialise
@@ -42,7 +43,7 @@ class PartSpec:
 
     `batch` is (microbatch size, sequence length). `weights` are what it starts from, whose hash has to be `weights_hash` unless
     that is empty; without a source it starts from the seed. `adapters`: they alone are trained. With an `end_token` (0 or more)
-    no token sees beyond the document that it is of (`doors`).
+    no token sees beyond the document that it is of (`doors`). `balance` is the weight of the experts' balance loss (`balance`).
     """
 
     model_config: Mapping[str, Any]
@@ -54,6 +55,7 @@ class PartSpec:
     weights_hash: str = ""
     adapters: AdapterSpec = field(default_factory=AdapterSpec)
     end_token: int = -1
+    balance: float = 0.0
 
     @classmethod
     def of(cls, run: RunRecord, stage: int) -> PartSpec:
@@ -61,7 +63,7 @@ class PartSpec:
         starts_from = (run.weights, run.weight_hashes[stage] if run.weight_hashes else "", run.adapters)
         end_token = run.end_token if run.attention == "document" else -1
         batch = (run.microbatch_size, run.sequence_length)
-        return cls(run.model_config, split, stage, run.seed, batch, *starts_from, end_token)
+        return cls(run.model_config, split, stage, run.seed, batch, *starts_from, end_token, run.loss.balance)
 
 
 class _Part:
@@ -87,6 +89,16 @@ class _Part:
 
 class StagePart(_Part):
     """The decoder layers of one stage."""
+
+    def __init__(self, model: PreTrainedModel, doors: Doors, names: set[str], spec: PartSpec, where: str = RUN_RECORD) -> None:
+        """Raises InputError for a balance loss of a model that has none."""
+        super().__init__(model, doors, names, spec)
+        own = range(*spec.layer_split[spec.stage - 1])
+        self._balance = Balance(model, decoder_layers(model, where)[0], own, spec.balance, where) if spec.balance else None
+
+    def balance_loss(self) -> Tensor | None:
+        """What the forward that was just done adds to the loss here, a scalar with its graph; None where it is nothing."""
+        return self._balance.taken() if self._balance is not None else None
 
     def to(self, device: torch.device) -> StagePart:
         """Move weights and buffers in place; returns self."""
@@ -135,7 +147,7 @@ def stage_part(config: PretrainedConfig, structure: Structure, spec: PartSpec, w
     """As `build_stage_part`, of a `transformers` config. Raises InputError."""
     if not 1 <= spec.stage <= len(spec.layer_split):
         raise InputError(where, "stage", f"expected a stage of layers, 1 to {len(spec.layer_split)}, got {spec.stage}")
-    return StagePart(*_assemble(config, structure, spec, where), spec)
+    return StagePart(*_assemble(config, structure, spec, where), spec, where)
 
 
 def data_part(config: PretrainedConfig, structure: Structure, spec: PartSpec, where: str = RUN_RECORD) -> DataPart:
@@ -229,7 +241,8 @@ def _assemble(
 
 
 def _own_units(model: PreTrainedModel, spec: PartSpec, where: str) -> list[Unit]:
-    """The units of a part of a skeleton. Raises InputError for a split that cuts through shared weights."""
+    """The units of a part of a skeleton; what lies outside the layers and is never trained (a table of positions that they are
+    given) is in every part. Raises InputError for a split that cuts through shared weights."""
     name, layers = decoder_layers(model, where)
     check_layer_split(spec.layer_split, len(layers), where)
     stage_of = {layer: stage for stage, (start, end) in enumerate(spec.layer_split, 1) for layer in range(start, end)}
@@ -242,7 +255,7 @@ def _own_units(model: PreTrainedModel, spec: PartSpec, where: str) -> list[Unit]
             if first_stage != stage:
                 shared = f"{first_name} of stage {first_stage} and {parameter_name} of stage {stage} are one weight"
                 raise InputError(where, "layer_split", f"{model.config.model_type} cannot be split so: {shared}")
-        if stage == spec.stage:
+        if stage == spec.stage or (unit.layer < 0 and not any(p.requires_grad for p in unit_parameters(model, unit).values())):
             own.append(unit)
     return own
 

@@ -21,8 +21,8 @@ from gwtf_p2p.training.model.split import PartSpec, boundary_of, build_whole_mod
 from gwtf_p2p.training.model.structure import LENGTH, ROWS, probe, sample_tokens, whole_model
 from tests.training.swarm import GPT2, LLAMA
 
-QUICK = ("llama", "gpt2", "qwen2_moe", "gemma2", "bloom")
-"""Rotary and learned positions, experts, a sliding window with soft-capping, a hybrid with state-space layers, ALiBi."""
+QUICK = ("llama", "gpt2", "qwen2_moe", "gemma2", "bloom", "roformer")
+"""Rotary and learned positions, experts, a sliding window with soft-capping, ALiBi, a table that all layers are given."""
 
 
 @pytest.mark.parametrize("family", QUICK)
