@@ -64,6 +64,19 @@ STATED: dict[str, Any] = {
     "head_dim": 16,
 }  # fmt: skip
 """What some families leave to whoever writes the config, where the default is nothing."""
+_ROTARY = {"rope_type": "default", "rope_theta": 10_000.0}
+OWN_FIELDS: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROTARY}},
+    "DbrxAttentionConfig": {"rope_theta": 10_000.0},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
+    "prophetnet": {"add_cross_attention": False},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8, "indexer_compress_ratio": 2,
+    },
+    "reformer": {"axial_pos_embds": False},
+    "xmod": {"default_language": "en_XX"},
+}  # fmt: skip
+"""The same where a family's defaults do not fit each other, by its `model_type`, or class where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +205,14 @@ def _state(config: PretrainedConfig) -> None:
     for name, value in STATED.items():
         if name in vars(config) and vars(config)[name] is None:
             setattr(config, name, value)
+    fields = vars(config)
+    for name, value in OWN_FIELDS.get(config.model_type or type(config).__name__, {}).items():
+        setattr(config, name, value)
+    for value in list(fields.values()):
+        if isinstance(value, PretrainedConfig):
+            _state(value)
+    if "num_key_value_heads" in fields and fields["num_key_value_heads"] is None:
+        config.num_key_value_heads = fields.get("num_attention_heads")
     if vars(config).get("num_kv_shared_layers"):
         config.num_kv_shared_layers = 0  # with it, late layers read what earlier ones have computed, and no stage is alone
     if getattr(config, "is_decoder", None) is False:

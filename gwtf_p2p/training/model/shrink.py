@@ -22,16 +22,16 @@ _RULES: tuple[tuple[str, int], ...] = (
     (r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|seq_length|max_target_positions", POSITIONS),
     (r"sliding_window|window_size|attention_window_size|attention_chunk_size|local_attention_window|index_topk", WINDOW),
     (
-        r"hidden_size|n_embd|d_model|dim|embedding_size|word_embed_proj_dim|emb_dim|attention_hidden_size|ssm_.*hidden|lru_width",
+        r"hidden_size|n_embd|d_model|dim|embedding_size|embedding_dim|word_embed_proj_dim|emb_dim|attention_hidden_size|ssm_.*hidden|lru_width",
         HIDDEN,
     ),
     (r"num_attention_heads|n_heads?|num_heads|encoder_attention_heads|decoder_attention_heads", HEADS),
     (r"(?:.*_)?head_dim|kv_channels|attention_head_size|d_kv", HEAD),
     (
-        r"(?:.*_)?intermediate_size.*|ffn_dim|n_inner|d_ff|(?:encoder|decoder)_ffn_dim|ffn_hidden_size|intermediate_dim|dff",
+        r"(?:.*_)?intermediate_size.*|ffn_dim|n_inner|d_ff|(?:encoder|decoder)_ffn_dim|(?:.*_)?ffn_hidden_size|intermediate_dim|dff",
         2 * HIDDEN,
     ),
-    (r"num_experts|num_local_experts|n_routed_experts|moe_num_experts|num_moe_experts", 4),
+    (r"num_experts|num_local_experts|n_routed_experts|moe_num_experts|num_moe_experts|zero_expert_num", 4),
     (r"num_experts_per_tok|moe_topk|moe_k|num_experts_per_token|moe_top_k|top_k_experts|experts_top_k", 2),
     (r"n_group|topk_group|n_groups|num_groups|mamba_n_groups|expert_group_num", 1),
     (r"(?:q|kv)_lora_rank|o_lora_rank|(?:.*_)?lora_rank", 16),
@@ -41,6 +41,10 @@ _RULES: tuple[tuple[str, int], ...] = (
 )
 _GROUPS = (
     ("num_attention_heads", "num_key_value_heads"), ("num_attention_heads", "num_kv_heads"), ("n_head", "n_head_kv"),
+)  # fmt: skip
+_EXPANDED = (
+    ("mamba_expand", "mamba_n_heads", "mamba_d_head"), ("mamba_expand", "n_mamba_heads", "mamba_headdim"),
+    ("expand", "num_heads", "head_dim"),
 )  # fmt: skip
 _LAYER_NAMES = r"num_hidden_layers|n_layers?|num_layers|decoder_layers|encoder_layers"
 
@@ -56,29 +60,44 @@ def small_copies(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
 
 def _shrink(config: PretrainedConfig, layers: int, widths: bool) -> None:
     fields: dict[str, Any] = vars(config)
+    of_layers = getattr(
+        fields.pop("_heterogeneity_spec", None), "per_layer_overrides", {}
+    )  # while it is there, others cannot be read
     for value in list(fields.values()):
         if isinstance(value, PretrainedConfig):
             _shrink(value, layers, widths)
     total = fields.get(config.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
+    kept = {at: at for at in of_layers}
     if isinstance(total, int):
-        _fewer_layers(config, total, max(2, min(layers, total)))  # two, to see what one hands to the next
+        kept = _fewer_layers(config, total, max(2, min(layers, total)))  # two, to see what one hands to the next
     before = dict(fields)
     for name, value in before.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0 or re.fullmatch(_LAYER_NAMES, name):
-            continue
-        for pattern, small in _RULES:
-            if re.fullmatch(pattern, name) and (widths or small in (VOCABULARY, POSITIONS)):
-                setattr(config, name, min(value, small))
+        setattr(config, name, _narrow(name, value, widths))
     if widths:
         _fit(config, before)
+    if of_layers:
+        config.per_layer_config = {
+            kept[at]: {name: _narrow(name, value, widths) for name, value in own.items()}
+            for at, own in of_layers.items()
+            if at in kept
+        }
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = fields.get(name)
         if isinstance(value, int) and value >= VOCABULARY:
             setattr(config, name, VOCABULARY - 1)
 
 
-def _fewer_layers(config: PretrainedConfig, total: int, layers: int) -> None:
-    """Per-layer lists keep the layers that show every kind first."""
+def _narrow(name: str, value: Any, widths: bool) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0 or re.fullmatch(_LAYER_NAMES, name):
+        return value
+    for pattern, small in _RULES:
+        if re.fullmatch(pattern, name) and (widths or small in (VOCABULARY, POSITIONS)):
+            value = min(value, small)
+    return value
+
+
+def _fewer_layers(config: PretrainedConfig, total: int, layers: int) -> dict[int, int]:
+    """Per-layer lists keep the layers that show every kind first. Returns the places of those that are kept."""
     lists = {n: v for n, v in vars(config).items() if isinstance(v, (list, tuple)) and len(v) == total and total > layers}
     lists |= {n: 2 * v for n, v in vars(config).items() if isinstance(v, (list, tuple)) and len(v) == total == 1}
     total = max(total, layers)
@@ -92,6 +111,7 @@ def _fewer_layers(config: PretrainedConfig, total: int, layers: int) -> None:
             setattr(config, name, {type(key)(place[int(key)]): each for key, each in value.items() if int(key) in place})
         if re.fullmatch(_LAYER_NAMES, name) and isinstance(getattr(config, name), int):
             setattr(config, name, layers if getattr(config, name) < 2 else min(layers, getattr(config, name)))
+    return place
 
 
 def _fit(config: PretrainedConfig, before: dict[str, Any]) -> None:
@@ -105,7 +125,7 @@ def _fit(config: PretrainedConfig, before: dict[str, Any]) -> None:
                 groups_name,
                 heads if before[groups_name] == before[heads_name] else max(1, min(before[groups_name], heads // 2)),
             )
-    for expand, count, width in (("mamba_expand", "mamba_n_heads", "mamba_d_head"), ("expand", "num_heads", "head_dim")):
+    for expand, count, width in _EXPANDED:
         if isinstance(fields.get(expand), int) and isinstance(fields.get(count), int) and width in fields:
             setattr(config, width, HEAD)
             setattr(config, count, fields[expand] * HIDDEN // HEAD)

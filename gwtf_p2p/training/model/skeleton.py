@@ -45,6 +45,8 @@ _DRAWS = frozenset(
 )
 
 Place = Callable[[nn.Parameter], nn.Parameter]
+Draw = Callable[[Tensor, Callable[[Tensor], Any]], None]
+"""Is told of a parameter on the meta device, and of what would draw it if it were a tensor with memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,11 @@ def build_skeleton(config: PretrainedConfig, where: str = RUN_RECORD) -> PreTrai
 
 
 def values_of_constructors(config: PretrainedConfig, names: set[str], where: str = RUN_RECORD) -> dict[str, torch.Tensor]:
-    """What the library's constructors give to parameters that its initialiser leaves alone. Raises InputError."""
+    """What the library's constructors give to parameters that its initialiser leaves alone; NaN where they give nothing.
+
+    A parameter that a constructor draws after it has registered it is drawn from a stream of its own, so that it is the same
+    whatever else is wanted. Raises InputError.
+    """
     order: list[int] = []
 
     def count(parameter: nn.Parameter) -> nn.Parameter:
@@ -77,15 +83,25 @@ def values_of_constructors(config: PretrainedConfig, names: set[str], where: str
     position = {identity: number for number, identity in enumerate(order)}
     wanted = {position[id(model.get_parameter(name))]: name for name in names}
     values: dict[str, torch.Tensor] = {}
-    seen = iter(range(len(order)))
+    placed: list[nn.Parameter] = []
+    waiting: dict[int, str] = {}
 
     def keep(parameter: nn.Parameter) -> nn.Parameter:
-        name = wanted.get(next(seen))
+        name = wanted.get(len(placed))
+        placed.append(there := _on_meta(parameter))  # held, so that no other has its id
         if name is not None:
             values[name] = parameter.detach().clone()
-        return _on_meta(parameter)
+            waiting[id(there)] = name
+        return there
 
-    _build(config, keep, where)
+    def draw(parameter: Tensor, how: Callable[[Tensor], Any]) -> None:
+        name = waiting.get(id(parameter))
+        if name is not None:
+            with seeded(0, f"construction of {name}"):
+                how(values[name])
+
+    with _unset_is_nan():
+        _build(config, keep, where, draw)
     return values
 
 
@@ -137,10 +153,11 @@ def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
 
 
-def _build(config: PretrainedConfig, place: Place, where: str) -> PreTrainedModel:
-    """The model whose parameters are put where `place` says as soon as a constructor registers them."""
+def _build(config: PretrainedConfig, place: Place, where: str, draw: Draw | None = None) -> PreTrainedModel:
+    """The model whose parameters are put where `place` says as soon as a constructor registers them; `draw` is asked to draw
+    one that is on the meta device."""
     try:
-        with _placing(place), seeded(0, "construction"), _NoDrawsOnMeta():
+        with _placing(place), seeded(0, "construction"), _NoDrawsOnMeta(draw):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except CONFIG_ERRORS as error:
         raise InputError(where, "model_config", one_line(error)) from error
@@ -151,6 +168,10 @@ def _build(config: PretrainedConfig, place: Place, where: str) -> PreTrainedMode
 class _NoDrawsOnMeta(TorchFunctionMode):
     """Random values for a parameter on the meta device are not asked for: there they cost milliseconds each, for nothing."""
 
+    def __init__(self, draw: Draw | None) -> None:
+        super().__init__()
+        self._draw = draw
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -158,8 +179,22 @@ class _NoDrawsOnMeta(TorchFunctionMode):
         if getattr(func, "__name__", "") in _DRAWS:
             tensor = args[0] if args else kwargs.get("tensor")
             if isinstance(tensor, Tensor) and tensor.is_meta:
+                if self._draw is not None:
+                    others = {name: value for name, value in kwargs.items() if name != "tensor"}
+                    self._draw(tensor, lambda real: func(real, *args[1:], **others))
                 return tensor
         return func(*args, **kwargs)
+
+
+@contextmanager
+def _unset_is_nan() -> Iterator[None]:
+    """Memory that nobody has written to is not what was in it before, which would be another model on every peer."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 @contextmanager

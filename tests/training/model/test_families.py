@@ -21,8 +21,9 @@ from gwtf_p2p.training.model.split import PartSpec, boundary_of, build_whole_mod
 from gwtf_p2p.training.model.structure import LENGTH, ROWS, probe, sample_tokens, whole_model
 from tests.training.swarm import GPT2, LLAMA
 
-QUICK = ("llama", "gpt2", "qwen2_moe", "gemma2", "bloom", "roformer")
-"""Rotary and learned positions, experts, a sliding window with soft-capping, ALiBi, a table that all layers are given."""
+QUICK = ("llama", "gpt2", "qwen2_moe", "gemma2", "bloom", "roformer", "openai-gpt", "gemma4_text")
+"""Rotary and learned positions, experts, a sliding window with soft-capping, ALiBi, a table that all layers are given,
+weights that constructors draw, layers with heads of several sizes."""
 
 
 @pytest.mark.parametrize("family", QUICK)
@@ -52,6 +53,17 @@ def test_what_crosses_a_boundary_comes_from_the_model(family: str, expected: lis
     unsplit = checked_unsplit(build_whole_model(run.model_config, run.seed))
     difference = compare(unsplit, Result(loss, swarm.gradients()))
     assert (difference.loss, difference.worst[1]) == (0.0, 0.0)
+
+
+def test_weights_that_only_a_constructor_draws_are_as_it_draws_them_and_the_same_in_every_part() -> None:
+    run = small_run("openai-gpt")
+    whole = dict(build_whole_model(run.model_config, run.seed).named_parameters())
+    drawn = [parameter for name, parameter in whole.items() if name.endswith("c_attn.weight")]
+    assert drawn and all(abs(parameter.std().item() - 0.02) < 0.002 for parameter in drawn)
+    assert not torch.equal(drawn[0], drawn[1]), "each from a stream of its own"
+    for executor in Swarm(run).executors:
+        for name, parameter in executor.part.parameters.items():
+            assert torch.equal(parameter, whole[name]), name
 
 
 def test_a_moved_weight_is_seen() -> None:
