@@ -279,7 +279,6 @@ def every_moment(config: SmallConfig, iteration: int, peers: str, of: str) -> di
         ].machine.participant.version == iteration:
             counts[peer] += 1
 
-
     def count_event(peer: PeerId, event: ev.Event, now: float) -> None:
         count(peer)
         swarm.invariants.before_event(peer, event, now)
