@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.records import AdapterSpec
 from gwtf_p2p.training.model.config import RUN_RECORD
-from gwtf_p2p.training.model.random_streams import seeded
+from gwtf_p2p.training.model.skeleton import seeded
 
 NAME = "default"
 _FIELD = "adapters.targets"

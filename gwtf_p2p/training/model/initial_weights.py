@@ -15,8 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from gwtf_p2p.protocol.errors import LocalProtocolError
-from gwtf_p2p.training.model.random_streams import seeded
-from gwtf_p2p.training.model.skeleton import Unit, unit_parameters, values_of_constructors
+from gwtf_p2p.training.model.skeleton import Unit, seeded, unit_parameters, values_of_constructors
 
 
 def initialise(model: PreTrainedModel, units: Iterable[Unit], seed: int) -> None:

@@ -7,10 +7,14 @@ Rules.
   most parameters. There is no table of names.
 - A *unit* is a decoder layer, or a module beside the way from the model to the list of layers (an embedding, the final norm,
   the head); the few parameters that lie directly on that way are a unit each. Initial weights are drawn unit by unit.
+- Draws are from named streams (`seeded`), so that every part of a model draws its own: torch's on the CPU in float32, whatever
+  device the part goes to, bit for bit equal wherever the same torch release runs with the same vector instructions; elsewhere
+  they may differ in the last place, which the state hash shows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +29,6 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.training.model.config import CONFIG_ERRORS, RUN_RECORD, one_line
-from gwtf_p2p.training.model.random_streams import seeded
 
 _SENSES = frozenset(["vision", "visual", "image", "audio", "speech"])
 """A model of text and more has lists of layers for the rest, too; they are no decoders of text."""
@@ -184,6 +187,16 @@ class _NoDrawsOnMeta(TorchFunctionMode):
                     self._draw(tensor, lambda real: func(real, *args[1:], **others))
                 return tensor
         return func(*args, **kwargs)
+
+
+@contextmanager
+def seeded(seed: int, name: str) -> Iterator[None]:
+    """Within the block torch's CPU generator stands at the start of the stream (seed, name); afterwards as it was found."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that would also reseed every accelerator, and nothing restores those.
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        yield
 
 
 @contextmanager
