@@ -31,6 +31,7 @@ from gwtf_p2p.live.discovery.newest import NewestByOwner
 from gwtf_p2p.live.discovery.order_book import KnownOrders, SignedOrder
 from gwtf_p2p.live.discovery.run_trust import ANYBODY, NotSecret, TokenNeeded, Trusted, believed, foreign_runs
 from gwtf_p2p.live.discovery.signing import OwnedRun, read_owned
+from gwtf_p2p.live.discovery.unbroken import Unbroken
 from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable
 from gwtf_p2p.live.libp2p.identity import Identity
 from gwtf_p2p.live.libp2p.run_secret import RunSecret, is_sealed
@@ -111,6 +112,7 @@ class Dht:
         self.dropped: Counter[str] = Counter()
         self.record_bytes = 0
         self._node = node
+        self._unbroken = Unbroken()
         self._owner = owner
         self._newest: NewestByOwner[PeerId, StageRecord] = NewestByOwner()
         self._orders, self._quota = KnownOrders(), RecordQuota()
@@ -248,6 +250,7 @@ class Dht:
 
     async def stop(self) -> None:
         """Leave the DHT. Our records stay until they expire."""
+        await self._unbroken.ended(_SHUTDOWN_S)
         self._node.is_alive = False
         if self._node.cache_refresh_task is not None:
             self._node.cache_refresh_task.cancel()
@@ -260,10 +263,11 @@ class Dht:
             value = self.options.secret.seal(value, key, self.peer_id)
         self.record_bytes += len(value)
         expiry = get_dht_time() + (lifetime_s or LIFETIME_PERIODS * self.options.period_s)
-        return bool(await self._node.store(key, value, expiry, subkey=self._owner, beam_size=_STORE_BEAM))
+        return bool(await self._unbroken(self._node.store(key, value, expiry, subkey=self._owner, beam_size=_STORE_BEAM)))
 
     async def _read(self, keys: list[str]) -> dict[str, Any]:
-        found: dict[str, Any] = await self._node.get_many(keys, sufficient_expiration_time=float("inf"), beam_size=REPLICAS)
+        asking = self._node.get_many(keys, sufficient_expiration_time=float("inf"), beam_size=REPLICAS)
+        found: dict[str, Any] = await self._unbroken(asking)
         return {key: entry.value if entry is not None else {} for key, entry in found.items()}
 
     def _decoded(

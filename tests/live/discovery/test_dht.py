@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,6 +74,23 @@ def run_record(**changes: object) -> RunRecord:
 def stage_record(peer: PeerId, stage: int = 1, **changes: object) -> StageRecord:
     record = StageRecord(peer, RUN, Stage(stage), PeerState.ONLINE, 4, forward=Timing(0.01, 5, 0.5))
     return replace(record, **changes)  # type: ignore[arg-type]
+
+
+async def test_a_record_that_is_given_up_while_it_is_stored_leaves_no_task_behind(start: StartDht) -> None:
+    """At whatever moment of hivemind's traversal: Python would tell of each that it was destroyed while it was pending."""
+    await start(None)
+    peer = await start()
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(str(context["message"])))
+    for moments in range(2, 30):
+        storing = asyncio.ensure_future(peer.dht.publish_stage(stage_record(peer.identity.peer_id, moments)))
+        for _ in range(moments):
+            await asyncio.sleep(0)
+        storing.cancel()
+        await asyncio.gather(storing, return_exceptions=True)
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not told
 
 
 async def test_records_are_read_by_all_through_a_bootstrap_peer_that_knows_no_run(start: StartDht) -> None:
