@@ -13,15 +13,16 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
+from experiments.support.friends_begin import begin, works
 from experiments.support.friends_house import Friend, House, StoryFailed, check, forget_disk
+from experiments.support.friends_losses import stage_lost
 from experiments.support.small_disk import NoSmallDisk, small_disk
 
 ASLEEP_S = 45.0
@@ -31,36 +32,6 @@ JUMP_S = 3600.0
 MOST_LINES = 24
 NEWER = "9.0.0"
 CUT_FILE = "part-1.jsonl.gz"
-RUN = {
-    "seed": 0,
-    "stages": 1,
-    "model": "tiny-llama",
-    "dataset": "stdlib",
-    "sequence_length": 32,
-    "microbatch_size": 1,
-    "microbatches_per_data_peer": 2,
-    "total_iterations": 100000,
-    "checkpoint_every": 2,
-}
-
-
-def begin(
-    house: House, stages: int = 1, peers: int = 2, owner_types: Sequence[str] = (), wait: bool = True, **changes: object
-) -> tuple[Friend, list[Friend]]:
-    """The owner starts a run, and others join; returns them when (`wait`) the first steps are done."""
-    run = {**RUN, "run_id": "friends", "stages": stages, "peers_per_stage": peers // stages, **changes}
-    file = house.folder / "run.toml"
-    file.write_text("".join(f"{name} = {in_toml(value)}\n" for name, value in run.items()))
-    house.bootstrap()
-    owner = house.start("owner", "data", "--new_run", str(file), *owner_types)
-    house.until(owner, "^online in")
-    others = [house.start(f"friend{i}", "peer", "--run_id", "friends") for i in range(1, peers + 1)]
-    for friend in others:
-        house.until(friend, "^online in")
-    if wait:
-        for friend in (owner, *others):
-            house.until_step(friend, 3)
-    return owner, others
 
 
 def comes_back(house: House, friend: Friend) -> None:
@@ -195,18 +166,6 @@ def owner_gone(house: House) -> str:
 # ---- what the stories need
 
 
-def in_toml(value: object) -> str:
-    """A plain value or a flat table."""
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{name} = {in_toml(inner)}" for name, inner in value.items()) + " }"
-    return json.dumps(value)
-
-
-def works(line: str) -> bool:
-    """A step of which this friend has done something."""
-    return line.startswith("step") and not re.search(r" 0 of \d+ microbatches ours", line)
-
-
 def whole(checkpoint: Path) -> bool:
     return (checkpoint / "manifest.json").exists()
 
@@ -230,7 +189,16 @@ def write_texts(folder: Path, cut: bool) -> None:
 
 STORIES: dict[str, Callable[[House], str]] = {
     story.__name__: story
-    for story in (power_cut, disk_full, laptop_asleep, clock_jumps, half_upgraded, broken_shard, owner_gone)
+    for story in (
+        power_cut,
+        disk_full,
+        laptop_asleep,
+        clock_jumps,
+        half_upgraded,
+        broken_shard,
+        owner_gone,
+        stage_lost,
+    )
 }
 
 

@@ -123,8 +123,7 @@ class House:
 
     def start(self, name: str, verb: str, *words: str, altered: Sequence[str] = ()) -> Friend:
         """A friend types `gwtf VERB WORDS`. `altered`: arguments of `experiments.support.altered`, for an odd machine."""
-        friend = self.friends.setdefault(name, Friend(name, self.folder / name))
-        friend.folder.mkdir(parents=True, exist_ok=True)
+        friend = self._friend(name)
         command = [sys.executable, "-m"]
         command += ["experiments.support.altered", *altered, "--"] if altered else ["gwtf_p2p"]
         command += [verb, *words, "--identity_path", str(friend.folder / "identity.key")]
@@ -132,6 +131,18 @@ class House:
             listens = ["--host_maddrs", "/ip4/127.0.0.1/tcp/0", "--threads", "1", "--timeout", str(DEADLINE_S)]
             command += ["--initial_peers", self.maddr, *listens]
             command += [] if "--checkpoint_dir" in words else ["--checkpoint_dir", str(friend.disk)]
+        return self._types(friend, command)
+
+    def look(self, name: str, verb: str, *words: str) -> Friend:
+        """A friend types a verb that only looks at the run."""
+        return self._types(self._friend(name), [sys.executable, "-m", "gwtf_p2p", verb, *words, "--initial_peers", self.maddr])
+
+    def _friend(self, name: str) -> Friend:
+        friend = self.friends.setdefault(name, Friend(name, self.folder / name))
+        friend.folder.mkdir(parents=True, exist_ok=True)
+        return friend
+
+    def _types(self, friend: Friend, command: Sequence[str]) -> Friend:
         environment = {**os.environ, "HOME": str(friend.folder), "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             command,

@@ -16,6 +16,8 @@ from gwtf_p2p.protocol.stall.rules import Situation, stall_of
 RISE_FACTOR = 1.5
 """The loss is told to rise when it is so many times its lowest; it wanders by a few per cent from batch to batch."""
 
+MOST_REBUILT_SHOWN = 3
+
 
 class Level(Enum):
     """How much a finding matters: training stands still; somebody should look; all is well."""
@@ -42,7 +44,7 @@ def findings(state: SwarmState, now: float) -> list[Finding]:
     total = state.run.total_iterations
     if total and state.version >= total:
         return [Finding(Level.OK, "done", f"All {total} iterations are done.")]
-    found = [*_waits(state, now), *_silent(state), *_thin(state), *_loss(state)]
+    found = [*_waits(state, now), *_rebuilt(state), *_silent(state), *_thin(state), *_loss(state)]
     if not any(finding.level is Level.ALERT for finding in found):
         found.append(Finding(Level.OK, "going", "Training goes on."))
     order = list(Level)
@@ -68,6 +70,14 @@ def _waits(state: SwarmState, now: float) -> list[Finding]:
     if stall is None:
         return []
     return [Finding(Level.ALERT if stall.alerts else Level.NOTICE, stall.code, stall.text)]
+
+
+def _rebuilt(state: SwarmState) -> list[Finding]:
+    """For good: the weights of such a stage are not what was trained."""
+    newest = state.told.contributions.rebuilt[-MOST_REBUILT_SHOWN:]
+    texts = (f"Stage {stage} was rebuilt from its neighbours' weights after {version} iterations." for stage, version in newest)
+    text = " ".join(texts)
+    return [Finding(Level.NOTICE, "rebuilt_stage", f"{text} Nobody had its own any more.")] if text else []
 
 
 def _silent(state: SwarmState) -> list[Finding]:

@@ -81,6 +81,7 @@ def plain(told: Told, run: RunRecord, records: Mapping[PeerId, StageRecord]) -> 
         "agree": told.agree,
         "complete": told.complete,
         "tokens_per_microbatch": tokens_per_microbatch(run),
+        "rebuilt": [{"stage": stage, "version": version} for stage, version in told.contributions.rebuilt],
         "peers": [
             {
                 "peer": e.peer,

@@ -9,7 +9,7 @@ from gwtf_p2p.protocol.events import Slot, TimerName, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.plans import PlanRequest
 from gwtf_p2p.protocol.wire.audit_messages import Hop
-from gwtf_p2p.protocol.wire.messages import ControlMessage, Prepare, TensorMessage, Verdict
+from gwtf_p2p.protocol.wire.messages import ControlMessage, Prepare, Rebuild, TensorMessage, Verdict
 from gwtf_p2p.protocol.wire.receipts import Receipt
 
 
@@ -142,12 +142,16 @@ class Download:
     With `own`, from what is there if it can be: the weights themselves, a checkpoint, a replica. Otherwise from the donors,
     several at once. The gradient is emptied, kept averages are dropped; checkpoints of later versions are of no use any more
     and must be removed. From now on checkpoints are of this `epoch`. Followed by Downloaded or DownloadFailed.
+
+    `rebuild`: stages begin anew with this epoch; a data peer's state says so from then on. A peer that is named others in it
+    fetches their weights instead, and rebuilds those of its own stage from them.
     """
 
     version: int
     donors: tuple[PeerId, ...]
     own: bool = False
     epoch: int = 0
+    rebuild: Rebuild | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gwtf_p2p.cli.shared.peer_reports import Teller
+from gwtf_p2p.cli.shared.peer_reports import Teller, line
 
 
 def test_an_initial_peer_that_does_not_answer_is_told_once_for_each_reason(capsys: pytest.CaptureFixture[str]) -> None:
@@ -15,3 +15,21 @@ def test_an_initial_peer_that_does_not_answer_is_told_once_for_each_reason(capsy
         "no initial peer answers, trying on for 300 s: /ip4/10.0.0.1/tcp/1: refused",
         "no initial peer answers, trying on for 293 s: /ip4/10.0.0.1/tcp/1: no answer",
     ]
+
+
+@pytest.mark.parametrize(
+    ("stages", "rebuilt_in_s", "words"),
+    [
+        (
+            [2],
+            None,
+            "Start a peer that has it, start the data peers again with --rebuild_lost_stage, or begin again under another",
+        ),
+        ([0], None, "Start a peer that has it, or begin again under another run_id"),
+        ([2], 25.0, "It is rebuilt from its neighbours' weights in 25 s, unless a peer comes that has it"),
+    ],
+)
+def test_what_lacks_is_told_with_what_can_be_done(stages: list[int], rebuilt_in_s: float | None, words: str) -> None:
+    report = {"name": "no_common_version", "version": 7, "stages_without": stages, "rebuilt_in_s": rebuilt_in_s}
+    said = line(report)
+    assert said.startswith(f"the run cannot go on: stage {stages[0]} lacks version 7") and words in said

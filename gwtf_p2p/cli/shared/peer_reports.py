@@ -19,6 +19,7 @@ from rich.live import Live
 from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.monitor.own_peer import AFTER, OwnPeer
 from gwtf_p2p.monitor.terminal.own_view import own_view
+from gwtf_p2p.protocol.stall.rules import rebuilt_stages
 
 FIGURES_S = 2.0
 """How often a peer with a view tells its figures."""
@@ -124,9 +125,9 @@ def line(report: Mapping[str, Any]) -> str:
         case "brings_back":
             return f"nobody publishes run {report['run_id']}: this peer brings it back, from its own disk"
         case "no_common_version":
-            stages, version = ", ".join(map(str, report["stages_without"])), report["version"]
-            lacking = f"stage {stages} lacks version {version}, which all other stages have"
-            return f"the run cannot go on: {lacking}. Start a peer that has it, or begin again under another run_id"
+            return no_common_version(report)
+        case "rebuilding":
+            return f"{rebuilt_stages(report['stages'], report['version'])} (--rebuild_lost_stage)"
         case "version_missing":
             return f"stage {report['stage']}: nobody here has version {report['version']} (only {report['have']})"
         case "stall" | "goes_on":
@@ -154,6 +155,18 @@ def line(report: Mapping[str, Any]) -> str:
             return f"that took {report['seconds']:.1f} s: {report['steps']}"
         case _:
             return _line_of_training(report)
+
+
+def no_common_version(report: Mapping[str, Any]) -> str:
+    """Which stage lacks what, and what can be done, or will be."""
+    stages, version = ", ".join(map(str, report["stages_without"])), report["version"]
+    lacking = f"the run cannot go on: stage {stages} lacks version {version}, which all other stages have"
+    in_s = report.get("rebuilt_in_s")
+    if in_s is not None:
+        return f"{lacking}. It is rebuilt from its neighbours' weights in {in_s:.0f} s, unless a peer comes that has it"
+    layers = 0 not in report["stages_without"]
+    or_rebuild = ", start the data peers again with --rebuild_lost_stage" if layers else ""
+    return f"{lacking}. Start a peer that has it{or_rebuild}, or begin again under another run_id"
 
 
 def _line_of_training(report: Mapping[str, Any]) -> str:

@@ -42,6 +42,8 @@ def add_parser(subparsers: Any) -> None:
     add("--shard", type=takes.whole(0), help="hold this shard instead of the lowest free one")
     add_owner_flag(add)
     add_compute_flags(groups)
+    lost = "where nobody has a stage's weights any more, rebuild them from the neighbouring stages' (default: wait, and say so)"
+    groups["state"].add_argument("--rebuild_lost_stage", action="store_true", help=lost)
     tell = groups["diagnostics"].add_argument
     tell("--metrics", type=takes.file, metavar="FILE", help="append the figures of every step to it, as JSON lines")
     tell("--track", default="", metavar="NAME", help="log them to tensorboard[:FOLDER], trackio or wandb, if installed")
@@ -105,6 +107,7 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
         threads=args.threads,
         checkpoints=checkpoint_options(args),
         stays=args.stay,
+        rebuilds=args.rebuild_lost_stage,
         public_name=args.public_name or "",
         on_alert=args.on_alert,
         alert_after_s=args.alert_after,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -25,7 +25,7 @@ from gwtf_p2p.live.compute.works import DataWorks, StageWorks, Works
 from gwtf_p2p.protocol.effects import Step
 from gwtf_p2p.protocol.errors import LocalProtocolError
 from gwtf_p2p.protocol.events import Slot, Work
-from gwtf_p2p.protocol.ids import MicrobatchId
+from gwtf_p2p.protocol.ids import MicrobatchId, Stage
 from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
@@ -181,6 +181,14 @@ class Compute:
             load_state(self.executor.part.parameters, self.optimizer, rest)
             self.contributions = contributions
             self.executor.reset_gradients()
+
+        await self.in_thread(do)
+
+    async def note_rebuilt(self, stages: Iterable[Stage], version: int) -> None:
+        """The state says from now on that these stages have begun anew at this version."""
+
+        def do() -> None:
+            self.contributions = self.contributions.with_rebuilt(stages, version)
 
         await self.in_thread(do)
 

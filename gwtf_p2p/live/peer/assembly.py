@@ -160,7 +160,8 @@ def _make_part(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
 def run_life(config: PeerConfig, run: RunRecord) -> RunLife:
     """How long the run lasts, and which checkpoints this peer writes."""
     every = run.checkpoint_every if config.checkpoints.folder is not None else 0
-    return RunLife(run.total_iterations, every, config.checkpoints.every, config.stays, run.max_skipped_steps)
+    own = config.checkpoints.every, config.stays
+    return RunLife(run.total_iterations, every, *own, run.max_skipped_steps, config.rebuilds)
 
 
 def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> PeerSettings:

@@ -41,7 +41,8 @@ class PeerConfig:
     `wishes`: when it may work. `nice`: how far it gives way to other programs, as nice(1).
     `on_alert`: a shell command for when training has stood still for `alert_after_s`.
     `public_name`: what others are shown instead of the end of its id.
-    `stays`: it goes on serving what it has when the run is complete, instead of ending.
+    `stays`: it goes on serving what it has when the run is complete, instead of ending. `rebuilds`: a data peer has a stage
+    rebuilt whose weights nobody has.
     `figures_every_s` 0: the peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests
     and churn scripts).
     `local_files`: what of this machine the run may read, spelt as in its record; what an own `new_run` names it always may.
@@ -68,6 +69,7 @@ class PeerConfig:
     threads: int = 0
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
     stays: bool = False
+    rebuilds: bool = False
     public_name: str = ""
     upload_bytes_per_s: float = 0.0
     download_bytes_per_s: float = 0.0

@@ -106,7 +106,7 @@ class RecordKeeper:
                 for order in self.orders.newest:
                     await self._dht.publish_order(order)
             contributions, since_s = self.contributions(), clock() - told[0]
-            if contributions.of and (since_s >= RECORD_PERIOD_S or (since_s >= ROUTINE_S and contributions is not told[1])):
+            if contributions and (since_s >= RECORD_PERIOD_S or (since_s >= ROUTINE_S and contributions is not told[1])):
                 told = clock(), contributions
                 position = self._own.epoch, machine.participant.weights
                 me, run_id = machine.ctx.me, self._run.run_id

@@ -43,11 +43,12 @@ from gwtf_p2p.live.peer.record_keeper import read_view
 from gwtf_p2p.live.peer.reporting import Reporter, Reporting
 from gwtf_p2p.live.peer.transport import Transport, connect_transport
 from gwtf_p2p.live.peer.wiring import Parts, connect_parts
+from gwtf_p2p.live.state.rebuilding import rebuilt
 from gwtf_p2p.live.text.through_stages import Swarm, ThroughStages
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.base import PeerMachine
 from gwtf_p2p.protocol.peer.factory import compose
 from gwtf_p2p.protocol.replay.log import Opening
@@ -286,13 +287,18 @@ class RunningPeer:
         self._residual = residual
 
     async def _download(self, download: ef.Download) -> None:
-        """Own weights, checkpoint or replica where they are the right ones, else from the donors. Raises StateUnavailable."""
+        """Own weights, checkpoint or replica where they are the right ones, else from the donors, or made of the neighbours'.
+
+        Raises StateUnavailable, RemoteProtocolError.
+        """
         version, compute, checkpoints = download.version, self.compute, self.checkpoints
         self._owe([])  # it belongs to gradients of weights that are replaced
         if download.own and await compute.version() == version:
             await compute.reset()
         else:
             await compute.load(await self._state_for(download))
+        if download.rebuild is not None and self.place.stage == DATA_STAGE:
+            await compute.note_rebuilt(download.rebuild.stages, version)
         trusted = download.own or download.epoch == checkpoints.epoch
         try:
             await asyncio.to_thread(checkpoints.go_on_from, version, download.epoch, trusted)
@@ -301,7 +307,10 @@ class RunningPeer:
         self._tell_kept()
 
     async def _state_for(self, download: ef.Download) -> dict[str, Tensor]:
-        version = download.version
+        version, rebuild = download.version, download.rebuild
+        if rebuild is not None and (rebuild.below or rebuild.above):
+            like = (await self.compute.snapshot())[1]
+            return await rebuilt(like, (self.place.stage, version), rebuild, self.state_download)
         if not download.own:
             return await self.state_download.fetch(version, download.donors)
         if version in self.checkpoints.kept:

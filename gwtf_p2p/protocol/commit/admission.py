@@ -1,7 +1,8 @@
 """Taking peers in, and back: whoever has come, or has fallen behind, joins the next attempt and gets the weights.
 
 If nobody has the weights that a newcomer's stage needs (all its peers were lost), and that stays so for a while, the swarm
-goes back to the newest version that every stage still has. That begins a new *epoch*: weights of the same version in
+goes back to the newest version that every stage still has; where there is none, a stage may be rebuilt (`rebuilding`). That
+begins a new *epoch*: weights of the same version in
 different epochs differ, so epochs are compared before versions, and a peer of an older one has to catch up.
 """
 
@@ -9,14 +10,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gwtf_p2p.protocol.commit.inquiry import Outcome, Replies, available, common_version, nearest_version, stages_without
+from gwtf_p2p.protocol.commit.inquiry import Outcome, Replies, available, common_version, stages_without
 from gwtf_p2p.protocol.commit.participant import Participant
+from gwtf_p2p.protocol.commit.rebuilding import Rebuilding, admits_of
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
-from gwtf_p2p.protocol.wire.messages import Admit, Standing, commit_of
+from gwtf_p2p.protocol.wire.messages import Admit, Rebuild, Standing, commit_of
 
 GO_BACK_AFTER_S = 5.0
 """How long a stage may lack the weights of this iteration before the swarm gives up what it has done since it had them: the
@@ -30,6 +32,7 @@ class Admission:
         self.ctx, self.participant, self.roster = context, participant, roster
         self.waiting: dict[PeerId, Standing] = {}
         self.patience_is_over = False
+        self.rebuilding = Rebuilding(context)
         self._said: set[tuple[int, PeerId]] = set()
         self._weighed: dict[PeerId, tuple[tuple[int, int], frozenset[int]]] = {}
         self._came_at: dict[PeerId, float] = {}
@@ -62,6 +65,11 @@ class Admission:
         """Into the next attempt; the participants of one under way are settled."""
         ctx, version = self.ctx, self.participant.version
         for peer, standing in sorted(self.waiting.items()):
+            told = self.rebuilding.again(peer, standing)
+            if told is not None:
+                ctx.emit(Send(peer, told))
+            if self.rebuilding.waits_for(standing.stage):
+                continue
             in_step = standing.position == self.participant.position and not standing.syncing
             own = version in available(standing, ctx.past)
             donors = tuple(donor for donor in self.roster.serving(standing.stage) if donor != peer)
@@ -83,21 +91,25 @@ class Admission:
             ctx.start_timer(Timer.BACK, "", GO_BACK_AFTER_S)
 
     def go_back(self, replies: Replies, why: str) -> bool:
-        """To the newest version that all stages have; False when there is none."""
+        """To the newest version that all stages have, or that a lost stage is rebuilt at; False when there is none."""
         ctx = self.ctx
-        to = common_version(replies, ctx.past, ctx.stages)
-        if to is None:
-            nearest, without = nearest_version(replies, ctx.past, ctx.stages)
-            lacking = {"version": nearest, "stages_without": without}
-            ctx.report("no_common_version", iteration=self.participant.version, reason=why, **lacking)
+        common = common_version(replies, ctx.past, ctx.stages)
+        lacking = (common, ()) if common is not None else self.rebuilding.due(replies, why)
+        if lacking is None:
             return False
-        past = ctx.past.gone_back_to(to)
+        to, lost = lacking
+        past = ctx.past.gone_back_to(to, bool(lost))
         ctx.report("going_back", version=to, iteration=self.participant.version, epoch=past.epoch, reason=why)
         data_peers = tuple(sorted(p for p, s in replies.items() if s.stage == DATA_STAGE and not s.leaving))
         having = {peer for peer, standing in replies.items() if to in available(standing, ctx.past)}
+        admit = Admit(to, (), data_peers, past.epoch, False, past.epoch_starts, rebuild=Rebuild(lost) if lost else None)
         for peer, standing in sorted(replies.items()):
-            donors = tuple(sorted(p for p in having - {peer} if replies[p].stage == standing.stage))
-            ctx.emit(Send(peer, Admit(to, donors, data_peers, past.epoch, peer in having, past.epoch_starts)))
+            if standing.stage not in lost:
+                donors = tuple(sorted(p for p in having - {peer} if replies[p].stage == standing.stage))
+                ctx.emit(Send(peer, replace(admit, donors=donors, own=peer in having)))
+        self.rebuilding.begin(admits_of(lost, replies, having, admit))
+        for peer, told in self.rebuilding.under_way.values():
+            ctx.emit(Send(peer, told))
         return True
 
     def goes_back(self, replies: Replies, outcome: Outcome) -> bool:

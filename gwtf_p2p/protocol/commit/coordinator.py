@@ -16,11 +16,11 @@ from __future__ import annotations
 from typing import assert_never, get_args
 
 from gwtf_p2p.protocol.commit.admission import Admission
+from gwtf_p2p.protocol.commit.attempt import Reports
 from gwtf_p2p.protocol.commit.attempt_under_way import AttemptUnderWay
 from gwtf_p2p.protocol.commit.inquiring import Inquiring
 from gwtf_p2p.protocol.commit.inquiry import Inquiry
 from gwtf_p2p.protocol.commit.participant import Participant
-from gwtf_p2p.protocol.commit.reports import Reports
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
@@ -287,6 +287,7 @@ class Coordinator:
         """Who led the one before knows the participants of the next."""
         participants = self.under_way.end()
         self.roster.begin(participants)
+        self.admission.rebuilding.is_at(self.participant.position)
         self.reset()
         self.inquiring.reset(unsure=not participants)
         self._admit_joiners()

@@ -2,6 +2,7 @@
 
 The swarm goes back to an earlier iteration when a stage has lost the later ones for good (`admission`); that begins a new
 *epoch*. Weights of one version are equal in two epochs if neither of them had gone back to before that version in between.
+Where a stage that is lost is rebuilt, the version itself is another one too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Past:
         known = self.epoch_starts + (UNKNOWN,) * (self.epoch - len(self.epoch_starts))
         return version <= min(known[epoch : self.epoch])
 
-    def gone_back_to(self, version: int) -> Past:
+    def gone_back_to(self, version: int, rebuilds: bool = False) -> Past:
+        """`rebuilds`: this version of some stage is made anew, so the former one is equal no more."""
         known = self.epoch_starts + (UNKNOWN,) * (self.epoch - len(self.epoch_starts))
-        return Past(self.epoch + 1, (*known, version))
+        return Past(self.epoch + 1, (*known, version - 1 if rebuilds else version))

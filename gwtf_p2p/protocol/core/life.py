@@ -10,7 +10,7 @@ class RunLife:
     """`total_iterations` 0: without end. `checkpoint_every`: the run's interval, equal for all its peers, since a version of
     the weights is worth something only if every stage has it; 0: this peer keeps no checkpoints. `own_every`: this peer's
     additional ones, 0 for none. `stays`: it goes on serving when the run is complete. `max_skipped_steps`: after so many in a
-    row whose gradient was not finite the run pauses; 0: never.
+    row whose gradient was not finite the run pauses; 0: never. `rebuilds`: when it leads, it has stages that are lost rebuilt.
     """
 
     total_iterations: int = 0
@@ -18,6 +18,7 @@ class RunLife:
     own_every: int = 0
     stays: bool = False
     max_skipped_steps: int = 0
+    rebuilds: bool = False
 
     @property
     def keeps(self) -> bool:

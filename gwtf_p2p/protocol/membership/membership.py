@@ -116,7 +116,9 @@ class Membership:
         ctx, participant = self.ctx, self.participant
         if message.position < participant.position and not participant.progress.behind and not participant.role.joining:
             return
-        if not self.others.may_admit(sender, message):
+        has_own = message.iteration in participant.role.kept or (self.serves and message.iteration == participant.weights)
+        overwrites = message.rebuild is not None and ctx.stage in message.rebuild.stages and has_own
+        if overwrites or not self.others.may_admit(sender, message):
             ctx.report("admit_refused", sender=sender, iteration=message.iteration, epoch=message.epoch)
             return
         serves = self.serves and message.position > participant.position
@@ -143,7 +145,9 @@ class Membership:
                 self.state = PeerState.ONLINE
             ctx.report("catching_up", iteration=message.iteration, donors=list(message.donors))
             self.wanted.forget()
-            self.wanted.fetch(message.iteration, message.donors, message.own)
+            self.wanted.fetch(message.iteration, message.donors, message.own, message.rebuild)
+            if message.rebuild is not None:
+                ctx.report("rebuilding", version=message.iteration, stages=list(message.rebuild.stages), epoch=message.epoch)
             ctx.emit(Publish())
 
     def _leader(self) -> PeerId | None:

@@ -6,22 +6,24 @@ from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Download
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.messages import Rebuild
 
 
 class WantedWeights:
     """Of one peer. `version` is the one that is being downloaded, or read from an own checkpoint; None while none is.
-    `said_missing` is the last one that nobody had, -1 for none."""
+    `said_missing` is the last one that nobody had, -1 for none; `rebuild` are the stages that begin anew with it, if any."""
 
     def __init__(self, context: Context, participant: Participant) -> None:
         self.ctx, self.participant = context, participant
         self.version: int | None = None
         self.said_missing = -1
+        self.rebuild: Rebuild | None = None
 
-    def fetch(self, version: int, donors: tuple[PeerId, ...], own: bool) -> None:
+    def fetch(self, version: int, donors: tuple[PeerId, ...], own: bool, rebuild: Rebuild | None = None) -> None:
         """Have them put in place, unless that is under way. `own`: a checkpoint of its own will do."""
         if self.version != version:
-            self.version = version
-            self.ctx.emit(Download(version, donors, own, self.ctx.epoch))
+            self.version, self.rebuild = version, rebuild
+            self.ctx.emit(Download(version, donors, own, self.ctx.epoch, rebuild))
 
     def forget(self) -> None:
         """They are here, or are not wanted any more."""

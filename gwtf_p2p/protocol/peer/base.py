@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Protocol
 
 from gwtf_p2p.protocol import effects as ef
@@ -158,6 +157,8 @@ class PeerMachine(Concerned, Worker, ABC):
             case ev.Downloaded():
                 self.saving.replaced()
                 self.membership.downloaded(event)
+                if self.membership.wanted.rebuild is not None and event.version == self.participant.weights:
+                    self.saving.ask(event.version)  # nobody has these weights on a disk
             case ev.DownloadFailed():
                 self.membership.download_failed(event)
             case ev.Checkpointed():
@@ -252,8 +253,7 @@ class PeerMachine(Concerned, Worker, ABC):
                     self.neighbours.says_goodbye(sender)
                 self._standing(sender, message)
             case msg.Admit():
-                donors = tuple(p for p in message.donors if self.known.holds(p, {ctx.stage}))
-                self.membership.admit(sender, replace(message, donors=donors))  # weights come from peers of this stage only
+                self.membership.admit(sender, self.known.believed(message))
             case msg.Lost(peer, reason):
                 self.neighbours.told_lost(sender, peer, reason)
             case _ if not (self.audits.heard(sender, message) or self.negotiating.heard(sender, message)):

@@ -1,13 +1,13 @@
 """Why does training stand still? One sentence for people, from what a peer or an observer can see; none while it goes on.
 
 The rules, the first that fits is told: the run is complete; it is paused, as gradients were not finite; it has not begun, and
-who is missing; a stage has nobody, and since when; weights of a stage are lost; the iteration takes far longer than usual, and
-what it waits for. Peers and monitors make a `Situation` each in their own way, and say the same.
+who is missing; a stage is being rebuilt, or its weights are lost; one has nobody, and since when; the iteration takes far
+longer than usual, and what it waits for. Peers and monitors make a `Situation` each in their own way, and say the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.ids import DATA_STAGE
@@ -26,9 +26,10 @@ SKIPPED = "skipped_steps"
 class Situation:
     """What is seen of a run. `version`: committed iterations, the last of them `waited_s` ago; one usually takes `pace_s` (0:
     unknown). `online`: peers by stage that microbatches can be sent to, all stages named; `empty_s`: since when a stage has
-    nobody, as far as that was seen. `missing`: (stage, version) of weights that nobody who is there has. `doing`: what the
-    iteration at hand waits for, '' where that is not seen. `skipped` steps in a row had gradients that are not finite, the last
-    at the peers `not_finite`; the run pauses after `most_skipped` (0: never).
+    nobody, as far as that was seen. `missing`: (stage, version) of weights that nobody who is there has, which are rebuilt in
+    `rebuilt_in_s`, if at all; `rebuilding`: stages whose weights are being rebuilt. `doing`: what the iteration at hand waits
+    for, '' where that is not seen. `skipped` steps in a row had gradients that are not finite, the last at the peers
+    `not_finite`; the run pauses after `most_skipped` (0: never).
     """
 
     stages: int
@@ -41,6 +42,8 @@ class Situation:
     online: Mapping[int, int]
     empty_s: Mapping[int, float] = field(default_factory=dict)
     missing: tuple[int, int] | None = None
+    rebuilt_in_s: float | None = None
+    rebuilding: tuple[int, ...] = ()
     doing: str = ""
     skipped: int = 0
     most_skipped: int = 0
@@ -70,15 +73,15 @@ def stall_of(seen: Situation) -> Stall | None:
     empty = [k for k in range(seen.stages + 1) if not seen.online.get(k, 0)]
     if not seen.version:
         return _not_begun(seen)
+    if any(k in empty for k in seen.rebuilding):
+        return Stall("rebuilding", f"Training waits: {rebuilt_stages(seen.rebuilding, seen.version)}.", True)
+    if seen.missing is not None:
+        return _missing(seen, *seen.missing)
     if empty:
         names = " and ".join(_named(k) for k in empty)
         since = [seen.empty_s[k] for k in empty if k in seen.empty_s]
         for_s = f" for {duration(min(since))}" if since else ""
         return Stall("empty_stage", f"Training waits: no peer is online in {names}{for_s}.", True)
-    if seen.missing is not None:
-        stage, version = seen.missing
-        text = f"Training waits: nobody who is there has the weights of {_named(stage)} after {version} iterations."
-        return Stall("weights_missing", text, True)
     if seen.waited_s > max(STALL_LEAST_S, STALL_FACTOR * seen.pace_s):
         usual = f"; one usually takes {duration(seen.pace_s)}" if seen.pace_s else ""
         doing = f" Iteration {seen.version} {seen.doing}." if seen.doing else ""
@@ -100,6 +103,22 @@ def _not_begun(seen: Situation) -> Stall | None:
     doing = f" Iteration 0 {seen.doing}." if complete and seen.doing else ""
     text = f"No iteration is committed yet. It takes {wants}; online: {there}{in_stages}.{doing}"
     return Stall("not_begun", text, False)
+
+
+def _missing(seen: Situation, stage: int, version: int) -> Stall:
+    text = f"Training waits: nobody who is there has the weights of {_named(stage)} after {version} iterations."
+    if seen.rebuilt_in_s is not None:
+        text += (
+            f" They are rebuilt from the neighbouring stages' in {seen.rebuilt_in_s:.0f} s, unless somebody comes with them."
+        )
+    return Stall("weights_missing", text, True)
+
+
+def rebuilt_stages(stages: Sequence[int], version: int) -> str:
+    """What is told of stages that begin anew, while they do and from then on."""
+    names = " and ".join(map(str, stages))
+    what = "is rebuilt from its neighbours'" if len(stages) == 1 else "are rebuilt from their neighbours'"
+    return f"stage {names} {what} weights after {version} iterations, as nobody has its own; part of what it had learnt is lost"
 
 
 def _named(stage: int) -> str:

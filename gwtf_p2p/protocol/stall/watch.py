@@ -80,9 +80,8 @@ class StallWatch:
             for k in range(ctx.stages + 1)
         }
         self._empty_since = {k: self._empty_since.get(k, now) for k, count in online.items() if not count}
-        missing = None
-        if machine.participant.out_of_step and machine.membership.wanted.said_missing >= 0:
-            missing = int(ctx.stage), machine.membership.wanted.said_missing
+        missing, rebuilt_in_s = _missing(machine)
+        rebuild = machine.membership.wanted.rebuild
         return Situation(
             stages=ctx.stages,
             total_iterations=ctx.life.total_iterations,
@@ -94,11 +93,25 @@ class StallWatch:
             online=online,
             empty_s={k: now - since for k, since in self._empty_since.items()},
             missing=missing,
+            rebuilt_in_s=rebuilt_in_s,
+            rebuilding=tuple(rebuild.stages) if rebuild is not None else (),
             doing=waits_for(machine),
             skipped=machine.participant.progress.skipped,
             most_skipped=ctx.life.max_skipped_steps,
             not_finite=machine.participant.progress.skipped_for,
         )
+
+
+def _missing(machine: StagePeer | DataPeer) -> tuple[tuple[int, int] | None, float | None]:
+    """Weights that nobody has, and in how many seconds they are rebuilt, as far as this peer knows."""
+    if isinstance(machine, DataPeer):
+        rebuilding = machine.coordinator.admission.rebuilding
+        if rebuilding.lacking is not None and not rebuilding.under_way:
+            version, stages = rebuilding.lacking
+            return (int(stages[0]), version), rebuilding.in_s
+    if machine.participant.out_of_step and machine.membership.wanted.said_missing >= 0:
+        return (int(machine.ctx.stage), machine.membership.wanted.said_missing), None
+    return None, None
 
 
 def waits_for(machine: StagePeer | DataPeer) -> str:

@@ -7,12 +7,14 @@ them), the group that this peer averages with, and, at a data peer, whom a coord
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.wire.messages import Admit
 
 
 class Acquaintances:
@@ -59,6 +61,18 @@ class Acquaintances:
     def holds_another(self, peer: PeerId, stages: Collection[int]) -> bool:
         """It is known, as a peer of other stages than these."""
         return self.is_known(peer) and not self.holds(peer, stages)
+
+    def believed(self, admit: Admit) -> Admit:
+        """With weights from peers of this stage only, and of the stages beside it where its own are to be rebuilt."""
+        donors, rebuild = self._of(admit.donors, self.ctx.stage), admit.rebuild
+        if rebuild is not None:
+            below = self._of(rebuild.below, self.ctx.stage - 1) if self.ctx.stage > 1 else ()  # data peers hold no layers
+            above = self._of(rebuild.above, self.ctx.stage + 1)
+            rebuild = replace(rebuild, below=below, above=above)
+        return replace(admit, donors=donors, rebuild=rebuild)
+
+    def _of(self, peers: Iterable[PeerId], stage: int) -> tuple[PeerId, ...]:
+        return tuple(peer for peer in peers if self.holds(peer, {stage}))
 
     def _without_record(self, peer: PeerId) -> set[Stage]:
         found: set[Stage] = set()

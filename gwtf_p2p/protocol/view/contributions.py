@@ -26,6 +26,9 @@ OTHERS = PeerId("")
 """Stands for all peers of a stage that are not named one by one."""
 
 MOST_BYTES = 1 << 20
+MOST_REBUILT = 64
+"""The newest are kept."""
+
 _FORMAT = 1
 
 
@@ -48,9 +51,14 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class Contributions:
-    """Of a run up to some version of its weights."""
+    """Of a run up to some version of its weights. `rebuilt`: (stage, version) of weights that were lost, and made anew from
+    those of the neighbouring stages."""
 
     of: Mapping[Place, Contribution] = field(default_factory=dict)
+    rebuilt: tuple[tuple[Stage, int], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.of or self.rebuilt)
 
     def plus(self, receipts: Iterable[Receipt]) -> Contributions:
         """With those of one more committed iteration."""
@@ -59,7 +67,13 @@ class Contributions:
             for line in receipt.lines:
                 place = line.stage, line.peer
                 sums[place] = sums.get(place, Contribution()) + Contribution(line.microbatches, line.busy_ms, line.audits)
-        return Contributions(folded(sums, MOST_PLACES))
+        return Contributions(folded(sums, MOST_PLACES), self.rebuilt)
+
+    def with_rebuilt(self, stages: Iterable[Stage], version: int) -> Contributions:
+        """These stages have begun anew at this version; nothing changes where that is known."""
+        more = {(stage, version) for stage in stages}
+        known = sorted({*self.rebuilt, *more}, key=lambda each: (each[1], each[0]))
+        return Contributions(self.of, tuple(known[-MOST_REBUILT:]))
 
     @property
     def by_peer(self) -> dict[PeerId, Contribution]:
@@ -78,7 +92,8 @@ class Contributions:
     def to_bytes(self) -> bytes:
         """The same for equal sums."""
         rows = [[stage, peer, c.microbatches, c.busy_ms, c.audits] for (stage, peer), c in sorted(self.of.items())]
-        return json.dumps([_FORMAT, rows], separators=(",", ":")).encode()
+        rebuilt = [[list(each) for each in self.rebuilt]] if self.rebuilt else []
+        return json.dumps([_FORMAT, rows, *rebuilt], separators=(",", ":")).encode()
 
     @staticmethod
     def from_bytes(data: bytes) -> Contributions:
@@ -86,10 +101,11 @@ class Contributions:
         if len(data) > MOST_BYTES:
             raise RemoteProtocolError(f"contributions: {len(data)} bytes, over the bound of {MOST_BYTES}")
         try:
-            form, rows = json.loads(data)
-            if form != _FORMAT or len(rows) > MOST_PLACES:
+            form, rows, *rest = json.loads(data)
+            rebuilt = tuple(_rebuilt(each) for each in (rest[0] if rest else ()))
+            if form != _FORMAT or len(rows) > MOST_PLACES or len(rest) > 1 or len(rebuilt) > MOST_REBUILT:
                 raise ValueError("another form, or too long")
-            return Contributions(dict(_place(row) for row in rows))
+            return Contributions(dict(_place(row) for row in rows), rebuilt)
         except (ValueError, TypeError, RecursionError) as error:
             raise RemoteProtocolError(f"contributions: {error}") from error
 
@@ -101,6 +117,14 @@ def _place(row: list[object]) -> tuple[Place, Contribution]:
     if len(whole) != 4 or whole[0] > MOST_STAGES or not isinstance(peer, str) or len(peer) > 128:
         raise ValueError("expected a stage, a peer and three whole numbers")
     return (Stage(whole[0]), PeerId(peer)), Contribution(*whole[1:])
+
+
+def _rebuilt(row: list[object]) -> tuple[Stage, int]:
+    """Raises ValueError."""
+    stage, version = row
+    if type(stage) is not int or not 0 <= stage <= MOST_STAGES or type(version) is not int or not 0 <= version <= WHOLE:
+        raise ValueError("expected a stage and a version")
+    return Stage(stage), version
 
 
 def ranked(sums: Mapping[Place, Contribution]) -> list[tuple[Place, Contribution]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.ids import PeerId, Place, RunId
 from gwtf_p2p.protocol.view.contributions import Contribution, Contributions, folded, ranked
-from gwtf_p2p.protocol.wire.contribution_record import PAGE_LINES, ContributionRecord, SumLine
+from gwtf_p2p.protocol.wire.contribution_record import MOST_TOLD, PAGE_LINES, ContributionRecord, Rebuilt, SumLine
 from gwtf_p2p.protocol.wire.receipts import MOST_PAGES
 
 
@@ -38,8 +38,11 @@ def pages_of(
     ordered = ranked(folded(contributions.of, MOST_PAGES * PAGE_LINES))
     lines = [SumLine(stage, of, c.microbatches, c.busy_ms, c.audits) for (stage, of), c in ordered]
     cut = [tuple(lines[at : at + PAGE_LINES]) for at in range(0, len(lines), PAGE_LINES)] or [()]
+    rebuilt = tuple(Rebuilt(*each) for each in contributions.rebuilt[-MOST_TOLD:])
     return [
-        ContributionRecord(peer, run_id, epoch, version, page, number_of_page, len(cut), number)
+        ContributionRecord(
+            peer, run_id, epoch, version, page, number_of_page, len(cut), () if number_of_page else rebuilt, number
+        )
         for number_of_page, page in enumerate(cut)
     ]
 
@@ -57,10 +60,12 @@ def told(records: Iterable[ContributionRecord], data_peers: Collection[PeerId]) 
     position = sorted(newest.values())[(len(newest) - 1) // 2]
     said = {peer: found[position] for peer, found in pages.items() if position in found and 0 in found[position]}
     lines = {peer: tuple(line for _, page in sorted(of.items()) for line in page.lines) for peer, of in said.items()}
-    common, agree = Counter(lines[peer] for peer in sorted(lines)).most_common(1)[0]
-    chosen = min(peer for peer, of in lines.items() if of == common)
+    whole = {peer: (of, said[peer][0].rebuilt) for peer, of in lines.items()}
+    common, agree = Counter(whole[peer] for peer in sorted(whole)).most_common(1)[0]
+    chosen = min(peer for peer, of in whole.items() if of == common)
     complete = len(said[chosen]) == said[chosen][0].pages
-    return Told(Contributions(_places(common)), *position, agree, len(lines), complete)
+    rebuilt = tuple((each.stage, each.version) for each in common[1])
+    return Told(Contributions(_places(common[0]), rebuilt), *position, agree, len(lines), complete)
 
 
 def _places(lines: Iterable[SumLine]) -> Mapping[Place, Contribution]:

@@ -29,6 +29,16 @@ class Share:
     microbatches: b.Microbatches
 
 
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """Nobody has the weights of these stages any more. They are rebuilt from their neighbours': by who is told this with peers
+    of the stage `below` its own and of the one `above`, which have theirs."""
+
+    stages: b.Stages
+    below: b.Peers = ()
+    above: b.Peers = ()
+
+
 Shares = Annotated[tuple[Share, ...], Len(1, MOST_PEERS)]
 
 

@@ -12,6 +12,9 @@ from gwtf_p2p.protocol.wire import bounds as b
 from gwtf_p2p.protocol.wire.receipts import MOST_PAGES
 from gwtf_p2p.protocol.wire.records import SCHEMA_VERSION, WIRE_VERSION, decode
 
+MOST_TOLD = 16
+"""The newest stages that were rebuilt."""
+
 PAGE_LINES = 60
 """With the longest numbers and ids of today's length a page fits into a record."""
 
@@ -30,9 +33,19 @@ class SumLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """Nobody had the weights of this stage and version any more: they were made anew from those of the neighbouring stages."""
+
+    AS_LIST: ClassVar[bool] = True
+
+    stage: b.StageNumber
+    version: b.Iteration
+
+
+@dataclass(frozen=True, slots=True)
 class ContributionRecord:
     """Page `page` of `pages` of what `peer` says that all peers have contributed to the weights of this version, the most
-    microbatches first. `lines` are sums over the run so far."""
+    microbatches first. `lines` are sums over the run so far; the first page has what was `rebuilt`."""
 
     peer: b.Peer
     run_id: RunId
@@ -41,6 +54,7 @@ class ContributionRecord:
     lines: Annotated[tuple[SumLine, ...], Len(0, PAGE_LINES)]
     page: Annotated[int, Interval(ge=0, lt=MOST_PAGES)] = 0
     pages: Annotated[int, Interval(ge=1, le=MOST_PAGES)] = 1
+    rebuilt: Annotated[tuple[Rebuilt, ...], Len(0, MOST_TOLD)] = ()
     sequence_number: b.Count = 0
     schema_version: int = SCHEMA_VERSION
     wire_version: int = WIRE_VERSION

@@ -33,6 +33,7 @@ from gwtf_p2p.protocol.wire.commit_messages import Commit as Commit
 from gwtf_p2p.protocol.wire.commit_messages import NotPrepared as NotPrepared
 from gwtf_p2p.protocol.wire.commit_messages import Prepare as Prepare
 from gwtf_p2p.protocol.wire.commit_messages import Prepared as Prepared
+from gwtf_p2p.protocol.wire.commit_messages import Rebuild as Rebuild
 from gwtf_p2p.protocol.wire.commit_messages import Share as Share
 from gwtf_p2p.protocol.wire.commit_messages import commit_of as commit_of
 from gwtf_p2p.protocol.wire.negotiation_messages import NegotiationMessage
@@ -242,7 +243,8 @@ class Admit:
     `data_peers`: those whose first leads this iteration; a data peer that is admitted joins them in the next one.
     A `epoch` above the receiver's means: the swarm goes back to this iteration, because a later one has been lost in some
     stage; whoever is further comes back, from its own checkpoint or from `donors`. `epoch_starts`: where each epoch began. The
-    `certificate` proves that the iteration has been got to by a commit, if it was since the coordinator has started.
+    `certificate` proves that the iteration has been got to by a commit, if it was since the coordinator has started. `rebuild`:
+    with this epoch stages begin anew whose weights are lost.
     """
 
     iteration: b.Iteration
@@ -252,6 +254,7 @@ class Admit:
     own: bool = False
     epoch_starts: b.EpochStarts = ()
     certificate: Certificate | None = None
+    rebuild: Rebuild | None = None
 
     @property
     def position(self) -> tuple[int, int]:

@@ -104,7 +104,7 @@ class SmallConfig:
     `router` makes each peer's router from the microbatches that it may have in flight. `plans`: routes count as planned
     (`InTurnByPlan`).
     `max_skipped_steps` 0: it never pauses. `checkpoint_every` 0: what the world keeps of every iteration is all; `ends`:
-    programs end when the run is complete; `certifies`: commits are proven.
+    programs end when the run is complete; `certifies`: commits are proven; `rebuilds`: a stage that is lost is rebuilt.
     `audit`: the share of hops that is done again.
     """
 
@@ -123,6 +123,7 @@ class SmallConfig:
     checkpoint_every: int = 0
     ends: bool = False
     max_skipped_steps: int = 0
+    rebuilds: bool = False
     certifies: bool = True
     audit: float = 0.0
     seed: int = 0
@@ -155,7 +156,11 @@ class SmallSwarm:
         """As it is when its program has just been started."""
         config = self.config
         life = RunLife(
-            config.iterations, config.checkpoint_every, stays=not config.ends, max_skipped_steps=config.max_skipped_steps
+            config.iterations,
+            config.checkpoint_every,
+            stays=not config.ends,
+            max_skipped_steps=config.max_skipped_steps,
+            rebuilds=config.rebuilds,
         )
         kind, *numbers = peer.split("_")
         verifies = verify if config.certifies else None

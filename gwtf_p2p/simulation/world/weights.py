@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.simulation.lines.downloads import Downloads, Request
 from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
@@ -30,7 +30,8 @@ class Weights:
         self._population.kernel.after(0.0, lambda: self._population.feed(peer, ev.Stepped(iteration)))
 
     def download(self, peer: SimulatedPeer, download: ef.Download) -> None:
-        """From an own checkpoint if that is the right one, which takes no time; else from all donors at once."""
+        """From an own checkpoint if that is the right one, which takes no time; else from all donors at once. What is rebuilt
+        takes the states of the stage below and of the one above, one after the other."""
         version = download.version
         own = download.own and version in peer.kept
 
@@ -40,13 +41,34 @@ class Weights:
                 return
             earlier = [v for v in peer.kept if v < version] if own or download.epoch == peer.epoch else []
             peer.epoch = download.epoch
-            peer.contributions[version] = self._contributions(donors, version)
+            sums, rebuild = self._contributions(donors, version), download.rebuild
+            if rebuild is not None and peer.machine.ctx.stage == DATA_STAGE:
+                sums = sums.with_rebuilt(rebuild.stages, version)
+            peer.contributions[version] = sums
             self._keep(peer, [*earlier, version])
             self._population.feed(peer, ev.Downloaded(version))
 
         donors = (peer.id,) if own else download.donors
-        size = 0 if own else self._state_bytes
-        self._downloads.start(Request(peer.id, size, donors, lambda d: self._can_give(d, version)), ended)
+        neighbours = (download.rebuild.below, download.rebuild.above) if download.rebuild is not None else ()
+        self._fetch(peer, version, [each for each in neighbours if each] or [donors], 0 if own else self._state_bytes, ended)
+
+    def _fetch(
+        self,
+        peer: SimulatedPeer,
+        version: int,
+        groups: Sequence[tuple[PeerId, ...]],
+        size: int,
+        ended: Callable[[bool], None],
+    ) -> None:
+        """A state of each group of donors."""
+
+        def one_ended(whole: bool) -> None:
+            if whole and len(groups) > 1:
+                self._fetch(peer, version, groups[1:], size, ended)
+            else:
+                ended(whole)
+
+        self._downloads.start(Request(peer.id, size, groups[0], lambda d: self._can_give(d, version)), one_ended)
 
     def peer_gone(self, peer: PeerId) -> None:
         """It downloads no more, and those who download from it turn to others."""

@@ -105,7 +105,7 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
 
 def with_contributions(state: dict[str, Tensor], contributions: Contributions) -> dict[str, Tensor]:
     """The state with what its peers have contributed to it; the same where that is nothing."""
-    if not contributions.of:
+    if not contributions:
         return state
     data = contributions.to_bytes()
     padded = bytearray(data.ljust(-(-len(data) // 8) * 8))

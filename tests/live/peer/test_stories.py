@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.friends import STORIES as FRIENDS
 from experiments.live_stories import STORIES, Comparison
+from experiments.support.friends_house import House
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
@@ -36,3 +38,10 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]
 def test_a_story_holds(story: str, comparison: Comparison, tmp_path: Path) -> None:
     assert os.environ["XDG_RUNTIME_DIR"], "peers put their sockets where the test looks for leftovers"
     assert STORIES[story](comparison, tmp_path)
+
+
+@pytest.mark.parametrize("story", ["stage_lost"])
+def test_a_story_of_friends_holds(story: str, tmp_path: Path) -> None:
+    """Told of their screens alone; all: `experiments/friends.py`."""
+    with House(tmp_path) as house:
+        assert FRIENDS[story](house)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.commit.admission import GO_BACK_AFTER_S
+from gwtf_p2p.protocol.commit.rebuilding import REBUILD_AFTER_S, can_be_rebuilt, neighbours
 from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.records import PeerState
@@ -147,3 +152,47 @@ def test_a_coordinator_is_behind_when_newcomers_have_later_weights_of_every_stag
     driven.hears(D2, msg.Standing(DATA_STAGE, 5, joining=True))
     all_answer(driven, one_0=later, two_0=later, data_1=later)
     assert driven.reported("out_of_step")
+
+
+# ---- a stage that is rebuilt
+
+
+def nothing_common(driven: Driven) -> Driven:
+    """Stage 1 has a peer that has just come, and A with nothing; the others have version 3."""
+    driven.machine.ctx.life = replace(driven.machine.ctx.life, rebuilds=True)
+    asked_again(driven, ())
+    return driven
+
+
+def test_where_it_is_asked_for_a_lost_stage_is_rebuilt_by_one_of_its_peers_after_a_while() -> None:
+    driven = nothing_common(stranded())
+    [said] = driven.reported("no_common_version")
+    assert said["rebuilt_in_s"] == REBUILD_AFTER_S and not driven.sent(msg.Admit)
+    driven.now += REBUILD_AFTER_S
+    asked_again(driven, ())
+    admits = dict(zip(driven.sent_to(msg.Admit), driven.sent(msg.Admit), strict=True))
+    assert admits.keys() == {A, B, D}
+    assert {m.position for m in admits.values()} == {(1, 3)}
+    assert {m.epoch_starts for m in admits.values()} == {(2,)}, "version 3 of before is not that of now"
+    assert admits[A].rebuild == msg.Rebuild((Stage(1),), (), (B,)) and not admits[A].own and not admits[A].donors
+    assert admits[B].own and admits[B].rebuild == msg.Rebuild((Stage(1),))
+
+
+@pytest.mark.parametrize(
+    ("stage", "stages", "lacking", "beside"),
+    [
+        (2, 3, (2,), (1, 3)),
+        (1, 3, (1,), (2,)),
+        (3, 3, (3,), (2,)),
+        (2, 4, (2, 3), (1,)),
+        (2, 3, (1, 2, 3), ()),
+        (1, 1, (1,), ()),
+    ],
+)
+def test_a_stage_is_rebuilt_from_those_beside_it_that_hold_layers(
+    stage: int, stages: int, lacking: tuple[int, ...], beside: tuple[int, ...]
+) -> None:
+    gone = [Stage(k) for k in lacking]
+    assert neighbours(Stage(stage), stages, gone) == beside
+    assert can_be_rebuilt(gone, stages) == all(neighbours(k, stages, gone) for k in gone)
+    assert not can_be_rebuilt([DATA_STAGE], stages)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gwtf_p2p.protocol import effects as ef
@@ -108,6 +110,28 @@ def test_a_swarm_that_goes_back_takes_everybody_to_the_earlier_iteration() -> No
     driven.handle(ev.Downloaded(2))
     told = driven.sent(msg.Standing, D)[0]
     assert (told.position, told.syncing) == ((1, 2), False)
+
+
+def test_a_stage_is_rebuilt_from_the_peers_beside_it_and_the_disk_has_it_at_once() -> None:
+    driven = joining(others=3)
+    driven.handle(ev.Kept(()))
+    rebuild = msg.Rebuild((Stage(1),), (D,), (B, A2))
+    driven.sees([record(D, weights_version=3), B, A2, record(A, PeerState.JOINING)])
+    driven.hears(D, msg.Admit(3, (), (D,), 1, epoch_starts=(2,), rebuild=rebuild))
+    [download] = driven.did(ef.Download)
+    assert download.rebuild == msg.Rebuild((Stage(1),), (), (B,)), "the others are of other stages"
+    assert driven.reported("rebuilding") == [{"version": 3, "stages": [1], "epoch": 1}]
+    driven.machine.ctx.life = replace(driven.machine.ctx.life, checkpoint_every=10)
+    driven.handle(ev.Downloaded(3))
+    assert [c.version for c in driven.did(ef.Checkpoint)] == [3]
+
+
+def test_who_has_the_weights_does_not_let_them_be_overwritten() -> None:
+    rebuild = msg.Rebuild((Stage(1),), (), (B,))
+    for driven in (in_step(iteration=3), joining(version=2, others=3)):
+        driven.handle(ev.Kept((3,)))
+        driven.hears(D, msg.Admit(3, (), (D,), 1, epoch_starts=(2,), rebuild=rebuild))
+        assert driven.reported("admit_refused") and not driven.did(ef.Download)
 
 
 # ---- data peers: who begins

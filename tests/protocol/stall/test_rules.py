@@ -37,6 +37,9 @@ GOES_ON = Situation(
             ("last 10 steps", "not finite (at abcdef)", "learning_rate"),
         ),
         ({"missing": (1, 40)}, "weights_missing", ("stage 1", "40")),
+        ({"missing": (1, 40), "rebuilt_in_s": 12.0, "online": {0: 1, 2: 2}}, "weights_missing", ("stage 1", "in 12 s")),
+        ({"rebuilding": (1,), "online": {0: 1, 2: 2}}, "rebuilding", ("stage 1 is rebuilt", "41 iterations", "is lost.")),
+        ({"rebuilding": (1,)}, None, ()),
         ({"waited_s": STALL_LEAST_S - 1, "pace_s": 0.0}, None, ()),
         ({"waited_s": 50.0, "pace_s": 20.0}, None, ()),
         (

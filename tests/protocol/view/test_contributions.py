@@ -78,7 +78,7 @@ def test_beyond_the_bound_the_least_are_summed_up_and_no_microbatch_is_lost(monk
 @pytest.mark.parametrize("peers", [0, 1, PAGE_LINES, PAGE_LINES + 1, MOST_PAGES * PAGE_LINES + 5])
 def test_pages_fit_into_records_and_hold_every_microbatch(peers: int) -> None:
     long = {(stage, PeerId(f"{peer:Q<46}")): c for (stage, peer), c in sums_of(peers, 10**9).of.items()}
-    pages = pages_of(ME, RUN, (1, 7), Contributions(long), 3)
+    pages = pages_of(ME, RUN, (1, 7), Contributions(long).with_rebuilt(map(Stage, range(1, 20)), 1 << 40), 3)
     read = [decode_contributions(encode(page)) for page in pages]
     found = told(read, {ME})
     assert (found.epoch, found.version, found.agree, found.data_peers, found.complete) == (1, 7, 1, 1, True)
@@ -104,6 +104,21 @@ def test_sums_stay_at_what_can_be_told() -> None:
     assert Contributions.from_bytes(full.to_bytes()) == full
     (page,) = pages_of(ME, RUN, (0, 1), full, 1)
     assert decode_contributions(encode(page)) == page
+
+
+def test_stages_that_were_rebuilt_are_part_of_the_sums() -> None:
+    """In their bytes, in what is published, and to whoever reads it; what was never rebuilt costs no byte."""
+    plain = Contributions({(Stage(1), PeerId("a")): Contribution(3, 2, 1)})
+    once = plain.with_rebuilt([Stage(3), Stage(2)], 7)
+    assert once.rebuilt == ((2, 7), (3, 7)) and once.with_rebuilt([Stage(2)], 7) == once
+    more = once.plus([]).with_rebuilt([Stage(1)], 9)
+    assert more.rebuilt == ((2, 7), (3, 7), (1, 9))
+    assert Contributions.from_bytes(more.to_bytes()) == more and b"7" not in plain.to_bytes()
+    pages = [decode_contributions(encode(page)) for page in pages_of(ME, RUN, (1, 9), more, 1)]
+    assert told(pages, {ME}).contributions == more
+    for row in ("[1,-1]", "[1]", '["a",1]', "[1,2.5]"):
+        with pytest.raises(RemoteProtocolError, match="contributions"):
+            Contributions.from_bytes(b"[1,[],[" + row.encode() + b"]]")
 
 
 def test_a_missing_page_is_told() -> None:

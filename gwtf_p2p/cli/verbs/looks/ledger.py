@@ -55,6 +55,8 @@ def table(state: SwarmState) -> list[str]:
     lines = [f"{state.run.run_id} after {told.version} iterations, as {told.agree} of {told.data_peers} data peers say"]
     if not told.complete:
         lines.append("some pages of it have not been found; look again")
+    for stage, version in told.contributions.rebuilt:
+        lines.append(f"stage {stage} was rebuilt from its neighbours' weights after {version} iterations: nobody had its own")
     lines.append(ROW.format("", "name", "id", "stages", "microbatches", "tokens", "computed", "share"))
     for place, e in enumerate(entries(told, state.run, state.records), start=1):
         stages = ",".join(str(stage) if stage else "data" for stage in e.stages)
