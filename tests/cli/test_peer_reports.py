@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+import gwtf_p2p
 from gwtf_p2p.cli.shared.peer_reports import Teller, line
+
+ROOT = Path(gwtf_p2p.__file__).parent
 
 
 def test_an_initial_peer_that_does_not_answer_is_told_once_for_each_reason(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,3 +39,19 @@ def test_what_lacks_is_told_with_what_can_be_done(stages: list[int], rebuilt_in_
     report = {"name": "no_common_version", "version": 7, "stages_without": stages, "rebuilt_in_s": rebuilt_in_s}
     said = line(report)
     assert said.startswith(f"the run cannot go on: stage {stages[0]} lacks version 7") and words in said
+
+
+def test_no_two_reports_have_one_name() -> None:
+    """A peer's screen, log and monitor go by the name: `paused` once was both a run's and a peer's, and ended the data peer."""
+    ours = {
+        package: {name for path in (ROOT / package).rglob("*.py") for name in re.findall(pattern, path.read_text())}
+        for package, pattern in (("protocol", r'ctx\.report\(\s*"(\w+)"'), ("live", r'"name": "(\w+)"'))
+    }
+    assert {"run_paused", "going_back"} <= ours["protocol"] and {"paused", "online"} <= ours["live"]
+    assert not ours["protocol"] & ours["live"]
+
+
+def test_a_run_that_pauses_is_told_by_a_peer_that_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    tell = Teller(as_json=False, console=None)
+    tell({"name": "run_paused", "iteration": 7, "skipped": 3, "peers": ["12D3KooWabcdef"]})
+    assert "the last 3 steps were skipped" in capsys.readouterr().out

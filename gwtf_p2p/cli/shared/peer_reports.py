@@ -142,6 +142,8 @@ def line(report: Mapping[str, Any]) -> str:
             return f"path to {report['peer'][-6:]}: {kind}"
         case "pausing":
             return f"pauses ({report['text']}): what is held is finished first"
+        case "run_paused":
+            return f"begins no iteration: the last {report['skipped']} steps were skipped, as gradients were not finite"
         case "paused" | "resumed":
             return str(report["text"])
         case "memory":

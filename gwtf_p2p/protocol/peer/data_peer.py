@@ -99,7 +99,7 @@ class DataPeer(PeerMachine):
         version, progress = self.participant.version, self.participant.progress
         if progress.begins_nothing:
             if progress.is_paused:
-                self.ctx.report("paused", iteration=version, skipped=progress.skipped, not_finite=list(progress.skipped_for))
+                self.ctx.report("run_paused", iteration=version, skipped=progress.skipped, peers=list(progress.skipped_for))
             self.begun = False
             self.participant.role.take_part(False)
             return

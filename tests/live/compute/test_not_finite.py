@@ -17,7 +17,7 @@ MOST_SKIPPED = 2
 def test_a_learning_rate_that_blows_up_pauses_the_run_with_finite_weights(tmp_path: Path) -> None:
     run = SmallRun(stages=1, steps=0, checkpoint_every=1, learning_rate=1e20, max_skipped_steps=MOST_SKIPPED)
     with Swarm(run, tmp_path) as swarm:
-        swarm.wait_for("paused")
+        swarm.wait_for("run_paused")
         peers = {name for name, report in swarm.heard if report["name"] == "online"}
         swarm.until(
             "everybody says why",
