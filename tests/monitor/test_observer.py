@@ -8,16 +8,20 @@ from typing import Any
 import pytest
 
 from gwtf_p2p.cli.main import main
+from gwtf_p2p.cli.verbs.looks.ledger import table as ledger_table
 from gwtf_p2p.cli.verbs.looks.routes import table
 from gwtf_p2p.live.measure.run_progress import Progress, route_name
 from gwtf_p2p.monitor.health import Level, findings
+from gwtf_p2p.monitor.ledger import plain as plain_ledger
 from gwtf_p2p.monitor.routes import RoutePlans
 from gwtf_p2p.monitor.swarm_state import HELD_OUT, SwarmState
 from gwtf_p2p.monitor.terminal.swarm_view import plain_line, swarm_view
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.stall.rules import duration
+from gwtf_p2p.protocol.view.contributions import Contribution, Contributions
+from gwtf_p2p.protocol.view.contributions_told import pages_of
 from gwtf_p2p.protocol.wire.records import PeerState
-from tests.monitor.watched import A1, A2, B1, RUN, planned, record, swarm
+from tests.monitor.watched import A1, A2, B1, DATA, RUN, planned, record, swarm
 
 
 def test_what_changes_between_two_looks_is_told() -> None:
@@ -109,6 +113,19 @@ def test_the_state_of_a_run_is_said_in_words() -> None:
     assert codes(state, 105.0) == {"unseen": Level.ALERT}
     state.look(swarm(100), 106.0)
     assert codes(state, 10_000.0) == {"done": Level.OK}, "a run that has ended is no stall"
+
+
+def test_a_stage_that_was_rebuilt_is_told_for_good() -> None:
+    """By the monitor in all its forms, and by the ledger."""
+    state = SwarmState(RUN)
+    state.look(swarm(), 100.0)
+    sums = Contributions({(Stage(1), A1): Contribution(3, 20, 0)}).with_rebuilt([Stage(2)], 7)
+    state.hear_contributions(pages_of(DATA, RUN.run_id, (1, 9), sums, 1), {DATA})
+    assert codes(state, 101.0)["rebuilt_stage"] is Level.NOTICE
+    words = "tage 2 was rebuilt from its neighbours' weights after 7 iterations"
+    assert any(words in finding.text for finding in findings(state, 101.0))
+    assert any(words in line for line in ledger_table(state))
+    assert plain_ledger(state.told, RUN, state.records)["rebuilt"] == [{"stage": 2, "version": 7}]
 
 
 @pytest.mark.parametrize(
