@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ class Week:
 
 def kind_of(text: str) -> str:
     """The sentence without its figures of the moment."""
-    return text.split(" for ")[0].split(" has been committed")[0].rstrip(".")
+    return re.split(r" for | yet\. |, without ", text)[0].rstrip(".")
 
 
 def week(seed: int, hour_s: float) -> dict[str, object]:

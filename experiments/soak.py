@@ -42,6 +42,9 @@ SURVIVORS = ("stage1.0", "data0")
 FULL_FROM, FULL_TO, CUT_AT = 0.2, 0.4, 0.5
 """Of the time: when the disk is full, and when the power goes."""
 
+WARM_UP = 0.2
+"""Of the time: so long the memory of a life is left out."""
+
 
 @dataclass
 class Soak:
@@ -163,11 +166,13 @@ class Soak:
                 self.memory.setdefault(what, []).append((second, resident_mb(pid)))
 
     def slopes(self) -> dict[str, float]:
-        """MB/min of each, after the warm-up."""
+        """MB/min of each, after the warm-up, which is as long in a second life as in the first."""
         found = {}
+        end = max(samples[-1][0] for samples in self.memory.values())
         for what, samples in self.memory.items():
-            first, last = samples[0][0], samples[-1][0]
-            warm = [sample for sample in samples if sample[0] >= first + (last - first) / 5]
+            warm = [sample for sample in samples if sample[0] >= samples[0][0] + WARM_UP * end]
+            if len(warm) < 2:
+                continue
             seconds, mb = np.array(warm).T
             found[what] = float(np.polyfit(seconds / 60, mb, 1)[0])
         return found
@@ -208,7 +213,7 @@ def verdict(soak: Soak, args: argparse.Namespace, failure: str) -> dict[str, obj
     losses = [state.loss(i) for i in sorted(state.ended_at)]
     fifth = max(1, len(losses) // 5)
     first, last = (statistics.mean(part) if part else float("nan") for part in (losses[:fifth], losses[-fifth:]))
-    accounting, slopes = state.accounting(), soak.slopes()
+    accounting, slopes = state.accounting(), soak.slopes() if soak.memory else {}
     steepest = max((slopes[name] for name in slopes if not name.startswith(BOOTSTRAP)), default=0.0)
     end = time.monotonic() + 5.0
     while (left := left_over(soak.pids)) and time.monotonic() < end:

@@ -27,6 +27,9 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_S = 240.0
 """How long a story waits for what must come. It is no measure of speed: the machine may be busy with something else."""
 
+GONE_WITHIN_S = 20.0
+"""How long a process that is killed may take on a busy machine."""
+
 STEP = re.compile(r"^step +(\d+) +loss (\S+)")
 
 
@@ -170,11 +173,14 @@ class House:
 
     def _end(self, friends: Sequence[Friend]) -> None:
         lives = [friend.lives[-1] for friend in friends if friend.lives]
-        for process in [process for life in lives for process in life.all_of_it()]:
+        processes = [process for life in lives for process in life.all_of_it()]
+        for process in processes:
             send(process, signal.SIGKILL)
         for life in lives:
             life.process.wait()
-            life.reader.join()
+        psutil.wait_procs(processes, GONE_WITHIN_S)
+        for life in lives:
+            life.reader.join(POLL_S)
 
     def leave(self, friend: Friend) -> int:
         """Ctrl+C; the exit code."""
