@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -18,12 +19,18 @@ from typing import Any
 import msgpack
 
 from experiments.support.strange_messages import SENDERS, Pools, draw, strange_run
+from gwtf_p2p.live.discovery.order_book import read_order
+from gwtf_p2p.live.discovery.signing import read_owned
 from gwtf_p2p.live.rpc.api import pack, unpack
 from gwtf_p2p.live.rpc.frames import FRAME_HEADER, Frame, FrameStream
+from gwtf_p2p.live.state.manifest import Manifest
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId, Stage
+from gwtf_p2p.protocol.view.contributions import Contributions
+from gwtf_p2p.protocol.wire.contribution_record import decode_contributions
 from gwtf_p2p.protocol.wire.messages import from_header, to_header
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord, decode_run, decode_stage, encode
+from gwtf_p2p.protocol.wire.signed import decode_notice
 
 OF_ONE = 20
 """Inputs that are made of one message: drawing it costs far more than damaging it."""
@@ -73,7 +80,7 @@ class _Nowhere:
     def on_frame(self, kind: Frame, body: bytes) -> None:
         self.frames += 1
         if kind is Frame.CALL:
-            _refused(lambda: from_header(unpack(body)))
+            _refused(_message, body)
 
     def on_lost(self, reason: str) -> None: ...
 
@@ -87,11 +94,9 @@ def fuzz_bytes(inputs: int, seed: int) -> int:
         if number % OF_ONE == 0:
             good = _good(random)
         data = _damaged(random, good)
-        refused += _refused(lambda data=data: from_header(unpack(data)))
-        refused += _refused(lambda data=data: decode_stage(data))
-        refused += _refused(lambda data=data: decode_run(data))
+        refused += sum(_refused(decode, data) for decode in DECODERS)
         _frames(random, data)
-    print(f"{inputs} inputs at 4 decoders, {refused} refused, {time.perf_counter() - began:.0f} s")
+    print(f"{inputs} inputs at {len(DECODERS) + 1} decoders, {refused} refused, {time.perf_counter() - began:.0f} s")
     return 0
 
 
@@ -134,9 +139,27 @@ def _frames(random: Random, data: bytes) -> None:
         stream.buffer_updated(count)
 
 
-def _refused(decode: Any) -> bool:
+def _message(data: bytes) -> object:
+    return from_header(unpack(data))
+
+
+DECODERS: tuple[Callable[[bytes], object], ...] = (
+    _message,
+    decode_stage,
+    decode_run,
+    decode_notice,
+    decode_contributions,
+    read_owned,
+    read_order,
+    lambda data: Manifest.from_plain(unpack(data)),
+    Contributions.from_bytes,
+)
+"""Whatever bytes of others are given to, besides frames."""
+
+
+def _refused(decode: Callable[[bytes], object], data: bytes) -> bool:
     try:
-        decode()
+        decode(data)
     except RemoteProtocolError:
         return True
     return False

@@ -11,8 +11,8 @@ from typing import Any
 
 from experiments.support.outsider_acts import Act, Place
 from gwtf_p2p.live.discovery.dht import DhtOptions, start_dht
-from gwtf_p2p.live.libp2p.daemon import start_daemon
-from gwtf_p2p.live.libp2p.identity import load_or_create_identity
+from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonFailed, NetworkUnreachable, start_daemon
+from gwtf_p2p.live.libp2p.identity import Identity, load_or_create_identity
 from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.rpc.api import Header, RpcFailed
 from gwtf_p2p.live.rpc.rpc import Rpc
@@ -21,6 +21,7 @@ from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.wire.records import StageRecord
 
 DEADLINE_S = 1.0
+TRIES = 5
 BETWEEN_S = 0.1
 
 
@@ -82,9 +83,19 @@ class Outsider:
         except Exception as error:  # noqa: BLE001  the boundary of a thread: told by `stop`
             self.failure = error
 
+    async def _start(self, identity: Identity) -> Daemon:
+        """Its p2pd may start too slowly beside a swarm that does as well."""
+        for left in reversed(range(TRIES)):
+            try:
+                return await start_daemon(P2POptions.on_this_machine(self.initial_peer), identity)
+            except (DaemonFailed, NetworkUnreachable):
+                if not left:
+                    raise
+        raise AssertionError("it starts, or raises")
+
     async def _live(self) -> None:
         identity = load_or_create_identity(self.folder / "outsider.key")
-        daemon = await start_daemon(P2POptions.on_this_machine(self.initial_peer), identity)
+        daemon = await self._start(identity)
         try:
             dht = await start_dht(daemon, identity, DhtOptions(self.run_id, client_mode=True))
             rpc = Rpc(daemon, self.run_id)

@@ -43,7 +43,7 @@ class StreamLimits:
 
 STREAM_LIMITS = StreamLimits(
     greetings=Share(member=64, stranger=16, strangers=256, everybody=1024),
-    streams=Share(member=64, stranger=8, strangers=256, everybody=4096),
+    streams=Share(member=64, stranger=16, strangers=256, everybody=4096),
     watches=Share(member=8, stranger=2, strangers=64, everybody=2048),
     frame_bytes=Share(member=4 << 20, stranger=1 << 20, strangers=8 << 20, everybody=64 << 20),
 )
