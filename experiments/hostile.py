@@ -6,7 +6,7 @@ run is complete, and loss and weights at the end are compared with those of the 
 "seed", "ended", "iterations_before", "iterations_during", "weights_as_clean", "sender_barred", ...}`: did a peer end or the run
 not get to its end; how many iterations had been committed before, and were under attack; equal weights; has any peer barred the
 outsider; iterations a minute from the attack on, and of the run in peace from the same step on; what was done, and both losses.
-Exit code 1 if any run ended or any weight differs.
+Exit code 1 if any run ended or any weight differs. `--simulated` does the messages, a flood and 1,000 ghosts in the simulator.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.support.hostile_simulated import flood, simulated
 from experiments.support.live_swarm import SmallRun, StoryFailed, Swarm, check_equal_weights
 from experiments.support.outsider import Outsider, Said, Script
 from experiments.support.outsider_acts import ACTS
@@ -232,6 +233,17 @@ def hostile(attacks: Sequence[str], runs: Sequence[SmallRun], folder: Path, as_j
     return 1 if failed else 0
 
 
+def in_simulator(seeds: Sequence[int]) -> int:
+    """Every attack that is messages or records, for every seed."""
+    failed = 0
+    for seed in seeds:
+        for attack, script in {**ATTACKS, "flood": flood, "ghosts": None}.items():
+            line = simulated(attack, script, seed)
+            failed += bool(line["ended"]) or line["lost"] != 0 or line["double_counted"] != 0
+            print(json.dumps(line), flush=True)
+    return 1 if failed else 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="0")
@@ -239,11 +251,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--attacks", default=",".join(every))
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--simulated", action="store_true")
     chosen = parser.parse_args(arguments)
     first, _, last = str(chosen.seeds).partition("-")
     unknown = set(chosen.attacks.split(",")) - set(every)
     if unknown:
         parser.error(f"--attacks: expected some of {', '.join(every)}, got {', '.join(sorted(unknown))}")
+    if chosen.simulated:
+        return in_simulator(range(int(first), int(last or first) + 1))
     runs = [small(seed, chosen.steps) for seed in range(int(first), int(last or first) + 1)]
     with tempfile.TemporaryDirectory(prefix="gwtf-hostile-") as folder:
         return hostile(chosen.attacks.split(","), runs, Path(folder), chosen.json)

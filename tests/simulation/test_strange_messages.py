@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.fuzz import fuzz_bytes
+from experiments.support.hostile_simulated import flood, simulated
 from experiments.support.strange_messages import OUTSIDERS, SENDERS, strange_run
 
 
@@ -31,6 +32,12 @@ def test_outsiders_that_break_the_rules_are_barred_and_no_peer_of_the_swarm_is()
         reports = strange_run(seed, "outsiders", messages=300).swarm.reported("peer_barred")
         barred |= {str(report.fields["peer"]) for _, report, _ in reports}
     assert barred and barred <= set(OUTSIDERS)
+
+
+def test_a_flood_of_an_outsiders_questions_leaves_a_swarm_its_pace() -> None:
+    line = simulated("flood", flood, seed=0)
+    assert line["per_minute"] == line["per_minute_in_peace"] and line["sender_barred"]
+    assert (line["ended"], line["lost"], line["double_counted"]) == (False, 0, 0)
 
 
 def test_damaged_bytes_are_refused_by_every_decoder() -> None:
