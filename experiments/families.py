@@ -4,15 +4,17 @@
 
 One line per key of the causal-LM mapping of the installed `transformers`:
 
-    {"family", "equal", "loss_difference", "worst_gradient", "export_equal", "trained_steps", "reason"}
+    {"family", "equal", "loss_difference", "worst_gradient", "export_equal", "trained_steps", "reason",
+     "live_losses", "live_lost"}
 
 The family's default config is shrunk (four to eight layers, width 64), written as a run record, and cut into up to three
 stages and a data part. `equal`: loss and every gradient agree with the unsplit model within 1e-6, relative to each
 parameter's largest gradient. `trained_steps`: optimizer steps taken in one process through the executors that peers use,
 payloads as bytes between them, with a loss that stays finite and ends lower; with `--live` as many by a live swarm besides,
-two stages and a data peer in processes of their own, and those count. `export_equal`: the exported
-folder, loaded by `transformers`, has the trained weights to the bit, and logits within 1e-6 (of equal weights some libraries'
-kernels make other last bits, by where in memory they lie). `reason` says why a family is not equal, and is empty else.
+two stages and a data peer in processes of their own, and those count. Of those `live_losses` are the means of the first and the
+last three steps, and `live_lost` the microbatches that were lost or counted twice. `export_equal`: the exported folder, loaded
+by `transformers`, has the trained weights to the bit, and logits within 1e-6 (of equal weights some libraries' kernels make
+other last bits, by where in memory they lie). `reason` says why a family is not equal, and is empty else.
 Each family has a process of its own and a limit of CPU time. Exit code 1 when an asked-for family is not equal, or without
 `--families` when fewer than 60 are.
 """
@@ -90,6 +92,8 @@ class Row:
     export_equal: bool = False
     trained_steps: int = 0
     reason: str = ""
+    live_losses: tuple[float, float] | None = None
+    live_lost: int | None = None
 
 
 class Swarm:
@@ -281,8 +285,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for family in asked or supported_families():
         row = limited(family, flags.steps, flags.limit_s)
         if flags.live and row.equal:
-            trained, wrong = trained_live(small_run(family), flags.steps)
-            row = replace(row, trained_steps=trained, reason=wrong or row.reason)
+            live = trained_live(small_run(family), flags.steps)
+            row = replace(
+                row, trained_steps=live.steps, reason=live.wrong or row.reason, live_losses=live.losses, live_lost=live.lost
+            )
         equal += row.equal
         if flags.json:
             print(json.dumps(asdict(row)), flush=True)

@@ -7,7 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +40,42 @@ def live_record(run: RunRecord, steps: int) -> RunRecord:
     return replace(live, boundary=boundary_of(PartSpec.of(live, 0)))
 
 
-def trained_live(run: RunRecord, steps: int) -> tuple[int, str]:
-    """Steps that the swarm has committed, and what is wrong: empty when it did all, with losses that end lower."""
+@dataclass(frozen=True, slots=True)
+class LiveTraining:
+    """What a swarm has done: committed steps, the mean losses of the first and of the last three, microbatches lost or counted
+    twice, and what is wrong: empty when it did all steps, lost nothing, and its loss ends lower."""
+
+    steps: int = 0
+    losses: tuple[float, float] | None = None
+    lost: int = 0
+    wrong: str = ""
+
+
+def trained_live(run: RunRecord, steps: int) -> LiveTraining:
+    """A swarm of two stages and a data peer, from its start to the end of the run."""
     try:
         record = live_record(run, steps)
     except InputError as error:
-        return 0, f"live: {error}"
+        return LiveTraining(wrong=f"live: {error}")
     with tempfile.TemporaryDirectory(prefix="gwtf-families-") as folder:
         local = LocalRun(LocalRunConfig(1, 1), record, Path(folder))
+        state = local.state
         end = time.monotonic() + DEADLINE_S
         try:
             local.begin()
-            while local.state.iterations < steps:
+            while not local.finished(steps):
                 local.poll(POLL_S)
                 if time.monotonic() > end:
-                    return local.state.iterations, f"live: {local.state.iterations} steps in {DEADLINE_S:.0f} s"
+                    return LiveTraining(state.iterations, wrong=f"live: {state.iterations} steps in {DEADLINE_S:.0f} s")
         except RunFailed as error:
-            return local.state.iterations, f"live: {' '.join(str(error).split())[:300]}"
+            return LiveTraining(state.iterations, wrong=f"live: {' '.join(str(error).split())[:300]}")
         finally:
             local.stop()
-        first, last = (sum(local.state.loss(i) for i in each) / 3 for each in (range(3), range(steps - 3, steps)))
+        first, last = (sum(state.loss(i) for i in each) / 3 for each in (range(3), range(steps - 3, steps)))
+        accounting = state.accounting()
+        lost = accounting["lost"] + accounting["double_counted"]
         wrong = "" if math.isfinite(last) and last < first else f"live: its loss went from {first:.4f} to {last:.4f}"
-        return local.state.iterations, wrong
+        return LiveTraining(state.iterations, (first, last), lost, f"live: {accounting}" if lost else wrong)
 
 
 def _for_bytes(config: Mapping[str, Any]) -> dict[str, Any]:
