@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import transformers
 
+from experiments.families import Swarm, export_is_equal
 from gwtf_p2p.cli.shared.run_file import run_from_plain
 from gwtf_p2p.live.peer.assembly import check_model
 from gwtf_p2p.live.peer.config import RunMismatch
@@ -16,6 +17,8 @@ from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.records import decode_run, encode
 from gwtf_p2p.training.model.config import load_config, published_config
 from gwtf_p2p.training.model.preflight import mismatch, preflight, versions
+from gwtf_p2p.training.model.split import PartSpec, build_stage_part
+from gwtf_p2p.training.model.structure import sample_tokens
 from tests.training.swarm import LLAMA
 
 PLAIN = {
@@ -104,6 +107,19 @@ def test_configs_as_in_public_bug_reports_are_published_right(stated: dict[str, 
     published = published_config({**LLAMA, **stated})
     assert "quantization_config" not in published and "rope_parameters" not in published
     assert load_config(published).rope_parameters["rope_theta"] == theta
+
+
+def test_a_config_that_says_it_is_quantised_is_exported_as_what_was_trained() -> None:
+    model = {**LLAMA, "quantization_config": {"load_in_4bit": True, "quant_method": "bitsandbytes"}}
+    run = run_from_plain({**PLAIN, "model": model}, "test")
+    assert export_is_equal(Swarm(run), sample_tokens(load_config(run.model_config), 0))
+
+
+def test_a_stage_computes_with_the_rotary_table_that_release_5_has_written() -> None:
+    sizes = {**LLAMA, "head_dim": 32, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}
+    part = build_stage_part(PartSpec.of(run_from_plain({**PLAIN, "model": sizes}, "test"), 1))
+    table = next(buffer for name, buffer in part.model.named_buffers() if name.endswith("inv_freq"))
+    assert table[-1].item() == pytest.approx(100.0 ** (-30 / 32), rel=1e-6)
 
 
 @pytest.mark.parametrize("family", ["phi3", "gpt_neox", "llama"])
