@@ -69,7 +69,7 @@ STATED: dict[str, Any] = {
 _ROTARY = {"rope_type": "default", "rope_theta": 10_000.0}
 OWN_FIELDS: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROTARY}},
-    "DbrxAttentionConfig": {"rope_theta": 10_000.0},
+    "DbrxAttentionConfig": {"rope_theta": 10_000.0, "clip_qkv": 8.0},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
     "prophetnet": {"add_cross_attention": False},
     "qwen4_exp_text": {
