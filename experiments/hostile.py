@@ -6,7 +6,7 @@ run is complete, and loss and weights at the end are compared with those of the 
 "seed", "ended", "iterations_before", "iterations_during", "weights_as_clean", "sender_barred", ...}`: did a peer end or the run
 not get to its end; how many iterations had been committed before, and were under attack; equal weights; has any peer barred the
 outsider; iterations a minute from the attack on, and of the run in peace from the same step on; what was done, and both losses.
-Exit code 1 if any run ended or any weight differs. `--simulated` does the messages, a flood and 1,000 ghosts in the simulator.
+Exit code 1 if any run ended or any weight differs. `--simulated` does the messages, a flood and 30 ghosts in the simulator.
 """
 
 from __future__ import annotations

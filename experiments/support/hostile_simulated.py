@@ -21,7 +21,8 @@ from gwtf_p2p.protocol.wire.messages import Check, Inquire, TensorMessage, from_
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 from gwtf_p2p.simulation.world.small_swarm import SmallConfig, SmallSwarm, StuckError, small_swarm
 
-ITERATIONS, ATTACK_FROM_S, BETWEEN_S, GHOSTS = 12, 2.0, 0.05, 1000
+ITERATIONS, ATTACK_FROM_S, BETWEEN_S, GHOSTS = 12, 2.0, 0.05, 30
+MOST_STEPS = 300_000
 FLOOD = 40
 """Messages to each peer at each of the moments that are `BETWEEN_S` apart: 800 a second."""
 
@@ -50,7 +51,7 @@ class Attacked:
         world = self.swarm.world
         view = next(peer.machine.ctx.view for peer in world.peers.values() if peer.alive)
         if view is not None:
-            self.records = {p: r for p, r in view.records.items() if p in world.peers}
+            self.records = {p: r for p, r in view.records.items() if p in world.peers and world.peers[p].alive}
         if self.ghosts:
             self._publish_ghosts()
         for peer, record in self.records.items() if self.script is not None else ():
@@ -74,11 +75,17 @@ class Attacked:
 
     def _publish_ghosts(self) -> None:
         example, kernel = next(iter(self.records.values())), self.swarm.world.kernel
+        stages = self.swarm.config.stages
         for number in range(self.ghosts):
-            stage = Stage(number % (self.swarm.config.stages + 1))
+            stage = Stage(1 + number % stages)
+            ghost = PeerId(f"relay_{stage}_{1000 + number}")
+            if ghost not in self.swarm.world.peers:
+                dead = self.swarm.new_peer(ghost)
+                dead.alive = False
+                self.swarm.world.add(dead)
             record = replace(
                 example,
-                peer=PeerId(f"ghost_{number}"),
+                peer=ghost,
                 stage=stage,
                 state=PeerState.ONLINE,
                 capacity=64,
@@ -110,7 +117,7 @@ def _run(script: Script | None, seed: int, ghosts: int) -> dict[str, object]:
     if script is not None or ghosts:
         attacked.begin()
     try:
-        tally = swarm.run(ITERATIONS)
+        tally = swarm.run(ITERATIONS, most_steps=MOST_STEPS)
         lost, twice = tally.lost, tally.double
     except StuckError as error:
         reason = str(error).splitlines()[0]
