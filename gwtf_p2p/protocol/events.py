@@ -266,9 +266,11 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """Weights and optimizer state of this version are in place; the gradient is empty."""
+    """Weights and optimizer state of this version are in place; the gradient is empty. `state` is their digest, as in
+    `AverageDone`; '' where it is not known."""
 
     version: int
+    state: str = ""
 
 
 @dataclass(frozen=True, slots=True)

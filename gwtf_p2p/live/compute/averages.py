@@ -87,6 +87,7 @@ class Averages:
             self._running.pop(key, None)
             self._feed(ev.AverageFailed(*key, "its gradient is not finite", finite=False))
             return
+        state = asyncio.create_task(self._compute.state_digest())  # while the others' parts are on their way
         try:
             self._done[key] = done = await self._mean_of_all(prepare, gradient)
         except AverageFailureError as error:
@@ -94,9 +95,10 @@ class Averages:
             return
         finally:
             self._running.pop(key, None)
+        digest = await state
         squared = await self._compute.in_thread(lambda: squared_norm(done.tensors))
         if key in self._done:
-            self._feed(ev.AverageDone(*key, done.digest, done.seconds, squared))
+            self._feed(ev.AverageDone(*key, done.digest, done.seconds, squared, digest))
 
     def cancel(self, key: tuple[int, int]) -> None:
         """Nobody waits for this average any more, running or done."""

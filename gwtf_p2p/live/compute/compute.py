@@ -33,7 +33,14 @@ from gwtf_p2p.training.compute.gradients import squared_norm
 from gwtf_p2p.training.compute.optimizer import PartOptimizer, StepReport
 from gwtf_p2p.training.data.batches import DataSource
 from gwtf_p2p.training.data.tokenizer import Tokenizer
-from gwtf_p2p.training.state.tensors import export_state, load_state, take_contributions, with_contributions
+from gwtf_p2p.training.state.tensors import (
+    export_state,
+    live_state,
+    load_state,
+    state_hash,
+    take_contributions,
+    with_contributions,
+)
 
 T = TypeVar("T")
 
@@ -163,6 +170,11 @@ class Compute:
             return report
 
         return await self.in_thread(do)
+
+    async def state_digest(self) -> str:
+        """Of weights and moments as they are: equal for peers of a stage whose states are equal to the bit. In a thread of its
+        own, as nothing changes them between a download, or an average, and the step that follows."""
+        return await asyncio.to_thread(lambda: state_hash(live_state(self.executor.part.parameters, self.optimizer)))
 
     async def version(self) -> int:
         """Weights version: optimizer steps so far."""

@@ -293,7 +293,7 @@ class Driver:
         except (StateUnavailable, RemoteProtocolError) as error:
             self.feed(ev.DownloadFailed(str(error)))
             return
-        self.feed(ev.Downloaded(download.version))
+        self.feed(ev.Downloaded(download.version, await self.parts.compute.state_digest()))
 
     def _start_timer(self, name: ev.TimerName, delay_s: float) -> None:
         old = self._timers.pop(name, None)

@@ -142,11 +142,20 @@ class Certifier:
 
     def differs(self, state: str, certificate: Certificate | None) -> bool:
         """Most of this stage have averaged for other weights than these of this peer's."""
-        most = self._state_of_most(certificate) if certificate is not None else ""
+        most = self.state_of_most(certificate)
         if not most or state in ("", most):
             return False
         self.ctx.report("state_differs", iteration=certificate.iteration if certificate else 0, own=state, most=most)
         return True
+
+    def state_of_most(self, certificate: Certificate | None) -> str:
+        """The digest of the weights that more than half of those that have signed in this stage have; '' if there is none."""
+        counts: dict[str, int] = {}
+        for group, peers in self._fitting(certificate) if certificate is not None else ():
+            if group.stage == self.ctx.stage and group.state:
+                counts[group.state] = counts.get(group.state, 0) + len(peers)
+        most = max(counts, key=lambda state: counts[state], default="")
+        return most if most and 2 * counts[most] > sum(counts.values()) else ""
 
     def lacks(self, certificate: Certificate) -> Lack | None:
         """What a certificate lacks to prove its commit; None: nothing."""
@@ -175,15 +184,6 @@ class Certifier:
                 return Lack(stage, tuple(sorted(expected - there)))
             proven.setdefault(stage, what[1])
         return proven
-
-    def _state_of_most(self, certificate: Certificate) -> str:
-        """The digest of the weights that more than half of those that have signed in this stage have; '' if there is none."""
-        counts: dict[str, int] = {}
-        for group, peers in self._fitting(certificate):
-            if group.stage == self.ctx.stage and group.state:
-                counts[group.state] = counts.get(group.state, 0) + len(peers)
-        most = max(counts, key=lambda state: counts[state], default="")
-        return most if most and 2 * counts[most] > sum(counts.values()) else ""
 
     def _signers(self, certificate: Certificate) -> dict[int, dict[tuple[str, float], set[PeerId]]]:
         """By stage, and by digest and squared norm of the average, who has signed it."""

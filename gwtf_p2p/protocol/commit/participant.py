@@ -188,13 +188,13 @@ class Participant:
             return
         if share.stepping or not self.certifier.proves(sender, message, Own(preparing, share.average)):
             return
-        if self.certifier.differs(share.average[2], message.certificate):
+        if self.certifier.differs(share.average[2], message.certificate) and progress.unchecked:
             reason = f"weights of iteration {self.version} differ from those of most of its stage"
             self.fall_behind(reason, NO_WEIGHTS)
             return
         step = _step_of(preparing, message)
         if progress.syncing:
-            progress.step_later(step)
+            progress.step_later(step, self.certifier.state_of_most(message.certificate))
             self._next_iteration(preparing, step.gradient_norm, message.certificate)
         else:
             share.apply(step.gradient_norm)

@@ -41,6 +41,8 @@ class Progress:
         self._has_let_go = False
         self._awaited_step: int | None = None
         self._pending: list[Step] = []
+        self._states: dict[int, str] = {}
+        self.unchecked = False
 
     @property
     def position(self) -> tuple[int, int]:
@@ -78,9 +80,15 @@ class Progress:
         self._awaited_step = step.iteration
         self.ctx.emit(step)
 
-    def step_later(self, step: Step) -> None:
-        """The weights that this average is for are still on their way here."""
+    def step_later(self, step: Step, state: str) -> None:
+        """The weights that this average is for are still on their way here. `state`: the digest of what most of the stage have
+        averaged for, '' where that is not known."""
         self._pending.append(step)
+        self._states[step.iteration] = state
+
+    def fits(self, version: int, state: str) -> bool:
+        """Weights of this version and digest are those that most of the stage have, as far as a commit has said so."""
+        return not state or self._states.get(version, "") in ("", state)
 
     def stepped(self, iteration: int) -> bool:
         """The weights are one version further; False for weights that have been replaced since."""
@@ -102,13 +110,15 @@ class Progress:
         if version != first:
             return False
         self.weights = version
+        self.unchecked = version not in self._states
+        self._states = {iteration: state for iteration, state in self._states.items() if iteration > version}
         self.step_pending()
         return True
 
     def enter(self, prepare: Prepare, gradient_norm: float, certificate: Certificate | None) -> None:
         """The iteration of this attempt is committed, by it."""
         self.version, self.committed, self.gradient_norm = prepare.iteration + 1, prepare.ballot, gradient_norm
-        self.certificate = certificate
+        self.certificate, self.unchecked = certificate, False
         self.skipped = self.skipped + 1 if gradient_norm < 0 else 0
         self.skipped_for = prepare.skipped_for
 
@@ -118,6 +128,7 @@ class Progress:
         """No step that is under way is of use any more, nor is what this peer holds."""
         self._awaited_step = None
         self._pending.clear()
+        self._states.clear()
         self._has_let_go = True
 
     def fall_behind(self, weights: int, is_known: bool) -> None:

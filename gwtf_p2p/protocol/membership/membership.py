@@ -160,6 +160,10 @@ class Membership:
             return
         self.wanted.forget()
         self.wanted.found()
+        if not self.participant.progress.fits(event.version, event.state):
+            self.ctx.report("state_refused", version=event.version, state=event.state)
+            self._give_up(f"the weights of iteration {event.version} are not those that the stage has signed")
+            return
         if self.participant.role.joining or self.participant.progress.behind:
             self.participant.follow(event.version, self.ctx.epoch)  # no data peer was there to admit this one
             self.admitted = True

@@ -149,7 +149,8 @@ class PeerMachine(Concerned, Worker, ABC):
                 self.membership.started(event)
                 self.ctx.emit(ef.Publish())
             case ev.AverageDone():
-                self.participant.share.average_done(event)
+                here = not self.participant.progress.syncing
+                self.participant.share.average_done(event if here else replace(event, state=""))
             case ev.AverageFailed():
                 self.participant.share.average_failed(event)
             case ev.Stepped(iteration):

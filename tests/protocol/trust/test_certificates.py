@@ -182,8 +182,10 @@ def test_a_commit_is_looked_at_again_when_it_is_known_that_others_are_lost_or_wh
     assert driven.did(ef.Step)
 
 
-def test_who_has_averaged_for_other_weights_than_most_of_its_stage_gets_theirs() -> None:
+@pytest.mark.parametrize("unchecked", [True, False])
+def test_who_has_other_weights_than_most_of_its_stage_says_so_and_gets_theirs_if_they_came_from_others(unchecked: bool) -> None:
     driven = verifying()
+    driven.machine.participant.progress.unchecked = unchecked
     attempt = replace(prepare(), shares=(*prepare().shares, msg.Share(PeerId("one_2"), ())))
     driven.sees([*known(), record(PeerId("one_2"), stage=1, signing_key=key_of(PeerId("one_2")))])
     driven.hears(D, attempt)
@@ -197,7 +199,7 @@ def test_who_has_averaged_for_other_weights_than_most_of_its_stage_gets_theirs()
     } | {third: more}
     proof = certificate_of(attempt, {p: replace(m, signature=sign(p, m.statement)) for p, m in all_said.items()})  # type: ignore[assignment]
     driven.hears(D, commit(attempt, proof))
-    assert driven.machine.participant.out_of_step and not driven.did(ef.Step)
+    assert driven.machine.participant.out_of_step is unchecked and bool(driven.did(ef.Step)) is not unchecked
     assert driven.reported("state_differs") == [{"iteration": 0, "own": "mine", "most": "weights"}]
 
 
@@ -243,6 +245,21 @@ def test_a_newcomer_is_not_admitted_to_an_iteration_that_nobody_has_got_to() -> 
         assert driven.reported("admit_refused") and not driven.did(ef.Download)
     driven.hears(D, msg.Admit(5, (A2,), (D,), certificate=certificate(later(), (D, A2, B, C))))
     assert [download.version for download in driven.did(ef.Download)] == [5]
+
+
+@pytest.mark.parametrize(("state", "right"), [(RIGHT, True), ("of a liar", False)])
+def test_a_newcomer_takes_only_weights_that_most_of_its_stage_have_signed(state: str, right: bool) -> None:
+    driven = in_step()
+    driven.machine.ctx.verify = verify
+    driven.sees([*known((D, D2)), *known((A2, B, C), weights_version=5), *known((A,), state=PeerState.JOINING)])
+    driven.hears(D, msg.Admit(5, (A2,), (D,), certificate=certificate(later(), (D, A2, B, C))))
+    attempt = prepare(iteration=5)
+    driven.hears(D, attempt)
+    driven.handle(ev.AverageDone(5, 1, "average", 0.1, 1.0, "of no weights that are here"))
+    assert [said.state for said in driven.sent(msg.Prepared, D)] == [""]
+    driven.hears(D, commit(attempt, certificate(attempt, (D, A2, B, C))))
+    driven.handle(ev.Downloaded(5, state))
+    assert bool(driven.did(ef.Step)) is right and bool(driven.reported("state_refused")) is not right
 
 
 def test_a_coordinator_believes_no_answer_about_a_later_iteration_without_its_proof() -> None:
