@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.compute.compute import Compute, state_digest
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
@@ -87,7 +87,7 @@ class Averages:
             self._running.pop(key, None)
             self._feed(ev.AverageFailed(*key, "its gradient is not finite", finite=False))
             return
-        state = asyncio.create_task(self._compute.state_digest())  # while the others' parts are on their way
+        state = asyncio.create_task(state_digest(self._compute))  # while the others' parts are on their way
         try:
             self._done[key] = done = await self._mean_of_all(prepare, gradient)
         except AverageFailureError as error:

@@ -171,11 +171,6 @@ class Compute:
 
         return await self.in_thread(do)
 
-    async def state_digest(self) -> str:
-        """Of weights and moments as they are: equal for peers of a stage whose states are equal to the bit. In a thread of its
-        own, as nothing changes them between a download, or an average, and the step that follows."""
-        return await asyncio.to_thread(lambda: state_hash(live_state(self.executor.part.parameters, self.optimizer)))
-
     async def version(self) -> int:
         """Weights version: optimizer steps so far."""
         return await self.in_thread(lambda: self.optimizer.steps)
@@ -257,3 +252,10 @@ def _works(
 
 def _no_data(microbatch: MicrobatchId) -> tuple[Tensor, Tensor]:
     raise LocalProtocolError(f"{microbatch}: this data part has no dataset")
+
+
+async def state_digest(compute: Compute) -> str:
+    """Of weights and moments as they are: equal for peers of a stage whose states are equal to the bit. In a thread of its own,
+    as nothing changes them between a download, or an average, and the step that follows."""
+    parameters, optimizer = compute.executor.part.parameters, compute.optimizer
+    return await asyncio.to_thread(lambda: state_hash(live_state(parameters, optimizer)))

@@ -15,7 +15,7 @@ from typing import Any, assert_never
 
 from gwtf_p2p.live.compute.audit_work import AuditWork
 from gwtf_p2p.live.compute.averages import Averager, Averages
-from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.compute.compute import Compute, state_digest
 from gwtf_p2p.live.emulation.faults import FaultTrigger
 from gwtf_p2p.live.libp2p.receipt_signing import ReceiptSigning, TooManyReceipts
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
@@ -293,7 +293,7 @@ class Driver:
         except (StateUnavailable, RemoteProtocolError) as error:
             self.feed(ev.DownloadFailed(str(error)))
             return
-        self.feed(ev.Downloaded(download.version, await self.parts.compute.state_digest()))
+        self.feed(ev.Downloaded(download.version, await state_digest(self.parts.compute)))
 
     def _start_timer(self, name: ev.TimerName, delay_s: float) -> None:
         old = self._timers.pop(name, None)
