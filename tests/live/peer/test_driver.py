@@ -7,21 +7,24 @@ import dataclasses
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 
 from experiments.support.live_swarm import SmallRun
+from gwtf_p2p.live.compute.audit_work import AuditWork
 from gwtf_p2p.live.libp2p.identity import create_identity
 from gwtf_p2p.live.libp2p.receipt_signing import ReceiptSigning
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.peer.assembly import Place, make_compute, peer_settings
 from gwtf_p2p.live.peer.config import PeerConfig
 from gwtf_p2p.live.peer.driver import Driver, DriverParts
+from gwtf_p2p.live.rpc.api import DataPlane
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.errors import LocalProtocolError, RemoteProtocolError
+from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.peer.factory import compose
 from gwtf_p2p.protocol.wire.messages import Backward, Check, Forward, to_header
@@ -29,6 +32,7 @@ from gwtf_p2p.protocol.wire.records import WireSpec
 
 ME, SENDER = PeerId("me"), PeerId("sender")
 MICROBATCH = MicrobatchId(PeerId("data"), 0, 0)
+OTHER = MicrobatchId(PeerId("data"), 0, 1)
 FORWARD, BACKWARD = Forward(MICROBATCH, (1, 1), Stage(1)), Backward(MICROBATCH, (1, 1), Stage(1), (SENDER,))
 RUN = dataclasses.replace(SmallRun().record(), wire=WireSpec("int4", "int8"))
 SHAPE = (RUN.microbatch_size, RUN.sequence_length, 128)
@@ -47,8 +51,10 @@ async def driven(tmp_path: Path) -> AsyncIterator[Driven]:
     events: list[ev.Event] = []
     config, place = PeerConfig("peer"), Place(Stage(1))
     nothing = cast(Any, None)
+    compute = make_compute(config, RUN, place)
     parts = DriverParts(
-        compute=make_compute(config, RUN, place),
+        compute=compute,
+        audits=AuditWork(cast(DataPlane, SimpleNamespace(add_service=lambda kind, service: None)), compute, str.upper),
         transport=nothing,
         average=nothing,
         download=nothing,
@@ -88,10 +94,17 @@ async def test_bytes_that_are_no_tensor_are_refused_and_as_good_as_lost(driven: 
     assert not driver.failure.done()
 
 
-@pytest.mark.parametrize("effect", [ef.Sign("draw", "text"), ef.Digest(MICROBATCH), ef.DropGathered(MICROBATCH)])
-async def test_what_the_simulator_alone_carries_out_does_not_vanish(driven: Driven, effect: ef.Effect) -> None:
-    with pytest.raises(LocalProtocolError, match="of audits"):
+async def test_what_audits_ask_for_is_done(driven: Driven) -> None:
+    compute = driven.driver.parts.compute
+    for slot in ev.Slot:
+        compute.put(MICROBATCH, slot, compute.codecs.activations.encode(torch.ones(SHAPE)))
+    for effect in (ef.Sign("draw", "text"), ef.Digest(MICROBATCH), ef.Digest(OTHER), ef.DropGathered(MICROBATCH)):
         driven.driver._carry_out(effect)
+    await asyncio.gather(*driven.driver._tasks)
+    found = {type(event).__name__: event for event in driven.events if event != ev.Digested(OTHER, None)}
+    assert ev.Digested(OTHER, None) in driven.events and found["Signed"] == ev.Signed("draw", "TEXT")
+    digested = found["Digested"]
+    assert isinstance(digested, ev.Digested) and digested.digests is not None and len(digested.digests.input) == 64
 
 
 async def test_tensors_are_kept_as_they_travel(driven: Driven) -> None:
