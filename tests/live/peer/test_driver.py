@@ -97,7 +97,8 @@ async def test_bytes_that_are_no_tensor_are_refused_and_as_good_as_lost(driven: 
 async def test_what_audits_ask_for_is_done(driven: Driven) -> None:
     compute = driven.driver.parts.compute
     for slot in ev.Slot:
-        compute.put(MICROBATCH, slot, compute.codecs.activations.encode(torch.ones(SHAPE)))
+        codec = compute.codecs.activations if slot in (ev.Slot.INPUT, ev.Slot.OUTPUT) else compute.codecs.gradients
+        compute.put(MICROBATCH, slot, codec.encode(torch.ones(SHAPE)))
     for effect in (ef.Sign("draw", "text"), ef.Digest(MICROBATCH), ef.Digest(OTHER), ef.DropGathered(MICROBATCH)):
         driven.driver._carry_out(effect)
     await asyncio.gather(*driven.driver._tasks)
