@@ -22,7 +22,7 @@ from pathlib import Path
 
 from experiments.support.friends_begin import begin, works
 from experiments.support.friends_house import Friend, House, StoryFailed, check, forget_disk
-from experiments.support.friends_losses import stage_lost
+from experiments.support.friends_losses import nan_step, stage_lost
 from experiments.support.small_disk import NoSmallDisk, small_disk
 
 ASLEEP_S = 45.0
@@ -198,6 +198,7 @@ STORIES: dict[str, Callable[[House], str]] = {
         broken_shard,
         owner_gone,
         stage_lost,
+        nan_step,
     )
 }
 

@@ -24,7 +24,7 @@ import psutil
 
 POLL_S = 0.1
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 240.0
+DEADLINE_S = 480.0
 """How long a story waits for what must come. It is no measure of speed: the machine may be busy with something else."""
 
 GONE_WITHIN_S = 20.0
