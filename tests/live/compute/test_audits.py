@@ -9,7 +9,7 @@ import pytest
 from experiments.audits.integrity import outcome, small
 from gwtf_p2p.live.emulation.cheats import CHEATS
 
-pytestmark = [pytest.mark.live]
+pytestmark = [pytest.mark.live, pytest.mark.slow]  # half a minute each
 
 
 def test_a_peer_whose_results_are_nothing_is_convicted_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -18,7 +18,6 @@ def test_a_peer_whose_results_are_nothing_is_convicted_and_the_run_goes_on(tmp_p
     assert not found.barred and found.passed
 
 
-@pytest.mark.slow  # half a minute each
 @pytest.mark.parametrize("cheat", ["honest", *CHEATS])
 def test_each_cheat_is_found_and_no_honest_peer_is_barred(tmp_path: Path, cheat: str) -> None:
     found = outcome(small(seed=1, steps=12, audit=0.3), tmp_path, "" if cheat == "honest" else cheat)

@@ -56,6 +56,7 @@ def test_ctrl_c_drains_and_a_second_one_does_not_wait(start: Callable[..., Peer]
     other.kill()
 
 
+@pytest.mark.slow  # a minute
 def test_a_paused_peers_microbatches_are_done_by_another_and_a_resumed_one_trains_again(
     start: Callable[..., Peer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
