@@ -29,6 +29,7 @@ def daemons() -> set[int]:
     return found
 
 
+@pytest.mark.slow  # `.ci/run` runs the demo itself
 def test_the_demo_trains_and_leaves_nothing_behind(tmp_path: Path) -> None:
     before = daemons()
     command = [sys.executable, "-m", "gwtf_p2p", "demo", *SMALL, "--json", "--keep_logs", str(tmp_path)]
