@@ -190,7 +190,8 @@ class SendFailed:
 class Computed:
     """`again_s` of the `seconds` went into a forward that was computed a second time, because its activations were not kept.
     `finite`: False where a result is not; zeros stand for it, and no gradient was counted. `loss`: None where it is not.
-    `differs`, of an audit: by how much the worker's output and gradient differ from this peer's, as shares of the change.
+    `differs`, of an audit: by how much the worker's output and gradient differ from this peer's, as shares of the change; None
+    where nothing was compared.
     """
 
     work: Work
@@ -199,7 +200,7 @@ class Computed:
     loss: float | None = None
     again_s: float = 0.0
     finite: bool = True
-    differs: tuple[float, float] = (0.0, 0.0)
+    differs: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,10 @@ class Auditor:
     def gathered(self, event: Gathered) -> None:
         """The tensors are here, or will not come."""
         job = self._jobs.get(event.hop.microbatch)
-        if job is None or job.hop != event.hop:
+        if job is None:
+            self.ctx.emit(DropGathered(event.hop.microbatch))  # it has ended meanwhile
+            return
+        if job.hop != event.hop:
             return
         if event.digests is None:
             self._end(job, event.reason)
@@ -90,6 +93,9 @@ class Auditor:
             return
         if is_void:
             self._end(job, "its weights are of another iteration")
+            return
+        if event.differs is None:
+            self._end(job, "what was gathered is gone")
             return
         ctx, (output, gradient) = self.ctx, map(difference, event.differs)
         view = ctx.view

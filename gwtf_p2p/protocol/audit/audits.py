@@ -11,7 +11,7 @@ from gwtf_p2p.protocol.audit.orders import Orders
 from gwtf_p2p.protocol.audit.witness import Side, Witness
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire.audit_messages import (
     AuditOrder,
     AuditResult,
@@ -35,9 +35,9 @@ class Audits:
         self.auditor = Auditor(context, participant)
         self.orders: Orders | None = None
 
-    def order(self, on_settled: Callable[[], None]) -> Orders:
+    def order(self, on_settled: Callable[[], None], on_passed: Callable[[Stage, PeerId], None]) -> Orders:
         """A data peer's, from now on."""
-        self.orders = Orders(self.ctx, self.convictions, self._leave_out, on_settled)
+        self.orders = Orders(self.ctx, self.convictions, self._leave_out, on_settled, on_passed)
         return self.orders
 
     def _leave_out(self, peer: PeerId, reason: str) -> None:

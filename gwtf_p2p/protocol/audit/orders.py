@@ -60,7 +60,7 @@ class Case:
 
 
 class Orders:
-    """Of one data peer. `on_settled`: no case is open any more."""
+    """Of one data peer. `on_settled`: no case is open any more; `on_passed`: what a peer had done of a stage is right."""
 
     def __init__(
         self,
@@ -68,9 +68,10 @@ class Orders:
         convictions: Convictions,
         on_silent: Callable[[PeerId, str], None],
         on_settled: Callable[[], None],
+        on_passed: Callable[[Stage, PeerId], None],
     ) -> None:
         self.ctx, self.convictions = context, convictions
-        self.on_silent, self.on_settled = on_silent, on_settled
+        self.on_silent, self.on_settled, self.on_passed = on_silent, on_settled, on_passed
         self._drawing: dict[str, tuple[MicrobatchId, tuple[PeerId, ...]]] = {}
         self._cases: dict[tuple[MicrobatchId, int], Case] = {}
         self._disputes: dict[PeerId, set[PeerId]] = {}
@@ -191,6 +192,7 @@ class Orders:
         case.tries = 0
         if len(case.findings) == 1:
             if finding.agrees:
+                self.on_passed(Stage(case.hop.stage), case.hop.worker)
                 self._close(case, "audit_passed", **_found_by(finding))
                 return
             ctx.report("audit_differs", **_named(case), **_found_by(finding))
@@ -200,6 +202,8 @@ class Orders:
         lost = loser(first, second)
         self._close(case, "audit_decided", loser=lost or "", auditors=[first.auditor, second.auditor])
         if lost is not None:
+            if lost != case.hop.worker:
+                self.on_passed(Stage(case.hop.stage), case.hop.worker)
             self.convictions.spread(Conviction(case.proof, first, second))
 
     def _dispute(self, worker: PeerId, neighbour: PeerId) -> None:

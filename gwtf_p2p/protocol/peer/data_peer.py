@@ -61,7 +61,9 @@ class DataPeer(PeerMachine):
         self.begun = False
         self._empty: set[Stage] = set()
         self.injecting = injecting = Injecting(context, self.participant)
-        orders = self.audits.order(lambda: self.finishing.report())
+        orders = self.audits.order(
+            lambda: self.finishing.report(), lambda stage, peer: self.finishing.receipting.audit_passed(stage, peer)
+        )
         self.finishing = Finishing(
             self.membership, self.coordinator, self.repairs, orders, lambda: self.begun and not injecting.pending
         )

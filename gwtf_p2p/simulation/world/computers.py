@@ -36,7 +36,7 @@ class Computers:
             self._spans.computed(peer.id, work, microbatch, began)
             finite = not self.spoils(peer.id, work, microbatch)
             loss = 0.0 if work is ev.Work.LOSS and finite else None
-            differs = self.differs(peer.id, microbatch) if work is ev.Work.AUDIT else (0.0, 0.0)
+            differs = self.differs(peer.id, microbatch) if work is ev.Work.AUDIT else None
             self._population.feed(peer, ev.Computed(work, microbatch, seconds, loss, again_s, finite, differs))
 
         kernel.after(seconds, finish)

@@ -61,6 +61,17 @@ def test_the_work_of_honest_peers_passes() -> None:
     assert not named(swarm, "peer_convicted", "peer_left_out", "peer_lost") and not counts(swarm, "audit_differs")
 
 
+def test_the_ledger_tells_whose_work_was_done_again_and_is_right() -> None:
+    swarm = run(THREE, {}, 12)
+    last_told: dict[int, int] = {}
+    for peer in swarm.world.peers.values():
+        for version, sums in peer.contributions.items():
+            last_told[version] = max(last_told.get(version, 0), sum(done.audits for done in sums.of.values()))
+    told, passed = last_told[max(last_told)], counts(swarm, "audit_passed")
+    assert 0 < told <= passed, "those of the last iteration, and of peers without a line since, are still to be told"
+    assert told >= 0.7 * passed
+
+
 def test_without_a_share_nothing_is_done_again() -> None:
     swarm = run(SmallConfig(stages=2, stage_peers=3), {CHEAT: Cheat(wrong=1.0)}, 4)
     assert not any(report.name.startswith("audit") for _, report, _ in swarm.reports)
