@@ -27,6 +27,7 @@ class Entry:
     microbatches: int
     tokens: int
     seconds: float
+    audits: int
     share: float
     is_here: bool
 
@@ -63,6 +64,7 @@ def entries(told: Told, run: RunRecord, records: Mapping[PeerId, StageRecord]) -
             microbatches=done.microbatches,
             tokens=done.microbatches * tokens,
             seconds=done.busy_ms / 1000,
+            audits=done.audits,
             share=done.microbatches / total if total else 0.0,
             is_here=peer in records,
         )
@@ -90,6 +92,7 @@ def plain(told: Told, run: RunRecord, records: Mapping[PeerId, StageRecord]) -> 
                 "microbatches": e.microbatches,
                 "tokens": e.tokens,
                 "seconds": round(e.seconds, 3),
+                "audits": e.audits,
                 "is_here": e.is_here,
             }
             for e in rows

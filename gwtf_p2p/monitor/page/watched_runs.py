@@ -160,5 +160,6 @@ def _contributed(entry: Entry) -> dict[str, Any]:
         "microbatches": entry.microbatches,
         "tokens": entry.tokens,
         "seconds": round(entry.seconds, 1),
+        "audits": entry.audits,
         "share": round(entry.share, 4),
     }

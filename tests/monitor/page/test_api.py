@@ -117,7 +117,7 @@ def test_every_answer_of_the_api_is_as_the_served_schema_says(served: Served) ->
     assert [row["tokens"] for row in board["peers"]] == [20 * tokens // 4, 20 * tokens // 4, 15 * tokens // 4, 5 * tokens // 4]
     details = checked(served, "peer_details", served.json(f"peers/{A1}"))
     assert details["contributed"] == {
-        "stages": [1], "microbatches": 15, "tokens": 480, "seconds": 0.3, "share": 0.25
+        "stages": [1], "microbatches": 15, "tokens": 480, "seconds": 0.3, "audits": 2, "share": 0.25
     } and len(details["links"]) == 3  # fmt: skip
     plan = checked(served, "plan", served.json("plan"))
     assert plan["microbatches"] == 3 and "forecast, not a measurement" in plan["reason"]

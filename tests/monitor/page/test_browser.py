@@ -149,10 +149,10 @@ def test_who_has_contributed_what_is_told_as_the_ledger_says(shown: tuple[Chromi
     browser, _ = shown
     browser.until("the ledger", lambda: "After 41 iterations, as 1 of 1 data peers say" in browser.text("#board-of"))
     row = browser.ask("[...document.querySelectorAll('#board tbody tr')[2].cells].map((cell) => cell.textContent)")
-    assert row[1:] == [A1[-6:], "123", "1", "3936", "2.5 s", "yes"]
+    assert row[1:] == [A1[-6:], "123", "1", "3936", "2.5 s", "2", "yes"]
     browser.driver.execute_script("document.querySelectorAll('#board .link')[2].click()")
     browser.until("its details", lambda: "123 microbatches, 3936 tokens" in browser.text("#drawer-body"))
-    assert "25.0 %" in browser.text("#drawer-body")
+    assert "25.0 %" in browser.text("#drawer-body") and "Audits passed2" in browser.text("#drawer-body")
     browser.driver.execute_script("document.getElementById('drawer').close()")
 
 

@@ -15,7 +15,7 @@ from gwtf_p2p.cli.shared.observing import add_observer_flags, watch
 if TYPE_CHECKING:
     from gwtf_p2p.monitor.swarm_state import Change, SwarmState
 
-ROW = "{:>4}  {:<24} {:<8} {:<7} {:>12} {:>14} {:>10} {:>7}"
+ROW = "{:>4}  {:<24} {:<8} {:<7} {:>12} {:>14} {:>10} {:>7} {:>6}"
 LOOKS = 3
 """A record that is on its way is waited for so many looks."""
 
@@ -57,10 +57,10 @@ def table(state: SwarmState) -> list[str]:
         lines.append("some pages of it have not been found; look again")
     for stage, version in told.contributions.rebuilt:
         lines.append(f"stage {stage} was rebuilt from its neighbours' weights after {version} iterations: nobody had its own")
-    lines.append(ROW.format("", "name", "id", "stages", "microbatches", "tokens", "computed", "share"))
+    lines.append(ROW.format("", "name", "id", "stages", "microbatches", "tokens", "computed", "share", "audits"))
     for place, e in enumerate(entries(told, state.run, state.records), start=1):
         stages = ",".join(str(stage) if stage else "data" for stage in e.stages)
         tokens, computed = f"{e.tokens:,}", duration(e.seconds)
         share = f"{e.share:.1%}"
-        lines.append(ROW.format(place, e.name[:24], e.peer[-6:], stages[:7], e.microbatches, tokens, computed, share))
+        lines.append(ROW.format(place, e.name[:24], e.peer[-6:], stages[:7], e.microbatches, tokens, computed, share, e.audits))
     return lines

@@ -44,6 +44,7 @@ export class Drawer {
       ["Committed", done ? `${count(done.microbatches)} microbatches, ${count(done.tokens)} tokens` : "nothing yet"],
       ["Of all work", done ? `${(100 * done.share).toFixed(1)} %` : "nothing yet"],
       ["Computing time", done ? duration(done.seconds) : "nothing yet"],
+      ["Audits passed", done ? done.audits : "none"],
       ["Computed since its start", since(told.computed_s)],
     ]));
     if (told.wire_version !== undefined) parts.push(...this.technical(told));

@@ -117,7 +117,7 @@ async function board() {
   const told = await answer.json();
   const link = (peer) => element("td", {}, element("button", { type: "button", class: "link", onclick: () => drawer.open(peer.peer) }, peer.name));
   const stages = (peer) => peer.stages.map((stage) => stage || "data").join(", ");
-  table(body, told.peers.map((peer, index) => [index + 1, link(peer), count(peer.microbatches), stages(peer), count(peer.tokens), peer.seconds ? duration(peer.seconds) : "–", peer.is_here ? "yes" : "no"]));
+  table(body, told.peers.map((peer, index) => [index + 1, link(peer), count(peer.microbatches), stages(peer), count(peer.tokens), peer.seconds ? duration(peer.seconds) : "–", peer.audits, peer.is_here ? "yes" : "no"]));
   const more = told.contributors > told.peers.length ? ` The first ${told.peers.length} of ${told.contributors} peers.` : "";
   put("board-of", told.data_peers ? `After ${told.version} iterations, as ${told.agree} of ${told.data_peers} data peers say.${more}` : "No data peer tells of committed work yet.");
 }
