@@ -1,6 +1,6 @@
 """Which families of causal language models can be split here, and are trained and exported as they would be unsplit.
 
-    python -m experiments.families [--families llama,gpt2] [--steps 20] [--live] [--json]
+    python -m experiments.families [--families llama,gpt2] [--steps 20] [--live] [--out FILE] [--json]
 
 One line per key of the causal-LM mapping of the installed `transformers`:
 
@@ -15,8 +15,9 @@ two stages and a data peer in processes of their own, and those count. Of those 
 last three steps, and `live_lost` the microbatches that were lost or counted twice. `export_equal`: the exported folder, loaded
 by `transformers`, has the trained weights to the bit, and logits within 1e-6 (of equal weights some libraries' kernels make
 other last bits, by where in memory they lie). `reason` says why a family is not equal, and is empty else.
-Each family has a process of its own and a limit of CPU time. Exit code 1 when an asked-for family is not equal, or without
-`--families` when fewer than 60 are.
+Each family has a process of its own and a limit of CPU time; live, one of the clock (`--live_limit_s`). With `--out FILE` each
+line is written there as well, and what a line there says already is not done again: the same command goes on where it stopped.
+Exit code 1 when an asked-for family is not equal, or without `--families` when fewer than 60 are.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import signal
 import tempfile
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,7 +41,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from experiments.support.families_live import trained_live
+from experiments.support.families_live import PREFIX, LiveFamilies
 from gwtf_p2p.protocol.errors import InputError, LocalProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId
 from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
@@ -59,6 +61,7 @@ from gwtf_p2p.training.state.tensors import export_state
 BOUND = 1e-6
 ENOUGH = 60
 LIMIT_S = 60.0
+LIVE_LIMIT_S = 120.0
 WALL = 20.0
 """Seconds of the clock for each second of CPU: others may keep the machine busy."""
 STATED: dict[str, Any] = {
@@ -267,36 +270,92 @@ def quiet() -> None:
     library.disable_progress_bar()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print one line per family."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What each family's line is to hold."""
+
+    steps: int
+    limit_s: float
+    live: LiveFamilies | None = None
+
+
+def row_of(family: str, asked: Asked, known: Row | None) -> Row:
+    """The line of one family; of what is known already only the rest is done."""
+    row = known if known is not None else limited(family, asked.steps, asked.limit_s)
+    if asked.live is None or not row.equal or is_live(row):
+        return row
+    live = asked.live.trained(family, small_run(family), asked.steps)
+    return replace(row, trained_steps=live.steps, reason=live.wrong or row.reason, live_losses=live.losses, live_lost=live.lost)
+
+
+def is_live(row: Row) -> bool:
+    """Has it been tried in a live swarm?"""
+    return row.live_losses is not None or row.reason.startswith(PREFIX)
+
+
+def written(path: Path | None) -> dict[str, Row]:
+    """The newest line of each family in such a file; none in one that is not there. Raises InputError."""
+    if path is None or not path.exists():
+        return {}
+    rows = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = Row(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise InputError(str(path), f"line {number}", f"expected a line of this command: {error}") from error
+        rows[row.family] = row
+    return rows
+
+
+def tell(row: Row, flags: argparse.Namespace, is_new: bool) -> None:
+    """On the terminal, and what is new in the file."""
+    line = json.dumps(asdict(row))
+    if is_new and flags.out is not None:
+        with flags.out.open("a") as file:
+            file.write(f"{line}\n")
+    told = f"loss {row.loss_difference} gradient {row.worst_gradient} export {row.export_equal} steps {row.trained_steps}"
+    words = f"{row.family:24} {'equal' if row.equal else 'NOT equal'}  {told}  {row.reason}"
+    print(line if flags.json else words, flush=True)
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", default="", help="comma-separated; all of the mapping without it")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps of each family")
     parser.add_argument("--limit_s", type=float, default=LIMIT_S, help="seconds of CPU for each family")
-    parser.add_argument(
-        "--live", action="store_true", help="train each that is equal in a live swarm, too (half a minute each)"
-    )
+    parser.add_argument("--live", action="store_true", help="train each that is equal in a live swarm, too")
+    parser.add_argument("--live_limit_s", type=float, default=LIVE_LIMIT_S, help="seconds of the clock for each live swarm")
+    parser.add_argument("--out", type=Path, help="add each line to this file, and leave out what is there")
     parser.add_argument("--json", action="store_true", help="JSON lines")
-    flags = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print one line per family."""
+    flags = parsed(arguments)
     quiet()
     torch.set_num_threads(1)
     asked = tuple(name for name in flags.families.split(",") if name)
-    equal = 0
-    for family in asked or supported_families():
-        row = limited(family, flags.steps, flags.limit_s)
-        if flags.live and row.equal:
-            live = trained_live(small_run(family), flags.steps)
-            row = replace(
-                row, trained_steps=live.steps, reason=live.wrong or row.reason, live_losses=live.losses, live_lost=live.lost
+    try:
+        known = written(flags.out)
+    except InputError as error:
+        print(error)
+        return 2
+    with ExitStack() as stack:
+        live = None
+        if flags.live:
+            live = LiveFamilies(
+                Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gwtf-families-"))), flags.live_limit_s
             )
-        equal += row.equal
-        if flags.json:
-            print(json.dumps(asdict(row)), flush=True)
-        else:
-            told = (
-                f"loss {row.loss_difference} gradient {row.worst_gradient} export {row.export_equal} steps {row.trained_steps}"
-            )
-            print(f"{family:24} {'equal' if row.equal else 'NOT equal'}  {told}  {row.reason}", flush=True)
+            stack.callback(live.stop)
+            live.begin(asked or supported_families())
+        equal = 0
+        for family in asked or supported_families():
+            before = known.get(family)
+            row = row_of(family, Asked(flags.steps, flags.limit_s, live), before)
+            tell(row, flags, is_new=row != before)
+            equal += row.equal
     return 0 if equal >= (len(asked) or ENOUGH) else 1
 
 

@@ -1,4 +1,8 @@
-"""A small model of any family, trained by a swarm of real peers on this machine: two stages, one data peer, text as bytes."""
+"""Small models of any family, each trained by a swarm of real peers on this machine: two stages, one data peer, text as bytes.
+
+All of them are forked from one parent that has imported what computes, and join at one bootstrap peer, so that a family costs
+seconds.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,42 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig, RunFailed
+from transformers import AutoConfig
+
+from gwtf_p2p.cli.shared.local_run import BOOTSTRAP, LocalRun, LocalRunConfig, RunFailed
+from gwtf_p2p.live.libp2p.options import P2POptions
+from gwtf_p2p.live.peer.config import PeerConfig
+from gwtf_p2p.live.peer.local_swarm import LocalSwarm
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.training.model.config import CONFIG_ERRORS
 from gwtf_p2p.training.model.split import PartSpec, boundary_of, default_layer_split
 
 VOCABULARY = 320
 """Room for bytes and the end of a document."""
 
-DEADLINE_S = 400.0
 POLL_S = 0.05
+BEGIN_S = 180.0
+"""The fork server imports all families first."""
+
+PREFIX = "live: "
+"""Of every reason that comes from here."""
 
 
-def live_record(run: RunRecord, steps: int) -> RunRecord:
-    """The run of `families.small_run` with a vocabulary for bytes, in two stages. Raises InputError."""
+def live_record(family: str, run: RunRecord, steps: int) -> RunRecord:
+    """The run of `families.small_run` with a vocabulary for bytes, in two stages, and a name of its own. Raises InputError."""
     layers = run.layer_split[-1][1]
     live = replace(
         run,
-        run_id=RunId("families"),
+        run_id=RunId(f"families-{family}"),
         model_config=_for_bytes(run.model_config),
         layer_split=default_layer_split(layers, min(2, layers)),
         dataset=f"text:{__file__}",
@@ -51,31 +67,68 @@ class LiveTraining:
     wrong: str = ""
 
 
-def trained_live(run: RunRecord, steps: int) -> LiveTraining:
-    """A swarm of two stages and a data peer, from its start to the end of the run."""
-    try:
-        record = live_record(run, steps)
-    except InputError as error:
-        return LiveTraining(wrong=f"live: {error}")
-    with tempfile.TemporaryDirectory(prefix="gwtf-families-") as folder:
-        local = LocalRun(LocalRunConfig(1, 1), record, Path(folder))
-        state = local.state
-        end = time.monotonic() + DEADLINE_S
+class LiveFamilies:
+    """One bootstrap peer, and what trains one family after the other there. Made, it has started nothing; `begin`, `stop`."""
+
+    def __init__(self, folder: Path, limit_s: float) -> None:
+        self.folder, self.limit_s = folder, limit_s
+        self.maddr = ""
+        self._swarm = LocalSwarm(folder)
+
+    def begin(self, families: Sequence[str]) -> None:
+        """Import what these families compute with, once for all peers, and start the bootstrap peer. Raises RunFailed."""
+        modules = [module for family in families if (module := _module_of(family))]
+        forkserver.set_forkserver_preload(["gwtf_p2p.live.peer.process", "gwtf_p2p.live.peer.running_peer", *modules])
+        forkserver.ensure_running()
+        options = P2POptions.on_this_machine()
+        self._swarm.start(BOOTSTRAP, PeerConfig("bootstrap", options, self.folder / "bootstrap.key"))
+        started = self._swarm.wait_for(BOOTSTRAP, "started", BEGIN_S)
+        if started is None:
+            raise RunFailed("the bootstrap peer did not start")
+        self.maddr = str(started["maddrs"][0])
+
+    def stop(self) -> None:
+        self._swarm.stop()
+
+    def trained(self, family: str, run: RunRecord, steps: int) -> LiveTraining:
+        """A swarm of two stages and a data peer, from its start to the end of the run, or of the time that it has."""
         try:
-            local.begin()
-            while not local.finished(steps):
-                local.poll(POLL_S)
-                if time.monotonic() > end:
-                    return LiveTraining(state.iterations, wrong=f"live: {state.iterations} steps in {DEADLINE_S:.0f} s")
-        except RunFailed as error:
-            return LiveTraining(state.iterations, wrong=f"live: {' '.join(str(error).split())[:300]}")
-        finally:
-            local.stop()
-        first, last = (sum(state.loss(i) for i in each) / 3 for each in (range(3), range(steps - 3, steps)))
-        accounting = state.accounting()
-        lost = accounting["lost"] + accounting["double_counted"]
-        wrong = "" if math.isfinite(last) and last < first else f"live: its loss went from {first:.4f} to {last:.4f}"
-        return LiveTraining(state.iterations, (first, last), lost, f"live: {accounting}" if lost else wrong)
+            record = live_record(family, run, steps)
+        except InputError as error:
+            return LiveTraining(wrong=f"{PREFIX}{error}")
+        with tempfile.TemporaryDirectory(prefix="gwtf-family-") as folder:
+            local = LocalRun(LocalRunConfig(1, 1, initial_peer=self.maddr), record, Path(folder))
+            end = time.monotonic() + self.limit_s
+            try:
+                local.begin()
+                while not local.finished(steps):
+                    local.poll(POLL_S)
+                    if time.monotonic() > end:
+                        done = local.state.iterations
+                        return LiveTraining(done, wrong=f"{PREFIX}{done} of {steps} steps in {self.limit_s:.0f} s")
+            except RunFailed as error:
+                return LiveTraining(local.state.iterations, wrong=f"{PREFIX}{' '.join(str(error).split())[:300]}")
+            finally:
+                local.stop()
+            return _told(local, steps)
+
+
+def _told(local: LocalRun, steps: int) -> LiveTraining:
+    state, ends = local.state, min(3, steps)
+    first, last = (sum(map(state.loss, each)) / ends for each in (range(ends), range(steps - ends, steps)))
+    accounting = state.accounting()
+    lost = accounting["lost"] + accounting["double_counted"]
+    wrong = "" if math.isfinite(last) and last < first else f"{PREFIX}its loss went from {first:.4f} to {last:.4f}"
+    return LiveTraining(state.iterations, (first, last), lost, f"{PREFIX}{accounting}" if lost else wrong)
+
+
+def _module_of(family: str) -> str:
+    """The module that a family's model is written in; empty where there is none, which the fork server would stumble on."""
+    try:
+        module = type(AutoConfig.for_model(family)).__module__.replace("configuration_", "modeling_")
+        return module if find_spec(module) else ""
+    except (*CONFIG_ERRORS, ImportError):
+        return ""
 
 
 def _for_bytes(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class LocalRunConfig:
     """How the peers of a local run are set up. `own_folders`: a checkpoint folder for each peer, as on machines of
     their own. Peers stay when the run is complete: whoever has started them stops them.
 
+    `initial_peer`: a multiaddr of a swarm that is there, whose bootstrap peer is somebody else's; empty: one is started.
     `max_kept_bytes` 0: no limit; with `spill` what is above it goes to the disk. `drain_s`,
     `upload_bytes_per_s` and `moves` as in `PeerConfig`; `cheats` by name, as its `cheat`.
     """
@@ -58,6 +59,7 @@ class LocalRunConfig:
     moves: bool = False
     event_logs: bool = False
     cheats: Mapping[str, str] = field(default_factory=dict)
+    initial_peer: str = ""
 
 
 class LocalRun:
@@ -89,6 +91,15 @@ class LocalRun:
 
     def begin(self) -> None:
         """Start the bootstrap peer, then everybody else. Raises RunFailed."""
+        if not self.config.initial_peer:
+            self._begin_swarm()
+        for shard in range(self.config.data_peers):
+            self.add_data_peer(shard)
+        for stage in range(1, self.record.stages + 1):
+            for _ in range(self.config.peers_per_stage):
+                self.add_stage_peer(stage)
+
+    def _begin_swarm(self) -> None:
         self.lines[BOOTSTRAP] = PeerLine("bootstrap", -1)
         self.swarm.start(BOOTSTRAP, self._config(BOOTSTRAP))
         started = self.swarm.wait_for(BOOTSTRAP, "started", START_DEADLINE_S)
@@ -96,11 +107,6 @@ class LocalRun:
             raise RunFailed(f"the bootstrap peer did not start\n{self.tail(BOOTSTRAP)}")
         self._hear(BOOTSTRAP, started)
         self.lines[BOOTSTRAP].state = "online"
-        for shard in range(self.config.data_peers):
-            self.add_data_peer(shard)
-        for stage in range(1, self.record.stages + 1):
-            for _ in range(self.config.peers_per_stage):
-                self.add_stage_peer(stage)
 
     def add_data_peer(self, shard: int) -> str:
         name = f"data{shard}"
@@ -148,6 +154,8 @@ class LocalRun:
 
     def initial_peer(self) -> str:
         """A multiaddr to join at: the bootstrap peer's while it lives, else that of any peer; empty when nobody is there."""
+        if self.config.initial_peer:
+            return self.config.initial_peer
         living = [name for name, line in self.lines.items() if line.state == "online" and name in self.maddrs]
         return self.maddrs[living[0]] if living else ""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from experiments.families import Swarm, examine, export_is_equal, small_run
+from experiments.families import Row, Swarm, examine, export_is_equal, main, small_run
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.wire.records import BoundaryTensor
 from gwtf_p2p.training.codecs.payload import check_payload, decode_payload, encode_payload
@@ -134,3 +136,34 @@ def test_an_export_has_the_tensors_that_no_step_changes(tmp_path: Path) -> None:
     run = small_run("deepseek_v3")
     swarm = Swarm(run)
     assert export_is_equal(swarm, sample_tokens(load_config(run.model_config), 0))
+
+
+def _file_of(folder: Path, *rows: Row) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps(asdict(row))}\n" for row in rows))
+    return path
+
+
+def test_what_a_file_says_of_a_family_is_not_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _file_of(tmp_path, Row("llama"), Row("llama", equal=True, trained_steps=7), Row("cpmant", reason="not causal"))
+    before = path.read_text()
+    assert main(["--families", "llama,cpmant", "--out", str(path), "--json"]) == 1
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["family"], first["trained_steps"]) == ("llama", 7), "the newest line counts"
+    assert second["reason"] == "not causal"
+    assert path.read_text() == before
+
+
+def test_a_new_family_is_added_to_the_file(tmp_path: Path) -> None:
+    path = _file_of(tmp_path, Row("llama", equal=True))
+    assert main(["--families", "llama,no_such_family", "--out", str(path), "--json"]) == 1
+    added = json.loads(path.read_text().splitlines()[-1])
+    assert added["family"] == "no_such_family" and added["reason"]
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"family": "llama"}\n{"a": 1}\n')
+    assert main(["--families", "llama", "--out", str(path)]) == 2
+    assert "line 2" in capsys.readouterr().out
