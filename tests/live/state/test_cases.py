@@ -46,6 +46,21 @@ def test_a_run_that_ends_between_two_intervals_is_on_every_disk_before_anybody_e
         assert 6 in kept(friend)
 
 
+def test_volunteers_with_unequal_intervals_go_on_after_everything_was_killed(house: House, tmp_path: Path) -> None:
+    run = run_file(tmp_path, "intervals", 1e-3, 0)
+    data = house.start("data", "data", "--new_run", run, "--checkpoint_every", "5")
+    house.until(data, "^online in")
+    peer = house.start("peer", "peer", "--run_id", "intervals", "--checkpoint_every", "4")
+    for friend in (data, peer):
+        house.until_step(friend, 17)
+    house.power_cut()
+    house.bootstrap()
+    house.start("data", "data", "--run_id", "intervals", "--checkpoint_every", "5")
+    house.start("peer", "peer", "--run_id", "intervals", "--checkpoint_every", "4")
+    house.until_so("steps are done again", lambda: bool(data.steps and peer.steps))
+    assert data.steps[0] == peer.steps[0] and data.steps[0][0] > 1, "from a version that both have"
+
+
 def test_a_gradient_that_is_not_finite_is_said_and_no_disk_keeps_a_weight_that_is_not(house: House, tmp_path: Path) -> None:
     data = house.start("data", "data", "--new_run", run_file(tmp_path, "overflow", 1e20, 6))
     house.until(data, "^online in")
