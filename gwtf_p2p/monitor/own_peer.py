@@ -39,10 +39,11 @@ AFTER = {
 
 @dataclass
 class OwnPeer:
-    """`done_in` by iteration: microbatches of this peer that are in its committed average, and those of its whole stage. What a
+    """`role`: what people call it. `done_in` by iteration: microbatches of this peer that are in its committed average, and those of its whole stage. What a
     rollback has undone is not among them, as in the run's ledger."""
 
     began: float
+    role: str = "peer"
     peer: str = ""
     maddr: str = ""
     run: dict[str, Any] = field(default_factory=dict)

@@ -40,9 +40,9 @@ def figures_period_s(args: argparse.Namespace) -> float:
 class Teller:
     """Takes a peer's reports; any thread may call it. `close` ends the view and says the last words."""
 
-    def __init__(self, as_json: bool, console: Console | None) -> None:
+    def __init__(self, as_json: bool, console: Console | None, role: str = "peer") -> None:
         self._as_json, self._console = as_json, console
-        self._own = OwnPeer(time.time())
+        self._own = OwnPeer(time.time(), role)
         self._lock = threading.Lock()
         self._live: Live | None = None
         self._reasons: object = None
@@ -100,7 +100,7 @@ class Teller:
 @contextmanager
 def telling(args: argparse.Namespace) -> Iterator[Teller]:
     """For as long as a verb runs."""
-    teller = Teller(args.json, Console() if has_view(args) else None)
+    teller = Teller(args.json, Console() if has_view(args) else None, "data peer" if args.verb == "data" else "peer")
     try:
         yield teller
     finally:

@@ -37,7 +37,7 @@ def own_view(own: OwnPeer, now: float, size: tuple[int, int]) -> list[Text]:
 
 
 def _who(own: OwnPeer, now: float) -> Text:
-    parts = [f"peer {own.peer[-SHOWN:]}" if own.peer else "peer", *([f"run {own.run['run_id']}"] if own.run else [])]
+    parts = [f"{own.role} {own.peer[-SHOWN:]}" if own.peer else own.role, *([f"run {own.run['run_id']}"] if own.run else [])]
     parts += [own.where] if own.where else []
     since = own.online_since or own.began
     parts.append(f"{'online' if own.online_since else 'starting'} for {duration(max(0.0, now - since))}")

@@ -40,7 +40,7 @@ def test_a_story_holds(story: str, comparison: Comparison, tmp_path: Path) -> No
     assert STORIES[story](comparison, tmp_path)
 
 
-@pytest.mark.parametrize("story", ["stage_lost"])
+@pytest.mark.parametrize("story", ["stage_lost", "nan_step"])
 def test_a_story_of_friends_holds(story: str, tmp_path: Path) -> None:
     """Told of their screens alone; all: `experiments/friends.py`."""
     with House(tmp_path) as house:

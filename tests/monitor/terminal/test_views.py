@@ -184,6 +184,13 @@ def test_the_view_of_a_peer_keeps_what_it_does_and_gives(size: tuple[int, int]) 
         assert newest[0].endswith("event 29") and newest[1].endswith("event 28")
 
 
+def test_the_heading_says_of_what_kind_a_peer_is_from_its_start_on() -> None:
+    data = OwnPeer(0.0, "data peer")
+    assert plain(own_view(data, 1.0, SMALL))[0] == "data peer · starting for 1.0 s"
+    data.hear(STARTED, 1.0)
+    assert plain(own_view(data, 2.0, SMALL))[0].startswith("data peer 123456 · starting")
+
+
 def test_a_peer_that_does_not_answer_is_not_counted_as_online() -> None:
     state = SwarmState(RUN)
     state.look(swarm(), 1.0)
