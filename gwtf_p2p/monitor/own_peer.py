@@ -39,8 +39,8 @@ AFTER = {
 
 @dataclass
 class OwnPeer:
-    """`role`: what people call it. `done_in` by iteration: microbatches of this peer that are in its committed average, and those of its whole stage. What a
-    rollback has undone is not among them, as in the run's ledger."""
+    """`role`: what people call it. `done_in` by iteration: microbatches of this peer that are in its committed average, and
+    those of its whole stage. What a rollback has undone is not among them, as in the run's ledger."""
 
     began: float
     role: str = "peer"
