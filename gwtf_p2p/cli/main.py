@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from gwtf_p2p.cli.flags.config_file import expand
 from gwtf_p2p.live.compute.memory_errors import OutOfMemory, memory_errors
@@ -67,7 +68,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Usage errors in one line; dashes in flags are accepted for underscores."""
+    """Usage errors in one line; dashes in flags are accepted for underscores, the first letters of a flag for the flag are not:
+    who reads a unit or a script is to know what it says, and a release that has a flag more is to read it as before."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def error(self, message: str) -> None:  # type: ignore[override]
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)

@@ -29,6 +29,7 @@ MONITOR = ["monitor", "--run_id", "r", "--initial_peers", MADDR]
 ROUTES = ["routes", "--run_id", "r", "--initial_peers", MADDR]
 TOP = ["top", "--run_id", "r", "--initial_peers", MADDR]
 SIM = ["sim", SCENARIO]
+LIMITS = ("disk_gb", "memory_gb", "max_kept_gb", "quota_gb_day", "quota_gb_month", "upload_mbps", "download_mbps")
 
 REFUSED = [
     # A path that is a file where a folder is meant, a folder where a file is, or goes through a file.
@@ -99,6 +100,14 @@ REFUSED = [
     ([*SIM, "--seeds", ""], "--seeds"),
     (["plan", "PROBLEM.json", "--seed", "x"], "--seed"),
     (["replay", "FILE", "--iteration", "x"], "--iteration"),
+    # Limits that would be none, or that no arithmetic holds.
+    *(([*PEER, f"--{flag}", "1e308"], f"--{flag}: expected") for flag in LIMITS),
+    *(([*DATA, f"--{flag}", "1e-12"], f"--{flag}: expected 0 (no limit) or") for flag in LIMITS),
+    ([*PEER, "--lend_gb", "1e308"], "--lend_gb"),
+    ([*PEER, "--copy_mbps", "1e308"], "--copy_mbps"),
+    (["doctor", "--memory_gb", "1e-12"], "--memory_gb"),
+    ([*PEER, "--quiet_hours", "00:00-24:00"], "--quiet_hours: expected hours that leave some of the day"),
+    ([*DATA, "--quiet_hours", "22:00-10:00,09:00-22:00"], "--quiet_hours: expected hours that leave some of the day"),
     # Words.
     ([*DEMO, "--torch_dtype", "int8"], "--torch_dtype"),
     ([*DEMO, "--device", "gpu"], "--device"),
@@ -121,6 +130,13 @@ REFUSED = [
     ([*MONITOR, "--log_level", "LOUD"], "--log_level"),
     ([*BOOTSTRAP, "--public_ip", "home"], "--public_ip"),
     # Flags that contradict each other, or that nothing would look at.
+    ([*PEER, "-c"], "-c: expected the name of a TOML file"),
+    ([*PEER, "--config="], "--config=: expected the name of a TOML file"),
+    ([*PEER, "--config=nowhere.toml"], "nowhere.toml: cannot be read"),
+    ([*DATA, "-cnowhere.toml"], "nowhere.toml: cannot be read"),
+    ([*MONITOR, "-c", "here.toml", "--config", "there.toml"], "expected one TOML file, got here.toml, there.toml"),
+    ([*PEER, "--conf", "nowhere.toml"], "--conf"),
+    ([*PEER, "--disk", "5"], "--disk"),
     ([*BOOTSTRAP, "--use_relay", "--no_relay"], "--no_relay"),
     ([*BOOTSTRAP, "--circuit_relay", "yes", "--no-relay"], "--no_relay"),
     ([*BOOTSTRAP, "--host_maddrs", "/ip4/127.0.0.1/tcp/0", "--port", "5"], "--port"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,20 +14,38 @@ from gwtf_p2p.protocol.errors import InputError
 NEGATED = {"use_relay": "--no_relay"}
 """Flags that are on by default and have a word for off."""
 
+_GLUED = re.compile(r"(?:--config=|-c)(.*)", re.DOTALL)
+
 
 def expand(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
     """Replace `-c FILE` by the flags in the file. Raises InputError that names the file and the field."""
-    words = list(arguments)
-    for flag in ("-c", "--config"):
-        if flag in words:
-            at = words.index(flag)
-            if at + 1 == len(words):
-                raise InputError(flag, "", "expected the name of a TOML file")
-            path = Path(words[at + 1])
-            del words[at : at + 2]
-            verb, rest = words[:1], words[1:]
-            return [*verb, *_flags(_read(path), str(path), parser, _overruled(rest, parser)), *rest]
-    return words
+    words, files = _taken_out(arguments)
+    if not files:
+        return words
+    if len(files) > 1:
+        raise InputError("-c, --config", "", f"expected one TOML file, got {', '.join(files)}")
+    path = Path(files[0])
+    verb, rest = words[:1], words[1:]
+    return [*verb, *_flags(_read(path), str(path), parser, _overruled(rest, parser)), *rest]
+
+
+def _taken_out(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The other words, and the files of `-c FILE`, `-cFILE`, `--config FILE` and `--config=FILE`. Raises InputError."""
+    words: list[str] = []
+    files: list[str] = []
+    left = iter(arguments)
+    for word in left:
+        glued = _GLUED.fullmatch(word)
+        if word in ("-c", "--config"):
+            files.append(next(left, ""))
+        elif glued is not None:
+            files.append(glued[1])
+        else:
+            words.append(word)
+            continue
+        if not files[-1]:
+            raise InputError(word, "", "expected the name of a TOML file")
+    return words, files
 
 
 def _overruled(rest: Sequence[str], parser: argparse.ArgumentParser) -> frozenset[str]:

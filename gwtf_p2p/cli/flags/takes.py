@@ -16,7 +16,7 @@ from typing import Any
 
 from gwtf_p2p.protocol.ids import PEER_ID, PeerId
 from gwtf_p2p.protocol.limits import MOST_STAGES
-from gwtf_p2p.protocol.membership.permission import MINUTES_OF_A_DAY
+from gwtf_p2p.protocol.membership.permission import MINUTES_OF_A_DAY, quiet_range
 
 TORCH_DTYPES = ("float32", "bfloat16")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -24,6 +24,11 @@ MOST_PORT = 65535
 MOST_NAME = 40
 MOST_S = 1e9
 """More seconds than anybody waits; what is beyond may not fit into the clock's arithmetic."""
+
+LEAST_GB, MOST_GB = 1e-6, 1e9
+"""A kilobyte, and more than any machine has."""
+
+LEAST_MBPS, MOST_MBPS = 1e-3, 1e9
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -58,6 +63,27 @@ def number(least: float, most: float = math.inf, *, above: bool = False) -> Call
     return parse
 
 
+def gigabytes(text: str) -> float:
+    """A size that is a limit: 0 for none, else from `LEAST_GB` (less would be rounded to none) to `MOST_GB`."""
+    return _limit(text, LEAST_GB, MOST_GB)
+
+
+def megabits(text: str) -> float:
+    """A speed that is a limit, per second: 0 for none, else from `LEAST_MBPS` to `MOST_MBPS`."""
+    return _limit(text, LEAST_MBPS, MOST_MBPS)
+
+
+def _limit(text: str, least: float, most: float) -> float:
+    """0, or a number of this range."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if value != 0 and not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"expected 0 (no limit) or a number from {least:g} to {most:g}, got {text!r:.40}")
+    return value
+
+
 def public_name(text: str) -> str:
     """A name for people."""
     if not text.isprintable() or not 1 <= len(text.strip()) <= MOST_NAME:
@@ -86,6 +112,8 @@ def quiet_hours(text: str) -> tuple[tuple[int, int], ...]:
         ):
             raise argparse.ArgumentTypeError(f"expected hours as 22:00-07:00, several with commas, got {text!r:.40}")
         found.append((ends[0], ends[1]))
+    if all(quiet_range(tuple(found), minute) for minute in range(MINUTES_OF_A_DAY)):
+        raise argparse.ArgumentTypeError(f"expected hours that leave some of the day to work in, got {text!r:.60}")
     return tuple(found)
 
 

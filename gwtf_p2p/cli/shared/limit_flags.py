@@ -22,28 +22,28 @@ def add_limit_flags(add: Callable[..., Any]) -> None:
     """How much of the machine and its line may be used."""
     add(
         "--disk_gb",
-        type=takes.number(0),
+        type=takes.gigabytes,
         default=0.0,
         metavar="GB",
-        help="most disk space for checkpoints and copies together (default: no limit)",
+        help="most disk space for checkpoints and copies together (default 0: no limit)",
     )
     add_memory_flag(add)
     add_time_flags(add)
     add(
         "--copy_mbps",
-        type=takes.number(0, above=True),
+        type=takes.number(0, takes.MOST_MBPS, above=True),
         default=64.0,
         help="most megabits/s for fetching these copies (default 64)",
     )
     for way, to in (("upload", "to"), ("download", "from")):
-        most = f"most megabits/s {to} other peers, of everything (default: no limit)"
-        add(f"--{way}_mbps", type=takes.number(0), default=0.0, metavar="MBPS", help=most)
+        most = f"most megabits/s {to} other peers, of everything (default 0: no limit)"
+        add(f"--{way}_mbps", type=takes.megabits, default=0.0, metavar="MBPS", help=most)
     add(
         "--max_kept_gb",
-        type=takes.number(0),
+        type=takes.gigabytes,
         default=0.0,
         metavar="GB",
-        help="most memory for what is kept of microbatches",
+        help="most memory for what is kept of microbatches (default 0: no limit)",
     )
     add(
         "--spill_dir",
@@ -58,8 +58,9 @@ def add_time_flags(add: Callable[..., Any]) -> None:
     hours = "no work in these hours of the local day, as 22:00-07:00; several with commas"
     add("--quiet_hours", type=takes.quiet_hours, default=(), metavar="HOURS", help=hours)
     for period in ("day", "month"):
-        quota = f"most gigabytes a {period} to and from other peers; then the peer leaves, and comes back in the next"
-        add(f"--quota_gb_{period}", type=takes.number(0), default=0.0, metavar="GB", help=quota)
+        quota = f"most gigabytes a {period} to and from other peers; then the peer leaves, and comes back in the next "
+        quota += "(default 0: no limit)"
+        add(f"--quota_gb_{period}", type=takes.gigabytes, default=0.0, metavar="GB", help=quota)
     idle = "work only when nobody uses this machine (Linux: terminals, the desktop's seat, other programs' load)"
     add("--only_when_idle", action="store_true", help=idle)
     add("--nice", type=takes.whole(0, 19), default=0, metavar="N", help="give way to other programs: 0 (default) to 19")
@@ -73,8 +74,8 @@ def wishes(args: argparse.Namespace) -> Wishes:
 
 def add_memory_flag(add: Callable[..., Any]) -> None:
     """The same for a peer and for the doctor."""
-    memory = "most memory for all that the peer holds; a stage that takes more is not taken (default: no limit)"
-    add("--memory_gb", type=takes.number(0), default=0.0, metavar="GB", help=memory)
+    memory = "most memory for all that the peer holds; a stage that takes more is not taken (default 0: no limit)"
+    add("--memory_gb", type=takes.gigabytes, default=0.0, metavar="GB", help=memory)
 
 
 def check_compute_flags(args: argparse.Namespace) -> None:

@@ -73,7 +73,7 @@ def add_network_flags(parser: argparse.ArgumentParser, port: int) -> dict[str, a
     lend("--lend_slots", type=takes.whole(0, 1 << 20), default=256, metavar="N", help=slots)
     lend(
         "--lend_gb",
-        type=takes.number(0, above=True),
+        type=takes.number(0, takes.MOST_GB, above=True),
         default=64.0,
         metavar="GB",
         help="most bytes of a lent circuit, each way (default 64)",
