@@ -109,13 +109,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         at = arguments.index(verb)
         arguments[at : at + 1] = SHORT[verb]
         verb = arguments[at]
-    parser = build_parser(verb)
-    of_verb = _typed_parser(parser, verb, typed)
-    if verb is None and not arguments:
-        parser.print_help(sys.stderr)
-        return 2
     atexit.register(gc.freeze)  # the interpreter's last collection goes through all of torch, for seconds, to free nothing
     try:
+        parser = build_parser(verb)
+        of_verb = _typed_parser(parser, verb, typed)
+        if verb is None and not arguments:
+            parser.print_help(sys.stderr)
+            return 2
         if verb in VERBS:
             arguments = expand(arguments, _verb_parser(parser, verb))
         args, unknown = parser.parse_known_args(arguments)

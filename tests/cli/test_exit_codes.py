@@ -25,7 +25,7 @@ from gwtf_p2p.live.discovery.run_trust import RunConflict
 from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
 from gwtf_p2p.live.libp2p.identity import IdentityInUse, IdentityLock, create_identity
 from gwtf_p2p.live.peer import lifecycle
-from gwtf_p2p.live.peer.config import ClockWrong, PeerConfig, RunMismatch, RunNotThere
+from gwtf_p2p.live.peer.config import ClockWrong, NotKept, PeerConfig, RunMismatch, RunNotThere
 from gwtf_p2p.protocol.ids import RunId
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +65,11 @@ def of_the_accelerator() -> None:
         (raises(RunConflict(RunId("r"), "different run records, by a, b")), 5, "run r: different run records, by a, b"),
         (raises(DaemonFailed("p2pd does not start: no such file")), 6, "p2pd"),
         (raises(ClockWrong("the clock is 40 s off")), 6, "40 s"),
+        (
+            raises(NotKept("the run is complete, and this peer's last weights are not kept: disk full")),
+            6,
+            "not kept: disk full",
+        ),
         (too_much, 6, "too little memory to hold stage 1 of 2"),
         (of_python, 6, "too little memory to compute"),
         (of_the_accelerator, 6, "2.50 GiB more"),
@@ -109,6 +114,47 @@ def test_any_verb_that_runs_out_of_disk_or_memory_says_so(
     assert main(["id"]) == 6
     printed = capsys.readouterr().err
     assert words in printed and len(printed.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("at", ["import", "run"])
+def test_ctrl_c_at_any_moment_is_no_traceback(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(args: object) -> int:
+        raise KeyboardInterrupt
+
+    if at == "import":
+        monkeypatch.setattr("gwtf_p2p.cli.main.verb_module", interrupted)
+    else:
+        monkeypatch.setattr(verb_module("id"), "run", interrupted)
+    assert main(["id"]) == 130
+
+
+HANGS_UP = """
+import argparse, asyncio, fcntl, sys, termios
+from pathlib import Path
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from gwtf_p2p.cli.shared import peer_flags
+from gwtf_p2p.live.peer import lifecycle
+
+async def run_peer(config, on_report, stop, *_):
+    Path("up").touch()
+    await stop.wait()
+    print("leaving", flush=True)
+    Path("left").touch()
+
+lifecycle.run_peer = run_peer
+sys.exit(peer_flags.serve(None, argparse.Namespace(verb="peer", log_level="WARNING"), print))
+"""
+
+
+def test_a_peer_whose_terminal_is_closed_leaves_as_one_that_is_told_to(tmp_path: Path) -> None:
+    ours, its = os.openpty()
+    command, environment = [sys.executable, "-c", HANGS_UP], {**os.environ, "PYTHONPATH": str(ROOT)}
+    peer = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, start_new_session=True, cwd=tmp_path, env=environment)
+    os.close(its)
+    while not (tmp_path / "up").exists():
+        assert peer.poll() is None, os.read(ours, 4096).decode()
+    os.close(ours)
+    assert peer.wait() == 0 and (tmp_path / "left").exists()
 
 
 ALL_REFUSALS = """

@@ -62,6 +62,7 @@ def test_the_containers_of_compose_start_their_verbs(monkeypatch: pytest.MonkeyP
         assert words[0] == name and is_taken(words, monkeypatch)
         assert (PROFILES / "docker" / service["build"]["context"]).resolve() == PROFILES.parent
         assert service["init"], "somebody has to reap what p2pd leaves"
+    assert services["bootstrap"]["ports"] == ["31337:31337", "31337:31337/udp"], "it announces both, with --public_ip"
 
 
 def test_the_container_copies_what_the_package_is_built_from() -> None:

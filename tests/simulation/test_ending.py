@@ -93,3 +93,22 @@ def test_who_leaves_writes_the_weights_that_it_leaves_with() -> None:
     assert swarm.world.kernel.run(lambda: not swarm.world.peers[leaver].alive, 60.0), swarm.story()
     newest = swarm.world.peers[leaver].machine.participant.weights
     assert newest >= 3 and checkpoints[-1] == (leaver, newest)
+
+
+def test_a_peer_that_cannot_write_the_last_weights_leaves_with_the_reason() -> None:
+    """Its disk is full. The others leave as ever, and nobody waits for what will not come."""
+    swarm = small_swarm(ENDS)
+    full, carry_out = PeerId("relay_1_0"), swarm.world.population.carry_out
+    machines = {peer: swarm.world.peers[peer].machine for peer in swarm.world.peers}
+
+    def refuse(peer: object, effect: ef.Effect) -> None:
+        if isinstance(effect, ef.Checkpoint) and peer.id == full:  # type: ignore[attr-defined]
+            told = ev.Checkpointed(effect.version, "No space left on device")
+            swarm.world.kernel.after(0.0, lambda: swarm.world.population.feed(peer, told))  # type: ignore[arg-type]
+        else:
+            carry_out(peer, effect)  # type: ignore[arg-type]
+
+    swarm.world.population.carry_out = refuse
+    until_all_have_left(swarm)
+    why = {peer: machine.ending.unkept for peer, machine in machines.items()}
+    assert why == {peer: "No space left on device" if peer == full else "" for peer in machines}

@@ -6,7 +6,6 @@ import argparse
 import os
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from gwtf_p2p.cli.shared.json_lines import to_json
@@ -20,18 +19,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def tell(args: argparse.Namespace, what: signal.Signals) -> int:
-    """Sends the signal to every peer that is meant, and prints a line for each. Returns 1 where there is none."""
+    """Sends the signal to every peer that is meant, and prints a line for each. Returns 1 where there is none, or one that
+    this user may not tell."""
     from gwtf_p2p.live.libp2p.identity import state_dir
     from gwtf_p2p.live.libp2p.running_peers import running_peers
 
     folder = state_dir(os.environ)
-    told = 0
+    told, refused = 0, 0
     for identity, pid in running_peers(args.identity_path, folder).items():
-        with suppress(ProcessLookupError):
+        try:
             os.kill(pid, what)
+        except ProcessLookupError:
+            continue
+        except PermissionError:
+            print(f"gwtf {args.verb}: the peer {identity} (process {pid}) is another user's", file=sys.stderr)
+            refused += 1
+        else:
             told += 1
             done = {"verb": args.verb, "identity": str(identity), "pid": pid}
             print(to_json(done) if args.json else f"{args.verb}: told the peer {identity} (process {pid})")
-    if not told:
+    if not told and not refused:
         print(f"gwtf {args.verb}: no peer runs with {args.identity_path or folder / '*.key'}", file=sys.stderr)
-    return 0 if told else 1
+    return 1 if refused or not told else 0

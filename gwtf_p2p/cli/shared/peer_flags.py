@@ -21,6 +21,7 @@ from gwtf_p2p.protocol.errors import InputError
 
 if TYPE_CHECKING:
     from gwtf_p2p.live.libp2p.options import P2POptions
+    from gwtf_p2p.live.measure.permission import ByHand
     from gwtf_p2p.live.peer.config import PeerConfig
     from gwtf_p2p.live.peer.lifecycle import TakePart
 
@@ -29,6 +30,8 @@ PEER_PORT = 31330
 JOIN_TIMEOUT_S = 300.0
 DRAIN_S = 60.0
 """How long a peer that is asked to leave may take to finish what it holds; asked twice, it leaves at once."""
+
+SHOW_CURSOR = b"\x1b[?25h"
 
 
 CIRCUIT_RELAY = ("auto", "yes", "no")
@@ -213,8 +216,9 @@ def serve(
     on_report: Callable[[dict[str, Any]], None],
     take_part: TakePart | None = None,
 ) -> int:
-    """Run a peer in this process until Ctrl+C or SIGTERM; a second Ctrl+C leaves at once. `take_part`: as `run_peer` has it.
-    Returns the exit code."""
+    """Run a peer in this process until Ctrl+C, SIGTERM, or the end of its terminal; a second Ctrl+C leaves at once.
+
+    `take_part`: as `run_peer` has it. Returns the exit code."""
     import uvloop
 
     from gwtf_p2p.live.compute.memory_errors import OutOfMemory, memory_errors
@@ -222,29 +226,16 @@ def serve(
     from gwtf_p2p.live.libp2p.daemon import DaemonFailed, NetworkUnreachable
     from gwtf_p2p.live.libp2p.identity import IdentityInUse
     from gwtf_p2p.live.measure.permission import ByHand
-    from gwtf_p2p.live.peer.config import ClockWrong, NotServed, RunMismatch, RunNotThere, StartInterrupted
+    from gwtf_p2p.live.peer.config import ClockWrong, NotKept, NotServed, RunMismatch, RunNotThere, StartInterrupted
     from gwtf_p2p.live.peer.lifecycle import run_peer
 
-    network, machine = (NetworkUnreachable, IdentityInUse), (DaemonFailed, ClockWrong, OutOfMemory)
+    network, machine = (NetworkUnreachable, IdentityInUse), (DaemonFailed, ClockWrong, OutOfMemory, NotKept)
     _set_up_logging(args.log_level)
-    interrupted = False
+    asked = _Asked()
 
     async def main() -> None:
-        nonlocal interrupted
-        loop, stop = asyncio.get_running_loop(), asyncio.Event()
-
-        def leave(by_hand: bool) -> None:
-            nonlocal interrupted
-            if stop.is_set() and by_hand:
-                os._exit(130)  # asked twice: leave now; p2pd ends when its only client is gone
-            interrupted = interrupted or by_hand
-            stop.set()
-
-        loop.add_signal_handler(signal.SIGINT, leave, True)
-        by_hand = ByHand()
-        loop.add_signal_handler(signal.SIGTERM, leave, False)
-        loop.add_signal_handler(signal.SIGUSR1, by_hand.set, True)
-        loop.add_signal_handler(signal.SIGUSR2, by_hand.set, False)
+        stop, by_hand = asyncio.Event(), ByHand()
+        asked.listen(asyncio.get_running_loop(), stop, by_hand)
         await run_peer(config, on_report, stop, by_hand, take_part)
 
     try:
@@ -252,11 +243,44 @@ def serve(
             runner.run(main())
     except StartInterrupted as error:
         print(f"gwtf {args.verb}: {error}", file=sys.stderr)
-        return int(error.exit_code) if interrupted else 0
+        return int(error.exit_code) if asked.interrupted else 0
     except (*network, *machine, RunMismatch, RunConflict, RunNotThere, NotServed) as error:
         print(f"gwtf {args.verb}: {error}", file=sys.stderr)
         return int(error.exit_code)
     return 0
+
+
+class _Asked:
+    """What signals have asked of this peer. `interrupted`: a user has told it to leave."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._terminal = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+
+    def listen(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event, by_hand: ByHand) -> None:
+        """Sets `stop` when it is to leave, and says to `by_hand` when it is to pause."""
+        loop.add_signal_handler(signal.SIGINT, self._interrupt, stop)
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        loop.add_signal_handler(signal.SIGUSR1, by_hand.set, True)
+        loop.add_signal_handler(signal.SIGUSR2, by_hand.set, False)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` has it
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up, stop)
+
+    def _interrupt(self, stop: asyncio.Event) -> None:
+        if stop.is_set():
+            for descriptor in self._terminal:
+                os.write(descriptor, SHOW_CURSOR)  # which a view has hidden
+            os._exit(130)  # asked twice: leave now; p2pd ends when its only client is gone
+        self.interrupted = True
+        stop.set()
+
+    def _hang_up(self, stop: asyncio.Event) -> None:
+        """The terminal is gone, and what is printed to it would fail; what the peer holds is finished first all the same."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self._terminal:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+        stop.set()
 
 
 def _set_up_logging(level: str) -> None:

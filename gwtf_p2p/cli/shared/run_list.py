@@ -22,6 +22,7 @@ from gwtf_p2p.cli.shared.observing import initial_peers_of
 from gwtf_p2p.cli.shared.peer_flags import add_token_flag
 from gwtf_p2p.protocol.errors import InputError, OtherWireVersion
 from gwtf_p2p.protocol.ids import PeerId, RunId
+from gwtf_p2p.protocol.stall.rules import counted
 
 if TYPE_CHECKING:
     from gwtf_p2p.live.libp2p.identity import Identity
@@ -85,9 +86,9 @@ def list_runs(args: argparse.Namespace) -> int:
 
 
 def _line(notice: RunNotice) -> str:
-    end = f"{notice.total_iterations} iterations" if notice.total_iterations else "no end"
+    end = f"{counted(notice.total_iterations, 'iteration')}" if notice.total_iterations else "no end"
     admission = "" if notice.admission == "open" else f", {notice.admission}"
-    return f"{notice.run_id}  {notice.model}, {notice.stages} stage(s), {end}{admission}"
+    return f"{notice.run_id}  {notice.model}, {counted(notice.stages, 'stage')}, {end}{admission}"
 
 
 def run_order(args: argparse.Namespace) -> int:

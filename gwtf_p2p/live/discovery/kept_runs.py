@@ -20,6 +20,7 @@ from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.wire.codec import to_plain
 from gwtf_p2p.protocol.wire.records import WIRE_VERSION
+from gwtf_p2p.training.state.epochs import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,7 @@ class KeptRuns:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 plain = {**to_plain(run.record), SIGNED: base64.b64encode(run.signed).decode()}
-                draft.write_text(json.dumps(plain, indent=1))
-                draft.replace(path)
+                replace_file(path, json.dumps(plain, indent=1).encode(), draft)
             except (OSError, TypeError, ValueError) as error:
                 logger.warning("%s: the run record is not kept here: %s", path, error)
 

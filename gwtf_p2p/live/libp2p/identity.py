@@ -142,7 +142,7 @@ class IdentityLock:
 
 
 def is_in_use(path: Path) -> bool:
-    """Whether a process of this machine holds the lock of this identity file; a file that is not there is free."""
+    """Whether a process of this machine holds the lock of this file; a file that is not there is free."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -248,7 +248,11 @@ def _write_new(path: Path, data: bytes) -> None:
         raise InputError(str(path), "", "exists already and is not overwritten") from error
     except OSError as error:
         raise InputError(str(path), "", f"cannot be written: {error.strerror}") from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)  # half a key would be refused for ever, also when the disk has room again
+        raise

@@ -19,6 +19,7 @@ from typing import Any
 from gwtf_p2p.live.measure.idle import MachineUse
 from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.membership.permission import MAY_WORK, Moment, Usage, Verdict, Wishes, verdict
+from gwtf_p2p.training.state.epochs import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -136,8 +137,7 @@ class Permission:
         with self._writing:
             self._save_at = time.monotonic() + SAVE_S
             try:
-                draft.write_text(json.dumps(asdict(usage)))
-                draft.replace(self._file)
+                replace_file(self._file, json.dumps(asdict(usage)).encode(), draft)
                 self._saved = usage
             except OSError as error:
                 logger.warning("%s: what has passed is not kept: %s", self._file, error)

@@ -123,6 +123,12 @@ class NotServed(Exception):
     exit_code = 3
 
 
+class NotKept(Exception):
+    """The run is complete, and its last weights could not be written where they were to be kept. Exit code 6."""
+
+    exit_code = 6
+
+
 class RunMismatch(Exception):
     """This peer cannot take part in the run. Exit code 5."""
 

@@ -34,7 +34,7 @@ from gwtf_p2p.live.peer.assembly import (
     peer_settings,
     run_life,
 )
-from gwtf_p2p.live.peer.config import OnReport, PeerConfig
+from gwtf_p2p.live.peer.config import NotKept, OnReport, PeerConfig
 from gwtf_p2p.live.peer.driver import Driver, DriverParts
 from gwtf_p2p.live.peer.event_log import EventLog
 from gwtf_p2p.live.peer.join import refuse_unless_admitted
@@ -183,7 +183,7 @@ class RunningPeer:
 
     async def serve(self, stop: asyncio.Event, permission: Permission) -> Stage | None:
         """Take part until told to stop, or not allowed to go on (`pauses`), or until this peer is to begin anew in another
-        stage, which is returned."""
+        stage, which is returned. Raises NotKept at the end of a run whose last weights this peer could not write."""
         machine = self.driver.machine
         self.state_download.on_chunk = self.reporter.download
         self.checkpoints.on_kept = self.replication.on_remote = self._tell_kept
@@ -213,6 +213,8 @@ class RunningPeer:
                 self.reporter.tell({"name": "pausing", "text": (await permission.look()).text})
             if not self._moved.done() and not ended.done():
                 await self._drain(*(task for task in tasks if task is not forbidden or not task.done()))
+            if ended.done() and (why := machine.ending.unkept):
+                raise NotKept(f"the run is complete, and this peer's last weights are not kept: {why}")
             return None if stop.is_set() or ended.done() else self._moves_to
         finally:
             for task in tasks:

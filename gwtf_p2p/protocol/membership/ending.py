@@ -93,6 +93,13 @@ class Ending:
         )
         return not works_on and any(record.completion is Completion.EVERYWHERE for _, record in others)
 
+    @property
+    def unkept(self) -> str:
+        """Why this peer, whose part has ended, has not written the last weights where it was to keep them; '' if it has."""
+        if not self.over or self.completion is not Completion.EVERYWHERE or not self.ctx.life.keeps:
+            return ""
+        return "" if self.saving.has_written(self.participant.version) else self.saving.failure
+
     def _wait(self, wanted: bool) -> None:
         if not wanted:
             self.ctx.cancel_timer(Timer.END, "")

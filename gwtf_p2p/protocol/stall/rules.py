@@ -65,9 +65,10 @@ def stall_of(seen: Situation) -> Stall | None:
         return None
     if 0 < seen.most_skipped <= seen.skipped:
         at = f" (at {', '.join(peer[-6:] for peer in seen.not_finite[:3])})" if seen.not_finite else ""
+        steps = "step was" if seen.skipped == 1 else f"{seen.skipped} steps were"
         text = (
-            f"Training is paused: the last {seen.skipped} steps were skipped, because gradients were not finite{at}. "
-            "Start the data peer(s) again to go on; if it stays so, begin with another learning_rate."
+            f"Training is paused: the last {steps} skipped, because gradients were not finite{at}. "
+            "Start the data peers again to go on; if it stays so, begin with another learning_rate."
         )
         return Stall("paused", text, True)
     empty = [k for k in range(seen.stages + 1) if not seen.online.get(k, 0)]
@@ -96,9 +97,11 @@ def _not_begun(seen: Situation) -> Stall | None:
     complete = seen.online.get(DATA_STAGE, 0) >= seen.data_peers and not lacking
     if complete and seen.waited_s <= STALL_LEAST_S:
         return None
-    wants = f"{seen.data_peers} data peer(s) and {seen.peers_per_stage} peer(s) in each of {seen.stages} stage(s)"
+    each = counted(seen.peers_per_stage, "peer")
+    stages = "the stage" if seen.stages == 1 else f"each of {seen.stages} stages"
+    wants = f"{counted(seen.data_peers, 'data peer')} and {each} in {stages}"
     fewest = min(seen.online.get(k, 0) for k in range(1, seen.stages + 1))
-    there = f"{seen.online.get(DATA_STAGE, 0)} data peer(s), fewest peers in a stage: {fewest}"
+    there = f"{counted(seen.online.get(DATA_STAGE, 0), 'data peer')}, fewest peers in a stage: {fewest}"
     in_stages = f" (stage {', '.join(map(str, lacking))})" if lacking else ""
     doing = f" Iteration 0 {seen.doing}." if complete and seen.doing else ""
     text = f"No iteration is committed yet. It takes {wants}; online: {there}{in_stages}.{doing}"
@@ -106,7 +109,7 @@ def _not_begun(seen: Situation) -> Stall | None:
 
 
 def _missing(seen: Situation, stage: int, version: int) -> Stall:
-    text = f"Training waits: nobody who is there has the weights of {_named(stage)} after {version} iterations."
+    text = f"Training waits: nobody who is there has the weights of {_named(stage)} after {counted(version, 'iteration')}."
     if seen.rebuilt_in_s is not None:
         text += (
             f" They are rebuilt from the neighbouring stages' in {seen.rebuilt_in_s:.0f} s, unless somebody comes with them."
@@ -118,11 +121,18 @@ def rebuilt_stages(stages: Sequence[int], version: int) -> str:
     """What is told of stages that begin anew, while they do and from then on."""
     names = " and ".join(map(str, stages))
     what = "is rebuilt from its neighbours'" if len(stages) == 1 else "are rebuilt from their neighbours'"
-    return f"stage {names} {what} weights after {version} iterations, as nobody has its own; part of what it had learnt is lost"
+    after = f"weights after {counted(version, 'iteration')}"
+    return f"stage {names} {what} {after}, as nobody has its own; part of what it had learnt is lost"
 
 
 def _named(stage: int) -> str:
     return "the data stage" if stage == DATA_STAGE else f"stage {stage}"
+
+
+def counted(count: int, what: str) -> str:
+    """So many of them, as people say it: 1 peer, 2 peers, 0 microbatches."""
+    many = f"{what}es" if what.endswith("ch") else f"{what}s"
+    return f"{count} {what if count == 1 else many}"
 
 
 def duration(seconds: float) -> str:

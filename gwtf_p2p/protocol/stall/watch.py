@@ -9,7 +9,7 @@ from statistics import median
 from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
-from gwtf_p2p.protocol.stall.rules import Situation, Stall, duration, stall_of
+from gwtf_p2p.protocol.stall.rules import Situation, Stall, counted, duration, stall_of
 
 PACE_ITERATIONS = 20
 
@@ -120,25 +120,26 @@ def waits_for(machine: StagePeer | DataPeer) -> str:
     if isinstance(machine, DataPeer):
         gaps, attempt = machine.finishing.ledger.gaps(), machine.coordinator.under_way.attempt
         if gaps:
-            return f"waits for the redo of {len({gap.index for gap in gaps})} microbatch(es)"
+            return f"waits for the redo of {counted(len({gap.index for gap in gaps}), 'microbatch')}"
         if attempt is not None:
             late = [peer[-6:] for peer in attempt.waiting_for()]
             done = len(attempt.participants) - len(late)
             names = f", without {', '.join(late[:3])} as yet" if late else ""
-            return f"is averaged by {done} of {len(attempt.participants)} peers{names}"
+            return f"is averaged by {done} of {counted(len(attempt.participants), 'peer')}{names}"
         if machine.coordinator.inquiry is not None:
             asked = machine.coordinator.inquiry.waiting_for()
-            return f"waits until {len(asked)} peer(s) say where they stand"
+            return f"waits until {counted(len(asked), 'peer')} have said where they stand"
         if machine.injecting.pending:
-            return f"has no route for {len(machine.injecting.pending)} microbatch(es)"
+            return f"has no route for {counted(len(machine.injecting.pending), 'microbatch')}"
         if machine.ctx.occupancy:
-            return f"waits for {machine.ctx.occupancy} of {machine.config.microbatches} microbatches to come back"
+            return f"waits for {machine.ctx.occupancy} of {counted(machine.config.microbatches, 'microbatch')} to come back"
     if participant.share.averaging and participant.preparing is not None:
-        return f"is averaged with {len(participant.preparing.participants) - 1} other peer(s) of this stage"
+        others = len(participant.preparing.participants) - 1
+        return f"is averaged with {counted(others, 'other peer')} of this stage" if others else "is averaged by this peer alone"
     if participant.out_of_step:
         return "waits for this peer's weights"
     if machine.ctx.occupancy:
-        return f"has {machine.ctx.occupancy} microbatch(es) at this peer"
+        return f"has {counted(machine.ctx.occupancy, 'microbatch')} at this peer"
     return ""
 
 

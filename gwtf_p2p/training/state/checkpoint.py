@@ -257,9 +257,11 @@ def verified_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """None for one that is damaged, in whatever way."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        _epoch_of(manifest)
+    except (OSError, ValueError, RecursionError, TypeError, AttributeError, OverflowError):
         return None
     return manifest if isinstance(manifest, dict) else None
 

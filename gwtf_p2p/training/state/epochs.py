@@ -63,9 +63,11 @@ def write_epochs(root: Path, epochs: Epochs) -> None:
         raise InputError(str(root), "", f"expected a writable checkpoint directory ({error.strerror or error})") from error
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, on the disk when this returns. Raises OSError."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.writing")
+def replace_file(path: Path, content: bytes, draft: Path | None = None) -> None:
+    """Write a file whole or not at all, on the disk when this returns. Raises OSError.
+
+    `draft`: where it is written first, if somebody counts on that."""
+    temporary = draft or path.with_name(f"{path.name}.{os.getpid()}.writing")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import stat
 from pathlib import Path
 
@@ -114,3 +116,15 @@ def test_a_look_whether_an_identity_is_in_use_stops_no_start(tmp_path: Path, mon
 )
 def test_where_the_identity_lives(environment: dict[str, str], expected: str) -> None:
     assert default_identity_path(environment) == Path(expected).expanduser()
+
+
+def test_a_full_disk_leaves_no_half_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the file is refused for ever, also when the disk has room again."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk, pytest.raises(OSError, match="No space left"):
+        disk.setattr(os, "fsync", full)
+        load_or_create_identity(tmp_path / "identity.key")
+    assert load_or_create_identity(tmp_path / "identity.key").peer_id

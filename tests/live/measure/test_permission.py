@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -13,12 +14,17 @@ from typing import Any
 import pytest
 
 from gwtf_p2p.cli.main import main
-from gwtf_p2p.live.libp2p.identity import create_identity
+from gwtf_p2p.live.discovery.kept_runs import KeptRuns
+from gwtf_p2p.live.discovery.signing import own
+from gwtf_p2p.live.libp2p.identity import IdentityLock, create_identity
+from gwtf_p2p.live.libp2p.running_peers import running, running_peers
 from gwtf_p2p.live.measure import permission as module
 from gwtf_p2p.live.measure.idle import MachineUse
 from gwtf_p2p.live.measure.permission import Permission
 from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.membership.permission import Moment, Wishes
+from gwtf_p2p.protocol.wire.records import RunRecord
+from tests.protocol.wire.golden import sample
 
 DAY = Moment(600, "2026-01-30", "2026-01")
 
@@ -125,3 +131,54 @@ def test_pause_and_resume_tell_the_peers_that_run_and_nobody_else(
     assert main(["resume", "--identity_path", str(tmp_path / "identity.key")]) == 0
     assert peer.communicate(timeout=60)[0] == f"{signal.SIGUSR2.name}\n"
     assert not (tmp_path / "identity.pid").exists()
+
+
+def test_nobody_is_told_by_a_number_that_a_dead_peer_left(tmp_path: Path) -> None:
+    """Its identity is in use again, by a bootstrap peer, which cannot pause; its number may be any program's by now."""
+    path = tmp_path / "identity.key"
+    identity = create_identity(path)
+    path.with_suffix(".pid").write_text(f"{os.getpid()}\n")
+    with IdentityLock(identity):
+        assert running_peers(None, tmp_path) == running_peers(path, tmp_path) == {}
+    with IdentityLock(identity), running(path):
+        assert running_peers(None, tmp_path) == running_peers(path, tmp_path) == {path: os.getpid()}
+
+
+def test_a_peer_of_another_user_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def not_permitted(pid: int, what: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    path = tmp_path / "identity.key"
+    create_identity(path)
+    monkeypatch.setattr(os, "kill", not_permitted)
+    with running(path):
+        assert main(["pause", "--identity_path", str(path)]) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [f"gwtf pause: the peer {path} (process {os.getpid()}) is another user's"] and not said.out
+
+
+async def test_what_has_passed_is_on_the_disk_before_the_file_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is renamed first is empty after a power cut, and the quota begins anew."""
+    order: list[str] = []
+    sync, rename = os.fsync, Path.replace
+
+    def told_sync(descriptor: int) -> None:
+        order.append("sync")
+        sync(descriptor)
+
+    def told_rename(path: Path, to: Path) -> Path:
+        order.append("rename")
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", told_sync)
+    monkeypatch.setattr(Path, "replace", told_rename)
+    line = Line()
+    passed = permission(tmp_path / "identity.usage.json", line, Wishes(day_bytes=1000))
+    line.up.pass_by(600, 0.0)
+    passed.close()
+    KeptRuns(create_identity(tmp_path / "a.key"), None).keep(own(create_identity(tmp_path / "owner.key"), sample(RunRecord)))
+    assert "".join(order).count("syncrename") == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -143,3 +144,16 @@ def test_what_a_writer_that_is_gone_left_half_written_is_removed(tmp_path: Path)
     drop_unfinished(tmp_path)
     assert not gone.exists() and not cut.parent.exists()
     assert running.exists(), "another peer of this machine is writing it"
+
+
+@pytest.mark.parametrize("epoch", [None, "two", [1]])
+async def test_a_damaged_manifest_is_passed_over_where_checkpoints_are_listed_and_dropped(
+    tmp_path: Path, epoch: object
+) -> None:
+    checkpoints = Checkpoints(CheckpointOptions(tmp_path, keep=1), RUN, Stage(1), cast(Compute, OneState(0)))
+    folder = save_checkpoint(tmp_path, RUN, 1, {"weights/w": torch.ones(8), "step": torch.tensor(5)})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "epoch": epoch}))
+    assert await write(checkpoints, 10) == ""
+    checkpoints.look()
+    assert checkpoints.kept == checkpoints.kept_of(Stage(1)) == (10,)
