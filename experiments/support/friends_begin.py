@@ -55,4 +55,4 @@ def in_toml(value: object) -> str:
 
 def works(line: str) -> bool:
     """A step of which this friend has done something."""
-    return line.startswith("step") and not re.search(r" 0 of \d+ microbatches ours", line)
+    return line.startswith("step") and not re.search(r" 0 of \d+ microbatch(es)? ours", line)

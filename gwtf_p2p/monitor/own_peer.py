@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from gwtf_p2p.protocol.stall.rules import duration
+from gwtf_p2p.protocol.stall.rules import counted, duration
 
 Report = Mapping[str, Any]
 
@@ -195,8 +195,8 @@ class OwnPeer:
         share = f", {self.committed / self.of:.0%} of its stage's" if self.of else ""
         parts = [
             f"computed {duration(self.computed_s)}",
-            f"{self.committed} microbatches committed{share}",
-            f"took part in {self.iterations} iterations",
+            f"{counted(self.committed, 'microbatch')} committed{share}",
+            f"took part in {counted(self.iterations, 'iteration')}",
         ]
         if self.sent_bytes:
             parts.append(f"sent {megabytes(self.sent_bytes)}")
@@ -206,9 +206,10 @@ class OwnPeer:
         """The last line of a peer that leaves."""
         if not self.iterations and not self.computed_s:
             return "this peer leaves; it has computed nothing for the run."
+        were = "was" if self.committed == 1 else "were"
         return (
-            f"you computed {duration(self.computed_s)}; {self.committed} microbatches of yours were committed "
-            f"in {self.iterations} iterations. Thank you."
+            f"you computed {duration(self.computed_s)}; {counted(self.committed, 'microbatch')} of yours {were} committed "
+            f"in {counted(self.iterations, 'iteration')}. Thank you."
         )
 
 

@@ -55,3 +55,23 @@ def test_a_run_that_pauses_is_told_by_a_peer_that_does_not(capsys: pytest.Captur
     tell = Teller(as_json=False, console=None)
     tell({"name": "run_paused", "iteration": 7, "skipped": 3, "peers": ["12D3KooWabcdef"]})
     assert "the last 3 steps were skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("report", "said"),
+    [
+        (
+            {"name": "run_complete", "iterations": 1, "written": True},
+            "the run is complete here after 1 step: its checkpoint is written",
+        ),
+        ({"name": "catching_up", "iteration": 3, "donors": ["a"]}, "catching up: fetching version 3 from 1 peer"),
+        ({"name": "run_paused", "skipped": 1}, "begins no iteration: the last step was skipped, as gradients were not finite"),
+        ({"name": "memory_full", "kept": 1}, "takes nothing more: 1 microbatch kept until the iteration is committed"),
+        (
+            {"name": "run_over", "took_part": False, "iterations": 9},
+            "the run is complete: 9 steps done, there is nothing left to do here",
+        ),
+    ],
+)
+def test_one_is_told_as_one(report: dict[str, object], said: str) -> None:
+    assert line(report) == said

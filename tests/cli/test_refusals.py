@@ -78,6 +78,8 @@ REFUSED = [
     ([*PEER, "--max_kept_gb", "-1"], "--max_kept_gb"),
     ([*PEER, "--spill_dir", "FOLDER"], "--spill_dir"),
     ([*PEER, "--disk_gb", "2"], "--disk_gb: 2: expected --checkpoint_dir"),
+    ([*PEER, "--checkpoint_every", "5"], "--checkpoint_every: 5: expected --checkpoint_dir"),
+    ([*DATA, "--keep_checkpoints", "5"], "--keep_checkpoints: 5: expected --checkpoint_dir"),
     ([*DATA, "--disk_gb", "-1"], "--disk_gb"),
     ([*PEER, "--memory_gb", "much"], "--memory_gb"),
     ([*PEER, "--download_mbps", "-1"], "--download_mbps"),

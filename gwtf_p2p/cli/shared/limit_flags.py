@@ -84,6 +84,11 @@ def check_compute_flags(args: argparse.Namespace) -> None:
         raise InputError("--only_when_idle", "", f"expected Linux, which tells whether it is used; this is {sys.platform}")
     if args.disk_gb and not args.checkpoint_dir:
         raise InputError("--disk_gb", f"{args.disk_gb:g}", "expected --checkpoint_dir with it: nothing is kept without")
+    for flag in ("checkpoint_every", "keep_checkpoints"):
+        if getattr(args, flag) and not args.checkpoint_dir:
+            raise InputError(
+                f"--{flag}", str(getattr(args, flag)), "expected --checkpoint_dir with it: nothing is kept without"
+            )
     if args.spill_dir and not args.max_kept_gb:
         raise InputError("--spill_dir", str(args.spill_dir), "expected --max_kept_gb with it, more than 0")
 

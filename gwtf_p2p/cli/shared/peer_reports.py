@@ -19,7 +19,7 @@ from rich.live import Live
 from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.monitor.own_peer import AFTER, OwnPeer
 from gwtf_p2p.monitor.terminal.own_view import own_view
-from gwtf_p2p.protocol.stall.rules import rebuilt_stages
+from gwtf_p2p.protocol.stall.rules import counted, rebuilt_stages, were_skipped
 
 FIGURES_S = 2.0
 """How often a peer with a view tells its figures."""
@@ -143,12 +143,12 @@ def line(report: Mapping[str, Any]) -> str:
         case "pausing":
             return f"pauses ({report['text']}): what is held is finished first"
         case "run_paused":
-            return f"begins no iteration: the last {report['skipped']} steps were skipped, as gradients were not finite"
+            return f"begins no iteration: the last {were_skipped(report['skipped'])}, as gradients were not finite"
         case "paused" | "resumed":
             return str(report["text"])
         case "memory":
             allowed = f" of {report['allowed_bytes'] / 1e9:.3g} allowed" if report["allowed_bytes"] else ""
-            held = f"with {report['capacity']} microbatches at once, {report['least_bytes'] / 1e9:.3g} at least"
+            held = f"with {counted(report['capacity'], 'microbatch')} at once, {report['least_bytes'] / 1e9:.3g} at least"
             return f"stage {report['stage']} takes about {report['needed_bytes'] / 1e9:.3g} GB of memory{allowed} {held}"
         case "online":
             where = f"stage {report['stage']}" if report["stage"] else f"shard {report['shard']}"
@@ -174,19 +174,18 @@ def no_common_version(report: Mapping[str, Any]) -> str:
 def _line_of_training(report: Mapping[str, Any]) -> str:
     match report["name"]:
         case "stepped":
-            share = f"{report['microbatches']} of {report['of']} microbatches ours"
+            share = f"{report['microbatches']} of {counted(report['of'], 'microbatch')} ours"
             if report["skipped"]:
                 at = ", ".join(peer[-6:] for peer in report["skipped_for"][:3])
                 return f"step {report['iteration'] + 1:4d}  skipped: the gradient is not finite{f' at {at}' if at else ''}"
             return f"step {report['iteration'] + 1:4d}  loss {report['loss']:.4f}  {share}"
         case "evaluated":
-            return (
-                f"evaluated after {report['iteration']} steps: loss {report['loss']:.4f}, perplexity {report['perplexity']:.2f}"
-            )
+            figures = f"loss {report['loss']:.4f}, perplexity {report['perplexity']:.2f}"
+            return f"evaluated after {counted(report['iteration'], 'step')}: {figures}"
         case "sampled":
-            return f"after {report['iteration']} steps, {report['prompt']!r} goes on: {report['text']!r}"
+            return f"after {counted(report['iteration'], 'step')}, {report['prompt']!r} goes on: {report['text']!r}"
         case "evaluation_failed":
-            return f"not evaluated after {report['iteration']} steps: {report['reason']}"
+            return f"not evaluated after {counted(report['iteration'], 'step')}: {report['reason']}"
         case "recovery":
             return f"{report['kind']} recovery of {report['microbatch']}: {report['reason']}"
         case "peer_lost":
@@ -196,9 +195,9 @@ def _line_of_training(report: Mapping[str, Any]) -> str:
         case "out_of_step":
             return f"out of step at version {report['version']}: {report['reason']}"
         case "catching_up":
-            return f"catching up: fetching version {report['iteration']} from {len(report['donors'])} peers"
+            return f"catching up: fetching version {report['iteration']} from {counted(len(report['donors']), 'peer')}"
         case "memory_full":
-            return f"takes nothing more: {report['kept']} microbatches are kept until the iteration is committed"
+            return f"takes nothing more: {counted(report['kept'], 'microbatch')} kept until the iteration is committed"
         case "stage_empty":
             return f"training waits: stage {report['stage']} has no peer"
         case "stage_staffed":
@@ -215,13 +214,13 @@ def _line_of_training(report: Mapping[str, Any]) -> str:
                 if report["written"]
                 else f"no checkpoint: {report['failure'] or 'no --checkpoint_dir'}"
             )
-            return f"the run is complete here after {report['iterations']} steps: {kept}"
+            return f"the run is complete here after {counted(report['iterations'], 'step')}: {kept}"
         case "end_waits" if report["stages"]:
             stages = ", ".join(map(str, report["stages"]))
-            return f"waiting until stage {stages} has the weights after {report['iterations']} steps too"
+            return f"waiting until stage {stages} has the weights after {counted(report['iterations'], 'step')} too"
         case "run_complete_everywhere":
-            return f"all stages have done, and keep, all {report['iterations']} steps"
+            return f"all stages have done, and keep, all {counted(report['iterations'], 'step')}"
         case "run_over" if not report["took_part"]:
-            return f"the run is complete: all {report['iterations']} steps are done, there is nothing left to do here"
+            return f"the run is complete: {counted(report['iterations'], 'step')} done, there is nothing left to do here"
         case _:
             return ""

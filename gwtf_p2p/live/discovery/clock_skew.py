@@ -16,6 +16,7 @@ from typing import Protocol
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.stall.rules import counted
 
 WARN_S = 2.0
 REFUSE_S = 30.0
@@ -45,7 +46,8 @@ class ClockCheck:
         if self.verdict is ClockVerdict.UNKNOWN:
             return "no peer told its time"
         direction = "behind" if self.offset_s > 0 else "ahead of"
-        return f"this machine's clock is {abs(self.offset_s):.1f} s {direction} that of {self.peers} peers: set it by NTP"
+        others = counted(self.peers, "peer")
+        return f"this machine's clock is {abs(self.offset_s):.1f} s {direction} that of {others}: set it by NTP"
 
 
 class TimeTeller(Protocol):

@@ -10,6 +10,7 @@ from gwtf_p2p.live.doctor.report import BOOTSTRAP, MB, ROLES, TRAINING, Line, St
 from gwtf_p2p.live.measure.bandwidth import Speed
 from gwtf_p2p.live.nat.nat_kind import NatKind, kind_of_nat, second_nat
 from gwtf_p2p.live.nat.reachability_rules import host_of
+from gwtf_p2p.protocol.stall.rules import counted
 
 LOW_BYTES_PER_S = 1e6
 """A boundary activation of 4 MB takes 4 s each way at this speed."""
@@ -123,7 +124,7 @@ def _clock(found: NetworkFindings) -> Line:
     assert check is not None, "asked for only when it was made"
     values = {"offset_s": round(check.offset_s, 3), "peers": check.peers}
     if check.verdict is ClockVerdict.GOOD:
-        return Line("clock", Status.GOOD, f"{check.offset_s:+.2f} s from {check.peers} peers", values=values)
+        return Line("clock", Status.GOOD, f"{check.offset_s:+.2f} s from {counted(check.peers, 'peer')}", values=values)
     if check.verdict is ClockVerdict.UNKNOWN:
         return Line("clock", Status.UNKNOWN, check.reason, values=values)
     bad = check.verdict is ClockVerdict.REFUSE

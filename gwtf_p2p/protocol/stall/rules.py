@@ -65,9 +65,8 @@ def stall_of(seen: Situation) -> Stall | None:
         return None
     if 0 < seen.most_skipped <= seen.skipped:
         at = f" (at {', '.join(peer[-6:] for peer in seen.not_finite[:3])})" if seen.not_finite else ""
-        steps = "step was" if seen.skipped == 1 else f"{seen.skipped} steps were"
         text = (
-            f"Training is paused: the last {steps} skipped, because gradients were not finite{at}. "
+            f"Training is paused: the last {were_skipped(seen.skipped)}, because gradients were not finite{at}. "
             "Start the data peers again to go on; if it stays so, begin with another learning_rate."
         )
         return Stall("paused", text, True)
@@ -127,6 +126,11 @@ def rebuilt_stages(stages: Sequence[int], version: int) -> str:
 
 def _named(stage: int) -> str:
     return "the data stage" if stage == DATA_STAGE else f"stage {stage}"
+
+
+def were_skipped(count: int) -> str:
+    """What became of the last so many steps."""
+    return "step was skipped" if count == 1 else f"{counted(count, 'step')} were skipped"
 
 
 def counted(count: int, what: str) -> str:

@@ -166,6 +166,9 @@ def test_what_a_peer_contributed_counts_over_its_lives_and_ends_in_thanks() -> N
     assert (peer.computed_s, peer.committed, peer.iterations) == (15.0, 6, 2)
     assert peer.last_words() == "you computed 15 s; 6 microbatches of yours were committed in 2 iterations. Thank you."
     assert "38% of its stage's" in peer.contribution()
+    once = own(STARTED, RUN_KNOWN, ONLINE, stepped(3, 1, 10.0))
+    assert once.last_words() == "you computed 10 s; 1 microbatch of yours was committed in 1 iteration. Thank you."
+    assert "1 microbatch committed" in once.contribution() and once.contribution().endswith("took part in 1 iteration")
     assert peer.seconds_left == pytest.approx(95 * 3.0)
     assert "has computed nothing" in own(STARTED).last_words()
 
