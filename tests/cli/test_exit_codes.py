@@ -131,7 +131,9 @@ def test_ctrl_c_at_any_moment_is_no_traceback(at: str, monkeypatch: pytest.Monke
 HANGS_UP = """
 import argparse, asyncio, fcntl, sys, termios
 from pathlib import Path
+from gwtf_p2p.live.libp2p.light_import import without_torch
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+without_torch()
 from gwtf_p2p.cli.shared import peer_flags
 from gwtf_p2p.live.peer import lifecycle
 

@@ -38,6 +38,12 @@ def test_what_a_stranger_has_said_is_no_part_of_the_command(tmp_path: Path) -> N
     assert not (tmp_path / "done").exists()
 
 
+@pytest.mark.parametrize("text", ["nothing\0at all", "\udce4", "x" * (1 << 22)])
+def test_what_no_variable_can_hold_is_said_and_ends_nobody(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    run_alert("true", {"TEXT": text}).join()
+    assert "--on_alert" in caplog.text or text == "\udce4", "a byte of another encoding is passed on as it is"
+
+
 def test_a_command_that_fails_is_said_and_ends_nobody(caplog: pytest.LogCaptureFixture) -> None:
     run_alert("exit 3", {"CODE": "empty_stage"}).join()
     assert "ended with 3" in caplog.text

@@ -22,7 +22,7 @@ def run_alert(command: str, about: Mapping[str, str]) -> threading.Thread:
     def call() -> None:
         try:
             failed = subprocess.Popen(command, shell=True, env=environment, start_new_session=True).wait()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: what no variable can hold
             logger.warning("--on_alert: %r", error)
             return
         if failed:
