@@ -13,7 +13,7 @@ from gwtf_p2p.cli.shared.json_lines import to_json
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Which peers."""
-    which = "the peer with this identity file (default: all peers whose identities are in ~/.gwtf)"
+    which = "the peer with this identity file (default: all peers of this user)"
     parser.add_argument("--identity_path", type=Path, metavar="FILE", help=which)
     parser.add_argument("--json", action="store_true", help="one JSON object per peer on stdout")
 
@@ -39,5 +39,9 @@ def tell(args: argparse.Namespace, what: signal.Signals) -> int:
             done = {"verb": args.verb, "identity": str(identity), "pid": pid}
             print(to_json(done) if args.json else f"{args.verb}: told the peer {identity} (process {pid})")
     if not told and not refused:
-        print(f"gwtf {args.verb}: no peer runs with {args.identity_path or folder / '*.key'}", file=sys.stderr)
+        where = f"with {args.identity_path}" if args.identity_path else f"that {folder} tells of"
+        print(
+            f"gwtf {args.verb}: no peer runs {where}",
+            file=sys.stderr,
+        )
     return 1 if refused or not told else 0

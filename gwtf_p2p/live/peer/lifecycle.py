@@ -29,7 +29,7 @@ from gwtf_p2p.live.libp2p.daemon import (
     start_daemon,
 )
 from gwtf_p2p.live.libp2p.daemon import until as until_stopped
-from gwtf_p2p.live.libp2p.identity import Identity, IdentityLock, default_identity_path, load_or_create_identity
+from gwtf_p2p.live.libp2p.identity import Identity, IdentityLock, default_identity_path, load_or_create_identity, state_dir
 from gwtf_p2p.live.libp2p.run_secret import RunSecret
 from gwtf_p2p.live.libp2p.running_peers import running
 from gwtf_p2p.live.measure.bandwidth import serve_speed
@@ -84,7 +84,8 @@ async def run_peer(
     if config.nice:
         os.nice(config.nice)
     pauses = take_part is None and config.role in ("data", "peer")
-    found = running(identity.path) if pauses else nullcontext()
+    folder = state_dir(os.environ) if by_hand is not None else None  # others would hear of a signal by dying of it
+    found = running(identity.path, folder) if pauses else nullcontext()
     with IdentityLock(identity), found, closing(own.permission):
         while True:
             try:

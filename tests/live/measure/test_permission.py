@@ -144,6 +144,15 @@ def test_nobody_is_told_by_a_number_that_a_dead_peer_left(tmp_path: Path) -> Non
         assert running_peers(None, tmp_path) == running_peers(path, tmp_path) == {path: os.getpid()}
 
 
+def test_a_peer_whose_identity_is_elsewhere_is_found_as_well(tmp_path: Path) -> None:
+    """As the profiles have it: `identity_path = "stage_peer.key"`, in whatever folder the peer was started."""
+    home, path = tmp_path / "home", tmp_path / "stage_peer.key"
+    create_identity(path)
+    with running(path, home):
+        assert running_peers(None, home) == running_peers(path, home) == {path: os.getpid()}
+    assert running_peers(None, home) == {} and not list(tmp_path.rglob("*.pid"))
+
+
 def test_a_peer_of_another_user_is_no_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
