@@ -17,7 +17,7 @@ from gwtf_p2p.cli.main import main, verb_module
 from tests.house.test_profiles import MADDR, MORE, PROFILES, home  # noqa: F401
 
 UNITS = sorted((PROFILES / "systemd").glob("*.service"))
-PROFILE_OF = {"peer": "public_stage_peer", "bootstrap": "bootstrap", "monitor": "monitor"}
+PROFILE_OF = {"peer": "public_stage_peer", "data": "data_peer", "bootstrap": "bootstrap", "monitor": "monitor"}
 
 
 def is_taken(words: list[str], monkeypatch: pytest.MonkeyPatch) -> bool:
