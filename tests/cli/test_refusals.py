@@ -73,6 +73,8 @@ REFUSED = [
     ([*DATA, "--upload_mbps", "-1"], "--upload_mbps"),
     ([*PEER, "--stage", "0"], "--stage: expected a whole number from 1"),
     ([*PEER, "--capacity", "0"], "--capacity"),
+    ([*PEER, "--capacity", "1000000000"], "--capacity: expected a whole number from 1 to"),
+    ([*DEMO, "--capacity", "1000000000"], "--capacity: expected a whole number from 1 to"),
     ([*PEER, "--threads", "-1"], "--threads"),
     ([*PEER, "--alert_after", "inf"], "--alert_after"),
     ([*PEER, "--max_kept_gb", "-1"], "--max_kept_gb"),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gwtf_p2p.protocol.ids import PEER_ID, PeerId
-from gwtf_p2p.protocol.limits import MOST_STAGES
+from gwtf_p2p.protocol.limits import MOST_MICROBATCHES, MOST_STAGES
 from gwtf_p2p.protocol.membership.permission import MINUTES_OF_A_DAY, quiet_range
 
 TORCH_DTYPES = ("float32", "bfloat16")
@@ -93,6 +93,7 @@ def public_name(text: str) -> str:
 
 port = whole(0, MOST_PORT)
 stage = whole(1, MOST_STAGES)
+capacity = whole(1, MOST_MICROBATCHES)
 seconds = number(0, MOST_S)
 
 

@@ -96,7 +96,7 @@ def add_parser(subparsers: Any) -> None:
         help="write every stage's checkpoints there, and resume from them",
     )
     add = parser.add_argument_group("limits").add_argument
-    add("--capacity", type=takes.whole(1), default=4, help="most microbatches that a stage peer holds at once (default 4)")
+    add("--capacity", type=takes.capacity, default=4, help="most microbatches that a stage peer holds at once (default 4)")
     add = parser.add_argument_group("diagnostics").add_argument
     add("--keep_logs", type=takes.folder, metavar="DIR", help="keep every peer's log and event log there")
     add("--json", action="store_true", help="one JSON object on stdout, progress on stderr")

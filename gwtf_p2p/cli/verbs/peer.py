@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
     add("--run_id", type=takes.run_id, help="the run to take part in")
     add("--stage", type=takes.stage, help="hold this stage, and stay there, instead of the one that needs a peer most")
     groups["limits"].add_argument(
-        "--capacity", type=takes.whole(1), default=4, help="most microbatches held at once (default 4)"
+        "--capacity", type=takes.capacity, default=4, help="most microbatches held at once (default 4)"
     )
     add_owner_flag(add)
     add_compute_flags(groups)
