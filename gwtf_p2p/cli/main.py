@@ -63,8 +63,13 @@ LOCAL = ("pause", "resume")
 """Verbs of 'cli/local'."""
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""How a system says that a disk, or a quota on it, is full."""
+SCARCE = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs",
+}
+"""How a system says that it has no more of something, and what can be done."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -136,9 +141,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in SCARCE:
             raise
-        print(f"gwtf {typed}: {error.filename or 'a file'}: {error.strerror}: free some space there", file=sys.stderr)
+        what = error.filename or "this machine"
+        print(f"gwtf {typed}: {what}: {error.strerror}: {SCARCE[error.errno]}", file=sys.stderr)
         return OutOfMemory.exit_code
     return code
 

@@ -106,8 +106,16 @@ def full_disk() -> None:
     raise OSError(errno.ENOSPC, "No space left on device", "/data/tokens")
 
 
-@pytest.mark.parametrize(("happens", "words"), [(full_disk, "/data/tokens: No space left"), (of_python, "too little memory")])
-def test_any_verb_that_runs_out_of_disk_or_memory_says_so(
+@pytest.mark.parametrize(
+    ("happens", "words"),
+    [
+        (full_disk, "/data/tokens: No space left"),
+        (of_python, "too little memory"),
+        (raises(OSError(errno.EMFILE, "Too many open files")), "this machine: Too many open files: raise the limit"),
+        (raises(OSError(errno.ENOMEM, "Cannot allocate memory")), "too little memory to go on"),
+    ],
+)
+def test_any_verb_that_runs_out_of_something_says_so(
     happens: Callable[[], None], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(verb_module("id"), "run", lambda args: happens())
