@@ -4,28 +4,31 @@ VENV ?= .venv
 RUN := $(VENV)/bin/
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-network test-others test-fast test-all explore coverage docs lint wheel floors clean
+.PHONY: demo test test-live test-lab test-others test-fast test-all explore coverage docs lint wheel floors clean
 
 demo: $(INSTALLED)
 	$(RUN)gwtf demo $(ARGS)
 
-# Two halves at once: most of the time of the tests of real peers is waiting. They tell what they have seen at the end.
-NETWORK := tests/lab tests/live tests/monitor
-OTHERS := tests $(addprefix --ignore=,$(NETWORK))
+# Three parts at once: most of the time of the tests of real peers is waiting. They tell what they have seen at the end.
+IN_LAB := tests/lab tests/monitor
+IN_LIVE := tests/live
+OTHERS := tests $(addprefix --ignore=,$(IN_LAB) $(IN_LIVE))
 
 test: $(INSTALLED)
 ifdef ARGS
 	$(MAKE) lint
 	$(RUN)python -m pytest $(ARGS)
 else
-	@$(MAKE) -j2 test-network test-others
+	@$(MAKE) -j3 test-live test-lab test-others
 endif
 
 # By make and not by `&` of a shell, which would let the tests' processes ignore Ctrl+C.
-test-network:
+test-live: PART := $(IN_LIVE)
+test-lab: PART := $(IN_LAB)
+test-live test-lab:
 	@mkdir -p build
-	@echo "tests of real peers run beside the others, into build/test-network.log"
-	@$(RUN)python -m pytest $(NETWORK) > build/test-network.log 2>&1; code=$$?; cat build/test-network.log; exit $$code
+	@echo "tests of real peers run beside the others, into build/$@.log"
+	@$(RUN)python -m pytest $(PART) > build/$@.log 2>&1; code=$$?; cat build/$@.log; exit $$code
 
 test-others: lint
 	$(RUN)python -m pytest $(OTHERS)
