@@ -43,6 +43,9 @@ PUBLISH_SOON_S = 0.2
 ROUTINE_S = 5.0
 NUMBERS_PER_S = 10
 
+NOBODY_KEEPS_IT = "no peer of the DHT keeps this peer's record"
+"""What a peer says then; `experiments.restarts` counts it."""
+
 
 async def read_view(dht: Records, run: RunRecord) -> NetworkView:
     """All records of this very model."""
@@ -96,7 +99,7 @@ class RecordKeeper:
             self._own = stage_record(machine, self._own_measurements(), self._sequence)
             self._changed.set()  # a router plans on this peer's own record too: it must not lag behind
             if not await self._dht.publish_stage(self._own):
-                logger.warning("no peer of the DHT keeps this peer's record; it is published again in a moment")
+                logger.warning("%s; it is published again in a moment", NOBODY_KEEPS_IT)
             view = machine.ctx.view
             keeps_alive = self._place.stage == DATA_STAGE or view is None or not view.data_peers
             if keeps_alive and clock() >= run_due_at:
