@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import errno
 import gc
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from gwtf_p2p.cli.flags.config_file import expand
-from gwtf_p2p.live.compute.memory_errors import OutOfMemory, memory_errors
-from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.cli.local.outcome import outcome
 from gwtf_p2p.version import VERSION
 
 VERBS = {
@@ -61,15 +58,6 @@ SHORT = {"runs": ("run", "list"), "ban": ("run", "ban"), "allow": ("run", "allow
 
 LOCAL = ("pause", "resume")
 """Verbs of 'cli/local'."""
-
-
-SCARCE = {
-    errno.ENOSPC: "free some space there",
-    errno.EDQUOT: "free some space there",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "close other programs",
-}
-"""How a system says that it has no more of something, and what can be done."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -115,37 +103,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments[at : at + 1] = SHORT[verb]
         verb = arguments[at]
     atexit.register(gc.freeze)  # the interpreter's last collection goes through all of torch, for seconds, to free nothing
-    try:
-        parser = build_parser(verb)
-        of_verb = _typed_parser(parser, verb, typed)
-        if verb is None and not arguments:
-            parser.print_help(sys.stderr)
-            return 2
-        if verb in VERBS:
-            arguments = expand(arguments, _verb_parser(parser, verb))
-        args, unknown = parser.parse_known_args(arguments)
-        if unknown:
-            of_verb.error(f"unrecognized arguments: {' '.join(unknown)}")
-        with memory_errors("go on"):
-            code: int = args.run(args)
-    except OutOfMemory as error:
-        print(f"gwtf {typed}: {error}", file=sys.stderr)
-        return error.exit_code
-    except InputError as error:
-        print(f"gwtf {typed}: {error}", file=sys.stderr)
+    return outcome(typed, lambda: _run(verb, typed, arguments))
+
+
+def _run(verb: str | None, typed: str | None, arguments: list[str]) -> int:
+    parser = build_parser(verb)
+    of_verb = _typed_parser(parser, verb, typed)
+    if verb is None and not arguments:
+        parser.print_help(sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader of our output is gone (`gwtf ... | head`); Python would complain once more while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if error.errno not in SCARCE:
-            raise
-        what = error.filename or "this machine"
-        print(f"gwtf {typed}: {what}: {error.strerror}: {SCARCE[error.errno]}", file=sys.stderr)
-        return OutOfMemory.exit_code
+    if verb in VERBS:
+        arguments = expand(arguments, _verb_parser(parser, verb))
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        of_verb.error(f"unrecognized arguments: {' '.join(unknown)}")
+    code: int = args.run(args)
     return code
 
 

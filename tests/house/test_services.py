@@ -25,6 +25,8 @@ def is_taken(words: list[str], monkeypatch: pytest.MonkeyPatch) -> bool:
     begun: list[Any] = []
     module = verb_module(words[0])
     monkeypatch.setattr(module, "run" if words[0] == "monitor" else "serve", lambda *args: begun.append(args) or 0)
+    if hasattr(module, "supervised"):
+        monkeypatch.setattr(module, "supervised", lambda life, said_by: life())
     return main(words) == 0 and len(begun) == 1
 
 

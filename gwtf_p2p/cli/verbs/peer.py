@@ -7,6 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.flags import takes
+from gwtf_p2p.cli.local.outcome import outcome
+from gwtf_p2p.cli.local.supervisor import supervised
 from gwtf_p2p.cli.shared.free_place import settle_identity
 from gwtf_p2p.cli.shared.limit_flags import BYTES_PER_S_OF_A_MBPS, check_compute_flags, checkpoint_options, memory_limit, wishes
 from gwtf_p2p.cli.shared.peer_flags import (
@@ -15,6 +17,7 @@ from gwtf_p2p.cli.shared.peer_flags import (
     add_compute_flags,
     add_network_flags,
     add_owner_flag,
+    check_initial_peers,
     p2p_options,
     serve,
 )
@@ -39,21 +42,36 @@ def add_parser(subparsers: Any) -> None:
     )
     add_owner_flag(add)
     add_compute_flags(groups)
+    again = "start it again when it has crashed, in a second or two: torch stays loaded (Linux)"
+    groups["limits"].add_argument("--supervise", action="store_true", help=again)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves until Ctrl+C."""
+    if not args.supervise:
+        return _serve(args)
+    _check(args)
+    return supervised(lambda: outcome("peer", lambda: _serve(args)), said_by="gwtf peer")
+
+
+def _serve(args: argparse.Namespace) -> int:
     bound_arenas()
     with telling(args) as tell:
         return serve(config_of(args, tell), args, tell)
 
 
-def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) -> PeerConfig:
-    """What the flags say. `tell` hears when they are known to be right and torch is about to be loaded. Raises InputError."""
+def _check(args: argparse.Namespace) -> None:
+    """What can be judged at once. Raises InputError."""
     if not args.run_id:
         raise InputError("--run_id", "", "expected the id of the run to take part in")
     check_compute_flags(args)
+    check_initial_peers(args)
+
+
+def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) -> PeerConfig:
+    """What the flags say. `tell` hears when they are known to be right and torch is about to be loaded. Raises InputError."""
+    _check(args)
     options = p2p_options(args, needs_peers=True)
     tell({"name": "step", "done": "flags"})
     from gwtf_p2p.live.peer.config import PeerConfig
