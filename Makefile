@@ -74,7 +74,7 @@ wheel:
 floors:
 	rm -rf build/floors-venv
 	$(PYTHON) -m venv build/floors-venv
-	$(PYTHON) experiments/floors.py --but torch > build/floors.txt
+	$(PYTHON) experiments/bench/floors.py --but torch > build/floors.txt
 	build/floors-venv/bin/python $(PIP_INSTALL) -c constraints.txt torch
 	build/floors-venv/bin/python $(PIP_INSTALL) -c build/floors.txt -e '.[dev]'
 	build/floors-venv/bin/python -m gwtf_p2p $(SMALL_DEMO) --dataset 'text:docs/*.md'

@@ -1,6 +1,6 @@
 """What certificates cost: the same simulated run with and without them, and signing and verifying on this machine.
 
-`python -m experiments.certificate_cost --json` prints one line per size of swarm: {"stages", "stage_peers", "iterations",
+`python -m experiments.bench.certificate_cost --json` prints one line per size of swarm: {"stages", "stage_peers", "iterations",
 "iteration_s": [without, with], "control_bytes": [without, with] per iteration, "share_of_all_bytes" (what certificates add, of
 all bytes that travel, tensors of `MICROBATCH_BYTES` included), "sign_s", "verify_s" of one signature here}. Times are virtual,
 so equal runs take equal times; bytes are those of the messages as they are packed.
