@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from gwtf_p2p.cli.flags.config_file import expand
-from gwtf_p2p.cli.local.outcome import outcome
+from gwtf_p2p.cli.process.outcome import outcome
 from gwtf_p2p.version import VERSION
 
 VERBS = {

@@ -14,7 +14,7 @@ import pytest
 DEADLINE_S = 30.0
 LIFE = """
 import os, signal, sys, time
-from gwtf_p2p.cli.local.supervisor import Supervisor
+from gwtf_p2p.cli.process.supervisor import Supervisor
 folder = sys.argv[1]
 def life():
     with open(folder + "/lives", "a") as file:

@@ -107,8 +107,9 @@ ROOMS: dict[str, dict[str, str]] = {
     "cli": {
         "flags": "",
         "shared": "flags",
-        "": "shared flags",
-        "verbs": "shared flags",
+        "process": "",
+        "": "shared flags process",
+        "verbs": "shared flags process",
         "local": "shared flags",
         "clients": "shared flags",
     },

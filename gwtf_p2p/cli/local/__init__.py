@@ -1,1 +1,1 @@
-"""What concerns this machine's own processes: `gwtf pause` and `resume`, how a verb ends, starting again after a crash."""
+"""Verbs that talk to peers of this machine, without a network: `gwtf pause` and `gwtf resume`."""

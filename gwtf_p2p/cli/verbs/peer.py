@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.flags import takes
-from gwtf_p2p.cli.local.outcome import outcome
-from gwtf_p2p.cli.local.supervisor import supervised
+from gwtf_p2p.cli.process.outcome import outcome
+from gwtf_p2p.cli.process.supervisor import supervised
 from gwtf_p2p.cli.shared.free_place import settle_identity
 from gwtf_p2p.cli.shared.limit_flags import BYTES_PER_S_OF_A_MBPS, check_compute_flags, checkpoint_options, memory_limit, wishes
 from gwtf_p2p.cli.shared.peer_flags import (
