@@ -6,7 +6,8 @@ run is complete, and loss and weights at the end are compared with those of the 
 "seed", "ended", "iterations_before", "iterations_during", "weights_as_clean", "sender_barred", ...}`: did a peer end or the run
 not get to its end; how many iterations had been committed before, and were under attack; equal weights; has any peer barred the
 outsider; iterations a minute from the attack on, and of the run in peace from the same step on; what was done, and both losses.
-Exit code 1 if any run ended or any weight differs. `--simulated` does the messages, a flood and 30 ghosts in the simulator.
+Exit code 1 if any run ended or any weight differs. `--simulated` does the messages, a flood, 1,000 ghosts and three data peers
+that break the rules of their role (`support/hostile_simulated`) in the simulator.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.support.hostile_simulated import flood, simulated
+from experiments.support.hostile_simulated import MEMBERS, flood, member_line, simulated
 from experiments.support.live_swarm import SmallRun, StoryFailed, Swarm, check_equal_weights
 from experiments.support.outsider import Outsider, Said, Script
 from experiments.support.outsider_acts import ACTS
@@ -237,9 +238,13 @@ def in_simulator(seeds: Sequence[int]) -> int:
     """Every attack that is messages or records, for every seed."""
     failed = 0
     for seed in seeds:
-        for attack, script in {**ATTACKS, "flood": flood, "ghosts": None}.items():
+        for attack, script in {**ATTACKS, "flood": flood, "ghosts": None, "silent_ghosts": None}.items():
             line = simulated(attack, script, seed)
             failed += bool(line["ended"]) or line["lost"] != 0 or line["double_counted"] != 0
+            print(json.dumps(line), flush=True)
+        for attack in MEMBERS:
+            line = member_line(attack, seed)
+            failed += bool(line["ended"])
             print(json.dumps(line), flush=True)
     return 1 if failed else 0
 

@@ -135,11 +135,12 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryBroken:
-    """The tensor of an accepted offer will never arrive."""
+    """The tensor of an accepted offer will never arrive. `refused`: it has, and is none, or none that is taken."""
 
     sender: PeerId
     message: TensorMessage
     reason: str
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.fuzz import fuzz_bytes
-from experiments.support.hostile_simulated import flood, simulated
+from experiments.support.hostile_simulated import Attacked, flood, simulated
 from experiments.support.strange_messages import OUTSIDERS, SENDERS, strange_run
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.simulation.world.faults import Fault
+from gwtf_p2p.simulation.world.small_swarm import SmallConfig, small_swarm
 
 
 @pytest.mark.parametrize("senders", SENDERS)
@@ -38,6 +41,22 @@ def test_a_flood_of_an_outsiders_questions_leaves_a_swarm_its_pace() -> None:
     line = simulated("flood", flood, seed=0)
     assert line["per_minute"] == line["per_minute_in_peace"] and line["sender_barred"]
     assert (line["ended"], line["lost"], line["double_counted"]) == (False, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["ghosts", "silent_ghosts"])
+def test_hundreds_of_records_of_nobody_leave_a_swarm_its_pace(kind: str) -> None:
+    line = simulated(kind, None, seed=0, ghosts=300)
+    assert (line["ended"], line["lost"], line["double_counted"]) == (False, 0, 0)
+    assert line["per_minute"] == line["per_minute_in_peace"]
+
+
+def test_a_coordinator_that_starts_again_amid_silent_ghosts_finds_its_swarm() -> None:
+    swarm = small_swarm(SmallConfig(stages=2, stage_peers=2, data_peers=2, microbatches=4))
+    Attacked(swarm, None, ghosts=200, silent=True).begin()
+    swarm.inject(Fault("restart", PeerId("data_0"), at_s=5.0, for_s=2.0))
+    tally = swarm.run(30)
+    assert (tally.lost, tally.double) == (0, 0)
+    assert swarm.world.peers[PeerId("data_0")].machine.participant.version >= 30
 
 
 def test_damaged_bytes_are_refused_by_every_decoder() -> None:

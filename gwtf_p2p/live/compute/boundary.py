@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from gwtf_p2p.live.compute.tensor_store import TensorStore
+from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.events import Slot
-from gwtf_p2p.protocol.ids import MicrobatchId
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.trust.magnitudes import Magnitudes
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.protocol.wire.run_parts import BoundaryTensor
 from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
@@ -43,15 +45,20 @@ class BoundaryTensors:
     codecs: BoundaryCodecs
     store: TensorStore
     device: torch.device
+    magnitudes: Magnitudes = field(default_factory=Magnitudes)
 
     def slot_bytes(self, slot: Slot) -> int:
         """What a transfer into this slot carries."""
         form = self.codecs.of_slot(slot).form
         return sum(tensor.encoded_bytes(form) for tensor in self.boundary)
 
-    def take_in(self, microbatch: MicrobatchId, slot: Slot, payload: memoryview) -> None:
-        """Bytes of another peer. Raises RemoteProtocolError, and keeps nothing, when they are no tensor."""
-        check_payload(payload, self.boundary, self.codecs.of_slot(slot))
+    def take_in(self, microbatch: MicrobatchId, slot: Slot, payload: memoryview, sender: PeerId | None = None) -> None:
+        """Bytes of another peer. Raises RemoteProtocolError, and keeps nothing, when they are no tensor, or one that is far
+        larger than what others send (`Magnitudes`)."""
+        size = check_payload(payload, self.boundary, self.codecs.of_slot(slot))
+        refusal = self.magnitudes.refusal(slot, sender, size) if sender is not None else ""
+        if refusal:
+            raise RemoteProtocolError(refusal)
         self.store.put(microbatch, slot, payload)
 
     def read(self, microbatch: MicrobatchId, slot: Slot) -> Payload:

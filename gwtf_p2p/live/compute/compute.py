@@ -25,7 +25,7 @@ from gwtf_p2p.live.compute.works import DataWorks, StageWorks, Works
 from gwtf_p2p.protocol.effects import Step
 from gwtf_p2p.protocol.errors import LocalProtocolError
 from gwtf_p2p.protocol.events import Slot, Work
-from gwtf_p2p.protocol.ids import MicrobatchId, Stage
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
@@ -98,9 +98,10 @@ class Compute:
         """What a transfer into this slot carries."""
         return self._tensors.slot_bytes(slot)
 
-    def put(self, microbatch: MicrobatchId, slot: Slot, payload: memoryview) -> None:
-        """A tensor has arrived. Raises RemoteProtocolError, and takes nothing, when the bytes are no tensor."""
-        self._tensors.take_in(microbatch, slot, payload)
+    def put(self, microbatch: MicrobatchId, slot: Slot, payload: memoryview, sender: PeerId | None = None) -> None:
+        """A tensor has arrived, from this sender. Raises RemoteProtocolError, and takes nothing, when the bytes are no tensor,
+        or one far too large."""
+        self._tensors.take_in(microbatch, slot, payload, sender)
 
     def payload(self, microbatch: MicrobatchId, slot: Slot) -> memoryview:
         """Wire bytes for a push. Raises KeyError when the slot is empty: our bug."""

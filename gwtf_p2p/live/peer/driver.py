@@ -169,14 +169,15 @@ class Driver:
         return _reply(answer.verdict, answer.detail) if answer else _reply(Verdict.BUSY, "not now")
 
     def on_delivery(self, sender: PeerId, header: Header, payload: memoryview) -> None:
-        """Bytes that are no tensor are as good as none: the sender is told REFUSED, and the microbatch is waited for again."""
+        """Bytes that are no tensor, or one far too large, are as good as none: the sender is told REFUSED, and the microbatch
+        goes another way."""
         message = _tensor_message(header)
         try:
-            self.parts.compute.put(message.microbatch, _slot_of(message), payload)
+            self.parts.compute.put(message.microbatch, _slot_of(message), payload, sender)
         except RemoteProtocolError as error:
             fields = {"sender": sender, "microbatch": str(message.microbatch), "reason": str(error)}
             self.parts.on_report(ef.Report("tensor_refused", fields), self.clock())
-            self.feed(ev.DeliveryBroken(sender, message, str(error)))
+            self.feed(ev.DeliveryBroken(sender, message, str(error), refused=True))
             raise
         self.feed(ev.Delivered(sender, message))
 

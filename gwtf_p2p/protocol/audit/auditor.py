@@ -81,8 +81,10 @@ class Auditor:
         job.is_here = True
 
     def next_work(self) -> MicrobatchId | None:
-        """What to compute, the oldest order first."""
-        if self.participant.share.stepping or self.participant.out_of_step:
+        """What to compute, the oldest order first: when nothing is on its way here, or the group averages. A device that has
+        begun with this would make a microbatch wait for it."""
+        participant = self.participant
+        if participant.share.stepping or participant.out_of_step or (self.ctx.occupancy and participant.preparing is None):
             return None
         return next((m for m, job in self._jobs.items() if job.is_here and job.finding is None), None)
 

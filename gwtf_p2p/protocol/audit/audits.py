@@ -35,9 +35,9 @@ class Audits:
         self.auditor = Auditor(context, participant)
         self.orders: Orders | None = None
 
-    def order(self, on_settled: Callable[[], None], on_passed: Callable[[Stage, PeerId], None]) -> Orders:
+    def order(self, on_passed: Callable[[Stage, PeerId], None]) -> Orders:
         """A data peer's, from now on."""
-        self.orders = Orders(self.ctx, self.convictions, self._leave_out, on_settled, on_passed)
+        self.orders = Orders(self.ctx, self.convictions, self._leave_out, on_passed)
         return self.orders
 
     def _leave_out(self, peer: PeerId, reason: str) -> None:

@@ -1,5 +1,5 @@
 """A data peer's audits: its microbatches' hops are drawn, testified to, done again, and decided on, before the iteration is
-closed.
+committed. Averaging need not wait for them: the data peer says that it has averaged when no case is open.
 
 One case for each hop that is drawn. The worker is asked what it had and made; then a peer of the stage is ordered to do it
 again. Does it agree, the case is closed. Does it not, a second peer decides, if there is one; the two findings then say who is
@@ -60,18 +60,17 @@ class Case:
 
 
 class Orders:
-    """Of one data peer. `on_settled`: no case is open any more; `on_passed`: what a peer had done of a stage is right."""
+    """Of one data peer. `on_passed`: what a peer had done of a stage is right."""
 
     def __init__(
         self,
         context: Context,
         convictions: Convictions,
         on_silent: Callable[[PeerId, str], None],
-        on_settled: Callable[[], None],
         on_passed: Callable[[Stage, PeerId], None],
     ) -> None:
         self.ctx, self.convictions = context, convictions
-        self.on_silent, self.on_settled, self.on_passed = on_silent, on_settled, on_passed
+        self.on_silent, self.on_passed = on_silent, on_passed
         self._drawing: dict[str, tuple[MicrobatchId, tuple[PeerId, ...]]] = {}
         self._cases: dict[tuple[MicrobatchId, int], Case] = {}
         self._disputes: dict[PeerId, set[PeerId]] = {}
@@ -79,7 +78,7 @@ class Orders:
 
     @property
     def are_settled(self) -> bool:
-        """The iteration may be closed."""
+        """No case is open: this data peer has nothing against the commit of what its group has averaged."""
         return not self._drawing and not self._cases
 
     def forget(self) -> None:
@@ -112,11 +111,19 @@ class Orders:
                 before, worker, after = path[k - 1 : k + 2]
                 hop = Hop(microbatch, Stage(k), worker, before, after, ctx.epoch)
                 case = self._cases[microbatch, k] = Case(hop, signature, since=ctx.now)
-                if self._others(case):
+                gone = self._gone(hop)
+                if gone is not None:
+                    self._close(case, "audit_failed", reason=f"{gone} is lost")  # or left out since it has done this
+                elif self._others(case):
                     self._ask_worker(case)
                 else:
                     self._close(case, "audit_failed", reason="nobody else holds the stage")
-        self._tell_if_settled()
+
+    def _gone(self, hop: Hop) -> PeerId | None:
+        """Whose word about this hop will not come, or would not be heard."""
+        ctx = self.ctx
+        peers = (hop.worker, hop.before, hop.after)
+        return next((p for p in peers if ctx.liveness.is_lost(p) or ctx.bars.is_barred(p, ctx.now)), None)
 
     def _others(self, case: Case) -> list[PeerId]:
         """Who can be asked, in the drawn order."""
@@ -235,7 +242,10 @@ class Orders:
                 case.auditor = None
             self._ask_auditor(case)
             return
-        ctx, worker = self.ctx, case.hop.worker
+        ctx, worker, gone = self.ctx, case.hop.worker, self._gone(case.hop)
+        if gone is not None:
+            self._close(case, "audit_failed", reason=f"{gone} is lost")
+            return
         # One that has said nothing at all may be frozen, or cut off: then it will be lost, and that is nothing to blame it for.
         case.tries += ctx.liveness.silent_s(worker, ctx.now) < ctx.now - case.asked_at
         if case.tries < MOST_TRIES:
@@ -269,11 +279,6 @@ class Orders:
         ctx.cancel_timer(Timer.AUDIT, case.name)
         self._cases.pop((hop.microbatch, hop.stage), None)
         ctx.report(report, **_named(case), seconds=ctx.now - case.since, **fields)
-        self._tell_if_settled()
-
-    def _tell_if_settled(self) -> None:
-        if self.are_settled:
-            self.on_settled()
 
 
 def _named(case: Case) -> dict[str, object]:

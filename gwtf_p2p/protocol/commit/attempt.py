@@ -20,16 +20,48 @@ NORM_TOLERANCE = 1e-5
 
 class Reports:
     """Of one coordinator: what the data peers have reported of the iteration at hand, their ledgers, and what of these turns
-    out not to be there."""
+    out not to be there. `redoing` have something of theirs done again."""
 
     def __init__(self, context: Context) -> None:
         self.ctx = context
         self.finished: dict[PeerId, Finished] = {}
+        self.redoing: set[PeerId] = set()
+        self._began_at = self._last_at = 0.0
+
+    def begin(self) -> None:
+        """This data peer begins the iteration."""
+        self._began_at = self._last_at = self.ctx.now
+
+    def clear(self) -> None:
+        """The iteration is over."""
+        self.finished.clear()
+        self.redoing.clear()
+
+    def note(self, sender: PeerId, message: Finished) -> None:
+        """A data peer is through with its microbatches."""
+        self.redoing.discard(sender)
+        if sender not in self.finished:  # else it says so again
+            self._last_at = self.ctx.now
+        self.finished[sender] = message
+
+    @property
+    def took_s(self) -> float:
+        """From the beginning of the iteration until the last one of those that are through was."""
+        return self._last_at - self._began_at
+
+    @property
+    def since_s(self) -> float:
+        """Since then."""
+        return self.ctx.now - self._last_at
 
     def credited(self, data_peers: Iterable[PeerId]) -> frozenset[PeerId]:
         """Whoever did something that these have reported."""
         ledgers = [self.finished[peer].ledger for peer in data_peers if peer in self.finished]
         return frozenset(peer for ledger in ledgers for credit in ledger for peer in credit.peers if peer)
+
+    def is_beyond(self, patience_s: float, peer: PeerId) -> bool:
+        """This data peer is so late, and nothing of its work is being done again."""
+        return bool(self.finished) and peer not in self.redoing and self.since_s >= patience_s
 
     def void(self, peer: PeerId, microbatches: frozenset[MicrobatchId] | None) -> None:
         """A peer does not have (some of) what is credited to it: its data peers must have it redone and report again."""
@@ -42,6 +74,7 @@ class Reports:
                         void.setdefault(Stage(k), []).append(microbatch)
             if void:
                 del self.finished[data_peer]
+                self.redoing.add(data_peer)
             for stage, missing in void.items():
                 self.ctx.emit(Send(data_peer, Missing(peer, stage, tuple(missing))))
 

@@ -73,7 +73,7 @@ class Coordinator:
     def data_peer_finished(self, sender: PeerId, message: Finished) -> None:
         position = (message.epoch, message.iteration)
         if position == self.participant.position:
-            self.finished[sender] = message
+            self.reports.note(sender, message)
             for peer in sorted({peer for credit in message.ledger for peer in credit.peers if peer}):
                 if self.ctx.liveness.is_lost(peer):
                     self.reports.void(peer, None)
@@ -163,10 +163,16 @@ class Coordinator:
     def _data_peers_are_late(self) -> None:
         if not self._is_free:
             return
+        reports, version = self.reports, self.participant.version
         for peer in self.roster.data_peers():
-            if peer not in self.finished:
-                self.ctx.suspect(peer, "it has not finished")
-                self.ctx.emit(Send(peer, Inquire(self.participant.version)))
+            if peer in self.finished:
+                continue
+            if peer != self.ctx.me and reports.is_beyond(self.roster.patience_s(peer, reports.took_s), peer):
+                seconds = self.roster.pass_over(peer)
+                self.ctx.report("data_peer_passed_over", peer=peer, iteration=version, waited_s=reports.since_s, for_s=seconds)
+                continue
+            self.ctx.suspect(peer, "it has not finished")
+            self.ctx.emit(Send(peer, Inquire(version)))
         if self.inquiring.unsure:
             self.inquiring.ask()  # an attempt of a coordinator that is lost may keep somebody from finishing
         self.try_to_prepare()
@@ -297,7 +303,7 @@ class Coordinator:
         for what in COORDINATOR_TIMERS:
             self.ctx.cancel_timer(what, "")
         self.under_way.end()
-        self.finished.clear()
+        self.reports.clear()
         if not self.roster.coordinates:
             self.admission.waiting.clear()
         self.inquiring.reset(unsure=True)

@@ -29,7 +29,9 @@ Correction = tuple[Work, MicrobatchId]
 
 class OwnShare:
     """What one peer has counted, and the attempt that it takes part in with it. `preparing` is that attempt, `prepared` says
-    that its average is here, `stepping` that it is committed and being applied."""
+    that its average is here, `stepping` that it is committed and being applied. Until it has `said` so it does not
+    stand by it, and it does not say so while there is a reason to hold it back
+    (`Context.holds_back`)."""
 
     def __init__(self, context: Context) -> None:
         self.ctx = context
@@ -41,6 +43,7 @@ class OwnShare:
         self.stepping = False
         self.applied_norm = 0.0
         self._digest, self._squared_norm, self._state = "", 0.0, ""
+        self.said = False
 
     @property
     def gradient_is_fixed(self) -> bool:
@@ -78,6 +81,7 @@ class OwnShare:
         self.counted.clear()
         self.spoilt.clear()
         self.preparing, self.averaging, self.prepared, self.stepping = None, False, False, False
+        self.said = False
 
     # ---- making the gradient equal the share, and averaging it
 
@@ -100,6 +104,8 @@ class OwnShare:
 
     def average_when_right(self, gradient_is_busy: bool) -> None:
         """`gradient_is_busy`: a computation under way will change the gradient."""
+        if self.prepared and not self.said and not self.stepping and not self.ctx.holds_back():
+            self.say_prepared()
         if self.preparing is None or self.averaging or self.prepared or self.stepping or gradient_is_busy:
             return
         if self.preparing.skipped_for:
@@ -146,7 +152,9 @@ class OwnShare:
 
     def say_prepared(self) -> None:
         """To the coordinator of the attempt, which may not have heard it."""
-        preparing = self.preparing
+        preparing, self.said = self.preparing, self.said or not self.ctx.holds_back()
+        if not self.said:
+            return
         assert preparing is not None
         average = (self._digest, self._squared_norm)
         terms = preparing.terms if self.ctx.verify is not None else ""
@@ -169,4 +177,4 @@ class OwnShare:
         self.ctx.cancel_timer(Timer.AVERAGING, "")
         if self.averaging or self.prepared:
             self.ctx.emit(CancelAverage(self.preparing.iteration, self.preparing.attempt))
-        self.preparing, self.averaging, self.prepared = None, False, False
+        self.preparing, self.averaging, self.prepared, self.said = None, False, False, False

@@ -87,14 +87,14 @@ class Participant:
     def standing(self) -> Standing:
         """Where this peer stands, to be told to others."""
         role, progress, share = self.role, self.progress, self.share
-        digest, squared_norm, state = share.average
+        digest, squared_norm, state = share.average if share.said else ("", 0.0, "")
         return Standing(
             stage=self.ctx.stage,
             version=progress.weights if progress.behind else progress.version,
             committed=progress.committed,
             promised=self.promise.promised,
             prepare=share.preparing.without_receipts if share.preparing is not None else None,
-            prepared=share.prepared,
+            prepared=share.said,
             digest=digest,
             joining=role.joining or progress.behind,
             syncing=progress.out_of_step,

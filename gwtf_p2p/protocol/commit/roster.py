@@ -4,6 +4,9 @@ The *roster* are all peers known to be at this iteration, which need its step ev
 of the data peers that began the iteration leads it; *guests* are data peers that came later and do not lead. A peer that is
 *gone* was there, has started again or left, and does not count until it is admitted anew. One that is *idle* says itself that
 it does not take part: after a cold start, when records are all that is known of who began the iteration, it does not lead.
+
+One that has not finished long after all the others have, though it answers, is *passed over*: the iteration is closed without
+its microbatches, it is not waited for again for a while, longer each time, and it is given half the patience after that.
 """
 
 from __future__ import annotations
@@ -14,6 +17,17 @@ from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.wire.messages import Standing
+
+PATIENCE_S, PATIENCE_TIMES = 60.0, 10.0
+"""How long the others wait for a data peer, from when the last of them has finished: the longer of this, and so many times as
+long as that one took."""
+
+LEAST_PATIENCE_S, LEAST_PATIENCE_TIMES = 2.0, 1.0
+PASSED_FOR_S, MOST_PASSED_FOR_S = 30.0, 3600.0
+"""How long one that was passed over is not waited for, at first and at most: four times as long each time."""
+
+FORGOTTEN_AFTER_S = 3600.0
+MOST_PASSED = 256
 
 
 class Roster:
@@ -26,12 +40,39 @@ class Roster:
         self.guests: set[PeerId] = set()
         self.gone: set[PeerId] = set()
         self.idle: set[PeerId] = set()
+        self._passed: dict[PeerId, tuple[int, float]] = {}
+
+    # ---- who is not waited for
+
+    def patience_s(self, peer: PeerId, took_s: float) -> float:
+        """For a data peer that has not finished, where the last of the others took this long."""
+        longest, least = max(PATIENCE_S, PATIENCE_TIMES * took_s), max(LEAST_PATIENCE_S, LEAST_PATIENCE_TIMES * took_s)
+        return float(max(longest / 2 ** self._times_passed(peer), least))
+
+    def pass_over(self, peer: PeerId) -> float:
+        """Go on without it, for the seconds that are returned."""
+        times = self._times_passed(peer)
+        seconds = float(min(PASSED_FOR_S * 4**times, MOST_PASSED_FOR_S))
+        self._passed.pop(peer, None)
+        while len(self._passed) >= MOST_PASSED:
+            del self._passed[next(iter(self._passed))]
+        self._passed[peer] = (min(times + 1, 16), self.ctx.now + seconds)
+        return seconds
+
+    def _times_passed(self, peer: PeerId) -> int:
+        """One is forgotten in each hour after it."""
+        times, until = self._passed.get(peer, (0, 0.0))
+        return max(0, times - int(max(0.0, self.ctx.now - until) / FORGOTTEN_AFTER_S))
+
+    def _is_passed(self, peer: PeerId) -> bool:
+        return peer in self._passed and self.ctx.now < self._passed[peer][1]
 
     # ---- who leads
 
     def data_peers(self) -> tuple[PeerId, ...]:
         """Those that take part in this iteration and are not lost. Before the first commit: all that are online."""
-        return tuple(sorted(self._live(set(self.voters()) | self.guests | {self.ctx.me})))
+        found = self._live(set(self.voters()) | self.guests | {self.ctx.me})
+        return tuple(sorted(peer for peer in found if not self._is_passed(peer)))
 
     def coordinator(self) -> PeerId | None:
         """Who came during this iteration does not lead it, as not everybody knows of it; nor does one that began it and has

@@ -43,7 +43,7 @@ class Context:
     `memory_limit_bytes` above 0 a stage peer is BUSY when what it has accepted would need more by the end of the iteration.
     `verify`: how signatures are looked at; None: nobody signs (`commit/certifying`). `audit` is by what others' work is done
     again, `signed_by` tells whether a text is a peer's, in this run: (peer, text, signature). `microbatches` are those of each
-    data peer in an iteration; 0: any number.
+    data peer in an iteration; 0: any number. `holds_back`: this peer has something against a commit, for now.
     """
 
     me: PeerId
@@ -69,6 +69,7 @@ class Context:
     pushes: dict[int, tuple[MicrobatchId, bool]] = field(default_factory=dict)
     bars: BarBook = field(default_factory=BarBook)
     verify: Verify | None = None
+    holds_back: Callable[[], bool] = lambda: False
     _token: int = 0
     _armed: set[TimerName] = field(default_factory=set)
 

@@ -29,6 +29,7 @@ from gwtf_p2p.protocol.peer.router_port import Negotiating
 from gwtf_p2p.protocol.peer.transfers import Transfers
 from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
 from gwtf_p2p.protocol.trust.gate import Gate
+from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.records import PeerState
@@ -101,6 +102,7 @@ class PeerMachine(Concerned, Worker, ABC):
         ctx.now, ctx.out = now, ctx.out if self._is_handling else []
         self._is_handling = True
         heard = self.gate.heard(event)
+        _see(self, self.gate.news())
         if heard is not None:
             self._hear(heard)
         self._settle()
@@ -128,16 +130,7 @@ class PeerMachine(Concerned, Worker, ABC):
                 if ctx.timer_fired(name):
                     self._timer_fired(name)
             case ev.ViewChanged() | ev.Ordered():
-                view = self.gate.looked(event)
-                if view is None:
-                    return
-                ctx.view = view
-                self.audits.view_changed()
-                ctx.liveness.observe_view(view, ctx.out)
-                ctx.router.observe_view(view, ctx.now)
-                self.membership.view_changed()
-                self.routes_may_be_open()
-                self.transfers.rebinding.look()
+                _see(self, self.gate.looked(event))
             case ev.CheckAnswered() | ev.CheckFailed() | ev.WatchBroken() | ev.SendFailed():
                 self.neighbours.handle(event)
             case _:
@@ -325,3 +318,17 @@ class PeerMachine(Concerned, Worker, ABC):
     def _nothing_left(self) -> bool:
         """A draining peer may leave: its work is finished and committed, and no group waits for it."""
         return not self.ctx.occupancy and not self.participant.share.counted and self.participant.preparing is None
+
+
+def _see(machine: PeerMachine, view: NetworkView | None) -> None:
+    """What is known of the others has changed, if it has."""
+    ctx = machine.ctx
+    if view is None:
+        return
+    ctx.view = view
+    machine.audits.view_changed()
+    ctx.liveness.observe_view(view, ctx.out)
+    ctx.router.observe_view(view, ctx.now)
+    machine.membership.view_changed()
+    machine.routes_may_be_open()
+    machine.transfers.rebinding.look()

@@ -10,7 +10,7 @@ from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.lifecycle import Phase
-from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.finish_iteration import Finishing
 from gwtf_p2p.protocol.peer.injecting import Injecting
 from gwtf_p2p.protocol.peer.transfers import Transfers
@@ -85,6 +85,16 @@ class DataArrivals:
             self.finishing.back(held)
             self.injecting.inject()
 
+    def unheard(self, sender: PeerId, message: TensorMessage) -> None:
+        """One that this peer does not listen to offers a tensor: whoever has handed it the microbatch may not know that."""
+        held = self.ctx.held.get(message.microbatch)
+        if held is None:
+            return
+        if isinstance(message, Backward):
+            self.transfers.repairs.refuse(held, sender, "it is not listened to here")
+        elif held.phase is Phase.TRAVELLING:
+            self.finishing.elsewhere(held, Stage(self.ctx.stages), sender)
+
     def broken(self, event: ev.DeliveryBroken) -> None:
         ctx, message = self.ctx, event.message
         held = ctx.held.get(message.microbatch)
@@ -93,6 +103,11 @@ class DataArrivals:
         if isinstance(message, Forward):
             if held.phase is Phase.RECEIVING_RESULT and message.attempt == held.result_attempt:
                 ctx.move(held, Phase.TRAVELLING)
+                if event.refused:
+                    self.finishing.elsewhere(held, Stage(ctx.stages), event.sender)
         elif held.phase is Phase.RECEIVING_GRADIENT and event.sender == held.gradient_from:
             ctx.move(held, Phase.RETURNING)
-            ctx.suspect(event.sender, f"gradient broke off: {event.reason}")
+            if event.refused:
+                self.transfers.repairs.refuse(held, event.sender, event.reason)
+            else:
+                ctx.suspect(event.sender, f"gradient broke off: {event.reason}")

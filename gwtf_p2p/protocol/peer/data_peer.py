@@ -61,13 +61,13 @@ class DataPeer(PeerMachine):
         self.begun = False
         self._empty: set[Stage] = set()
         self.injecting = injecting = Injecting(context, self.participant)
-        orders = self.audits.order(
-            lambda: self.finishing.report(), lambda stage, peer: self.finishing.receipting.audit_passed(stage, peer)
-        )
+        orders = self.audits.order(lambda stage, peer: self.finishing.receipting.audit_passed(stage, peer))
+        context.holds_back = lambda: not orders.are_settled
         self.finishing = Finishing(
             self.membership, self.coordinator, self.repairs, orders, lambda: self.begun and not injecting.pending
         )
-        self.arrivals = DataArrivals(context, self.transfers, self.finishing, self.injecting)
+        self.arrivals = arrivals = DataArrivals(context, self.transfers, self.finishing, self.injecting)
+        self.gate.on_unheard = arrivals.unheard
 
     # ---- injecting
 
@@ -108,6 +108,7 @@ class DataPeer(PeerMachine):
         self.participant.role.take_part(True)
         self.ctx.report("iteration_begins", iteration=version)
         self.injecting.fill(self.config.microbatches)
+        self.coordinator.reports.begin()
         self.finishing.clear()
         for peer in self.coordinator.roster.data_peers():
             self.ctx.liveness.watch(peer, self.ctx.out)

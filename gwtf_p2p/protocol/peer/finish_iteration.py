@@ -7,12 +7,12 @@ it (`ledger`, `repair`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from gwtf_p2p.protocol.audit.orders import Orders
 from gwtf_p2p.protocol.commit.coordinator import FINISH_PRIOR_S, Coordinator
-from gwtf_p2p.protocol.core.lifecycle import Held
+from gwtf_p2p.protocol.core.lifecycle import Held, Phase
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
@@ -22,6 +22,9 @@ from gwtf_p2p.protocol.transfer.receipts import Receipting
 from gwtf_p2p.protocol.transfer.repair import Repairs
 from gwtf_p2p.protocol.wire.messages import Done, Finished, Missing, Redo
 from gwtf_p2p.protocol.wire.records import PeerState
+
+MOST_ASKED = 32
+"""Peers of a stage that are told of a microbatch which one of them, not known here, has handed on."""
 
 REDO_RETRY_S = 1.0
 MOST_REDO_DOUBLINGS = 6
@@ -79,14 +82,34 @@ class Finishing:
             self.report()
 
     def missing(self, sender: PeerId, message: Missing) -> None:
-        """A peer lacks what the ledger credits it with; if somebody else says so, it is asked itself."""
+        """A peer lacks what the ledger credits it with; if somebody else says so, it is asked itself. Of a microbatch that is
+        still on its way: the next peer does not take what this one hands on."""
         current = [m for m in message.microbatches if self._is_current(m)]
         self.orders.missing(sender, current)
-        if sender != message.peer and sender not in self.coordinator.roster.data_peers():
-            for microbatch in current:
-                if self.ledger.credits_with(microbatch.index, message.stage, message.peer):
-                    self.ctx.emit(Send(message.peer, Redo(microbatch, message.stage, message.peer)))
-        elif self.ledger.void(message.peer, message.stage, [m.index for m in current]):
+        if sender == message.peer or sender in self.coordinator.roster.data_peers():
+            self._void(message, current)
+            return
+        for microbatch in current:
+            held = self.ctx.held.get(microbatch)
+            if self.ledger.credits_with(microbatch.index, message.stage, message.peer):
+                self.ctx.emit(Send(message.peer, Redo(microbatch, message.stage, message.peer)))
+            elif held is not None and held.phase is Phase.TRAVELLING:
+                self.elsewhere(held, message.stage, message.peer)
+
+    def elsewhere(self, held: Held, stage: Stage, peer: PeerId) -> None:
+        """The next peer does not take what this one hands on: whoever has handed it there hands it to another one."""
+        ctx = self.ctx
+        if stage == 1:
+            self.repairs.refuse(held, peer, "what it hands on is not taken")
+            return
+        redo = Redo(held.id, stage, peer, (), held.attempt[0])
+        before = ctx.view.peers_of_stage(Stage(stage - 1)) if ctx.view is not None else ()
+        for other in [other for other in before if not ctx.liveness.is_lost(other)][:MOST_ASKED]:
+            ctx.emit(Send(other, redo))
+
+    def _void(self, message: Missing, current: Sequence[MicrobatchId]) -> None:
+        """A peer has nothing of what it is credited with."""
+        if self.ledger.void(message.peer, message.stage, [m.index for m in current]):
             self.reported_to = None
             indices = {m.index for m in current}
             self._asked_for = {g for g in self._asked_for if g.stage != message.stage or g.index not in indices}
@@ -149,8 +172,6 @@ class Finishing:
         ctx = self.ctx
         if not self.all_injected() or ctx.occupancy or self.ledger.has_gaps or self.participant.out_of_step:
             return
-        if not self.orders.are_settled:
-            return  # what is done again needs the weights of this iteration
         coordinator = self.coordinator.roster.coordinator()
         if coordinator is None:
             return

@@ -14,7 +14,7 @@ from gwtf_p2p.protocol.membership.membership import Membership
 from gwtf_p2p.protocol.peer.room import Room
 from gwtf_p2p.protocol.peer.transfers import Transfers
 from gwtf_p2p.protocol.trust.message_quotas import most_held
-from gwtf_p2p.protocol.wire.messages import SUPERSEDED, Backward, Forward, Superseded, TensorMessage, Verdict
+from gwtf_p2p.protocol.wire.messages import SUPERSEDED, Backward, Forward, Missing, Superseded, TensorMessage, Verdict
 from gwtf_p2p.protocol.wire.records import PeerState
 
 
@@ -103,6 +103,22 @@ class StageArrivals:
             self.transfers.send_activation.returned(held, sender)
             ctx.move(held, Phase.QUEUED_BACKWARD)
 
+    def unheard(self, sender: PeerId, message: TensorMessage) -> None:
+        """One that this peer does not listen to offers a tensor: whoever has handed it the microbatch may not know that."""
+        held = self.ctx.held.get(message.microbatch)
+        if isinstance(message, Backward):
+            if held is not None:
+                self.transfers.repairs.refuse(held, sender, "it is not listened to here")
+        elif message.stage == self.ctx.stage and held is None:
+            self._not_taken(sender, message)
+
+    def _not_taken(self, sender: PeerId, message: Forward) -> None:
+        """The data peer has it handed to another peer than the sender. A data peer that sends it itself knows."""
+        ctx, view = self.ctx, self.ctx.view
+        record = view.records.get(sender) if view is not None else None
+        if record is not None and ctx.stage > 1 and record.stage == ctx.stage - 1:
+            ctx.emit(ef.Send(message.microbatch.data_peer, Missing(sender, record.stage, (message.microbatch,))))
+
     def broken(self, event: ev.DeliveryBroken) -> None:
         ctx, message = self.ctx, event.message
         held = ctx.held.get(message.microbatch)
@@ -111,6 +127,11 @@ class StageArrivals:
         if isinstance(message, Forward):
             if held.phase is Phase.RECEIVING and message.attempt == held.attempt:
                 ctx.discard(held)
+                if event.refused:
+                    self._not_taken(event.sender, message)
         elif held.phase is Phase.RECEIVING_GRADIENT and event.sender == held.gradient_from:
             ctx.move(held, Phase.FORWARDED)
-            ctx.suspect(event.sender, f"gradient broke off: {event.reason}")
+            if event.refused:
+                self.transfers.repairs.refuse(held, event.sender, event.reason)
+            else:
+                ctx.suspect(event.sender, f"gradient broke off: {event.reason}")

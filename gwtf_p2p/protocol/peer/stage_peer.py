@@ -50,7 +50,8 @@ class StagePeer(PeerMachine):
         super().__init__(context, context.stage)
         self.capacity, self.queues, self.recomputes = config.capacity, config.queues, config.recomputes
         self.room = Room(context, self.participant, config.capacity, config.queues)
-        self.arrivals = StageArrivals(self.membership, self.transfers, self.room)
+        self.arrivals = arrivals = StageArrivals(self.membership, self.transfers, self.room)
+        self.gate.on_unheard = arrivals.unheard
         self.mover = Mover(context.me) if config.moves else None
         self.moves_to = config.fits if config.moves else (context.stage,)
         self._looks = self._hurries = False

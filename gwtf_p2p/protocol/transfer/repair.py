@@ -84,6 +84,11 @@ class Repairs:
         for data_peer, microbatches in sorted(forgotten.items()):
             ctx.emit(Send(data_peer, Missing(peer, self.send_activation.target, tuple(microbatches))))
 
+    def refuse(self, held: Held, peer: PeerId, reason: str) -> None:
+        """What this peer sends of it is not taken: another one does it, if this one has it from here. It is not lost."""
+        if held.successor == peer and held.sending in WAITING and not self.send_activation.is_last:
+            self._repair(held, peer, reason)
+
     # ---- what the data peer asks for
 
     def asked_to_redo(self, message: Redo) -> None:
@@ -113,6 +118,8 @@ class Repairs:
             if has_it not in (None, message.lost) and has_it not in self.ctx.liveness.lost:
                 return has_it
             self._repair(held, has_it or message.lost, "redo", message.ahead)
+        elif held.phase is not Phase.DONE and message.lost:
+            self.refuse(held, message.lost, "what it hands on is not taken")
         return None
 
     def walk_again(self, held: Held) -> None:

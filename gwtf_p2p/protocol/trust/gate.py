@@ -13,9 +13,10 @@ from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
 from gwtf_p2p.protocol.trust.authorisation import Authorisation, Refusal
 from gwtf_p2p.protocol.trust.entry import Entry
 from gwtf_p2p.protocol.trust.message_quotas import MessageQuotas
+from gwtf_p2p.protocol.trust.probation import Probation
 from gwtf_p2p.protocol.trust.refusals import Refusals
 from gwtf_p2p.protocol.view.network_view import NetworkView
-from gwtf_p2p.protocol.wire.messages import Check, Message, Verdict
+from gwtf_p2p.protocol.wire.messages import Check, Message, TensorMessage, Verdict
 from gwtf_p2p.protocol.wire.signed import Order
 
 BARRED = Refusal("barred", breach=False, is_final=True)
@@ -23,14 +24,15 @@ BARRED = Refusal("barred", breach=False, is_final=True)
 
 class Gate:
     """Of one peer. `on_barred` hears of a peer that is not listened to any more; `led` are the participants of the attempt that
-    this peer leads."""
+    this peer leads; `on_unheard` hears of a tensor that is offered by one that is not listened to."""
 
     def __init__(self, context: Context, known: Acquaintances, on_barred: Callable[[PeerId, str], None]) -> None:
         self.ctx, self.known, self.on_barred = context, known, on_barred
         self.authorisation = Authorisation(context, known)
         self.quotas, self.refusals = MessageQuotas(), Refusals()
         self.led: Callable[[], Mapping[PeerId, Stage]] = dict
-        self.entry = Entry()
+        self.on_unheard: Callable[[PeerId, TensorMessage], None] = lambda sender, message: None
+        self.entry, self.probation = Entry(), Probation(context)
         self.view: NetworkView | None = None
 
     def know(self, known: Acquaintances) -> None:
@@ -45,6 +47,8 @@ class Gate:
                 if refusal is not None:
                     verdict = Verdict.REFUSED if refusal.breach or refusal.is_final else Verdict.BUSY
                     self.ctx.emit(ef.Answer(verdict, refusal.reason))
+                    if refusal.is_final:
+                        self.on_unheard(sender, message)
                     return None
             case ev.Received(sender, message):
                 if self._refusal(sender, message) is not None:
@@ -56,7 +60,12 @@ class Gate:
                 self._strike(sender, reason, stranger=False)
                 return None
             case ev.CheckAnswered(peer) if not self.admits(peer):
+                self.probation.failed(peer)
                 return ev.CheckFailed(peer, "it is barred", silent=False)
+            case ev.CheckAnswered(peer):
+                self.probation.answered(peer)
+            case ev.CheckFailed(peer):
+                self.probation.failed(peer)
             case _:
                 pass
         return event
@@ -103,14 +112,18 @@ class Gate:
             return self._saw(event.view)
         return self._saw(self.view) if self._ordered(event.orders) and self.view is not None else None
 
-    def _saw(self, view: NetworkView) -> NetworkView:
+    def news(self) -> NetworkView | None:
+        """What of the records counts now, if somebody has shown since that it is there; else None."""
+        return self.probation.news()
+
+    def _saw(self, view: NetworkView) -> NetworkView | None:
         """There are new records: those of peers that may take part. Who was barred as a stranger may have been somebody."""
         ctx, self.view = self.ctx, view
         seen = self.entry.visible(view)
         for peer in ctx.bars.strangers(ctx.now):
             if peer in seen.records and ctx.bars.pardon(peer, ctx.now):
                 ctx.emit(ef.Bar(peer, 0.0))
-        return seen
+        return self.probation.saw(seen)
 
     def _ordered(self, orders: Iterable[Order]) -> bool:
         """The owner or an admin says who may take part; whether that is news. Who may no more loses its connections, and what
@@ -142,6 +155,8 @@ class Gate:
             return BARRED
         if sender != ctx.me and (why := self.entry.refusal(sender)):
             return Refusal(why, breach=False, is_final=True)
+        if self.probation.heard(sender):
+            ctx.view = self.probation.shown or ctx.view  # its record says what it may send; the rest hears of it after this
         refusal = self._excess(sender, message) or self.authorisation.refusal(sender, message, self.led)
         if refusal is None or not refusal.stranger:
             ctx.liveness.heard_from(sender, ctx.now, ctx.out)

@@ -34,12 +34,13 @@ from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
 from gwtf_p2p.protocol.routers.factory import RouterKind, router_kind
 from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource
-from gwtf_p2p.protocol.wire.run_parts import WireSpec
+from gwtf_p2p.protocol.wire.run_parts import AuditTerms, WireSpec
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links, LinkSpec
 from gwtf_p2p.simulation.scenario.draw import DrawnPeer, draw_peers
 from gwtf_p2p.simulation.scenario.scenario import Scenario
 from gwtf_p2p.simulation.scenario.sizes import Sizes
+from gwtf_p2p.simulation.world.audits import is_signed
 from gwtf_p2p.simulation.world.directory import Directory
 from gwtf_p2p.simulation.world.population import SimulatedPeer, Speed
 from gwtf_p2p.simulation.world.signatures import verify
@@ -63,13 +64,15 @@ class Memory(Enum):
 @dataclass(frozen=True, slots=True)
 class Arm:
     """`config` is the router's settings (see `factory.default_config`), `recovery` exact or fast, `wire` the formats in which
-    tensors travel. What encoding costs a computer is left out: it is less than sending what it saves."""
+    tensors travel, `audit` the share of hops that is done again. What encoding costs a computer is left out: it is less than
+    sending what it saves."""
 
     router: str
     config: RouterSettings
     recovery: str = "exact"
     memory: Memory = Memory.ADAPTIVE
     wire: WireSpec = FLOAT32
+    audit: float = 0.0
 
     @property
     def kind(self) -> RouterKind:
@@ -124,9 +127,10 @@ class Swarm:
             data_peer=data_peer,
             stage_peer=stage_peer,
             life=RunLife(self.scenario.iterations, stays=True),
+            audit=AuditTerms(arm.audit),
             microbatches=model.microbatches_per_data_peer,
         )
-        machine = compose(settings, verify=verify)
+        machine = compose(settings, verify=verify, signed_by=is_signed)
         if self._around_router is not None:
             machine.ctx.use_router(self._around_router(machine.ctx.router))
         seconds = drawn.work_seconds()

@@ -25,7 +25,7 @@ class Pushes:
     """All pushes under way in a world. `bytes_resent`: of tensors that the same peer had sent before.
 
     `star`: tensors between stage peers pass the data peer. `on_arrival(sender, push, began)` hears of every tensor that has
-    arrived.
+    arrived. `refuses(sender, push)`: why its receiver does not take what has come; '' if it does.
     """
 
     def __init__(self, population: Population, sizes: Sizes, on_arrival: Callable[[PeerId, ef.Push, float], None]) -> None:
@@ -35,6 +35,7 @@ class Pushes:
         self._accepted: dict[Key, ef.Push] = {}
         self._sent: set[tuple[PeerId, str, MicrobatchId]] = set()
         self.bytes_resent = 0
+        self.refuses: Callable[[PeerId, ef.Push], str] = lambda sender, push: ""
 
     def push(self, sender: PeerId, push: ef.Push) -> None:
         """Begin one."""
@@ -110,6 +111,11 @@ class Pushes:
         accepted = self._accepted.pop(key, None)
         target, sender = population.peers[push.to], population.peers[key[0]]
         if transfer is None or accepted is None or not target.alive or not sender.alive:
+            return
+        reason = self.refuses(key[0], push)
+        if reason:
+            population.feed(target, ev.DeliveryBroken(key[0], push.message, reason, refused=True))
+            population.later(key[0], push.to, ev.PushFailed(push.token, f"refused: {reason}"))
             return
         self._count(key[0], push)
         self._on_arrival(key[0], push, began)

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.wire.tensor_formats import TensorFormat
-from gwtf_p2p.training.codecs.codec import Buffer, check_finite, received
+from gwtf_p2p.training.codecs.codec import Buffer, check_finite, received, root_mean_square
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
 
 SMALLEST_SCALE = 2.0**-100
@@ -101,8 +101,8 @@ class Int8Codec:
             values[span] = torch.mul(blocks[span], inverse.unsqueeze(1), out=piece).round_()
         return tensor_bytes(out)
 
-    def check(self, buffer: Buffer, values: int) -> None:
-        parts_of(buffer, values, self._form)
+    def check(self, buffer: Buffer, values: int) -> float:
+        return root_mean_square(parts_of(buffer, values, self._form)[0])
 
     def decode(self, buffer: Buffer, shape: tuple[int, ...], device: str | torch.device = "cpu") -> Tensor:
         count = math.prod(shape)
@@ -134,8 +134,8 @@ class Fp8Codec:
         values = (blocks * inverse.unsqueeze(1)).to(torch.float8_e4m3fn)
         return tensor_bytes(torch.cat((scales.view(torch.uint8), values.view(torch.uint8).reshape(-1))))
 
-    def check(self, buffer: Buffer, values: int) -> None:
-        self._checked(buffer, values)
+    def check(self, buffer: Buffer, values: int) -> float:
+        return root_mean_square(self._checked(buffer, values)[0])
 
     def decode(self, buffer: Buffer, shape: tuple[int, ...], device: str | torch.device = "cpu") -> Tensor:
         count = math.prod(shape)

@@ -35,9 +35,10 @@ class Codec(Protocol):
     def encode(self, tensor: Tensor) -> memoryview:
         """`form.encoded_bytes(tensor.numel())` bytes on the CPU. They may share the tensor's memory. Raises NotFiniteError."""
 
-    def check(self, buffer: Buffer, values: int) -> None:
+    def check(self, buffer: Buffer, values: int) -> float:
         """What `decode` refuses, at a small part of its cost: for who must answer the sender before it computes.
 
+        Returns the root mean square of the values; of formats with scales, that of the scales, which is in proportion to it.
         Raises RemoteProtocolError.
         """
 
@@ -53,6 +54,11 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.dtype == torch.float16:
         return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def root_mean_square(values: Tensor) -> float:
+    """In float32, of finite values; `inf` where that overflows, 0 of none."""
+    return float(torch.linalg.vector_norm(values, dtype=torch.float32)) / math.sqrt(max(1, values.numel()))
 
 
 def check_finite(finite: bool, form: TensorFormat) -> None:
@@ -99,8 +105,8 @@ class FloatCodec:
             values = values.to(self._dtype)
         return tensor_bytes(values)
 
-    def check(self, buffer: Buffer, values: int) -> None:
-        self._checked(received(buffer, values, self._form))
+    def check(self, buffer: Buffer, values: int) -> float:
+        return root_mean_square(self._checked(received(buffer, values, self._form)))
 
     def decode(self, buffer: Buffer, shape: tuple[int, ...], device: str | torch.device = "cpu") -> Tensor:
         return self._checked(received(buffer, math.prod(shape), self._form)).view(shape).to(device)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gwtf_p2p.protocol.wire.tensor_formats import TensorFormat
 from gwtf_p2p.training.codecs.blockwise import blocks_of, cut_of, in_range, parts_of, scales_for, spans
-from gwtf_p2p.training.codecs.codec import Buffer, check_finite
+from gwtf_p2p.training.codecs.codec import Buffer, check_finite, root_mean_square
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
 
 _TOP = 7.0
@@ -63,8 +63,8 @@ class Int4Codec:
             packed[span] = levels[:, :half] | (levels[:, half:] << 4)
         return tensor_bytes(out)
 
-    def check(self, buffer: Buffer, values: int) -> None:
-        parts_of(buffer, values, self._form)
+    def check(self, buffer: Buffer, values: int) -> float:
+        return root_mean_square(parts_of(buffer, values, self._form)[0])
 
     def decode(self, buffer: Buffer, shape: tuple[int, ...], device: str | torch.device = "cpu") -> Tensor:
         count, half = math.prod(shape), self._form.block_values // 2

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.ids import Stage
+from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.audit_messages import AuditOrder
 from tests.protocol.audit.test_convictions import DIGESTS, HOP, PROOF, bystander, sworn
-from tests.protocol.peers import D, Driven
+from tests.protocol.peers import A2, A, B, D, Driven, microbatch
 
 
 def ordered() -> Driven:
@@ -27,3 +29,16 @@ def test_nothing_compared_is_no_finding() -> None:
     driven.handle(ev.Gathered(HOP, DIGESTS))
     driven.handle(ev.Computed(ev.Work.AUDIT, HOP.microbatch, 0.0))
     assert not driven.did(ef.Sign) and driven.did(ef.DropGathered)
+
+
+def test_what_is_done_again_waits_while_a_microbatch_is_on_its_way_here_and_not_for_the_average() -> None:
+    driven = ordered()
+    driven.handle(ev.Started(0, incarnation=7))
+    driven.hears(D, msg.Admit(0, data_peers=(D,)))
+    mine = microbatch(1)
+    driven.handle(ev.Offered(D, msg.Forward(mine, (7, 0), Stage(1), (B,))))
+    assert driven.verdict()[0] is msg.Verdict.ACCEPTED
+    driven.handle(ev.Gathered(HOP, DIGESTS))
+    assert not driven.did(ef.Compute)
+    driven.hears(D, msg.Prepare(0, 1, D, Stage(1), (msg.Share(A, ()), msg.Share(A2, (HOP.microbatch,))), data_peers=(D,)))
+    assert [compute.work for compute in driven.did(ef.Compute)] == [ev.Work.AUDIT]

@@ -6,6 +6,7 @@ import pytest
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.commit.roster import PASSED_FOR_S, PATIENCE_S, PATIENCE_TIMES
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Ballot
@@ -20,6 +21,7 @@ from tests.protocol.peers import (
     A,
     B,
     D,
+    Driven,
     all_answer,
     goes_round,
     leading,
@@ -68,6 +70,59 @@ def test_all_data_peers_are_waited_for_and_asked_when_they_are_late() -> None:
     driven.fires(ev.Timer.WAIT)
     assert D2 in driven.sent_to(msg.Inquire)
     assert not driven.sent(msg.Prepare)
+
+
+def waiting_for_another() -> Driven:
+    """All is done but what D2 has, which answers and does not finish."""
+    driven = leading(A, B, D2, microbatches=1)
+    for _ in ("D takes the lead", "D2 asks to be admitted"):
+        driven.hears(D2, msg.Standing(DATA_STAGE, 0, joining=True))
+    all_answer(driven)
+    goes_round(driven, M, LINE)
+    return driven
+
+
+def test_a_data_peer_that_never_finishes_is_passed_over_when_the_others_have_waited_long_enough() -> None:
+    driven = waiting_for_another()
+    driven.fires(ev.Timer.WAIT)
+    assert not driven.reported("data_peer_passed_over")
+    driven.now += PATIENCE_TIMES * PATIENCE_S
+    driven.fires(ev.Timer.WAIT)
+    [told] = driven.reported("data_peer_passed_over")
+    assert (told["peer"], told["iteration"], told["for_s"]) == (D2, 0, PASSED_FOR_S)
+    all_answer(driven)
+    prepares = {m.stage: m for m in driven.sent(msg.Prepare)}
+    assert {m for prepare in prepares.values() for m in prepare.share_of(D2)} == set()
+    assert all(prepare.data_peers == (D,) for prepare in prepares.values())
+
+
+def test_whose_work_is_being_done_again_is_waited_for_however_long() -> None:
+    driven = leading(A, B, D2, microbatches=1, me=D)
+    for _ in ("D takes the lead", "D2 asks to be admitted"):
+        driven.hears(D2, msg.Standing(DATA_STAGE, 0, joining=True))
+    all_answer(driven)
+    ledger = (msg.Credit(0, (A, B)),)
+    driven.hears(D2, msg.Finished(0, ledger, 1.0, receipt=receipt_of(D2, ledger)))
+    goes_round(driven, M, (A, B2))
+    driven.loses(B)
+    driven.now += PATIENCE_TIMES * PATIENCE_S
+    driven.fires(ev.Timer.WAIT)
+    assert not driven.reported("data_peer_passed_over")
+
+
+def test_whoever_is_passed_over_again_has_less_patience_and_is_left_out_for_longer() -> None:
+    driven = waiting_for_another()
+    roster = driven.machine.coordinator.roster  # type: ignore[union-attr]
+    assert roster.patience_s(D2, 1.0) == PATIENCE_S and roster.patience_s(D2, 100.0) == PATIENCE_TIMES * 100.0
+    assert roster.pass_over(D2) == PASSED_FOR_S and D2 not in roster.data_peers()
+    driven.now += PASSED_FOR_S
+    driven.hears(A, msg.Check(()))
+    assert D2 in roster.data_peers() and roster.patience_s(D2, 1.0) == PATIENCE_S / 2
+    assert roster.pass_over(D2) == 4 * PASSED_FOR_S
+    assert all(roster.pass_over(D2) <= 3600.0 for _ in range(20)) and roster.patience_s(D2, 1.0) == 2.0
+    driven.now += 40 * 3600.0
+    driven.hears(A, msg.Check(()))
+    assert roster.patience_s(D2, 1.0) == PATIENCE_S, "in time it is forgotten"
 
 
 def test_a_report_of_another_iteration_closes_nothing_and_an_old_one_is_shown_the_way() -> None:

@@ -1,0 +1,122 @@
+"""A crowd of records of peers that have never answered changes nothing; who is there is used, whatever crowd it comes with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gwtf_p2p.protocol import effects as ef
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.trust.probation import AGAIN_AFTER_S, AT_ONCE, FEW
+from gwtf_p2p.protocol.wire import messages as msg
+from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
+from tests.protocol.peers import A2, A, B, D, Driven, in_step, record, stage_peer
+
+SMALL = [record(D), record(A), record(B)]
+MANY = 3 * AT_ONCE
+
+
+def ghosts(number: int, sequence_number: int = 0, begin: int = 0) -> list[StageRecord]:
+    names = (PeerId(f"ghost_{n}") for n in range(begin, begin + number))
+    return [record(name, stage=1 + n % 3, sequence_number=sequence_number) for n, name in enumerate(names)]
+
+
+def counts(driven: Driven) -> set[PeerId]:
+    """Whose records this peer goes by."""
+    view = driven.machine.ctx.view
+    return {*view.records} if view is not None else set()
+
+
+def fail(driven: Driven, peers: Iterable[PeerId]) -> list[PeerId]:
+    """None of these is there; returns who is greeted because of that."""
+    greeted: list[PeerId] = []
+    for peer in peers:
+        driven.handle(ev.CheckFailed(peer, "refused", silent=False))
+        greeted += [ask.peer for ask in driven.did(ef.Ask)]
+    return greeted
+
+
+def attacked() -> Driven:
+    """In a small swarm, when the crowd's records have just come."""
+    driven = in_step()
+    driven.sees(SMALL)
+    driven.sees([*SMALL, *ghosts(MANY)])
+    return driven
+
+
+def test_a_few_newcomers_count_at_once_and_are_not_even_greeted() -> None:
+    driven = in_step()
+    driven.sees(SMALL)
+    driven.sees([*SMALL, *ghosts(FEW - 1)])  # B has not said anything either
+    assert len(counts(driven)) == 3 + FEW - 1 and not driven.did(ef.Ask)
+
+
+def test_of_a_crowd_nobody_counts_and_those_from_before_it_all_do() -> None:
+    driven = attacked()
+    assert counts(driven) == {D, A, B}
+    asked = [ask.peer for ask in driven.did(ef.Ask)]
+    assert len(asked) == AT_ONCE and asked[0] == B, "who was there before is proven first"
+
+
+def test_greetings_go_out_in_rounds_once_to_each_and_nothing_is_lost_or_planned_with() -> None:
+    driven = attacked()
+    asked = [ask.peer for ask in driven.did(ef.Ask)]
+    every = list(asked)
+    while asked:
+        asked = fail(driven, asked)
+        every += asked
+        assert len(asked) <= AT_ONCE
+    assert len(every) == len({*every}) == MANY + 1, "and B"
+    assert counts(driven) == {D, A, B}
+    assert not driven.machine.ctx.liveness.lost
+    driven.sees([*SMALL, *ghosts(MANY, sequence_number=1)])
+    assert not driven.did(ef.Ask), "another record so soon is no reason to greet again"
+    driven.now += AGAIN_AFTER_S
+    driven.sees([*SMALL, *ghosts(MANY, sequence_number=1)])
+    assert len(driven.did(ef.Ask)) == AT_ONCE
+    fail(driven, [ask.peer for ask in driven.did(ef.Ask)])
+    driven.now += AGAIN_AFTER_S
+    driven.sees([*SMALL, *ghosts(MANY, sequence_number=2)])
+    assert not {ask.peer for ask in driven.did(ef.Ask)} & {f"ghost_{n}" for n in range(64)}, (
+        "twice as long after a second failure"
+    )
+
+
+def test_who_answers_its_greeting_counts_from_the_end_of_its_round_on() -> None:
+    driven = attacked()
+    first, *others = [ask.peer for ask in driven.did(ef.Ask) if ask.peer != B]
+    driven.handle(ev.CheckAnswered(first, (), 0.01))
+    driven.handle(ev.CheckAnswered(B, (), 0.01))
+    fail(driven, others)
+    assert counts(driven) == {D, A, B, first}
+
+
+def test_a_newcomer_amid_a_crowd_counts_as_soon_as_it_says_something() -> None:
+    driven = attacked()
+    newcomer = record(A2, PeerState.ONLINE)
+    driven.sees([*SMALL, newcomer, *ghosts(MANY)])
+    assert A2 not in counts(driven)
+    driven.hears(A2, msg.Lost(B, "gone"))
+    assert A2 in counts(driven)
+    assert not driven.reported("message_refused"), "its record says that it may say this"
+
+
+def test_a_message_of_somebody_without_a_record_proves_nothing() -> None:
+    driven = attacked()
+    driven.hears(PeerId("stranger"), msg.Inquire(0, 1))
+    assert counts(driven) == {D, A, B}
+
+
+def test_who_starts_amid_a_crowd_sees_no_records_until_all_have_been_greeted() -> None:
+    driven = stage_peer()
+    driven.handle(ev.Started(0, incarnation=7))
+    driven.sees([*SMALL, *ghosts(MANY)])
+    asked = [ask.peer for ask in driven.did(ef.Ask)]
+    assert driven.machine.ctx.view is None and driven.machine.state is PeerState.JOINING
+    while asked:
+        assert driven.machine.ctx.view is None
+        for peer in sorted({*asked} & {D, B}):
+            driven.handle(ev.CheckAnswered(peer, (), 0.01))
+        asked = fail(driven, [peer for peer in asked if peer not in (D, B)])
+    assert counts(driven) == {D, A, B}
+    assert driven.sent(msg.Standing, D) or [e for e in driven.log if isinstance(e, ef.Send) and e.to == D], "it joins them"
