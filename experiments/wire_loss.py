@@ -3,21 +3,24 @@
     python -m experiments.wire_loss [--wires float32,int8,int4,int8+int8] [--seeds 0,1] [--steps 40] [--json]
 
 A wire is named as by `gwtf demo --wire` (int4: int4 activations and int8 gradients), with `+FORMAT` for averages in another
-format than float32. The parts of the model, their executors and optimizers are those of live peers; a boundary tensor is
-encoded and decoded as on its way from peer to peer, and each stage's gradient is averaged by `--members` peers, each of which
-has computed a share of the microbatches, in the parts, order and error feedback of the live average. Loss is the mean over an
-iteration's microbatches; the held-out loss is of windows of a shard that nobody trains on, through the same boundaries.
+format than float32, and `/N` behind it for boundaries in a subspace of 1/N of the width, which is another model
+(int8+int8/16); `~N` instead is the ordinary model with narrower MLPs that has as many weights to train as that one. The parts
+of the model, their executors and optimizers are those of live peers; a boundary tensor is encoded and decoded as on its way
+from peer to peer, and each stage's gradient is averaged by `--members` peers, each of which has computed a share of the
+microbatches, in the parts, order and error feedback of the live average. Loss is the mean over an iteration's microbatches;
+the held-out loss is of windows of a shard that nobody trains on, through the same boundaries.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,9 +40,12 @@ from gwtf_p2p.live.compute.all_reduce_parts import (
     unpack_parts,
 )
 from gwtf_p2p.live.compute.boundary import BoundaryCodecs
+from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.protocol.wire.tensor_formats import LOW_RANK
 from gwtf_p2p.training.codecs.codec import Codec
+from gwtf_p2p.training.codecs.low_rank import LowRank
 from gwtf_p2p.training.codecs.payload import decode_payload, encode_payload
 from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.config import ExecutorConfig
@@ -47,8 +53,10 @@ from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import DataSource, open_data
 from gwtf_p2p.training.model.doors import Payload
-from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part
+from gwtf_p2p.training.model.memory import full_hop_bytes
+from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part, parameter_shapes
 
+NARROW, MLP = "~", "intermediate_size"
 HELD_OUT_BATCHES = 8
 SHARDS = 2
 """Shard 0 is trained on, shard 1 is held out."""
@@ -63,13 +71,21 @@ class Settings:
     steps: int
     members: int
     plain: Mapping[str, Any]
+    rank: int = 32
 
     def record(self) -> RunRecord:
         """Raises InputError."""
-        boundary, _, averages = self.wire.partition("+")
+        is_narrow = NARROW in self.wire
+        wire, _, factor = self.wire.partition(NARROW if is_narrow else "/")
+        boundary, _, averages = wire.partition("+")
         gradients = "int8" if boundary == "int4" else boundary
-        wire = {"activations": boundary, "gradients": gradients, "averages": averages or "float32"}
-        return run_from_plain({**self.plain, "run_id": "wire-loss", "seed": self.seed, "wire": wire}, f"--wires {self.wire}")
+        wire_ = {"activations": boundary, "gradients": gradients, "averages": averages or "float32", "rank": self.rank}
+        subspace = 0 if is_narrow else _whole(factor)
+        named = {"run_id": "wire-loss", "seed": self.seed, "wire": wire_, "boundary": {"subspace": subspace}}
+        run = run_from_plain({**self.plain, **named}, f"--wires {self.wire}")
+        if not is_narrow:
+            return run
+        return run_from_plain({**self.plain, **named, "model": narrowed(run, _whole(factor))}, f"--wires {self.wire}")
 
 
 class Swarm:
@@ -83,7 +99,7 @@ class Swarm:
         self.stages = [StageExecutor(build_stage_part(PartSpec.of(run, k)), config) for k in range(1, run.stages + 1)]
         self.parts: list[DataExecutor | StageExecutor] = [self.data, *self.stages]
         self.optimizers = [PartOptimizer(part.part.parameters, run.optimizer) for part in self.parts]
-        self.codecs, self.averages = BoundaryCodecs.of(run), codec_of(run.wire.averages)
+        self.codecs = BoundaryCodecs.of(run)
         self._residuals: list[list[list[Tensor]]] = [[[] for _ in range(settings.members)] for _ in self.parts]
 
     def step(self, iteration: int) -> float:
@@ -101,7 +117,12 @@ class Swarm:
         for number, optimizer in enumerate(self.optimizers):
             names = sorted(means[0][number])
             own = [[mean[number][name] for name in names] for mean in means]
-            averaged, self._residuals[number] = all_reduce(own, weights, self._residuals[number], self.averages)
+            residuals, wire = self._residuals[number], self.run.wire
+            if wire.averages == LOW_RANK:
+                averaged, residuals = low_rank_reduce(own, weights, residuals, LowRank.of(own[0], wire.rank), f"{iteration}")
+            else:
+                averaged, residuals = all_reduce(own, weights, residuals, codec_of(wire.averages))
+            self._residuals[number] = residuals
             optimizer.step(dict(zip(names, averaged, strict=True)), iteration)
         return statistics.fmean(losses)
 
@@ -166,6 +187,21 @@ def all_reduce(
     return result, [residual.tensors if codec.form.scale_bytes else [] for residual in owed]
 
 
+def low_rank_reduce(
+    own: Sequence[list[Tensor]], weights: Sequence[float], residuals: Sequence[list[Tensor]], plan: LowRank, name: str
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """The same where matrices go as products of thin ones."""
+    given = [corrected(tensors, owed, weight) for tensors, owed, weight in zip(own, residuals, weights, strict=True)]
+    plain, nothing = codec_of("float32"), [[] for _ in own]
+    firsts, _ = all_reduce([plan.first(tensors, name) for tensors in given], weights, nothing, plain)
+    bases = plan.bases(firsts)
+    seconds = [plan.second(tensors, bases) for tensors in given]
+    averaged = all_reduce(seconds, weights, nothing, plain)[0] if plan.products else []
+    left = [plan.left_over(tensors, bases, mine) for tensors, mine in zip(given, seconds, strict=True)]
+    owed = [[tensor * weight for tensor in tensors] for tensors, weight in zip(left, weights, strict=True)]
+    return plan.result(firsts, bases, averaged), owed
+
+
 def train(settings: Settings) -> dict[str, Any]:
     """One training's result, plain."""
     swarm, began = Swarm(settings), time.monotonic()
@@ -173,15 +209,41 @@ def train(settings: Settings) -> dict[str, Any]:
     held_out, seconds = swarm.held_out(), time.monotonic() - began
     print(f"{settings.wire:12} seed {settings.seed}: held out {held_out:.4f} ({seconds:.0f} s)", file=sys.stderr)
     run = swarm.run
-    float_bytes = 2 * 4 * run.boundary_values
+    float_bytes = 2 * full_hop_bytes(run)
     return {
         "wire": settings.wire,
         "seed": settings.seed,
         "held_out": held_out,
         "losses": losses,
+        "seconds": seconds,
         "hop_bytes_ratio": (run.activation_bytes + run.gradient_bytes) / float_bytes,
         "parameters": sum(p.numel() for part in swarm.parts for p in part.part.parameters.values()),
     }
+
+
+def narrowed(run: RunRecord, factor: int) -> dict[str, Any]:
+    """The run's model with narrower MLPs, so that it has as many weights to train as its own in a subspace of 1/factor."""
+    size = run.model_config.get(MLP)
+    if not isinstance(size, int):
+        raise InputError("--wires", MLP, f"expected a model with it behind {NARROW}")
+
+    def weights(changed: RunRecord) -> int:
+        shapes = [parameter_shapes(PartSpec.of(changed, stage)) for stage in range(changed.stages + 1)]
+        return sum(math.prod(shape) for each in shapes for shape in each.values())
+
+    step, full = 8, weights(run)
+    per_row = (full - weights(replace(run, model_config={**run.model_config, MLP: size - step}))) / step
+    narrow = size - round((full - weights(replace(run, subspace=factor))) / per_row)
+    if narrow < 1:
+        raise InputError("--wires", MLP, f"expected wider ones: the subspace of 1/{factor} leaves too few weights")
+    return {**run.model_config, MLP: narrow}
+
+
+def _whole(text: str) -> int:
+    """0 for none. Raises InputError."""
+    if text and not text.isdecimal():
+        raise InputError("--wires", "", f"expected a whole number behind the slash, got {text!r:.40}")
+    return int(text or 0)
 
 
 def summary(results: Sequence[Mapping[str, Any]], wires: Sequence[str]) -> list[dict[str, Any]]:
@@ -194,7 +256,7 @@ def summary(results: Sequence[Mapping[str, Any]], wires: Sequence[str]) -> list[
         spread = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
         mean = statistics.fmean(r["held_out"] for r in own)
         row = {"wire": wire, "held_out": mean, "difference": statistics.fmean(differences), "standard_error": spread}
-        rows.append({**row, "hop_bytes_ratio": own[0]["hop_bytes_ratio"]})
+        rows.append({**row, "hop_bytes_ratio": own[0]["hop_bytes_ratio"], "parameters": own[0]["parameters"]})
     return rows
 
 
@@ -212,6 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--microbatch_size", type=int, default=2)
     parser.add_argument("--sequence_length", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=1.5e-3)
+    parser.add_argument("--rank", type=int, default=32, help="of powersgd averages (default 32)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     flags = parser.parse_args(arguments)
@@ -221,17 +284,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plain["microbatches_per_data_peer"] = flags.microbatches
     plain["optimizer"] = {"learning_rate": flags.learning_rate, "warmup_iterations": 10}
     wires, seeds = flags.wires.split(","), [int(seed) for seed in flags.seeds.split(",")]
-    results = [train(Settings(wire, seed, flags.steps, flags.members, plain)) for seed in seeds for wire in wires]
+    results = [train(Settings(wire, seed, flags.steps, flags.members, plain, flags.rank)) for seed in seeds for wire in wires]
     rows = summary(results, wires)
     if flags.json:
         settings = {**plain, "steps": flags.steps, "members": flags.members, "seeds": seeds}
         print(json.dumps({"settings": settings, "summary": rows, "runs": results}))
         return 0
-    print(f"{'wire':12} {'bytes':>6} {'held out':>9} {'difference':>11} {'std error':>10}")
+    print(f"{'wire':14} {'bytes':>6} {'weights':>9} {'held out':>9} {'difference':>11} {'std error':>10}")
     for row in rows:
         error = "-" if row["standard_error"] is None else f"{row['standard_error']:.4f}"
-        figures = f"{row['hop_bytes_ratio']:6.3f} {row['held_out']:9.4f} {row['difference']:+11.4f}"
-        print(f"{row['wire']:12} {figures} {error:>10}")
+        figures = f"{row['hop_bytes_ratio']:6.4f} {row['parameters']:9d} {row['held_out']:9.4f} {row['difference']:+11.4f}"
+        print(f"{row['wire']:14} {figures} {error:>10}")
     return 0
 
 

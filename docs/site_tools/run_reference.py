@@ -15,10 +15,14 @@ from gwtf_p2p.cli.shared.run_file import MODELS
 from gwtf_p2p.protocol.wire.dataset import DatasetSpec
 from gwtf_p2p.protocol.wire.ranges import Field as Described
 from gwtf_p2p.protocol.wire.ranges import described_fields, expectation
-from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord, WireSpec
+from gwtf_p2p.protocol.wire.records import BoundarySpec, OptimizerSpec, RunRecord, WireSpec
 
 INTERNAL = {"model_config", "owner", "sequence_number", "schema_version", "wire_version", "optimizer", "wire"}
+INTERNAL |= {"boundary", "subspace"}
 """Fields of the record that a run file does not have, or has as something else."""
+
+THE_WIRE = """`wire = { activations = "int8", gradients = "int8" }`, a table `[wire]`, or `wire = "auto"`, which is decided when
+the run is published, by the line that its publisher states."""
 
 INTRODUCTION = f"""# run.toml
 
@@ -38,7 +42,8 @@ def page() -> str:
     sections = (
         ("The run", "", table(RunRecord, INTERNAL)),
         ("The optimizer", about, table(OptimizerSpec)),
-        ("The wire", '`wire = { activations = "int8", gradients = "int8" }`, or a table `[wire]`.', table(WireSpec)),
+        ("The wire", THE_WIRE, table(WireSpec)),
+        ("Boundaries", "`boundary = { subspace = 8 }`.", table(BoundarySpec)),
         ("Datasets", parts, table(DatasetSpec)),
     )
     return "\n".join((INTRODUCTION, *(f"## {title}\n\n{text}\n\n{rows}\n" for title, text, rows in sections)))

@@ -136,6 +136,7 @@ class Simulation:
             extra={
                 "memory": self.arm.memory.value,
                 "wire": self.arm.wire.activations,
+                "subspace": self.arm.subspace,
                 "crashes": self.churn.crashes,
                 "returns": self.churn.returns,
                 "spared": self.churn.spared,

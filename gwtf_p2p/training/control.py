@@ -6,7 +6,7 @@ agree with the swarm's to float tolerance (float32 on the wire). What differs is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.loss import loss_of
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import DataSource, open_data
+from gwtf_p2p.training.model.config import load_config
 from gwtf_p2p.training.model.run_check import check_run
 from gwtf_p2p.training.model.split import build_whole_model
+from gwtf_p2p.training.model.subspace.whole import WholeInSubspace
 
 
 def control_losses(run: RunRecord, iterations: int, shards: int, device: str = "cpu") -> list[float]:
@@ -39,23 +41,37 @@ def control_steps(run: RunRecord, iterations: int, shards: int, device: str = "c
 
 def _train(run: RunRecord, source: DataSource, sizes: tuple[int, int], device: torch.device) -> Iterator[float]:
     iterations, shards = sizes
-    model = build_whole_model(run.model_config, run.seed)
-    model.to(device)  # type: ignore[arg-type]
-    named = dict(model.named_parameters())
+    logits_of, named = _model(run, device)
     optimizer = PartOptimizer(named, run.optimizer)
     count = shards * run.microbatches_per_data_peer
     for iteration in range(iterations):
-        model.zero_grad(set_to_none=True)
+        for parameter in named.values():
+            parameter.grad = None
         losses = []
         for shard in range(shards):
             for index in range(run.microbatches_per_data_peer):
                 tokens_BT, labels_BT = (tensor.to(device) for tensor in source.batch(iteration, index, shard, shards))
-                logits_BTV = model(tokens_BT, use_cache=False).logits
-                loss = loss_of(logits_BTV, labels_BT, run.loss)
+                loss = loss_of(logits_of(tokens_BT), labels_BT, run.loss)
                 loss.backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.item())
         optimizer.step({name: _gradient(parameter) / count for name, parameter in named.items()}, iteration)
         yield sum(losses) / count
+
+
+def _model(run: RunRecord, device: torch.device) -> tuple[Callable[[Tensor], Tensor], dict[str, nn.Parameter]]:
+    """What gives logits_BTV of tokens_BT, and what is trained, by name."""
+    if run.subspace:
+        whole = WholeInSubspace(load_config(run.model_config), run.subspace, run.seed)
+        whole.to(device)
+        return whole.logits, whole.parameters
+    model = build_whole_model(run.model_config, run.seed)
+    model.to(device)  # type: ignore[arg-type]
+
+    def logits_of(tokens_BT: Tensor) -> Tensor:
+        logits_BTV: Tensor = model(tokens_BT, use_cache=False).logits
+        return logits_BTV
+
+    return logits_of, dict(model.named_parameters())
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

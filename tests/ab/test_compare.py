@@ -18,6 +18,8 @@ from gwtf_p2p.protocol.wire.run_parts import WireSpec
 from gwtf_p2p.simulation.swarm.build import Arm, Memory
 from tests.simulation.stories import story
 
+WRONG_WIRES = ("int8-subspace", "int8-subspace1", "int8-subspacex", "-subspace8", "int8-subspace99999")
+
 
 def test_an_arm_is_a_router_with_settings_and_a_memory() -> None:
     assert parse_arm("swarm:gamma=0.1:in_flight=4@strict") == Arm(
@@ -30,9 +32,23 @@ def test_an_arm_may_name_the_format_in_which_its_tensors_travel() -> None:
     assert (arm.memory, arm.wire) == (Memory.STRICT, WireSpec("int4", "int8", "int8"))
     assert parse_arm("gwtf/int8").wire == parse_arm("gwtf", base=WireSpec("int8", "int8", "int8")).wire
     assert parse_arm("swarm+rebalance").wire == WireSpec()
+    assert parse_arm("gwtf/int8+powersgd").wire.averages == "powersgd"
+    arm = parse_arm("gwtf@recomputed/int8-subspace50")
+    assert (arm.wire.gradients, arm.subspace) == ("int8", 50)
 
 
-@pytest.mark.parametrize("text", ["magic", "swarm:delta=1", "swarm:gamma=9", "swarm@much", "swarm:in_flight", "swarm/int9"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "magic",
+        "swarm:delta=1",
+        "swarm:gamma=9",
+        "swarm@much",
+        "swarm:in_flight",
+        "swarm/int9",
+        *[f"gwtf/{wire}" for wire in WRONG_WIRES],
+    ],
+)
 def test_a_wrong_arm_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         parse_arm(text)

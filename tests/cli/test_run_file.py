@@ -26,6 +26,7 @@ from gwtf_p2p.protocol.wire.dataset import DatasetSpec, parts_of
 from gwtf_p2p.protocol.wire.ranges import Matches, described_fields
 from gwtf_p2p.protocol.wire.records import (
     AdapterSpec,
+    BoundarySpec,
     EvaluationSpec,
     LossSpec,
     OptimizerSpec,
@@ -56,6 +57,7 @@ KINDS = {
     "evaluation.": EvaluationSpec,
     "weights.": WeightsSpec,
     "adapters.": AdapterSpec,
+    "boundary.": BoundarySpec,
     "audit_tolerance.": ToleranceSpec,
     "dataset.": DatasetSpec,
 }

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.run_parts import WireSpec
 from gwtf_p2p.simulation.scenario.draw import draw_fate, draw_peers
 from gwtf_p2p.simulation.scenario.scenario import ChurnSpec, load_scenario
+from gwtf_p2p.simulation.scenario.sizes import Sizes
+from tests.simulation.stories import story
 
 SCENARIOS = Path(__file__).parent.parent.parent / "experiments" / "scenarios"
 
@@ -174,3 +178,13 @@ def test_fates_have_their_probabilities() -> None:
     assert sum(f.crashes for f in fates) / 2000 == pytest.approx(0.2, abs=0.03)
     assert sum(f.rejoins for f in fates) / 2000 == pytest.approx(0.5, abs=0.03)
     assert sum(f.moment for f in fates) / 2000 == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_subspace_of_a_fiftieth_with_int8_is_at_most_0_008_of_float32_and_thin_products_0_08(tmp_path: Path) -> None:
+    model = replace(story(tmp_path).model, microbatch_bytes=4 << 20, stage_gradient_bytes=40 << 20)
+    plain = Sizes.of(model, WireSpec())
+    assert (plain.activation_bytes, plain.average_bytes) == (4 << 20, 40 << 20)
+    thin = Sizes.of(model, WireSpec("int8", "int8", "powersgd"), 50)
+    assert 0.005 * plain.both_bytes < thin.both_bytes <= 0.008 * plain.both_bytes
+    assert thin.average_bytes == 0.0625 * plain.average_bytes
+    assert Sizes.of(model, WireSpec(), 8).activation_bytes == plain.activation_bytes // 8 + plain.activation_bytes // 1024

@@ -12,6 +12,7 @@ from gwtf_p2p.live.emulation.emulation import AVERAGE, MICROBATCH, STATE, Emulat
 from gwtf_p2p.live.libp2p.identity import load_or_create_identity
 from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.peer.config import PeerConfig
+from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage
 from gwtf_p2p.protocol.wire.records import RunRecord
@@ -43,6 +44,8 @@ class LivePlan:
     @staticmethod
     def of(task: RunTask, folder: Path) -> LivePlan:
         """Raises InputError."""
+        if task.arm.subspace:
+            raise InputError("--arms", task.arm_text, "expected a simulated comparison: a live arm would train another model")
         scenario = scaled(task.scenario, task.time_scale)
         swarm = build(scenario, task.arm, task.seed, lambda peer, report, now: None)
         stage_peers = [g for g in scenario.groups if not g.is_data]

@@ -1,10 +1,11 @@
 """The arms of a comparison, by name or written out.
 
-    NAME[:FIELD=VALUE...][@adaptive|@limited|@strict|@recomputed|@unlimited][/FORMAT]
+    NAME[:FIELD=VALUE...][@adaptive|@limited|@strict|@recomputed|@unlimited][/FORMAT[-subspaceN]]
 
 NAME is a router or one of `NAMED`, the fields are the router's settings (`protocol/routers/factory`), what follows @ is what
 stage peers do with activations (`simulation/swarm/build`), and what follows / the format in which tensors travel (`WIRES`;
-without it the run's own). `swarm:gamma=0.1:in_flight=4@recomputed/int8`. An arm is held against SWARM arms of
+without it the run's own), of boundaries in a subspace of 1/N of the width if it says so (simulated arms alone: live ones would
+train another model). `swarm:gamma=0.1:in_flight=4@recomputed/int8`. An arm is held against SWARM arms of
 its own format.
 """
 
@@ -33,8 +34,13 @@ WIRES = {
     "fp8": WireSpec.named("fp8", "int8"),
     "int8": WireSpec.named("int8", "int8"),
     "int4": WireSpec.named("int4", "int8"),
+    "int8+powersgd": WireSpec.named("int8", "powersgd"),
 }
 """What is said after /: boundary tensors in that format, and averages in the nearest one that they have."""
+
+
+SUBSPACE, MOST_FACTOR = "-subspace", 4096
+"""Behind a format, with how many times fewer values cross a boundary."""
 
 
 def written_out(text: str) -> str:
@@ -55,10 +61,12 @@ def parse_arm(text: str, recovery: str = "exact", where: str = "--arms", base: W
     known = {choice.value for choice in Memory}
     if at and memory not in known:
         raise InputError(where, "", f"expected @ and one of {', '.join(sorted(known))}, got {text!r}")
-    if slash and wire not in WIRES:
-        raise InputError(where, "", f"expected / and one of {', '.join(WIRES)}, got {text!r}")
+    wire, dash, factor = wire.partition(SUBSPACE)
+    if slash and (wire not in WIRES or (dash and not (factor.isdecimal() and 2 <= int(factor) <= MOST_FACTOR))):
+        raise InputError(where, "", f"expected / and one of {', '.join(WIRES)}, and perhaps {SUBSPACE}N, got {text!r}")
     memory_mode = Memory(memory) if at else Memory.ADAPTIVE
-    return Arm(router, configure(router, pairs, where), recovery, memory_mode, WIRES[wire] if slash else base)
+    formats = WIRES[wire] if slash else base
+    return Arm(router, configure(router, pairs, where), recovery, memory_mode, formats, subspace=int(factor or 0))
 
 
 def parse_arms(text: str, where: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@
     stages = 3                              # or layer_split = [[0, 2], [2, 4]]
     model = { model_type = "llama", ... }   # a HF config dict, or a name: tiny-llama, tiny-gpt2, a config.json, a hub id
     wire = { activations = "int8", gradients = "int8", averages = "float32" }   # formats of what is sent; default float32
+    boundary = { subspace = 8 }             # another model: so many times fewer values cross for a token (default: all cross)
     dataset = "stdlib"                      # text:GLOB, a file or folder, a hub id, or a table; a list of tables is a mixture:
     # dataset = [{ path = "./books", text_column = "body", weight = 3 }, { path = "OWNER/NAME", messages = "messages" }]
 
@@ -21,8 +22,8 @@ import difflib
 import json
 import logging
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -31,11 +32,13 @@ from gwtf_p2p.cli.shared.hub import hub_names, settle_hub
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.routers.factory import router_kind
+from gwtf_p2p.protocol.view.wire_choice import chosen_wire
 from gwtf_p2p.protocol.wire.codec import from_plain
 from gwtf_p2p.protocol.wire.dataset import STDLIB, Dataset, DatasetSpec, evaluated_on, parts_of
 from gwtf_p2p.protocol.wire.ranges import check_ranges
 from gwtf_p2p.protocol.wire.records import (
     AdapterSpec,
+    BoundarySpec,
     EvaluationSpec,
     LossSpec,
     OptimizerSpec,
@@ -84,9 +87,10 @@ SECTIONS: dict[str, Any] = {
     "evaluation": EvaluationSpec,
     "adapters": AdapterSpec,
     "wire": WireSpec,
+    "boundary": BoundarySpec,
     "audit_tolerance": ToleranceSpec,
 }
-"""Tables of a run file that are a dataclass of the record."""
+"""Tables of a run file that are a dataclass of the record, but for `boundary`: what crosses follows from it."""
 
 _OWN_FIELDS = {"model", "stages", "weights", *SECTIONS}
 OLDER_FIELDS = {"relays_per_stage": "peers_per_stage"}
@@ -95,7 +99,10 @@ OLDER_FIELDS = {"relays_per_stage": "peers_per_stage"}
 WIRE_DTYPE = "wire_dtype"
 """An older field: one format for activations and gradients alike."""
 
-_INTERNAL = {"model_config", "weight_hashes", "boundary", "fingerprint", "owner", "end_token"}
+AUTO = "auto"
+"""As `wire`: decided when the run is published (`wire_choice`)."""
+
+_INTERNAL = {"model_config", "weight_hashes", "boundary", "subspace", "fingerprint", "owner", "end_token"}
 _INTERNAL |= {"sequence_number", "schema_version", "wire_version"}
 FIELDS = ({f.name for f in fields(RunRecord)} - _INTERNAL) | _OWN_FIELDS
 """What a run file may say."""
@@ -143,9 +150,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(str(path), "", f"not TOML: {error}") from error
 
 
-def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
-    """A checked run record from the fields of a run file, the cheapest checks first. Raises InputError."""
-    plain = _with_source(_with_wire(_renamed(plain), where), where)
+def run_from_plain(plain: Mapping[str, Any], where: str, lines_bytes_per_s: Sequence[float] = ()) -> RunRecord:
+    """A checked run record from the fields of a run file, the cheapest checks first. Lines decide where its `wire` is auto.
+
+    Raises InputError.
+    """
+    plain = _with_source(_with_wire(_renamed(plain), where, lines_bytes_per_s), where)
     draft = check_settings(plain, where)
     check_local_files(draft, where)
     model = plain.get("model", "tiny-llama")
@@ -174,7 +184,8 @@ def run_from_plain(plain: Mapping[str, Any], where: str) -> RunRecord:
     check_run(run, tokenizer.vocabulary, where)
     for prompt in run.evaluation.prompts:
         _at(where, partial(prompt_ids, run, tokenizer, prompt), field="evaluation.prompts")
-    fingerprint = preflight(model_config, where, by_document=draft.attention == "document", balance=draft.loss.balance)
+    asked = {"by_document": draft.attention == "document", "subspace": bool(draft.subspace)}
+    fingerprint = preflight(model_config, where, balance=draft.loss.balance, **asked)
     run = replace(run, boundary=boundary_of(PartSpec.of(run, 0), where), fingerprint=fingerprint)
     if run.adapters.rank and not any(parameter_shapes(PartSpec.of(run, stage), where) for stage in range(run.stages + 1)):
         raise InputError(where, "adapters.targets", "expected modules with weights")
@@ -215,6 +226,9 @@ def check_settings(plain: Mapping[str, Any], where: str) -> RunRecord:
     record["dataset"] = _dataset(plain.get("dataset", STDLIB), where)
     record["weights"] = _weights(plain.get("weights", ""), where)
     record |= {name: _settings(kind, plain.get(name, {}), where, name) for name, kind in SECTIONS.items()}
+    check_ranges(record["boundary"], where, "boundary.")
+    record["boundary"].validate(where, record["weights"])
+    record["subspace"] = record.pop("boundary").subspace
     run = RunRecord(**{**_NO_MODEL, **record})
     check_ranges(run, where)
     run = replace(run, optimizer=run.optimizer.in_iterations(run.tokens_per_iteration, where))
@@ -226,8 +240,12 @@ def check_settings(plain: Mapping[str, Any], where: str) -> RunRecord:
     return run
 
 
-def _with_wire(plain: dict[str, Any], where: str) -> dict[str, Any]:
-    """What `wire_dtype` says, as `wire` says it now. Raises InputError when both say something."""
+def _with_wire(plain: dict[str, Any], where: str, lines_bytes_per_s: Sequence[float] = ()) -> dict[str, Any]:
+    """What `wire_dtype` says, as `wire` says it now, and what "auto" is. Raises InputError when both say something."""
+    if plain.get("wire") == AUTO:
+        wire, reason = chosen_wire(lines_bytes_per_s)
+        logger.info('wire = "auto": %s', reason)
+        plain = {**plain, "wire": asdict(wire)}
     if WIRE_DTYPE not in plain:
         return plain
     if "wire" in plain:

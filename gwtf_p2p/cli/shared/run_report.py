@@ -9,13 +9,14 @@ computes comes on top and depends on the device; `gwtf doctor` measures it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.dataset import parts_of
 from gwtf_p2p.protocol.wire.records import RunRecord
-from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS
+from gwtf_p2p.protocol.wire.tensor_formats import average_bytes
 
 BALANCE = ("router_aux_loss_coef", "aux_loss_alpha", "router_z_loss_coef")
 """Fields of configs that weigh a loss of the router's."""
@@ -24,7 +25,7 @@ BALANCE = ("router_aux_loss_coef", "aux_loss_alpha", "router_z_loss_coef")
 def report_of(run: RunRecord, where: str) -> dict[str, Any]:
     """Plain figures of a checked run. Raises InputError: a dataset, or the tokenizer does not go with it."""
     from gwtf_p2p.training.data.tokenizer import load_tokenizer
-    from gwtf_p2p.training.model.memory import parameters_of
+    from gwtf_p2p.training.model.memory import full_hop_bytes, parameters_of
     from gwtf_p2p.training.model.split import PartSpec, all_shapes
 
     counts = [parameters_of(all_shapes(PartSpec.of(run, stage), where)) for stage in range(run.stages + 1)]
@@ -36,6 +37,10 @@ def report_of(run: RunRecord, where: str) -> dict[str, Any]:
         "trained_parameters": trained,
         "stages": [_stage(run, stage, count) for stage, count in enumerate(counts)],
         "hop_bytes": run.activation_bytes,
+        "gradient_bytes": run.gradient_bytes,
+        "wire": asdict(run.wire),
+        "hop_ratio": (run.activation_bytes + run.gradient_bytes) / (2 * full_hop_bytes(run, where)),
+        "subspace": run.subspace,
         "tokens_per_iteration": _tokens(run),
         "datasets": _datasets(run, tokenizer),
         "vocabulary": tokenizer.vocabulary,
@@ -54,7 +59,16 @@ def told(report: Mapping[str, Any]) -> list[str]:
             f"{_size(stage['least_memory_bytes'])} of memory at least; "
             f"{_size(stage['average_bytes'])} up and down per average of two"
         )
-    lines.append(f"  a hop carries {_size(report['hop_bytes'])}, forward and again backward")
+    lines.append(
+        f"  a hop carries {_size(report['hop_bytes'])} forward ({report['wire']['activations']}) and "
+        f"{_size(report['gradient_bytes'])} backward ({report['wire']['gradients']}): {report['hop_ratio']:.3g} of all values "
+        f"in float32; averages are {report['wire']['averages']}"
+    )
+    if report["subspace"]:
+        lines.append(
+            f"  boundaries are in a subspace of 1/{report['subspace']} of the width: another model than without, of fewer "
+            "weights; the token ids travel with them, and every peer has the embedding as it was drawn"
+        )
     lines.append(f"  an iteration is {report['tokens_per_iteration']:,} tokens; the tokenizer has {report['vocabulary']:,} ids")
     lines += [f"  left out: {what}" for what in report["left_out"]]
     for dataset in report["datasets"]:
@@ -65,6 +79,7 @@ def told(report: Mapping[str, Any]) -> list[str]:
 
 def _stage(run: RunRecord, stage: int, counts: tuple[int, int]) -> dict[str, Any]:
     from gwtf_p2p.training.model.memory import stage_memory, state_bytes
+    from gwtf_p2p.training.model.split import PartSpec, parameter_shapes
 
     trained, frozen = counts
     return {
@@ -74,7 +89,7 @@ def _stage(run: RunRecord, stage: int, counts: tuple[int, int]) -> dict[str, Any
         "state_bytes": state_bytes(run, trained, frozen),
         "least_memory_bytes": stage_memory(run, stage).least,
         "microbatch_bytes": done_bytes(run.activation_bytes, run.gradient_bytes),
-        "average_bytes": AVERAGE_FORMATS[run.wire.averages].encoded_bytes(trained),
+        "average_bytes": average_bytes(parameter_shapes(PartSpec.of(run, stage)).values(), run.wire.averages, run.wire.rank),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, create_model
 from pydantic import Field as SchemaField
 
-from gwtf_p2p.cli.shared.run_file import FIELDS, MOST_STAGES, SECTIONS
+from gwtf_p2p.cli.shared.run_file import AUTO, FIELDS, MOST_STAGES, SECTIONS
 from gwtf_p2p.protocol.routers.factory import KINDS
 from gwtf_p2p.protocol.wire.dataset import DatasetSpec
 from gwtf_p2p.protocol.wire.ranges import Matches, described_fields
@@ -27,6 +27,8 @@ def run_file_model() -> type[BaseModel]:
     for name, kind in SECTIONS.items():
         meaning = described_fields(RunRecord)[name].meaning
         own[name] = (_model_of(kind, name.capitalize()), SchemaField(default_factory=dict, description=meaning))
+    literal: Any = Literal
+    own["wire"] = (literal[AUTO] | own["wire"][0], own["wire"][1])
     part = _model_of(DatasetSpec, "Dataset", required=frozenset({"path"}))
     dataset: Any = str | part | list[part]  # type: ignore[valid-type]
     own["dataset"] = (dataset, SchemaField("stdlib", description=described_fields(RunRecord)["dataset"].meaning))

@@ -84,7 +84,8 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
     tell({"name": "step", "done": "flags"})
     new_run = None
     if plain is not None:
-        new_run = run_from_plain(plain, str(args.new_run))
+        lines = [mbps * BYTES_PER_S_OF_A_MBPS for mbps in (args.upload_mbps, args.download_mbps)]
+        new_run = run_from_plain(plain, str(args.new_run), lines)
         check_hub_files(new_run, str(args.new_run))  # a run that nobody can read the data of is not published
     from gwtf_p2p.live.peer.config import PeerConfig
     from gwtf_p2p.training.compute.config import ExecutorConfig

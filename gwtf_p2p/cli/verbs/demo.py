@@ -23,7 +23,7 @@ from gwtf_p2p.cli.shared.churn import ChurnScript, parse_churn
 from gwtf_p2p.cli.shared.churn_run import ChurnRun, faults_of
 from gwtf_p2p.cli.shared.json_lines import note, to_json
 from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig, RunFailed
-from gwtf_p2p.cli.shared.run_file import check_settings, run_from_plain
+from gwtf_p2p.cli.shared.run_file import AUTO, check_settings, run_from_plain
 from gwtf_p2p.monitor.terminal.local_view import local_view, progress_line
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.records import RunRecord
@@ -31,12 +31,14 @@ from gwtf_p2p.protocol.wire.run_parts import WireSpec
 
 WIRE_HELP = (
     "float32, bfloat16, float16, fp8, int8 or int4: how activations and their gradients travel between stages; "
-    "int4 means int4 activations and int8 gradients, which bear less (default float32)"
+    "int4 means int4 activations and int8 gradients, which bear less; auto is decided by the stated lines (default float32)"
 )
 
 FLAGS = {
     **dict.fromkeys(("wire.activations", "wire.gradients"), "--wire"),
     "wire.averages": "--wire_averages",
+    "wire.rank": "--wire_rank",
+    "boundary.subspace": "--subspace",
     "microbatches_per_data_peer": "--microbatches",
     "total_iterations": "--steps",
     "optimizer.learning_rate": "--learning_rate",
@@ -87,7 +89,13 @@ def add_parser(subparsers: Any) -> None:
     add("--torch_dtype", type=takes.torch_dtype, default="float32", help="float32 or bfloat16: how peers compute")
     add("--device", type=takes.device, default="cpu", help="cpu, cuda or cuda:N")
     add("--wire", "--wire_dtype", default="float32", help=WIRE_HELP)
-    add("--wire_averages", default="float32", help="float32, float16 or int8 (with error feedback): gradients in an average")
+    add(
+        "--wire_averages",
+        default="float32",
+        help="float32, float16, int8 or powersgd (both with error feedback): gradients in an average",
+    )
+    add("--wire_rank", type=takes.whole(1), default=32, help="columns of powersgd's thin matrices (default 32)")
+    add("--subspace", type=takes.whole(2), default=0, metavar="N", help="another model: N times fewer values cross for a token")
     add = parser.add_argument_group("state").add_argument
     add(
         "--checkpoint_dir",
@@ -124,7 +132,10 @@ def plain_run(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of the demo's run, as in a run file."""
     names = ("stages", "peers_per_stage", "data_peers", "model", "dataset", "tokenizer", "router", "recovery", "seed")
     plain = {name: getattr(args, name) for name in (*names, "sequence_length", "microbatch_size")}
-    plain["wire"] = asdict(WireSpec.named(args.wire, args.wire_averages))
+    plain["wire"] = {**asdict(WireSpec.named(args.wire, args.wire_averages)), "rank": args.wire_rank}
+    if args.wire == AUTO:
+        plain["wire"] = AUTO
+    plain["boundary"] = {"subspace": args.subspace}
     plain["microbatches_per_data_peer"] = args.microbatches
     plain["total_iterations"] = args.steps
     plain["checkpoint_every"] = CHECKPOINT_EVERY

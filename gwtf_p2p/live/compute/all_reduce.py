@@ -25,7 +25,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -43,10 +43,15 @@ from gwtf_p2p.live.compute.all_reduce_parts import (
     pieces_of,
     unpack_parts,
 )
+from gwtf_p2p.live.compute.averaging_group import AverageResult as AverageResult
+from gwtf_p2p.live.compute.averaging_group import AveragingFailed as AveragingFailed
+from gwtf_p2p.live.compute.averaging_group import AveragingGroup as AveragingGroup
 from gwtf_p2p.live.rpc.api import DataPlane, Header, PushFailed
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.tensor_formats import FLOAT32, LOW_RANK
 from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
+from gwtf_p2p.training.codecs.low_rank import LowRank
 from gwtf_p2p.training.codecs.table import codec_of
 
 KIND = "average"
@@ -62,66 +67,26 @@ _INLINE_BYTES = 1 << 18
 T = TypeVar("T")
 
 
-class AveragingFailed(Exception):
-    """This attempt came to nothing. `peer` is the member that failed as far as this one can tell."""
-
-    def __init__(self, peer: PeerId | None, reason: str) -> None:
-        self.peer, self.reason = peer, reason
-        super().__init__(f"{peer[-6:]}: {reason}" if peer else reason)
-
-
 @dataclass(frozen=True, slots=True)
-class AveragingGroup:
-    """One attempt. All members must be given equal groups: the same order, weights and speeds.
-
-    `group_id` names run, stage, iteration and attempt. A member of weight 0 contributes nothing and gets the result.
-    `line_bytes_per_s` decides the shares; empty, or 0 for a member, means unknown (the mean of the others).
-    """
-
-    group_id: str
-    members: tuple[PeerId, ...]
-    weights: tuple[float, ...]
-    line_bytes_per_s: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if len(set(self.members)) != len(self.members) or not self.members:
-            raise ValueError(f"members: expected different peers, got {self.members}")
-        if len(self.weights) != len(self.members) or min(self.weights) < 0 or not 0 < sum(self.weights) < float("inf"):
-            raise ValueError(f"weights: expected one per member, none negative, not all 0, got {self.weights}")
-        if self.line_bytes_per_s and len(self.line_bytes_per_s) != len(self.members):
-            raise ValueError("line_bytes_per_s: expected one per member, or none")
-
-    @property
-    def fractions(self) -> tuple[float, ...]:
-        """Each member's share of the summing."""
-        known = [speed for speed in self.line_bytes_per_s if speed > 0]
-        mean = sum(known) / len(known) if known else 1.0
-        speeds = self.line_bytes_per_s or (0.0,) * len(self.members)
-        return tuple(speed if speed > 0 else mean for speed in speeds)
-
-
-@dataclass(frozen=True, slots=True)
-class AverageResult:
-    """`tensors`: fp32 on the CPU, shapes as given. `digest`: equal for all members that have equal bits.
-
-    `residual` is what rounding has taken from this member, shaped like the tensors; empty when the codec rounds nothing away
-    that is to be made up for. It goes into this member's next average if this one is taken.
-    """
+class _Outcome:
+    """Of one or two rounds: the average, what it took, and what this member is owed."""
 
     tensors: list[torch.Tensor]
-    digest: str
     sent_bytes: int
-    seconds: float
-    residual: list[torch.Tensor] = field(default_factory=list)
+    owed: list[torch.Tensor]
 
 
 class Averager:
     """Takes part in averages over one `Rpc`. Several groups at a time do not disturb each other."""
 
-    def __init__(self, rpc: DataPlane, codec: str = "float32") -> None:
-        """The codec (`tensor_formats.AVERAGE_FORMATS`) is for transfers only and the run's; sums are in fp32."""
+    def __init__(self, rpc: DataPlane, codec: str = "float32", rank: int = 0) -> None:
+        """The codec (`tensor_formats.AVERAGES`) is for transfers only and the run's; sums are in fp32. `rank` is that of the
+        products (`LOW_RANK`)."""
         self._rpc = rpc
-        self._codec = codec_of(codec, field="wire.averages")
+        self._rank = rank if codec == LOW_RANK else 0
+        self._codec = codec_of(FLOAT32.name if self._rank else codec, field="wire.averages")
+        self._under_way: dict[str, AveragingGroup] = {}
+        self._lost: dict[str, AveragingFailed] = {}
         self._rounds: dict[str, _Round] = {}
         self._begun_elsewhere: OrderedDict[str, set[PeerId]] = OrderedDict()
         rpc.add_service(KIND, self)
@@ -143,8 +108,23 @@ class Averager:
         own = corrected(own, residual, group.weights[group.members.index(self._rpc.peer_id)])
         if len(group.members) == 1:
             return AverageResult(own, await _digest_of(own), 0, time.perf_counter() - start_s)
-        if group.group_id in self._rounds:
+        if group.group_id in self._under_way:
             raise AveragingFailed(None, "an average of this name is still ending here")
+        self._under_way[group.group_id] = group
+        try:
+            if self._rank:
+                outcome = await self._in_two_rounds(group, own, deadline_s, residual)
+            else:
+                outcome = await self._all_reduce(group, own, deadline_s, residual)
+        finally:
+            del self._under_way[group.group_id]
+            self._lost.pop(group.group_id, None)
+        seconds = time.perf_counter() - start_s
+        return AverageResult(outcome.tensors, await _digest_of(outcome.tensors), outcome.sent_bytes, seconds, outcome.owed)
+
+    async def _all_reduce(
+        self, group: AveragingGroup, own: list[torch.Tensor], deadline_s: float, residual: Sequence[torch.Tensor] = ()
+    ) -> _Outcome:
         round_ = _Round(self._rpc, group, own, self._codec)
         self._rounds[group.group_id] = round_
         for member in self._begun_elsewhere.pop(group.group_id, set()):
@@ -155,14 +135,39 @@ class Averager:
         finally:
             del self._rounds[group.group_id]
             round_.container.finalize()
-        owed = round_.owed(residual)
-        return AverageResult(results, await _digest_of(results), round_.sent_bytes, time.perf_counter() - start_s, owed)
+        return _Outcome(results, round_.sent_bytes, round_.owed(residual))
+
+    async def _in_two_rounds(
+        self, group: AveragingGroup, own: list[torch.Tensor], deadline_s: float, residual: Sequence[torch.Tensor]
+    ) -> _Outcome:
+        """As products of thin matrices (`low_rank`); both rounds are one attempt."""
+        start_s, size = time.perf_counter(), sum(tensor.nbytes for tensor in own)
+        weight = group.weights[group.members.index(self._rpc.peer_id)]
+        plan = LowRank.of(own, self._rank)
+        given = await _work(size, lambda: plan.first(own, group.group_id))
+        firsts = await self._all_reduce(replace(group, group_id=f"{group.group_id}/1"), given, deadline_s)
+        if not plan.products:
+            return _Outcome(firsts.tensors, firsts.sent_bytes, list(residual) if weight <= 0 else [])
+        bases = await _work(size, lambda: plan.bases(firsts.tensors))
+        mine = await _work(size, lambda: plan.second(own, bases))
+        if group.group_id in self._lost:
+            raise self._lost[group.group_id]
+        left_s = deadline_s - (time.perf_counter() - start_s)
+        seconds = await self._all_reduce(replace(group, group_id=f"{group.group_id}/2"), mine, left_s)
+        results = await _work(size, lambda: plan.result(firsts.tensors, bases, seconds.tensors))
+        owed = list(residual)
+        if weight > 0:
+            owed = [tensor * weight for tensor in await _work(size, lambda: plan.left_over(own, bases, mine))]
+        return _Outcome(results, firsts.sent_bytes + seconds.sent_bytes, owed)
 
     def peer_lost(self, peer: PeerId, reason: str) -> None:
         """A peer is known to be gone: averages that need it fail now instead of at their deadline."""
         for round_ in list(self._rounds.values()):
             if peer in round_.group.members:
                 round_.fail(AveragingFailed(peer, reason))
+        for name, group in self._under_way.items():
+            if peer in group.members:  # perhaps between two rounds
+                self._lost.setdefault(name, AveragingFailed(peer, reason))
 
     # the transport's side
 

@@ -27,7 +27,7 @@ from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.protocol.wire.run_parts import AuditTerms
 from gwtf_p2p.protocol.wire.signed import terms_of
-from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS
+from gwtf_p2p.protocol.wire.tensor_formats import AVERAGES
 from gwtf_p2p.training.codecs.table import CODECS
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
@@ -51,7 +51,7 @@ class Place:
 
 def check_config(config: PeerConfig, run: RunRecord) -> None:
     """Raises RunMismatch that names the field."""
-    for name, known in (("activations", CODECS), ("gradients", CODECS), ("averages", AVERAGE_FORMATS)):
+    for name, known in (("activations", CODECS), ("gradients", CODECS), ("averages", AVERAGES)):
         codec = getattr(run.wire, name)
         if codec not in known:
             knows = ", ".join(known)

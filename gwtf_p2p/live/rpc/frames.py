@@ -33,6 +33,7 @@ from gwtf_p2p.live.libp2p.dialling import StreamRefused, open_stream
 from gwtf_p2p.live.rpc.meter import Meter
 from gwtf_p2p.live.rpc.proving import Prover
 from gwtf_p2p.protocol.core.line_cap import Line
+from gwtf_p2p.protocol.core.sending import Urgency
 from gwtf_p2p.protocol.ids import PeerId, RunId
 from gwtf_p2p.protocol.wire.records import WIRE_VERSION
 
@@ -163,11 +164,15 @@ class FrameStream(asyncio.BufferedProtocol):
         for part in parts:
             self._transport.write(part)
 
-    async def turn(self, size: int) -> None:
+    async def turn(self, size: int, urgency: Urgency) -> None:
         """Return when so many bytes of a payload may be sent, at most `line.up.piece_bytes`."""
-        wait_s = self.line.up.wait_s(size, clock_s())
-        if wait_s > 0:
-            await asyncio.sleep(wait_s)
+        cap = self.line.up
+        place = cap.join(size, urgency)
+        try:
+            while (wait_s := cap.wait_of(place, clock_s())) > 0:  # noqa: ASYNC110 - it is time that it waits for, no event
+                await asyncio.sleep(wait_s)
+        finally:
+            cap.leave(place)
 
     async def drained(self) -> None:
         """Return when the queue of unwritten bytes is short, or the stream is gone."""

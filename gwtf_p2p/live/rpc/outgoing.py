@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 from gwtf_p2p.live.libp2p.dialling import StreamRefused
@@ -28,6 +28,7 @@ from gwtf_p2p.live.rpc.frames import (
 from gwtf_p2p.live.rpc.meter import Meter
 from gwtf_p2p.live.rpc.proving import Prover
 from gwtf_p2p.protocol.core.line_cap import Line
+from gwtf_p2p.protocol.core.sending import Place, SendSlots, Urgency
 from gwtf_p2p.protocol.ids import PeerId
 
 _KEPT_STREAMS = 2
@@ -138,17 +139,21 @@ class StreamPool:
         self._protocol_name = protocol_name
         self._options = options
         self._idle: dict[PeerId, list[OutgoingStream]] = {}
-        self._slots: dict[tuple[PeerId, bool], asyncio.Semaphore] = {}
+        self._call_slots: dict[PeerId, asyncio.Semaphore] = {}
+        self._send_slots: dict[PeerId, SendSlots] = {}
+        self._waiting: dict[Place, asyncio.Future[None]] = {}
         self._in_use: dict[OutgoingStream, PeerId] = {}
 
     @asynccontextmanager
-    async def stream(self, peer: PeerId, *, for_call: bool) -> AsyncIterator[OutgoingStream]:
-        """A stream for one exchange. Calls have slots of their own, so that no number of pushes can hold them up.
+    async def stream(self, peer: PeerId, urgency: Urgency | None = None) -> AsyncIterator[OutgoingStream]:
+        """A stream for one exchange, a payload's of some urgency or a call. Calls have slots of their own, so that no number of
+        pushes can hold them up.
 
         Raises RpcFailed when none can be opened. After an error or a cancellation inside, the stream is thrown away.
         """
-        key = (peer, for_call)
-        slot = self._slots.setdefault(key, asyncio.Semaphore(self._options.max_streams_per_peer))
+        most = self._options.max_streams_per_peer
+        calls = self._call_slots.setdefault(peer, asyncio.Semaphore(most))
+        slot: AbstractAsyncContextManager[object] = calls if urgency is None else self._send_slot(peer, urgency, most)
         async with slot:
             stream = self._take_idle(peer) or await self._open(peer)
             self._in_use[stream] = peer
@@ -162,6 +167,22 @@ class StreamPool:
                     self._keep(peer, stream)
                 else:
                     stream.close()
+
+    @asynccontextmanager
+    async def _send_slot(self, peer: PeerId, urgency: Urgency, most: int) -> AsyncIterator[None]:
+        slots = self._send_slots.setdefault(peer, SendSlots(most))
+        place = slots.ask(urgency)
+        try:
+            if not place.has_slot:
+                self._waiting[place] = asyncio.get_running_loop().create_future()
+                await self._waiting[place]
+            yield
+        finally:
+            self._waiting.pop(place, None)
+            for other in slots.free(place):
+                future = self._waiting.get(other)
+                if future is not None and not future.done():
+                    future.set_result(None)
 
     def close(self) -> None:
         """End all streams; whoever waits on one gets StreamLost."""

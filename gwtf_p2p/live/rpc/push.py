@@ -17,6 +17,7 @@ from gwtf_p2p.live.rpc.api import FailureKind, Header, PushResult, RpcFailed, un
 from gwtf_p2p.live.rpc.frames import CHUNK_BYTES, END_BODY, Frame, FrameStream, clock_s
 from gwtf_p2p.live.rpc.incoming import OFFER_HEAD, TRANSFER_NUMBER
 from gwtf_p2p.live.rpc.outgoing import NotTaken, OutgoingStream, StreamLost, StreamPool, Ways, send_header
+from gwtf_p2p.protocol.core.sending import urgency_of
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
 
@@ -52,6 +53,7 @@ class Push:
     def __init__(self, pool: StreamPool, ways: Ways, to: PeerId, header: Header, payload: memoryview, *, eager: bool) -> None:
         self._pool, self._ways, self._to = pool, ways, to
         self._header, self._payload, self._eager = header, payload, eager
+        self._urgency = urgency_of(str(header.get("kind")))
         self._number = secrets.randbits(63) | 1 if ways.is_fragile(to) else 0
         self._progress = _Progress()
         self.opened = False
@@ -82,7 +84,7 @@ class Push:
         return bool(self._number) and self._ways.is_fragile(self._to)
 
     async def _on_a_stream(self, start_s: float) -> PushResult:
-        async with self._pool.stream(self._to, for_call=False) as stream:
+        async with self._pool.stream(self._to, self._urgency) as stream:
             frames = stream.frames
             assert frames is not None, "a stream is handed out open"
             if not self.opened and not self._number and self._ways.is_fragile(self._to):
@@ -126,7 +128,7 @@ class Push:
                 if self._is_accepted:
                     raise StreamLost("the path is renewed")
                 break
-            await frames.turn(allowed)
+            await frames.turn(allowed, self._urgency)
             chunk = payload[offset : offset + allowed]
             crc = zlib.crc32(chunk, crc)
             frames.send(Frame.DATA, chunk)

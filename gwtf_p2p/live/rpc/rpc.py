@@ -235,7 +235,7 @@ class Rpc:
             listener.close()
 
     async def _call_once(self, to: PeerId, header: Header) -> Header:
-        async with self._pool.stream(to, for_call=True) as stream:
+        async with self._pool.stream(to) as stream:
             return await call_on(stream, header)
 
     def _service_for(self, header: Header) -> RpcService:

@@ -1,13 +1,18 @@
 """A line that its owner has capped: when so many bytes may pass. A token bucket, without a clock of its own.
 
-Payloads wait for their turn; small messages do not, but what they take is taken from the payloads that follow. In any stretch
-of time payloads are at most `bytes_per_s` times its length and `burst_bytes`.
+Payloads wait for their turn, the most urgent piece first (`sending`); small messages do not, but what they take is taken from
+the payloads that follow. In any stretch of time payloads are at most `bytes_per_s` times its length and `burst_bytes`.
 """
 
 from __future__ import annotations
 
+from gwtf_p2p.protocol.core.sending import Place, Places, Urgency
+
 BURST_S = 0.1
 """What an idle line saves up, in seconds of it."""
+
+LEAST_WAIT_S, _EXACT_S = 1e-3, 1e-6
+"""How long to wait at least for another one that goes first; what a clock is not more exact than."""
 
 MOST_PIECE_BYTES, LEAST_PIECE_BYTES = 1 << 19, 1 << 12
 
@@ -19,6 +24,7 @@ class LineCap:
         self.bytes_per_s, self.total_bytes = bytes_per_s, 0
         self.burst_bytes = max(LEAST_PIECE_BYTES, BURST_S * bytes_per_s)
         self._free_at = -1e18
+        self._places = Places()
 
     @property
     def piece_bytes(self) -> int:
@@ -26,6 +32,25 @@ class LineCap:
         if not self.bytes_per_s:
             return MOST_PIECE_BYTES
         return int(min(MOST_PIECE_BYTES, self.burst_bytes))
+
+    def join(self, size: int, urgency: Urgency) -> Place:
+        """A piece of a payload that wants to pass: ask `wait_of` when it may."""
+        return self._places.join(urgency, size)
+
+    def wait_of(self, place: Place, now: float) -> float:
+        """0: it passes now, and is booked. Else in how many seconds to ask again: it is not the first, or the line is full."""
+        if self.bytes_per_s:
+            saved_s = self.burst_bytes / self.bytes_per_s
+            passes_in_s = max(self._free_at, now - saved_s) + place.size / self.bytes_per_s - now
+            if passes_in_s > _EXACT_S or not self._places.is_first(place):
+                return max(passes_in_s, LEAST_WAIT_S)
+        self._places.take(place)
+        self.wait_s(place.size, now)
+        return 0.0
+
+    def leave(self, place: Place) -> None:
+        """It does not want to pass any more; nothing to do if it has."""
+        self._places.leave(place)
 
     def wait_s(self, size: int, now: float) -> float:
         """Book so many bytes; how long from `now` (seconds) they have to wait."""

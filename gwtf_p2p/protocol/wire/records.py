@@ -53,6 +53,7 @@ from gwtf_p2p.protocol.wire.recipe import LossSpec as LossSpec
 from gwtf_p2p.protocol.wire.recipe import OptimizerSpec as OptimizerSpec
 from gwtf_p2p.protocol.wire.run_parts import AdapterSpec as AdapterSpec
 from gwtf_p2p.protocol.wire.run_parts import Admission, check_admission
+from gwtf_p2p.protocol.wire.run_parts import BoundarySpec as BoundarySpec
 from gwtf_p2p.protocol.wire.run_parts import BoundaryTensor as BoundaryTensor
 from gwtf_p2p.protocol.wire.run_parts import Fingerprint as Fingerprint
 from gwtf_p2p.protocol.wire.run_parts import ToleranceSpec as ToleranceSpec
@@ -140,7 +141,8 @@ class RunRecord:
     `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds. `data_peers` is among how many the windows
     of an iteration are dealt, `data_peers_before` what it was earlier: (25, 1) says one before iteration 25. So many data
     peers, and `peers_per_stage` in each stage, must be online before iteration 0 begins.
-    `boundary` is what crosses each boundary between parts, microbatch x sequence x hidden if it is empty. `owner` is the peer
+    `boundary` is what crosses each boundary between parts, microbatch x sequence x hidden if it is empty; with a `subspace`
+    the model is parametrised so that this is less (`BoundarySpec`). `owner` is the peer
     that has signed the record (empty: not signed yet).
     """
 
@@ -174,6 +176,7 @@ class RunRecord:
     keep_checkpoints: Annotated[int, Ge(1), Le(1000), "newest checkpoints that every peer keeps"] = 3
     max_skipped_steps: Annotated[int, Ge(0), Le(1_000_000), "skipped in a row before the run pauses (0: never)"] = 10
     boundary: Annotated[tuple[BoundaryTensor, ...], MaxLen(16), "what crosses each boundary between parts"] = ()
+    subspace: Annotated[int, Ge(0), Le(4096), "a token has so many times fewer values there than the model is wide"] = 0
     fingerprint: Annotated[Fingerprint, "what the model computes where it was started"] = field(default_factory=Fingerprint)
     admission: Annotated[Admission, "who may take part: everybody, whom the owner lists, or whoever has the token"] = "open"
     members: Annotated[Members, "peer ids that may take part in a listed run; `gwtf allow` adds more"] = ()
@@ -206,6 +209,8 @@ class RunRecord:
         named: list[object] = [dict(self.model_config), self.layer_split, self.seed]
         if self.weight_hashes or self.adapters.rank:
             named += [self.weight_hashes, self.adapters.rank, self.adapters.alpha, self.adapters.targets]
+        if self.subspace:
+            named.append({"subspace": self.subspace})
         canonical = json.dumps(named, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

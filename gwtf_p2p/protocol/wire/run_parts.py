@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PEER_ID, PeerId
 from gwtf_p2p.protocol.wire.ranges import PLAIN_NAME
-from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, TensorFormat, format_of
+from gwtf_p2p.protocol.wire.tensor_formats import AVERAGES, TensorFormat, format_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,14 @@ class WireSpec:
     `averages` are the parts of a stage's gradient. With int8 there each peer adds what rounding took from its last share to
     its next one (error feedback); that residual is the peer's own, is lost with it, and rounding depends on who averages with
     whom: all members still end with the same bits, but after a loss not with those of a run without one.
+    With powersgd matrices are averaged as products of two thin ones of this `rank`; what a product leaves over is such a
+    residual, too.
     """
 
     activations: Annotated[str, MinLen(1), MaxLen(64), "format of activations between stages"] = "float32"
     gradients: Annotated[str, MinLen(1), MaxLen(64), "format of gradients between stages"] = "float32"
     averages: Annotated[str, MinLen(1), MaxLen(64), "format of the parts of an average"] = "float32"
+    rank: Annotated[int, Ge(1), Le(1024), "columns of the thin matrices, where averages are powersgd"] = 32
 
     @staticmethod
     def named(name: str, averages: str) -> WireSpec:
@@ -43,8 +46,8 @@ class WireSpec:
         """Raises InputError that names the first field that is no format."""
         for name in ("activations", "gradients"):
             format_of(getattr(self, name), where, f"wire.{name}")
-        if self.averages not in AVERAGE_FORMATS:
-            expected = f"expected one of {', '.join(AVERAGE_FORMATS)}, got {self.averages!r:.40}"
+        if self.averages not in AVERAGES:
+            expected = f"expected one of {', '.join(AVERAGES)}, got {self.averages!r:.40}"
             raise InputError(where, "wire.averages", expected)
 
 
@@ -92,6 +95,22 @@ class BoundaryTensor:
     def encoded_bytes(self, form: TensorFormat) -> int:
         """Size on the wire, in bytes, where floats travel in this format."""
         return 4 * self.values if self.is_integer else form.encoded_bytes(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundarySpec:
+    """What a run file says of the boundaries between parts. With a subspace the model is parametrised so that a token has so
+    many times fewer values there than it is wide (`training/model/subspace`); its id travels with them."""
+
+    subspace: Annotated[int, Ge(0), Le(4096), "a token has so many times fewer values there than the model is wide"] = 0
+
+    def validate(self, where: str, weights: WeightsSpec) -> None:
+        """Raises InputError: no subspace at all, or one for pre-trained weights."""
+        if self.subspace == 1:
+            raise InputError(where, "boundary.subspace", "expected 0 or at least 2: how many times fewer values cross")
+        if self.subspace and weights.source:
+            why = "pre-trained weights write to all dimensions of the residual stream, and no subspace holds that"
+            raise InputError(where, "boundary.subspace", f"expected a run from scratch: {why}")
 
 
 @dataclass(frozen=True, slots=True)

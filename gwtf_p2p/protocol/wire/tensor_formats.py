@@ -7,6 +7,8 @@ zeros, and sends a scale of `scale_bytes` for each.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gwtf_p2p.protocol.errors import InputError
@@ -44,9 +46,34 @@ FORMATS = {form.name: form for form in (FLOAT32, BFLOAT16, FLOAT16, INT8, FP8, I
 AVERAGE_FORMATS = {form.name: form for form in (FLOAT32, FLOAT16, INT8)}
 """Of gradients on their way through an average."""
 
+LOW_RANK = "powersgd"
+"""Names averages of matrices as products of two thin ones in float32 (`training/codecs/low_rank`)."""
+
+AVERAGES = (*AVERAGE_FORMATS, LOW_RANK)
+"""What a run may ask of its averages."""
+
 
 def format_of(name: str, where: str, field: str) -> TensorFormat:
     """The format of this name. Raises InputError that names the field."""
     if name not in FORMATS:
         raise InputError(where, field, f"expected one of {', '.join(FORMATS)}, got {name!r:.40}")
     return FORMATS[name]
+
+
+def matrix_of(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a tensor as a matrix: the last dimension are its columns."""
+    return math.prod(shape[:-1]), shape[-1] if shape else 1
+
+
+def is_low_rank(shape: tuple[int, ...], rank: int) -> bool:
+    """Whether two thin matrices of this rank are fewer values than the tensor."""
+    rows, columns = matrix_of(shape)
+    return rank * (rows + columns) < rows * columns
+
+
+def average_bytes(shapes: Iterable[tuple[int, ...]], averages: str, rank: int) -> int:
+    """What tensors of these shapes take once on their way through an average."""
+    if averages != LOW_RANK:
+        return sum(AVERAGE_FORMATS[averages].encoded_bytes(math.prod(shape)) for shape in shapes)
+    values = (rank * sum(matrix_of(shape)) if is_low_rank(shape, rank) else math.prod(shape) for shape in shapes)
+    return FLOAT32.encoded_bytes(sum(values))

@@ -48,7 +48,7 @@ class Bound:
 def bound_of(swarm: Swarm) -> Bound:
     """The bounds of a swarm as it is built."""
     model = swarm.scenario.model
-    sizes = Sizes.of(model, swarm.arm.wire)
+    sizes = Sizes.of(model, swarm.arm.wire, swarm.arm.subspace)
     times = path_times([_with_slots(peer, swarm) for peer in swarm.drawn.values()], swarm.links, sizes)
     demand = model.microbatches_per_data_peer
     program = Program(times, sizes, demand, queues=swarm.arm.queues)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gwtf_p2p.protocol.wire.messages import Forward, TensorMessage
 from gwtf_p2p.protocol.wire.run_parts import WireSpec
-from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, FORMATS, TensorFormat
+from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, FLOAT32, FORMATS, LOW_RANK, TensorFormat, average_bytes
 from gwtf_p2p.simulation.scenario.scenario import ModelSpec
 
 FLOAT32_BYTES = 4
+TYPICAL = (1024, 1024)
+"""Of a matrix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +26,19 @@ class Sizes:
     state_bytes: int
 
     @staticmethod
-    def of(model: ModelSpec, wire: WireSpec) -> Sizes:
-        """Where tensors travel in these formats; a scenario states the bytes of float32. Weights stay float32."""
+    def of(model: ModelSpec, wire: WireSpec, subspace: int = 0) -> Sizes:
+        """Where tensors travel in these formats; a scenario states the bytes of float32. Weights stay float32.
+
+        With a `subspace` so many times fewer values cross a boundary, and the ids of their tokens, of a model as wide as
+        `TYPICAL`.
+        """
+        ids = -(-model.microbatch_bytes // TYPICAL[1]) if subspace else 0
+        crossing = -(-model.microbatch_bytes // (FLOAT32_BYTES * (subspace or 1))) * FLOAT32_BYTES if subspace else 0
+        float32_bytes = crossing or model.microbatch_bytes
         return Sizes(
-            encoded_bytes(model.microbatch_bytes, FORMATS[wire.activations]),
-            encoded_bytes(model.microbatch_bytes, FORMATS[wire.gradients]),
-            encoded_bytes(model.stage_gradient_bytes, AVERAGE_FORMATS[wire.averages]),
+            ids + encoded_bytes(float32_bytes, FORMATS[wire.activations]),
+            ids + encoded_bytes(float32_bytes, FORMATS[wire.gradients]),
+            averaged_bytes(model.stage_gradient_bytes, wire),
             model.stage_state_bytes,
         )
 
@@ -40,6 +50,14 @@ class Sizes:
     def of_push(self, message: TensorMessage) -> int:
         """Of the tensor that goes with a push."""
         return self.activation_bytes if isinstance(message, Forward) else self.gradient_bytes
+
+
+def averaged_bytes(float32_bytes: int, wire: WireSpec) -> int:
+    """Of a stage's gradient. Of its matrices a scenario says nothing; where it matters they count as `TYPICAL`."""
+    if wire.averages != LOW_RANK:
+        return encoded_bytes(float32_bytes, AVERAGE_FORMATS[wire.averages])
+    share = average_bytes([TYPICAL], wire.averages, wire.rank) / FLOAT32.encoded_bytes(math.prod(TYPICAL))
+    return math.ceil(share * float32_bytes)
 
 
 def encoded_bytes(float32_bytes: int, form: TensorFormat) -> int:

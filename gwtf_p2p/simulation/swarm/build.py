@@ -20,7 +20,7 @@ UNLIMITED: kept, without limit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from gwtf_p2p.protocol import effects as ef
@@ -71,6 +71,7 @@ class Arm:
     config: RouterSettings
     recovery: str = "exact"
     memory: Memory = Memory.ADAPTIVE
+    subspace: int = field(default=0, kw_only=True)  # so many times fewer values cross a boundary
     wire: WireSpec = FLOAT32
     audit: float = 0.0
 
@@ -170,7 +171,7 @@ def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, 
     lines = {peer.id: peer.line_bytes_per_s for peer in drawn.values() if peer.line_bytes_per_s is not None}
     links = Links(kernel, _specs(scenario, {peer.id: peer.region for peer in drawn.values()}), lines)
     model = scenario.model
-    sizes = Sizes.of(model, arm.wire)
+    sizes = Sizes.of(model, arm.wire, arm.subspace)
     directory = Directory(model.stages, sizes.activation_bytes, sizes.gradient_bytes)
     world = World(kernel, links, directory, sizes, on_report, RECORD_PERIOD_S)
     world.pushes.star = arm.kind.star

@@ -3,20 +3,23 @@
 Figures are of float32: weights, gradient sum and AdamW's two moments are 16 bytes a parameter, without moments 8, and what is
 frozen under adapters is 4. Between its passes a microbatch keeps, of every matrix, the values that go in and those that come
 out (measured against torch's own count: 0.8 to 1.45 of it, most families within 2 %); the head's logits count three times,
-with their softmax and their gradient. What torch's kernels need for moments comes on top.
+with their softmax and their gradient. In a subspace the products that stand for weights are there while a pass lasts, and so
+are their gradients. What torch's kernels need for moments comes on top.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.view.memory_plan import StageMemory
 from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.protocol.wire.tensor_formats import FLOAT32
 from gwtf_p2p.training.model.config import RUN_RECORD
-from gwtf_p2p.training.model.split import PartSpec, all_shapes
+from gwtf_p2p.training.model.split import PartSpec, all_shapes, boundary_of
 
 BYTES_OF_A_PARAMETER = {"adamw": 16, "adafactor": 8}
 """Weight, gradient sum, and the moments; Adafactor's are a row and a column of each matrix."""
@@ -51,16 +54,25 @@ def stage_memory(run: RunRecord, stage: int, where: str = RUN_RECORD) -> StageMe
 
     Raises InputError where the record describes no model.
     """
-    shapes = all_shapes(PartSpec.of(run, stage), where)
+    spec = PartSpec.of(run, stage)
+    shapes = all_shapes(spec, where)
+    full = all_shapes(replace(spec, subspace=0), where) if spec.subspace else shapes
     trained, frozen = parameters_of(shapes)
+    products = BYTES_OF_A_WEIGHT * sum(math.prod(shape) for name, (shape, _) in full.items() if shapes[name][0] != shape)
     saved = (BYTES_OF_A_PARAMETER[run.optimizer.kind] - BYTES_OF_A_GRADIENT) * trained
     return StageMemory(
         stage=stage,
         state=state_bytes(run, trained, frozen),
-        beside=GRADIENTS_BESIDE * BYTES_OF_A_GRADIENT * trained + SNAPSHOTS * saved,
-        activations=BYTES_OF_A_VALUE * run.microbatch_size * run.sequence_length * _values_of_a_token(run, shapes, stage),
+        beside=GRADIENTS_BESIDE * (BYTES_OF_A_GRADIENT * trained + products) + SNAPSHOTS * saved,
+        activations=BYTES_OF_A_VALUE * run.microbatch_size * run.sequence_length * _values_of_a_token(run, full, stage),
         microbatch=done_bytes(run.activation_bytes, run.gradient_bytes) * (1 if stage else run.microbatches_per_data_peer),
     )
+
+
+def full_hop_bytes(run: RunRecord, where: str = RUN_RECORD) -> int:
+    """What would cross a boundary of this model if all values did, in float32."""
+    full = boundary_of(replace(PartSpec.of(run, 0), subspace=0), where) if run.subspace else run.boundary
+    return sum(tensor.encoded_bytes(FLOAT32) for tensor in full) or FLOAT32.encoded_bytes(run.boundary_values)
 
 
 def _values_of_a_token(run: RunRecord, shapes: Shapes, stage: int) -> int:

@@ -7,6 +7,8 @@ Rules.
   microbatch that is computed again after a crash would count twice in it).
 - Where attention goes by documents, a window of several of them has to give the loss and gradients of each one alone, within
   `PACKED_BOUND`: kernels for other lengths round otherwise.
+- Where boundaries are coefficients in a subspace, the weights that write to the residual stream are found and what they add is
+  verified to lie in it (`subspace/writers`), and the split model is compared with the unsplit one of the same weights.
 - The fingerprint tells installations apart that compute something else from the same record: the small copy's loss; for each
   kind of parameter (its name without numbers) the norm of its gradients and a projection of them; for each kind of table that
   the real config gives (rotary frequencies) the norm and the mean logarithm, so that the smallest frequency counts like the
@@ -40,12 +42,17 @@ from gwtf_p2p.training.model.doors import Payload, Structure, document_positions
 from gwtf_p2p.training.model.skeleton import build_skeleton, decoder_layers
 from gwtf_p2p.training.model.split import DataPart, PartSpec, StagePart, data_part, stage_part
 from gwtf_p2p.training.model.structure import LENGTH, ROWS, sample_tokens, small_config, structure_of, whole_model
+from gwtf_p2p.training.model.subspace.basis import FIELD as SUBSPACE
+from gwtf_p2p.training.model.subspace.whole import WholeInSubspace
 
 BOUND = 1e-5
 """Relative to the parameter's largest gradient. On one machine the difference is 0 wherever it was tried."""
 PACKED_BOUND = 1e-4
 TOLERANCE = 1e-3
 SEED = 0
+SMALL_FACTOR = 4
+"""Of a subspace in a small copy, which is not wide enough for larger ones to say much."""
+
 _MOST_KINDS = 96
 _FIELD = "model_config.model_type"
 
@@ -76,11 +83,17 @@ def versions() -> dict[str, str]:
 
 
 def preflight(
-    model_config: Mapping[str, Any], where: str = RUN_RECORD, *, by_document: bool = False, balance: float = 0.0
+    model_config: Mapping[str, Any],
+    where: str = RUN_RECORD,
+    *,
+    by_document: bool = False,
+    balance: float = 0.0,
+    subspace: bool = False,
 ) -> Fingerprint:
     """Raises InputError that names what differs; returns this installation's fingerprint.
 
     `by_document`: documents in one window are not to see each other. `balance`: weight of the experts' balance loss.
+    `subspace`: boundaries are coefficients in one.
     """
     config = load_config(model_config, where)
     structure, small = structure_of(model_config, where), small_config(model_config, where)
@@ -95,6 +108,8 @@ def preflight(
         _check_packing(small, structure, where)
     if balance:
         _check_balance(small, structure, balance, where)
+    if subspace:
+        _check_subspace(small, structure, by_document, where)
     return _fingerprint(unsplit, config, where)
 
 
@@ -126,6 +141,7 @@ class Parts:
         *,
         by_document: bool = False,
         balance: float = 0.0,
+        subspace: int = 0,
     ) -> None:
         layers = len(decoder_layers(build_skeleton(small, where), where)[1])
         cuts = sorted({0, 1, layers - 1, layers}) if layers > 1 else [0, 1]
@@ -135,7 +151,8 @@ class Parts:
         if by_document:
             self.tokens_BT, self.labels_BT = _several_documents(self.tokens_BT, self.labels_BT)
         stages = range(len(split) + 1)
-        specs = [PartSpec({}, split, k, SEED, (ROWS, LENGTH), end_token=end_token, balance=balance) for k in stages]
+        settings: dict[str, Any] = {"end_token": end_token, "balance": balance, "subspace": subspace}
+        specs = [PartSpec({}, split, k, SEED, (ROWS, LENGTH), **settings) for k in stages]
         self.data: DataPart = data_part(small, structure, specs[0], where)
         self.stages: list[StagePart] = [stage_part(small, structure, spec, where) for spec in specs[1:]]
 
@@ -265,6 +282,22 @@ def _check_balance(small: PretrainedConfig, structure: Structure, weight: float,
     if not compared.loss <= BOUND * max(1.0, abs(loss.item())) or not worst <= BOUND:
         differs = f"expected 0: with it the split and the unsplit model's gradients of {name} differ by {worst:.1e}"
         raise InputError(where, BALANCE, differs)
+
+
+def _check_subspace(small: PretrainedConfig, structure: Structure, by_document: bool, where: str) -> None:
+    """Raises InputError where the split model is not the unsplit one of the same weights."""
+    whole = WholeInSubspace(small, SMALL_FACTOR, SEED, where)
+    parts = Parts(small, structure, where, by_document=by_document, subspace=SMALL_FACTOR)
+    positions_BT = document_positions(parts.tokens_BT, parts.data.end_token) if by_document else None
+    logits_BTV = whole.logits(parts.tokens_BT, positions_BT)
+    loss = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), parts.labels_BT.flatten())
+    loss.backward()  # type: ignore[no-untyped-call]
+    unsplit = Result(loss.item(), {name: p.grad for name, p in whole.parameters.items() if p.grad is not None})
+    compared = compare(unsplit, split_result(parts))
+    name, worst = compared.worst
+    if not compared.loss <= BOUND * max(1.0, abs(loss.item())) or not worst <= BOUND:
+        differs = f"split and unsplit model differ: loss by {compared.loss:.1e}, the gradient of {name} by {worst:.1e}"
+        raise InputError(where, SUBSPACE, f"expected none: {differs}")
 
 
 def _result_of(model: PreTrainedModel, logits_of: Callable[[PreTrainedModel], Tensor], labels_BT: Tensor) -> Result:

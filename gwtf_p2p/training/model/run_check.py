@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.protocol.wire.records import BoundarySpec, RunRecord
 from gwtf_p2p.training.model.config import RUN_RECORD, load_config
 from gwtf_p2p.training.model.skeleton import build_skeleton, decoder_layers
 from gwtf_p2p.training.model.split import PartSpec, boundary_of, check_layer_split, parameter_shapes
@@ -14,6 +14,7 @@ def check_run(run: RunRecord, vocabulary: int = 0, where: str = RUN_RECORD) -> N
 
     Raises InputError that names the field.
     """
+    BoundarySpec(run.subspace).validate(where, run.weights)
     config = load_config(run.model_config, where)
     _, layers = decoder_layers(build_skeleton(config, where), where)
     check_layer_split(tuple((a, b) for a, b in run.layer_split), len(layers), where)

@@ -26,15 +26,20 @@ from gwtf_p2p.protocol.wire.records import AdapterSpec, BoundaryTensor, RunRecor
 from gwtf_p2p.training.model.adapters import add_adapters
 from gwtf_p2p.training.model.balance import Balance
 from gwtf_p2p.training.model.config import RUN_RECORD, load_config
-from gwtf_p2p.training.model.doors import POSITIONS, Doors, Payload, Structure, document_positions, places_of
+from gwtf_p2p.training.model.doors import POSITIONS, TOKENS, Doors, Payload, Structure, document_positions, places_of
 from gwtf_p2p.training.model.initial_weights import initialise
 from gwtf_p2p.training.model.materialise import move, occupy
 from gwtf_p2p.training.model.pretrained import PretrainedFiles, load_pretrained
 from gwtf_p2p.training.model.skeleton import Unit, build_skeleton, decoder_layers, unit_parameters, units_of
 from gwtf_p2p.training.model.structure import stand_in_tokens, structure_of, whole_model
+from gwtf_p2p.training.model.subspace.basis import dimensions
+from gwtf_p2p.training.model.subspace.parametrised import Products, Subspace, layout_of
 from gwtf_p2p.training.model.trace import spelled
 
 LayerSplit = tuple[tuple[int, int], ...]
+
+FROZEN = "(as drawn)"
+"""Behind the name of a table that every peer of a subspace run has, besides what is trained of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class PartSpec:
     `batch` is (microbatch size, sequence length). `weights` are what it starts from, whose hash has to be `weights_hash` unless
     that is empty; without a source it starts from the seed. `adapters`: they alone are trained. With an `end_token` (0 or more)
     no token sees beyond the document that it is of (`doors`). `balance` is the weight of the experts' balance loss (`balance`).
+    With a `subspace` a boundary has so many times fewer values than the model is wide (`subspace`).
     """
 
     model_config: Mapping[str, Any]
@@ -56,6 +62,7 @@ class PartSpec:
     adapters: AdapterSpec = field(default_factory=AdapterSpec)
     end_token: int = -1
     balance: float = 0.0
+    subspace: int = 0
 
     @classmethod
     def of(cls, run: RunRecord, stage: int) -> PartSpec:
@@ -63,7 +70,7 @@ class PartSpec:
         starts_from = (run.weights, run.weight_hashes[stage] if run.weight_hashes else "", run.adapters)
         end_token = run.end_token if run.attention == "document" else -1
         batch = (run.microbatch_size, run.sequence_length)
-        return cls(run.model_config, split, stage, run.seed, batch, *starts_from, end_token, run.loss.balance)
+        return cls(run.model_config, split, stage, run.seed, batch, *starts_from, end_token, run.loss.balance, run.subspace)
 
 
 class _Part:
@@ -73,17 +80,29 @@ class _Part:
     """
 
     def __init__(self, model: PreTrainedModel, doors: Doors, names: set[str], spec: PartSpec) -> None:
-        self.model, self._doors, self._end_token = model, doors, spec.end_token
+        self.model, self._doors, self.end_token = model, doors, spec.end_token
         own = {id(parameter) for name, parameter in model.named_parameters() if name in names}
         if spec.adapters.rank:
             own |= add_adapters(model, spec.adapters, own, spec.seed)
         self._own = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in own}
         self.parameters = {name: parameter for name, parameter in self._own.items() if parameter.requires_grad}
         self.boundary = _boundary(model, doors, spec)
+        self._subspace: Subspace | None = None
+        if spec.subspace:
+            layout = layout_of(model, spec.subspace)
+            products = Products(model, layout, set(self.parameters), spec.seed)
+            self._subspace = Subspace(products, doors, model.config.get_text_config(decoder=True).vocab_size)
+            self._own = {name: each for name, each in self._own.items() if name not in products.trained}
+            for name in layout.tables if spec.stage else ():
+                self._own[name] = model.get_parameter(name)
+                self._own[name].requires_grad_(False)
+            self.parameters |= products.trained
         self._tokens_BT = stand_in_tokens(model.config, spec.batch)
 
     def _move(self, device: torch.device) -> None:
         move(self.model, device, self._own)
+        if self._subspace is not None:
+            self._subspace.products.to(device)
         self._tokens_BT = self._tokens_BT.to(device)
 
 
@@ -107,7 +126,13 @@ class StagePart(_Part):
 
     def forward(self, payload: Payload) -> Payload:
         """The payload after this stage's layers: a new hidden state, the same side inputs."""
-        positions_BT = payload[-1] if self._end_token >= 0 else None
+        positions_BT = payload[-1] if self.end_token >= 0 else None
+        if self._subspace is not None:
+            known_BTd = self._subspace.known(payload[1], positions_BT)
+            hidden_BTd = self._subspace.hidden(payload[0], known_BTd)
+            self._subspace.products.multiply()
+            hidden_BTd = self._doors.layers(self._tokens_BT, (hidden_BTd,), positions_BT)
+            return (self._subspace.coefficients(hidden_BTd, known_BTd), *payload[1:])
         return (self._doors.layers(self._tokens_BT, payload, positions_BT), *payload[1:])
 
 
@@ -121,16 +146,24 @@ class DataPart(_Part):
 
     def embed(self, tokens_BT: Tensor) -> Payload:
         """The payload of stage 1: what stands before the first layer, and all side inputs."""
-        if self._end_token < 0:
-            hidden, sides = self._doors.embed(tokens_BT)
-            return (hidden, *places_of(sides)[1])
-        positions_BT = document_positions(tokens_BT, self._end_token)
+        positions_BT = self._positions(tokens_BT)
+        last = () if positions_BT is None else (positions_BT,)
+        if self._subspace is not None:
+            known_BTd = self._subspace.known(tokens_BT, positions_BT)
+            self._subspace.products.multiply()
+            hidden, _ = self._doors.embed(tokens_BT, positions_BT)
+            return (self._subspace.coefficients(hidden, known_BTd), tokens_BT, *last)
         hidden, sides = self._doors.embed(tokens_BT, positions_BT)
-        return (hidden, *places_of(sides)[1], positions_BT)
+        return (hidden, *places_of(sides)[1], *last)
 
     def logits(self, tokens_BT: Tensor, hidden: Tensor) -> Tensor:
-        """logits_BTV of what the last stage put out; the tokens say only what the library asks of a batch."""
+        """logits_BTV of what the last stage put out; but in a subspace the tokens say only what the library asks of a batch."""
+        if self._subspace is not None:
+            hidden = self._subspace.hidden(hidden, self._subspace.known(tokens_BT, self._positions(tokens_BT)))
         return self._doors.head(tokens_BT, hidden)
+
+    def _positions(self, tokens_BT: Tensor) -> Tensor | None:
+        return None if self.end_token < 0 else document_positions(tokens_BT, self.end_token)
 
 
 def build_stage_part(spec: PartSpec, where: str = RUN_RECORD) -> StagePart:
@@ -174,7 +207,12 @@ def all_shapes(spec: PartSpec, where: str = RUN_RECORD) -> dict[str, tuple[tuple
     own = {id(parameter) for name, parameter in model.named_parameters() if name in names}
     if spec.adapters.rank:
         own |= add_adapters(model, spec.adapters, own, None)
-    return {name: (tuple(p.shape), p.requires_grad) for name, p in model.named_parameters() if id(p) in own}
+    found = {name: (tuple(p.shape), p.requires_grad) for name, p in model.named_parameters() if id(p) in own}
+    if not spec.subspace:
+        return found
+    layout = layout_of(model, spec.subspace, where)
+    trained = {name: (layout.shape_of(name, shape), is_trained) for name, (shape, is_trained) in found.items()}
+    return trained | {f"{name} {FROZEN}": (tuple(model.get_parameter(name).shape), False) for name in layout.tables}
 
 
 def weight_hashes(run: RunRecord, where: str = RUN_RECORD) -> tuple[str, ...]:
@@ -226,7 +264,11 @@ def _assemble(
     units = _own_units(model, spec, where)
     names = {name for unit in units for name in unit_parameters(model, unit)}
     own = {unit.layer for unit in units}
-    occupy(model, names, tuple(name for number, name in enumerate(_layer_names(model)) if number not in own))
+    if spec.subspace and spec.stage:
+        tables = layout_of(model, spec.subspace, where).tables
+        units += [unit for unit in units_of(model, structure.layers) if unit_parameters(model, unit).keys() & tables.keys()]
+    here = {name for unit in units for name in unit_parameters(model, unit)}
+    occupy(model, here, tuple(name for number, name in enumerate(_layer_names(model)) if number not in own))
     if spec.weights.source:
         found = load_pretrained(model, units, PretrainedFiles(spec.weights, where), where)
         if spec.weights_hash not in ("", found):
@@ -269,12 +311,14 @@ def _boundary(model: PreTrainedModel, doors: Doors, spec: PartSpec) -> tuple[Bou
     """Shapes for a batch, from a run through the model without its layers; tells the doors where side inputs are."""
     with torch.no_grad():
         hidden, sides = doors.embed(stand_in_tokens(model.config, spec.batch))
+    positions = [BoundaryTensor(POSITIONS, spec.batch, is_integer=True)] if spec.end_token >= 0 else []
+    if spec.subspace:
+        shape = (*hidden.shape[:-1], dimensions(hidden.shape[-1], spec.subspace))
+        return (BoundaryTensor("coefficients", shape), BoundaryTensor(TOKENS, spec.batch, is_integer=True), *positions)
     places, tensors = places_of(sides)
     doors.side_places = places
     names = {place: f"{spelled(path)}.{layer}" for (layer, path), place in reversed(places.items())}
     found = [BoundaryTensor("hidden_state", tuple(hidden.shape))]
     for place, tensor in enumerate(tensors, 1):
         found.append(BoundaryTensor(names[place], tuple(tensor.shape), not tensor.is_floating_point()))
-    if spec.end_token >= 0:
-        found.append(BoundaryTensor(POSITIONS, spec.batch, is_integer=True))
-    return tuple(found)
+    return (*found, *positions)

@@ -28,7 +28,7 @@ SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class Call:
     """One call of a decoder layer."""
 
     layer: int
@@ -39,7 +39,7 @@ class _Call:
 def trace(model: PreTrainedModel, batches: tuple[Tensor, Tensor], where: str = RUN_RECORD) -> Structure:
     """The structure of a small model with its weights. Raises InputError that says why it cannot be split."""
     name, layers = decoder_layers(model, where)
-    first, second = (_recorded(model, layers, tokens_BT) for tokens_BT in batches)
+    first, second = (recorded(model, layers, tokens_BT) for tokens_BT in batches)
     kind = model.config.model_type
     order = [call.layer for call in first]
     if order != list(range(len(layers))):
@@ -59,14 +59,15 @@ def trace(model: PreTrainedModel, batches: tuple[Tensor, Tensor], where: str = R
     return structure
 
 
-def _recorded(model: PreTrainedModel, layers: nn.ModuleList, tokens_BT: Tensor) -> list[_Call]:
-    calls: list[_Call] = []
+def recorded(model: PreTrainedModel, layers: nn.ModuleList, tokens_BT: Tensor) -> list[Call]:
+    """All calls of a small model's layers while it computes a batch."""
+    calls: list[Call] = []
 
     def recording(number: int, original: Any) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
             inputs = dict(tensors_in({"args": args, "kwargs": kwargs}))
             returned = original(*args, **kwargs)
-            calls.append(_Call(number, inputs, returned))
+            calls.append(Call(number, inputs, returned))
             return returned
 
         return forward
@@ -82,7 +83,7 @@ def _recorded(model: PreTrainedModel, layers: nn.ModuleList, tokens_BT: Tensor) 
     return calls
 
 
-def _hidden_path(calls: list[_Call], kind: str, where: str) -> Path:
+def _hidden_path(calls: list[Call], kind: str, where: str) -> Path:
     """The argument that is, in every layer, what the layer before has returned."""
     found: set[Path] | None = None
     for before, after in itertools.pairwise(calls):
@@ -100,7 +101,7 @@ def _hidden_path(calls: list[_Call], kind: str, where: str) -> Path:
     return found.pop()
 
 
-def _output_of(call: _Call, hidden: Tensor, kind: str, where: str) -> tuple[tuple[Any, ...] | None, int]:
+def _output_of(call: Call, hidden: Tensor, kind: str, where: str) -> tuple[tuple[Any, ...] | None, int]:
     returned = call.returned
     if isinstance(returned, Tensor):
         return None, 0
@@ -114,7 +115,7 @@ def _has_content(one: Tensor, other: Tensor | None) -> bool:
     return one.requires_grad or other is None or one.shape != other.shape or not torch.equal(one, other)
 
 
-def _check_sides(model: PreTrainedModel, structure: Structure, seen: tuple[Tensor, list[_Call]], where: str) -> None:
+def _check_sides(model: PreTrainedModel, structure: Structure, seen: tuple[Tensor, list[Call]], where: str) -> None:
     """A side input has to be there without any layer computed, and equal: else a layer has made it."""
     tokens_BT, calls = seen
     layers = model.get_submodule(structure.layers)

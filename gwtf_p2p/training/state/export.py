@@ -2,8 +2,9 @@
 
 The stages' weights already carry the whole model's names, so each stage becomes one shard of the Hugging Face layout, beside
 `config.json`, the index and the tokenizer. No more than one stage is in memory at a time. A run that started from a pre-trained
-model gets that one's generation settings; a run of adapters becomes a folder that `peft` loads on top of its base model. All
-files have the mode that the user's umask gives.
+model gets that one's generation settings; a run of adapters becomes a folder that `peft` loads on top of its base model; of a
+run in a subspace the products are multiplied out, so what is written is an ordinary model. All files have the mode that the
+user's umask gives.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from gwtf_p2p.training.model.config import load_config
 from gwtf_p2p.training.model.pretrained import GENERATION, PretrainedFiles
 from gwtf_p2p.training.model.skeleton import build_skeleton
 from gwtf_p2p.training.model.structure import untrained_tensors
+from gwtf_p2p.training.model.subspace.whole import multiplied_out
 from gwtf_p2p.training.state.checkpoint import (
     MANIFEST,
     MODEL,
@@ -62,6 +64,8 @@ def export_hf(checkpoint_dir: Path, out: Path) -> int:
         tensors = load_file(checkpoint.folder / MODEL)
         if number == 1:
             tensors |= untrained_tensors(run["model_config"], int(run["seed"]), weights)
+        if run.get("subspace"):
+            tensors = multiplied_out(tensors, load_config(run["model_config"]), int(run["subspace"]), int(run["seed"]))
         _write_tensors(out / shard, tensors)
         weight_map |= dict.fromkeys(tensors, shard)
         total_bytes += sum(tensor.nbytes for tensor in tensors.values())

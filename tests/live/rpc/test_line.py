@@ -53,3 +53,16 @@ async def test_streams_of_signals_and_watches_count_like_all_others(start_peer: 
     frames, _ = await here.rpc._pool.open(there.id, Purpose.WATCH, OutgoingStream(lambda lost: None))
     frames.close()
     assert (frames.line, frames.meter) == (here.rpc.line, here.rpc.meter)
+
+
+async def test_a_gradient_overtakes_activations_on_a_capped_line(start_peer: StartPeer) -> None:
+    giver, taker = await start_peer(), await start_peer()
+    cap = giver.rpc.line.up
+    cap.bytes_per_s, cap.burst_bytes = RATE / 4, RATE / 40
+    kinds = ("Forward", "Forward", "average")
+    before = [asyncio.ensure_future(giver.rpc.push(taker.id, {"kind": k, "n": 1}, bytes(SIZE), DEADLINE_S)) for k in kinds]
+    for _ in range(3):
+        await giver.rpc.call(taker.id, {"n": 0}, DEADLINE_S)
+    gradient = await giver.rpc.push(taker.id, {"kind": "Backward", "n": 2}, bytes(SIZE // 4), DEADLINE_S)
+    assert gradient.accepted and not any(push.done() for push in before)
+    assert all(result.accepted for result in await asyncio.gather(*before))

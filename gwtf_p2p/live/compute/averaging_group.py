@@ -1,0 +1,62 @@
+"""What an average is asked for with, what it gives, and how it fails."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from gwtf_p2p.protocol.ids import PeerId
+
+
+class AveragingFailed(Exception):
+    """This attempt came to nothing. `peer` is the member that failed as far as this one can tell."""
+
+    def __init__(self, peer: PeerId | None, reason: str) -> None:
+        self.peer, self.reason = peer, reason
+        super().__init__(f"{peer[-6:]}: {reason}" if peer else reason)
+
+
+@dataclass(frozen=True, slots=True)
+class AveragingGroup:
+    """One attempt. All members must be given equal groups: the same order, weights and speeds.
+
+    `group_id` names run, stage, iteration and attempt. A member of weight 0 contributes nothing and gets the result.
+    `line_bytes_per_s` decides the shares; empty, or 0 for a member, means unknown (the mean of the others).
+    """
+
+    group_id: str
+    members: tuple[PeerId, ...]
+    weights: tuple[float, ...]
+    line_bytes_per_s: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(set(self.members)) != len(self.members) or not self.members:
+            raise ValueError(f"members: expected different peers, got {self.members}")
+        if len(self.weights) != len(self.members) or min(self.weights) < 0 or not 0 < sum(self.weights) < float("inf"):
+            raise ValueError(f"weights: expected one per member, none negative, not all 0, got {self.weights}")
+        if self.line_bytes_per_s and len(self.line_bytes_per_s) != len(self.members):
+            raise ValueError("line_bytes_per_s: expected one per member, or none")
+
+    @property
+    def fractions(self) -> tuple[float, ...]:
+        """Each member's share of the summing."""
+        known = [speed for speed in self.line_bytes_per_s if speed > 0]
+        mean = sum(known) / len(known) if known else 1.0
+        speeds = self.line_bytes_per_s or (0.0,) * len(self.members)
+        return tuple(speed if speed > 0 else mean for speed in speeds)
+
+
+@dataclass(frozen=True, slots=True)
+class AverageResult:
+    """`tensors`: fp32 on the CPU, shapes as given. `digest`: equal for all members that have equal bits.
+
+    `residual` is what rounding has taken from this member, shaped like the tensors; empty when the codec rounds nothing away
+    that is to be made up for. It goes into this member's next average if this one is taken.
+    """
+
+    tensors: list[torch.Tensor]
+    digest: str
+    sent_bytes: int
+    seconds: float
+    residual: list[torch.Tensor] = field(default_factory=list)
