@@ -32,20 +32,3 @@ def test_a_stage_peer_is_killed_while_int8_travels(tmp_path: Path) -> None:
     for kind in ("activations", "gradients"):  # a slow machine may send some of them twice
         assert sent[kind] > 0 and sent[kind] % INT8.encoded_bytes(values) == 0
     assert sent["averages"] > 0 and sent["records"] > 0 and sent["control"] > 0
-
-
-def test_a_stage_peer_is_killed_while_coefficients_of_a_subspace_travel(tmp_path: Path) -> None:
-    flags = ("--wire", "int8", "--subspace", "8", "--microbatches", "2")
-    undisturbed = demo(tmp_path / "undisturbed", "", *flags)
-    killed = demo(tmp_path / "killed", "kill peer stage=1 index=any at=backward_received iter=2", *flags)
-    assert killed["recoveries"] and not undisturbed["recoveries"]
-    assert undisturbed["last_loss"] < undisturbed["first_loss"]
-    assert_equal_weights(tmp_path / "killed", tmp_path / "undisturbed")
-    tokens = 1 * 32
-    assert undisturbed["bytes"]["per_hop"] <= 2 * (INT8.encoded_bytes(tokens * 128 // 8) + 4 * tokens)
-
-
-def test_averages_as_thin_products_train_and_all_members_end_alike(tmp_path: Path) -> None:
-    """Members whose averages had other digests would not commit."""
-    done = demo(tmp_path / "run", "", "--wire_averages", "powersgd", "--wire_rank", "8", "--microbatches", "2")
-    assert done["last_loss"] < done["first_loss"]
