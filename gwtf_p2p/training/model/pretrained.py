@@ -15,6 +15,7 @@ Rules.
 
 from __future__ import annotations
 
+import inspect
 import hashlib
 import json
 import logging
@@ -164,9 +165,11 @@ class _Reader:
 
         loading, mapping = library
         settings = LoadStateDictConfig(dtype=torch.float32, weight_mapping=mapping)
+        takes = inspect.signature(loading.convert_and_load_state_dict_in_model).parameters
+        plans = {"tp_plan": None} if "tp_plan" in takes else {}  # older releases insist on it
         try:
             with _no_progress_bar():
-                info, _ = loading.convert_and_load_state_dict_in_model(self.skeleton, dict(found), settings)
+                info, _ = loading.convert_and_load_state_dict_in_model(self.skeleton, dict(found), settings, **plans)
         except CONFIG_ERRORS as error:
             raise InputError(self._where, _FIELD, f"expected tensors of this model ({one_line(error)})") from error
         for name, got, expected in sorted(info.mismatched_keys):
