@@ -62,8 +62,8 @@ class ToleranceSpec:
 
     float32: Annotated[float, Gt(0), Le(1), "outputs of two peers that compute in float32"] = 1e-3
     float32_gradients: Annotated[float, Gt(0), Le(1), "their gradients"] = 1e-3
-    bfloat16: Annotated[float, Gt(0), Le(1), "outputs where one of two peers computes in bfloat16"] = 5e-2
-    bfloat16_gradients: Annotated[float, Gt(0), Le(1), "gradients where one of two peers computes in bfloat16"] = 7e-2
+    bfloat16: Annotated[float, Gt(0), Le(1), "outputs where one of two peers computes in bfloat16"] = 7.5e-2
+    bfloat16_gradients: Annotated[float, Gt(0), Le(1), "gradients where one of two peers computes in bfloat16"] = 7.5e-2
 
 
 @dataclass(frozen=True, slots=True)

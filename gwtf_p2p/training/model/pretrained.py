@@ -15,8 +15,8 @@ Rules.
 
 from __future__ import annotations
 
-import inspect
 import hashlib
+import inspect
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping

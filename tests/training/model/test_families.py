@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig
 
 from experiments.families import Row, Swarm, examine, export_is_equal, main, small_run
@@ -23,7 +25,12 @@ from gwtf_p2p.training.model.split import PartSpec, boundary_of, build_whole_mod
 from gwtf_p2p.training.model.structure import LENGTH, ROWS, probe, sample_tokens, whole_model
 from tests.training.swarm import GPT2, LLAMA
 
-QUICK = ("llama", "gpt2", "qwen2_moe", "gemma2", "bloom", "roformer", "openai-gpt", "gemma4_text")
+LATER = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="as transformers 5.23 has this family: older releases lack it, or build it in a way that is refused",
+)
+
+QUICK = ("llama", "gpt2", "qwen2_moe", "gemma2", "bloom", "roformer", "openai-gpt", pytest.param("gemma4_text", marks=LATER))
 """Rotary and learned positions, experts, a sliding window with soft-capping, ALiBi, a table that all layers are given,
 weights that constructors draw, layers with heads of several sizes."""
 
@@ -40,9 +47,9 @@ def test_split_trains_and_exports_like_unsplit(family: str) -> None:
     ("family", "expected"),
     [
         # Four streams of hidden states, and per-layer embeddings.
-        ("gemma3n_text", [(4, ROWS, LENGTH, 64)] + 4 * [(ROWS, LENGTH, 256)]),
+        pytest.param("gemma3n_text", [(4, ROWS, LENGTH, 64)] + 4 * [(ROWS, LENGTH, 256)], marks=LATER),
         # Four streams, and the token ids, which its routing needs.
-        ("deepseek_v4", [(ROWS, LENGTH, 4, 64), (ROWS, LENGTH)]),
+        pytest.param("deepseek_v4", [(ROWS, LENGTH, 4, 64), (ROWS, LENGTH)], marks=LATER),
     ],
 )
 def test_what_crosses_a_boundary_comes_from_the_model(family: str, expected: list[tuple[int, ...]]) -> None:
@@ -86,8 +93,8 @@ def test_a_moved_weight_is_seen() -> None:
 @pytest.mark.parametrize(
     ("family", "reason"),
     [
-        ("hrm_text", "hrm_text cannot be split: its layers are called .* a looped model"),
-        ("zaya", "zaya cannot be split: its layers hand on more than a hidden state"),
+        pytest.param("hrm_text", "hrm_text cannot be split: its layers are called .* a looped model", marks=LATER),
+        pytest.param("zaya", "zaya cannot be split: its layers hand on more than a hidden state", marks=LATER),
     ],
 )
 def test_a_family_that_cannot_be_split_is_named_with_its_reason(family: str, reason: str) -> None:
@@ -131,6 +138,7 @@ def test_payloads_of_several_tensors_travel_as_one_byte_string() -> None:
                 read(encoded[1:], boundary, codec)
 
 
+@LATER
 def test_an_export_has_the_tensors_that_no_step_changes(tmp_path: Path) -> None:
     """deepseek_v3's routing biases are buffers: not trained, but part of what `transformers` loads."""
     run = small_run("deepseek_v3")
