@@ -53,7 +53,7 @@ def cold(house: House, friend: Friend) -> Seconds:
 def warm(house: House, friend: Friend) -> Seconds:
     """Its peer is killed, and its supervisor starts it again."""
     seen, began = len(friend.screen), time.monotonic()
-    os.kill(int((friend.folder / "identity.pid").read_text()), signal.SIGKILL)
+    os.kill(int((friend.folder / "identity.pid").read_text().split()[0]), signal.SIGKILL)
     return back(house, friend, seen, began)
 
 
