@@ -107,7 +107,7 @@ class LiveFamilies:
                         done = local.state.iterations
                         return LiveTraining(done, wrong=f"{PREFIX}{done} of {steps} steps in {self.limit_s:.0f} s")
             except RunFailed as error:
-                return LiveTraining(local.state.iterations, wrong=f"{PREFIX}{' '.join(str(error).split())[:300]}")
+                return LiveTraining(local.state.iterations, wrong=f"{PREFIX}{str(error).partition(chr(10))[0]}")
             finally:
                 local.stop()
             return _told(local, steps)

@@ -183,6 +183,7 @@ class LocalRun:
             threads=1,
             checkpoints=CheckpointOptions(folder / name if folder is not None and config.own_folders else folder),
             stays=True,
+            join_timeout_s=START_DEADLINE_S,
             public_name=name,
             memory=MemoryLimit(config.max_kept_bytes, self.folder / f"{name}.kept" if config.spill else None),
             drain_s=config.drain_s,

@@ -22,7 +22,8 @@ _RULES: tuple[tuple[str, int], ...] = (
     (r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|seq_length|max_target_positions", POSITIONS),
     (r"sliding_window|window_size|attention_window_size|attention_chunk_size|local_attention_window|index_topk", WINDOW),
     (
-        r"hidden_size|n_embd|d_model|dim|embedding_size|embedding_dim|word_embed_proj_dim|emb_dim|attention_hidden_size|ssm_.*hidden|lru_width",
+        r"hidden_size|n_embd|d_model|dim|embedding_size|embedding_dim|word_embed_proj_dim|emb_dim|attention_hidden_size|ssm_.*hidden|lru_width"
+        r"|adapter_(?:in|out)_dim|adapter_input_size",
         HIDDEN,
     ),
     (r"num_attention_heads|n_heads?|num_heads|encoder_attention_heads|decoder_attention_heads", HEADS),
@@ -75,12 +76,11 @@ def _shrink(config: PretrainedConfig, layers: int, widths: bool) -> None:
         setattr(config, name, _narrow(name, value, widths))
     if widths:
         _fit(config, before)
+    narrowed = {kept[at]: _narrowed_layer(config, own, before, widths) for at, own in of_layers.items() if at in kept}
+    if widths:
+        _fit_rotary_shares(config, before, {kept[at]: (own, narrowed[kept[at]]) for at, own in of_layers.items() if at in kept})
     if of_layers:
-        config.per_layer_config = {
-            kept[at]: {name: _narrow(name, value, widths) for name, value in own.items()}
-            for at, own in of_layers.items()
-            if at in kept
-        }
+        config.per_layer_config = narrowed
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = fields.get(name)
         if isinstance(value, int) and value >= VOCABULARY:
@@ -94,6 +94,41 @@ def _narrow(name: str, value: Any, widths: bool) -> Any:
         if re.fullmatch(pattern, name) and (widths or small in (VOCABULARY, POSITIONS)):
             value = min(value, small)
     return value
+
+
+def _narrowed_layer(config: PretrainedConfig, own: dict[str, Any], before: dict[str, Any], widths: bool) -> dict[str, Any]:
+    """What a layer has of its own, beside what all have; `before` is what all had."""
+    small = {name: _narrow(name, value, widths) for name, value in own.items()}
+    if not widths:
+        return small
+    alike = {groups: small[heads] for heads, groups in _GROUPS if heads in own and own[heads] == own.get(groups)}
+    return {**small, **alike, **_sums({**vars(config), **small}, {**before, **own})}
+
+
+def _sums(small: dict[str, Any], before: dict[str, Any]) -> dict[str, int]:
+    """Heads of two parts, of which one is rotated: as wide as both, where they were."""
+    parts = [before.get("qk_nope_head_dim"), before.get("qk_rope_head_dim")]
+    if not all(isinstance(part, int) for part in parts):
+        return {}
+    wide = small["qk_nope_head_dim"] + small["qk_rope_head_dim"]
+    return {name: wide for name in ("qk_head_dim", "head_dim") if before.get(name) == sum(filter(None, parts))}
+
+
+def _fit_rotary_shares(
+    config: PretrainedConfig, before: dict[str, Any], of_layers: dict[int, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """`partial_rotary_factor` where it is the rotated part's share of a head; `of_layers`: what a layer has, (before, now)."""
+    fields: dict[str, Any] = vars(config)
+    parameters, types = fields.get("rope_parameters"), fields.get("layer_types") or []
+    if not isinstance(parameters, dict):
+        return
+    each = {kind: own for kind, own in parameters.items() if isinstance(own, dict)} or {"": parameters}
+    for kind, own in each.items():
+        old, now = of_layers.get(types.index(kind), ({}, {})) if kind in types else ({}, {})
+        old, now = {**before, **old}, {**fields, **now}
+        sizes: list[Any] = [old.get("qk_rope_head_dim"), old.get("head_dim"), now.get("qk_rope_head_dim"), now.get("head_dim")]
+        if all(isinstance(size, int) and size for size in sizes) and own.get("partial_rotary_factor") == sizes[0] / sizes[1]:
+            own["partial_rotary_factor"] = sizes[2] / sizes[3]
 
 
 def _fewer_layers(config: PretrainedConfig, total: int, layers: int) -> dict[int, int]:
@@ -125,6 +160,12 @@ def _fit(config: PretrainedConfig, before: dict[str, Any]) -> None:
                 groups_name,
                 heads if before[groups_name] == before[heads_name] else max(1, min(before[groups_name], heads // 2)),
             )
+    for name, value in _sums(fields, before).items():
+        setattr(config, name, value)
+    twice = before.get("attention_hidden_size")
+    if isinstance(twice, int) and twice == 2 * before.get("hidden_size", 0):  # attention over a layer's input and the first's
+        config.attention_hidden_size = 2 * HIDDEN
+        config.attention_head_dim = 2 * HIDDEN // fields["num_attention_heads"]
     for expand, count, width in _EXPANDED:
         if isinstance(fields.get(expand), int) and isinstance(fields.get(count), int) and width in fields:
             setattr(config, width, HEAD)
