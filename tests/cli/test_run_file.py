@@ -155,7 +155,7 @@ def test_a_record_from_the_network_is_held_to_the_same_ranges() -> None:
     assert decode_run(encode(run)) == run
     record = to_plain(run)
     for field, value in outside():
-        prefix, _, name = field.rpartition(".")
+        prefix, _, name = field.removeprefix("boundary.").rpartition(".")  # a record has that section's fields by themselves
         if prefix == "dataset" or (isinstance(value, int) and abs(value) >= 2**63):
             continue  # msgpack has no such numbers; datasets are below
         if isinstance(value, dict) and field in (*SECTIONS, "weights"):

@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
     add_owner_flag(add)
     add_compute_flags(groups)
     again = "start it again when it has crashed, in a second or two: torch stays loaded (Linux)"
-    groups["limits"].add_argument("--supervise", action="store_true", help=again)
+    groups["diagnostics"].add_argument("--supervise", action="store_true", help=again)
     parser.set_defaults(run=run)
 
 
