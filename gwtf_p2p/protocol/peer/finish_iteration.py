@@ -102,7 +102,7 @@ class Finishing:
         if stage == 1:
             self.repairs.refuse(held, peer, "what it hands on is not taken")
             return
-        redo = Redo(held.id, stage, peer, (), held.attempt[0])
+        redo = Redo(held.id, stage, peer, (), held.attempt[0], refused=True)
         before = ctx.view.peers_of_stage(Stage(stage - 1)) if ctx.view is not None else ()
         for other in [other for other in before if not ctx.liveness.is_lost(other)][:MOST_ASKED]:
             ctx.emit(Send(other, redo))

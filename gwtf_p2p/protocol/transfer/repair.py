@@ -110,6 +110,8 @@ class Repairs:
                 ctx.emit(Send(who, message))
             elif raised and held.sending in WAITING:
                 self.walk_again(held)
+            elif message.refused and held.phase is not Phase.DONE:
+                self.refuse(held, message.lost, "what it hands on is not taken")
 
     def redo(self, held: Held, message: Redo) -> PeerId | None:
         """Hand it to another peer, unless that is under way. Returns who has done it, if somebody else than the lost one."""
@@ -118,8 +120,6 @@ class Repairs:
             if has_it not in (None, message.lost) and has_it not in self.ctx.liveness.lost:
                 return has_it
             self._repair(held, has_it or message.lost, "redo", message.ahead)
-        elif held.phase is not Phase.DONE and message.lost:
-            self.refuse(held, message.lost, "what it hands on is not taken")
         return None
 
     def walk_again(self, held: Held) -> None:

@@ -132,6 +132,7 @@ class Redo:
 
     `ahead` are the peers that did the stages after it. To a peer of `stage` itself it asks: have you done it?
     `generation` above the first number of the receiver's attempt replaces it: an earlier request has met a higher attempt.
+    `refused`: `lost` is there, but the next peer does not take what it hands on.
     """
 
     microbatch: MicrobatchId
@@ -139,6 +140,7 @@ class Redo:
     lost: b.NoPeer
     ahead: b.Route = ()
     generation: b.Count = 0
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,8 @@ def test_auditors_that_would_not_have_been_asked_convict_nobody() -> None:
     driven = bystander()
     many = [PeerId(f"one_{i}") for i in range(4, 28)]
     driven.handle(ev.ViewChanged(view([D, A, A2, B, record(A3, stage=1), *(record(peer, stage=1) for peer in many)])))
+    for ask in driven.did(ef.Ask):
+        driven.handle(ev.CheckAnswered(ask.peer, (), 0.01))  # they are there, many as they are
     order = in_order(PROOF, Stage(1), [A, A3, *many])
     last = Conviction(PROOF, finding(order[0]), finding(order[-1]))
     assert heard(driven, last) == set()

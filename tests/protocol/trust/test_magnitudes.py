@@ -97,7 +97,7 @@ def test_the_peer_before_a_refused_one_hands_the_microbatch_to_another() -> None
     driven = in_step()
     driven.sees([record(D), record(A), record(B), record(B2)])
     driven.is_accepted(driven.hands_on(M, D, (7, 0), (B, C)))
-    driven.hears(D, msg.Redo(M, Stage(2), B, (), 7))
+    driven.hears(D, msg.Redo(M, Stage(2), B, (), 7, refused=True))
     assert driven.pushed().to == B2
 
 
