@@ -137,7 +137,7 @@ def test_without_audits_in_the_run_nobody_is_convicted() -> None:
 
 def test_auditors_that_would_not_have_been_asked_convict_nobody() -> None:
     driven = bystander()
-    many = [PeerId(f"one_{i}") for i in range(4, 28)]
+    many = [PeerId(f"one_{i}") for i in range(4, 40)]
     driven.handle(ev.ViewChanged(view([D, A, A2, B, record(A3, stage=1), *(record(peer, stage=1) for peer in many)])))
     for ask in driven.did(ef.Ask):
         driven.handle(ev.CheckAnswered(ask.peer, (), 0.01))  # they are there, many as they are
