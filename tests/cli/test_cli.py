@@ -56,6 +56,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["demo", "--wire-dtype", "int3"], "--wire:"),
         (["demo", "--wire", "int3"], "--wire:"),
         (["demo", "--wire_averages", "int4"], "--wire_averages:"),
+        (["demo", "--wire", "auto", "--wire_averages", "int8"], "--wire_averages: int8: expected it without --wire auto"),
+        (["demo", "--wire", "auto", "--wire_rank", "4"], "--wire_rank: 4: expected it without --wire auto"),
         (["demo", "--dataset", "text:/nowhere/*.txt"], "/nowhere"),
         (["peer", "--initial_peers", PEER.format(port=1)], "--run_id"),
         (["peer", "--run_id", "r"], "--initial_peers"),

@@ -48,7 +48,7 @@ def started(folder: Path, *lives: str) -> subprocess.Popen[str]:
 def test_it_is_started_again_after_a_crash_and_a_bug_until_it_ends_well(tmp_path: Path) -> None:
     process = started(tmp_path, "SIGKILL", "bug", "0")
     told, errors = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 0 and told.splitlines() == ["killed by SIGKILL", "exit code 1"]
+    assert process.returncode == 0 and told.splitlines() == ["signal 9: Killed", "exit code 1"]
     assert "KeyError: 'a bug'" in errors, "a bug is told as any other"
     lives = (tmp_path / "lives").read_text().split()
     assert len(set(lives[::2])) == 3 and set(lives[1::2]) == {str(process.pid)}

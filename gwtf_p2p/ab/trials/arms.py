@@ -5,8 +5,7 @@
 NAME is a router or one of `NAMED`, the fields are the router's settings (`protocol/routers/factory`), what follows @ is what
 stage peers do with activations (`simulation/swarm/build`), and what follows / the format in which tensors travel (`WIRES`;
 without it the run's own), of boundaries in a subspace of 1/N of the width if it says so (simulated arms alone: live ones would
-train another model). `swarm:gamma=0.1:in_flight=4@recomputed/int8`. An arm is held against SWARM arms of
-its own format.
+train another model). `swarm:gamma=0.1:in_flight=4@recomputed/int8`. An arm is held against SWARM arms of its own format.
 """
 
 from __future__ import annotations

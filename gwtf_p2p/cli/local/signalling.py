@@ -40,8 +40,5 @@ def tell(args: argparse.Namespace, what: signal.Signals) -> int:
             print(to_json(done) if args.json else f"{args.verb}: told the peer {identity} (process {pid})")
     if not told and not refused:
         where = f"with {args.identity_path}" if args.identity_path else f"that {folder} tells of"
-        print(
-            f"gwtf {args.verb}: no peer runs {where}",
-            file=sys.stderr,
-        )
+        print(f"gwtf {args.verb}: no peer runs {where}", file=sys.stderr)
     return 1 if refused or not told else 0

@@ -13,9 +13,10 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 from gwtf_p2p.live.libp2p.daemon_lifetime import die_with_parent
 from gwtf_p2p.protocol.core.backoff import Backoff
@@ -48,20 +49,25 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code of the last life; 128 and the signal's number where it was killed after it had been told to leave."""
-        for number in PASSED_ON:
+        before = {number: signal.getsignal(number) for number in PASSED_ON}
+        passed_on = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # as `nohup` has it
+        for number in passed_on:
             signal.signal(number, self._pass_on)
         while True:
             began = time.monotonic()
-            self._child = self._forked()
+            signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)  # none is lost between two processes
+            self._child = self._forked({number: before[number] for number in passed_on})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
             code = self._exit_code()
             self._child = 0
             if self._told_to_end is not None or code in FOR_GOOD:
-                return code
+                return code if code >= 0 else 128 - code
             if not self._pauses(code, time.monotonic() - began):
                 return 130 if self._told_to_end == signal.SIGINT else 0
 
-    def _forked(self) -> int:
-        """The child's pid. It has a process group of its own, so that Ctrl+C reaches it once: through here."""
+    def _forked(self, handlers: Mapping[signal.Signals, Any]) -> int:
+        """The child's pid. It has a process group of its own, so that Ctrl+C reaches it once, through here; signals do to it
+        what they did before."""
         parent = os.getpid()
         child = os.fork()
         if child:
@@ -71,8 +77,9 @@ class Supervisor:
         code = 1
         try:
             os.setpgid(0, 0)
-            for number in PASSED_ON:
-                signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
             die_with_parent(parent)
             code = self._life()
         except BaseException:  # noqa: BLE001  the boundary of a process: our own bug, told as any other
@@ -83,17 +90,16 @@ class Supervisor:
             os._exit(code)
 
     def _exit_code(self) -> int:
-        """Wait for it; more than 128: killed by that signal."""
+        """Wait for it; less than 0: killed by that signal."""
         _, status = os.waitpid(self._child, 0)
-        code = os.waitstatus_to_exitcode(status)
-        return code if code >= 0 else 128 - code
+        return os.waitstatus_to_exitcode(status)
 
     def _pauses(self, code: int, lived_s: float) -> bool:
         """Wait before the next life; False when it has been told to end meanwhile."""
         if lived_s >= SOUND_S:
             self._backoff.succeeded()
         pause_s = 0.0 if lived_s >= SOUND_S else self._backoff.failed(time.monotonic())
-        how = f"killed by {signal.Signals(code - 128).name}" if code > 128 else f"exit code {code}"
+        how = f"signal {-code}: {signal.strsignal(-code) or 'unknown'}" if code < 0 else f"exit code {code}"
         self._ended(how, pause_s)
         until = time.monotonic() + pause_s
         while self._told_to_end is None and (left_s := until - time.monotonic()) > 0:

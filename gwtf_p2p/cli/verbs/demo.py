@@ -91,10 +91,9 @@ def add_parser(subparsers: Any) -> None:
     add("--wire", "--wire_dtype", default="float32", help=WIRE_HELP)
     add(
         "--wire_averages",
-        default="float32",
-        help="float32, float16, int8 or powersgd (both with error feedback): gradients in an average",
+        help="float32 (default), float16, int8 or powersgd (both with error feedback): gradients in an average",
     )
-    add("--wire_rank", type=takes.whole(1), default=32, help="columns of powersgd's thin matrices (default 32)")
+    add("--wire_rank", type=takes.whole(1), help="columns of powersgd's thin matrices (default 32)")
     add("--subspace", type=takes.whole(2), default=0, metavar="N", help="another model: N times fewer values cross for a token")
     add = parser.add_argument_group("state").add_argument
     add(
@@ -132,15 +131,25 @@ def plain_run(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of the demo's run, as in a run file."""
     names = ("stages", "peers_per_stage", "data_peers", "model", "dataset", "tokenizer", "router", "recovery", "seed")
     plain = {name: getattr(args, name) for name in (*names, "sequence_length", "microbatch_size")}
-    plain["wire"] = {**asdict(WireSpec.named(args.wire, args.wire_averages)), "rank": args.wire_rank}
-    if args.wire == AUTO:
-        plain["wire"] = AUTO
+    plain["wire"] = _wire(args)
     plain["boundary"] = {"subspace": args.subspace}
     plain["microbatches_per_data_peer"] = args.microbatches
     plain["total_iterations"] = args.steps
     plain["checkpoint_every"] = CHECKPOINT_EVERY
     plain["optimizer"] = {"learning_rate": args.learning_rate, "warmup_iterations": WARMUP_STEPS}
     return {"run_id": f"demo-{args.seed}", **plain}
+
+
+def _wire(args: argparse.Namespace) -> dict[str, Any] | str:
+    """Raises InputError where all is to be decided, and something is said."""
+    said = {"averages": args.wire_averages, "rank": args.wire_rank}
+    if args.wire != AUTO:
+        named = WireSpec.named(args.wire, args.wire_averages or WireSpec().averages)
+        return {**asdict(named), "rank": args.wire_rank or WireSpec().rank}
+    for name, value in said.items():
+        if value is not None:
+            raise InputError(f"--wire_{name}", str(value), f"expected it without --wire {AUTO}, which decides it")
+    return AUTO
 
 
 def _churn_of(args: argparse.Namespace) -> ChurnScript:

@@ -263,7 +263,14 @@ class Dht:
             value = self.options.secret.seal(value, key, self.peer_id)
         self.record_bytes += len(value)
         expiry = get_dht_time() + (lifetime_s or LIFETIME_PERIODS * self.options.period_s)
-        return bool(await self._unbroken(self._node.store(key, value, expiry, subkey=self._owner, beam_size=_STORE_BEAM)))
+        stored = await self._unbroken(self._node.store(key, value, expiry, subkey=self._owner, beam_size=_STORE_BEAM))
+        # hivemind tells the answer of the last machine alone, and one that another has given this record meanwhile refuses it.
+        return bool(stored) or await self._is_kept(key, expiry)
+
+    async def _is_kept(self, key: str, expiry: float) -> bool:
+        """Some machine keeps what this peer has published under this key, up to this time."""
+        entries = (await self._read([key]))[key]
+        return isinstance(entries, dict) and self._owner in entries and entries[self._owner].expiration_time >= expiry
 
     async def _read(self, keys: list[str]) -> dict[str, Any]:
         asking = self._node.get_many(keys, sufficient_expiration_time=float("inf"), beam_size=REPLICAS)

@@ -29,9 +29,8 @@ Correction = tuple[Work, MicrobatchId]
 
 class OwnShare:
     """What one peer has counted, and the attempt that it takes part in with it. `preparing` is that attempt, `prepared` says
-    that its average is here, `stepping` that it is committed and being applied. Until it has `said` so it does not
-    stand by it, and it does not say so while there is a reason to hold it back
-    (`Context.holds_back`)."""
+    that its average is here, `stepping` that it is committed and being applied. Until it has `said` so it does not stand by it,
+    and it does not say so while there is a reason to hold it back (`Context.holds_back`)."""
 
     def __init__(self, context: Context) -> None:
         self.ctx = context

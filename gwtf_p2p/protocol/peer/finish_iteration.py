@@ -93,8 +93,14 @@ class Finishing:
             held = self.ctx.held.get(microbatch)
             if self.ledger.credits_with(microbatch.index, message.stage, message.peer):
                 self.ctx.emit(Send(message.peer, Redo(microbatch, message.stage, message.peer)))
-            elif held is not None and held.phase is Phase.TRAVELLING:
+            elif held is not None and held.phase is Phase.TRAVELLING and self._is_next(sender, message.stage):
                 self.elsewhere(held, message.stage, message.peer)
+
+    def _is_next(self, sender: PeerId, stage: Stage) -> bool:
+        """What a peer of this stage hands on would come to the sender: nobody else can say that it is not taken."""
+        view = self.ctx.view
+        record = view.records.get(sender) if view is not None else None
+        return record is not None and record.stage == stage + 1
 
     def elsewhere(self, held: Held, stage: Stage, peer: PeerId) -> None:
         """The next peer does not take what this one hands on: whoever has handed it there hands it to another one."""

@@ -141,9 +141,9 @@ class RunRecord:
     `layer_split[k - 1]` is the half-open range of decoder layers that stage k holds. `data_peers` is among how many the windows
     of an iteration are dealt, `data_peers_before` what it was earlier: (25, 1) says one before iteration 25. So many data
     peers, and `peers_per_stage` in each stage, must be online before iteration 0 begins.
-    `boundary` is what crosses each boundary between parts, microbatch x sequence x hidden if it is empty; with a `subspace`
-    the model is parametrised so that this is less (`BoundarySpec`). `owner` is the peer
-    that has signed the record (empty: not signed yet).
+    `boundary` is what crosses each boundary between parts, microbatch x sequence x hidden if it is empty; with a `subspace` the
+    model is parametrised so that this is less (`BoundarySpec`). `owner` is the peer that has signed the record (empty: not
+    signed yet).
     """
 
     run_id: Annotated[RunId, MinLen(1), MaxLen(64), RUN_ID, "names the run on its DHT"]

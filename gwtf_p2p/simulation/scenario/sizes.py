@@ -32,9 +32,10 @@ class Sizes:
         With a `subspace` so many times fewer values cross a boundary, and the ids of their tokens, of a model as wide as
         `TYPICAL`.
         """
-        ids = -(-model.microbatch_bytes // TYPICAL[1]) if subspace else 0
-        crossing = -(-model.microbatch_bytes // (FLOAT32_BYTES * (subspace or 1))) * FLOAT32_BYTES if subspace else 0
-        float32_bytes = crossing or model.microbatch_bytes
+        float32_bytes, ids = model.microbatch_bytes, 0
+        if subspace:
+            ids = -(-float32_bytes // TYPICAL[1])
+            float32_bytes = -(-float32_bytes // (FLOAT32_BYTES * subspace)) * FLOAT32_BYTES
         return Sizes(
             ids + encoded_bytes(float32_bytes, FORMATS[wire.activations]),
             ids + encoded_bytes(float32_bytes, FORMATS[wire.gradients]),

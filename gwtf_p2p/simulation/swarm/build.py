@@ -64,14 +64,14 @@ class Memory(Enum):
 @dataclass(frozen=True, slots=True)
 class Arm:
     """`config` is the router's settings (see `factory.default_config`), `recovery` exact or fast, `wire` the formats in which
-    tensors travel, `audit` the share of hops that is done again. What encoding costs a computer is left out: it is less than
-    sending what it saves."""
+    tensors travel, `subspace` how many times fewer values cross a boundary, `audit` the share of hops that is done again. What
+    encoding costs a computer is left out: it is less than sending what it saves."""
 
     router: str
     config: RouterSettings
     recovery: str = "exact"
     memory: Memory = Memory.ADAPTIVE
-    subspace: int = field(default=0, kw_only=True)  # so many times fewer values cross a boundary
+    subspace: int = field(default=0, kw_only=True)
     wire: WireSpec = FLOAT32
     audit: float = 0.0
 

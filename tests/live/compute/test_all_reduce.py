@@ -178,14 +178,19 @@ def test_parts_survive_packing_and_anything_else_is_refused(name: str) -> None:
             unpack_parts(wrong, batch, codec)
 
 
-async def test_int8_quarters_the_bytes_and_what_rounding_takes_is_made_up_for(start_peer: StartPeer) -> None:
-    """Averaged again and again, the same gradients add up to what they are in float32: nothing is lost for good."""
-    peers, weights, rounds = [await start_peer() for _ in range(3)], (3.0, 1.0, 0.0), 12
-    inputs = [tensors_of(seed) for seed in range(3)]
-    exact = [sum(w * own[k] for w, own in zip(weights, inputs, strict=True)) / sum(weights) for k in range(len(SHAPES))]
-    averagers = [Averager(peer.rpc, "int8") for peer in peers]
-    owed: list[list[torch.Tensor]] = [[], [], []]
-    total, errors = [torch.zeros(shape) for shape in SHAPES], []
+Rounds = tuple[list[torch.Tensor], list[float], list[AverageResult]]
+
+
+async def again_and_again(
+    peers: Sequence[LivePeer], averagers: Sequence[Averager], inputs: list[list[torch.Tensor]], rounds: int
+) -> Rounds:
+    """The same gradients averaged so often by peers of the weights 3, 1 and 0, with what each is owed: the sum of the results,
+    the error of the mean after each round, and the last results."""
+    weights = (3.0, 1.0, 0.0)
+    owed: list[list[torch.Tensor]] = [[] for _ in peers]
+    exact = [(3.0 * inputs[0][k] + inputs[1][k]) / 4.0 for k in range(len(inputs[0]))]
+    total, errors = [torch.zeros_like(tensor) for tensor in exact], []
+    results: list[AverageResult] = []
     for attempt in range(rounds):
         group = AveragingGroup(f"run/1/{attempt}/0", tuple(peer.id for peer in peers), weights)
         members = zip(averagers, inputs, owed, strict=True)
@@ -193,10 +198,18 @@ async def test_int8_quarters_the_bytes_and_what_rounding_takes_is_made_up_for(st
         assert_equal_bits(results)
         owed = [result.residual for result in results]
         total = [tensor + mean for tensor, mean in zip(total, results[0].tensors, strict=True)]
-        errors.append(norm_of(total[k] / (attempt + 1) - exact[k] for k in range(len(SHAPES))))
+        errors.append(norm_of(total[k] / (attempt + 1) - exact[k] for k in range(len(exact))))
+    return total, errors, results
+
+
+async def test_int8_quarters_the_bytes_and_what_rounding_takes_is_made_up_for(start_peer: StartPeer) -> None:
+    """Averaged again and again, the same gradients add up to what they are in float32: nothing is lost for good."""
+    peers = [await start_peer() for _ in range(3)]
+    averagers = [Averager(peer.rpc, "int8") for peer in peers]
+    total, errors, results = await again_and_again(peers, averagers, [tensors_of(seed) for seed in range(3)], rounds=12)
     assert errors[-1] < errors[0] / 4
     sent = sum(result.sent_bytes for result in results)
-    values = sum(tensor.numel() for tensor in exact)
+    values = sum(tensor.numel() for tensor in total)
     assert sent < 0.27 * 4 * values * 10 / 3, "two members send two thirds each, all three a third to two others"
 
 

@@ -9,7 +9,7 @@ import torch
 
 from gwtf_p2p.live.compute.all_reduce import Averager, AveragingFailed, AveragingGroup
 from gwtf_p2p.protocol.wire.tensor_formats import average_bytes
-from tests.live.compute.test_all_reduce import DEADLINE_S, assert_equal_bits, group_of, norm_of, tensors_of
+from tests.live.compute.test_all_reduce import DEADLINE_S, again_and_again, group_of, tensors_of
 from tests.live.conftest import StartPeer
 
 pytestmark = pytest.mark.live
@@ -19,20 +19,10 @@ RANK = 8
 
 
 async def test_all_members_end_with_the_same_bits_of_few_bytes_and_what_is_left_over_comes_later(start_peer: StartPeer) -> None:
-    peers, weights = [await start_peer() for _ in range(3)], (3.0, 1.0, 0.0)
-    inputs = [tensors_of(seed, SHAPES) for seed in range(3)]
-    exact = [(3.0 * inputs[0][k] + inputs[1][k]) / 4.0 for k in range(len(SHAPES))]
+    peers = [await start_peer() for _ in range(3)]
     averagers = [Averager(peer.rpc, "powersgd", RANK) for peer in peers]
-    owed: list[list[torch.Tensor]] = [[], [], []]
-    total, errors = [torch.zeros(shape) for shape in SHAPES], []
-    for attempt in range(4):
-        group = AveragingGroup(f"run/1/{attempt}/0", tuple(peer.id for peer in peers), weights)
-        members = zip(averagers, inputs, owed, strict=True)
-        results = await asyncio.gather(*(a.average(group, own, DEADLINE_S, residual) for a, own, residual in members))
-        assert_equal_bits(results)
-        owed = [result.residual for result in results]
-        total = [tensor + mean for tensor, mean in zip(total, results[0].tensors, strict=True)]
-        errors.append(norm_of(total[k] / (attempt + 1) - exact[k] for k in range(len(SHAPES))))
+    inputs = [tensors_of(seed, SHAPES) for seed in range(3)]
+    total, errors, results = await again_and_again(peers, averagers, inputs, rounds=4)
     assert errors[-1] < errors[0] and [result.shape for result in total] == [torch.Size(shape) for shape in SHAPES]
     sent = sum(result.sent_bytes for result in results)
     # Two members send two thirds of their own each, and each of the three its third of the result to two others.

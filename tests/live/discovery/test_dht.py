@@ -109,6 +109,16 @@ async def test_records_are_read_by_all_through_a_bootstrap_peer_that_knows_no_ru
         assert not peer.dht.dropped
 
 
+async def test_a_record_that_machines_have_already_is_kept(start: StartDht, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that joins may have been given it by another machine before its owner comes with it."""
+    a, b = await start(), await start()
+    now = get_dht_time()
+    monkeypatch.setattr("gwtf_p2p.live.discovery.dht.get_dht_time", lambda: now)  # equal expiries: the second is refused
+    record = stage_record(a.identity.peer_id)
+    assert await a.dht.publish_stage(record) and await a.dht.publish_stage(record)
+    assert [found.peer for found in await b.dht.read_stages(RUN, [Stage(1)])] == [a.identity.peer_id]
+
+
 async def test_a_newer_record_replaces_the_older_and_old_ones_expire(start: StartDht) -> None:
     a, b = await start(), await start(period_s=0.05)
     for number in range(3):

@@ -113,6 +113,13 @@ def test_a_data_peer_asks_those_before_for_another_way_and_goes_one_itself_from_
     assert {*driven.sent_to(msg.Redo)} == {A, A2}
 
 
+def test_only_a_peer_of_the_next_stage_can_say_that_something_is_not_taken() -> None:
+    driven = leading(A, A2, B, B2)
+    driven.is_accepted(first_push(driven))
+    driven.hears(A2, msg.Missing(A, Stage(1), (M,)))
+    assert not driven.did(ef.Push) and not driven.sent_to(msg.Redo)
+
+
 def first_push(driven: Driven) -> ef.Push:
     """Of a data peer's microbatch, on its way into the first stage."""
     while (push := driven.last_push(M)) is None:
