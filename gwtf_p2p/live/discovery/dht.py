@@ -264,11 +264,9 @@ class Dht:
         self.record_bytes += len(value)
         expiry = get_dht_time() + (lifetime_s or LIFETIME_PERIODS * self.options.period_s)
         stored = await self._unbroken(self._node.store(key, value, expiry, subkey=self._owner, beam_size=_STORE_BEAM))
+        if stored:
+            return True
         # hivemind tells the answer of the last machine alone, and one that another has given this record meanwhile refuses it.
-        return bool(stored) or await self._is_kept(key, expiry)
-
-    async def _is_kept(self, key: str, expiry: float) -> bool:
-        """Some machine keeps what this peer has published under this key, up to this time."""
         entries = (await self._read([key]))[key]
         return isinstance(entries, dict) and self._owner in entries and entries[self._owner].expiration_time >= expiry
 
