@@ -29,14 +29,14 @@ from torch import Tensor
 from gwtf_p2p.cli.shared.run_file import run_from_plain
 from gwtf_p2p.live.compute.all_reduce_parts import (
     Batch,
+    Corrected,
+    Part,
     Parts,
     Residual,
     average_parts,
     batches_of,
-    corrected,
     cut,
     pack_parts,
-    pieces_of,
     unpack_parts,
 )
 from gwtf_p2p.live.compute.boundary import BoundaryCodecs
@@ -51,10 +51,12 @@ from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.compute.values import Gradient, HeldGradient, all_of
 from gwtf_p2p.training.data.batches import DataSource, open_data
 from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.memory import full_hop_bytes
 from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part, parameter_shapes
+from gwtf_p2p.training.state.scratch import ScratchGradient
 
 NARROW, MLP = "~", "intermediate_size"
 HELD_OUT_BATCHES = 8
@@ -162,44 +164,50 @@ def all_reduce(
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
     """The average of all members' tensors as the live one makes it, and what rounding owes to each member after it."""
     members = range(len(own))
-    given = [corrected(tensors, owed, weight) for tensors, owed, weight in zip(own, residuals, weights, strict=True)]
-    fractions = [1.0] * len(own)
-    pieces = [pieces_of(cut(tensors, fractions)) for tensors in given]
-    owed = [Residual(tensors, fractions) for tensors in given]
-    result = [torch.empty_like(tensor) for tensor in given[0]]
-    results = pieces_of(cut(result, fractions))
+    given = [_given(*each) for each in zip(own, residuals, weights, strict=True)]
+    shares = cut(given[0].shapes, [1.0] * len(own))
+    owed = [Residual(ScratchGradient(given[0].shapes, None)) for _ in given]
+    result = ScratchGradient(given[0].shapes, None)
 
-    def rounded(member: int, share: int, batch: Batch, parts: Parts, weight: float) -> Parts:
+    def rounded(member: int, places: Sequence[Part], batch: Batch, parts: Parts, weight: float) -> Parts:
         seen = unpack_parts(pack_parts(parts, codec), batch, codec)
-        owed[member].lost(share, batch.span, parts, seen, weight)
+        owed[member].lost(places, parts, seen, weight)
         return seen
 
     for share in members:
-        for batch in batches_of(pieces[0][share]):
-            contributions = []
+        for batch in batches_of([part.size for part in shares[share]]):
+            contributions, places = [], shares[share][batch.span]
             for member in members:
-                parts = pieces[member][share][batch.span]
-                sent = parts if member == share else rounded(member, share, batch, parts, weights[member])
+                parts = tuple(given[member].piece(part.name, part.start, part.stop) for part in places)
+                sent = parts if member == share else rounded(member, places, batch, parts, weights[member])
                 contributions.append((weights[member], sent))
-            means = rounded(share, share, batch, average_parts(contributions), sum(weights))
-            for view, mean in zip(results[share][batch.span], means, strict=True):
-                view.copy_(mean)
-    return result, [residual.tensors if codec.form.scale_bytes else [] for residual in owed]
+            means = rounded(share, places, batch, average_parts(contributions), sum(weights))
+            for place, mean in zip(places, means, strict=True):
+                result.put(place.name, place.start, mean)
+    left = [list(all_of(residual.gradient).values()) for residual in owed]
+    return list(all_of(result).values()), left if codec.form.scale_bytes else [[] for _ in owed]
 
 
 def low_rank_reduce(
     own: Sequence[list[Tensor]], weights: Sequence[float], residuals: Sequence[list[Tensor]], plan: LowRank, name: str
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
     """The same where matrices go as products of thin ones."""
-    given = [corrected(tensors, owed, weight) for tensors, owed, weight in zip(own, residuals, weights, strict=True)]
+    given = [list(all_of(_given(*each)).values()) for each in zip(own, residuals, weights, strict=True)]
     plain, nothing = codec_of("float32"), [[] for _ in own]
-    firsts, _ = all_reduce([plan.first(tensors, name) for tensors in given], weights, nothing, plain)
+    firsts, _ = all_reduce([plan.first(tensors.__getitem__, name) for tensors in given], weights, nothing, plain)
     bases = plan.bases(firsts)
-    seconds = [plan.second(tensors, bases) for tensors in given]
+    seconds = [plan.second(tensors.__getitem__, bases) for tensors in given]
     averaged = all_reduce(seconds, weights, nothing, plain)[0] if plan.products else []
-    left = [plan.left_over(tensors, bases, mine) for tensors, mine in zip(given, seconds, strict=True)]
-    owed = [[tensor * weight for tensor in tensors] for tensors, weight in zip(left, weights, strict=True)]
-    return plan.result(firsts, bases, averaged), owed
+    owed = [[torch.zeros_like(tensor) for tensor in tensors] for tensors in given]
+    for member, (tensors, mine) in enumerate(zip(given, seconds, strict=True)):
+        for number, left in plan.left_over(tensors.__getitem__, bases, mine):
+            owed[member][number] = left * weights[member]
+    return [tensor for _, tensor in plan.result(firsts, bases, averaged)], owed
+
+
+def _given(tensors: list[Tensor], owed: list[Tensor], weight: float) -> Gradient:
+    own, residual = (HeldGradient({str(k): tensor for k, tensor in enumerate(each)}) for each in (tensors, owed))
+    return Corrected(own, residual, weight) if owed and weight > 0 else own
 
 
 def train(settings: Settings) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
 from gwtf_p2p.training.compute.gradients import squared_norm
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.compute.values import HeldGradient
 from gwtf_p2p.training.data.batches import open_data
 from tests.training.swarm import GPT2, LLAMA, Pipeline, microbatch, run_record
 
@@ -40,7 +41,7 @@ def swarm_losses(run: RunRecord) -> list[float]:
                 name: sum(m[name] * each.count for m, each in zip(means, sums, strict=True)) / total for name in means[0]
             }
             averages.append(averaged)
-        norm = norm_of({PeerId(str(k)): (Stage(k), squared_norm(each)) for k, each in enumerate(averages)})
+        norm = norm_of({PeerId(str(k)): (Stage(k), squared_norm(HeldGradient(each))) for k, each in enumerate(averages)})
         for replica, parts in zip(replicas, optimizers, strict=True):
             for executor, optimizer, averaged in zip(replica.executors, parts, averages, strict=True):
                 optimizer.step(averaged, iteration, norm)

@@ -16,6 +16,7 @@ from gwtf_p2p.protocol.wire.records import LossSpec, OptimizerSpec
 from gwtf_p2p.training.compute.gradients import squared_norm
 from gwtf_p2p.training.compute.loss import loss_of
 from gwtf_p2p.training.compute.optimizer import PartOptimizer, learning_rate
+from gwtf_p2p.training.compute.values import PIECE_VALUES, HeldGradient
 from gwtf_p2p.training.model.split import PartSpec, build_stage_part, build_whole_model
 from gwtf_p2p.training.state.tensors import (
     export_state,
@@ -106,7 +107,7 @@ def test_parts_clipped_by_the_commits_norm_are_the_whole_model_clipped_by_torch(
     for iteration in range(3):
         pipeline.train(microbatch(0, iteration), *batch(iteration))
         means = [executor.gradient_vector().mean() for executor in pipeline.executors]
-        stages = {PeerId(f"peer {k}"): (Stage(k), squared_norm(mean)) for k, mean in enumerate(means)}
+        stages = {PeerId(f"peer {k}"): (Stage(k), squared_norm(HeldGradient(mean))) for k, mean in enumerate(means)}
         for optimizer, mean in zip(optimizers, means, strict=True):
             optimizer.step(mean, iteration, norm_of(stages))
         for executor in pipeline.executors:
@@ -129,7 +130,7 @@ def test_a_gradient_that_is_not_finite_is_a_step_that_changes_nothing_but_the_ve
     before = {name: tensor.clone() for name, tensor in live_state(parameters, optimizer).items()}
     gradient = made_up_gradient(parameters, 3)
     next(iter(gradient.values())).flatten()[0] = float("inf")
-    squared = squared_norm(gradient)
+    squared = squared_norm(HeldGradient(gradient))
     norm = norm_of({PeerId("a"): (Stage(0), 1.0), PeerId("b"): (Stage(1), squared)})
     assert (squared, norm) == (NOT_FINITE, NOT_FINITE)
     assert optimizer.step(gradient, 2, norm).skipped
@@ -324,3 +325,22 @@ def test_a_warm_up_in_tokens_is_whole_iterations() -> None:
     assert spec.in_iterations(100, "file").in_iterations(100, "file").warmup_iterations == 11
     with pytest.raises(InputError, match=r"optimizer\.warmup_iterations: expected it alone, or the 11 iterations"):
         dataclasses.replace(spec, warmup_iterations=5).in_iterations(100, "file")
+
+
+@pytest.mark.parametrize("values", [1, 65_537, 2 * PIECE_VALUES, 2 * PIECE_VALUES + 13])
+def test_a_step_in_pieces_has_the_bits_of_torchs_own(values: int) -> None:
+    generator = torch.Generator().manual_seed(values)
+    start = torch.randn(1, values, generator=generator)
+    spec = OptimizerSpec(learning_rate=3e-3, weight_decay=0.1, gradient_clip=0.5)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    optimizer = PartOptimizer({"w": ours}, spec)
+    reference = torch.optim.AdamW([theirs], lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    for iteration in range(3):
+        gradient = torch.randn(1, values, generator=generator)
+        norm = optimizer.step({"w": gradient}, iteration).gradient_norm
+        theirs.grad = gradient * (0.5 / norm) if norm > 0.5 else gradient
+        reference.step()
+    assert torch.equal(ours, theirs)
+    state = optimizer.state_tensors()
+    assert torch.equal(state["first_moment/w"], reference.state[theirs]["exp_avg"])
+    assert torch.equal(state["second_moment/w"], reference.state[theirs]["exp_avg_sq"])

@@ -9,19 +9,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from hivemind.averaging.partition import TensorPartContainer
-from hivemind.compression import NoCompression
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.wire.tensor_formats import TensorFormat
 from gwtf_p2p.training.codecs.codec import Codec
+from gwtf_p2p.training.compute.values import Gradient, Shapes, spans, values_in
+from gwtf_p2p.training.state.scratch import ScratchGradient
 
 BATCH_BYTES = 4 << 20
 _MIN_PART_BYTES, _MAX_PART_BYTES = 1 << 14, 1 << 19
 _FP32_BYTES = 4
 
 Parts = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Values `start` to `stop` of one tensor."""
+
+    name: str
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """How many values."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +61,38 @@ def part_bytes(total_values: int, members: int) -> int:
     return max(_MIN_PART_BYTES, min(_MAX_PART_BYTES, _FP32_BYTES * total_values // (4 * members)))
 
 
-def cut(tensors: list[torch.Tensor], fractions: Sequence[float]) -> TensorPartContainer:
-    """The tensors in shares of these proportions, one for each member."""
-    size = part_bytes(sum(tensor.numel() for tensor in tensors), len(fractions))
-    return TensorPartContainer(tensors, fractions, NoCompression(), size, return_deltas=False)
+def cut(shapes: Shapes, fractions: Sequence[float]) -> list[list[Part]]:
+    """The tensors in shares of these proportions, one for each member: consecutive parts, none of two tensors.
+
+    Shares meet where hivemind's `TensorPartContainer` has them meet, with which members of older releases cut: a part on the
+    border goes to the member whose share has most of it.
+    """
+    total = sum(values_in(shape) for shape in shapes.values())
+    most = part_bytes(total, len(fractions)) // _FP32_BYTES
+    borders = (np.cumsum(fractions) / np.sum(fractions) * total).astype(np.int64)
+    borders[-1] = total
+    shares: list[list[Part]] = [[] for _ in fractions]
+    at = member = 0
+    for name, shape in shapes.items():
+        for start, stop in spans(values_in(shape), most) if values_in(shape) else ((0, 0),):
+            end, first = at + stop - start, member
+            inside = [int(borders[member]) - at]
+            while end > borders[member]:
+                member += 1
+                inside.append(min(end, int(borders[member])) - int(borders[member - 1]))
+            shares[first + int(np.argmax(inside)) if member > first else member].append(Part(name, start, stop))
+            at = end
+    return shares
 
 
-def pieces_of(container: TensorPartContainer) -> list[Parts]:
-    """Each member's share, in parts that are views of the tensors. Only once for a container."""
-    return [container.get_raw_input_parts(i) for i in range(container.group_size)]
-
-
-def batches_of(parts: Sequence[torch.Tensor]) -> list[Batch]:
-    """Cut a share into batches of about `BATCH_BYTES`; depends on nothing but the sizes, so all members cut alike."""
+def batches_of(sizes: Sequence[int]) -> list[Batch]:
+    """Cut a share whose parts have so many values into batches of about `BATCH_BYTES`; all members cut alike."""
     batches = []
     start, held = 0, 0
-    for end, part in enumerate(parts, start=1):
-        held += _FP32_BYTES * part.numel()
-        if held >= BATCH_BYTES or end == len(parts):
-            batches.append(Batch(slice(start, end), tuple(p.numel() for p in parts[start:end])))
+    for end, size in enumerate(sizes, start=1):
+        held += _FP32_BYTES * size
+        if held >= BATCH_BYTES or end == len(sizes):
+            batches.append(Batch(slice(start, end), tuple(sizes[start:end])))
             start, held = end, 0
     return batches
 
@@ -96,11 +124,22 @@ def unpack_parts(payload: memoryview | bytes, batch: Batch, codec: Codec) -> tup
     return tuple(parts)
 
 
-def corrected(own: Sequence[torch.Tensor], residual: Sequence[torch.Tensor], weight: float) -> list[torch.Tensor]:
+@dataclass(frozen=True, slots=True)
+class Corrected:
     """What a member of this weight contributes: its own mean gradient, and what rounding still owes (see `Residual`)."""
-    if not residual or weight <= 0:
-        return list(own)
-    return [tensor + owed / weight for tensor, owed in zip(own, residual, strict=True)]
+
+    own: Gradient
+    owed: Gradient
+    weight: float
+
+    @property
+    def shapes(self) -> Shapes:
+        """See `values.Gradient`."""
+        return self.own.shapes
+
+    def piece(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """See `values.Gradient`."""
+        return self.own.piece(name, start, stop) + self.owed.piece(name, start, stop) / self.weight
 
 
 class Residual:
@@ -111,17 +150,19 @@ class Residual:
     et al. 2014; both directions as in DoubleSqueeze, arXiv 1905.05957).
     """
 
-    def __init__(self, own: Sequence[torch.Tensor], fractions: Sequence[float]) -> None:
-        self.tensors = [torch.zeros_like(tensor) for tensor in own]
-        self._views = pieces_of(cut(self.tensors, fractions))
+    def __init__(self, gradient: ScratchGradient) -> None:
+        self.gradient = gradient
 
-    def lost(self, member: int, span: slice, parts: Parts, rounded: Parts, weight: float) -> None:
-        """These parts of the share of `member` are counted as `rounded`, with this weight."""
-        for view, part, seen in zip(self._views[member][span], parts, rounded, strict=True):
-            torch.sub(part, seen, out=view).mul_(weight)
+    def lost(self, places: Sequence[Part], parts: Parts, rounded: Parts, weight: float) -> None:
+        """The parts of these places are counted as `rounded`, with this weight. Raises OSError."""
+        for place, part, seen in zip(places, parts, rounded, strict=True):
+            self.gradient.put(place.name, place.start, torch.sub(part, seen).mul_(weight))
 
-    def unpaid(self, former: Sequence[torch.Tensor]) -> None:
-        """This member contributes nothing, so what was owed before still is."""
-        if former:
-            for tensor, owed in zip(self.tensors, former, strict=True):
-                tensor.add_(owed)
+    def unpaid(self, former: Gradient | None) -> None:
+        """This member contributes nothing, so what was owed before still is. Raises OSError."""
+        if former is None:
+            return
+        for name, shape in self.gradient.shapes.items():
+            for start, stop in spans(values_in(shape)):
+                owed = self.gradient.piece(name, start, stop) + former.piece(name, start, stop)
+                self.gradient.put(name, start, owed)

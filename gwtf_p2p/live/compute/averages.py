@@ -7,8 +7,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
-
 from gwtf_p2p.live.compute.compute import Compute, state_digest
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
@@ -16,16 +14,17 @@ from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.training.compute.gradients import squared_norm
 from gwtf_p2p.training.compute.optimizer import StepReport
+from gwtf_p2p.training.compute.values import Gradient
 
 
 @dataclass(frozen=True, slots=True)
 class AverageResult:
-    """Mean gradient by parameter name, a digest that is equal for all members, and the seconds that it took.
+    """Mean gradient, a digest that is equal for all members, and the seconds that it took.
 
     `taken` is called when the optimizer step takes this average, which others may have got as well or not.
     """
 
-    tensors: dict[str, Tensor]
+    gradient: Gradient
     digest: str
     seconds: float
     taken: Callable[[], None] = lambda: None
@@ -39,7 +38,7 @@ class AverageFailureError(Exception):
         super().__init__(reason)
 
 
-Averager = Callable[[Prepare, dict[str, Tensor]], Coroutine[Any, Any, AverageResult]]
+Averager = Callable[[Prepare, Gradient], Coroutine[Any, Any, AverageResult]]
 """Averages this member's mean gradient with its group. Raises AverageFailureError."""
 
 
@@ -96,7 +95,7 @@ class Averages:
         finally:
             self._running.pop(key, None)
         digest = await state
-        squared = await self._compute.in_thread(lambda: squared_norm(done.tensors))
+        squared = await self._compute.in_thread(lambda: squared_norm(done.gradient))
         if key in self._done:
             self._feed(ev.AverageDone(*key, done.digest, done.seconds, squared, digest))
 
@@ -108,7 +107,7 @@ class Averages:
             task.cancel()
 
     async def _step(self, step: ef.Step, result: AverageResult) -> None:
-        report = await self._compute.step(result.tensors, step)
+        report = await self._compute.step(result.gradient, step)
         result.taken()
         self._stepped(step, report)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import torch
+from dataclasses import dataclass
 
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.training.compute.values import Gradient
 
 
 class AveragingFailed(Exception):
@@ -49,14 +48,14 @@ class AveragingGroup:
 
 @dataclass(frozen=True, slots=True)
 class AverageResult:
-    """`tensors`: fp32 on the CPU, shapes as given. `digest`: equal for all members that have equal bits.
+    """`gradient`: fp32, names and shapes as given. `digest`: equal for all members that have equal bits.
 
-    `residual` is what rounding has taken from this member, shaped like the tensors; empty when the codec rounds nothing away
+    `residual` is what rounding has taken from this member, shaped like the gradient; None when the codec rounds nothing away
     that is to be made up for. It goes into this member's next average if this one is taken.
     """
 
-    tensors: list[torch.Tensor]
+    gradient: Gradient
     digest: str
     sent_bytes: int
     seconds: float
-    residual: list[torch.Tensor] = field(default_factory=list)
+    residual: Gradient | None = None

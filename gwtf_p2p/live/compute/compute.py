@@ -31,6 +31,7 @@ from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
 from gwtf_p2p.training.compute.gradients import squared_norm
 from gwtf_p2p.training.compute.optimizer import PartOptimizer, StepReport
+from gwtf_p2p.training.compute.values import Gradient
 from gwtf_p2p.training.data.batches import DataSource
 from gwtf_p2p.training.data.tokenizer import Tokenizer
 from gwtf_p2p.training.state.tensors import (
@@ -142,11 +143,11 @@ class Compute:
         seconds = await self.in_thread(self._works.measure)
         return seconds if self.device is None else self.device.measured(seconds)
 
-    async def mean_gradient(self) -> dict[str, Tensor]:
-        """Mean gradient over the counted microbatches, fresh CPU tensors by parameter name."""
-        return await self.in_thread(lambda: self.executor.gradient_vector().mean())
+    async def mean_gradient(self) -> Gradient:
+        """Mean gradient over the counted microbatches, by parameter name, for as long as none is counted or taken out."""
+        return await self.in_thread(lambda: self.executor.gradient_vector().in_pieces())
 
-    async def can_apply(self, gradient: Mapping[str, Tensor], iteration: int) -> bool:
+    async def can_apply(self, gradient: Gradient, iteration: int) -> bool:
         """This gradient is finite, its square too, and no step of this iteration could leave weights that are not."""
         return await self.in_thread(lambda: squared_norm(gradient) >= 0 and self.optimizer.stays_finite(iteration))
 
@@ -160,7 +161,7 @@ class Compute:
 
         return await self.in_thread(do)
 
-    async def step(self, averaged: Mapping[str, Tensor], step: Step) -> StepReport:
+    async def step(self, averaged: Gradient, step: Step) -> StepReport:
         """Optimizer step, clipped by the whole model's norm, and an empty gradient for the next iteration. The receipts of the
         iteration enter the state with it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from gwtf_p2p.live.compute.all_reduce import KIND as AVERAGE_KIND
+from gwtf_p2p.live.compute.all_reduce_round import KIND as AVERAGE_KIND
 from gwtf_p2p.live.rpc.meter import Meter
 from gwtf_p2p.live.state.transfer import CHUNK_KIND
 from gwtf_p2p.protocol.wire.messages import Backward, Forward

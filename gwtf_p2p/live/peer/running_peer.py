@@ -57,6 +57,7 @@ from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
 from gwtf_p2p.protocol.wire.signed import Order
+from gwtf_p2p.training.compute.values import Gradient
 from gwtf_p2p.training.model.memory import stage_memory
 from gwtf_p2p.version import VERSION
 
@@ -122,7 +123,7 @@ class RunningPeer:
         self.parts = connect_parts(config, run, part, transport, reporting.on_report)
         self.averager, self.checkpoints, self.records = self.parts.averager, self.parts.checkpoints, self.parts.records
         self.state_download, self.replication = self.parts.state_download, self.parts.replication
-        self._residual: list[Tensor] = []
+        self._residual: Gradient | None = None
         self.event_log = EventLog(config.event_log) if config.event_log else None
         self._started = ev.Started()
         self._drained = asyncio.Event()
@@ -263,29 +264,26 @@ class RunningPeer:
         if not self._moved.done():
             self._moved.set_result(None)
 
-    async def _average(self, prepare: Prepare, gradient: dict[str, Tensor]) -> AverageResult:
+    async def _average(self, prepare: Prepare, gradient: Gradient) -> AverageResult:
         """The mean gradient of the group, weighted by microbatches. Raises AverageFailureError.
 
         What rounding takes from this peer's gradients goes into its next average, once the step of this one is taken: an
         attempt that fails, or that others do not take, changes nothing.
         """
-        names = sorted(gradient)
-        if not names:
-            return AverageResult({}, "nothing is trained here", 0.0)
+        if not gradient.shapes:
+            return AverageResult(gradient, "nothing is trained here", 0.0)
         group = AveragingGroup(
             group_id=f"{self.run.run_id}.{prepare.key}",
             members=prepare.participants,
             weights=tuple(float(len(share.microbatches)) for share in prepare.shares),
         )
         try:
-            own = [gradient[name] for name in names]
-            averaged = await self.averager.average(group, own, AVERAGE_BOUND_S, self._residual)
+            averaged = await self.averager.average(group, gradient, AVERAGE_BOUND_S, self._residual)
         except AveragingFailed as error:
             raise AverageFailureError(error.reason, error.peer) from error
-        tensors = dict(zip(names, averaged.tensors, strict=True))
-        return AverageResult(tensors, averaged.digest, averaged.seconds, lambda: self._owe(averaged.residual))
+        return AverageResult(averaged.gradient, averaged.digest, averaged.seconds, lambda: self._owe(averaged.residual))
 
-    def _owe(self, residual: list[Tensor]) -> None:
+    def _owe(self, residual: Gradient | None) -> None:
         self._residual = residual
 
     async def _download(self, download: ef.Download) -> None:
@@ -294,7 +292,7 @@ class RunningPeer:
         Raises StateUnavailable, RemoteProtocolError.
         """
         version, compute, checkpoints = download.version, self.compute, self.checkpoints
-        self._owe([])  # it belongs to gradients of weights that are replaced
+        self._owe(None)  # it belongs to gradients of weights that are replaced
         if download.own and await compute.version() == version:
             await compute.reset()
         else:

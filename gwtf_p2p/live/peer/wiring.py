@@ -55,7 +55,7 @@ def connect_parts(
     """`part`: the peer's place and what computes there. Every service is registered with the data plane by the end of it."""
     place, compute = part
     network, rpc = transport.network, transport.rpc
-    averager = Averager(rpc, run.wire.averages, run.wire.rank)
+    averager = Averager(rpc, run.wire.averages, run.wire.rank, config.memory.folder or config.checkpoints.folder)
     checkpoints = Checkpoints(config.checkpoints, run, place.stage, compute)
     donor = StateDonor(rpc, StateStore(compute, checkpoints), place.stage, STATE_SHARE * network.line.up.bytes_per_s)
     state_download = StateDownload(rpc)

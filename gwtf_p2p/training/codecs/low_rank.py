@@ -20,7 +20,7 @@ Tensors that two thin matrices would not make smaller (vectors, small matrices) 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,12 @@ from gwtf_p2p.protocol.wire.tensor_formats import is_low_rank, matrix_of
 
 _LEFT = 1e-8
 """Of a column's squared norm: a column of which no more is left, without its part along those before it, is rounding."""
+
+
+Read = Callable[[int], Tensor]
+"""One of a member's tensors, by its number: they need not be in memory all at once."""
+
+Numbered = tuple[int, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,35 +55,36 @@ class LowRank:
         """Which of the tensors are sent as products."""
         return tuple(number for number, shape in enumerate(self.shapes) if is_low_rank(shape, self.rank))
 
-    def first(self, tensors: Sequence[Tensor], name: str) -> list[Tensor]:
+    def first(self, read: Read, name: str) -> list[Tensor]:
         """What this member gives to the first round, which all call by the same name."""
-        found = list(tensors)
-        for number in self.products:
-            matrix = self._matrix(tensors[number])
-            found[number] = matrix @ _signs(matrix.shape[1], self.rank, f"{name}/{number}")
+        products, found = set(self.products), []
+        for number in range(len(self.shapes)):
+            tensor = read(number)
+            if number in products:
+                matrix = self._matrix(tensor)
+                tensor = matrix @ _signs(matrix.shape[1], self.rank, f"{name}/{number}")
+            found.append(tensor)
         return found
 
     def bases(self, firsts: Sequence[Tensor]) -> list[Tensor]:
         """Of the first round's results; equal bits for all that have equal ones."""
         return [orthonormal(firsts[number]) for number in self.products]
 
-    def second(self, tensors: Sequence[Tensor], bases: Sequence[Tensor]) -> list[Tensor]:
+    def second(self, read: Read, bases: Sequence[Tensor]) -> list[Tensor]:
         """What this member gives to the second round."""
-        return [self._matrix(tensors[number]).T @ basis for number, basis in zip(self.products, bases, strict=True)]
+        return [self._matrix(read(number)).T @ basis for number, basis in zip(self.products, bases, strict=True)]
 
-    def result(self, firsts: Sequence[Tensor], bases: Sequence[Tensor], seconds: Sequence[Tensor]) -> list[Tensor]:
-        """The averages, shaped as the tensors; equal bits for all that have equal ones of both rounds."""
-        found = list(firsts)
-        for number, basis, second in zip(self.products, bases, seconds, strict=True):
-            found[number] = product(basis, second).view(self.shapes[number])
-        return found
+    def result(self, firsts: Sequence[Tensor], bases: Sequence[Tensor], seconds: Sequence[Tensor]) -> Iterator[Numbered]:
+        """The averages, one by one, shaped as the tensors; equal bits for all that have equal ones of both rounds."""
+        thin = {number: (basis, second) for number, basis, second in zip(self.products, bases, seconds, strict=True)}
+        for number, first in enumerate(firsts):
+            yield number, product(*thin[number]).view(self.shapes[number]) if number in thin else first
 
-    def left_over(self, tensors: Sequence[Tensor], bases: Sequence[Tensor], own: Sequence[Tensor]) -> list[Tensor]:
-        """What of this member's tensors is not in the average; `own` is what it gave to the second round."""
-        found = [torch.zeros_like(tensor) for tensor in tensors]
+    def left_over(self, read: Read, bases: Sequence[Tensor], own: Sequence[Tensor]) -> Iterator[Numbered]:
+        """What of this member's tensors is not in the average, of those of which anything is not; `own` is what it gave to the
+        second round."""
         for number, basis, second in zip(self.products, bases, own, strict=True):
-            found[number] = tensors[number] - (basis @ second.T).view(self.shapes[number])
-        return found
+            yield number, read(number) - (basis @ second.T).view(self.shapes[number])
 
     def _matrix(self, tensor: Tensor) -> Tensor:
         return tensor.reshape(matrix_of(tuple(tensor.shape)))

@@ -17,11 +17,15 @@ from torch import Tensor, nn
 from gwtf_p2p.protocol.errors import LocalProtocolError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId
 from gwtf_p2p.protocol.wire.commit_messages import NOT_FINITE
+from gwtf_p2p.training.compute.values import Gradient, HeldGradient, spans, values_in
 
 
-def squared_norm(gradient: Mapping[str, Tensor]) -> float:
+def squared_norm(gradient: Gradient) -> float:
     """Sum of squares over all tensors, in float64, rounded to float32 so that another order of summing gives the same."""
-    total = sum((float(tensor.detach().double().square().sum()) for tensor in gradient.values()), 0.0)
+    total = 0.0
+    for name, shape in gradient.shapes.items():
+        for start, stop in spans(values_in(shape)):
+            total += float(gradient.piece(name, start, stop).double().square().sum())
     rounded = float(torch.tensor(total, dtype=torch.float32))
     return rounded if math.isfinite(rounded) else NOT_FINITE
 
@@ -60,6 +64,10 @@ class GradientSum:
         The average of these over the peers of the stage, weighted by `count`, is the iteration's gradient.
         """
         return {name: (tensor / max(self.count, 1)).cpu() for name, tensor in self.tensors.items()}
+
+    def in_pieces(self) -> HeldGradient:
+        """The same by sorted names, without a copy: divided piece by piece, for as long as the sum does not change."""
+        return HeldGradient(dict(sorted(self.tensors.items())), max(self.count, 1))
 
 
 class GradientAccumulator:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
-from gwtf_p2p.training.compute.optimizer import ROW_VARIANCE, SECOND_MOMENT, VARIANCE
+from gwtf_p2p.training.compute.updates import ROW_VARIANCE, SECOND_MOMENT, VARIANCE
 from gwtf_p2p.training.state.tensors import STEP, WEIGHTS
 
 State = Mapping[str, Tensor]

@@ -15,6 +15,7 @@ from gwtf_p2p.protocol.effects import Step
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.wire.receipts import Receipt, ReceiptLine
+from gwtf_p2p.training.compute.values import HeldGradient
 from gwtf_p2p.training.state.checkpoint import load_checkpoint, save_checkpoint
 from gwtf_p2p.training.state.tensors import CONTRIBUTIONS
 
@@ -29,7 +30,7 @@ def data_peer() -> Compute:
 
 async def after_one_step(compute: Compute) -> Compute:
     gradient = {name: parameter.detach() * 0.01 for name, parameter in compute.executor.part.parameters.items()}
-    await compute.step(gradient, Step(0, 1, 1.0, (RECEIPT,)))
+    await compute.step(HeldGradient(gradient), Step(0, 1, 1.0, (RECEIPT,)))
     return compute
 
 

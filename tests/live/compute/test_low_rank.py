@@ -9,7 +9,7 @@ import torch
 
 from gwtf_p2p.live.compute.all_reduce import Averager, AveragingFailed, AveragingGroup
 from gwtf_p2p.protocol.wire.tensor_formats import average_bytes
-from tests.live.compute.test_all_reduce import DEADLINE_S, again_and_again, group_of, tensors_of
+from tests.live.compute.test_all_reduce import DEADLINE_S, again_and_again, gradient_of, group_of, tensors_of
 from tests.live.conftest import StartPeer
 
 pytestmark = pytest.mark.live
@@ -44,7 +44,10 @@ async def test_a_member_that_is_lost_between_the_rounds_fails_the_attempt_by_nam
 
     averagers[0]._all_reduce = lost_after_the_first  # type: ignore[assignment]
     group = group_of((a, b), (1, 1))
-    attempts = [averagers[0].average(group, inputs[0], DEADLINE_S), averagers[1].average(group, inputs[1], 2.0)]
+    attempts = [
+        averagers[0].average(group, gradient_of(inputs[0]), DEADLINE_S),
+        averagers[1].average(group, gradient_of(inputs[1]), 2.0),
+    ]
     outcome, other = await asyncio.gather(*attempts, return_exceptions=True)
     assert isinstance(outcome, AveragingFailed) and outcome.peer == b.id and outcome.reason == "gone"
     assert isinstance(other, AveragingFailed) and rounds == [f"{group.group_id}/1"]

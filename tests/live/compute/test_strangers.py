@@ -10,6 +10,7 @@ import torch
 from gwtf_p2p.live.compute.all_reduce import KIND, Averager, AveragingFailed, AveragingGroup
 from gwtf_p2p.live.rpc.api import FailureKind, Header, PushFailed
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.training.compute.values import HeldGradient
 
 ME, OTHER, OUTSIDER = PeerId("me"), PeerId("other"), PeerId("outsider")
 
@@ -31,4 +32,4 @@ async def test_an_offer_of_an_outsider_does_not_end_the_average_that_it_names() 
     assert not refused["accepted"]
     group = AveragingGroup("g", (ME, OTHER), (1.0, 1.0))
     with pytest.raises(AveragingFailed):  # nobody is there: an ordinary failure, of which the outsider is no part
-        await averager.average(group, [torch.ones(8)], 0.1)
+        await averager.average(group, HeldGradient({"w": torch.ones(8)}), 0.1)

@@ -1,0 +1,258 @@
+"""One attempt of one member at an average: what it sends, what it waits for, and where the result is put.
+
+Nothing of the size of the gradient is held in memory. Pieces are read from the member's own gradient when they are sent, sums
+are made batch by batch, and results go to a scratch as they come. A member whose parts come faster than the others' has to
+wait: it is told that this peer is not there yet, which older releases know too. Few finished batches are on their way at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TypeVar
+
+from gwtf_p2p.live.compute.all_reduce_parts import (
+    Batch,
+    Parts,
+    Residual,
+    average_parts,
+    batches_of,
+    cut,
+    pack_parts,
+    unpack_parts,
+)
+from gwtf_p2p.live.compute.averaging_group import AveragingFailed, AveragingGroup
+from gwtf_p2p.live.rpc.api import DataPlane, Header, PushFailed
+from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
+from gwtf_p2p.training.compute.values import Gradient
+from gwtf_p2p.training.state.scratch import ScratchGradient
+
+KIND = "average"
+NOT_YET = "not in this group yet"
+MOST_AHEAD = 2
+"""Batches of one member's parts that may have come and wait for the others', and finished batches on their way."""
+
+_PUSH_S = 60.0
+_ASK_AGAIN_S = (0.02, 0.5)
+_INLINE_BYTES = 1 << 18
+"""Smaller work is done at once: it takes less than handing it to a thread and back, which on a busy machine waits twice."""
+
+T = TypeVar("T")
+
+Key = tuple[str, int, int]
+"""What comes (`part`: a member's piece of our share, `result`: a member's finished share), from which member, which batch."""
+
+
+class Round:
+    """Of one member. The average goes `into` the first, what rounding takes into the second (None: it takes nothing)."""
+
+    def __init__(
+        self,
+        rpc: DataPlane,
+        group: AveragingGroup,
+        own: Gradient,
+        codec: Codec,
+        into: tuple[ScratchGradient, Residual | None],
+    ) -> None:
+        if rpc.peer_id not in group.members:
+            raise ValueError(f"{rpc.peer_id} is no member of {group.group_id}")
+        self.group = group
+        self.result, self.residual = into
+        self.sent_bytes = 0
+        self._rpc, self._own, self._codec = rpc, own, codec
+        self._me = group.members.index(rpc.peer_id)
+        self._others = [i for i in range(len(group.members)) if i != self._me]
+        self._shares = cut(own.shapes, group.fractions)
+        self._batches = [batches_of([part.size for part in share]) for share in self._shares]
+        loop = asyncio.get_running_loop()
+        self.expected: dict[Key, asyncio.Future[memoryview]] = {
+            (phase, i, b): loop.create_future()
+            for i in self._others
+            for phase, share in (("part", self._me), ("result", i))
+            if phase == "result" or group.weights[i] > 0
+            for b in range(len(self._batches[share]))
+        }
+        self._taken: asyncio.Future[memoryview] = loop.create_future()
+        self._taken.set_result(memoryview(b""))
+        self.begun = {member: asyncio.Event() for member in group.members}
+        self._summing = 0
+        self._under_way = asyncio.Semaphore(MOST_AHEAD)
+        self._failure: AveragingFailed | None = None
+        self._work: asyncio.Task[None] | None = None
+
+    def is_early(self, key: Key) -> bool:
+        """A part of a batch so far ahead of the one that is summed now that it has to wait for its turn."""
+        return key[0] == "part" and key[2] >= self._summing + MOST_AHEAD
+
+    def key_of(self, sender: PeerId, header: Header) -> Key:
+        """Raises RemoteProtocolError when nothing of the kind is due from the sender."""
+        member = self.group.members.index(sender) if sender in self.group.members else -1
+        batch = header.get("batch")
+        key = (str(header.get("phase")), member, batch if isinstance(batch, int) else -1)
+        if key not in self.expected:
+            raise RemoteProtocolError(f"{key[0]:.10} {batch!r:.20} is not due from this peer")
+        return key
+
+    def bytes_of(self, key: Key) -> int:
+        """How large this payload is."""
+        return self._batch(key).encoded_bytes(self._codec.form)
+
+    def fail(self, failure: AveragingFailed) -> None:
+        if self._failure is None and self._work is not None:
+            self._failure = failure
+            self._work.cancel()
+
+    async def run(self, deadline_s: float) -> None:
+        """Raises AveragingFailed."""
+        self._work = asyncio.get_running_loop().create_task(self._run())
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._work
+        except TimeoutError as error:
+            raise AveragingFailed(self._first_missing(), f"nothing came within {deadline_s:.0f} s") from error
+        except asyncio.CancelledError:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for other in self._others:
+                    if self.group.weights[self._me] > 0:
+                        tasks.create_task(self._send_parts(other))
+                    tasks.create_task(self._collect(other))
+                tasks.create_task(self._sum_up(tasks))
+        except ExceptionGroup as failures:
+            first = failures.exceptions[0]
+            if isinstance(first, AveragingFailed):
+                raise first from None
+            raise
+
+    async def _send_parts(self, to: int) -> None:
+        for number, batch in enumerate(self._batches[to]):
+            payload = await in_thread(batch.float_bytes, partial(self._part_of, to, batch))
+            await self._push(to, "part", number, payload)
+
+    def _part_of(self, to: int, batch: Batch) -> bytes:
+        return self._rounded(to, batch, self._pieces(to, batch), self.group.weights[self._me])[0]
+
+    def _pieces(self, member: int, batch: Batch) -> Parts:
+        """This member's own values of a batch of a member's share."""
+        return tuple(self._own.piece(part.name, part.start, part.stop) for part in self._shares[member][batch.span])
+
+    async def _sum_up(self, tasks: asyncio.TaskGroup) -> None:
+        """Average our own share, batch by batch, and send each to all."""
+        weights = self.group.weights
+        for number, batch in enumerate(self._batches[self._me]):
+            self._summing = number
+            parts: dict[int, Parts] = {}
+            for member in self._others:
+                if weights[member] > 0:
+                    parts[member] = await self._arrived(("part", member, number))
+            payload = await in_thread(batch.float_bytes * len(weights), partial(self._share_of, batch, parts))
+            await self._under_way.acquire()
+            tasks.create_task(self._send_result(number, payload))
+
+    def _share_of(self, batch: Batch, parts: dict[int, Parts]) -> bytes:
+        """Our finished batch as all others get it; as they decode it, it goes to the result."""
+        weights, me = self.group.weights, self._me
+        if weights[me] > 0:
+            parts[me] = self._pieces(me, batch)
+        mean = average_parts([(weights[member], parts[member]) for member in sorted(parts)])
+        payload, rounded = self._rounded(me, batch, mean, sum(weights))
+        self._put(me, batch, unpack_parts(payload, batch, self._codec) if rounded is None else rounded)
+        return payload
+
+    async def _send_result(self, number: int, payload: bytes) -> None:
+        try:
+            async with asyncio.TaskGroup() as pushes:
+                for other in self._others:
+                    pushes.create_task(self._push(other, "result", number, payload))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            self._under_way.release()
+
+    def _rounded(self, member: int, batch: Batch, parts: Parts, weight: float) -> tuple[bytes, Parts | None]:
+        """The payload of parts of a member's share; what it is read as, if rounding is made up for. Raises AveragingFailed."""
+        try:
+            payload = pack_parts(parts, self._codec)
+        except NotFiniteError as error:
+            raise AveragingFailed(self._rpc.peer_id, str(error)) from error
+        if self.residual is None:
+            return payload, None
+        rounded = unpack_parts(payload, batch, self._codec)
+        with disk_errors(self._rpc.peer_id):
+            self.residual.lost(self._shares[member][batch.span], parts, rounded, weight)
+        return payload, rounded
+
+    async def _collect(self, other: int) -> None:
+        for number, batch in enumerate(self._batches[other]):
+            parts = await self._arrived(("result", other, number))
+            await in_thread(batch.float_bytes, partial(self._put, other, batch, parts))
+
+    def _put(self, member: int, batch: Batch, parts: Parts) -> None:
+        with disk_errors(self._rpc.peer_id):
+            for place, part in zip(self._shares[member][batch.span], parts, strict=True):
+                self.result.put(place.name, place.start, part)
+
+    async def _arrived(self, key: Key) -> Parts:
+        payload, batch = await self.expected[key], self._batch(key)
+        self.expected[key] = self._taken  # and the payload can go
+        try:
+            return await in_thread(len(payload), lambda: unpack_parts(payload, batch, self._codec))
+        except RemoteProtocolError as error:
+            raise AveragingFailed(self.group.members[key[1]], str(error)) from error
+
+    async def _push(self, to: int, phase: str, batch: int, payload: bytes) -> None:
+        """Until it is taken. As the other may not have heard of the group yet, the payload waits for the first verdict."""
+        peer = self.group.members[to]
+        header = {"kind": KIND, "group": self.group.group_id, "phase": phase, "batch": batch}
+        wait_s, longest_s = _ASK_AGAIN_S
+        begun = self.begun[peer]
+        while True:
+            expected = begun.is_set()
+            try:
+                result = await self._rpc.push(peer, header, payload, _PUSH_S, eager=expected)
+            except PushFailed as error:
+                raise AveragingFailed(peer, f"{phase}: {error.kind.value}: {error.reason}") from error
+            self.sent_bytes += result.sent_bytes
+            if result.accepted:
+                begun.set()
+                return
+            if result.reply.get("reason") != NOT_YET:
+                raise AveragingFailed(peer, f"{phase} refused: {result.reply.get('reason')!r:.200}")
+            if expected:
+                begun.clear()  # it has left this group, or it will say so
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await begun.wait()
+            wait_s = min(2 * wait_s, longest_s)
+
+    def _batch(self, key: Key) -> Batch:
+        phase, member, number = key
+        return self._batches[self._me if phase == "part" else member][number]
+
+    def _first_missing(self) -> PeerId | None:
+        """The first member that still owes us something. Parts come first: a result can be late because of another's part."""
+        missing = sorted(key for key, future in self.expected.items() if not future.done() or future.cancelled())
+        return self.group.members[missing[0][1]] if missing else None
+
+
+async def in_thread(size: int, function: Callable[[], T]) -> T:
+    """In a thread, unless it is about few bytes."""
+    return function() if size <= _INLINE_BYTES else await asyncio.to_thread(function)
+
+
+@contextmanager
+def disk_errors(me: PeerId) -> Iterator[None]:
+    """Raises AveragingFailed, on this peer's own account, where its disk fails."""
+    try:
+        yield
+    except OSError as error:
+        raise AveragingFailed(me, f"what is averaged cannot be kept: {error.strerror or error}") from error

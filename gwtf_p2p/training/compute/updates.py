@@ -1,0 +1,141 @@
+"""What each optimizer does to one parameter, and the state that it keeps of it.
+
+Weights change in place, piece by piece, so that a step takes no memory worth speaking of; bits are those of torch's own
+optimizer over whole tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from gwtf_p2p.protocol.wire.records import OptimizerSpec
+from gwtf_p2p.training.compute.values import PIECE_VALUES, spans
+
+FIRST_MOMENT, SECOND_MOMENT = "first_moment/", "second_moment/"
+ROW_VARIANCE, COLUMN_VARIANCE, VARIANCE = "row_variance/", "column_variance/", "variance/"
+
+_ADAFACTOR = {"row_var": ROW_VARIANCE, "col_var": COLUMN_VARIANCE, "variance": VARIANCE}
+
+ACCELERATOR_VALUES = 1 << 22
+"""Pieces of an accelerator, which is slow to begin."""
+
+Piece = Callable[[int, int], Tensor]
+"""Values of the gradient from one place to another, flat, on the parameter's device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`number`: how many there have been with this one. `decay` is that of this parameter."""
+
+    number: int
+    rate: float
+    decay: float
+
+
+class Update(Protocol):
+    """One kind of optimizer over one parameter."""
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Its tensors by kind (`FIRST_MOMENT` and the like)."""
+        ...
+
+    def apply(self, gradient: Piece, step: Step) -> None:
+        """Change the parameter and the state."""
+        ...
+
+
+class AdamW:
+    """Moments in float32."""
+
+    def __init__(self, parameter: nn.Parameter, spec: OptimizerSpec) -> None:
+        self._parameter, self._spec = parameter, spec
+        self._first, self._second = _flat_zeros(parameter), _flat_zeros(parameter)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """See `Update`."""
+        shape = self._parameter.shape
+        return {FIRST_MOMENT: self._first.view(shape), SECOND_MOMENT: self._second.view(shape)}
+
+    def apply(self, gradient: Piece, step: Step) -> None:
+        """See `Update`."""
+        weights = _flat(self._parameter)
+        for start, stop in spans(len(weights), _most(weights)):
+            moments = self._first[start:stop], self._second[start:stop]
+            adamw_step(weights[start:stop], gradient(start, stop), moments, self._spec, step)
+
+
+def adamw_step(weights: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], spec: OptimizerSpec, step: Step) -> None:
+    """torch's AdamW over flat tensors of one size, in place."""
+    first, second = moments
+    with torch.no_grad():
+        adamw(
+            [weights],
+            [gradient],
+            [first],
+            [second],
+            [],
+            [torch.tensor(float(step.number - 1))],
+            foreach=False,
+            amsgrad=False,
+            beta1=spec.beta1,
+            beta2=spec.beta2,
+            lr=step.rate,
+            weight_decay=step.decay,
+            eps=spec.epsilon,
+            maximize=False,
+        )
+
+
+class Adafactor:
+    """torch's own. Of a matrix it needs all gradients at once; what it keeps of it is a row and a column."""
+
+    def __init__(self, parameter: nn.Parameter, spec: OptimizerSpec) -> None:
+        self._parameter = parameter
+        self._torch = torch.optim.Adafactor([parameter], lr=spec.learning_rate)
+        self._torch.state[parameter] = {"step": torch.tensor(0.0)}
+        if parameter.dim() < 2:
+            self._torch.state[parameter]["variance"] = torch.zeros_like(parameter, requires_grad=False)
+            return
+        rows, columns = list(parameter.shape), list(parameter.shape)
+        rows[-1] = columns[-2] = 1
+        self._torch.state[parameter] |= {"row_var": parameter.new_zeros(rows), "col_var": parameter.new_zeros(columns)}
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """See `Update`."""
+        state = self._torch.state[self._parameter]
+        return {ours: state[theirs] for theirs, ours in _ADAFACTOR.items() if theirs in state}
+
+    def apply(self, gradient: Piece, step: Step) -> None:
+        """See `Update`."""
+        parameter = self._parameter
+        self._torch.state[parameter]["step"].fill_(float(step.number - 1))
+        self._torch.param_groups[0].update(lr=step.rate, weight_decay=step.decay)
+        parameter.grad = gradient(0, parameter.numel()).view(parameter.shape)
+        self._torch.step()  # type: ignore[no-untyped-call]
+        parameter.grad = None
+
+
+def update_of(parameter: nn.Parameter, spec: OptimizerSpec) -> Update:
+    """The run's optimizer for this parameter; its state is allocated."""
+    return Adafactor(parameter, spec) if spec.kind == "adafactor" else AdamW(parameter, spec)
+
+
+def _flat(parameter: nn.Parameter) -> Tensor:
+    return parameter.detach().view(-1)
+
+
+def _flat_zeros(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros(parameter.numel(), device=parameter.device)
+
+
+def _most(values: Tensor) -> int:
+    return PIECE_VALUES if values.device.type == "cpu" else ACCELERATOR_VALUES
