@@ -31,7 +31,7 @@ from gwtf_p2p.live.peer.assembly import check_config, check_model
 from gwtf_p2p.live.peer.config import RECORD_PERIOD_S, NotServed, OnReport, PeerConfig
 from gwtf_p2p.live.peer.join import find_run, read_orders, refuse_unless_admitted
 from gwtf_p2p.live.peer.network import Network
-from gwtf_p2p.live.peer.record_keeper import NUMBERS_PER_S, ORDERS_PERIOD_S, VIEW_PERIOD_S, read_view
+from gwtf_p2p.live.peer.record_keeper import NUMBERS_PER_S, ORDERS_PERIOD_S, VIEW_PERIOD_S, asking_record, read_view
 from gwtf_p2p.live.peer.transport import connect_transport
 from gwtf_p2p.live.rpc.api import Header
 from gwtf_p2p.live.rpc.rpc import Rpc
@@ -42,7 +42,7 @@ from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.view.data_weights import Position, positions_to_take
 from gwtf_p2p.protocol.view.network_view import NetworkView
-from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord
+from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.executor import DataExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.held_out import prompt_ids
@@ -199,17 +199,8 @@ class _Client:
     async def _keep_publishing(self) -> None:
         run, reach = self.run, self.network.reachability
         while True:
-            record = StageRecord(
-                peer=self.network.daemon.peer_id,
-                run_id=run.run_id,
-                stage=DATA_STAGE,
-                state=PeerState.ASKING,
-                capacity=0,
-                model_hash=run.model_hash,
-                sequence_number=int(time.time() * NUMBERS_PER_S),
-            )
-            if reach is not None:
-                record = replace(record, path=reach.path, maddrs=reach.maddrs)
+            sequence = int(time.time() * NUMBERS_PER_S)
+            record = asking_record(self.network.daemon.peer_id, run, DATA_STAGE, sequence, reach)
             await self.network.dht.publish_stage(record)
             await asyncio.sleep(RECORD_PERIOD_S)
 

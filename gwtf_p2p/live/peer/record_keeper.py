@@ -23,14 +23,15 @@ from gwtf_p2p.live.measure.run_progress import Progress
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.peer.assembly import Place
 from gwtf_p2p.live.peer.config import RECORD_PERIOD_S
-from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, news_of, stage_record
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
+from gwtf_p2p.protocol.trust.state_access import LEAST_PERIOD_S
 from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.protocol.view.contributions_told import pages_of
 from gwtf_p2p.protocol.view.network_view import NetworkView
-from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
+from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord
 from gwtf_p2p.protocol.wire.signed import Order
 from gwtf_p2p.version import VERSION
 
@@ -50,6 +51,24 @@ NOBODY_KEEPS_IT = "no peer of the DHT keeps this peer's record"
 async def read_view(dht: Records, run: RunRecord) -> NetworkView:
     """All records of this very model."""
     return NetworkView.of(await _read(dht, run), run.stages, run.activation_bytes, gradient_bytes=run.gradient_bytes)
+
+
+def asking_record(
+    me: PeerId, run: RunRecord, stage: Stage, sequence_number: int, reachability: Reachability | None
+) -> StageRecord:
+    """Of a peer that takes no part, or not yet: in no plan, and no commit waits for it; it may ask (`trust/state_access`)."""
+    record = StageRecord(
+        peer=me,
+        run_id=run.run_id,
+        stage=stage,
+        state=PeerState.ASKING,
+        capacity=0,
+        model_hash=run.model_hash,
+        sequence_number=sequence_number,
+    )
+    if reachability is None:
+        return record
+    return replace(record, path=reachability.path, maddrs=reachability.maddrs)
 
 
 async def _read(dht: Records, run: RunRecord) -> list[StageRecord]:
@@ -78,6 +97,8 @@ class RecordKeeper:
         self._due = asyncio.Event()
         self._due.set()
         self._changed = asyncio.Event()
+        self._is_wanted = False
+        self.on_read: Callable[[float], None] = lambda began_at: None
         self._own: StageRecord | None = None
         # Newer than what this peer published before it started again, or in another stage; it publishes less often than that.
         self._sequence = int(time.time() * NUMBERS_PER_S)
@@ -89,6 +110,17 @@ class RecordKeeper:
 
     def publish_soon(self) -> None:
         self._due.set()
+
+    def look_soon(self) -> None:
+        """Somebody is waiting for the records to be read: sooner than they would be."""
+        self._is_wanted = True
+        self._changed.set()
+
+    async def announce(self, me: PeerId) -> None:
+        """Before this peer takes part: a record that says that it does not, so that it may ask."""
+        record = asking_record(me, self._run, self._place.stage, self._sequence, self._reachability)
+        if not await self._dht.publish_stage(record):
+            logger.warning("%s; others may not tell what they keep", NOBODY_KEEPS_IT)
 
     async def keep_publishing(self, machine: StagePeer | DataPeer) -> None:
         run_due_at, clock = 0.0, asyncio.get_running_loop().time
@@ -160,14 +192,18 @@ class RecordKeeper:
     async def keep_looking(self, machine: StagePeer | DataPeer, on_change: Callable[[NetworkView], object]) -> None:
         clock = asyncio.get_running_loop().time
         while True:
+            began_at, self._is_wanted = clock(), False
             others = await _read(self._dht, self._run)
             assembling = not machine.membership.serves or (isinstance(machine, DataPeer) and not machine.begun)
             until = clock() + (ASSEMBLING_PERIOD_S if assembling else VIEW_PERIOD_S)
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(until) as limit:
                     while True:
                         self._changed.clear()
                         self._see(others, machine.ctx.view, on_change)
+                        self.on_read(began_at)
+                        if self._is_wanted:
+                            limit.reschedule(min(until, began_at + LEAST_PERIOD_S))
                         await self._changed.wait()
 
     def _see(

@@ -53,6 +53,7 @@ from gwtf_p2p.protocol.peer.base import PeerMachine
 from gwtf_p2p.protocol.peer.factory import compose
 from gwtf_p2p.protocol.replay.log import Opening
 from gwtf_p2p.protocol.stall.watch import StallWatch, Wanted
+from gwtf_p2p.protocol.trust.state_access import StateAccess
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
@@ -97,6 +98,8 @@ def _set_doors(parts: Parts, machine: PeerMachine, transport: Transport) -> None
     """Who gets in, and who gets what, is the machine's to say."""
     parts.audits.why_not = machine.audits.why_not
     parts.forward_only.may_ask = machine.gate.may_ask_forward_only
+    access = StateAccess(machine.gate)
+    parts.donor.may_have, parts.records.on_read = access.asked, access.read
     transport.real_rpc.admits = machine.gate.admits
     transport.real_rpc.know(machine.gate.knows)
 
@@ -163,6 +166,8 @@ class RunningPeer:
         """Take up the newest own checkpoint, and learn what others keep of this stage. Raises InputError for another model."""
         checkpoints = self.checkpoints
         await asyncio.to_thread(checkpoints.look)
+        if not checkpoints.kept:
+            await self.records.announce(self.daemon.peer_id)  # what others keep is told to those alone that have a record
         epoch = checkpoints.epoch if checkpoints.kept else await self.replication.adopt(view)
         if checkpoints.kept:
             newest = checkpoints.kept[-1]

@@ -19,9 +19,10 @@ from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 from gwtf_p2p.live.peer.record_keeper import KeptAlive, RecordKeeper
 from gwtf_p2p.live.peer.transport import Transport
 from gwtf_p2p.live.state.checkpoints import Checkpoints
+from gwtf_p2p.live.state.donor import StateDonor
 from gwtf_p2p.live.state.replication import Replication
 from gwtf_p2p.live.state.store import StateStore
-from gwtf_p2p.live.state.transfer import StateDonor, StateDownload
+from gwtf_p2p.live.state.transfer import StateDownload
 from gwtf_p2p.protocol.wire.records import RunRecord
 
 STATE_SHARE = 0.5
@@ -68,6 +69,7 @@ def connect_parts(
     records = RecordKeeper(transport.dht, kept_alive, place, probes, network.reachability)
     signing = Signing(network.identity, run.run_id)
     records.signing_key = signing.key
+    donor.on_unseen = records.look_soon
     records.copied = lambda: replication.copied
     records.public_name = config.public_name
     records.contributions = lambda: compute.contributions

@@ -5,9 +5,7 @@ Donors of a stage have bit-equal states, so their manifests are equal; a donor w
 left out. Then every donor is asked for one chunk after the other and pushes it; a chunk that does not come, or whose hash is
 wrong, is asked of another donor. Chunks that have arrived stay: a donor that dies costs the chunk under way.
 
-A donor serves from a snapshot, made when a version is first asked for: of its own weights, or of a checkpoint on its disk (its
-own stage's, or a replica of another's). It paces its pushes so that training keeps most of its line. Snapshots are dropped when
-nobody has asked for a while.
+What a donor does is in `donor`.
 """
 
 from __future__ import annotations
@@ -16,48 +14,57 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from torch import Tensor
 
-from gwtf_p2p.live.rpc.api import DataPlane, Header, RpcFailed
-from gwtf_p2p.live.state.manifest import CHUNK_BYTES, Manifest, Snapshot, assemble, hash_chunk
+from gwtf_p2p.live.rpc.api import DataPlane, Header
+from gwtf_p2p.live.state.manifest import CHUNK_BYTES, Manifest, assemble, hash_chunk
 from gwtf_p2p.protocol.core.deadlines import Timings
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
-from gwtf_p2p.protocol.limits import MOST_ITERATIONS, MOST_STAGES
+from gwtf_p2p.protocol.trust.state_access import WhyNoState
 
 logger = logging.getLogger(__name__)
 
 ASK_KIND, CHUNK_KIND, LIST_KIND = "state", "state_chunk", "state_list"
-SNAPSHOT_IDLE_S = 30.0
-MOST_SNAPSHOTS = 3
-"""In memory at a donor; the one that was asked for longest ago makes room."""
-
 ASK_DEADLINE_S = 5.0
 PREPARE_DEADLINE_S = 600.0
 """A donor reads a large checkpoint from its disk and hashes it; one that is still at it then is left out."""
 
 PREPARE_RETRY_S = 0.2
-LISTED_FOR_S = 1.0
-"""How old a list of what is kept may be. A newcomer asks once, and may have nobody else to learn of a copy just made from."""
+REFUSED = "refused"
+"""Status of the answer to whoever gets nothing, with why (`protocol/trust/state_access`)."""
+
+RECORD_RETRY_S, RECORD_PATIENCE_S = 1.0, 15.0
+"""How often a donor is asked again that has not seen this peer's record, and for how long."""
 
 CHUNK_PRIOR_S = 10.0
 STRIKES = 2
 """Chunks that a donor may fail to deliver before it is left out."""
 
 
-MOST_WAITING = 1024
-"""Peers that have been told to ask for a list again, by stage; those that have not asked for longest are forgotten."""
-
-MOST_PREPARING = 64
-"""Versions that are looked for at once, or were not found and have not been asked for again."""
-
-
 class StateUnavailable(Exception):
-    """No donor could give the state of this version; the reasons by donor."""
+    """No donor could give the state of this version; the reasons by donor. `refused` are those that did not want to."""
+
+    def __init__(self, reason: str, refused: Sequence[StateRefused] = ()) -> None:
+        self.refused = tuple(refused)
+        super().__init__(reason)
+
+
+class StateRefused(RemoteProtocolError):
+    """A donor gives this peer nothing. `why` as it says it; None where that is a word this version does not know."""
+
+    def __init__(self, donor: PeerId, why: WhyNoState | None, reason: str) -> None:
+        self.donor, self.why, self.reason = donor, why, reason
+        super().__init__(f"refused ({why.value if why is not None else 'why is not known'}): {reason}")
+
+    @staticmethod
+    def read(donor: PeerId, reply: Header) -> StateRefused:
+        """Of what the donor says."""
+        said, reason = str(reply.get("why")), f"{reply.get('reason', '')!s:.120}"
+        return StateRefused(donor, next((why for why in WhyNoState if why.value == said), None), reason)
 
 
 class StateTooLarge(StateUnavailable):
@@ -77,151 +84,6 @@ class Pace:
 
 
 UNBOUNDED = Pace()
-
-
-class StateSource(Protocol):
-    """What a donor can give (`state_store.StateStore`)."""
-
-    async def state_of(self, stage: Stage, version: int) -> dict[str, Tensor] | None: ...
-
-    async def kept_of(self, stage: Stage) -> tuple[int, tuple[int, ...]]: ...
-
-
-class StateDonor:
-    """Serves what `source` has; `stage` is the one meant where a request names none. `pace_bytes_per_s` 0: no limit."""
-
-    def __init__(self, rpc: DataPlane, source: StateSource, stage: Stage, pace_bytes_per_s: float = 0.0) -> None:
-        self._rpc, self._source, self._stage, self._pace = rpc, source, stage, pace_bytes_per_s
-        self._snapshots: dict[tuple[Stage, int], Snapshot] = {}
-        self._preparing: dict[tuple[Stage, int], asyncio.Task[str]] = {}
-        self._lists: dict[Stage, tuple[float, int, tuple[int, ...]]] = {}
-        self._looking: set[Stage] = set()
-        self._waiting: dict[tuple[PeerId, Stage], float] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._line_free_at = 0.0
-        self.bytes_served = 0
-        rpc.add_service(ASK_KIND, self)
-        rpc.add_service(LIST_KIND, self)
-
-    def stop(self) -> None:
-        for task in [*self._tasks, *self._preparing.values()]:
-            task.cancel()
-        self._snapshots.clear()
-
-    def on_message(self, sender: PeerId, header: Header) -> Header:
-        """`{"version"}` asks for the manifest, `{"version", "chunk"}` for a push of that chunk, a list for what is kept."""
-        stage = header.get("stage", self._stage)
-        if not isinstance(stage, int) or not 0 <= stage <= MOST_STAGES:
-            raise RemoteProtocolError(f"state: stage: expected a whole number from 0 to {MOST_STAGES}")
-        if header.get("kind") == LIST_KIND:
-            return self._listed(sender, Stage(stage))
-        version, chunk = header.get("version"), header.get("chunk")
-        if not isinstance(version, int) or not 0 <= version <= MOST_ITERATIONS:
-            raise RemoteProtocolError(f"state: version: expected a whole number from 0 to {MOST_ITERATIONS}")
-        key = (Stage(stage), version)
-        snapshot = self._snapshots.get(key)
-        if snapshot is None:
-            return self._not_there(key)
-        snapshot.last_asked = asyncio.get_running_loop().time()
-        if chunk is None:
-            return {"status": "ready", **snapshot.manifest.to_plain()}
-        if not isinstance(chunk, int) or not 0 <= chunk < len(snapshot.manifest.hashes):
-            raise RemoteProtocolError("state: chunk: out of range")
-        self._spawn(self._push(sender, snapshot, chunk))
-        return {"status": "coming"}
-
-    def _not_there(self, key: tuple[Stage, int]) -> Header:
-        task = self._preparing.get(key)
-        if task is None and len(self._preparing) >= MOST_PREPARING:
-            self._preparing = {each: other for each, other in self._preparing.items() if not other.done()}
-            if len(self._preparing) >= MOST_PREPARING:
-                return {"status": "preparing"}  # whoever asks again gets its turn
-        if task is None:
-            self._preparing[key] = asyncio.get_running_loop().create_task(self._prepare(key))
-        elif task.done():
-            del self._preparing[key]
-            return {"status": "gone", "reason": task.result()}
-        return {"status": "preparing"}
-
-    def _listed(self, sender: PeerId, stage: Stage) -> Header:
-        """What was found on the disk just now, or since this peer has begun to ask: to it that is new, whatever its line takes.
-
-        Else the disk is read first, and whoever asks asks again.
-        """
-        now, key = asyncio.get_running_loop().time(), (sender, stage)
-        found = self._lists.get(stage)
-        if (found is None or now - found[0] > PREPARE_RETRY_S) and stage not in self._looking:
-            self._looking.add(stage)
-            self._spawn(self._look(stage, now))
-        asked_at = self._waiting.pop(key, now)
-        if now - asked_at > ASK_DEADLINE_S:
-            asked_at = now  # it has given up in between
-        if found is None or (now - found[0] > LISTED_FOR_S and found[0] < asked_at):
-            self._waiting[key] = asked_at
-            while len(self._waiting) > MOST_WAITING:
-                del self._waiting[next(iter(self._waiting))]
-            return {"status": "preparing"}
-        return {"status": "ready", "epoch": found[1], "versions": list(found[2])}
-
-    async def _look(self, stage: Stage, began: float) -> None:
-        try:
-            epoch, versions = await self._source.kept_of(stage)
-        finally:
-            self._looking.discard(stage)
-        self._lists[stage] = (began, epoch, versions)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def on_offer(self, sender: PeerId, header: Header, payload_bytes: int) -> Header:
-        return {"accepted": False, "reason": "a donor takes no state"}
-
-    def on_delivery(self, sender: PeerId, header: Header, payload: memoryview) -> None:
-        raise RemoteProtocolError("a donor takes no state")
-
-    def on_broken(self, sender: PeerId, header: Header, reason: str) -> None:
-        """Nothing was accepted, so nothing broke."""
-
-    async def _prepare(self, key: tuple[Stage, int]) -> str:
-        """Returns why it is not there, or nothing."""
-        loop = asyncio.get_running_loop()
-        state = await self._source.state_of(*key)
-        if state is None:
-            return f"version {key[1]} is not what this peer has"
-        snapshot = await asyncio.to_thread(Snapshot, key[1], state)
-        snapshot.last_asked = loop.time()
-        while len(self._snapshots) >= MOST_SNAPSHOTS:
-            del self._snapshots[min(self._snapshots, key=lambda other: self._snapshots[other].last_asked)]
-        self._snapshots[key] = snapshot
-        self._preparing.pop(key, None)
-        loop.call_later(SNAPSHOT_IDLE_S, self._drop_idle, key)
-        return ""
-
-    def _drop_idle(self, key: tuple[Stage, int]) -> None:
-        snapshot, loop = self._snapshots.get(key), asyncio.get_running_loop()
-        if snapshot is None:
-            return
-        left_s = snapshot.last_asked + SNAPSHOT_IDLE_S - loop.time()
-        if left_s <= 0:
-            del self._snapshots[key]
-        else:
-            loop.call_later(left_s, self._drop_idle, key)
-
-    async def _push(self, to: PeerId, snapshot: Snapshot, chunk: int) -> None:
-        loop, payload = asyncio.get_running_loop(), snapshot.chunk(chunk)
-        if self._pace:
-            begin = max(loop.time(), self._line_free_at)
-            self._line_free_at = begin + len(payload) / self._pace
-            await asyncio.sleep(begin - loop.time())
-        header = {"kind": CHUNK_KIND, "version": snapshot.manifest.version, "chunk": chunk}
-        try:
-            result = await self._rpc.push(to, header, payload, CHUNK_PRIOR_S * 6)
-        except RpcFailed as error:
-            logger.debug("chunk %d for %s: %s", chunk, to, error)
-            return
-        self.bytes_served += result.sent_bytes
 
 
 class StateDownload:
@@ -246,7 +108,8 @@ class StateDownload:
         manifests = {donor: answer for donor, answer in zip(donors, answers, strict=True) if isinstance(answer, Manifest)}
         if not manifests:
             reasons = "; ".join(f"{donor[-6:]}: {answer}" for donor, answer in zip(donors, answers, strict=True))
-            raise StateUnavailable(f"version {version}: {reasons or 'no donors'}")
+            refused = [answer for answer in answers if isinstance(answer, StateRefused)]
+            raise StateUnavailable(f"version {version}: {reasons or 'no donors'}", refused)
         majority, _ = Counter(m.digest for m in manifests.values()).most_common(1)[0]
         equal = sorted(donor for donor, manifest in manifests.items() if manifest.digest == majority)
         manifest = manifests[equal[0]]
@@ -264,16 +127,23 @@ class StateDownload:
         return epoch, tuple(version for version in versions if isinstance(version, int))
 
     async def _until_ready(self, peer: PeerId, what: Header, limit_s: float) -> Header:
-        """The first answer that is not that it is being prepared. Raises RemoteProtocolError, also for none in so long."""
+        """The first answer that is not that it is being prepared. Raises RemoteProtocolError, also for none in so long, and
+        StateRefused: at once, or when this peer's record has not got there in time."""
+        refused, clock = None, asyncio.get_running_loop().time
+        patience_ends_at = clock() + RECORD_PATIENCE_S
         try:
             async with asyncio.timeout(limit_s):
                 while True:
                     reply = await self._rpc.call(peer, what, ASK_DEADLINE_S, idempotent=True)
-                    if reply.get("status") != "preparing":
+                    if reply.get("status") == REFUSED:
+                        refused = StateRefused.read(peer, reply)
+                        if refused.why is not WhyNoState.NO_RECORD or clock() >= patience_ends_at:
+                            raise refused
+                    elif reply.get("status") != "preparing":
                         return reply
-                    await asyncio.sleep(PREPARE_RETRY_S)
+                    await asyncio.sleep(PREPARE_RETRY_S if refused is None else RECORD_RETRY_S)
         except TimeoutError as error:
-            raise RemoteProtocolError(f"still preparing after {limit_s:g} s") from error
+            raise refused or RemoteProtocolError(f"still preparing after {limit_s:g} s") from error
 
     # the transport's side
 
@@ -295,13 +165,15 @@ class StateDownload:
     def on_message(self, sender: PeerId, header: Header) -> Header:
         raise RemoteProtocolError("a download answers no calls")
 
-    async def _manifest(self, donor: PeerId, what: Header) -> Manifest | str:
+    async def _manifest(self, donor: PeerId, what: Header) -> Manifest | StateRefused | str:
         """The donor's manifest, or why not."""
         try:
             reply = await self._until_ready(donor, {"kind": ASK_KIND, **what}, PREPARE_DEADLINE_S)
             if reply.get("status") == "ready":
                 return Manifest.from_plain(reply)
             return str(reply.get("reason") or reply.get("status"))
+        except StateRefused as error:
+            return error
         except RemoteProtocolError as error:
             return str(error)
 
@@ -313,7 +185,7 @@ class StateDownload:
         self._expected[key] = future
         began = loop.time()
         try:
-            reply = await self._rpc.call(donor, {"kind": ASK_KIND, **what, "chunk": index}, ASK_DEADLINE_S, idempotent=True)
+            reply = await self._until_ready(donor, {"kind": ASK_KIND, **what, "chunk": index}, ASK_DEADLINE_S)
             if reply.get("status") != "coming":
                 raise RemoteProtocolError(f"the donor says {reply.get('status')}")
             async with asyncio.timeout(self._timings.deadline_s((donor,), CHUNK_PRIOR_S)):

@@ -30,6 +30,10 @@ class Directory:
         told.append((now, record))
         del told[:-8]
 
+    def has_record_of(self, peer: PeerId) -> bool:
+        """It has published one, whether it is visible yet or not."""
+        return peer in self._published
+
     def visible_at(self, published_at: float) -> float:
         """When readers see a record: the first tick after the delay."""
         return (int((published_at + self.delay_s) / self.tick_s) + 1) * self.tick_s

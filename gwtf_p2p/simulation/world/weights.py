@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
+from gwtf_p2p.protocol.trust.state_access import StateAccess, WhyNoState
 from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.simulation.lines.downloads import Downloads, Request
 from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
@@ -16,10 +17,10 @@ KEPT_VERSIONS = 4
 
 
 class Weights:
-    """Of all peers of a world; `state_bytes` is what one download carries."""
+    """Of all peers of a world; `state_bytes` is what one download carries, `has_published` says who has a record."""
 
-    def __init__(self, population: Population, state_bytes: int) -> None:
-        self._population, self._state_bytes = population, state_bytes
+    def __init__(self, population: Population, state_bytes: int, has_published: Callable[[PeerId], bool]) -> None:
+        self._population, self._state_bytes, self._has_published = population, state_bytes, has_published
         self._downloads = Downloads(population.links)
 
     def step(self, peer: SimulatedPeer, step: ef.Step) -> None:
@@ -68,7 +69,7 @@ class Weights:
             else:
                 ended(whole)
 
-        self._downloads.start(Request(peer.id, size, groups[0], lambda d: self._can_give(d, version)), one_ended)
+        self._downloads.start(Request(peer.id, size, groups[0], lambda d: self._can_give(d, version, peer.id)), one_ended)
 
     def peer_gone(self, peer: PeerId) -> None:
         """It downloads no more, and those who download from it turn to others."""
@@ -89,6 +90,10 @@ class Weights:
         found = (self._population.peers[donor].contributions.get(version) for donor in donors)
         return next((sums for sums in found if sums is not None), Contributions())
 
-    def _can_give(self, donor: PeerId, version: int) -> bool:
+    def _can_give(self, donor: PeerId, version: int, to: PeerId) -> bool:
+        """It is there, has this version, and gives it to this peer. A record that it has not seen yet it looks up."""
         peer = self._population.peers[donor]
-        return peer.alive and not peer.frozen and version in peer.kept
+        if not peer.alive or peer.frozen or version not in peer.kept:
+            return False
+        refusal = StateAccess(peer.machine.gate).refusal(to, peer.machine.ctx.stage) if to != donor else None
+        return refusal is None or (refusal.why is WhyNoState.NO_RECORD and self._has_published(to))

@@ -62,7 +62,7 @@ class World:
         self._publication = Publication(population, directory, record_period_s)
         self.rounds = Rounds(links, sizes.average_bytes, population.tell)
         self.rounds.on_done = self.spans.averaged
-        self._weights = Weights(population, sizes.state_bytes)
+        self._weights = Weights(population, sizes.state_bytes, directory.has_record_of)
         self._orders: tuple[Order, ...] = ()
         self.audits = SimulatedAudits(population, sizes)
         self.computers.differs = self.audits.differs

@@ -17,10 +17,11 @@ from torch import Tensor
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.disk import MOST_DISK_RETRY_S
+from gwtf_p2p.live.state.donor import StateDonor
 from gwtf_p2p.live.state.options import CheckpointOptions
 from gwtf_p2p.live.state.replication import Replication
 from gwtf_p2p.live.state.store import StateStore
-from gwtf_p2p.live.state.transfer import StateDonor, StateDownload
+from gwtf_p2p.live.state.transfer import StateDownload
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
@@ -99,6 +100,7 @@ async def test_a_full_disk_fetches_nothing_keeps_nothing_half_and_goes_on_when_i
     donor = checkpoints(tmp_path / "donor", 2)
     donor.keep(Stage(2), state(10))
     serves = StateDonor(near.rpc, StateStore(donor.compute, donor), Stage(2))
+    serves.may_have = lambda peer, stage, now: (None, True)
     own = checkpoints(small_disk, 1)
     replication = Replication(own, StateDownload(here.rpc), here.id)
     record = StageRecord(near.id, RunId("r"), Stage(2), PeerState.ONLINE, 1)

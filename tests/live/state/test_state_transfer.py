@@ -10,13 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from gwtf_p2p.live.rpc.api import DataPlane
+from gwtf_p2p.live.state import donor as state_donor
 from gwtf_p2p.live.state import manifest as state_manifest
 from gwtf_p2p.live.state import transfer as state_transfer
+from gwtf_p2p.live.state.donor import StateDonor
 from gwtf_p2p.live.state.manifest import Manifest
-from gwtf_p2p.live.state.transfer import CHUNK_KIND, StateDonor, StateDownload, StateUnavailable
+from gwtf_p2p.live.state.transfer import CHUNK_KIND, StateDownload, StateRefused, StateUnavailable
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.trust.state_access import StateAccess, WhyNoState
+from gwtf_p2p.protocol.wire.records import PeerState
 from tests.live.conftest import DEADLINE_S, StartPeer
+from tests.protocol.peers import D, in_step, record
 
 pytestmark = pytest.mark.live
 
@@ -53,10 +59,17 @@ def assert_equal(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert got[name].dtype == tensor.dtype
 
 
+def open_donor(rpc: DataPlane, store: Store, stage: Stage) -> StateDonor:
+    """One that gives to whoever asks."""
+    donor = StateDonor(rpc, store, stage)
+    donor.may_have = lambda peer, stage, now: (None, True)
+    return donor
+
+
 async def test_several_donors_serve_one_state(start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_manifest, "CHUNK_BYTES", 1 << 16)
     newcomer, *donors = [await start_peer() for _ in range(3)]
-    serving = [StateDonor(peer.rpc, Store(state()), STAGE) for peer in donors]
+    serving = [open_donor(peer.rpc, Store(state()), STAGE) for peer in donors]
     got = await StateDownload(newcomer.rpc).fetch(VERSION, [peer.id for peer in donors])
     assert_equal(got, state())
     assert all(donor.bytes_served > 0 for donor in serving)
@@ -65,8 +78,8 @@ async def test_several_donors_serve_one_state(start_peer: StartPeer, monkeypatch
 async def test_a_donor_dies_in_the_middle(start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_manifest, "CHUNK_BYTES", 1 << 16)
     newcomer, dying, steady = [await start_peer() for _ in range(3)]
-    StateDonor(steady.rpc, Store(state()), STAGE)
-    donor = StateDonor(dying.rpc, Store(state()), STAGE)
+    open_donor(steady.rpc, Store(state()), STAGE)
+    donor = open_donor(dying.rpc, Store(state()), STAGE)
     download = StateDownload(newcomer.rpc)
     arrive, arrived = download.on_delivery, []
 
@@ -84,14 +97,14 @@ async def test_a_donor_dies_in_the_middle(start_peer: StartPeer, monkeypatch: py
 
 async def test_a_donor_with_another_state_is_left_out(start_peer: StartPeer) -> None:
     newcomer, *donors = [await start_peer() for _ in range(4)]
-    serving = [StateDonor(peer.rpc, Store(state(seed)), STAGE) for peer, seed in zip(donors, (0, 1, 0), strict=True)]
+    serving = [open_donor(peer.rpc, Store(state(seed)), STAGE) for peer, seed in zip(donors, (0, 1, 0), strict=True)]
     assert_equal(await StateDownload(newcomer.rpc).fetch(VERSION, [peer.id for peer in donors]), state(0))
     assert serving[1].bytes_served == 0
 
 
 async def test_a_replica_of_another_stage_is_served(start_peer: StartPeer) -> None:
     newcomer, donor = [await start_peer() for _ in range(2)]
-    StateDonor(donor.rpc, Store(state(), replica=state(5)), STAGE)
+    open_donor(donor.rpc, Store(state(), replica=state(5)), STAGE)
     download = StateDownload(newcomer.rpc)
     assert await download.listed(donor.id, OTHER_STAGE) == (3, (VERSION,))
     assert await download.listed(donor.id, Stage(0)) == (3, ())
@@ -100,10 +113,10 @@ async def test_a_replica_of_another_stage_is_served(start_peer: StartPeer) -> No
 
 
 async def test_a_copy_made_since_others_have_asked_is_told(start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_transfer, "LISTED_FOR_S", 0.4)
+    monkeypatch.setattr(state_donor, "LISTED_FOR_S", 0.4)
     newcomer, donor = [await start_peer() for _ in range(2)]
     store = Store(state())
-    StateDonor(donor.rpc, store, STAGE)
+    open_donor(donor.rpc, store, STAGE)
     download = StateDownload(newcomer.rpc)
     assert await download.listed(donor.id, OTHER_STAGE) == (3, ())
     store.states[OTHER_STAGE, VERSION] = state(5)
@@ -130,17 +143,17 @@ async def test_a_donor_that_prepares_for_ever_is_given_up(monkeypatch: pytest.Mo
 
 async def test_a_list_made_since_one_has_asked_is_told_however_slow_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its round trip is longer than a list may be old."""
-    monkeypatch.setattr(state_transfer, "LISTED_FOR_S", -1.0)
+    monkeypatch.setattr(state_donor, "LISTED_FOR_S", -1.0)
     rpc: Any = SimpleNamespace(add_service=lambda kind, service: None)
-    donor, near, ask = StateDonor(rpc, Store(state()), STAGE), PeerId("near"), {"kind": "state_list"}
+    donor, near, ask = open_donor(rpc, Store(state()), STAGE), PeerId("near"), {"kind": "state_list"}
     assert donor.on_message(near, ask) == {"status": "preparing"}
     await asyncio.gather(*donor._tasks)
     assert donor.on_message(near, ask) == {"status": "ready", "epoch": 3, "versions": [VERSION]}
     donor._lists = {stage: (at - 0.001, epoch, found) for stage, (at, epoch, found) in donor._lists.items()}  # a moment passes
     assert donor.on_message(near, ask) == {"status": "preparing"}, "that answered what it had asked before"
-    for n in range(2 * state_transfer.MOST_WAITING):
+    for n in range(2 * state_donor.MOST_WAITING):
         assert donor.on_message(PeerId(f"stranger {n}"), ask) == {"status": "preparing"}
-    assert len(donor._waiting) == state_transfer.MOST_WAITING and len(donor._tasks) <= 1
+    assert len(donor._waiting) == state_donor.MOST_WAITING and len(donor._tasks) <= 1
     donor.stop()
 
 
@@ -148,8 +161,8 @@ async def test_a_silent_donor_holds_nothing_up(start_peer: StartPeer, monkeypatc
     """It has promised a chunk that never comes: another donor gives it, long before the deadline."""
     monkeypatch.setattr(state_transfer, "CHUNK_PRIOR_S", 3600.0)
     newcomer, silent, steady = [await start_peer() for _ in range(3)]
-    StateDonor(steady.rpc, Store(state()), STAGE)
-    donor = StateDonor(silent.rpc, Store(state()), STAGE)
+    open_donor(steady.rpc, Store(state()), STAGE)
+    donor = open_donor(silent.rpc, Store(state()), STAGE)
     monkeypatch.setattr(donor, "_push", lambda *args: asyncio.sleep(3600.0))
     async with asyncio.timeout(DEADLINE_S):
         assert_equal(await StateDownload(newcomer.rpc).fetch(VERSION, [silent.id, steady.id]), state())
@@ -158,7 +171,7 @@ async def test_a_silent_donor_holds_nothing_up(start_peer: StartPeer, monkeypatc
 
 async def test_a_damaged_chunk_is_not_believed(start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     newcomer, liar = [await start_peer() for _ in range(2)]
-    donor = StateDonor(liar.rpc, Store(state()), STAGE)
+    donor = open_donor(liar.rpc, Store(state()), STAGE)
     chunk = state_manifest.Snapshot.chunk
 
     def damaged(self: state_manifest.Snapshot, index: int) -> memoryview:
@@ -176,7 +189,7 @@ async def test_a_damaged_chunk_is_not_believed(start_peer: StartPeer, monkeypatc
 
 async def test_nobody_has_that_version(start_peer: StartPeer) -> None:
     newcomer, donor = [await start_peer() for _ in range(2)]
-    StateDonor(donor.rpc, Store(state(), VERSION + 1), STAGE)
+    open_donor(donor.rpc, Store(state(), VERSION + 1), STAGE)
     with pytest.raises(StateUnavailable, match="not what this peer has"):
         await StateDownload(newcomer.rpc).fetch(VERSION, [donor.id])
     with pytest.raises(StateUnavailable, match="no donors"):
@@ -185,13 +198,13 @@ async def test_nobody_has_that_version(start_peer: StartPeer) -> None:
 
 async def test_what_strangers_ask_a_donor_for_is_bounded() -> None:
     rpc: Any = SimpleNamespace(add_service=lambda kind, service: None)
-    donor, stranger = StateDonor(rpc, Store(state()), STAGE), PeerId("stranger")
+    donor, stranger = open_donor(rpc, Store(state()), STAGE), PeerId("stranger")
     for wrong in ({"version": -1}, {"version": 1 << 70}, {"version": 1, "stage": -1}, {"version": 1, "stage": 1 << 20}):
         with pytest.raises(RemoteProtocolError, match="expected a whole number from 0 to"):
             donor.on_message(stranger, {"kind": "state", **wrong})
-    for version in range(10, 10 + 3 * state_transfer.MOST_PREPARING):
+    for version in range(10, 10 + 3 * state_donor.MOST_PREPARING):
         assert donor.on_message(stranger, {"kind": "state", "version": version})["status"] == "preparing"
-    assert len(donor._preparing) == state_transfer.MOST_PREPARING
+    assert len(donor._preparing) == state_donor.MOST_PREPARING
     await asyncio.sleep(0)
     async with asyncio.timeout(DEADLINE_S):  # an honest peer asks again, and gets its turn
         while donor.on_message(stranger, {"kind": "state", "version": VERSION})["status"] != "ready":  # noqa: ASYNC110
@@ -220,3 +233,59 @@ async def test_a_chunk_that_nobody_asked_for_is_refused(start_peer: StartPeer) -
 def test_a_hostile_manifest_is_refused(plain: dict[str, object]) -> None:
     with pytest.raises(RemoteProtocolError):
         Manifest.from_plain(plain)
+
+
+async def test_an_outsider_is_refused_in_a_word_that_says_why_and_a_newcomer_whose_record_comes_late_is_not(
+    start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The donor reads the records once more for whoever it has not seen; what they show then, counts."""
+    monkeypatch.setattr(state_transfer, "RECORD_PATIENCE_S", 0.0)
+    donor, member, newcomer, outsider = [await start_peer() for _ in range(4)]
+    driven = in_step()
+    mine, theirs = record(driven.me, stage=1), record(member.id, PeerState.ONLINE, stage=2)
+    driven.sees([D, mine, theirs])
+    access, serving = StateAccess(driven.machine.gate), StateDonor(donor.rpc, Store(state()), STAGE)
+    with pytest.raises(StateUnavailable, match="gives nothing yet"):
+        await StateDownload(member.rpc).fetch(VERSION, [donor.id])
+    serving.may_have = access.asked
+    read = asyncio.Event()
+    serving.on_unseen = read.set
+
+    async def read_records() -> None:
+        while True:
+            await read.wait()
+            read.clear()
+            began_at = asyncio.get_running_loop().time()
+            driven.sees([D, mine, theirs, record(newcomer.id, PeerState.JOINING, stage=1)])
+            access.read(began_at)
+
+    reading = asyncio.create_task(read_records())
+    for kind in ("ask", "list"):
+        with pytest.raises((StateUnavailable, StateRefused)) as refused:
+            download = StateDownload.__new__(StateDownload)
+            download._rpc = outsider.rpc
+            await (download.fetch(VERSION, [donor.id]) if kind == "ask" else download.listed(donor.id, STAGE))
+        [why] = refused.value.refused if isinstance(refused.value, StateUnavailable) else [refused.value]
+        assert isinstance(why, StateRefused) and why.why is WhyNoState.NO_RECORD and "no record" in str(refused.value)
+    assert serving.bytes_served == 0
+    answer = await outsider.rpc.call(donor.id, {"kind": "state", "version": VERSION, "chunk": 0}, DEADLINE_S)
+    assert answer["status"] == "preparing", "a chunk is no way around"
+    member.rpc._services.clear()
+    for peer in (member, newcomer):
+        assert_equal(await StateDownload(peer.rpc).fetch(VERSION, [donor.id]), state())
+    reading.cancel()
+    serving.stop()
+
+
+async def test_one_peer_has_few_chunks_on_their_way() -> None:
+    """Else whoever asks for one a thousand times keeps all others waiting."""
+    rpc: Any = SimpleNamespace(add_service=lambda kind, service: None, push=lambda *args: asyncio.sleep(3600.0))
+    donor, greedy = open_donor(rpc, Store(state()), STAGE), PeerId("greedy")
+    async with asyncio.timeout(DEADLINE_S):
+        while donor.on_message(greedy, {"kind": "state", "version": VERSION})["status"] != "ready":  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    ask = {"kind": "state", "version": VERSION, "chunk": 0}
+    said = [donor.on_message(greedy, ask)["status"] for _ in range(100)]
+    assert said == ["coming"] * state_donor.MOST_PUSHES + ["preparing"] * (100 - state_donor.MOST_PUSHES)
+    assert donor.on_message(PeerId("other"), ask)["status"] == "coming"
+    donor.stop()
