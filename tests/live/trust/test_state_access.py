@@ -37,6 +37,8 @@ async def why_not(download: StateDownload, donor: PeerId, stage: Stage, version:
         except StateUnavailable as error:
             if error.refused:
                 return error.refused[0].why
+            if version is not None:
+                raise
             continue
         return None
 
