@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gwtf_p2p.live.state.manifest import Snapshot, assemble
+from gwtf_p2p.live.compute.readings import Reading
+from gwtf_p2p.live.state.manifest import Snapshot
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.state.checkpoint import (
+    drop_checkpoint,
     drop_checkpoints,
     intact_iterations,
     latest_common_iteration,
@@ -262,10 +264,26 @@ def test_files_are_those_of_safetensors_whatever_the_sizes(tmp_path: Path) -> No
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 
-def test_a_snapshot_takes_the_place_of_its_tensors() -> None:
+def test_a_snapshot_lies_on_the_disk_and_is_the_state_that_was_read(tmp_path: Path) -> None:
     state = {"weights/b": torch.arange(4.0), "step": torch.tensor(3), "weights/a": torch.ones(2, 2)}
-    kept = dict(state)
-    snapshot = Snapshot(3, state)
-    assert state == {}, "no second copy is left"
-    found = assemble(snapshot.manifest, [snapshot.chunk(0)])
-    assert all(torch.equal(found[name], tensor) for name, tensor in kept.items())
+    snapshot = Snapshot(Reading(3, state), tmp_path)
+    found = snapshot.manifest.state_in(snapshot._scratch)
+    assert list(found) == sorted(state) and all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    at, size = snapshot.manifest.span_of(0)
+    assert bytes(snapshot.chunk(0)) == bytes(snapshot._scratch.read(at, size)) and size == 4 * 4 + 8 + 4 * 4
+
+
+def test_a_checkpoint_is_read_tensor_by_tensor_and_stays_readable_when_it_is_dropped(tmp_path: Path) -> None:
+    run, state = run_record(LLAMA), small_state(30)
+    save_checkpoint(tmp_path, run, 1, state)
+    found = load_checkpoint(tmp_path, run, 1, 30)
+    drop_checkpoint(tmp_path, 1, 30)
+    assert state_hash(found) == state_hash(state)
+    one, other = found["step"], found["step"]
+    assert one.data_ptr() != other.data_ptr(), "nothing of it is kept in memory"
+
+
+def test_a_checkpoint_of_weights_that_changed_while_it_was_written_is_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="training went on without it"):
+        save_checkpoint(tmp_path, run_record(LLAMA), 1, small_state(10), read=lambda: False)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

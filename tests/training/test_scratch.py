@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gwtf_p2p.training.compute.values import all_of
-from gwtf_p2p.training.state.scratch import Scratch, ScratchGradient, ScratchState, scratch_folder
+from gwtf_p2p.training.state.scratch import Scratch, ScratchGradient, scratch_folder
+from gwtf_p2p.training.state.stored import described, one_behind_the_other
 
 SHAPES: dict[str, tuple[int, ...]] = {"b": (300, 7), "a": (), "empty": (0, 3), "c": (5,)}
 
@@ -39,7 +40,7 @@ def test_a_state_is_read_tensor_by_tensor(tmp_path: Path) -> None:
         data = tensor.numpy().tobytes()
         scratch.write(at, data)
         at += len(data)
-    found = ScratchState({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}, scratch)
+    found = one_behind_the_other(scratch, described(state))
     assert list(found) == list(state) and all(torch.equal(found[name], tensor) for name, tensor in state.items())
     found["x"].zero_()
     assert torch.equal(found["x"], state["x"]), "what is read is fresh memory"

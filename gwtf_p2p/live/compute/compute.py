@@ -20,10 +20,11 @@ from torch import Tensor
 
 from gwtf_p2p.live.compute.boundary import BoundaryCodecs, BoundaryTensors
 from gwtf_p2p.live.compute.memory_errors import memory_errors
+from gwtf_p2p.live.compute.readings import Reading, Readings
 from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, MemoryLimit, TensorStore
 from gwtf_p2p.live.compute.works import DataWorks, StageWorks, Works
 from gwtf_p2p.protocol.effects import Step
-from gwtf_p2p.protocol.errors import LocalProtocolError
+from gwtf_p2p.protocol.errors import LocalProtocolError, RemoteProtocolError
 from gwtf_p2p.protocol.events import Slot, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.contributions import Contributions
@@ -35,7 +36,6 @@ from gwtf_p2p.training.compute.values import Gradient
 from gwtf_p2p.training.data.batches import DataSource
 from gwtf_p2p.training.data.tokenizer import Tokenizer
 from gwtf_p2p.training.state.tensors import (
-    export_state,
     live_state,
     load_state,
     state_hash,
@@ -93,6 +93,7 @@ class Compute:
         self._works = _works(executor, self._tensors, data, run.data_peers)
         self._at_work: set[MicrobatchId] = set()
         self._void: set[MicrobatchId] = set()
+        self._readings = Readings()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
 
     def payload_bytes(self, slot: Slot) -> int:
@@ -166,6 +167,7 @@ class Compute:
         iteration enter the state with it."""
 
         def do() -> StepReport:
+            self._readings.wait()
             report = self.optimizer.step(averaged, step.iteration, step.gradient_norm)
             self.contributions = self.contributions.plus(step.receipts)
             self.executor.reset_gradients()
@@ -182,12 +184,16 @@ class Compute:
         await self.in_thread(self.executor.reset_gradients)
 
     async def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over weights, moments, step count and contributions. Raises RemoteProtocolError, and changes nothing, if they do
-        not fit."""
+        """Take over weights, moments, step count and contributions, one tensor at a time. Raises RemoteProtocolError, and
+        changes nothing, if they do not fit; also when they cannot be read to the end."""
 
         def do() -> None:
-            contributions, rest = take_contributions(state)
-            load_state(self.executor.part.parameters, self.optimizer, rest)
+            self._readings.wait()
+            try:
+                contributions, rest = take_contributions(state)
+                load_state(self.executor.part.parameters, self.optimizer, rest)
+            except OSError as error:
+                raise RemoteProtocolError(f"state: {error}") from error
             self.contributions = contributions
             self.executor.reset_gradients()
 
@@ -201,12 +207,12 @@ class Compute:
 
         await self.in_thread(do)
 
-    async def snapshot(self) -> tuple[int, dict[str, Tensor]]:
-        """(weights version, state) between two computations, in fresh memory."""
+    async def read(self) -> Reading:
+        """The state as it is now, without a copy: the next step waits until the reading is ended."""
 
-        def do() -> tuple[int, dict[str, Tensor]]:
-            state = export_state(self.executor.part.parameters, self.optimizer)
-            return self.optimizer.steps, with_contributions(state, self.contributions)
+        def do() -> Reading:
+            state = live_state(self.executor.part.parameters, self.optimizer)
+            return self._readings.begin(self.optimizer.steps, with_contributions(state, self.contributions))
 
         return await self.in_thread(do)
 

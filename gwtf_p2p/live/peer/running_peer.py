@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -311,11 +311,12 @@ class RunningPeer:
             logger.error("%s; training goes on", error)
         self._tell_kept()
 
-    async def _state_for(self, download: ef.Download) -> dict[str, Tensor]:
+    async def _state_for(self, download: ef.Download) -> Mapping[str, Tensor]:
         version, rebuild = download.version, download.rebuild
         if rebuild is not None and (rebuild.below or rebuild.above):
-            like = (await self.compute.snapshot())[1]
-            return await rebuilt(like, (self.place.stage, version), rebuild, self.state_download)
+            like = await self.compute.read()
+            like.end()  # of its tensors only names and shapes are asked for
+            return await rebuilt(like.state, (self.place.stage, version), rebuild, self.state_download)
         if not download.own:
             return await self.state_download.fetch(version, download.donors)
         if version in self.checkpoints.kept:

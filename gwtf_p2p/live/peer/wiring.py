@@ -56,10 +56,11 @@ def connect_parts(
     """`part`: the peer's place and what computes there. Every service is registered with the data plane by the end of it."""
     place, compute = part
     network, rpc = transport.network, transport.rpc
-    averager = Averager(rpc, run.wire.averages, run.wire.rank, config.memory.folder or config.checkpoints.folder)
+    scratch = config.memory.folder or config.checkpoints.folder
+    averager = Averager(rpc, run.wire.averages, run.wire.rank, scratch)
     checkpoints = Checkpoints(config.checkpoints, run, place.stage, compute)
-    donor = StateDonor(rpc, StateStore(compute, checkpoints), place.stage, STATE_SHARE * network.line.up.bytes_per_s)
-    state_download = StateDownload(rpc)
+    donor = StateDonor(rpc, StateStore(compute, checkpoints), place.stage, STATE_SHARE * network.line.up.bytes_per_s, scratch)
+    state_download = StateDownload(rpc, scratch)
     replication = Replication(checkpoints, state_download, network.daemon.peer_id)
     probes = LinkProbes(time.monotonic, network.line)
     link_probe = LinkProbe(transport.real_rpc, probes, on_report)

@@ -1,8 +1,9 @@
 """Checkpoints of a running peer: a snapshot when the protocol asks for one, written in its own thread, and read at the start.
 
-The compute thread only copies the state; hashing and writing happen beside it, one checkpoint at a time. If a checkpoint is
-still being written when the next is asked for, the next waits, and is skipped if the weights have gone on by then: training
-does not wait for a disk. A disk that refuses is not asked at once again (`disk`).
+It is written from the very tensors that are trained, one after the other, beside the forwards and backwards; only a step has
+to wait until they are read, which is before they are on the disk (`compute/readings`). If a checkpoint is still being written
+when the next is asked for, the next waits, and is skipped if the weights have gone on by then: training does not wait for a
+disk. A disk that refuses is not asked at once again (`disk`).
 
 The folder may hold checkpoints of other stages too: replicas (`replication`), or those of other peers of this machine.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from gwtf_p2p.training.state.checkpoint import (
     written_bytes,
 )
 from gwtf_p2p.training.state.epochs import UNKNOWN, read_epochs, write_epochs
+from gwtf_p2p.training.state.stored import StoredState
 from gwtf_p2p.training.state.tensors import STEP
 
 logger = logging.getLogger(__name__)
@@ -81,15 +83,18 @@ class Checkpoints:
             logger.warning("%s: %s", folder, error)
             return ()
 
-    def read(self, stage: Stage, version: int) -> dict[str, Tensor]:
-        """The state after so many iterations. Raises InputError when there is none."""
+    def read(self, stage: Stage, version: int) -> StoredState:
+        """The state after so many iterations, which is read from the disk when it is asked for. Raises InputError when there is
+        none."""
         if self.options.folder is None:
             raise InputError("--checkpoint_dir", "", f"none is given, and nobody else has iteration {version}")
         with _told(self.options.folder):
             return load_checkpoint(self.options.folder, self.run, stage, version)
 
-    def keep(self, stage: Stage, state: dict[str, Tensor]) -> None:
-        """Write a state of any stage, and drop what is not needed any more (`view/replica_choice`). Raises InputError."""
+    def keep(self, stage: Stage, state: Mapping[str, Tensor], read: Callable[[], bool] = lambda: True) -> None:
+        """Write a state of any stage, and drop what is not needed any more (`view/replica_choice`). Raises InputError.
+
+        `read` is called when all of it has been read; false if it has changed since it was begun (see `save_checkpoint`)."""
         folder, disk = self.options.folder, self.disk
         if folder is None or disk is None:
             return
@@ -98,7 +103,7 @@ class Checkpoints:
         try:
             with _told(folder):
                 disk.make_room(stage, int(state[STEP]), size, secured)
-                save_checkpoint(folder, self.run, stage, state, self.epoch)
+                save_checkpoint(folder, self.run, stage, state, self.epoch, read=read)
         except InputError:
             disk.refused(stage, size)
             raise
@@ -169,12 +174,20 @@ class Checkpoints:
             wanted, self._next = self._next, None
 
     async def _write_one(self, version: int, settled: Settled) -> None:
-        there, state = await self.compute.snapshot()
-        if there != version:
+        reading = await self.compute.read()
+        if reading.version != version:
+            reading.end()
             self._skip(version, settled)
             return
+
+        def keep() -> None:
+            try:
+                self.keep(self.stage, reading.state, reading.end)
+            finally:
+                reading.end()
+
         try:
-            await asyncio.to_thread(self.keep, self.stage, state)
+            await asyncio.to_thread(keep)
             self.kept = await asyncio.to_thread(self.kept_of, self.stage)
         except InputError as error:
             logger.error("%s; training goes on without this checkpoint", error)

@@ -1,9 +1,9 @@
 """A donor of state: it gives what it has of it to those who may have it (`protocol/trust/state_access`).
 
-It serves from a snapshot, made when a version is first asked for: of its own weights, or of a checkpoint on its disk (its own
-stage's, or a replica of another's). It paces its pushes so that training keeps most of its line. Snapshots are dropped when
-nobody has asked for a while. Whose record it has not seen is told to ask again until the records are read once more, then why
-it gets nothing.
+It serves from a snapshot in a nameless file, made when a version is first asked for: of its own weights, or of a checkpoint on
+its disk (its own stage's, or a replica of another's). It paces its pushes so that training keeps most of its line. Snapshots
+are dropped when nobody has asked for a while. Whose record it has not seen is told to ask again until the records are read once
+more, then why it gets nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
-
+from gwtf_p2p.live.compute.readings import Reading
 from gwtf_p2p.live.rpc.api import DataPlane, Header, RpcFailed
-from gwtf_p2p.live.state.manifest import Snapshot
+from gwtf_p2p.live.state.manifest import Snapshot, StateGone
 from gwtf_p2p.live.state.transfer import (
     ASK_DEADLINE_S,
     ASK_KIND,
@@ -31,12 +31,13 @@ from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.limits import MOST_ITERATIONS, MOST_STAGES
 from gwtf_p2p.protocol.trust.state_access import NoState, WhyNoState
+from gwtf_p2p.training.state.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
 
 SNAPSHOT_IDLE_S = 30.0
 MOST_SNAPSHOTS = 3
-"""In memory at a donor; the one that was asked for longest ago makes room."""
+"""On a donor's disk; the one that was asked for longest ago makes room."""
 
 LISTED_FOR_S = 1.0
 """How old a list of what is kept may be. A newcomer asks once, and may have nobody else to learn of a copy just made from."""
@@ -60,19 +61,23 @@ NOBODY = NoState(WhyNoState.SHUT_OUT, "this peer gives nothing yet")
 class StateSource(Protocol):
     """What a donor can give (`state_store.StateStore`)."""
 
-    async def state_of(self, stage: Stage, version: int) -> dict[str, Tensor] | None: ...
+    async def state_of(self, stage: Stage, version: int) -> Reading | None: ...
 
     async def kept_of(self, stage: Stage) -> tuple[int, tuple[int, ...]]: ...
 
 
 class StateDonor:
-    """Serves what `source` has; `stage` is the one meant where a request names none. `pace_bytes_per_s` 0: no limit.
+    """Serves what `source` has; `stage` is the one meant where a request names none. `pace_bytes_per_s` 0: no limit. Snapshots
+    lie in `folder` (None: where temporary files go).
 
     `may_have` says who gets what; nobody gets anything until it is set. `on_unseen` hears that somebody waits for the records
     to be read."""
 
-    def __init__(self, rpc: DataPlane, source: StateSource, stage: Stage, pace_bytes_per_s: float = 0.0) -> None:
+    def __init__(
+        self, rpc: DataPlane, source: StateSource, stage: Stage, pace_bytes_per_s: float = 0.0, folder: Path | None = None
+    ) -> None:
         self._rpc, self._source, self._stage, self._pace = rpc, source, stage, pace_bytes_per_s
+        self._folder = scratch_folder(folder)
         self._snapshots: dict[tuple[Stage, int], Snapshot] = {}
         self._preparing: dict[tuple[Stage, int], asyncio.Task[str]] = {}
         self._lists: dict[Stage, tuple[float, int, tuple[int, ...]]] = {}
@@ -187,10 +192,14 @@ class StateDonor:
     async def _prepare(self, key: tuple[Stage, int]) -> str:
         """Returns why it is not there, or nothing."""
         loop = asyncio.get_running_loop()
-        state = await self._source.state_of(*key)
-        if state is None:
+        reading = await self._source.state_of(*key)
+        if reading is None:
             return f"version {key[1]} is not what this peer has"
-        snapshot = await asyncio.to_thread(Snapshot, key[1], state)
+        try:
+            snapshot = await asyncio.to_thread(Snapshot, reading, self._folder)
+        except (OSError, StateGone) as error:
+            reading.end()
+            return str(error)
         snapshot.last_asked = loop.time()
         while len(self._snapshots) >= MOST_SNAPSHOTS:
             del self._snapshots[min(self._snapshots, key=lambda other: self._snapshots[other].last_asked)]
@@ -210,15 +219,16 @@ class StateDonor:
             loop.call_later(left_s, self._drop_idle, key)
 
     async def _push(self, to: PeerId, snapshot: Snapshot, chunk: int) -> None:
-        loop, payload = asyncio.get_running_loop(), snapshot.chunk(chunk)
+        loop = asyncio.get_running_loop()
         header = {"kind": CHUNK_KIND, "version": snapshot.manifest.version, "chunk": chunk}
         try:
+            payload = await asyncio.to_thread(snapshot.chunk, chunk)
             if self._pace:
                 begin = max(loop.time(), self._line_free_at)
                 self._line_free_at = begin + len(payload) / self._pace
                 await asyncio.sleep(begin - loop.time())
             result = await self._rpc.push(to, header, payload, CHUNK_PRIOR_S * 6)
-        except RpcFailed as error:
+        except (RpcFailed, OSError) as error:
             logger.debug("chunk %d for %s: %s", chunk, to, error)
             return
         finally:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from gwtf_p2p.live.compute.readings import Reading
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
+from gwtf_p2p.training.state.scratch import Scratch
+from gwtf_p2p.training.state.stored import Described, StoredState, described, one_behind_the_other, renamed
 
 CHUNK_BYTES = 1 << 20
 
 DTYPES = {"torch.float32": torch.float32, "torch.int64": torch.int64}
+
+
+class StateGone(Exception):
+    """A state has changed while it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +43,25 @@ class Manifest:
     @property
     def state_bytes(self) -> int:
         """What all its tensors take, and no less than what its chunks bring."""
-        tensors = sum(DTYPES[dtype].itemsize * math.prod(shape) for _, dtype, shape in self.tensors)
-        return max(tensors, (len(self.hashes) - 1) * CHUNK_BYTES)
+        return max(self._tensor_bytes, (len(self.hashes) - 1) * CHUNK_BYTES)
+
+    def span_of(self, chunk: int) -> tuple[int, int]:
+        """(where a chunk begins among the state's bytes, how many it has)."""
+        at = chunk * CHUNK_BYTES
+        return at, max(0, min(CHUNK_BYTES, self._tensor_bytes - at))
+
+    @property
+    def _tensor_bytes(self) -> int:
+        return sum(DTYPES[dtype].itemsize * math.prod(shape) for _, dtype, shape in self.tensors)
+
+    def check(self) -> None:
+        """Raises RemoteProtocolError where chunks and tensors are not of one size."""
+        if len(self.hashes) != -(-self._tensor_bytes // CHUNK_BYTES):
+            raise RemoteProtocolError(f"manifest: {len(self.hashes)} chunks for {self._tensor_bytes} bytes")
+
+    def state_in(self, scratch: Scratch) -> StoredState:
+        """The state whose chunks have been written to this scratch, each at its place."""
+        return one_behind_the_other(scratch, {name: Described(DTYPES[dtype], shape) for name, dtype, shape in self.tensors})
 
     def to_plain(self) -> dict[str, Any]:
         tensors = [[name, dtype, list(shape)] for name, dtype, shape in self.tensors]
@@ -61,40 +84,30 @@ class Manifest:
 
 
 class Snapshot:
-    """One version's bytes at a donor. It takes the tensors out of `state` one by one: there are never two copies of all."""
+    """One version's bytes at a donor: in a scratch, copied tensor by tensor out of `reading`, which is ended."""
 
-    def __init__(self, version: int, state: dict[str, Tensor]) -> None:
-        tensors = tuple((name, str(state[name].dtype), tuple(state[name].shape)) for name in sorted(state))
-        self.bytes = memoryview(bytearray(sum(tensor.nbytes for tensor in state.values())))
+    def __init__(self, reading: Reading, folder: Path | None) -> None:
+        """Raises OSError when the disk fails, StateGone when the state has changed meanwhile."""
+        state = renamed(reading.state, {name: name for name in sorted(reading.state)})
+        what = described(state)
+        self._scratch = Scratch(sum(each.nbytes for each in what.values()), folder)
         at = 0
-        for name, _, _ in tensors:
-            data = tensor_bytes(state.pop(name))
-            self.bytes[at : at + len(data)] = data
+        for name in what:
+            data = tensor_bytes(state[name])
+            self._scratch.write(at, data)
             at += len(data)
-        self.bytes = self.bytes.toreadonly()
-        hashes = tuple(hash_chunk(self.chunk(i)) for i in range(-(-len(self.bytes) // CHUNK_BYTES)))
-        self.manifest = Manifest(version, tensors, hashes)
+        if not reading.end():
+            raise StateGone(f"version {reading.version} is gone: it was read for too long")
+        hashes = tuple(hash_chunk(self.chunk(i)) for i in range(-(-at // CHUNK_BYTES)))
+        tensors = tuple((name, str(each.dtype), each.shape) for name, each in what.items())
+        self.manifest = Manifest(reading.version, tensors, hashes)
         self.last_asked = 0.0
 
     def chunk(self, index: int) -> memoryview:
-        return self.bytes[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+        """Its bytes. Raises OSError."""
+        at = index * CHUNK_BYTES
+        return memoryview(self._scratch.read(at, min(CHUNK_BYTES, self._scratch.size - at)))
 
 
 def hash_chunk(chunk: memoryview) -> str:
     return hashlib.blake2b(chunk, digest_size=16).hexdigest()
-
-
-def assemble(manifest: Manifest, chunks: Sequence[memoryview]) -> dict[str, Tensor]:
-    """Raises RemoteProtocolError when the bytes do not fill the tensors exactly."""
-    data = np.concatenate([np.frombuffer(chunk, np.uint8) for chunk in chunks]) if chunks else np.empty(0, np.uint8)
-    state: dict[str, Tensor] = {}
-    at = 0
-    for name, dtype, shape in manifest.tensors:
-        size = DTYPES[dtype].itemsize * int(np.prod(shape, dtype=np.int64))
-        if at + size > len(data):
-            raise RemoteProtocolError(f"state: {name}: the bytes end early")
-        state[name] = torch.from_numpy(data[at : at + size].copy()).view(DTYPES[dtype]).reshape(shape)
-        at += size
-    if at != len(data):
-        raise RemoteProtocolError(f"state: {len(data) - at} bytes too many")
-    return state

@@ -11,8 +11,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from torch import Tensor
-
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.transfer import Pace, StateDownload, StateTooLarge, StateUnavailable
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
@@ -26,6 +24,7 @@ from gwtf_p2p.protocol.view.replica_choice import (
     worth_copying,
     worth_keeping,
 )
+from gwtf_p2p.training.state.stored import StoredState
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class Replication:
         self._note(found, self._adopted)
         return self._adopted
 
-    async def fetch(self, version: int) -> dict[str, Tensor]:
+    async def fetch(self, version: int) -> StoredState:
         """A version of this stage from whoever keeps it. Raises StateUnavailable."""
         return await self._download.fetch(version, self.remote.get(version, ()), self._checkpoints.stage)
 

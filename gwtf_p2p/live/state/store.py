@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from torch import Tensor
-
 from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.compute.readings import Reading
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import Stage
@@ -18,14 +17,15 @@ class StateStore:
     def __init__(self, compute: Compute, checkpoints: Checkpoints) -> None:
         self._compute, self._checkpoints = compute, checkpoints
 
-    async def state_of(self, stage: Stage, version: int) -> dict[str, Tensor] | None:
-        """The state of this stage and version, None when it is not here. Off the event loop."""
+    async def state_of(self, stage: Stage, version: int) -> Reading | None:
+        """The state of this stage and version, None when it is not here; to be read and ended soon."""
         if stage == self._checkpoints.stage and await self._compute.version() == version:
-            now, state = await self._compute.snapshot()
-            if now == version:
-                return state
+            reading = await self._compute.read()
+            if reading.version == version:
+                return reading
+            reading.end()
         try:
-            return await asyncio.to_thread(self._checkpoints.read, stage, version)
+            return Reading(version, await asyncio.to_thread(self._checkpoints.read, stage, version))
         except InputError:
             return None
 

@@ -16,15 +16,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from pathlib import Path
 
 from gwtf_p2p.live.rpc.api import DataPlane, Header
-from gwtf_p2p.live.state.manifest import CHUNK_BYTES, Manifest, assemble, hash_chunk
+from gwtf_p2p.live.state.manifest import CHUNK_BYTES, Manifest, hash_chunk
 from gwtf_p2p.protocol.core.deadlines import Timings
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.trust.state_access import WhyNoState
+from gwtf_p2p.training.state.scratch import Scratch, scratch_folder
+from gwtf_p2p.training.state.stored import StoredState
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,9 @@ UNBOUNDED = Pace()
 class StateDownload:
     """Receives states. `on_chunk` hears how much of a download has arrived; not of copies, which are paced."""
 
-    def __init__(self, rpc: DataPlane) -> None:
-        self._rpc = rpc
+    def __init__(self, rpc: DataPlane, folder: Path | None = None) -> None:
+        """`folder`: where a state lies that comes (None: where temporary files go)."""
+        self._rpc, self._folder = rpc, scratch_folder(folder)
         self._expected: dict[tuple[PeerId, int, int], asyncio.Future[memoryview]] = {}
         self._timings = Timings()
         self.on_chunk: Callable[[int, int], None] = lambda arrived, of: None
@@ -98,8 +100,8 @@ class StateDownload:
 
     async def fetch(
         self, version: int, donors: Sequence[PeerId], stage: Stage | None = None, pace: Pace = UNBOUNDED
-    ) -> dict[str, Tensor]:
-        """The state of this version; of the donors' own stage unless `stage` says otherwise.
+    ) -> StoredState:
+        """The state of this version, on the disk; of the donors' own stage unless `stage` says otherwise.
 
         Raises StateUnavailable when no donor is left, StateTooLarge, before any of it is fetched, when it is over `pace`.
         """
@@ -115,8 +117,10 @@ class StateDownload:
         manifest = manifests[equal[0]]
         if manifest.state_bytes > pace.most_bytes:
             raise StateTooLarge(version, manifest.state_bytes, pace.most_bytes)
-        chunks = await _Chunks(self, manifest, what, pace.bytes_per_s).from_donors(equal)
-        return await asyncio.to_thread(assemble, manifest, chunks)
+        manifest.check()
+        scratch = await asyncio.to_thread(Scratch, manifest.state_bytes, self._folder)
+        await _Chunks(self, (manifest, scratch), what, pace.bytes_per_s).from_donors(equal)
+        return manifest.state_in(scratch)
 
     async def listed(self, peer: PeerId, stage: Stage) -> tuple[int, tuple[int, ...]]:
         """(epoch, versions) that a peer keeps of a stage. Raises RemoteProtocolError when it does not say."""
@@ -192,7 +196,7 @@ class StateDownload:
                 payload = await future
         finally:
             del self._expected[key]
-        if hash_chunk(payload) != manifest.hashes[index]:
+        if hash_chunk(payload) != manifest.hashes[index] or len(payload) != manifest.span_of(index)[1]:
             raise RemoteProtocolError("hash differs")
         self._timings.observe((donor,), loop.time() - began)
         return payload
@@ -201,14 +205,15 @@ class StateDownload:
 class _Chunks:
     """All chunks of one state, drawn from several donors; whoever has nothing left to fetch helps with what others wait for."""
 
-    def __init__(self, download: StateDownload, manifest: Manifest, what: Header, pace_bytes_per_s: float) -> None:
-        self._download, self._manifest, self._what, self._pace = download, manifest, what, pace_bytes_per_s
-        self._missing = list(reversed(range(len(manifest.hashes))))
-        self._chunks: dict[int, memoryview] = {}
+    def __init__(self, download: StateDownload, state: tuple[Manifest, Scratch], what: Header, pace_bytes_per_s: float) -> None:
+        self._download, self._what, self._pace = download, what, pace_bytes_per_s
+        self._manifest, self._scratch = state
+        self._missing = list(reversed(range(len(self._manifest.hashes))))
+        self._chunks: set[int] = set()
         self._under_way: dict[int, set[PeerId]] = {}
 
-    async def from_donors(self, donors: Sequence[PeerId]) -> list[memoryview]:
-        """Raises StateUnavailable when no donor is left."""
+    async def from_donors(self, donors: Sequence[PeerId]) -> None:
+        """Each chunk to its place. Raises StateUnavailable when no donor is left, or this peer's disk fails."""
         tasks = {asyncio.ensure_future(self._draw(donor)): donor for donor in donors}
         told: list[str] = []
         waiting = set(tasks)
@@ -222,7 +227,6 @@ class _Chunks:
             await asyncio.gather(*tasks, return_exceptions=True)
         if not self._complete:
             raise StateUnavailable(f"{len(self._chunks)} of {len(self._manifest.hashes)} chunks arrived; {'; '.join(told)}")
-        return [self._chunks[index] for index in range(len(self._manifest.hashes))]
 
     @property
     def _complete(self) -> bool:
@@ -249,7 +253,11 @@ class _Chunks:
                 continue
             finally:
                 under_way.discard(donor)
-            self._chunks[index] = chunk
+            try:
+                await asyncio.to_thread(self._scratch.write, self._manifest.span_of(index)[0], chunk)
+            except OSError as error:
+                raise StateUnavailable(f"what has come cannot be kept: {error.strerror or error}") from error
+            self._chunks.add(index)
             if not self._pace:
                 self._download.on_chunk(len(self._chunks), len(self._manifest.hashes))
             if self._pace:

@@ -15,6 +15,7 @@ Rules.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -26,14 +27,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.state.epochs import read_epochs, replace_file
-from gwtf_p2p.training.state.tensor_file import write_tensors
+from gwtf_p2p.training.state.stored import StoredState, described, renamed
+from gwtf_p2p.training.state.tensor_file import flush, stored_tensors, write_tensors
 from gwtf_p2p.training.state.tensors import STEP, WEIGHTS
 
 MANIFEST, MODEL, OPTIMIZER = "manifest.json", "model.safetensors", "optimizer.safetensors"
@@ -53,10 +54,16 @@ class Checkpoint:
     run: Mapping[str, Any]
     epoch: int = 0
 
-    def read(self) -> dict[str, Tensor]:
-        """The state as `state.load_state` takes it, on the CPU."""
-        weights = {f"{WEIGHTS}{name}": tensor for name, tensor in load_file(self.folder / MODEL).items()}
-        return weights | load_file(self.folder / OPTIMIZER)
+    def read(self) -> StoredState:
+        """The state as `state.load_state` takes it; its tensors are read when they are asked for. Raises OSError."""
+        weights = stored_tensors(self.folder / MODEL).places
+        rest = stored_tensors(self.folder / OPTIMIZER).places
+        return StoredState({f"{WEIGHTS}{name}": place for name, place in weights.items()} | rest)
+
+
+def _whole() -> bool:
+    """Of a state that nobody changes."""
+    return True
 
 
 def step_folder(root: Path, stage: int, iteration: int) -> Path:
@@ -64,18 +71,27 @@ def step_folder(root: Path, stage: int, iteration: int) -> Path:
     return root / f"stage_{stage:05d}" / f"step_{iteration:08d}"
 
 
-def save_checkpoint(root: Path, run: RunRecord, stage: int, state: Mapping[str, Tensor], epoch: int = 0) -> Path:
+def save_checkpoint(
+    root: Path, run: RunRecord, stage: int, state: Mapping[str, Tensor], epoch: int = 0, *, read: Callable[[], bool] = _whole
+) -> Path:
     """Write the state of one stage after `state["step"]` iterations.
 
+    `read` is called when all tensors have been read, which then may change; false if they did before.
     Raises InputError naming the directory if it can't be written.
     """
     iteration = int(state[STEP])
     folder = step_folder(root, stage, iteration)
-    weights = {name.removeprefix(WEIGHTS): tensor for name, tensor in state.items() if name.startswith(WEIGHTS)}
-    rest = {name: tensor for name, tensor in state.items() if not name.startswith(WEIGHTS)}
+    parts = {
+        MODEL: renamed(state, {name.removeprefix(WEIGHTS): name for name in state if name.startswith(WEIGHTS)}),
+        OPTIMIZER: renamed(state, {name: name for name in state if not name.startswith(WEIGHTS)}),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files = {MODEL: _write_tensors(folder / MODEL, weights), OPTIMIZER: _write_tensors(folder / OPTIMIZER, rest)}
+        for name, tensors in parts.items():
+            write_tensors(_unfinished(folder / name), tensors)
+        if not read():
+            raise OSError(errno.ETIMEDOUT, "it takes so long that training went on without it")
+        files = {name: _finish(folder / name) for name in parts}
         manifest = {
             "format": FORMAT,
             "stage": stage,
@@ -164,7 +180,7 @@ def drop_checkpoint(root: Path, stage: int, iteration: int) -> None:
 
 def written_bytes(state: Mapping[str, Tensor]) -> int:
     """At most so many bytes a checkpoint of this state takes: its tensors, their names, and the manifest."""
-    return sum(tensor.nbytes for tensor in state.values()) + BYTES_OF_A_NAME * len(state) + MANIFEST_BYTES
+    return sum(each.nbytes for each in described(state).values()) + BYTES_OF_A_NAME * len(state) + MANIFEST_BYTES
 
 
 def newest_checkpoint(root: Path, run: RunRecord, stage: int) -> Checkpoint | None:
@@ -204,8 +220,8 @@ def _intact(root: Path, run: RunRecord, stage: int) -> Iterator[Checkpoint]:
                 yield checkpoint
 
 
-def load_checkpoint(root: Path, run: RunRecord, stage: int, iteration: int) -> dict[str, Tensor]:
-    """The verified state of one stage after `iteration` iterations.
+def load_checkpoint(root: Path, run: RunRecord, stage: int, iteration: int) -> StoredState:
+    """The verified state of one stage after `iteration` iterations; its tensors are read when they are asked for.
 
     Raises InputError if it is absent, damaged or of another model.
     """
@@ -292,10 +308,14 @@ def _all_step_folders(stage_folder: Path) -> Iterator[Path]:
     return stage_folder.glob("step_" + "[0-9]" * 8)
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write, flush to disk and rename into place; returns size and hash for the manifest."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.writing")
-    write_tensors(temporary, tensors)
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.writing")
+
+
+def _finish(path: Path) -> dict[str, Any]:
+    """Flush what is written to disk and rename it into place; returns size and hash for the manifest."""
+    temporary = _unfinished(path)
+    flush(temporary)
     entry = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
     temporary.replace(path)
     return entry

@@ -7,12 +7,11 @@ no room is no failure: then it is memory after all.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
 from gwtf_p2p.training.compute.values import Shapes, values_in
+from gwtf_p2p.training.state.stored import read_at
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,6 @@ USUAL = Path("/var/tmp")
 """On a disk, where `/tmp` is often memory."""
 
 FLOAT_BYTES = 4
-
-Described = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def scratch_folder(*wished: Path | None) -> Path:
@@ -70,14 +68,7 @@ class Scratch:
         """So many bytes, in fresh memory. Raises OSError when the disk fails, or has lost what was written."""
         if self._file is None:
             return self._memory[at : at + size]
-        data = bytearray(size)
-        left = memoryview(data)
-        while left:
-            count = os.preadv(self._file, [left], at)
-            if not count:
-                raise OSError(errno.EIO, "the scratch file ends early")
-            left, at = left[count:], at + count
-        return data
+        return read_at(self._file, at, size)
 
 
 class ScratchGradient:
@@ -98,26 +89,6 @@ class ScratchGradient:
             return torch.empty(0)
         data = self.scratch.read(self._at[name] + FLOAT_BYTES * start, FLOAT_BYTES * (stop - start))
         return torch.frombuffer(data, dtype=torch.float32)
-
-
-class ScratchState(Mapping[str, Tensor]):
-    """Tensors in a scratch, read anew whenever one is asked for: as they lie there one behind the other, in this order."""
-
-    def __init__(self, described: Described, scratch: Scratch) -> None:
-        self._described, self._scratch = dict(described), scratch
-        self._at, _ = _places({name: dtype.itemsize * values_in(shape) for name, (dtype, shape) in described.items()})
-
-    def __getitem__(self, name: str) -> Tensor:
-        dtype, shape = self._described[name]
-        size = dtype.itemsize * values_in(shape)
-        data = self._scratch.read(self._at[name], size)
-        return torch.frombuffer(data, dtype=dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._described)
-
-    def __len__(self) -> int:
-        return len(self._described)
 
 
 def _places(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:

@@ -21,6 +21,7 @@ from gwtf_p2p.protocol.view.contributions import MOST_BYTES, Contributions
 from gwtf_p2p.training.compute.gradients import all_finite
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
+from gwtf_p2p.training.state.stored import renamed
 
 WEIGHTS, STEP, CONTRIBUTIONS = "weights/", "step", "contributions"
 MOST_COPIES, MOST_BESIDE_BYTES = 3, 4096
@@ -112,12 +113,11 @@ def with_contributions(state: dict[str, Tensor], contributions: Contributions) -
     return {**state, CONTRIBUTIONS: torch.frombuffer(padded, dtype=torch.int64)}
 
 
-def take_contributions(state: Mapping[str, Tensor]) -> tuple[Contributions, dict[str, Tensor]]:
+def take_contributions(state: Mapping[str, Tensor]) -> tuple[Contributions, Mapping[str, Tensor]]:
     """What a state says of contributions, and the rest of it. Raises RemoteProtocolError."""
-    rest = dict(state)
-    tensor = rest.pop(CONTRIBUTIONS, None)
-    if tensor is None:
-        return Contributions(), rest
+    if CONTRIBUTIONS not in state:
+        return Contributions(), state
+    rest, tensor = renamed(state, {name: name for name in state if name != CONTRIBUTIONS}), state[CONTRIBUTIONS]
     if tensor.dtype != torch.int64 or tensor.dim() != 1:
         raise RemoteProtocolError(f"state: {CONTRIBUTIONS}: expected int64 in one dimension")
     return Contributions.from_bytes(bytes(tensor_bytes(tensor))), rest

@@ -10,14 +10,14 @@ from experiments.support.live_swarm import SmallRun
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.peer.assembly import Place, make_compute
 from gwtf_p2p.live.peer.config import PeerConfig
-from gwtf_p2p.live.state.manifest import Snapshot, assemble
+from gwtf_p2p.live.state.manifest import Snapshot
 from gwtf_p2p.protocol.effects import Step
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.wire.receipts import Receipt, ReceiptLine
 from gwtf_p2p.training.compute.values import HeldGradient
 from gwtf_p2p.training.state.checkpoint import load_checkpoint, save_checkpoint
-from gwtf_p2p.training.state.tensors import CONTRIBUTIONS
+from gwtf_p2p.training.state.tensors import CONTRIBUTIONS, export_state
 
 ME, WORKER = PeerId("me"), PeerId("worker")
 RUN = SmallRun().record()
@@ -37,8 +37,8 @@ async def after_one_step(compute: Compute) -> Compute:
 async def test_they_come_back_with_the_checkpoint_of_their_version(tmp_path: Path) -> None:
     first, second = await after_one_step(data_peer()), data_peer()
     try:
-        _, state = await first.snapshot()
-        save_checkpoint(tmp_path, RUN, DATA_STAGE, state)
+        reading = await first.read()
+        save_checkpoint(tmp_path, RUN, DATA_STAGE, reading.state)
         await second.load(load_checkpoint(tmp_path, RUN, DATA_STAGE, 1))
         assert second.contributions == first.contributions and second.contributions.of[Stage(1), WORKER].microbatches == 3
     finally:
@@ -49,7 +49,7 @@ async def test_they_come_back_with_the_checkpoint_of_their_version(tmp_path: Pat
 async def test_they_go_back_with_the_weights() -> None:
     compute = data_peer()
     try:
-        _, before = await compute.snapshot()
+        before = export_state(compute.executor.part.parameters, compute.optimizer)
         await after_one_step(compute)
         assert compute.contributions.of
         await compute.load(before)
@@ -58,13 +58,11 @@ async def test_they_go_back_with_the_weights() -> None:
         compute.close()
 
 
-async def test_a_newcomer_downloads_them_and_takes_none_that_are_not_whole() -> None:
+async def test_a_newcomer_downloads_them_and_takes_none_that_are_not_whole(tmp_path: Path) -> None:
     donor, newcomer = await after_one_step(data_peer()), data_peer()
     try:
-        version, state = await donor.snapshot()
-        snapshot = Snapshot(version, state)
-        chunks = [snapshot.chunk(i) for i in range(len(snapshot.manifest.hashes))]
-        downloaded = assemble(snapshot.manifest, chunks)
+        snapshot = Snapshot(await donor.read(), tmp_path)
+        downloaded = dict(snapshot.manifest.state_in(snapshot._scratch))
         wrong = {**downloaded, CONTRIBUTIONS: downloaded[CONTRIBUTIONS][:-1]}
         with pytest.raises(RemoteProtocolError, match="contributions"):
             await newcomer.load(wrong)

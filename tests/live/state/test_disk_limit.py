@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.compute.readings import Reading
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.disk import MOST_DISK_RETRY_S
 from gwtf_p2p.live.state.donor import StateDonor
@@ -46,8 +47,8 @@ class Held:
     async def version(self) -> int:
         return self.iterations
 
-    async def snapshot(self) -> tuple[int, dict[str, Tensor]]:
-        return self.iterations, state(self.iterations)
+    async def read(self) -> Reading:
+        return Reading(self.iterations, state(self.iterations))
 
 
 def checkpoints(folder: Path, stage: int, disk_bytes: int = 0) -> Checkpoints:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
-from torch import Tensor
 
 from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.compute.readings import Reading
 from gwtf_p2p.live.state import disk as module
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.disk import DISK_RETRY_S
@@ -38,8 +38,8 @@ class OneState:
     def __init__(self, version: int) -> None:
         self.version = version
 
-    async def snapshot(self) -> tuple[int, dict[str, Tensor]]:
-        return self.version, {"weights/w": torch.ones(1000), "step": torch.tensor(self.version)}
+    async def read(self) -> Reading:
+        return Reading(self.version, {"weights/w": torch.ones(1000), "step": torch.tensor(self.version)})
 
 
 class Disk:

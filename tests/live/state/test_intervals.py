@@ -8,9 +8,9 @@ from typing import cast
 
 import pytest
 import torch
-from torch import Tensor
 
 from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.compute.readings import Reading
 from gwtf_p2p.live.peer.assembly import run_life
 from gwtf_p2p.live.peer.config import PeerConfig
 from gwtf_p2p.live.state.checkpoints import Checkpoints
@@ -26,8 +26,8 @@ class OneState:
 
     version = 0
 
-    async def snapshot(self) -> tuple[int, dict[str, Tensor]]:
-        return self.version, {"weights/w": torch.ones(4), "step": torch.tensor(self.version)}
+    async def read(self) -> Reading:
+        return Reading(self.version, {"weights/w": torch.ones(4), "step": torch.tensor(self.version)})
 
 
 async def kept_after(steps: int, options: CheckpointOptions, stage: int) -> set[int]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.compute.readings import Reading
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.options import CheckpointOptions
 from gwtf_p2p.live.state.replication import Replication
@@ -39,10 +40,10 @@ class FakeCompute:
     def __init__(self) -> None:
         self.iterations = 0
 
-    async def snapshot(self) -> tuple[int, dict[str, Tensor]]:
+    async def read(self) -> Reading:
         names = ("weights/w", "first_moment/w", "second_moment/w")
         state = {name: torch.full((4,), float(self.iterations)) for name in names}
-        return self.iterations, {**state, "step": torch.tensor(self.iterations)}
+        return Reading(self.iterations, {**state, "step": torch.tensor(self.iterations)})
 
 
 @dataclass

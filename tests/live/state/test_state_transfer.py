@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gwtf_p2p.live.compute.readings import Reading
 from gwtf_p2p.live.rpc.api import DataPlane
 from gwtf_p2p.live.state import donor as state_donor
 from gwtf_p2p.live.state import manifest as state_manifest
@@ -45,14 +47,15 @@ class Store:
     def __init__(self, tensors: dict[str, Tensor], version: int = VERSION, replica: dict[str, Tensor] | None = None) -> None:
         self.states = {(STAGE, version): tensors, **({(OTHER_STAGE, version): replica} if replica else {})}
 
-    async def state_of(self, stage: Stage, version: int) -> dict[str, Tensor] | None:
-        return self.states.get((stage, version))
+    async def state_of(self, stage: Stage, version: int) -> Reading | None:
+        found = self.states.get((stage, version))
+        return None if found is None else Reading(version, found)
 
     async def kept_of(self, stage: Stage) -> tuple[int, tuple[int, ...]]:
         return 3, tuple(version for of, version in self.states if of == stage)
 
 
-def assert_equal(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_equal(got: Mapping[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert got.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(got[name], tensor), name
@@ -228,11 +231,13 @@ async def test_a_chunk_that_nobody_asked_for_is_refused(start_peer: StartPeer) -
         {"version": 1, "tensors": [["a", "bool", [1]]], "hashes": []},
         {"version": 1, "tensors": [["a", "torch.float32", [1 << 40]], ["b", "torch.float32", [-1 << 40]]], "hashes": []},
         {"version": 1, "tensors": [["a", "torch.float32", [-2, -2]]], "hashes": []},
+        {"version": 1, "tensors": [["a", "torch.float32", [8]]], "hashes": []},
+        {"version": 1, "tensors": [["a", "torch.float32", [8]]], "hashes": ["h", "h"]},
     ],
 )
 def test_a_hostile_manifest_is_refused(plain: dict[str, object]) -> None:
     with pytest.raises(RemoteProtocolError):
-        Manifest.from_plain(plain)
+        Manifest.from_plain(plain).check()
 
 
 async def test_an_outsider_is_refused_in_a_word_that_says_why_and_a_newcomer_whose_record_comes_late_is_not(
