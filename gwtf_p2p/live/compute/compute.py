@@ -90,7 +90,7 @@ class Compute:
         self.codecs = BoundaryCodecs.of(run)
         self.store = TensorStore(limit)
         self._tensors = BoundaryTensors(executor.part.boundary, self.codecs, self.store, executor.device)
-        self._works = _works(executor, self._tensors, data, run.data_peers)
+        self._works = _works(executor, self._tensors, data, run)
         self._at_work: set[MicrobatchId] = set()
         self._void: set[MicrobatchId] = set()
         self._readings = Readings()
@@ -248,14 +248,14 @@ class Compute:
 
 
 def _works(
-    executor: StageExecutor | DataExecutor, tensors: BoundaryTensors, data: tuple[DataSource, int] | None, data_peers: int
+    executor: StageExecutor | DataExecutor, tensors: BoundaryTensors, data: tuple[DataSource, int] | None, run: RunRecord
 ) -> Works:
     if isinstance(executor, StageExecutor):
-        return StageWorks(executor, tensors)
+        return StageWorks(executor, tensors, keeps_counted=run.recovery == "exact")
     if data is None:
         return DataWorks(executor, tensors, _no_data)
     source, shard = data
-    return DataWorks(executor, tensors, lambda m: source.batch(m.iteration, m.index, shard, data_peers))
+    return DataWorks(executor, tensors, lambda m: source.batch(m.iteration, m.index, shard, run.data_peers))
 
 
 def _no_data(microbatch: MicrobatchId) -> tuple[Tensor, Tensor]:

@@ -49,8 +49,11 @@ class Works(Protocol):
 class StageWorks:
     """The works of a stage peer. Its forwards and backwards can be measured, since any tensor of the right shape will do."""
 
-    def __init__(self, executor: StageExecutor, tensors: BoundaryTensors) -> None:
+    def __init__(self, executor: StageExecutor, tensors: BoundaryTensors, keeps_counted: bool) -> None:
+        """`keeps_counted`: what a microbatch was counted with stays here for as long as it is counted."""
         self._executor, self._tensors = executor, tensors
+        if keeps_counted:
+            executor.kept = lambda m: (tensors.read(m, Slot.INPUT), tensors.read(m, Slot.OUTPUT_GRADIENT))
 
     def do(self, work: Work, microbatch: MicrobatchId, keeps: bool) -> Outcome:
         """See `Works.do`; a stage peer has no loss."""

@@ -51,7 +51,7 @@ class CheatingExecutor(StageExecutor):
 
     def backward(self, microbatch: MicrobatchId, output_gradient: Payload) -> Payload:
         if self.cheat == "free_riding":
-            self._accumulator.counted.add(microbatch)
+            self._accumulator.count(microbatch)
             return self._received(output_gradient, "gradient")
         with self._weights():
             gradient = super().backward(microbatch, output_gradient)
@@ -59,7 +59,7 @@ class CheatingExecutor(StageExecutor):
 
     def uncount(self, microbatch: MicrobatchId, activation: Payload, output_gradient: Payload) -> None:
         if self.cheat == "free_riding":
-            self._accumulator.counted.discard(microbatch)
+            self._accumulator.uncount(microbatch)
         else:
             super().uncount(microbatch, activation, output_gradient)
 

@@ -4,7 +4,8 @@ Rules.
 - A microbatch counts when its backward is done, and then exactly once: its gradient is in the sum and its id in `counted`. A
   second backward under a counted id raises AlreadyCountedError; the protocol drops duplicates before.
 - Nothing that was not counted leaves a trace: gradients are computed aside and added only when they are complete, so an
-  abandoned forward, or a backward that ran out of memory, changes nothing.
+  abandoned forward, or a backward that ran out of memory, changes nothing. A stage of which all that is counted is `kept`
+  adds them at once instead, which takes no memory; what then fails in the middle, or is not finite, has the sum made again.
 - A gradient that is not finite is not added. Its microbatch counts, and is `refused` until it is taken out again.
 - A counted microbatch can be taken out again: `uncount` recomputes its gradient and subtracts it (to float tolerance; exactly,
   once nothing is left in the sum).
@@ -20,6 +21,7 @@ Wrong shapes from a peer raise RemoteProtocolError; calls out of order are our b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +32,7 @@ from gwtf_p2p.protocol.wire.records import LossSpec
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.device import resolve_device
 from gwtf_p2p.training.compute.gradients import AlreadyCountedError, GradientSum, NotHeldError, all_finite
+from gwtf_p2p.training.compute.in_place import InPlace
 from gwtf_p2p.training.compute.loss import loss_of, summed_loss
 from gwtf_p2p.training.compute.part_executor import PartExecutor
 from gwtf_p2p.training.model.doors import Payload
@@ -42,6 +45,10 @@ class _Computed:
 
     output: Payload
     balance: Tensor | None = None
+
+
+Kept = Callable[[MicrobatchId], tuple[Payload, Payload]]
+"""What a counted microbatch was counted with: the stage's input, and the gradient of its output."""
 
 
 @dataclass(slots=True)
@@ -61,6 +68,8 @@ class StageExecutor(PartExecutor):
         super().__init__(self.part, config, device)
         self._recompute = config.recompute
         self._held: dict[MicrobatchId, _Held] = {}
+        self._in_place = InPlace(self._parameters, self._accumulator.export().tensors)
+        self.kept: Kept | None = None
 
     @property
     def held(self) -> frozenset[MicrobatchId]:
@@ -88,7 +97,9 @@ class StageExecutor(PartExecutor):
         """What `forward` and `backward` give for these two; nothing is held or counted. Raises RemoteProtocolError."""
         leaves, gradient = self._leaves(self._received(activation)), self._received(output_gradient, "gradient")
         computed = self._run(leaves, with_graph=True)
-        return _detached(computed.output), self._gradients(leaves, computed, gradient)[0]
+        outputs, gradients = self._ends(computed, gradient)
+        found = torch.autograd.grad(outputs, self._floats(leaves), gradients, allow_unused=True)  # of no weight
+        return _detached(computed.output), self._gradient_payload(leaves, found)
 
     def drop_graph(self, microbatch: MicrobatchId) -> None:
         """Free the graph of a held forward and keep its input; the backward will recompute. Raises NotHeldError."""
@@ -110,19 +121,31 @@ class StageExecutor(PartExecutor):
         gradient = self._received(output_gradient, f"{microbatch}: gradient")
         computed = self._run(held.leaves, with_graph=True) if held.computed is None else held.computed
         held.computed = None  # the graph is consumed; should the next line fail, the input is still there to try again
-        input_gradient, gradients = self._gradients(held.leaves, computed, gradient)
+        if self.kept is None:
+            input_gradient, gradients = self._gradients(held.leaves, computed, gradient)
+            self._add(microbatch, gradients)
+        else:
+            input_gradient, is_finite = self._add_in_place(self.kept, held.leaves, computed, gradient)
+            if not is_finite:  # or a sum of it has overflowed: then it is found again, aside
+                input_gradient, gradients = self._gradients(held.leaves, self._run(held.leaves, with_graph=True), gradient)
+                self._add(microbatch, gradients)
         del self._held[microbatch]
-        self._add(microbatch, gradients)
-        self._accumulator.counted.add(microbatch)
+        self._accumulator.count(microbatch)
         return input_gradient
 
     def uncount(self, microbatch: MicrobatchId, activation: Payload, output_gradient: Payload) -> None:
         """Take a counted microbatch out of the sum, given the two payloads it was counted with. Raises NotHeldError."""
         self._require_counted(microbatch)
         leaves, gradient = self._leaves(self._received(activation)), self._received(output_gradient, "gradient")
-        _, gradients = self._gradients(leaves, self._run(leaves, with_graph=True), gradient)
-        self._accumulator.add(gradients, sign=-1)
-        self._accumulator.uncount(microbatch)
+        computed = self._run(leaves, with_graph=True)
+        if self.kept is None:
+            self._accumulator.add(self._gradients(leaves, computed, gradient)[1], sign=-1)
+            self._accumulator.uncount(microbatch)
+        elif microbatch in self._accumulator.refused:
+            self._accumulator.uncount(microbatch)  # it is not in the sum
+        else:
+            self._accumulator.uncount(microbatch)
+            self._add_in_place(self.kept, leaves, computed, gradient, sign=-1)
         if not self._accumulator.counted:
             self._accumulator.clear()
 
@@ -147,12 +170,42 @@ class StageExecutor(PartExecutor):
 
     def _gradients(self, inputs: Payload, computed: _Computed, gradient: Payload) -> tuple[Payload, dict[str, Tensor]]:
         leaves = self._floats(inputs)
+        outputs, gradients = self._ends(computed, gradient)
+        found = torch.autograd.grad(outputs, [*leaves, *self._parameters.values()], gradients, allow_unused=True)
+        return self._gradient_payload(inputs, found[: len(leaves)]), self._by_name(found[len(leaves) :])
+
+    def _ends(self, computed: _Computed, gradient: Payload) -> tuple[list[Tensor], list[Tensor]]:
+        """Where a backward begins, and with what."""
         # A side input is handed on as it came, so what later stages found of its gradient adds to what this one finds.
         outputs, gradients = self._floats(computed.output), self._floats(gradient)
         if computed.balance is not None:
             outputs, gradients = [*outputs, computed.balance], [*gradients, torch.ones_like(computed.balance)]
-        found = torch.autograd.grad(outputs, [*leaves, *self._parameters.values()], gradients, allow_unused=True)
-        return self._gradient_payload(inputs, found[: len(leaves)]), self._by_name(found[len(leaves) :])
+        return outputs, gradients
+
+    def _add_in_place(
+        self, kept: Kept, leaves: Payload, computed: _Computed, gradient: Payload, *, sign: int = 1
+    ) -> tuple[Payload, bool]:
+        """The input's gradient, and whether the parameters' are in the sum now (with sign -1: out of it).
+
+        Where they are not, or anything fails, the sum is made again of what is counted.
+        """
+        done = False
+        try:
+            found, done = self._in_place.backward(*self._ends(computed, gradient), self._floats(leaves), sign)
+            return self._gradient_payload(leaves, found), done
+        finally:
+            if not done:
+                self._sum_again(kept)
+
+    def _sum_again(self, kept: Kept) -> None:
+        """In the order in which they were counted, so with the same bits."""
+        self._accumulator.clear_sums()
+        for microbatch in self._accumulator.counted:
+            if microbatch not in self._accumulator.refused:
+                activation, gradient = kept(microbatch)
+                leaves = self._leaves(self._received(activation))
+                computed = self._run(leaves, with_graph=True)
+                self._accumulator.add(self._gradients(leaves, computed, self._received(gradient, "gradient"))[1])
 
 
 def _detached(payload: Payload) -> Payload:
@@ -239,7 +292,7 @@ class DataExecutor(PartExecutor):
         if flight.loss_inputs is None:
             raise NotHeldError(f"{microbatch}: it comes back before its loss was taken")
         self._add(microbatch, self._embedding_gradients(flight.tokens, gradient))
-        self._accumulator.counted.add(microbatch)
+        self._accumulator.count(microbatch)
         del self._in_flight[microbatch]
 
     def uncount(

@@ -71,13 +71,14 @@ class GradientSum:
 
 
 class GradientAccumulator:
-    """The sum and the ids in it. Adding a gradient and counting its id are two calls: a data peer's comes in two halves.
+    """The sum, and the ids in it as they were counted. Adding a gradient and counting its id are two calls: a data peer's comes
+    in two halves.
 
     `refused` are ids, counted or to be, whose gradient is not in the sum, or only a half of it: it is not finite."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._sums = {name: torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for name, p in parameters.items()}
-        self.counted: set[MicrobatchId] = set()
+        self.counted: dict[MicrobatchId, None] = {}
         self.refused: set[MicrobatchId] = set()
 
     def add(self, gradients: Mapping[str, Tensor], sign: int = 1) -> bool:
@@ -88,15 +89,23 @@ class GradientAccumulator:
             self._sums[name].add_(gradient, alpha=sign)
         return True
 
+    def count(self, microbatch: MicrobatchId) -> None:
+        """Its gradient has been added, or refused."""
+        self.counted[microbatch] = None
+
     def uncount(self, microbatch: MicrobatchId) -> None:
         """Its gradient has been subtracted, or was never added."""
-        self.counted.discard(microbatch)
+        self.counted.pop(microbatch, None)
         self.refused.discard(microbatch)
 
     def clear(self) -> None:
         """An exactly empty sum."""
         self.counted.clear()
         self.refused.clear()
+        self.clear_sums()
+
+    def clear_sums(self) -> None:
+        """Zeros, of whatever is counted."""
         for total in self._sums.values():
             total.zero_()
 
@@ -106,11 +115,11 @@ class GradientAccumulator:
 
     def merge(self, other: GradientSum) -> None:
         """Add another sum. Raises AlreadyCountedError on a common microbatch, RemoteProtocolError on other names or shapes."""
-        twice = self.counted & other.counted
+        twice = self.counted.keys() & other.counted
         if twice:
             raise AlreadyCountedError(f"{min(twice)}: counted in both gradient sums")
         shapes = {name: total.shape for name, total in self._sums.items()}
         if {name: tensor.shape for name, tensor in other.tensors.items()} != shapes:
             raise RemoteProtocolError("gradient sum: parameter names or shapes are not this stage's")
         self.add({name: tensor.to(self._sums[name].device) for name, tensor in other.tensors.items()})
-        self.counted |= other.counted
+        self.counted |= dict.fromkeys(sorted(other.counted))
