@@ -12,6 +12,7 @@ from gwtf_p2p.monitor.ledger import called
 from gwtf_p2p.monitor.swarm_state import SHOWN, SwarmState
 from gwtf_p2p.protocol.ids import DATA_STAGE
 from gwtf_p2p.protocol.stall.rules import Situation, stall_of
+from gwtf_p2p.protocol.view.evaluations import so_far
 
 RISE_FACTOR = 1.5
 """The loss is told to rise when it is so many times its lowest; it wanders by a few per cent from batch to batch."""
@@ -43,8 +44,11 @@ def findings(state: SwarmState, now: float) -> list[Finding]:
         return [Finding(Level.ALERT, "unseen", text)]
     total = state.run.total_iterations
     if total and state.version >= total:
-        return [Finding(Level.OK, "done", f"All {total} iterations are done.")]
-    found = [*_waits(state, now), *_rebuilt(state), *_silent(state), *_thin(state), *_loss(state)]
+        return [Finding(Level.OK, "done", f"All {total} iterations are done."), *_evaluations(state)]
+    if state.ends_early:
+        text = f"The run has ended after {state.version} iterations: {state.ends_early}."
+        return [Finding(Level.OK, "ended_early", text)]
+    found = [*_waits(state, now), *_rebuilt(state), *_silent(state), *_thin(state), *_loss(state), *_evaluations(state)]
     if not any(finding.level is Level.ALERT for finding in found):
         found.append(Finding(Level.OK, "going", "Training goes on."))
     order = list(Level)
@@ -78,6 +82,15 @@ def _rebuilt(state: SwarmState) -> list[Finding]:
     texts = (f"Stage {stage} was rebuilt from its neighbours' weights after {version} iterations." for stage, version in newest)
     text = " ".join(texts)
     return [Finding(Level.NOTICE, "rebuilt_stage", f"{text} Nobody had its own any more.")] if text else []
+
+
+def _evaluations(state: SwarmState) -> list[Finding]:
+    """Which weights were the best, and how long the run waits for better ones."""
+    known = state.evaluations
+    if known is None:
+        return []
+    text = so_far(known, state.run.evaluation.patience)
+    return [Finding(Level.OK, "evaluations", f"{text[0].upper()}{text[1:]}.")]
 
 
 def _silent(state: SwarmState) -> list[Finding]:

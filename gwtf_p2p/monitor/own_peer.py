@@ -55,6 +55,7 @@ class OwnPeer:
     is_leaving: bool = False
     stall: str = ""
     paused: str = ""
+    ended_early: str = ""
     iteration: int = -1
     done_in: dict[int, tuple[int, int]] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
@@ -94,6 +95,8 @@ class OwnPeer:
                 self._stepped(report, now)
             case "recovery":
                 self.recoveries += 1
+            case "run_complete":
+                self.ended_early = str(report.get("early", ""))
             case "figures":
                 self._figures(report, now)
             case _:
@@ -177,6 +180,8 @@ class OwnPeer:
             return f"Downloads the weights of {self.where or 'its stage'}: {chunks} of {of} parts.", True
         if not self.online_since:
             return f"Starts: {AFTER.get(self.done, 'catching up with the others')}.", True
+        if self.ended_early:
+            return f"The run has ended: {self.ended_early}; thank you. Ctrl+C leaves.", True
         total = int(self.run.get("total_iterations", 0))
         if total and self.iteration + 1 >= total:
             return f"All {total} iterations are done; thank you. Ctrl+C leaves.", True

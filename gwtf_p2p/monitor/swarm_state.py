@@ -11,13 +11,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 
+from gwtf_p2p.live.measure.run_progress import HELD_OUT
 from gwtf_p2p.monitor.ledger import SHOWN as SHOWN
 from gwtf_p2p.monitor.ledger import called
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.stall.rules import SKIPPED
 from gwtf_p2p.protocol.view.contributions_told import Told, told
+from gwtf_p2p.protocol.view.evaluations import ends, from_figures, why
 from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord
-from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord
+from gwtf_p2p.protocol.wire.messages import Evaluations
+from gwtf_p2p.protocol.wire.records import Completion, PeerState, RunRecord, StageRecord
 
 EVENTS_KEPT = 200
 LOSSES_KEPT = 2000
@@ -28,9 +31,6 @@ PACE_ITERATIONS = 20
 
 LEAP = 1000
 """Iterations by which one peer's record can be ahead of all others'; beyond it the record is wrong, or a lie."""
-
-HELD_OUT = "held_out_loss"
-"""Where a data peer that measures it puts the loss on text that is not trained on, in its record's `progress`."""
 
 MOST = 1 << 53
 """Whole numbers beyond it are exact neither in JSON's readers nor, a little later, in SQLite."""
@@ -242,6 +242,20 @@ class SwarmState:
         """In a row, up to the newest commit, as its data peers tell it."""
         here = (r for r in self.records.values() if r.stage == DATA_STAGE and r.weights_version == self.version)
         return max((int(record.progress.get(SKIPPED, 0.0)) for record in here), default=0)
+
+    @property
+    def evaluations(self) -> Evaluations | None:
+        """How they have gone so far, as the data peer that is furthest tells it."""
+        data = [record for record in self.records.values() if record.stage == DATA_STAGE]
+        told = [(r.weights_version, r.peer, found) for r in data if (found := from_figures(r.progress)) is not None]
+        return max(told, key=lambda each: each[:2])[2] if told else None
+
+    @property
+    def ends_early(self) -> str:
+        """Why the run has ended before its last iteration; '' if it has not, as far as its data peers tell."""
+        known = self.evaluations
+        ended = any(r.stage == DATA_STAGE and r.completion is not Completion.RUNS for r in self.records.values())
+        return why(known) if known is not None and ended and ends(known, self.run.evaluation.patience) else ""
 
     @property
     def tokens_per_second(self) -> float:

@@ -9,7 +9,7 @@ from gwtf_p2p.protocol.events import Slot, TimerName, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.plans import PlanRequest
 from gwtf_p2p.protocol.wire.audit_messages import Hop
-from gwtf_p2p.protocol.wire.messages import ControlMessage, Prepare, Rebuild, TensorMessage, Verdict
+from gwtf_p2p.protocol.wire.messages import ControlMessage, Evaluations, Prepare, Rebuild, TensorMessage, Verdict
 from gwtf_p2p.protocol.wire.receipts import Receipt
 
 
@@ -156,10 +156,12 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Write the weights and their optimizer, which are of this version now, to this peer's disk, if it has a place for them; of
-    the last version, do whatever else is to be done with them before the end. Followed by Checkpointed."""
+    """Write the weights and their optimizer, which are of this version now, and what evaluations have come to so far, to this
+    peer's disk, if it has a place for them; of the last version, do whatever else is to be done with them before the end.
+    Followed by Checkpointed."""
 
     version: int
+    evaluations: Evaluations | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire.audit_messages import Digests, Hop
-from gwtf_p2p.protocol.wire.messages import ControlMessage, TensorMessage, Verdict
+from gwtf_p2p.protocol.wire.messages import ControlMessage, Evaluations, TensorMessage, Verdict
 from gwtf_p2p.protocol.wire.signed import Order
 
 
@@ -96,13 +96,14 @@ class Started:
     """The peer is up: identity, DHT and transport work. `weights_version` is what its weights are at (a checkpoint's).
 
     `incarnation` must grow with every start of this identity, as the wall clock in seconds does; 0 takes `now` instead.
-    `epoch` is the checkpoint's, `kept` are the versions of all checkpoints that it could be restored from.
+    `epoch` and `evaluations` are the checkpoint's, `kept` are the versions of all checkpoints that it could be restored from.
     """
 
     weights_version: int = 0
     incarnation: int = 0
     epoch: int = 0
     kept: tuple[int, ...] = ()
+    evaluations: Evaluations | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +330,14 @@ class Gathered:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluated:
+    """This peer has evaluated the weights of this version: the mean loss, None where it is not finite."""
+
+    version: int
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class DrainRequested:
     """The user wants to stop: take nothing new, finish what is held, say `drained`."""
 
@@ -362,5 +371,6 @@ Event = (
     | Signed
     | Digested
     | Gathered
+    | Evaluated
     | DrainRequested
 )

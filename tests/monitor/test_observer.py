@@ -10,17 +10,17 @@ import pytest
 from gwtf_p2p.cli.main import main
 from gwtf_p2p.cli.verbs.looks.ledger import table as ledger_table
 from gwtf_p2p.cli.verbs.looks.routes import table
-from gwtf_p2p.live.measure.run_progress import Progress, route_name
+from gwtf_p2p.live.measure.run_progress import HELD_OUT, Progress, route_name
 from gwtf_p2p.monitor.health import Level, findings
 from gwtf_p2p.monitor.ledger import plain as plain_ledger
 from gwtf_p2p.monitor.routes import RoutePlans
-from gwtf_p2p.monitor.swarm_state import HELD_OUT, SwarmState
+from gwtf_p2p.monitor.swarm_state import SwarmState
 from gwtf_p2p.monitor.terminal.swarm_view import plain_line, swarm_view
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.stall.rules import duration
 from gwtf_p2p.protocol.view.contributions import Contribution, Contributions
 from gwtf_p2p.protocol.view.contributions_told import pages_of
-from gwtf_p2p.protocol.wire.records import PeerState
+from gwtf_p2p.protocol.wire.records import Completion, EvaluationSpec, PeerState
 from tests.monitor.watched import A1, A2, B1, DATA, RUN, planned, record, swarm
 
 
@@ -175,6 +175,38 @@ def test_progress_measures_routes_losses_and_iterations() -> None:
     progress.hear("stepped", {"iteration": 0, "microbatches": 2, "skipped": False}, 15.0)
     assert progress.figures() == {"microbatches": 2.0, "loss": 5.5, "iteration_s": 5.0}
     assert progress.route_seconds() == {route_name((A1, B1)): 3.0}
+
+
+def told(version: int, loss: float, best: int, waited: int) -> dict[str, float]:
+    """What a data peer's record says when a commit has told it of an evaluation."""
+    progress = Progress()
+    progress.hear("stepped", {"iteration": version, "microbatches": 2, "skipped": False}, 1.0)
+    progress.hear("evaluated", {"iteration": version, "loss": loss}, 1.0)
+    fields = {"iteration": version, "loss": loss, "best_version": best, "best_loss": 2.5, "waited": waited, "patience": 3}
+    progress.hear("evaluations", fields, 1.0)
+    return {**progress.figures(), "loss": 3.0, "iteration_s": 1.0}
+
+
+def test_what_evaluations_have_come_to_is_shown_and_ends_the_run_for_observers_too() -> None:
+    state = SwarmState(replace(RUN, evaluation=EvaluationSpec(every=10, held_out=0.1, patience=3)))
+    state.look(swarm(31, progress=told(30, 2.75, 10, 2)), 1.0)
+    assert state.held_out == {30: 2.75}
+    texts = [finding.text for finding in findings(state, 1.0)]
+    assert "The lowest evaluation loss is 2.5000, after 10 iterations; 1 more without a lower one ends the run." in texts
+    state.look(swarm(41, progress=told(40, 2.75, 10, 3), completion=Completion.HERE), 2.0)
+    [finding] = findings(state, 2.0)
+    why = "3 evaluations in a row were not better than the one after 10 iterations (loss 2.5000)"
+    assert (finding.code, finding.text) == ("ended_early", f"The run has ended after 41 iterations: {why}.")
+
+
+def test_a_loss_that_is_not_of_these_weights_is_not_told_of_them() -> None:
+    progress = Progress()
+    progress.hear("evaluated", {"iteration": 0, "loss": 4.0}, 1.0)
+    assert progress.figures()[HELD_OUT] == 4.0
+    for iteration in (0, 1):
+        progress.hear("stepped", {"iteration": iteration, "microbatches": 2, "skipped": False}, 1.0)
+    progress.hear("evaluated", {"iteration": 3, "loss": float("nan")}, 1.0)
+    assert HELD_OUT not in progress.figures()
 
 
 @pytest.mark.parametrize("verb", ["monitor", "routes"])

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.wire.messages import Evaluated, Evaluations
 from gwtf_p2p.simulation.world.faults import Fault
 from gwtf_p2p.simulation.world.small_swarm import SmallConfig, SmallSwarm, small_swarm
 
+LOSSES = (3.0, 2.5, 2.0, 2.4, math.nan, 2.2, 1.0, 0.5)
+"""Of versions 0 to 7: with a patience of 3 the evaluation of version 5 is the last one, and 6 the last version."""
+
+WAITS = SmallConfig(
+    stages=2,
+    stage_peers=2,
+    data_peers=2,
+    checkpoint_every=1,
+    ends=True,
+    patience=3,
+    losses=lambda version: LOSSES[min(version, 7)],
+)
 ENDS = SmallConfig(stages=2, stage_peers=2, data_peers=2, iterations=7, checkpoint_every=5, ends=True)
 
 
@@ -112,3 +128,77 @@ def test_a_peer_that_cannot_write_the_last_weights_leaves_with_the_reason() -> N
     until_all_have_left(swarm)
     why = {peer: machine.ending.unkept for peer, machine in machines.items()}
     assert why == {peer: "No space left on device" if peer == full else "" for peer in machines}
+
+
+def ended_alike(swarm: SmallSwarm) -> tuple[object, Evaluations | None]:
+    """All have left, with the same weights, for the same reason: how many iterations were done, and what was known."""
+    until_all_have_left(swarm)
+    everybody = sorted(swarm.world.peers)
+    over = {peer: report.fields["iterations"] for peer, report, _ in swarm.reported("run_over")}
+    known = {peer: swarm.world.peers[peer].machine.participant.progress.evaluating.known for peer in everybody}
+    assert sorted(over) == everybody and len(set(over.values())) == len(set(known.values())) == 1, swarm.story()
+    return over[everybody[0]], known[everybody[0]]
+
+
+UNDISTURBED = 6, Evaluations(Evaluated(5, 2.2), 2, 2.0, 3)
+
+
+def test_evaluations_without_a_lower_loss_end_the_run_for_all_peers_alike() -> None:
+    swarm = small_swarm(WAITS)
+    checkpoints, ends = written(swarm), []
+    carry_out = swarm.world.population.carry_out
+
+    def note(peer: object, effect: ef.Effect) -> None:
+        if isinstance(effect, ef.End):
+            ends.append(effect.reason)
+        carry_out(peer, effect)  # type: ignore[arg-type]
+
+    swarm.world.population.carry_out = note
+    assert ended_alike(swarm) == UNDISTURBED
+    everybody = sorted(swarm.world.peers)
+    assert sorted(peer for peer, version in checkpoints if version == 6) == everybody, "the last weights are written by all"
+    why = "3 evaluations in a row were not better than the one after 2 iterations (loss 2.0000)"
+    assert ends == [f"6 iterations are done, and {why}"] * len(everybody)
+    assert {report.fields["early"] for _, report, _ in swarm.reported("run_complete")} == {why}
+    assert not swarm.reported("peer_lost")
+
+
+def test_without_patience_the_same_evaluations_end_nothing() -> None:
+    swarm = small_swarm(replace(WAITS, patience=0, iterations=8))
+    until_all_have_left(swarm)
+    assert {report.fields["iterations"] for _, report, _ in swarm.reported("run_over")} == {8}
+
+
+@pytest.mark.parametrize("peer", ["data_0", "data_1", "relay_1_0"])
+@pytest.mark.parametrize("iteration", [3, 5])
+def test_whoever_is_killed_and_started_again_ends_with_the_others(peer: str, iteration: int) -> None:
+    """Whoever leads meanwhile counts on from where all are; without the data peer that evaluates there is less to count."""
+    for moment in range(2, 30, 9):
+        fault = Fault("restart", PeerId(peer), at_event=(iteration, moment), for_s=1.0)
+        swarm = small_swarm(WAITS, [fault])
+        ended = ended_alike(swarm)
+        assert swarm.faults.fired, moment
+        assert ended == UNDISTURBED or peer == "data_0"
+
+
+def test_a_swarm_that_is_started_again_from_its_disks_counts_on() -> None:
+    swarm = small_swarm(WAITS)
+    everybody = sorted(swarm.world.peers)
+    assert swarm.world.kernel.run(lambda: all(5 in p.kept and 5 in p.evaluations for p in swarm.world.peers.values()), 120.0), (
+        swarm.story()
+    )
+    for peer in everybody:
+        swarm.world.kill(peer)
+    for peer in everybody:
+        swarm.faults.restart(peer, fresh=False)
+    assert ended_alike(swarm) == UNDISTURBED
+
+
+def test_a_peer_that_comes_when_evaluations_have_ended_the_run_is_told_so() -> None:
+    swarm = small_swarm(WAITS)
+    late = PeerId("relay_1_1")
+    swarm.world.kill(late)
+    assert swarm.world.kernel.run(lambda: bool(swarm.reported("run_complete_everywhere")), 120.0), swarm.story()
+    swarm.faults.restart(late, fresh=True)
+    assert swarm.world.kernel.run(lambda: not swarm.world.peers[late].alive, 60.0), swarm.story()
+    assert [report.fields["iterations"] for peer, report, _ in swarm.reported("run_over") if peer == late] == [6]

@@ -82,6 +82,7 @@ class LocalRun:
         self.maddrs: dict[str, str] = {}
         self.p2pd: dict[str, int] = {}
         self.complete: set[str] = set()
+        self.ended_early: set[str] = set()
         self.faults = dict(faults or {})
         self.online_s = 0.0
         self.began = time.monotonic()
@@ -232,6 +233,8 @@ class LocalRun:
                 line.microbatches += int(report["microbatches"])
             case "run_complete":
                 self.complete.add(name)
+                if report.get("early"):
+                    self.ended_early.add(name)
             case "fault":
                 line.state = "killed" if report["action"] == "kill" else "frozen"
             case _:
@@ -247,7 +250,7 @@ class LocalRun:
     def finished(self, steps: int) -> bool:
         """Has everybody that is there done its steps, and written what is to be kept of them?"""
         there = (*self.names("data", "online"), *self.names("stage", "online"))
-        done = all(self.lines[name].iteration >= steps for name in there)
+        done = all(self.lines[name].iteration >= steps or name in self.ended_early for name in there)
         return bool(self.names("data", "online")) and done and set(there) <= self.complete
 
     def tail(self, name: str, lines: int = 5) -> str:

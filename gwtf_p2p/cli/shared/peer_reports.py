@@ -20,6 +20,8 @@ from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.monitor.own_peer import AFTER, OwnPeer
 from gwtf_p2p.monitor.terminal.own_view import own_view
 from gwtf_p2p.protocol.stall.rules import counted, rebuilt_stages, were_skipped
+from gwtf_p2p.protocol.view.evaluations import so_far
+from gwtf_p2p.protocol.wire.messages import Evaluated, Evaluations
 
 FIGURES_S = 2.0
 """How often a peer with a view tells its figures."""
@@ -171,6 +173,21 @@ def no_common_version(report: Mapping[str, Any]) -> str:
     return f"{lacking}. Start a peer that has it{or_rebuild}, or begin again under another run_id"
 
 
+def _evaluations(report: Mapping[str, Any]) -> str:
+    """What a commit has told of the evaluations."""
+    newest = Evaluated(report["iteration"], report["loss"])
+    known = Evaluations(newest, report["best_version"], report["best_loss"], report["waited"])
+    loss = "no finite loss" if report["loss"] is None else f"loss {report['loss']:.4f}"
+    return f"the weights after {counted(report['iteration'], 'step')} had {loss}; {so_far(known, report['patience'])}"
+
+
+def _complete(report: Mapping[str, Any]) -> str:
+    """The run is complete at this peer, and what it has kept of it."""
+    kept = "its checkpoint is written" if report["written"] else f"no checkpoint: {report['failure'] or 'no --checkpoint_dir'}"
+    early = f", since {report['early']}" if report.get("early") else ""
+    return f"the run is complete here after {counted(report['iterations'], 'step')}{early}: {kept}"
+
+
 def _line_of_training(report: Mapping[str, Any]) -> str:
     match report["name"]:
         case "stepped":
@@ -182,6 +199,8 @@ def _line_of_training(report: Mapping[str, Any]) -> str:
         case "evaluated":
             figures = f"loss {report['loss']:.4f}, perplexity {report['perplexity']:.2f}"
             return f"evaluated after {counted(report['iteration'], 'step')}: {figures}"
+        case "evaluations":
+            return _evaluations(report)
         case "sampled":
             return f"after {counted(report['iteration'], 'step')}, {report['prompt']!r} goes on: {report['text']!r}"
         case "evaluation_failed":
@@ -209,12 +228,7 @@ def _line_of_training(report: Mapping[str, Any]) -> str:
         case "draining":
             return "leaving: what is held is finished first"
         case "run_complete":
-            kept = (
-                "its checkpoint is written"
-                if report["written"]
-                else f"no checkpoint: {report['failure'] or 'no --checkpoint_dir'}"
-            )
-            return f"the run is complete here after {counted(report['iterations'], 'step')}: {kept}"
+            return _complete(report)
         case "end_waits" if report["stages"]:
             stages = ", ".join(map(str, report["stages"]))
             return f"waiting until stage {stages} has the weights after {counted(report['iterations'], 'step')} too"

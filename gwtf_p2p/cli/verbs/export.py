@@ -1,7 +1,8 @@
 """`gwtf export CHECKPOINT_DIR --out DIR`: a folder that `AutoModelForCausalLM.from_pretrained` loads.
 
 CHECKPOINT_DIR is what `--checkpoint_dir` of `peer`, `data` or `demo` wrote; it must hold every stage, gathered from the peers
-if they ran on several machines. The newest iteration that all stages have is taken.
+if they ran on several machines. The newest iteration that all stages have is taken; with `--best` the one whose evaluation had
+the lowest loss, which peers keep where the run says `evaluation = { keep_best = true }`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("export", help=summary, description=__doc__)
     parser.add_argument("checkpoint_dir", type=Path, metavar="CHECKPOINT_DIR")
     parser.add_argument("--out", type=takes.folder, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--best", action="store_true", help="the version with the lowest evaluation loss, not the newest")
     parser.set_defaults(run=run)
 
 
@@ -26,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes the folder and says which iteration it holds."""
     from gwtf_p2p.training.state.export import export_hf
 
-    iteration = export_hf(args.checkpoint_dir, args.out)
+    iteration = export_hf(args.checkpoint_dir, args.out, best=args.best)
     how = f"AutoModelForCausalLM.from_pretrained({str(args.out)!r})"
     print(f"{args.out}: the model after {iteration} iterations; load it with {how}")
     return 0

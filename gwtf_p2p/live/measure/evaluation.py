@@ -30,16 +30,25 @@ Batch = tuple[Tensor, Tensor]
 
 LIMIT_S, FORWARD_LIMIT_S = 120.0, 10.0
 """How long an evaluation, or the texts after it, may take: a bound, and so much more for each forward through all stages."""
+LARGEST_LOSS = 1e30
+"""What commits can tell of; a larger one is as good as none."""
+
 Tell = Callable[[dict[str, Any]], None]
 
 
 class Evaluation:
-    """Of one data peer; without batches nothing is ever due. `evaluated_on` also has the tokenizer of the run's prompts."""
+    """Of one data peer; without batches nothing is ever due. `evaluated_on` also has the tokenizer of the run's prompts.
+    `found` hears the loss of each version, None where it is not finite, before work that has waited for it begins."""
 
     def __init__(
-        self, run: RunRecord, stages: ThroughStages, evaluated_on: tuple[Sequence[Batch], Tokenizer | None], tell: Tell
+        self,
+        run: RunRecord,
+        stages: ThroughStages,
+        evaluated_on: tuple[Sequence[Batch], Tokenizer | None],
+        tell: Tell,
+        found: Callable[[int, float | None], object],
     ) -> None:
-        self._run, self._stages, self._tell = run, stages, tell
+        self._run, self._stages, self._tell, self._found = run, stages, tell, found
         self._batches, self._tokenizer = evaluated_on
         self._under_way: asyncio.Task[None] | None = None
         self._judged = asyncio.Event()  # the loss of what is under way is known, or will not be
@@ -109,6 +118,7 @@ class Evaluation:
             total, tokens = total + nats, tokens + learnt
         self._done.add(version)
         loss = total / max(tokens, 1)
+        self._found(version, loss if abs(loss) <= LARGEST_LOSS else None)
         told = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": tokens}
         self._tell({"name": "evaluated", "iteration": version, **told, "seconds": time.monotonic() - began})
 

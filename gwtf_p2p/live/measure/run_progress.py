@@ -1,18 +1,24 @@
 """What this peer has measured of the run itself, for its record: observers read it, routers do not.
 
-Of a stage peer: the microbatches that it is credited with, and how many steps in a row were skipped. Of a data peer also its
-loss, its iteration, and how long microbatches took on each route, from injection to done (median of the last few). Routes are
-named by the ends of their circuit relays' ids.
+Of a stage peer: the microbatches that it is credited with, how many steps in a row were skipped, and how evaluations have gone.
+Of a data peer also its loss, what its last evaluation has found, its iteration, and how long microbatches took on each route,
+from injection to done (median of the last few). Routes are named by the ends of their circuit relays' ids.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from statistics import fmean, median
 from typing import Any
 
 from gwtf_p2p.protocol.stall.rules import SKIPPED
+from gwtf_p2p.protocol.view.evaluations import REPORT, figures
+from gwtf_p2p.protocol.wire.messages import Evaluated, Evaluations
+
+HELD_OUT = "held_out_loss"
+"""Where a data peer that measures it puts the loss on text that is not trained on."""
 
 ROUTES_TOLD = 12
 SAMPLES = 8
@@ -36,6 +42,9 @@ class Progress:
         self._iteration_s = 0.0
         self._loss: float | None = None
         self._skipped = 0
+        self._newest = -1
+        self._held_out: tuple[int, float] | None = None
+        self._evaluations: dict[str, float] = {}
 
     def hear(self, name: str, fields: Mapping[str, Any], now: float) -> None:
         match name:
@@ -50,6 +59,11 @@ class Progress:
                 self.microbatches += 0 if fields["skipped"] else int(fields["microbatches"])
                 self._skipped = self._skipped + 1 if fields["skipped"] else 0
                 self._stepped(int(fields["iteration"]), now)
+            case "evaluated" if math.isfinite(fields["loss"]):
+                self._held_out = int(fields["iteration"]), fields["loss"]
+            case name if name == REPORT:
+                newest = Evaluated(fields["iteration"], fields["loss"])
+                self._evaluations = figures(Evaluations(newest, fields["best_version"], fields["best_loss"], fields["waited"]))
             case _:
                 pass
 
@@ -62,7 +76,9 @@ class Progress:
             told[SKIPPED] = float(self._skipped)
         if self._iteration_s:
             told["iteration_s"] = round(self._iteration_s, 4)
-        return told
+        if self._held_out is not None and self._newest <= self._held_out[0] <= self._newest + 1:
+            told[HELD_OUT] = round(self._held_out[1], 6)  # of the weights that the iteration began with, or has made
+        return told | self._evaluations
 
     def route_seconds(self) -> dict[str, float]:
         """Median seconds by route, of the routes used last."""
@@ -78,6 +94,7 @@ class Progress:
             self._took_s[route] = took
 
     def _stepped(self, iteration: int, now: float) -> None:
+        self._newest = iteration
         losses = self._losses.pop(iteration, [])
         self._losses = {i: kept for i, kept in self._losses.items() if i > iteration}
         if losses:

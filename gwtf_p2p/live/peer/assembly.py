@@ -161,7 +161,8 @@ def run_life(config: PeerConfig, run: RunRecord) -> RunLife:
     """How long the run lasts, and which checkpoints this peer writes."""
     every = run.checkpoint_every if config.checkpoints.folder is not None else 0
     own = config.checkpoints.every, config.stays
-    return RunLife(run.total_iterations, every, *own, run.max_skipped_steps, config.rebuilds)
+    best_of = run.evaluation.every if run.evaluation.keep_best and every else 0
+    return RunLife(run.total_iterations, every, *own, run.max_skipped_steps, config.rebuilds, run.evaluation.patience, best_of)
 
 
 def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> PeerSettings:

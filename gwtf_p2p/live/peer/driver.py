@@ -67,7 +67,7 @@ class DriverParts:
     publish: Callable[[], None]
     on_move: Callable[[Stage], None]
     on_end: Callable[[], None]
-    save: Callable[[int, Callable[[int, str], object]], None]
+    save: Callable[[ef.Checkpoint, Callable[[int, str], object]], None]
     on_report: ReportListener
     probes: LinkProbes
     signing: ReceiptSigning
@@ -248,8 +248,8 @@ class Driver:
                 self.parts.compute.discard(microbatch)
             case ef.Plan(request):
                 self._spawn(self._plan(request))
-            case ef.Checkpoint(version):
-                self.parts.save(version, lambda of, reason: self.feed(ev.Checkpointed(of, reason)))
+            case ef.Checkpoint():
+                self.parts.save(effect, lambda of, reason: self.feed(ev.Checkpointed(of, reason)))
             case ef.End():
                 self.parts.on_end()
             case ef.MoveTo(stage):

@@ -32,7 +32,6 @@ from gwtf_p2p.live.peer.assembly import (
     make_compute,
     memory_report,
     peer_settings,
-    run_life,
 )
 from gwtf_p2p.live.peer.config import NotKept, OnReport, PeerConfig
 from gwtf_p2p.live.peer.driver import Driver, DriverParts
@@ -140,7 +139,8 @@ class RunningPeer:
         self.reporter = Reporter(self.parts, machine, reporting)
         swarm = Swarm(lambda: machine.ctx.view, lambda: machine.ctx.liveness.excluded)
         stages = ThroughStages(self.compute, self.parts.forward_only, swarm)
-        self.evaluation = Evaluation(run, stages, self.compute.evaluated_on, reporting.on_report)
+        tell = (reporting.on_report, lambda version, loss: self.driver.feed(ev.Evaluated(version, loss)))
+        self.evaluation = Evaluation(run, stages, self.compute.evaluated_on, *tell)
         parts = DriverParts(
             compute=self.compute,
             before=self.evaluation.before,
@@ -159,7 +159,7 @@ class RunningPeer:
             audits=self.parts.audits,
             fault=FaultTrigger(config.fault, self.reporter.fault) if config.fault else None,
         )
-        self.driver = Driver(machine, parts)
+        self.driver: Driver = Driver(machine, parts)
         self.records.resent_bytes = self.reporter.resent_bytes = lambda: self.driver.sender.resent_bytes
 
     async def resume(self, view: NetworkView) -> None:
@@ -178,6 +178,7 @@ class RunningPeer:
             incarnation=int(time.time()),
             epoch=epoch,
             kept=self.replication.kept,
+            evaluations=checkpoints.evaluations,
         )
 
     async def measure(self) -> None:
@@ -227,11 +228,13 @@ class RunningPeer:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _save(self, version: int, settled: Callable[[int, str], object]) -> None:
+    def _save(self, asked: ef.Checkpoint, settled: Callable[[int, str], object]) -> None:
         """Write them; the last weights are evaluated too, while the stage peers are still here."""
-        if run_life(self.config, self.run).is_over(version):
-            self.evaluation.begins(version)
-        self.checkpoints.write(version, lambda of, reason: self.evaluation.after(partial(settled, of, reason)))
+        progress = self.driver.machine.participant.progress
+        if progress.is_over(asked.version):
+            self.evaluation.begins(asked.version)
+            settled = self.checkpoints.noting(lambda: progress.evaluating.known, settled)
+        self.checkpoints.write(asked, lambda of, reason: self.evaluation.after(partial(settled, of, reason)))
 
     def _stall_watch(self) -> StallWatch:
         return StallWatch(Wanted(self.run.data_peers, self.run.peers_per_stage), self.config.alert_after_s)

@@ -21,9 +21,11 @@ from torch import Tensor
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.state.disk import Disk
 from gwtf_p2p.live.state.options import CheckpointOptions
+from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.protocol.view.replica_choice import copies_worth_keeping, worth_keeping
+from gwtf_p2p.protocol.wire.commit_messages import Evaluations
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.state.checkpoint import (
     drop_checkpoints,
@@ -35,6 +37,7 @@ from gwtf_p2p.training.state.checkpoint import (
     written_bytes,
 )
 from gwtf_p2p.training.state.epochs import UNKNOWN, read_epochs, write_epochs
+from gwtf_p2p.training.state.evaluations import evaluations_at, note_evaluations
 from gwtf_p2p.training.state.stored import StoredState
 from gwtf_p2p.training.state.tensors import STEP
 
@@ -48,7 +51,7 @@ class Checkpoints:
     """One peer's checkpoints of its stage. `kept` are their versions; `on_kept` hears of every change.
 
     `secured` is the newest version that every stage has twice, `copied` those of this stage that others have too, as far as
-    this peer has heard (`replication`).
+    this peer has heard (`replication`). `evaluations` are those that the newest own checkpoint tells of.
     """
 
     def __init__(self, options: CheckpointOptions, run: RunRecord, stage: Stage, compute: Compute) -> None:
@@ -58,9 +61,11 @@ class Checkpoints:
         self.epoch = 0
         self.secured: int | None = None
         self.copied: frozenset[int] = frozenset()
+        self.evaluations: Evaluations | None = None
         self.on_kept: Callable[[], None] = lambda: None
         self._task: asyncio.Task[None] | None = None
-        self._next: tuple[int, Settled] | None = None
+        self._noted: asyncio.Task[None] | None = None
+        self._next: tuple[ef.Checkpoint, Settled] | None = None
         self.disk = Disk(options.folder, options.disk_bytes, stage) if options.folder is not None else None
 
     def look(self) -> None:
@@ -71,6 +76,7 @@ class Checkpoints:
         with _told(folder):
             drop_unfinished(folder)
             self.kept, self.epoch = intact_iterations(folder, self.run, self.stage), read_epochs(folder).newest
+            self.evaluations = evaluations_at(folder, self.stage, self.kept[-1]) if self.kept else None
 
     def kept_of(self, stage: Stage) -> tuple[int, ...]:
         """Versions of any stage that seem to be here; they are checked when they are read."""
@@ -91,7 +97,19 @@ class Checkpoints:
         with _told(self.options.folder):
             return load_checkpoint(self.options.folder, self.run, stage, version)
 
-    def keep(self, stage: Stage, state: Mapping[str, Tensor], read: Callable[[], bool] = lambda: True) -> None:
+    @property
+    def best(self) -> int | None:
+        """The version with the lowest evaluation loss, where the run keeps it, and that is known."""
+        known = self.evaluations if self.run.evaluation.keep_best else None
+        return known.best_version if known is not None and known.best_version > 0 else None
+
+    def keep(
+        self,
+        stage: Stage,
+        state: Mapping[str, Tensor],
+        read: Callable[[], bool] = lambda: True,
+        evaluations: Evaluations | None = None,
+    ) -> None:
         """Write a state of any stage, and drop what is not needed any more (`view/replica_choice`). Raises InputError.
 
         `read` is called when all of it has been read; false if it has changed since it was begun (see `save_checkpoint`)."""
@@ -99,11 +117,11 @@ class Checkpoints:
         if folder is None or disk is None:
             return
         size = written_bytes(state)
-        newest, secured = max(self.options.keep, self.run.keep_checkpoints), self.secured
+        newest, secured, best = max(self.options.keep, self.run.keep_checkpoints), self.secured, self.best
         try:
             with _told(folder):
-                disk.make_room(stage, int(state[STEP]), size, secured)
-                save_checkpoint(folder, self.run, stage, state, self.epoch, read=read)
+                disk.make_room(stage, int(state[STEP]), size, (secured, best))
+                save_checkpoint(folder, self.run, stage, state, self.epoch, evaluations, read=read)
         except InputError:
             disk.refused(stage, size)
             raise
@@ -112,22 +130,22 @@ class Checkpoints:
             if stage == self.stage:
                 drop_checkpoints(folder, stage, lambda there: self._own_worth_keeping(there, newest, secured))
             else:
-                drop_checkpoints(folder, stage, lambda there: copies_worth_keeping(there, newest, secured))
+                drop_checkpoints(folder, stage, lambda there: copies_worth_keeping(there, newest, secured, best))
         except OSError as error:  # the new one is there all the same
             logger.warning("%s: older checkpoints stay: %s", folder, error)
 
     def _own_worth_keeping(self, there: Sequence[int], newest: int, secured: int | None) -> set[int]:
         """Own additional ones never push out those that all peers of the run have."""
         common = [version for version in there if version % self.run.checkpoint_every == 0]
-        return {*common[-newest:], *worth_keeping(there, newest, secured, self.copied)}
+        return {*common[-newest:], *worth_keeping(there, newest, secured, self.copied, self.best)}
 
     def disk_takes(self) -> bool:
         """Whether it makes sense to fetch what is to be kept."""
-        return self.disk is not None and self.disk.takes(self.secured)
+        return self.disk is not None and self.disk.takes((self.secured, self.best))
 
     def room_for(self, stage: Stage) -> int:
         """How many bytes a copy of this stage may take here (it looks at the disk: not in the event loop)."""
-        return self.disk.room_for(stage, self.secured) if self.disk is not None else 0
+        return self.disk.room_for(stage, (self.secured, self.best)) if self.disk is not None else 0
 
     def refused(self, stage: Stage, size: int) -> None:
         """A copy of so many bytes does not fit, and is not asked for again at once."""
@@ -150,39 +168,59 @@ class Checkpoints:
             # Every stage has the version that the swarm has gone back to; what was secured later is gone.
             self.epoch, self.secured, self.copied = epoch, version, frozenset()
 
-    def write(self, version: int, settled: Settled) -> None:
+    def write(self, asked: ef.Checkpoint, settled: Settled) -> None:
         """Write the weights, which are of this version now; `settled` hears what came of it."""
         if self.options.folder is None:
-            settled(version, "no --checkpoint_dir")
+            settled(asked.version, "no --checkpoint_dir")
         elif self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._write(version, settled))
+            self._task = asyncio.get_running_loop().create_task(self._write(asked, settled))
         else:
             if self._next is not None:
                 self._skip(*self._next)
-            self._next = version, settled
+            self._next = asked, settled
+
+    def noting(self, known: Callable[[], Evaluations | None], settled: Settled) -> Settled:
+        """For the last weights, which are evaluated after their checkpoint was written: what came of that goes there, too."""
+
+        def then(version: int, reason: str) -> None:
+            self._noted = asyncio.get_running_loop().create_task(self._note(version, known()))
+            self._noted.add_done_callback(lambda _: settled(version, reason))
+
+        return then
+
+    async def _note(self, version: int, evaluations: Evaluations | None) -> None:
+        folder = self.options.folder
+        if folder is None or evaluations is None:
+            return
+        try:
+            await asyncio.to_thread(note_evaluations, folder, self.stage, version, evaluations)
+        except InputError as error:
+            logger.error("%s; the last evaluation is not kept", error)
 
     async def close(self) -> None:
         """Let a checkpoint that is being written, and one that waits for it, come to their end."""
         if self._task is not None:
             await self._task
 
-    async def _write(self, version: int, settled: Settled) -> None:
+    async def _write(self, asked: ef.Checkpoint, settled: Settled) -> None:
         """This one, and what was asked for meanwhile."""
-        wanted: tuple[int, Settled] | None = (version, settled)
+        wanted: tuple[ef.Checkpoint, Settled] | None = (asked, settled)
         while wanted is not None:
             await self._write_one(*wanted)
             wanted, self._next = self._next, None
 
-    async def _write_one(self, version: int, settled: Settled) -> None:
+    async def _write_one(self, asked: ef.Checkpoint, settled: Settled) -> None:
+        version = asked.version
         reading = await self.compute.read()
         if reading.version != version:
             reading.end()
-            self._skip(version, settled)
+            self._skip(asked, settled)
             return
+        self.evaluations = asked.evaluations
 
         def keep() -> None:
             try:
-                self.keep(self.stage, reading.state, reading.end)
+                self.keep(self.stage, reading.state, reading.end, asked.evaluations)
             finally:
                 reading.end()
 
@@ -198,7 +236,8 @@ class Checkpoints:
         self.on_kept()
         settled(version, "")
 
-    def _skip(self, version: int, settled: Settled) -> None:
+    def _skip(self, asked: ef.Checkpoint, settled: Settled) -> None:
+        version = asked.version
         logger.warning("checkpoint of iteration %d is skipped: the one before was still being written", version)
         settled(version, "the one before was still being written")
 

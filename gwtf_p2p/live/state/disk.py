@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from gwtf_p2p.protocol.core.backoff import Backoff
@@ -38,12 +38,12 @@ class Disk:
         """What checkpoints and copies take now."""
         return sum(each.size for each in self._there())
 
-    def make_room(self, stage: Stage, version: int, size: int, secured: int | None) -> None:
+    def make_room(self, stage: Stage, version: int, size: int, spared: Collection[int | None]) -> None:
         """Drop what has to go for so many bytes. Raises InputError, and drops nothing, where that would not suffice."""
         if not self.limit_bytes:
             return
         there = self._there()
-        going = making_room(there, OnDisk(stage, version, size), self.limit_bytes, self._own, secured)
+        going = making_room(there, OnDisk(stage, version, size), self.limit_bytes, self._own, spared)
         if going is None:
             used = sum(each.size for each in there)
             expected = f"stage {stage} after {version} iterations takes {size / 1e6:.3g} MB, beside {used / 1e6:.3g} MB"
@@ -52,13 +52,13 @@ class Disk:
             logger.info("the checkpoint of stage %d after %d iterations goes: --disk_gb", each.stage, each.version)
             drop_checkpoint(self.folder, each.stage, each.version)
 
-    def room_for(self, stage: Stage, secured: int | None) -> int:
+    def room_for(self, stage: Stage, spared: Collection[int | None]) -> int:
         """How many bytes a checkpoint of this stage may take, by the limit and by what is free."""
         try:
             free = shutil.disk_usage(_nearest(self.folder)).free
             if not self.limit_bytes:
                 return free
-            return min(free, room_for(self._there(), stage, self.limit_bytes, self._own, secured))
+            return min(free, room_for(self._there(), stage, self.limit_bytes, self._own, spared))
         except OSError as error:
             logger.warning("%s: %s", self.folder, error)
             return 0  # a folder that cannot be looked at takes nothing
@@ -74,11 +74,11 @@ class Disk:
         self._refused = None
         self._pause.succeeded()
 
-    def takes(self, secured: int | None) -> bool:
+    def takes(self, spared: Collection[int | None]) -> bool:
         """Whether to fetch what is to be kept: the disk has not just refused, and has room for what it refused."""
         if not self._pause.may_try(self.clock()):
             return False
-        return self._refused is None or self.room_for(self._refused[0], secured) > self._refused[1]
+        return self._refused is None or self.room_for(self._refused[0], spared) > self._refused[1]
 
     def _there(self) -> list[OnDisk]:
         return [OnDisk(Stage(stage), version, size) for (stage, version), size in checkpoint_sizes(self.folder).items()]

@@ -132,7 +132,7 @@ class Replication:
         found = await self._ask(view.peers_of_stage(stage), stage)
         there = {version for h, kept in found.values() if h == checkpoints.epoch for version in kept}
         here = await asyncio.to_thread(checkpoints.kept_of, stage)
-        version = next((v for v in worth_copying(there, checkpoints.secured) if v not in here), None)
+        version = next((v for v in worth_copying(there, checkpoints.secured, checkpoints.best) if v not in here), None)
         if version is None:
             return
         donors = sorted(peer for peer, (h, kept) in found.items() if h == checkpoints.epoch and version in kept)

@@ -18,6 +18,7 @@ from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
+from gwtf_p2p.protocol.view.evaluations import up_to
 from gwtf_p2p.protocol.wire.messages import Admit, Rebuild, Standing, commit_of
 
 GO_BACK_AFTER_S = 5.0
@@ -79,7 +80,8 @@ class Admission:
             del self.waiting[peer]
             self.roster.admit(peer, standing.stage, in_step)
             admit = Admit(version, donors, self.roster.voters(), ctx.epoch, own, ctx.past.epoch_starts)
-            ctx.emit(Send(peer, replace(admit, certificate=self.participant.progress.certificate)))
+            progress = self.participant.progress
+            ctx.emit(Send(peer, replace(admit, certificate=progress.certificate, evaluations=progress.evaluating.known)))
 
     def _strand(self, peer: PeerId, standing: Standing) -> None:
         """Nobody has what this peer lacks, or it has what nobody else has."""
@@ -103,6 +105,7 @@ class Admission:
         data_peers = tuple(sorted(p for p, s in replies.items() if s.stage == DATA_STAGE and not s.leaving))
         having = {peer for peer, standing in replies.items() if to in available(standing, ctx.past)}
         admit = Admit(to, (), data_peers, past.epoch, False, past.epoch_starts, rebuild=Rebuild(lost) if lost else None)
+        admit = replace(admit, evaluations=up_to(self.participant.progress.evaluating.known, to))
         for peer, standing in sorted(replies.items()):
             if standing.stage not in lost:
                 donors = tuple(sorted(p for p in having - {peer} if replies[p].stage == standing.stage))

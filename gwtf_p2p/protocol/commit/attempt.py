@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.view.evaluations import with_reported
 from gwtf_p2p.protocol.wire.commit_messages import NOT_FINITE
-from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Finished, Missing, Prepare, Prepared, Share
+from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Evaluations, Finished, Missing, Prepare, Prepared, Share
 from gwtf_p2p.protocol.wire.receipts import digest_of
 
 NORM_TOLERANCE = 1e-5
@@ -142,10 +143,11 @@ def prepares(
     stages: int,
     *,
     skipped_for: tuple[PeerId, ...] = (),
+    evaluations: Evaluations | None = None,
 ) -> dict[Stage, Prepare]:
     """One `Prepare` per stage group: the credited peers with their shares, and the others of the roster with empty ones.
 
-    `position` is (epoch, iteration).
+    `position` is (epoch, iteration), `evaluations` those before it.
     """
     epoch, iteration = position
     shares: dict[Stage, dict[PeerId, list[MicrobatchId]]] = {Stage(k): {} for k in range(stages + 1)}
@@ -167,6 +169,7 @@ def prepares(
     staying = tuple(peer for peer, report in sorted(finished.items()) if not report.leaving)
     receipts = tuple(report.receipt for _, report in sorted(finished.items()) if report.receipt is not None)
     digest = digest_of(receipts)
+    evaluations = with_reported(evaluations, iteration, (report.evaluated for _, report in sorted(finished.items())))
     return {
         stage: Prepare(
             iteration=iteration,
@@ -181,6 +184,7 @@ def prepares(
             receipts=receipts if stage == DATA_STAGE else (),
             receipts_digest=digest,
             skipped_for=skipped_for,
+            evaluations=evaluations,
         )
         for stage, group in shares.items()
     }

@@ -49,7 +49,8 @@ class AttemptUnderWay:
         ballot = Ballot(number, ctx.me)
         skipped_for = tuple(sorted(self._not_finite))
         state = (participant.position, ballot, participant.committed)
-        groups = prepares(*state, present, finished, ctx.stages, skipped_for=skipped_for)
+        known = participant.progress.evaluating.known
+        groups = prepares(*state, present, finished, ctx.stages, skipped_for=skipped_for, evaluations=known)
         self.attempt = Attempt(number, groups)
         self._began_at = ctx.now
         ctx.cancel_timer(Timer.WAIT, "")

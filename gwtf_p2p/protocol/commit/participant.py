@@ -21,7 +21,7 @@ from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Publish, Send, Step
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.certificates import Certificate
-from gwtf_p2p.protocol.wire.messages import Ballot, Commit, NotPrepared, Prepare, Standing, commit_of
+from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Evaluations, NotPrepared, Prepare, Standing, commit_of
 
 
 class Participant:
@@ -73,9 +73,9 @@ class Participant:
 
     # ---- what this peer is told of itself
 
-    def start_from(self, version: int, kept: tuple[int, ...]) -> None:
+    def start_from(self, version: int, kept: tuple[int, ...], evaluations: Evaluations | None = None) -> None:
         """The program has started with weights of this version; `kept` are the versions that it could restore."""
-        self.progress.start_from(version)
+        self.progress.start_from(version, evaluations)
         self.role.keep(kept)
 
     def set_voters(self, data_peers: tuple[PeerId, ...] | None) -> None:

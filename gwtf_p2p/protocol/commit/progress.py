@@ -7,6 +7,9 @@ step that ends after its weights have been replaced means nothing.
 
 A commit whose norm is not finite is a step that is *skipped*: the version rises, the weights stay. After as many in a row as
 the run allows, data peers begin no iteration until they are started again.
+
+A run is *over* with its last iteration, or with the commit that says that the evaluations have brought nothing better for as
+long as the run waits (`view/evaluations`).
 """
 
 from __future__ import annotations
@@ -14,18 +17,51 @@ from __future__ import annotations
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Step
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.view.evaluations import REPORT, ends, up_to, with_newest
 from gwtf_p2p.protocol.wire.certificates import Certificate
-from gwtf_p2p.protocol.wire.messages import Ballot, Prepare
+from gwtf_p2p.protocol.wire.messages import Ballot, Evaluated, Evaluations, Prepare
 
 NO_WEIGHTS = -1
 """Version of weights that belong to no committed iteration."""
+
+
+class Evaluating:
+    """What one peer knows of the run's evaluations, and whether they have ended it. `here`: what this peer itself has found."""
+
+    def __init__(self, context: Context) -> None:
+        self.ctx = context
+        self.known: Evaluations | None = None
+        self.here: Evaluated | None = None
+
+    def found(self, news: Evaluated, version: int) -> None:
+        """It has evaluated weights, and is at this version. Those of the last iteration are evaluated when no commit follows
+        any more."""
+        self.here = news
+        if news.version == version and self.ctx.life.is_over(version):
+            self.know(with_newest(self.known, news))
+
+    def know(self, evaluations: Evaluations | None) -> None:
+        """This is what is known from now on."""
+        if evaluations is not None and evaluations != self.known:
+            newest = evaluations.newest
+            told = {"best_version": evaluations.best_version, "best_loss": evaluations.best_loss, "waited": evaluations.waited}
+            self.ctx.report(REPORT, iteration=newest.version, loss=newest.loss, patience=self.ctx.life.patience, **told)
+        self.known = evaluations
+
+    def go_back(self, version: int) -> None:
+        """What later weights have lost is forgotten."""
+        self.known = up_to(self.known, version)
+
+    def have_ended(self, version: int) -> bool:
+        """The evaluations have ended the run, with this version, before its last iteration."""
+        return ends(self.known, self.ctx.life.patience) and not self.ctx.life.is_over(version)
 
 
 class Progress:
     """`version`: the iteration that this peer takes part in. `weights`: what its weights are at, equal unless it follows.
     `committed`: the attempt that `version` began from, `gradient_norm` and `certificate` that commit's. `skipped`: the steps
     before it that were skipped, in a row, as far as this peer has seen; `skipped_for`: whose gradients were not finite at the
-    last of them."""
+    last of them. `evaluating`: what the commits up to `version` have told of evaluations."""
 
     def __init__(self, context: Context) -> None:
         self.ctx = context
@@ -36,6 +72,7 @@ class Progress:
         self.certificate: Certificate | None = None
         self.skipped = 0
         self.skipped_for: tuple[PeerId, ...] = ()
+        self.evaluating = Evaluating(context)
         self.behind = False
         self._has_fallen_behind = False
         self._has_let_go = False
@@ -67,11 +104,17 @@ class Progress:
     @property
     def begins_nothing(self) -> bool:
         """The run is over, or paused."""
-        return self.ctx.life.is_over(self.version) or self.is_paused
+        return self.is_over(self.version) or self.is_paused
 
-    def start_from(self, version: int) -> None:
+    def is_over(self, version: int) -> bool:
+        """Whether the run ends with these weights."""
+        ended = self.evaluating.have_ended(self.version)
+        return self.ctx.life.is_over(version) or (ended and version >= self.version)
+
+    def start_from(self, version: int, evaluations: Evaluations | None) -> None:
         """The program has started with weights of this version."""
         self.version = self.weights = version
+        self.evaluating.know(evaluations)
 
     # ---- steps
 
@@ -121,6 +164,7 @@ class Progress:
         self.certificate, self.unchecked = certificate, False
         self.skipped = self.skipped + 1 if gradient_norm < 0 else 0
         self.skipped_for = prepare.skipped_for
+        self.evaluating.know(prepare.evaluations or self.evaluating.known)
 
     # ---- behind
 
@@ -138,6 +182,7 @@ class Progress:
 
     def follow(self, iteration: int, epoch: int, certificate: Certificate | None = None) -> None:
         """Take part from this iteration on, without its weights."""
+        self.evaluating.go_back(iteration)
         if self.weights == iteration:
             self.weights = NO_WEIGHTS  # they may be right, but the gradient is not empty
         self.version, self.ctx.epoch = iteration, epoch

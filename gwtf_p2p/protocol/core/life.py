@@ -11,6 +11,8 @@ class RunLife:
     the weights is worth something only if every stage has it; 0: this peer keeps no checkpoints. `own_every`: this peer's
     additional ones, 0 for none. `stays`: it goes on serving when the run is complete. `max_skipped_steps`: after so many in a
     row whose gradient was not finite the run pauses; 0: never. `rebuilds`: when it leads, it has stages that are lost rebuilt.
+    `patience`: so many evaluations in a row without a lower loss end the run; 0: none do. `best_of`: of every so many
+    iterations the weights may turn out to be the best, and are kept until that is known; 0: none are.
     """
 
     total_iterations: int = 0
@@ -19,6 +21,13 @@ class RunLife:
     stays: bool = False
     max_skipped_steps: int = 0
     rebuilds: bool = False
+    patience: int = 0
+    best_of: int = 0
+
+    @property
+    def may_end(self) -> bool:
+        """Whether this run has an end at all."""
+        return self.total_iterations > 0 or self.patience > 0
 
     @property
     def keeps(self) -> bool:
@@ -26,10 +35,11 @@ class RunLife:
         return self.checkpoint_every > 0
 
     def is_over(self, version: int) -> bool:
-        """Whether these are the weights after the last iteration."""
+        """Whether these are the weights after the last iteration that is planned."""
         return 0 < self.total_iterations <= version
 
     def is_due(self, version: int) -> bool:
-        """Whether a checkpoint of these weights is kept as a matter of course: at an interval's end, and of the last."""
-        intervals = [every for every in (self.checkpoint_every, self.own_every) if every > 0]
+        """Whether a checkpoint of these weights is kept as a matter of course: at an interval's end, of the last, and of those
+        that may be the best."""
+        intervals = [every for every in (self.checkpoint_every, self.own_every, self.best_of) if every > 0]
         return self.is_over(version) or any(version % every == 0 for every in intervals)

@@ -16,6 +16,7 @@ from gwtf_p2p.protocol.events import Timer
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.membership.membership import Membership
 from gwtf_p2p.protocol.membership.saving import Saving
+from gwtf_p2p.protocol.view.evaluations import why
 from gwtf_p2p.protocol.wire.records import Completion, StageRecord
 
 LINGER_S = 5.0
@@ -34,9 +35,9 @@ class Ending:
 
     def settle(self, serves: bool) -> None:
         """To be called after every event. `serves`: the peer is online with the weights of its iteration."""
-        if self.over or not self.ctx.life.total_iterations:
+        if self.over or not self.ctx.life.may_end:
             return
-        if serves and self.ctx.life.is_over(self.participant.version):
+        if serves and self.participant.progress.is_over(self.participant.version):
             self._complete()
             return
         if self.completion is not Completion.RUNS:  # the swarm has gone back
@@ -54,7 +55,8 @@ class Ending:
         if self.completion is Completion.RUNS:
             self.completion = Completion.HERE
             written, failure = self.saving.has_written(version), self.saving.failure
-            ctx.report("run_complete", iterations=version, stage=ctx.stage, written=written, failure=failure)
+            told = {"iterations": version, "stage": ctx.stage, "early": self._early()}
+            ctx.report("run_complete", **told, written=written, failure=failure)
             ctx.emit(Publish())
         missing = self.stages_missing()
         if missing != self._said:
@@ -77,7 +79,7 @@ class Ending:
         return [stage for k in range(ctx.stages + 1) if (stage := Stage(k)) not in self._done]
 
     def _is_complete(self, record: StageRecord) -> bool:
-        of_this_epoch = record.epoch == self.ctx.epoch and self.ctx.life.is_over(record.weights_version)
+        of_this_epoch = record.epoch == self.ctx.epoch and self.participant.progress.is_over(record.weights_version)
         return of_this_epoch and record.completion is not Completion.RUNS
 
     def _others(self) -> list[tuple[PeerId, StageRecord]]:
@@ -117,6 +119,17 @@ class Ending:
         self.over = True
         self.participant.role.leave()
         took_part = self.completion is Completion.EVERYWHERE
-        total = self.ctx.life.total_iterations
+        early = self._early()
+        total = self.participant.version if early else self.ctx.life.total_iterations or self._last_seen()
         self.ctx.report("run_over", iterations=total, took_part=took_part)
-        self.ctx.emit(End(f"all {total} iterations are done"))
+        self.ctx.emit(End(f"{total} iterations are done, and {early}" if early else f"all {total} iterations are done"))
+
+    def _early(self) -> str:
+        """Why the run has ended before its last iteration; '' if it has not."""
+        evaluating = self.participant.progress.evaluating
+        known = evaluating.known
+        return why(known) if known is not None and evaluating.have_ended(self.participant.version) else ""
+
+    def _last_seen(self) -> int:
+        """How far the peers are with which the run is complete."""
+        return max((r.weights_version for _, r in self._others() if r.completion is Completion.EVERYWHERE), default=0)

@@ -51,7 +51,7 @@ class Membership:
         return self.state is PeerState.ONLINE and not self.participant.out_of_step
 
     def started(self, event: ev.Started) -> None:
-        self.participant.start_from(event.weights_version, event.kept)
+        self.participant.start_from(event.weights_version, event.kept, event.evaluations)
         self.ctx.epoch = event.epoch
         self.ctx.incarnation = event.incarnation or int(self.ctx.now * 1000)
         if self.ctx.view is not None:
@@ -139,6 +139,7 @@ class Membership:
             ctx.cancel_timer(ev.Timer.SEEK, "")
             self.admitted = ctx.me in message.data_peers and message.epoch > ctx.epoch
             participant.follow(message.iteration, message.epoch, message.certificate)
+            participant.progress.evaluating.know(message.evaluations)
             ctx.epoch_starts = message.epoch_starts
             participant.set_voters(message.data_peers if message.iteration > 0 else None)
             if self.state is PeerState.JOINING:

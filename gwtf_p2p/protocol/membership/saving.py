@@ -28,7 +28,8 @@ class Saving:
 
     def stepped(self, version: int) -> None:
         """The weights are of this version now, unless a later step of an earlier attempt has replaced them."""
-        if self.participant.weights == version and self.ctx.life.is_due(version):
+        is_due = self.ctx.life.is_due(version) or self.participant.progress.is_over(version)
+        if self.participant.weights == version and is_due:
             self.ask(version)
 
     def replaced(self) -> None:
@@ -43,9 +44,10 @@ class Saving:
     def ask(self, version: int) -> None:
         """Have the weights written, once. Those of the last iteration are asked for also where nothing is kept: whoever carries
         it out says when all that it has to do with them is done."""
-        if version != self._asked and (self.ctx.life.keeps or self.ctx.life.is_over(version)):
+        progress = self.participant.progress
+        if version != self._asked and (self.ctx.life.keeps or progress.is_over(version)):
             self._asked, self.failure = version, ""
-            self.ctx.emit(Checkpoint(version))
+            self.ctx.emit(Checkpoint(version, progress.evaluating.known))
 
     def settled(self, event: ev.Checkpointed) -> None:
         """The interpreter has written it, or cannot."""

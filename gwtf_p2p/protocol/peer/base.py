@@ -162,6 +162,8 @@ class PeerMachine(Concerned, Worker, ABC):
                 self.participant.role.keep(versions)
             case ev.Planned(plan):
                 self._planned(plan)
+            case ev.Evaluated(version, loss):
+                self.participant.progress.evaluating.found(msg.Evaluated(version, loss), self.participant.version)
             case ev.Signed() | ev.Digested() | ev.Gathered():
                 self.audits.happened(event)
             case ev.DrainRequested():

@@ -190,7 +190,9 @@ class Finishing:
         ctx.liveness.watch(coordinator, ctx.out)
         version, lines = self.participant.version, self.ledger.credits()
         receipt = self.receipting.receipt(version, lines)
-        ctx.emit(Send(coordinator, Finished(version, lines, mean, leaving, ctx.epoch, receipt)))
+        evaluated = self.participant.progress.evaluating.here
+        told = evaluated if evaluated is not None and evaluated.version == version else None
+        ctx.emit(Send(coordinator, Finished(version, lines, mean, leaving, ctx.epoch, receipt, told)))
         ctx.start_timer(Timer.FINISH, "", ctx.timings.deadline_s(("finish",), FINISH_PRIOR_S))
 
     def late(self) -> None:

@@ -84,7 +84,7 @@ class StallWatch:
         rebuild = machine.membership.wanted.rebuild
         return Situation(
             stages=ctx.stages,
-            total_iterations=ctx.life.total_iterations,
+            total_iterations=version if machine.participant.progress.is_over(version) else ctx.life.total_iterations,
             data_peers=self._wanted.data_peers,
             peers_per_stage=self._wanted.peers_per_stage,
             version=version,

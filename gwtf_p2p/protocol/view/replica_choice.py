@@ -12,6 +12,7 @@ one of the same version. Copies may take long, and iterations may be short, so t
 - Of the versions after it, everybody keeps and copies the *roundest*: the one with the largest power of two in it. Any stretch
   of checkpoints has only one, so peers that know different parts of it agree without talking. The longer a copy takes, the
   rounder the versions that are copied, and the longer they are kept: the secured version moves on at any speed.
+- The version whose evaluation is the best so far (`view/evaluations`) stays, and is copied, where the run keeps it.
 - Others may know sooner than a peer what is secured now, and drop the version before it. So a peer also keeps those of its own
   stage's versions after the secured one that are copied already: the next secured version is one of them.
 So any stage may be lost at any moment, and besides the newest a few versions are kept, however long the run.
@@ -53,24 +54,28 @@ def secured_version(view: NetworkView, epoch: int) -> int | None:
     return max(set.intersection(*had), default=None)
 
 
-def worth_keeping(versions: Iterable[int], newest: int, secured: int | None, copied: Iterable[int] = ()) -> set[int]:
-    """Of the versions of one stage: the secured one, the roundest and the `copied` ones after it, and so many of the newest."""
+def worth_keeping(
+    versions: Iterable[int], newest: int, secured: int | None, copied: Iterable[int] = (), best: int | None = None
+) -> set[int]:
+    """Of the versions of one stage: the secured one, the roundest and the `copied` ones after it, the `best`, and so many of
+    the newest."""
     there = sorted(set(versions))
     later = {version for version in copied if secured is None or version > secured}
-    return {*there[-newest:], *worth_copying(there, secured), *later.intersection(there)}
+    return {*there[-newest:], *worth_copying(there, secured, best), *later.intersection(there)}
 
 
-def copies_worth_keeping(versions: Iterable[int], newest: int, secured: int | None) -> set[int]:
+def copies_worth_keeping(versions: Iterable[int], newest: int, secured: int | None, best: int | None = None) -> set[int]:
     """The same of another stage, two of the newest at least: a copy just made is not dropped for the next one."""
-    return worth_keeping(versions, max(2, newest), secured)
+    return worth_keeping(versions, max(2, newest), secured, best=best)
 
 
-def worth_copying(versions: Iterable[int], secured: int | None) -> tuple[int, ...]:
-    """Of the versions that a stage has: the secured one, then the roundest after it."""
+def worth_copying(versions: Iterable[int], secured: int | None, best: int | None = None) -> tuple[int, ...]:
+    """Of the versions that a stage has: the secured one, then the roundest after it, then the best."""
     there = sorted(set(versions))
     first = secured if secured is not None else min(there, default=0)
     later = [version for version in there if version > first]
-    return (*([first] if first in there else []), *([max(later, key=_roundness)] if later else []))
+    found = (*([first] if first in there else []), *([max(later, key=_roundness)] if later else []))
+    return (*found, best) if best is not None and best in there and best not in found else found
 
 
 def _roundness(version: int) -> tuple[int, int]:

@@ -51,6 +51,25 @@ class Ballot:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What the weights of a version have lost, in the mean, on text that is not trained on; None where it is not finite."""
+
+    version: b.Iteration
+    loss: b.Number | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluations:
+    """How the evaluations of a run have gone: the newest, the best one so far, whose `best_version` is -1 where none was
+    finite, and how many have been `waited` since it for a lower loss."""
+
+    newest: Evaluated
+    best_version: b.WeightsVersion = -1
+    best_loss: b.Number = 0.0
+    waited: b.Count = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Prepare:
     """From the coordinator to each participant of a stage group: average exactly these shares. A higher attempt replaces a
     lower.
@@ -60,6 +79,7 @@ class Prepare:
     `receipts`, to data peers only, are those of the reports that the shares of all groups are made from; `receipts_digest`, to
     all participants, is what they say (`receipts.digest_of`): whoever signs the terms of an attempt signs for it.
     `skipped_for` have said that their own gradient is not finite: then nothing is averaged, and all stages skip the step.
+    `evaluations` are those up to this iteration's weights, None while there are none.
     """
 
     iteration: b.Iteration
@@ -74,6 +94,7 @@ class Prepare:
     receipts: Receipts = ()
     skipped_for: b.Peers = ()
     receipts_digest: b.Digest = ""
+    evaluations: Evaluations | None = None
 
     @property
     def ballot(self) -> Ballot:
@@ -84,7 +105,8 @@ class Prepare:
         """Digest of what is the same for all participants of an attempt, in whichever stage."""
         base = (self.base.attempt, self.base.coordinator) if self.base is not None else None
         said = (self.epoch, self.iteration, self.attempt, self.coordinator, base, self.data_peers, self.mean_loss)
-        return hashlib.sha256(repr((*said, self.skipped_for, self.receipts_digest)).encode()).hexdigest()[:32]
+        evaluated = (self.evaluations,) if self.evaluations is not None else ()  # a run without has the terms of older releases
+        return hashlib.sha256(repr((*said, self.skipped_for, self.receipts_digest, *evaluated)).encode()).hexdigest()[:32]
 
     @property
     def without_receipts(self) -> Prepare:

@@ -30,6 +30,8 @@ from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.commit_messages import Abort as Abort
 from gwtf_p2p.protocol.wire.commit_messages import Ballot as Ballot
 from gwtf_p2p.protocol.wire.commit_messages import Commit as Commit
+from gwtf_p2p.protocol.wire.commit_messages import Evaluated as Evaluated
+from gwtf_p2p.protocol.wire.commit_messages import Evaluations as Evaluations
 from gwtf_p2p.protocol.wire.commit_messages import NotPrepared as NotPrepared
 from gwtf_p2p.protocol.wire.commit_messages import Prepare as Prepare
 from gwtf_p2p.protocol.wire.commit_messages import Prepared as Prepared
@@ -170,7 +172,8 @@ Ledger = Annotated[tuple[Credit, ...], Len(0, MOST_MICROBATCHES)]
 class Finished:
     """From a data peer to the coordinator: all my microbatches of this iteration are back; who did what; their mean loss.
 
-    `leaving`: do not wait for me in the next iteration. `receipt` signs for what the ledger says.
+    `leaving`: do not wait for me in the next iteration. `receipt` signs for what the ledger says. `evaluated`: what the weights
+    of this iteration have lost on other text, from the data peer that has looked.
     """
 
     iteration: b.Iteration
@@ -179,6 +182,7 @@ class Finished:
     leaving: bool = False
     epoch: b.Epoch = 0
     receipt: Receipt | None = None
+    evaluated: Evaluated | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +250,7 @@ class Admit:
     A `epoch` above the receiver's means: the swarm goes back to this iteration, because a later one has been lost in some
     stage; whoever is further comes back, from its own checkpoint or from `donors`. `epoch_starts`: where each epoch began. The
     `certificate` proves that the iteration has been got to by a commit, if it was since the coordinator has started. `rebuild`:
-    with this epoch stages begin anew whose weights are lost.
+    with this epoch stages begin anew whose weights are lost. `evaluations`: those up to this iteration.
     """
 
     iteration: b.Iteration
@@ -257,6 +261,7 @@ class Admit:
     epoch_starts: b.EpochStarts = ()
     certificate: Certificate | None = None
     rebuild: Rebuild | None = None
+    evaluations: Evaluations | None = None
 
     @property
     def position(self) -> tuple[int, int]:

@@ -89,7 +89,8 @@ class EvaluationSpec:
     microbatches back meanwhile.
 
     That text is a share of the training windows, which then nobody trains on, or another dataset. `prompts` are gone on with
-    greedily, a token a time through the swarm.
+    greedily, a token a time through the swarm. What whoever leads makes of the losses (`view/evaluations`) is part of every
+    commit, so with `patience` all peers end alike.
     """
 
     every: Annotated[int, Ge(0), Le(MOST_ITERATIONS), "iterations between two evaluations (0: none)"] = 0
@@ -99,12 +100,14 @@ class EvaluationSpec:
     split: Annotated[str, MinLen(1), MaxLen(64), "split of that dataset"] = "validation"
     prompts: Annotated[tuple[str, ...], MaxLen(8), "texts that the model goes on with, each a line of the log"] = ()
     text_tokens: Annotated[int, Ge(1), Le(4096), "tokens of each of these texts, at most"] = 32
+    patience: Annotated[int, Ge(0), Le(2**20), "evaluations in a row without a lower loss that end the run (0: none do)"] = 0
+    keep_best: Annotated[bool, "every peer keeps the checkpoint whose evaluation has the lowest loss"] = False
 
     def validate(self, where: str) -> None:
         """Raises InputError for an evaluation on nothing, or on two things."""
         if self.every and bool(self.held_out) == bool(self.dataset):
             raise InputError(where, "evaluation.held_out", "expected a share above 0, or a dataset instead")
-        if not self.every and (self.held_out or self.dataset or self.prompts):
+        if not self.every and (self.held_out or self.dataset or self.prompts or self.patience or self.keep_best):
             raise InputError(where, "evaluation.every", "expected a whole number above 0, or no data to evaluate on")
         if any(len(prompt) > LONGEST_PROMPT for prompt in self.prompts):
             raise InputError(where, "evaluation.prompts", f"expected texts of at most {LONGEST_PROMPT} characters")

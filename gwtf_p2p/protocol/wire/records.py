@@ -12,7 +12,6 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgpack
@@ -39,7 +38,6 @@ from gwtf_p2p.protocol.wire.bounds import (
     PublicName,
     Rate,
     Release,
-    Seconds,
     StageNumber,
     Versions,
     WeightsVersion,
@@ -51,11 +49,19 @@ from gwtf_p2p.protocol.wire.recipe import BYTE_TOKENIZER, MOST_ITERATIONS
 from gwtf_p2p.protocol.wire.recipe import EvaluationSpec as EvaluationSpec
 from gwtf_p2p.protocol.wire.recipe import LossSpec as LossSpec
 from gwtf_p2p.protocol.wire.recipe import OptimizerSpec as OptimizerSpec
+from gwtf_p2p.protocol.wire.run_parts import Account as Account
 from gwtf_p2p.protocol.wire.run_parts import AdapterSpec as AdapterSpec
 from gwtf_p2p.protocol.wire.run_parts import Admission, check_admission
 from gwtf_p2p.protocol.wire.run_parts import BoundarySpec as BoundarySpec
 from gwtf_p2p.protocol.wire.run_parts import BoundaryTensor as BoundaryTensor
+from gwtf_p2p.protocol.wire.run_parts import Completion as Completion
 from gwtf_p2p.protocol.wire.run_parts import Fingerprint as Fingerprint
+from gwtf_p2p.protocol.wire.run_parts import LinkMeasurement as LinkMeasurement
+from gwtf_p2p.protocol.wire.run_parts import Links as Links
+from gwtf_p2p.protocol.wire.run_parts import LinkSource as LinkSource
+from gwtf_p2p.protocol.wire.run_parts import PathType as PathType
+from gwtf_p2p.protocol.wire.run_parts import PeerState as PeerState
+from gwtf_p2p.protocol.wire.run_parts import Timing as Timing
 from gwtf_p2p.protocol.wire.run_parts import ToleranceSpec as ToleranceSpec
 from gwtf_p2p.protocol.wire.run_parts import WeightsSpec as WeightsSpec
 from gwtf_p2p.protocol.wire.run_parts import WireSpec as WireSpec
@@ -72,66 +78,6 @@ MOST_DATA_PEERS = 4096
 RUN_ID = Matches(r"[^_./\\\s][^./\\\s]*", "without dots, slashes or spaces, not beginning with _")
 
 T = TypeVar("T")
-
-
-class PeerState(Enum):
-    """Life of a peer in a stage. Only ONLINE peers are routed to; ASKING ones take no part, and ask for forwards alone."""
-
-    JOINING = "JOINING"
-    SYNCING = "SYNCING"
-    ONLINE = "ONLINE"
-    DRAINING = "DRAINING"
-    ASKING = "ASKING"
-
-
-class PathType(Enum):
-    """How others reach a peer."""
-
-    PUBLIC = "public"
-    PUNCHED = "punched"
-    RELAYED = "relayed"
-
-
-class Completion(Enum):
-    """How far a run is, as a peer tells: the peer has more to do; it has done, and keeps, the last iteration; so has every
-    stage."""
-
-    RUNS = "runs"
-    HERE = "here"
-    EVERYWHERE = "everywhere"
-
-
-class LinkSource(Enum):
-    """Where a link figure comes from. A guess is never published as a measurement."""
-
-    TRAFFIC = "traffic"
-    PROBE = "probe"
-    ASSUMED = "assumed"
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """A measured duration: median over `count` samples, the newest `age_s` old when it was published."""
-
-    median_s: Seconds
-    count: Count
-    age_s: Seconds
-
-
-@dataclass(frozen=True, slots=True)
-class LinkMeasurement:
-    """One directed link as its sender measured it."""
-
-    to: Peer
-    round_trip_s: Seconds
-    bandwidth_bytes_per_s: Rate
-    source: LinkSource
-    samples: Count
-    age_s: Seconds
-    path: PathType = PathType.PUBLIC
-
-
-Links = Annotated[tuple[LinkMeasurement, ...], Len(0, 64)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,21 +205,6 @@ class RunRecord:
             raise InputError(where, "adapters.rank", "expected weights, too: adapters change a pre-trained model")
         if self.weight_hashes and len(self.weight_hashes) != self.stages + 1:
             raise InputError(where, "weight_hashes", f"expected one for each of {self.stages + 1} parts")
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """What a peer has computed since its start, and what crashes of others cost it.
-
-    `useful_s` of `computed_s` went into committed gradients, or may still. `recoveries` by kind; `recovery` is how long a
-    microbatch stood still, from when a lost peer was missed to when another one had it.
-    """
-
-    computed_s: Seconds = 0.0
-    useful_s: Seconds = 0.0
-    recoveries: Counts = field(default_factory=dict)
-    recovery: Timing | None = None
-    resent_bytes: Bytes = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""Parts of a run record: what travels between peers, what the model computes where the run was started, who may take part."""
+"""Parts of a run record (what travels between peers, what the model computes where the run was started, who may take part), and
+of a stage record (a peer's state, how it is reached, what it has measured and computed)."""
 
 from __future__ import annotations
 
@@ -6,12 +7,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, MaxLen, MinLen
+from annotated_types import Ge, Gt, Le, Len, MaxLen, MinLen
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PEER_ID, PeerId
+from gwtf_p2p.protocol.wire.bounds import Bytes, Count, Counts, Peer, Rate, Seconds
 from gwtf_p2p.protocol.wire.ranges import PLAIN_NAME
 from gwtf_p2p.protocol.wire.tensor_formats import AVERAGES, TensorFormat, format_of
 
@@ -166,3 +169,78 @@ def check_admission(where: str, admission: Admission, members: Sequence[PeerId],
             raise InputError(where, name, "expected peer ids, as `gwtf id` prints them, each once")
     if members and admission != "listed":
         raise InputError(where, "members", f'expected admission = "listed" with it, got {admission!r}')
+
+
+class PeerState(Enum):
+    """Life of a peer in a stage. Only ONLINE peers are routed to; ASKING ones take no part, and ask for forwards alone."""
+
+    JOINING = "JOINING"
+    SYNCING = "SYNCING"
+    ONLINE = "ONLINE"
+    DRAINING = "DRAINING"
+    ASKING = "ASKING"
+
+
+class PathType(Enum):
+    """How others reach a peer."""
+
+    PUBLIC = "public"
+    PUNCHED = "punched"
+    RELAYED = "relayed"
+
+
+class Completion(Enum):
+    """How far a run is, as a peer tells: the peer has more to do; it has done, and keeps, the last iteration; so has every
+    stage."""
+
+    RUNS = "runs"
+    HERE = "here"
+    EVERYWHERE = "everywhere"
+
+
+class LinkSource(Enum):
+    """Where a link figure comes from. A guess is never published as a measurement."""
+
+    TRAFFIC = "traffic"
+    PROBE = "probe"
+    ASSUMED = "assumed"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A measured duration: median over `count` samples, the newest `age_s` old when it was published."""
+
+    median_s: Seconds
+    count: Count
+    age_s: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMeasurement:
+    """One directed link as its sender measured it."""
+
+    to: Peer
+    round_trip_s: Seconds
+    bandwidth_bytes_per_s: Rate
+    source: LinkSource
+    samples: Count
+    age_s: Seconds
+    path: PathType = PathType.PUBLIC
+
+
+Links = Annotated[tuple[LinkMeasurement, ...], Len(0, 64)]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a peer has computed since its start, and what crashes of others cost it.
+
+    `useful_s` of `computed_s` went into committed gradients, or may still. `recoveries` by kind; `recovery` is how long a
+    microbatch stood still, from when a lost peer was missed to when another one had it.
+    """
+
+    computed_s: Seconds = 0.0
+    useful_s: Seconds = 0.0
+    recoveries: Counts = field(default_factory=dict)
+    recovery: Timing | None = None
+    resent_bytes: Bytes = 0

@@ -14,6 +14,7 @@ from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.view.contributions import Contributions
+from gwtf_p2p.protocol.wire.messages import Evaluations
 from gwtf_p2p.protocol.wire.records import LinkMeasurement
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links
@@ -32,7 +33,7 @@ class SimulatedPeer:
 
     `device_s` is how long the device has computed, work cut off by a crash included. `kept` are the versions of its
     weights that it could give: the last is what it works with, the others are checkpoints. `contributions` are, at a data
-    peer, the sums of those versions.
+    peer, the sums of those versions, and `evaluations` what its checkpoints tell of them.
     """
 
     machine: StagePeer | DataPeer
@@ -49,6 +50,7 @@ class SimulatedPeer:
     device_s: float = 0.0
     kept: list[int] = field(default_factory=list)
     contributions: dict[int, Contributions] = field(default_factory=dict)
+    evaluations: dict[int, Evaluations | None] = field(default_factory=dict)
     epoch: int = 0
 
     @property

@@ -3,6 +3,7 @@ file."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -105,7 +106,8 @@ class SmallConfig:
     (`InTurnByPlan`).
     `max_skipped_steps` 0: it never pauses. `checkpoint_every` 0: what the world keeps of every iteration is all; `ends`:
     programs end when the run is complete; `certifies`: commits are proven; `rebuilds`: a stage that is lost is rebuilt.
-    `audit`: the share of hops that is done again.
+    `audit`: the share of hops that is done again. `losses`: what the first data peer finds when it evaluates a version, which
+    it does for each of them (NaN: not finite); `patience` as in the run's record.
     """
 
     stages: int = 3
@@ -126,6 +128,8 @@ class SmallConfig:
     rebuilds: bool = False
     certifies: bool = True
     audit: float = 0.0
+    losses: Callable[[int], float] | None = None
+    patience: int = 0
     seed: int = 0
     terms: EntryTerms = field(default_factory=EntryTerms)
 
@@ -161,6 +165,7 @@ class SmallSwarm:
             stays=not config.ends,
             max_skipped_steps=config.max_skipped_steps,
             rebuilds=config.rebuilds,
+            patience=config.patience,
         )
         kind, *numbers = peer.split("_")
         verifies = verify if config.certifies else None
@@ -308,6 +313,12 @@ def small_swarm(config: SmallConfig, script: Sequence[Fault] = ()) -> SmallSwarm
         reports.append((peer, report, now))
         if report.name == "drained":
             kernel.after(LATENCY_S, lambda leaver=world.peers[peer]: swarm.leave(leaver))  # type: ignore[misc]
+
+        elif report.name == "iteration_begins" and peer == "data_0" and config.losses is not None:
+            version = int(str(report.fields["iteration"]))
+            loss = config.losses(version)
+            found = ev.Evaluated(version, loss if math.isfinite(loss) else None)
+            kernel.after(0.0, lambda at=world.peers[peer]: world.population.feed(at, found))  # type: ignore[misc]
 
     world = World(kernel, links, directory, sizes, on_report)
     world.messages.signs = config.certifies

@@ -74,13 +74,17 @@ class World:
         former = self.peers.get(peer.id)
         if former is not None:
             peer.kept, peer.contributions, peer.epoch = former.kept, former.contributions, former.epoch
+            peer.evaluations = former.evaluations
         self.peers[peer.id] = peer
 
     def start(self, peer: SimulatedPeer, weights_version: int = 0) -> None:
         """Bring a peer up: it starts, publishes, and looks at the records from now on."""
         if weights_version not in peer.kept:
             peer.kept.append(weights_version)
-        self.population.feed(peer, ev.Started(weights_version, epoch=peer.epoch, kept=tuple(peer.kept)))
+        evaluations = peer.evaluations.get(weights_version)
+        self.population.feed(
+            peer, ev.Started(weights_version, epoch=peer.epoch, kept=tuple(peer.kept), evaluations=evaluations)
+        )
         if self._orders:
             self.population.feed(peer, ev.Ordered(self._orders))
         self._publication.keep_publishing(peer)
@@ -171,7 +175,8 @@ class World:
                 self._weights.download(peer, effect)
             case ef.Plan(request):
                 self.population.feed(peer, ev.Planned(self.make_plan(request)))
-            case ef.Checkpoint(version):
+            case ef.Checkpoint(version, evaluations):
+                peer.evaluations[version] = evaluations
                 self.kernel.after(0.0, lambda: self.population.feed(peer, ev.Checkpointed(version)))
             case ef.MoveTo(stage):
                 self.on_move(peer.id, stage)

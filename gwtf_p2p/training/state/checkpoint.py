@@ -31,6 +31,8 @@ from torch import Tensor
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE
+from gwtf_p2p.protocol.wire.codec import to_plain
+from gwtf_p2p.protocol.wire.commit_messages import Evaluations
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.state.epochs import read_epochs, replace_file
 from gwtf_p2p.training.state.stored import StoredState, described, renamed
@@ -72,9 +74,16 @@ def step_folder(root: Path, stage: int, iteration: int) -> Path:
 
 
 def save_checkpoint(
-    root: Path, run: RunRecord, stage: int, state: Mapping[str, Tensor], epoch: int = 0, *, read: Callable[[], bool] = _whole
+    root: Path,
+    run: RunRecord,
+    stage: int,
+    state: Mapping[str, Tensor],
+    epoch: int = 0,
+    evaluations: Evaluations | None = None,
+    *,
+    read: Callable[[], bool] = _whole,
 ) -> Path:
-    """Write the state of one stage after `state["step"]` iterations.
+    """Write the state of one stage after `state["step"]` iterations, and what was evaluated before it (`evaluations`).
 
     `read` is called when all tensors have been read, which then may change; false if they did before.
     Raises InputError naming the directory if it can't be written.
@@ -98,6 +107,7 @@ def save_checkpoint(
             "iteration": iteration,
             "model_hash": run.model_hash,
             "epoch": epoch,
+            "evaluations": to_plain(evaluations) if evaluations is not None else None,
             "run": {
                 "run_id": run.run_id,
                 "model_config": dict(run.model_config),

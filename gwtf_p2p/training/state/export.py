@@ -38,16 +38,18 @@ from gwtf_p2p.training.state.checkpoint import (
     step_folder,
     verified_checkpoint,
 )
+from gwtf_p2p.training.state.evaluations import best_checkpoints
 
 logger = logging.getLogger(__name__)
 
 
-def export_hf(checkpoint_dir: Path, out: Path) -> int:
+def export_hf(checkpoint_dir: Path, out: Path, *, best: bool = False) -> int:
     """Write `AutoModelForCausalLM.from_pretrained(out)` of the newest iteration that all stages have; returns the iteration.
+    `best`: of the one whose evaluation had the lowest loss.
 
     Raises InputError: no such directory, a stage without a checkpoint, checkpoints of different runs, `out` not empty.
     """
-    checkpoints = _common_checkpoints(checkpoint_dir)
+    checkpoints = _common_checkpoints(checkpoint_dir, best)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(str(out), "", "expected a new or empty folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -76,23 +78,27 @@ def export_hf(checkpoint_dir: Path, out: Path) -> int:
     return checkpoints[0].iteration
 
 
-def _common_checkpoints(checkpoint_dir: Path) -> list[Checkpoint]:
+def _common_checkpoints(checkpoint_dir: Path, best: bool) -> list[Checkpoint]:
     """One verified checkpoint per stage, all of one iteration and one model."""
     where = str(checkpoint_dir)
     stages = stages_in(checkpoint_dir)
     if stages != list(range(len(stages))) or len(stages) < 2:
         raise InputError(where, "", f"expected the folders stage_00000, stage_00001, ..., found those of stages {stages}")
-    iteration = latest_common_iteration(checkpoint_dir, stages[-1])
-    if iteration is None:
-        raise InputError(where, "", f"expected an iteration of which stages 0 to {stages[-1]} all have an intact checkpoint")
-    found = [verified_checkpoint(step_folder(checkpoint_dir, stage, iteration)) for stage in stages]
-    checkpoints = [checkpoint for checkpoint in found if checkpoint is not None]
+    checkpoints = best_checkpoints(checkpoint_dir, stages[-1]) if best else _newest(checkpoint_dir, stages, where)
     if len({checkpoint.model_hash for checkpoint in checkpoints}) != 1:
         raise InputError(where, "model_hash", "expected checkpoints of one run, found several models, splits or seeds")
     expected = len(checkpoints[0].run["layer_split"])
     if stages[-1] != expected:
         raise InputError(where, "", f"expected checkpoints of stages 0 to {expected}, found up to {stages[-1]}")
     return checkpoints
+
+
+def _newest(checkpoint_dir: Path, stages: list[int], where: str) -> list[Checkpoint]:
+    iteration = latest_common_iteration(checkpoint_dir, stages[-1])
+    if iteration is None:
+        raise InputError(where, "", f"expected an iteration of which stages 0 to {stages[-1]} all have an intact checkpoint")
+    found = [verified_checkpoint(step_folder(checkpoint_dir, stage, iteration)) for stage in stages]
+    return [checkpoint for checkpoint in found if checkpoint is not None]
 
 
 def _starts_from(checkpoint: Checkpoint) -> tuple[WeightsSpec, AdapterSpec]:

@@ -47,7 +47,7 @@ class Stages:
 
 def evaluation(prompt: str, stages: Any) -> tuple[Evaluation, list[dict[str, Any]]]:
     told: list[dict[str, Any]] = []
-    return Evaluation(record(prompt), stages, ([BATCH], ByteTokenizer()), told.append), told
+    return Evaluation(record(prompt), stages, ([BATCH], ByteTokenizer()), told.append, lambda version, loss: None), told
 
 
 async def finished(of: Evaluation) -> None:

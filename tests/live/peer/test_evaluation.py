@@ -27,17 +27,17 @@ from gwtf_p2p.training.state.export import export_hf
 pytestmark = pytest.mark.live
 
 STEPS, DEADLINE_S = 2, 240.0
+SMALL: dict[str, Any] = {
+    "vocab_size": 257, "hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": 256,
+}  # fmt: skip
 
 
 def pretrained(folder: Path) -> Path:
     """A small model as a hub folder, made here."""
-    config = LlamaConfig(
-        vocab_size=257, hidden_size=16, intermediate_size=40, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=64, bos_token_id=None, eos_token_id=256,
-    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
+        LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(folder)
     return folder
 
 
@@ -139,3 +139,62 @@ def test_a_live_run_of_adapters_is_evaluated_as_in_one_process_and_its_adapter_l
     with torch.no_grad():
         sums = [summed_loss(loaded(input_ids=t, use_cache=False).logits, labels) for t, labels in held]
     assert sum(s for s, _ in sums) / sum(c for _, c in sums) == pytest.approx(evaluated[-1], abs=1e-4)
+
+
+WAITS = {"every": 1, "held_out": 0.1, "microbatches": 2, "patience": 2, "keep_best": True}
+
+
+def until_complete(run: RunRecord, folder: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """All reports of a live run with checkpoints until it is complete at every peer."""
+    folder.mkdir(exist_ok=True)
+    local = LocalRun(LocalRunConfig(1, 1, checkpoint_dir=folder / "checkpoints"), run, folder)
+    heard: list[tuple[str, Mapping[str, Any]]] = []
+    end = time.monotonic() + DEADLINE_S
+    try:
+        local.begin()
+        while len({who for who, report in heard if report["name"] == "run_complete_everywhere"}) < 3:
+            heard += local.poll(0.2)
+            assert time.monotonic() < end, [local.tail(name) for name in local.lines]
+    finally:
+        local.stop()
+    return heard
+
+
+@pytest.mark.slow  # half a minute on a free machine
+def test_a_run_without_better_evaluations_ends_and_its_best_weights_are_exported(tmp_path: Path) -> None:
+    """Its steps grow until they do harm. What it knows lies on its disks: started again, it is still over."""
+    plain = {
+        "run_id": "waits",
+        "model": {"model_type": "llama", **SMALL},
+        "dataset": f"text:{Path(__file__).parents[3] / 'LICENSE'}",
+        "stages": 2,
+        "seed": 1,
+        "sequence_length": 32,
+        "microbatch_size": 2,
+        "microbatches_per_data_peer": 2,
+        "checkpoint_every": 100,
+        "keep_checkpoints": 1,
+        "optimizer": {"learning_rate": 100.0, "warmup_iterations": 1000},
+        "evaluation": WAITS,
+    }
+    run = run_from_plain(plain, "test")
+    heard = until_complete(run, tmp_path)
+    losses = {r["iteration"]: r["loss"] for _, r in heard if r["name"] == "evaluated"}
+    best = min(losses, key=lambda version: losses[version])
+    over = {r["iterations"] for _, r in heard if r["name"] == "run_complete"}
+    assert best > 0 and over == {best + 3}, "two evaluations after the best one, and the step of the second"
+    reasons = {r["early"] for _, r in heard if r["name"] == "run_complete"}
+    assert reasons == {f"2 evaluations in a row were not better than the one after {best} iterations (loss {losses[best]:.4f})"}
+    for stage in range(3):
+        kept = {int(each.name.removeprefix("step_")) for each in (tmp_path / f"checkpoints/stage_{stage:05d}").glob("step_*")}
+        assert {best, best + 3} <= kept, "no newer checkpoint has pushed out the best one"
+    assert export_hf(tmp_path / "checkpoints", tmp_path / "best", best=True) == best
+    assert export_hf(tmp_path / "checkpoints", tmp_path / "newest") == best + 3
+    held = evaluation_batches(run, *open_data(run))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "best", dtype=torch.float32)
+    with torch.no_grad():
+        sums = [summed_loss(loaded(input_ids=t, use_cache=False).logits, labels) for t, labels in held]
+    assert sum(total for total, _ in sums) / sum(count for _, count in sums) == pytest.approx(losses[best], abs=1e-4)
+    again = until_complete(run, tmp_path)
+    assert not [r for _, r in again if r["name"] == "stepped"]
+    assert {r["early"] for _, r in again if r["name"] == "run_complete"} == reasons

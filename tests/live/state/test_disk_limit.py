@@ -23,6 +23,7 @@ from gwtf_p2p.live.state.options import CheckpointOptions
 from gwtf_p2p.live.state.replication import Replication
 from gwtf_p2p.live.state.store import StateStore
 from gwtf_p2p.live.state.transfer import StateDownload
+from gwtf_p2p.protocol.effects import Checkpoint
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
@@ -88,7 +89,7 @@ async def saved(here: Checkpoints, version: int) -> str:
     """Why it is not on the disk."""
     heard: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     cast(Held, here.compute).iterations = version
-    here.write(version, lambda _, reason: heard.set_result(reason))
+    here.write(Checkpoint(version), lambda _, reason: heard.set_result(reason))
     return await heard
 
 

@@ -19,6 +19,7 @@ from gwtf_p2p.live.state import disk as module
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.disk import DISK_RETRY_S
 from gwtf_p2p.live.state.options import CheckpointOptions
+from gwtf_p2p.protocol.effects import Checkpoint
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import Stage
 from gwtf_p2p.training.state import checkpoint as files
@@ -69,7 +70,7 @@ async def write(checkpoints: Checkpoints, version: int) -> str:
     """What came of it."""
     heard: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     cast(OneState, checkpoints.compute).version = version
-    checkpoints.write(version, lambda _, reason: heard.set_result(reason))
+    checkpoints.write(Checkpoint(version), lambda _, reason: heard.set_result(reason))
     return await heard
 
 

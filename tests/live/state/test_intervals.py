@@ -15,6 +15,7 @@ from gwtf_p2p.live.peer.assembly import run_life
 from gwtf_p2p.live.peer.config import PeerConfig
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.options import CheckpointOptions
+from gwtf_p2p.protocol.effects import Checkpoint
 from gwtf_p2p.protocol.ids import Stage
 from tests.training.swarm import LLAMA, run_record
 
@@ -37,7 +38,7 @@ async def kept_after(steps: int, options: CheckpointOptions, stage: int) -> set[
     for compute.version in range(1, steps + 1):
         if life.is_due(compute.version):
             written = asyncio.Event()
-            checkpoints.write(compute.version, lambda version, reason, done=written: done.set())
+            checkpoints.write(Checkpoint(compute.version), lambda version, reason, done=written: done.set())
             await written.wait()
     return set(checkpoints.kept)
 

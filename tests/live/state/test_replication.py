@@ -18,6 +18,7 @@ from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.options import CheckpointOptions
 from gwtf_p2p.live.state.replication import Replication
 from gwtf_p2p.live.state.transfer import UNBOUNDED, Pace, StateDownload
+from gwtf_p2p.protocol.effects import Checkpoint
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
@@ -69,7 +70,7 @@ class Swarm:
             self.iterations += 2
             for kept in self.checkpoints.values():
                 cast(FakeCompute, kept.compute).iterations = self.iterations
-                kept.write(self.iterations, lambda version, reason: None)
+                kept.write(Checkpoint(self.iterations), lambda version, reason: None)
                 await kept.close()
 
     def view(self) -> NetworkView:

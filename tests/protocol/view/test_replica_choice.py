@@ -13,6 +13,7 @@ import pytest
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.replica_choice import (
+    copies_worth_keeping,
     keepers,
     kept_by,
     neighbouring_stages,
@@ -87,6 +88,9 @@ def test_the_secured_version_and_the_roundest_after_it_are_kept_and_copied() -> 
     assert worth_copying([10], None) == (10,)
     assert worth_copying([], 80) == () == worth_copying([], None)
     assert worth_keeping([], 3, None) == set()
+    assert worth_copying(tens, 80, 30) == (80, 160, 30), "the best one by its evaluation, wherever it is"
+    assert worth_copying(tens, 80, 160) == (80, 160) == worth_copying(tens, 80, 7)
+    assert worth_keeping(tens, 3, 80, best=30) == {30, 80, 160, 230, 240, 250} == copies_worth_keeping(tens, 3, 80, best=30)
     assert worth_keeping(tens, 1, 80, [20, 120, 130, 990]) == {80, 120, 130, 160, 250}, "others may count on what is copied"
 
 
