@@ -61,10 +61,10 @@ def _train(run: RunRecord, source: DataSource, sizes: tuple[int, int], device: t
 def _model(run: RunRecord, device: torch.device) -> tuple[Callable[[Tensor], Tensor], dict[str, nn.Parameter]]:
     """What gives logits_BTV of tokens_BT, and what is trained, by name."""
     if run.subspace:
-        whole = WholeInSubspace(load_config(run.model_config), run.subspace, run.seed)
+        whole = WholeInSubspace(load_config(run.built_config), run.subspace, run.seed)
         whole.to(device)
         return whole.logits, whole.parameters
-    model = build_whole_model(run.model_config, run.seed)
+    model = build_whole_model(run.built_config, run.seed)
     model.to(device)  # type: ignore[arg-type]
 
     def logits_of(tokens_BT: Tensor) -> Tensor:

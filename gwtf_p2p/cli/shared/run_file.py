@@ -185,7 +185,7 @@ def run_from_plain(plain: Mapping[str, Any], where: str, lines_bytes_per_s: Sequ
     for prompt in run.evaluation.prompts:
         _at(where, partial(prompt_ids, run, tokenizer, prompt), field="evaluation.prompts")
     asked = {"by_document": draft.attention == "document", "subspace": bool(draft.subspace)}
-    fingerprint = preflight(model_config, where, balance=draft.loss.balance, **asked)
+    fingerprint = preflight(run.built_config, where, balance=draft.loss.balance, **asked)
     run = replace(run, boundary=boundary_of(PartSpec.of(run, 0), where), fingerprint=fingerprint)
     if run.adapters.rank and not any(parameter_shapes(PartSpec.of(run, stage), where) for stage in range(run.stages + 1)):
         raise InputError(where, "adapters.targets", "expected modules with weights")

@@ -119,7 +119,7 @@ def check_model(run: RunRecord) -> None:
     """
     try:
         check_run(run)
-        reason = mismatch(run.model_config, run.fingerprint)
+        reason = mismatch(run.built_config, run.fingerprint)
     except InputError as error:
         own, there = versions(), run.fingerprint.versions
         if not there or there == own:
@@ -143,6 +143,7 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
 
 def _make_part(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     spec = PartSpec.of(run, place.stage)
+    config = replace(config, executor=replace(config.executor, recompute=config.executor.recompute or run.recompute))
     if place.stage != DATA_STAGE:
         part = build_stage_part(spec)
         stage = CheatingExecutor(part, config.executor, config.cheat) if config.cheat else StageExecutor(part, config.executor)

@@ -49,9 +49,10 @@ from gwtf_p2p.protocol.wire.recipe import BYTE_TOKENIZER, MOST_ITERATIONS
 from gwtf_p2p.protocol.wire.recipe import EvaluationSpec as EvaluationSpec
 from gwtf_p2p.protocol.wire.recipe import LossSpec as LossSpec
 from gwtf_p2p.protocol.wire.recipe import OptimizerSpec as OptimizerSpec
+from gwtf_p2p.protocol.wire.run_parts import ATTENTION, AttentionImplementation, check_admission
 from gwtf_p2p.protocol.wire.run_parts import Account as Account
 from gwtf_p2p.protocol.wire.run_parts import AdapterSpec as AdapterSpec
-from gwtf_p2p.protocol.wire.run_parts import Admission, check_admission
+from gwtf_p2p.protocol.wire.run_parts import Admission as Admission
 from gwtf_p2p.protocol.wire.run_parts import BoundarySpec as BoundarySpec
 from gwtf_p2p.protocol.wire.run_parts import BoundaryTensor as BoundaryTensor
 from gwtf_p2p.protocol.wire.run_parts import Completion as Completion
@@ -105,6 +106,8 @@ class RunRecord:
     dataset: Annotated[str | tuple[DatasetSpec, ...], MinLen(1), "what the run trains on"] = STDLIB
     tokenizer: Annotated[str, MinLen(1), MaxLen(1024), PLAIN_NAME, "byte, or a tokenizer's name or folder"] = BYTE_TOKENIZER
     attention: Annotated[Literal["window", "document"], "what a token may see: the whole window, or its document"] = "window"
+    attention_implementation: Annotated[AttentionImplementation, "kernel of attention (auto: the library's choice)"] = "auto"
+    recompute: Annotated[bool, "stage peers keep no activations, and compute each forward again for its backward"] = False
     end_token: Annotated[int, Ge(-1), Lt(2**31), "the id that ends a document, where attention goes by documents"] = -1
     data_peers: Annotated[int, Ge(1), Le(MOST_DATA_PEERS), "data peers that share the dataset"] = 1
     data_peers_before: Annotated[tuple[tuple[int, int], ...], MaxLen(256), "up to which iteration there were how many"] = ()
@@ -148,6 +151,12 @@ class RunRecord:
             elif until > (found[-1][0] if found else 0):
                 found.append((until, data_peers))
         return tuple(found)
+
+    @property
+    def built_config(self) -> dict[str, Any]:
+        """What the model is built from: its config, and how attention is computed."""
+        kernel = self.attention_implementation
+        return {**self.model_config, **({} if kernel == "auto" else {ATTENTION: kernel})}
 
     @property
     def model_hash(self) -> str:

@@ -158,6 +158,12 @@ class AdapterSpec:
             raise InputError(where, "adapters.rank", "expected a whole number above 0, or no targets")
 
 
+ATTENTION = "attn_implementation"
+"""How a config that a model is built from names the kernel of attention."""
+
+AttentionImplementation = Literal["auto", "eager", "sdpa"]
+"""Of `transformers`: matrix by matrix, or torch's one kernel; auto is the second where a family has it."""
+
 Admission = Literal["open", "listed", "secret"]
 """Who may take part in a run."""
 

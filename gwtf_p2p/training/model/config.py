@@ -9,6 +9,7 @@ Rules.
 - Rotary settings are published as top-level `rope_theta` and `rope_scaling`, which all releases from 4.48 on read; the nested
   `rope_parameters` of release 5 say nothing to older ones. A table per layer type has no such spelling and stays nested, as
   does one of which the installed release would make something else.
+- A run may name the kernel of attention (`attention_implementation`); what a config says of it is left out.
 - Dropout and router noise are off, whatever the config says: a microbatch that is computed again on another peer has to give
   the same numbers. The experts' balance loss over all layers (`output_router_logits`) is no part of the loss; a run may
   add each layer's own (`balance`). Weights are float32, whatever its dtype; the executor's `torch_dtype` says how to compute.
@@ -21,7 +22,7 @@ import difflib
 import logging
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 import huggingface_hub.errors
 import transformers
@@ -29,6 +30,7 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.wire.run_parts import ATTENTION, AttentionImplementation
 
 logger = logging.getLogger(__name__)
 
@@ -102,10 +104,21 @@ def load_config(model_config: Mapping[str, Any], where: str = RUN_RECORD) -> Pre
     except CONFIG_ERRORS as error:
         raise InputError(where, "model_config", one_line(error)) from error
     _check_known(kept, config, default, where)
+    _choose_attention(config, model_config.get(ATTENTION), where)
     if getattr(config, "add_cross_attention", False):
         raise InputError(where, "model_config.add_cross_attention", "expected false: a decoder alone is trained here")
     _without_chance(config, kept)
     return config
+
+
+def _choose_attention(config: PretrainedConfig, kernel: Any, where: str) -> None:
+    """By name, where one is named. Raises InputError for a name that the library might fetch code for."""
+    if kernel is None:
+        return
+    known = tuple(name for name in get_args(AttentionImplementation) if name != "auto")
+    if kernel not in known:
+        raise InputError(where, "attention_implementation", f"expected {' or '.join(known)}, got {kernel!r:.40}")
+    config._attn_implementation = kernel
 
 
 def one_line(error: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from transformers import PretrainedConfig, PreTrainedModel
+
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.records import BoundarySpec, RunRecord
 from gwtf_p2p.training.model.config import RUN_RECORD, load_config
@@ -15,8 +17,8 @@ def check_run(run: RunRecord, vocabulary: int = 0, where: str = RUN_RECORD) -> N
     Raises InputError that names the field.
     """
     BoundarySpec(run.subspace).validate(where, run.weights)
-    config = load_config(run.model_config, where)
-    _, layers = decoder_layers(build_skeleton(config, where), where)
+    config = load_config(run.built_config, where)
+    _, layers = decoder_layers(_skeleton(run, config, where), where)
     check_layer_split(tuple((a, b) for a, b in run.layer_split), len(layers), where)
     parameter_shapes(PartSpec.of(run, 0), where)  # a split that cuts through a shared weight is refused
     text = config.get_text_config(decoder=True)
@@ -30,3 +32,19 @@ def check_run(run: RunRecord, vocabulary: int = 0, where: str = RUN_RECORD) -> N
     boundary = boundary_of(PartSpec.of(run, 0), where)
     if run.boundary and run.boundary != boundary:
         raise InputError(where, "boundary", f"expected {boundary}, as transformers computes it here, got {run.boundary}")
+
+
+def _skeleton(run: RunRecord, config: PretrainedConfig, where: str) -> PreTrainedModel:
+    """Raises InputError, also where a family does not have the kernel of attention that the run names."""
+    kernel = run.attention_implementation
+    try:
+        model = build_skeleton(config, where)
+    except InputError as error:
+        if kernel == "auto":
+            raise
+        build_skeleton(load_config(run.model_config, where), where)  # if this is none either, it is not for the kernel
+        raise InputError(where, "attention_implementation", f"expected auto, {config.model_type} has no {kernel}") from error
+    got = getattr(model.config, "_attn_implementation", None)
+    if kernel not in ("auto", got):
+        raise InputError(where, "attention_implementation", f"expected auto, {config.model_type} takes {got} instead")
+    return model

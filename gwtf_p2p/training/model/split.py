@@ -70,7 +70,7 @@ class PartSpec:
         starts_from = (run.weights, run.weight_hashes[stage] if run.weight_hashes else "", run.adapters)
         end_token = run.end_token if run.attention == "document" else -1
         batch = (run.microbatch_size, run.sequence_length)
-        return cls(run.model_config, split, stage, run.seed, batch, *starts_from, end_token, run.loss.balance, run.subspace)
+        return cls(run.built_config, split, stage, run.seed, batch, *starts_from, end_token, run.loss.balance, run.subspace)
 
 
 class _Part:
@@ -220,7 +220,7 @@ def weight_hashes(run: RunRecord, where: str = RUN_RECORD) -> tuple[str, ...]:
     files = PretrainedFiles(run.weights, where)
     found = []
     for stage in range(run.stages + 1):
-        model = build_skeleton(load_config(run.model_config, where), where)
+        model = build_skeleton(load_config(run.built_config, where), where)
         units = _own_units(model, PartSpec.of(run, stage), where)
         occupy(model, {name for unit in units for name in unit_parameters(model, unit)})
         found.append(load_pretrained(model, units, files, where))
