@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
+from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig
+from gwtf_p2p.cli.shared.run_file import run_from_plain
 from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord, WeightsSpec
 from gwtf_p2p.training.compute.optimizer import PartOptimizer, learning_rate
 from gwtf_p2p.training.data.batches import open_data
@@ -24,6 +27,7 @@ from gwtf_p2p.training.state.tensors import export_state
 from tests.training.swarm import LLAMA, Pipeline, microbatch, run_record
 
 LENGTH, ROWS, MICROBATCHES, STEPS = 32, 2, 4, 12
+DEADLINE_S = 300.0
 RECIPE = OptimizerSpec(
     learning_rate=2e-3, weight_decay=0.1, gradient_clip=0.1, schedule="cosine", warmup_iterations=3, total_iterations=STEPS
 )
@@ -135,3 +139,42 @@ def test_fine_tuning_in_two_stages_is_what_the_librarys_trainer_does(hub_folder:
     assert max(float((ours.weights[name] - theirs.weights[name]).abs().max()) for name in ours.weights) < 1e-4
     start = AutoModelForCausalLM.from_pretrained(hub_folder, dtype=torch.float32).named_parameters()
     assert max(float((ours.weights[name] - p.detach()).abs().max()) for name, p in start) > 1e-3, "they have learned"
+
+
+def lived(run: RunRecord, folder: Path) -> list[tuple[str, Any]]:
+    """All reports of a live run: two stages and a data peer, each a process, to the last checkpoint."""
+    local = LocalRun(LocalRunConfig(1, 1, checkpoint_dir=folder / "checkpoints"), run, folder)
+    heard: list[tuple[str, Any]] = []
+    end = time.monotonic() + DEADLINE_S
+    try:
+        local.begin()
+        while not local.finished(STEPS):
+            heard += local.poll(0.2)
+            assert time.monotonic() < end, [local.tail(name) for name in local.lines]
+    finally:
+        local.stop()
+    return heard
+
+
+@pytest.mark.live
+@pytest.mark.slow  # half a minute on a free machine
+def test_a_live_swarm_fine_tunes_a_model_as_the_librarys_trainer_does(hub_folder: Path, tmp_path: Path) -> None:
+    """From the hub folder to the exported one, over the wire: losses, norms and weights of every step's end."""
+    recipe = {name: value for name, value in dataclasses.asdict(RECIPE).items() if name != "no_decay"}
+    sizes = {"sequence_length": LENGTH, "microbatch_size": ROWS, "microbatches_per_data_peer": MICROBATCHES}
+    plain = {"run_id": "tuned", "seed": 11, "stages": 2, "total_iterations": STEPS, "optimizer": recipe, **sizes}
+    run = run_from_plain({**plain, "weights": str(hub_folder), "tokenizer": "byte", "dataset": f"text:{__file__}"}, "test")
+    heard = lived(run, tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        theirs = by_trainer(run, tmp_path / "trainer")
+    losses = {report["iteration"]: report["loss"] for who, report in heard if report["name"] == "stepped" and who == "data0"}
+    steps = [report for who, report in heard if report["name"] == "optimizer_step" and who == "stage2.0"]
+    norms = {report["iteration"]: report["gradient_norm"] for report in steps}
+    assert [losses[number] for number in range(STEPS)] == pytest.approx(theirs.losses, abs=1e-4)
+    assert [norms[number] for number in range(STEPS)] == pytest.approx(theirs.norms, rel=1e-4)
+    assert export_hf(tmp_path / "checkpoints", tmp_path / "out") == STEPS
+    with torch.random.fork_rng(devices=[]):
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ours = {name: p.detach() for name, p in loaded.named_parameters()}
+    assert ours.keys() == theirs.weights.keys()
+    assert max(float((ours[name] - theirs.weights[name]).abs().max()) for name in ours) < 1e-4

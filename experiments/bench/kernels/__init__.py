@@ -1,0 +1,1 @@
+"""Kernels that the project does not use, and what they would bring."""
