@@ -251,13 +251,15 @@ class AverageDone:
 
 @dataclass(frozen=True, slots=True)
 class AverageFailed:
-    """`finite`: False where this peer's own gradient is not, or a step with it would make weights that are not."""
+    """`finite`: False where this peer's own gradient is not, or a step with it would make weights that are not. `refused`: what
+    the suspect has sent is not taken."""
 
     iteration: int
     attempt: int
     reason: str
     suspect: PeerId | None = None
     finite: bool = True
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,3 +75,15 @@ def test_a_run_that_pauses_is_told_by_a_peer_that_does_not(capsys: pytest.Captur
 )
 def test_one_is_told_as_one(report: dict[str, object], said: str) -> None:
     assert line(report) == said
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ({"name": "left_out", "iteration": 4, "peers": ["Qm1234567"]}, "step    5  is averaged without 234567: a part was"),
+        ({"name": "part_refused", "peer": "Qm1234567", "reason": "too large"}, "of 234567, is refused: too large"),
+        ({"name": "loss_refused", "peer": "Qm1234567", "reason": "-1 is no loss"}, "without 234567: -1 is no loss"),
+    ],
+)
+def test_whose_part_or_loss_is_refused_is_told(report: dict[str, object], words: str) -> None:
+    assert words in line(report)

@@ -237,4 +237,17 @@ def _line_of_training(report: Mapping[str, Any]) -> str:
         case "run_over" if not report["took_part"]:
             return f"the run is complete: {counted(report['iterations'], 'step')} done, there is nothing left to do here"
         case _:
+            return _line_of_what_is_refused(report)
+
+
+def _line_of_what_is_refused(report: Mapping[str, Any]) -> str:
+    match report["name"]:
+        case "left_out":
+            peers = ", ".join(peer[-6:] for peer in report["peers"])
+            return f"step {report['iteration'] + 1:4d}  is averaged without {peers}: a part was refused"
+        case "part_refused":
+            return f"a part of an average, of {report['peer'][-6:]}, is refused: {report['reason']}"
+        case "loss_refused":
+            return f"the mean loss is without {report['peer'][-6:]}: {report['reason']}"
+        case _:
             return ""

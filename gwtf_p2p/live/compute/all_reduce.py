@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from gwtf_p2p.live.compute.all_reduce_parts import Corrected, Residual
+from gwtf_p2p.live.compute.all_reduce_parts import Corrected, Residual, squares_of
 from gwtf_p2p.live.compute.all_reduce_round import KIND, NOT_YET, Round, disk_errors, in_thread
 from gwtf_p2p.live.compute.averaging_group import AverageResult as AverageResult
 from gwtf_p2p.live.compute.averaging_group import AveragingFailed as AveragingFailed
@@ -36,12 +36,16 @@ from gwtf_p2p.live.compute.averaging_group import AveragingGroup as AveragingGro
 from gwtf_p2p.live.rpc.api import DataPlane, Header
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.trust.parts import PartSizes, root_mean_square
 from gwtf_p2p.protocol.wire.tensor_formats import FLOAT32, LOW_RANK
 from gwtf_p2p.training.codecs.low_rank import LowRank
 from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
 from gwtf_p2p.training.compute.values import PIECE_VALUES, Gradient, HeldGradient, Shapes, spans, values_in, whole
 from gwtf_p2p.training.state.scratch import ScratchGradient, scratch_folder
+
+_FIRST, _SECOND = "/1", "/2"
+"""What the names of the two rounds of a product end with."""
 
 _REMEMBERED = 64
 """Groups that others have begun and this peer has not heard of."""
@@ -69,6 +73,7 @@ class Averager:
         self._under_way: dict[str, AveragingGroup] = {}
         self._lost: dict[str, AveragingFailed] = {}
         self._rounds: dict[str, Round] = {}
+        self._sizes = PartSizes()
         self._begun_elsewhere: OrderedDict[str, set[PeerId]] = OrderedDict()
         rpc.add_service(KIND, self)
 
@@ -110,7 +115,12 @@ class Averager:
         result = await in_thread(size, partial(ScratchGradient, own.shapes, self._folder))
         rounds_away = bool(self._codec.form.scale_bytes)
         lost = Residual(await in_thread(size, partial(ScratchGradient, own.shapes, self._folder))) if rounds_away else None
-        round_ = Round(self._rpc, group, own, self._codec, (result, lost))
+        me, left_out = self._rpc.peer_id, group.left_out
+        kind = group.group_id[-len(_FIRST) :] if self._rank else ""  # sizes are compared with those of the same round
+        has_own = group.weights[group.members.index(me)] > 0 or me in left_out
+        own_size = await in_thread(size, partial(_size_of, own)) if has_own else 0.0
+        bound = self._sizes.bound(kind, own_size, sum(weight > 0 for weight in group.weights) + len(left_out))
+        round_ = Round(self._rpc, group, own, self._codec, (result, lost), bound)
         self._rounds[group.group_id] = round_
         for member in self._begun_elsewhere.pop(group.group_id, set()):
             if member in round_.begun:
@@ -119,6 +129,7 @@ class Averager:
             await round_.run(deadline_s)
         finally:
             del self._rounds[group.group_id]
+            self._sizes.note(kind, {group.members[place]: size for place, size in round_.seen.sizes.items()})
         if lost is None:
             return _Outcome(result, round_.sent_bytes, None)
         if group.weights[group.members.index(self._rpc.peer_id)] <= 0:
@@ -138,7 +149,7 @@ class Averager:
             return whole(own, names[number])
 
         given = await in_thread(size, lambda: plan.first(read, group.group_id))
-        first = await self._all_reduce(replace(group, group_id=f"{group.group_id}/1"), _numbered(given), deadline_s)
+        first = await self._all_reduce(replace(group, group_id=group.group_id + _FIRST), _numbered(given), deadline_s)
         if not plan.products:
             result = ScratchGradient(own.shapes, self._folder)
             with disk_errors(self._rpc.peer_id):
@@ -150,7 +161,7 @@ class Averager:
         if group.group_id in self._lost:
             raise self._lost[group.group_id]
         left_s = deadline_s - (time.perf_counter() - start_s)
-        second = await self._all_reduce(replace(group, group_id=f"{group.group_id}/2"), _numbered(mine), left_s)
+        second = await self._all_reduce(replace(group, group_id=group.group_id + _SECOND), _numbered(mine), left_s)
         seconds = _listed(second.gradient)
         result, owed = (ScratchGradient(own.shapes, self._folder) for _ in range(2))
         with disk_errors(self._rpc.peer_id):
@@ -219,6 +230,13 @@ class Averager:
 
 def _bytes_of(shapes: Shapes) -> int:
     return FLOAT32.encoded_bytes(sum(values_in(shape) for shape in shapes.values()))
+
+
+def _size_of(gradient: Gradient) -> float:
+    """Its root mean square."""
+    pieces = ((name, span) for name, shape in gradient.shapes.items() for span in spans(values_in(shape)))
+    squares = sum(squares_of((gradient.piece(name, *span),)) for name, span in pieces)
+    return root_mean_square(squares, sum(values_in(shape) for shape in gradient.shapes.values()))
 
 
 def _digest(gradient: Gradient) -> str:

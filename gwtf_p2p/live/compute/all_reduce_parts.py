@@ -107,6 +107,11 @@ def average_parts(contributions: Sequence[tuple[float, Sequence[torch.Tensor]]])
     return tuple(accumulator.div_(total) for accumulator in sums)
 
 
+def squares_of(parts: Sequence[torch.Tensor]) -> float:
+    """The sum of the squares of all values; infinite where float32 does not hold the root of a part's."""
+    return sum(float(torch.linalg.vector_norm(part, dtype=torch.float32)) ** 2 for part in parts)
+
+
 def pack_parts(parts: Sequence[torch.Tensor], codec: Codec) -> bytes:
     """The parts, each as the codec writes it, one behind the other. Raises NotFiniteError."""
     return b"".join(codec.encode(part) for part in parts)

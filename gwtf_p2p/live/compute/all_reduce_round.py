@@ -21,12 +21,14 @@ from gwtf_p2p.live.compute.all_reduce_parts import (
     batches_of,
     cut,
     pack_parts,
+    squares_of,
     unpack_parts,
 )
 from gwtf_p2p.live.compute.averaging_group import AveragingFailed, AveragingGroup
 from gwtf_p2p.live.rpc.api import DataPlane, Header, PushFailed
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.trust.parts import PartBound, PartsSeen, root_mean_square
 from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
 from gwtf_p2p.training.compute.values import Gradient
 from gwtf_p2p.training.state.scratch import ScratchGradient
@@ -48,7 +50,8 @@ Key = tuple[str, int, int]
 
 
 class Round:
-    """Of one member. The average goes `into` the first, what rounding takes into the second (None: it takes nothing)."""
+    """Of one member. The average goes `into` the first, what rounding takes into the second (None: it takes nothing). The
+    `bound` says how large others' parts and sums may be."""
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class Round:
         own: Gradient,
         codec: Codec,
         into: tuple[ScratchGradient, Residual | None],
+        bound: PartBound,
     ) -> None:
         if rpc.peer_id not in group.members:
             raise ValueError(f"{rpc.peer_id} is no member of {group.group_id}")
@@ -65,6 +69,7 @@ class Round:
         self.sent_bytes = 0
         self._rpc, self._own, self._codec = rpc, own, codec
         self._me = group.members.index(rpc.peer_id)
+        self.seen = PartsSeen(bound, self._me)
         self._others = [i for i in range(len(group.members)) if i != self._me]
         self._shares = cut(own.shapes, group.fractions)
         self._batches = [batches_of([part.size for part in share]) for share in self._shares]
@@ -163,6 +168,9 @@ class Round:
         weights, me = self.group.weights, self._me
         if weights[me] > 0:
             parts[me] = self._pieces(me, batch)
+        refused = self.seen.refusal({member: squares_of(each) for member, each in parts.items()}, sum(batch.sizes))
+        if refused is not None:
+            raise AveragingFailed(self.group.members[refused[0]], f"part: {refused[1]}", refused=True)
         mean = average_parts([(weights[member], parts[member]) for member in sorted(parts)])
         payload, rounded = self._rounded(me, batch, mean, sum(weights))
         self._put(me, batch, unpack_parts(payload, batch, self._codec) if rounded is None else rounded)
@@ -204,10 +212,18 @@ class Round:
     async def _arrived(self, key: Key) -> Parts:
         payload, batch = await self.expected[key], self._batch(key)
         self.expected[key] = self._taken  # and the payload can go
+
+        def read() -> Parts:
+            parts = unpack_parts(payload, batch, self._codec)
+            size = root_mean_square(squares_of(parts), sum(batch.sizes)) if key[0] == "result" else 0.0
+            if why := self.seen.bound.result(size):
+                raise RemoteProtocolError(f"sum of its share: {why}")
+            return parts
+
         try:
-            return await in_thread(len(payload), lambda: unpack_parts(payload, batch, self._codec))
+            return await in_thread(len(payload), read)
         except RemoteProtocolError as error:
-            raise AveragingFailed(self.group.members[key[1]], str(error)) from error
+            raise AveragingFailed(self.group.members[key[1]], str(error), refused=True) from error
 
     async def _push(self, to: int, phase: str, batch: int, payload: bytes) -> None:
         """Until it is taken. As the other may not have heard of the group yet, the payload waits for the first verdict."""

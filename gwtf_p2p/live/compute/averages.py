@@ -31,10 +31,11 @@ class AverageResult:
 
 
 class AverageFailureError(Exception):
-    """An all-reduce attempt failed, perhaps because of `suspect`; the inputs are untouched."""
+    """An all-reduce attempt failed, perhaps because of `suspect`; the inputs are untouched. `refused`: what the suspect has
+    sent is not taken."""
 
-    def __init__(self, reason: str, suspect: PeerId | None) -> None:
-        self.reason, self.suspect = reason, suspect
+    def __init__(self, reason: str, suspect: PeerId | None, *, refused: bool = False) -> None:
+        self.reason, self.suspect, self.refused = reason, suspect, refused
         super().__init__(reason)
 
 
@@ -77,7 +78,7 @@ class Averages:
 
     async def _average(self, prepare: Prepare) -> None:
         key = (prepare.iteration, prepare.attempt)
-        if not prepare.total:  # no honest coordinator asks for it, and there is nothing to divide by
+        if not any(prepare.weights):  # no honest coordinator asks for it, and there is nothing to divide by
             self._running.pop(key, None)
             self._feed(ev.AverageFailed(*key, "no microbatch is in this average"))
             return
@@ -90,7 +91,7 @@ class Averages:
         try:
             self._done[key] = done = await self._mean_of_all(prepare, gradient)
         except AverageFailureError as error:
-            self._feed(ev.AverageFailed(*key, error.reason, error.suspect))
+            self._feed(ev.AverageFailed(*key, error.reason, error.suspect, refused=error.refused))
             return
         finally:
             self._running.pop(key, None)

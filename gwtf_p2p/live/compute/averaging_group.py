@@ -9,10 +9,11 @@ from gwtf_p2p.training.compute.values import Gradient
 
 
 class AveragingFailed(Exception):
-    """This attempt came to nothing. `peer` is the member that failed as far as this one can tell."""
+    """This attempt came to nothing. `peer` is the member that failed as far as this one can tell; `refused`: it is there, and
+    what it has sent is not taken."""
 
-    def __init__(self, peer: PeerId | None, reason: str) -> None:
-        self.peer, self.reason = peer, reason
+    def __init__(self, peer: PeerId | None, reason: str, *, refused: bool = False) -> None:
+        self.peer, self.reason, self.refused = peer, reason, refused
         super().__init__(f"{peer[-6:]}: {reason}" if peer else reason)
 
 
@@ -21,13 +22,15 @@ class AveragingGroup:
     """One attempt. All members must be given equal groups: the same order, weights and speeds.
 
     `group_id` names run, stage, iteration and attempt. A member of weight 0 contributes nothing and gets the result.
-    `line_bytes_per_s` decides the shares; empty, or 0 for a member, means unknown (the mean of the others).
+    `line_bytes_per_s` decides the shares; empty, or 0 for a member, means unknown (the mean of the others). Those `left_out`
+    have no share: they sum up nothing.
     """
 
     group_id: str
     members: tuple[PeerId, ...]
     weights: tuple[float, ...]
     line_bytes_per_s: tuple[float, ...] = ()
+    left_out: tuple[PeerId, ...] = ()
 
     def __post_init__(self) -> None:
         if len(set(self.members)) != len(self.members) or not self.members:
@@ -36,6 +39,8 @@ class AveragingGroup:
             raise ValueError(f"weights: expected one per member, none negative, not all 0, got {self.weights}")
         if self.line_bytes_per_s and len(self.line_bytes_per_s) != len(self.members):
             raise ValueError("line_bytes_per_s: expected one per member, or none")
+        if any(weight > 0 for member, weight in zip(self.members, self.weights, strict=True) if member in self.left_out):
+            raise ValueError("left_out: expected members of weight 0")
 
     @property
     def fractions(self) -> tuple[float, ...]:
@@ -43,7 +48,9 @@ class AveragingGroup:
         known = [speed for speed in self.line_bytes_per_s if speed > 0]
         mean = sum(known) / len(known) if known else 1.0
         speeds = self.line_bytes_per_s or (0.0,) * len(self.members)
-        return tuple(speed if speed > 0 else mean for speed in speeds)
+        out = set(self.left_out)
+        shares = zip(self.members, speeds, strict=True)
+        return tuple(0.0 if member in out else speed if speed > 0 else mean for member, speed in shares)
 
 
 @dataclass(frozen=True, slots=True)

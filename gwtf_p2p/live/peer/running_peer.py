@@ -283,12 +283,13 @@ class RunningPeer:
         group = AveragingGroup(
             group_id=f"{self.run.run_id}.{prepare.key}",
             members=prepare.participants,
-            weights=tuple(float(len(share.microbatches)) for share in prepare.shares),
+            weights=tuple(float(weight) for weight in prepare.weights),
+            left_out=tuple(peer for peer in prepare.left_out if peer in prepare.participants),
         )
         try:
             averaged = await self.averager.average(group, gradient, AVERAGE_BOUND_S, self._residual)
         except AveragingFailed as error:
-            raise AverageFailureError(error.reason, error.peer) from error
+            raise AverageFailureError(error.reason, error.peer, refused=error.refused) from error
         return AverageResult(averaged.gradient, averaged.digest, averaged.seconds, lambda: self._owe(averaged.residual))
 
     def _owe(self, residual: Gradient | None) -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from gwtf_p2p.protocol.averages.losses import mean_loss
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
@@ -134,6 +135,11 @@ def _norm(squared: Collection[float]) -> float:
     return NOT_FINITE if any(value < 0 for value in squared) else math.sqrt(math.fsum(squared))
 
 
+def reported_loss(finished: Mapping[PeerId, Finished]) -> tuple[float, dict[PeerId, str]]:
+    """The mean over all microbatches, and whose report is left out of it, and why."""
+    return mean_loss({peer: (len(report.ledger), report.mean_loss) for peer, report in finished.items()})
+
+
 def prepares(
     position: tuple[int, int],
     ballot: Ballot,
@@ -142,7 +148,6 @@ def prepares(
     finished: Mapping[PeerId, Finished],
     stages: int,
     *,
-    skipped_for: tuple[PeerId, ...] = (),
     evaluations: Evaluations | None = None,
 ) -> dict[Stage, Prepare]:
     """One `Prepare` per stage group: the credited peers with their shares, and the others of the roster with empty ones.
@@ -164,8 +169,7 @@ def prepares(
             for k, peer in enumerate((data_peer, *credit.peers)):
                 if peer:
                     shares[Stage(k)].setdefault(peer, []).append(microbatch)
-    microbatches = sum(len(report.ledger) for report in finished.values())
-    loss = sum(report.mean_loss * len(report.ledger) for report in finished.values()) / max(1, microbatches)
+    loss, _ = reported_loss(finished)
     staying = tuple(peer for peer, report in sorted(finished.items()) if not report.leaving)
     receipts = tuple(report.receipt for _, report in sorted(finished.items()) if report.receipt is not None)
     digest = digest_of(receipts)
@@ -183,7 +187,6 @@ def prepares(
             epoch=epoch,
             receipts=receipts if stage == DATA_STAGE else (),
             receipts_digest=digest,
-            skipped_for=skipped_for,
             evaluations=evaluations,
         )
         for stage, group in shares.items()

@@ -119,13 +119,15 @@ class Coordinator:
 
     def not_prepared(self, sender: PeerId, message: NotPrepared) -> None:
         """A participant could not average, or lacks what is credited to it."""
+        if message.refused:
+            self.under_way.refuses(sender, message)
         if not self.under_way.is_meant(message):
             return
         if message.missing:
             self.reports.void(sender, frozenset(message.missing))
         if not message.finite:
             self.under_way.is_not_finite(sender)
-        if message.suspect is not None:
+        if message.suspect is not None and not message.refused:
             self.ctx.suspect(message.suspect, f"{sender} could not average with it: {message.reason}")
             self._accused |= {message.suspect}
         self._give_up(f"{sender}: {message.reason}")

@@ -113,7 +113,8 @@ class OwnShare:
         elif self.next_correction() is not None:
             return
         elif self.spoilt & self.preparing.share_of(self.ctx.me):
-            self._fail(self.preparing, "its gradient is not finite", finite=False)
+            of = (self.preparing.iteration, self.preparing.attempt, self.ctx.stage)
+            self._fail(self.preparing, NotPrepared(*of, "its gradient is not finite", finite=False))
         else:
             self.averaging = True
             self.ctx.emit(Average(self.preparing))
@@ -136,12 +137,14 @@ class OwnShare:
         """The group could not average: the attempt has no future, and its coordinator is told why."""
         preparing = self.preparing
         if preparing is not None and self._awaits(event):
-            self._fail(preparing, event.reason, event.suspect, event.finite)
+            if event.refused:
+                self.ctx.report("part_refused", peer=event.suspect, iteration=event.iteration, reason=event.reason)
+            of = (event.iteration, event.attempt, self.ctx.stage)
+            self._fail(preparing, NotPrepared(*of, event.reason, event.suspect, finite=event.finite, refused=event.refused))
 
-    def _fail(self, preparing: Prepare, reason: str, suspect: PeerId | None = None, finite: bool = True) -> None:
+    def _fail(self, preparing: Prepare, failure: NotPrepared) -> None:
         self.averaging, self.preparing = False, None
         self.ctx.cancel_timer(Timer.AVERAGING, "")
-        failure = NotPrepared(preparing.iteration, preparing.attempt, self.ctx.stage, reason, suspect, finite=finite)
         self.ctx.emit(Send(preparing.coordinator, failure))
 
     def _awaits(self, event: AverageDone | AverageFailed) -> bool:

@@ -274,6 +274,8 @@ class Participant:
 
 
 def _step_of(prepare: Prepare, commit: Commit) -> Step:
-    """What a commit has done to the weights of this peer's stage. A step that is skipped has contributions of nobody."""
+    """What a commit has done to the weights of this peer's stage. A step that is skipped has contributions of nobody, and
+    whoever is left out has none to any."""
     norm = commit_of(prepare, commit.gradient_norm).gradient_norm
-    return Step(commit.iteration, commit.attempt, norm, prepare.receipts if norm >= 0 else ())
+    receipts = tuple(receipt.without(prepare.left_out) for receipt in prepare.receipts)
+    return Step(commit.iteration, commit.attempt, norm, receipts if norm >= 0 else ())

@@ -31,7 +31,8 @@ class Accounts:
         skipped was for nothing."""
         ctx = self.ctx
         credited = preparing.share_of(ctx.me)
-        useful = 0.0 if skipped else sum(held.computed_s for m, held in ctx.held.items() if m in credited)
+        counts = not skipped and ctx.me not in preparing.left_out
+        useful = sum(held.computed_s for m, held in ctx.held.items() if m in credited) if counts else 0.0
         self.useful_s += useful
         spent = self.uncommitted_s
         self._computed_before_s = self.computed_s
@@ -43,6 +44,7 @@ class Accounts:
             loss=None if skipped else preparing.mean_loss,
             skipped=skipped,
             skipped_for=list(preparing.skipped_for),
+            left_out=list(preparing.left_out),
             different=len({m for share in preparing.shares for m in share.microbatches}),
             useful_s=useful,
             wasted_s=spent - useful,

@@ -187,6 +187,8 @@ def _prepare(ctx: Context, message: msg.Prepare) -> Unfit | None:
     microbatches = [m for share in message.shares for m in share.microbatches]
     if any(m.iteration != message.iteration for m in microbatches) or len(set(microbatches)) < len(microbatches):
         return Unfit("shares: expected each microbatch of this iteration once")
+    if message.total and not any(message.weights):
+        return Unfit("left_out: nobody is left")
     return _receipts(ctx, message)
 
 

@@ -1,4 +1,4 @@
-"""How large a tensor of another peer may be: within `FACTOR` of what is usual for its kind.
+"""How large a tensor of another peer may be: within `FACTOR` of what is usual for its kind. Of parts of averages, see `parts`.
 
 What is usual is the median of each sender's last `WINDOW` tensors of that kind, and of these medians the lower middle one: one
 sender among several cannot move it, whatever it sends. What is refused counts in its sender's median too. So growth in which
@@ -14,6 +14,7 @@ third had sent, so it is not struck, and all else is taken from it as before.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
 from statistics import median_low
 
 from gwtf_p2p.protocol.events import Slot
@@ -31,28 +32,31 @@ MOST_SENDERS = 64
 
 
 class Magnitudes:
-    """Of one peer. A kind is a slot: activations at the boundary before it, gradients at the one after it."""
+    """Of one peer. A kind is a slot (activations at the boundary before it, gradients at the one after it), or the name of
+    another thing that has sizes."""
 
     def __init__(self) -> None:
-        self._seen: dict[Slot, OrderedDict[PeerId, deque[float]]] = {}
+        self._seen: dict[Slot | str, OrderedDict[PeerId, deque[float]]] = {}
 
-    def refusal(self, kind: Slot, sender: PeerId, size: float) -> str:
+    def refusal(self, kind: Slot | str, sender: PeerId, size: float) -> str:
         """Why a tensor whose values have this root mean square is not taken; empty if it is. It counts in either case."""
         usual = self.usual(kind)
-        if size > 0:
-            self._note(kind, sender, size)
+        self.note(kind, sender, size)
         if usual is None or size <= FACTOR * usual:
             return ""
         return f"tensor: its values are {size / usual:.0f} times as large as usual, expected at most {FACTOR:.0f} times"
 
-    def usual(self, kind: Slot) -> float | None:
-        """The root mean square that is usual; None while too little has come."""
+    def usual(self, kind: Slot | str, middle: Callable[[Iterable[float]], float] = median_low) -> float | None:
+        """The root mean square that is usual; None while too little has come. `middle`: of the senders' medians."""
         senders = self._seen.get(kind, OrderedDict())
         if sum(map(len, senders.values())) < LEAST:
             return None
-        return float(median_low(median_low(sizes) for sizes in senders.values()))
+        return float(middle(median_low(sizes) for sizes in senders.values()))
 
-    def _note(self, kind: Slot, sender: PeerId, size: float) -> None:
+    def note(self, kind: Slot | str, sender: PeerId, size: float) -> None:
+        """What it has sent, taken or not."""
+        if size <= 0:
+            return
         senders = self._seen.setdefault(kind, OrderedDict())
         sizes = senders.setdefault(sender, deque(maxlen=WINDOW))
         senders.move_to_end(sender)

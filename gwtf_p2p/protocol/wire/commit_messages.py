@@ -80,6 +80,8 @@ class Prepare:
     all participants, is what they say (`receipts.digest_of`): whoever signs the terms of an attempt signs for it.
     `skipped_for` have said that their own gradient is not finite: then nothing is averaged, and all stages skip the step.
     `evaluations` are those up to this iteration's weights, None while there are none.
+    `left_out` are participants of any stage whose parts were refused (`averages/refused_parts`): they bring nothing to the
+    average, and sum up nothing.
     """
 
     iteration: b.Iteration
@@ -95,6 +97,7 @@ class Prepare:
     skipped_for: b.Peers = ()
     receipts_digest: b.Digest = ""
     evaluations: Evaluations | None = None
+    left_out: b.Peers = ()
 
     @property
     def ballot(self) -> Ballot:
@@ -106,7 +109,9 @@ class Prepare:
         base = (self.base.attempt, self.base.coordinator) if self.base is not None else None
         said = (self.epoch, self.iteration, self.attempt, self.coordinator, base, self.data_peers, self.mean_loss)
         evaluated = (self.evaluations,) if self.evaluations is not None else ()  # a run without has the terms of older releases
-        return hashlib.sha256(repr((*said, self.skipped_for, self.receipts_digest, *evaluated)).encode()).hexdigest()[:32]
+        left_out = (self.left_out,) if self.left_out else ()  # and so has an attempt that leaves nobody out
+        said = (*said, self.skipped_for, self.receipts_digest, *evaluated, *left_out)
+        return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
 
     @property
     def without_receipts(self) -> Prepare:
@@ -126,6 +131,12 @@ class Prepare:
     @property
     def participants(self) -> tuple[PeerId, ...]:
         return tuple(share.participant for share in self.shares)
+
+    @property
+    def weights(self) -> tuple[int, ...]:
+        """How many microbatches of each participant enter the average, in their order."""
+        out = set(self.left_out)
+        return tuple(0 if share.participant in out else len(share.microbatches) for share in self.shares)
 
     def share_of(self, participant: PeerId) -> frozenset[MicrobatchId]:
         """Empty for a peer that is no participant."""
@@ -155,7 +166,8 @@ class Prepared:
 @dataclass(frozen=True, slots=True)
 class NotPrepared:
     """From a participant to the coordinator: this attempt failed here. `missing` are credited microbatches that I do not
-    have. `finite`: False where my own gradient is not, or would make weights that are not."""
+    have. `finite`: False where my own gradient is not, or would make weights that are not. `refused`: the suspect is there,
+    but its part, or what it says that the sum of its share is, is not taken (`trust/parts`)."""
 
     iteration: b.Iteration
     attempt: b.AttemptNumber
@@ -164,6 +176,7 @@ class NotPrepared:
     suspect: b.Peer | None = None
     missing: b.Microbatches = ()
     finite: bool = True
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

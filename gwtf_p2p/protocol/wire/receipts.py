@@ -9,14 +9,14 @@ sends.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import msgpack
 from annotated_types import Len
 
-from gwtf_p2p.protocol.ids import RunId
+from gwtf_p2p.protocol.ids import PeerId, RunId
 from gwtf_p2p.protocol.limits import MOST_PEERS
 from gwtf_p2p.protocol.wire import bounds as b
 
@@ -68,6 +68,13 @@ class Receipt:
         """All but the signature."""
         lines = [[line.stage, line.peer, line.microbatches, line.busy_ms, line.audits] for line in self.lines]
         return [self.data_peer, self.iteration, self.epoch, lines]
+
+    def without(self, peers: Collection[PeerId]) -> Receipt:
+        """What of it counts where these were left out of the average: no longer what was signed."""
+        if not peers:
+            return self
+        lines = tuple(line for line in self.lines if line.peer not in peers)
+        return replace(self, lines=lines, key="", signature="")
 
 
 Receipts = Annotated[tuple[Receipt, ...], Len(0, MOST_PEERS)]

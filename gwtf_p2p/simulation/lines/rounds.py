@@ -24,13 +24,15 @@ class _Round:
 
 
 class Rounds:
-    """All averages of a world. `on_done` hears who averaged what, since when. `bytes_sent`: by all members of finished ones."""
+    """All averages of a world. `on_done` hears who averaged what, since when. `bytes_sent`: by all members of finished ones.
+    `refuses` (member, of whom, what) says whose part is not taken by whom: a fault, as there are no numbers here."""
 
     def __init__(self, links: Links, gradient_bytes: int, tell: Tell) -> None:
         self.on_done: Callable[[PeerId, Prepare, float], None] | None = None
         self._links, self._gradient_bytes, self._tell = links, gradient_bytes, tell
         self._rounds: dict[str, _Round] = {}
         self.bytes_sent = 0
+        self.refuses: Callable[[PeerId, PeerId, Prepare], bool] = lambda member, of, prepare: False
 
     def join(self, peer: PeerId, prepare: Prepare, dead: list[PeerId]) -> None:
         """A member is ready. A dead member refuses the connection."""
@@ -57,11 +59,17 @@ class Rounds:
         if self._rounds.get(prepare.key) is not round_:
             return
         del self._rounds[prepare.key]
+        brought = [m for m, weight in zip(prepare.participants, prepare.weights, strict=True) if weight]
+        refused = {m: of for m in prepare.participants for of in brought if m != of and self.refuses(m, of, prepare)}
+        for member, of in refused.items():
+            self._tell(member, ev.AverageFailed(prepare.iteration, prepare.attempt, "part: too large", of, refused=True), None)
+        if refused:
+            return
         self.bytes_sent += 2 * (len(prepare.participants) - 1) * self._gradient_bytes
         for participant, since in sorted(round_.ready.items()):
             if self.on_done is not None:
                 self.on_done(participant, prepare, since)
-            digest = f"{prepare.key}.{prepare.total}"
+            digest = f"{prepare.key}.{sum(prepare.weights)}"
             self._tell(participant, ev.AverageDone(prepare.iteration, prepare.attempt, digest, now - since), None)
 
     def _fail(self, key: str, at: PeerId, reason: str, *, suspect: bool = True) -> None:

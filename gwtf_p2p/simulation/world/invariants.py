@@ -132,7 +132,8 @@ class Invariants:
             for (iteration, stage, ballot), prepare in self.prepares.items():
                 counts = iteration < participant.weights and not prepare.skipped_for
                 if counts and ballot == self._latest.get(iteration):
-                    averaged += Counter({(stage, share.participant): len(share.microbatches) for share in prepare.shares})
+                    places = [(stage, participant) for participant in prepare.participants]
+                    averaged += Counter(dict(zip(places, prepare.weights, strict=True)))
             sums = peer.contributions.get(participant.weights, Contributions())
             found[peer.id] = Counter({place: c.microbatches for place, c in sums.of.items()}), averaged
         return found

@@ -1,0 +1,1 @@
+"""Who may send what, and what becomes of those that break the rules."""
