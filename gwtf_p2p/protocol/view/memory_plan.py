@@ -16,14 +16,16 @@ PROCESS_BYTES = 450_000_000
 @dataclass(frozen=True, slots=True)
 class StageMemory:
     """What one stage takes, in bytes. `state`: weights, gradient sum, moments. `beside`: gradients of one backward or of an
-    average, and a snapshot of the state for its copies. `activations`: what one microbatch keeps between its passes.
-    `microbatch`: what is kept of one until the iteration commits."""
+    average, and a snapshot of the state for its copies. `activations`: what one microbatch keeps between its passes, or with
+    `recomputes` during its backward alone: those of one at a time. `microbatch`: what is kept of one until the
+    iteration commits."""
 
     stage: int
     state: int
     beside: int
     activations: int
     microbatch: int
+    recomputes: bool = False
 
     @property
     def least(self) -> int:
@@ -32,7 +34,12 @@ class StageMemory:
 
     def needed(self, capacity: int) -> int:
         """With the activations, and the tensors, of so many microbatches at once."""
-        return PROCESS_BYTES + self.state + self.beside + capacity * (self.activations + self.microbatch)
+        base = PROCESS_BYTES + self.state + self.beside
+        return base + self.activations_of(capacity) + capacity * self.microbatch
+
+    def activations_of(self, capacity: int) -> int:
+        """Of so many microbatches at once."""
+        return self.activations * (min(capacity, 1) if self.recomputes else capacity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,7 @@ def memory_plan(stage: StageMemory, capacity: int, allowed: int, most_kept: int 
     """None if the stage does not fit into `allowed` bytes. `most_kept` 0: no limit of its own on what is kept."""
     if allowed < stage.least:
         return None
-    each = max(1, stage.activations + stage.microbatch)
-    held = min(capacity, (allowed - stage.needed(0)) // each)
-    left = allowed - stage.needed(0) - held * stage.activations
+    each = stage.needed(2) - stage.least
+    held = min(capacity, 1 + (allowed - stage.least) // max(1, each))
+    left = allowed - stage.needed(0) - stage.activations_of(held)
     return MemoryPlan(held, min(left, most_kept) if most_kept else left)

@@ -66,6 +66,7 @@ def stage_memory(run: RunRecord, stage: int, where: str = RUN_RECORD) -> StageMe
         beside=GRADIENTS_BESIDE * (BYTES_OF_A_GRADIENT * trained + products) + SNAPSHOTS * saved,
         activations=BYTES_OF_A_VALUE * run.microbatch_size * run.sequence_length * _values_of_a_token(run, full, stage),
         microbatch=done_bytes(run.activation_bytes, run.gradient_bytes) * (1 if stage else run.microbatches_per_data_peer),
+        recomputes=run.recompute and stage > 0,
     )
 
 
