@@ -1,17 +1,20 @@
 """Memory of a stage peer: bytes for each parameter, steady and at most, beside what `gwtf run check` says.
 
-    python -m experiments.bench.memory --steps 4
+    python -m experiments.bench.memory --steps 4 --hidden 320,768,1408
 
 A live swarm with one stage of two peers (so that they average), one data peer, checkpoints after every step, and a newcomer
-that is given the state by the others. A peer's resident memory less that of the same swarm with a model of almost nothing is
-its state's; divided by the stage's parameters it is the figure. Steady: the median between steps; at most: the highest that
-the kernel has seen (VmHWM).
+that is given the state by the others. A peer's resident memory less that of the same swarm with a model of almost nothing
+(steady less steady, highest less highest) is its state's; divided by the stage's parameters it is the figure. Steady: the
+median between steps; at most: the highest that the kernel has seen (VmHWM). What is predicted is that of `gwtf run check`, with
+the process as it is measured here: peers of one machine are forked from one parent, by itself a peer's process takes what
+`PROCESS_BYTES` says.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
 import tempfile
@@ -23,8 +26,10 @@ from typing import Any
 
 from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig
 from gwtf_p2p.cli.shared.run_file import run_from_plain
+from gwtf_p2p.protocol.view.memory_plan import PROCESS_BYTES
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.model.memory import stage_memory
+from gwtf_p2p.training.model.split import PartSpec, parameter_shapes
 
 POLL_S = 0.05
 DEADLINE_S = 900.0
@@ -38,7 +43,7 @@ class Resident:
     most: float
 
 
-def record_of(hidden: int, steps: int) -> RunRecord:
+def record_of(hidden: int, steps: int, kind: str = "adamw") -> RunRecord:
     """Short windows: what a microbatch keeps is small beside the state."""
     model: dict[str, Any] = {
         "model_type": "llama", "vocab_size": 257, "hidden_size": hidden, "intermediate_size": 3 * hidden,
@@ -48,7 +53,7 @@ def record_of(hidden: int, steps: int) -> RunRecord:
     plain = {
         "run_id": "memory", "seed": 0, "model": model, "stages": 1, "peers_per_stage": 2, "sequence_length": 16,
         "microbatch_size": 1, "microbatches_per_data_peer": 4, "total_iterations": steps, "checkpoint_every": 1,
-        "keep_checkpoints": 1, "optimizer": {"gradient_clip": 1e-3},
+        "keep_checkpoints": 1, "optimizer": {"kind": kind, "gradient_clip": 1e-3},
     }  # fmt: skip
     return run_from_plain(plain, "memory")
 
@@ -77,34 +82,44 @@ def measured(run: RunRecord, folder: Path) -> Resident:
     return Resident(statistics.median(seen), 1024.0 * int(found[1]))
 
 
+def compared(run: RunRecord, process: Resident, found: Resident) -> dict[str, float]:
+    """The figures of one model."""
+    plan = stage_memory(run, 1)
+    parameters = sum(math.prod(shape) for shape in parameter_shapes(PartSpec.of(run, 1)).values())
+    predicted = process.most + plan.needed(run.microbatches_per_data_peer) - PROCESS_BYTES
+    return {
+        "parameters": parameters,
+        "steady_bytes_per_parameter": (found.steady - process.steady) / parameters,
+        "most_bytes_per_parameter": (found.most - process.most) / parameters,
+        "state_bytes_per_parameter": plan.state / parameters,
+        "process_bytes": process.steady,
+        "process_most_bytes": process.most,
+        "most_bytes": found.most,
+        "predicted_bytes": predicted,
+        "predicted_over_most": predicted / found.most,
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the figures."""
+    """Prints the figures of each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--hidden", type=int, default=768, help="width of the model; 768: 38 million parameters")
+    parser.add_argument("--hidden", default="768", help="widths of the models; 768: 31 million parameters")
+    parser.add_argument("--optimizer", default="adamw", help="the kind of the run's optimizer")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)
-    found = []
-    for hidden in (16, args.hidden):
+    process: Resident | None = None
+    for hidden in (16, *(int(width) for width in args.hidden.split(","))):
+        run = record_of(hidden, args.steps, args.optimizer)
         with tempfile.TemporaryDirectory(prefix="gwtf-memory-") as folder:
-            found.append(measured(record_of(hidden, args.steps), Path(folder)))
-    nothing, real = found
-    plan = stage_memory(record_of(args.hidden, args.steps), 1)
-    parameters = plan.state // 16
-    told = {
-        "parameters": parameters,
-        "steady_bytes_per_parameter": (real.steady - nothing.steady) / parameters,
-        "most_bytes_per_parameter": (real.most - nothing.steady) / parameters,
-        "process_bytes": nothing.steady,
-        "most_bytes": real.most,
-        "predicted_bytes": plan.needed(4),
-        "predicted_over_most": plan.needed(4) / real.most,
-    }
-    if args.json:
-        print(json.dumps(told))
-        return 0
-    for name, value in told.items():
-        print(f"{name:30} {value:,.2f}")
+            found = measured(run, Path(folder))
+        if process is None:
+            process = found
+            continue
+        told = compared(run, process, found)
+        print(
+            json.dumps(told) if args.json else "\n".join(f"{name:30} {value:,.2f}" for name, value in told.items()), flush=True
+        )
     return 0
 
 

@@ -149,7 +149,7 @@ def test_a_rate_that_could_make_weights_that_are_not_finite_is_known_before_the_
     assert not wild.stays_finite(1)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit", "adafactor"])
 def test_a_part_without_trained_weights_steps_and_is_handed_on(kind: str) -> None:
     optimizer = PartOptimizer({}, dataclasses.replace(SPEC, kind=kind))
     optimizer.step({}, 0, gradient_norm=1.0)

@@ -42,7 +42,7 @@ def weight(state: dict[str, Tensor], layer: int) -> Tensor:
     return state[f"weights/model.layers.{layer}.mlp.up_proj.weight"]
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit", "adafactor"])
 def test_a_middle_stage_is_the_average_of_its_neighbours_weighted_by_their_gradients(kind: str) -> None:
     record = run(kind)
     before, own, after = Stage(record, 1, 1.0), Stage(record, 2, 0.0), Stage(record, 3, 3.0)

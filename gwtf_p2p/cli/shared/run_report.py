@@ -78,16 +78,17 @@ def told(report: Mapping[str, Any]) -> list[str]:
 
 
 def _stage(run: RunRecord, stage: int, counts: tuple[int, int]) -> dict[str, Any]:
-    from gwtf_p2p.training.model.memory import stage_memory, state_bytes
+    from gwtf_p2p.training.model.memory import stage_memory
     from gwtf_p2p.training.model.split import PartSpec, parameter_shapes
 
     trained, frozen = counts
+    memory = stage_memory(run, stage)
     return {
         "stage": stage,
         "layers": list(run.layer_split[stage - 1]) if stage else [],
         "parameters": trained + frozen,
-        "state_bytes": state_bytes(run, trained, frozen),
-        "least_memory_bytes": stage_memory(run, stage).least,
+        "state_bytes": memory.state,
+        "least_memory_bytes": memory.least,
         "microbatch_bytes": done_bytes(run.activation_bytes, run.gradient_bytes),
         "average_bytes": average_bytes(parameter_shapes(PartSpec.of(run, stage)).values(), run.wire.averages, run.wire.rank),
     }

@@ -8,19 +8,21 @@ wait: it is told that this peer is not there yet, which older releases know too.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
+import torch
+
 from gwtf_p2p.live.compute.all_reduce_parts import (
     Batch,
+    Part,
     Parts,
     Residual,
     average_parts,
     batches_of,
     cut,
-    pack_parts,
     squares_of,
     unpack_parts,
 )
@@ -143,12 +145,12 @@ class Round:
             payload = await in_thread(batch.float_bytes, partial(self._part_of, to, batch))
             await self._push(to, "part", number, payload)
 
-    def _part_of(self, to: int, batch: Batch) -> bytes:
-        return self._rounded(to, batch, self._pieces(to, batch), self.group.weights[self._me])[0]
+    def _part_of(self, to: int, batch: Batch) -> bytearray:
+        places = self._shares[to][batch.span]
+        return self._payload(((place, self._own_piece(place)) for place in places), batch, self.group.weights[self._me])
 
-    def _pieces(self, member: int, batch: Batch) -> Parts:
-        """This member's own values of a batch of a member's share."""
-        return tuple(self._own.piece(part.name, part.start, part.stop) for part in self._shares[member][batch.span])
+    def _own_piece(self, place: Part) -> torch.Tensor:
+        return self._own.piece(place.name, place.start, place.stop)
 
     async def _sum_up(self, tasks: asyncio.TaskGroup) -> None:
         """Average our own share, batch by batch, and send each to all."""
@@ -163,20 +165,25 @@ class Round:
             await self._under_way.acquire()
             tasks.create_task(self._send_result(number, payload))
 
-    def _share_of(self, batch: Batch, parts: dict[int, Parts]) -> bytes:
-        """Our finished batch as all others get it; as they decode it, it goes to the result."""
-        weights, me = self.group.weights, self._me
+    def _share_of(self, batch: Batch, parts: dict[int, Parts]) -> bytearray:
+        """Our finished batch as all others get it; as they decode it, it goes to the result. One part after the other."""
+        weights, me, places = self.group.weights, self._me, self._shares[self._me][batch.span]
+        summed = [member for member, weight in enumerate(weights) if weight > 0]
+        squares = {member: squares_of(each) for member, each in parts.items()}
         if weights[me] > 0:
-            parts[me] = self._pieces(me, batch)
-        refused = self.seen.refusal({member: squares_of(each) for member, each in parts.items()}, sum(batch.sizes))
+            squares[me] = sum(squares_of((self._own_piece(place),)) for place in places)
+        refused = self.seen.refusal(squares, sum(batch.sizes))
         if refused is not None:
             raise AveragingFailed(self.group.members[refused[0]], f"part: {refused[1]}", refused=True)
-        mean = average_parts([(weights[member], parts[member]) for member in sorted(parts)])
-        payload, rounded = self._rounded(me, batch, mean, sum(weights))
-        self._put(me, batch, unpack_parts(payload, batch, self._codec) if rounded is None else rounded)
-        return payload
 
-    async def _send_result(self, number: int, payload: bytes) -> None:
+        def means() -> Iterator[tuple[Part, torch.Tensor]]:
+            for k, place in enumerate(places):
+                theirs = {member: self._own_piece(place) if member == me else parts[member][k] for member in summed}
+                yield place, average_parts([(weights[member], (theirs[member],)) for member in summed])[0]
+
+        return self._payload(means(), batch, sum(weights), self.result)
+
+    async def _send_result(self, number: int, payload: bytearray) -> None:
         try:
             async with asyncio.TaskGroup() as pushes:
                 for other in self._others:
@@ -186,18 +193,34 @@ class Round:
         finally:
             self._under_way.release()
 
-    def _rounded(self, member: int, batch: Batch, parts: Parts, weight: float) -> tuple[bytes, Parts | None]:
-        """The payload of parts of a member's share; what it is read as, if rounding is made up for. Raises AveragingFailed."""
-        try:
-            payload = pack_parts(parts, self._codec)
-        except NotFiniteError as error:
-            raise AveragingFailed(self._rpc.peer_id, str(error)) from error
-        if self.residual is None:
-            return payload, None
-        rounded = unpack_parts(payload, batch, self._codec)
-        with disk_errors(self._rpc.peer_id):
-            self.residual.lost(self._shares[member][batch.span], parts, rounded, weight)
-        return payload, rounded
+    def _payload(
+        self,
+        parts: Iterable[tuple[Part, torch.Tensor]],
+        batch: Batch,
+        weight: float,
+        result: ScratchGradient | None = None,
+    ) -> bytearray:
+        """The bytes of parts; what they are read as goes to `result`, and what rounding takes of them is owed.
+
+        Raises AveragingFailed.
+        """
+        payload, at = bytearray(batch.encoded_bytes(self._codec.form)), 0
+        for place, part in parts:
+            try:
+                data = self._codec.encode(part)
+            except NotFiniteError as error:
+                raise AveragingFailed(self._rpc.peer_id, str(error)) from error
+            end = at + len(data)
+            payload[at:end] = data
+            if result is not None or self.residual is not None:
+                seen = self._codec.decode(memoryview(payload)[at:end], (place.size,)).float()
+                with disk_errors(self._rpc.peer_id):
+                    if result is not None:
+                        result.put(place.name, place.start, seen)
+                    if self.residual is not None:
+                        self.residual.lost((place,), (part,), (seen,), weight)
+            at = end
+        return payload
 
     async def _collect(self, other: int) -> None:
         for number, batch in enumerate(self._batches[other]):
@@ -225,7 +248,7 @@ class Round:
         except RemoteProtocolError as error:
             raise AveragingFailed(self.group.members[key[1]], str(error), refused=True) from error
 
-    async def _push(self, to: int, phase: str, batch: int, payload: bytes) -> None:
+    async def _push(self, to: int, phase: str, batch: int, payload: bytearray) -> None:
         """Until it is taken. As the other may not have heard of the group yet, the payload waits for the first verdict."""
         peer = self.group.members[to]
         header = {"kind": KIND, "group": self.group.group_id, "phase": phase, "batch": batch}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gwtf_p2p.live.compute.boundary import BoundaryCodecs, BoundaryTensors
 from gwtf_p2p.live.compute.memory_errors import memory_errors
+from gwtf_p2p.live.compute.process_memory import give_back
 from gwtf_p2p.live.compute.readings import Reading, Readings
 from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, MemoryLimit, TensorStore
 from gwtf_p2p.live.compute.works import DataWorks, StageWorks, Works
@@ -146,7 +147,12 @@ class Compute:
 
     async def mean_gradient(self) -> Gradient:
         """Mean gradient over the counted microbatches, by parameter name, for as long as none is counted or taken out."""
-        return await self.in_thread(lambda: self.executor.gradient_vector().in_pieces())
+
+        def do() -> Gradient:
+            give_back()
+            return self.executor.gradient_vector().in_pieces()
+
+        return await self.in_thread(do)
 
     async def can_apply(self, gradient: Gradient, iteration: int) -> bool:
         """This gradient is finite, its square too, and no step of this iteration could leave weights that are not."""
@@ -171,6 +177,7 @@ class Compute:
             report = self.optimizer.step(averaged, step.iteration, step.gradient_norm)
             self.contributions = self.contributions.plus(step.receipts)
             self.executor.reset_gradients()
+            give_back()
             return report
 
         return await self.in_thread(do)

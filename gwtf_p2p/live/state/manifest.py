@@ -20,7 +20,7 @@ from gwtf_p2p.training.state.stored import Described, StoredState, described, on
 
 CHUNK_BYTES = 1 << 20
 
-DTYPES = {"torch.float32": torch.float32, "torch.int64": torch.int64}
+DTYPES = {"torch.float32": torch.float32, "torch.int64": torch.int64, "torch.uint8": torch.uint8}
 
 
 class StateGone(Exception):

@@ -15,6 +15,8 @@ from gwtf_p2p.protocol.wire.ranges import check_ranges
 MOST_ITERATIONS = 2**40
 LONGEST_PROMPT = 256
 BYTE_TOKENIZER = "byte"
+EIGHT_BIT_BLOCK, EIGHT_BIT_LEAST = 256, 4096
+"""With `adamw_8bit`: values that share a scale, and of how many values a tensor's moments are in 8 bits (below, in float32)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +27,10 @@ class OptimizerSpec:
     names (`*` stands for anything) that no weight decay is for; vectors (norms, biases) never have any.
     """
 
-    kind: Annotated[Literal["adamw", "adafactor"], "16 bytes a parameter with its gradient (AdamW), or about 8 (Adafactor)"] = (
-        "adamw"
-    )
+    kind: Annotated[
+        Literal["adamw", "adamw_8bit", "adafactor"],
+        "16 bytes a parameter with its gradient (AdamW), 10 (AdamW with moments in 8 bits), or about 8 (Adafactor)",
+    ] = "adamw"
     learning_rate: Annotated[float, Gt(0), Le(1e30), "step size, at its highest"] = 1e-3
     beta1: Annotated[float, Ge(0), Lt(1), "decay of the first moment (AdamW)"] = 0.9
     beta2: Annotated[float, Ge(0), Lt(1), "decay of the second moment (AdamW)"] = 0.95

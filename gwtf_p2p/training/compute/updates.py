@@ -14,11 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from gwtf_p2p.protocol.wire.recipe import EIGHT_BIT_LEAST
 from gwtf_p2p.protocol.wire.records import OptimizerSpec
+from gwtf_p2p.training.compute.eight_bits import BLOCK_VALUES, blocks_of, chances, decode, encode
 from gwtf_p2p.training.compute.values import PIECE_VALUES, spans
 
 FIRST_MOMENT, SECOND_MOMENT = "first_moment/", "second_moment/"
 ROW_VARIANCE, COLUMN_VARIANCE, VARIANCE = "row_variance/", "column_variance/", "variance/"
+CODES = FIRST_CODES, ROOT_CODES = "first_moment_8bit/", "second_moment_root_8bit/"
+SCALES = FIRST_SCALE, ROOT_SCALE = "first_moment_scale/", "second_moment_root_scale/"
 
 _ADAFACTOR = {"row_var": ROW_VARIANCE, "col_var": COLUMN_VARIANCE, "variance": VARIANCE}
 
@@ -94,6 +98,35 @@ def adamw_step(weights: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor]
         )
 
 
+class AdamW8Bit:
+    """Moments in eight bits (`eight_bits`), the second as its root, which has half as many decades."""
+
+    def __init__(self, parameter: nn.Parameter, spec: OptimizerSpec) -> None:
+        self._parameter, self._spec = parameter, spec
+        count, device = parameter.numel(), parameter.device
+        self._codes = {kind: torch.zeros(count, dtype=torch.uint8, device=device) for kind in CODES}
+        self._scales = {kind: torch.ones(blocks_of(count), device=device) for kind in SCALES}
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """See `Update`."""
+        return {kind: codes.view(self._parameter.shape) for kind, codes in self._codes.items()} | self._scales
+
+    def apply(self, gradient: Piece, step: Step) -> None:
+        """See `Update`."""
+        weights = _flat(self._parameter)
+        chance = [chances(min(PIECE_VALUES, len(weights)), step.number, salt, weights.device) for salt in range(len(CODES))]
+        for start, stop in spans(len(weights)):  # on all devices: what is drawn goes by the place in a piece
+            blocks = slice(start // BLOCK_VALUES, blocks_of(stop))
+            kept = [(self._codes[c][start:stop], self._scales[s][blocks]) for c, s in zip(CODES, SCALES, strict=True)]
+            first, second = decode(*kept[0]), decode(*kept[1]).square_()
+            adamw_step(weights[start:stop], gradient(start, stop), (first, second), self._spec, step)
+            found = encode(first, chance[0], never_zero=False), encode(second.sqrt_(), chance[1], never_zero=True)
+            for (codes, scales), (new_codes, new_scales) in zip(kept, found, strict=True):
+                codes.copy_(new_codes)
+                scales.copy_(new_scales)
+
+
 class Adafactor:
     """torch's own. Of a matrix it needs all gradients at once; what it keeps of it is a row and a column."""
 
@@ -126,7 +159,10 @@ class Adafactor:
 
 def update_of(parameter: nn.Parameter, spec: OptimizerSpec) -> Update:
     """The run's optimizer for this parameter; its state is allocated."""
-    return Adafactor(parameter, spec) if spec.kind == "adafactor" else AdamW(parameter, spec)
+    if spec.kind == "adafactor":
+        return Adafactor(parameter, spec)
+    in_eight_bits = spec.kind == "adamw_8bit" and parameter.numel() >= EIGHT_BIT_LEAST
+    return AdamW8Bit(parameter, spec) if in_eight_bits else AdamW(parameter, spec)
 
 
 def _flat(parameter: nn.Parameter) -> Tensor:

@@ -1,10 +1,12 @@
 """How much memory a part of a run takes, from its record alone: no weight is allocated, none is read.
 
-Figures are of float32: weights, gradient sum and AdamW's two moments are 16 bytes a parameter, without moments 8, and what is
-frozen under adapters is 4. Between its passes a microbatch keeps, of every matrix, the values that go in and those that come
-out (measured against torch's own count: 0.8 to 1.45 of it, most families within 2 %); the head's logits count three times,
-with their softmax and their gradient. In a subspace the products that stand for weights are there while a pass lasts, and so
-are their gradients. What torch's kernels need for moments comes on top.
+Weights, gradient sum and AdamW's two moments are 16 bytes a parameter (10 with moments in 8 bits, 8 without moments), and what
+is frozen under adapters is 4. Beside that there is no copy of any of it: averages, checkpoints, downloads and steps go through
+a part's tensors one by one, or piece by piece (`live/compute/all_reduce_round`, `compute/updates`, `state/stored`), so what
+they take is the largest tensor and some buffers. Between its passes a microbatch keeps, of every matrix, the values that go
+in and those that come out (measured against torch's own count: 0.8 to 1.45 of it, most families within 2 %); the head's logits
+count three times, with their softmax and their gradient. In a subspace the products that stand for weights are there while a
+pass lasts, and so are their gradients. What torch's kernels need for moments comes on top.
 """
 
 from __future__ import annotations
@@ -16,22 +18,23 @@ from typing import Any
 
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.view.memory_plan import StageMemory
+from gwtf_p2p.protocol.wire.recipe import EIGHT_BIT_BLOCK, EIGHT_BIT_LEAST
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.protocol.wire.tensor_formats import FLOAT32
 from gwtf_p2p.training.model.config import RUN_RECORD
 from gwtf_p2p.training.model.split import PartSpec, all_shapes, boundary_of
 
-BYTES_OF_A_PARAMETER = {"adamw": 16, "adafactor": 8}
-"""Weight, gradient sum, and the moments; Adafactor's are a row and a column of each matrix."""
+BYTES_OF_MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}
+"""Adafactor's are a row and a column of each matrix."""
 
 BYTES_OF_A_WEIGHT = BYTES_OF_A_GRADIENT = BYTES_OF_A_VALUE = 4
 
-GRADIENTS_BESIDE = 2
-"""Copies of the gradient while it is averaged; one backward needs one."""
+LARGEST_TENSORS = {"adamw": 1, "adamw_8bit": 1, "adafactor": 4}
+"""So many times the largest tensor is there at once: a gradient on its way to the sum, or what Adafactor makes of one in a
+step."""
 
-SNAPSHOTS = 1
-"""Copies of the state (without the gradient sum) while it is written or given to a newcomer: its bytes take the tensors' place
-one by one."""
+BUFFER_BYTES = 32_000_000
+"""Batches of an average on their way, pieces of a step, chunks of a state: whatever the model."""
 
 LOGITS = 3
 
@@ -44,9 +47,17 @@ def parameters_of(shapes: Shapes) -> tuple[int, int]:
     return trained, sum(math.prod(shape) for shape, _ in shapes.values()) - trained
 
 
-def state_bytes(run: RunRecord, trained: int, frozen: int) -> int:
+def state_bytes(run: RunRecord, shapes: Shapes) -> int:
     """Weights, gradient sum and moments."""
-    return BYTES_OF_A_PARAMETER[run.optimizer.kind] * trained + BYTES_OF_A_WEIGHT * frozen
+    trained, frozen = parameters_of(shapes)
+    total = (BYTES_OF_A_WEIGHT + BYTES_OF_A_GRADIENT) * trained + BYTES_OF_A_WEIGHT * frozen
+    if run.optimizer.kind != "adamw_8bit":
+        return total + BYTES_OF_MOMENTS[run.optimizer.kind] * trained
+    for shape, is_trained in shapes.values():
+        values = math.prod(shape) if is_trained else 0
+        in_eight_bits = BYTES_OF_MOMENTS["adamw_8bit"] * (values + BYTES_OF_A_VALUE * -(-values // EIGHT_BIT_BLOCK))
+        total += in_eight_bits if values >= EIGHT_BIT_LEAST else BYTES_OF_MOMENTS["adamw"] * values
+    return total
 
 
 def stage_memory(run: RunRecord, stage: int, where: str = RUN_RECORD) -> StageMemory:
@@ -57,13 +68,16 @@ def stage_memory(run: RunRecord, stage: int, where: str = RUN_RECORD) -> StageMe
     spec = PartSpec.of(run, stage)
     shapes = all_shapes(spec, where)
     full = all_shapes(replace(spec, subspace=0), where) if spec.subspace else shapes
-    trained, frozen = parameters_of(shapes)
+    trained, _ = parameters_of(shapes)
     products = BYTES_OF_A_WEIGHT * sum(math.prod(shape) for name, (shape, _) in full.items() if shapes[name][0] != shape)
-    saved = (BYTES_OF_A_PARAMETER[run.optimizer.kind] - BYTES_OF_A_GRADIENT) * trained
+    largest = max((math.prod(shape) for shape, is_trained in shapes.values() if is_trained), default=0)
+    # Where a sum can be made again, gradients go into it at once (`StageExecutor.kept`); else there is a second set of them.
+    in_place = stage > 0 and run.recovery == "exact"
+    gradients = LARGEST_TENSORS[run.optimizer.kind] * largest if in_place else trained + largest
     return StageMemory(
         stage=stage,
-        state=state_bytes(run, trained, frozen),
-        beside=GRADIENTS_BESIDE * (BYTES_OF_A_GRADIENT * trained + products) + SNAPSHOTS * saved,
+        state=state_bytes(run, shapes),
+        beside=BYTES_OF_A_GRADIENT * gradients + 2 * products + BUFFER_BYTES,
         activations=BYTES_OF_A_VALUE * run.microbatch_size * run.sequence_length * _values_of_a_token(run, full, stage),
         microbatch=done_bytes(run.activation_bytes, run.gradient_bytes) * (1 if stage else run.microbatches_per_data_peer),
         recomputes=run.recompute and stage > 0,

@@ -18,12 +18,16 @@ import torch
 from torch import Tensor
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
-from gwtf_p2p.training.compute.updates import ROW_VARIANCE, SECOND_MOMENT, VARIANCE
+from gwtf_p2p.training.compute.eight_bits import decode
+from gwtf_p2p.training.compute.updates import CODES, ROOT_CODES, ROOT_SCALE, ROW_VARIANCE, SCALES, SECOND_MOMENT, VARIANCE
 from gwtf_p2p.training.state.tensors import STEP, WEIGHTS
 
 State = Mapping[str, Tensor]
 Layers = dict[int, dict[str, Tensor]]
 """By the layer's number; the names of its tensors are without it."""
+
+IN_EIGHT_BITS = (*CODES, *SCALES)
+"""Codes and their scales go together: they are those of one neighbour."""
 
 _NUMBER = re.compile(r"\.(\d+)\.")
 """The first number in a parameter's name is its layer's."""
@@ -47,7 +51,8 @@ def rebuilt_state(like: State, neighbours: Sequence[State]) -> dict[str, Tensor]
         if not sources:
             raise RemoteProtocolError(f"state: no layer of the neighbouring stages is like layer {number}")
         for name in layer:
-            rebuilt[_NUMBER.sub(f".{number}.", name, count=1)] = _mean([(s[name], share) for s, share in sources])
+            mean = sources[0][0][name].clone() if name.startswith(IN_EIGHT_BITS) else _mean([(s[name], w) for s, w in sources])
+            rebuilt[_NUMBER.sub(f".{number}.", name, count=1)] = mean
     return rebuilt
 
 
@@ -96,7 +101,10 @@ def _squared_gradient(state: State) -> float:
     """The running mean of the squared norm of a stage's gradient, by its optimizer; 0.0 before the first step."""
     total = 0.0
     for name, tensor in state.items():
-        if name.startswith((SECOND_MOMENT, VARIANCE)):
+        if name.startswith(ROOT_CODES):
+            scales = state[ROOT_SCALE + name.removeprefix(ROOT_CODES)]
+            total += float(decode(tensor.reshape(-1), scales).double().square().sum())
+        elif name.startswith((SECOND_MOMENT, VARIANCE)):
             total += float(tensor.double().sum())
         elif name.startswith(ROW_VARIANCE):  # means over the columns of a parameter
             columns = state[WEIGHTS + name.removeprefix(ROW_VARIANCE)].shape[-1]

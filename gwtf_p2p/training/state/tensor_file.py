@@ -18,7 +18,14 @@ from torch import Tensor
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
 from gwtf_p2p.training.state.stored import Described, FileSource, Place, StoredState, described
 
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.int32: "I32"}
+DTYPES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+}
 TYPES = {name: dtype for dtype, name in DTYPES.items()}
 ALIGNED = 8
 MOST_HEADER_BYTES = 100_000_000

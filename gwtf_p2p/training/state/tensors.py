@@ -2,7 +2,8 @@
 
 This is what a newcomer downloads, what a checkpoint holds and what peers of a stage compare. Names, with the whole model's
 parameter names: `weights/<parameter>`, with AdamW `first_moment/<parameter>` and `second_moment/<parameter>` (float32, the
-parameter's shape), with Adafactor `row_variance/`, `column_variance/` and `variance/`, and `step` (int64, no dimensions). Data
+parameter's shape), with 8-bit AdamW the codes and scales of `compute/updates`, with Adafactor `row_variance/`,
+`column_variance/` and `variance/`, and `step` (int64, no dimensions). Data
 peers' states have `contributions` too, once there are any: the bytes of `protocol/view/contributions`, padded with spaces to
 whole int64s.
 """
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.limits import MOST_ITERATIONS
 from gwtf_p2p.protocol.view.contributions import MOST_BYTES, Contributions
+from gwtf_p2p.training.compute.eight_bits import all_numbers
 from gwtf_p2p.training.compute.gradients import all_finite
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
@@ -79,8 +81,10 @@ def _check(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
             raise RemoteProtocolError(f"state: {name}: missing")
         if (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
             raise RemoteProtocolError(f"state: {name}: expected {_kind(tensor)}, got {_kind(found)}")
-        if found.is_floating_point() and not all_finite([found]):
+        codes = found.dtype == torch.uint8
+        if (found.is_floating_point() and not all_finite([found])) or (codes and not all_numbers(found)):
             raise RemoteProtocolError(f"state: {name}: expected finite numbers")
+        del found  # it may be memory of its own, and the next one comes
     if STEP in expected and not 0 <= int(state[STEP]) <= MOST_ITERATIONS:
         raise RemoteProtocolError(f"state: {STEP}: expected a whole number from 0 to {MOST_ITERATIONS}")
 

@@ -45,6 +45,40 @@ def test_eight_threads_share_two_arenas() -> None:
     assert arenas("bounded") == MOST_ARENAS
 
 
+FREED = """
+import ctypes, sys
+from gwtf_p2p.live.compute.process_memory import bound_arenas, give_back
+from gwtf_p2p.live.compute.tensor_store import resident_bytes
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def held(size):
+    block = libc.malloc(ctypes.c_size_t(size))
+    ctypes.memset(block, 1, size)
+    return block
+if sys.argv[1] != "as it is":
+    assert bound_arenas({})
+libc.free(held(30 << 20))  # from now on malloc would keep blocks of this size
+size = (20 if sys.argv[1] != "small ones" else 1) << 20
+blocks = [(held(size), held(1000)) for _ in range((20 << 20) // size)]
+before = resident_bytes()
+for block, _ in blocks:
+    libc.free(block)
+if sys.argv[1] == "small ones":
+    give_back()
+print(before - resident_bytes())
+"""
+
+
+@GLIBC
+@pytest.mark.parametrize("kind", ["large ones", "small ones"])
+def test_what_is_freed_between_other_things_goes_back(kind: str) -> None:
+    def freed(kind: str) -> int:
+        return int(subprocess.run([sys.executable, "-c", FREED, kind], capture_output=True, text=True, check=True).stdout)
+
+    assert freed("as it is") < 1 << 20
+    assert freed(kind) > 19 << 20
+
+
 def test_what_the_user_has_set_stays() -> None:
     assert not bound_arenas({"MALLOC_ARENA_MAX": "8"})
     assert not bound_arenas({"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"})

@@ -10,7 +10,7 @@ import torch
 
 from gwtf_p2p.live.compute import all_reduce_round
 from gwtf_p2p.live.compute.all_reduce import Averager, AverageResult, AveragingFailed, AveragingGroup
-from gwtf_p2p.live.compute.all_reduce_parts import Batch, Parts
+from gwtf_p2p.live.compute.all_reduce_parts import Batch, Parts, pack_parts
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.trust.magnitudes import FACTOR, LEAST
 from gwtf_p2p.protocol.trust.parts import RESULT_FACTOR
@@ -105,12 +105,12 @@ async def test_one_that_says_another_sum_of_its_share_is_named_by_those_that_hea
     group, bad = Group(peers, ("int8", 0)), peers[2].id
     share_of = all_reduce_round.Round._share_of
 
-    def multiplied(self: all_reduce_round.Round, batch: Batch, parts: dict[int, Parts]) -> bytes:
+    def multiplied(self: all_reduce_round.Round, batch: Batch, parts: dict[int, Parts]) -> bytearray:
         payload = share_of(self, batch, parts)
         if self._rpc.peer_id != bad:
             return payload
         read = all_reduce_round.unpack_parts(payload, batch, self._codec)
-        return all_reduce_round.pack_parts([part * 30 * RESULT_FACTOR for part in read], self._codec)
+        return bytearray(pack_parts([part * 30 * RESULT_FACTOR for part in read], self._codec))
 
     monkeypatch.setattr(all_reduce_round.Round, "_share_of", multiplied)
     outcomes = await group.average(1.0, 1.0, 1.0, fails_for=bad)

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
-from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.executor import StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
-from gwtf_p2p.training.model.memory import stage_memory
+from gwtf_p2p.training.model.memory import BUFFER_BYTES, stage_memory
 from gwtf_p2p.training.model.split import PartSpec, build_stage_part
 from gwtf_p2p.training.state.tensors import export_state
 from tests.training.swarm import GPT2, LLAMA, run_record
+
+WIDTHS = {"llama": "hidden_size", "gpt2": "n_embd"}
 
 
 def of(config: dict[str, Any]) -> tuple[RunRecord, StageExecutor]:
@@ -25,12 +27,15 @@ def of(config: dict[str, Any]) -> tuple[RunRecord, StageExecutor]:
     return run, StageExecutor(build_stage_part(PartSpec.of(run, 1)), ExecutorConfig())
 
 
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
-def test_the_state_is_said_to_the_byte(config: dict[str, Any]) -> None:
-    run, stage = of(config)
+def test_the_state_is_said_to_the_byte(config: dict[str, Any], kind: str) -> None:
+    run, stage = of({**config, WIDTHS[config["model_type"]]: 128})
+    run = replace(run, optimizer=OptimizerSpec(kind))
     state = export_state(stage.part.parameters, PartOptimizer(stage.part.parameters, run.optimizer))
+    assert any(tensor.dtype == torch.uint8 for tensor in state.values()) == (kind == "adamw_8bit")
     sums = stage.gradient_vector().tensors.values()
-    held = sum(tensor.nbytes for tensor in (*state.values(), *sums) if tensor.is_floating_point())
+    held = sum(tensor.nbytes for name, tensor in state.items() if name != "step") + sum(tensor.nbytes for tensor in sums)
     assert stage_memory(run, 1).state == held
 
 
@@ -50,3 +55,10 @@ def test_the_activations_of_a_microbatch_are_said_within_a_tenth(config: dict[st
         stage.forward(MicrobatchId(PeerId("d"), 0, 0), payload)
     kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     assert stage_memory(run, 1).activations == pytest.approx(kept, rel=0.1)
+
+
+def test_gradients_are_there_twice_only_where_a_sum_cannot_be_made_again() -> None:
+    run, stage = of(LLAMA)
+    sizes = [parameter.nbytes for parameter in stage.part.parameters.values()]
+    exact, fast = stage_memory(run, 1), stage_memory(replace(run, recovery="fast"), 1)
+    assert exact.beside - BUFFER_BYTES == max(sizes) and fast.beside - exact.beside == sum(sizes)
