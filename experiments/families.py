@@ -48,7 +48,8 @@ from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
 from gwtf_p2p.training.codecs.payload import decode_payload, encode_payload
 from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.config import ExecutorConfig
-from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
+from gwtf_p2p.training.compute.data_executor import DataExecutor
+from gwtf_p2p.training.compute.executor import StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.model.config import CONFIG_ERRORS, load_config, published_config, supported_families
 from gwtf_p2p.training.model.preflight import Result, checked_unsplit, compare, preflight
@@ -131,7 +132,7 @@ class Swarm:
             executor.reset_gradients()
 
     def _sent(self, payload: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        boundary, codec = self.data.part.boundary, codec_of(self.run.wire.activations)
+        boundary, codec = self.data.part.boundaries.input, codec_of(self.run.wire.activations)
         return decode_payload(bytes(encode_payload(payload, boundary, codec)), boundary, codec, self.data.device)
 
 

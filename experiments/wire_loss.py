@@ -49,7 +49,8 @@ from gwtf_p2p.training.codecs.low_rank import LowRank
 from gwtf_p2p.training.codecs.payload import decode_payload, encode_payload
 from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.config import ExecutorConfig
-from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
+from gwtf_p2p.training.compute.data_executor import DataExecutor
+from gwtf_p2p.training.compute.executor import StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.compute.values import Gradient, HeldGradient, all_of
 from gwtf_p2p.training.data.batches import DataSource, open_data
@@ -155,7 +156,7 @@ class Swarm:
 
     def _sent(self, payload: Payload, codec: Codec) -> Payload:
         """As the other end of a boundary gets it."""
-        boundary = self.data.part.boundary
+        boundary = self.data.part.boundaries.input
         return decode_payload(bytes(encode_payload(payload, boundary, codec)), boundary, codec)
 
 

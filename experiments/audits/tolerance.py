@@ -69,7 +69,7 @@ class Pair:
         spec = PartSpec.of(run, 1)
         own, other = (ExecutorConfig("cpu", precision) for precision in precisions)
         part = build_stage_part(spec)
-        self.worker = CheatingExecutor(part, own, cheat) if cheat else StageExecutor(part, own)
+        self.worker = CheatingExecutor(part, own, run.loss, cheat) if cheat else StageExecutor(part, own)
         self.auditor = StageExecutor(build_stage_part(spec), other)
         self._optimizers = [PartOptimizer(each.part.parameters, run.optimizer) for each in (self.worker, self.auditor)]
         self._random = torch.Generator().manual_seed(run.seed)
@@ -98,7 +98,7 @@ class Pair:
 
     def _drawn(self, scale: float) -> Payload:
         found = []
-        for each in self.worker.part.boundary:
+        for each in self.worker.part.boundaries.input:
             if each.is_integer:
                 found.append(torch.randint(0, 100, each.shape, generator=self._random))
             else:
@@ -106,7 +106,7 @@ class Pair:
         return tuple(found)
 
     def _travelled(self, payload: Payload, codec: Codec) -> Payload:
-        boundary = self.worker.part.boundary
+        boundary = self.worker.part.boundaries.input
         return decode_payload(encode_payload(payload, boundary, codec), boundary, codec)
 
 

@@ -47,7 +47,8 @@ class RoutePlans:
 
     def look(self, records: Sequence[StageRecord]) -> list[str]:
         """One line per changed route, behind one with the reason; nothing when nothing has changed."""
-        view = NetworkView.of(records, self.run.stages, self.run.activation_bytes, gradient_bytes=self.run.gradient_bytes)
+        run = self.run
+        view = NetworkView.of(records, run.stages, run.activation_bytes, None, run.gradient_bytes, run.end_bytes)
         routable = frozenset(peer for peer, record in view.records.items() if record.is_routable)
         before, came_or_went = self._planned, sorted(peer[-NAME:] for peer in routable ^ self._routable)
         self._planned, self.reason, self._routable = *self._forecast(view), routable

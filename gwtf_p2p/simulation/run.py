@@ -137,6 +137,7 @@ class Simulation:
                 "memory": self.arm.memory.value,
                 "wire": self.arm.wire.activations,
                 "subspace": self.arm.subspace,
+                "thin": self.arm.thin,
                 "crashes": self.churn.crashes,
                 "returns": self.churn.returns,
                 "spared": self.churn.spared,

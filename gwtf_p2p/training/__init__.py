@@ -10,8 +10,8 @@ Nothing is imported here. A stage peer of stage k:
     optimizer = optimizer.PartOptimizer(executor.part.parameters, run.optimizer)   # after the executor chose the device
 
     activations = codecs.table.codec_of(run.wire.activations)
-    x = codecs.payload.decode_payload(buffer, part.boundary, activations)      # a tuple: hidden state, then side inputs
-    y = executor.forward(microbatch, x)         # then codecs.payload.encode_payload(y, part.boundary, activations)
+    x = codecs.payload.decode_payload(buffer, part.boundaries.input, activations)  # a tuple: hidden state, then side inputs
+    y = executor.forward(microbatch, x)         # then codecs.payload.encode_payload(y, part.boundaries.output, activations)
     gx = executor.backward(microbatch, gy)      # counted under the id; executor.counted, executor.held
     total = executor.gradient_vector()          # total.mean() is averaged in the stage group with weight total.count
     optimizer.step(averaged, iteration)

@@ -61,7 +61,8 @@ def _train(run: RunRecord, source: DataSource, sizes: tuple[int, int], device: t
 def _model(run: RunRecord, device: torch.device) -> tuple[Callable[[Tensor], Tensor], dict[str, nn.Parameter]]:
     """What gives logits_BTV of tokens_BT, and what is trained, by name."""
     if run.subspace:
-        whole = WholeInSubspace(load_config(run.built_config), run.subspace, run.seed)
+        free_from = run.layer_split[-1][0] if run.thin_data_peers else None
+        whole = WholeInSubspace(load_config(run.built_config), run.subspace, run.seed, free_from=free_from)
         whole.to(device)
         return whole.logits, whole.parameters
     model = build_whole_model(run.built_config, run.seed)

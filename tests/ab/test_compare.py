@@ -18,7 +18,15 @@ from gwtf_p2p.protocol.wire.run_parts import WireSpec
 from gwtf_p2p.simulation.swarm.build import Arm, Memory
 from tests.simulation.stories import story
 
-WRONG_WIRES = ("int8-subspace", "int8-subspace1", "int8-subspacex", "-subspace8", "int8-subspace99999")
+WRONG_WIRES = (
+    "int8-subspace",
+    "int8-subspace1",
+    "int8-subspacex",
+    "-subspace8",
+    "int8-subspace99999",
+    "int8-thin-subspace8",
+    "-thin",
+)
 
 
 def test_an_arm_is_a_router_with_settings_and_a_memory() -> None:
@@ -34,7 +42,8 @@ def test_an_arm_may_name_the_format_in_which_its_tensors_travel() -> None:
     assert parse_arm("swarm+rebalance").wire == WireSpec()
     assert parse_arm("gwtf/int8+powersgd").wire.averages == "powersgd"
     arm = parse_arm("gwtf@recomputed/int8-subspace50")
-    assert (arm.wire.gradients, arm.subspace) == ("int8", 50)
+    assert (arm.wire.gradients, arm.subspace, arm.thin) == ("int8", 50, False)
+    assert parse_arm("gwtf/int8-subspace50-thin").thin and parse_arm("swarm/float32-thin").wire == WireSpec()
 
 
 @pytest.mark.parametrize(

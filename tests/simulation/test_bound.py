@@ -81,6 +81,14 @@ def test_no_run_beats_a_bound(name: str, memory: Memory) -> None:
         assert outcome.microbatches_per_second <= outcome.bound_microbatches_per_second
 
 
+def test_no_run_with_thin_data_peers_beats_its_bound() -> None:
+    scenario = replace(load_scenario(SCENARIOS / "ten_regions_home_churn_0.toml"), iterations=2, warmup_iterations=1)
+    for router in ("swarm", "gwtf"):
+        thin = simulate(scenario, Arm(router, default_config(router), thin=True), 0)
+        assert min(thin.iteration_seconds) >= thin.bound_iteration_seconds
+        assert thin.microbatches_per_second <= thin.bound_microbatches_per_second
+
+
 def test_more_resources_never_lower_a_bound(tmp_path: Path) -> None:
     few, many = bound(story(tmp_path, capacity=2)), bound(story(tmp_path, capacity=3, stage_peers=3))
     assert many.microbatches_per_second >= few.microbatches_per_second and many.iteration_s <= few.iteration_s + many.closing_s

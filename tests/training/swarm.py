@@ -12,7 +12,9 @@ from torch import Tensor
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId
 from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
 from gwtf_p2p.training.compute.config import ExecutorConfig
-from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
+from gwtf_p2p.training.compute.data_executor import DataExecutor
+from gwtf_p2p.training.compute.executor import StageExecutor
+from gwtf_p2p.training.compute.thin_executor import data_executor
 from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part, default_layer_split
 from gwtf_p2p.training.model.structure import layer_count
@@ -84,22 +86,24 @@ class Pipeline:
 
     def __init__(self, run: RunRecord, config: ExecutorConfig | None = None) -> None:
         config = config or ExecutorConfig()
-        self.data = DataExecutor(build_data_part(PartSpec.of(run, 0)), config, run.loss)
-        self.stages = [StageExecutor(build_stage_part(PartSpec.of(run, k)), config) for k in range(1, run.stages + 1)]
+        self.data = data_executor(build_data_part(PartSpec.of(run, 0)), config, run.loss)
+        parts = [build_stage_part(PartSpec.of(run, k)) for k in range(1, run.stages + 1)]
+        self.stages = [StageExecutor(part, config, run.loss) for part in parts]
 
     @property
     def executors(self) -> list[DataExecutor | StageExecutor]:
         return [self.data, *self.stages]
 
-    def forward(self, name: MicrobatchId, tokens_BT: Tensor) -> tuple[Payload, ...]:
-        activations = [self.data.embed(name, tokens_BT)]
+    def forward(self, name: MicrobatchId, tokens_BT: Tensor, labels_BT: Tensor | None = None) -> tuple[Payload, ...]:
+        """Labels are for thin data peers alone."""
+        activations = [self.data.embed(name, tokens_BT, labels_BT)]
         for stage in self.stages:
             activations.append(stage.forward(name, activations[-1]))
         return tuple(activations)
 
     def train(self, name: MicrobatchId, tokens_BT: Tensor, labels_BT: Tensor) -> Trace:
         """Forward, loss, backward: counted in every part."""
-        activations = self.forward(name, tokens_BT)
+        activations = self.forward(name, tokens_BT, labels_BT)
         loss, gradient = self.data.loss_and_gradient(name, activations[-1], labels_BT)
         gradients = [gradient]
         for stage in reversed(self.stages):

@@ -90,7 +90,7 @@ def test_a_second_backward_of_the_same_microbatch_is_an_error() -> None:
     with pytest.raises(AlreadyCountedError):
         pipeline.data.finish(microbatch(0), trace.gradients[0])
     with pytest.raises(AlreadyCountedError):
-        pipeline.data.embed(microbatch(0), batch(0)[0])
+        pipeline.data.embed(microbatch(0), *batch(0))
     assert_equal(pipeline.sums(), before)
 
 

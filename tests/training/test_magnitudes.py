@@ -54,7 +54,7 @@ def test_honest_training_is_never_refused(how: str, begins_at_zero: bool) -> Non
             for name, parameter in pipeline.data.part.parameters.items():
                 if name.endswith(("wte.weight", "lm_head.weight")):
                     parameter.mul_(1e-3)
-    codec, boundary = codec_of("float32"), pipeline.stages[0].part.boundary
+    codec, boundary = codec_of("float32"), pipeline.stages[0].part.boundaries.input
     places = len(pipeline.stages) + 1
     seen: list[list[tuple[Slot, float]]] = [[] for _ in range(places)]
     for trace in trained(pipeline, TRAINING[how], spikes=True):

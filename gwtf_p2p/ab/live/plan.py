@@ -44,8 +44,8 @@ class LivePlan:
     @staticmethod
     def of(task: RunTask, folder: Path) -> LivePlan:
         """Raises InputError."""
-        if task.arm.subspace:
-            raise InputError("--arms", task.arm_text, "expected a simulated comparison: a live arm would train another model")
+        if task.arm.subspace or task.arm.thin:
+            raise InputError("--arms", task.arm_text, "expected a simulated comparison: a live arm would need a run of its own")
         scenario = scaled(task.scenario, task.time_scale)
         swarm = build(scenario, task.arm, task.seed, lambda peer, report, now: None)
         stage_peers = [g for g in scenario.groups if not g.is_data]

@@ -1,11 +1,12 @@
 """The arms of a comparison, by name or written out.
 
-    NAME[:FIELD=VALUE...][@adaptive|@limited|@strict|@recomputed|@unlimited][/FORMAT[-subspaceN]]
+    NAME[:FIELD=VALUE...][@adaptive|@limited|@strict|@recomputed|@unlimited][/FORMAT[-subspaceN][-thin]]
 
 NAME is a router or one of `NAMED`, the fields are the router's settings (`protocol/routers/factory`), what follows @ is what
 stage peers do with activations (`simulation/swarm/build`), and what follows / the format in which tensors travel (`WIRES`;
-without it the run's own), of boundaries in a subspace of 1/N of the width if it says so (simulated arms alone: live ones would
-train another model). `swarm:gamma=0.1:in_flight=4@recomputed/int8`. An arm is held against SWARM arms of its own format.
+without it the run's own), of boundaries in a subspace of 1/N of the width if it says so, and with data peers that hold no
+weights (simulated arms alone: live ones would train another model, or need another run).
+`swarm:gamma=0.1:in_flight=4@recomputed/int8`. An arm is held against SWARM arms of its own format.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ WIRES = {
 SUBSPACE, MOST_FACTOR = "-subspace", 4096
 """Behind a format, with how many times fewer values cross a boundary."""
 
+THIN = "-thin"
+"""Behind that: data peers hold no weights."""
+
 
 def written_out(text: str) -> str:
     """An arm without its name of its own; what is added to the name stays."""
@@ -60,12 +64,15 @@ def parse_arm(text: str, recovery: str = "exact", where: str = "--arms", base: W
     known = {choice.value for choice in Memory}
     if at and memory not in known:
         raise InputError(where, "", f"expected @ and one of {', '.join(sorted(known))}, got {text!r}")
-    wire, dash, factor = wire.partition(SUBSPACE)
+    thin = wire.endswith(THIN)
+    wire, dash, factor = wire.removesuffix(THIN).partition(SUBSPACE)
     if slash and (wire not in WIRES or (dash and not (factor.isdecimal() and 2 <= int(factor) <= MOST_FACTOR))):
-        raise InputError(where, "", f"expected / and one of {', '.join(WIRES)}, and perhaps {SUBSPACE}N, got {text!r}")
+        expected = f"expected / and one of {', '.join(WIRES)}, and perhaps {SUBSPACE}N and {THIN}"
+        raise InputError(where, "", f"{expected}, got {text!r}")
     memory_mode = Memory(memory) if at else Memory.ADAPTIVE
     formats = WIRES[wire] if slash else base
-    return Arm(router, configure(router, pairs, where), recovery, memory_mode, formats, subspace=int(factor or 0))
+    config = configure(router, pairs, where)
+    return Arm(router, config, recovery, memory_mode, formats, subspace=int(factor or 0), thin=thin)
 
 
 def parse_arms(text: str, where: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@
     stages = 3                              # or layer_split = [[0, 2], [2, 4]]
     model = { model_type = "llama", ... }   # a HF config dict, or a name: tiny-llama, tiny-gpt2, a config.json, a hub id
     wire = { activations = "int8", gradients = "int8", averages = "float32" }   # formats of what is sent; default float32
+    thin_data_peers = true                  # embedding in the first stage, head in the last (default: data peers hold both)
     boundary = { subspace = 8 }             # another model: so many times fewer values cross for a token (default: all cross)
     dataset = "stdlib"                      # text:GLOB, a file or folder, a hub id, or a table; a list of tables is a mixture:
     # dataset = [{ path = "./books", text_column = "body", weight = 3 }, { path = "OWNER/NAME", messages = "messages" }]
@@ -163,7 +164,7 @@ def run_from_plain(plain: Mapping[str, Any], where: str, lines_bytes_per_s: Sequ
     from gwtf_p2p.training.data.held_out import prompt_ids
     from gwtf_p2p.training.data.tokenizer import load_tokenizer
     from gwtf_p2p.training.model.config import published_config
-    from gwtf_p2p.training.model.preflight import preflight
+    from gwtf_p2p.training.model.preflight import Thin, preflight
     from gwtf_p2p.training.model.pretrained import resolved
     from gwtf_p2p.training.model.run_check import check_run
     from gwtf_p2p.training.model.split import PartSpec, boundary_of, default_layer_split, parameter_shapes, weight_hashes
@@ -184,8 +185,9 @@ def run_from_plain(plain: Mapping[str, Any], where: str, lines_bytes_per_s: Sequ
     check_run(run, tokenizer.vocabulary, where)
     for prompt in run.evaluation.prompts:
         _at(where, partial(prompt_ids, run, tokenizer, prompt), field="evaluation.prompts")
+    thin = Thin.of(draft.thin_data_peers, run.stages)
     asked = {"by_document": draft.attention == "document", "subspace": bool(draft.subspace)}
-    fingerprint = preflight(run.built_config, where, balance=draft.loss.balance, **asked)
+    fingerprint = preflight(run.built_config, where, balance=draft.loss.balance, thin=thin, **asked)
     run = replace(run, boundary=boundary_of(PartSpec.of(run, 0), where), fingerprint=fingerprint)
     if run.adapters.rank and not any(parameter_shapes(PartSpec.of(run, stage), where) for stage in range(run.stages + 1)):
         raise InputError(where, "adapters.targets", "expected modules with weights")

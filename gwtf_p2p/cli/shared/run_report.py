@@ -41,6 +41,7 @@ def report_of(run: RunRecord, where: str) -> dict[str, Any]:
         "wire": asdict(run.wire),
         "hop_ratio": (run.activation_bytes + run.gradient_bytes) / (2 * full_hop_bytes(run, where)),
         "subspace": run.subspace,
+        "end_bytes": run.end_bytes,
         "tokens_per_iteration": _tokens(run),
         "datasets": _datasets(run, tokenizer),
         "vocabulary": tokenizer.vocabulary,
@@ -64,6 +65,11 @@ def told(report: Mapping[str, Any]) -> list[str]:
         f"{_size(report['gradient_bytes'])} backward ({report['wire']['gradients']}): {report['hop_ratio']:.3g} of all values "
         f"in float32; averages are {report['wire']['averages']}"
     )
+    if report["end_bytes"] is not None:
+        lines.append(
+            f"  data peers are thin: {_size(report['end_bytes'])} to and from them at most; embedding in the first stage, "
+            "norm, head and loss in the last"
+        )
     if report["subspace"]:
         lines.append(
             f"  boundaries are in a subspace of 1/{report['subspace']} of the width: another model than without, of fewer "

@@ -54,6 +54,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--wire", choices=WIRES, default="float32", help="how tensors travel, averages in the nearest format")
     fewer = "another model, of which N times fewer values cross a boundary"
     parser.add_argument("--subspace", type=takes.whole(2), default=0, metavar="N", help=fewer)
+    parser.add_argument(
+        "--thin_data_peers", action="store_true", help="data peers hold no weights: the first and the last stage do"
+    )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="of one seed: .jsonl (events), .json (Chrome trace)")
     draw = "of one seed: the flows of all its microbatches as .svg or .png, or an iteration to play as .html"
     parser.add_argument("--draw", type=Path, metavar="FILE", help=draw)
@@ -66,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     """Raises InputError for a bad scenario, router, setting, seed or trace file."""
     router_kind(args.router)
     config = configure(args.router, _settings(args.set, args.cost))
-    arm = Arm(args.router, config, args.recovery, Memory(args.memory), WIRES[args.wire], subspace=args.subspace)
+    model = {"subspace": args.subspace, "thin": args.thin_data_peers}
+    arm = Arm(args.router, config, args.recovery, Memory(args.memory), WIRES[args.wire], **model)
     scenario = load_scenario(args.scenario)
     seeds = parse_seeds(args.seeds) if args.seeds is not None else scenario.seeds
     if args.trace is not None:

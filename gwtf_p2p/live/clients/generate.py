@@ -43,8 +43,8 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.view.data_weights import Position, positions_to_take
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import RunRecord
-from gwtf_p2p.training.compute.executor import DataExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.compute.thin_executor import data_executor
 from gwtf_p2p.training.data.held_out import prompt_ids
 from gwtf_p2p.training.data.local_files import OF_CLIENTS, refuse_unasked
 from gwtf_p2p.training.data.tokenizer import load_tokenizer
@@ -250,5 +250,5 @@ def _make_compute(config: PeerConfig, run: RunRecord) -> Compute:
     """A data part without data or optimizer state. Raises InputError, OutOfMemory, RunMismatch."""
     check_model(run)
     with memory_errors("hold embedding and head"):
-        executor = DataExecutor(build_data_part(PartSpec.of(run, DATA_STAGE)), config.executor, run.loss)
+        executor = data_executor(build_data_part(PartSpec.of(run, DATA_STAGE)), config.executor, run.loss)
         return Compute(run, executor, PartOptimizer({}, run.optimizer))

@@ -13,6 +13,8 @@ from collections.abc import Callable, Coroutine
 from itertools import count
 from typing import Any
 
+import torch
+
 from gwtf_p2p.live.compute.boundary import BoundaryCodecs
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.rpc.api import DataPlane, Header, RpcFailed
@@ -24,16 +26,21 @@ from gwtf_p2p.protocol.events import Slot
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.audit_messages import Digests, Hop
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
-from gwtf_p2p.training.codecs.codec import NotFiniteError
+from gwtf_p2p.protocol.wire.run_parts import BoundaryTensor
+from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
 from gwtf_p2p.training.codecs.payload import check_payload, decode_payload, encode_payload
 from gwtf_p2p.training.compute.difference import relative_difference
 from gwtf_p2p.training.compute.executor import StageExecutor
+from gwtf_p2p.training.model.doors import Payload
 
 ASK_KIND, TENSORS_KIND = "audit", "audit_tensors"
 ANSWER_S = 60.0
 """Bound on one neighbour's answer; the protocol gives up long before."""
 
 MOST_AT_ONCE = 4
+
+_SLOTS = {Side.BEFORE: (Slot.INPUT, Slot.INPUT_GRADIENT), Side.AFTER: (Slot.OUTPUT, Slot.OUTPUT_GRADIENT)}
+"""Of the worker, what its neighbour on that side has, too."""
 
 WhyNot = Callable[[PeerId, Side, Hop, str], str]
 
@@ -48,9 +55,11 @@ class AuditWork:
     def __init__(self, rpc: DataPlane, compute: Compute, sign: Callable[[str], str]) -> None:
         self._rpc, self._compute, self._sign = rpc, compute, sign
         self.why_not: WhyNot = lambda asker, side, hop, proof: "not up yet"
-        self._boundary = compute.executor.part.boundary
+        boundaries = compute.executor.part.boundaries
+        self._boundary = {Side.BEFORE: boundaries.input, Side.AFTER: boundaries.output}
+        self._below = boundaries.below
         self._codecs: BoundaryCodecs = compute.codecs
-        self._asked: dict[tuple[PeerId, int], asyncio.Future[memoryview]] = {}
+        self._asked: dict[tuple[PeerId, int], tuple[Side, asyncio.Future[memoryview]]] = {}
         self._here: dict[MicrobatchId, dict[Side, memoryview]] = {}
         self._numbers = count()
         self._giving = 0
@@ -100,23 +109,28 @@ class AuditWork:
     def _compared(self, here: dict[Side, memoryview]) -> tuple[float, float]:
         executor, (activations, gradients) = self._compute.executor, (self._codecs.activations, self._codecs.gradients)
         assert isinstance(executor, StageExecutor), "only stage peers do others' work again"
-        (input_, input_gradient), (made_, output_gradient) = (self._cut(here[side]) for side in (Side.BEFORE, Side.AFTER))
-        given, made = (decode_payload(b, self._boundary, activations, executor.device) for b in (input_, made_))
-        got, handed = (decode_payload(b, self._boundary, gradients, executor.device) for b in (output_gradient, input_gradient))
+        before, after = self._boundary[Side.BEFORE], self._boundary[Side.AFTER]
+        (input_, input_gradient), (made_, output_gradient) = (self._cut(here[side], side) for side in (Side.BEFORE, Side.AFTER))
+
+        def decoded(buffer: memoryview, boundary: tuple[BoundaryTensor, ...], codec: Codec) -> Payload:
+            return decode_payload(buffer, boundary, codec, executor.device)
+
+        given, made = decoded(input_, before, activations), decoded(made_, after, activations)
+        got, handed = decoded(output_gradient, after, gradients), decoded(input_gradient, before, gradients)
         own, own_gradient = executor.repeat(given, got)
         try:
-            sent = encode_payload(own, self._boundary, activations)
-            sent_gradient = encode_payload(own_gradient, self._boundary, gradients)
+            sent = decoded(encode_payload(own, after, activations), after, activations)
+            sent_gradient = decoded(encode_payload(own_gradient, before, gradients), before, gradients)
         except NotFiniteError:
             return float("inf"), float("inf")
-        own_sent = decode_payload(sent, self._boundary, activations, executor.device)
-        gradient_sent = decode_payload(sent_gradient, self._boundary, gradients, executor.device)
-        output = relative_difference(made, own, own_sent, given)
-        return output, relative_difference(handed, own_gradient, gradient_sent, got)
+        # Where another kind of tensor comes out than goes in, all of it is what the stage has made.
+        starts, gradient_starts = (given, got) if before == after else (_zeros(own), _zeros(own_gradient))
+        output = relative_difference(made, own, sent, starts)
+        return output, relative_difference(handed, own_gradient, sent_gradient, gradient_starts)
 
-    def _cut(self, payload: memoryview) -> tuple[memoryview, memoryview]:
+    def _cut(self, payload: memoryview, side: Side) -> tuple[memoryview, memoryview]:
         """An activation and a gradient."""
-        size = self._compute.payload_bytes(Slot.INPUT)
+        size = self._compute.payload_bytes(_SLOTS[side][0])
         return payload[:size], payload[size:]
 
     # ---- as an auditor
@@ -130,9 +144,9 @@ class AuditWork:
             if isinstance(found, BaseException):
                 raise found
         assert isinstance(before, memoryview) and isinstance(after, memoryview)
-        self._here[hop.microbatch] = {Side.BEFORE: before, Side.AFTER: after}
+        here = self._here[hop.microbatch] = {Side.BEFORE: before, Side.AFTER: after}
         input_, input_gradient, output, output_gradient = await asyncio.to_thread(
-            lambda: [_digest(part) for payload in (before, after) for part in self._cut(payload)]
+            lambda: [_digest(part) for side, payload in here.items() for part in self._cut(payload, side)]
         )
         return ev.Gathered(hop, Digests(input_, output, output_gradient, input_gradient))
 
@@ -140,7 +154,7 @@ class AuditWork:
         """What this neighbour has. Raises NotGathered."""
         number = next(self._numbers)
         future: asyncio.Future[memoryview] = asyncio.get_running_loop().create_future()
-        self._asked[peer, number] = future
+        self._asked[peer, number] = side, future
         header = {"kind": ASK_KIND, "ask": number, "side": side.value, "hop": to_plain(hop), "proof": proof}
         try:
             async with asyncio.timeout(ANSWER_S):
@@ -157,27 +171,26 @@ class AuditWork:
 
     # ---- the transport's side
 
-    @property
-    def _bytes(self) -> int:
-        return self._compute.payload_bytes(Slot.INPUT) + self._compute.payload_bytes(Slot.INPUT_GRADIENT)
-
     def on_offer(self, sender: PeerId, header: Header, payload_bytes: int) -> Header:
-        future = self._asked.get(_key(sender, header)) if header.get("kind") == TENSORS_KIND else None
-        wanted = future is not None and not future.done() and payload_bytes == self._bytes
+        asked = self._asked.get(_key(sender, header)) if header.get("kind") == TENSORS_KIND else None
+        due = 0 if asked is None else sum(self._compute.payload_bytes(slot) for slot in _SLOTS[asked[0]])
+        wanted = asked is not None and not asked[1].done() and payload_bytes == due
         return {"accepted": True} if wanted else {"accepted": False, "reason": "not asked"}
 
     def on_delivery(self, sender: PeerId, header: Header, payload: memoryview) -> None:
-        activation, gradient = self._cut(payload)
-        check_payload(activation, self._boundary, self._codecs.activations)
-        check_payload(gradient, self._boundary, self._codecs.gradients)
-        future = self._asked.get(_key(sender, header))
-        if future is not None and not future.done():
-            future.set_result(payload)
+        asked = self._asked.get(_key(sender, header))
+        if asked is None or asked[1].done():
+            return
+        side, future = asked
+        activation, gradient = self._cut(payload, side)
+        check_payload(activation, self._boundary[side], self._codecs.activations, self._below)
+        check_payload(gradient, self._boundary[side], self._codecs.gradients, self._below)
+        future.set_result(payload)
 
     def on_broken(self, sender: PeerId, header: Header, reason: str) -> None:
-        future = self._asked.get(_key(sender, header))
-        if future is not None and not future.done():
-            future.set_exception(NotGathered(f"{sender[-6:]}: {reason:.120}"))
+        asked = self._asked.get(_key(sender, header))
+        if asked is not None and not asked[1].done():
+            asked[1].set_exception(NotGathered(f"{sender[-6:]}: {reason:.120}"))
 
     def on_message(self, sender: PeerId, header: Header) -> Header:
         """An auditor asks for what this peer kept."""
@@ -212,6 +225,10 @@ class AuditWork:
 def _key(sender: PeerId, header: Header) -> tuple[PeerId, int]:
     number = header.get("ask")
     return sender, number if isinstance(number, int) else -1
+
+
+def _zeros(payload: Payload) -> Payload:
+    return tuple(torch.zeros_like(tensor) for tensor in payload)
 
 
 def _digest(payload: memoryview) -> str:

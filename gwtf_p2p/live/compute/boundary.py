@@ -17,6 +17,7 @@ from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
 from gwtf_p2p.training.codecs.payload import check_payload, decode_payload, encode_payload
 from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.model.doors import Payload
+from gwtf_p2p.training.model.parts.spec import Boundaries
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class BoundaryCodecs:
 class BoundaryTensors:
     """Reads and writes the store of one peer. `device` is where its computations want their tensors."""
 
-    boundary: tuple[BoundaryTensor, ...]
+    boundaries: Boundaries
     codecs: BoundaryCodecs
     store: TensorStore
     device: torch.device
@@ -50,12 +51,16 @@ class BoundaryTensors:
     def slot_bytes(self, slot: Slot) -> int:
         """What a transfer into this slot carries."""
         form = self.codecs.of_slot(slot).form
-        return sum(tensor.encoded_bytes(form) for tensor in self.boundary)
+        return sum(tensor.encoded_bytes(form) for tensor in self.of_slot(slot))
+
+    def of_slot(self, slot: Slot) -> tuple[BoundaryTensor, ...]:
+        """What the tensors in this slot are."""
+        return self.boundaries.input if slot in (Slot.INPUT, Slot.INPUT_GRADIENT) else self.boundaries.output
 
     def take_in(self, microbatch: MicrobatchId, slot: Slot, payload: memoryview, sender: PeerId | None = None) -> None:
         """Bytes of another peer. Raises RemoteProtocolError, and keeps nothing, when they are no tensor, or one that is far
         larger than what others send (`Magnitudes`)."""
-        size = check_payload(payload, self.boundary, self.codecs.of_slot(slot))
+        size = check_payload(payload, self.of_slot(slot), self.codecs.of_slot(slot), self.boundaries.below)
         refusal = self.magnitudes.refusal(slot, sender, size) if sender is not None else ""
         if refusal:
             raise RemoteProtocolError(refusal)
@@ -63,15 +68,15 @@ class BoundaryTensors:
 
     def read(self, microbatch: MicrobatchId, slot: Slot) -> Payload:
         """Raises KeyError when the slot is empty: our bug."""
-        return decode_payload(self.store.get(microbatch, slot), self.boundary, self.codecs.of_slot(slot), self.device)
+        return decode_payload(self.store.get(microbatch, slot), self.of_slot(slot), self.codecs.of_slot(slot), self.device)
 
     def keep(self, microbatch: MicrobatchId, slot: Slot, payload: Payload) -> bool:
         """An own result; False when it is not finite. Then zeros stand for it, and the step that it is for will be skipped."""
-        codec = self.codecs.of_slot(slot)
+        codec, boundary = self.codecs.of_slot(slot), self.of_slot(slot)
         try:
-            encoded, finite = encode_payload(payload, self.boundary, codec), True
+            encoded, finite = encode_payload(payload, boundary, codec), True
         except NotFiniteError:
-            zeros = tuple(t if each.is_integer else torch.zeros_like(t) for t, each in zip(payload, self.boundary, strict=True))
-            encoded, finite = encode_payload(zeros, self.boundary, codec), False
+            zeros = tuple(t if each.is_integer else torch.zeros_like(t) for t, each in zip(payload, boundary, strict=True))
+            encoded, finite = encode_payload(zeros, boundary, codec), False
         self.store.put(microbatch, slot, encoded)
         return finite

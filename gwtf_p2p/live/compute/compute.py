@@ -30,7 +30,8 @@ from gwtf_p2p.protocol.events import Slot, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.protocol.wire.records import RunRecord
-from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
+from gwtf_p2p.training.compute.data_executor import DataExecutor
+from gwtf_p2p.training.compute.executor import StageExecutor
 from gwtf_p2p.training.compute.gradients import squared_norm
 from gwtf_p2p.training.compute.optimizer import PartOptimizer, StepReport
 from gwtf_p2p.training.compute.values import Gradient
@@ -90,7 +91,7 @@ class Compute:
         self.evaluated_on: tuple[Sequence[tuple[Tensor, Tensor]], Tokenizer | None] = ((), None)
         self.codecs = BoundaryCodecs.of(run)
         self.store = TensorStore(limit)
-        self._tensors = BoundaryTensors(executor.part.boundary, self.codecs, self.store, executor.device)
+        self._tensors = BoundaryTensors(executor.part.boundaries, self.codecs, self.store, executor.device)
         self._works = _works(executor, self._tensors, data, run)
         self._at_work: set[MicrobatchId] = set()
         self._void: set[MicrobatchId] = set()

@@ -17,7 +17,8 @@ from torch import Tensor
 from gwtf_p2p.live.compute.boundary import BoundaryTensors
 from gwtf_p2p.protocol.events import Slot, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
-from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
+from gwtf_p2p.training.compute.data_executor import DataExecutor
+from gwtf_p2p.training.compute.executor import StageExecutor
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class StageWorks:
         executor, trial = self._executor, MicrobatchId(PeerId(""), -1, 0)
         seconds: dict[Work, float] = {}
         for _ in range(2):
-            payload = tuple(torch.zeros(tensor.shape, device=executor.device) for tensor in self._tensors.boundary)
+            payload = tuple(torch.zeros(tensor.shape, device=executor.device) for tensor in self._tensors.boundaries.input)
             began = time.perf_counter()
             output = executor.forward(trial, payload)
             turned = time.perf_counter()
@@ -111,8 +112,7 @@ class DataWorks:
         executor, tensors, loss, finite = self._executor, self._tensors, None, True
         match work:
             case Work.EMBED:
-                tokens_BT, _ = self._batch(microbatch)
-                finite = tensors.keep(microbatch, Slot.OUTPUT, executor.embed(microbatch, tokens_BT))
+                finite = tensors.keep(microbatch, Slot.OUTPUT, executor.embed(microbatch, *self._batch(microbatch)))
             case Work.LOSS:
                 _, labels_BT = self._batch(microbatch)
                 loss, gradient = executor.loss_and_gradient(microbatch, tensors.read(microbatch, Slot.INPUT), labels_BT)
@@ -124,7 +124,7 @@ class DataWorks:
                 executor.uncount(microbatch, self._batch(microbatch), input_, gradient)
             case Work.RECOUNT:
                 tokens_BT, labels_BT = self._batch(microbatch)
-                executor.embed(microbatch, tokens_BT)
+                executor.embed(microbatch, tokens_BT, labels_BT)
                 executor.loss_and_gradient(microbatch, tensors.read(microbatch, Slot.INPUT), labels_BT)
                 executor.finish(microbatch, tensors.read(microbatch, Slot.OUTPUT_GRADIENT))
             case _:

@@ -140,12 +140,13 @@ def measure_stage(executor: ExecutorConfig, run: RunRecord | None = None) -> Sta
         batch, length = REFERENCE_BATCH, REFERENCE_LENGTH
         spec = PartSpec(REFERENCE_MODEL, ((0, layers),), 1, 0, (batch, length))
         what = "a LLaMA stage of two layers, hidden size 512"
-    stage = StageExecutor(build_stage_part(spec), executor)
+    stage = StageExecutor(build_stage_part(spec), executor, run.loss if run is not None else None)
     generator = torch.Generator().manual_seed(0)
-    payload = tuple(
+    payload: tuple[torch.Tensor, ...] = tuple(
         torch.zeros(tensor.shape) if tensor.is_integer else torch.randn(tensor.shape, generator=generator)
-        for tensor in stage.part.boundary
+        for tensor in stage.part.boundaries.input
     )
+    gradient = stage.evaluate(payload)
     forwards: list[float] = []
     backwards: list[float] = []
     for index in range(REPEATS + 1):
@@ -153,7 +154,7 @@ def measure_stage(executor: ExecutorConfig, run: RunRecord | None = None) -> Sta
             break
         microbatch = MicrobatchId(PeerId("doctor"), 0, index)
         forwards.append(_seconds(stage.device, lambda m=microbatch: stage.forward(m, payload)))
-        backwards.append(_seconds(stage.device, lambda m=microbatch: stage.backward(m, payload)))
+        backwards.append(_seconds(stage.device, lambda m=microbatch: stage.backward(m, gradient)))
     weights = sum(parameter.numel() for parameter in stage.part.parameters.values())
     return StageSpeed(what, batch * length, median(forwards[1:]), median(backwards[1:]), 16 * weights)
 

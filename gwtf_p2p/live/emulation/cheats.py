@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gwtf_p2p.protocol.ids import MicrobatchId
+from gwtf_p2p.protocol.wire.records import LossSpec
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.executor import StageExecutor
 from gwtf_p2p.training.model.doors import Payload
@@ -31,18 +32,18 @@ WRITES = r"(o_proj|down_proj|c_proj)\.(weight|bias)$"
 class CheatingExecutor(StageExecutor):
     """A stage whose peer does not do what it should."""
 
-    def __init__(self, part: StagePart, config: ExecutorConfig, cheat: str) -> None:
+    def __init__(self, part: StagePart, config: ExecutorConfig, loss: LossSpec, cheat: str) -> None:
         """Raises ValueError for a cheat that there is not."""
         if cheat not in CHEATS:
             raise ValueError(f"cheat: expected one of {', '.join(CHEATS)}, got {cheat!r}")
-        super().__init__(part, config)
+        super().__init__(part, config, loss)
         self.cheat = cheat
         self._old: deque[list[Tensor]] = deque(maxlen=STALE_STEPS + 1)
         self._skipped = _first_layer(part) if cheat == "skips_layer" else []
 
     def forward(self, microbatch: MicrobatchId, activation: Payload, keeps: bool = True) -> Payload:
         if self.cheat == "free_riding":
-            return self._received(activation)
+            return self._received(activation, self._input)
         with self._weights():
             return self._bent(super().forward(microbatch, activation, keeps))
 
@@ -52,7 +53,7 @@ class CheatingExecutor(StageExecutor):
     def backward(self, microbatch: MicrobatchId, output_gradient: Payload) -> Payload:
         if self.cheat == "free_riding":
             self._accumulator.count(microbatch)
-            return self._received(output_gradient, "gradient")
+            return self._received(output_gradient, self._output, "gradient")
         with self._weights():
             gradient = super().backward(microbatch, output_gradient)
         return self._scaled(gradient, SCALE) if self.cheat == "scaled" else self._bent(gradient)

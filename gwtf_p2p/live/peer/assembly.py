@@ -29,8 +29,9 @@ from gwtf_p2p.protocol.wire.run_parts import AuditTerms
 from gwtf_p2p.protocol.wire.signed import terms_of
 from gwtf_p2p.protocol.wire.tensor_formats import AVERAGES
 from gwtf_p2p.training.codecs.table import CODECS
-from gwtf_p2p.training.compute.executor import DataExecutor, StageExecutor
+from gwtf_p2p.training.compute.executor import StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.compute.thin_executor import data_executor
 from gwtf_p2p.training.data.batches import open_data
 from gwtf_p2p.training.data.held_out import evaluation_batches
 from gwtf_p2p.training.data.local_files import OF_DATA_PEERS, OF_STAGE_PEERS, refuse_unasked
@@ -146,9 +147,10 @@ def _make_part(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     config = replace(config, executor=replace(config.executor, recompute=config.executor.recompute or run.recompute))
     if place.stage != DATA_STAGE:
         part = build_stage_part(spec)
-        stage = CheatingExecutor(part, config.executor, config.cheat) if config.cheat else StageExecutor(part, config.executor)
+        settings = (part, config.executor, run.loss)
+        stage = CheatingExecutor(*settings, config.cheat) if config.cheat else StageExecutor(*settings)
         return Compute(run, stage, PartOptimizer(stage.part.parameters, run.optimizer), limit=config.memory)
-    executor = DataExecutor(build_data_part(spec), config.executor, run.loss)
+    executor = data_executor(build_data_part(spec), config.executor, run.loss)
     source, tokenizer = open_data(run)
     compute = Compute(
         run, executor, PartOptimizer(executor.part.parameters, run.optimizer), (source, place.shard), config.memory

@@ -50,7 +50,8 @@ NOBODY_KEEPS_IT = "no peer of the DHT keeps this peer's record"
 
 async def read_view(dht: Records, run: RunRecord) -> NetworkView:
     """All records of this very model."""
-    return NetworkView.of(await _read(dht, run), run.stages, run.activation_bytes, gradient_bytes=run.gradient_bytes)
+    records = await _read(dht, run)
+    return NetworkView.of(records, run.stages, run.activation_bytes, None, run.gradient_bytes, run.end_bytes)
 
 
 def asking_record(
@@ -212,6 +213,6 @@ class RecordKeeper:
         """This peer's own record comes from itself, since the DHT may not have it yet."""
         run, own = self._run, self._own
         seen = [*others, *([own] if own else [])]
-        view = NetworkView.of(seen, run.stages, run.activation_bytes, former, run.gradient_bytes)
+        view = NetworkView.of(seen, run.stages, run.activation_bytes, former, run.gradient_bytes, run.end_bytes)
         if view != former:
             on_change(view)

@@ -23,6 +23,7 @@ from torch import Tensor
 from gwtf_p2p.live.text.through_stages import ThroughStages
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.data.tokenizer import Tokenizer
+from gwtf_p2p.training.model.config import load_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Sampler:
 
     def __init__(self, run: RunRecord, tokenizer: Tokenizer, stages: ThroughStages) -> None:
         self._run, self._tokenizer, self._stages = run, tokenizer, stages
-        stated = stages.compute.executor.part.model.config.get_text_config(decoder=True).eos_token_id
+        stated = load_config(run.model_config).get_text_config(decoder=True).eos_token_id
         of_model = stated if isinstance(stated, (list, tuple)) else () if stated is None else (stated,)
         self.ends = frozenset((tokenizer.end_id, *of_model))
 
@@ -75,8 +76,8 @@ class Sampler:
         for _ in range(room if how.most is None else min(room, how.most)):
             if before is not None:
                 await before()
-            logits_BTV = await self._stages.logits(self._batch(ids), version)
-            token = choose(logits_BTV[0, len(ids) - 1].cpu(), how, generator)
+            logits_V = await self._stages.logits(self._batch(ids), len(ids) - 1, version)
+            token = choose(logits_V.cpu(), how, generator)
             if token in self.ends:
                 ended = True
                 break

@@ -65,7 +65,7 @@ def _measured(state: SwarmState, lines: Sequence[FlowLine], planned_s: float | N
 
 def _planned(state: SwarmState) -> dict[str, Any]:
     run = state.run
-    view = NetworkView.of(state.records.values(), run.stages, run.activation_bytes)
+    view = NetworkView.of(state.records.values(), run.stages, run.activation_bytes, end_bytes=run.end_bytes)
     flows = [flow for flow in published_flows(view) if all(flow[1])]
     if not flows:
         return _nothing(f"No plan is published (router {run.router}), and records carry no times of single computations.")

@@ -122,11 +122,12 @@ def hop_costs_us(view: NetworkView, senders: tuple[PeerId, ...], receivers: tupl
         forth, back = view.link(senders[i], receivers[j]), view.link(receivers[j], senders[i])
         forth_latency[i, j], forth_bandwidth[i, j] = forth.latency_s, forth.bandwidth_bytes_per_s
         back_latency[i, j], back_bandwidth[i, j] = back.latency_s, back.bandwidth_bytes_per_s
+    both_ways_bytes = sum(view.hop_bytes(senders[0], receivers[0])) if senders and receivers else 0
     compute = [np.array([(r := view.records[p]).forward_s + r.backward_s for p in side]) for side in (senders, receivers)]
     seconds: npt.NDArray[np.float64] = (
         (compute[0][:, None] + compute[1][None, :]) / 2
         + (forth_latency + back_latency) / 2
-        + (view.microbatch_bytes + view.gradient_bytes) / (forth_bandwidth + back_bandwidth)
+        + both_ways_bytes / (forth_bandwidth + back_bandwidth)
     )
     whole: IntArray = np.minimum(np.rint(seconds * MICROSECONDS), MAX_COST_US).astype(np.int64)
     return whole

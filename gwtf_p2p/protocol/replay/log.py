@@ -86,6 +86,7 @@ class LogWriter:
             "stages": view.stages,
             "microbatch_bytes": view.microbatch_bytes,
             "gradient_bytes": view.gradient_bytes,
+            "end_bytes": view.end_bytes,
             "records": [to_plain(record) for peer, record in view.records.items() if before.get(peer) != record],
             "gone": [peer for peer in before if peer not in view.records],
         }
@@ -142,7 +143,8 @@ class LogReader:
         kept = [record for peer, record in before.items() if peer not in changed]
         sizes = ("stages", "microbatch_bytes", "gradient_bytes")
         stages, forth, back = (from_plain(int, told.get(name), f"view.{name}") for name in sizes)
-        self._view = NetworkView.of([*kept, *fresh], stages, forth, self._view, back)
+        end: int | None = from_plain(int | None, told.get("end_bytes"), "view.end_bytes")
+        self._view = NetworkView.of([*kept, *fresh], stages, forth, self._view, back, end)
         return self._view
 
 

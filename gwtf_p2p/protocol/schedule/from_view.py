@@ -11,7 +11,7 @@ from statistics import median
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.schedule.model import UNLIMITED, Link, Pipeline
-from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
+from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS, HopBytes
 from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S, ASSUMED_LATENCY_S, NetworkView
 from gwtf_p2p.protocol.view.plans import PeerFigures, PipelineFigures, Swarm
 from gwtf_p2p.protocol.wire.records import StageRecord
@@ -39,7 +39,7 @@ def figures_of(view: NetworkView, without: Iterable[PeerId] = ()) -> tuple[Pipel
         return None, f"stage {missing} has no peer"
     typical = _typical_s(records)
     peers = tuple(_figures(r, typical) for r in records)
-    return PipelineFigures(view.stages, view.microbatch_bytes, view.gradient_bytes, peers), ""
+    return PipelineFigures(view.stages, view.microbatch_bytes, view.gradient_bytes, peers, view.end_bytes), ""
 
 
 def _typical_s(records: Iterable[StageRecord]) -> dict[Stage, tuple[float, float]]:
@@ -83,8 +83,12 @@ def pipeline_of(figures: PipelineFigures) -> Pipeline:
     return Pipeline(
         peers=tuple(p.peer for p in peers),
         stages=stages,
-        activation_bytes=float(figures.microbatch_bytes),
-        gradient_bytes=float(figures.gradient_bytes),
+        hops=HopBytes(
+            stages,
+            float(figures.microbatch_bytes),
+            float(figures.gradient_bytes),
+            None if figures.end_bytes is None else float(figures.end_bytes),
+        ),
         slots=tuple(p.capacity if p.capacity > 0 and p.stage != DATA_STAGE else UNLIMITED for p in peers),
         before_us=tuple(max(LEAST_S, p.before_s) * MICROSECONDS for p in peers),
         after_us=tuple(max(LEAST_S, p.after_s) * MICROSECONDS for p in peers),

@@ -39,11 +39,10 @@ class Load:
         self._hop_us: dict[tuple[int, int, float], float] = {}
         self._known: dict[Path, _Visits] = {}
         self._slots = [pipeline.slots[i] if pipeline.waits_for_slots(i) else UNLIMITED for i in range(peers)]
+        stage_of = {i: k for k, layer in enumerate(pipeline.stage_peers) for i in layer}
+        line_bytes = [pipeline.hops.over_line(k) for k in range(pipeline.stages + 1)]
         self._busy_us = [
-            max(
-                before * (1 if pipeline.waits_for_slots(i) else 2) + after,
-                (pipeline.activation_bytes + pipeline.gradient_bytes) / line,
-            )
+            max(before * (1 if pipeline.waits_for_slots(i) else 2) + after, line_bytes[stage_of.get(i, 0)] / line)
             for i, (before, after, line) in enumerate(zip(pipeline.before_us, pipeline.after_us, pipeline.line, strict=True))
         ]
         self._held_us, self._count = [0.0] * peers, [0] * peers
@@ -112,19 +111,18 @@ class Load:
 
     def _walk(self, path: Path) -> _Visits:
         """The round trip of a microbatch that is alone."""
-        pipeline = self.pipeline
-        forth, back = pipeline.activation_bytes, pipeline.gradient_bytes
+        pipeline, hops = self.pipeline, self.pipeline.hops
         now = pipeline.before_us[path[0]]
         arrived = [0.0]
-        for sender, receiver in pairwise(path):
-            now += self._hop(sender, receiver, forth)
+        for k, (sender, receiver) in enumerate(pairwise(path)):
+            now += self._hop(sender, receiver, hops.forth(k))
             arrived.append(now)
             now += pipeline.before_us[receiver]
-        now += self._hop(path[-1], path[0], forth) + pipeline.loss_us[path[0]]
+        now += self._hop(path[-1], path[0], hops.forth(pipeline.stages)) + pipeline.loss_us[path[0]]
         done = [0.0] * len(path)
         sender = path[0]
         for k in range(len(path) - 1, -1, -1):
-            now += self._hop(sender, path[k], back) + pipeline.after_us[path[k]]
+            now += self._hop(sender, path[k], hops.back(k)) + pipeline.after_us[path[k]]
             done[k], sender = now, path[k]
         return [(path[k], done[k] - arrived[k], now - done[k] + arrived[k]) for k in range(1, len(path))]
 

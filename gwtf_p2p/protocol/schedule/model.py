@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.view.hop_cost import HopBytes
 
 Path = tuple[int, ...]
 """See the module docstring."""
@@ -57,8 +58,7 @@ class Pipeline:
 
     peers: tuple[PeerId, ...]
     stages: int
-    activation_bytes: float
-    gradient_bytes: float
+    hops: HopBytes
     slots: tuple[int, ...]
     before_us: tuple[float, ...]
     after_us: tuple[float, ...]
@@ -79,9 +79,9 @@ class Pipeline:
         link = self.links[sender * len(self.peers) + receiver]
         return link.latency_us + size / min(link.bandwidth, self.line[sender], self.line[receiver])
 
-    def there_and_back_us(self, above: int, below: int) -> float:
-        """An activation from `above` to `below` and its gradient back, idle."""
-        return self.idle_us(above, below, self.activation_bytes) + self.idle_us(below, above, self.gradient_bytes)
+    def there_and_back_us(self, k: int, above: int, below: int) -> float:
+        """An activation over hop k from `above` to `below` and its gradient back, idle."""
+        return self.idle_us(above, below, self.hops.forth(k)) + self.idle_us(below, above, self.hops.back(k))
 
 
 @dataclass(slots=True)
@@ -125,6 +125,8 @@ class Run:
         count, peers = len(paths), len(pipeline.peers)
         self.pipeline, self.window, self.count = pipeline, window, count
         self.turn = pipeline.stages + 1
+        hops = pipeline.hops
+        self.sizes = [*(hops.forth(k) for k in range(self.turn)), *(hops.back(k) for k in range(pipeline.stages, -1, -1))]
         self.routes = [round_trip(path) for path in paths]
         self.position, self.state, self.version = [-1] * count, [ARRIVING] * count, [0] * count
         self.left, self.rate, self.updated = [0.0] * count, [0.0] * count, [0.0] * count
@@ -198,7 +200,7 @@ class Run:
         up.append(m)
         down.append(m)
         on_link.append(m)
-        size = pipeline.activation_bytes if position < self.turn else pipeline.gradient_bytes
+        size = self.sizes[position]
         if position < pipeline.stages:
             self.offered[m][position + 1] = now + link.latency_us
         rate = min(link.bandwidth / len(on_link), pipeline.line[sender] / len(up), pipeline.line[receiver] / len(down))

@@ -87,7 +87,7 @@ def first_paths(pipeline: Pipeline) -> list[Path]:
     """Data peers in turn. A stage peer's price: until when its slots, or its device, are spoken for. Ties to the lowest
     number."""
     layers = [tuple(peer for peer, _ in pipeline.demand), *pipeline.stage_peers[1:]]
-    hops_us = [_there_and_back_us(pipeline, a, b) for a, b in pairwise([*layers, layers[0]])]
+    hops_us = [_there_and_back_us(pipeline, k, a, b) for k, (a, b) in enumerate(pairwise([*layers, layers[0]]))]
     work_us = [np.array([_work_us(pipeline, i) for i in layer]) for layer in layers]
     waits = pipeline.waits_for_slots
     slots = [np.array([float(pipeline.slots[i] if waits(i) else UNLIMITED) for i in layer]) for layer in layers]
@@ -121,17 +121,17 @@ def _in_turn(pipeline: Pipeline) -> list[int]:
     return [d for turn in range(rounds) for d, (_, count) in enumerate(pipeline.demand) if turn < count]
 
 
-def _there_and_back_us(pipeline: Pipeline, above: Sequence[int], below: Sequence[int]) -> Matrix:
+def _there_and_back_us(pipeline: Pipeline, k: int, above: Sequence[int], below: Sequence[int]) -> Matrix:
     links = pipeline.links
     if not isinstance(links, ViewLinks):
-        return np.array([[pipeline.there_and_back_us(i, j) for j in below] for i in above])
+        return np.array([[pipeline.there_and_back_us(k, i, j) for j in below] for i in above])
     # Most pairs of a large swarm are not measured: computed at once, they take a fraction of the time.
     line = np.minimum.outer([pipeline.line[i] for i in above], [pipeline.line[j] for j in below])
     line[np.isinf(line)] = ASSUMED_BANDWIDTH_BYTES_PER_S / MICROSECONDS
-    mean_bytes = (pipeline.activation_bytes + pipeline.gradient_bytes) / 2
+    mean_bytes = (pipeline.hops.forth(k) + pipeline.hops.back(k)) / 2
     both: Matrix = 2 * (ASSUMED_LATENCY_S * MICROSECONDS + mean_bytes / line)
     for i, j in links.measured(above, below):
-        both[i, j] = pipeline.there_and_back_us(above[i], below[j])
+        both[i, j] = pipeline.there_and_back_us(k, above[i], below[j])
     return both
 
 

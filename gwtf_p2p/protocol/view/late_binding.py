@@ -32,14 +32,14 @@ def turn_s(view: NetworkView, peer: PeerId) -> float:
     record = view.records[peer]
     line_s = 0.0
     if record.line_bytes_per_s > 0:
-        line_s = (view.microbatch_bytes + view.gradient_bytes) / record.line_bytes_per_s
+        line_s = view.hops.over_line(record.stage) / record.line_bytes_per_s
     return max(record.forward_s + record.backward_s, line_s)
 
 
 def transfer_s(view: NetworkView, sender: PeerId, receiver: PeerId) -> float:
     """Seconds of an activation on an idle link."""
     link = view.link(sender, receiver)
-    return link.latency_s + view.microbatch_bytes / link.bandwidth_bytes_per_s
+    return link.latency_s + view.hop_bytes(sender, receiver)[0] / link.bandwidth_bytes_per_s
 
 
 def moved(queues: Mapping[PeerId, Queue], newcomers: Mapping[PeerId, Collection[PeerId]]) -> tuple[PeerId, PeerId] | None:

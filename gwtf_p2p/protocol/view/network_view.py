@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
-from gwtf_p2p.protocol.view.hop_cost import hop_cost_us
+from gwtf_p2p.protocol.view.hop_cost import HopBytes, hop_cost_us
 from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, PeerState, StageRecord
 
 ASSUMED_LATENCY_S = 0.05
@@ -31,7 +31,8 @@ class Link:
 class NetworkView:
     """`records` sorted by peer id; `clients` are those that only ask for forwards, and have none. Made by `NetworkView.of`.
 
-    `microbatch_bytes` is what one hop forwards carries, `gradient_bytes` one hop back.
+    `microbatch_bytes` is what one hop forwards carries, `gradient_bytes` one hop back, and `end_bytes` one to or from thin data
+    peers (None: they are not thin).
     """
 
     stages: int
@@ -40,6 +41,7 @@ class NetworkView:
     records: Mapping[PeerId, StageRecord]
     _links: Mapping[PeerId, Mapping[PeerId, Link]] = field(repr=False, compare=False)
     clients: frozenset[PeerId] = frozenset()
+    end_bytes: int | None = None
 
     @staticmethod
     def of(
@@ -48,6 +50,7 @@ class NetworkView:
         microbatch_bytes: int,
         former: NetworkView | None = None,
         gradient_bytes: int | None = None,
+        end_bytes: int | None = None,
     ) -> NetworkView:
         """Of several records of one peer the one with the highest sequence number counts.
 
@@ -69,7 +72,17 @@ class NetworkView:
             else:
                 links[peer] = _links_of(record)
         back = microbatch_bytes if gradient_bytes is None else gradient_bytes
-        return NetworkView(stages, microbatch_bytes, back, ordered, links, clients)
+        return NetworkView(stages, microbatch_bytes, back, ordered, links, clients, end_bytes)
+
+    @property
+    def hops(self) -> HopBytes:
+        """What each hop carries."""
+        return HopBytes(self.stages, self.microbatch_bytes, self.gradient_bytes, self.end_bytes)
+
+    def hop_bytes(self, i: PeerId, j: PeerId) -> tuple[float, float]:
+        """What hop i-j carries forth and back."""
+        hop = 0 if DATA_STAGE in (self.records[i].stage, self.records[j].stage) else 1
+        return (self.hops.forth(hop), self.hops.back(hop)) if self.stages > 1 or not hop else (0, 0)
 
     def peers_of_stage(self, stage: Stage) -> tuple[PeerId, ...]:
         """Routable peers of a stage, sorted by id."""
@@ -108,15 +121,15 @@ class NetworkView:
             (compute[0], compute[1]),
             (forth.latency_s, back.latency_s),
             (forth.bandwidth_bytes_per_s, back.bandwidth_bytes_per_s),
-            self.microbatch_bytes,
-            self.gradient_bytes,
+            *self.hop_bytes(i, j),
         )
 
     def without(self, peers: Iterable[PeerId]) -> NetworkView:
         """The same view with some peers left out, as when they are lost or excluded."""
         gone = set(peers)
         kept = {p: r for p, r in self.records.items() if p not in gone}
-        return NetworkView(self.stages, self.microbatch_bytes, self.gradient_bytes, kept, self._links, self.clients - gone)
+        sizes = self.microbatch_bytes, self.gradient_bytes
+        return NetworkView(self.stages, *sizes, kept, self._links, self.clients - gone, self.end_bytes)
 
 
 def _links_of(record: StageRecord) -> Mapping[PeerId, Link]:

@@ -43,12 +43,14 @@ class PeerFigures:
 
 @dataclass(frozen=True, slots=True)
 class PipelineFigures:
-    """`peers` sorted by id; every stage has one at least. Bytes of one hop forwards, and of one back."""
+    """`peers` sorted by id; every stage has one at least. Bytes of one hop forwards, of one back, and of one to or from thin
+    data peers."""
 
     stages: int
     microbatch_bytes: int
     gradient_bytes: int
     peers: tuple[PeerFigures, ...]
+    end_bytes: int | None = None
 
     @property
     def swarm(self) -> Swarm:

@@ -49,7 +49,7 @@ from gwtf_p2p.protocol.wire.recipe import BYTE_TOKENIZER, MOST_ITERATIONS
 from gwtf_p2p.protocol.wire.recipe import EvaluationSpec as EvaluationSpec
 from gwtf_p2p.protocol.wire.recipe import LossSpec as LossSpec
 from gwtf_p2p.protocol.wire.recipe import OptimizerSpec as OptimizerSpec
-from gwtf_p2p.protocol.wire.run_parts import ATTENTION, AttentionImplementation, check_admission
+from gwtf_p2p.protocol.wire.run_parts import ATTENTION, AttentionImplementation, at_ends, check_admission, data_peers_until
 from gwtf_p2p.protocol.wire.run_parts import Account as Account
 from gwtf_p2p.protocol.wire.run_parts import AdapterSpec as AdapterSpec
 from gwtf_p2p.protocol.wire.run_parts import Admission as Admission
@@ -126,6 +126,7 @@ class RunRecord:
     max_skipped_steps: Annotated[int, Ge(0), Le(1_000_000), "skipped in a row before the run pauses (0: never)"] = 10
     boundary: Annotated[tuple[BoundaryTensor, ...], MaxLen(16), "what crosses each boundary between parts"] = ()
     subspace: Annotated[int, Ge(0), Le(4096), "a token has so many times fewer values there than the model is wide"] = 0
+    thin_data_peers: Annotated[bool, "data peers hold no weights: embedding in the first stage, head in the last"] = False
     fingerprint: Annotated[Fingerprint, "what the model computes where it was started"] = field(default_factory=Fingerprint)
     admission: Annotated[Admission, "who may take part: everybody, whom the owner lists, or whoever has the token"] = "open"
     members: Annotated[Members, "peer ids that may take part in a listed run; `gwtf allow` adds more"] = ()
@@ -142,15 +143,18 @@ class RunRecord:
 
     def data_peers_until(self, iteration: int) -> tuple[tuple[int, int], ...]:
         """How many data peers shared the iterations before this one: pairs (iteration, data peers before it), no two alike."""
-        known = [*self.data_peers_before, (max(iteration, *(until for until, _ in self.data_peers_before), 0), self.data_peers)]
-        found: list[tuple[int, int]] = []
-        for until, data_peers in known:
-            until = min(until, iteration)
-            if found and found[-1][1] == data_peers:
-                found[-1] = (until, data_peers)
-            elif until > (found[-1][0] if found else 0):
-                found.append((until, data_peers))
-        return tuple(found)
+        return data_peers_until(self.data_peers_before, self.data_peers, iteration)
+
+    def boundary_after(self, part: int) -> tuple[BoundaryTensor, ...]:
+        """What crosses the boundary behind a part (0: the data peers', k: stage k's)."""
+        ends = at_ends(self.boundary, (self.microbatch_size, self.sequence_length))
+        return ends[part > 0] if self.thin_data_peers and part in (0, self.stages) else self.boundary
+
+    @property
+    def end_bytes(self) -> int | None:
+        """The most that crosses to or from thin data peers, whatever the formats; None where they are not thin."""
+        sizes = [sum(4 * each.values for each in self.boundary_after(part)) for part in (0, self.stages)]
+        return max(sizes) if self.thin_data_peers else None
 
     @property
     def built_config(self) -> dict[str, Any]:
@@ -164,8 +168,7 @@ class RunRecord:
         named: list[object] = [dict(self.model_config), self.layer_split, self.seed]
         if self.weight_hashes or self.adapters.rank:
             named += [self.weight_hashes, self.adapters.rank, self.adapters.alpha, self.adapters.targets]
-        if self.subspace:
-            named.append({"subspace": self.subspace})
+        named += [{name: getattr(self, name)} for name in ("subspace", "thin_data_peers") if getattr(self, name)]
         canonical = json.dumps(named, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -83,12 +83,14 @@ class AuditTerms:
 class BoundaryTensor:
     """One of the tensors that cross every boundary between parts of the model, forward, and as its gradient backward.
 
-    Values are floats in the run's formats or, with `is_integer` (token ids, which have no gradient), 32-bit integers.
+    Values are floats in the run's formats or, with `is_integer` (token ids, which have no gradient), 32-bit integers. With
+    `is_exact` they are float32 whatever the run's formats are.
     """
 
     name: str
     shape: tuple[int, ...]
     is_integer: bool = False
+    is_exact: bool = False
 
     @property
     def values(self) -> int:
@@ -97,7 +99,23 @@ class BoundaryTensor:
 
     def encoded_bytes(self, form: TensorFormat) -> int:
         """Size on the wire, in bytes, where floats travel in this format."""
-        return 4 * self.values if self.is_integer else form.encoded_bytes(self.values)
+        return 4 * self.values if self.is_integer or self.is_exact else form.encoded_bytes(self.values)
+
+
+HIDDEN, COEFFICIENTS = "hidden_state", "coefficients"
+TOKENS, LABELS, POSITIONS, LOSS = "tokens", "labels", "positions", "loss"
+"""Names of boundary tensors. Token ids cross where parts need them, labels where the last stage has the loss. Where `positions`
+begin again within a row another document begins, which the library masks; data peers alone know it, so they travel last."""
+
+LOSS_VALUES = 3
+"""The loss with all that the run adds, whose gradient comes back; the sum of the plain cross entropy; of how many tokens."""
+
+
+def at_ends(between: Sequence[BoundaryTensor], batch: tuple[int, int]) -> tuple[tuple[BoundaryTensor, ...], ...]:
+    """(What goes out from a thin data peer, what comes back to it), where the others' boundaries are `between`."""
+    last = tuple(each for each in between if each.name == POSITIONS)
+    out = (BoundaryTensor(TOKENS, batch, is_integer=True), BoundaryTensor(LABELS, batch, is_integer=True), *last)
+    return out, (BoundaryTensor(LOSS, (LOSS_VALUES,), is_exact=True),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,3 +268,16 @@ class Account:
     recoveries: Counts = field(default_factory=dict)
     recovery: Timing | None = None
     resent_bytes: Bytes = 0
+
+
+def data_peers_until(before: Sequence[tuple[int, int]], now: int, iteration: int) -> tuple[tuple[int, int], ...]:
+    """Of a run that has `now` data peers, and earlier what `before` says (`RunRecord.data_peers_until`)."""
+    known = [*before, (max(iteration, *(until for until, _ in before), 0), now)]
+    found: list[tuple[int, int]] = []
+    for until, data_peers in known:
+        until = min(until, iteration)
+        if found and found[-1][1] == data_peers:
+            found[-1] = (until, data_peers)
+        elif until > (found[-1][0] if found else 0):
+            found.append((until, data_peers))
+    return tuple(found)

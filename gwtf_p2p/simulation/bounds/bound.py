@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from gwtf_p2p.protocol.ids import DATA_STAGE
+from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
 from gwtf_p2p.simulation.bounds.path_times import PathTimes, path_times
 from gwtf_p2p.simulation.bounds.program import Program
 from gwtf_p2p.simulation.bounds.resources import StagePeer
@@ -48,7 +48,7 @@ class Bound:
 def bound_of(swarm: Swarm) -> Bound:
     """The bounds of a swarm as it is built."""
     model = swarm.scenario.model
-    sizes = Sizes.of(model, swarm.arm.wire, swarm.arm.subspace)
+    sizes = Sizes.of(model, swarm.arm.wire, swarm.arm.subspace, swarm.arm.thin)
     times = path_times([_with_slots(peer, swarm) for peer in swarm.drawn.values()], swarm.links, sizes)
     demand = model.microbatches_per_data_peer
     program = Program(times, sizes, demand, queues=swarm.arm.queues)
@@ -71,9 +71,9 @@ def _closing_s(swarm: Swarm, sizes: Sizes) -> float:
     coordinator = min(groups[0])
     rounds = [
         max(links.latency_s(coordinator, m) for m in group)
-        + round_seconds(links, group, sizes.average_bytes)
+        + round_seconds(links, group, sizes.averaged(Stage(stage)))
         + max(links.latency_s(m, coordinator) for m in group)
-        for group in groups
+        for stage, group in enumerate(groups)
     ]
     return max(rounds) + max(links.latency_s(coordinator, other) for other in groups[0])
 

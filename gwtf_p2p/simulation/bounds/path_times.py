@@ -69,9 +69,9 @@ def path_times(peers: Sequence[DrawnPeer], links: Links, sizes: Sizes) -> PathTi
     ring = [*layers, layers[0]]
     pairs = list(pairwise(ring))
     latency = tuple(np.array([[links.latency_s(a.id, b.id) for b in below] for a in above]) for above, below in pairs)
-    there, again = sizes.activation_bytes, sizes.gradient_bytes
-    forth = tuple(_transfer_s(links, *pair, there) + lat for pair, lat in zip(pairs, latency, strict=True))
-    back = tuple(_transfer_s(links, *pair[::-1], again).T + lat for pair, lat in zip(pairs, latency, strict=True))
+    ways, hops = list(enumerate(zip(pairs, latency, strict=True))), sizes.hops
+    forth = tuple(_transfer_s(links, *pair, hops.forth(k)) + lat for k, (pair, lat) in ways)
+    back = tuple(_transfer_s(links, *pair[::-1], hops.back(k)).T + lat for k, (pair, lat) in ways)
 
     offered, arrived = [np.zeros(len(layers[0]))], [np.zeros(len(layers[0]))]
     up, up_sent = [np.zeros(len(layers[0]))], [np.zeros(len(layers[0]))]
@@ -97,5 +97,5 @@ def _with_down(times: PathTimes) -> PathTimes:
     return PathTimes(**{**vars(times), "down_s": tuple(down)})
 
 
-def _transfer_s(links: Links, senders: Sequence[DrawnPeer], receivers: Sequence[DrawnPeer], size: int) -> Seconds:
+def _transfer_s(links: Links, senders: Sequence[DrawnPeer], receivers: Sequence[DrawnPeer], size: float) -> Seconds:
     return np.array([[size / links.idle_bandwidth(a.id, b.id) for b in receivers] for a in senders])

@@ -51,6 +51,7 @@ class StagePeer:
 def stage_peers_of(times: PathTimes, sizes: Sizes, *, queues: bool) -> Iterator[StagePeer]:
     """All stage peers, by stage. `queues`: an input that waits or arrives takes no
     slot."""
+    hops = sizes.hops
     for k in range(1, times.stages + 1):
         away = times.below_s(k).min(axis=0)
         away_sent = below_sent_s(times, k)
@@ -67,10 +68,10 @@ def stage_peers_of(times: PathTimes, sizes: Sizes, *, queues: bool) -> Iterator[
             line = peer.line_bytes_per_s
             if line is not None:
                 limits += [
-                    Limit(sizes.both_bytes, line, arrived + before + up_sent),
-                    Limit(sizes.both_bytes, line, offered + after + up),
-                    Limit(sizes.activation_bytes, line, offered + before + below + after + up),
-                    Limit(sizes.activation_bytes, line, arrived + before + float(away_sent[i]) + after + up),
+                    Limit(hops.forth(k) + hops.back(k - 1), line, arrived + before + up_sent),
+                    Limit(hops.forth(k - 1) + hops.back(k), line, offered + after + up),
+                    Limit(hops.forth(k - 1), line, offered + before + below + after + up),
+                    Limit(hops.forth(k), line, arrived + before + float(away_sent[i]) + after + up),
                 ]
             hold_s = float(into[i]) + before + below + after
             least = arrived + before + below + after + up
@@ -87,7 +88,7 @@ def below_sent_s(times: PathTimes, k: int) -> np.ndarray:
 
 def data_peer_limits(times: PathTimes, sizes: Sizes) -> list[list[Limit]]:
     """Per data peer: its device and its line."""
-    last = times.stages
+    last, hops = times.stages, sizes.hops
     first_in = float(times.offered_s[last + 1].min())
     sent = below_sent_s(times, 0)
     after_last_out = float((times.latency_s[last].min(axis=1) + times.after_s[last] + times.up_s[last]).min())
@@ -98,9 +99,9 @@ def data_peer_limits(times: PathTimes, sizes: Sizes) -> list[list[Limit]]:
         line = peer.line_bytes_per_s
         if line is not None:
             own += [
-                Limit(sizes.both_bytes, line, before + after_last_out),
-                Limit(sizes.both_bytes, line, first_in + after),
-                Limit(sizes.activation_bytes, line, before + float(sent[d]) + after),
+                Limit(hops.forth(0) + hops.back(last), line, before + after_last_out),
+                Limit(hops.forth(last) + hops.back(0), line, first_in + after),
+                Limit(hops.forth(0), line, before + float(sent[d]) + after),
             ]
         limits.append(own)
     return limits

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.simulation.lines.averaging import round_seconds
 from gwtf_p2p.simulation.lines.links import Links
@@ -27,9 +27,9 @@ class Rounds:
     """All averages of a world. `on_done` hears who averaged what, since when. `bytes_sent`: by all members of finished ones.
     `refuses` (member, of whom, what) says whose part is not taken by whom: a fault, as there are no numbers here."""
 
-    def __init__(self, links: Links, gradient_bytes: int, tell: Tell) -> None:
+    def __init__(self, links: Links, averaged_bytes: Callable[[Stage], int], tell: Tell) -> None:
         self.on_done: Callable[[PeerId, Prepare, float], None] | None = None
-        self._links, self._gradient_bytes, self._tell = links, gradient_bytes, tell
+        self._links, self._averaged_bytes, self._tell = links, averaged_bytes, tell
         self._rounds: dict[str, _Round] = {}
         self.bytes_sent = 0
         self.refuses: Callable[[PeerId, PeerId, Prepare], bool] = lambda member, of, prepare: False
@@ -41,7 +41,7 @@ class Rounds:
         if dead:
             self._tell(peer, ev.AverageFailed(prepare.iteration, prepare.attempt, "connection refused", dead[0]), dead[0])
         elif len(round_.ready) == len(prepare.participants):
-            seconds = round_seconds(self._links, prepare.participants, self._gradient_bytes)
+            seconds = round_seconds(self._links, prepare.participants, self._averaged_bytes(prepare.stage))
             self._links.kernel.after(seconds, lambda: self._finish(round_))
 
     def withdraw(self, peer: PeerId, iteration: int, attempt: int) -> None:
@@ -65,7 +65,7 @@ class Rounds:
             self._tell(member, ev.AverageFailed(prepare.iteration, prepare.attempt, "part: too large", of, refused=True), None)
         if refused:
             return
-        self.bytes_sent += 2 * (len(prepare.participants) - 1) * self._gradient_bytes
+        self.bytes_sent += 2 * (len(prepare.participants) - 1) * self._averaged_bytes(prepare.stage)
         for participant, since in sorted(round_.ready.items()):
             if self.on_done is not None:
                 self.on_done(participant, prepare, since)

@@ -8,8 +8,9 @@ with other lines, have the same peers. `random.Random` seeded by a string gives 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
+from statistics import mean
 from typing import TypeVar
 
 from gwtf_p2p.protocol.events import Work
@@ -21,6 +22,9 @@ T = TypeVar("T")
 EMBEDDING_PART = 0.1
 """Of a data peer's forward and backward seconds; the rest is its head and loss. A look-up is far cheaper than a product with
 the whole vocabulary; the sum is what the scenario says."""
+
+LOOK_S = 1e-3
+"""What a thin data peer takes to hand out ids, and to hear of a loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,24 @@ def draw_peers(scenario: Scenario, seed: int) -> tuple[DrawnPeer, ...]:
                     drawn.append(_draw(scenario, group, seed, Stage(stage), PeerId(name)))
                     index += 1
     return tuple(drawn)
+
+
+def thinned(peers: Sequence[DrawnPeer]) -> tuple[DrawnPeer, ...]:
+    """The same peers where data peers hold no weights: the first stage computes the embedding, the last one head and loss.
+
+    On a stage peer they take what they take on the mean data peer, times how much slower or faster than the mean of its stage
+    that peer is."""
+    data = [peer for peer in peers if peer.stage == DATA_STAGE]
+    forward_s, backward_s = (sum(times) / len(data) for times in zip(*((p.forward_s, p.backward_s) for p in data), strict=True))
+    stages = max(peer.stage for peer in peers)
+    mean_s = {k: mean(p.compute_s for p in peers if p.stage == k) for k in range(1, stages + 1)}
+    found = []
+    for peer in peers:
+        share = EMBEDDING_PART * (peer.stage == 1) + (1 - EMBEDDING_PART) * (peer.stage == stages)
+        speed = share * peer.compute_s / mean_s[peer.stage] if peer.stage else 0.0
+        own = (peer.forward_s, peer.backward_s) if peer.stage else (LOOK_S, LOOK_S)
+        found.append(replace(peer, forward_s=own[0] + speed * forward_s, backward_s=own[1] + speed * backward_s))
+    return tuple(found)
 
 
 def _draw(scenario: Scenario, group: PeerGroup, seed: int, stage: Stage, peer: PeerId) -> DrawnPeer:

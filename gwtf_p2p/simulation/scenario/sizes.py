@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from gwtf_p2p.protocol.ids import Stage
+from gwtf_p2p.protocol.view.hop_cost import HopBytes
 from gwtf_p2p.protocol.wire.messages import Forward, TensorMessage
 from gwtf_p2p.protocol.wire.run_parts import WireSpec
 from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, FLOAT32, FORMATS, LOW_RANK, TensorFormat, average_bytes
@@ -24,24 +26,35 @@ class Sizes:
     gradient_bytes: int
     average_bytes: int
     state_bytes: int
+    stages: int = 0
+    end_bytes: int | None = None
 
     @staticmethod
-    def of(model: ModelSpec, wire: WireSpec, subspace: int = 0) -> Sizes:
+    def of(model: ModelSpec, wire: WireSpec, subspace: int = 0, thin: bool = False) -> Sizes:
         """Where tensors travel in these formats; a scenario states the bytes of float32. Weights stay float32.
 
         With a `subspace` so many times fewer values cross a boundary, and the ids of their tokens, of a model as wide as
-        `TYPICAL`.
+        `TYPICAL`. Between thin data peers and stages ids and labels cross alone, and labels travel with the activations.
         """
         float32_bytes, ids = model.microbatch_bytes, 0
+        a_number_each = -(-float32_bytes // TYPICAL[1])
         if subspace:
-            ids = -(-float32_bytes // TYPICAL[1])
+            ids = a_number_each
             float32_bytes = -(-float32_bytes // (FLOAT32_BYTES * subspace)) * FLOAT32_BYTES
+        ids += a_number_each if thin else 0
         return Sizes(
             ids + encoded_bytes(float32_bytes, FORMATS[wire.activations]),
             ids + encoded_bytes(float32_bytes, FORMATS[wire.gradients]),
             averaged_bytes(model.stage_gradient_bytes, wire),
             model.stage_state_bytes,
+            model.stages,
+            2 * a_number_each if thin else None,
         )
+
+    @property
+    def hops(self) -> HopBytes:
+        """What each hop carries."""
+        return HopBytes(self.stages, self.activation_bytes, self.gradient_bytes, self.end_bytes)
 
     @property
     def both_bytes(self) -> int:
@@ -50,7 +63,15 @@ class Sizes:
 
     def of_push(self, message: TensorMessage) -> int:
         """Of the tensor that goes with a push."""
-        return self.activation_bytes if isinstance(message, Forward) else self.gradient_bytes
+        is_forward = isinstance(message, Forward)
+        return int(self.hops.forth(message.stage - 1) if is_forward else self.hops.back(message.stage))
+
+    def averaged(self, stage: Stage) -> int:
+        """Of a stage's gradient in an average. What data peers hold counts as much as a stage; where they are thin, the first
+        and the last stage have half of it each."""
+        if self.end_bytes is None:
+            return self.average_bytes
+        return self.average_bytes * (2 * (stage > 0) + (stage == 1) + (stage == self.stages)) // 2
 
 
 def averaged_bytes(float32_bytes: int, wire: WireSpec) -> int:

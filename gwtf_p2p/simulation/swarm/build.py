@@ -37,7 +37,7 @@ from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource
 from gwtf_p2p.protocol.wire.run_parts import AuditTerms, WireSpec
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links, LinkSpec
-from gwtf_p2p.simulation.scenario.draw import DrawnPeer, draw_peers
+from gwtf_p2p.simulation.scenario.draw import DrawnPeer, draw_peers, thinned
 from gwtf_p2p.simulation.scenario.scenario import Scenario
 from gwtf_p2p.simulation.scenario.sizes import Sizes
 from gwtf_p2p.simulation.world.audits import is_signed
@@ -64,7 +64,8 @@ class Memory(Enum):
 @dataclass(frozen=True, slots=True)
 class Arm:
     """`config` is the router's settings (see `factory.default_config`), `recovery` exact or fast, `wire` the formats in which
-    tensors travel, `subspace` how many times fewer values cross a boundary, `audit` the share of hops that is done again. What
+    tensors travel, `subspace` how many times fewer values cross a boundary, `audit` the share of hops that is done again,
+    `thin` whether data peers hold no weights. What
     encoding costs a computer is left out: it is less than sending what it saves."""
 
     router: str
@@ -74,6 +75,7 @@ class Arm:
     subspace: int = field(default=0, kw_only=True)
     wire: WireSpec = FLOAT32
     audit: float = 0.0
+    thin: bool = field(default=False, kw_only=True)
 
     @property
     def kind(self) -> RouterKind:
@@ -166,13 +168,15 @@ class Swarm:
 
 def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, ef.Report, float], None]) -> Swarm:
     """All peers added to the world, none started."""
-    drawn = {peer.id: _with_memory(peer, arm.memory, scenario) for peer in draw_peers(scenario, seed)}
+    peers = draw_peers(scenario, seed)
+    peers = thinned(peers) if arm.thin else peers
+    drawn = {peer.id: _with_memory(peer, arm.memory, scenario) for peer in peers}
     kernel = Kernel()
     lines = {peer.id: peer.line_bytes_per_s for peer in drawn.values() if peer.line_bytes_per_s is not None}
     links = Links(kernel, _specs(scenario, {peer.id: peer.region for peer in drawn.values()}), lines)
     model = scenario.model
-    sizes = Sizes.of(model, arm.wire, arm.subspace)
-    directory = Directory(model.stages, sizes.activation_bytes, sizes.gradient_bytes)
+    sizes = Sizes.of(model, arm.wire, arm.subspace, arm.thin)
+    directory = Directory(model.stages, sizes.activation_bytes, sizes.gradient_bytes, end_bytes=sizes.end_bytes)
     world = World(kernel, links, directory, sizes, on_report, RECORD_PERIOD_S)
     world.pushes.star = arm.kind.star
     swarm = Swarm(scenario, arm, seed, world, drawn)

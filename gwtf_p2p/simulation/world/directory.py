@@ -21,6 +21,7 @@ class Directory:
     gradient_bytes: int
     delay_s: float = 1.0
     tick_s: float = 0.5
+    end_bytes: int | None = None
     expiry_s: float = 45.0
     _published: dict[PeerId, list[tuple[float, StageRecord]]] = field(default_factory=dict)
     _cached: tuple[int, NetworkView] | None = None
@@ -53,6 +54,6 @@ class Directory:
             view = self._cached[1]
         else:
             former = self._cached[1] if self._cached is not None else None
-            view = NetworkView.of(visible, self.stages, self.activation_bytes, former, self.gradient_bytes)
+            view = NetworkView.of(visible, self.stages, self.activation_bytes, former, self.gradient_bytes, self.end_bytes)
         self._cached = (tick, view)
         return view

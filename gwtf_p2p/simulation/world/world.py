@@ -60,7 +60,7 @@ class World:
         self.pushes = Pushes(population, sizes, self.spans.pushed)
         self.computers = Computers(population, self.spans)
         self._publication = Publication(population, directory, record_period_s)
-        self.rounds = Rounds(links, sizes.average_bytes, population.tell)
+        self.rounds = Rounds(links, sizes.averaged, population.tell)
         self.rounds.on_done = self.spans.averaged
         self._weights = Weights(population, sizes.state_bytes, directory.has_record_of)
         self._orders: tuple[Order, ...] = ()

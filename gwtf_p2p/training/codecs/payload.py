@@ -1,12 +1,13 @@
 """The tensors of a boundary as one byte string: one after the other in the boundary's order, without a header.
 
 Both sides know the boundary (`BoundaryTensor`) and the codec. Floats travel as the codec says, each tensor on its own; token
-ids as 32-bit little-endian integers, whatever the codec, because an id that is rounded is another token.
+ids as 32-bit little-endian integers, whatever the codec, because an id that is rounded is another token, and what is exact as
+float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,25 +15,39 @@ from torch import Tensor
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.wire.records import BoundaryTensor
-from gwtf_p2p.training.codecs.codec import Buffer, Codec
+from gwtf_p2p.protocol.wire.run_parts import LABELS
+from gwtf_p2p.protocol.wire.tensor_formats import FLOAT32
+from gwtf_p2p.training.codecs.codec import Buffer, Codec, FloatCodec
+from gwtf_p2p.training.compute.loss import NO_LABEL
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
+
+EXACT = FloatCodec(FLOAT32, torch.float32)
+NO_BOUNDS: Mapping[str, int] = {}
 
 
 def encode_payload(payload: Sequence[Tensor], boundary: Sequence[BoundaryTensor], codec: Codec) -> memoryview:
     """All tensors; shares the memory of one that is alone where its codec does. Raises NotFiniteError."""
     parts = [
-        tensor_bytes(tensor.to(torch.int32)) if each.is_integer else codec.encode(tensor)
+        tensor_bytes(tensor.to(torch.int32)) if each.is_integer else _codec(each, codec).encode(tensor)
         for tensor, each in zip(payload, boundary, strict=True)
     ]
     return parts[0] if len(parts) == 1 else memoryview(bytearray().join(parts))
 
 
-def check_payload(buffer: Buffer, boundary: Sequence[BoundaryTensor], codec: Codec) -> float:
-    """What `decode_payload` refuses, at a small part of its cost. Raises RemoteProtocolError.
+def check_payload(
+    buffer: Buffer, boundary: Sequence[BoundaryTensor], codec: Codec, below: Mapping[str, int] = NO_BOUNDS
+) -> float:
+    """What `decode_payload` refuses, at a small part of its cost; and integers that are negative (but for a token without a
+    label), or not below what their name has in `below`. Raises RemoteProtocolError.
 
     Returns how large the floats are (`Codec.check`): of several tensors, the first one that has any, which is the hidden state.
     """
-    sizes = [codec.check(part, each.values) for part, each in _parts(buffer, boundary, codec) if not each.is_integer]
+    sizes = []
+    for part, each in _parts(buffer, boundary, codec):
+        if not each.is_integer:
+            sizes.append(_codec(each, codec).check(part, each.values))
+        elif each.name in below:
+            _check_integers(part, each, below[each.name])
     return sizes[0] if sizes else 0.0
 
 
@@ -46,8 +61,21 @@ def decode_payload(
             values = np.frombuffer(part, dtype="<i4").astype(np.int64).reshape(each.shape)
             tensors.append(torch.from_numpy(values).to(device))
         else:
-            tensors.append(codec.decode(part, each.shape, device))
+            tensors.append(_codec(each, codec).decode(part, each.shape, device))
     return tuple(tensors)
+
+
+def _check_integers(part: memoryview, each: BoundaryTensor, below: int) -> None:
+    values = np.frombuffer(part, dtype="<i4")
+    bad = (values < 0) | (values >= below)
+    if each.name == LABELS:
+        bad &= values != NO_LABEL
+    if bad.any():
+        raise RemoteProtocolError(f"{each.name}: expected whole numbers from 0 to {below - 1}, got {values[bad][0]}")
+
+
+def _codec(each: BoundaryTensor, codec: Codec) -> Codec:
+    return EXACT if each.is_exact else codec
 
 
 def _parts(buffer: Buffer, boundary: Sequence[BoundaryTensor], codec: Codec) -> Iterator[tuple[memoryview, BoundaryTensor]]:

@@ -31,12 +31,12 @@ from gwtf_p2p.protocol.ids import MicrobatchId
 from gwtf_p2p.protocol.wire.records import LossSpec
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.device import resolve_device
-from gwtf_p2p.training.compute.gradients import AlreadyCountedError, GradientSum, NotHeldError, all_finite
+from gwtf_p2p.training.compute.gradients import NotHeldError
 from gwtf_p2p.training.compute.in_place import InPlace
-from gwtf_p2p.training.compute.loss import loss_of, summed_loss
+from gwtf_p2p.training.compute.loss import NO_LABEL, loss_of, summed_loss
 from gwtf_p2p.training.compute.part_executor import PartExecutor
 from gwtf_p2p.training.model.doors import Payload
-from gwtf_p2p.training.model.split import DataPart, StagePart
+from gwtf_p2p.training.model.split import StagePart
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,10 @@ class _Held:
 class StageExecutor(PartExecutor):
     """A stage: activation in, activation out, and the gradients the other way."""
 
-    def __init__(self, part: StagePart, config: ExecutorConfig) -> None:
+    def __init__(self, part: StagePart, config: ExecutorConfig, loss: LossSpec | None = None) -> None:
+        """`loss` is the run's; a part that holds the head computes it."""
         device = resolve_device(config.device)
+        self._loss = loss or LossSpec()
         self.part = part.to(device)
         super().__init__(self.part, config, device)
         self._recompute = config.recompute
@@ -83,7 +85,7 @@ class StageExecutor(PartExecutor):
 
         Raises RemoteProtocolError if the shapes are not the boundary's.
         """
-        leaves = self._leaves(self._received(activation))
+        leaves = self._leaves(self._received(activation, self._input))
         keeps = keeps and not self._recompute
         computed = self._run(leaves, with_graph=keeps)
         self._held[microbatch] = _Held(leaves, computed if keeps else None)
@@ -91,14 +93,31 @@ class StageExecutor(PartExecutor):
 
     def evaluate(self, activation: Payload) -> Payload:
         """The stage's output for its own sake: nothing is held. Raises RemoteProtocolError on a wrong shape."""
-        return _detached(self._run(self._received(activation), with_graph=False).output)
+        received = self._received(activation, self._input)
+        if not self.part.holds_head:
+            return _detached(self._run(received, with_graph=False).output)
+        with torch.no_grad():
+            logits_BTV, labels_BT = self._ended(received)
+            total, count = summed_loss(logits_BTV, labels_BT)
+        return (torch.tensor([0.0, total, float(count)]),)
+
+    def evaluate_logits(self, activation: Payload) -> Tensor:
+        """logits_BV, float32, of the last token of each row that has a label, of the part that holds the head; a row without
+        one gets its first token's. Raises RemoteProtocolError on a wrong shape."""
+        with torch.no_grad():
+            logits_BTV, labels_BT = self._ended(self._received(activation, self._input))
+        steps_T = torch.arange(labels_BT.shape[1], device=labels_BT.device)
+        at_B = torch.where(labels_BT != NO_LABEL, steps_T, 0).amax(dim=1)
+        return logits_BTV[torch.arange(len(at_B), device=at_B.device), at_B].float()
 
     def repeat(self, activation: Payload, output_gradient: Payload) -> tuple[Payload, Payload]:
         """What `forward` and `backward` give for these two; nothing is held or counted. Raises RemoteProtocolError."""
-        leaves, gradient = self._leaves(self._received(activation)), self._received(output_gradient, "gradient")
+        leaves = self._leaves(self._received(activation, self._input))
+        gradient = self._received(output_gradient, self._output, "gradient")
         computed = self._run(leaves, with_graph=True)
         outputs, gradients = self._ends(computed, gradient)
-        found = torch.autograd.grad(outputs, self._floats(leaves), gradients, allow_unused=True)  # of no weight
+        floats = self._floats(leaves, self._input)
+        found = torch.autograd.grad(outputs, floats, gradients, allow_unused=True) if floats else ()  # of no weight
         return _detached(computed.output), self._gradient_payload(leaves, found)
 
     def drop_graph(self, microbatch: MicrobatchId) -> None:
@@ -118,7 +137,7 @@ class StageExecutor(PartExecutor):
         """
         self._refuse_counted(microbatch)
         held = self._find(microbatch)
-        gradient = self._received(output_gradient, f"{microbatch}: gradient")
+        gradient = self._received(output_gradient, self._output, f"{microbatch}: gradient")
         computed = self._run(held.leaves, with_graph=True) if held.computed is None else held.computed
         held.computed = None  # the graph is consumed; should the next line fail, the input is still there to try again
         if self.kept is None:
@@ -136,7 +155,8 @@ class StageExecutor(PartExecutor):
     def uncount(self, microbatch: MicrobatchId, activation: Payload, output_gradient: Payload) -> None:
         """Take a counted microbatch out of the sum, given the two payloads it was counted with. Raises NotHeldError."""
         self._require_counted(microbatch)
-        leaves, gradient = self._leaves(self._received(activation)), self._received(output_gradient, "gradient")
+        leaves = self._leaves(self._received(activation, self._input))
+        gradient = self._received(output_gradient, self._output, "gradient")
         computed = self._run(leaves, with_graph=True)
         if self.kept is None:
             self._accumulator.add(self._gradients(leaves, computed, gradient)[1], sign=-1)
@@ -165,11 +185,25 @@ class StageExecutor(PartExecutor):
 
     def _run(self, payload: Payload, with_graph: bool) -> _Computed:
         with torch.set_grad_enabled(with_graph), self._precision():
-            hidden, *sides = self.part.forward(payload)
-            return _Computed((hidden.float(), *sides), self.part.balance_loss())
+            hidden, *rest = self.part.forward(payload)
+            balance = self.part.balance_loss()
+            if not self.part.holds_head:
+                return _Computed((hidden.float(), *rest), balance)
+            labels_BT = self.part.labels((hidden, *rest))
+            logits_BTV = self.part.logits(hidden)
+        with torch.set_grad_enabled(with_graph):
+            loss, plain = loss_of(logits_BTV, labels_BT, self._loss), summed_loss(logits_BTV.detach(), labels_BT)
+            return _Computed((torch.stack([loss, *loss.new_tensor(plain)]),), balance)
+
+    def _ended(self, payload: Payload) -> tuple[Tensor, Tensor]:
+        """(logits_BTV, labels_BT) of the part that holds the head."""
+        with self._precision():
+            output = self.part.forward(payload)
+            self.part.balance_loss()
+            return self.part.logits(output[0]), self.part.labels(output)
 
     def _gradients(self, inputs: Payload, computed: _Computed, gradient: Payload) -> tuple[Payload, dict[str, Tensor]]:
-        leaves = self._floats(inputs)
+        leaves = self._floats(inputs, self._input)
         outputs, gradients = self._ends(computed, gradient)
         found = torch.autograd.grad(outputs, [*leaves, *self._parameters.values()], gradients, allow_unused=True)
         return self._gradient_payload(inputs, found[: len(leaves)]), self._by_name(found[len(leaves) :])
@@ -177,7 +211,7 @@ class StageExecutor(PartExecutor):
     def _ends(self, computed: _Computed, gradient: Payload) -> tuple[list[Tensor], list[Tensor]]:
         """Where a backward begins, and with what."""
         # A side input is handed on as it came, so what later stages found of its gradient adds to what this one finds.
-        outputs, gradients = self._floats(computed.output), self._floats(gradient)
+        outputs, gradients = self._floats(computed.output, self._output), self._floats(gradient, self._output)
         if computed.balance is not None:
             outputs, gradients = [*outputs, computed.balance], [*gradients, torch.ones_like(computed.balance)]
         return outputs, gradients
@@ -191,7 +225,7 @@ class StageExecutor(PartExecutor):
         """
         done = False
         try:
-            found, done = self._in_place.backward(*self._ends(computed, gradient), self._floats(leaves), sign)
+            found, done = self._in_place.backward(*self._ends(computed, gradient), self._floats(leaves, self._input), sign)
             return self._gradient_payload(leaves, found), done
         finally:
             if not done:
@@ -203,179 +237,11 @@ class StageExecutor(PartExecutor):
         for microbatch in self._accumulator.counted:
             if microbatch not in self._accumulator.refused:
                 activation, gradient = kept(microbatch)
-                leaves = self._leaves(self._received(activation))
+                leaves = self._leaves(self._received(activation, self._input))
                 computed = self._run(leaves, with_graph=True)
-                self._accumulator.add(self._gradients(leaves, computed, self._received(gradient, "gradient"))[1])
+                received = self._received(gradient, self._output, "gradient")
+                self._accumulator.add(self._gradients(leaves, computed, received)[1])
 
 
 def _detached(payload: Payload) -> Payload:
     return tuple(tensor.detach() for tensor in payload)
-
-
-@dataclass(slots=True)
-class _InFlight:
-    """Between embedding and finish: tokens_BT, and (the head's payload, labels_BT) once the loss is in."""
-
-    tokens: Tensor
-    loss_inputs: tuple[Payload, Tensor] | None = None
-
-
-class DataExecutor(PartExecutor):
-    """The data peer's part: embedding first, loss last, and the embedding's gradient when the microbatch is back.
-
-    Loss = mean cross entropy over the microbatch's tokens and what the run adds (`loss`); `labels_BT[b, t]` is the token after
-    `tokens_BT[b, t]`.
-    The head's gradient is added at the loss, the embedding's at the finish. A microbatch is counted when finished; one that is
-    discarded between the two has its head gradient taken out again.
-    """
-
-    def __init__(self, part: DataPart, config: ExecutorConfig, loss: LossSpec | None = None) -> None:
-        device = resolve_device(config.device)
-        self._loss = loss or LossSpec()
-        self.part = part.to(device)
-        super().__init__(self.part, config, device)
-        self._in_flight: dict[MicrobatchId, _InFlight] = {}
-
-    @property
-    def held(self) -> frozenset[MicrobatchId]:
-        """Microbatches between embedding and finish."""
-        return frozenset(self._in_flight)
-
-    def embed(self, microbatch: MicrobatchId, tokens_BT: Tensor) -> Payload:
-        """The input of stage 1, float32. Asked again while in flight, it gives the same and changes nothing.
-
-        Raises AlreadyCountedError for a finished microbatch.
-        """
-        self._refuse_counted(microbatch)
-        flight = self._in_flight.setdefault(microbatch, _InFlight(tokens_BT.to(self.device)))
-        with torch.no_grad():
-            return self._embedded(flight.tokens)
-
-    def evaluate_embedding(self, tokens_BT: Tensor) -> Payload:
-        """The input of stage 1 for its own sake: nothing is in flight."""
-        with torch.no_grad():
-            return self._embedded(tokens_BT.to(self.device))
-
-    def evaluate_logits(self, tokens_BT: Tensor, activation: Payload) -> Tensor:
-        """logits_BTV of the last stage's output, float32. Raises RemoteProtocolError on a wrong shape."""
-        received = self._received(activation)
-        with torch.no_grad(), self._precision():
-            return self.part.logits(tokens_BT.to(self.device), received[0]).float()
-
-    def evaluate_loss(self, tokens_BT: Tensor, activation: Payload, labels_BT: Tensor) -> tuple[float, int]:
-        """(sum of the plain cross entropy, how many tokens have a label) of the last stage's output."""
-        return summed_loss(self.evaluate_logits(tokens_BT, activation), labels_BT.to(self.device))
-
-    def loss_and_gradient(self, microbatch: MicrobatchId, activation: Payload, labels_BT: Tensor) -> tuple[float, Payload]:
-        """Loss of the last stage's output, and its gradient with respect to that output.
-
-        Raises NotHeldError before `embed`, AlreadyCountedError the second time, RemoteProtocolError on a wrong shape.
-        """
-        self._refuse_counted(microbatch)
-        flight = self._find(microbatch)
-        if flight.loss_inputs is not None:
-            raise AlreadyCountedError(f"{microbatch}: its loss was already taken")
-        loss_inputs = (self._received(activation, f"{microbatch}: activation"), labels_BT.to(self.device))
-        loss, hidden_gradient, gradients = self._head_gradients(flight.tokens, *loss_inputs)
-        self._add(microbatch, gradients)
-        flight.loss_inputs = loss_inputs
-        rest = [None] * (len(self._floats(loss_inputs[0])) - 1)
-        return loss, self._gradient_payload(loss_inputs[0], [hidden_gradient, *rest])
-
-    def finish(self, microbatch: MicrobatchId, gradient: Payload) -> None:
-        """The embedding's backward, with stage 1's input gradient; the microbatch is counted and let go.
-
-        Raises NotHeldError before the loss, AlreadyCountedError on a duplicate, RemoteProtocolError on a wrong shape.
-        """
-        self._refuse_counted(microbatch)
-        flight = self._find(microbatch)
-        if flight.loss_inputs is None:
-            raise NotHeldError(f"{microbatch}: it comes back before its loss was taken")
-        self._add(microbatch, self._embedding_gradients(flight.tokens, gradient))
-        self._accumulator.count(microbatch)
-        del self._in_flight[microbatch]
-
-    def uncount(
-        self, microbatch: MicrobatchId, batch_BT: tuple[Tensor, Tensor], activation: Payload, gradient: Payload
-    ) -> None:
-        """Take a finished microbatch out of the sum, given its (tokens, labels), head input and stage 1's input gradient."""
-        self._require_counted(microbatch)
-        tokens_BT, labels_BT = (tensor.to(self.device) for tensor in batch_BT)
-        _, _, head = self._head_gradients(tokens_BT, self._received(activation), labels_BT)
-        embedding = self._embedding_gradients(tokens_BT, gradient)
-        self._accumulator.add(head, sign=-1)
-        self._accumulator.add(embedding, sign=-1)
-        self._accumulator.uncount(microbatch)
-        self._clear_if_empty()
-
-    def discard(self, microbatch: MicrobatchId) -> None:
-        """Withdraw a microbatch that is in flight, if it is: its head gradient leaves the sum. What is counted stays."""
-        flight = self._in_flight.get(microbatch)
-        if flight is None:
-            return
-        if flight.loss_inputs is not None:
-            _, _, gradients = self._head_gradients(flight.tokens, *flight.loss_inputs)
-            self._accumulator.add(gradients, sign=-1)
-        self._accumulator.refused.discard(microbatch)
-        del self._in_flight[microbatch]
-        self._clear_if_empty()
-
-    def gradient_vector(self) -> GradientSum:
-        """The gradient sum of what is counted; a copy while a microbatch is half counted (loss, no finish), without that half.
-
-        A data peer that came late is asked to average while its own microbatches, which are not in its share, are under way.
-        """
-        gradient = super().gradient_vector()
-        flights = self._in_flight.values()
-        halves = [(flight.tokens, *flight.loss_inputs) for flight in flights if flight.loss_inputs is not None]
-        if not halves:
-            return gradient
-        tensors = {name: torch.zeros_like(tensor) for name, tensor in gradient.tensors.items()}
-        if gradient.counted:
-            for name, tensor in gradient.tensors.items():
-                tensors[name].copy_(tensor)
-            for inputs in halves:
-                heads = self._head_gradients(*inputs)[2]
-                for name, head in heads.items() if all_finite(heads.values()) else ():
-                    tensors[name].sub_(head)
-        return GradientSum(tensors, gradient.counted)
-
-    def reset_gradients(self) -> None:
-        """Start of an iteration: nothing counted, nothing in flight."""
-        self._in_flight.clear()
-        self._accumulator.clear()
-
-    def _find(self, microbatch: MicrobatchId) -> _InFlight:
-        if microbatch not in self._in_flight:
-            raise NotHeldError(f"{microbatch}: it was not embedded here")
-        return self._in_flight[microbatch]
-
-    def _head_gradients(
-        self, tokens_BT: Tensor, payload: Payload, labels_BT: Tensor
-    ) -> tuple[float, Tensor, dict[str, Tensor]]:
-        """Loss, gradient of the hidden state, gradients of norm and head (or tied embedding)."""
-        leaf = payload[0].detach().requires_grad_()
-        with torch.enable_grad(), self._precision():
-            logits_BTV = self.part.logits(tokens_BT, leaf)
-            loss = loss_of(logits_BTV, labels_BT, self._loss)
-        first, *rest = torch.autograd.grad(loss, [leaf, *self._parameters.values()], allow_unused=True)
-        return loss.item(), first if first is not None else torch.zeros_like(leaf), self._by_name(rest)
-
-    def _embedded(self, tokens_BT: Tensor) -> Payload:
-        with self._precision():
-            payload = self.part.embed(tokens_BT)
-            return tuple(tensor if tensor.dtype == torch.int64 else tensor.float() for tensor in payload)
-
-    def _embedding_gradients(self, tokens_BT: Tensor, gradient: Payload) -> dict[str, Tensor]:
-        received = self._received(gradient, "gradient")
-        with torch.enable_grad():
-            outputs = self._floats(self._embedded(tokens_BT))
-        pairs = [(x, g) for x, g in zip(outputs, self._floats(received), strict=True) if x.requires_grad]
-        if not pairs:
-            return {}
-        tensors, gradients = zip(*pairs, strict=True)
-        return self._by_name(torch.autograd.grad(tensors, list(self._parameters.values()), gradients, allow_unused=True))
-
-    def _clear_if_empty(self) -> None:
-        if not self._accumulator.counted and all(flight.loss_inputs is None for flight in self._in_flight.values()):
-            self._accumulator.clear()

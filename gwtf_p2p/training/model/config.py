@@ -89,6 +89,11 @@ def published_config(model_config: Mapping[str, Any], where: str = RUN_RECORD) -
     return _rotary_for_all_releases(kept)
 
 
+def vocabulary_of(model_config: Mapping[str, Any], where: str = RUN_RECORD) -> int:
+    """How many token ids the model knows. Raises InputError."""
+    return int(load_config(model_config, where).get_text_config(decoder=True).vocab_size)
+
+
 def load_config(model_config: Mapping[str, Any], where: str = RUN_RECORD) -> PretrainedConfig:
     """The `transformers` config of a plain dict, with dropout off. Raises InputError that names the field."""
     family = family_of(model_config, where)

@@ -58,13 +58,6 @@ class Structure:
         return hidden
 
 
-POSITIONS = "positions"
-"""Names the position ids in the run record's boundary. Where they begin again within a row another document begins, which the
-library masks; data peers alone know it, so they travel as a payload's last tensor."""
-
-TOKENS = "tokens"
-"""Names the token ids in the boundary of a run in a subspace, where every peer adds what it knows of them."""
-
 SideKey = tuple[int, Path]
 """A side input at the door of one layer."""
 

@@ -70,6 +70,7 @@ def stage_memory(run: RunRecord, stage: int, where: str = RUN_RECORD) -> StageMe
     full = all_shapes(replace(spec, subspace=0), where) if spec.subspace else shapes
     trained, _ = parameters_of(shapes)
     products = BYTES_OF_A_WEIGHT * sum(math.prod(shape) for name, (shape, _) in full.items() if shapes[name][0] != shape)
+    values = _values_of_a_token(run, full, spec.holds_head)
     largest = max((math.prod(shape) for shape, is_trained in shapes.values() if is_trained), default=0)
     # Where a sum can be made again, gradients go into it at once (`StageExecutor.kept`); else there is a second set of them.
     in_place = stage > 0 and run.recovery == "exact"
@@ -78,7 +79,7 @@ def stage_memory(run: RunRecord, stage: int, where: str = RUN_RECORD) -> StageMe
         stage=stage,
         state=state_bytes(run, shapes),
         beside=BYTES_OF_A_GRADIENT * gradients + 2 * products + BUFFER_BYTES,
-        activations=BYTES_OF_A_VALUE * run.microbatch_size * run.sequence_length * _values_of_a_token(run, full, stage),
+        activations=BYTES_OF_A_VALUE * run.microbatch_size * run.sequence_length * values,
         microbatch=done_bytes(run.activation_bytes, run.gradient_bytes) * (1 if stage else run.microbatches_per_data_peer),
         recomputes=run.recompute and stage > 0,
     )
@@ -90,7 +91,7 @@ def full_hop_bytes(run: RunRecord, where: str = RUN_RECORD) -> int:
     return sum(tensor.encoded_bytes(FLOAT32) for tensor in full) or FLOAT32.encoded_bytes(run.boundary_values)
 
 
-def _values_of_a_token(run: RunRecord, shapes: Shapes, stage: int) -> int:
+def _values_of_a_token(run: RunRecord, shapes: Shapes, with_head: bool) -> int:
     experts = _experts(run.model_config)
     found = 0
     for name, (shape, _) in shapes.items():
@@ -99,7 +100,7 @@ def _values_of_a_token(run: RunRecord, shapes: Shapes, stage: int) -> int:
         else:
             share = experts / _of_experts(run.model_config) if ".experts." in name else 1.0
             found += math.ceil(share * sum(shape))
-    if stage == 0:
+    if with_head:
         found += LOGITS * max((shape[0] for shape, _ in shapes.values() if len(shape) == 2), default=0)
     return found
 

@@ -24,6 +24,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 from typing import Any
 
@@ -40,7 +41,7 @@ from gwtf_p2p.training.model.balance import Balance
 from gwtf_p2p.training.model.config import CONFIG_ERRORS, RUN_RECORD, load_config, one_line
 from gwtf_p2p.training.model.doors import Payload, Structure, document_positions
 from gwtf_p2p.training.model.skeleton import build_skeleton, decoder_layers
-from gwtf_p2p.training.model.split import DataPart, PartSpec, StagePart, data_part, stage_part
+from gwtf_p2p.training.model.split import PartSpec, StagePart, data_part, stage_part
 from gwtf_p2p.training.model.structure import LENGTH, ROWS, sample_tokens, small_config, structure_of, whole_model
 from gwtf_p2p.training.model.subspace.basis import FIELD as SUBSPACE
 from gwtf_p2p.training.model.subspace.whole import WholeInSubspace
@@ -82,6 +83,17 @@ def versions() -> dict[str, str]:
     return {"transformers": transformers.__version__, "torch": torch.__version__.partition("+")[0]}
 
 
+class Thin(Enum):
+    """Whether data peers hold no weights; in one stage embedding and head are together, and may be one weight."""
+
+    NOT, ONE_STAGE, STAGES = range(3)
+
+    @staticmethod
+    def of(thin: bool, stages: int) -> Thin:
+        """Of a run."""
+        return Thin.NOT if not thin else Thin.ONE_STAGE if stages == 1 else Thin.STAGES
+
+
 def preflight(
     model_config: Mapping[str, Any],
     where: str = RUN_RECORD,
@@ -89,27 +101,29 @@ def preflight(
     by_document: bool = False,
     balance: float = 0.0,
     subspace: bool = False,
+    thin: Thin = Thin.NOT,
 ) -> Fingerprint:
     """Raises InputError that names what differs; returns this installation's fingerprint.
 
     `by_document`: documents in one window are not to see each other. `balance`: weight of the experts' balance loss.
-    `subspace`: boundaries are coefficients in one.
+    `subspace`: boundaries are coefficients in one. `thin`: data peers hold no weights.
     """
     config = load_config(model_config, where)
     structure, small = structure_of(model_config, where), small_config(model_config, where)
     model = whole_model(small, SEED, where)
     unsplit = checked_unsplit(model, where)
-    compared = compare(unsplit, split_result(Parts(small, structure, where)))
+    compared = compare(unsplit, split_result(Parts(small, structure, where, thin=thin)))
     name, worst = compared.worst
     if not compared.loss <= BOUND * max(1.0, abs(unsplit.loss)) or not worst <= BOUND:
         text = f"split and unsplit model differ: loss by {compared.loss:.1e}, the gradient of {name} by {worst:.1e}"
-        raise InputError(where, _FIELD, f"{small.model_type} cannot be split: {text}")
+        field = _FIELD if thin is Thin.NOT else "thin_data_peers"
+        raise InputError(where, field, f"{small.model_type} cannot be split: {text}")
     if by_document:
-        _check_packing(small, structure, where)
+        _check_packing(small, structure, thin, where)
     if balance:
-        _check_balance(small, structure, balance, where)
+        _check_balance(small, structure, balance, thin, where)
     if subspace:
-        _check_subspace(small, structure, by_document, where)
+        _check_subspace(small, structure, by_document, thin, where)
     return _fingerprint(unsplit, config, where)
 
 
@@ -142,19 +156,35 @@ class Parts:
         by_document: bool = False,
         balance: float = 0.0,
         subspace: int = 0,
+        thin: Thin = Thin.NOT,
     ) -> None:
         layers = len(decoder_layers(build_skeleton(small, where), where)[1])
-        cuts = sorted({0, 1, layers - 1, layers}) if layers > 1 else [0, 1]
+        cuts = [0, layers] if thin is Thin.ONE_STAGE else sorted({0, 1, max(1, layers - 1), layers})
         split = tuple(itertools.pairwise(cuts))
         self.tokens_BT, self.labels_BT = sample_tokens(small, 0), sample_tokens(small, 1)
         end_token = int(self.tokens_BT[0, 0]) if by_document else -1
         if by_document:
             self.tokens_BT, self.labels_BT = _several_documents(self.tokens_BT, self.labels_BT)
         stages = range(len(split) + 1)
-        settings: dict[str, Any] = {"end_token": end_token, "balance": balance, "subspace": subspace}
+        is_thin = thin is not Thin.NOT
+        settings: dict[str, Any] = {"end_token": end_token, "balance": balance, "subspace": subspace, "thin": is_thin}
         specs = [PartSpec({}, split, k, SEED, (ROWS, LENGTH), **settings) for k in stages]
-        self.data: DataPart = data_part(small, structure, specs[0], where)
+        self.free_from = split[-1][0] if is_thin else None
+        self.data = None if is_thin else data_part(small, structure, specs[0], where)
         self.stages: list[StagePart] = [stage_part(small, structure, spec, where) for spec in specs[1:]]
+
+    @property
+    def given(self) -> Payload:
+        """What stage 1 gets."""
+        if self.data is not None:
+            return self.data.embed(self.tokens_BT)
+        stage = self.stages[0]
+        positions = () if stage.end_token < 0 else (document_positions(self.tokens_BT, stage.end_token),)
+        return (self.tokens_BT, self.labels_BT, *positions)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """logits_BTV of what the last stage gives."""
+        return self.stages[-1].logits(hidden) if self.data is None else self.data.logits(self.tokens_BT, hidden)
 
 
 def compare(unsplit: Result, split: Result) -> Comparison:
@@ -173,7 +203,7 @@ def compare(unsplit: Result, split: Result) -> Comparison:
 
 def split_result(parts: Parts) -> Result:
     """Loss and gradients with every boundary cut, as if payloads had travelled."""
-    outputs = [parts.data.embed(parts.tokens_BT)]
+    outputs: list[Payload] = [parts.given]
     inputs: list[Payload] = []
     for stage in parts.stages:
         inputs.append(_leaves(outputs[-1]))
@@ -182,14 +212,15 @@ def split_result(parts: Parts) -> Result:
         if balance is not None:
             balance.backward(retain_graph=True)  # type: ignore[no-untyped-call]
     hidden = outputs[-1][0].detach().requires_grad_()
-    loss = functional.cross_entropy(parts.data.logits(parts.tokens_BT, hidden).flatten(0, 1).float(), parts.labels_BT.flatten())
+    loss = functional.cross_entropy(parts.logits(hidden).flatten(0, 1).float(), parts.labels_BT.flatten())
     loss.backward()  # type: ignore[no-untyped-call]
     gradient: list[Tensor | None] = [hidden.grad, *[None] * (len(outputs[-1]) - 1)]
     for output, payload in zip(outputs[:0:-1], reversed(inputs), strict=True):
         _backward(output, gradient)
         gradient = [tensor.grad for tensor in payload]
     _backward(outputs[0], gradient)
-    named = {name: p.grad for part in (parts.data, *parts.stages) for name, p in part.parameters.items()}
+    held = (*([] if parts.data is None else [parts.data]), *parts.stages)
+    named = {name: p.grad for part in held for name, p in part.parameters.items()}
     return Result(loss.item(), {name: gradient for name, gradient in named.items() if gradient is not None})
 
 
@@ -233,10 +264,10 @@ def _several_documents(tokens_BT: Tensor, labels_BT: Tensor) -> tuple[Tensor, Te
     return tokens_BT, torch.where(tokens_BT == end_token, -100, labels_BT)
 
 
-def _check_packing(small: PretrainedConfig, structure: Structure, where: str) -> None:
+def _check_packing(small: PretrainedConfig, structure: Structure, thin: Thin, where: str) -> None:
     """Raises InputError where a document computes something else beside others than alone."""
     field, kind = "attention", small.model_type
-    parts = Parts(small, structure, where, by_document=True)
+    parts = Parts(small, structure, where, by_document=True, thin=thin)
     tokens_BT, labels_BT = parts.tokens_BT, parts.labels_BT
     end_token = int(sample_tokens(small, 0)[0, 0])
     positions_BT = document_positions(tokens_BT, end_token)
@@ -265,7 +296,7 @@ def _check_packing(small: PretrainedConfig, structure: Structure, where: str) ->
             raise InputError(where, field, f"expected window: {kind} does not keep documents apart: {differs}")
 
 
-def _check_balance(small: PretrainedConfig, structure: Structure, weight: float, where: str) -> None:
+def _check_balance(small: PretrainedConfig, structure: Structure, weight: float, thin: Thin, where: str) -> None:
     """Raises InputError where the library has no balance loss for a layer, or the stages' are not the unsplit model's."""
     model = whole_model(small, SEED, where)
     name, layers = decoder_layers(model, where)
@@ -277,18 +308,18 @@ def _check_balance(small: PretrainedConfig, structure: Structure, weight: float,
     assert balanced is not None, "a layer with a router was run"
     (loss + balanced).backward()  # type: ignore[no-untyped-call]
     unsplit = Result(loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    compared = compare(unsplit, split_result(Parts(small, structure, where, balance=weight)))
+    compared = compare(unsplit, split_result(Parts(small, structure, where, balance=weight, thin=thin)))
     name, worst = compared.worst
     if not compared.loss <= BOUND * max(1.0, abs(loss.item())) or not worst <= BOUND:
         differs = f"expected 0: with it the split and the unsplit model's gradients of {name} differ by {worst:.1e}"
         raise InputError(where, BALANCE, differs)
 
 
-def _check_subspace(small: PretrainedConfig, structure: Structure, by_document: bool, where: str) -> None:
+def _check_subspace(small: PretrainedConfig, structure: Structure, by_document: bool, thin: Thin, where: str) -> None:
     """Raises InputError where the split model is not the unsplit one of the same weights."""
-    whole = WholeInSubspace(small, SMALL_FACTOR, SEED, where)
-    parts = Parts(small, structure, where, by_document=by_document, subspace=SMALL_FACTOR)
-    positions_BT = document_positions(parts.tokens_BT, parts.data.end_token) if by_document else None
+    parts = Parts(small, structure, where, by_document=by_document, subspace=SMALL_FACTOR, thin=thin)
+    whole = WholeInSubspace(small, SMALL_FACTOR, SEED, where, free_from=parts.free_from)
+    positions_BT = document_positions(parts.tokens_BT, parts.stages[0].end_token) if by_document else None
     logits_BTV = whole.logits(parts.tokens_BT, positions_BT)
     loss = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), parts.labels_BT.flatten())
     loss.backward()  # type: ignore[no-untyped-call]

@@ -4,17 +4,17 @@
 
 Shape suffixes: B microbatch size, T sequence length, V vocabulary. A payload is the hidden state and the side inputs; every
 boundary has the same tensors with the same shapes (`boundary_of`), and so have their gradients. A stage hands on the side
-inputs that it got. A part owns only its own weights. They are float32 and named as in the whole model's `state_dict`, so that
-a checkpoint, a gradient and a state download speak the names of `transformers`. Tied weights are one parameter under the
-first of its names. The hidden state between parts is float32; under bfloat16 compute the matrix products inside a part are
-rounded, not it.
+inputs that it got. Thin data peers hold no weights: stage 1 has the embedding(s), and stage S norm, head and loss. Then token
+ids and labels go out, labels travel with the payload, and a loss comes back (`RunRecord.boundary_after`).
+
+A part owns only its own weights. They are float32 and named as in the whole model's `state_dict`, so that a checkpoint, a
+gradient and a state download speak the names of `transformers`. Tied weights are one parameter under the first of its names.
+The hidden state between parts is float32; under bfloat16 compute the matrix products inside a part are rounded, not it.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,61 +22,34 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.wire.records import AdapterSpec, BoundaryTensor, RunRecord, WeightsSpec
+from gwtf_p2p.protocol.wire.records import BoundaryTensor, RunRecord
+from gwtf_p2p.protocol.wire.run_parts import COEFFICIENTS, HIDDEN, LABELS, TOKENS
 from gwtf_p2p.training.model.adapters import add_adapters
 from gwtf_p2p.training.model.balance import Balance
 from gwtf_p2p.training.model.config import RUN_RECORD, load_config
-from gwtf_p2p.training.model.doors import POSITIONS, TOKENS, Doors, Payload, Structure, document_positions, places_of
+from gwtf_p2p.training.model.doors import Doors, Payload, Structure, document_positions, places_of
 from gwtf_p2p.training.model.initial_weights import initialise
 from gwtf_p2p.training.model.materialise import move, occupy
+from gwtf_p2p.training.model.parts.layer_split import check_layer_split as check_layer_split
+from gwtf_p2p.training.model.parts.layer_split import default_layer_split as default_layer_split
+from gwtf_p2p.training.model.parts.spec import PartSpec as PartSpec
+from gwtf_p2p.training.model.parts.spec import positions_tensor
+from gwtf_p2p.training.model.parts.thin import ThinDataPart
 from gwtf_p2p.training.model.pretrained import PretrainedFiles, load_pretrained
 from gwtf_p2p.training.model.skeleton import Unit, build_skeleton, decoder_layers, unit_parameters, units_of
-from gwtf_p2p.training.model.structure import stand_in_tokens, structure_of, whole_model
+from gwtf_p2p.training.model.structure import embedding_weights, stand_in_tokens, structure_of, whole_model
 from gwtf_p2p.training.model.subspace.basis import dimensions
-from gwtf_p2p.training.model.subspace.parametrised import Products, Subspace, layout_of
+from gwtf_p2p.training.model.subspace.parametrised import Products, Subspace
 from gwtf_p2p.training.model.trace import spelled
-
-LayerSplit = tuple[tuple[int, int], ...]
 
 FROZEN = "(as drawn)"
 """Behind the name of a table that every peer of a subspace run has, besides what is trained of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class PartSpec:
-    """Which part of which model: `stage` 0 is the data peers', stage k holds the layers `layer_split[k - 1]`.
-
-    `batch` is (microbatch size, sequence length). `weights` are what it starts from, whose hash has to be `weights_hash` unless
-    that is empty; without a source it starts from the seed. `adapters`: they alone are trained. With an `end_token` (0 or more)
-    no token sees beyond the document that it is of (`doors`). `balance` is the weight of the experts' balance loss (`balance`).
-    With a `subspace` a boundary has so many times fewer values than the model is wide (`subspace`).
-    """
-
-    model_config: Mapping[str, Any]
-    layer_split: LayerSplit
-    stage: int
-    seed: int
-    batch: tuple[int, int] = (1, 16)
-    weights: WeightsSpec = field(default_factory=WeightsSpec)
-    weights_hash: str = ""
-    adapters: AdapterSpec = field(default_factory=AdapterSpec)
-    end_token: int = -1
-    balance: float = 0.0
-    subspace: int = 0
-
-    @classmethod
-    def of(cls, run: RunRecord, stage: int) -> PartSpec:
-        split = tuple((a, b) for a, b in run.layer_split)
-        starts_from = (run.weights, run.weight_hashes[stage] if run.weight_hashes else "", run.adapters)
-        end_token = run.end_token if run.attention == "document" else -1
-        batch = (run.microbatch_size, run.sequence_length)
-        return cls(run.built_config, split, stage, run.seed, batch, *starts_from, end_token, run.loss.balance, run.subspace)
-
-
 class _Part:
     """A model of which some weights are here. `parameters` maps the whole model's names to this part's trained weights.
 
-    `model` is the library's, with doors; `boundary` is what its payloads are made of.
+    `model` is the library's, with doors; `boundaries` are what its payloads are made of.
     """
 
     def __init__(self, model: PreTrainedModel, doors: Doors, names: set[str], spec: PartSpec) -> None:
@@ -86,14 +59,15 @@ class _Part:
             own |= add_adapters(model, spec.adapters, own, spec.seed)
         self._own = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in own}
         self.parameters = {name: parameter for name, parameter in self._own.items() if parameter.requires_grad}
-        self.boundary = _boundary(model, doors, spec)
+        vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+        self.boundaries = spec.boundaries(_boundary(model, doors, spec), vocabulary)
         self._subspace: Subspace | None = None
         if spec.subspace:
-            layout = layout_of(model, spec.subspace)
+            layout = spec.layout(model)
             products = Products(model, layout, set(self.parameters), spec.seed)
-            self._subspace = Subspace(products, doors, model.config.get_text_config(decoder=True).vocab_size)
+            self._subspace = Subspace(products, doors)
             self._own = {name: each for name, each in self._own.items() if name not in products.trained}
-            for name in layout.tables if spec.stage else ():
+            for name in layout.tables if not spec.holds_embedding else ():
                 self._own[name] = model.get_parameter(name)
                 self._own[name].requires_grad_(False)
             self.parameters |= products.trained
@@ -112,6 +86,7 @@ class StagePart(_Part):
     def __init__(self, model: PreTrainedModel, doors: Doors, names: set[str], spec: PartSpec, where: str = RUN_RECORD) -> None:
         """Raises InputError for a balance loss of a model that has none."""
         super().__init__(model, doors, names, spec)
+        self._holds_embedding, self.holds_head = spec.holds_embedding, spec.holds_head
         own = range(*spec.layer_split[spec.stage - 1])
         self._balance = Balance(model, decoder_layers(model, where)[0], own, spec.balance, where) if spec.balance else None
 
@@ -125,15 +100,38 @@ class StagePart(_Part):
         return self
 
     def forward(self, payload: Payload) -> Payload:
-        """The payload after this stage's layers: a new hidden state, the same side inputs."""
+        """The payload after this stage's layers: a new hidden state, the same side inputs. Where the head is in this part the
+        hidden state is whole."""
         positions_BT = payload[-1] if self.end_token >= 0 else None
         if self._subspace is not None:
-            known_BTd = self._subspace.known(payload[1], positions_BT)
-            hidden_BTd = self._subspace.hidden(payload[0], known_BTd)
-            self._subspace.products.multiply()
-            hidden_BTd = self._doors.layers(self._tokens_BT, (hidden_BTd,), positions_BT)
-            return (self._subspace.coefficients(hidden_BTd, known_BTd), *payload[1:])
+            return self._in_subspace(self._subspace, payload, positions_BT)
+        if self._holds_embedding:
+            tokens_BT, *rest = payload
+            hidden, sides = self._doors.embed(tokens_BT, positions_BT)
+            payload = (hidden, *places_of(sides)[1], *rest)
         return (self._doors.layers(self._tokens_BT, payload, positions_BT), *payload[1:])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """logits_BTV of the hidden state that `forward` gives, where the head is in this part."""
+        return self._doors.head(self._tokens_BT, hidden)
+
+    def labels(self, payload: Payload) -> Tensor:
+        """labels_BT in what came from before or is handed on, of a run with thin data peers."""
+        return payload[-2] if self.end_token >= 0 else payload[-1]
+
+    def _in_subspace(self, subspace: Subspace, payload: Payload, positions_BT: Tensor | None) -> Payload:
+        if self._holds_embedding:
+            known_BTd = subspace.known(payload[0], positions_BT)
+            subspace.products.multiply()
+            hidden_BTd, _ = self._doors.embed(payload[0], positions_BT)
+            rest = payload
+        else:
+            known_BTd = subspace.known(payload[1], positions_BT)
+            hidden_BTd = subspace.hidden(payload[0], known_BTd)
+            subspace.products.multiply()
+            rest = payload[1:]
+        hidden_BTd = self._doors.layers(self._tokens_BT, (hidden_BTd,), positions_BT)
+        return (hidden_BTd if self.holds_head else subspace.coefficients(hidden_BTd, known_BTd), *rest)
 
 
 class DataPart(_Part):
@@ -171,8 +169,10 @@ def build_stage_part(spec: PartSpec, where: str = RUN_RECORD) -> StagePart:
     return stage_part(load_config(spec.model_config, where), structure_of(spec.model_config, where), spec, where)
 
 
-def build_data_part(spec: PartSpec, where: str = RUN_RECORD) -> DataPart:
+def build_data_part(spec: PartSpec, where: str = RUN_RECORD) -> DataPart | ThinDataPart:
     """The data peers' part (stage 0) on the CPU with its initial weights; memory for this part only. Raises InputError."""
+    if spec.thin and not spec.stage:
+        return ThinDataPart(spec)
     return data_part(load_config(spec.model_config, where), structure_of(spec.model_config, where), spec, where)
 
 
@@ -202,6 +202,8 @@ def parameter_shapes(spec: PartSpec, where: str = RUN_RECORD) -> dict[str, tuple
 
 def all_shapes(spec: PartSpec, where: str = RUN_RECORD) -> dict[str, tuple[tuple[int, ...], bool]]:
     """The same with what is not trained (the model under adapters): shape, and whether it is trained."""
+    if spec.thin and not spec.stage:
+        return {}
     model = build_skeleton(load_config(spec.model_config, where), where)
     names = {name for unit in _own_units(model, spec, where) for name in unit_parameters(model, unit)}
     own = {id(parameter) for name, parameter in model.named_parameters() if name in names}
@@ -210,7 +212,7 @@ def all_shapes(spec: PartSpec, where: str = RUN_RECORD) -> dict[str, tuple[tuple
     found = {name: (tuple(p.shape), p.requires_grad) for name, p in model.named_parameters() if id(p) in own}
     if not spec.subspace:
         return found
-    layout = layout_of(model, spec.subspace, where)
+    layout = spec.layout(model, where)
     trained = {name: (layout.shape_of(name, shape), is_trained) for name, (shape, is_trained) in found.items()}
     return trained | {f"{name} {FROZEN}": (tuple(model.get_parameter(name).shape), False) for name in layout.tables}
 
@@ -234,28 +236,6 @@ def boundary_of(spec: PartSpec, where: str = RUN_RECORD) -> tuple[BoundaryTensor
     return _boundary(model, Doors(model, structure_of(spec.model_config, where)), spec)
 
 
-def default_layer_split(layers: int, stages: int, where: str = RUN_RECORD) -> LayerSplit:
-    """Contiguous ranges of decoder layers, as even as can be, the longer ones first. Raises InputError (`stages`)."""
-    if not 1 <= stages <= layers:
-        raise InputError(where, "stages", f"expected 1 to {layers} (the model's decoder layers), got {stages}")
-    size, longer = divmod(layers, stages)
-    starts = [k * size + min(k, longer) for k in range(stages + 1)]
-    return tuple(itertools.pairwise(starts))
-
-
-def check_layer_split(layer_split: LayerSplit, layers: int, where: str = RUN_RECORD) -> None:
-    """The ranges have to cover layers 0 to `layers` in order, each with at least one layer. Raises InputError."""
-    if len(layer_split) > layers:
-        raise InputError(where, "layer_split", f"expected at most {layers} stages (decoder layers), got {len(layer_split)}")
-    expected_start = 0
-    for start, end in layer_split:
-        if start != expected_start or end <= start:
-            raise InputError(where, "layer_split", f"expected a range that starts at layer {expected_start}, got {start}-{end}")
-        expected_start = end
-    if expected_start != layers:
-        raise InputError(where, "layer_split", f"expected ranges up to layer {layers}, got up to {expected_start}")
-
-
 def _assemble(
     config: PretrainedConfig, structure: Structure, spec: PartSpec, where: str
 ) -> tuple[PreTrainedModel, Doors, set[str]]:
@@ -264,8 +244,8 @@ def _assemble(
     units = _own_units(model, spec, where)
     names = {name for unit in units for name in unit_parameters(model, unit)}
     own = {unit.layer for unit in units}
-    if spec.subspace and spec.stage:
-        tables = layout_of(model, spec.subspace, where).tables
+    if spec.subspace and not spec.holds_embedding:
+        tables = spec.layout(model, where).tables
         units += [unit for unit in units_of(model, structure.layers) if unit_parameters(model, unit).keys() & tables.keys()]
     here = {name for unit in units for name in unit_parameters(model, unit)}
     occupy(model, here, tuple(name for number, name in enumerate(_layer_names(model)) if number not in own))
@@ -288,14 +268,19 @@ def _own_units(model: PreTrainedModel, spec: PartSpec, where: str) -> list[Unit]
     name, layers = decoder_layers(model, where)
     check_layer_split(spec.layer_split, len(layers), where)
     stage_of = {layer: stage for stage, (start, end) in enumerate(spec.layer_split, 1) for layer in range(start, end)}
+    before = embedding_weights(model.config, where) if spec.thin else frozenset[str]()
     own: list[Unit] = []
     holders: dict[int, tuple[int, str]] = {}
     for unit in units_of(model, name):
         stage = stage_of.get(unit.layer, 0)
+        if spec.thin and not stage:
+            stage = 1 if unit_parameters(model, unit).keys() & before else len(spec.layer_split)
         for parameter_name, parameter in unit_parameters(model, unit).items():
             first_stage, first_name = holders.setdefault(id(parameter), (stage, parameter_name))
             if first_stage != stage:
                 shared = f"{first_name} of stage {first_stage} and {parameter_name} of stage {stage} are one weight"
+                if {first_name, parameter_name} & before:
+                    raise InputError(where, "thin_data_peers", f"expected false, or a single stage: {shared}")
                 raise InputError(where, "layer_split", f"{model.config.model_type} cannot be split so: {shared}")
         if stage == spec.stage or (unit.layer < 0 and not any(p.requires_grad for p in unit_parameters(model, unit).values())):
             own.append(unit)
@@ -311,14 +296,15 @@ def _boundary(model: PreTrainedModel, doors: Doors, spec: PartSpec) -> tuple[Bou
     """Shapes for a batch, from a run through the model without its layers; tells the doors where side inputs are."""
     with torch.no_grad():
         hidden, sides = doors.embed(stand_in_tokens(model.config, spec.batch))
-    positions = [BoundaryTensor(POSITIONS, spec.batch, is_integer=True)] if spec.end_token >= 0 else []
+    last = [BoundaryTensor(LABELS, spec.batch, is_integer=True)] if spec.thin else []
+    last += [positions_tensor(spec)] if spec.end_token >= 0 else []
     if spec.subspace:
         shape = (*hidden.shape[:-1], dimensions(hidden.shape[-1], spec.subspace))
-        return (BoundaryTensor("coefficients", shape), BoundaryTensor(TOKENS, spec.batch, is_integer=True), *positions)
+        return (BoundaryTensor(COEFFICIENTS, shape), BoundaryTensor(TOKENS, spec.batch, is_integer=True), *last)
     places, tensors = places_of(sides)
     doors.side_places = places
     names = {place: f"{spelled(path)}.{layer}" for (layer, path), place in reversed(places.items())}
-    found = [BoundaryTensor("hidden_state", tuple(hidden.shape))]
+    found = [BoundaryTensor(HIDDEN, tuple(hidden.shape))]
     for place, tensor in enumerate(tensors, 1):
         found.append(BoundaryTensor(names[place], tuple(tensor.shape), not tensor.is_floating_point()))
-    return (*found, *positions)
+    return (*found, *last)

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from gwtf_p2p.protocol.errors import InputError, LocalProtocolError
 from gwtf_p2p.protocol.wire.records import WeightsSpec
 from gwtf_p2p.training.model.config import CONFIG_ERRORS, RUN_RECORD, load_config, one_line
-from gwtf_p2p.training.model.doors import Structure
+from gwtf_p2p.training.model.doors import Doors, Structure
 from gwtf_p2p.training.model.initial_weights import initialise
 from gwtf_p2p.training.model.materialise import occupy
 from gwtf_p2p.training.model.pretrained import PretrainedFiles, untrained_of
@@ -94,6 +94,28 @@ def untrained_tensors(
         skeleton = build_skeleton(model.config, where)
         found |= untrained_of(skeleton, set(found), PretrainedFiles(weights, where), where)
     return found
+
+
+def embedding_weights(config: PretrainedConfig, where: str = RUN_RECORD) -> frozenset[str]:
+    """Names of the weights beside the layers on which what the layers are given depends; the rest is norm and head.
+
+    Told by a small copy of the model, whose modules beside the layers have the same names. Raises InputError.
+    """
+    return _embedding_weights(config.to_json_string(use_diff=False), config.model_type, where)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _embedding_weights(text: str, model_type: str, where: str) -> frozenset[str]:
+    structure, small = probe(load_config({**json.loads(text), "model_type": model_type}, where), where)
+    model = whole_model(small, seed=0, where=where)
+    prefix = f"{structure.layers}."
+    hidden, sides = Doors(model, structure).embed(sample_tokens(small, 0))
+    outputs = [tensor for tensor in (hidden, *sides.values()) if tensor.requires_grad]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and not name.startswith(prefix)]
+    if not outputs:
+        return frozenset()
+    found = torch.autograd.grad([tensor.sum() for tensor in outputs], [p for _, p in named], allow_unused=True)
+    return frozenset(name for (name, _), gradient in zip(named, found, strict=True) if gradient is not None)
 
 
 def sample_tokens(config: PretrainedConfig, number: int, rows: int = ROWS, length: int = LENGTH) -> Tensor:

@@ -115,6 +115,7 @@ def save_checkpoint(
                 "seed": run.seed,
                 "tokenizer": run.tokenizer,
                 "subspace": run.subspace,
+                "thin_data_peers": run.thin_data_peers,
                 "weights": asdict(run.weights),
                 "adapters": {**asdict(run.adapters), "targets": list(run.adapters.targets)},
                 "data_peers_before": [list(pair) for pair in run.data_peers_until(iteration)],

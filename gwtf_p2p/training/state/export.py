@@ -67,7 +67,9 @@ def export_hf(checkpoint_dir: Path, out: Path, *, best: bool = False) -> int:
         if number == 1:
             tensors |= untrained_tensors(run["model_config"], int(run["seed"]), weights)
         if run.get("subspace"):
-            tensors = multiplied_out(tensors, load_config(run["model_config"]), int(run["subspace"]), int(run["seed"]))
+            free_from = run["layer_split"][-1][0] if run.get("thin_data_peers") else None
+            config = load_config(run["model_config"])
+            tensors = multiplied_out(tensors, config, int(run["subspace"]), int(run["seed"]), free_from)
         _write_tensors(out / shard, tensors)
         weight_map |= dict.fromkeys(tensors, shard)
         total_bytes += sum(tensor.nbytes for tensor in tensors.values())

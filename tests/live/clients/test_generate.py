@@ -28,9 +28,10 @@ PROMPT = "def test_"
 TOKEN = "sixteen characters of a token"
 
 
-def record() -> RunRecord:
+def record(thin: bool) -> RunRecord:
     plain = {
         "run_id": "texts",
+        "thin_data_peers": thin,
         "model": {
             "model_type": "llama", "vocab_size": 257, "hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 4,
             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": None,
@@ -53,8 +54,8 @@ def record() -> RunRecord:
 class Trained:
     """A swarm that has done its steps and goes on serving."""
 
-    def __init__(self, folder: Path) -> None:
-        self.run = record()
+    def __init__(self, folder: Path, thin: bool) -> None:
+        self.run = record(thin)
         self.local = LocalRun(LocalRunConfig(1, 1, checkpoint_dir=folder / "checkpoints"), self.run, folder)
         self.heard: list[Mapping[str, Any]] = []
         self._end = time.monotonic() + DEADLINE_S
@@ -72,10 +73,11 @@ class Trained:
         return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, env=environment)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+@pytest.fixture(scope="module", params=["full", pytest.param("thin", marks=pytest.mark.slow)])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    """By data peers that hold embedding and head, and by thin ones."""
     folder = tmp_path_factory.mktemp("texts")
-    swarm = Trained(folder)
+    swarm = Trained(folder, request.param == "thin")
     try:
         swarm.local.begin()
         swarm.until_sampled()

@@ -15,6 +15,7 @@ from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.schedule.from_view import figures_of, pipeline_of
 from gwtf_p2p.protocol.schedule.model import UNLIMITED, Link, Pipeline, forecast
 from gwtf_p2p.protocol.schedule.search import first_paths
+from gwtf_p2p.protocol.view.hop_cost import HopBytes
 from tests.exploring import examples
 from tests.protocol.flow.problems import Size, random_view
 
@@ -27,8 +28,7 @@ def small(stage_peers: int = 1, slots: int = UNLIMITED, bandwidth: float = 5.0, 
     return Pipeline(
         peers=tuple(PeerId(f"p{i}") for i in range(peers)),
         stages=1,
-        activation_bytes=10.0,
-        gradient_bytes=10.0,
+        hops=HopBytes(1, 10.0, 10.0),
         slots=(UNLIMITED, *[slots] * stage_peers),
         before_us=(EMBED, *[FORWARD] * stage_peers),
         after_us=(FINISH, *[BACKWARD] * stage_peers),
@@ -49,9 +49,9 @@ def test_one_microbatch_takes_the_sum_of_its_steps() -> None:
 
 
 def test_gradients_take_the_time_of_their_own_bytes() -> None:
-    pipeline = replace(small(), gradient_bytes=30.0)
+    pipeline = replace(small(), hops=HopBytes(1, 10.0, 30.0))
     assert forecast(pipeline, [(0, 1)]).makespan_us == EMBED + FORWARD + LOSS + BACKWARD + FINISH + 4 * TRANSFER + 2 * 4.0
-    assert pipeline.there_and_back_us(0, 1) == 2 * TRANSFER + 4.0
+    assert pipeline.there_and_back_us(0, 0, 1) == 2 * TRANSFER + 4.0
 
 
 def test_a_second_microbatch_waits_for_the_slot_and_leaves_when_the_first_begins() -> None:
@@ -100,3 +100,9 @@ def test_no_forecast_beats_what_one_stage_peer_has_to_do(seed: int) -> None:
     alone = [forecast(pipeline, [path]).makespan_us for path in paths]
     starts = [pipeline.starts_us[path[0]] for path in paths]
     assert all(f >= a * (1 - 1e-12) for f, a in zip(seen.finish_us, alone, strict=True)), starts
+
+
+def test_thin_data_peers_send_little() -> None:
+    thin = replace(small(), hops=HopBytes(1, 10.0, 10.0, 5.0))
+    saved = 4 * (10.0 - 5.0) / 5.0  # out and back, forwards and backwards, at 5 bytes a microsecond
+    assert forecast(small(), [(0, 1)]).makespan_us - forecast(thin, [(0, 1)]).makespan_us == saved

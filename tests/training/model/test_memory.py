@@ -50,7 +50,7 @@ def test_the_activations_of_a_microbatch_are_said_within_a_tenth(config: dict[st
             saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    payload = tuple(torch.ones(tensor.shape) for tensor in stage.part.boundary)
+    payload = tuple(torch.ones(tensor.shape) for tensor in stage.part.boundaries.input)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         stage.forward(MicrobatchId(PeerId("d"), 0, 0), payload)
     kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())

@@ -16,9 +16,11 @@ from experiments.families import Swarm, small_run
 from experiments.wire_loss import Settings
 from gwtf_p2p.cli.shared.run_file import run_from_plain
 from gwtf_p2p.cli.shared.run_report import report_of, told
-from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.wire.records import RunRecord, WeightsSpec, WireSpec
 from gwtf_p2p.protocol.wire.tensor_formats import INT8
+from gwtf_p2p.training.codecs.payload import check_payload, encode_payload
+from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.control import control_losses
 from gwtf_p2p.training.data.batches import open_data
 from gwtf_p2p.training.model.config import load_config
@@ -106,12 +108,14 @@ def test_a_moved_product_is_seen_by_the_comparison() -> None:
     assert compare(expected, Result(loss, swarm.gradients())).worst[1] > 1e-3
 
 
-def test_ids_that_no_table_has_do_no_harm() -> None:
-    swarm = Swarm(record(UNTIED))
-    payload = swarm.data.embed(microbatch(0), batch(0)[0])
+def test_ids_that_no_table_has_are_refused() -> None:
+    swarm, codec = Swarm(record(UNTIED)), codec_of("float32")
+    payload, boundaries = swarm.data.embed(microbatch(0), *batch(0)), swarm.stages[0].part.boundaries
+    check_payload(encode_payload(payload, boundaries.input, codec), boundaries.input, codec, boundaries.below)
     strange = torch.full_like(payload[1], 2**31 - 1)
-    output = swarm.stages[0].forward(microbatch(0), (payload[0], strange))
-    assert torch.isfinite(output[0]).all()
+    sent = encode_payload((payload[0], strange), boundaries.input, codec)
+    with pytest.raises(RemoteProtocolError, match="tokens: expected whole numbers"):
+        check_payload(sent, boundaries.input, codec, boundaries.below)
 
 
 @pytest.mark.parametrize("factor", [8, 50])

@@ -50,8 +50,9 @@ class Layout:
         return trained if axis is None else _product(trained, basis_dk, axis)
 
 
-def layout_of(model: PreTrainedModel, factor: int, where: str = RUN_RECORD) -> Layout:
-    """Of a whole model, which may be without memory. Raises InputError that says why it cannot be kept in a subspace."""
+def layout_of(model: PreTrainedModel, factor: int, where: str = RUN_RECORD, free_from: int | None = None) -> Layout:
+    """Of a whole model, which may be without memory; layers from `free_from` on write what they want. Raises InputError that
+    says why it cannot be kept in a subspace."""
     found = writers_of(model.config, where)
     prefix = f"{decoder_layers(model, where)[0]}."
     names = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
@@ -61,7 +62,7 @@ def layout_of(model: PreTrainedModel, factor: int, where: str = RUN_RECORD) -> L
             kind = kind_of(name.removeprefix(prefix))
             if kind not in found.known:
                 raise InputError(where, FIELD, f"expected none: {name} is of a kind that a small copy of the model has not")
-            if kind in found.layers:
+            if kind in found.layers and (free_from is None or int(name.removeprefix(prefix).partition(".")[0]) < free_from):
                 writers[name] = found.layers[kind]
     _check_tied(model, {*writers, *found.tables}, where)
     first = next(iter(found.tables))
@@ -122,15 +123,12 @@ class Products:
 class Subspace:
     """How a part reads and writes its boundaries."""
 
-    def __init__(self, products: Products, doors: Doors, vocabulary: int) -> None:
-        self.products, self._doors, self._vocabulary = products, doors, vocabulary
+    def __init__(self, products: Products, doors: Doors) -> None:
+        self.products, self._doors = products, doors
 
     def known(self, tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
-        """hidden_BTd that every peer knows of these tokens: what the tables were at the start. Ids and positions that no table
-        has, which only a stranger could send, are taken for the nearest that it has."""
+        """hidden_BTd that every peer knows of these tokens: what the tables were at the start."""
         self.products.put_tables()
-        tokens_BT = tokens_BT.clamp(0, self._vocabulary - 1)
-        positions_BT = None if positions_BT is None else positions_BT.clamp(0, positions_BT.shape[1] - 1)
         with torch.no_grad():
             return self._doors.embed(tokens_BT, positions_BT)[0].float()
 

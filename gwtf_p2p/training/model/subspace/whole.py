@@ -20,11 +20,13 @@ from gwtf_p2p.training.model.subspace.parametrised import Products, layout_of
 class WholeInSubspace:
     """The unsplit model of the same weights: the control of every part. `parameters` are what is trained, by name."""
 
-    def __init__(self, config: PretrainedConfig, factor: int, seed: int, where: str = RUN_RECORD) -> None:
+    def __init__(
+        self, config: PretrainedConfig, factor: int, seed: int, where: str = RUN_RECORD, free_from: int | None = None
+    ) -> None:
         """On the CPU, with the run's initial weights. Raises InputError."""
         self.model = whole_model(config, seed, where)
         names = [name for name, _ in self.model.named_parameters()]
-        self.layout = layout_of(self.model, factor, where)
+        self.layout = layout_of(self.model, factor, where, free_from)
         self.products = Products(self.model, self.layout, set(names), seed)
         found: dict[str, nn.Parameter] = {**dict(self.model.named_parameters()), **self.products.trained}
         self.parameters = {name: found[name] for name in names}
@@ -42,10 +44,12 @@ class WholeInSubspace:
         return logits_BTV
 
 
-def multiplied_out(trained: Mapping[str, Tensor], config: PretrainedConfig, factor: int, seed: int) -> dict[str, Tensor]:
+def multiplied_out(
+    trained: Mapping[str, Tensor], config: PretrainedConfig, factor: int, seed: int, free_from: int | None = None
+) -> dict[str, Tensor]:
     """Weights of the ordinary model, by name, of some of what is trained: products multiplied out, tables as drawn added."""
     model = build_skeleton(config)
-    layout = layout_of(model, factor)
+    layout = layout_of(model, factor, free_from=free_from)
     basis_dk = basis(layout.width, layout.count, seed)
     found = {name: layout.multiplied(name, tensor, basis_dk) for name, tensor in trained.items()}
     tables = layout.tables.keys() & trained.keys()

@@ -1,0 +1,1 @@
+"""What is said of a part of a model before it is built, and the part that has nothing to build."""

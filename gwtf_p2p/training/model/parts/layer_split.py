@@ -1,0 +1,31 @@
+"""How decoder layers are dealt to stages."""
+
+from __future__ import annotations
+
+import itertools
+
+from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.training.model.config import RUN_RECORD
+from gwtf_p2p.training.model.parts.spec import LayerSplit
+
+
+def default_layer_split(layers: int, stages: int, where: str = RUN_RECORD) -> LayerSplit:
+    """Contiguous ranges of decoder layers, as even as can be, the longer ones first. Raises InputError (`stages`)."""
+    if not 1 <= stages <= layers:
+        raise InputError(where, "stages", f"expected 1 to {layers} (the model's decoder layers), got {stages}")
+    size, longer = divmod(layers, stages)
+    starts = [k * size + min(k, longer) for k in range(stages + 1)]
+    return tuple(itertools.pairwise(starts))
+
+
+def check_layer_split(layer_split: LayerSplit, layers: int, where: str = RUN_RECORD) -> None:
+    """The ranges have to cover layers 0 to `layers` in order, each with at least one layer. Raises InputError."""
+    if len(layer_split) > layers:
+        raise InputError(where, "layer_split", f"expected at most {layers} stages (decoder layers), got {len(layer_split)}")
+    expected_start = 0
+    for start, end in layer_split:
+        if start != expected_start or end <= start:
+            raise InputError(where, "layer_split", f"expected a range that starts at layer {expected_start}, got {start}-{end}")
+        expected_start = end
+    if expected_start != layers:
+        raise InputError(where, "layer_split", f"expected ranges up to layer {layers}, got up to {expected_start}")
