@@ -20,6 +20,6 @@ def test_a_peer_whose_results_are_nothing_is_convicted_and_the_run_goes_on(tmp_p
 
 @pytest.mark.parametrize("cheat", ["honest", *CHEATS])
 def test_each_cheat_is_found_and_no_honest_peer_is_barred(tmp_path: Path, cheat: str) -> None:
-    found = outcome(small(seed=1, steps=12, audit=0.3), tmp_path, "" if cheat == "honest" else cheat)
+    found = outcome(small(seed=1, steps=16, audit=0.3), tmp_path, "" if cheat == "honest" else cheat)
     assert found.reason == "" and not found.barred and found.passed
     assert (found.caught_after is None) == (cheat == "honest")

@@ -10,7 +10,10 @@ import pytest
 from gwtf_p2p.live.compute.forward_only import ANY_VERSION, ASK_KIND, ForwardOnly
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.records import PeerState
+from gwtf_p2p.protocol.wire.run_parts import BoundaryTensor
+from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.executor import StageExecutor
+from gwtf_p2p.training.model.parts.spec import Boundaries
 from tests.protocol.peers import A, B, D, in_step, record
 
 STRANGER = PeerId("stranger")
@@ -21,7 +24,9 @@ class OneStage(StageExecutor):
     """Of a stage peer whose weights are of version 3."""
 
     def __init__(self) -> None:
-        self.part: Any = SimpleNamespace(boundary=())
+        self.part: Any = SimpleNamespace(
+            boundaries=Boundaries((BoundaryTensor("ids", (BYTES // 4,), is_integer=True),), ()), holds_head=False
+        )
 
 
 def answering() -> ForwardOnly:
@@ -29,8 +34,7 @@ def answering() -> ForwardOnly:
     rpc: Any = SimpleNamespace(add_service=lambda kind, service: None)
     compute: Any = SimpleNamespace(
         executor=OneStage(),
-        codecs=SimpleNamespace(activations=None),
-        payload_bytes=lambda slot: BYTES,
+        codecs=SimpleNamespace(activations=codec_of("float32")),
         optimizer=SimpleNamespace(steps=3),
     )
     return ForwardOnly(rpc, compute)
@@ -44,6 +48,13 @@ def test_only_data_peers_of_the_run_are_computed_for(sender: PeerId, accepted: b
     assert not forward.on_offer(D, header, BYTES)["accepted"], "nobody before the state machine is asked"
     forward.may_ask = machine.gate.may_ask_forward_only
     assert forward.on_offer(sender, header, BYTES)["accepted"] is accepted
+
+
+def test_logits_are_asked_of_whoever_has_the_head() -> None:
+    forward = answering()
+    forward.may_ask = lambda peer: True
+    header = {"kind": ASK_KIND, "ask": 0, "version": 3, "logits": True}
+    assert forward.on_offer(D, header, BYTES) == {"accepted": False, "reason": "has no head"}
 
 
 def test_who_only_asks_is_computed_for_and_is_in_no_plan() -> None:
