@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gwtf_p2p.protocol import effects as ef
@@ -180,6 +182,16 @@ def test_a_data_peer_takes_results_of_its_own_microbatches_and_no_others() -> No
     assert offered(driven, B, result())[0] is Verdict.DUPLICATE
     assert offered(driven, B2, result((6, 9, 9, 9))) == (Verdict.REFUSED, msg.SUPERSEDED)
     assert driven.sent(msg.Superseded, B2) == [msg.Superseded(M, (7, 0, 0, 0))]
+
+
+@pytest.mark.parametrize("attempt", [(7, 1, 0, 0), (8, 0, 0, 0), (10**9, 0, 0, 0)])
+def test_a_result_of_an_attempt_that_the_data_peer_has_not_begun_changes_nothing(attempt: msg.Attempt) -> None:
+    driven = leading(microbatches=1)
+    driven.computes(ev.Work.EMBED, M)
+    driven.is_accepted(driven.pushed())
+    told = offered(driven, B, replace(result(), attempt=attempt))
+    assert told == (Verdict.REFUSED, "attempt: not one that this data peer has begun")
+    assert offered(driven, B, result())[0] is Verdict.ACCEPTED
 
 
 def test_a_result_before_the_embedding_is_done_is_too_early() -> None:
