@@ -1,4 +1,4 @@
-"""A swarm whose tensors travel in 8 bits trains, and a crash of a stage peer leaves no trace in its weights.
+"""A swarm whose tensors travel in 8 bits, or whose data peers hold no weights, trains, and a crash leaves no trace in its weights.
 
 Two microbatches an iteration: the sum of two gradients has the same bits whoever adds them up, so weights can only differ if a
 tensor that was sent again, or computed again, had other bytes. (In a longer sum the order matters in the last bit, and formats
@@ -14,7 +14,7 @@ import pytest
 from gwtf_p2p.protocol.wire.tensor_formats import INT8
 from tests.live.peer.test_recovery import assert_equal_weights, demo
 
-pytestmark = [pytest.mark.live, pytest.mark.slow]  # two demos, a minute or two each
+pytestmark = [pytest.mark.live, pytest.mark.slow]  # two or three demos, a minute or two each
 
 MOST_OF_FLOAT32 = 0.27
 
@@ -32,3 +32,15 @@ def test_a_stage_peer_is_killed_while_int8_travels(tmp_path: Path) -> None:
     for kind in ("activations", "gradients"):  # a slow machine may send some of them twice
         assert sent[kind] > 0 and sent[kind] % INT8.encoded_bytes(values) == 0
     assert sent["averages"] > 0 and sent["records"] > 0 and sent["control"] > 0
+
+
+def test_a_stage_peer_is_killed_and_weights_are_those_of_full_data_peers(tmp_path: Path) -> None:
+    flags = ("--microbatches", "2", "--thin_data_peers")
+    full = demo(tmp_path / "full", "", "--microbatches", "2")
+    thin = demo(tmp_path / "thin", "", *flags)
+    killed = demo(tmp_path / "killed", "kill peer stage=1 index=any at=backward_received iter=2", *flags)
+    assert killed["recoveries"] and not thin["recoveries"]
+    assert thin["first_loss"] == pytest.approx(full["first_loss"], rel=1e-6)
+    assert thin["last_loss"] == pytest.approx(full["last_loss"], rel=1e-4)
+    assert_equal_weights(tmp_path / "killed", tmp_path / "thin")
+    assert thin["bytes"]["activations"] < 0.8 * full["bytes"]["activations"]
