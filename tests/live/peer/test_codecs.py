@@ -1,4 +1,4 @@
-"""A swarm whose tensors travel in 8 bits, or whose data peers hold no weights, trains, and a crash leaves no trace in its weights.
+"""A swarm whose tensors travel in 8 bits, or whose data peers hold no weights, trains; a crash leaves no trace in its weights.
 
 Two microbatches an iteration: the sum of two gradients has the same bits whoever adds them up, so weights can only differ if a
 tensor that was sent again, or computed again, had other bytes. (In a longer sum the order matters in the last bit, and formats
