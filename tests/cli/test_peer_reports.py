@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,19 +25,20 @@ def test_an_initial_peer_that_does_not_answer_is_told_once_for_each_reason(capsy
 
 
 @pytest.mark.parametrize(
-    ("stages", "rebuilt_in_s", "words"),
+    ("stages", "fields", "words"),
     [
         (
             [2],
-            None,
+            {"rebuilt_in_s": None, "can_be_rebuilt": True},
             "Start a peer that has it, start the data peers again with --rebuild_lost_stage, or begin again under another",
         ),
-        ([0], None, "Start a peer that has it, or begin again under another run_id"),
-        ([2], 25.0, "It is rebuilt from its neighbours' weights in 25 s, unless a peer comes that has it"),
+        ([3], {"rebuilt_in_s": None, "can_be_rebuilt": False}, "Start a peer that has it, or begin again under another run_id"),
+        ([0], {"rebuilt_in_s": None}, "Start a peer that has it, or begin again under another run_id"),
+        ([2], {"rebuilt_in_s": 25.0}, "It is rebuilt from its neighbours' weights in 25 s, unless a peer comes that has it"),
     ],
 )
-def test_what_lacks_is_told_with_what_can_be_done(stages: list[int], rebuilt_in_s: float | None, words: str) -> None:
-    report = {"name": "no_common_version", "version": 7, "stages_without": stages, "rebuilt_in_s": rebuilt_in_s}
+def test_what_lacks_is_told_with_what_can_be_done(stages: list[int], fields: dict[str, Any], words: str) -> None:
+    report = {"name": "no_common_version", "version": 7, "stages_without": stages, **fields}
     said = line(report)
     assert said.startswith(f"the run cannot go on: stage {stages[0]} lacks version 7") and words in said
 

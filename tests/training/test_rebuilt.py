@@ -74,6 +74,17 @@ def test_a_first_or_last_stage_takes_over_its_neighbours_nearest_layers() -> Non
         torch.testing.assert_close(weight(taken, mine), weight(second, theirs), rtol=0, atol=0)
 
 
+def test_beside_an_end_stage_of_thin_data_peers_its_layers_alone_count() -> None:
+    record = replace(run(), thin_data_peers=True)
+    before, own, after = Stage(record, 1, 1.0), Stage(record, 2, 0.0), Stage(record, 3, 3.0)
+    assert "weights/model.embed_tokens.weight" in before.state and "weights/lm_head.weight" in after.state
+    rebuilt = rebuilt_state(own.state, [before.state, after.state])
+    torch.testing.assert_close(weight(rebuilt, 1), 0.1 * weight(before.state, 0) + 0.9 * weight(after.state, 3))
+    for end in (before, after):
+        with pytest.raises(RemoteProtocolError, match="it is of no layer"):
+            rebuilt_state(end.state, [own.state])
+
+
 def test_layers_of_another_kind_are_no_counterparts() -> None:
     def layer(number: int, size: int, step: int = 4) -> dict[str, Tensor]:
         return {f"weights/model.layers.{number}.w": torch.full((size,), float(number)), "step": torch.tensor(step)}

@@ -168,8 +168,8 @@ def no_common_version(report: Mapping[str, Any]) -> str:
     in_s = report.get("rebuilt_in_s")
     if in_s is not None:
         return f"{lacking}. It is rebuilt from its neighbours' weights in {in_s:.0f} s, unless a peer comes that has it"
-    layers = 0 not in report["stages_without"]
-    or_rebuild = ", start the data peers again with --rebuild_lost_stage" if layers else ""
+    can_be = report.get("can_be_rebuilt", 0 not in report["stages_without"])
+    or_rebuild = ", start the data peers again with --rebuild_lost_stage" if can_be else ""
     return f"{lacking}. Start a peer that has it{or_rebuild}, or begin again under another run_id"
 
 

@@ -3,8 +3,8 @@
 CheckFree's rule (arXiv 2506.15461): a lost stage begins again with a weighted average of the layers of the stage before and of
 the one after; a first or last stage has one neighbour only, and takes over its layers. That is a loss of what was learnt there,
 so it is done only where the one who leads was asked for it (`RunLife.rebuilds`), nothing older is common to all stages, and
-nobody has come with the weights for `REBUILD_AFTER_S`. The embedding and the head (stage 0) have no neighbours that are like
-them. One peer rebuilds a stage and the others fetch from it, so that all have the same to the bit.
+nobody has come with the weights for `REBUILD_AFTER_S`. The embedding and the head have no neighbours that are like them: neither
+stage 0 is rebuilt nor, where data peers are thin, the first and the last stage. One peer rebuilds a stage and the others fetch from it, so that all have the same to the bit.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ def neighbours(stage: Stage, stages: int, lacking: Collection[Stage]) -> tuple[S
     return tuple(k for k in beside if DATA_STAGE < k <= stages and k not in lacking)
 
 
-def can_be_rebuilt(lacking: Collection[Stage], stages: int) -> bool:
-    """Whether each of these stages has a neighbour that is not among them."""
-    return all(stage != DATA_STAGE and neighbours(stage, stages, lacking) for stage in lacking)
+def can_be_rebuilt(lacking: Collection[Stage], stages: int, thin: bool = False) -> bool:
+    """Whether each of these stages has a neighbour that is not among them, and layers alone (`thin`: `RunLife`)."""
+    others = {DATA_STAGE, 1, stages} if thin else {DATA_STAGE}
+    return all(stage not in others and neighbours(stage, stages, lacking) for stage in lacking)
 
 
-def to_rebuild(replies: Replies, past: Past, stages: int) -> Lacking | None:
+def to_rebuild(replies: Replies, past: Past, stages: int, thin: bool = False) -> Lacking | None:
     """The version that fewest stages lack, the newest of several, of those whose gaps can be rebuilt; None where there is none.
 
     Version 0 is not rebuilt: it is drawn from the run's seed. Nor is a stage where nobody is, who may have it.
@@ -50,7 +51,7 @@ def to_rebuild(replies: Replies, past: Past, stages: int) -> Lacking | None:
     ranked = [
         (-len(lacking), version)
         for version, lacking in found.items()
-        if can_be_rebuilt(lacking, stages) and manned.issuperset(lacking)
+        if can_be_rebuilt(lacking, stages, thin) and manned.issuperset(lacking)
     ]
     if not ranked:
         return None
@@ -90,7 +91,7 @@ class Rebuilding:
         """What to rebuild now, as no version is common to all stages. Else None, and it is told once what lacks, and what will
         become of it."""
         ctx = self.ctx
-        rebuilds = to_rebuild(replies, ctx.past, ctx.stages) if ctx.life.rebuilds else None
+        rebuilds = to_rebuild(replies, ctx.past, ctx.stages, ctx.life.thin) if ctx.life.rebuilds else None
         nearest, without = nearest_version(replies, ctx.past, ctx.stages)
         lacking = rebuilds or (nearest, tuple(without))
         if lacking != self.lacking:
@@ -104,7 +105,8 @@ class Rebuilding:
         said = lacking, why, self.in_s is None
         if said != self._said:
             self._said = said
-            told = {"version": lacking[0], "stages_without": list(lacking[1]), "rebuilt_in_s": self.in_s}
+            can_be = can_be_rebuilt(lacking[1], ctx.stages, ctx.life.thin)
+            told = {"version": lacking[0], "stages_without": list(lacking[1]), "rebuilt_in_s": self.in_s, "can_be_rebuilt": can_be}
             ctx.report("no_common_version", iteration=self._position[1], reason=why, **told)
         return None
 
@@ -128,7 +130,8 @@ class Rebuilding:
         return told is not None and not self.ctx.liveness.is_lost(told[0])
 
     def _may_be_tried(self, lacking: Lacking) -> bool:
-        return self.ctx.life.rebuilds and self._tries < MOST_TRIES and can_be_rebuilt(lacking[1], self.ctx.stages)
+        can_be = can_be_rebuilt(lacking[1], self.ctx.stages, self.ctx.life.thin)
+        return can_be and self.ctx.life.rebuilds and self._tries < MOST_TRIES
 
 
 def admits_of(

@@ -12,7 +12,8 @@ class RunLife:
     additional ones, 0 for none. `stays`: it goes on serving when the run is complete. `max_skipped_steps`: after so many in a
     row whose gradient was not finite the run pauses; 0: never. `rebuilds`: when it leads, it has stages that are lost rebuilt.
     `patience`: so many evaluations in a row without a lower loss end the run; 0: none do. `best_of`: of every so many
-    iterations the weights may turn out to be the best, and are kept until that is known; 0: none are.
+    iterations the weights may turn out to be the best, and are kept until that is known; 0: none are. `thin`: the first stage
+    has the embedding, the last one the head, and neither is like a neighbour.
     """
 
     total_iterations: int = 0
@@ -23,6 +24,7 @@ class RunLife:
     rebuilds: bool = False
     patience: int = 0
     best_of: int = 0
+    thin: bool = False
 
     @property
     def may_end(self) -> bool:

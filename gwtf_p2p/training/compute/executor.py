@@ -117,7 +117,7 @@ class StageExecutor(PartExecutor):
         computed = self._run(leaves, with_graph=True)
         outputs, gradients = self._ends(computed, gradient)
         floats = self._floats(leaves, self._input)
-        found = torch.autograd.grad(outputs, floats, gradients, allow_unused=True) if floats else ()  # of no weight
+        found = torch.autograd.grad(outputs, floats, gradients, allow_unused=True) if floats else ()
         return _detached(computed.output), self._gradient_payload(leaves, found)
 
     def drop_graph(self, microbatch: MicrobatchId) -> None:
@@ -205,16 +205,18 @@ class StageExecutor(PartExecutor):
     def _gradients(self, inputs: Payload, computed: _Computed, gradient: Payload) -> tuple[Payload, dict[str, Tensor]]:
         leaves = self._floats(inputs, self._input)
         outputs, gradients = self._ends(computed, gradient)
-        found = torch.autograd.grad(outputs, [*leaves, *self._parameters.values()], gradients, allow_unused=True)
+        wanted = [*leaves, *self._parameters.values()]
+        found = torch.autograd.grad(outputs, wanted, gradients, allow_unused=True) if outputs else [None] * len(wanted)
         return self._gradient_payload(inputs, found[: len(leaves)]), self._by_name(found[len(leaves) :])
 
     def _ends(self, computed: _Computed, gradient: Payload) -> tuple[list[Tensor], list[Tensor]]:
-        """Where a backward begins, and with what."""
+        """Where a backward begins, and with what: nowhere, where ids come in and nothing is trained here."""
         # A side input is handed on as it came, so what later stages found of its gradient adds to what this one finds.
         outputs, gradients = self._floats(computed.output, self._output), self._floats(gradient, self._output)
         if computed.balance is not None:
             outputs, gradients = [*outputs, computed.balance], [*gradients, torch.ones_like(computed.balance)]
-        return outputs, gradients
+        reached = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
+        return [output for output, _ in reached], [each for _, each in reached]
 
     def _add_in_place(
         self, kept: Kept, leaves: Payload, computed: _Computed, gradient: Payload, *, sign: int = 1

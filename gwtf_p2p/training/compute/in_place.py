@@ -35,7 +35,8 @@ class InPlace:
         try:
             for parameter, total in self._sums.values():
                 parameter.grad = total
-            torch.autograd.backward(outputs, gradients, inputs=[*leaves, *parameters])
+            if outputs:
+                torch.autograd.backward(outputs, gradients, inputs=[*leaves, *parameters])
             return [leaf.grad for leaf in leaves], all_finite(self._added)
         finally:
             self._is_running, self._added = False, []

@@ -4,7 +4,7 @@ Weights, gradient sum and AdamW's two moments are 16 bytes a parameter (10 with 
 is frozen under adapters is 4. Beside that there is no copy of any of it: averages, checkpoints, downloads and steps go through
 a part's tensors one by one, or piece by piece (`live/compute/all_reduce_round`, `compute/updates`, `state/stored`), so what
 they take is the largest tensor and some buffers. Between its passes a microbatch keeps, of every matrix, the values that go
-in and those that come out (measured against torch's own count: 0.8 to 1.45 of it, most families within 2 %); the head's logits
+in and those that come out (a table is looked up, and keeps none; measured against torch's own count: 0.8 to 1.45 of it, most families within 2 %); the head's logits
 count three times, with their softmax and their gradient. In a subspace the products that stand for weights are there while a
 pass lasts, and so are their gradients. What torch's kernels need for moments comes on top.
 """
@@ -21,8 +21,9 @@ from gwtf_p2p.protocol.view.memory_plan import StageMemory
 from gwtf_p2p.protocol.wire.recipe import EIGHT_BIT_BLOCK, EIGHT_BIT_LEAST
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.protocol.wire.tensor_formats import FLOAT32
-from gwtf_p2p.training.model.config import RUN_RECORD
+from gwtf_p2p.training.model.config import RUN_RECORD, load_config
 from gwtf_p2p.training.model.split import PartSpec, all_shapes, boundary_of
+from gwtf_p2p.training.model.structure import embedding_weights
 
 BYTES_OF_MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}
 """Adafactor's are a row and a column of each matrix."""
@@ -70,7 +71,9 @@ def stage_memory(run: RunRecord, stage: int, where: str = RUN_RECORD) -> StageMe
     full = all_shapes(replace(spec, subspace=0), where) if spec.subspace else shapes
     trained, _ = parameters_of(shapes)
     products = BYTES_OF_A_WEIGHT * sum(math.prod(shape) for name, (shape, _) in full.items() if shapes[name][0] != shape)
-    values = _values_of_a_token(run, full, spec.holds_head)
+    has_tables = spec.holds_embedding and not spec.holds_head  # a table may be the head as well
+    looked_up = embedding_weights(load_config(run.built_config, where), where) if has_tables else ()
+    values = _values_of_a_token(run, {name: shape for name, shape in full.items() if name not in looked_up}, spec.holds_head)
     largest = max((math.prod(shape) for shape, is_trained in shapes.values() if is_trained), default=0)
     # Where a sum can be made again, gradients go into it at once (`StageExecutor.kept`); else there is a second set of them.
     in_place = stage > 0 and run.recovery == "exact"

@@ -6,7 +6,9 @@ anyway (second moments, variances; equal weights where there is none yet). A fir
 layers it takes over. The optimizer's moments are averaged as the weights are, so that the first step is no larger than usual.
 
 A stage of n layers beside one of m takes, for each of its layers, the one at the nearest place in the other (by the middle of
-its share of the stage) whose tensors have the same names and shapes: a model may have layers of several kinds.
+its share of the stage) whose tensors have the same names and shapes: a model may have layers of several kinds. Where data peers
+hold no weights the first stage has the embedding and the last one the head: they are like nothing in a neighbour, so that stage
+is not rebuilt, and to its neighbour it gives its layers alone.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ def rebuilt_state(like: State, neighbours: Sequence[State]) -> dict[str, Tensor]
     versions = {int(state[STEP]) for state in neighbours if STEP in state}
     if len(versions) != 1:
         raise RemoteProtocolError(f"state: {STEP}: expected neighbours of one version, got {sorted(versions)}")
+    neighbours = [_of_layers(state) for state in neighbours]
     own, theirs = _layers(like), [_layers(state) for state in neighbours]
     learns = [_squared_gradient(state) for state in neighbours]
     rebuilt = {STEP: torch.tensor(versions.pop(), dtype=torch.int64)}
@@ -54,6 +57,10 @@ def rebuilt_state(like: State, neighbours: Sequence[State]) -> dict[str, Tensor]
             mean = sources[0][0][name].clone() if name.startswith(IN_EIGHT_BITS) else _mean([(s[name], w) for s, w in sources])
             rebuilt[_NUMBER.sub(f".{number}.", name, count=1)] = mean
     return rebuilt
+
+
+def _of_layers(state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if name == STEP or _NUMBER.search(name)}
 
 
 def _layers(state: State) -> Layers:

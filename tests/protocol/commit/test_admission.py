@@ -196,3 +196,5 @@ def test_a_stage_is_rebuilt_from_those_beside_it_that_hold_layers(
     assert neighbours(Stage(stage), stages, gone) == beside
     assert can_be_rebuilt(gone, stages) == all(neighbours(k, stages, gone) for k in gone)
     assert not can_be_rebuilt([DATA_STAGE], stages)
+    ends = {Stage(1), Stage(stages)}
+    assert can_be_rebuilt(gone, stages, thin=True) == (can_be_rebuilt(gone, stages) and not ends.intersection(gone))

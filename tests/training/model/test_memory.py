@@ -22,8 +22,8 @@ from tests.training.swarm import GPT2, LLAMA, run_record
 WIDTHS = {"llama": "hidden_size", "gpt2": "n_embd"}
 
 
-def of(config: dict[str, Any]) -> tuple[RunRecord, StageExecutor]:
-    run = replace(run_record(config), microbatch_size=2, sequence_length=32)
+def of(config: dict[str, Any], *, thin: bool = False) -> tuple[RunRecord, StageExecutor]:
+    run = replace(run_record(config), microbatch_size=2, sequence_length=32, thin_data_peers=thin)
     return run, StageExecutor(build_stage_part(PartSpec.of(run, 1)), ExecutorConfig())
 
 
@@ -39,9 +39,10 @@ def test_the_state_is_said_to_the_byte(config: dict[str, Any], kind: str) -> Non
     assert stage_memory(run, 1).state == held
 
 
-@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
-def test_the_activations_of_a_microbatch_are_said_within_a_tenth(config: dict[str, Any]) -> None:
-    run, stage = of(config)
+@pytest.mark.parametrize("thin", [False, True])
+@pytest.mark.parametrize("config", [LLAMA, {**GPT2, "tie_word_embeddings": False}], ids=["llama", "gpt2"])
+def test_the_activations_of_a_microbatch_are_said_within_a_tenth(config: dict[str, Any], *, thin: bool) -> None:
+    run, stage = of(config, thin=thin)
     weights = {p.untyped_storage().data_ptr() for p in (*stage.part.model.parameters(), *stage.part.model.buffers())}
     saved: dict[int, Tensor] = {}
 
@@ -50,7 +51,7 @@ def test_the_activations_of_a_microbatch_are_said_within_a_tenth(config: dict[st
             saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    payload = tuple(torch.ones(tensor.shape) for tensor in stage.part.boundaries.input)
+    payload = tuple(torch.ones(tensor.shape) for tensor in stage.part.boundaries.input)  # ids, where data peers are thin
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         stage.forward(MicrobatchId(PeerId("d"), 0, 0), payload)
     kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from torch import Tensor
 from experiments.families import small_run
 from gwtf_p2p.cli.shared.run_file import run_from_plain
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
-from gwtf_p2p.protocol.wire.records import RunRecord
+from gwtf_p2p.protocol.ids import MicrobatchId
+from gwtf_p2p.protocol.wire.records import AdapterSpec, RunRecord
 from gwtf_p2p.training.codecs.payload import check_payload, decode_payload, encode_payload
 from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.loss import NO_LABEL
+from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.preflight import BOUND, Parts, Thin, checked_unsplit, compare, preflight, split_result
 from gwtf_p2p.training.model.split import PartSpec, build_stage_part, parameter_shapes
 from gwtf_p2p.training.model.structure import embedding_weights, small_config, structure_of, whole_model
@@ -168,3 +171,18 @@ def test_a_counted_microbatch_is_taken_out_again() -> None:
     for number, stage in enumerate(pipeline.stages):
         stage.uncount(microbatch(1), trace.activations[number], trace.gradients[number + 1])
     assert_close(pipeline.sums(), alone.sums(), 1e-4)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_first_stage_without_anything_to_train_has_nothing_to_do_backwards(keeps: bool) -> None:
+    run = replace(record(**THIN), adapters=AdapterSpec(rank=2, alpha=4.0, targets=("2.self_attn.q_proj",)))
+    pipeline, (tokens_BT, labels_BT) = Pipeline(run), batch(0, run)
+    first = pipeline.stages[0]
+    assert not first.part.parameters and pipeline.stages[2].part.parameters
+    if keeps:
+        counted: dict[MicrobatchId, tuple[Payload, Payload]] = {}
+        first.kept = counted.__getitem__
+    trace = pipeline.train(microbatch(0), tokens_BT, labels_BT)
+    assert first.counted == {microbatch(0)} and not any(tensor.any() for tensor in trace.gradients[0])
+    first.uncount(microbatch(0), trace.activations[0], trace.gradients[1])
+    assert not first.counted
