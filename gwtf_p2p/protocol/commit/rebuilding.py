@@ -3,8 +3,9 @@
 CheckFree's rule (arXiv 2506.15461): a lost stage begins again with a weighted average of the layers of the stage before and of
 the one after; a first or last stage has one neighbour only, and takes over its layers. That is a loss of what was learnt there,
 so it is done only where the one who leads was asked for it (`RunLife.rebuilds`), nothing older is common to all stages, and
-nobody has come with the weights for `REBUILD_AFTER_S`. The embedding and the head have no neighbours that are like them: neither
-stage 0 is rebuilt nor, where data peers are thin, the first and the last stage. One peer rebuilds a stage and the others fetch from it, so that all have the same to the bit.
+nobody has come with the weights for `REBUILD_AFTER_S`. The embedding and the head have no neighbours that are like them:
+neither stage 0 is rebuilt nor, where data peers are thin, the first and the last stage. One peer rebuilds a stage and the
+others fetch from it, so that all have the same to the bit.
 """
 
 from __future__ import annotations
@@ -106,8 +107,8 @@ class Rebuilding:
         if said != self._said:
             self._said = said
             can_be = can_be_rebuilt(lacking[1], ctx.stages, ctx.life.thin)
-            told = {"version": lacking[0], "stages_without": list(lacking[1]), "rebuilt_in_s": self.in_s, "can_be_rebuilt": can_be}
-            ctx.report("no_common_version", iteration=self._position[1], reason=why, **told)
+            told = {"version": lacking[0], "stages_without": list(lacking[1]), "rebuilt_in_s": self.in_s}
+            ctx.report("no_common_version", iteration=self._position[1], reason=why, can_be_rebuilt=can_be, **told)
         return None
 
     def begin(self, admits: Mapping[Stage, tuple[PeerId, Admit]]) -> None:

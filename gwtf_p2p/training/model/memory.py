@@ -3,10 +3,10 @@
 Weights, gradient sum and AdamW's two moments are 16 bytes a parameter (10 with moments in 8 bits, 8 without moments), and what
 is frozen under adapters is 4. Beside that there is no copy of any of it: averages, checkpoints, downloads and steps go through
 a part's tensors one by one, or piece by piece (`live/compute/all_reduce_round`, `compute/updates`, `state/stored`), so what
-they take is the largest tensor and some buffers. Between its passes a microbatch keeps, of every matrix, the values that go
-in and those that come out (a table is looked up, and keeps none; measured against torch's own count: 0.8 to 1.45 of it, most families within 2 %); the head's logits
-count three times, with their softmax and their gradient. In a subspace the products that stand for weights are there while a
-pass lasts, and so are their gradients. What torch's kernels need for moments comes on top.
+they take is the largest tensor and some buffers. Between its passes a microbatch keeps, of every matrix, the values that go in
+and those that come out (measured against torch's own count: 0.8 to 1.45 of it, most families within 2 %; a table is looked up,
+and keeps none); the head's logits count three times, with their softmax and their gradient. In a subspace the products that
+stand for weights are there while a pass lasts, and so are their gradients. What torch's kernels need for moments comes on top.
 """
 
 from __future__ import annotations
