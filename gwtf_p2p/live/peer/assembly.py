@@ -165,8 +165,8 @@ def run_life(config: PeerConfig, run: RunRecord) -> RunLife:
     every = run.checkpoint_every if config.checkpoints.folder is not None else 0
     own = config.checkpoints.every, config.stays
     best_of = run.evaluation.every if run.evaluation.keep_best and every else 0
-    ends = run.evaluation.patience, best_of, run.thin_data_peers
-    return RunLife(run.total_iterations, every, *own, run.max_skipped_steps, config.rebuilds, *ends)
+    most, patience, thin = run.max_skipped_steps, run.evaluation.patience, run.thin_data_peers
+    return RunLife(run.total_iterations, every, *own, most, config.rebuilds, patience, best_of, thin)
 
 
 def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> PeerSettings:
