@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from experiments.audits.tolerance import Pair, a_run
+from gwtf_p2p.live.compute.audit_work import differences
+from gwtf_p2p.live.compute.boundary import BoundaryCodecs, BoundaryTensors
+from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, TensorStore
 from gwtf_p2p.live.emulation.cheats import CHEATS, STALE_STEPS
 from gwtf_p2p.protocol.audit.judge import agrees, difference
-from gwtf_p2p.protocol.wire.run_parts import ToleranceSpec
+from gwtf_p2p.protocol.events import Slot
+from gwtf_p2p.protocol.wire.run_parts import LOSS_GRADIENT, ToleranceSpec
 from gwtf_p2p.training.codecs.table import CODECS, codec_of
 from gwtf_p2p.training.compute.difference import relative_difference
+from gwtf_p2p.training.compute.loss import NO_LABEL
+from tests.training.swarm import LLAMA, VOCABULARY, Pipeline, microbatch, run_record
 
 FLOAT32 = ("float32", "float32")
 
@@ -59,3 +66,39 @@ def test_ids_that_differ_differ_altogether_and_nothing_changed_has_no_share() ->
     same, other = torch.ones(2), torch.zeros(2)
     assert relative_difference([same], [same], [same], [same]) == 0.0
     assert relative_difference([other], [same], [same], [same]) == math.inf
+
+
+class LastStage:
+    """That of a run with thin data peers, one of its microbatches, and what an auditor finds of what it has said."""
+
+    def __init__(self, *, labelled: bool = True) -> None:
+        self.run = replace(run_record({**LLAMA, "tie_word_embeddings": False}), thin_data_peers=True)
+        self.stage = Pipeline(self.run).stages[-1]
+        self.codecs = BoundaryCodecs.of(self.run)
+        hidden, labels_BT = (each.shape for each in self.stage.part.boundaries.input)
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.randint(0, VOCABULARY, labels_BT, generator=generator) if labelled else torch.full(labels_BT, NO_LABEL)
+        self.given = (torch.randn(hidden, generator=generator), labels)
+        self.got = (torch.tensor(LOSS_GRADIENT),)
+
+    def found(self, *, lie: float) -> tuple[float, float]:
+        tensors = BoundaryTensors(self.stage.part.boundaries, self.codecs, TensorStore(NO_LIMIT), self.stage.device)
+        output, gradient = self.stage.repeat(self.given, self.got)
+        said = {Slot.INPUT: self.given, Slot.INPUT_GRADIENT: gradient, Slot.OUTPUT_GRADIENT: self.got}
+        said[Slot.OUTPUT] = (output[0] + torch.tensor([lie, 0.0, 0.0]),)
+        for slot, payload in said.items():
+            tensors.keep(microbatch(0), slot, payload)
+        sent = {slot: tensors.store.get(microbatch(0), slot) for slot in said}
+        before, after = (sent[Slot.INPUT], sent[Slot.INPUT_GRADIENT]), (sent[Slot.OUTPUT], sent[Slot.OUTPUT_GRADIENT])
+        return differences(self.stage, self.codecs, before, after)
+
+
+def test_a_last_stage_that_says_another_loss_is_told_apart_though_the_sum_is_right() -> None:
+    last = LastStage()
+    assert agrees(*last.found(lie=0.0), FLOAT32, ToleranceSpec())
+    for lie in (-0.1, 0.1):
+        assert not agrees(*last.found(lie=lie), FLOAT32, ToleranceSpec())
+
+
+def test_an_honest_peer_whose_own_result_is_not_finite_is_not_told_apart() -> None:
+    assert LastStage(labelled=False).found(lie=0.0) == (0.0, 0.0)

@@ -29,7 +29,7 @@ from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.run_parts import BoundaryTensor
 from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
 from gwtf_p2p.training.codecs.payload import check_payload, decode_payload, encode_payload
-from gwtf_p2p.training.compute.difference import relative_difference
+from gwtf_p2p.training.compute.difference import by_tokens, relative_difference
 from gwtf_p2p.training.compute.executor import StageExecutor
 from gwtf_p2p.training.model.doors import Payload
 
@@ -42,6 +42,7 @@ MOST_AT_ONCE = 4
 _SLOTS = {Side.BEFORE: (Slot.INPUT, Slot.INPUT_GRADIENT), Side.AFTER: (Slot.OUTPUT, Slot.OUTPUT_GRADIENT)}
 """Of the worker, what its neighbour on that side has, too."""
 
+Boundary = tuple[BoundaryTensor, ...]
 WhyNot = Callable[[PeerId, Side, Hop, str], str]
 
 
@@ -107,26 +108,9 @@ class AuditWork:
         return Digests(found[Slot.INPUT], found[Slot.OUTPUT], found[Slot.OUTPUT_GRADIENT], found[Slot.INPUT_GRADIENT])
 
     def _compared(self, here: dict[Side, memoryview]) -> tuple[float, float]:
-        executor, (activations, gradients) = self._compute.executor, (self._codecs.activations, self._codecs.gradients)
+        executor = self._compute.executor
         assert isinstance(executor, StageExecutor), "only stage peers do others' work again"
-        before, after = self._boundary[Side.BEFORE], self._boundary[Side.AFTER]
-        (input_, input_gradient), (made_, output_gradient) = (self._cut(here[side], side) for side in (Side.BEFORE, Side.AFTER))
-
-        def decoded(buffer: memoryview, boundary: tuple[BoundaryTensor, ...], codec: Codec) -> Payload:
-            return decode_payload(buffer, boundary, codec, executor.device)
-
-        given, made = decoded(input_, before, activations), decoded(made_, after, activations)
-        got, handed = decoded(output_gradient, after, gradients), decoded(input_gradient, before, gradients)
-        own, own_gradient = executor.repeat(given, got)
-        try:
-            sent = decoded(encode_payload(own, after, activations), after, activations)
-            sent_gradient = decoded(encode_payload(own_gradient, before, gradients), before, gradients)
-        except NotFiniteError:
-            return float("inf"), float("inf")
-        # Where another kind of tensor comes out than goes in, all of it is what the stage has made.
-        starts, gradient_starts = (given, got) if before == after else (_zeros(own), _zeros(own_gradient))
-        output = relative_difference(made, own, sent, starts)
-        return output, relative_difference(handed, own_gradient, sent_gradient, gradient_starts)
+        return differences(executor, self._codecs, *(self._cut(here[side], side) for side in (Side.BEFORE, Side.AFTER)))
 
     def _cut(self, payload: memoryview, side: Side) -> tuple[memoryview, memoryview]:
         """An activation and a gradient."""
@@ -222,13 +206,47 @@ class AuditWork:
         task.add_done_callback(self._tasks.discard)
 
 
+def differences(
+    executor: StageExecutor, codecs: BoundaryCodecs, before: tuple[memoryview, memoryview], after: tuple[memoryview, memoryview]
+) -> tuple[float, float]:
+    """By how much a worker's output and its input's gradient differ from this executor's, given what has travelled before and
+    after that stage: an activation and a gradient each. What is not finite travels as zeros (`BoundaryTensors.keep`)."""
+    boundaries = executor.part.boundaries
+
+    def decoded(buffer: memoryview, boundary: Boundary, codec: Codec) -> Payload:
+        return decode_payload(buffer, boundary, codec, executor.device)
+
+    def sent(own: Payload, boundary: Boundary, codec: Codec) -> tuple[Payload, Payload]:
+        try:
+            return own, decoded(encode_payload(own, boundary, codec), boundary, codec)
+        except NotFiniteError:
+            return sent(_zeros(own, but=boundary), boundary, codec)
+
+    forwards, backwards = (boundaries.output, codecs.activations), (boundaries.input, codecs.gradients)
+    given = decoded(before[0], boundaries.input, codecs.activations)
+    got = decoded(after[1], boundaries.output, codecs.gradients)
+    made, handed = decoded(after[0], *forwards), decoded(before[1], *backwards)
+    repeated, repeated_gradient = executor.repeat(given, got)
+    (own, own_sent), (own_gradient, gradient_sent) = sent(repeated, *forwards), sent(repeated_gradient, *backwards)
+    # Where another kind of tensor comes out than goes in, all of it is what the stage has made.
+    same = boundaries.input == boundaries.output
+    starts, gradient_starts = (given, got) if same else (_zeros(own), _zeros(own_gradient))
+    if executor.part.holds_head:
+        tokens = float(own[0][2])
+        made, own, own_sent = ((by_tokens(payload[0], tokens),) for payload in (made, own, own_sent))
+    output = relative_difference(made, own, own_sent, starts)
+    return output, relative_difference(handed, own_gradient, gradient_sent, gradient_starts)
+
+
 def _key(sender: PeerId, header: Header) -> tuple[PeerId, int]:
     number = header.get("ask")
     return sender, number if isinstance(number, int) else -1
 
 
-def _zeros(payload: Payload) -> Payload:
-    return tuple(torch.zeros_like(tensor) for tensor in payload)
+def _zeros(payload: Payload, but: Boundary | None = None) -> Payload:
+    """`but`: what of this boundary are integers stays."""
+    stays = [each.is_integer for each in but] if but is not None else [False] * len(payload)
+    return tuple(tensor if kept else torch.zeros_like(tensor) for tensor, kept in zip(payload, stays, strict=True))
 
 
 def _digest(payload: memoryview) -> str:

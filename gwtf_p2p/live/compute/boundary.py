@@ -12,9 +12,9 @@ from gwtf_p2p.protocol.events import Slot
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.trust.magnitudes import Magnitudes
 from gwtf_p2p.protocol.wire.records import RunRecord
-from gwtf_p2p.protocol.wire.run_parts import BoundaryTensor
+from gwtf_p2p.protocol.wire.run_parts import LOSS, BoundaryTensor
 from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
-from gwtf_p2p.training.codecs.payload import check_payload, decode_payload, encode_payload
+from gwtf_p2p.training.codecs.payload import check_loss_gradient, check_payload, decode_payload, encode_payload
 from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.parts.spec import Boundaries
@@ -61,6 +61,8 @@ class BoundaryTensors:
         """Bytes of another peer. Raises RemoteProtocolError, and keeps nothing, when they are no tensor, or one that is far
         larger than what others send (`Magnitudes`)."""
         size = check_payload(payload, self.of_slot(slot), self.codecs.of_slot(slot), self.boundaries.below)
+        if slot is Slot.OUTPUT_GRADIENT and self.of_slot(slot)[0].name == LOSS:
+            check_loss_gradient(payload)
         refusal = self.magnitudes.refusal(slot, sender, size) if sender is not None else ""
         if refusal:
             raise RemoteProtocolError(refusal)

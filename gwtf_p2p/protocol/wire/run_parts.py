@@ -110,6 +110,9 @@ begin again within a row another document begins, which the library masks; data 
 LOSS_VALUES = 3
 """The loss with all that the run adds, whose gradient comes back; the sum of the plain cross entropy; of how many tokens."""
 
+LOSS_GRADIENT = (1.0, 0.0, 0.0)
+"""That of the loss by itself: a thin data peer that sends another one scales what all stages learn from its microbatches."""
+
 
 def at_ends(between: Sequence[BoundaryTensor], batch: tuple[int, int]) -> tuple[tuple[BoundaryTensor, ...], ...]:
     """(What goes out from a thin data peer, what comes back to it), where the others' boundaries are `between`."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.wire.records import BoundaryTensor
-from gwtf_p2p.protocol.wire.run_parts import LABELS
+from gwtf_p2p.protocol.wire.run_parts import LABELS, LOSS, LOSS_GRADIENT
 from gwtf_p2p.protocol.wire.tensor_formats import FLOAT32
 from gwtf_p2p.training.codecs.codec import Buffer, Codec, FloatCodec
 from gwtf_p2p.training.compute.loss import NO_LABEL
@@ -38,14 +38,16 @@ def check_payload(
     buffer: Buffer, boundary: Sequence[BoundaryTensor], codec: Codec, below: Mapping[str, int] = NO_BOUNDS
 ) -> float:
     """What `decode_payload` refuses, at a small part of its cost; and integers that are negative (but for a token without a
-    label), or not below what their name has in `below`. Raises RemoteProtocolError.
+    label), or not below what their name has in `below`; and what no loss of so few tokens can be. Raises RemoteProtocolError.
 
-    Returns how large the floats are (`Codec.check`): of several tensors, the first one that has any, which is the hidden state.
+    Returns how large the floats are (`Codec.check`): of several tensors, the first one that has any, which is the hidden state;
+    of a loss, it alone.
     """
     sizes = []
     for part, each in _parts(buffer, boundary, codec):
         if not each.is_integer:
-            sizes.append(_codec(each, codec).check(part, each.values))
+            size = _codec(each, codec).check(part, each.values)
+            sizes.append(_checked_loss(part, below[LOSS]) if each.name == LOSS and LOSS in below else size)
         elif each.name in below:
             _check_integers(part, each, below[each.name])
     return sizes[0] if sizes else 0.0
@@ -63,6 +65,23 @@ def decode_payload(
         else:
             tensors.append(_codec(each, codec).decode(part, each.shape, device))
     return tuple(tensors)
+
+
+def check_loss_gradient(buffer: Buffer) -> None:
+    """Raises RemoteProtocolError for any other than that of the loss by itself."""
+    values = np.frombuffer(buffer, dtype="<f4").tolist()
+    if values != list(LOSS_GRADIENT):
+        raise RemoteProtocolError(f"gradient of a loss: expected {list(LOSS_GRADIENT)}, got {values}")
+
+
+def _checked_loss(part: memoryview, below: int) -> float:
+    """The loss of a payload of finite values."""
+    loss, total, tokens = np.frombuffer(part, dtype="<f4").tolist()
+    if not (loss >= 0 and total >= 0 and 0 <= tokens < below and tokens == int(tokens)):
+        raise RemoteProtocolError(
+            f"loss: expected one of at most {below - 1} tokens, got {loss:.3g}, {total:.3g} of {tokens:.3g}"
+        )
+    return loss
 
 
 def _check_integers(part: memoryview, each: BoundaryTensor, below: int) -> None:

@@ -39,5 +39,11 @@ def relative_difference(
     return math.sqrt(apart / changed) if changed > 0.0 else math.inf
 
 
+def by_tokens(loss: Tensor, tokens: float) -> Tensor:
+    """What a last stage says of a loss, the mean times this many tokens: beside the sum over all tokens a mean that is not true
+    would be no difference. A loss near 0 is judged as one of 1 would be, as the tokens are among what is said."""
+    return loss * loss.new_tensor([max(1.0, tokens), 1.0, 1.0])
+
+
 def _squared(one: Tensor, other: Tensor) -> float:
     return float((one.double() - other.double()).square().sum())

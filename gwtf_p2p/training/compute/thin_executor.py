@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.wire.records import LossSpec
+from gwtf_p2p.protocol.wire.run_parts import LOSS_GRADIENT
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.data_executor import DataExecutor
 from gwtf_p2p.training.model.doors import Payload
@@ -49,7 +49,7 @@ class ThinDataExecutor(DataExecutor):
         self, tokens_BT: Tensor, payload: Payload, labels_BT: Tensor
     ) -> tuple[float, Tensor, Mapping[str, Tensor]]:
         loss = payload[0]
-        return float(loss[0]), torch.eye(1, len(loss), device=loss.device)[0], {}
+        return float(loss[0]), loss.new_tensor(LOSS_GRADIENT), {}
 
     def _embedding_gradients(self, tokens_BT: Tensor, gradient: Payload) -> dict[str, Tensor]:
         self._received(gradient, self._output, "gradient")

@@ -11,15 +11,18 @@ from torch import Tensor
 
 from experiments.families import small_run
 from gwtf_p2p.cli.shared.run_file import run_from_plain
+from gwtf_p2p.live.compute.boundary import BoundaryCodecs, BoundaryTensors
+from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, TensorStore
 from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
-from gwtf_p2p.protocol.ids import MicrobatchId
+from gwtf_p2p.protocol.events import Slot
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.records import AdapterSpec, RunRecord
 from gwtf_p2p.training.codecs.payload import check_payload, decode_payload, encode_payload
 from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.loss import NO_LABEL
 from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.preflight import BOUND, Parts, Thin, checked_unsplit, compare, preflight, split_result
-from gwtf_p2p.training.model.split import PartSpec, build_stage_part, parameter_shapes
+from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part, parameter_shapes
 from gwtf_p2p.training.model.structure import embedding_weights, small_config, structure_of, whole_model
 from tests.training.swarm import Pipeline, assert_close, microbatch
 
@@ -186,3 +189,36 @@ def test_a_first_stage_without_anything_to_train_has_nothing_to_do_backwards(kee
     assert first.counted == {microbatch(0)} and not any(tensor.any() for tensor in trace.gradients[0])
     first.uncount(microbatch(0), trace.activations[0], trace.gradients[1])
     assert not first.counted
+
+
+def taken_in(run: RunRecord, stage: int, slot: Slot, values: tuple[float, ...]) -> None:
+    """By the data peer (0), or a stage."""
+    spec = PartSpec.of(run, stage)
+    boundaries = (build_stage_part(spec) if stage else build_data_part(spec)).boundaries
+    tensors = BoundaryTensors(boundaries, BoundaryCodecs.of(run), TensorStore(NO_LIMIT), torch.device("cpu"))
+    payload = encode_payload((torch.tensor(values),), tensors.of_slot(slot), codec_of("float32"))
+    tensors.take_in(microbatch(0), slot, payload, PeerId("sender"))
+
+
+@pytest.mark.parametrize("values", [(-1.0, 4.0, 3.0), (1.0, -4.0, 3.0), (1.0, 4.0, 33.0), (1.0, 4.0, 0.5), (1.0, 4.0, 1e30)])
+def test_what_no_loss_can_be_is_refused_where_it_comes_in(values: tuple[float, ...]) -> None:
+    run = record(**THIN)
+    taken_in(run, 0, Slot.INPUT, (5.5, 176.0, 32.0))
+    taken_in(run, 0, Slot.INPUT, (0.0, 0.0, 0.0))  # of a stage whose own result is not finite
+    with pytest.raises(RemoteProtocolError, match="loss: expected one of at most 32 tokens"):
+        taken_in(run, 0, Slot.INPUT, values)
+
+
+def test_a_loss_itself_says_how_large_it_is() -> None:
+    run = record(**THIN)
+    boundary, codec = run.boundary_after(3), codec_of("float32")
+    below = PartSpec.of(run, 0).boundaries((), 257).below
+    assert check_payload(encode_payload((torch.tensor([5.5, 176.0, 32.0]),), boundary, codec), boundary, codec, below) == 5.5
+
+
+@pytest.mark.parametrize("values", [(1000.0, 0.0, 0.0), (0.0, 0.0, 0.0), (1.0, 1.0, 0.0)])
+def test_the_gradient_of_a_loss_is_one(values: tuple[float, ...]) -> None:
+    run = record(**THIN)
+    taken_in(run, 3, Slot.OUTPUT_GRADIENT, (1.0, 0.0, 0.0))
+    with pytest.raises(RemoteProtocolError, match=r"gradient of a loss: expected \[1.0, 0.0, 0.0\]"):
+        taken_in(run, 3, Slot.OUTPUT_GRADIENT, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from gwtf_p2p.protocol.wire.records import AdapterSpec, BoundaryTensor, RunRecord, WeightsSpec
-from gwtf_p2p.protocol.wire.run_parts import LABELS, POSITIONS, TOKENS, at_ends
+from gwtf_p2p.protocol.wire.run_parts import LABELS, LOSS, POSITIONS, TOKENS, at_ends
 from gwtf_p2p.training.model.config import RUN_RECORD
 from gwtf_p2p.training.model.subspace.parametrised import Layout, layout_of
 
@@ -23,7 +24,8 @@ class Boundaries:
     input: tuple[BoundaryTensor, ...]
     output: tuple[BoundaryTensor, ...]
     below: Mapping[str, int] = field(default_factory=dict)
-    """What integers of a name have to be below: ids that no table has come from nobody who means well."""
+    """What integers of a name have to be below: ids that no table has come from nobody who means well. Of a loss, how many
+    tokens it is of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class PartSpec:
 
     def boundaries(self, between: tuple[BoundaryTensor, ...], vocabulary: int) -> Boundaries:
         """Where boundaries between stages are like this."""
-        below = {TOKENS: vocabulary, LABELS: vocabulary, POSITIONS: self.batch[1]}
+        below = {TOKENS: vocabulary, LABELS: vocabulary, POSITIONS: self.batch[1], LOSS: math.prod(self.batch) + 1}
         out, back = at_ends(between, self.batch) if self.thin else (between, between)
         if not self.stage:
             return Boundaries(back, out, below)
