@@ -76,7 +76,7 @@ def check_loss_gradient(buffer: Buffer) -> None:
 
 def _checked_loss(part: memoryview, below: int) -> float:
     """The loss of a payload of finite values."""
-    loss, total, tokens = np.frombuffer(part, dtype="<f4").tolist()
+    loss, total, tokens = (float(value) for value in np.frombuffer(part, dtype="<f4"))
     if not (loss >= 0 and total >= 0 and 0 <= tokens < below and tokens == int(tokens)):
         raise RemoteProtocolError(
             f"loss: expected one of at most {below - 1} tokens, got {loss:.3g}, {total:.3g} of {tokens:.3g}"

@@ -14,6 +14,7 @@ from gwtf_p2p.protocol.wire.records import LossSpec
 from gwtf_p2p.protocol.wire.run_parts import LOSS_GRADIENT
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.data_executor import DataExecutor
+from gwtf_p2p.training.compute.loss import NO_LABEL
 from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.parts.thin import ThinDataPart
 from gwtf_p2p.training.model.split import DataPart
@@ -36,10 +37,10 @@ class ThinDataExecutor(DataExecutor):
     def evaluate_loss(self, tokens_BT: Tensor, activation: Payload, labels_BT: Tensor) -> tuple[float, int]:
         """As the last stage says. Raises RemoteProtocolError for what no loss of these labels can be."""
         _, total, count = self._received(activation, self._input)[0].tolist()
-        if not (total >= 0 and 0 <= count <= tokens_BT.numel() and count == int(count)):
-            expected = f"expected the loss of at most {tokens_BT.numel()} tokens"
-            raise RemoteProtocolError(f"{expected}, got {total:.3g} of {count:.3g}")
-        return total, int(count)
+        labelled = int((labels_BT != NO_LABEL).sum())
+        if not (total >= 0 and count == labelled):
+            raise RemoteProtocolError(f"expected the loss of {labelled} tokens, got {total:.3g} of {count:.3g}")
+        return total, labelled
 
     def _embedded(self, tokens_BT: Tensor, labels_BT: Tensor | None = None) -> Payload:
         assert labels_BT is not None, "they are all that goes out beside the ids"
