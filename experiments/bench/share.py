@@ -59,7 +59,7 @@ def record_of(args: argparse.Namespace) -> RunRecord:
         "run_id": "share", "seed": 0, "model": model, "stages": args.stages, "sequence_length": length,
         "peers_per_stage": args.peers_per_stage, "microbatch_size": args.microbatch_size,
         "microbatches_per_data_peer": args.microbatches, "total_iterations": args.steps, "checkpoint_every": 1 << 20,
-        "optimizer": {"learning_rate": 1e-3},
+        "optimizer": {"learning_rate": 1e-3}, "thin_data_peers": args.thin_data_peers,
     }  # fmt: skip
     return run_from_plain(plain, "share")
 
@@ -114,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--peers_per_stage", type=int, default=1)
     parser.add_argument("--microbatches", type=int, default=16, help="in an iteration: the more, the fuller the pipeline")
     parser.add_argument("--microbatch_size", type=int, default=4)
+    parser.add_argument("--thin_data_peers", action="store_true", help="the stages compute embedding and head, too")
     parser.add_argument("--threads", type=int, default=cores, help="of the one process (default: this machine's cores)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,16 +32,14 @@ class Stages:
 
     def __init__(self) -> None:
         self.losses, self.texts = asyncio.Event(), asyncio.Event()
-        config = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(eos_token_id=None))
-        self.compute = SimpleNamespace(executor=SimpleNamespace(part=SimpleNamespace(model=SimpleNamespace(config=config))))
 
     async def loss(self, tokens_BT: Tensor, labels_BT: Tensor, version: int) -> tuple[float, int]:
         await self.losses.wait()
         return 1.0, 1
 
-    async def logits(self, tokens_BT: Tensor, version: int | None) -> Tensor:
+    async def logits(self, tokens_BT: Tensor, at: int, version: int | None) -> Tensor:
         await self.texts.wait()
-        return torch.eye(257)[ord("a")].expand(1, 16, 257)
+        return torch.eye(257)[ord("a")]
 
 
 def evaluation(prompt: str, stages: Any) -> tuple[Evaluation, list[dict[str, Any]]]:
