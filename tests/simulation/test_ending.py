@@ -101,6 +101,17 @@ def test_a_newcomer_is_told_that_the_run_is_over(stays: bool) -> None:
     assert [peer for peer, _, _ in swarm.reported("run_over")].count(late) == 1
 
 
+@pytest.mark.parametrize("at_s", [2.1, 2.4, 3.0, 3.75, 4.5])
+@pytest.mark.parametrize("for_s", [3.0, 20.0])
+def test_a_peer_that_sleeps_through_the_end_learns_of_it(at_s: float, for_s: float) -> None:
+    """Another one was killed before, whose record looks like that of a peer that works on until it has expired."""
+    killed, asleep = PeerId("relay_1_0"), PeerId("relay_2_1")
+    faults = Fault("kill", killed, at_event=(1, 2)), Fault("blink", asleep, at_s=at_s, for_s=for_s)
+    swarm = small_swarm(SmallConfig(stages=2, stage_peers=2, data_peers=1, iterations=3, ends=True), faults)
+    until_all_have_left(swarm)
+    assert [peer for peer, _, _ in swarm.reported("run_over")].count(asleep) == 1
+
+
 def test_who_leaves_writes_the_weights_that_it_leaves_with() -> None:
     swarm = small_swarm(SmallConfig(stages=1, stage_peers=2, checkpoint_every=1000))
     checkpoints, leaver = written(swarm), PeerId("relay_1_0")

@@ -31,6 +31,7 @@ class Ending:
         self.completion = Completion.RUNS
         self.over = False
         self._done: set[Stage] = set()
+        self._through: tuple[int, int] | None = None
         self._said: list[Stage] = []
 
     def settle(self, serves: bool) -> None:
@@ -45,7 +46,7 @@ class Ending:
             self._done.clear()
             self.ctx.emit(Publish())
             self.ctx.cancel_timer(Timer.END, "")
-        self._wait(not serves and self._others_are_through())
+        self._wait(self._others_are_through() and (not serves or self._is_behind()))
 
     def _complete(self) -> None:
         ctx, version = self.ctx, self.participant.version
@@ -87,13 +88,17 @@ class Ending:
         return [(peer, record) for peer, record in view.records.items() if peer != me] if view is not None else []
 
     def _others_are_through(self) -> bool:
-        """The run has ended without this peer, and nobody who can be seen works on."""
+        """The run has ended without this peer, and nobody who can be seen works on. Records of the dead are seen for a while,
+        and those who are through have left by then: that they were is remembered."""
         others = self._others()
         works_on = any(
             record.is_routable and record.completion is Completion.RUNS and not self.ctx.liveness.is_lost(peer)
             for peer, record in others
         )
-        return not works_on and any(record.completion is Completion.EVERYWHERE for _, record in others)
+        for _, record in others:
+            if record.completion is Completion.EVERYWHERE:
+                self._through = max(self._through or (0, 0), (record.epoch, record.weights_version))
+        return not works_on and self._through is not None
 
     @property
     def unkept(self) -> str:
@@ -101,6 +106,10 @@ class Ending:
         if not self.over or self.completion is not Completion.EVERYWHERE or not self.ctx.life.keeps:
             return ""
         return "" if self.saving.has_written(self.participant.version) else self.saving.failure
+
+    def _is_behind(self) -> bool:
+        """One that has slept through the end takes itself for online, and hears from nobody."""
+        return self._through is not None and self._through > (self.ctx.epoch, self.participant.version)
 
     def _wait(self, wanted: bool) -> None:
         if not wanted:
