@@ -20,7 +20,8 @@ def check_run(run: RunRecord, vocabulary: int = 0, where: str = RUN_RECORD) -> N
     config = load_config(run.built_config, where)
     _, layers = decoder_layers(_skeleton(run, config, where), where)
     check_layer_split(tuple((a, b) for a, b in run.layer_split), len(layers), where)
-    parameter_shapes(PartSpec.of(run, 0), where)  # a split that cuts through a shared weight is refused
+    any_with_weights = PartSpec.of(run, 1 if run.thin_data_peers else 0)
+    parameter_shapes(any_with_weights, where)  # a split that cuts through a shared weight is refused
     text = config.get_text_config(decoder=True)
     positions = getattr(text, "max_position_embeddings", None)
     if isinstance(positions, int) and 0 < positions < run.sequence_length:

@@ -22,6 +22,7 @@ from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.loss import NO_LABEL
 from gwtf_p2p.training.model.doors import Payload
 from gwtf_p2p.training.model.preflight import BOUND, Parts, Thin, checked_unsplit, compare, preflight, split_result
+from gwtf_p2p.training.model.run_check import check_run
 from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part, parameter_shapes
 from gwtf_p2p.training.model.structure import embedding_weights, small_config, structure_of, whole_model
 from tests.training.swarm import Pipeline, assert_close, microbatch
@@ -120,6 +121,12 @@ def test_tied_embeddings_are_refused_by_name() -> None:
     with pytest.raises(InputError, match=r"thin_data_peers: expected false, or a single stage: .* are one weight"):
         record(model={**MODEL, "tie_word_embeddings": True}, **THIN)
     assert record(model={**MODEL, "tie_word_embeddings": True}, stages=1, **THIN).thin_data_peers
+
+
+def test_a_record_with_tied_embeddings_is_refused_before_anything_is_built() -> None:
+    run = record(**THIN)
+    with pytest.raises(InputError, match="thin_data_peers: expected false, or a single stage"):
+        check_run(replace(run, model_config={**run.model_config, "tie_word_embeddings": True}, boundary=()))
 
 
 def test_in_a_subspace_the_stage_of_the_head_is_free() -> None:
