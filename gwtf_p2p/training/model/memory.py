@@ -78,12 +78,14 @@ def stage_memory(run: RunRecord, stage: int, where: str = RUN_RECORD) -> StageMe
     # Where a sum can be made again, gradients go into it at once (`StageExecutor.kept`); else there is a second set of them.
     in_place = stage > 0 and run.recovery == "exact"
     gradients = LARGEST_TENSORS[run.optimizer.kind] * largest if in_place else trained + largest
+    ends = None if stage else run.end_bytes
+    kept = done_bytes(run.activation_bytes, run.gradient_bytes) if ends is None else done_bytes(ends, ends)
     return StageMemory(
         stage=stage,
         state=state_bytes(run, shapes),
         beside=BYTES_OF_A_GRADIENT * gradients + 2 * products + BUFFER_BYTES,
         activations=BYTES_OF_A_VALUE * run.microbatch_size * run.sequence_length * values,
-        microbatch=done_bytes(run.activation_bytes, run.gradient_bytes) * (1 if stage else run.microbatches_per_data_peer),
+        microbatch=kept * (1 if stage else run.microbatches_per_data_peer),
         recomputes=run.recompute and stage > 0,
     )
 

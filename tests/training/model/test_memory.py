@@ -15,7 +15,7 @@ from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.executor import StageExecutor
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.model.memory import BUFFER_BYTES, stage_memory
-from gwtf_p2p.training.model.split import PartSpec, build_stage_part
+from gwtf_p2p.training.model.split import PartSpec, boundary_of, build_stage_part
 from gwtf_p2p.training.state.tensors import export_state
 from tests.training.swarm import GPT2, LLAMA, run_record
 
@@ -63,3 +63,11 @@ def test_gradients_are_there_twice_only_where_a_sum_cannot_be_made_again() -> No
     sizes = [parameter.nbytes for parameter in stage.part.parameters.values()]
     exact, fast = stage_memory(run, 1), stage_memory(replace(run, recovery="fast"), 1)
     assert exact.beside - BUFFER_BYTES == max(sizes) and fast.beside - exact.beside == sum(sizes)
+
+
+def test_a_thin_data_peer_keeps_ids_and_losses_of_its_microbatches() -> None:
+    run, _ = of(LLAMA, thin=True)
+    run = replace(run, boundary=boundary_of(PartSpec.of(run, 0)))
+    ids, a_loss = 2 * 4 * 2 * 32, 4 * 3
+    kept = 2 * (ids + a_loss) * run.microbatches_per_data_peer
+    assert kept <= stage_memory(run, 0).microbatch <= 2 * kept < stage_memory(replace(run, thin_data_peers=False), 0).microbatch
