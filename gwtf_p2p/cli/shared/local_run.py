@@ -231,7 +231,8 @@ class LocalRun:
             case "stepped":
                 line.iteration = int(report["iteration"]) + 1
                 line.microbatches += int(report["microbatches"])
-            case "run_complete":
+            case "run_complete":  # perhaps by weights that it has been given, without a step of its own
+                line.iteration = max(line.iteration, int(report["iterations"]))
                 self.complete.add(name)
                 if report.get("early"):
                     self.ended_early.add(name)

@@ -1,0 +1,42 @@
+"""When everybody of a local swarm is done, by what its peers have told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments.support.live_swarm import SmallRun
+from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig, PeerLine
+
+STEPS = 3
+
+
+def test_a_peer_that_was_given_the_last_weights_is_done_without_a_step_of_its_own(tmp_path: Path) -> None:
+    local = LocalRun(LocalRunConfig(1, 1), SmallRun(stages=1, steps=STEPS).record(), tmp_path)
+    try:
+        for name, role in (("data0", "data"), ("stage1.0", "stage")):
+            local.lines[name] = PeerLine(role, int(role == "stage"))
+            tell(local, name, {"name": "online", "stage": int(role == "stage"), "version": 0})
+        for iteration in range(STEPS):
+            tell(local, "data0", stepped(iteration))
+        tell(local, "data0", complete())
+        tell(local, "stage1.0", stepped(0))
+        assert not local.finished(STEPS)
+        tell(local, "stage1.0", complete())
+        assert local.finished(STEPS)
+    finally:
+        local.stop()
+
+
+def tell(local: LocalRun, name: str, report: dict[str, Any]) -> None:
+    local._hear(name, report)
+
+
+def stepped(iteration: int) -> dict[str, Any]:
+    figures = {"useful_s": 1.0, "wasted_s": 0.0, "computed_s": 1.0, "seconds": 1.0, "gradient_norm": 1.0, "learning_rate": 0.1}
+    told = {"microbatches": 1, "of": 1, "loss": 2.0, "skipped": False, "skipped_for": [], "left_out": [], "different": 1}
+    return {"name": "stepped", "iteration": iteration, **told, **figures}
+
+
+def complete() -> dict[str, Any]:
+    return {"name": "run_complete", "iterations": STEPS, "early": "", "written": False, "failure": "no --checkpoint_dir"}
