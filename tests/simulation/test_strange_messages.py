@@ -17,6 +17,7 @@ from gwtf_p2p.simulation.world.small_swarm import SmallConfig, small_swarm
 @pytest.mark.parametrize("senders", SENDERS)
 @settings(derandomize=True, max_examples=25, deadline=None)
 @example(seed=2078)  # an attempt that the data peer has not begun was taken for its newest
+@example(seed=8183)  # a peer that serves one stage was taken into another by its own word
 @given(seed=st.integers(0, 10**9))
 def test_a_strange_message_ends_nobody_and_training_goes_on(senders: str, seed: int) -> None:
     assert strange_run(seed, senders).sent > 20

@@ -50,7 +50,7 @@ def unfit(ctx: Context, known: Acquaintances, sender: PeerId, message: msg.Messa
         case msg.NotPrepared():
             return _stage_or_data(ctx, message.stage)
         case msg.Standing():
-            return _standing(ctx, message)
+            return _standing(ctx, sender, message)
         case audit.Testify(hop, proof):
             return _drawn(ctx, hop, proof)
         case audit.AuditOrder(hop, proof, testimony):
@@ -192,9 +192,12 @@ def _prepare(ctx: Context, message: msg.Prepare) -> Unfit | None:
     return _receipts(ctx, message)
 
 
-def _standing(ctx: Context, message: msg.Standing) -> Unfit | None:
+def _standing(ctx: Context, sender: PeerId, message: msg.Standing) -> Unfit | None:
     prepare, promised = message.prepare, message.promised
     wrong = _stage_or_data(ctx, message.stage)
+    record = ctx.view.records.get(sender) if ctx.view is not None else None
+    if wrong is None and record is not None and record.is_routable and record.stage != message.stage:
+        return Unfit("stage: not the one that its record says it serves", breach=False)  # one that moves stops serving first
     if wrong is None and prepare is not None:
         wrong = _stage_or_data(ctx, prepare.stage)
         if prepare.stage != message.stage:

@@ -249,3 +249,16 @@ def test_who_speaks_of_itself_is_known_by_its_record() -> None:
     driven = online(stage_peer(A), [record(D), record(B)])
     driven.hears(B, msg.Standing(DATA_STAGE, 5))
     assert driven.reported("message_refused")
+
+
+def test_a_peer_stands_in_the_stage_that_it_serves() -> None:
+    """One that moves stops serving before it comes to its new stage."""
+    driven = leading()
+    lie = msg.Standing(stage=Stage(2), version=0, joining=True)
+    driven.hears(A, lie)
+    told = [report.fields["reason"] for report in driven.did(ef.Report) if report.name == "message_refused"]
+    assert told == ["Standing: stage: not the one that its record says it serves"]
+    assert driven.machine.coordinator.roster.stages.get(A) != 2
+    driven.sees([D, record(A, PeerState.DRAINING), B])
+    driven.hears(A, lie)
+    assert not [report for report in driven.did(ef.Report) if report.name == "message_refused"]
