@@ -17,6 +17,7 @@ from gwtf_p2p.training.compute.loss import loss_of
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.data.batches import DataSource, open_data
 from gwtf_p2p.training.model.config import load_config
+from gwtf_p2p.training.model.parts.layer_split import free_from
 from gwtf_p2p.training.model.run_check import check_run
 from gwtf_p2p.training.model.split import build_whole_model
 from gwtf_p2p.training.model.subspace.whole import WholeInSubspace
@@ -61,8 +62,8 @@ def _train(run: RunRecord, source: DataSource, sizes: tuple[int, int], device: t
 def _model(run: RunRecord, device: torch.device) -> tuple[Callable[[Tensor], Tensor], dict[str, nn.Parameter]]:
     """What gives logits_BTV of tokens_BT, and what is trained, by name."""
     if run.subspace:
-        free_from = run.layer_split[-1][0] if run.thin_data_peers else None
-        whole = WholeInSubspace(load_config(run.built_config), run.subspace, run.seed, free_from=free_from)
+        free = free_from(run.layer_split, run.thin_data_peers)
+        whole = WholeInSubspace(load_config(run.built_config), run.subspace, run.seed, free_from=free)
         whole.to(device)
         return whole.logits, whole.parameters
     model = build_whole_model(run.built_config, run.seed)

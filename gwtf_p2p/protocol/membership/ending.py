@@ -22,6 +22,10 @@ from gwtf_p2p.protocol.wire.records import Completion, StageRecord
 LINGER_S = 5.0
 """Between the end and leaving: others look at the records every two seconds, and a record needs a moment to be found."""
 
+REMEMBERED_S = 60.0
+"""For how long the end is known by records that are gone: the record of a dead peer, which looks like work, may outlive them.
+Not for good, since a record may have lied."""
+
 
 class Ending:
     """Of one peer. `completion` is what its record says; `over`: its part has ended."""
@@ -31,7 +35,7 @@ class Ending:
         self.completion = Completion.RUNS
         self.over = False
         self._done: set[Stage] = set()
-        self._through: tuple[int, int] | None = None
+        self._through: tuple[tuple[int, int], float] | None = None
         self._said: list[Stage] = []
 
     def settle(self, serves: bool) -> None:
@@ -46,7 +50,7 @@ class Ending:
             self._done.clear()
             self.ctx.emit(Publish())
             self.ctx.cancel_timer(Timer.END, "")
-        self._wait(self._others_are_through() and (not serves or self._is_behind()))
+        self._wait(self._others_are_through(serves))
 
     def _complete(self) -> None:
         ctx, version = self.ctx, self.participant.version
@@ -87,18 +91,26 @@ class Ending:
         view, me = self.ctx.view, self.ctx.me
         return [(peer, record) for peer, record in view.records.items() if peer != me] if view is not None else []
 
-    def _others_are_through(self) -> bool:
-        """The run has ended without this peer, and nobody who can be seen works on. Records of the dead are seen for a while,
-        and those who are through have left by then: that they were is remembered."""
-        others = self._others()
-        works_on = any(
+    def _others_are_through(self, serves: bool) -> bool:
+        """The run has ended without this peer, and nobody who can be seen works on. One that serves has slept through the end:
+        it takes itself for online, and hears from nobody."""
+        end = self._end_of_others()
+        if end is None or (serves and end <= (self.ctx.epoch, self.participant.version)):
+            return False
+        return not any(
             record.is_routable and record.completion is Completion.RUNS and not self.ctx.liveness.is_lost(peer)
-            for peer, record in others
+            for peer, record in self._others()
         )
-        for _, record in others:
-            if record.completion is Completion.EVERYWHERE:
-                self._through = max(self._through or (0, 0), (record.epoch, record.weights_version))
-        return not works_on and self._through is not None
+
+    def _end_of_others(self) -> tuple[int, int] | None:
+        """(epoch, version) at which others are through, as their records say or have said a while ago."""
+        now = self.ctx.now
+        ends = [(r.epoch, r.weights_version) for _, r in self._others() if r.completion is Completion.EVERYWHERE]
+        if ends:
+            self._through = max(ends), now
+        elif self._through is not None and now - self._through[1] > REMEMBERED_S:
+            self._through = None
+        return self._through[0] if self._through is not None else None
 
     @property
     def unkept(self) -> str:
@@ -106,10 +118,6 @@ class Ending:
         if not self.over or self.completion is not Completion.EVERYWHERE or not self.ctx.life.keeps:
             return ""
         return "" if self.saving.has_written(self.participant.version) else self.saving.failure
-
-    def _is_behind(self) -> bool:
-        """One that has slept through the end takes itself for online, and hears from nobody."""
-        return self._through is not None and self._through > (self.ctx.epoch, self.participant.version)
 
     def _wait(self, wanted: bool) -> None:
         if not wanted:

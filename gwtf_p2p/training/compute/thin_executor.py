@@ -30,10 +30,6 @@ class ThinDataExecutor(DataExecutor):
 
     part: ThinDataPart
 
-    def evaluate_logits(self, tokens_BT: Tensor, activation: Payload) -> Tensor:
-        """A part without a head has none: the last stage is asked for them."""
-        raise NotImplementedError
-
     def evaluate_loss(self, tokens_BT: Tensor, activation: Payload, labels_BT: Tensor) -> tuple[float, int]:
         """As the last stage says. Raises RemoteProtocolError for what no loss of these labels can be."""
         _, total, count = self._received(activation, self._input)[0].tolist()

@@ -40,6 +40,7 @@ from gwtf_p2p.training.model.balance import FIELD as BALANCE
 from gwtf_p2p.training.model.balance import Balance
 from gwtf_p2p.training.model.config import CONFIG_ERRORS, RUN_RECORD, load_config, one_line
 from gwtf_p2p.training.model.doors import Payload, Structure, document_positions
+from gwtf_p2p.training.model.parts.layer_split import free_from
 from gwtf_p2p.training.model.skeleton import build_skeleton, decoder_layers
 from gwtf_p2p.training.model.split import PartSpec, StagePart, data_part, stage_part
 from gwtf_p2p.training.model.structure import LENGTH, ROWS, sample_tokens, small_config, structure_of, whole_model
@@ -169,7 +170,7 @@ class Parts:
         is_thin = thin is not Thin.NOT
         settings: dict[str, Any] = {"end_token": end_token, "balance": balance, "subspace": subspace, "thin": is_thin}
         specs = [PartSpec({}, split, k, SEED, (ROWS, LENGTH), **settings) for k in stages]
-        self.free_from = split[-1][0] if is_thin else None
+        self.free_from = free_from(split, is_thin)
         self.data = None if is_thin else data_part(small, structure, specs[0], where)
         self.stages: list[StagePart] = [stage_part(small, structure, spec, where) for spec in specs[1:]]
 

@@ -25,6 +25,7 @@ from gwtf_p2p.protocol.wire.records import AdapterSpec, WeightsSpec
 from gwtf_p2p.training.data.tokenizer import load_tokenizer
 from gwtf_p2p.training.model.adapters import lora_config, peft_name
 from gwtf_p2p.training.model.config import load_config
+from gwtf_p2p.training.model.parts.layer_split import free_from
 from gwtf_p2p.training.model.pretrained import GENERATION, PretrainedFiles
 from gwtf_p2p.training.model.skeleton import build_skeleton
 from gwtf_p2p.training.model.structure import untrained_tensors
@@ -67,9 +68,9 @@ def export_hf(checkpoint_dir: Path, out: Path, *, best: bool = False) -> int:
         if number == 1:
             tensors |= untrained_tensors(run["model_config"], int(run["seed"]), weights)
         if run.get("subspace"):
-            free_from = run["layer_split"][-1][0] if run.get("thin_data_peers") else None
+            free = free_from(run["layer_split"], bool(run.get("thin_data_peers")))
             config = load_config(run["model_config"])
-            tensors = multiplied_out(tensors, config, int(run["subspace"]), int(run["seed"]), free_from)
+            tensors = multiplied_out(tensors, config, int(run["subspace"]), int(run["seed"]), free)
         _write_tensors(out / shard, tensors)
         weight_map |= dict.fromkeys(tensors, shard)
         total_bytes += sum(tensor.nbytes for tensor in tensors.values())

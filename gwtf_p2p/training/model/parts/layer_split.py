@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.training.model.config import RUN_RECORD
-from gwtf_p2p.training.model.parts.spec import LayerSplit
+
+LayerSplit = tuple[tuple[int, int], ...]
 
 
 def default_layer_split(layers: int, stages: int, where: str = RUN_RECORD) -> LayerSplit:
@@ -16,6 +18,11 @@ def default_layer_split(layers: int, stages: int, where: str = RUN_RECORD) -> La
     size, longer = divmod(layers, stages)
     starts = [k * size + min(k, longer) for k in range(stages + 1)]
     return tuple(itertools.pairwise(starts))
+
+
+def free_from(layer_split: Sequence[Sequence[int]], thin: bool) -> int | None:
+    """From which layer on a run's subspace does not bind: those of the last stage, where it has the head (None: none)."""
+    return layer_split[-1][0] if thin else None
 
 
 def check_layer_split(layer_split: LayerSplit, layers: int, where: str = RUN_RECORD) -> None:

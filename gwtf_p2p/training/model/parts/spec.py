@@ -12,9 +12,8 @@ from transformers import PreTrainedModel
 from gwtf_p2p.protocol.wire.records import AdapterSpec, BoundaryTensor, RunRecord, WeightsSpec
 from gwtf_p2p.protocol.wire.run_parts import LABELS, LOSS, POSITIONS, TOKENS, at_ends
 from gwtf_p2p.training.model.config import RUN_RECORD
+from gwtf_p2p.training.model.parts.layer_split import LayerSplit, free_from
 from gwtf_p2p.training.model.subspace.parametrised import Layout, layout_of
-
-LayerSplit = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class PartSpec:
 
     def layout(self, model: PreTrainedModel, where: str = RUN_RECORD) -> Layout:
         """What is a product in a subspace; what the head's stage adds crosses no boundary, and is free. Raises InputError."""
-        return layout_of(model, self.subspace, where, self.layer_split[-1][0] if self.thin else None)
+        return layout_of(model, self.subspace, where, free_from(self.layer_split, self.thin))
 
     def boundaries(self, between: tuple[BoundaryTensor, ...], vocabulary: int) -> Boundaries:
         """Where boundaries between stages are like this."""
