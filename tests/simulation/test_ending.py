@@ -10,7 +10,10 @@ import pytest
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.membership.ending import REMEMBERED_S
+from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Evaluated, Evaluations
+from gwtf_p2p.protocol.wire.records import Completion
 from gwtf_p2p.simulation.world.faults import Fault
 from gwtf_p2p.simulation.world.small_swarm import SmallConfig, SmallSwarm, small_swarm
 
@@ -110,6 +113,24 @@ def test_a_peer_that_sleeps_through_the_end_learns_of_it(at_s: float, for_s: flo
     swarm = small_swarm(SmallConfig(stages=2, stage_peers=2, data_peers=1, iterations=3, ends=True), faults)
     until_all_have_left(swarm)
     assert [peer for peer, _, _ in swarm.reported("run_over")].count(asleep) == 1
+
+
+def test_a_lie_about_the_end_is_not_remembered_for_good() -> None:
+    """The liar's record is gone, and so are all others, as when a line is cut."""
+    swarm = small_swarm(SmallConfig(stages=1, stage_peers=2, iterations=1000, ends=True))
+    swarm.run(2)
+    machine = swarm.world.peers[PeerId("relay_1_0")].machine
+    view = machine.ctx.view
+    assert view is not None
+    lies = replace(view.records[PeerId("relay_1_1")], completion=Completion.EVERYWHERE, weights_version=1000)
+    alone = view.without(view.records)
+    lied, now = NetworkView.of([*view.records.values(), replace(lies, peer=PeerId("liar"))], 1, 1), machine.ctx.now
+    machine.handle(ev.ViewChanged(lied), now)
+    assert not machine.ctx.is_armed(ev.Timer.END, ""), "others work on"
+    machine.handle(ev.ViewChanged(alone), now + REMEMBERED_S - 1)
+    assert machine.ctx.is_armed(ev.Timer.END, "")
+    machine.handle(ev.ViewChanged(alone), now + REMEMBERED_S + 1)
+    assert not machine.ctx.is_armed(ev.Timer.END, "")
 
 
 def test_who_leaves_writes_the_weights_that_it_leaves_with() -> None:

@@ -39,7 +39,7 @@ def turn_s(view: NetworkView, peer: PeerId) -> float:
 def transfer_s(view: NetworkView, sender: PeerId, receiver: PeerId) -> float:
     """Seconds of an activation on an idle link."""
     link = view.link(sender, receiver)
-    return link.latency_s + view.hop_bytes(sender, receiver)[0] / link.bandwidth_bytes_per_s
+    return link.latency_s + view.hops.forth(view.records[receiver].stage - 1) / link.bandwidth_bytes_per_s
 
 
 def moved(queues: Mapping[PeerId, Queue], newcomers: Mapping[PeerId, Collection[PeerId]]) -> tuple[PeerId, PeerId] | None:

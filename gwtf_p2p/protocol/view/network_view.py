@@ -81,8 +81,9 @@ class NetworkView:
 
     def hop_bytes(self, i: PeerId, j: PeerId) -> tuple[float, float]:
         """What hop i-j carries forth and back."""
-        hop = 0 if DATA_STAGE in (self.records[i].stage, self.records[j].stage) else 1
-        return (self.hops.forth(hop), self.hops.back(hop)) if self.stages > 1 or not hop else (0, 0)
+        if self.end_bytes is not None and DATA_STAGE in (self.records[i].stage, self.records[j].stage):
+            return self.end_bytes, self.end_bytes
+        return self.microbatch_bytes, self.gradient_bytes
 
     def peers_of_stage(self, stage: Stage) -> tuple[PeerId, ...]:
         """Routable peers of a stage, sorted by id."""

@@ -78,6 +78,12 @@ def test_what_has_been_handed_on_already_stays_and_so_does_the_first_of_a_queue(
     assert rebound(driven) == []
 
 
+def test_a_peer_whose_own_record_is_not_seen_hands_on_as_well() -> None:
+    driven = queued()
+    driven.sees([D, timed(B, 0.6), timed(B2, 0.6), C])
+    assert rebound(driven)
+
+
 def test_a_newcomer_that_is_too_slow_gets_nothing_and_one_that_was_there_before_neither() -> None:
     slow = queued()
     slow.sees([D, A, timed(B, 0.6), timed(B2, 3.0), C])
