@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 from gwtf_p2p.live.libp2p.daemon import Daemon, start_daemon
 from gwtf_p2p.live.libp2p.daemon_lifetime import sweep
@@ -28,11 +27,6 @@ DEADLINE_S = 20.0
 """How long a test waits for an event that must come. It is no measure of speed."""
 
 LOCAL = P2POptions.on_this_machine()
-
-
-def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
-    """The loop that peers run on."""
-    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(autouse=True)
