@@ -60,7 +60,7 @@ from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage
 from gwtf_p2p.training.state.scratch import ScratchGradient
 
 NARROW, MLP = "~", "intermediate_size"
-HELD_OUT_BATCHES = 8
+HELD_OUT_BATCHES = 32
 SHARDS = 2
 """Shard 0 is trained on, shard 1 is held out."""
 
