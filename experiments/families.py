@@ -45,7 +45,7 @@ from experiments.support.families_live import PREFIX, LiveFamilies
 from gwtf_p2p.protocol.errors import InputError, LocalProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId
 from gwtf_p2p.protocol.wire.records import OptimizerSpec, RunRecord
-from gwtf_p2p.training.codecs.payload import decode_payload, encode_payload
+from gwtf_p2p.training.codecs.payload import decode_gradient, decode_payload, encode_gradient, encode_payload
 from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.data_executor import DataExecutor
@@ -119,7 +119,7 @@ class Swarm:
             payload = self._sent(stage.forward(name, payload))
         loss, gradient = self.data.loss_and_gradient(name, payload, labels_BT)
         for stage in reversed(self.stages):
-            gradient = self._sent(stage.backward(name, self._sent(gradient)))
+            gradient = self._handed_back(stage.backward(name, self._handed_back(gradient)))
         self.data.finish(name, gradient)
         return loss
 
@@ -134,6 +134,10 @@ class Swarm:
     def _sent(self, payload: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         boundary, codec = self.data.part.boundaries.input, codec_of(self.run.wire.activations)
         return decode_payload(bytes(encode_payload(payload, boundary, codec)), boundary, codec, self.data.device)
+
+    def _handed_back(self, gradient: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        boundary, codec = self.data.part.boundaries.input, codec_of(self.run.wire.gradients)
+        return decode_gradient(bytes(encode_gradient(gradient, boundary, codec)), boundary, codec, self.data.device)
 
 
 def small_run(family: str) -> RunRecord:

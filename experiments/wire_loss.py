@@ -46,7 +46,7 @@ from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.protocol.wire.tensor_formats import LOW_RANK
 from gwtf_p2p.training.codecs.codec import Codec
 from gwtf_p2p.training.codecs.low_rank import LowRank
-from gwtf_p2p.training.codecs.payload import decode_payload, encode_payload
+from gwtf_p2p.training.codecs.payload import decode_gradient, decode_payload, encode_gradient, encode_payload
 from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.data_executor import DataExecutor
@@ -142,22 +142,26 @@ class Swarm:
         return statistics.fmean(losses)
 
     def _forward(self, name: MicrobatchId, tokens_BT: Tensor) -> Payload:
-        payload = self._sent(self.data.embed(name, tokens_BT), self.codecs.activations)
+        payload = self._sent(self.data.embed(name, tokens_BT))
         for stage in self.stages:
-            payload = self._sent(stage.forward(name, payload), self.codecs.activations)
+            payload = self._sent(stage.forward(name, payload))
         return payload
 
     def _train(self, name: MicrobatchId, tokens_BT: Tensor, labels_BT: Tensor) -> float:
         loss, gradient = self.data.loss_and_gradient(name, self._forward(name, tokens_BT), labels_BT)
         for stage in reversed(self.stages):
-            gradient = stage.backward(name, self._sent(gradient, self.codecs.gradients))
-        self.data.finish(name, self._sent(gradient, self.codecs.gradients))
+            gradient = stage.backward(name, self._handed_back(gradient))
+        self.data.finish(name, self._handed_back(gradient))
         return loss
 
-    def _sent(self, payload: Payload, codec: Codec) -> Payload:
+    def _sent(self, payload: Payload) -> Payload:
         """As the other end of a boundary gets it."""
-        boundary = self.data.part.boundaries.input
+        boundary, codec = self.data.part.boundaries.input, self.codecs.activations
         return decode_payload(bytes(encode_payload(payload, boundary, codec)), boundary, codec)
+
+    def _handed_back(self, gradient: Payload) -> Payload:
+        boundary, codec = self.data.part.boundaries.input, self.codecs.gradients
+        return decode_gradient(bytes(encode_gradient(gradient, boundary, codec)), boundary, codec)
 
 
 def all_reduce(

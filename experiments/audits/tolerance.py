@@ -28,7 +28,7 @@ from gwtf_p2p.protocol.audit.judge import agrees, difference
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.codecs.codec import Codec
-from gwtf_p2p.training.codecs.payload import decode_payload, encode_payload
+from gwtf_p2p.training.codecs.payload import decode_gradient, decode_payload, encode_gradient, encode_payload
 from gwtf_p2p.training.codecs.table import CODECS, codec_of
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.compute.difference import relative_difference
@@ -77,15 +77,15 @@ class Pair:
     def audit(self, number: int, codecs: tuple[Codec, Codec], other_kernels: bool) -> tuple[float, float]:
         """The differences that an auditor finds in one hop; with other kernels than the worker's, if that is wanted."""
         forwards, backwards = codecs
-        given, got = (self._travelled(self._drawn(scale), codec) for scale, codec in ((0.5, forwards), (1e-3, backwards)))
+        given, got = self._travelled(self._drawn(0.5), forwards), self._handed_back(self._drawn(1e-3), backwards)
         microbatch = MicrobatchId(PeerId("data"), 0, number)
         made = self._travelled(self.worker.forward(microbatch, given), forwards)
-        handed = self._travelled(self.worker.backward(microbatch, got), backwards)
+        handed = self._handed_back(self.worker.backward(microbatch, got), backwards)
         kernels = torch.backends.mkldnn.flags(enabled=False) if other_kernels else nullcontext()
         with kernels:
             own, own_gradient = self.auditor.repeat(given, got)
         output = relative_difference(made, own, self._travelled(own, forwards), given)
-        return output, relative_difference(handed, own_gradient, self._travelled(own_gradient, backwards), got)
+        return output, relative_difference(handed, own_gradient, self._handed_back(own_gradient, backwards), got)
 
     def step(self, iteration: int) -> None:
         """Both take one step by the same gradient, of the size that training has."""
@@ -108,6 +108,10 @@ class Pair:
     def _travelled(self, payload: Payload, codec: Codec) -> Payload:
         boundary = self.worker.part.boundaries.input
         return decode_payload(encode_payload(payload, boundary, codec), boundary, codec)
+
+    def _handed_back(self, gradient: Payload, codec: Codec) -> Payload:
+        boundary = self.worker.part.boundaries.input
+        return decode_gradient(encode_gradient(gradient, boundary, codec), boundary, codec)
 
 
 def measured(run: RunRecord, worker: str, precisions: tuple[str, str], wire: tuple[str, str], audits: int) -> Line:

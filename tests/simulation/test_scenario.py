@@ -189,7 +189,8 @@ def test_thin_data_peers_send_ids_and_stages_do_their_work(tmp_path: Path) -> No
     about = MicrobatchId(PeerId("data_0"), 0, 0)
     forwards = [thin.of_push(Forward(about, (1,), Stage(stage))) for stage in (1, 2, 3, 4)]
     assert forwards == [8 << 10, thin.activation_bytes, thin.activation_bytes, 8 << 10]
-    assert [thin.of_push(Backward(about, (1,), Stage(stage))) for stage in (0, 1, 2, 3)] == forwards
+    between, end = full.gradient_bytes, 8 << 10
+    assert [thin.of_push(Backward(about, (1,), Stage(stage))) for stage in (0, 1, 2, 3)] == [end, between, between, end]
     assert [thin.averaged(Stage(stage)) for stage in range(4)] == [0, 60 << 20, 40 << 20, 60 << 20]
     assert [full.averaged(Stage(stage)) for stage in range(4)] == [40 << 20] * 4
     peers = draw_peers(scenario, 0)
@@ -208,4 +209,6 @@ def test_a_subspace_of_a_fiftieth_with_int8_is_at_most_0_008_of_float32_and_thin
     thin = Sizes.of(model, WireSpec("int8", "int8", "powersgd"), 50)
     assert 0.005 * plain.both_bytes < thin.both_bytes <= 0.008 * plain.both_bytes
     assert thin.average_bytes == 0.0625 * plain.average_bytes
-    assert Sizes.of(model, WireSpec(), 8).activation_bytes == plain.activation_bytes // 8 + plain.activation_bytes // 1024
+    eighth = Sizes.of(model, WireSpec(), 8)
+    assert eighth.gradient_bytes == plain.gradient_bytes // 8
+    assert eighth.activation_bytes == plain.activation_bytes // 8 + plain.activation_bytes // 1024

@@ -27,8 +27,15 @@ from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.audit_messages import Digests, Hop
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.run_parts import BoundaryTensor
-from gwtf_p2p.training.codecs.codec import Codec, NotFiniteError
-from gwtf_p2p.training.codecs.payload import check_payload, decode_payload, encode_payload
+from gwtf_p2p.training.codecs.codec import NotFiniteError
+from gwtf_p2p.training.codecs.payload import (
+    check_gradient,
+    check_payload,
+    decode_gradient,
+    decode_payload,
+    encode_gradient,
+    encode_payload,
+)
 from gwtf_p2p.training.compute.difference import by_tokens, relative_difference
 from gwtf_p2p.training.compute.executor import StageExecutor
 from gwtf_p2p.training.model.doors import Payload
@@ -168,7 +175,7 @@ class AuditWork:
         side, future = asked
         activation, gradient = self._cut(payload, side)
         check_payload(activation, self._boundary[side], self._codecs.activations, self._below)
-        check_payload(gradient, self._boundary[side], self._codecs.gradients, self._below)
+        check_gradient(gradient, self._boundary[side], self._codecs.gradients)
         future.set_result(payload)
 
     def on_broken(self, sender: PeerId, header: Header, reason: str) -> None:
@@ -213,21 +220,27 @@ def differences(
     after that stage: an activation and a gradient each. What is not finite travels as zeros (`BoundaryTensors.keep`)."""
     boundaries = executor.part.boundaries
 
-    def decoded(buffer: memoryview, boundary: Boundary, codec: Codec) -> Payload:
-        return decode_payload(buffer, boundary, codec, executor.device)
+    def activation(buffer: memoryview, boundary: Boundary) -> Payload:
+        return decode_payload(buffer, boundary, codecs.activations, executor.device)
 
-    def sent(own: Payload, boundary: Boundary, codec: Codec) -> tuple[Payload, Payload]:
-        try:
-            return own, decoded(encode_payload(own, boundary, codec), boundary, codec)
-        except NotFiniteError:
-            return sent(_zeros(own, but=boundary), boundary, codec)
+    def gradient(buffer: memoryview, boundary: Boundary) -> Payload:
+        return decode_gradient(buffer, boundary, codecs.gradients, executor.device)
 
-    forwards, backwards = (boundaries.output, codecs.activations), (boundaries.input, codecs.gradients)
-    given = decoded(before[0], boundaries.input, codecs.activations)
-    got = decoded(after[1], boundaries.output, codecs.gradients)
-    made, handed = decoded(after[0], *forwards), decoded(before[1], *backwards)
-    repeated, repeated_gradient = executor.repeat(given, got)
-    (own, own_sent), (own_gradient, gradient_sent) = sent(repeated, *forwards), sent(repeated_gradient, *backwards)
+    given, made = activation(before[0], boundaries.input), activation(after[0], boundaries.output)
+    got, handed = gradient(after[1], boundaries.output), gradient(before[1], boundaries.input)
+    own, own_gradient = executor.repeat(given, got)
+    try:
+        encoded = encode_payload(own, boundaries.output, codecs.activations)
+    except NotFiniteError:
+        own = _zeros(own, but=boundaries.output)
+        encoded = encode_payload(own, boundaries.output, codecs.activations)
+    own_sent = activation(encoded, boundaries.output)
+    try:
+        encoded = encode_gradient(own_gradient, boundaries.input, codecs.gradients)
+    except NotFiniteError:
+        own_gradient = _zeros(own_gradient, but=boundaries.input)
+        encoded = encode_gradient(own_gradient, boundaries.input, codecs.gradients)
+    gradient_sent = gradient(encoded, boundaries.input)
     # Where another kind of tensor comes out than goes in, all of it is what the stage has made.
     same = boundaries.input == boundaries.output
     starts, gradient_starts = (given, got) if same else (_zeros(own), _zeros(own_gradient))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -49,7 +49,14 @@ from gwtf_p2p.protocol.wire.recipe import BYTE_TOKENIZER, MOST_ITERATIONS
 from gwtf_p2p.protocol.wire.recipe import EvaluationSpec as EvaluationSpec
 from gwtf_p2p.protocol.wire.recipe import LossSpec as LossSpec
 from gwtf_p2p.protocol.wire.recipe import OptimizerSpec as OptimizerSpec
-from gwtf_p2p.protocol.wire.run_parts import ATTENTION, AttentionImplementation, at_ends, check_admission, data_peers_until
+from gwtf_p2p.protocol.wire.run_parts import (
+    ATTENTION,
+    AttentionImplementation,
+    at_ends,
+    check_admission,
+    data_peers_until,
+    floats_of,
+)
 from gwtf_p2p.protocol.wire.run_parts import Account as Account
 from gwtf_p2p.protocol.wire.run_parts import AdapterSpec as AdapterSpec
 from gwtf_p2p.protocol.wire.run_parts import Admission as Admission
@@ -179,22 +186,23 @@ class RunRecord:
 
     @property
     def boundary_values(self) -> int:
-        """Number of values that cross one boundary; as many gradients come back."""
+        """Number of values that cross one boundary forwards."""
         hidden = int(self.model_config.get("hidden_size") or self.model_config.get("n_embd") or 0)
         return sum(each.values for each in self.boundary) or self.microbatch_size * self.sequence_length * hidden
 
     @property
     def activation_bytes(self) -> int:
         """Size of what crosses one boundary in its format. Raises InputError when the format is unknown here."""
-        return self._encoded_bytes(format_of(self.wire.activations, "run record", "wire.activations"))
+        return self._encoded_bytes(self.boundary, format_of(self.wire.activations, "run record", "wire.activations"))
 
     @property
     def gradient_bytes(self) -> int:
-        """Size of the gradient of a boundary activation in its format. Raises InputError like `activation_bytes`."""
-        return self._encoded_bytes(format_of(self.wire.gradients, "run record", "wire.gradients"))
+        """Size of the gradient of a boundary activation in its format; integers have none. Raises InputError like
+        `activation_bytes`."""
+        return self._encoded_bytes(floats_of(self.boundary), format_of(self.wire.gradients, "run record", "wire.gradients"))
 
-    def _encoded_bytes(self, form: TensorFormat) -> int:
-        return sum(tensor.encoded_bytes(form) for tensor in self.boundary) or form.encoded_bytes(self.boundary_values)
+    def _encoded_bytes(self, boundary: Sequence[BoundaryTensor], form: TensorFormat) -> int:
+        return sum(tensor.encoded_bytes(form) for tensor in boundary) or form.encoded_bytes(self.boundary_values)
 
     def validate(self, where: str = "run record") -> None:
         """Raises InputError that names the first field that is out of range."""

@@ -83,8 +83,8 @@ class AuditTerms:
 class BoundaryTensor:
     """One of the tensors that cross every boundary between parts of the model, forward, and as its gradient backward.
 
-    Values are floats in the run's formats or, with `is_integer` (token ids, which have no gradient), 32-bit integers. With
-    `is_exact` they are float32 whatever the run's formats are.
+    Values are floats in the run's formats or, with `is_integer` (token ids; they have no gradient, and nothing of them comes
+    back), 32-bit integers. With `is_exact` they are float32 whatever the run's formats are.
     """
 
     name: str
@@ -100,6 +100,11 @@ class BoundaryTensor:
     def encoded_bytes(self, form: TensorFormat) -> int:
         """Size on the wire, in bytes, where floats travel in this format."""
         return 4 * self.values if self.is_integer or self.is_exact else form.encoded_bytes(self.values)
+
+
+def floats_of(boundary: Sequence[BoundaryTensor]) -> tuple[BoundaryTensor, ...]:
+    """Those that have a gradient, which are all that comes back over a boundary."""
+    return tuple(each for each in boundary if not each.is_integer)
 
 
 HIDDEN, COEFFICIENTS = "hidden_state", "coefficients"

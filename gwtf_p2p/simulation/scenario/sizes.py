@@ -33,8 +33,8 @@ class Sizes:
     def of(model: ModelSpec, wire: WireSpec, subspace: int = 0, thin: bool = False) -> Sizes:
         """Where tensors travel in these formats; a scenario states the bytes of float32. Weights stay float32.
 
-        With a `subspace` so many times fewer values cross a boundary, and the ids of their tokens, of a model as wide as
-        `TYPICAL`. Between thin data peers and stages ids and labels cross alone, and labels travel with the activations.
+        With a `subspace` so many times fewer values cross a boundary, and forwards the ids of their tokens, of a model as wide
+        as `TYPICAL`. Between thin data peers and stages ids and labels cross alone, and labels travel with the activations.
         """
         float32_bytes, ids = model.microbatch_bytes, 0
         a_number_each = -(-float32_bytes // TYPICAL[1])
@@ -44,7 +44,7 @@ class Sizes:
         ids += a_number_each if thin else 0
         return Sizes(
             ids + encoded_bytes(float32_bytes, FORMATS[wire.activations]),
-            ids + encoded_bytes(float32_bytes, FORMATS[wire.gradients]),
+            encoded_bytes(float32_bytes, FORMATS[wire.gradients]),
             averaged_bytes(model.stage_gradient_bytes, wire),
             model.stage_state_bytes,
             model.stages,

@@ -2,7 +2,7 @@
 
 Both sides know the boundary (`BoundaryTensor`) and the codec. Floats travel as the codec says, each tensor on its own; token
 ids as 32-bit little-endian integers, whatever the codec, because an id that is rounded is another token, and what is exact as
-float32.
+float32. Nothing of an integer comes back: the gradient of a boundary has its floats alone, which may be none at all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.wire.records import BoundaryTensor
-from gwtf_p2p.protocol.wire.run_parts import LABELS, LOSS, LOSS_GRADIENT
+from gwtf_p2p.protocol.wire.run_parts import LABELS, LOSS, LOSS_GRADIENT, floats_of
 from gwtf_p2p.protocol.wire.tensor_formats import FLOAT32
 from gwtf_p2p.training.codecs.codec import Buffer, Codec, FloatCodec
 from gwtf_p2p.training.compute.loss import NO_LABEL
@@ -65,6 +65,30 @@ def decode_payload(
         else:
             tensors.append(_codec(each, codec).decode(part, each.shape, device))
     return tuple(tensors)
+
+
+def encode_gradient(gradient: Sequence[Tensor], boundary: Sequence[BoundaryTensor], codec: Codec) -> memoryview:
+    """The gradient of a payload, in which something stands for integers, too. Raises NotFiniteError."""
+    floats = [tensor for tensor, each in zip(gradient, boundary, strict=True) if not each.is_integer]
+    return encode_payload(floats, floats_of(boundary), codec)
+
+
+def check_gradient(buffer: Buffer, boundary: Sequence[BoundaryTensor], codec: Codec) -> float:
+    """As `check_payload`; that of a loss has to be one. Raises RemoteProtocolError."""
+    size = check_payload(buffer, floats_of(boundary), codec)
+    if boundary[0].name == LOSS:
+        check_loss_gradient(buffer)
+    return size
+
+
+def decode_gradient(
+    buffer: Buffer, boundary: Sequence[BoundaryTensor], codec: Codec, device: str | torch.device = "cpu"
+) -> tuple[Tensor, ...]:
+    """A gradient for each tensor of the boundary, zeros (int64) for integers. Raises RemoteProtocolError."""
+    floats = iter(decode_payload(buffer, floats_of(boundary), codec, device))
+    return tuple(
+        torch.zeros(each.shape, dtype=torch.int64, device=device) if each.is_integer else next(floats) for each in boundary
+    )
 
 
 def check_loss_gradient(buffer: Buffer) -> None:

@@ -17,7 +17,13 @@ from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.events import Slot
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.records import AdapterSpec, RunRecord
-from gwtf_p2p.training.codecs.payload import check_payload, decode_payload, encode_payload
+from gwtf_p2p.training.codecs.payload import (
+    check_payload,
+    decode_gradient,
+    decode_payload,
+    encode_gradient,
+    encode_payload,
+)
 from gwtf_p2p.training.codecs.table import codec_of
 from gwtf_p2p.training.compute.loss import NO_LABEL
 from gwtf_p2p.training.model.doors import Payload
@@ -221,6 +227,24 @@ def test_a_loss_itself_says_how_large_it_is() -> None:
     boundary, codec = run.boundary_after(3), codec_of("float32")
     below = PartSpec.of(run, 0).boundaries((), 257).below
     assert check_payload(encode_payload((torch.tensor([5.5, 176.0, 32.0]),), boundary, codec), boundary, codec, below) == 5.5
+
+
+@pytest.mark.parametrize(("stage", "slot"), [(1, Slot.INPUT_GRADIENT), (0, Slot.OUTPUT_GRADIENT)])
+def test_nothing_of_integers_comes_back(stage: int, slot: Slot) -> None:
+    """To a thin data peer, whose stage 1 got ids and labels alone, that is nothing at all."""
+    run = record(**THIN)
+    spec = PartSpec.of(run, stage)
+    boundaries = (build_stage_part(spec) if stage else build_data_part(spec)).boundaries
+    tensors = BoundaryTensors(boundaries, BoundaryCodecs.of(run), TensorStore(NO_LIMIT), torch.device("cpu"))
+    boundary, codec = tensors.of_slot(slot), codec_of("float32")
+    assert all(each.is_integer for each in boundary) and tensors.slot_bytes(slot) == 0
+    sent = encode_gradient(batch(0, run), boundary, codec)
+    assert sent.nbytes == 0
+    tensors.take_in(microbatch(0), slot, sent, PeerId("sender"))
+    for gradient in (tensors.read(microbatch(0), slot), decode_gradient(sent, boundary, codec)):
+        assert [(tuple(tensor.shape), bool(tensor.any())) for tensor in gradient] == [(each.shape, False) for each in boundary]
+    with pytest.raises(RemoteProtocolError, match="expected 0 bytes"):
+        tensors.take_in(microbatch(1), slot, memoryview(b"1234"), PeerId("sender"))
 
 
 @pytest.mark.parametrize("values", [(1000.0, 0.0, 0.0), (0.0, 0.0, 0.0), (1.0, 1.0, 0.0)])
