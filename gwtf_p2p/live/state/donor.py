@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from gwtf_p2p.live.compute.readings import Reading
 from gwtf_p2p.live.rpc.api import DataPlane, Header, RpcFailed
 from gwtf_p2p.live.state.manifest import Snapshot, StateGone
+from gwtf_p2p.live.state.packing import PLANES_ZSTD, packed, reads_packed
 from gwtf_p2p.live.state.transfer import (
     ASK_DEADLINE_S,
     ASK_KIND,
@@ -98,7 +99,8 @@ class StateDonor:
         self._snapshots.clear()
 
     def on_message(self, sender: PeerId, header: Header) -> Header:
-        """`{"version"}` asks for the manifest, `{"version", "chunk"}` for a push of that chunk, a list for what is kept."""
+        """`{"version"}` asks for the manifest, `{"version", "chunk"}` for a push of that chunk (with `packs`, how it may be
+        packed), a list for what is kept."""
         stage = header.get("stage", self._stage)
         if not isinstance(stage, int) or not 0 <= stage <= MOST_STAGES:
             raise RemoteProtocolError(f"state: stage: expected a whole number from 0 to {MOST_STAGES}")
@@ -123,7 +125,7 @@ class StateDonor:
         if self._pushes[sender] >= MOST_PUSHES:
             return {"status": "preparing"}
         self._pushes[sender] += 1
-        self._spawn(self._push(sender, snapshot, chunk))
+        self._spawn(self._push(sender, snapshot, chunk, reads_packed(header.get("packs"))))
         return {"status": "coming"}
 
     def _refusal(self, sender: PeerId, stage: Stage | None) -> Header | None:
@@ -218,11 +220,14 @@ class StateDonor:
         else:
             loop.call_later(left_s, self._drop_idle, key)
 
-    async def _push(self, to: PeerId, snapshot: Snapshot, chunk: int) -> None:
+    async def _push(self, to: PeerId, snapshot: Snapshot, chunk: int, may_pack: bool) -> None:
         loop = asyncio.get_running_loop()
-        header = {"kind": CHUNK_KIND, "version": snapshot.manifest.version, "chunk": chunk}
+        header: Header = {"kind": CHUNK_KIND, "version": snapshot.manifest.version, "chunk": chunk}
         try:
-            payload = await asyncio.to_thread(snapshot.chunk, chunk)
+            payload: memoryview | bytes = await asyncio.to_thread(snapshot.chunk, chunk)
+            small = await asyncio.to_thread(packed, memoryview(payload)) if may_pack else None
+            if small is not None:
+                header["packed"], payload = PLANES_ZSTD, small
             if self._pace:
                 begin = max(loop.time(), self._line_free_at)
                 self._line_free_at = begin + len(payload) / self._pace

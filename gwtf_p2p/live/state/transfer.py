@@ -2,8 +2,9 @@
 
 The newcomer asks each donor for the *manifest* of a version: names, shapes, dtypes, the bytes as chunks with a hash each.
 Donors of a stage have bit-equal states, so their manifests are equal; a donor whose manifest differs from the majority's is
-left out. Then every donor is asked for one chunk after the other and pushes it; a chunk that does not come, or whose hash is
-wrong, is asked of another donor. Chunks that have arrived stay: a donor that dies costs the chunk under way.
+left out. Then every donor is asked for one chunk after the other, two at a time, and pushes them, packed where it can
+(`packing`); a chunk that does not come, or whose hash is wrong, is asked of another donor. Chunks that have arrived stay: a
+donor that dies costs the chunks under way.
 
 What a donor does is in `donor`.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from gwtf_p2p.live.rpc.api import DataPlane, Header
 from gwtf_p2p.live.state.manifest import CHUNK_BYTES, Manifest, hash_chunk
+from gwtf_p2p.live.state.packing import PLANES_ZSTD, unpacked
 from gwtf_p2p.protocol.core.deadlines import Timings
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
@@ -42,6 +44,9 @@ RECORD_RETRY_S, RECORD_PATIENCE_S = 1.0, 15.0
 """How often a donor is asked again that has not seen this peer's record, and for how long."""
 
 CHUNK_PRIOR_S = 10.0
+AT_ONCE = 2
+"""Chunks that one donor is asked for at a time: its line does not stand idle while an answer and the next question travel."""
+
 STRIKES = 2
 """Chunks that a donor may fail to deliver before it is left out."""
 
@@ -90,10 +95,11 @@ UNBOUNDED = Pace()
 class StateDownload:
     """Receives states. `on_chunk` hears how much of a download has arrived; not of copies, which are paced."""
 
-    def __init__(self, rpc: DataPlane, folder: Path | None = None) -> None:
-        """`folder`: where a state lies that comes (None: where temporary files go)."""
+    def __init__(self, rpc: DataPlane, folder: Path | None = None, packs: bool = True) -> None:
+        """`folder`: where a state lies that comes (None: where temporary files go). `packs`: chunks may come packed."""
+        self._packs = packs
         self._rpc, self._folder = rpc, scratch_folder(folder)
-        self._expected: dict[tuple[PeerId, int, int], asyncio.Future[memoryview]] = {}
+        self._expected: dict[tuple[PeerId, int, int], asyncio.Future[tuple[memoryview, object]]] = {}
         self._timings = Timings()
         self.on_chunk: Callable[[int, int], None] = lambda arrived, of: None
         rpc.add_service(CHUNK_KIND, self)
@@ -159,7 +165,7 @@ class StateDownload:
     def on_delivery(self, sender: PeerId, header: Header, payload: memoryview) -> None:
         future = self._expected.get(_key(sender, header))
         if future is not None and not future.done():
-            future.set_result(payload)
+            future.set_result((payload, header.get("packed")))
 
     def on_broken(self, sender: PeerId, header: Header, reason: str) -> None:
         future = self._expected.get(_key(sender, header))
@@ -181,25 +187,29 @@ class StateDownload:
         except RemoteProtocolError as error:
             return str(error)
 
-    async def chunk(self, donor: PeerId, manifest: Manifest, what: Header, index: int) -> memoryview:
-        """One chunk of one donor. Raises RemoteProtocolError or TimeoutError."""
+    async def chunk(self, donor: PeerId, manifest: Manifest, what: Header, index: int) -> tuple[memoryview, int]:
+        """One chunk of one donor, and how many bytes of it have travelled. Raises RemoteProtocolError or TimeoutError."""
         key = (donor, manifest.version, index)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[memoryview] = loop.create_future()
+        future: asyncio.Future[tuple[memoryview, object]] = loop.create_future()
         self._expected[key] = future
         began = loop.time()
         try:
-            reply = await self._until_ready(donor, {"kind": ASK_KIND, **what, "chunk": index}, ASK_DEADLINE_S)
+            ask = {"kind": ASK_KIND, **what, "chunk": index, **({"packs": [PLANES_ZSTD]} if self._packs else {})}
+            reply = await self._until_ready(donor, ask, ASK_DEADLINE_S)
             if reply.get("status") != "coming":
                 raise RemoteProtocolError(f"the donor says {reply.get('status')}")
             async with asyncio.timeout(self._timings.deadline_s((donor,), CHUNK_PRIOR_S)):
-                payload = await future
+                payload, way = await future
         finally:
             del self._expected[key]
-        if hash_chunk(payload) != manifest.hashes[index] or len(payload) != manifest.span_of(index)[1]:
+        took_s = loop.time() - began
+        size = manifest.span_of(index)[1]
+        chunk = payload if way is None else await asyncio.to_thread(unpacked, way, payload, size)
+        if hash_chunk(chunk) != manifest.hashes[index] or len(chunk) != size:
             raise RemoteProtocolError("hash differs")
-        self._timings.observe((donor,), loop.time() - began)
-        return payload
+        self._timings.observe((donor,), took_s)
+        return chunk, len(payload)
 
 
 class _Chunks:
@@ -214,13 +224,14 @@ class _Chunks:
 
     async def from_donors(self, donors: Sequence[PeerId]) -> None:
         """Each chunk to its place. Raises StateUnavailable when no donor is left, or this peer's disk fails."""
-        tasks = {asyncio.ensure_future(self._draw(donor)): donor for donor in donors}
+        at_once = range(1 if self._pace else AT_ONCE)
+        tasks = {asyncio.ensure_future(self._draw(donor)): donor for donor in donors for _ in at_once}
         told: list[str] = []
         waiting = set(tasks)
         try:
             while waiting and not self._complete:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                told += [f"{tasks[task][-6:]}: {task.result()}" for task in done if task.result()]
+                told += sorted({f"{tasks[task][-6:]}: {task.result()}" for task in done if task.result()} - {*told})
         finally:
             for task in tasks:
                 task.cancel()
@@ -244,7 +255,7 @@ class _Chunks:
             under_way.add(donor)
             began = asyncio.get_running_loop().time()
             try:
-                chunk = await self._download.chunk(donor, self._manifest, self._what, index)
+                chunk, travelled = await self._download.chunk(donor, self._manifest, self._what, index)
             except (RemoteProtocolError, TimeoutError) as error:
                 strikes += 1
                 if index not in self._chunks:
@@ -261,7 +272,7 @@ class _Chunks:
             if not self._pace:
                 self._download.on_chunk(len(self._chunks), len(self._manifest.hashes))
             if self._pace:
-                await asyncio.sleep(max(0.0, began + len(chunk) / self._pace - asyncio.get_running_loop().time()))
+                await asyncio.sleep(max(0.0, began + travelled / self._pace - asyncio.get_running_loop().time()))
         return "" if strikes < STRIKES else "failed to deliver"
 
     def _next(self, donor: PeerId) -> int | None:
