@@ -15,7 +15,7 @@ import pytest
 from gwtf_p2p.ab.report.report import write_report
 from gwtf_p2p.ab.report.statistics import Estimate, exact_interval, summaries
 from gwtf_p2p.ab.report.summary import verdict
-from gwtf_p2p.ab.report.tables import bytes_table
+from gwtf_p2p.ab.report.tables import bytes_table, loss_table
 from gwtf_p2p.ab.trials.result import RunResult
 from gwtf_p2p.ab.trials.simulated import run_simulated
 from gwtf_p2p.drawing.svg import Drawing
@@ -67,9 +67,49 @@ def test_bytes_are_told_by_kind_and_formats_send_what_they_say(tmp_path: Path) -
         assert plain.bytes_by_kind[kind] % scenario.model.microbatch_bytes == 0
         assert int8.bytes_by_kind[kind] % (blocks * BLOCK_BYTES) == 0
     assert 0.25 < int8.bytes_by_kind["average"] / plain.bytes_by_kind["average"] < 0.26
-    (row, other) = bytes_table(summaries([plain, int8])).rows
+    (row, other) = bytes_table(summaries([plain, int8]), per_microbatch=True).rows
     assert float(row[2]) >= scenario.model.microbatch_bytes * (scenario.model.stages + 1) / 1000
     assert 0.25 < float(other[2]) / float(row[2]) < 0.27
+
+
+def test_bytes_of_every_kind_are_told_of_a_microbatch_and_of_an_iteration(results: list[RunResult]) -> None:
+    [some, *_] = results
+    iterations, microbatches = len(some.iteration_s), some.microbatches_per_iteration
+    kinds = {"forward": 9e6, "backward": 6e6, "average": 30e6, "state_chunk": 3e6, "probe": 1.5e6}
+    charged = {kind: int(size * iterations) for kind, size in kinds.items()}
+    peers = {"records": int(2e6 * iterations), "control": int(4e6 * iterations)}
+    live = replace(some, backend="live", bytes_by_kind={**charged, "all": sum(charged.values()), **peers})
+    figures = {}
+    for per_microbatch in (True, False):
+        table = bytes_table(summaries([live]), per_microbatch)
+        figures[per_microbatch] = dict(zip((name.split(",")[0] for name in table.head), table.rows[0], strict=True))
+    per_iteration = {
+        "activations": "9.0", "gradients": "6.0", "averages": "30.0", "state": "3.0", "everything else": "1.5",
+        "records": "2.0", "control": "4.0",
+    }  # fmt: skip
+    assert {kind: figures[False][kind] for kind in per_iteration} == per_iteration
+    for kind, figure in per_iteration.items():
+        assert float(figures[True][kind]) == pytest.approx(1000 * float(figure) / microbatches, abs=0.06)
+    simulated = bytes_table(summaries([some]), per_microbatch=False).rows[0]
+    assert simulated[-2:] == ("", ""), "the simulator counts no bytes of records"
+
+
+def test_loss_is_told_over_tokens_and_over_time(results: list[RunResult], tmp_path: Path) -> None:
+    """An arm whose iterations take half the time reads the same tokens to a loss."""
+    own = [r for r in results if r.seed == 0]
+    losses = tuple(4.0 - 0.5 * n for n in range(len(own[0].iteration_s)))
+    live = [replace(r, backend="live", losses=losses, iteration_s=tuple(s for s in r.iteration_s)) for r in own]
+    live[1] = replace(live[1], iteration_s=tuple(s / 2 for s in live[0].iteration_s))
+    table = loss_table(live)
+    assert table is not None and table.head[-2:] == ("tokens to it", "seconds to it")
+    first, second = table.rows
+    tokens = len(losses) * own[0].microbatches_per_iteration * own[0].tokens_per_microbatch
+    assert first[-2] == second[-2] == str(tokens)
+    assert float(second[-1]) == pytest.approx(float(first[-1]) / 2, abs=0.06)
+    write_report(tmp_path, live, [], "gwtf ab story.toml")
+    for name, unit in (("time", " s<"), ("tokens", " tokens<")):
+        drawing = (tmp_path / "figures" / f"loss_{name}_story.svg").read_text()
+        assert f"loss over {name}" in drawing and unit in drawing
 
 
 def test_an_arm_is_held_against_the_best_swarm_of_its_own_format(results: list[RunResult]) -> None:

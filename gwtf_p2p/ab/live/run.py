@@ -16,7 +16,7 @@ from gwtf_p2p.ab.live.metrics import LiveMetrics
 from gwtf_p2p.ab.live.plan import LivePlan
 from gwtf_p2p.ab.live.wire import Wire
 from gwtf_p2p.ab.trials.gantt import Row, write_rows
-from gwtf_p2p.ab.trials.result import RunResult
+from gwtf_p2p.ab.trials.result import TOLD_BY_PEERS, RunResult
 from gwtf_p2p.ab.trials.task import RunTask
 from gwtf_p2p.live.peer.local_swarm import LocalSwarm
 from gwtf_p2p.monitor.run_state import RunState
@@ -174,7 +174,7 @@ class _LiveRun:
     def _result(self, wall_s: float) -> RunResult:
         task, plan, metrics, scale = self.task, self.plan, self.metrics, self.task.time_scale
         names, usage = plan.names, self.wire.usage.values()
-        accounting = metrics.state.accounting()
+        accounting, told = metrics.state.accounting(), metrics.state.traffic.totals
         device_s = sum(u.device_s for u in usage)
         iteration_s = metrics.iteration_s()
         self._gantt(names)
@@ -197,7 +197,7 @@ class _LiveRun:
             **self.churn.counts(),
             moves=self.rebalancing.moves,
             messages=sum(u.messages for u in usage),
-            bytes_by_kind={**kinds, "all": sum(kinds.values())},
+            bytes_by_kind={**kinds, "all": sum(kinds.values()), **{kind: told[kind] for kind in TOLD_BY_PEERS}},
             bytes_by_path=dict(paths),
             routes=dict(metrics.routes),
             planning_s=sum(u.planning_s for u in usage),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from statistics import median
 
 from gwtf_p2p.ab.report.statistics import ArmSummary
@@ -53,26 +54,39 @@ def _iteration_row(drawing: Drawing, s: ArmSummary, y: float, scale: Scale) -> N
         drawing.text((WIDTH - 6, y + 4), f"{s.ratio.middle:.2f}", INK, "end")
 
 
-def loss_over_time(runs: Sequence[RunResult], title: str) -> str:
+def _seconds(run: RunResult) -> list[float]:
+    return list(accumulate(run.iteration_s))
+
+
+def _tokens(run: RunResult) -> list[float]:
+    return [float(number * run.tokens_per_iteration) for number in range(1, len(run.iteration_s) + 1)]
+
+
+Over = tuple[Callable[[RunResult], list[float]], str]
+"""Where each iteration of a run ends on an axis, and the axis' unit."""
+
+LOSS_OVER: dict[str, Over] = {"time": (_seconds, "s"), "tokens": (_tokens, "tokens")}
+
+
+def loss_curves(runs: Sequence[RunResult], title: str, over: Over) -> str:
     """A line per arm, from its first committed iteration on; runs of one scenario and seed."""
+    ends, unit = over
     height = max(340, 60 + 18 * len(runs))
     drawing = Drawing(WIDTH, height)
     losses = [loss for run in runs for loss in run.losses]
     right = WIDTH - 270
-    across = Scale(0.0, max(sum(run.iteration_s) for run in runs), 60, right)
+    across = Scale(0.0, max(ends(run)[-1] for run in runs), 60, right)
     down = Scale(min(losses), max(losses), height - 40, 36)
     drawing.text((60, 20), title, INK, bold=True, room=WIDTH - 70)
     for tick in across.ticks():
         drawing.line((across.at(tick), 36), (across.at(tick), height - 40), LIGHT)
-        drawing.text((across.at(tick), height - 22), f"{label(tick)} s", GREY, "middle")
+        drawing.text((across.at(tick), height - 22), f"{label(tick)} {unit}", GREY, "middle")
     for tick in down.ticks():
         drawing.line((60, down.at(tick)), (right, down.at(tick)), LIGHT)
         drawing.text((52, down.at(tick) + 4), label(tick), GREY, "end")
     for number, run in enumerate(runs):
-        colour, now, points = PALETTE[number % len(PALETTE)], 0.0, []
-        for seconds, loss in zip(run.iteration_s, run.losses, strict=False):
-            now += seconds
-            points.append((across.at(now), down.at(loss)))
+        colour = PALETTE[number % len(PALETTE)]
+        points = [(across.at(end), down.at(loss)) for end, loss in zip(ends(run), run.losses, strict=False)]
         drawing.path(points, colour)
         for point in points:
             drawing.dot(point, 2, colour)

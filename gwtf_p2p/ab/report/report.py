@@ -15,7 +15,7 @@ from gwtf_p2p.ab.report.checklist import checklist
 from gwtf_p2p.ab.report.document import Block, Code, Figure, Heading, Paragraph, Raw, Table, html, markdown
 from gwtf_p2p.ab.report.environment import environment
 from gwtf_p2p.ab.report.equivalence import equivalence
-from gwtf_p2p.ab.report.plots import flows, gantt, iteration_times, loss_over_time
+from gwtf_p2p.ab.report.plots import LOSS_OVER, flows, gantt, iteration_times, loss_curves
 from gwtf_p2p.ab.report.statistics import ArmSummary, summaries
 from gwtf_p2p.ab.report.summary import summary_blocks
 from gwtf_p2p.ab.report.tables import anchor_of, bytes_table, cost_table, emulation_table, loss_table, main_table, side_by_side
@@ -27,8 +27,9 @@ from gwtf_p2p.ab.trials.task import slug_of
 NAMES = {SIM: "Simulated", LIVE: "Live"}
 LONG = ("bytes_by_path", "routes")
 BYTES = (
-    "What is sent, by kind; what was sent again and again is counted each time. An arm whose name ends in /FORMAT sends its "
-    "tensors in that format, and is held against the SWARM arms of the same format."
+    "What is sent, by kind; what was sent again and again is counted each time. Records and control (small messages, headers) "
+    "are real bytes, as live peers count them, beside what the lines are charged with. An arm whose name ends in /FORMAT sends "
+    "its tensors in that format, and is held against the SWARM arms of the same format."
 )
 EMULATED = (
     "Live runs are real processes with real libp2p, transfers, computing and averaging on one machine. Links and devices that "
@@ -105,10 +106,11 @@ def _backend_blocks(out: Path, backend: str, own: Sequence[ArmSummary]) -> list[
         blocks.append(Paragraph(EMULATED))
     times = "Iteration time: a dot per seed, bar the median, line its interval, ring the bound; right: over best SWARM."
     blocks += [main_table(own), Figure(f"figures/{backend}_iteration_times.svg", iteration_times(own), times)]
-    blocks += [Heading(3, "What it cost"), cost_table(own), Paragraph(BYTES), bytes_table(own)]
+    blocks += [Heading(3, "What it cost"), cost_table(own), Paragraph(BYTES)]
+    blocks += [bytes_table(own, per_microbatch=True), bytes_table(own, per_microbatch=False)]
     losses = loss_table(runs)
     if losses is not None:
-        blocks += [Heading(3, "Time to a loss"), losses, *_loss_figures(runs)]
+        blocks += [Heading(3, "Tokens and time to a loss"), losses, *_loss_figures(runs)]
     machine = emulation_table(runs)
     if machine is not None:
         blocks += [Heading(3, "What it cost this machine"), machine]
@@ -120,8 +122,9 @@ def _loss_figures(runs: Sequence[RunResult]) -> list[Block]:
     for scenario in dict.fromkeys(r.scenario for r in runs):
         seed = min(r.seed for r in runs if r.scenario == scenario)
         shown = [r for r in runs if (r.scenario, r.seed) == (scenario, seed) and r.losses]
-        drawing = loss_over_time(shown, f"{scenario}, seed {seed}: loss over time")
-        found.append(Figure(f"figures/loss_{scenario}.svg", drawing, f"Loss over time, {scenario}, seed {seed}."))
+        for name, over in LOSS_OVER.items():
+            drawing = loss_curves(shown, f"{scenario}, seed {seed}: loss over {name}", over)
+            found.append(Figure(f"figures/loss_{name}_{scenario}.svg", drawing, f"Loss over {name}, {scenario}, seed {seed}."))
     return found
 
 

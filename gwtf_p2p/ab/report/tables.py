@@ -8,7 +8,7 @@ from statistics import mean, median
 
 from gwtf_p2p.ab.report.document import Table
 from gwtf_p2p.ab.report.statistics import ArmSummary, Estimate
-from gwtf_p2p.ab.trials.result import LIVE, SIM, RunResult
+from gwtf_p2p.ab.trials.result import LIVE, SIM, TOLD_BY_PEERS, RunResult
 
 KILO, MEGA = 1e3, 1e6
 
@@ -62,27 +62,34 @@ def cost_table(summaries: Sequence[ArmSummary]) -> Table:
     return Table(head, tuple(_cost_row(s) for s in summaries), links=_links(summaries))
 
 
-KINDS = {"activations": ("forward",), "gradients": ("backward",), "averages": ("average",)}
-"""What is sent, by the names that runs count it under."""
+KINDS = {"activations": "forward", "gradients": "backward", "averages": "average", "state": "state_chunk"}
+"""What is sent, by the names that runs count it under; the rest of what is charged to the lines are probes and audits."""
+
+REST = "everything else"
 
 
-def bytes_table(summaries: Sequence[ArmSummary]) -> Table:
-    """What travelled for each microbatch that was committed, and in an iteration, by kind; medians over the seeds."""
-    head = ("scenario", "arm", *(f"{kind}, kB per microbatch" for kind in KINDS), "averages, MB per iteration",
-            "everything else, MB per iteration")  # fmt: skip
-    return Table(head, tuple(_bytes_row(s) for s in summaries), links=_links(summaries))
+def bytes_table(summaries: Sequence[ArmSummary], per_microbatch: bool) -> Table:
+    """What travelled for each microbatch that was committed, in kB, or in each iteration, in MB, by kind; medians over the
+    seeds. What a backend does not count is left empty."""
+    unit = "kB per microbatch" if per_microbatch else "MB per iteration"
+    head = ("scenario", "arm", *(f"{kind}, {unit}" for kind in (*KINDS, REST, *TOLD_BY_PEERS)))
+    return Table(head, tuple(_bytes_row(s, per_microbatch) for s in summaries), links=_links(summaries))
 
 
-def _bytes_row(s: ArmSummary) -> tuple[str, ...]:
+def _bytes_row(s: ArmSummary, per_microbatch: bool) -> tuple[str, ...]:
     def of(kind: str, run: RunResult) -> float:
-        return sum(run.bytes_by_kind.get(name, 0) for name in KINDS[kind]) / max(1, len(run.iteration_s))
+        size = run.bytes_by_kind.get(kind, 0) / max(1, len(run.iteration_s))
+        return size / run.microbatches_per_iteration / KILO if per_microbatch else size / MEGA
 
     def rest(run: RunResult) -> float:
-        return run.bytes_by_kind.get("all", 0) / max(1, len(run.iteration_s)) - sum(of(kind, run) for kind in KINDS)
+        return of("all", run) - sum(of(kind, run) for kind in KINDS.values())
 
-    each = [s.middle(lambda r, k=kind: of(k, r) / r.microbatches_per_iteration) / KILO for kind in KINDS]  # type: ignore[misc]
-    figures = (*each, s.middle(lambda r: of("averages", r)) / MEGA, s.middle(rest) / MEGA)
-    return (s.scenario, s.arm, *(f"{figure:.1f}" for figure in figures))
+    charged = [s.middle(lambda r, k=kind: of(k, r)) for kind in KINDS.values()]  # type: ignore[misc]
+    told = [
+        f"{s.middle(lambda r, k=kind: of(k, r)):.1f}" if all(kind in run.bytes_by_kind for run in s.runs) else ""  # type: ignore[misc]
+        for kind in TOLD_BY_PEERS
+    ]
+    return (s.scenario, s.arm, *(f"{figure:.1f}" for figure in (*charged, s.middle(rest))), *told)
 
 
 def _cost_row(s: ArmSummary) -> tuple[str, ...]:
@@ -151,7 +158,7 @@ def emulation_table(results: Sequence[RunResult]) -> Table | None:
 
 
 def loss_table(results: Sequence[RunResult]) -> Table | None:
-    """Seconds to a loss that all arms of a scenario and seed reached: the worst last loss, a little relaxed."""
+    """Tokens and seconds to a loss that all arms of a scenario and seed reached: the worst last loss, a little relaxed."""
     live = [r for r in results if r.backend == LIVE and r.losses]
     rows = []
     for scenario in dict.fromkeys(r.scenario for r in live):
@@ -160,10 +167,13 @@ def loss_table(results: Sequence[RunResult]) -> Table | None:
         for arm in dict.fromkeys(r.arm for r in runs):
             own = [r for r in runs if r.arm == arm]
             took = [t for r in own if (t := r.seconds_to_loss(goals[r.seed])) is not None]
+            read = [n * r.tokens_per_iteration for r in own if (n := r.iterations_to_loss(goals[r.seed])) is not None]
             told = f"{min(goals.values()):.3f}-{max(goals.values()):.3f}"
-            rows.append((scenario, arm, str(len(own)), told, f"{median(took):.1f}" if took else "not reached"))
+            reached = (f"{median(read):.0f}", f"{median(took):.1f}") if took else ("not reached", "not reached")
+            rows.append((scenario, arm, str(len(own)), told, *reached))
     links = tuple(anchor_of(LIVE, scenario, arm) for scenario, arm, *_ in rows)
-    return Table(("scenario", "arm", "seeds", "loss", "seconds to it"), tuple(rows), links=links) if rows else None
+    head = ("scenario", "arm", "seeds", "loss", "tokens to it", "seconds to it")
+    return Table(head, tuple(rows), links=links) if rows else None
 
 
 def _span(estimate: Estimate, digits: int) -> str:

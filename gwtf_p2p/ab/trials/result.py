@@ -14,6 +14,8 @@ from typing import Any
 
 SIM, LIVE = "sim", "live"
 BACKENDS = (SIM, LIVE)
+TOLD_BY_PEERS = ("records", "control")
+"""Kinds of bytes that no line is charged with: real ones, whatever a scenario's model would send."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -31,7 +33,8 @@ class RunKey:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """`losses`: mean of each iteration (live). `bytes_by_kind` and `bytes_by_path` ("from > to") as charged to the lines.
+    """`losses`: mean of each iteration (live). `bytes_by_kind` and `bytes_by_path` ("from > to") as charged to the lines, whose
+    sum is "all"; "records" and "control" are beside it, as the peers have counted them (live).
 
     `messages`: small messages sent. `recovery_s`: from the loss to the repaired hop, of each recovery. `late`: computations
     that really took longer than the emulated device would. `cpu`: CPU seconds by kind of process, and the cores' part of it.
@@ -93,12 +96,19 @@ class RunResult:
     def tokens_per_s(self) -> float:
         return self.microbatches_per_s * self.tokens_per_microbatch
 
+    @property
+    def tokens_per_iteration(self) -> int:
+        """Of all its microbatches."""
+        return self.microbatches_per_iteration * self.tokens_per_microbatch
+
+    def iterations_to_loss(self, loss: float) -> int | None:
+        """Up to the first one whose mean loss is at most this; None when it is never reached."""
+        return next((number for number, reached in enumerate(self.losses, start=1) if reached <= loss), None)
+
     def seconds_to_loss(self, loss: float) -> float | None:
-        """Until the first iteration whose mean loss is at most this; None when it is never reached."""
-        for number, reached in enumerate(self.losses, start=1):
-            if reached <= loss:
-                return sum(self.iteration_s[:number])
-        return None
+        """Until that iteration has ended; None when it never comes."""
+        number = self.iterations_to_loss(loss)
+        return None if number is None else sum(self.iteration_s[:number])
 
     def to_json(self) -> dict[str, Any]:
         shown = {"mean_iteration_s": self.mean_iteration_s, "microbatches_per_s": self.microbatches_per_s}

@@ -35,11 +35,12 @@ class _Download:
 
 
 class Downloads:
-    """All downloads of a world; a peer has one at a time."""
+    """All downloads of a world; a peer has one at a time. `bytes_sent`: of all parts that were begun."""
 
     def __init__(self, links: Links) -> None:
         self._links = links
         self._running: dict[PeerId, _Download] = {}
+        self.bytes_sent = 0
 
     def start(self, request: Request, ended: Callable[[bool], None]) -> None:
         """Replaces the peer's earlier download."""
@@ -82,6 +83,7 @@ class Downloads:
         peer = download.request.peer
         latency_s = self._links.latency_s(donor, peer)
         download.missing += 1
+        self.bytes_sent += size
 
         def arrived() -> None:
             download.missing -= 1

@@ -23,6 +23,11 @@ class Weights:
         self._population, self._state_bytes, self._has_published = population, state_bytes, has_published
         self._downloads = Downloads(population.links)
 
+    @property
+    def bytes_sent(self) -> int:
+        """Of all downloads."""
+        return self._downloads.bytes_sent
+
     def step(self, peer: SimulatedPeer, step: ef.Step) -> None:
         """An optimizer step, which takes no time: a version more."""
         iteration = step.iteration

@@ -62,7 +62,7 @@ class World:
         self._publication = Publication(population, directory, record_period_s)
         self.rounds = Rounds(links, sizes.averaged, population.tell)
         self.rounds.on_done = self.spans.averaged
-        self._weights = Weights(population, sizes.state_bytes, directory.has_record_of)
+        self.weights = Weights(population, sizes.state_bytes, directory.has_record_of)
         self._orders: tuple[Order, ...] = ()
         self.audits = SimulatedAudits(population, sizes)
         self.computers.differs = self.audits.differs
@@ -102,7 +102,7 @@ class World:
                 other.watching.discard(peer_id)
                 self.population.later(other.id, peer_id, ev.WatchBroken(peer_id, "connection reset"))
         self.rounds.peer_gone(peer_id)
-        self._weights.peer_gone(peer_id)
+        self.weights.peer_gone(peer_id)
 
     def freeze(self, peer_id: PeerId) -> None:
         """The process is stopped: it says nothing and computes nothing, and its connections stay open."""
@@ -112,7 +112,7 @@ class World:
 
     def _silent(self, peer: PeerId) -> None:
         if self.peers[peer].frozen:
-            self._weights.donor_silent(peer)
+            self.weights.donor_silent(peer)
 
     def order(self, *orders: Order) -> None:
         """The run's owner or an admin says who may take part: those that are up hear of it, and whoever starts later."""
@@ -170,9 +170,9 @@ class World:
             case ef.CancelAverage(iteration, attempt):
                 self.rounds.withdraw(peer.id, iteration, attempt)
             case ef.Step():
-                self._weights.step(peer, effect)
+                self.weights.step(peer, effect)
             case ef.Download():
-                self._weights.download(peer, effect)
+                self.weights.download(peer, effect)
             case ef.Plan(request):
                 self.population.feed(peer, ev.Planned(self.make_plan(request)))
             case ef.Checkpoint(version, evaluations):

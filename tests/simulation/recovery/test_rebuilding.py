@@ -94,7 +94,7 @@ def test_the_embedding_and_the_head_are_not_rebuilt() -> None:
 def test_what_cannot_be_rebuilt_is_given_up_after_some_tries() -> None:
     """Layers that are not alike, for one: the stage's peer says each time that it has not got them."""
     swarm = losing(SmallConfig(stage_peers=1, rebuilds=True), 2)
-    weights = swarm.world._weights
+    weights = swarm.world.weights
     fetch = weights._fetch
 
     def fails(peer: SimulatedPeer, version: int, groups: Sequence[tuple[PeerId, ...]], size: int, ended: Ended) -> None:
