@@ -2,7 +2,8 @@
 
 Nothing of the size of the gradient is held in memory. Pieces are read from the member's own gradient when they are sent, sums
 are made batch by batch, and results go to a scratch as they come. A member whose parts come faster than the others' has to
-wait: it is told that this peer is not there yet, which older releases know too. Few finished batches are on their way at once.
+wait: it is told that this peer is not there yet, which older releases know too; from then on its payloads to this peer wait for
+the verdict, so that no more bytes travel in vain. Few finished batches are on their way at once.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class Round:
         self._taken: asyncio.Future[memoryview] = loop.create_future()
         self._taken.set_result(memoryview(b""))
         self.begun = {member: asyncio.Event() for member in group.members}
+        self._slower: set[PeerId] = set()
         self._summing = 0
         self._under_way = asyncio.Semaphore(MOST_AHEAD)
         self._failure: AveragingFailed | None = None
@@ -257,7 +259,8 @@ class Round:
         while True:
             expected = begun.is_set()
             try:
-                result = await self._rpc.push(peer, header, payload, _PUSH_S, eager=expected)
+                eager = expected and peer not in self._slower
+                result = await self._rpc.push(peer, header, payload, _PUSH_S, eager=eager)
             except PushFailed as error:
                 raise AveragingFailed(peer, f"{phase}: {error.kind.value}: {error.reason}") from error
             self.sent_bytes += result.sent_bytes
@@ -268,6 +271,7 @@ class Round:
                 raise AveragingFailed(peer, f"{phase} refused: {result.reply.get('reason')!r:.200}")
             if expected:
                 begun.clear()  # it has left this group, or it will say so
+                self._slower.add(peer)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await begun.wait()

@@ -11,6 +11,7 @@ import torch
 from hivemind.averaging.partition import TensorPartContainer
 from hivemind.compression import NoCompression
 
+from gwtf_p2p.live.compute import all_reduce_parts
 from gwtf_p2p.live.compute.all_reduce import Averager, AverageResult, AveragingFailed, AveragingGroup
 from gwtf_p2p.live.compute.all_reduce_parts import (
     BATCH_BYTES,
@@ -21,7 +22,7 @@ from gwtf_p2p.live.compute.all_reduce_parts import (
     part_bytes,
     unpack_parts,
 )
-from gwtf_p2p.live.compute.all_reduce_round import NOT_YET
+from gwtf_p2p.live.compute.all_reduce_round import NOT_YET, Key, Round
 from gwtf_p2p.live.rpc.rpc import CallFailed
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
@@ -98,6 +99,29 @@ async def test_float16_halves_the_bytes_and_keeps_the_bits_equal(start_peer: Sta
     assert_equal_bits(halved)
     assert halved[0].sent_bytes < 0.51 * plain[0].sent_bytes
     torch.testing.assert_close(tensors_in(halved[0])[0], tensors_in(plain[0])[0], rtol=2e-3, atol=2e-3)
+
+
+async def test_few_bytes_travel_in_vain_to_a_member_that_is_slower(
+    start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part is early when it is offered first: but for one, they wait for the verdict from then on."""
+    offered: set[object] = set()
+
+    def is_early(self: Round, key: Key) -> bool:
+        first = (id(self), key) not in offered and key[0] == "part"
+        offered.add((id(self), key))
+        return first
+
+    monkeypatch.setattr(Round, "is_early", is_early)
+    monkeypatch.setattr(all_reduce_parts, "BATCH_BYTES", 1 << 18)
+    peers = [await start_peer() for _ in range(2)]
+    inputs = [tensors_of(seed, [(1_600_000,)]) for seed in range(2)]
+    results = await average_all(peers, group_of(peers, (1, 1)), inputs)
+    assert_equal_bits(results)
+    batches = [key for _, key in offered if key[0] == "part"]  # type: ignore[misc]
+    assert len(batches) >= 10, "many parts, and each was refused once"
+    exact, largest = 2 * inputs[0][0].nbytes, all_reduce_parts.part_bytes(1_600_000, 2)
+    assert exact <= sum(result.sent_bytes for result in results) <= exact + 2 * largest
 
 
 async def test_members_may_start_late_and_shares_of_many_batches_arrive_in_order(start_peer: StartPeer) -> None:

@@ -95,7 +95,7 @@ async def test_a_donor_dies_in_the_middle(start_peer: StartPeer, monkeypatch: py
 
     monkeypatch.setattr(download, "on_delivery", count_and_kill)
     assert_equal(await download.fetch(VERSION, [dying.id, steady.id]), state())
-    assert arrived.count(dying.id) == 3, "the fault must have happened in the middle"
+    assert 3 <= arrived.count(dying.id) < 3 + state_transfer.AT_ONCE, "the fault must have happened in the middle"
 
 
 async def test_a_donor_with_another_state_is_left_out(start_peer: StartPeer) -> None:
