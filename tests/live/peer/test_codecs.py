@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.bytes.stories import ROWS, told
 from gwtf_p2p.protocol.wire.tensor_formats import INT8
 from tests.live.peer.test_recovery import assert_equal_weights, demo
 
@@ -32,6 +33,13 @@ def test_a_stage_peer_is_killed_while_int8_travels(tmp_path: Path) -> None:
     for kind in ("activations", "gradients"):  # a slow machine may send some of them twice
         assert sent[kind] > 0 and sent[kind] % INT8.encoded_bytes(values) == 0
     assert sent["averages"] > 0 and sent["records"] > 0 and sent["control"] > 0
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row not in ("int8", "thin_int8")])  # told in detail here
+def test_a_stage_peer_is_killed_whatever_the_format(row: str, tmp_path: Path) -> None:
+    """Equal weights, or what averages that round promise instead (`experiments.bytes.stories`)."""
+    (line,) = told(row, ["backward_received"], tmp_path)
+    assert line["recoveries"] and line["holds"], line
 
 
 def test_a_stage_peer_is_killed_and_weights_are_those_of_full_data_peers(tmp_path: Path) -> None:
