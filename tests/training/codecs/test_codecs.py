@@ -189,6 +189,15 @@ def test_what_is_sent_comes_back_nearly(name: str, numbers: list[float]) -> None
     assert (received.double() - sent).norm() <= 8 * ERROR[name] * sent.double().norm() + 1e-25
 
 
+@pytest.mark.skipif("fp8" not in CODECS, reason="this torch has no float8")
+def test_every_float8_is_read_as_torch_reads_it() -> None:
+    codes = torch.tensor([code for code in range(256) if code & 0x7F != 0x7F] + [0, 0], dtype=torch.uint8)
+    scales = torch.tensor([1.0, 2.0**-100, 2.0**100, 0.375], dtype=torch.bfloat16)
+    received = codec_of("fp8").decode(bytearray(scales.view(torch.uint8).numpy().tobytes() + codes.numpy().tobytes()), (256,))
+    expected = codes.view(torch.float8_e4m3fn).float().view(4, 64) * scales.float().unsqueeze(1)
+    assert torch.equal(received.view(torch.int32), expected.view(-1).view(torch.int32)), "to the bit, the sign of zero too"
+
+
 def test_an_unknown_codec_is_named() -> None:
     with pytest.raises(InputError, match=r"wire.gradients: .*int8.* not 'int3'"):
         codec_of("int3", field="wire.gradients")
