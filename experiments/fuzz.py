@@ -24,6 +24,7 @@ from gwtf_p2p.live.discovery.signing import read_owned
 from gwtf_p2p.live.rpc.api import pack, unpack
 from gwtf_p2p.live.rpc.frames import FRAME_HEADER, Frame, FrameStream
 from gwtf_p2p.live.state.manifest import Manifest
+from gwtf_p2p.live.state.packing import PLANES_ZSTD, packed, unpacked
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId, Stage
 from gwtf_p2p.protocol.view.contributions import Contributions
@@ -96,7 +97,8 @@ def fuzz_bytes(inputs: int, seed: int) -> int:
         data = _damaged(random, good)
         refused += sum(_refused(decode, data) for decode in DECODERS)
         _frames(random, data)
-    print(f"{inputs} inputs at {len(DECODERS) + 1} decoders, {refused} refused, {time.perf_counter() - began:.0f} s")
+        refused += _refused(_chunk, _changed(random, PACKED))
+    print(f"{inputs} inputs at {len(DECODERS) + 2} decoders, {refused} refused, {time.perf_counter() - began:.0f} s")
     return 0
 
 
@@ -116,16 +118,20 @@ def _damaged(random: Random, good: bytes) -> bytes:
         case 1:
             return good[: random.randrange(len(good) + 1)]
         case 2:
-            data = bytearray(good)
-            for _ in range(random.randrange(1, 4)):
-                data[random.randrange(len(data))] = random.randrange(256)
-            return bytes(data)
+            return _changed(random, good)
         case 3:
             plain: dict[str, Any] = msgpack.unpackb(good)
             plain[random.choice(sorted(plain))] = random.choice((None, -1, 1 << 63, [], {}, "x" * 5000, b"x", 1.5, [[[[]]]]))
             return bytes(msgpack.packb({**plain, "wire_version": 2}))
         case _:
             return b"\x91" * random.randrange(2000)  # lists in lists
+
+
+def _changed(random: Random, good: bytes) -> bytes:
+    data = bytearray(good)
+    for _ in range(random.randrange(1, 4)):
+        data[random.randrange(len(data))] = random.randrange(256)
+    return bytes(data)
 
 
 def _frames(random: Random, data: bytes) -> None:
@@ -143,6 +149,15 @@ def _message(data: bytes) -> object:
     return from_header(unpack(data))
 
 
+CHUNK = bytes(range(256)) * 8
+PACKED = packed(memoryview(CHUNK)) or b""
+
+
+def _chunk(data: bytes) -> None:
+    """Of a state; it unpacks to as much as was declared, or not at all."""
+    assert len(unpacked(PLANES_ZSTD, memoryview(data), len(CHUNK))) == len(CHUNK)
+
+
 DECODERS: tuple[Callable[[bytes], object], ...] = (
     _message,
     decode_stage,
@@ -154,7 +169,7 @@ DECODERS: tuple[Callable[[bytes], object], ...] = (
     lambda data: Manifest.from_plain(unpack(data)),
     Contributions.from_bytes,
 )
-"""Whatever bytes of others are given to, besides frames."""
+"""Whatever bytes of others are given to, besides frames and packed chunks of states."""
 
 
 def _refused(decode: Callable[[bytes], object], data: bytes) -> bool:
