@@ -105,7 +105,8 @@ class Ending:
     def _end_of_others(self) -> tuple[int, int] | None:
         """(epoch, version) at which others are through, as their records say or have said a while ago."""
         now = self.ctx.now
-        ends = [(r.epoch, r.weights_version) for _, r in self._others() if r.completion is Completion.EVERYWHERE]
+        view, me = self.ctx.view, self.ctx.me
+        ends = [(epoch, version) for epoch, version, peer in view.through if peer != me] if view is not None else []
         if ends:
             self._through = max(ends), now
         elif self._through is not None and now - self._through[1] > REMEMBERED_S:
@@ -149,4 +150,5 @@ class Ending:
 
     def _last_seen(self) -> int:
         """How far the peers are with which the run is complete."""
-        return max((r.weights_version for _, r in self._others() if r.completion is Completion.EVERYWHERE), default=0)
+        view, me = self.ctx.view, self.ctx.me
+        return max((version for _, version, peer in view.through if peer != me), default=0) if view is not None else 0

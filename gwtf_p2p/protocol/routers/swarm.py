@@ -94,9 +94,10 @@ class SwarmRouter:
     # ---- what it learns
 
     def observe_view(self, view: NetworkView, now: float) -> None:
-        self._view = view
+        former, self._view = self._view, view
         for stage, queue in self._stages.items():
-            self._refresh(stage, queue)
+            if former is None or former.peers_of_stage(stage) != view.peers_of_stage(stage):
+                self._refresh(stage, queue)
 
     def observe_hop(self, hop: HopObservation, now: float) -> None:
         """Only answers count; whom to avoid is said in each request."""

@@ -14,15 +14,32 @@ from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.commit.roster import Roster
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Admit
+
+MOST_FORMER = 4096
+"""Records run out in less than a minute, and a microbatch that a peer has done may be on its way for longer. The oldest go."""
 
 
 class Acquaintances:
-    """Of one peer; `roster` is a data peer's. `shut_out` are those that may not take part any more, and what they held."""
+    """Of one peer; `roster` is a data peer's. `shut_out` are those that may not take part any more, and what they held;
+    `former` what others held whose records have run out or name another stage since."""
 
     def __init__(self, context: Context, participant: Participant, roster: Roster | None) -> None:
         self.ctx, self.participant, self.roster = context, participant, roster
         self.shut_out: dict[PeerId, Stage] = {}
+        self.former: dict[tuple[PeerId, Stage], None] = {}
+        self._seen: NetworkView | None = None
+
+    def saw(self, view: NetworkView) -> None:
+        """The records of all that may take part, also of those that do not count yet (`probation`)."""
+        if self._seen is not None and self._seen is not view:
+            for held in sorted(self._seen.held - view.held):
+                self.former.pop(held, None)
+                self.former[held] = None
+            while len(self.former) > MOST_FORMER:
+                del self.former[next(iter(self.former))]
+        self._seen = view
 
     def is_known(self, peer: PeerId) -> bool:
         """It holds some stage of this run, as far as this peer knows."""
@@ -55,8 +72,10 @@ class Acquaintances:
         return len(found | ({self.ctx.me} if self.ctx.stage == DATA_STAGE else set()))
 
     def has_held(self, peer: PeerId, stage: int) -> bool:
-        """It holds this stage, or did until it was shut out: what it has done until then counts."""
-        return self.holds(peer, {stage}) or self.shut_out.get(peer) == stage
+        """It holds this stage, or did until it was shut out or lost: what it has done until then counts."""
+        held = (peer, Stage(stage))
+        seen = self._seen is not None and held in self._seen.held
+        return self.holds(peer, {stage}) or self.shut_out.get(peer) == stage or seen or held in self.former
 
     def holds_another(self, peer: PeerId, stages: Collection[int]) -> bool:
         """It is known, as a peer of other stages than these."""

@@ -120,6 +120,7 @@ class Gate:
         """There are new records: those of peers that may take part. Who was barred as a stranger may have been somebody."""
         ctx, self.view = self.ctx, view
         seen = self.entry.visible(view)
+        self.known.saw(seen)
         for peer in ctx.bars.strangers(ctx.now):
             if peer in seen.records and ctx.bars.pardon(peer, ctx.now):
                 ctx.emit(ef.Bar(peer, 0.0))
@@ -155,7 +156,7 @@ class Gate:
             return BARRED
         if sender != ctx.me and (why := self.entry.refusal(sender)):
             return Refusal(why, breach=False, is_final=True)
-        if self.probation.heard(sender):
+        if self.probation.heard(sender) and not isinstance(message, Check):  # greetings come from all, and ask for nothing
             ctx.view = self.probation.shown or ctx.view  # its record says what it may send; the rest hears of it after this
         refusal = self._excess(sender, message) or self.authorisation.refusal(sender, message, self.led)
         if refusal is None or not refusal.stranger:
@@ -171,7 +172,7 @@ class Gate:
         ctx = self.ctx
         if sender == ctx.me:
             return None
-        is_member = self.known.is_known(sender)
+        is_member = self.known.is_known(sender) or self.probation.is_proven(sender)
         over = self.quotas.excess(sender, message, self.known.participant.position, ctx.now, is_member=is_member)
         return Refusal(over.reason, over.breach, stranger=not is_member) if over is not None else None
 

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.view.hop_cost import HopBytes, hop_cost_us
-from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, PeerState, StageRecord
+from gwtf_p2p.protocol.wire.records import Completion, LinkMeasurement, LinkSource, PeerState, StageRecord
 
 ASSUMED_LATENCY_S = 0.05
 ASSUMED_BANDWIDTH_BYTES_PER_S = 12.5e6
@@ -101,6 +101,17 @@ class NetworkView:
     def furthest(self) -> tuple[tuple[int, int, PeerId], ...]:
         """(epoch, weights version, peer) of every record, the furthest first."""
         return tuple(sorted(((r.epoch, r.weights_version, p) for p, r in self.records.items()), reverse=True))
+
+    @cached_property
+    def held(self) -> frozenset[tuple[PeerId, Stage]]:
+        """Who holds which stage."""
+        return frozenset((peer, record.stage) for peer, record in self.records.items())
+
+    @cached_property
+    def through(self) -> tuple[tuple[int, int, PeerId], ...]:
+        """(epoch, weights version, peer) of those that say that the run is complete everywhere."""
+        of_all = Completion.EVERYWHERE
+        return tuple((r.epoch, r.weights_version, p) for p, r in self.records.items() if r.completion is of_all)
 
     @property
     def data_peers(self) -> tuple[PeerId, ...]:

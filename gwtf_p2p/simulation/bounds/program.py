@@ -12,7 +12,7 @@ from gwtf_p2p.simulation.bounds.path_times import PathTimes
 from gwtf_p2p.simulation.bounds.resources import Limit, StagePeer, data_peer_limits, stage_peers_of
 from gwtf_p2p.simulation.scenario.sizes import Sizes
 
-MOST_FLOWS = 60_000
+MOST_FLOWS = 10_000
 """Above so many (data peer, hop) pairs the data peers count as one, which loosens the slots' bound a little."""
 
 Numbers = npt.NDArray[np.float64]

@@ -133,6 +133,18 @@ def test_nobody_is_credited_with_what_its_record_does_not_say_that_it_holds() ->
     assert not driven.machine.ctx.held[M].done_by
 
 
+def test_who_has_died_since_is_credited_with_what_it_had_done() -> None:
+    """Its record has run out, or it came back in another stage, while the gradient was on its way."""
+    others = [record(D), record(A), record(B)]
+    for after in (others, [*others, record(X, stage=2)]):
+        driven = in_step()
+        driven.sees([*others, record(X, stage=3)])
+        driven.is_accepted(driven.hands_on(M, D, (7, 0), (B,)))
+        driven.sees(after)
+        driven.handle(ev.Offered(B, msg.Backward(M, (7, 0, 0), Stage(1), (B, X))))
+        assert driven.verdict()[0] is Verdict.ACCEPTED
+
+
 def test_weights_are_taken_from_peers_of_the_own_stage_only() -> None:
     driven = stage_peer(A)
     driven.handle(ev.Started(0, incarnation=7))

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.trust.probation import AGAIN_AFTER_S, AT_ONCE, FEW
+from gwtf_p2p.protocol.trust.probation import AGAIN_AFTER_S, AT_ONCE, CROWD, FEW, MOST_SILENT, SAMPLE
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
-from tests.protocol.peers import A2, A, B, D, Driven, in_step, record, stage_peer
+from tests.protocol.peers import A2, A, B, D, Driven, data_peer, in_step, record, stage_peer
 
 SMALL = [record(D), record(A), record(B)]
 MANY = 3 * AT_ONCE
@@ -120,3 +120,52 @@ def test_who_starts_amid_a_crowd_sees_no_records_until_all_have_been_greeted() -
         asked = fail(driven, [peer for peer in asked if peer not in (D, B)])
     assert counts(driven) == {D, A, B}
     assert driven.sent(msg.Standing, D) or [e for e in driven.log if isinstance(e, ef.Send) and e.to == D], "it joins them"
+
+
+def crowd_of_a_stage_peer(ghosts_are: int) -> Driven:
+    """A stage peer of a small swarm that sees so many records at once."""
+    driven = in_step()
+    driven.sees(SMALL)
+    driven.sees([*SMALL, *ghosts(ghosts_are)])
+    return driven
+
+
+def greeted(driven: Driven) -> list[PeerId]:
+    return [ask.peer for ask in driven.did(ef.Ask) if ask.peer.startswith("ghost")]
+
+
+def test_a_large_crowd_is_vouched_for_by_a_sample_that_answers() -> None:
+    driven = crowd_of_a_stage_peer(2 * CROWD)
+    sample = greeted(driven)
+    assert len(sample) == SAMPLE and counts(driven) == {D, A, B}
+    for n, peer in enumerate(sample):
+        driven.handle(ev.CheckFailed(peer, "refused", silent=False) if n < MOST_SILENT else ev.CheckAnswered(peer, (), 0.01))
+    assert len(counts(driven)) == 3 + 2 * CROWD
+    driven.sees([*SMALL, *ghosts(2 * CROWD, sequence_number=1)])
+    assert not greeted(driven) and len(counts(driven)) == 3 + 2 * CROWD
+
+
+def test_a_large_crowd_whose_sample_is_silent_is_greeted_one_by_one() -> None:
+    driven = crowd_of_a_stage_peer(2 * CROWD)
+    sample = greeted(driven)
+    asked = {*sample, B}
+    for n, peer in enumerate(sample):
+        driven.handle(ev.CheckFailed(peer, "refused", silent=False) if n <= MOST_SILENT else ev.CheckAnswered(peer, (), 0.01))
+        asked |= {ask.peer for ask in driven.did(ef.Ask)}
+    waiting = fail(driven, [B])
+    assert len(counts(driven)) == 3 + SAMPLE - MOST_SILENT - 1, "those that have answered"
+    while waiting:
+        asked |= {*waiting}
+        waiting = fail(driven, waiting)
+    assert len(asked) == 2 * CROWD + 1
+
+
+def test_a_data_peer_greets_all_of_a_crowd() -> None:
+    driven = data_peer()
+    driven.handle(ev.Started(0, incarnation=7))
+    driven.sees([record(D), *ghosts(2 * CROWD)])
+    every = waiting = [ask.peer for ask in driven.did(ef.Ask)]
+    while waiting:
+        waiting = fail(driven, waiting)
+        every = [*every, *waiting]
+    assert len({*every}) == 2 * CROWD
