@@ -138,6 +138,7 @@ class Simulation:
                 "wire": self.arm.wire.activations,
                 "subspace": self.arm.subspace,
                 "thin": self.arm.thin,
+                "elastic": self.arm.elastic,
                 "crashes": self.churn.crashes,
                 "returns": self.churn.returns,
                 "spared": self.churn.spared,

@@ -50,7 +50,7 @@ def _train(run: RunRecord, source: DataSource, sizes: tuple[int, int], device: t
             parameter.grad = None
         losses = []
         for shard in range(shards):
-            for index in range(run.microbatches_per_data_peer):
+            for index in range(run.share_of(shard)):
                 tokens_BT, labels_BT = (tensor.to(device) for tensor in source.batch(iteration, index, shard, shards))
                 loss = loss_of(logits_of(tokens_BT), labels_BT, run.loss)
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -51,10 +51,11 @@ _LOW = "limits ids errors settings negotiation wire view events effects core"
 ROOMS: dict[str, dict[str, str]] = {
     "protocol": {
         "limits": "",
+        "elastic_shares": "",
         "ids": "limits",
         "errors": "",
         "settings": "ids errors",
-        "wire": "limits ids errors",
+        "wire": "limits elastic_shares ids errors",
         "negotiation": "limits ids errors settings wire",
         "view": "limits ids errors wire",
         "events": "limits ids errors wire view",

@@ -10,7 +10,7 @@ import pytest
 from gwtf_p2p.protocol.routers.factory import default_config
 from gwtf_p2p.simulation.bounds.bound import Bound, bound_of
 from gwtf_p2p.simulation.lines.links import LinkSpec
-from gwtf_p2p.simulation.run import simulate
+from gwtf_p2p.simulation.run import Simulation, simulate
 from gwtf_p2p.simulation.scenario.scenario import LinkTable, Scenario, load_scenario
 from gwtf_p2p.simulation.swarm.build import Arm, Memory, build
 from tests.simulation.stories import story
@@ -87,6 +87,17 @@ def test_no_run_with_thin_data_peers_beats_its_bound() -> None:
         thin = simulate(scenario, Arm(router, default_config(router), thin=True), 0)
         assert min(thin.iteration_seconds) >= thin.bound_iteration_seconds
         assert thin.microbatches_per_second <= thin.bound_microbatches_per_second
+
+
+def test_no_run_with_elastic_shares_beats_its_bound_and_the_slow_line_has_less() -> None:
+    scenario = replace(load_scenario(SCENARIOS / "acceptance_churn_0.toml"), iterations=2, warmup_iterations=1)
+    for router in ("swarm", "gwtf"):
+        simulation = Simulation(scenario, Arm(router, default_config(router), elastic=True), 4)
+        outcome = simulation.run()
+        assert simulation.swarm.shares == {"data_0": 4, "data_1": 12}  # 50 and 1000 Mbit/s
+        assert outcome.microbatches_lost == outcome.double_counted == 0
+        assert min(outcome.iteration_seconds) >= outcome.bound_iteration_seconds
+        assert outcome.microbatches_per_second <= outcome.bound_microbatches_per_second
 
 
 def test_more_resources_never_lower_a_bound(tmp_path: Path) -> None:

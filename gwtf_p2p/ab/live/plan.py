@@ -44,7 +44,7 @@ class LivePlan:
     @staticmethod
     def of(task: RunTask, folder: Path) -> LivePlan:
         """Raises InputError."""
-        if task.arm.subspace or task.arm.thin:
+        if task.arm.subspace or task.arm.thin or task.arm.elastic:
             raise InputError("--arms", task.arm_text, "expected a simulated comparison: a live arm would need a run of its own")
         scenario = scaled(task.scenario, task.time_scale)
         swarm = build(scenario, task.arm, task.seed, lambda peer, report, now: None)

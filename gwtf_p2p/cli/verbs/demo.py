@@ -83,6 +83,9 @@ def add_parser(subparsers: Any) -> None:
     add("--recovery", default="exact", help="exact or fast (default exact)")
     add("--seed", type=takes.whole(0), default=0, help="of start weights, order of data and routers (default 0)")
     add("--microbatches", type=takes.whole(1), default=4, help="per data peer and step (default 4)")
+    add(
+        "--elastic_shares", metavar="N,N", help="the same of each data peer, where they differ: between half and one and a half"
+    )
     add("--microbatch_size", type=takes.whole(1), default=4, help="sequences in a microbatch (default 4)")
     add("--sequence_length", type=takes.whole(1), default=128, help="tokens in a sequence (default 128)")
     add("--learning_rate", type=takes.number(0, above=True), default=1.5e-3, help="peak (default 0.0015)")
@@ -136,10 +139,21 @@ def plain_run(args: argparse.Namespace) -> dict[str, Any]:
     plain["boundary"] = {"subspace": args.subspace}
     plain["thin_data_peers"] = args.thin_data_peers
     plain["microbatches_per_data_peer"] = args.microbatches
+    plain["elastic_shares"] = _shares(args.elastic_shares)
     plain["total_iterations"] = args.steps
     plain["checkpoint_every"] = CHECKPOINT_EVERY
     plain["optimizer"] = {"learning_rate": args.learning_rate, "warmup_iterations": WARMUP_STEPS}
     return {"run_id": f"demo-{args.seed}", **plain}
+
+
+def _shares(text: str | None) -> list[int]:
+    """Raises InputError."""
+    try:
+        return [int(word) for word in text.split(",")] if text else []
+    except ValueError as error:
+        raise InputError(
+            "--elastic_shares", str(text), "expected whole numbers with commas between them, such as 3,5"
+        ) from error
 
 
 def _wire(args: argparse.Namespace) -> dict[str, Any] | str:

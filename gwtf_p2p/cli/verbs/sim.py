@@ -57,6 +57,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--thin_data_peers", action="store_true", help="data peers hold no weights: the first and the last stage do"
     )
+    parser.add_argument("--elastic_shares", action="store_true", help="data peers' microbatches go by their lines and devices")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="of one seed: .jsonl (events), .json (Chrome trace)")
     draw = "of one seed: the flows of all its microbatches as .svg or .png, or an iteration to play as .html"
     parser.add_argument("--draw", type=Path, metavar="FILE", help=draw)
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     """Raises InputError for a bad scenario, router, setting, seed or trace file."""
     router_kind(args.router)
     config = configure(args.router, _settings(args.set, args.cost))
-    model = {"subspace": args.subspace, "thin": args.thin_data_peers}
+    model = {"subspace": args.subspace, "thin": args.thin_data_peers, "elastic": args.elastic_shares}
     arm = Arm(args.router, config, args.recovery, Memory(args.memory), WIRES[args.wire], **model)
     scenario = load_scenario(args.scenario)
     seeds = parse_seeds(args.seeds) if args.seeds is not None else scenario.seeds

@@ -178,7 +178,7 @@ def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) 
     kind, settings = router_kind(run.router), config.router_config or default_config(run.router)
     data_peer = stage_peer = None
     if place.stage == DATA_STAGE:
-        data_peer = DataPeerConfig(run.microbatches_per_data_peer, run.data_peers, run.peers_per_stage)
+        data_peer = DataPeerConfig(run.share_of(place.shard), run.data_peers, run.peers_per_stage)
     else:
         queues = config.queues
         if queues is None:
@@ -198,5 +198,5 @@ def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) 
         life=run_life(config, run),
         terms=terms_of(run),
         audit=AuditTerms(run.audit, run.audit_tolerance, config.executor.torch_dtype),
-        microbatches=run.microbatches_per_data_peer,
+        microbatches=run.largest_share,
     )

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgpack
 from annotated_types import Ge, Le, Len, Lt, MaxLen, MinLen
 
+from gwtf_p2p.protocol.elastic_shares import wrong_in
 from gwtf_p2p.protocol.errors import InputError, OtherWireVersion, RemoteProtocolError
 from gwtf_p2p.protocol.ids import NOBODY, RunId
 from gwtf_p2p.protocol.wire.bounds import (
@@ -83,6 +84,7 @@ different versions refuse each other's streams and records by this number (`test
 MAX_RECORD_BYTES = 8192
 MOST_DATA_PEERS = 4096
 
+SHARES = "microbatches of each data peer in an iteration, by shard, where they are not the same (none: they are)"
 RUN_ID = Matches(r"[^_./\\\s][^./\\\s]*", "without dots, slashes or spaces, not beginning with _")
 
 T = TypeVar("T")
@@ -133,6 +135,7 @@ class RunRecord:
     max_skipped_steps: Annotated[int, Ge(0), Le(1_000_000), "skipped in a row before the run pauses (0: never)"] = 10
     boundary: Annotated[tuple[BoundaryTensor, ...], MaxLen(16), "what crosses each boundary between parts"] = ()
     subspace: Annotated[int, Ge(0), Le(4096), "a token has so many times fewer values there than the model is wide"] = 0
+    elastic_shares: Annotated[tuple[Annotated[int, Ge(1), Le(2**20)], ...], MaxLen(MOST_DATA_PEERS), SHARES] = ()
     thin_data_peers: Annotated[bool, "data peers hold no weights: embedding in the first stage, head in the last"] = False
     fingerprint: Annotated[Fingerprint, "what the model computes where it was started"] = field(default_factory=Fingerprint)
     admission: Annotated[Admission, "who may take part: everybody, whom the owner lists, or whoever has the token"] = "open"
@@ -156,6 +159,15 @@ class RunRecord:
         """What crosses the boundary behind a part (0: the data peers', k: stage k's)."""
         ends = at_ends(self.boundary, (self.microbatch_size, self.sequence_length))
         return ends[part > 0] if self.thin_data_peers and part in (0, self.stages) else self.boundary
+
+    def share_of(self, shard: int) -> int:
+        """Microbatches in an iteration of the data peer that holds this shard."""
+        return self.elastic_shares[shard] if self.elastic_shares else self.microbatches_per_data_peer
+
+    @property
+    def largest_share(self) -> int:
+        """The most that a data peer has."""
+        return max(self.elastic_shares, default=self.microbatches_per_data_peer)
 
     @property
     def end_bytes(self) -> int | None:
@@ -215,6 +227,9 @@ class RunRecord:
         if not rises or any(not 1 <= count <= MOST_DATA_PEERS for _, count in self.data_peers_before):
             expected = "expected pairs [iteration, data peers before it], iterations rising from above 0"
             raise InputError(where, "data_peers_before", f"{expected}, got {[list(pair) for pair in self.data_peers_before]}")
+        wrong = wrong_in(self.elastic_shares, self.data_peers, self.microbatches_per_data_peer)
+        if wrong:
+            raise InputError(where, "elastic_shares", wrong)
         check_dataset(self.dataset, where)
         self.optimizer.validate(where)
         self.adapters.validate(where)

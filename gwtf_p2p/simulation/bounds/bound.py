@@ -50,10 +50,10 @@ def bound_of(swarm: Swarm) -> Bound:
     model = swarm.scenario.model
     sizes = Sizes.of(model, swarm.arm.wire, swarm.arm.subspace, swarm.arm.thin)
     times = path_times([_with_slots(peer, swarm) for peer in swarm.drawn.values()], swarm.links, sizes)
-    demand = model.microbatches_per_data_peer
-    program = Program(times, sizes, demand, queues=swarm.arm.queues)
+    demands = tuple(swarm.shares[peer.id] for peer in times.layers[0])
+    program = Program(times, sizes, demands, queues=swarm.arm.queues)
     closing_s = _closing_s(swarm, sizes)
-    span_s = _least_span_s(program, times, demand)
+    span_s = _least_span_s(program, times, sum(demands))
     return Bound(program.most(math.inf) * program.data_peers, span_s + closing_s, closing_s)
 
 
@@ -78,17 +78,16 @@ def _closing_s(swarm: Swarm, sizes: Sizes) -> float:
     return max(rounds) + max(links.latency_s(coordinator, other) for other in groups[0])
 
 
-def _least_span_s(program: Program, times: PathTimes, demand: int) -> float:
+def _least_span_s(program: Program, times: PathTimes, needed: int) -> float:
     """The largest of three lower bounds on the time from the first embedding to the last finish."""
     shortest = float((times.before_s[0] + times.below_s(0).min(axis=1) + times.after_s[0]).max())
-    needed = demand * program.data_peers
     whole = shortest
     for k in range(1, times.stages + 1):
         stage_peers = [stage_peer for stage_peer in program.stage_peers if stage_peer.stage == k]
         whole = _least(partial(_carries, stage_peers, needed), whole)
     if not program.is_small:
         return whole
-    return _least(lambda span: program.most(span) >= demand * (1 - PRECISION), whole)
+    return _least(lambda span: program.most(span) * program.data_peers >= needed * (1 - PRECISION), whole)
 
 
 def _carries(stage_peers: list[StagePeer], needed: int, span_s: float) -> bool:

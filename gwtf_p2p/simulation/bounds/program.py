@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,10 +42,12 @@ class _Rows:
 
 
 class Program:
-    """Variables: the microbatches of commodity c (a data peer, or all of them) on hop i-j of layer k; the last one is x."""
+    """Variables: the microbatches of commodity c (a data peer, or all of them) on hop i-j of layer k; the last one is x, those
+    of the mean data peer. Each has its part of x by its demand."""
 
-    def __init__(self, times: PathTimes, sizes: Sizes, demand: int, *, queues: bool) -> None:
-        self.times, self.sizes, self.demand, self.queues = times, sizes, demand, queues
+    def __init__(self, times: PathTimes, sizes: Sizes, demands: Sequence[int], *, queues: bool) -> None:
+        self.times, self.sizes, self.demands, self.queues = times, sizes, demands, queues
+        self._part = [demand * len(demands) / sum(demands) for demand in demands]
         self.data_peers = len(times.layers[0])
         hops = sum(matrix.size for matrix in times.forth_s)
         self.is_small = self.data_peers * hops <= MOST_FLOWS
@@ -123,11 +126,11 @@ class Program:
             for place, d in enumerate(participants):
                 out, into = self._variables[c, 0][place, :], self._variables[c, last][:, place]
                 for side in (out, into):
-                    self._equal.add(np.concatenate([side, x]), np.repeat([1.0, -1.0], [len(side), 1]), Limit(1, 0, 0))
+                    self._equal.add(np.concatenate([side, x]), np.repeat([1.0, -self._part[d]], [len(side), 1]), Limit(1, 0, 0))
                 for limit in limits[d]:
-                    self._limits.add(x, np.array(limit.amount), Limit(1, limit.rate, limit.lost_s))
+                    self._limits.add(x, np.array(limit.amount * self._part[d]), Limit(1, limit.rate, limit.lost_s))
                 own_s = float(times.before_s[0][d] + times.after_s[0][d])
-                self._limits.add(out, own_s + away[place], Limit(1, self.demand, 0.0))
+                self._limits.add(out, own_s + away[place], Limit(1, self.demands[d], 0.0))
 
     def _add_links(self) -> None:
         """Seconds of a link, each way. After the last activation comes all below it, after the last gradient all above."""

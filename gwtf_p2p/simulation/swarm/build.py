@@ -22,11 +22,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.life import RunLife
 from gwtf_p2p.protocol.core.router import Router
+from gwtf_p2p.protocol.elastic_shares import elastic_shares
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeerConfig
 from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice, compose
@@ -65,7 +67,7 @@ class Memory(Enum):
 class Arm:
     """`config` is the router's settings (see `factory.default_config`), `recovery` exact or fast, `wire` the formats in which
     tensors travel, `subspace` how many times fewer values cross a boundary, `audit` the share of hops that is done again,
-    `thin` whether data peers hold no weights. What
+    `thin` whether data peers hold no weights, `elastic` whether their shares go by their paces (`elastic_shares`). What
     encoding costs a computer is left out: it is less than sending what it saves."""
 
     router: str
@@ -76,6 +78,7 @@ class Arm:
     wire: WireSpec = FLOAT32
     audit: float = 0.0
     thin: bool = field(default=False, kw_only=True)
+    elastic: bool = field(default=False, kw_only=True)
 
     @property
     def kind(self) -> RouterKind:
@@ -99,6 +102,16 @@ class Swarm:
     drawn: dict[PeerId, DrawnPeer]
     _around_router: Callable[[Router], Router] | None = None
 
+    @cached_property
+    def shares(self) -> dict[PeerId, int]:
+        """Microbatches of each data peer in an iteration."""
+        model, arm = self.scenario.model, self.arm
+        each, sizes = model.microbatches_per_data_peer, Sizes.of(model, arm.wire, arm.subspace, arm.thin)
+        data = [peer for peer in self.drawn.values() if peer.stage == DATA_STAGE]
+        paces = [_pace(peer, sizes) for peer in data]
+        shares = elastic_shares(paces, each) if arm.elastic else (each,) * len(data)
+        return {peer.id: share for peer, share in zip(data, shares, strict=True)}
+
     @property
     def links(self) -> Links:
         return self.world.links
@@ -115,7 +128,7 @@ class Swarm:
         data_peer = stage_peer = None
         timed: tuple[ev.Work, ...]
         if drawn.stage == DATA_STAGE:
-            data_peer = DataPeerConfig(model.microbatches_per_data_peer, self.scenario.data_peers)
+            data_peer = DataPeerConfig(self.shares[peer], self.scenario.data_peers)
             timed = (ev.Work.EMBED, ev.Work.LOSS, ev.Work.FINISH)
         else:
             recomputes = arm.memory is Memory.ADAPTIVE and arm.queues
@@ -131,7 +144,7 @@ class Swarm:
             stage_peer=stage_peer,
             life=RunLife(self.scenario.iterations, stays=True),
             audit=AuditTerms(arm.audit),
-            microbatches=model.microbatches_per_data_peer,
+            microbatches=max(self.shares.values()),
         )
         machine = compose(settings, verify=verify, signed_by=is_signed)
         if self._around_router is not None:
@@ -183,6 +196,13 @@ def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, 
     for peer in drawn:
         world.add(swarm.new_peer(peer))
     return swarm
+
+
+def _pace(peer: DrawnPeer, sizes: Sizes) -> float:
+    """Microbatches a second of a data peer, by its device and by its line, which each crosses twice each way."""
+    hops, line = sizes.hops, peer.line_bytes_per_s or float("inf")
+    most_bytes = max(hops.forth(0) + hops.back(sizes.stages), hops.forth(sizes.stages) + hops.back(0))
+    return 1 / max(peer.compute_s, most_bytes / line)
 
 
 def _with_memory(peer: DrawnPeer, memory: Memory, scenario: Scenario) -> DrawnPeer:

@@ -49,8 +49,9 @@ NOT_LEARNT = -100
 
 @dataclass(frozen=True, slots=True)
 class BatchSpec:
-    """Sizes of a batch, from the run record. `data_peers_before`: pairs (iteration, data peers before it).
-    `held_out` is the share of windows that is not trained on. Behind an `end_token` (0 or more) nothing is learnt."""
+    """Sizes of a batch, from the run record. `data_peers_before`: pairs (iteration, data peers before it). `elastic_shares` as
+    in the record. `held_out` is the share of windows that is not trained on. Behind an `end_token` (0 or more) nothing is
+    learnt."""
 
     seed: int
     sequence_length: int
@@ -59,13 +60,14 @@ class BatchSpec:
     data_peers_before: tuple[tuple[int, int], ...] = ()
     held_out: float = 0.0
     end_token: int = -1
+    elastic_shares: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, run: RunRecord) -> BatchSpec:
         before = tuple((iteration, data_peers) for iteration, data_peers in run.data_peers_before)
         sizes = (run.sequence_length, run.microbatch_size, run.microbatches_per_data_peer)
         end_token = run.end_token if run.attention == "document" else -1
-        return cls(run.seed, *sizes, before, run.evaluation.held_out, end_token)
+        return cls(run.seed, *sizes, before, run.evaluation.held_out, end_token, run.elastic_shares)
 
 
 class DataSource(Protocol):
@@ -105,7 +107,7 @@ class Source(ABC):
 
     def __init__(self, spec: BatchSpec, padding: int = 0) -> None:
         self._spec, self._padding = spec, padding
-        self._deal = Deal(spec.microbatches_per_data_peer, spec.data_peers_before)
+        self._deal = Deal(spec.microbatches_per_data_peer, spec.data_peers_before, spec.elastic_shares)
 
     @abstractmethod
     def window(self, ordinal: int) -> Window:

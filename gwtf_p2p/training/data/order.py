@@ -3,8 +3,9 @@
 - The windows of an epoch are visited in an order drawn from (seed, epoch): a permutation that is computed, not stored, so it
   costs no memory and is the same under every release of numpy.
 - Microbatch numbers count through the whole run: iteration i begins where i - 1 ended, and the k-th microbatch of shard s of n
-  is number k * n + s of its iteration. So the number of data peers may change at any iteration, and still no window is read
-  twice or never in an epoch. What it was earlier has to be known: from the run record, or because this process dealt it.
+  is number k * n + s of its iteration; where shares differ, they are dealt in the same turns to those who still get some. So
+  the number of data peers may change at any iteration, and still no window is read twice or never in an epoch. What it was
+  earlier has to be known: from the run record, or because this process dealt it.
 - A mixture gives every run of 1,024 windows to its datasets by weight, in a drawn order; each dataset has epochs of its own.
 """
 
@@ -55,11 +56,12 @@ class Permutation:
 class Deal:
     """Counts microbatches through the run, while the number of data peers may change from one iteration to the next.
 
-    `before` holds pairs (iteration, data peers before it), rising. What comes after the last is learnt from who asks.
+    `before` holds pairs (iteration, data peers before it), rising. What comes after the last is learnt from who asks. `shares`
+    are those of each shard (`RunRecord.elastic_shares`) where they differ; the data peers before had equal ones.
     """
 
-    def __init__(self, per_data_peer: int, before: Sequence[tuple[int, int]] = ()) -> None:
-        self._per_data_peer = per_data_peer
+    def __init__(self, per_data_peer: int, before: Sequence[tuple[int, int]] = (), shares: Sequence[int] = ()) -> None:
+        self._per_data_peer, self._shares = per_data_peer, shares
         self._since: list[tuple[int, int, int]] = []  # first iteration, its first microbatch, data peers
         first = number = 0
         for until, data_peers in before:
@@ -78,7 +80,15 @@ class Deal:
             expected = f"expected {dealt} in iteration {iteration}, to which its windows were dealt, got {shards}"
             raise InputError(DATASET, "data_peers", expected)
         self._latest = max(self._latest, iteration)
-        return number + ((iteration - first) * self._per_data_peer + index) * shards + shard
+        begins = number + (iteration - first) * self._per_data_peer * shards
+        return begins + (self._turn(index, shard) if len(self._shares) == shards else index * shards + shard)
+
+    def _turn(self, index: int, shard: int) -> int:
+        """How many microbatches of an iteration are dealt before this one."""
+        if index >= self._shares[shard]:
+            raise InputError(DATASET, "elastic_shares", f"expected a microbatch below {self._shares[shard]}, got {index}")
+        turns = sum(min(share, index) for share in self._shares)
+        return turns + sum(share > index for share in self._shares[:shard])
 
     def _entry(self, iteration: int, shards: int) -> tuple[int, int, int]:
         first, number = self._open

@@ -85,7 +85,7 @@ def stage_memory(run: RunRecord, stage: int, where: str = RUN_RECORD) -> StageMe
         state=state_bytes(run, shapes),
         beside=BYTES_OF_A_GRADIENT * gradients + 2 * products + BUFFER_BYTES,
         activations=BYTES_OF_A_VALUE * run.microbatch_size * run.sequence_length * values,
-        microbatch=kept * (1 if stage else run.microbatches_per_data_peer),
+        microbatch=kept * (1 if stage else run.largest_share),
         recomputes=run.recompute and stage > 0,
     )
 

@@ -93,6 +93,7 @@ _RUN = RunRecord(
     max_skipped_steps=14,
     boundary=(BoundaryTensor("hidden", (3, 2, 64)), BoundaryTensor("ids", (3, 2), is_integer=True)),
     subspace=16,
+    elastic_shares=(3, 5, 4, 4, 4),
     thin_data_peers=True,
     fingerprint=Fingerprint((0.7, 0.8), {"torch": "version"}),
     admission="listed",

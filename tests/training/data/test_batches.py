@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,24 @@ def test_a_batch_is_the_same_whoever_asked_before() -> None:
         asked_before.batch(iteration, 2, 1, 2)
     for got, wanted in zip(asked_before.batch(7, 1, 1, 2), expected, strict=True):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("shares", [(2, 4), (4, 2), (3, 3), (2, 3, 4)])
+def test_elastic_shares_deal_each_iteration_the_windows_of_equal_ones(shares: tuple[int, ...]) -> None:
+    def dealt(each: tuple[int, ...], iteration: int) -> list[int]:
+        source = numbered_text(60, replace(SPEC, elastic_shares=each))
+        given = each or (SPEC.microbatches_per_data_peer,) * len(shares)
+        places = [(k, shard) for shard, share in enumerate(given) for k in range(share)]
+        rows = [row for k, shard in sorted(places) for row in source.batch(iteration, k, shard, len(shares))[0]]
+        return [int(row[0]) // SPEC.sequence_length for row in rows]
+
+    for iteration in range(4):
+        assert dealt(shares, iteration) == dealt((), iteration)  # the very order, dealt in turns
+
+
+def test_a_microbatch_beyond_the_share_is_refused() -> None:
+    with pytest.raises(InputError, match="elastic_shares: expected a microbatch below 2, got 2"):
+        numbered_text(60, replace(SPEC, elastic_shares=(2, 4))).batch(0, 2, 0, 2)
 
 
 def test_seed_shard_iteration_and_index_each_change_the_batch() -> None:
