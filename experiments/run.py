@@ -18,12 +18,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from experiments.support.arms import expand, parse_arm
 from gwtf_p2p.cli.verbs.sim import parse_seeds
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.simulation.run import simulate
+from gwtf_p2p.simulation.run import Simulation
 from gwtf_p2p.simulation.scenario.scenario import load_scenario
 
 Task = tuple[str, str, str, int, int]
@@ -43,8 +44,10 @@ def run_one(task: Task) -> dict[str, Any]:
     """One run, with the CPU seconds that it took."""
     path, arm, recovery, seed, iterations = task
     began = time.process_time()
-    outcome = simulate(replace(load_scenario(Path(path)), iterations=iterations), parse_arm(arm, recovery), seed)
-    return {"arm": arm, **outcome.to_json(), "cpu_seconds": time.process_time() - began}
+    simulation = Simulation(replace(load_scenario(Path(path)), iterations=iterations), parse_arm(arm, recovery), seed)
+    line = {"arm": arm, **simulation.run().to_json(), "cpu_seconds": time.process_time() - began}
+    bounds = [seconds for seconds in simulation.clairvoyant_s() if seconds is not None]
+    return {**line, "clairvoyant_seconds": bounds, "mean_clairvoyant_seconds": mean(bounds) if bounds else None}
 
 
 def tasks_of(flags: argparse.Namespace) -> Iterator[Task]:

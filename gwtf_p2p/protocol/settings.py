@@ -25,6 +25,11 @@ class RouterSettings:
         return False
 
     @property
+    def restarts_whole(self) -> bool:
+        """A crash on a microbatch's way back has all of it begun again (simulated runs alone)."""
+        return False
+
+    @property
     def rebalance_period_s(self) -> float:
         """Between two moves by SWARM's rule (`swarm_rebalancing`), in seconds; 0 for never."""
         return 0.0

@@ -10,14 +10,17 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.lifecycle import Phase
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.wire.records import PeerState
-from gwtf_p2p.simulation.bounds.bound import bound_of
+from gwtf_p2p.simulation.bounds.bound import bound_of, clairvoyant_s
 from gwtf_p2p.simulation.measure.metrics import Metrics, Outcome
+from gwtf_p2p.simulation.measure.presence import Presence
 from gwtf_p2p.simulation.measure.recovery_metrics import RecoveryMetrics
 from gwtf_p2p.simulation.measure.trace import Trace
 from gwtf_p2p.simulation.scenario.scenario import Scenario
 from gwtf_p2p.simulation.swarm.build import Arm, Swarm, build
 from gwtf_p2p.simulation.swarm.churn import Churn, SimulatedStagePeers
 from gwtf_p2p.simulation.swarm.swarm_rebalancing import Rebalancing
+from gwtf_p2p.simulation.swarm.timed_churn import TimedChurn
+from gwtf_p2p.simulation.swarm.whole_restarts import WholeRestarts
 
 STUCK_S = 3600.0
 """Virtual seconds per iteration after which a run counts as stuck."""
@@ -39,10 +42,13 @@ class Simulation:
         self.swarm: Swarm = build(scenario, arm, seed, self._report)
         self.world = self.swarm.world
         self.world.on_event = self._event
-        self.world.on_fault = self.recovery.fault
+        self.world.on_fault = self._fault
+        self.presence = Presence(lambda: [peer.id for peer in self.world.peers.values() if peer.alive])
         self.world.spans.listener = self.trace.span
         self.bound = bound_of(self.swarm)
         self.churn = Churn(scenario.churn, seed, self.bound.iteration_s, SimulatedStagePeers(self.swarm))
+        self.whole_restarts = WholeRestarts(self.world)
+        self.timed_churn = TimedChurn(scenario.timed_churn, self.swarm)
         self.rebalancing = Rebalancing(self.swarm, arm.config.rebalance_period_s)
         self.world.on_move = self.rebalancing.move
         self.listeners: list[Callable[[PeerId, ef.Report, float], None]] = []
@@ -54,6 +60,8 @@ class Simulation:
         for peer in list(self.world.peers.values()):
             self.world.start(peer)
         self.rebalancing.start()
+        self.timed_churn.start()
+        self.presence.begin()
         deadline_s = STUCK_S * self.scenario.iterations
         if not self.world.kernel.run(self._all_stepped, deadline_s):
             raise StuckError(self.story())
@@ -86,8 +94,23 @@ class Simulation:
     def _event(self, peer: PeerId, event: ev.Event, now: float) -> None:
         self.trace.event(peer, event, now)
         if isinstance(event, ev.Stepped):
-            machine = self.world.peers[peer].machine
+            machine, ended = self.world.peers[peer].machine, len(self.metrics.ends)
             self.metrics.stepping(machine.participant, machine.ctx.stage, event.iteration, now)
+            if len(self.metrics.ends) > ended:
+                self.presence.iteration_ended()
+        elif isinstance(event, ev.Started):
+            self.presence.came_back(peer)
+
+    def _fault(self, peer: PeerId, uncommitted_s: float, now: float) -> None:
+        self.recovery.fault(peer, uncommitted_s, now)
+        if not self.world.peers[peer].alive:
+            self.presence.crashed(peer)
+            if self.arm.config.restarts_whole:
+                self.world.kernel.after(0.0, lambda: self.whole_restarts.killed(peer))
+
+    def clairvoyant_s(self) -> tuple[float | None, ...]:
+        """Of each measured iteration, once it has run: the least that it could have taken (`bounds`)."""
+        return tuple(clairvoyant_s(self.swarm, present) for present in self.presence.of[self.scenario.warmup_iterations :])
 
     def _report(self, peer: PeerId, report: ef.Report, now: float) -> None:
         self.trace.report(peer, report, now)
@@ -139,10 +162,9 @@ class Simulation:
                 "subspace": self.arm.subspace,
                 "thin": self.arm.thin,
                 "elastic": self.arm.elastic,
-                "crashes": self.churn.crashes,
-                "returns": self.churn.returns,
-                "spared": self.churn.spared,
+                **{name: count + self.timed_churn.counts()[name] for name, count in self.churn.counts().items()},
                 "moves": self.rebalancing.moves,
+                "restarted_whole": self.whole_restarts.count,
                 "messages": world.messages.count,
                 "bytes_sent": world.links.bytes_sent,
                 "bytes_resent": world.pushes.bytes_resent,

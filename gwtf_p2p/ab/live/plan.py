@@ -18,6 +18,7 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.simulation.bounds.bound import Bound, bound_of
 from gwtf_p2p.simulation.lines.links import LinkSpec
+from gwtf_p2p.simulation.scenario.scenario import TimedChurnSpec
 from gwtf_p2p.simulation.swarm.build import Memory, Swarm, build
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.data.local_files import local_names
@@ -44,8 +45,14 @@ class LivePlan:
     @staticmethod
     def of(task: RunTask, folder: Path) -> LivePlan:
         """Raises InputError."""
+        if task.arm.config.restarts_whole:
+            raise InputError("--arms", task.arm_text, "expected a simulated comparison: no live peer forgets so")
         if task.arm.subspace or task.arm.thin or task.arm.elastic:
             raise InputError("--arms", task.arm_text, "expected a simulated comparison: a live arm would need a run of its own")
+        if task.scenario.timed_churn != TimedChurnSpec():
+            raise InputError(
+                "scenario", task.scenario.name, "expected a simulated comparison: churn_by_time is not acted out live"
+            )
         scenario = scaled(task.scenario, task.time_scale)
         swarm = build(scenario, task.arm, task.seed, lambda peer, report, now: None)
         stage_peers = [g for g in scenario.groups if not g.is_data]

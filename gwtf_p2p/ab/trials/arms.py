@@ -23,6 +23,7 @@ OFFICIAL = "gamma=0.1:bias_corrected=true:backward_charge=2.5"
 NAMED = {
     "gwtf-paper": ("gwtf:cost=paper", "flows by the paper's linear cost"),
     "swarm-official": (f"swarm:{OFFICIAL}:official_failures=true", "the official code's smoothing and time-outs, no ban"),
+    "swarm-as-read": ("swarm:least_delay=true:restarts_whole=true", "as GWTF's paper reads SWARM (simulated alone)"),
     "swarm-official-bans": (f"swarm:{OFFICIAL}", "the official code's smoothing with short bans"),
 }
 """Arms with a name of their own: how they are written out, and what they are."""
@@ -92,7 +93,7 @@ def parse_arms(text: str, where: str) -> tuple[str, ...]:
 
 def is_swarm(arm: str) -> bool:
     """One of the arms among which the baseline is chosen: SWARM's wiring on the same data plane as the others."""
-    return arm.startswith("swarm") and not arm.startswith("swarm-hub")
+    return arm.startswith("swarm") and not arm.startswith(("swarm-hub", "swarm-as-read"))
 
 
 def best_swarm(means: Sequence[tuple[str, float]], wire: str = "") -> str | None:

@@ -44,7 +44,9 @@ from gwtf_p2p.protocol.view.network_view import NetworkView
 class SwarmConfig(RouterSettings):
     """`in_flight`: own microbatches under way at once, 0 for no limit. `backward_charge` in forwards. Times in seconds.
 
-    `rebalance_period_s`: T of the paper's rule (`membership/swarm_rebalancing`), 0 for never.
+    `rebalance_period_s`: T of the paper's rule (`membership/swarm_rebalancing`), 0 for never. `least_delay`: always the peer of
+    the least smoothed response time, and no virtual time, as GWTF's paper describes SWARM. `restarts_whole`: a crash on the way
+    back has the whole microbatch begun again, as it has it too (`simulation/swarm/whole_restarts`; simulated alone).
     """
 
     initial_s: float = 0.05
@@ -54,6 +56,8 @@ class SwarmConfig(RouterSettings):
     in_flight: int = 0
     official_failures: bool = False
     rebalance_period_s: float = 0.0
+    least_delay: bool = False
+    restarts_whole: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma <= 1:
@@ -126,7 +130,8 @@ class SwarmRouter:
         if not able:
             return NoRoute(f"none of {len(queue)} peers of stage {request.first_stage} can be asked")
         self._readmit(queue, able)
-        chosen = min(able, key=lambda peer: (queue[peer].virtual_s, queue[peer].tie, peer))
+        least_delay = self.config.least_delay
+        chosen = min(able, key=lambda p: (queue[p].ema_s if least_delay else queue[p].virtual_s, queue[p].tie, p))
         entry = queue[chosen]
         entry.virtual_s += entry.ema_s * (1 + self.config.backward_charge)
         entry.tie = self._random.random()

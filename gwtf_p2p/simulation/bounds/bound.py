@@ -12,7 +12,8 @@ peer i has no input before `arrived_s`, and after its last backward the gradient
 is a bound, as is the least T for which the stages' integral counts (whole microbatches per stage peer and per slot) add up. To
 it comes what every router pays at the end: the messages of the close and the average of the slowest stage group.
 
-Both bounds assume all peers up. They are tight where one resource is the bottleneck throughout; they are not where the
+Both bounds assume all peers up; `clairvoyant_s` is the second one for those that an iteration could count on
+(`measure/presence`), known in advance. They are tight where one resource is the bottleneck throughout; they are not where the
 order of work matters (queues, backward first), where lines are shared at the wrong time, or with churn.
 scipy is loaded when the first program is solved.
 """
@@ -20,11 +21,11 @@ scipy is loaded when the first program is solved.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 
-from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.simulation.bounds.path_times import PathTimes, path_times
 from gwtf_p2p.simulation.bounds.program import Program
 from gwtf_p2p.simulation.bounds.resources import StagePeer
@@ -43,6 +44,14 @@ class Bound:
     microbatches_per_second: float
     iteration_s: float
     closing_s: float
+
+
+def clairvoyant_s(swarm: Swarm, present: Collection[PeerId]) -> float | None:
+    """Seconds of an iteration that has just these stage peers; None when a stage has none."""
+    drawn = {peer: each for peer, each in swarm.drawn.items() if each.stage == DATA_STAGE or peer in present}
+    if len({each.stage for each in drawn.values()}) <= swarm.scenario.model.stages:
+        return None
+    return bound_of(replace(swarm, drawn=drawn)).iteration_s
 
 
 def bound_of(swarm: Swarm) -> Bound:

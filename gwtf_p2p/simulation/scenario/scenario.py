@@ -6,6 +6,8 @@
     [[peers]]  role = "data": count; role = "stage": count_per_stage, capacity; both: forward_s, backward_s | backward_factor,
                region
     [churn]    crash_probability_per_iteration, rejoin_probability_per_iteration
+    [churn_by_time]  instead of it: mean_uptime_s, mean_downtime_s, tail; region_dark_every_s, region_dark_s; slow_every_s,
+               slow_s, slow_factor
 
 A value that may be a list is drawn uniformly per peer by the seed (see `draw`). A data peer's `forward_s` and `backward_s`
 are those of the part that it holds, embedding and head together. `gbps` and `peer_upload_mbps` are bits, latencies one way.
@@ -81,6 +83,21 @@ class ChurnSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class TimedChurnSpec:
+    """Means in seconds of virtual time, whatever an iteration takes; 0: never. `tail` is the exponent of Pareto uptimes, above
+    1 (0: exponential ones); `slow_factor` is how many times as long a slow stage peer computes."""
+
+    uptime_s: float = 0.0
+    downtime_s: float = 0.0
+    tail: float = 0.0
+    dark_every_s: float = 0.0
+    dark_s: float = 0.0
+    slow_every_s: float = 0.0
+    slow_s: float = 0.0
+    slow_factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """One scenario; `draw.draw_peers(scenario, seed)` makes its peers."""
 
@@ -92,6 +109,7 @@ class Scenario:
     links: LinksSpec
     groups: tuple[PeerGroup, ...]
     churn: ChurnSpec
+    timed_churn: TimedChurnSpec = TimedChurnSpec()
 
     @property
     def data_peers(self) -> int:
@@ -117,7 +135,10 @@ def load_scenario(path: Path) -> Scenario:
     if len(set(seeds)) < len(seeds):
         raise top.error("seeds", "expected each seed once")
     churn = _churn(top.table("churn")) if top.has("churn") else ChurnSpec()
-    scenario = Scenario(top.text("name"), seeds, iterations, warmup, model, links, groups, churn)
+    timed = _timed_churn(top.table("churn_by_time")) if top.has("churn_by_time") else TimedChurnSpec()
+    if top.has("churn") and top.has("churn_by_time"):
+        raise top.error("churn_by_time", "expected it or churn, not both")
+    scenario = Scenario(top.text("name"), seeds, iterations, warmup, model, links, groups, churn, timed)
     top.finish()
     return scenario
 
@@ -200,6 +221,25 @@ def _group(fields: Fields, links: LinksSpec) -> PeerGroup:
     )
     fields.finish()
     return group
+
+
+def _timed_churn(fields: Fields) -> TimedChurnSpec:
+    def together(first: str, second: str) -> tuple[float, float]:
+        if fields.has(first) != fields.has(second):
+            raise fields.error(second if fields.has(first) else first, f"missing, expected beside {first} and {second} both")
+        return (fields.number(first), fields.number(second)) if fields.has(first) else (0.0, 0.0)
+
+    uptime = together("mean_uptime_s", "mean_downtime_s")
+    tail = fields.number("tail") if fields.has("tail") else 0.0
+    if fields.has("tail") and (tail <= 1 or not uptime[0]):
+        raise fields.error("tail", "expected a number above 1, beside mean_uptime_s: else there is no mean")
+    dark = together("region_dark_every_s", "region_dark_s")
+    slow = together("slow_every_s", "slow_s")
+    spec = TimedChurnSpec(*uptime, tail, *dark, *slow, fields.number("slow_factor", 1.0))
+    if bool(slow[0]) != (spec.slow_factor != 1.0):
+        raise fields.error("slow_factor", "expected beside slow_every_s, and another one than 1")
+    fields.finish()
+    return spec
 
 
 def _churn(fields: Fields) -> ChurnSpec:
