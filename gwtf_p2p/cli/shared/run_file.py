@@ -164,10 +164,11 @@ def run_from_plain(plain: Mapping[str, Any], where: str, lines_bytes_per_s: Sequ
     from gwtf_p2p.training.data.held_out import prompt_ids
     from gwtf_p2p.training.data.tokenizer import load_tokenizer
     from gwtf_p2p.training.model.config import published_config
+    from gwtf_p2p.training.model.parts.layer_split import default_layer_split
     from gwtf_p2p.training.model.preflight import Thin, preflight
     from gwtf_p2p.training.model.pretrained import resolved
     from gwtf_p2p.training.model.run_check import check_run
-    from gwtf_p2p.training.model.split import PartSpec, boundary_of, default_layer_split, parameter_shapes, weight_hashes
+    from gwtf_p2p.training.model.split import PartSpec, boundary_of, parameter_shapes, thin_layer_split, weight_hashes
     from gwtf_p2p.training.model.structure import layer_count
 
     tokenizer = _at(where, lambda: load_tokenizer(draft.tokenizer))
@@ -180,6 +181,8 @@ def run_from_plain(plain: Mapping[str, Any], where: str, lines_bytes_per_s: Sequ
     split = draft.layer_split
     if "layer_split" not in plain:
         split = default_layer_split(layer_count(model_config, where), plain.get("stages", 1), where)
+        if draft.thin_data_peers:
+            split = thin_layer_split(model_config, len(split), where)
     end_token = tokenizer.end_id if draft.attention == "document" else -1
     run = replace(draft, model_config=model_config, layer_split=split, end_token=end_token)
     check_run(run, tokenizer.vocabulary, where)

@@ -73,18 +73,18 @@ def draw_peers(scenario: Scenario, seed: int) -> tuple[DrawnPeer, ...]:
 
 
 def thinned(peers: Sequence[DrawnPeer]) -> tuple[DrawnPeer, ...]:
-    """The same peers where data peers hold no weights: the first stage computes the embedding, the last one head and loss.
+    """The same peers where data peers hold no weights: the first stage computes the embedding, the last one head and loss, and
+    both have so many fewer layers that all stages have the same to compute (`thin_layer_split`).
 
-    On a stage peer they take what they take on the mean data peer, times how much slower or faster than the mean of its stage
-    that peer is."""
+    On a stage peer that work takes what it takes on the mean data peer, times how much slower or faster than the mean of its
+    stage that peer is."""
     data = [peer for peer in peers if peer.stage == DATA_STAGE]
     forward_s, backward_s = (sum(times) / len(data) for times in zip(*((p.forward_s, p.backward_s) for p in data), strict=True))
     stages = max(peer.stage for peer in peers)
     mean_s = {k: mean(p.compute_s for p in peers if p.stage == k) for k in range(1, stages + 1)}
     found = []
     for peer in peers:
-        share = EMBEDDING_PART * (peer.stage == 1) + (1 - EMBEDDING_PART) * (peer.stage == stages)
-        speed = share * peer.compute_s / mean_s[peer.stage] if peer.stage else 0.0
+        speed = peer.compute_s / mean_s[peer.stage] / stages if peer.stage else 0.0
         own = (peer.forward_s, peer.backward_s) if peer.stage else (LOOK_S, LOOK_S)
         found.append(replace(peer, forward_s=own[0] + speed * forward_s, backward_s=own[1] + speed * backward_s))
     return tuple(found)

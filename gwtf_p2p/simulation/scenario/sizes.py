@@ -68,10 +68,10 @@ class Sizes:
 
     def averaged(self, stage: Stage) -> int:
         """Of a stage's gradient in an average. What data peers hold counts as much as a stage; where they are thin, the first
-        and the last stage have half of it each."""
+        and the last stage have it, and fewer layers for that: all stages bear the same (`thin_layer_split`)."""
         if self.end_bytes is None:
             return self.average_bytes
-        return self.average_bytes * (2 * (stage > 0) + (stage == 1) + (stage == self.stages)) // 2
+        return self.average_bytes * (self.stages + 1) // self.stages if stage > 0 else 0
 
 
 def averaged_bytes(float32_bytes: int, wire: WireSpec) -> int:

@@ -30,6 +30,7 @@ from gwtf_p2p.training.model.config import RUN_RECORD, load_config
 from gwtf_p2p.training.model.doors import Doors, Payload, Structure, document_positions, places_of
 from gwtf_p2p.training.model.initial_weights import initialise
 from gwtf_p2p.training.model.materialise import move, occupy
+from gwtf_p2p.training.model.parts.layer_split import LayerSplit, weighed_layer_split
 from gwtf_p2p.training.model.parts.layer_split import check_layer_split as check_layer_split
 from gwtf_p2p.training.model.parts.layer_split import default_layer_split as default_layer_split
 from gwtf_p2p.training.model.parts.spec import PartSpec as PartSpec
@@ -215,6 +216,21 @@ def all_shapes(spec: PartSpec, where: str = RUN_RECORD) -> dict[str, tuple[tuple
     layout = spec.layout(model, where)
     trained = {name: (layout.shape_of(name, shape), is_trained) for name, (shape, is_trained) in found.items()}
     return trained | {f"{name} {FROZEN}": (tuple(model.get_parameter(name).shape), False) for name in layout.tables}
+
+
+def thin_layer_split(model_config: Mapping[str, Any], stages: int, where: str = RUN_RECORD) -> LayerSplit:
+    """The split of a run with thin data peers: the last stage bears norm and head beside its layers, the first one the
+    embedding, of which half counts, as nothing is computed with it. Raises InputError (`stages`)."""
+    model = build_skeleton(load_config(model_config, where), where)
+    name, layers = decoder_layers(model, where)
+    before = embedding_weights(model.config, where)
+    loads = [0.0] * len(layers)
+    for unit in units_of(model, name):
+        parameters = unit_parameters(model, unit)
+        values = sum(parameter.numel() for parameter in parameters.values())
+        at = unit.layer if unit.layer >= 0 else 0 if parameters.keys() & before else -1
+        loads[at] += values / 2 if unit.layer < 0 and at == 0 else values
+    return weighed_layer_split(loads, stages, where)
 
 
 def weight_hashes(run: RunRecord, where: str = RUN_RECORD) -> tuple[str, ...]:

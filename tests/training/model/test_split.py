@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from typing import Any
 from unittest import mock
 
@@ -15,6 +16,7 @@ from gwtf_p2p.protocol.errors import InputError, LocalProtocolError
 from gwtf_p2p.training.model.config import load_config
 from gwtf_p2p.training.model.initial_weights import initialise
 from gwtf_p2p.training.model.materialise import occupy
+from gwtf_p2p.training.model.parts.layer_split import check_layer_split, weighed_layer_split
 from gwtf_p2p.training.model.run_check import check_run
 from gwtf_p2p.training.model.skeleton import Unit, build_skeleton
 from gwtf_p2p.training.model.split import (
@@ -24,6 +26,7 @@ from gwtf_p2p.training.model.split import (
     build_whole_model,
     default_layer_split,
     parameter_shapes,
+    thin_layer_split,
 )
 from gwtf_p2p.training.model.structure import layer_count
 from tests.training.swarm import GPT2, LLAMA, MODELS, Pipeline, assert_close, batch, microbatch, run_record
@@ -127,6 +130,41 @@ def test_shapes_are_known_without_building_the_part(model: str) -> None:
 def test_layers_are_split_evenly_and_in_order() -> None:
     assert default_layer_split(7, 3) == ((0, 3), (3, 5), (5, 7))
     assert default_layer_split(4, 4) == ((0, 1), (1, 2), (2, 3), (3, 4))
+
+
+@pytest.mark.parametrize(
+    ("loads", "stages", "split"),
+    [
+        ([1, 1, 1, 1, 1, 1], 3, ((0, 2), (2, 4), (4, 6))),
+        ([3, 1, 1, 1, 1, 1], 2, ((0, 2), (2, 6))),
+        ([2, 1, 1, 1, 1, 1, 1, 4], 4, ((0, 2), (2, 5), (5, 7), (7, 8))),
+        ([1, 9], 2, ((0, 1), (1, 2))),
+        ([5], 1, ((0, 1),)),
+        ([1] * 7, 3, ((0, 3), (3, 5), (5, 7))),
+    ],
+)
+def test_layers_that_bear_more_are_in_shorter_ranges(loads: list[float], stages: int, split: object) -> None:
+    assert weighed_layer_split(loads, stages) == split
+    for count in range(1, len(loads) + 1):
+        found = weighed_layer_split(loads, count)
+        check_layer_split(found, len(loads))
+        borne = [sum(loads[a:b]) for a, b in found]
+        assert sum(b**2 for b in borne) <= sum(sum(loads[a:b]) ** 2 for a, b in default_layer_split(len(loads), count))
+
+
+def test_the_ends_have_fewer_layers_where_data_peers_are_thin() -> None:
+    """A head as large as three layers and an embedding as large: half of it counts."""
+    config = {**LLAMA, "num_hidden_layers": 12, "tie_word_embeddings": False}
+    layer = parameter_count({**config, "num_hidden_layers": 2}) - parameter_count({**config, "num_hidden_layers": 1})
+    config["vocab_size"] = 3 * layer // config["hidden_size"]
+    lengths = [end - start for start, end in thin_layer_split(config, 3)]
+    assert sum(lengths) == 12 and lengths[2] < lengths[0] < lengths[1]
+    assert thin_layer_split({**config, "vocab_size": 8}, 3) == default_layer_split(12, 3)
+
+
+def parameter_count(config: dict[str, object]) -> int:
+    """Of all layers."""
+    return sum(math.prod(s) for s in parameter_shapes(PartSpec(config, ((0, config["num_hidden_layers"]),), 1, 0)).values())
 
 
 @pytest.mark.parametrize("stages", [0, 7])
