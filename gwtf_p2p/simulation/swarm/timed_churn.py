@@ -18,7 +18,7 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.simulation.scenario.draw import stream
 from gwtf_p2p.simulation.scenario.scenario import TimedChurnSpec
 from gwtf_p2p.simulation.swarm.build import Swarm
-from gwtf_p2p.simulation.swarm.churn import ChurnCounts, SimulatedStagePeers
+from gwtf_p2p.simulation.swarm.churn import SimulatedStagePeers
 from gwtf_p2p.simulation.world.population import Speed
 
 
@@ -49,9 +49,6 @@ class TimedChurn:
         if spec.dark_every_s:
             for region in sorted({self.swarm.drawn[peer].region for peer in peers}):
                 self._darkens(region, stream(seed, region, "dark"))
-
-    def counts(self) -> ChurnCounts:
-        return {"crashes": self.crashes, "returns": self.returns, "spared": self.spared}
 
     def up_s(self, numbers: Random) -> float:
         """How long a stage peer stays, once."""

@@ -31,8 +31,8 @@ def evaluation_batches(run: RunRecord, source: DataSource, tokenizer: Tokenizer)
         return ()
     if spec.dataset:
         parts = evaluated_on(spec.dataset, spec.split, run.dataset)
-        alone = {"data_peers_before": (), "elastic_shares": (), "held_out": 0.0}
-        sizes = replace(BatchSpec.of(run), microbatches_per_data_peer=spec.microbatches, **alone)
+        alone = replace(BatchSpec.of(run), data_peers_before=(), elastic_shares=())
+        sizes = replace(alone, microbatches_per_data_peer=spec.microbatches, held_out=0.0)
         other = open_dataset(parts, tokenizer, sizes)
         return [other.batch(0, index, 0, 1) for index in range(spec.microbatches)]
     windows = _held_windows(source, rows * spec.microbatches)
