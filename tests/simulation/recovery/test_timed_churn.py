@@ -15,7 +15,7 @@ from gwtf_p2p.simulation.scenario.draw import stream
 from gwtf_p2p.simulation.scenario.scenario import ChurnSpec, Scenario, TimedChurnSpec, load_scenario
 from tests.simulation.stories import TEXT, USUAL, simulation, story
 
-SCENARIOS = Path(__file__).parents[2] / "experiments" / "scenarios"
+SCENARIOS = Path(__file__).parents[3] / "experiments" / "scenarios"
 
 
 def by_time(folder: Path, spec: TimedChurnSpec, **changes: object) -> Scenario:
