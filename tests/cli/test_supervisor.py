@@ -15,8 +15,12 @@ DEADLINE_S = 30.0
 LIFE = """
 import os, signal, sys, time
 from gwtf_p2p.cli.process.supervisor import Supervisor
+from dataclasses import dataclass
+@dataclass
+class Note:
+    of: int
 folder = sys.argv[1]
-def life():
+def life(handover):
     with open(folder + "/lives", "a") as file:
         print(os.getpid(), os.getppid(), file=file)
     lives = len(open(folder + "/lives").read().splitlines())
@@ -32,11 +36,15 @@ def life():
             time.sleep(0.01)
         time.sleep(0.3)
         return 130 if len(heard) == 1 else 99
+    if how == "tells":
+        print("left before:", handover.left(Note), flush=True)
+        handover.leave(Note(lives))
+        how = "SIGKILL"
     if how == "bug":
         raise KeyError("a bug")
     os.kill(os.getpid(), getattr(signal, how))
     time.sleep(20)
-sys.exit(Supervisor(life, lambda how, pause: print(how, flush=True)).run())
+sys.exit(Supervisor(life, lambda how, pause: print(how, pause and "later" or "now", flush=True)).run())
 """
 
 
@@ -48,10 +56,16 @@ def started(folder: Path, *lives: str) -> subprocess.Popen[str]:
 def test_it_is_started_again_after_a_crash_and_a_bug_until_it_ends_well(tmp_path: Path) -> None:
     process = started(tmp_path, "SIGKILL", "bug", "0")
     told, errors = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 0 and told.splitlines() == ["signal 9: Killed", "exit code 1"]
+    assert process.returncode == 0 and told.splitlines() == ["signal 9: Killed now", "exit code 1 later"]
     assert "KeyError: 'a bug'" in errors, "a bug is told as any other"
     lives = (tmp_path / "lives").read_text().split()
     assert len(set(lives[::2])) == 3 and set(lives[1::2]) == {str(process.pid)}
+
+
+def test_a_life_begins_with_what_the_one_before_has_left_but_not_when_that_may_be_what_kills(tmp_path: Path) -> None:
+    told, _ = started(tmp_path, "tells", "tells", "tells", "0").communicate(timeout=DEADLINE_S)
+    said = [line.removeprefix("left before: ") for line in told.splitlines() if line.startswith("left")]
+    assert said == ["None", "Note(of=1)", "None"]
 
 
 @pytest.mark.parametrize("code", [2, 4, 5])

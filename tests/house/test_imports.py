@@ -76,6 +76,7 @@ ROOMS: dict[str, dict[str, str]] = {
     },
     "live": {
         "libp2p": "",
+        "lives": "libp2p",
         "discovery": "libp2p",
         "rpc": "libp2p",
         "nat": "libp2p discovery rpc",
@@ -84,7 +85,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "text": "libp2p discovery rpc nat compute state",
         "measure": "libp2p discovery rpc nat compute state text",
         "emulation": "libp2p discovery rpc nat measure compute state",
-        "peer": "libp2p discovery rpc nat text measure compute state emulation",
+        "peer": "libp2p lives discovery rpc nat text measure compute state emulation",
         "clients": "libp2p discovery rpc nat text measure compute state emulation peer",
         "doctor": "libp2p discovery rpc nat measure",
     },

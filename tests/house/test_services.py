@@ -7,6 +7,8 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,17 @@ import pytest
 import yaml
 
 from gwtf_p2p.cli.main import main, verb_module
+from gwtf_p2p.live.lives.handover import Handover
 from tests.house.test_profiles import MADDR, MORE, PROFILES, home  # noqa: F401
 
 UNITS = sorted((PROFILES / "systemd").glob("*.service"))
 PROFILE_OF = {"peer": "public_stage_peer", "data": "data_peer", "bootstrap": "bootstrap", "monitor": "monitor"}
+
+
+def unsupervised(life: Callable[[Handover], int], said_by: str) -> int:
+    """One life, in this process."""
+    with closing(Handover()) as handover:
+        return life(handover)
 
 
 def is_taken(words: list[str], monkeypatch: pytest.MonkeyPatch) -> bool:
@@ -26,7 +35,7 @@ def is_taken(words: list[str], monkeypatch: pytest.MonkeyPatch) -> bool:
     module = verb_module(words[0])
     monkeypatch.setattr(module, "run" if words[0] == "monitor" else "serve", lambda *args: begun.append(args) or 0)
     if hasattr(module, "supervised"):
-        monkeypatch.setattr(module, "supervised", lambda life, said_by: life())
+        monkeypatch.setattr(module, "supervised", unsupervised)
     return main(words) == 0 and len(begun) == 1
 
 

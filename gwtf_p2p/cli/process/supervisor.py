@@ -1,7 +1,11 @@
 """`--supervise`: a process that keeps torch loaded, and starts the peer again in a child when it has crashed.
 
-Most of what a start takes is loading torch and transformers; a child that is forked from here has them. The child is an
-ordinary peer: identity, run record and weights come from the disk of its last life.
+Most of what a start takes is loading torch and transformers; a child that is forked from here has them. What else a life can
+leave to the next (its p2pd, its place in the run, what it has measured) comes over a `Handover`. Apart from that the child is
+an ordinary peer: identity, run record and weights come from the disk of its last life.
+
+Who has lived for a while is started again at once, and so is who crashes soon for the first time. Who crashes soon again
+waits, and has nothing of the lives before: it may be what was left that is wrong.
 """
 
 from __future__ import annotations
@@ -9,41 +13,47 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import select
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from types import FrameType
 from typing import Any
 
-from gwtf_p2p.live.libp2p.daemon_lifetime import die_with_parent
+from gwtf_p2p.live.libp2p.daemon_lifetime import adopt_orphans, die_with_parent
+from gwtf_p2p.live.lives.handover import Handover, LoadedModules
 from gwtf_p2p.protocol.core.backoff import Backoff
 from gwtf_p2p.protocol.errors import InputError
 
 FOR_GOOD = (0, 2, 4, 5, 130)
 """Exit codes of a peer that trying again does not change: it has left, or a flag, its identity or the run is not right."""
 
-SOUND_S = 60.0
+SOUND_S = 20.0
 """Who has lived for so long is started again at once."""
 
 FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 60.0
 
-WARM = ("gwtf_p2p.live.peer.process",)
+WARM = ("gwtf_p2p.live.peer.process", "gwtf_p2p.live.peer.running_peer")
 """What every peer loads, with all that it loads."""
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+Life = Callable[[Handover], int]
 
 
 class Supervisor:
     """Runs `life` in one child after the other. `ended` hears how a life ended (in words), and in how many seconds the next
     one begins."""
 
-    def __init__(self, life: Callable[[], int], ended: Callable[[str, float], object]) -> None:
+    def __init__(self, life: Life, ended: Callable[[str, float], object]) -> None:
         self._life, self._ended = life, ended
+        self._handover = Handover()
         self._backoff = Backoff(FIRST_PAUSE_S, MOST_PAUSE_S)
+        self._crashed_soon = False
         self._child = 0
         self._told_to_end: int | None = None
 
@@ -53,11 +63,17 @@ class Supervisor:
         passed_on = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # as `nohup` has it
         for number in passed_on:
             signal.signal(number, self._pass_on)
+        adopt_orphans()
+        with closing(self._handover):
+            return self._lives({number: before[number] for number in passed_on})
+
+    def _lives(self, handlers: Mapping[signal.Signals, Any]) -> int:
+        """One after the other; `handlers` are those of a process that nobody supervises."""
         while True:
             began = time.monotonic()
-            signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)  # none is lost between two processes
-            self._child = self._forked({number: before[number] for number in passed_on})
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
+            signal.pthread_sigmask(signal.SIG_BLOCK, handlers)  # none is lost between two processes
+            self._child = self._forked(handlers)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
             code = self._exit_code()
             self._child = 0
             if self._told_to_end is not None or code in FOR_GOOD:
@@ -81,7 +97,7 @@ class Supervisor:
                 signal.signal(number, handler)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
             die_with_parent(parent)
-            code = self._life()
+            code = self._life(self._handover)
         except BaseException:  # noqa: BLE001  the boundary of a process: our own bug, told as any other
             traceback.print_exc()
         finally:
@@ -90,15 +106,26 @@ class Supervisor:
             os._exit(code)
 
     def _exit_code(self) -> int:
-        """Wait for it; less than 0: killed by that signal."""
-        _, status = os.waitpid(self._child, 0)
-        return os.waitstatus_to_exitcode(status)
+        """Wait for its end, and take what it leaves until then; less than 0: killed by that signal."""
+        process = os.pidfd_open(self._child)
+        try:
+            while True:
+                ready, _, _ = select.select([self._handover.fileno(), process], [], [])
+                self._handover.receive()
+                if process in ready:
+                    return _reaped(self._child)
+                load(self._handover.left(LoadedModules))
+        finally:
+            os.close(process)
 
     def _pauses(self, code: int, lived_s: float) -> bool:
         """Wait before the next life; False when it has been told to end meanwhile."""
-        if lived_s >= SOUND_S:
+        again, self._crashed_soon = self._crashed_soon, lived_s < SOUND_S
+        if not self._crashed_soon:
             self._backoff.succeeded()
-        pause_s = 0.0 if lived_s >= SOUND_S else self._backoff.failed(time.monotonic())
+        pause_s = self._backoff.failed(time.monotonic()) if again and self._crashed_soon else 0.0
+        if pause_s:
+            self._handover.forget()
         how = f"signal {-code}: {signal.strsignal(-code) or 'unknown'}" if code < 0 else f"exit code {code}"
         self._ended(how, pause_s)
         until = time.monotonic() + pause_s
@@ -114,7 +141,25 @@ class Supervisor:
                 os.kill(self._child, number)
 
 
-def supervised(life: Callable[[], int], *, said_by: str) -> int:
+def load(modules: LoadedModules | None) -> None:
+    """What a life has loaded in its time the next ones have from the start."""
+    for name in modules.names if modules is not None else ():
+        if name not in sys.modules:
+            with suppress(ImportError):
+                importlib.import_module(name)
+    gc.freeze()
+
+
+def _reaped(child: int) -> int:
+    """The exit code of this child, which has ended. Orphans of lives before that have ended are let go, too."""
+    _, status = os.waitpid(child, 0)
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    return os.waitstatus_to_exitcode(status)
+
+
+def supervised(life: Life, *, said_by: str) -> int:
     """`life` in a child, and again when it crashes; `said_by`: who tells of that. Raises InputError where it cannot be done."""
     if not sys.platform.startswith("linux"):
         raise InputError("--supervise", sys.platform, "expected Linux: elsewhere let the system start the peer again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.flags import takes
@@ -27,6 +28,7 @@ from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId
 
 if TYPE_CHECKING:
+    from gwtf_p2p.live.lives.handover import Handover
     from gwtf_p2p.live.peer.config import OnReport, PeerConfig
 
 
@@ -52,13 +54,17 @@ def run(args: argparse.Namespace) -> int:
     if not args.supervise:
         return _serve(args)
     _check(args)
-    return supervised(lambda: outcome("peer", lambda: _serve(args)), said_by="gwtf peer")
+    bound_arenas()
+    return supervised(lambda handover: outcome("peer", lambda: _serve(args, handover)), said_by="gwtf peer")
 
 
-def _serve(args: argparse.Namespace) -> int:
+def _serve(args: argparse.Namespace, handover: Handover | None = None) -> int:
     bound_arenas()
     with telling(args) as tell:
-        return serve(config_of(args, tell), args, tell)
+        config = config_of(args, tell)
+        if handover is not None:
+            config = replace(config, handover=handover, options=replace(config.options, outlives=True))
+        return serve(config, args, tell)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -25,8 +26,10 @@ from typing import Any, ClassVar
 from hivemind.p2p import P2P
 from hivemind.p2p.p2p_daemon_bindings.control import DEFAULT_MAX_MSG_SIZE
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
+from hivemind.proto import p2pd_pb2
+from hivemind.utils.multiaddr import Multiaddr
 
-from gwtf_p2p.live.libp2p.daemon_lifetime import SocketDir, make_socket_dir, socket_base, sweep
+from gwtf_p2p.live.libp2p.daemon_lifetime import KeptProcess, SocketDir, make_socket_dir, socket_base, sweep, take_socket_dir
 from gwtf_p2p.live.libp2p.dialling import connect
 from gwtf_p2p.live.libp2p.identity import Identity, IdentityInUse
 from gwtf_p2p.live.libp2p.listening import check_listens, check_ports
@@ -41,6 +44,7 @@ _PROBE_S = 5.0
 _DIAL_S = 6.0
 _IDENTITY_CHECK_S = 6.0
 _SHUTDOWN_S = 5.0
+_HOLD_S = 2.0
 
 # What p2pd prints as its last words (go-libp2p-daemon of hivemind 1.1.12).
 _NOT_JOINED = "failed to connect to bootstrap peers"
@@ -80,6 +84,7 @@ class Daemon:
         self.options = options
         self.peer_id = PeerId(str(p2p.peer_id))
         self.control_path = str(p2p.daemon_listen_maddr["unix"])
+        self.listen_path = str(p2p._client_listen_maddr["unix"])
         self._sockets = sockets
 
     @property
@@ -92,6 +97,16 @@ class Daemon:
         where p2pd names none, which hivemind's own method takes for a mistake."""
         _, visible = await self.p2p._client.identify()
         return tuple(f"{maddr}/p2p/{self.peer_id}" for maddr in visible)
+
+    async def hold(self) -> socket.socket:
+        """A connection of which one is enough for p2pd to live on: whoever has it, in whatever process, keeps it alive."""
+        holding = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            await asyncio.to_thread(_hold, holding, self.control_path)
+        except BaseException:
+            holding.close()
+            raise
+        return holding
 
     async def wait_ended(self) -> None:
         """Return when p2pd has ended, for whatever reason."""
@@ -119,6 +134,16 @@ class Daemon:
         control = self.p2p._client.control
         tasks = [task for task in (control._read_task, control._write_task) if task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _hold(holding: socket.socket, control_path: str) -> None:
+    """Raises OSError, or TimeoutError where p2pd does not answer."""
+    holding.settimeout(_HOLD_S)
+    holding.connect(control_path)
+    request = p2pd_pb2.Request(type=p2pd_pb2.Request.PERSISTENT_CONN_UPGRADE).SerializeToString()
+    holding.sendall(bytes((len(request),)) + request)
+    if not holding.recv(1 << 10):
+        raise ConnectionError("p2pd takes no more connections")
 
 
 async def _gone(pid: int) -> None:
@@ -232,6 +257,18 @@ async def _launch(options: P2POptions, identity: Identity | None) -> Daemon:
     return Daemon(p2p, sockets, options)
 
 
+async def replicated(control_path: str, options: P2POptions, process: KeptProcess) -> Daemon:
+    """A p2pd that another process has started with these options, commanded by this one from now on.
+
+    Raises OSError, TimeoutError or IncompleteReadError when it serves no more.
+    """
+    sockets = take_socket_dir(Path(control_path).parent)
+    p2p = await _daemon_class(sockets.path, options).replicate(Multiaddr(f"/unix{control_path}"))
+    p2p._client.control.persistent_conn_max_msg_size = DEFAULT_MAX_MSG_SIZE
+    p2p._child = process
+    return Daemon(p2p, sockets, options)
+
+
 async def _end_unfinished(made: Sequence[P2P]) -> None:
     """Wait for the end of a p2pd whose start has failed or was cancelled; its pipes would stay open otherwise."""
     for p2p in made:
@@ -259,7 +296,8 @@ def _daemon_class(socket_dir: Path, options: P2POptions) -> type[P2P]:
             lends = options.lending.flags if options.lending is not None else ()
             command = [*P2P._make_process_args(*args, **kwargs), f"-noise={int(options.noise)}", *lends, *options.relay_flags]
             # With one thread p2pd's race between its two circuit relay services nearly always ends well (`public_relay`).
-            return [*OWN_GROUP, *(["env", "GOMAXPROCS=1"] if options.is_public else []), *command]
+            settings = ["GOMAXPROCS=1"] * options.is_public + ["GOLOG_FILE=/dev/null"] * options.outlives
+            return [*OWN_GROUP, *(["env", *settings] if settings else []), *command]
 
     return GwtfP2P
 

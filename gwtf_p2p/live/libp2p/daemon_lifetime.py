@@ -8,10 +8,12 @@ ends; the next peer that starts removes the directories whose lock is free. p2pd
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import fcntl
 import os
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -26,7 +28,7 @@ from typing import IO
 _LOCK = "lock"
 _NEWBORN = ".new"
 _NEWBORN_GRACE_S = 60.0
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 # The longest name under a socket directory, and what an address of a unix socket may hold (macOS; Linux has 108).
 _LONGEST_NAME = "/12345678/p2pclient-12345678901.sock"
 _MAX_SOCKET_PATH = 103
@@ -52,6 +54,50 @@ def make_socket_dir(base: Path) -> SocketDir:
     lock = (newborn / _LOCK).open("wb")
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return SocketDir(newborn.rename(base / name), lock)  # only a locked directory gets a name that is swept
+
+
+def take_socket_dir(path: Path) -> SocketDir:
+    """That of a daemon whose peer is gone. Raises OSError when it is gone too, or another process has it."""
+    lock = (path / _LOCK).open("rb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise
+    return SocketDir(path, lock)
+
+
+class KeptProcess:
+    """A process that another one has started, as asyncio has its own. `descriptor` is the kernel's name of it (a pidfd), which
+    never becomes another one's, as `pid` may."""
+
+    def __init__(self, pid: int, descriptor: int) -> None:
+        self.pid, self._descriptor = pid, descriptor
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; else 0, as how it has ended is for whoever started it."""
+        return 0 if select.select([self._descriptor], [], [], 0)[0] else None
+
+    async def wait(self) -> int:
+        """Return when it has ended."""
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        mine = os.dup(self._descriptor)
+        loop.add_reader(mine, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(mine)
+            os.close(mine)
+        return 0
+
+    def terminate(self) -> None:
+        """Raises ProcessLookupError when it has ended."""
+        signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Raises ProcessLookupError when it has ended."""
+        signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
 
 
 def socket_base(environment: Mapping[str, str]) -> Path:
@@ -108,6 +154,12 @@ def die_with_parent(parent_pid: int, signal_number: int = signal.SIGTERM) -> boo
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), signal_number)
     return True
+
+
+def adopt_orphans() -> None:
+    """What children of this process have started becomes its own when they end (Linux; elsewhere nothing happens)."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _is_unlocked(lock: Path) -> bool:

@@ -87,6 +87,14 @@ async def open_stream(control_path: str, peer: PeerId, protocol: str) -> tuple[a
     return reader, writer
 
 
+async def remove_handler(control_path: str, listen_path: str, protocol: str) -> None:
+    """Whoever opens a stream of this protocol is not sent to the listener at this path any more. A handler that is not there is
+    no error; OSError or IncompleteReadError when the own p2pd is gone."""
+    address = Multiaddr(f"/unix{listen_path}").to_bytes()
+    request = p2pd_pb2.RemoveStreamHandlerRequest(addr=address, proto=[protocol])
+    await _ask(control_path, p2pd_pb2.Request(type=p2pd_pb2.Request.REMOVE_STREAM_HANDLER, removeStreamHandler=request))
+
+
 def is_circuit(maddr: str) -> bool:
     return CIRCUIT in maddr
 

@@ -58,7 +58,8 @@ class P2POptions:
     p2pd for a moment). `auto_nat`: find out how others can reach this peer, and make it so. `is_public`: this peer is known to
     be reachable; p2pd need not find out, and circuit relays for others at once (`public_relay`). `is_quiet`: this p2pd does
     nothing unasked: no DHT of libp2p's, and nobody asked to dial back, since a peer that is asked more than 30 times a minute
-    refuses. `lending`: see there; None for p2pd's own limits. `relay_flags` are more of p2pd's flags, which win.
+    refuses. `outlives`: it goes on when its peer has crashed, for the next one, and logs nothing. `lending`: see there;
+    None for p2pd's own limits. `relay_flags` are more of p2pd's flags, which win.
 
     Noise is off: this p2pd would prefer it to TLS, which costs about half the CPU (measured) and which every p2pd of hivemind
     speaks. A libp2p program that speaks Noise alone can neither join nor be circuit relayed.
@@ -76,6 +77,7 @@ class P2POptions:
     check_identity: bool = True
     is_public: bool = False
     is_quiet: bool = False
+    outlives: bool = False
     start_timeout_s: float = _START_S
     lending: Lending | None = Lending()
     relay_flags: tuple[str, ...] = ()

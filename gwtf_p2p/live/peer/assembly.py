@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +13,12 @@ from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.compute.memory_errors import memory_errors
 from gwtf_p2p.live.compute.stage_fit import Fitting, fitting_stages
 from gwtf_p2p.live.emulation.cheats import CheatingExecutor
-from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
+from gwtf_p2p.live.peer.config import OnReport, PeerConfig, RunMismatch
 from gwtf_p2p.protocol.core.life import RunLife
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.events import Work
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage
 from gwtf_p2p.protocol.membership.rebalancing import choose_stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeerConfig
 from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice
@@ -35,6 +37,7 @@ from gwtf_p2p.training.compute.thin_executor import data_executor
 from gwtf_p2p.training.data.batches import open_data
 from gwtf_p2p.training.data.held_out import evaluation_batches
 from gwtf_p2p.training.data.local_files import OF_DATA_PEERS, OF_STAGE_PEERS, refuse_unasked
+from gwtf_p2p.training.model.memory import stage_memory
 from gwtf_p2p.training.model.preflight import mismatch, versions
 from gwtf_p2p.training.model.run_check import check_run
 from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part
@@ -48,6 +51,53 @@ class Place:
 
     stage: Stage
     shard: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A peer at its place, before it is connected. `config`: with what fits there; `memory`: what the place takes."""
+
+    config: PeerConfig
+    place: Place
+    memory: StageMemory
+    compute: Compute
+
+
+@dataclass(frozen=True, slots=True)
+class KeptWork:
+    """What a life of a supervised peer leaves to the next: where it was, and the seconds of one microbatch there."""
+
+    run_id: RunId
+    model_hash: str
+    place: Place
+    memory: StageMemory
+    measured: Mapping[Work, float]
+
+
+def kept_work(config: PeerConfig, run: RunRecord) -> KeptWork | None:
+    """What an earlier life has left of this very run, at a place that its user still wants."""
+    left = config.handover.left(KeptWork) if config.handover is not None else None
+    if left is None or (left.run_id, left.model_hash) != (run.run_id, run.model_hash):
+        return None
+    return left if config.stage in (None, left.place.stage) else None
+
+
+def prepare(
+    config: PeerConfig,
+    run: RunRecord,
+    place_of: Callable[[PeerConfig], Place],
+    on_report: OnReport,
+    memory: StageMemory | None = None,
+) -> Prepared:
+    """Take a place and make what computes there, of a model that has been checked; what it will take is told before it is
+    taken. `memory`: what that is, if it is known. Raises InputError, OutOfMemory."""
+    config, fitting = fitted(config, run)
+    place = place_of(config)
+    fits = fitting.get(place.stage)
+    config = held_as(config, fits)
+    memory = fits.memory if fits is not None else memory or stage_memory(run, place.stage)
+    on_report(memory_report(config, memory, place))
+    return Prepared(config, place, memory, make_compute(config, run, place))
 
 
 def check_config(config: PeerConfig, run: RunRecord) -> None:

@@ -11,6 +11,7 @@ from gwtf_p2p.live.compute.tensor_store import NO_LIMIT, MemoryLimit
 from gwtf_p2p.live.emulation.emulation import Emulation
 from gwtf_p2p.live.emulation.faults import Fault
 from gwtf_p2p.live.libp2p.options import P2POptions
+from gwtf_p2p.live.lives.handover import Handover
 from gwtf_p2p.live.measure.metrics import MetricsOptions
 from gwtf_p2p.live.state.options import CheckpointOptions
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
@@ -51,6 +52,7 @@ class PeerConfig:
     again whose activations it has no room for, and lets nothing wait for that room. `emulation`: links and devices of a
     comparison (`gwtf ab`).
     `cheat`: what a stage peer does wrong on purpose, in experiments (`emulation/cheats`).
+    `handover`: of a supervised peer, what its last life has left, and what it leaves to the next (`live/lives`).
     `metrics`: where a data peer writes the figures of every step. Everything else about the training
     comes from the run record.
     """
@@ -93,6 +95,7 @@ class PeerConfig:
     recomputes: bool = True
     emulation: Emulation | None = None
     cheat: str = ""
+    handover: Handover | None = field(default=None, repr=False, compare=False)
 
 
 class StartInterrupted(Exception):

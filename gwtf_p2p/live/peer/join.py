@@ -25,6 +25,7 @@ from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonFailed, NetworkUnreachable
 from gwtf_p2p.live.libp2p.dialling import connect
 from gwtf_p2p.live.libp2p.maddrs import InitialPeer
 from gwtf_p2p.live.libp2p.options import P2POptions
+from gwtf_p2p.live.libp2p.run_secret import RunSecret
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig, RunMismatch, RunNotThere, StartInterrupted
 from gwtf_p2p.live.peer.network import Network
 from gwtf_p2p.protocol.errors import OtherWireVersion
@@ -130,9 +131,7 @@ async def find_run(
     if config.new_run is not None:
         return await _begin_run(config.new_run, network)
     assert config.run_id is not None, "the command line asks for a run id or a run file"
-    known = await asyncio.to_thread(kept.read, config.run_id)
-    if known is not None and (config.run_owner not in (None, known.owner) or not _has_token(known, network)):
-        known = None
+    known = await asyncio.to_thread(joined_before, config, kept, network.secret)
     trusted = Trusted(config.run_owner, known.owner if known is not None else None)
     clock = asyncio.get_running_loop().time
     began = clock()
@@ -164,9 +163,13 @@ async def find_run(
     return None
 
 
-def _has_token(run: OwnedRun, network: Network) -> bool:
-    """A secret run is brought back by nobody without its token, and no other with one."""
-    return (run.record.admission == "secret") == (network.secret is not None)
+def joined_before(config: PeerConfig, kept: KeptRuns, secret: RunSecret | None) -> OwnedRun | None:
+    """The run as this peer has joined it before, if its user means that one. A secret run is brought back by nobody without its
+    token, and no other with one."""
+    known = kept.read(config.run_id) if config.run_id is not None else None
+    if known is None or config.run_owner not in (None, known.owner):
+        return None
+    return known if (known.record.admission == "secret") == (secret is not None) else None
 
 
 async def _begin_run(run: RunRecord, network: Network) -> OwnedRun:
@@ -180,10 +183,14 @@ async def _begin_run(run: RunRecord, network: Network) -> OwnedRun:
     return owned
 
 
-async def read_orders(network: Network, run: RunRecord) -> OrderBook:
-    """What the owner and the admins have ordered so far. Raises RunMismatch when this peer may not take part."""
+async def read_orders(network: Network, run: RunRecord, *, look: bool = True) -> OrderBook:
+    """What the owner and the admins have ordered so far; without `look`, as far as this peer has read.
+
+    Raises RunMismatch when this peer may not take part.
+    """
     book = OrderBook(network.identity, terms_of(run))
-    book.hear(await network.dht.read_orders(book.terms))
+    if look:
+        book.hear(await network.dht.read_orders(book.terms))
     refuse_unless_admitted(book, network.identity.peer_id)
     return book
 

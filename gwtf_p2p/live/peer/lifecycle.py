@@ -14,13 +14,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.live.compute.process_memory import set_imports_aside
 from gwtf_p2p.live.discovery.clock_skew import ClockVerdict, check_clock
 from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, start_dht
 from gwtf_p2p.live.discovery.kept_runs import KeptRuns
 from gwtf_p2p.live.discovery.peer_cache import PeerCache
+from gwtf_p2p.live.discovery.signing import OwnedRun
 from gwtf_p2p.live.libp2p.daemon import (
     Daemon,
     DaemonEnded,
@@ -30,8 +31,11 @@ from gwtf_p2p.live.libp2p.daemon import (
 )
 from gwtf_p2p.live.libp2p.daemon import until as until_stopped
 from gwtf_p2p.live.libp2p.identity import Identity, IdentityLock, default_identity_path, load_or_create_identity, state_dir
+from gwtf_p2p.live.libp2p.maddrs import InitialPeer
 from gwtf_p2p.live.libp2p.run_secret import RunSecret
 from gwtf_p2p.live.libp2p.running_peers import running
+from gwtf_p2p.live.lives.kept_daemon import leave_daemon, take_over
+from gwtf_p2p.live.measure.bandwidth import PROTOCOL as SPEED
 from gwtf_p2p.live.measure.bandwidth import serve_speed
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.permission import ByHand, Permission
@@ -39,10 +43,14 @@ from gwtf_p2p.live.nat.circuit_relay import start_public_relay
 from gwtf_p2p.live.nat.paths import Paths
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.peer.config import RECORD_PERIOD_S, ClockWrong, OnReport, PeerConfig
-from gwtf_p2p.live.peer.join import find_run, join, keep_joined, read_orders, unless_stopped
+from gwtf_p2p.live.peer.join import find_run, join, joined_before, keep_joined, read_orders, unless_stopped
 from gwtf_p2p.live.peer.network import Network
+from gwtf_p2p.live.rpc.frames import protocol_name
 from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.wire.records import PathType
+
+if TYPE_CHECKING:
+    from gwtf_p2p.live.peer.assembly import Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -107,19 +115,13 @@ async def _run_once(
     async with AsyncExitStack() as stack:
         run_id = config.new_run.run_id if config.new_run else config.run_id
         cache = PeerCache(identity, run_id)
-        start = partial(start_public_relay if config.options.is_public else start_daemon, identity=identity)
         others = tuple(peer for peer in config.options.initial_peers if peer.peer != identity.peer_id)
-        options = replace(config.options, initial_peers=others)
-        try:
-            timeout_s = 0.0 if config.role == "bootstrap" else config.join_timeout_s
-            daemon = await unless_stopped(join(start, options, cache, timeout_s, stop, on_report), stop)
-        except NetworkUnreachable as error:
-            if config.role != "bootstrap":
-                raise
-            logger.warning("%s; this bootstrap peer serves alone until one of them is there", error)
-            daemon = await unless_stopped(start(replace(options, initial_peers=())), stop)
+        before = await take_over(config.handover, identity.peer_id) if config.handover is not None else None
+        daemon = before or await _joined(config, others, identity, cache, stop, on_report)
         times.mark("p2pd")
         stack.push_async_callback(_stop_daemon, daemon)
+        if config.handover is not None and run_id is not None:
+            await leave_daemon(config.handover, daemon, (SPEED, protocol_name(run_id)))
         await serve_speed(daemon, line, lambda: own.permission.verdict().may_work)
         reachability = await _start_reachability(config, daemon, stack)
         times.mark("reachability")
@@ -128,11 +130,16 @@ async def _run_once(
         secret = None
         if config.token and run_id is not None and config.role != "bootstrap":
             secret = await asyncio.to_thread(RunSecret, config.token, run_id)
+        kept = KeptRuns(identity, config.checkpoints.folder)
+        again = _again(config, kept, secret, on_report) if before is not None and take_part is None else None
+        if again is not None:
+            stack.callback(again.preparing.cancel)
         dht = await start_dht(daemon, identity, DhtOptions(run_id, RECORD_PERIOD_S, client, secret))
         stack.push_async_callback(dht.stop)
         times.mark("dht")
         on_report(await _started(daemon, reachability))
-        await _check_clock(daemon, dht)
+        if before is None:
+            await _check_clock(daemon, dht)
         initial = tuple(dict.fromkeys((*others, *daemon.options.initial_peers)))
         joined = asyncio.ensure_future(keep_joined(daemon, dht, initial, cache))
         stack.callback(joined.cancel)
@@ -141,29 +148,70 @@ async def _run_once(
             await until_stopped(stop, daemon, joined)
             return
         network = Network(daemon, dht, identity, reachability, None, cache, line, secret=secret)
-        kept = KeptRuns(identity, config.checkpoints.folder)
         if take_part is not None:
             await take_part(config, network, kept, on_report, stop, times)
             return
-        await _take_part(config, network, kept, on_report, (stop, own.permission), times)
+        await _take_part(config, network, (kept, again), on_report, (stop, own.permission), times)
+
+
+async def _joined(
+    config: PeerConfig,
+    others: tuple[InitialPeer, ...],
+    identity: Identity,
+    cache: PeerCache,
+    stop: asyncio.Event,
+    on_report: OnReport,
+) -> Daemon:
+    """A p2pd that has joined the initial peers; that of a bootstrap peer may be alone."""
+    start = partial(start_public_relay if config.options.is_public else start_daemon, identity=identity)
+    options = replace(config.options, initial_peers=others)
+    try:
+        timeout_s = 0.0 if config.role == "bootstrap" else config.join_timeout_s
+        return await unless_stopped(join(start, options, cache, timeout_s, stop, on_report), stop)
+    except NetworkUnreachable as error:
+        if config.role != "bootstrap":
+            raise
+        logger.warning("%s; this bootstrap peer serves alone until one of them is there", error)
+        return await unless_stopped(start(replace(options, initial_peers=())), stop)
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """What a peer does again whose p2pd has outlived it: the same run, at the same place, made while it joins."""
+
+    run: OwnedRun
+    preparing: asyncio.Future[Prepared]
+
+
+def _again(config: PeerConfig, kept: KeptRuns, secret: RunSecret | None, on_report: OnReport) -> _Again | None:
+    """None where the life before had not come so far."""
+    from gwtf_p2p.live.peer.assembly import kept_work, prepare
+
+    run = joined_before(config, kept, secret)
+    work = kept_work(config, run.record) if run is not None else None
+    if run is None or work is None:
+        return None
+    preparing = asyncio.to_thread(prepare, config, run.record, lambda config: work.place, on_report, work.memory)
+    return _Again(run, asyncio.ensure_future(preparing))
 
 
 async def _take_part(
     config: PeerConfig,
     network: Network,
-    kept: KeptRuns,
+    before: tuple[KeptRuns, _Again | None],
     on_report: OnReport,
     until: tuple[asyncio.Event, Permission],
     times: JoinTimes,
 ) -> None:
     """From the run's record to the way out, by way of other stages where this peer is needed more, and of pauses."""
-    stop, permission = until
+    (stop, permission), (kept, again) = until, before
     # A bootstrap peer never comes here, and does without what computes: these modules import transformers.
     from gwtf_p2p.live.peer.assembly import check_config
+    from gwtf_p2p.live.peer.reporting import Reporting
     from gwtf_p2p.live.peer.running_peer import start_running
 
     set_imports_aside()
-    owned = await find_run(config, network, kept, stop, on_report)
+    owned = again.run if again is not None else await find_run(config, network, kept, stop, on_report)
     if owned is None:
         return
     run = owned.record
@@ -171,7 +219,8 @@ async def _take_part(
     told = {"run_id": run.run_id, "owner": run.owner, "stages": run.stages, "total_iterations": run.total_iterations}
     on_report({"name": "run", **told})
     kept.keep(owned)
-    orders = await read_orders(network, run)
+    orders = await read_orders(network, run, look=again is None)
+    preparing = again.preparing if again is not None else None
     times.mark("run")
     while True:
         waiting = asyncio.ensure_future(permission.allowed(on_report))
@@ -184,7 +233,9 @@ async def _take_part(
             return
         reachability = network.reachability
         paths = Paths(network.daemon, reachability) if reachability is not None else None
-        peer = await start_running(config, run, replace(network, paths=paths, run=owned, orders=orders), on_report, times)
+        connected = replace(network, paths=paths, run=owned, orders=orders)
+        peer = await start_running(config, run, connected, Reporting(on_report, times), preparing)
+        preparing = None
         try:
             stage = await peer.serve(stop, permission)
         finally:

@@ -19,21 +19,21 @@ from gwtf_p2p.live.emulation.faults import FaultTrigger
 from gwtf_p2p.live.libp2p.audit_signing import verifier
 from gwtf_p2p.live.libp2p.daemon import until
 from gwtf_p2p.live.libp2p.receipt_signing import ReceiptSigning
+from gwtf_p2p.live.lives.handover import LoadedModules
 from gwtf_p2p.live.measure.evaluation import Evaluation
-from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.measure.metrics import Metrics
 from gwtf_p2p.live.measure.permission import Permission
 from gwtf_p2p.live.peer.assembly import (
+    KeptWork,
     Place,
+    Prepared,
     check_model,
     choose_place,
-    fitted,
-    held_as,
-    make_compute,
-    memory_report,
+    kept_work,
     peer_settings,
+    prepare,
 )
-from gwtf_p2p.live.peer.config import NotKept, OnReport, PeerConfig
+from gwtf_p2p.live.peer.config import NotKept, PeerConfig
 from gwtf_p2p.live.peer.driver import Driver, DriverParts
 from gwtf_p2p.live.peer.event_log import EventLog
 from gwtf_p2p.live.peer.join import refuse_unless_admitted
@@ -47,6 +47,7 @@ from gwtf_p2p.live.text.through_stages import Swarm, ThroughStages
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.base import PeerMachine
 from gwtf_p2p.protocol.peer.factory import compose
@@ -58,7 +59,6 @@ from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
 from gwtf_p2p.protocol.wire.signed import Order
 from gwtf_p2p.training.compute.values import Gradient
-from gwtf_p2p.training.model.memory import stage_memory
 from gwtf_p2p.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -68,27 +68,34 @@ AVERAGE_BOUND_S = 600.0
 
 
 async def start_running(
-    config: PeerConfig, run: RunRecord, network: Network, on_report: OnReport, times: JoinTimes
+    config: PeerConfig,
+    run: RunRecord,
+    network: Network,
+    reporting: Reporting,
+    preparing: asyncio.Future[Prepared] | None = None,
 ) -> RunningPeer:
-    """Take a place, make the weights (or take up a checkpoint), connect everything, and answer from now on."""
+    """Take a place, make the weights (or take up a checkpoint), connect everything, and answer from now on. `preparing`: the
+    place is the one of this peer's life before."""
     assert network.orders is not None, "a peer runs when it has found its run"
-    await asyncio.to_thread(check_model, run)  # first: its model may be one that this installation does not know
-    view = network.orders.entry.visible(await read_view(network.dht, run))
-    config, fitting = await asyncio.to_thread(fitted, config, run)
-    place = choose_place(config, run, view, network.daemon.peer_id)
-    fits = fitting.get(place.stage)
-    config = held_as(config, fits)
-    memory = fits.memory if fits is not None else await asyncio.to_thread(stage_memory, run, place.stage)
-    on_report(memory_report(config, memory, place))
-    compute = await asyncio.to_thread(make_compute, config, run, place)
-    transport = await connect_transport(config, network, run, compute)
+    times, left, view = reporting.times, None, None
+    if preparing is None:
+        await asyncio.to_thread(check_model, run)  # first: its model may be one that this installation does not know
+        view = network.orders.entry.visible(await read_view(network.dht, run))
+        chosen = partial(choose_place, run=run, view=view, me=network.daemon.peer_id)
+        prepared = await asyncio.to_thread(prepare, config, run, chosen, reporting.on_report)
+    else:
+        prepared, left = await preparing, kept_work(config, run)
+    transport = await connect_transport(prepared.config, network, run, prepared.compute)
     times.mark("weights")
-    peer = RunningPeer(config, run, (place, compute), transport, Reporting(on_report, times))
-    await peer.resume(view)
+    peer = RunningPeer(prepared.config, run, (prepared.place, prepared.compute), transport, reporting)
+    await peer.resume()
     times.mark("checkpoint")
-    await peer.measure()
+    measured = await peer.measure(left.measured if left is not None else None)
     times.mark("measured")
-    network.saw(view)
+    if config.handover is not None:
+        config.handover.leave(KeptWork(run.run_id, run.model_hash, prepared.place, prepared.memory, measured))
+    if view is not None:
+        network.saw(view)
     await peer.rpc.start(peer.driver)
     return peer
 
@@ -162,15 +169,16 @@ class RunningPeer:
         self.driver: Driver = Driver(machine, parts)
         self.records.resent_bytes = self.reporter.resent_bytes = lambda: self.driver.sender.resent_bytes
 
-    async def resume(self, view: NetworkView) -> None:
+    async def resume(self) -> None:
         """Take up the newest own checkpoint, and learn what others keep of this stage. Raises InputError for another model."""
         checkpoints = self.checkpoints
         await asyncio.to_thread(checkpoints.look)
         if not checkpoints.kept:
             await self.records.announce(self.daemon.peer_id)  # what others keep is told to those alone that have a record
-        epoch = checkpoints.epoch if checkpoints.kept else await self.replication.adopt(view)
-        if checkpoints.kept:
-            newest = checkpoints.kept[-1]
+            view = self.records.orders.entry.visible(await read_view(self.network.dht, self.run))
+            epoch = await self.replication.adopt(view)
+        else:
+            epoch, newest = checkpoints.epoch, checkpoints.kept[-1]
             await self.compute.load(await asyncio.to_thread(checkpoints.read, self.place.stage, newest))
             logger.info("resumed stage %d from the checkpoint after %d iterations", self.place.stage, newest)
         self._started = ev.Started(
@@ -181,12 +189,14 @@ class RunningPeer:
             evaluations=checkpoints.evaluations,
         )
 
-    async def measure(self) -> None:
-        """Time this peer's work before anybody plans on it: what is published is measured, never a guess."""
-        measured = await self.compute.measure()
+    async def measure(self, before: Mapping[Work, float] | None = None) -> Mapping[Work, float]:
+        """Time this peer's work before anybody plans on it: what is published is measured, never a guess. `before`: as it was
+        measured when this process was another one. Returns seconds of one microbatch by kind of work."""
+        measured = await self.compute.measure() if before is None else before
         self.driver.machine.measured(measured)
         if self.event_log is not None:
             self.event_log.begin(Opening(self.settings, measured, VERSION, self.run, self.place.shard))
+        return measured
 
     async def serve(self, stop: asyncio.Event, permission: Permission) -> Stage | None:
         """Take part until told to stop, or not allowed to go on (`pauses`), or until this peer is to begin anew in another
@@ -197,6 +207,8 @@ class RunningPeer:
         self.transport.started(self.driver)
         self.driver.feed(self._started)
         self._obey(tuple(signed.order for signed in self.records.orders.newest))
+        if self.config.handover is not None:
+            self.config.handover.leave(LoadedModules.here())
         tasks = [
             asyncio.ensure_future(work)
             for work in (

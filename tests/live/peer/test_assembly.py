@@ -15,6 +15,7 @@ from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.peer.assembly import Place, check_config, make_compute, peer_settings
 from gwtf_p2p.live.peer.config import PeerConfig, RunMismatch
 from gwtf_p2p.live.peer.network import Network
+from gwtf_p2p.live.peer.reporting import Reporting
 from gwtf_p2p.live.peer.running_peer import start_running
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
@@ -97,5 +98,5 @@ async def test_a_model_that_this_installation_does_not_know_is_a_mismatch_whatev
     run = replace(RUN, model_config={**RUN.model_config, "model_type": "of-tomorrow"}, fingerprint=there)
     network = cast(Network, SimpleNamespace(orders=()))  # nothing of it is asked before the model is checked
     with pytest.raises(RunMismatch, match=r"transformers 9\.0\.0 there and .* here") as refused:
-        await start_running(PeerConfig("peer", memory_bytes=10**12), run, network, lambda report: None, JoinTimes())
+        await start_running(PeerConfig("peer", memory_bytes=10**12), run, network, Reporting(lambda report: None, JoinTimes()))
     assert refused.value.exit_code == 5
