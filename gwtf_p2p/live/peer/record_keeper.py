@@ -2,7 +2,8 @@
 
 A record goes out every period, and when the protocol asks for it: soon when others route, plan or join by what has changed in
 it (`publishing.news_of`); what only accounts for the peer (its figures, its links, a stage peer's version) waits for
-`ROUTINE_S`. Reading is quicker while a swarm assembles or this peer joins than later. This peer's own record enters its view
+`ROUTINE_S`. Reading is quicker while a swarm assembles or this peer joins than later, and when a peer that has come back says
+that it serves, which its record is to show before anybody plans with it. This peer's own record enters its view
 as it is published, without another reading.
 """
 
@@ -23,6 +24,7 @@ from gwtf_p2p.live.measure.run_progress import Progress
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.peer.assembly import Place
 from gwtf_p2p.live.peer.config import RECORD_PERIOD_S
+from gwtf_p2p.protocol.core.failure_detector import Liveness
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, news_of, stage_record
@@ -31,6 +33,7 @@ from gwtf_p2p.protocol.trust.state_access import LEAST_PERIOD_S
 from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.protocol.view.contributions_told import pages_of
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.messages import Standing
 from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord
 from gwtf_p2p.protocol.wire.signed import Order
 from gwtf_p2p.version import VERSION
@@ -40,6 +43,10 @@ logger = logging.getLogger(__name__)
 VIEW_PERIOD_S = 2.0
 ORDERS_PERIOD_S = 5.0
 ASSEMBLING_PERIOD_S = 0.5
+EXPECTING_PERIOD_S, EXPECTED_FOR_S = 0.3, 3.0
+"""How often records are read when a peer has said that it serves and its record does not say so yet, and for how long."""
+
+MOST_EXPECTED = 256
 PUBLISH_SOON_S = 0.2
 ROUTINE_S = 5.0
 NUMBERS_PER_S = 10
@@ -99,6 +106,7 @@ class RecordKeeper:
         self._due.set()
         self._changed = asyncio.Event()
         self._is_wanted = False
+        self._expected: dict[PeerId, float] = {}
         self.on_read: Callable[[float], None] = lambda began_at: None
         self._own: StageRecord | None = None
         # Newer than what this peer published before it started again, or in another stage; it publishes less often than that.
@@ -116,6 +124,23 @@ class RecordKeeper:
         """Somebody is waiting for the records to be read: sooner than they would be."""
         self._is_wanted = True
         self._changed.set()
+
+    def said(self, peer: PeerId, standing: Standing) -> None:
+        """Where another one stands: of one that serves, a record that says so is expected (`keep_looking`)."""
+        serves = not (standing.joining or standing.syncing or standing.leaving)
+        if serves and standing.stage != DATA_STAGE and len(self._expected) < MOST_EXPECTED:
+            self._expected[peer] = asyncio.get_running_loop().time() + EXPECTED_FOR_S
+            self._changed.set()
+
+    def _is_expecting(self, others: Sequence[StageRecord], liveness: Liveness) -> bool:
+        """Whether somebody serves whose record does not say so, or is the one with which it was lost."""
+        states, now = {record.peer: record.state for record in others}, asyncio.get_running_loop().time()
+        self._expected = {
+            peer: until
+            for peer, until in self._expected.items()
+            if now < until and (states.get(peer) is not PeerState.ONLINE or liveness.is_lost(peer) or peer in liveness.back)
+        }
+        return bool(self._expected)
 
     async def announce(self, me: PeerId) -> None:
         """Before this peer takes part: a record that says that it does not, so that it may ask."""
@@ -203,7 +228,9 @@ class RecordKeeper:
                         self._changed.clear()
                         self._see(others, machine.ctx.view, on_change)
                         self.on_read(began_at)
-                        if self._is_wanted:
+                        if self._is_expecting(others, machine.ctx.liveness):
+                            limit.reschedule(min(until, began_at + EXPECTING_PERIOD_S))
+                        elif self._is_wanted:
                             limit.reschedule(min(until, began_at + LEAST_PERIOD_S))
                         await self._changed.wait()
 

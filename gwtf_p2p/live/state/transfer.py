@@ -36,7 +36,9 @@ ASK_DEADLINE_S = 5.0
 PREPARE_DEADLINE_S = 600.0
 """A donor reads a large checkpoint from its disk and hashes it; one that is still at it then is left out."""
 
-PREPARE_RETRY_S = 0.2
+FIRST_RETRY_S, PREPARE_RETRY_S = 0.02, 0.2
+"""How soon a donor that prepares is asked again, and how soon at most: each time after twice as long."""
+
 REFUSED = "refused"
 """Status of the answer to whoever gets nothing, with why (`protocol/trust/state_access`)."""
 
@@ -139,7 +141,7 @@ class StateDownload:
     async def _until_ready(self, peer: PeerId, what: Header, limit_s: float) -> Header:
         """The first answer that is not that it is being prepared. Raises RemoteProtocolError, also for none in so long, and
         StateRefused: at once, or when this peer's record has not got there in time."""
-        refused, clock = None, asyncio.get_running_loop().time
+        refused, clock, pause_s = None, asyncio.get_running_loop().time, FIRST_RETRY_S
         patience_ends_at = clock() + RECORD_PATIENCE_S
         try:
             async with asyncio.timeout(limit_s):
@@ -151,7 +153,8 @@ class StateDownload:
                             raise refused
                     elif reply.get("status") != "preparing":
                         return reply
-                    await asyncio.sleep(PREPARE_RETRY_S if refused is None else RECORD_RETRY_S)
+                    await asyncio.sleep(pause_s if refused is None else RECORD_RETRY_S)
+                    pause_s = min(2 * pause_s, PREPARE_RETRY_S)
         except TimeoutError as error:
             raise refused or RemoteProtocolError(f"still preparing after {limit_s:g} s") from error
 

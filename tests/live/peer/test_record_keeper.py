@@ -1,0 +1,87 @@
+"""When a peer reads the others' records: at once when one has said what its record does not show yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, cast
+
+import pytest
+
+from examples.toy_router import FastestRouter
+from experiments.support.live_swarm import SmallRun
+from gwtf_p2p.live.discovery.dht import Records
+from gwtf_p2p.live.measure.link_estimates import LinkProbes
+from gwtf_p2p.live.peer import record_keeper
+from gwtf_p2p.live.peer.assembly import Place
+from gwtf_p2p.live.peer.record_keeper import KeptAlive, RecordKeeper
+from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.peer.factory import PeerSettings, compose
+from gwtf_p2p.protocol.peer.stage_peer import StagePeer, StagePeerConfig
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.messages import Standing
+from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord
+from tests.live.conftest import DEADLINE_S
+
+RUN = SmallRun(stages=1, peers_per_stage=2).record()
+ME, OTHER = PeerId("me"), PeerId("other")
+
+
+class Published:
+    """A DHT in which `state` is what the other peer's record says; each reading is noted."""
+
+    def __init__(self, state: PeerState) -> None:
+        self.state, self.read = state, asyncio.Event()
+
+    async def read_stages(self, run_id: RunId, stages: Iterable[Stage]) -> list[StageRecord]:
+        self.read.set()
+        return [StageRecord(OTHER, run_id, Stage(1), self.state, capacity=1, model_hash=RUN.model_hash)]
+
+
+class Kept:
+    """Of the run: what a keeper needs to read."""
+
+    record: RunRecord = RUN
+
+
+def serving() -> StagePeer:
+    machine = compose(PeerSettings(ME, Stage(1), 1, router=None, stage_peer=StagePeerConfig(capacity=1)), FastestRouter())
+    assert isinstance(machine, StagePeer)
+    machine.handle(ev.Started(), 0.0)
+    machine.handle(ev.ViewChanged(NetworkView.of([], 1, 1024)), 0.0)
+    assert machine.membership.serves
+    return machine
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_who_says_that_it_serves_has_its_record_read_soon(comes_back: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise they are read once in an hour, here."""
+    monkeypatch.setattr(record_keeper, "VIEW_PERIOD_S", 3600.0)
+    dht, views = Published(PeerState.SYNCING), asyncio.Queue[NetworkView]()
+    kept_alive = KeptAlive(cast(Any, Kept), cast(Any, None))
+    keeper = RecordKeeper(cast(Records, dht), kept_alive, Place(Stage(1)), LinkProbes(lambda: 0.0))
+    machine = serving()
+
+    def changed(view: NetworkView) -> None:
+        machine.handle(ev.ViewChanged(view), 0.0)
+        views.put_nowait(view)
+
+    looking = asyncio.ensure_future(keeper.keep_looking(machine, changed))
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await views.get()).records[OTHER].state is PeerState.SYNCING
+            dht.state = PeerState.ONLINE
+            dht.read.clear()
+            keeper.said(OTHER, Standing(Stage(1), 7, syncing=not comes_back))
+            if comes_back:
+                assert (await views.get()).records[OTHER].state is PeerState.ONLINE
+                return
+            keeper.publish_soon()
+            await asyncio.sleep(0)
+            assert not dht.read.is_set()
+    finally:
+        looking.cancel()
+        with suppress(asyncio.CancelledError):
+            await looking
