@@ -7,8 +7,9 @@
 | has a signed record that says that it takes no part (a newcomer's first, `gwtf generate`) | word, and embedding and head |
 | has neither | nothing |
 
-A record takes seconds to get about, so whoever has none in this peer's view waits until the records have been read once more
-since it asked, and is refused only then. `LEAST_PERIOD_S` bounds how often they are read for that, whoever asks.
+A record takes seconds to get about, so whoever has none in this peer's view, or one that is not enough (a newcomer has begun
+with it), waits until the records have been read once more since it asked, and is refused only then. `LEAST_PERIOD_S` bounds how
+often they are read for that, whoever asks.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class StateAccess:
     def asked(self, peer: PeerId, stage: Stage | None, now: float) -> tuple[NoState | None, bool]:
         """Why it gets nothing, and whether that stands: if not, its record may be seen once the records are read again."""
         refusal = self.refusal(peer, stage)
-        if refusal is None or refusal.why is not WhyNoState.NO_RECORD:
+        if refusal is None or refusal.why is WhyNoState.SHUT_OUT:
             self._waiting.pop(peer, None)
             return refusal, True
         asked_at = self._waiting.setdefault(peer, now)

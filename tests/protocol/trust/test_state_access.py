@@ -78,6 +78,14 @@ def test_a_record_that_that_reading_brings_is_enough() -> None:
     assert access.asked(X, OWN, 11.0) == (None, True)
 
 
+def test_a_newcomer_whose_first_record_said_that_it_only_asks_waits_for_its_next_one() -> None:
+    driven, access = donor()
+    driven.sees([D, A, record(B), record(X, PeerState.ASKING, stage=1)])
+    assert access.asked(X, OWN, 10.0)[1] is False
+    driven.sees([D, A, record(B), record(X, PeerState.JOINING, stage=1)])
+    assert access.asked(X, OWN, 10.1) == (None, True)
+
+
 def test_outsiders_who_wait_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_access, "MOST_WAITING", 4)
     _, access = donor()
