@@ -33,7 +33,6 @@ enable_upnp=yes
 enable_natpmp=yes
 secure_mode=yes
 min_lifetime=120
-max_lifetime=86400
 upnp_table_name=miniupnpd
 upnp_nat_table_name=miniupnpd
 upnp_forward_chain=forward
@@ -50,13 +49,14 @@ def why_no_miniupnpd() -> str:
     return "" if shutil.which("miniupnpd") else f"needs the Debian package {PACKAGE}"
 
 
-def start_miniupnpd(lab: Lab, router: str, folder: Path, outside: str = OUTSIDE) -> HostProcess:
+def start_miniupnpd(lab: Lab, router: str, folder: Path, outside: str = OUTSIDE, longest_s: int = 86400) -> HostProcess:
     """Returns when it serves. `outside` empty: it uses the router's own address, and refuses to map if that is private.
+    `longest_s`: what is granted by PCP at most.
 
     Raises LabFailed.
     """
     config, rules, log = (folder / f"{router}.{kind}" for kind in ("conf", "nft", "miniupnpd.log"))
-    config.write_text(_OPTIONS + (f"ext_ip={outside}\n" if outside else ""))
+    config.write_text(_OPTIONS + f"max_lifetime={longest_s}\n" + (f"ext_ip={outside}\n" if outside else ""))
     rules.write_text(_CHAINS)
     made = lab.run(router, ["nft", "-f", str(rules)])
     if made.returncode:
