@@ -31,7 +31,7 @@ def life(handover):
         heard = []
         signal.signal(signal.SIGINT, lambda *_: heard.append(1))
         open(folder + "/waits", "w").close()
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while not heard and time.monotonic() < end:
             time.sleep(0.01)
         time.sleep(0.3)
