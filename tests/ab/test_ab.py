@@ -152,5 +152,6 @@ def test_live_arms_train_alike_with_churn(tmp_path: Path) -> None:
     assert {r.arm for r in live} == {"gwtf", "swarm"}
     assert all((r.microbatches_lost, r.double_counted) == (0, 0) and len(r.losses) == 3 for r in live)
     assert sum(r.crashes for r in live) >= 1, "the script must have fired"
+    assert all(r.bytes_by_kind[kind] > 0 for r in live for kind in ("forward", "backward", "average", "records", "control"))
     report = (out / "report.md").read_text()
     assert "under 0.001" in report and "Simulated and live" in report

@@ -28,6 +28,9 @@ FLOAT_BYTES = 4
 STATE_COPIES = 3
 """Weights and two moments."""
 
+FIGURES_S = 0.5
+"""How often peers tell the bytes that they have sent."""
+
 DRAIN_S = 60.0
 
 
@@ -108,6 +111,7 @@ class LivePlan:
             recomputes=self.task.arm.memory is Memory.ADAPTIVE,
             executor=ExecutorConfig(recompute=self.task.arm.memory is Memory.RECOMPUTED),
             emulation=self._emulation(drawn.work_seconds(), stage, socket),
+            figures_every_s=FIGURES_S,
         )
 
     def bootstrap(self) -> PeerConfig:

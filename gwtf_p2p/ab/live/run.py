@@ -29,6 +29,9 @@ STALL_S = 120.0
 LAST_WORDS_S = 3.0
 """How long stage peers may take to report their last step after the data peers have reported theirs."""
 
+NO_PROGRESS = ("figures", "stall")
+"""What peers tell all the time, and what they tell when nothing happens."""
+
 BOOTSTRAP = "bootstrap"
 
 
@@ -126,7 +129,7 @@ class _LiveRun:
                 raise RunFailed(f"nothing happened for {STALL_S:.0f} s after {self.metrics.iterations_done} iterations")
 
     def _hear(self, name: str, report: Mapping[str, Any], now: float) -> None:
-        if report["name"] != "stall":
+        if report["name"] not in NO_PROGRESS:
             self._heard_at = now
         match report["name"]:
             case "exited" | "failed":
