@@ -31,7 +31,7 @@ from gwtf_p2p.protocol.errors import InputError
 FOR_GOOD = (0, 2, 4, 5, 130)
 """Exit codes of a peer that trying again does not change: it has left, or a flag, its identity or the run is not right."""
 
-SOUND_S = 20.0
+SOUND_S = 10.0
 """Who has lived for so long is started again at once."""
 
 FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 60.0

@@ -7,6 +7,7 @@ says ONLINE only when the handlers answer. On every way out p2pd ends and the id
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import time
@@ -116,6 +117,9 @@ async def _run_once(
         run_id = config.new_run.run_id if config.new_run else config.run_id
         cache = PeerCache(identity, run_id)
         others = tuple(peer for peer in config.options.initial_peers if peer.peer != identity.peer_id)
+        if config.role != "bootstrap":
+            loading = asyncio.ensure_future(asyncio.to_thread(_load))
+            stack.callback(loading.cancel)  # it goes on to its end, of which nobody hears
         before = await take_over(config.handover, identity.peer_id) if config.handover is not None else None
         daemon = before or await _joined(config, others, identity, cache, stop, on_report)
         times.mark("p2pd")
@@ -173,6 +177,11 @@ async def _joined(
             raise
         logger.warning("%s; this bootstrap peer serves alone until one of them is there", error)
         return await unless_stopped(start(replace(options, initial_peers=())), stop)
+
+
+def _load() -> None:
+    """What computes, with transformers: while p2pd starts and joins, which takes as long."""
+    importlib.import_module("gwtf_p2p.live.peer.running_peer")
 
 
 @dataclass(frozen=True, slots=True)
