@@ -15,6 +15,7 @@ from gwtf_p2p.live.compute.memory_errors import memory_errors
 from gwtf_p2p.live.compute.stage_fit import Fitting, fitting_stages
 from gwtf_p2p.live.emulation.cheats import CheatingExecutor
 from gwtf_p2p.live.peer.config import OnReport, PeerConfig, RunMismatch
+from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.protocol.core.life import RunLife
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.errors import InputError
@@ -56,12 +57,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A peer at its place, before it is connected. `config`: with what fits there; `memory`: what the place takes."""
+    """A peer at its place, before it is connected. `config`: with what fits there; `memory`: what the place takes;
+    `checkpoints`: those of its stage, which have been looked at."""
 
     config: PeerConfig
     place: Place
     memory: StageMemory
     compute: Compute
+    checkpoints: Checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +94,17 @@ def prepare(
     memory: StageMemory | None = None,
 ) -> Prepared:
     """Take a place and make what computes there, of a model that has been checked; what it will take is told before it is
-    taken. `memory`: what that is, if it is known. Raises InputError, OutOfMemory."""
+    taken. `memory`: what that is, if it is known. Raises InputError (also for checkpoints of another model), OutOfMemory."""
     config, fitting = fitted(config, run)
     place = place_of(config)
     fits = fitting.get(place.stage)
     config = held_as(config, fits)
     memory = fits.memory if fits is not None else memory or stage_memory(run, place.stage)
     on_report(memory_report(config, memory, place))
-    return Prepared(config, place, memory, make_compute(config, run, place))
+    compute = make_compute(config, run, place)
+    checkpoints = Checkpoints(config.checkpoints, run, place.stage, compute)
+    checkpoints.look()
+    return Prepared(config, place, memory, compute, checkpoints)
 
 
 def check_config(config: PeerConfig, run: RunRecord) -> None:

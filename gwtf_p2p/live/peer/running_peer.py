@@ -13,7 +13,6 @@ from torch import Tensor
 
 from gwtf_p2p.live.compute.all_reduce import AveragingFailed, AveragingGroup
 from gwtf_p2p.live.compute.averages import AverageFailureError, AverageResult
-from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.compute.stage_fit import watch_memory
 from gwtf_p2p.live.emulation.faults import FaultTrigger
 from gwtf_p2p.live.libp2p.audit_signing import verifier
@@ -25,7 +24,6 @@ from gwtf_p2p.live.measure.metrics import Metrics
 from gwtf_p2p.live.measure.permission import Permission
 from gwtf_p2p.live.peer.assembly import (
     KeptWork,
-    Place,
     Prepared,
     check_model,
     choose_place,
@@ -87,7 +85,7 @@ async def start_running(
         prepared, left = await preparing, kept_work(config, run)
     transport = await connect_transport(prepared.config, network, run, prepared.compute)
     times.mark("weights")
-    peer = RunningPeer(prepared.config, run, (prepared.place, prepared.compute), transport, reporting)
+    peer = RunningPeer(prepared, run, transport, reporting)
     await peer.resume()
     times.mark("checkpoint")
     measured = await peer.measure(left.measured if left is not None else None)
@@ -113,23 +111,16 @@ def _set_doors(parts: Parts, machine: PeerMachine, transport: Transport) -> None
 class RunningPeer:
     """Made by `start_running`; `serve` runs it, `close` ends it."""
 
-    def __init__(
-        self,
-        config: PeerConfig,
-        run: RunRecord,
-        part: tuple[Place, Compute],
-        transport: Transport,
-        reporting: Reporting,
-    ) -> None:
-        self.config, self.run = config, run
-        self.place, self.compute = part
+    def __init__(self, prepared: Prepared, run: RunRecord, transport: Transport, reporting: Reporting) -> None:
+        self.config = config = prepared.config
+        self.run, self.place, self.compute = run, prepared.place, prepared.compute
         self.metrics = Metrics(config.metrics, run)
         reporting = Reporting(self.metrics.hearing(reporting.on_report), reporting.times)
         network = transport.network
         self.transport, self.daemon, self.network, self.rpc = transport, network.daemon, network, transport.rpc
         if network.paths is not None:
             network.paths.attach(transport.real_rpc, self._path_changed)
-        self.parts = connect_parts(config, run, part, transport, reporting.on_report)
+        self.parts = connect_parts(prepared, run, transport, reporting.on_report)
         self.averager, self.checkpoints, self.records = self.parts.averager, self.parts.checkpoints, self.parts.records
         self.state_download, self.replication = self.parts.state_download, self.parts.replication
         self._residual: Gradient | None = None
@@ -170,9 +161,8 @@ class RunningPeer:
         self.records.resent_bytes = self.reporter.resent_bytes = lambda: self.driver.sender.resent_bytes
 
     async def resume(self) -> None:
-        """Take up the newest own checkpoint, and learn what others keep of this stage. Raises InputError for another model."""
+        """Take up the newest own checkpoint, or learn what others keep of this stage."""
         checkpoints = self.checkpoints
-        await asyncio.to_thread(checkpoints.look)
         if not checkpoints.kept:
             await self.records.announce(self.daemon.peer_id)  # what others keep is told to those alone that have a record
             view = self.records.orders.entry.visible(await read_view(self.network.dht, self.run))

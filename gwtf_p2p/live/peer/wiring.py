@@ -14,8 +14,8 @@ from gwtf_p2p.live.libp2p.signing import Signing
 from gwtf_p2p.live.measure.idle_probe import IdleProber
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.measure.path_probe import LinkProbe
-from gwtf_p2p.live.peer.assembly import Place
-from gwtf_p2p.live.peer.config import OnReport, PeerConfig
+from gwtf_p2p.live.peer.assembly import Place, Prepared
+from gwtf_p2p.live.peer.config import OnReport
 from gwtf_p2p.live.peer.record_keeper import KeptAlive, RecordKeeper
 from gwtf_p2p.live.peer.transport import Transport
 from gwtf_p2p.live.state.checkpoints import Checkpoints
@@ -50,15 +50,12 @@ class Parts:
     signing: Signing
 
 
-def connect_parts(
-    config: PeerConfig, run: RunRecord, part: tuple[Place, Compute], transport: Transport, on_report: OnReport
-) -> Parts:
-    """`part`: the peer's place and what computes there. Every service is registered with the data plane by the end of it."""
-    place, compute = part
+def connect_parts(prepared: Prepared, run: RunRecord, transport: Transport, on_report: OnReport) -> Parts:
+    """Every service is registered with the data plane by the end of it."""
+    config, place, compute, checkpoints = prepared.config, prepared.place, prepared.compute, prepared.checkpoints
     network, rpc = transport.network, transport.rpc
     scratch = config.memory.folder or config.checkpoints.folder
     averager = Averager(rpc, run.wire.averages, run.wire.rank, scratch)
-    checkpoints = Checkpoints(config.checkpoints, run, place.stage, compute)
     donor = StateDonor(rpc, StateStore(compute, checkpoints), place.stage, STATE_SHARE * network.line.up.bytes_per_s, scratch)
     state_download = StateDownload(rpc, scratch)
     replication = Replication(checkpoints, state_download, network.daemon.peer_id)
