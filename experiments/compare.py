@@ -31,7 +31,8 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One arm against the baseline in one scenario; ratios are paired by seed."""
+    """One arm against the baseline in one scenario; ratios are paired by seed. `over_clairvoyant`: its iteration over what the
+    stage peers that it could count on would have taken at least, known in advance; None where lines do not say."""
 
     scenario: str
     arm: str
@@ -42,6 +43,7 @@ class Comparison:
     low: float
     high: float
     of_bound: float
+    over_clairvoyant: float | None
     waste: float
     lost: int
     double_counted: int
@@ -85,11 +87,17 @@ def _one(scenario: str, arm: str, best: str, arms: dict[str, dict[int, Line]]) -
         low=low,
         high=high,
         of_bound=median(line["bound_iteration_seconds"] / line["mean_iteration_seconds"] for line in mine),
+        over_clairvoyant=_over_clairvoyant(mine),
         waste=median(line["wasted_compute_fraction"] for line in mine),
         lost=sum(line["microbatches_lost"] for line in mine),
         double_counted=sum(line["double_counted"] for line in mine),
         cpu_ratio=median(line["virtual_seconds"] / line["cpu_seconds"] for line in mine),
     )
+
+
+def _over_clairvoyant(lines: Sequence[Line]) -> float | None:
+    known = [line for line in lines if line.get("mean_clairvoyant_seconds")]
+    return median(line["mean_iteration_seconds"] / line["mean_clairvoyant_seconds"] for line in known) if known else None
 
 
 def _span(c: Comparison) -> str:
@@ -100,14 +108,16 @@ def _span(c: Comparison) -> str:
 def markdown(comparisons: Sequence[Comparison]) -> str:
     """One table; the first row of a scenario is its baseline."""
     rows = [
-        "| scenario | arm | seeds | iteration s | over baseline | 95 % | bound / it | waste | lost | twice | x real time |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| scenario | arm | seeds | iteration s | over baseline | 95 % | bound / it | it / clairvoyant "
+        "| waste | lost | twice | x real time |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for c in comparisons:
+        clairvoyant = "" if c.over_clairvoyant is None else f"{c.over_clairvoyant:.2f}"
         name = f"**{c.arm}**" if c.arm == c.baseline else c.arm
         rows.append(
             f"| {c.scenario} | {name} | {len(c.seeds)} | {c.iteration_s:.2f} | {c.ratio:.3f} | {_span(c)} "
-            f"| {c.of_bound:.2f} | {c.waste:.1%} | {c.lost} | {c.double_counted} | {c.cpu_ratio:.0f} |"
+            f"| {c.of_bound:.2f} | {clairvoyant} | {c.waste:.1%} | {c.lost} | {c.double_counted} | {c.cpu_ratio:.0f} |"
         )
     return "\n".join(rows)
 

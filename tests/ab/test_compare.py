@@ -94,6 +94,14 @@ def test_ratios_are_paired_by_seed_against_the_best_baseline() -> None:
     assert markdown(list(by_arm.values())).count("\n") == 4
 
 
+def test_what_one_could_do_who_knows_the_future_is_said_where_lines_have_it() -> None:
+    lines = [{**line("swarm", s, 4.0 + s), "mean_clairvoyant_seconds": 2.0} for s in range(3)]
+    known, unknown = compare([*lines, line("gwtf", 0, 3.0)], "swarm*")
+    assert (known.over_clairvoyant, unknown.over_clairvoyant) == (2.5, None)
+    table = markdown([known, unknown]).splitlines()
+    assert "| 2.50 |" in table[2] and "|  |" in table[3] and len({row.count("|") for row in table}) == 1
+
+
 def test_arms_are_compared_with_arms_of_the_same_memory() -> None:
     lines = [line(arm, 0, s) for arm, s in (("gwtf", 2.0), ("swarm", 4.0), ("gwtf@unlimited", 3.0), ("swarm@unlimited", 1.0))]
     assert {(c.arm, c.ratio) for c in compare(lines, "swarm*")} == {
