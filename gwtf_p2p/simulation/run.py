@@ -110,7 +110,12 @@ class Simulation:
 
     def clairvoyant_s(self) -> tuple[float | None, ...]:
         """Of each measured iteration, once it has run: the least that it could have taken (`bounds`)."""
-        return tuple(clairvoyant_s(self.swarm, present) for present in self.presence.of[self.scenario.warmup_iterations :])
+        measured = self.presence.of[self.scenario.warmup_iterations :]
+        known: dict[frozenset[PeerId], float | None] = {frozenset(self.swarm.drawn): self.bound.iteration_s}
+        for present in measured:
+            if present not in known:
+                known[present] = clairvoyant_s(self.swarm, present)
+        return tuple(known[present] for present in measured)
 
     def _report(self, peer: PeerId, report: ef.Report, now: float) -> None:
         self.trace.report(peer, report, now)
