@@ -4,6 +4,10 @@ If nobody has the weights that a newcomer's stage needs (all its peers were lost
 goes back to the newest version that every stage still has; where there is none, a stage may be rebuilt (`rebuilding`). That
 begins a new *epoch*: weights of the same version in
 different epochs differ, so epochs are compared before versions, and a peer of an older one has to catch up.
+
+A newcomer that is admitted and does not follow cannot check the proof of the last commit yet: most peers of a stage may have
+come since, or their records be late. Where its stage has others that serve it is not counted on again and again, or no attempt
+would ever be without it: it is asked less and less often, and the next commit has a proof that it can check.
 """
 
 from __future__ import annotations
@@ -26,6 +30,14 @@ GO_BACK_AFTER_S = 5.0
 last one who has them may be coming back."""
 
 
+MOST_ADMITS = 3
+"""Of one peer into one iteration, at once."""
+
+ADMIT_AGAIN_S = 1.0
+MOST_ADMIT_DOUBLINGS = 4
+"""Between two after that, and how often that time is doubled."""
+
+
 class Admission:
     """Of a data peer, used when it leads. `waiting` have said where they stand."""
 
@@ -37,6 +49,8 @@ class Admission:
         self._said: set[tuple[int, PeerId]] = set()
         self._weighed: dict[PeerId, tuple[tuple[int, int], frozenset[int]]] = {}
         self._came_at: dict[PeerId, float] = {}
+        self._admits: dict[PeerId, tuple[int, float]] = {}
+        self._admits_to = participant.position
 
     def must_be_weighed(self) -> bool:
         """True once for each newcomer that has later weights of this epoch than this peer: are those of every stage there?
@@ -77,11 +91,25 @@ class Admission:
             if (not donors and not own) or self._comes_too_soon(peer, standing):
                 self._strand(peer, standing)
                 continue
+            if standing.joining and donors and self._does_not_follow(peer):
+                continue
             del self.waiting[peer]
             self.roster.admit(peer, standing.stage, in_step)
             admit = Admit(version, donors, self.roster.voters(), ctx.epoch, own, ctx.past.epoch_starts)
             progress = self.participant.progress
             ctx.emit(Send(peer, replace(admit, certificate=progress.certificate, evaluations=progress.evaluating.known)))
+
+    def _does_not_follow(self, peer: PeerId) -> bool:
+        """It was admitted to this iteration before, and shortly; False counts as an admission."""
+        if self._admits_to != self.participant.position:
+            self._admits_to = self.participant.position
+            self._admits.clear()
+        times, last = self._admits.get(peer, (0, 0.0))
+        doublings = min(times - MOST_ADMITS, MOST_ADMIT_DOUBLINGS)
+        if times >= MOST_ADMITS and self.ctx.now - last < ADMIT_AGAIN_S * 2**doublings:
+            return True
+        self._admits[peer] = (times + 1, self.ctx.now)
+        return False
 
     def _strand(self, peer: PeerId, standing: Standing) -> None:
         """Nobody has what this peer lacks, or it has what nobody else has."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.commit.admission import GO_BACK_AFTER_S
+from gwtf_p2p.protocol.commit.admission import ADMIT_AGAIN_S, GO_BACK_AFTER_S
 from gwtf_p2p.protocol.commit.rebuilding import REBUILD_AFTER_S, can_be_rebuilt, neighbours
 from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
 from gwtf_p2p.protocol.wire import messages as msg
@@ -32,6 +32,18 @@ def joins(driven: Driven, version: int = 0, stage: int = 1, peer: object = A2, *
 def test_a_newcomer_is_admitted_with_the_donors_of_its_stage() -> None:
     [admit] = joins(coordinator())
     assert admit == msg.Admit(3, donors=(A,), data_peers=(D,), own=False)
+
+
+def test_a_newcomer_that_does_not_follow_is_asked_less_and_less_often_and_is_not_counted_on() -> None:
+    """It cannot check the proof of the last commit: the next one comes only if an attempt is without it."""
+    driven = coordinator()
+    assert [len(joins(driven)) for _ in range(6)] == [1, 1, 1, 0, 0, 0]
+    assert A2 not in driven.machine.coordinator.roster.present()  # type: ignore[union-attr]
+    for wait_s in (ADMIT_AGAIN_S, 2 * ADMIT_AGAIN_S, 4 * ADMIT_AGAIN_S):
+        driven.now += wait_s - 0.01
+        assert not joins(driven)
+        driven.now += 0.02
+        assert len(joins(driven)) == 1 and not joins(driven)
 
 
 def test_a_newcomer_that_has_the_weights_takes_its_own() -> None:

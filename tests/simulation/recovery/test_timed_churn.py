@@ -9,10 +9,12 @@ import pytest
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.routers.factory import default_config
 from gwtf_p2p.simulation.bounds.bound import bound_of, clairvoyant_s
 from gwtf_p2p.simulation.run import Simulation
 from gwtf_p2p.simulation.scenario.draw import stream
 from gwtf_p2p.simulation.scenario.scenario import ChurnSpec, Scenario, TimedChurnSpec, load_scenario
+from gwtf_p2p.simulation.swarm.build import Arm, Memory
 from tests.simulation.stories import TEXT, USUAL, simulation, story
 
 SCENARIOS = Path(__file__).parents[3] / "experiments" / "scenarios"
@@ -84,6 +86,13 @@ def test_the_clairvoyant_bound_leaves_out_who_crashed_and_no_iteration_beats_it(
     for took_s, bound_s in zip(outcome.measured_seconds, bounds, strict=True):
         assert bound_s is not None and took_s >= bound_s * 0.999
     assert clairvoyant_s(run.swarm, [PeerId("relay_1_0"), PeerId("relay_2_0")]) is None  # nobody in stage 3
+
+
+def test_a_swarm_goes_on_of_which_most_of_a_stage_has_come_since_the_last_commit() -> None:
+    """Newcomers cannot check the proof of that commit: they stood in the way of the next one for good."""
+    scenario = replace(load_scenario(SCENARIOS / "acceptance_heavy_tailed.toml"), iterations=6)
+    outcome = Simulation(scenario, Arm("swarm", default_config("swarm"), memory=Memory.RECOMPUTED), 0).run()
+    assert outcome.microbatches_lost == outcome.double_counted == 0
 
 
 def test_swarm_as_the_paper_reads_it_begins_microbatches_again(tmp_path: Path) -> None:
