@@ -19,7 +19,8 @@ from gwtf_p2p.live.libp2p.daemon import Daemon
 from gwtf_p2p.live.libp2p.dialling import StreamRefused
 from gwtf_p2p.live.libp2p.identity import Identity, create_identity
 from gwtf_p2p.live.rpc.api import RpcFailed
-from gwtf_p2p.live.rpc.frames import FRAME_HEADER, MAX_CONTROL_BYTES, Frame, FrameStream, Purpose, open_frames, protocol_name
+from gwtf_p2p.live.rpc.frames import FRAME_HEADER, MAX_CONTROL_BYTES, Frame, FrameStream
+from gwtf_p2p.live.rpc.greeting import Purpose, open_frames, protocol_name
 from gwtf_p2p.live.rpc.rpc import Rpc
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-TOLD = ("bytes", "arrived", "arrived_bytes")
-"""What a report holds: bytes sent, and number and bytes of the transfers that arrived, each by kind."""
+TOLD = ("bytes", "arrived", "arrived_bytes", "direct")
+"""What a report holds: bytes sent, and number and bytes of the transfers that arrived, each by kind; and the bytes of payloads
+that went over direct streams."""
 
 KINDS = ("activations", "gradients", "averages", "state", "records", "control")
 
@@ -31,7 +32,7 @@ class TrafficFigures:
             for what, counts in self._now.pop(peer, {}).items():
                 self._earlier[what].update(counts)
         elif report["name"] == "figures" and "bytes" in report:
-            self._now[peer] = {what: Counter({k: int(n) for k, n in report[what].items()}) for what in TOLD}
+            self._now[peer] = {what: Counter({k: int(n) for k, n in report.get(what, {}).items()}) for what in TOLD}
 
     def _total(self, what: str) -> Counter[str]:
         return sum((counts[what] for counts in self._now.values()), self._earlier[what])
@@ -52,7 +53,7 @@ class TrafficFigures:
 
     def plain(self) -> dict[str, int | None]:
         """For the JSON summary."""
-        return {"per_hop": self.per_hop, **self.totals}
+        return {"per_hop": self.per_hop, **self.totals, "direct": self._total("direct")["payloads"]}
 
     def lines(self) -> list[str]:
         """The same for people."""

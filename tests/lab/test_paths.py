@@ -88,6 +88,8 @@ def test_tensors_go_direct_punched_or_relayed_as_the_routers_allow(lab: Lab, tmp
     swarm.introduce(cone, other)
     swarm.introduce(cone, symmetric)
     rows = [("direct, NAT to public", speeds(cone, swarm.boot.peer))]
+    past_p2pd = cone.ask("direct_bytes")
+    assert past_p2pd >= PUSH_BYTES
     begin = time.monotonic()
     cone.ask("call", other.peer)
     first_s = time.monotonic() - begin
@@ -98,6 +100,7 @@ def test_tensors_go_direct_punched_or_relayed_as_the_routers_allow(lab: Lab, tmp
     print(f"MB/s of {PUSH_BYTES >> 20} MiB, median of 3 (range)")
     for label, figure in rows:
         print(f"{label:30} {figure}")
+    assert cone.ask("direct_bytes") == past_p2pd  # a punched path and a circuit are p2pd's
     assert cone.ask("kind", other.peer) == other.ask("kind", cone.peer) == "punched"
     assert any("p2p-circuit" not in path for path in cone.ask("paths", other.peer))  # the circuit may still stand beside it
     assert cone.ask("kind", symmetric.peer) == "relayed"

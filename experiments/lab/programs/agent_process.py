@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import uvloop
 from hivemind.p2p import P2P, PeerID
 
+from gwtf_p2p.live.direct.direct import DirectOptions, DirectStreams, hosts_of
 from gwtf_p2p.live.libp2p import control as libp2p_streams
 from gwtf_p2p.live.libp2p.daemon import Daemon, start_daemon
 from gwtf_p2p.live.libp2p.dialling import connect
+from gwtf_p2p.live.libp2p.identity import Identity, load_or_create_identity
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
 from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.nat import hole_punch as punch
@@ -81,6 +84,10 @@ class _Agent:
         """Megabytes per second of one push."""
         result = await self.rpc.push(peer, {"kind": "null"}, bytes(size), limit_s)
         return size / result.seconds / 1e6
+
+    async def direct_bytes(self) -> int:
+        """Of payloads, that went past p2pd."""
+        return self.rpc.meter.direct_bytes
 
     async def identify(self, peer: PeerId) -> tuple[str, tuple[str, ...], list[str]]:
         found = await libp2p_streams.identify(self.daemon.control_path, peer, 5.0)
@@ -151,9 +158,10 @@ def run_agent(pipe: Connection, log: str, options: P2POptions, flags: Sequence[s
     os.dup2(descriptor, 2)
     logging.basicConfig(level="INFO", format="%(asctime)s %(name)s %(message)s")
     with_paths = settings.pop("with_paths", False)
+    identity = None if "identity_path" in settings else load_or_create_identity(Path(log).with_suffix(".key"))
     _add_settings(flags, settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(pipe, options, with_paths))
+        runner.run(_serve(pipe, options, identity, with_paths))
 
 
 def _add_settings(flags: Sequence[str], settings: dict[str, Any]) -> None:
@@ -167,16 +175,20 @@ def _add_settings(flags: Sequence[str], settings: dict[str, Any]) -> None:
     P2P._make_process_args = staticmethod(lambda *args, **kwargs: [*arguments(*args, **kwargs), *flags])
 
 
-async def _serve(pipe: Connection, options: P2POptions, with_paths: bool) -> None:
+async def _serve(pipe: Connection, options: P2POptions, identity: Identity | None, with_paths: bool) -> None:
     loop = asyncio.get_running_loop()
     reachability, paths = None, None
     try:
-        daemon = await start_daemon(options)
+        daemon = await start_daemon(options, identity)
         if with_paths:
             reachability = Reachability(daemon, options.initial_peers, lambda: None)
             await reachability.start()
             paths = Paths(daemon, reachability)
-        rpc = Rpc(daemon, RUN, ways=paths)
+        direct = None
+        if identity is not None:
+            hosts = hosts_of(options.host_maddrs)
+            direct = DirectStreams(identity, daemon.control_path, DirectOptions(hosts))
+        rpc = Rpc(daemon, RUN, ways=paths, direct=direct)
         if paths is not None:
             paths.attach(rpc, lambda peer, kind: None)
         await rpc.start(_Sink())

@@ -21,6 +21,8 @@ from gwtf_p2p.protocol.membership.permission import MINUTES_OF_A_DAY, quiet_rang
 TORCH_DTYPES = ("float32", "bfloat16")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 MOST_PORT = 65535
+LEAST_DATA_PORT = 1024
+"""Others connect to no lower one: services that a machine has for other reasons are there."""
 MOST_NAME = 40
 MOST_S = 1e9
 """More seconds than anybody waits; what is beyond may not fit into the clock's arithmetic."""
@@ -92,6 +94,18 @@ def public_name(text: str) -> str:
 
 
 port = whole(0, MOST_PORT)
+
+
+def data_port(text: str) -> int | None:
+    """A port, 0 for any; None for `off`."""
+    if text == "off":
+        return None
+    value = int(text) if text.isdecimal() else LEAST_DATA_PORT - 1
+    if value and not LEAST_DATA_PORT <= value <= MOST_PORT:
+        raise argparse.ArgumentTypeError(f"expected 0, {LEAST_DATA_PORT} to {MOST_PORT}, or off, got {text!r:.40}")
+    return value
+
+
 stage = whole(1, MOST_STAGES)
 capacity = whole(1, MOST_MICROBATCHES)
 seconds = number(0, MOST_S)

@@ -85,7 +85,7 @@ def add_network_flags(parser: argparse.ArgumentParser, port: int) -> dict[str, a
     level = os.environ.get("HIVEMIND_LOGLEVEL", "INFO")
     tell("--log_level", type=takes.log_level, default=level, help="DEBUG, INFO, WARNING or ERROR")
     tell("--json", action="store_true", help="one JSON object per report on stdout")
-    parser.set_defaults(default_port=port)
+    parser.set_defaults(default_port=port, data_port=None)
     return groups
 
 
@@ -116,6 +116,8 @@ def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
     """How to compute, what to keep of the state, how much of the machine may be used, and what to be called."""
     called = "what ledgers and monitors call this peer, up to 40 characters (default: the end of its id)"
     groups["network"].add_argument("--public_name", type=takes.public_name, metavar="NAME", help=called)
+    data = "TCP port for payloads between peers that reach each other directly; 0: any; off: all go through p2pd (default off)"
+    groups["network"].add_argument("--data_port", type=takes.data_port, default=None, metavar="PORT", help=data)
     add = groups["training"].add_argument
     add("--device", type=takes.device, default="cpu", help="cpu, cuda or cuda:N")
     add("--torch_dtype", type=takes.torch_dtype, default="float32", help="float32 or bfloat16 (weights stay float32)")
@@ -195,6 +197,7 @@ def p2p_options(args: argparse.Namespace, needs_peers: bool) -> P2POptions:
         dht_mode="server" if is_public else "auto",
         nat_port_map=False,  # `port_mapping` does it, and tells
         is_public=is_public,
+        data_port=args.data_port,
         lending=Lending(args.lend_slots, int(args.lend_gb * (1 << 30))),
     )
 

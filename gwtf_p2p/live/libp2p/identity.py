@@ -183,9 +183,26 @@ def load_public_key(ssh: bytes) -> rsa.RSAPublicKey:
 
 def peer_id_of_public(key: rsa.RSAPublicKey) -> PeerId:
     """libp2p's id of an RSA public key (specs/peer-ids): base58 of the sha256 multihash of its protobuf."""
-    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    digest = multihash.encode(hashlib.sha256(_pack_key(der)).digest(), multihash.coerce_code("sha2-256"))
+    digest = multihash.encode(hashlib.sha256(pack_public(key)).digest(), multihash.coerce_code("sha2-256"))
     return PeerId(base58.b58encode(digest).decode())
+
+
+def pack_public(key: rsa.RSAPublicKey) -> bytes:
+    """The protobuf of a public key, as libp2p shows it to others."""
+    return _pack_key(key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))
+
+
+def unpack_public(packed: bytes) -> rsa.RSAPublicKey:
+    """Raises ValueError when the bytes are not the protobuf of a key that an identity may have."""
+    kind, der = _unpack_key(packed)
+    try:
+        key = serialization.load_der_public_key(der)
+    except UnsupportedAlgorithm as error:
+        raise ValueError(str(error)) from error
+    if kind != _RSA or not isinstance(key, rsa.RSAPublicKey):
+        raise ValueError("expected an RSA public key")
+    _check_public(key)
+    return key
 
 
 def _check_public(key: rsa.RSAPublicKey) -> None:

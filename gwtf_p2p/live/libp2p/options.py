@@ -60,6 +60,8 @@ class P2POptions:
     nothing unasked: no DHT of libp2p's, and nobody asked to dial back, since a peer that is asked more than 30 times a minute
     refuses. `outlives`: it goes on when its peer has crashed, for the next one, and logs nothing. `lending`: see there;
     None for p2pd's own limits. `relay_flags` are more of p2pd's flags, which win.
+    `data_port`: a port beside p2pd's, at the same addresses, where payloads come in without p2pd (`live/direct`);
+    0 for any, None: all go through p2pd.
 
     Noise is off: this p2pd would prefer it to TLS, which costs about half the CPU (measured) and which every p2pd of hivemind
     speaks. A libp2p program that speaks Noise alone can neither join nor be circuit relayed.
@@ -81,6 +83,7 @@ class P2POptions:
     start_timeout_s: float = _START_S
     lending: Lending | None = Lending()
     relay_flags: tuple[str, ...] = ()
+    data_port: int | None = None
 
     @classmethod
     def on_this_machine(cls, *maddrs: str) -> P2POptions:

@@ -20,10 +20,12 @@ PURPOSES = {
 
 
 def traffic(meter: Meter, record_bytes: int) -> dict[str, Any]:
-    """The fields of a peer's report: all `bytes` so far, and the number and bytes of the transfers that arrived."""
+    """The fields of a peer's report: all `bytes` so far, how many of them went past p2pd, and the number and bytes of the
+    transfers that arrived."""
     sent = Counter({"records": record_bytes, "control": meter.other_bytes})
     for kind, size in meter.payload_bytes.items():
         sent[PURPOSES.get(kind, "control")] += size
     arrived = {PURPOSES[kind]: count for kind, count in meter.arrived.items() if kind in PURPOSES}
     arrived_bytes = {PURPOSES[kind]: size for kind, size in meter.arrived_bytes.items() if kind in PURPOSES}
-    return {"bytes": dict(sent), "arrived": arrived, "arrived_bytes": arrived_bytes}
+    direct = {"payloads": meter.direct_bytes}
+    return {"bytes": dict(sent), "arrived": arrived, "arrived_bytes": arrived_bytes, "direct": direct}

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from gwtf_p2p.live.compute.compute import Compute
+from gwtf_p2p.live.direct.direct import DirectOptions, DirectStreams, hosts_of
 from gwtf_p2p.live.discovery.dht import Records
 from gwtf_p2p.live.emulation.emulation import EmulatedDht, EmulatedRpc
 from gwtf_p2p.live.emulation.timed_router import timed, timed_call
@@ -50,7 +51,12 @@ class Transport:
 async def connect_transport(config: PeerConfig, network: Network, run: RunRecord, compute: Compute) -> Transport:
     """Raises OSError when the wire of an emulation is not there."""
     me, dht, emulation = network.daemon.peer_id, network.dht, config.emulation
-    rpc = Rpc(network.daemon, run.run_id, ways=network.paths, line=network.line, secret=network.secret)
+    direct = None
+    listens = network.daemon.options
+    if listens.data_port is not None:
+        options = DirectOptions(hosts_of(listens.host_maddrs), listens.data_port)
+        direct = DirectStreams(network.identity, network.daemon.control_path, options)
+    rpc = Rpc(network.daemon, run.run_id, ways=network.paths, line=network.line, secret=network.secret, direct=direct)
     if emulation is None:
         return Transport(network, rpc, rpc, dht)
     wire = await connect_wire(emulation.socket, me, emulation.links)

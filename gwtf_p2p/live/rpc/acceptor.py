@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gwtf_p2p.live.rpc.api import Header, RpcOptions, RpcService
-from gwtf_p2p.live.rpc.frames import Purpose, clock_s
+from gwtf_p2p.live.rpc.frames import clock_s
+from gwtf_p2p.live.rpc.greeting import Purpose
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.trust.refusals import Refusals
 from gwtf_p2p.protocol.trust.stream_quotas import IsMember, admission, over
@@ -39,11 +40,13 @@ class Transfer:
 
 
 class Accepted(Protocol):
-    """One of the streams (`incoming.IncomingStream`). `heard_s`: when something was said on it last, by `clock_s`."""
+    """One of the streams (`incoming.IncomingStream`). `heard_s`: when something was said on it last, by `clock_s`.
+    `is_direct`: it came over a connection of our own."""
 
     sender: PeerId
     purpose: Purpose
     heard_s: float
+    is_direct: bool
 
     def end(self, reason: str) -> None:
         """What it was bringing is broken."""
@@ -118,6 +121,16 @@ class Acceptor:
             self.refuse(sender, f"{purpose.name.lower()} streams", refused)
         return not refused
 
+    def takes_direct(self, sender: PeerId) -> bool:
+        """Whether one more direct connection of this peer's may begin its handshake."""
+        if self._barred.get(sender, 0.0) > clock_s():
+            return False
+        taken = Counter(stream.sender for stream in self.streams if stream.is_direct)
+        refused = over(self.options.limits.direct, taken, sender, 1, self.knows)
+        if refused:
+            self.refuse(sender, "direct streams", refused)
+        return not refused
+
     def may_hold(self, sender: PeerId, more: int) -> bool:
         """Of a frame that has come half; less than 0: it has come whole, or will not."""
         if more > 0 and (refused := over(self.options.limits.frame_bytes, self.frame_bytes, sender, more, self.knows)):
@@ -156,8 +169,9 @@ class Acceptor:
             timer.cancel()
         self._parked.clear()
 
-    def park(self, sender: PeerId, transfer: Transfer, reason: str) -> None:
-        """Keep a half received payload for a while; then it counts as broken."""
+    def park(self, sender: PeerId, transfer: Transfer, reason: str, *, is_brief: bool = False) -> None:
+        """Keep a half received payload for a while; then it counts as broken. `is_brief`: its sender, if it is there, only has
+        to take another stream, and whoever waits for word of its end should not wait long."""
         key = (sender, transfer.number)
 
         def give_up() -> None:
@@ -166,7 +180,8 @@ class Acceptor:
             self.service_for(transfer.header).on_broken(sender, transfer.header, f"{reason}, and it was not taken up again")
 
         self.unpark(sender, transfer.number)
-        self._parked[key] = transfer, asyncio.get_running_loop().call_later(self.options.park_s, give_up)
+        wait_s = self.options.direct_park_s if is_brief else self.options.park_s
+        self._parked[key] = transfer, asyncio.get_running_loop().call_later(wait_s, give_up)
 
     def unpark(self, sender: PeerId, number: int) -> Transfer | None:
         """The parked transfer, which is the caller's from here on. One whose old stream still seems alive is taken from it."""

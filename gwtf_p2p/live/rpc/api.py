@@ -148,7 +148,8 @@ class RpcOptions:
 
     `first_try_s`: a first stream between two NATed peers sometimes stalls for exactly 10 s (measured); after this time it is
     given up and tried once more. `payload_bytes` bounds the memory of payloads that are being received, `limits` what else of
-    this peer one sender may take. `park_s`: how long a half received payload waits for its sender to come back on another path.
+    this peer one sender may take. `park_s`: how long a half received payload waits for its sender to come back on another path,
+    `direct_park_s`: on another stream of the same one.
     `half_frame_s`: a stream on which half a frame has come, and then nothing for so long, is ended; so is one whose frame has
     not come whole in `whole_frame_s`. `idle_accepted_s`: so is one on which nothing is said for so long, unless it is there to
     watch; its opener ends it much sooner (`idle_stream_s`).
@@ -161,6 +162,7 @@ class RpcOptions:
     idle_stream_s: float = 60.0
     first_try_s: float = 4.0
     park_s: float = 20.0
+    direct_park_s: float = 2.0
     half_frame_s: float = 30.0
     whole_frame_s: float = 90.0
     idle_accepted_s: float = 180.0

@@ -1,20 +1,21 @@
-"""One libp2p stream between two peers, cut into frames.
+"""One stream between two peers, cut into frames.
 
-Both ends reach it through a unix socket of their own p2pd. The stream is taken over from asyncio's StreamReader by a buffered
-protocol, because the reader costs two copies of every byte and stalls at its limit of 64 KiB: here the bytes of a payload are
-received straight into the buffer that the application gets (measured by experiments/bench/hop.py).
+Both ends reach it through a unix socket of their own p2pd, or it is a direct one (`live/direct`). It is taken over from
+asyncio's StreamReader by a buffered protocol, because the reader costs two copies of every byte and stalls at its limit of 64
+KiB: here the bytes of a payload are received straight into the buffer that the application gets (measured by
+experiments/bench/hop.py).
 
     frame = kind (1 byte) . length of the body (4 bytes, big endian) . body
 
 Rules of the transport:
-- The opener speaks first: 8 bytes of greeting, answered by 8 bytes. Nothing else travels before the answer, so both ends can
-  change from StreamReader to frames without losing a byte, and a stream that stalls at birth (1 in 25 first calls between two
-  NATed peers stalls for exactly 10 s, measured) is given up and reopened before anything was said on it.
+- Before the first frame come the greetings (`greeting`). A stream that stalls at birth (1 in 25 first calls between two NATed
+  peers stalls for exactly 10 s, measured) is given up and reopened before anything was said on it.
 - Only the opener ends a stream: p2pd resets a stream right after closing it and the reset can overtake the data, so an acceptor
   that ended first would lose its last bytes in silence (2 of 7,000, measured).
 - A payload travels as DATA frames and ends with END, which carries length and CRC-32. The CRC is there against lost bytes, not
   against malice: libp2p already authenticates every byte between the two peer ids, and who wants to send a wrong tensor can
-  hash it just as well. CRC-32 runs at 5 GB/s here, sha256 at 1.8, blake2b at 1.0.
+  hash it just as well. CRC-32 runs at 5 GB/s here, sha256 at 1.8, blake2b at 1.0. On a direct stream it is 0: no byte gets past
+  TLS that was not sent.
 """
 
 from __future__ import annotations
@@ -24,30 +25,26 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, cast
 
-from gwtf_p2p.live.libp2p.dialling import StreamRefused, open_stream
 from gwtf_p2p.live.rpc.meter import Meter
-from gwtf_p2p.live.rpc.proving import Prover
 from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.core.sending import Urgency
-from gwtf_p2p.protocol.ids import PeerId, RunId
-from gwtf_p2p.protocol.wire.records import WIRE_VERSION
 
 FRAME_HEADER = struct.Struct(">BI")
 END_BODY = struct.Struct(">QI")
-GREETING = struct.Struct(">4sBB2x")
-MAGIC = b"GWTF"
 MAX_CONTROL_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 19
+TURN_BYTES = 1 << 19
+"""After so many bytes of a payload a direct stream lets the event loop go on to others: it would read for as long as there is
+something, up to 8 MB in a row. The small buffers of p2pd's sockets prevent that."""
 
 clock_s = time.perf_counter
 """For durations only. uvloop's own `loop.time()` counts whole milliseconds; a call takes 0.06."""
 
-_SCRATCH_BYTES = 4096
+SCRATCH_BYTES = 4096
 _TRASH = memoryview(bytearray(1 << 16))  # where refused payloads go; shared by all streams, never read
 
 
@@ -68,28 +65,6 @@ class Frame(IntEnum):
 
 
 _FRAMES = {frame.value: frame for frame in Frame}
-
-
-class Purpose(IntEnum):
-    """Why a stream was opened, said in the greeting."""
-
-    TRANSFER = 1
-    WATCH = 2
-
-
-class Greeted(IntEnum):
-    """The acceptor's answer to a greeting."""
-
-    OK = 0
-    WRONG_VERSION = 1
-    PROVE = 2
-    """The run is secret: see `proving`."""
-    WRONG_TOKEN = 3
-
-
-def protocol_name(run_id: RunId) -> str:
-    """The libp2p protocol of a run's streams. It names no version: those who differ in it must be able to tell each other."""
-    return f"gwtf/{run_id}"
 
 
 class FrameListener(Protocol):
@@ -113,18 +88,19 @@ class HalfFrame:
 
 
 class FrameStream(asyncio.BufferedProtocol):
-    """Frames over one transport. Build it with `open_frames` or, on the accepting side, `accept_frames`.
+    """Frames over one transport. Build it with `greeting.open_frames` or, on the accepting side, `greeting.accept_frames`.
 
     `meter` counts what is sent, `line` bounds what passes; whoever has one for all streams puts it in the place of the stream's
     own. Where payloads come faster than they may, nothing is read for a while: libp2p then holds the sender back. `may_hold` is
     asked whether a frame of which half has come may take its length, and told with less than 0 when that is free again.
+    `is_direct`: TLS of our own is below it, and p2pd is not.
     """
 
     def __init__(self, writer: asyncio.StreamWriter, listener: FrameListener) -> None:
         self._writer = writer  # kept: a StreamWriter that is collected closes its transport
         self._transport = cast(asyncio.Transport, writer.transport)
         self._listener = listener
-        self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        self._scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._held = 0
         self.half: HalfFrame | None = None
         self.may_hold: Callable[[int], bool] = lambda more: True
@@ -132,10 +108,10 @@ class FrameStream(asyncio.BufferedProtocol):
         self._sink: memoryview | None = None
         self._writable = asyncio.Event()
         self._writable.set()
-        self.is_closed = False
+        self.is_closed = self.is_direct = False
         self.meter, self.line = Meter(), Line()
         self.rests = False
-        self.received_bytes = 0
+        self.received_bytes = self._in_a_row = 0
         self.sink_filled = 0
         self.sink_crc = 0
 
@@ -157,7 +133,7 @@ class FrameStream(asyncio.BufferedProtocol):
         self.meter.other_bytes += control
         self.line.up.pass_by(control, clock_s())  # a payload has waited for its turn (`turn`)
         head = FRAME_HEADER.pack(kind, length)
-        if length <= _SCRATCH_BYTES:
+        if length <= SCRATCH_BYTES:
             self._transport.write(b"".join((head, *parts)))  # three writes cost more than a small copy
             return
         self._transport.write(head)
@@ -217,7 +193,9 @@ class FrameStream(asyncio.BufferedProtocol):
         wait_s = self.line.down.wait_s(nbytes, clock_s())
         if self._data_left:
             self._took_data(nbytes)
-            self._rest(wait_s)
+            self._in_a_row += nbytes
+            if wait_s > 0 or (self.is_direct and self._in_a_row >= TURN_BYTES):
+                self._rest(wait_s)
         elif self.half is not None:
             self.half.filled += nbytes
             if self.half.filled == len(self.half.body):
@@ -227,14 +205,14 @@ class FrameStream(asyncio.BufferedProtocol):
             self._parse()
 
     def _rest(self, wait_s: float) -> None:
-        """Read nothing for so long."""
-        if wait_s > 0 and not self.is_closed and not self.rests:
+        """Read nothing for so long; 0 lets others take their turn."""
+        if not self.is_closed and not self.rests:
             self.rests = True
             self._transport.pause_reading()
             asyncio.get_running_loop().call_later(wait_s, self._go_on)
 
     def _go_on(self) -> None:
-        self.rests = False
+        self.rests, self._in_a_row = False, 0
         if not self.is_closed:
             self._transport.resume_reading()
 
@@ -287,7 +265,7 @@ class FrameStream(asyncio.BufferedProtocol):
 
     def _took_data(self, count: int) -> None:
         self._data_left -= count
-        if self._sink is not None:
+        if self._sink is not None and not self.is_direct:
             self.sink_crc = zlib.crc32(self._sink[self.sink_filled : self.sink_filled + count], self.sink_crc)
         self.sink_filled += count
 
@@ -295,98 +273,3 @@ class FrameStream(asyncio.BufferedProtocol):
         if not self.is_closed:
             self.close()
             self._listener.on_lost(reason)
-
-
-async def open_frames(
-    control_path: str,
-    peer: PeerId,
-    protocol_name: str,
-    purpose: Purpose,
-    listener: FrameListener,
-    prover: Prover | None = None,
-) -> tuple[FrameStream, float]:
-    """Open a stream to `peer` through the p2pd at `control_path`; returns it with the round trip of the greeting in seconds.
-
-    `prover`: the run is secret. Raises StreamRefused, also for another version or token, or OSError when the own p2pd is gone.
-    Safe to cancel: nothing stays open.
-    """
-    with ExitStack() as on_failure:
-        try:
-            reader, writer = await open_stream(control_path, peer, protocol_name)
-            on_failure.callback(writer.transport.abort)
-            start_s = clock_s()
-            writer.write(GREETING.pack(MAGIC, WIRE_VERSION, purpose))
-            magic, version, status = GREETING.unpack(await reader.readexactly(GREETING.size))
-            round_trip_s = clock_s() - start_s
-            if prover is not None and magic == MAGIC and status != Greeted.WRONG_VERSION:
-                status = await _prove(prover, peer, (reader, writer), purpose, status)
-        except asyncio.IncompleteReadError as error:
-            raise StreamRefused("the stream ended during the greeting") from error
-        if reader.at_eof() or writer.is_closing():  # it ended right behind the greeting: the frames would never hear of it
-            raise StreamRefused("the stream ended during the greeting")
-        if magic == MAGIC and status in (Greeted.PROVE, Greeted.WRONG_TOKEN):
-            raise StreamRefused("it belongs to a secret run, and this peer has not the token")
-        if magic != MAGIC or status != Greeted.OK:
-            raise StreamRefused(f"it speaks wire version {version}, this peer {WIRE_VERSION}")
-        on_failure.pop_all()
-    return _take_over(writer, listener), round_trip_s
-
-
-async def _prove(
-    prover: Prover, peer: PeerId, stream: tuple[asyncio.StreamReader, asyncio.StreamWriter], purpose: Purpose, status: int
-) -> int:
-    """Prove, and have it proved, that both ends have the run's token; what the acceptor says to that. Raises StreamRefused."""
-    reader, writer = stream
-    if status != Greeted.PROVE:
-        raise StreamRefused("it does not ask for the token of a secret run")
-    numbers = await prover.answer(peer, reader, writer, purpose)
-    _, _, status = GREETING.unpack(await reader.readexactly(GREETING.size))
-    if status == Greeted.OK and not await prover.believes(peer, reader, numbers, purpose):
-        raise StreamRefused("it has not the token of this run")
-    return status
-
-
-class OtherVersion(Exception):
-    """A stream whose opener speaks another wire version."""
-
-
-async def accept_greeting(reader: asyncio.StreamReader) -> Purpose | None:
-    """Acceptor's first step: the purpose of a new stream, or None when it is no stream of ours. Raises OtherVersion."""
-    magic, version, purpose = GREETING.unpack(await reader.readexactly(GREETING.size))
-    if magic == MAGIC and version != WIRE_VERSION:
-        raise OtherVersion(f"it speaks wire version {version}, this peer {WIRE_VERSION}")
-    if magic != MAGIC or purpose not in Purpose._value2member_map_:
-        return None
-    return Purpose(purpose)
-
-
-async def challenge(
-    prover: Prover, opener: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, purpose: Purpose
-) -> bytes | None:
-    """Acceptor's step between in a secret run: its proof for `accept_frames`, None for an opener that has not the token."""
-    asked = GREETING.pack(MAGIC, WIRE_VERSION, Greeted.PROVE)
-    return await prover.challenge(opener, asked, reader, writer, purpose)
-
-
-async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, why: Greeted = Greeted.WRONG_VERSION) -> None:
-    """Tells the opener why, and which version is spoken here, and waits for it to end the stream."""
-    writer.write(GREETING.pack(MAGIC, WIRE_VERSION, why))
-    while await reader.read(_SCRATCH_BYTES):
-        pass  # it has no business to say anything, and could say much
-
-
-def accept_frames(writer: asyncio.StreamWriter, listener: FrameListener, proof: bytes = b"") -> FrameStream:
-    """Acceptor's last step. The opener says nothing until our answer is there, so no byte is lost."""
-    stream = _take_over(writer, listener)
-    writer.write(GREETING.pack(MAGIC, WIRE_VERSION, Greeted.OK) + proof)
-    return stream
-
-
-def _take_over(writer: asyncio.StreamWriter, listener: FrameListener) -> FrameStream:
-    stream = FrameStream(writer, listener)
-    transport = cast(asyncio.Transport, writer.transport)
-    transport.pause_reading()  # uvloop chooses its read callbacks when reading starts
-    transport.set_protocol(stream)
-    transport.set_write_buffer_limits(high=CHUNK_BYTES)
-    transport.resume_reading()
-    return stream

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import zlib
 from enum import Enum, auto
 
 import numpy as np
 
 from gwtf_p2p.live.rpc.acceptor import Acceptor, Transfer
 from gwtf_p2p.live.rpc.api import FailureKind, Header, pack, unpack
-from gwtf_p2p.live.rpc.frames import END_BODY, Frame, FrameStream, Purpose, clock_s
+from gwtf_p2p.live.rpc.frames import END_BODY, Frame, FrameStream, clock_s
+from gwtf_p2p.live.rpc.greeting import Purpose
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.trust.stream_quotas import over
@@ -39,8 +41,8 @@ class _State(Enum):
 class IncomingStream:
     """Hears the frames of one accepted stream (see `rpc_stream.FrameListener`)."""
 
-    def __init__(self, sender: PeerId, acceptor: Acceptor, purpose: Purpose) -> None:
-        self.sender, self.purpose = sender, purpose
+    def __init__(self, sender: PeerId, acceptor: Acceptor, purpose: Purpose, *, is_direct: bool = False) -> None:
+        self.sender, self.purpose, self.is_direct = sender, purpose, is_direct
         self.heard_s = clock_s()
         self.frames: FrameStream | None = None
         self._acceptor = acceptor
@@ -95,7 +97,7 @@ class IncomingStream:
         self._settle()
         self._acceptor.remove(self)
         if transfer is not None and transfer.number:
-            self._acceptor.park(self.sender, transfer, reason)
+            self._acceptor.park(self.sender, transfer, reason, is_brief=self.is_direct)
         elif transfer is not None:
             self._acceptor.holds(self.sender, -len(transfer.payload))
             self._acceptor.service_for(transfer.header).on_broken(self.sender, transfer.header, reason)
@@ -150,6 +152,8 @@ class IncomingStream:
 
     def _receive(self, transfer: Transfer) -> None:
         self._state, self._transfer = _State.RECEIVING, transfer
+        if transfer.filled:  # what came over another kind of stream has no checksum, or one too many
+            transfer.crc = 0 if self._stream.is_direct else zlib.crc32(transfer.payload[: transfer.filled])
         self._stream.expect_payload(transfer.payload, transfer.filled, transfer.crc)
 
     def _pause(self) -> Transfer | None:

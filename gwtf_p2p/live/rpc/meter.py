@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 class Meter:
     """By the `kind` of the header: payload bytes that left, how many payloads arrived whole, and the bytes of those.
 
-    `other_bytes` are frames, headers and small messages.
+    `other_bytes` are frames, headers and small messages. `direct_bytes` of the payloads did not go through p2pd.
     """
 
     payload_bytes: Counter[str] = field(default_factory=Counter)
     arrived: Counter[str] = field(default_factory=Counter)
     arrived_bytes: Counter[str] = field(default_factory=Counter)
     other_bytes: int = 0
+    direct_bytes: int = 0
 
     def pushed(self, kind: str, sent_bytes: int, whole_bytes: int | None) -> None:
         """One push has ended; `whole_bytes` is None unless the payload arrived."""

@@ -4,7 +4,9 @@ A stream carries one push or call at a time; several at once use several streams
 is what makes small transfers quick: a call over an open stream takes 0.06 ms here, hivemind's unary call 0.5 ms, and opening a
 stream 1-3 ms (experiments/bench/hop.py). A stream on which anything went wrong is thrown away.
 
-Before a stream is opened, `Ways` sees to it that there is a connection to the peer, on the best path that can be had.
+Before a stream is opened, `Ways` sees to it that there is a connection to the peer, on the best path that can be had. Payloads
+go over direct streams (`live/direct`) where these can be had, and over p2pd's from the moment that one fails; calls and watches
+stay with p2pd, so that what tells whether a peer is there hangs on one connection.
 """
 
 from __future__ import annotations
@@ -14,17 +16,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
+from gwtf_p2p.live.direct.direct import DirectStreams
 from gwtf_p2p.live.libp2p.dialling import StreamRefused
 from gwtf_p2p.live.rpc.api import FailureKind, Header, RpcFailed, RpcOptions, pack, unpack
-from gwtf_p2p.live.rpc.frames import (
-    MAX_CONTROL_BYTES,
-    Frame,
-    FrameListener,
-    FrameStream,
-    Purpose,
-    clock_s,
-    open_frames,
-)
+from gwtf_p2p.live.rpc.frames import MAX_CONTROL_BYTES, Frame, FrameListener, FrameStream, clock_s
+from gwtf_p2p.live.rpc.greeting import Purpose, greet, open_frames
 from gwtf_p2p.live.rpc.meter import Meter
 from gwtf_p2p.live.rpc.proving import Prover
 from gwtf_p2p.protocol.core.line_cap import Line
@@ -32,6 +28,9 @@ from gwtf_p2p.protocol.core.sending import Place, SendSlots, Urgency
 from gwtf_p2p.protocol.ids import PeerId
 
 _KEPT_STREAMS = 2
+_KEPT_DIRECT = 4
+"""Each took two handshakes."""
+
 _TRIES = 3
 """For a stream to a peer whose circuits come and go: one may end just when it is to be used."""
 
@@ -113,6 +112,10 @@ class OutgoingStream:
         """Nothing is left over from the last exchange."""
         return not self._arrived and not self.lost_reason and self.frames is not None and not self.frames.is_closed
 
+    @property
+    def is_direct(self) -> bool:
+        return self.frames is not None and self.frames.is_direct
+
     def close(self) -> None:
         if self.idle_timer is not None:
             self.idle_timer.cancel()
@@ -132,8 +135,9 @@ class StreamPool:
         line: Line,
         *,
         prover: Prover | None = None,
+        direct: DirectStreams | None = None,
     ) -> None:
-        self._ways, self.prover = ways, prover
+        self._ways, self.prover, self._direct = ways, prover, direct
         self.meter, self.line = Meter(), line
         self._control_path = control_path
         self._protocol_name = protocol_name
@@ -145,7 +149,9 @@ class StreamPool:
         self._in_use: dict[OutgoingStream, PeerId] = {}
 
     @asynccontextmanager
-    async def stream(self, peer: PeerId, urgency: Urgency | None = None) -> AsyncIterator[OutgoingStream]:
+    async def stream(
+        self, peer: PeerId, urgency: Urgency | None = None, *, may_be_direct: bool = False
+    ) -> AsyncIterator[OutgoingStream]:
         """A stream for one exchange, a payload's of some urgency or a call. Calls have slots of their own, so that no number of
         pushes can hold them up.
 
@@ -155,7 +161,8 @@ class StreamPool:
         calls = self._call_slots.setdefault(peer, asyncio.Semaphore(most))
         slot: AbstractAsyncContextManager[object] = calls if urgency is None else self._send_slot(peer, urgency, most)
         async with slot:
-            stream = self._take_idle(peer) or await self._open(peer)
+            direct = await self._direct_stream(peer) if may_be_direct else None
+            stream = direct or self._take_idle(peer, is_direct=False) or await self._open(peer)
             self._in_use[stream] = peer
             done = False
             try:
@@ -228,18 +235,48 @@ class StreamPool:
         stream.frames, _ = await self.open(peer, Purpose.TRANSFER, stream)
         return stream
 
-    def _take_idle(self, peer: PeerId) -> OutgoingStream | None:
-        streams = self._idle.get(peer)
-        if not streams:
+    async def _direct_stream(self, peer: PeerId) -> OutgoingStream | None:
+        """None when p2pd is to carry it."""
+        direct = self._direct
+        if direct is None or self._ways.is_fragile(peer) or not direct.is_open(peer):
             return None
-        stream = streams.pop()
-        if stream.idle_timer is not None:
-            stream.idle_timer.cancel()
+        kept = self._take_idle(peer, is_direct=True)
+        if kept is not None:
+            return kept
+        stream = OutgoingStream(lambda lost: self._forget(peer, lost))
+        connection = await direct.connect(peer)
+        if connection is None:
+            return None
+        try:
+            async with asyncio.timeout(self._options.first_try_s):
+                frames, _ = await greet(connection, peer, Purpose.TRANSFER, stream, self.prover)
+        except (TimeoutError, StreamRefused, OSError) as error:
+            direct.failed(peer, f"{str(error) or type(error).__name__}")
+            return None
+        frames.meter, frames.line, frames.is_direct = self.meter, self.line, True
+        stream.frames = frames
+        return stream
+
+    def lost_direct(self, peer: PeerId, why: str) -> None:
+        """A direct stream broke under a payload: those that are kept are likely to be broken too."""
+        if self._direct is not None:
+            self._direct.failed(peer, why)
+        while (stream := self._take_idle(peer, is_direct=True)) is not None:
+            stream.close()
+
+    def _take_idle(self, peer: PeerId, *, is_direct: bool) -> OutgoingStream | None:
+        streams = self._idle.get(peer, [])
+        stream = next((stream for stream in reversed(streams) if stream.is_direct is is_direct), None)
+        if stream is not None:
+            streams.remove(stream)
+            if stream.idle_timer is not None:
+                stream.idle_timer.cancel()
         return stream
 
     def _keep(self, peer: PeerId, stream: OutgoingStream) -> None:
         streams = self._idle.setdefault(peer, [])
-        if len(streams) >= _KEPT_STREAMS:
+        alike = sum(other.is_direct is stream.is_direct for other in streams)
+        if alike >= (_KEPT_DIRECT if stream.is_direct else _KEPT_STREAMS):
             stream.close()
             return
         loop = asyncio.get_running_loop()

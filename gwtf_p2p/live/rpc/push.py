@@ -1,8 +1,9 @@
 """One payload to one peer, over as many streams as it takes.
 
-On a direct path that is one stream: OFFER, DATA, END, and the peer's VERDICT and ACK. On a fragile one (`Ways.is_fragile`) the
+On a good path that is one stream: OFFER, DATA, END, and the peer's VERDICT and ACK. On a fragile one (`Ways.is_fragile`) the
 transfer has a number, and goes on where it stopped when its stream breaks; and before the budget of a circuit is used up, it
-pauses (PAUSE is answered when everything before it has come), the circuit is replaced, and it goes on.
+pauses (PAUSE is answered when everything before it has come), the circuit is replaced, and it goes on. So it has on a direct
+stream (`live/direct`): where that breaks, p2pd carries the rest; the end of p2pd's stream is news of the peer as ever.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Push:
         self._number = secrets.randbits(63) | 1 if ways.is_fragile(to) else 0
         self._progress = _Progress()
         self.opened = False
+        self._is_direct, self._may_be_direct = False, True
         self.sent_bytes = 0
         self.gate: Gate | None = None
 
@@ -68,6 +70,10 @@ class Push:
             try:
                 return await self._on_a_stream(start_s)
             except (StreamLost, RpcFailed) as error:
+                if self._is_direct and isinstance(error, StreamLost):
+                    self._is_direct = self._may_be_direct = False
+                    self._pool.lost_direct(self._to, str(error))
+                    continue
                 fruitless = fruitless + 1 if self._progress.arrived == before else 0
                 if fruitless >= FRUITLESS_TRIES or not self._goes_on():
                     raise
@@ -84,10 +90,11 @@ class Push:
         return bool(self._number) and self._ways.is_fragile(self._to)
 
     async def _on_a_stream(self, start_s: float) -> PushResult:
-        async with self._pool.stream(self._to, self._urgency) as stream:
+        async with self._pool.stream(self._to, self._urgency, may_be_direct=self._may_be_direct) as stream:
             frames = stream.frames
             assert frames is not None, "a stream is handed out open"
-            if not self.opened and not self._number and self._ways.is_fragile(self._to):
+            self._is_direct = frames.is_direct
+            if not self.opened and not self._number and (frames.is_direct or self._ways.is_fragile(self._to)):
                 self._number = secrets.randbits(63) | 1  # what the path is like is known only now
             self.opened = True
             if self._progress.is_offered:
@@ -115,7 +122,7 @@ class Push:
         """From what has arrived to the end, or until the offer is refused. Raises StreamLost when the path must be renewed."""
         progress, payload = self._progress, self._payload
         offset = progress.arrived
-        crc = zlib.crc32(payload[:offset])
+        crc = 0 if frames.is_direct else zlib.crc32(payload[:offset])
         while offset < len(payload):
             if progress.reply is None and stream.has(Frame.VERDICT):
                 await self._hear_verdict(stream, start_s)
@@ -130,9 +137,10 @@ class Push:
                 break
             await frames.turn(allowed, self._urgency)
             chunk = payload[offset : offset + allowed]
-            crc = zlib.crc32(chunk, crc)
+            crc = 0 if frames.is_direct else zlib.crc32(chunk, crc)
             frames.send(Frame.DATA, chunk)
             offset += len(chunk)
+            self._pool.meter.direct_bytes += len(chunk) if frames.is_direct else 0
             progress.sent += len(chunk)
             self.sent_bytes += len(chunk)
             await frames.drained()

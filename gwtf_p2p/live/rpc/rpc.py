@@ -1,4 +1,4 @@
-"""The data plane: tensors pushed and small messages sent from peer to peer, over hivemind's libp2p streams.
+"""The data plane: tensors pushed and small messages sent from peer to peer, over hivemind's libp2p streams or direct ones.
 
 - `push`: header and payload to one peer. The peer answers the header at once, before the payload is there; it acknowledges when
   length and checksum are right. Whatever happens, the sender hears of it: a result, or PushFailed with its kind.
@@ -11,19 +11,20 @@ payload all the same: whoever sends it again must be able to tell (the protocol 
 
 Why not hivemind's protobuf handlers: its streams build and parse a protobuf message per chunk (three copies of every byte),
 open a stream per call, take an early end for a normal one, and leak a connection per failed open; its unary calls hang above
-4 MiB. Same p2pd, same libp2p protocol negotiation: see `rpc_stream` for the frames.
+4 MiB. Same p2pd, same libp2p protocol negotiation: see `frames` for what is on a stream.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 
+from gwtf_p2p.live.direct.direct import DirectStreams
+from gwtf_p2p.live.direct.doors import KIND
 from gwtf_p2p.live.libp2p.daemon import Daemon
 from gwtf_p2p.live.libp2p.run_secret import RunSecret
 from gwtf_p2p.live.rpc.acceptor import Acceptor
@@ -40,19 +41,9 @@ from gwtf_p2p.live.rpc.api import (
     RpcOptions,
     RpcService,
 )
-from gwtf_p2p.live.rpc.frames import (
-    Frame,
-    FrameStream,
-    Greeted,
-    OtherVersion,
-    Purpose,
-    accept_frames,
-    accept_greeting,
-    challenge,
-    protocol_name,
-    refuse,
-)
-from gwtf_p2p.live.rpc.incoming import IncomingStream
+from gwtf_p2p.live.rpc.entrance import Entrance
+from gwtf_p2p.live.rpc.frames import Frame, FrameStream
+from gwtf_p2p.live.rpc.greeting import Purpose, protocol_name
 from gwtf_p2p.live.rpc.outgoing import (
     NotTaken,
     OutgoingStream,
@@ -82,13 +73,10 @@ __all__ = [
 ]
 
 
-logger = logging.getLogger(__name__)
-
-
 class Rpc:
     """The data plane of one peer in one run. Peers of another run refuse its streams. `ways`: how it gets to the others;
-    `line`: what may pass, both ways; `secret`: nobody without the run's token gets past the greeting. `admits` is asked whose
-    streams are taken."""
+    `line`: what may pass, both ways; `secret`: nobody without the run's token gets past the greeting. `direct`: payloads need
+    not go through p2pd. `admits` is asked whose streams are taken."""
 
     def __init__(
         self,
@@ -99,19 +87,23 @@ class Rpc:
         line: Line | None = None,
         *,
         secret: RunSecret | None = None,
+        direct: DirectStreams | None = None,
     ) -> None:
         self._daemon = daemon
         self._options = options
         self._name = protocol_name(run_id)
         self._ways = ways or PlainWays()
         prover = Prover(daemon.peer_id, secret) if secret is not None else None
-        self._prover = prover
-        self._pool = StreamPool(daemon.control_path, self._name, options, self._ways, line or Line(), prover=prover)
+        self._direct = direct
+        path, line = daemon.control_path, line or Line()
+        self._pool = StreamPool(path, self._name, options, self._ways, line, prover=prover, direct=direct)
         self._acceptor = Acceptor(options, self._service_for)
         self.meter, self.line = self._pool.meter, self._pool.line
-        self._services: dict[str, RpcService] = {}
+        self._entrance = Entrance(self._acceptor, prover, self.meter, self.line)
+        self._entrance.admits = lambda peer: self.admits(peer)
+        self._entrance.tells_port = direct is not None
+        self._services: dict[str, RpcService] = {} if direct is None else {KIND: direct}
         self._handlers: RpcHandlers | None = None
-        self._accepting = False
         self.admits: Callable[[PeerId], bool] = lambda peer: True
         self._watches: dict[PeerId, _Watch] = {}
 
@@ -125,8 +117,11 @@ class Rpc:
 
     async def start(self, handlers: RpcHandlers) -> None:
         """Accept streams from now on. Everything whose kind has no service of its own goes to `handlers`."""
-        self._handlers, self._accepting = handlers, True
+        self._handlers, self._entrance.is_open = handlers, True
         await self._daemon.p2p.add_binary_stream_handler(self._name, self._accept)
+        if self._direct is not None:
+            accept = partial(self._entrance.accept, is_direct=True)
+            self._direct.start(self._ask, accept, self._may_connect, lambda peer: self._acceptor.knows(peer))
 
     def add_service(self, kind: str, service: RpcService) -> None:
         """Pushes and calls whose header has this `kind` go to `service`."""
@@ -141,8 +136,10 @@ class Rpc:
         self._watches.clear()
         self._pool.close()
         self._acceptor.close()
-        if self._accepting:
-            self._accepting = False
+        if self._direct is not None:
+            await self._direct.stop()
+        if self._entrance.is_open:
+            self._entrance.is_open = False
             with suppress(OSError, asyncio.IncompleteReadError):  # the own p2pd may be gone already
                 await self._daemon.p2p.remove_binary_stream_handler(self._name)
 
@@ -218,7 +215,7 @@ class Rpc:
         """Whether nothing is under way to the peer; a watch is nothing."""
         return self._pool.is_idle(peer)
 
-    async def signal(self, to: PeerId, header: Header, deadline_s: float) -> Header:
+    async def signal(self, to: PeerId, header: Header, deadline_s: float, purpose: Purpose = Purpose.TRANSFER) -> Header:
         """A call on a stream of its own, over whatever connection there is: how a better path is agreed on.
 
         Raises CallFailed.
@@ -226,7 +223,7 @@ class Rpc:
         listener = OutgoingStream(lambda _: None)
         try:
             async with asyncio.timeout(deadline_s):
-                listener.frames, _ = await self._pool.open(to, Purpose.TRANSFER, listener)
+                listener.frames, _ = await self._pool.open(to, purpose, listener)
                 return await call_on(listener, header)
         except _FAILURES as error:
             kind, reason = _why(error, deadline_s, opened=True)
@@ -238,53 +235,20 @@ class Rpc:
         async with self._pool.stream(to) as stream:
             return await call_on(stream, header)
 
+    def _may_connect(self, peer: PeerId) -> bool:
+        return self.admits(peer) and self._acceptor.takes_direct(peer)
+
     def _service_for(self, header: Header) -> RpcService:
         assert self._handlers is not None, "streams are accepted only after start"
         return self._services.get(str(header.get("kind")), self._handlers)
 
     async def _accept(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A stream that another peer opened; hivemind calls this in a task of its own."""
-        sender, greeted = PeerId(str(info.peer_id)), None
-        with self._acceptor.greeting(sender) as may_greet:
-            try:
-                async with asyncio.timeout(self._options.first_try_s):
-                    greeted = await self._greeted(sender, reader, writer) if may_greet else None
-            except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-                pass
-        ended = reader.at_eof() or writer.is_closing()
-        if greeted is None or ended or not self._accepting or not self._admits(sender, greeted[0]):
-            writer.transport.abort()
-            return
-        purpose, proof = greeted
-        stream = IncomingStream(sender, self._acceptor, purpose)
-        self._acceptor.add(stream)
-        stream.frames = accept_frames(writer, stream, proof)
-        stream.frames.meter, stream.frames.line = self.meter, self.line
-        stream.frames.may_hold = partial(self._acceptor.may_hold, sender)
-        stream.watch_progress()
+        """A stream through p2pd that another peer opened; hivemind calls this in a task of its own."""
+        await self._entrance.accept(PeerId(str(info.peer_id)), reader, writer)
 
-    async def _greeted(
-        self, sender: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> tuple[Purpose, bytes] | None:
-        """None when the stream is not for this peer; else what it is for, and what proves in a secret run that this peer has
-        its token."""
-        try:
-            purpose = await accept_greeting(reader)
-        except OtherVersion as error:
-            logger.info("refused a stream of %s: %s", sender, error)
-            await refuse(reader, writer)
-            return None
-        if purpose is None or self._prover is None:
-            return None if purpose is None else (purpose, b"")
-        proof = await challenge(self._prover, sender, reader, writer, purpose)
-        if proof is None:
-            logger.info("refused a stream of %s: it has not the token of this run", sender)
-            await refuse(reader, writer, Greeted.WRONG_TOKEN)
-            return None
-        return purpose, proof
-
-    def _admits(self, sender: PeerId, purpose: Purpose) -> bool:
-        return self.admits(sender) and self._acceptor.admits(sender, purpose)
+    async def _ask(self, peer: PeerId, header: Header) -> Header:
+        """Raises RpcFailed."""
+        return await self.signal(peer, header, 2 * self._options.first_try_s, Purpose.DIRECT)
 
     def _watch_broken(self, peer: PeerId, reason: str) -> None:
         if self._watches.pop(peer, None) is not None and self._handlers is not None:

@@ -32,12 +32,14 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """`greetings`, `streams` and `watches` are numbers: of streams whose opener has not said yet what they are for, of those it
-    has, and among them of those that watch. `frame_bytes` are of frames that have come half."""
+    """`greetings`, `streams`, `watches` and `direct` are numbers: of streams whose opener has not said yet what they are for,
+    of those it has, and among them of those that watch, and of those that came over connections of their own. `frame_bytes` are
+    of frames that have come half."""
 
     greetings: Share
     streams: Share
     watches: Share
+    direct: Share
     frame_bytes: Share
 
 
@@ -45,6 +47,7 @@ STREAM_LIMITS = StreamLimits(
     greetings=Share(member=64, stranger=16, strangers=256, everybody=1024),
     streams=Share(member=64, stranger=16, strangers=256, everybody=4096),
     watches=Share(member=8, stranger=2, strangers=64, everybody=2048),
+    direct=Share(member=32, stranger=0, strangers=0, everybody=512),
     frame_bytes=Share(member=4 << 20, stranger=1 << 20, strangers=8 << 20, everybody=64 << 20),
 )
 

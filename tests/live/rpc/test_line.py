@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gwtf_p2p.live.rpc.frames import Purpose
+from gwtf_p2p.live.rpc.greeting import Purpose
 from gwtf_p2p.live.rpc.outgoing import OutgoingStream
 from tests.live.conftest import DEADLINE_S, StartPeer
 

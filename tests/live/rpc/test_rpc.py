@@ -13,17 +13,8 @@ import pytest
 
 from gwtf_p2p.live.libp2p.dialling import StreamRefused, open_stream
 from gwtf_p2p.live.rpc.api import pack, unpack
-from gwtf_p2p.live.rpc.frames import (
-    CHUNK_BYTES,
-    END_BODY,
-    GREETING,
-    MAGIC,
-    Frame,
-    Greeted,
-    Purpose,
-    open_frames,
-    protocol_name,
-)
+from gwtf_p2p.live.rpc.frames import CHUNK_BYTES, END_BODY, Frame
+from gwtf_p2p.live.rpc.greeting import GREETING, MAGIC, Greeted, Purpose, open_frames, protocol_name
 from gwtf_p2p.live.rpc.incoming import OFFER_HEAD
 from gwtf_p2p.live.rpc.rpc import CallFailed, FailureKind, Header, PushFailed, RpcOptions
 from gwtf_p2p.protocol.errors import RemoteProtocolError

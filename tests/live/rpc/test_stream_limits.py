@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from gwtf_p2p.live.libp2p.dialling import StreamRefused, open_stream
-from gwtf_p2p.live.rpc.frames import FRAME_HEADER, Frame, Purpose, protocol_name
+from gwtf_p2p.live.rpc.frames import FRAME_HEADER, Frame
+from gwtf_p2p.live.rpc.greeting import Purpose, protocol_name
 from gwtf_p2p.live.rpc.rpc import RpcOptions
 from gwtf_p2p.protocol.trust.stream_quotas import STREAM_LIMITS, Share
 from tests.live.conftest import DEADLINE_S, RUN, LivePeer, StartPeer

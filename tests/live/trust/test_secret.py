@@ -18,7 +18,7 @@ from gwtf_p2p.live.libp2p.identity import create_identity
 from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.libp2p.run_secret import NONCE_BYTES, PROOF_BYTES, RunSecret
 from gwtf_p2p.live.rpc.api import CallFailed
-from gwtf_p2p.live.rpc.frames import GREETING, MAGIC, Greeted, Purpose, protocol_name
+from gwtf_p2p.live.rpc.greeting import GREETING, MAGIC, Greeted, Purpose, protocol_name
 from gwtf_p2p.live.rpc.rpc import Rpc, RpcOptions
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.wire.records import WIRE_VERSION, RunRecord, encode
