@@ -20,7 +20,7 @@ from typing import Any
 
 from gwtf_p2p.live.direct.certificate import Certificate, context_for, peer_of
 from gwtf_p2p.live.direct.invitations import TICKET_BYTES
-from gwtf_p2p.live.direct.listener import HANDSHAKE_S, PRELUDE, end, prepare, showed
+from gwtf_p2p.live.direct.listener import HANDSHAKE_S, PRELUDE, let_go, prepare, showed
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
 
@@ -165,7 +165,7 @@ async def _connect(to: Invitation) -> Streams:
     """Raises OSError, TimeoutError, RemoteProtocolError."""
     loop = asyncio.get_running_loop()
     family = socket.AF_INET6 if ipaddress.ip_address(to.host).version == 6 else socket.AF_INET
-    connection = socket.socket(family, socket.SOCK_STREAM)
+    connection, is_handed = socket.socket(family, socket.SOCK_STREAM), False
     try:
         connection.setblocking(False)
         prepare(connection)
@@ -175,9 +175,10 @@ async def _connect(to: Invitation) -> Streams:
             reader = asyncio.StreamReader()
             protocol = asyncio.StreamReaderProtocol(reader)
             options: dict[str, Any] = {"ssl": to.context, "server_hostname": "", "ssl_handshake_timeout": HANDSHAKE_S}
+            is_handed = True
             transport, _ = await loop.create_connection(lambda: protocol, sock=connection, **options)
     except BaseException:
-        end(connection)
+        let_go(connection) if is_handed else connection.close()
         raise
     if not showed(transport, to.certificate):
         transport.abort()

@@ -98,10 +98,14 @@ class Listener:
             if not self._unknown[host]:
                 del self._unknown[host]
             if met is None:
-                end(connection)
+                connection.close()
         if met is not None:
             assert self._accept is not None, "connections come after the start"
-            await self._accept(*met)
+            try:
+                await self._accept(*met)
+            except asyncio.CancelledError:
+                met[2].transport.abort()
+                raise
 
     async def _authenticated(self, connection: socket.socket) -> tuple[PeerId, asyncio.StreamReader, asyncio.StreamWriter]:
         """Raises OSError, TimeoutError, RemoteProtocolError."""
@@ -115,9 +119,14 @@ class Listener:
         prepare(connection)
         reader = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(reader)
-        transport, _ = await loop.connect_accepted_socket(
-            lambda: protocol, connection, ssl=self._guests.context(guest), ssl_handshake_timeout=HANDSHAKE_S
-        )
+        context = self._guests.context(guest)
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol, connection, ssl=context, ssl_handshake_timeout=HANDSHAKE_S
+            )
+        except BaseException:
+            let_go(connection)
+            raise
         if not showed(transport, guest.certificate):
             transport.abort()
             raise RemoteProtocolError("it has shown another certificate")
@@ -139,11 +148,11 @@ def prepare(connection: socket.socket) -> None:
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def end(connection: socket.socket) -> None:
-    """Also one that a transport of the loop has, which nobody was given: the transport ends with it."""
+def let_go(connection: socket.socket) -> None:
+    """Of a connection that was handed to a transport of the loop which nobody got: it ends with it, and closes it."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
-    connection.close()
+    connection.detach()
 
 
 def showed(transport: asyncio.BaseTransport, certificate: bytes) -> bool:
