@@ -46,7 +46,7 @@ from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.peer.config import RECORD_PERIOD_S, ClockWrong, OnReport, PeerConfig
 from gwtf_p2p.live.peer.join import find_run, join, joined_before, keep_joined, read_orders, unless_stopped
 from gwtf_p2p.live.peer.network import Network
-from gwtf_p2p.live.rpc.frames import protocol_name
+from gwtf_p2p.live.rpc.greeting import protocol_name
 from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.wire.records import PathType
 
