@@ -15,8 +15,9 @@ from gwtf_p2p.live.emulation.wire_client import WireClient, connect_wire
 from gwtf_p2p.live.rpc.rpc import FailureKind, PushFailed
 from gwtf_p2p.simulation.lines.links import LinkSpec
 from tests.live.conftest import DEADLINE_S, LivePeer, StartPeer, runtime_dir, start_peer
+from tests.live.direct.conftest import StartDirect, start_direct
 
-__all__ = ["runtime_dir", "start_peer"]
+__all__ = ["runtime_dir", "start_direct", "start_peer"]
 pytestmark = pytest.mark.live
 
 LATENCY_S, LINE = 0.1, 1_000_000.0
@@ -63,6 +64,17 @@ async def test_a_push_measures_the_emulated_link(emulated: Connect, start_peer: 
     assert result.transfer_s >= 0.9 * charged / LINE
     assert result.seconds >= 0.98 * (2 * LATENCY_S + charged / LINE)
     assert (await receiver.handlers.next())[0] == "delivery"
+
+
+async def test_a_direct_stream_takes_the_time_of_the_emulated_line(emulated: Connect, start_direct: StartDirect) -> None:
+    """What passes by p2pd passes by no line: the end of a payload waits for the wire on any stream."""
+    sender, receiver = await start_direct(), await start_direct()
+    await sender.opened(receiver)
+    rpc, before = await emulated(sender, receiver), sender.rpc.meter.direct_bytes
+    result = await rpc.push(receiver.id, {"kind": "Forward"}, PAYLOAD, DEADLINE_S)
+    assert sender.rpc.meter.direct_bytes - before == len(PAYLOAD)
+    assert result.transfer_s >= 0.9 * 4 * len(PAYLOAD) / LINE
+    assert result.seconds >= 0.98 * (2 * LATENCY_S + 4 * len(PAYLOAD) / LINE)
 
 
 async def test_a_refused_push_frees_the_line_and_sends_nothing(emulated: Connect, start_peer: StartPeer) -> None:

@@ -116,8 +116,8 @@ def add_compute_flags(groups: dict[str, argparse._ArgumentGroup]) -> None:
     """How to compute, what to keep of the state, how much of the machine may be used, and what to be called."""
     called = "what ledgers and monitors call this peer, up to 40 characters (default: the end of its id)"
     groups["network"].add_argument("--public_name", type=takes.public_name, metavar="NAME", help=called)
-    data = "TCP port for payloads between peers that reach each other directly; 0: any; off: all go through p2pd (default off)"
-    groups["network"].add_argument("--data_port", type=takes.data_port, default=None, metavar="PORT", help=data)
+    data = "TCP port for payloads between peers that reach each other directly; 0: any; off: all go through p2pd (default 0)"
+    groups["network"].add_argument("--data_port", type=takes.data_port, default=0, metavar="PORT", help=data)
     add = groups["training"].add_argument
     add("--device", type=takes.device, default="cpu", help="cpu, cuda or cuda:N")
     add("--torch_dtype", type=takes.torch_dtype, default="float32", help="float32 or bfloat16 (weights stay float32)")

@@ -5,8 +5,9 @@ Everything else stays real: processes, libp2p, transfers, computing, averaging, 
 - **Links.** One process of the machine (the *wire*, `gwtf_p2p/ab/wire`) shares all lines as the scenario draws them: each
   transfer has a rate, max-min fair over its link, the sender's line upwards and the receiver's line downwards. A push asks
   the wire, sends its header after one latency, and its end, without which the bytes do not count, when the wire says that
-  the last one has left and one more latency has passed; the receiver's answers take a latency too. That holds for
-  activations, gradients, averages, state downloads and probes alike. Small messages take a latency each way and no line.
+  the last one has left and one more latency has passed; the receiver's answers take a latency too. That holds on p2pd's
+  and on direct streams, for activations, gradients, averages, state downloads and probes alike. Small messages take a latency
+  each way and no line.
   Lookups in the DHT take the median round trip of this peer's links; a broken connection is heard of one latency late.
 - **Sizes.** A transfer of the run's small model is charged as the bytes of the scenario's model: its own bytes times the
   factor of its kind.

@@ -83,7 +83,7 @@ class P2POptions:
     start_timeout_s: float = _START_S
     lending: Lending | None = Lending()
     relay_flags: tuple[str, ...] = ()
-    data_port: int | None = None
+    data_port: int | None = 0
 
     @classmethod
     def on_this_machine(cls, *maddrs: str) -> P2POptions:

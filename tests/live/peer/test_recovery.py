@@ -34,6 +34,7 @@ def demo(checkpoints: Path, churn: str = "", *more: str) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads(result.stdout)
     assert summary["microbatches"]["lost"] == summary["microbatches"]["double_counted"] == 0
     assert summary["steps"] == STEPS
+    assert summary["bytes"]["direct"] > summary["bytes"]["activations"] // 2  # what is killed here had direct streams
     return summary
 
 
