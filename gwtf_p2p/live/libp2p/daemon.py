@@ -18,7 +18,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -263,7 +263,10 @@ async def replicated(control_path: str, options: P2POptions, process: KeptProces
     Raises OSError, TimeoutError or IncompleteReadError when it serves no more.
     """
     sockets = take_socket_dir(Path(control_path).parent)
-    p2p = await _daemon_class(sockets.path, options).replicate(Multiaddr(f"/unix{control_path}"))
+    with ExitStack() as on_failure:
+        on_failure.callback(sockets.remove)
+        p2p = await _daemon_class(sockets.path, options).replicate(Multiaddr(f"/unix{control_path}"))
+        on_failure.pop_all()
     p2p._client.control.persistent_conn_max_msg_size = DEFAULT_MAX_MSG_SIZE
     p2p._child = process
     return Daemon(p2p, sockets, options)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -174,12 +173,10 @@ def check_model(run: RunRecord) -> None:
     """Raises RunMismatch, naming field and versions, where this installation does not compute what the run's publisher did.
 
     A record without a fingerprint, or made by the same releases, that this peer cannot build is the record's fault: InputError.
-    Nothing else computes meanwhile.
     """
     try:
-        with one_thread():
-            check_run(run)
-            reason = mismatch(run.built_config, run.fingerprint)
+        check_run(run)
+        reason = mismatch(run.built_config, run.fingerprint)
     except InputError as error:
         own, there = versions(), run.fingerprint.versions
         if not there or there == own:
@@ -188,18 +185,6 @@ def check_model(run: RunRecord) -> None:
         raise RunMismatch(f"run {run.run_id}: {error} ({both})") from error
     if reason:
         raise RunMismatch(f"run {run.run_id}: {reason}")
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """For many small works of torch: threads that wait for one another spin, and on a busy machine that is most of what such
-    works take (2.06 seconds of CPU for 0.12, measured)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
