@@ -24,7 +24,7 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.routers.cheapest import CheapestWays
 from gwtf_p2p.protocol.routers.spare import SpareCapacity
 from gwtf_p2p.protocol.schedule.from_view import figures_of, swarm_of
-from gwtf_p2p.protocol.schedule.iteration_plan import TICK_S, Mended, published_flow, published_flows
+from gwtf_p2p.protocol.schedule.iteration_plan import MANY_PEERS, Mended, published_flow, published_flows, whole_ticks
 from gwtf_p2p.protocol.schedule.releases import Releases
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan, PipelineFigures, PlanRequest
@@ -127,6 +127,11 @@ class IterationRouter:
         """For this iteration, when peers have come or gone."""
         if self._plan is None or self._waits or (view is self._watched[0] and self._without == self._watched[1]):
             return None
+        coordinator = min(view.data_peers, default=self.me)
+        since_s = now - self._releases.began_at + (view.link(coordinator, self.me).latency_s if coordinator != self.me else 0.0)
+        ticks = whole_ticks(since_s, len(view.records))
+        if self._plan.is_revision and ticks <= self._plan.begun_ticks and len(view.records) >= MANY_PEERS:
+            return None
         self._watched = (view, self._without)
         if swarm_of(view, self._without) == self._plan.figures.swarm:
             return None
@@ -134,10 +139,8 @@ class IterationRouter:
         if figures is None:
             return None
         self._updates += 1
-        coordinator = min(view.data_peers)
-        since_s = now - self._releases.began_at + (view.link(coordinator, self.me).latency_s if coordinator != self.me else 0.0)
         self._revises = self._iteration
-        return PlanRequest(figures, self._seed, revises=self._plan, begun_ticks=int(since_s / TICK_S))
+        return PlanRequest(figures, self._seed, revises=self._plan, begun_ticks=ticks)
 
     def planned(self, plan: IterationPlan | None) -> None:
         """What was asked for."""

@@ -108,22 +108,30 @@ class ViewLinks(dict[int, Link]):
     def __init__(self, figures: PipelineFigures) -> None:
         super().__init__()
         self._figures = figures
-        self._measured = [{to: (latency_s, bandwidth) for to, latency_s, bandwidth in p.links} for p in figures.peers]
+        self._known: dict[int, dict[PeerId, tuple[float, float]]] = {}
+
+    def _measured(self, sender: int) -> dict[PeerId, tuple[float, float]]:
+        """One-way latency in seconds and bytes/s to whom it has measured."""
+        known = self._known.get(sender)
+        if known is None:
+            links = self._figures.peers[sender].links
+            known = self._known[sender] = {to: (latency_s, bandwidth) for to, latency_s, bandwidth in links}
+        return known
 
     def measured(self, senders: Sequence[int], receivers: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Index pairs that are measured in at least one direction."""
         peers = self._figures.peers
         row, column = ({peers[i].peer: n for n, i in enumerate(side)} for side in (senders, receivers))
         for n, i in enumerate(senders):
-            yield from ((n, column[to]) for to in self._measured[i] if to in column)
+            yield from ((n, column[to]) for to in self._measured(i) if to in column)
         for n, i in enumerate(receivers):
-            yield from ((row[to], n) for to in self._measured[i] if to in row)
+            yield from ((row[to], n) for to in self._measured(i) if to in row)
 
     def __missing__(self, number: int) -> Link:
         peers = self._figures.peers
         sender, receiver = divmod(number, len(peers))
         a, b = peers[sender], peers[receiver]
-        found = self._measured[sender].get(b.peer) or self._measured[receiver].get(a.peer)
+        found = self._measured(sender).get(b.peer) or self._measured(receiver).get(a.peer)
         if found is None:
             lines = [p.line_bytes_per_s for p in (a, b) if p.line_bytes_per_s > 0]
             found = ASSUMED_LATENCY_S, min(lines, default=ASSUMED_BANDWIDTH_BYTES_PER_S)

@@ -49,6 +49,19 @@ FULL_EFFORT_PEERS = 250
 TICK_S = 0.5
 """Peers that see a change at about the same time should revise for the same time."""
 
+OF_ONE_PROCESS = 128
+"""Revisions that are remembered. A peer needs its last one; in the simulator all data peers are in one process."""
+
+MANY_PEERS = 200
+"""A swarm of n peers has changes n times as often, and its plan takes longer: from here on it is revised for several at once,
+every `TICK_S` for each hundred peers. Until then what they were to do goes elsewhere by repair."""
+
+
+def whole_ticks(since_s: float, peers: int) -> int:
+    """The newest moment for which a plan is revised, when so much of the iteration is over."""
+    ticks, period = int(since_s / TICK_S), max(1, 2 * peers // MANY_PEERS)
+    return ticks - ticks % period
+
 
 def published_flows(view: NetworkView) -> tuple[Flow, ...]:
     """What the data peers have published, in the order of the plan that it is from. Texts that are none are left out."""
@@ -112,7 +125,7 @@ def make_plan(request: PlanRequest) -> IterationPlan | None:
     return plan_for(request.figures, request.published, request.seed)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=OF_ONE_PROCESS)
 def revise(figures: PipelineFigures, plan: IterationPlan, begun_ticks: int, seed: int) -> IterationPlan | None:
     """The plan of an iteration that has run for so many ticks when peers have come or gone: only what is still to come changes.
 
@@ -144,7 +157,7 @@ def _changed(figures: PipelineFigures, plan: IterationPlan, begun_ticks: int) ->
     return pipeline, paths, start.later(before, begun_ticks * TICK_S * MICROSECONDS).changed(pipeline, paths)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=OF_ONE_PROCESS)
 def underway(plan: IterationPlan) -> Underway | None:
     """Where everything was by forecast when a plan was revised; None for one that was not."""
     if plan.revises is None:

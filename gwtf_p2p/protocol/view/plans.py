@@ -26,6 +26,9 @@ TAG_DIGITS = 8
 """Of a stage peer's id in a published flow: ids are long, and a stage peer is only looked for in one stage."""
 
 
+HASHED_PEERS = 16
+
+
 @dataclass(frozen=True, slots=True)
 class PeerFigures:
     """Seconds of one microbatch: `before_s` is a forward or an embedding, `after_s` a backward or a finish."""
@@ -51,6 +54,11 @@ class PipelineFigures:
     gradient_bytes: int
     peers: tuple[PeerFigures, ...]
     end_bytes: int | None = None
+
+    def __hash__(self) -> int:
+        """Of some of the peers: to look at all measurements of all would take longer than to compare two that differ."""
+        some = self.peers[:: max(1, len(self.peers) // HASHED_PEERS)]
+        return hash((self.microbatch_bytes, len(self.peers), tuple((p.peer, p.before_s, p.line_bytes_per_s) for p in some)))
 
     @property
     def swarm(self) -> Swarm:
@@ -80,6 +88,10 @@ class IterationPlan:
     reason: str
     revises: IterationPlan | None = None
     begun_ticks: int = 0
+
+    def __hash__(self) -> int:
+        """Plans that differ, differ in how long they take."""
+        return hash((self.makespan_s, self.begun_ticks, len(self.flows)))
 
     @property
     def is_revision(self) -> bool:
