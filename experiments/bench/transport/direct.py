@@ -197,13 +197,14 @@ async def hops(planes: dict[str, Rpc], to: PeerId, rounds: int, *, beside: bool)
         while True:
             await rpc.push(to, {"kind": "average"}, large, DEADLINE_S)
 
-    for turn in range(rounds // HOPS_A_TURN + 1):
+    of_a_turn = HOPS_A_TURN if beside else 1  # alone they take turns hop by hop
+    for turn in range(rounds // of_a_turn + 1):
         for name, rpc in planes.items():
             busy = [asyncio.ensure_future(bulk(rpc)) for _ in range(2 if beside else 0)]
-            for at in range(HOPS_A_TURN + 2):
+            for at in range(of_a_turn + (2 if beside else 0)):
                 began_s = time.perf_counter()
                 await rpc.push(to, {"kind": "Backward"}, small, DEADLINE_S)
-                if turn and at > 1:
+                if turn and (at > 1 or not beside):
                     times[name].append(time.perf_counter() - began_s)
             for task in busy:
                 task.cancel()
