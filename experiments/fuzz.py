@@ -26,6 +26,7 @@ from gwtf_p2p.live.rpc.frames import FRAME_HEADER, Frame, FrameStream
 from gwtf_p2p.live.state.manifest import Manifest
 from gwtf_p2p.live.state.packing import PLANES_ZSTD, packed, unpacked
 from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.exchange.stated import decode_stated, unpack_marks
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, RunId, Stage
 from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.protocol.wire.contribution_record import decode_contributions
@@ -163,6 +164,8 @@ DECODERS: tuple[Callable[[bytes], object], ...] = (
     decode_stage,
     decode_run,
     decode_notice,
+    decode_stated,
+    unpack_marks,
     decode_contributions,
     read_owned,
     read_order,

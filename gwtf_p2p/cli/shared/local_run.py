@@ -42,7 +42,8 @@ class LocalRunConfig:
 
     `initial_peer`: a multiaddr of a swarm that is there, whose bootstrap peer is somebody else's; empty: one is started.
     `max_kept_bytes` 0: no limit; with `spill` what is above it goes to the disk. `drain_s`,
-    `upload_bytes_per_s` and `moves` as in `PeerConfig`; `cheats` by name, as its `cheat`.
+    `upload_bytes_per_s` and `moves` as in `PeerConfig`; `cheats` by name, as its `cheat`. `start_s`: how long a peer tries to
+    get in.
     """
 
     data_peers: int
@@ -60,6 +61,7 @@ class LocalRunConfig:
     event_logs: bool = False
     cheats: Mapping[str, str] = field(default_factory=dict)
     initial_peer: str = ""
+    start_s: float = START_DEADLINE_S
 
 
 class LocalRun:
@@ -184,7 +186,7 @@ class LocalRun:
             threads=1,
             checkpoints=CheckpointOptions(folder / name if folder is not None and config.own_folders else folder),
             stays=True,
-            join_timeout_s=START_DEADLINE_S,
+            join_timeout_s=config.start_s,
             public_name=name,
             memory=MemoryLimit(config.max_kept_bytes, self.folder / f"{name}.kept" if config.spill else None),
             drain_s=config.drain_s,

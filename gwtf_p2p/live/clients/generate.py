@@ -24,6 +24,7 @@ from gwtf_p2p.live.compute.forward_only import ForwardOnly, NotAnswered
 from gwtf_p2p.live.compute.memory_errors import memory_errors
 from gwtf_p2p.live.discovery.kept_runs import KeptRuns
 from gwtf_p2p.live.discovery.order_book import OrderBook
+from gwtf_p2p.live.exchange.exchanging import RecordExchange
 from gwtf_p2p.live.libp2p.daemon import until
 from gwtf_p2p.live.measure.join_times import JoinTimes
 from gwtf_p2p.live.nat.paths import Paths
@@ -31,7 +32,7 @@ from gwtf_p2p.live.peer.assembly import check_config, check_model
 from gwtf_p2p.live.peer.config import RECORD_PERIOD_S, NotServed, OnReport, PeerConfig
 from gwtf_p2p.live.peer.join import find_run, read_orders, refuse_unless_admitted
 from gwtf_p2p.live.peer.network import Network
-from gwtf_p2p.live.peer.record_keeper import NUMBERS_PER_S, ORDERS_PERIOD_S, VIEW_PERIOD_S, asking_record, read_view
+from gwtf_p2p.live.peer.record_keeper import NUMBERS_PER_S, asking_record, read_view
 from gwtf_p2p.live.peer.transport import connect_transport
 from gwtf_p2p.live.rpc.api import Header
 from gwtf_p2p.live.rpc.rpc import Rpc
@@ -39,6 +40,7 @@ from gwtf_p2p.live.state.transfer import Pace, StateDownload, StateUnavailable
 from gwtf_p2p.live.text.sampling import Sampler, Sampling
 from gwtf_p2p.live.text.through_stages import Swarm, ThroughStages
 from gwtf_p2p.protocol.errors import RemoteProtocolError
+from gwtf_p2p.protocol.exchange.pace import LOOK_S, ORDERS_S
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.view.data_weights import Position, positions_to_take
 from gwtf_p2p.protocol.view.network_view import NetworkView
@@ -107,6 +109,7 @@ class _Client:
         self.forward = ForwardOnly(rpc, compute)
         self.stages = ThroughStages(compute, self.forward, Swarm(lambda: self.view, tries=TRIES))
         self.download = StateDownload(rpc)
+        self._exchange = RecordExchange(rpc, network.identity, run.run_id)
         self.view: NetworkView | None = None
         self.tasks: list[asyncio.Future[None]] = []
         self._fetched_at = 0.0
@@ -128,7 +131,7 @@ class _Client:
         stack.callback(client.forward.stop)
         stack.push_async_callback(rpc.stop)
         await rpc.start(_NoPart())
-        for work in (client._keep_publishing(), client._keep_looking(), client._keep_obeying()):
+        for work in (client._keep_publishing(), client._keep_looking(), client._keep_obeying(), client._exchange.run()):
             client._spawn(work, stack)
         return client
 
@@ -201,6 +204,7 @@ class _Client:
         while True:
             sequence = int(time.time() * NUMBERS_PER_S)
             record = asking_record(self.network.daemon.peer_id, run, DATA_STAGE, sequence, reach)
+            self._exchange.publish(record)  # whom it asks is to know of it before a reading of the DHT
             await self.network.dht.publish_stage(record)
             await asyncio.sleep(RECORD_PERIOD_S)
 
@@ -209,13 +213,14 @@ class _Client:
         while True:
             self.view = orders.entry.visible(await read_view(self.network.dht, self.run))
             self.network.saw(self.view)
-            await asyncio.sleep(VIEW_PERIOD_S if self.view.data_peers else LOOK_AGAIN_S)
+            self._exchange.can_ask(list(self.view.records.values()))
+            await asyncio.sleep(LOOK_S if self.view.data_peers else LOOK_AGAIN_S)
 
     async def _keep_obeying(self) -> None:
         """Whom the owner bans is asked no more. Raises RunMismatch when that is this peer."""
         orders = self._orders
         while True:
-            await asyncio.sleep(ORDERS_PERIOD_S)
+            await asyncio.sleep(ORDERS_S)
             if orders.hear(await self.network.dht.read_orders(orders.terms)):
                 refuse_unless_admitted(orders, self.network.daemon.peer_id)
                 if self.view is not None:

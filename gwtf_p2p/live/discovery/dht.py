@@ -27,6 +27,7 @@ from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
 
 from gwtf_p2p.live.discovery.dht_validation import make_validator, peer_of_owner
+from gwtf_p2p.live.discovery.holders import Holders
 from gwtf_p2p.live.discovery.newest import NewestByOwner
 from gwtf_p2p.live.discovery.order_book import KnownOrders, SignedOrder
 from gwtf_p2p.live.discovery.run_trust import ANYBODY, NotSecret, TokenNeeded, Trusted, believed, foreign_runs
@@ -113,6 +114,7 @@ class Dht:
         self.record_bytes = 0
         self._node = node
         self._unbroken = Unbroken()
+        self._holders = Holders(node, REPLICAS, get_dht_time)
         self._owner = owner
         self._newest: NewestByOwner[PeerId, StageRecord] = NewestByOwner()
         self._orders, self._quota = KnownOrders(), RecordQuota()
@@ -263,8 +265,8 @@ class Dht:
             value = self.options.secret.seal(value, key, self.peer_id)
         self.record_bytes += len(value)
         expiry = get_dht_time() + (lifetime_s or LIFETIME_PERIODS * self.options.period_s)
-        stored = await self._unbroken(self._node.store(key, value, expiry, subkey=self._owner, beam_size=_STORE_BEAM))
-        if stored:
+        stored = await self._unbroken(self._holders.store(key, value, expiry, self._owner))
+        if stored or await self._unbroken(self._node.store(key, value, expiry, subkey=self._owner, beam_size=_STORE_BEAM)):
             return True
         # hivemind tells the answer of the last machine alone, and one that another has given this record meanwhile refuses it.
         entries = (await self._read([key]))[key]

@@ -14,14 +14,12 @@ from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.lives.handover import Handover
 from gwtf_p2p.live.measure.metrics import MetricsOptions
 from gwtf_p2p.live.state.options import CheckpointOptions
+from gwtf_p2p.protocol.exchange.pace import RECORD_PERIOD_S as RECORD_PERIOD_S
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.membership.permission import Wishes
 from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.config import ExecutorConfig
-
-RECORD_PERIOD_S = 10.0
-"""How often a peer publishes its record."""
 
 OnReport = Callable[[dict[str, Any]], None]
 """Hears what a peer reports: a `name` and its fields."""

@@ -1,10 +1,11 @@
 """Keeps this peer's record in the DHT fresh, and the peer's view of all others' records.
 
 A record goes out every period, and when the protocol asks for it: soon when others route, plan or join by what has changed in
-it (`publishing.news_of`); what only accounts for the peer (its figures, its links, a stage peer's version) waits for
-`ROUTINE_S`. Reading is quicker while a swarm assembles or this peer joins than later, and when a peer that has come back says
-that it serves, which its record is to show before anybody plans with it. This peer's own record enters its view
-as it is published, without another reading.
+it (`exchange.news_of`); what only accounts for the peer (its figures, its links, a stage peer's version) waits for a few
+seconds. The others' records come by the exchange (`live/exchange`), news at once. The DHT is read besides: all of it, and
+often, while nothing is exchanged, as before this peer is known, and soon when a peer that has come back says that it serves,
+which its record is to show before anybody plans with it; then one stage after the other, rarely. This peer's own record enters
+its view as it is published, without another reading.
 """
 
 from __future__ import annotations
@@ -13,21 +14,22 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from gwtf_p2p.live.discovery.dht import Records
-from gwtf_p2p.live.discovery.order_book import OrderBook
+from gwtf_p2p.live.discovery.order_book import OrderBook, SignedOrder
 from gwtf_p2p.live.discovery.signing import OwnedRun
+from gwtf_p2p.live.exchange.exchanging import RecordExchange
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.measure.run_progress import Progress
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.peer.assembly import Place
-from gwtf_p2p.live.peer.config import RECORD_PERIOD_S
 from gwtf_p2p.protocol.core.failure_detector import Liveness
+from gwtf_p2p.protocol.exchange.news import news_of
+from gwtf_p2p.protocol.exchange.pace import LIFETIME_PERIODS, LOOK_S, RECORD_PERIOD_S, fallback_s, mixed_s, orders_s, routine_s
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
-from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, news_of, stage_record
+from gwtf_p2p.protocol.peer.own_record import OwnMeasurements, stage_record
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.trust.state_access import LEAST_PERIOD_S
 from gwtf_p2p.protocol.view.contributions import Contributions
@@ -40,15 +42,12 @@ from gwtf_p2p.version import VERSION
 
 logger = logging.getLogger(__name__)
 
-VIEW_PERIOD_S = 2.0
-ORDERS_PERIOD_S = 5.0
 ASSEMBLING_PERIOD_S = 0.5
 EXPECTING_PERIOD_S, EXPECTED_FOR_S = 0.3, 3.0
 """How often records are read when a peer has said that it serves and its record does not say so yet, and for how long."""
 
 MOST_EXPECTED = 256
 PUBLISH_SOON_S = 0.2
-ROUTINE_S = 5.0
 NUMBERS_PER_S = 10
 
 NOBODY_KEEPS_IT = "no peer of the DHT keeps this peer's record"
@@ -93,12 +92,18 @@ class KeptAlive:
 
 
 class RecordKeeper:
-    """Of one peer. `keep_publishing`, `keep_looking` and `keep_obeying` run until cancelled."""
+    """Of one peer. `keep_publishing`, `keep_looking` and `keep_obeying` run until cancelled, and so does `exchange`."""
 
     def __init__(
-        self, dht: Records, kept_alive: KeptAlive, place: Place, probes: LinkProbes, reachability: Reachability | None = None
+        self,
+        sources: tuple[Records, RecordExchange],
+        kept_alive: KeptAlive,
+        place: Place,
+        probes: LinkProbes,
+        reachability: Reachability | None = None,
     ) -> None:
-        self._dht, self._kept_alive, self._place, self._probes = dht, kept_alive, place, probes
+        self._dht, self.exchange = sources
+        self._kept_alive, self._place, self._probes = kept_alive, place, probes
         self._run, self.orders = kept_alive.run.record, kept_alive.orders
         self._reachability = reachability
         self.progress = Progress()
@@ -109,6 +114,9 @@ class RecordKeeper:
         self._expected: dict[PeerId, float] = {}
         self.on_read: Callable[[float], None] = lambda began_at: None
         self._own: StageRecord | None = None
+        self._from_dht = _FromDht()
+        self._peers = 0
+        self.exchange.on_news = self._changed.set
         # Newer than what this peer published before it started again, or in another stage; it publishes less often than that.
         self._sequence = int(time.time() * NUMBERS_PER_S)
         self.resent_bytes: Callable[[], int] = lambda: 0
@@ -155,6 +163,7 @@ class RecordKeeper:
             await self._until_due(machine)
             self._sequence += 1
             self._own = stage_record(machine, self._own_measurements(), self._sequence)
+            self.exchange.publish(self._own)
             self._changed.set()  # a router plans on this peer's own record too: it must not lag behind
             if not await self._dht.publish_stage(self._own):
                 logger.warning("%s; it is published again in a moment", NOBODY_KEEPS_IT)
@@ -167,7 +176,8 @@ class RecordKeeper:
                 for order in self.orders.newest:
                     await self._dht.publish_order(order)
             contributions, since_s = self.contributions(), clock() - told[0]
-            if contributions and (since_s >= RECORD_PERIOD_S or (since_s >= ROUTINE_S and contributions is not told[1])):
+            due_s = RECORD_PERIOD_S if contributions is told[1] else min(RECORD_PERIOD_S, routine_s(self._peers))
+            if contributions and since_s >= due_s:
                 told = clock(), contributions
                 position = self._own.epoch, machine.participant.weights
                 me, run_id = machine.ctx.me, self._run.run_id
@@ -175,11 +185,18 @@ class RecordKeeper:
 
     async def keep_obeying(self, on_orders: Callable[[tuple[Order, ...]], object]) -> None:
         """Read the orders of the run's owner and admins again and again; on news, `on_orders` hears all that count."""
-        while True:
-            if self.orders.hear(await self._dht.read_orders(self.orders.terms)):
+
+        def hear(orders: Sequence[SignedOrder]) -> None:
+            if self.orders.hear(orders):
+                self.exchange.order(self.orders.newest)
                 on_orders(tuple(signed.order for signed in self.orders.newest))
                 self.publish_soon()
-            await asyncio.sleep(ORDERS_PERIOD_S)
+
+        self.exchange.order(self.orders.newest)
+        self.exchange.on_orders = hear
+        while True:
+            hear(await self._dht.read_orders(self.orders.terms))
+            await asyncio.sleep(orders_s(self._peers, exchanges=not self.exchange.is_alone()))
 
     async def _until_due(self, machine: StagePeer | DataPeer) -> None:
         """Return when the record is to go out (again)."""
@@ -193,7 +210,7 @@ class RecordKeeper:
                 return
             self._due.clear()
             now = stage_record(machine, self._own_measurements(), self._sequence)
-            pause_s = min(pause_s, PUBLISH_SOON_S if news_of(now) != news_of(self._own) else ROUTINE_S)
+            pause_s = min(pause_s, PUBLISH_SOON_S if news_of(now) != news_of(self._own) else routine_s(self._peers))
 
     def _own_measurements(self) -> OwnMeasurements:
         here = OwnMeasurements(
@@ -209,6 +226,7 @@ class RecordKeeper:
             progress=self.progress.figures(),
             route_seconds=self.progress.route_seconds(),
             public_name=self.public_name,
+            exchanges=True,
         )
         reach = self._reachability
         if reach is None:
@@ -218,28 +236,93 @@ class RecordKeeper:
     async def keep_looking(self, machine: StagePeer | DataPeer, on_change: Callable[[NetworkView], object]) -> None:
         clock = asyncio.get_running_loop().time
         while True:
-            began_at, self._is_wanted = clock(), False
-            others = await _read(self._dht, self._run)
-            assembling = not machine.membership.serves or (isinstance(machine, DataPeer) and not machine.begun)
-            until = clock() + (ASSEMBLING_PERIOD_S if assembling else VIEW_PERIOD_S)
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(until) as limit:
-                    while True:
-                        self._changed.clear()
-                        self._see(others, machine.ctx.view, on_change)
-                        self.on_read(began_at)
-                        if self._is_expecting(others, machine.ctx.liveness):
-                            limit.reschedule(min(until, began_at + EXPECTING_PERIOD_S))
-                        elif self._is_wanted:
-                            limit.reschedule(min(until, began_at + LEAST_PERIOD_S))
+            began_at, reads_all = clock(), self._is_wanted or self.exchange.is_alone() or not self._from_dht.is_whole(self._run)
+            self._is_wanted = False
+            await self._read_dht(reads_all=reads_all)
+            until = clock() + self._pause_s(machine)
+            while (now := clock()) < until:
+                self._changed.clear()
+                self._see(machine.ctx.view, on_change)
+                if reads_all:
+                    self.on_read(began_at)
+                expecting = self._is_expecting(self._known(), machine.ctx.liveness)
+                if self._is_wanted and not expecting:
+                    until = min(until, began_at + LEAST_PERIOD_S)
+                try:
+                    async with asyncio.timeout(max(0.0, min(until - now, EXPECTING_PERIOD_S if expecting else LOOK_S))):
                         await self._changed.wait()
+                except TimeoutError:
+                    self._is_wanted |= expecting
+                    if expecting:
+                        break
 
-    def _see(
-        self, others: Sequence[StageRecord], former: NetworkView | None, on_change: Callable[[NetworkView], object]
-    ) -> None:
-        """This peer's own record comes from itself, since the DHT may not have it yet."""
-        run, own = self._run, self._own
-        seen = [*others, *([own] if own else [])]
+    async def _read_dht(self, *, reads_all: bool) -> None:
+        """The records of all stages, or of the next one."""
+        stages = [Stage(number) for number in range(self._run.stages + 1)]
+        chosen = stages if reads_all else [self._from_dht.oldest(stages)]
+        read = await self._dht.read_stages(self._run.run_id, chosen)
+        self._from_dht.note(chosen, read, asyncio.get_running_loop().time())
+
+    def _pause_s(self, machine: StagePeer | DataPeer) -> float:
+        """Until the DHT is read again."""
+        assembling = not machine.membership.serves or (isinstance(machine, DataPeer) and not machine.begun)
+        if self.exchange.is_alone():
+            return ASSEMBLING_PERIOD_S if assembling else LOOK_S
+        if any(not r.exchanges and r.state is not PeerState.ASKING for r in self._from_dht.records):
+            return mixed_s(self._peers)
+        return fallback_s(self._from_dht.last_read)
+
+    def _known(self) -> list[StageRecord]:
+        """The others' records of this very model; of some peers there are two, the newer one last."""
+        alone, now = self.exchange.is_alone(), asyncio.get_running_loop().time()
+        known = [*self._from_dht.living(now, alone=alone), *self.exchange.records()]
+        return sorted((r for r in known if r.model_hash == self._run.model_hash), key=lambda r: r.sequence_number)
+
+    def _see(self, former: NetworkView | None, on_change: Callable[[NetworkView], object]) -> None:
+        """This peer's own record comes from itself, since the others may not have it yet."""
+        run, own, seen = self._run, self._own, self._known()
+        self.exchange.can_ask(seen)
+        seen += [own] if own else []
         view = NetworkView.of(seen, run.stages, run.activation_bytes, former, run.gradient_bytes, run.end_bytes)
+        self._peers = len(view.records)
         if view != former:
             on_change(view)
+
+
+class _FromDht:
+    """Records as the DHT had them, by stage. They are believed for a lifetime after they were first seen: who lives tells of
+    itself by the exchange, and the DHT is read too rarely to see that somebody does not."""
+
+    def __init__(self) -> None:
+        self._read: dict[Stage, tuple[float, Sequence[StageRecord]]] = {}
+        self._seen: dict[PeerId, tuple[int, float]] = {}
+        self.last_read = 0
+
+    @property
+    def records(self) -> list[StageRecord]:
+        return [record for _, records in self._read.values() for record in records]
+
+    def is_whole(self, run: RunRecord) -> bool:
+        """Every stage has been read."""
+        return len(self._read) > run.stages
+
+    def oldest(self, stages: Sequence[Stage]) -> Stage:
+        """The stage that was read longest ago."""
+        return min(stages, key=lambda stage: (self._read.get(stage, (-1.0, ()))[0], stage))
+
+    def note(self, stages: Sequence[Stage], read: Sequence[StageRecord], now: float) -> None:
+        self.last_read = len(read)
+        for stage in stages:
+            self._read[stage] = now, [record for record in read if record.stage == stage]
+        seen = {}
+        for record in self.records:
+            number, at = self._seen.get(record.peer, (-1, now))
+            seen[record.peer] = (number, at) if number >= record.sequence_number else (record.sequence_number, now)
+        self._seen = seen
+
+    def living(self, now: float, *, alone: bool) -> list[StageRecord]:
+        """`alone`: all that the DHT had, since it is read often then."""
+        read_s = mixed_s(len(self.records))
+        lifetime_s = LIFETIME_PERIODS * RECORD_PERIOD_S
+        lasts = {False: max(lifetime_s, LIFETIME_PERIODS * read_s), True: lifetime_s}
+        return [r for r in self.records if alone or now - self._seen[r.peer][1] < lasts[r.exchanges]]

@@ -205,6 +205,7 @@ class RunningPeer:
                 self.records.keep_publishing(machine),
                 self.records.keep_looking(machine, self._view_changed),
                 self.records.keep_obeying(self._obey),
+                self.records.exchange.run(),
                 self.replication.run(lambda: machine.ctx.view, lambda: machine.membership.serves),
                 self.parts.prober.run(),
                 self.parts.link_probe.run(),

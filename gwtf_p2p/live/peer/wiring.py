@@ -9,6 +9,7 @@ from gwtf_p2p.live.compute.all_reduce import Averager
 from gwtf_p2p.live.compute.audit_work import AuditWork
 from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.compute.forward_only import ForwardOnly
+from gwtf_p2p.live.exchange.exchanging import RecordExchange
 from gwtf_p2p.live.libp2p.audit_signing import signer
 from gwtf_p2p.live.libp2p.signing import Signing
 from gwtf_p2p.live.measure.idle_probe import IdleProber
@@ -64,7 +65,8 @@ def connect_parts(prepared: Prepared, run: RunRecord, transport: Transport, on_r
     prober = IdleProber(rpc, probes, place.stage)
     assert network.run is not None and network.orders is not None, "a peer connects its parts when it has found its run"
     kept_alive = KeptAlive(network.run, network.orders)
-    records = RecordKeeper(transport.dht, kept_alive, place, probes, network.reachability)
+    exchange = RecordExchange(rpc, network.identity, run.run_id)
+    records = RecordKeeper((transport.dht, exchange), kept_alive, place, probes, network.reachability)
     signing = Signing(network.identity, run.run_id)
     records.signing_key = signing.key
     donor.on_unseen = records.look_soon

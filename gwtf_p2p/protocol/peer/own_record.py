@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.events import Work
-from gwtf_p2p.protocol.ids import DATA_STAGE, RunId
+from gwtf_p2p.protocol.ids import RunId
 from gwtf_p2p.protocol.negotiation.offers import Advert
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
@@ -26,7 +26,8 @@ MOST_TOLD = 64
 @dataclass(frozen=True, slots=True)
 class OwnMeasurements:
     """What the machine does not know of itself: its run, its links and its line (bandwidths in bytes/s), what it has sent
-    twice, which of its checkpoints are copied, the release that is installed, and what its user calls it."""
+    twice, which of its checkpoints are copied, the release that is installed, what its user calls it, and whether it exchanges
+    records with others."""
 
     run_id: RunId
     model_hash: str = ""
@@ -44,14 +45,7 @@ class OwnMeasurements:
     progress: Mapping[str, float] = field(default_factory=dict)
     route_seconds: Mapping[str, float] = field(default_factory=dict)
     public_name: str = ""
-
-
-def news_of(record: StageRecord) -> tuple[object, ...]:
-    """What of a record others route, plan or join by, and therefore act on at once."""
-    version = record.weights_version if record.stage == DATA_STAGE else 0  # who has missed a commit learns it from a data peer
-    place = record.stage, record.state, record.capacity, record.epoch, version, record.memory_limit_bytes, record.completion
-    way = record.path, record.maddrs, record.circuit_bytes, record.circuit_s
-    return *place, *way, record.flows_iteration, record.flows, record.cost_to_sink_us, record.takeover_us
+    exchanges: bool = False
 
 
 def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequence_number: int) -> StageRecord:
@@ -64,7 +58,6 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         capacity, occupancy = machine.capacity, machine.occupancy
         works = (Work.FORWARD, Work.BACKWARD)
     forward, backward = (_timing(machine, work) for work in works)
-    held: dict[str, int] = dict(Counter(microbatch.data_peer for microbatch in ctx.held))
     flows_iteration, flows = ctx.planner.flows if ctx.planner is not None else (-1, ())
     links = sorted(around.links, key=lambda link: (link.round_trip_s, link.to))[:TOP_LINKS]
     advert = ctx.talker.advert if ctx.talker is not None else Advert({}, {})
@@ -90,7 +83,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         memory_limit_bytes=ctx.memory_limit_bytes,
         recomputes=isinstance(machine, StagePeer) and machine.recomputes,
         moves_to=machine.moves_to[:MOST_TOLD] if isinstance(machine, StagePeer) else (),
-        flows_held=held,
+        flows_held=dict(Counter(microbatch.data_peer for microbatch in ctx.held)),
         flows=flows,
         flows_iteration=flows_iteration,
         spare_flows=max(0, capacity - occupancy),
@@ -107,6 +100,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         progress=around.progress,
         route_seconds=around.route_seconds,
         public_name=around.public_name,
+        exchanges=around.exchanges,
         sequence_number=sequence_number,
     )
 

@@ -263,7 +263,8 @@ class StageRecord:
     others know what it signs (`certificates`). `progress` (microbatches, loss, iteration_s) and `route_seconds` are measured
     figures of the run for observers; nobody plans on them. `public_name` is what the peer's user wants to be called, which
     proves nothing.
-    `precision` is what it computes in, by which its work is judged (`audit`).
+    `precision` is what it computes in, by which its work is judged (`audit`). `exchanges`: it answers those that exchange
+    records with it (`protocol/exchange`).
     """
 
     peer: Peer
@@ -304,6 +305,7 @@ class StageRecord:
     progress: Figures = field(default_factory=dict)
     route_seconds: Figures = field(default_factory=dict)
     public_name: PublicName = ""
+    exchanges: bool = False
     sequence_number: Count = 0
     schema_version: int = SCHEMA_VERSION
     wire_version: int = WIRE_VERSION

@@ -12,6 +12,7 @@ import pytest
 from examples.toy_router import FastestRouter
 from experiments.support.live_swarm import SmallRun
 from gwtf_p2p.live.discovery.dht import Records
+from gwtf_p2p.live.exchange.exchanging import RecordExchange
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.peer import record_keeper
 from gwtf_p2p.live.peer.assembly import Place
@@ -40,6 +41,16 @@ class Published:
         return [StageRecord(OTHER, run_id, Stage(1), self.state, capacity=1, model_hash=RUN.model_hash)]
 
 
+class NoPlane:
+    """A data plane on which nobody is: nothing is exchanged."""
+
+    peer_id = ME
+
+    @staticmethod
+    def add_service(kind: str, service: object) -> None:
+        """Nobody asks for it."""
+
+
 class Kept:
     """Of the run: what a keeper needs to read."""
 
@@ -58,10 +69,11 @@ def serving() -> StagePeer:
 @pytest.mark.parametrize("comes_back", [True, False])
 async def test_who_says_that_it_serves_has_its_record_read_soon(comes_back: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise they are read once in an hour, here."""
-    monkeypatch.setattr(record_keeper, "VIEW_PERIOD_S", 3600.0)
+    monkeypatch.setattr(record_keeper, "LOOK_S", 3600.0)
     dht, views = Published(PeerState.SYNCING), asyncio.Queue[NetworkView]()
     kept_alive = KeptAlive(cast(Any, Kept), cast(Any, None))
-    keeper = RecordKeeper(cast(Records, dht), kept_alive, Place(Stage(1)), LinkProbes(lambda: 0.0))
+    exchange = RecordExchange(cast(Any, NoPlane), cast(Any, None), RUN.run_id)
+    keeper = RecordKeeper((cast(Records, dht), exchange), kept_alive, Place(Stage(1)), LinkProbes(lambda: 0.0))
     machine = serving()
 
     def changed(view: NetworkView) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from gwtf_p2p.protocol.exchange.news import news_of
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage
-from gwtf_p2p.protocol.peer.own_record import news_of
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 
 STAGE_PEER = StageRecord(PeerId("stage"), RunId("run"), Stage(1), PeerState.ONLINE, 2)

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import msgpack
 
+from gwtf_p2p.protocol.exchange.stated import Stated, decode_stated
 from gwtf_p2p.protocol.ids import PeerId, RunId
 from gwtf_p2p.protocol.wire.codec import to_plain
 from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord, decode_contributions
@@ -47,13 +48,14 @@ from gwtf_p2p.protocol.wire.signed import Order, RunNotice, Signed, decode_notic
 
 FILE = Path(__file__).with_name("golden_bytes.txt")
 MESSAGES: tuple[type[Any], ...] = (*get_args(TensorMessage), *get_args(ControlMessage))
-RECORDS: tuple[type[Any], ...] = (RunRecord, StageRecord, RunNotice, ContributionRecord, Signed, Order)
+RECORDS: tuple[type[Any], ...] = (RunRecord, StageRecord, RunNotice, ContributionRecord, Signed, Order, Stated)
 DECODERS: dict[str, Any] = {
     "RunRecord": decode_run,
     "StageRecord": decode_stage,
     "RunNotice": decode_notice,
     "ContributionRecord": decode_contributions,
     "Signed": decode_signed,
+    "Stated": decode_stated,
     "Order": lambda data: decode_order(data, sample(Order).issuer),
 }
 VERSION = "WIRE_VERSION"
@@ -103,12 +105,13 @@ _RUN = RunRecord(
     sequence_number=11,
     schema_version=SCHEMA_VERSION,
 )
-"""Its fields must fit together, so this one is not made of its annotations."""
+_STATED = Stated(b"record", 1.5, 2.5, b"an anchor's hash")
+"""The fields of these must fit together, so they are not made of their annotations."""
 
 
 def sample(kind: Any) -> Any:
     """One object of this type, every field filled with a value of its own; equal at every call."""
-    return _RUN if kind is RunRecord else _fill(kind, "it", count(1))
+    return {RunRecord: _RUN, Stated: _STATED}.get(kind) or _fill(kind, "it", count(1))
 
 
 def _fill(kind: Any, name: str, numbers: count[int]) -> Any:
