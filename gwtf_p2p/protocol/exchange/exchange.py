@@ -81,7 +81,8 @@ class Exchange:
     def due(self, now: float) -> list[PeerId]:
         """Whom to ask now (`ask`, and then `heard` or `failed`)."""
         self.partners.draw(now)
-        due = [peer for peer in self._to_tell(now) if self._can_be_told(peer, now)]
+        others = ((peer, self._other(peer)) for peer in self._to_tell(now))
+        due = [peer for peer, other in others if not other.under_way and now - other.asked_at >= AGAIN_S]
         free = [peer for peer in self.partners.chosen if not self._other(peer).under_way]
         if now >= self._round_at and free:
             self._round_at = now + round_s(len(self.table)) * self._rng.uniform(0.8, 1.2)
@@ -97,10 +98,6 @@ class Exchange:
         if any(not self._other(peer).under_way for peer in self._to_tell(now)):
             waits.append(AGAIN_S)
         return now + min(waits)
-
-    def _can_be_told(self, peer: PeerId, now: float) -> bool:
-        other = self._other(peer)
-        return not other.under_way and now - other.asked_at >= AGAIN_S
 
     def _to_tell(self, now: float) -> list[PeerId]:
         """Who has not been told some news that this peer has, or, if it plans, this peer's own statement."""
