@@ -60,6 +60,10 @@ class Held:
     def mark(self) -> Mark:
         return Mark(short(self.statement.record.peer), self.sequence_number, self.index, self.sign)
 
+    def goes_on(self, mark: Mark, giver: PeerId, position: int) -> None:
+        """By a newer sign of life."""
+        self.index, self.sign, self.giver, self.position = mark.index, mark.sign, giver, position
+
     @property
     def record(self) -> StageRecord:
         """As its owner has published it last."""
@@ -138,7 +142,7 @@ class RecordTable:
         if stated.expires_at + mark.index * stated.step_s > now + MOST_LIFETIME_S:
             return False
         self.position += 1
-        held.index, held.sign, held.position, held.giver = mark.index, mark.sign, self.position, giver
+        held.goes_on(mark, giver, self.position)
         self._held.move_to_end(mark.owner)
         return True
 

@@ -9,7 +9,7 @@ import pytest
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.exchange.alive import sign_of_life
 from gwtf_p2p.protocol.exchange.stated import MOST_MARKS, short
-from gwtf_p2p.protocol.exchange.table import MOST_LIFETIME_S, MOST_OWNERS, URGENT_AGAIN_S, RecordTable
+from gwtf_p2p.protocol.exchange.table import MOST_LIFETIME_S, URGENT_AGAIN_S, RecordTable
 from tests.protocol.exchange.making import NOW, SECRET, life, peer, record, statement
 
 GIVER, OTHER = peer(90), peer(91)
@@ -85,12 +85,14 @@ def test_what_is_too_much_for_one_answer_comes_in_the_next() -> None:
     assert [mark.owner for mark in told] == [short(peer(number)) for number in range(7)]
 
 
-def test_a_flood_of_owners_leaves_those_that_were_there() -> None:
+def test_a_flood_of_owners_leaves_those_that_were_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 20
+    monkeypatch.setattr("gwtf_p2p.protocol.exchange.table.MOST_OWNERS", most)
     table = RecordTable()
     table.take(statement(record(1)), GIVER, NOW)
-    for number in range(2, MOST_OWNERS + 10):
+    for number in range(2, most + 10):
         table.take(statement(record(number)), OTHER, NOW)
-    assert len(table) == MOST_OWNERS
+    assert len(table) == most
     assert table.take(statement(record(1, 2)), GIVER, NOW)
 
 
