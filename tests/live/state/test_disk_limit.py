@@ -125,6 +125,6 @@ async def test_a_full_disk_fetches_nothing_keeps_nothing_half_and_goes_on_when_i
     ballast.unlink()
     now += MOST_DISK_RETRY_S
     await replication.look(view, serves=True)
-    assert own.kept_of(Stage(2)) == (10,) and serves.bytes_served > STATE_BYTES
+    assert own.kept_of(Stage(2)) == (10,) and serves.bytes_served > 0, "packed, zeros take next to nothing"
     assert await saved(own, 20) == ""
     assert own.kept_of(Stage(1)) == (20,)
