@@ -23,6 +23,10 @@ MOST_TOLD = 64
 """Stages in one record that its peer may change to: of those that fit into its memory, the first ones."""
 
 
+GUESS_STANDS_S = 15.0
+"""Seconds online without any work, for which compute times that were timed at the start are told."""
+
+
 @dataclass(frozen=True, slots=True)
 class OwnMeasurements:
     """What the machine does not know of itself: its run, its links and its line (bandwidths in bytes/s), what it has sent
@@ -121,6 +125,11 @@ def _account(machine: StagePeer | DataPeer, around: OwnMeasurements) -> Account 
 
 
 def _timing(machine: StagePeer | DataPeer, work: Work) -> Timing | None:
-    key = ("compute", work.value)
+    """What a start has timed is told for a while: if that was too slow nobody gives this peer work, and it would stand for
+    good. Without a figure it is taken for one of its stage's."""
+    key, count = ("compute", work.value), machine.ctx.timings.count(("compute", work.value))
+    online_at = machine.membership.online_at
+    if count == 0 and online_at is not None and machine.ctx.now - online_at > GUESS_STANDS_S:
+        return None
     median = machine.ctx.timings.steady_s(key)
-    return None if median is None else Timing(median, machine.ctx.timings.count(key), 0.0)
+    return None if median is None else Timing(median, count, 0.0)
