@@ -1,38 +1,29 @@
-"""What a peer's record says of its device."""
+"""What of a record is news, on which others act at once, and what may wait for the next routine record."""
 
 from __future__ import annotations
 
-from gwtf_p2p.protocol.events import Work
-from gwtf_p2p.protocol.ids import RunId
-from gwtf_p2p.protocol.peer.own_record import GUESS_STANDS_S, OwnMeasurements, stage_record
-from gwtf_p2p.protocol.wire.records import StageRecord
-from tests.protocol.peers import A, B, D, Driven, in_step, record
+from dataclasses import replace
+
+import pytest
+
+from gwtf_p2p.protocol.exchange.news import news_of
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, RunId, Stage
+from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
+
+STAGE_PEER = StageRecord(PeerId("stage"), RunId("run"), Stage(1), PeerState.ONLINE, 2)
 
 
-def told(driven: Driven) -> StageRecord:
-    return stage_record(driven.machine, OwnMeasurements(RunId("r")), 1)
+@pytest.mark.parametrize("change", [{"sequence_number": 2}, {"weights_version": 7}, {"occupancy": 1}, {"kept_bytes": 8}])
+def test_figures_of_a_stage_peer_are_routine(change: dict[str, object]) -> None:
+    assert news_of(replace(STAGE_PEER, **change)) == news_of(STAGE_PEER)
 
 
-def later(driven: Driven, seconds: float) -> None:
-    driven.now += seconds
-    driven.sees([record(D), record(A), record(B)])
+@pytest.mark.parametrize("change", [{"state": PeerState.DRAINING}, {"stage": Stage(2)}, {"capacity": 3}, {"flows": ("0:a",)}])
+def test_what_others_plan_with_is_news(change: dict[str, object]) -> None:
+    assert news_of(replace(STAGE_PEER, **change)) != news_of(STAGE_PEER)
 
 
-def test_a_time_that_its_start_has_measured_is_not_told_for_good() -> None:
-    """Measured in a crowd it is ten times too long: nobody gave such a peer any work, and so it was never measured again."""
-    driven = in_step()
-    driven.machine.measured({Work.FORWARD: 9.0, Work.BACKWARD: 9.0})
-    later(driven, GUESS_STANDS_S / 2)
-    assert told(driven).forward_s == 9.0 and told(driven).backward_s == 9.0
-    later(driven, GUESS_STANDS_S)
-    assert told(driven).forward is None and told(driven).backward is None
-    driven.machine.ctx.timings.observe(("compute", Work.FORWARD.value), 0.5)
-    later(driven, 1.0)
-    assert told(driven).forward_s == 0.5 and told(driven).backward is None
-
-
-def test_what_was_measured_at_work_stays() -> None:
-    driven = in_step()
-    driven.machine.ctx.timings.observe(("compute", Work.FORWARD.value), 0.5)
-    later(driven, 100 * GUESS_STANDS_S)
-    assert told(driven).forward_s == 0.5
+def test_a_step_of_a_data_peer_is_news() -> None:
+    """Who has missed the commit learns of it so."""
+    data_peer = replace(STAGE_PEER, stage=DATA_STAGE)
+    assert news_of(replace(data_peer, weights_version=7)) != news_of(data_peer)
