@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from contextlib import suppress
 
 import pytest
 
@@ -129,7 +130,10 @@ async def test_another_port_is_found(start_direct: StartDirect, monkeypatch: pyt
     assert listener is not None and listener._accept is not None
     await listener.stop()
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", old))
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of before may not be quite over
+        with suppress(OSError):  # then somebody else has it
+            taken.bind(("127.0.0.1", old))
+            taken.listen()
         listener.start(listener._accept)
         assert b.direct.port != old
         await a.opened(b)
