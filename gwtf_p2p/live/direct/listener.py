@@ -43,6 +43,7 @@ class Listener:
     def __init__(self, hosts: Sequence[str], port: int, guests: Guests, may_come: Callable[[PeerId], bool]) -> None:
         self._hosts, self._asked_port, self._guests, self._may_come = tuple(hosts), port, guests, may_come
         self._sockets: list[socket.socket] = []
+        self._unmet: set[socket.socket] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._unknown: Counter[str] = Counter()
         self._accept: Accept | None = None
@@ -65,15 +66,16 @@ class Listener:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for listening in self._sockets:
-            listening.close()
+        for unused in (*self._sockets, *self._unmet):  # a task that was cancelled before its first step has closed nothing
+            unused.close()
+        self._unmet.clear()
         self._sockets = []
 
     async def _accept_all(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, address = await loop.sock_accept(listening)
+                connection, address = await _accepted(loop, listening)
             except OSError as error:  # no descriptors left, or it ended before it was taken
                 logger.info("a connection to the data port was not taken: %s", error)
                 await asyncio.sleep(_AGAIN_S)
@@ -84,6 +86,7 @@ class Listener:
                 connection.close()
             else:
                 self._unknown[host] += 1
+                self._unmet.add(connection)
                 self._spawn(self._meet(connection, host))
 
     async def _meet(self, connection: socket.socket, host: str) -> None:
@@ -94,6 +97,7 @@ class Listener:
         except (TimeoutError, OSError, RemoteProtocolError):
             self.refused += 1
         finally:
+            self._unmet.discard(connection)
             self._unknown[host] -= 1
             if not self._unknown[host]:
                 del self._unknown[host]
@@ -159,6 +163,21 @@ def showed(transport: asyncio.BaseTransport, certificate: bytes) -> bool:
     """Whether the other end of a TLS connection has the key of just this certificate."""
     shown: bytes | None = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
     return shown == certificate
+
+
+async def _accepted(loop: asyncio.AbstractEventLoop, listening: socket.socket) -> tuple[socket.socket, tuple[str, int]]:
+    """The next connection. One that comes just when this is cancelled is closed, not lost."""
+    accepting = asyncio.ensure_future(loop.sock_accept(listening))
+    try:
+        await asyncio.wait({accepting})
+    except asyncio.CancelledError:
+        await asyncio.sleep(0)
+        if not accepting.done():
+            accepting.cancel()
+        elif accepting.exception() is None:
+            accepting.result()[0].close()
+        raise
+    return accepting.result()
 
 
 async def _read_exactly(loop: asyncio.AbstractEventLoop, connection: socket.socket, count: int) -> bytes:
