@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import blake2b
 from random import Random
-from typing import Any
 
 from hivemind.utils.timed_storage import get_dht_time
 
@@ -39,6 +38,9 @@ MOST_AT_ONCE = 16
 
 SECRET_BYTES = 16
 
+Answered = Callable[[Header, float], object]
+"""Handles an answer, which came at this DHT time. Raises RemoteProtocolError."""
+
 
 class RecordExchange:
     """Of one peer in one run. `run` exchanges until cancelled; `on_news` hears that some record has changed in what others act
@@ -54,7 +56,6 @@ class RecordExchange:
         self._told_news = 0
         self.on_news: Callable[[], None] = lambda: None
         self.on_orders: Callable[[list[SignedOrder]], None] = lambda orders: None
-        self.dropped: Counter[str] = Counter()
         rpc.add_service(ASK, self)
         rpc.add_service(FETCH, self)
 
@@ -108,18 +109,18 @@ class RecordExchange:
                 self._wake.clear()
                 now = get_dht_time()
                 for peer in machine.due(now):
-                    self._start(calls, self._ask(peer, machine.ask(peer, now)))
+                    self._start(calls, peer, machine.ask(peer, now), partial(machine.heard, peer))
                 for giver in machine.wanted.givers():
                     if len(self._calls) < MOST_AT_ONCE:
-                        self._start(calls, self._fetch(giver, machine.fetch(giver)))
+                        self._start(calls, giver, machine.fetch(giver), partial(self._brought, giver))
                 for peer in machine.orders_of():
-                    self._start(calls, self._fetch_orders(peer))
+                    self._start(calls, peer, {"kind": FETCH, "orders": True}, partial(self._brought_orders, peer))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(max(0.0, machine.next_at(now) - get_dht_time())):
                         await self._wake.wait()
 
-    def _start(self, calls: asyncio.TaskGroup, call: Coroutine[Any, Any, None]) -> None:
-        task = calls.create_task(call)
+    def _start(self, calls: asyncio.TaskGroup, peer: PeerId, question: Header, answered: Answered) -> None:
+        task = calls.create_task(self._call(peer, question, answered))
         self._calls.add(task)
         task.add_done_callback(self._ended)
 
@@ -127,50 +128,36 @@ class RecordExchange:
         self._calls.discard(task)
         self._wake.set()
 
-    async def _ask(self, peer: PeerId, question: Header) -> None:
+    async def _call(self, peer: PeerId, question: Header, answered: Answered) -> None:
+        """Ask, and have the answer handled. Whatever it is, and whatever comes of it, ends nothing but this call."""
         machine = self._machine
         try:
-            reply = await self._rpc.call(peer, question, ANSWER_S)
-            machine.heard(peer, reply, get_dht_time())
+            answered(await self._rpc.call(peer, question, ANSWER_S), get_dht_time())
         except CallFailed as error:
             machine.failed(peer, get_dht_time())
             logger.debug("%s", error)
         except RemoteProtocolError as error:
-            self._drop(peer, error)
+            logger.debug("records of %s: %s", peer, error)
+        except Exception:  # a stranger chose what was handled: it must not be able to choose that this peer ends
+            machine.lied(peer, get_dht_time())
+            logger.exception("what %s has answered of records was not handled", peer)
 
-    async def _fetch(self, giver: PeerId, question: Header) -> None:
-        machine = self._machine
-        try:
-            machine.brought(giver, await self._rpc.call(giver, question, ANSWER_S), get_dht_time())
-            self._tell_news()
-        except CallFailed as error:
-            machine.failed(giver, get_dht_time())
-            logger.debug("%s", error)
-        except RemoteProtocolError as error:
-            self._drop(giver, error)
-
-    async def _fetch_orders(self, peer: PeerId) -> None:
-        try:
-            reply = await self._rpc.call(peer, {"kind": FETCH, "orders": True}, ANSWER_S)
-            signed = reply.get("orders")
-            if not isinstance(signed, list) or len(signed) > MOST_ADMINS + 1:
-                raise RemoteProtocolError("records_of: orders: expected a short list")
-            self.on_orders([read_order(each) for each in signed if isinstance(each, bytes)])
-        except CallFailed as error:
-            logger.debug("%s", error)
-        except RemoteProtocolError as error:
-            self._machine.partners.shun(peer, get_dht_time())
-            self._drop(peer, error)
-
-    def _tell_news(self) -> None:
+    def _brought(self, giver: PeerId, reply: Header, now: float) -> None:
+        self._machine.brought(giver, reply, now)
         urgent = self._machine.table.urgent
         if urgent and urgent[-1].position > self._told_news:
             self._told_news = urgent[-1].position
             self.on_news()
 
-    def _drop(self, peer: PeerId, error: RemoteProtocolError) -> None:
-        self.dropped[peer] += 1
-        logger.debug("records of %s: %s", peer, error)
+    def _brought_orders(self, peer: PeerId, reply: Header, now: float) -> None:
+        signed = reply.get("orders")
+        try:
+            if not isinstance(signed, list) or len(signed) > MOST_ADMINS + 1:
+                raise RemoteProtocolError("records_of: orders: expected a short list")
+            self.on_orders([read_order(each) for each in signed if isinstance(each, bytes)])
+        except RemoteProtocolError:
+            self._machine.lied(peer, now)
+            raise
 
     def _open(self, data: bytes) -> Statement:
         """Raises RemoteProtocolError for what is no statement of this run, or not signed by the peer that it is about."""

@@ -3,9 +3,8 @@
 A record goes out every period, and when the protocol asks for it: soon when others route, plan or join by what has changed in
 it (`exchange.news_of`); what only accounts for the peer (its figures, its links, a stage peer's version) waits for a few
 seconds. The others' records come by the exchange (`live/exchange`), news at once. The DHT is read besides: all of it, and
-often, while nothing is exchanged, as before this peer is known, and soon when a peer that has come back says that it serves,
-which its record is to show before anybody plans with it; then one stage after the other, rarely. This peer's own record enters
-its view as it is published, without another reading.
+often, while nothing is exchanged, as before this peer is known; then one stage after the other, rarely. This peer's own record
+enters its view as it is published, without another reading.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from gwtf_p2p.live.discovery.dht import Records
@@ -24,7 +24,6 @@ from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.measure.run_progress import Progress
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.peer.assembly import Place
-from gwtf_p2p.protocol.core.failure_detector import Liveness
 from gwtf_p2p.protocol.exchange.news import news_of
 from gwtf_p2p.protocol.exchange.pace import LIFETIME_PERIODS, LOOK_S, RECORD_PERIOD_S, fallback_s, mixed_s, orders_s, routine_s
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
@@ -35,7 +34,6 @@ from gwtf_p2p.protocol.trust.state_access import LEAST_PERIOD_S
 from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.protocol.view.contributions_told import pages_of
 from gwtf_p2p.protocol.view.network_view import NetworkView
-from gwtf_p2p.protocol.wire.messages import Standing
 from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord
 from gwtf_p2p.protocol.wire.signed import Order
 from gwtf_p2p.version import VERSION
@@ -43,10 +41,6 @@ from gwtf_p2p.version import VERSION
 logger = logging.getLogger(__name__)
 
 ASSEMBLING_PERIOD_S = 0.5
-EXPECTING_PERIOD_S, EXPECTED_FOR_S = 0.3, 3.0
-"""How often records are read when a peer has said that it serves and its record does not say so yet, and for how long."""
-
-MOST_EXPECTED = 256
 PUBLISH_SOON_S = 0.2
 NUMBERS_PER_S = 10
 
@@ -111,7 +105,6 @@ class RecordKeeper:
         self._due.set()
         self._changed = asyncio.Event()
         self._is_wanted = False
-        self._expected: dict[PeerId, float] = {}
         self.on_read: Callable[[float], None] = lambda began_at: None
         self._own: StageRecord | None = None
         self._from_dht = _FromDht()
@@ -132,23 +125,6 @@ class RecordKeeper:
         """Somebody is waiting for the records to be read: sooner than they would be."""
         self._is_wanted = True
         self._changed.set()
-
-    def said(self, peer: PeerId, standing: Standing) -> None:
-        """Where another one stands: of one that serves, a record that says so is expected (`keep_looking`)."""
-        serves = not (standing.joining or standing.syncing or standing.leaving)
-        if serves and standing.stage != DATA_STAGE and len(self._expected) < MOST_EXPECTED:
-            self._expected[peer] = asyncio.get_running_loop().time() + EXPECTED_FOR_S
-            self._changed.set()
-
-    def _is_expecting(self, others: Sequence[StageRecord], liveness: Liveness) -> bool:
-        """Whether somebody serves whose record does not say so, or is the one with which it was lost."""
-        states, now = {record.peer: record.state for record in others}, asyncio.get_running_loop().time()
-        self._expected = {
-            peer: until
-            for peer, until in self._expected.items()
-            if now < until and (states.get(peer) is not PeerState.ONLINE or liveness.is_lost(peer) or peer in liveness.back)
-        }
-        return bool(self._expected)
 
     async def announce(self, me: PeerId) -> None:
         """Before this peer takes part: a record that says that it does not, so that it may ask."""
@@ -245,16 +221,11 @@ class RecordKeeper:
                 self._see(machine.ctx.view, on_change)
                 if reads_all:
                     self.on_read(began_at)
-                expecting = self._is_expecting(self._known(), machine.ctx.liveness)
-                if self._is_wanted and not expecting:
+                if self._is_wanted:
                     until = min(until, began_at + LEAST_PERIOD_S)
-                try:
-                    async with asyncio.timeout(max(0.0, min(until - now, EXPECTING_PERIOD_S if expecting else LOOK_S))):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, min(until - now, LOOK_S))):
                         await self._changed.wait()
-                except TimeoutError:
-                    self._is_wanted |= expecting
-                    if expecting:
-                        break
 
     async def _read_dht(self, *, reads_all: bool) -> None:
         """The records of all stages, or of the next one."""

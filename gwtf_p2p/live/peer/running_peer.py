@@ -53,7 +53,7 @@ from gwtf_p2p.protocol.replay.log import Opening
 from gwtf_p2p.protocol.stall.watch import StallWatch, Wanted
 from gwtf_p2p.protocol.trust.state_access import StateAccess
 from gwtf_p2p.protocol.view.network_view import NetworkView
-from gwtf_p2p.protocol.wire.messages import Prepare, Standing
+from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.protocol.wire.records import PathType, RunRecord
 from gwtf_p2p.protocol.wire.signed import Order
 from gwtf_p2p.training.compute.values import Gradient
@@ -355,8 +355,6 @@ class RunningPeer:
     def _on_event(self, event: ev.Event, now: float, effects: Sequence[ef.Effect], raised: str) -> None:
         if self.event_log is not None:
             self.event_log.write(event, now, effects, raised)
-        if isinstance(event, ev.Received) and isinstance(event.message, Standing):
-            self.records.said(event.sender, event.message)
         self.reporter.heard(event)
 
     def _tell_kept(self) -> None:

@@ -6,8 +6,9 @@ News is told at once: to the partners, and to those who have asked lately. Data 
 peer tells them of each of its own statements at once.
 
 Partners are drawn among those whose records say that they exchange, and one of them is replaced now and then. A partner that
-withholds what it knows is one of several; one that does not answer, or says what nobody has signed, is left out for a while.
-Whoever asks more often than any honest peer is told so, and gets no more than its share.
+withholds what it knows is one of several; one that does not answer, or says what nobody has signed, is left out for a while,
+and not heard. A stranger is heard of itself alone. Whoever asks more often than any honest peer is told so, and gets no more
+than its share.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class Exchange:
             self._hear_marks(peer, unpack_marks(reply.get("marks")), now)
             self._hear_orders(peer, reply)
         except RemoteProtocolError:
-            self.partners.shun(peer, now)
+            self.lied(peer, now)
             raise
         self._heard_at = now
 
@@ -147,6 +148,11 @@ class Exchange:
         other.under_way, other.told = False, 0
         self.wanted.failed(peer)
         self.partners.shun(peer, now, UNANSWERED_S)
+
+    def lied(self, peer: PeerId, now: float) -> None:
+        """Its answer was none, or what nobody has signed."""
+        self.failed(peer, now)
+        self.partners.shun(peer, now)
 
     def orders_of(self) -> list[PeerId]:
         """Who has other orders than this peer, and is to be asked for them now; said once."""
@@ -187,8 +193,7 @@ class Exchange:
             statements = [_statement(item) for item in items]
             changed = [self._bring(self._open(signed), life, giver, now) for signed, life in statements]
         except RemoteProtocolError:
-            self.failed(giver, now)
-            self.partners.shun(giver, now)
+            self.lied(giver, now)
             raise
         if changed:
             self.wanted.brought(giver)
@@ -212,15 +217,19 @@ class Exchange:
         return record.peer != self.me and self.table.take(statement, giver, now, life)
 
     def _hear_marks(self, giver: PeerId, marks: Iterable[Mark], now: float) -> None:
-        mine = short(self.me)
+        if self.partners.is_shunned(giver, now):
+            return
+        mine, itself, room = short(self.me), short(giver), self.wanted.room(giver)
+        is_known = self.partners.knows(giver) or self.table.get(itself) is not None
         for mark in marks:
             held = self.table.get(mark.owner)
             if mark.owner == mine:
                 continue
-            if held is None or held.sequence_number < mark.sequence_number:
-                self.wanted.want(mark, giver)
-            else:
+            if held is not None and held.sequence_number >= mark.sequence_number:
                 self.table.lives(mark, giver, now)
+            elif room > 0 and (is_known or mark.owner == itself):
+                self.wanted.want(mark, giver)
+                room -= 1
 
     def _hear_orders(self, peer: PeerId, header: Header) -> None:
         digest = header.get("orders", b"")

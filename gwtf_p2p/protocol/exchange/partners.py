@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from random import Random
 
@@ -56,6 +57,11 @@ class Partners:
     def shun(self, peer: PeerId, now: float, seconds: float = SHUNNED_S) -> None:
         """Leave it out for so long."""
         self._shunned[peer] = max(self._shunned.get(peer, now), now + seconds)
+
+    def knows(self, peer: PeerId) -> bool:
+        """It has a record that says that it exchanges."""
+        place = bisect_left(self._candidates, peer)
+        return self._candidates[place : place + 1] == [peer]
 
     def is_shunned(self, peer: PeerId, now: float) -> bool:
         return self._shunned.get(peer, now) > now

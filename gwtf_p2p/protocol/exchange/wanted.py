@@ -10,7 +10,9 @@ from gwtf_p2p.protocol.ids import PeerId
 MOST_FETCHED = 64
 """Statements in one answer."""
 
-MOST_WANTED = 4096
+MOST_WANTED, MOST_OF_ONE = 8192, 2048
+"""In all, and because one giver has told of them: who tells of what there is not takes no room from the others."""
+
 MOST_GIVERS = 4
 """Of one statement; one after the other is asked for it."""
 
@@ -31,12 +33,16 @@ class Wanted:
     def __len__(self) -> int:
         return len(self._wants)
 
+    def room(self, giver: PeerId) -> int:
+        """How many more statements can be wanted of this giver first."""
+        of_giver = sum(want.givers[0] == giver for want in self._wants.values())
+        return min(MOST_WANTED - len(self._wants), MOST_OF_ONE - of_giver)
+
     def want(self, mark: Mark, giver: PeerId) -> None:
-        """The giver has this statement."""
+        """The giver has this statement; there is `room` for it."""
         want = self._wants.get(mark.owner)
         if want is None or mark.sequence_number > want.sequence_number:
-            if want is not None or len(self._wants) < MOST_WANTED:
-                self._wants[mark.owner] = _Want(mark.sequence_number, [giver])
+            self._wants[mark.owner] = _Want(mark.sequence_number, [giver])
         elif mark.sequence_number == want.sequence_number and giver not in want.givers and len(want.givers) < MOST_GIVERS:
             want.givers.append(giver)
 

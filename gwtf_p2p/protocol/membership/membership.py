@@ -36,7 +36,7 @@ class Membership:
         self.moving_to: Stage | None = None
         self._why_moving = ""
         self._seek_s = SEEK_S
-        self.online_at: float | None = None
+        self.online_since: int | None = None
         self.others = Others(context, participant)
         self.wanted = WantedWeights(context, participant)
 
@@ -251,6 +251,6 @@ class Membership:
         self.admitted = admitted
         self._seek_s = SEEK_S
         if self.state is PeerState.JOINING:
-            self.state, self.online_at = PeerState.ONLINE, self.ctx.now
+            self.state, self.online_since = PeerState.ONLINE, self.participant.version
         self.ctx.emit(Publish())
         self.others.introduce()

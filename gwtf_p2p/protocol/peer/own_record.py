@@ -23,8 +23,9 @@ MOST_TOLD = 64
 """Stages in one record that its peer may change to: of those that fit into its memory, the first ones."""
 
 
-GUESS_STANDS_S = 15.0
-"""Seconds online without any work, for which compute times that were timed at the start are told."""
+PASSED_OVER = 3
+"""Iterations that others have done while this peer was online and had no work: until then compute times that were timed at its
+start are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +129,8 @@ def _timing(machine: StagePeer | DataPeer, work: Work) -> Timing | None:
     """What a start has timed is told for a while: if that was too slow nobody gives this peer work, and it would stand for
     good. Without a figure it is taken for one of its stage's."""
     key, count = ("compute", work.value), machine.ctx.timings.count(("compute", work.value))
-    online_at = machine.membership.online_at
-    if count == 0 and online_at is not None and machine.ctx.now - online_at > GUESS_STANDS_S:
+    began = machine.membership.online_since
+    if count == 0 and began is not None and machine.participant.version >= began + PASSED_OVER:
         return None
     median = machine.ctx.timings.steady_s(key)
     return None if median is None else Timing(median, count, 0.0)

@@ -1,13 +1,15 @@
-"""When a peer reads the others' records: at once when one has said what its record does not show yet."""
+"""When a peer sees what the others' records say: at once what is exchanged, else when it reads them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from hivemind.utils.timed_storage import get_dht_time
 
 from examples.toy_router import FastestRouter
 from experiments.support.live_swarm import SmallRun
@@ -18,12 +20,15 @@ from gwtf_p2p.live.peer import record_keeper
 from gwtf_p2p.live.peer.assembly import Place
 from gwtf_p2p.live.peer.record_keeper import KeptAlive, RecordKeeper
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.exchange.alive import SIGN_BYTES
+from gwtf_p2p.protocol.exchange.pace import RECORD_PERIOD_S
+from gwtf_p2p.protocol.exchange.stated import Stated
+from gwtf_p2p.protocol.exchange.table import Statement
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.peer.factory import PeerSettings, compose
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer, StagePeerConfig
 from gwtf_p2p.protocol.view.network_view import NetworkView
-from gwtf_p2p.protocol.wire.messages import Standing
-from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord
+from gwtf_p2p.protocol.wire.records import PeerState, RunRecord, StageRecord, encode
 from tests.live.conftest import DEADLINE_S
 
 RUN = SmallRun(stages=1, peers_per_stage=2).record()
@@ -66,9 +71,8 @@ def serving() -> StagePeer:
     return machine
 
 
-@pytest.mark.parametrize("comes_back", [True, False])
-async def test_who_says_that_it_serves_has_its_record_read_soon(comes_back: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise they are read once in an hour, here."""
+async def test_news_that_is_exchanged_is_seen_without_a_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a peer that has come back; the DHT is read once in an hour, here."""
     monkeypatch.setattr(record_keeper, "LOOK_S", 3600.0)
     dht, views = Published(PeerState.SYNCING), asyncio.Queue[NetworkView]()
     kept_alive = KeptAlive(cast(Any, Kept), cast(Any, None))
@@ -84,14 +88,15 @@ async def test_who_says_that_it_serves_has_its_record_read_soon(comes_back: bool
     try:
         async with asyncio.timeout(DEADLINE_S):
             assert (await views.get()).records[OTHER].state is PeerState.SYNCING
-            dht.state = PeerState.ONLINE
             dht.read.clear()
-            keeper.said(OTHER, Standing(Stage(1), 7, syncing=not comes_back))
-            if comes_back:
-                assert (await views.get()).records[OTHER].state is PeerState.ONLINE
-                return
-            keeper.publish_soon()
-            await asyncio.sleep(0)
+            [former] = await dht.read_stages(RUN.run_id, [Stage(1)])
+            back = replace(former, state=PeerState.ONLINE, sequence_number=1)
+            now = get_dht_time()
+            stated = Stated(encode(back), now + 30.0, RECORD_PERIOD_S, bytes(SIGN_BYTES))
+            dht.read.clear()
+            assert exchange._machine.table.take(Statement(b"signed", stated, back), OTHER, now)
+            exchange.on_news()
+            assert (await views.get()).records[OTHER].state is PeerState.ONLINE
             assert not dht.read.is_set()
     finally:
         looking.cancel()

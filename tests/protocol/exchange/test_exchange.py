@@ -14,7 +14,7 @@ from gwtf_p2p.protocol.exchange.exchange import ASK, FETCH, Exchange, Header
 from gwtf_p2p.protocol.exchange.pace import RECORD_PERIOD_S
 from gwtf_p2p.protocol.exchange.stated import MARK_BYTES, MOST_MARKS, OWNER_BYTES, pack_marks, short
 from gwtf_p2p.protocol.exchange.table import Statement
-from gwtf_p2p.protocol.exchange.wanted import MOST_FETCHED
+from gwtf_p2p.protocol.exchange.wanted import MOST_FETCHED, MOST_OF_ONE
 from tests.protocol.exchange.making import NOW, life, peer, record, statement
 
 DATA_PEERS, PEERS = 2, 14
@@ -157,6 +157,28 @@ def test_what_nobody_has_signed_is_not_held_and_is_fetched_of_another() -> None:
     assert not exchange.table.records(NOW)
     assert exchange.wanted.givers() == [peer(2)]
     assert exchange.fetch(peer(2))["owners"] == short(peer(9))
+
+
+def test_a_stranger_is_heard_of_itself_alone_and_who_was_caught_lying_of_nothing() -> None:
+    exchange = alone()
+    exchange.asked(peer(3), question(marks=pack_marks([life(3, 0), life(8, 0), life(9, 0)])), NOW)
+    assert exchange.fetch(peer(3))["owners"] == short(peer(3))
+    exchange.lied(peer(1), NOW)
+    exchange.asked(peer(1), question(marks=pack_marks([life(9, 0)])), NOW)
+    assert len(exchange.wanted) == 1
+
+
+def test_who_tells_of_what_there_is_not_takes_no_room_from_the_others() -> None:
+    exchange = alone()
+    for batch in range(3):
+        marks = [replace(life(9, 0), owner=number.to_bytes(OWNER_BYTES, "big")) for number in range(MOST_MARKS)]
+        exchange.asked(peer(1), question(marks=pack_marks([replace(mark, sequence_number=batch + 1) for mark in marks])), NOW)
+        exchange.asked(
+            peer(1), question(marks=pack_marks([replace(m, owner=b"%04d" % batch + m.owner[4:]) for m in marks])), NOW
+        )
+    assert len(exchange.wanted) == MOST_OF_ONE
+    exchange.asked(peer(2), question(marks=pack_marks([life(9, 0)])), NOW)
+    assert peer(2) in exchange.wanted.givers()
 
 
 def test_who_brings_only_some_is_asked_for_the_rest_and_who_brings_nothing_is_not() -> None:
