@@ -136,7 +136,8 @@ class Exchange:
                 other.told = 0  # it has started again, and knows nothing of what it was told
             other.log, other.since = log, upto
             self._hear_marks(peer, unpack_marks(reply.get("marks")), now)
-            self._hear_orders(peer, reply)
+            if _has_other_orders(reply, self.orders):
+                self._others_orders.add(peer)
         except RemoteProtocolError:
             self.lied(peer, now)
             raise
@@ -173,7 +174,8 @@ class Exchange:
         since = since if of == self._log else 0
         told, upto = self.table.marks_since(since, sender, MOST_MARKS)
         self._hear_marks(sender, marks, now)
-        self._hear_orders(sender, header)
+        if _has_other_orders(header, self.orders):
+            self._others_orders.add(sender)
         other.told = upto  # as far as the reply arrives: the next question says how far it did
         return {"log": self._log, "to": upto, "marks": pack_marks(told), "orders": self.orders}
 
@@ -231,17 +233,17 @@ class Exchange:
                 self.wanted.want(mark, giver)
                 room -= 1
 
-    def _hear_orders(self, peer: PeerId, header: Header) -> None:
-        digest = header.get("orders", b"")
-        if isinstance(digest, bytes) and digest and digest != self.orders:
-            self._others_orders.add(peer)
-
     def _other(self, peer: PeerId) -> _Other:
         other = self._others.pop(peer, None) or _Other()
         self._others[peer] = other
         if len(self._others) > MOST_KNOWN:
             del self._others[next(iter(self._others))]
         return other
+
+
+def _has_other_orders(header: Header, mine: bytes) -> bool:
+    digest = header.get("orders", b"")
+    return isinstance(digest, bytes) and digest != b"" and digest != mine
 
 
 def _statement(item: object) -> tuple[bytes, tuple[int, bytes]]:
