@@ -45,6 +45,7 @@ class Listener:
         self._sockets: list[socket.socket] = []
         self._unmet: set[socket.socket] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._again: dict[socket.socket, asyncio.TimerHandle] = {}
         self._unknown: Counter[str] = Counter()
         self._accept: Accept | None = None
         self.refused = 0
@@ -59,10 +60,15 @@ class Listener:
         self._accept = accept
         self._sockets = _listen(self._hosts, self._asked_port)
         for listening in self._sockets:
-            self._spawn(self._accept_all(listening))
+            self._watch(listening)
 
     async def stop(self) -> None:
         """Listen no more. Streams that were accepted are their holders' to end. May be called twice."""
+        loop = asyncio.get_running_loop()
+        for again in self._again.values():
+            again.cancel()
+        for listening in self._sockets:
+            loop.remove_reader(listening)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -71,15 +77,22 @@ class Listener:
         self._unmet.clear()
         self._sockets = []
 
-    async def _accept_all(self, listening: socket.socket) -> None:
+    def _watch(self, listening: socket.socket) -> None:
+        asyncio.get_running_loop().add_reader(listening, self._take_all, listening)
+
+    def _take_all(self, listening: socket.socket) -> None:
+        """Whoever has connected. Taken at once and not in a task: what a task was given just when it is cancelled is lost."""
         loop = asyncio.get_running_loop()
-        while True:
+        for _ in range(_BACKLOG):
             try:
-                connection, address = await _accepted(loop, listening)
+                connection, address = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
             except OSError as error:  # no descriptors left, or it ended before it was taken
                 logger.info("a connection to the data port was not taken: %s", error)
-                await asyncio.sleep(_AGAIN_S)
-                continue
+                loop.remove_reader(listening)
+                self._again[listening] = loop.call_later(_AGAIN_S, self._watch, listening)
+                return
             host = str(address[0])
             if self._unknown.total() >= MOST_UNKNOWN or self._unknown[host] >= MOST_UNKNOWN_OF_ONE:
                 self.refused += 1
@@ -163,21 +176,6 @@ def showed(transport: asyncio.BaseTransport, certificate: bytes) -> bool:
     """Whether the other end of a TLS connection has the key of just this certificate."""
     shown: bytes | None = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
     return shown == certificate
-
-
-async def _accepted(loop: asyncio.AbstractEventLoop, listening: socket.socket) -> tuple[socket.socket, tuple[str, int]]:
-    """The next connection. One that comes just when this is cancelled is closed, not lost."""
-    accepting = asyncio.ensure_future(loop.sock_accept(listening))
-    try:
-        await asyncio.wait({accepting})
-    except asyncio.CancelledError:
-        await asyncio.sleep(0)
-        if not accepting.done():
-            accepting.cancel()
-        elif accepting.exception() is None:
-            accepting.result()[0].close()
-        raise
-    return accepting.result()
 
 
 async def _read_exactly(loop: asyncio.AbstractEventLoop, connection: socket.socket, count: int) -> bytes:

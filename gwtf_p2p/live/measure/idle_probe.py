@@ -1,8 +1,10 @@
-"""Links that carry no traffic are measured once, so that planners need not guess: a small push to each neighbour.
+"""Links that carry no traffic are measured, so that planners need not guess: a small push to each neighbour.
 
 Neighbours are the online peers of the stages before and after one's own (stage 0 follows stage S). One probe at a time, at
-most `PROBES_PER_LOOK` for each look at the view, of `PROBE_BYTES`; a link that real traffic has measured is never probed, one
-that was probed not again before `AGAIN_S`. The receiver takes a probe of that size and throws it away.
+most `PROBES_PER_LOOK` for each look at the view, and no link twice within `AGAIN_S`. The first is of `PROBE_BYTES`; a link that
+has been measured and was not used since has its round trip measured anew, with `AGAIN_BYTES`. Otherwise a link that was slow
+for once, as while its other end started, would be slow for good, as nobody uses it. The receiver takes a probe and throws it
+away.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from gwtf_p2p.protocol.view.network_view import NetworkView
 KIND = "probe"
 PROBE_BYTES = 64 << 10
 PROBES_PER_LOOK = 8
-AGAIN_S = 300.0
+AGAIN_BYTES = 256
+AGAIN_S = 60.0
 LOOK_S = 2.0
 DEADLINE_S = 20.0
 
@@ -33,30 +36,27 @@ class IdleProber:
         self.view: NetworkView | None = None
         rpc.add_service(KIND, self)
 
-    def neighbours_due(self, view: NetworkView, now: float) -> list[PeerId]:
-        """Whom to probe next, sorted; nobody twice within `AGAIN_S`."""
+    def neighbours_due(self, view: NetworkView, now: float) -> list[tuple[PeerId, int]]:
+        """Whom to probe next with how many bytes, in the order of stages and ids; nobody twice within `AGAIN_S`."""
         ring = view.stages + 1
         near = sorted({(self._stage + 1) % ring, (self._stage - 1) % ring} - {self._stage})
-        known = {measured.to for measured in self._probes.measurements()}
-        due = [
-            peer
-            for stage in near
-            for peer in view.peers_of_stage(Stage(stage))
-            if peer not in known and peer != self._rpc.peer_id and now - self._probed_at.get(peer, -AGAIN_S) >= AGAIN_S
-        ]
+        age_s = {measured.to: measured.age_s for measured in self._probes.measurements()}
+        neighbours = [peer for stage in near for peer in view.peers_of_stage(Stage(stage)) if peer != self._rpc.peer_id]
+        rested = [peer for peer in neighbours if now - self._probed_at.get(peer, -AGAIN_S) >= AGAIN_S]
+        due = [(peer, AGAIN_BYTES if peer in age_s else PROBE_BYTES) for peer in rested if age_s.get(peer, AGAIN_S) >= AGAIN_S]
         return due[:PROBES_PER_LOOK]
 
     async def run(self) -> None:
         while True:
             if self.view is not None:
-                for peer in self.neighbours_due(self.view, time.monotonic()):
-                    await self._probe(peer)
+                for peer, size in self.neighbours_due(self.view, time.monotonic()):
+                    await self._probe(peer, size)
             await asyncio.sleep(LOOK_S)
 
-    async def _probe(self, peer: PeerId) -> None:
+    async def _probe(self, peer: PeerId, size: int) -> None:
         self._probed_at[peer] = time.monotonic()
         try:
-            result = await self._rpc.push(peer, {"kind": KIND}, bytes(PROBE_BYTES), DEADLINE_S)
+            result = await self._rpc.push(peer, {"kind": KIND}, bytes(size), DEADLINE_S)
         except RpcFailed:
             return  # whoever routes to it will find out
         if result.accepted:

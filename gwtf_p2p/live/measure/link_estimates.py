@@ -4,7 +4,8 @@ Of every push the round trip (header to verdict) and, if it carried enough bytes
 Published are, with count and age, the median round trip and the `ALONE` quantile of the bandwidth over the last samples:
 transfers share lines, and planners, who share them out themselves, need what a link carries when it is alone. A figure is told
 anew when it has moved by `STEADY`: below that is noise, and planners would begin anew for it. A link without traffic has the
-figures of a probe (`idle_probes`), and says so; it counts as one sample when there is traffic. This peer's line is the most
+figures of a probe (`idle_probe`), and says so; it counts as one sample when there is traffic. A probe too small to say
+something about bandwidth measures the round trip of a link that was not used lately anew. This peer's line is the most
 that its transfers have carried together: more than any single link where the links are the narrow part. What its owner has
 capped is told as no more than the cap, and an unmeasured line as the cap: what is saved up in a pause is not what it carries.
 """
@@ -59,9 +60,11 @@ class LinkProbes:
         """One push to `to`: how long its header took to be answered, and its payload to go through."""
         samples = self._links.setdefault(to, _Samples())
         enough = transferred_bytes >= LEAST_BYTES and transfer_s > 0
-        if probe and samples.bytes_per_s and samples.source is LinkSource.TRAFFIC:
+        if probe and not enough:  # of a link that was not used lately: what its round trips were says little by now
+            samples.round_trip_s.clear()
+        elif probe and samples.bytes_per_s and samples.source is LinkSource.TRAFFIC:
             return
-        if probe:  # the newest one counts: a larger one, or one on another path
+        elif probe:  # the newest one counts: a larger one, or one on another path
             samples = self._links[to] = _Samples(source=LinkSource.PROBE, path=samples.path)
         elif samples.source is LinkSource.PROBE and enough:
             samples.source = LinkSource.TRAFFIC

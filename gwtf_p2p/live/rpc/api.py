@@ -60,9 +60,9 @@ class CallFailed(RpcFailed):
 class PushResult:
     """What one push did, for the protocol and for link measurements.
 
-    `seconds` runs from the first byte written to the acknowledgement (refused: to the reply). `round_trip_s` runs to the
-    reply to the header, which travels ahead of the payload. `receive_s` is the receiver's own time between the header and the
-    last byte. `sent_bytes` counts payload bytes, less than the whole when the receiver refused.
+    `seconds` runs from the first byte written, on a stream that is open, to the acknowledgement (refused: to the reply).
+    `round_trip_s` runs to the reply to the header, which travels ahead of the payload. `receive_s` is the receiver's own time
+    between the header and the last byte. `sent_bytes` counts payload bytes, less than the whole when the receiver refused.
     """
 
     reply: Header

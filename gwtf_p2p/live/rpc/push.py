@@ -31,12 +31,13 @@ FIRST_PAUSE_S = 0.5
 
 @dataclass(slots=True)
 class _Progress:
-    """What the sender knows of its transfer. `arrived`: bytes that surely came."""
+    """What the sender knows of its transfer. `arrived`: bytes that surely came; `offered_s`: when its header went out."""
 
     arrived: int = 0
     sent: int = 0
     reply: Header | None = None
     round_trip_s: float = 0.0
+    offered_s: float = 0.0
     is_offered: bool = False
     is_paused: bool = False
 
@@ -64,11 +65,11 @@ class Push:
 
     async def run(self) -> PushResult:
         """Raises StreamLost, RpcFailed, NotTaken, RemoteProtocolError."""
-        start_s, fruitless = clock_s(), 0
+        fruitless = 0
         while True:
             before = self._progress.arrived
             try:
-                return await self._on_a_stream(start_s)
+                return await self._on_a_stream()
             except (StreamLost, RpcFailed) as error:
                 if self._is_direct and isinstance(error, StreamLost):
                     self._is_direct = self._may_be_direct = False
@@ -89,7 +90,7 @@ class Push:
             self._progress = _Progress()
         return bool(self._number) and self._ways.is_fragile(self._to)
 
-    async def _on_a_stream(self, start_s: float) -> PushResult:
+    async def _on_a_stream(self) -> PushResult:
         async with self._pool.stream(self._to, self._urgency, may_be_direct=self._may_be_direct) as stream:
             frames = stream.frames
             assert frames is not None, "a stream is handed out open"
@@ -100,38 +101,38 @@ class Push:
             if self._progress.is_offered:
                 ended = await self._resume(stream, frames)
                 if ended is not None:
-                    return self._result(ended, start_s, clock_s())
+                    return self._result(ended, clock_s())
             if not self._progress.is_offered:
                 self._offer(frames)
                 if not self._eager:
-                    await self._hear_verdict(stream, start_s)
-            await self._send_rest(stream, frames, start_s)
+                    await self._hear_verdict(stream)
+            await self._send_rest(stream, frames)
             if self._progress.reply is None:
-                await self._hear_verdict(stream, start_s)
+                await self._hear_verdict(stream)
             if not self._is_accepted:
                 seconds = self._progress.round_trip_s
                 return PushResult(self._progress.reply or {}, False, self._progress.sent, seconds, seconds, 0.0)
             body, arrived_s = await stream.receive(Frame.ACK)
-            return self._result(unpack(body), start_s, arrived_s)
+            return self._result(unpack(body), arrived_s)
 
     def _offer(self, frames: FrameStream) -> None:
-        self._progress.is_offered = True
+        self._progress.is_offered, self._progress.offered_s = True, clock_s()
         send_header(frames, Frame.OFFER, self._header, OFFER_HEAD.pack(len(self._payload), self._number))
 
-    async def _send_rest(self, stream: OutgoingStream, frames: FrameStream, start_s: float) -> None:
+    async def _send_rest(self, stream: OutgoingStream, frames: FrameStream) -> None:
         """From what has arrived to the end, or until the offer is refused. Raises StreamLost when the path must be renewed."""
         progress, payload = self._progress, self._payload
         offset = progress.arrived
         crc = 0 if frames.is_direct else zlib.crc32(payload[:offset])
         while offset < len(payload):
             if progress.reply is None and stream.has(Frame.VERDICT):
-                await self._hear_verdict(stream, start_s)
+                await self._hear_verdict(stream)
             if stream.lost_reason or (progress.reply is not None and not self._is_accepted):
                 break
             piece = min(CHUNK_BYTES, frames.line.up.piece_bytes, len(payload) - offset)
             allowed = self._ways.allowance(self._to, piece)
             if allowed <= 0:
-                await self._pause(stream, frames, start_s)
+                await self._pause(stream, frames)
                 if self._is_accepted:
                     raise StreamLost("the path is renewed")
                 break
@@ -152,10 +153,10 @@ class Push:
         else:
             frames.send(Frame.ABORT, b"refused")
 
-    async def _pause(self, stream: OutgoingStream, frames: FrameStream, start_s: float) -> None:
+    async def _pause(self, stream: OutgoingStream, frames: FrameStream) -> None:
         """Return when everything that was sent has come."""
         if self._progress.reply is None:
-            await self._hear_verdict(stream, start_s)
+            await self._hear_verdict(stream)
         if not self._is_accepted:
             return
         frames.send(Frame.PAUSE)
@@ -165,8 +166,11 @@ class Push:
 
     async def _resume(self, stream: OutgoingStream, frames: FrameStream) -> Header | None:
         """Take the transfer up on a new stream; its acknowledgement if it had ended already."""
+        asked_s = clock_s()
         frames.send(Frame.RESUME, TRANSFER_NUMBER.pack(self._number))
-        body, _ = await stream.receive(Frame.STAND)
+        body, arrived_s = await stream.receive(Frame.STAND)
+        if not self._progress.round_trip_s:  # the offer's was not heard
+            self._progress.round_trip_s = arrived_s - asked_s
         stand = unpack(body)
         ended, filled = stand.get("ended"), _filled(stand, len(self._payload))
         if isinstance(ended, dict):
@@ -180,16 +184,16 @@ class Push:
             self._progress.reply = reply if isinstance(reply, dict) else {"accepted": True}
         return None
 
-    async def _hear_verdict(self, stream: OutgoingStream, start_s: float) -> None:
+    async def _hear_verdict(self, stream: OutgoingStream) -> None:
         body, arrived_s = await stream.receive(Frame.VERDICT)
         self._progress.reply = unpack(body)
-        self._progress.round_trip_s = arrived_s - start_s
+        self._progress.round_trip_s = arrived_s - self._progress.offered_s
 
     @property
     def _is_accepted(self) -> bool:
         return self._progress.reply is not None and self._progress.reply.get("accepted") is True
 
-    def _result(self, acknowledged: Header, start_s: float, arrived_s: float) -> PushResult:
+    def _result(self, acknowledged: Header, arrived_s: float) -> PushResult:
         """Raises NotTaken, RemoteProtocolError."""
         failure, receive_s = acknowledged.get("failure"), acknowledged.get("receive_s")
         if failure is not None:
@@ -198,7 +202,7 @@ class Push:
         if not isinstance(receive_s, float):
             raise RemoteProtocolError(f"ACK: receive_s: expected a number, got {receive_s!r:.40}")
         progress = self._progress
-        seconds = arrived_s - start_s
+        seconds = arrived_s - progress.offered_s
         return PushResult(progress.reply or {}, True, len(self._payload), seconds, progress.round_trip_s, receive_s)
 
 
