@@ -37,7 +37,7 @@ class Rebinding:
         newcomers = self._newcomers(waiting)
         if not newcomers:
             return
-        concerned = sorted({*waiting, *(peer for others in newcomers.values() for peer in others)})
+        concerned = sorted({*waiting, *self.came_at})  # who is new to a queue goes by what is its last, which changes
         queues = {p: Queue(len(waiting.get(p, ())), transfer_s(view, ctx.me, p), turn_s(view, p)) for p in concerned}
         while (move := moved(queues, newcomers)) is not None:
             held = waiting[move[0]].pop()
