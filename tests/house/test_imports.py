@@ -71,7 +71,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "membership": f"{_LOW} transfer commit",
         "audit": f"{_LOW} transfer commit",
         "trust": f"{_LOW} transfer commit membership audit",
-        "peer": f"{_LOW} transfer commit membership routers audit trust",
+        "peer": f"{_LOW} transfer averages commit membership routers audit trust",
         "stall": "limits ids errors wire view peer",
         "replay": f"{_LOW} routers peer",
     },

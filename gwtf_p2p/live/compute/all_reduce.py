@@ -2,7 +2,8 @@
 
 Who averages, with which weights, under which name, is decided by the protocol; this module only does it. It is a butterfly
 all-reduce: the tensors are cut into as many shares as there are members, in proportion to their line speeds; each member sends
-every other one its piece of that one's share, sums up its own share, and sends the result to all.
+every other one its piece of that one's share, sums up its own share, and sends the result to all. Larger groups do so in rows,
+and across them (`protocol/averages/rows`).
 
 hivemind's `AllReduceRunner` is not used, for two reasons. It returns the *difference* to each member's own tensors, so members
 end with different last bits, and weights that should be equal drift apart. And it leaves a member that fails out of the sum
@@ -28,15 +29,17 @@ from pathlib import Path
 
 import torch
 
-from gwtf_p2p.live.compute.all_reduce_parts import Corrected, Residual, squares_of
-from gwtf_p2p.live.compute.all_reduce_round import KIND, NOT_YET, Round, disk_errors, in_thread
+from gwtf_p2p.live.compute.all_reduce_parts import Corrected, Part, Residual, Told, cut, dealt, parts_of, squares_of
+from gwtf_p2p.live.compute.all_reduce_round import KIND, NOT_YET, Round, RoundInRow, disk_errors, in_thread
 from gwtf_p2p.live.compute.averaging_group import AverageResult as AverageResult
 from gwtf_p2p.live.compute.averaging_group import AveragingFailed as AveragingFailed
 from gwtf_p2p.live.compute.averaging_group import AveragingGroup as AveragingGroup
+from gwtf_p2p.live.compute.averaging_group import Circle
 from gwtf_p2p.live.rpc.api import DataPlane, Header
+from gwtf_p2p.protocol.averages.rows import rows_of
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.trust.parts import PartSizes, root_mean_square
+from gwtf_p2p.protocol.trust.parts import PartBound, PartSizes, root_mean_square
 from gwtf_p2p.protocol.wire.tensor_formats import FLOAT32, LOW_RANK
 from gwtf_p2p.training.codecs.low_rank import LowRank
 from gwtf_p2p.training.codecs.table import codec_of
@@ -49,6 +52,23 @@ _FIRST, _SECOND = "/1", "/2"
 
 _REMEMBERED = 64
 """Groups that others have begun and this peer has not heard of."""
+
+
+_ACROSS = "across"
+"""Names the kind of averages of which the parts are means of rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What this member brings: its gradient, whose values have this root mean square, and where the average and what rounding
+    takes go. `kind`: of sizes that are compared with each other; `most` average all with all, without those `left_out`."""
+
+    gradient: Gradient
+    size: float
+    into: tuple[ScratchGradient, Residual | None]
+    kind: str
+    most: int
+    left_out: tuple[PeerId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +92,7 @@ class Averager:
         self._codec = codec_of(FLOAT32.name if self._rank else codec, field="wire.averages")
         self._under_way: dict[str, AveragingGroup] = {}
         self._lost: dict[str, AveragingFailed] = {}
+        self._outermost: dict[str, tuple[AveragingGroup, Round]] = {}
         self._rounds: dict[str, Round] = {}
         self._sizes = PartSizes()
         self._begun_elsewhere: OrderedDict[str, set[PeerId]] = OrderedDict()
@@ -119,23 +140,65 @@ class Averager:
         kind = group.group_id[-len(_FIRST) :] if self._rank else ""  # sizes are compared with those of the same round
         has_own = group.weights[group.members.index(me)] > 0 or me in left_out
         own_size = await in_thread(size, partial(_size_of, own)) if has_own else 0.0
-        bound = self._sizes.bound(kind, own_size, sum(weight > 0 for weight in group.weights) + len(left_out))
-        round_ = Round(self._rpc, group, own, self._codec, (result, lost), bound)
-        self._rounds[group.group_id] = round_
-        for member in self._begun_elsewhere.pop(group.group_id, set()):
-            if member in round_.begun:
-                round_.begun[member].set()
+        brought = _Own(own, own_size, (result, lost), kind, group.all_with_all, left_out)
+        round_ = self._round(group, brought)
+        self._outermost[group.group_id] = group, round_
+        for each in round_.circles:
+            self._rounds[each.circle.name] = each
+            for member in self._begun_elsewhere.pop(each.circle.name, set()):
+                if member in each.begun:
+                    each.begun[member].set()
         try:
             await round_.run(deadline_s)
         finally:
-            del self._rounds[group.group_id]
-            self._sizes.note(kind, {group.members[place]: size for place, size in round_.seen.sizes.items()})
+            del self._outermost[group.group_id]
+            for number, each in enumerate(round_.circles):
+                del self._rounds[each.circle.name]
+                sizes = {each.circle.members[place]: size for place, size in each.seen.sizes.items()}
+                self._sizes.note(kind + _ACROSS * (number > 0), sizes)
+        sent_bytes = sum(each.sent_bytes for each in round_.circles)
         if lost is None:
-            return _Outcome(result, round_.sent_bytes, None)
+            return _Outcome(result, sent_bytes, None)
         if group.weights[group.members.index(self._rpc.peer_id)] <= 0:
             with disk_errors(self._rpc.peer_id):
                 await in_thread(size, partial(lost.unpaid, residual))
-        return _Outcome(result, round_.sent_bytes, lost.gradient)
+        return _Outcome(result, sent_bytes, lost.gradient)
+
+    def _round(self, group: AveragingGroup, own: _Own) -> Round:
+        """All of this member's part in it."""
+        if rows_of(group.members, own.most, own.left_out) is None:
+            return self._all_with_all(group.circle, own, cut(own.gradient.shapes, group.fractions))
+        return self._in_rows(group.circle, own, parts_of(own.gradient.shapes, len(group.members)))
+
+    def _all_with_all(
+        self, circle: Circle, own: _Own, shares: Sequence[Sequence[Part]], told: Told | None = None, kind: type[Round] = Round
+    ) -> Round:
+        bound = self._bound(circle, own)
+        return kind(self._rpc, circle, own.gradient, self._codec, own.into, bound, shares=shares, told=told)
+
+    def _in_rows(self, circle: Circle, own: _Own, parts: Sequence[Part], told: Told | None = None) -> Round:
+        """Of these parts; all with all where they are few."""
+        rows = rows_of(circle.members, own.most, own.left_out)
+        if rows is None:
+            return self._all_with_all(circle, own, dealt(parts, circle.fractions), told)
+        row, lane = rows.row_of(self._rpc.peer_id), rows.lane_of(self._rpc.peer_id)
+        weights = dict(zip(circle.members, circle.weights, strict=True))
+        shares = [*dealt(parts, (1.0,) * rows.lanes), *([] for _ in row[rows.lanes :])]
+        name, brought = f"{circle.name}/row{rows.rows.index(row)}", tuple(weights[member] for member in row)
+        in_row = Circle(name, row, brought, tuple(float(place < rows.lanes) for place in range(len(row))))
+        if lane is None:
+            return self._all_with_all(in_row, own, shares, told)
+        round_ = self._all_with_all(in_row, own, shares, told, RoundInRow)
+        assert isinstance(round_, RoundInRow)
+        column = rows.column(lane)
+        owners = Circle(f"{circle.name}/lane{lane}", column, rows.weights_across(weights), (1.0,) * len(column))
+        means = replace(own, gradient=own.into[0], kind=own.kind.removesuffix(_ACROSS) + _ACROSS, left_out=())
+        round_.across = self._in_rows(owners, means, shares[lane], Told(shares[lane], self._codec.form, self._folder))
+        return round_
+
+    def _bound(self, circle: Circle, own: _Own) -> PartBound:
+        out = sum(member in own.left_out for member in circle.members)
+        return self._sizes.bound(own.kind, own.size, sum(weight > 0 for weight in circle.weights) + out)
 
     async def _in_two_rounds(
         self, group: AveragingGroup, own: Gradient, deadline_s: float, residual: Gradient | None
@@ -185,8 +248,8 @@ class Averager:
 
     def peer_lost(self, peer: PeerId, reason: str) -> None:
         """A peer is known to be gone: averages that need it fail now instead of at their deadline."""
-        for round_ in list(self._rounds.values()):
-            if peer in round_.group.members:
+        for group, round_ in list(self._outermost.values()):
+            if peer in group.members:
                 round_.fail(AveragingFailed(peer, reason))
         for name, group in self._under_way.items():
             if peer in group.members:  # perhaps between two rounds

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.wire.tensor_formats import TensorFormat
 from gwtf_p2p.training.codecs.codec import Codec
 from gwtf_p2p.training.compute.values import Gradient, Shapes, spans, values_in
-from gwtf_p2p.training.state.scratch import ScratchGradient
+from gwtf_p2p.training.state.scratch import Scratch, ScratchGradient
 
 BATCH_BYTES = 4 << 20
 _MIN_PART_BYTES, _MAX_PART_BYTES = 1 << 14, 1 << 19
@@ -61,28 +62,41 @@ def part_bytes(total_values: int, members: int) -> int:
     return max(_MIN_PART_BYTES, min(_MAX_PART_BYTES, _FP32_BYTES * total_values // (4 * members)))
 
 
-def cut(shapes: Shapes, fractions: Sequence[float]) -> list[list[Part]]:
-    """The tensors in shares of these proportions, one for each member: consecutive parts, none of two tensors.
+def parts_of(shapes: Shapes, members: int) -> list[Part]:
+    """The tensors one behind the other, in parts for so many members, none of two tensors."""
+    most = part_bytes(sum(values_in(shape) for shape in shapes.values()), members) // _FP32_BYTES
+    return [
+        Part(name, start, stop)
+        for name, shape in shapes.items()
+        for start, stop in (spans(values_in(shape), most) if values_in(shape) else ((0, 0),))
+    ]
+
+
+def dealt(parts: Sequence[Part], fractions: Sequence[float]) -> list[list[Part]]:
+    """Consecutive parts in shares of these proportions, one for each member.
 
     Shares meet where hivemind's `TensorPartContainer` has them meet, with which members of older releases cut: a part on the
     border goes to the member whose share has most of it.
     """
-    total = sum(values_in(shape) for shape in shapes.values())
-    most = part_bytes(total, len(fractions)) // _FP32_BYTES
+    total = sum(part.size for part in parts)
     borders = (np.cumsum(fractions) / np.sum(fractions) * total).astype(np.int64)
     borders[-1] = total
     shares: list[list[Part]] = [[] for _ in fractions]
     at = member = 0
-    for name, shape in shapes.items():
-        for start, stop in spans(values_in(shape), most) if values_in(shape) else ((0, 0),):
-            end, first = at + stop - start, member
-            inside = [int(borders[member]) - at]
-            while end > borders[member]:
-                member += 1
-                inside.append(min(end, int(borders[member])) - int(borders[member - 1]))
-            shares[first + int(np.argmax(inside)) if member > first else member].append(Part(name, start, stop))
-            at = end
+    for part in parts:
+        end, first = at + part.size, member
+        inside = [int(borders[member]) - at]
+        while end > borders[member]:
+            member += 1
+            inside.append(min(end, int(borders[member])) - int(borders[member - 1]))
+        shares[first + int(np.argmax(inside)) if member > first else member].append(part)
+        at = end
     return shares
+
+
+def cut(shapes: Shapes, fractions: Sequence[float]) -> list[list[Part]]:
+    """The tensors in shares of these proportions, one for each member."""
+    return dealt(parts_of(shapes, len(fractions)), fractions)
 
 
 def batches_of(sizes: Sequence[int]) -> list[Batch]:
@@ -127,6 +141,26 @@ def unpack_parts(payload: memoryview | bytes, batch: Batch, codec: Codec) -> tup
         parts.append(codec.decode(view[start:end], (size,)).float())
         start = end
     return tuple(parts)
+
+
+class Told:
+    """Consecutive parts in the bytes in which they were told, kept to be passed on."""
+
+    def __init__(self, parts: Sequence[Part], form: TensorFormat, folder: Path | None) -> None:
+        self._form, self._at, size = form, {}, 0
+        for part in parts:
+            self._at[part.name, part.start] = size
+            size += form.encoded_bytes(part.size)
+        self._scratch = Scratch(size, folder)
+
+    def put(self, places: Sequence[Part], payload: memoryview | bytes | bytearray) -> None:
+        """What was told of these, which are consecutive. Raises OSError."""
+        self._scratch.write(self._at[places[0].name, places[0].start], memoryview(payload))
+
+    def read(self, places: Sequence[Part]) -> bytearray:
+        """The bytes of these, all of which have been put. Raises OSError."""
+        size = sum(self._form.encoded_bytes(place.size) for place in places)
+        return self._scratch.read(self._at[places[0].name, places[0].start], size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,15 @@ Nothing of the size of the gradient is held in memory. Pieces are read from the 
 are made batch by batch, and results go to a scratch as they come. A member whose parts come faster than the others' has to
 wait: it is told that this peer is not there yet, which older releases know too; from then on its payloads to this peer wait for
 the verdict, so that no more bytes travel in vain. Few finished batches are on their way at once.
+
+In a row (`protocol/averages/rows`) the sum of a share is not the end of it: it is averaged `across` the rows, by a round with
+the other owners of this lane, and what comes of it is told to the row as it came.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
@@ -21,13 +24,13 @@ from gwtf_p2p.live.compute.all_reduce_parts import (
     Part,
     Parts,
     Residual,
+    Told,
     average_parts,
     batches_of,
-    cut,
     squares_of,
     unpack_parts,
 )
-from gwtf_p2p.live.compute.averaging_group import AveragingFailed, AveragingGroup
+from gwtf_p2p.live.compute.averaging_group import AveragingFailed, Circle
 from gwtf_p2p.live.rpc.api import DataPlane, Header, PushFailed
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
@@ -52,41 +55,46 @@ Key = tuple[str, int, int]
 """What comes (`part`: a member's piece of our share, `result`: a member's finished share), from which member, which batch."""
 
 
-class Round:
-    """Of one member. The average goes `into` the first, what rounding takes into the second (None: it takes nothing). The
-    `bound` says how large others' parts and sums may be."""
+class Pieces:
+    """What one member sends and takes, among those of a circle whose `shares` of the values these are. The average goes `into`
+    the first, what rounding takes into the second (None: it takes nothing). The `bound` says how large others' parts and sums
+    may be. What is `told` of each share is kept where it has to be passed on.
+    """
 
     def __init__(
         self,
         rpc: DataPlane,
-        group: AveragingGroup,
+        circle: Circle,
         own: Gradient,
         codec: Codec,
         into: tuple[ScratchGradient, Residual | None],
         bound: PartBound,
+        *,
+        shares: Sequence[Sequence[Part]],
+        told: Told | None = None,
     ) -> None:
-        if rpc.peer_id not in group.members:
-            raise ValueError(f"{rpc.peer_id} is no member of {group.group_id}")
-        self.group = group
+        if rpc.peer_id not in circle.members:
+            raise ValueError(f"{rpc.peer_id} is no member of {circle.name}")
+        self.circle, self.told = circle, told
         self.result, self.residual = into
         self.sent_bytes = 0
         self._rpc, self._own, self._codec = rpc, own, codec
-        self._me = group.members.index(rpc.peer_id)
+        self._me = circle.members.index(rpc.peer_id)
         self.seen = PartsSeen(bound, self._me)
-        self._others = [i for i in range(len(group.members)) if i != self._me]
-        self._shares = cut(own.shapes, group.fractions)
+        self._others = [i for i in range(len(circle.members)) if i != self._me]
+        self._shares = shares
         self._batches = [batches_of([part.size for part in share]) for share in self._shares]
         loop = asyncio.get_running_loop()
         self.expected: dict[Key, asyncio.Future[memoryview]] = {
             (phase, i, b): loop.create_future()
             for i in self._others
             for phase, share in (("part", self._me), ("result", i))
-            if phase == "result" or group.weights[i] > 0
+            if phase == "result" or circle.weights[i] > 0
             for b in range(len(self._batches[share]))
         }
         self._taken: asyncio.Future[memoryview] = loop.create_future()
         self._taken.set_result(memoryview(b""))
-        self.begun = {member: asyncio.Event() for member in group.members}
+        self.begun = {member: asyncio.Event() for member in circle.members}
         self._slower: set[PeerId] = set()
         self._summing = 0
         self._under_way = asyncio.Semaphore(MOST_AHEAD)
@@ -99,7 +107,7 @@ class Round:
 
     def key_of(self, sender: PeerId, header: Header) -> Key:
         """Raises RemoteProtocolError when nothing of the kind is due from the sender."""
-        member = self.group.members.index(sender) if sender in self.group.members else -1
+        member = self.circle.members.index(sender) if sender in self.circle.members else -1
         batch = header.get("batch")
         key = (str(header.get("phase")), member, batch if isinstance(batch, int) else -1)
         if key not in self.expected:
@@ -110,90 +118,18 @@ class Round:
         """How large this payload is."""
         return self._batch(key).encoded_bytes(self._codec.form)
 
-    def fail(self, failure: AveragingFailed) -> None:
-        if self._failure is None and self._work is not None:
-            self._failure = failure
-            self._work.cancel()
+    def missing(self) -> tuple[str, PeerId] | None:
+        """What is still owed to us, and by whom. Parts come first: a result can be late because of another's part."""
+        found = min((key for key, future in self.expected.items() if not future.done() or future.cancelled()), default=None)
+        return (found[0], self.circle.members[found[1]]) if found else None
 
-    async def run(self, deadline_s: float) -> None:
-        """Raises AveragingFailed."""
-        self._work = asyncio.get_running_loop().create_task(self._run())
-        try:
-            async with asyncio.timeout(deadline_s):
-                await self._work
-        except TimeoutError as error:
-            raise AveragingFailed(self._first_missing(), f"nothing came within {deadline_s:.0f} s") from error
-        except asyncio.CancelledError:
-            if self._failure is not None:
-                raise self._failure from None
-            raise
-
-    async def _run(self) -> None:
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for other in self._others:
-                    if self.group.weights[self._me] > 0:
-                        tasks.create_task(self._send_parts(other))
-                    tasks.create_task(self._collect(other))
-                tasks.create_task(self._sum_up(tasks))
-        except ExceptionGroup as failures:
-            first = failures.exceptions[0]
-            if isinstance(first, AveragingFailed):
-                raise first from None
-            raise
-
-    async def _send_parts(self, to: int) -> None:
-        for number, batch in enumerate(self._batches[to]):
-            payload = await in_thread(batch.float_bytes, partial(self._part_of, to, batch))
-            await self._push(to, "part", number, payload)
-
-    def _part_of(self, to: int, batch: Batch) -> bytearray:
-        places = self._shares[to][batch.span]
-        return self._payload(((place, self._own_piece(place)) for place in places), batch, self.group.weights[self._me])
+    def _batch(self, key: Key) -> Batch:
+        phase, member, number = key
+        return self._batches[self._me if phase == "part" else member][number]
 
     def _own_piece(self, place: Part) -> torch.Tensor:
-        return self._own.piece(place.name, place.start, place.stop)
-
-    async def _sum_up(self, tasks: asyncio.TaskGroup) -> None:
-        """Average our own share, batch by batch, and send each to all."""
-        weights = self.group.weights
-        for number, batch in enumerate(self._batches[self._me]):
-            self._summing = number
-            parts: dict[int, Parts] = {}
-            for member in self._others:
-                if weights[member] > 0:
-                    parts[member] = await self._arrived(("part", member, number))
-            payload = await in_thread(batch.float_bytes * len(weights), partial(self._share_of, batch, parts))
-            await self._under_way.acquire()
-            tasks.create_task(self._send_result(number, payload))
-
-    def _share_of(self, batch: Batch, parts: dict[int, Parts]) -> bytearray:
-        """Our finished batch as all others get it; as they decode it, it goes to the result. One part after the other."""
-        weights, me, places = self.group.weights, self._me, self._shares[self._me][batch.span]
-        summed = [member for member, weight in enumerate(weights) if weight > 0]
-        squares = {member: squares_of(each) for member, each in parts.items()}
-        if weights[me] > 0:
-            squares[me] = sum(squares_of((self._own_piece(place),)) for place in places)
-        refused = self.seen.refusal(squares, sum(batch.sizes))
-        if refused is not None:
-            raise AveragingFailed(self.group.members[refused[0]], f"part: {refused[1]}", refused=True)
-
-        def means() -> Iterator[tuple[Part, torch.Tensor]]:
-            for k, place in enumerate(places):
-                theirs = {member: self._own_piece(place) if member == me else parts[member][k] for member in summed}
-                yield place, average_parts([(weights[member], (theirs[member],)) for member in summed])[0]
-
-        return self._payload(means(), batch, sum(weights), self.result)
-
-    async def _send_result(self, number: int, payload: bytearray) -> None:
-        try:
-            async with asyncio.TaskGroup() as pushes:
-                for other in self._others:
-                    pushes.create_task(self._push(other, "result", number, payload))
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        finally:
-            self._under_way.release()
+        with disk_errors(self._rpc.peer_id):
+            return self._own.piece(place.name, place.start, place.stop)
 
     def _payload(
         self,
@@ -224,16 +160,6 @@ class Round:
             at = end
         return payload
 
-    async def _collect(self, other: int) -> None:
-        for number, batch in enumerate(self._batches[other]):
-            parts = await self._arrived(("result", other, number))
-            await in_thread(batch.float_bytes, partial(self._put, other, batch, parts))
-
-    def _put(self, member: int, batch: Batch, parts: Parts) -> None:
-        with disk_errors(self._rpc.peer_id):
-            for place, part in zip(self._shares[member][batch.span], parts, strict=True):
-                self.result.put(place.name, place.start, part)
-
     async def _arrived(self, key: Key) -> Parts:
         payload, batch = await self.expected[key], self._batch(key)
         self.expected[key] = self._taken  # and the payload can go
@@ -243,17 +169,25 @@ class Round:
             size = root_mean_square(squares_of(parts), sum(batch.sizes)) if key[0] == "result" else 0.0
             if why := self.seen.bound.result(size):
                 raise RemoteProtocolError(f"sum of its share: {why}")
+            if key[0] == "result":
+                self._keep(key[1], batch, payload)
             return parts
 
         try:
             return await in_thread(len(payload), read)
         except RemoteProtocolError as error:
-            raise AveragingFailed(self.group.members[key[1]], str(error), refused=True) from error
+            raise AveragingFailed(self.circle.members[key[1]], str(error), refused=True) from error
+
+    def _keep(self, member: int, batch: Batch, payload: memoryview | bytearray) -> None:
+        """What a member has told of its share."""
+        if self.told is not None:
+            with disk_errors(self._rpc.peer_id):
+                self.told.put(self._shares[member][batch.span], payload)
 
     async def _push(self, to: int, phase: str, batch: int, payload: bytearray) -> None:
         """Until it is taken. As the other may not have heard of the group yet, the payload waits for the first verdict."""
-        peer = self.group.members[to]
-        header = {"kind": KIND, "group": self.group.group_id, "phase": phase, "batch": batch}
+        peer = self.circle.members[to]
+        header = {"kind": KIND, "group": self.circle.name, "phase": phase, "batch": batch}
         wait_s, longest_s = _ASK_AGAIN_S
         begun = self.begun[peer]
         while True:
@@ -277,14 +211,148 @@ class Round:
                     await begun.wait()
             wait_s = min(2 * wait_s, longest_s)
 
-    def _batch(self, key: Key) -> Batch:
-        phase, member, number = key
-        return self._batches[self._me if phase == "part" else member][number]
 
-    def _first_missing(self) -> PeerId | None:
-        """The first member that still owes us something. Parts come first: a result can be late because of another's part."""
-        missing = sorted(key for key, future in self.expected.items() if not future.done() or future.cancelled())
-        return self.group.members[missing[0][1]] if missing else None
+class Round(Pieces):
+    """The course of it."""
+
+    @property
+    def circles(self) -> list[Round]:
+        """This one, and those across rows that are part of it."""
+        return [self]
+
+    def fail(self, failure: AveragingFailed) -> None:
+        if self._failure is None and self._work is not None:
+            self._failure = failure
+            self._work.cancel()
+
+    async def run(self, deadline_s: float) -> None:
+        """Raises AveragingFailed."""
+        self._work = asyncio.get_running_loop().create_task(self._run())
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._work
+        except TimeoutError as error:
+            _, peer = self.missing() or ("", None)
+            raise AveragingFailed(peer, f"nothing came within {deadline_s:.0f} s") from error
+        except asyncio.CancelledError:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for other in self._others:
+                    if self.circle.weights[self._me] > 0:
+                        tasks.create_task(self._send_parts(other))
+                    tasks.create_task(self._collect(other))
+                tasks.create_task(self._sum_up(tasks))
+        except ExceptionGroup as failures:
+            first = failures.exceptions[0]
+            if isinstance(first, AveragingFailed):
+                raise first from None
+            raise
+
+    async def _send_parts(self, to: int) -> None:
+        for number, batch in enumerate(self._batches[to]):
+            pieces = ((place, self._own_piece(place)) for place in self._shares[to][batch.span])
+            write = partial(self._payload, pieces, batch, self.circle.weights[self._me])
+            await self._push(to, "part", number, await in_thread(batch.float_bytes, write))
+
+    async def _sum_up(self, tasks: asyncio.TaskGroup) -> None:
+        """Average our own share, batch by batch, and send each to all."""
+        for number, batch in enumerate(self._batches[self._me]):
+            parts = await self._parts(number)
+            payload = await in_thread(batch.float_bytes * len(self._others), partial(self._share_of, batch, parts))
+            await self._under_way.acquire()
+            tasks.create_task(self._send_result(number, payload))
+
+    async def _parts(self, number: int) -> dict[int, Parts]:
+        """What others have brought to a batch of our share."""
+        self._summing = number
+        bring = (member for member in self._others if self.circle.weights[member] > 0)
+        return {member: await self._arrived(("part", member, number)) for member in bring}
+
+    def _share_of(self, batch: Batch, parts: dict[int, Parts]) -> bytearray:
+        """Our finished batch as all others get it; as they decode it, it goes to the result. One part after the other."""
+        payload = self._payload(self._means(batch, parts), batch, sum(self.circle.weights), self.result)
+        self._keep(self._me, batch, payload)
+        return payload
+
+    def _means(self, batch: Batch, parts: dict[int, Parts]) -> Iterator[tuple[Part, torch.Tensor]]:
+        """Of each part of our batch, in the order of the members. Raises AveragingFailed where a part is too large."""
+        weights, me, places = self.circle.weights, self._me, self._shares[self._me][batch.span]
+        summed = [member for member, weight in enumerate(weights) if weight > 0]
+        squares = {member: squares_of(each) for member, each in parts.items()}
+        if weights[me] > 0:
+            squares[me] = sum(squares_of((self._own_piece(place),)) for place in places)
+        refused = self.seen.refusal(squares, sum(batch.sizes))
+        if refused is not None:
+            raise AveragingFailed(self.circle.members[refused[0]], f"part: {refused[1]}", refused=True)
+        for k, place in enumerate(places):
+            theirs = {member: self._own_piece(place) if member == me else parts[member][k] for member in summed}
+            yield place, average_parts([(weights[member], (theirs[member],)) for member in summed])[0]
+
+    async def _send_result(self, number: int, payload: bytearray) -> None:
+        try:
+            async with asyncio.TaskGroup() as pushes:
+                for other in self._others:
+                    pushes.create_task(self._push(other, "result", number, payload))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            self._under_way.release()
+
+    async def _collect(self, other: int) -> None:
+        for number, batch in enumerate(self._batches[other]):
+            parts = await self._arrived(("result", other, number))
+            await in_thread(batch.float_bytes, partial(self._put, other, batch, parts))
+
+    def _put(self, member: int, batch: Batch, parts: Parts) -> None:
+        with disk_errors(self._rpc.peer_id):
+            for place, part in zip(self._shares[member][batch.span], parts, strict=True):
+                self.result.put(place.name, place.start, part)
+
+
+class RoundInRow(Round):
+    """In a row: the means of our share lie in `result` until `across` has averaged them with those of other rows."""
+
+    across: Round
+
+    @property
+    def circles(self) -> list[Round]:
+        """See `Round`."""
+        return [self, *self.across.circles]
+
+    async def _sum_up(self, tasks: asyncio.TaskGroup) -> None:
+        batches = self._batches[self._me]
+        for number, batch in enumerate(batches):
+            parts = await self._parts(number)
+            if any(self.circle.weights):
+                await in_thread(batch.float_bytes * len(self._others), partial(self._mean_of_row, batch, parts))
+        await self.across._run()
+        for number, batch in enumerate(batches):
+            payload = await in_thread(batch.float_bytes, partial(self._told_of, batch))
+            await self._under_way.acquire()
+            tasks.create_task(self._send_result(number, payload))
+
+    def _mean_of_row(self, batch: Batch, parts: dict[int, Parts]) -> None:
+        with disk_errors(self._rpc.peer_id):
+            for place, mean in self._means(batch, parts):
+                self.result.put(place.name, place.start, mean)
+
+    def _told_of(self, batch: Batch) -> bytearray:
+        """Of our batch, across the rows."""
+        assert self.across.told is not None, "what is averaged across rows is kept for the row"
+        with disk_errors(self._rpc.peer_id):
+            payload = self.across.told.read(self._shares[self._me][batch.span])
+        self._keep(self._me, batch, payload)
+        return payload
+
+    def missing(self) -> tuple[str, PeerId] | None:
+        """See `Round`. What is owed across the rows is owed before the sums of the row."""
+        found = super().missing()
+        return found if found is not None and found[0] == "part" else self.across.missing() or found
 
 
 async def in_thread(size: int, function: Callable[[], T]) -> T:

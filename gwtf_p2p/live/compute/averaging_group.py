@@ -23,7 +23,8 @@ class AveragingGroup:
 
     `group_id` names run, stage, iteration and attempt. A member of weight 0 contributes nothing and gets the result.
     `line_bytes_per_s` decides the shares; empty, or 0 for a member, means unknown (the mean of the others). Those `left_out`
-    have no share: they sum up nothing.
+    have no share: they sum up nothing. More than `all_with_all` average in rows (`protocol/averages/rows`), where shares are
+    equal; 0: any number averages all with all.
     """
 
     group_id: str
@@ -31,6 +32,7 @@ class AveragingGroup:
     weights: tuple[float, ...]
     line_bytes_per_s: tuple[float, ...] = ()
     left_out: tuple[PeerId, ...] = ()
+    all_with_all: int = 0
 
     def __post_init__(self) -> None:
         if len(set(self.members)) != len(self.members) or not self.members:
@@ -51,6 +53,22 @@ class AveragingGroup:
         out = set(self.left_out)
         shares = zip(self.members, speeds, strict=True)
         return tuple(0.0 if member in out else speed if speed > 0 else mean for member, speed in shares)
+
+    @property
+    def circle(self) -> Circle:
+        """All members, each with its share."""
+        return Circle(self.group_id, self.members, self.weights, self.fractions)
+
+
+@dataclass(frozen=True, slots=True)
+class Circle:
+    """Members of which each sends every other one a piece of what it brings, in proportion to that one's share of the summing:
+    those of a group, of one of its rows, or the owners of a lane. They know it by one name, in one order."""
+
+    name: str
+    members: tuple[PeerId, ...]
+    weights: tuple[float, ...]
+    fractions: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,6 +288,7 @@ class RunningPeer:
             members=prepare.participants,
             weights=tuple(float(weight) for weight in prepare.weights),
             left_out=tuple(peer for peer in prepare.left_out if peer in prepare.participants),
+            all_with_all=prepare.all_with_all,
         )
         try:
             averaged = await self.averager.average(group, gradient, AVERAGE_BOUND_S, self._residual)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gwtf_p2p.protocol.averages.losses import mean_loss
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.evaluations import with_reported
+from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.commit_messages import NOT_FINITE
 from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Evaluations, Finished, Missing, Prepare, Prepared, Share
 from gwtf_p2p.protocol.wire.receipts import digest_of
@@ -191,3 +192,13 @@ def prepares(
         )
         for stage, group in shares.items()
     }
+
+
+def in_rows(prepare: Prepare, view: NetworkView | None, most: int) -> Prepare:
+    """What is asked of a group: that it averages in rows where it is large enough for that and all its participants are known
+    to be able to."""
+    if not 2 <= most < len(prepare.participants) or view is None:
+        return prepare
+    records = view.records
+    able = all(peer in records and records[peer].averages_in_rows for peer in prepare.participants)
+    return replace(prepare, all_with_all=most) if able else prepare

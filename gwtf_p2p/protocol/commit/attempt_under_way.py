@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from gwtf_p2p.protocol.averages.refused_parts import RefusedParts
-from gwtf_p2p.protocol.commit.attempt import Attempt, prepares, reported_loss
+from gwtf_p2p.protocol.commit.attempt import Attempt, in_rows, prepares, reported_loss
 from gwtf_p2p.protocol.commit.certifying import certificate_of
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
@@ -57,8 +57,9 @@ class AttemptUnderWay:
             self._tell_of_loss(peer, why)
         state = (participant.position, ballot, participant.committed)
         known = participant.progress.evaluating.known
-        groups = prepares(*state, present, finished, ctx.stages, evaluations=known)
-        self.attempt, self._ended = Attempt(number, self._without_refused(groups)), None
+        groups = self._without_refused(prepares(*state, present, finished, ctx.stages, evaluations=known))
+        asked = {stage: in_rows(prepare, ctx.view, ctx.all_with_all) for stage, prepare in groups.items()}
+        self.attempt, self._ended = Attempt(number, asked), None
         self._began_at = ctx.now
         ctx.cancel_timer(Timer.WAIT, "")
         for peer, stage in self.attempt.participants.items():

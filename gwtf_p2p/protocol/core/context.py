@@ -43,7 +43,8 @@ class Context:
     `memory_limit_bytes` above 0 a stage peer is BUSY when what it has accepted would need more by the end of the iteration.
     `verify`: how signatures are looked at; None: nobody signs (`commit/certifying`). `audit` is by what others' work is done
     again, `signed_by` tells whether a text is a peer's, in this run: (peer, text, signature). `microbatches` are those of each
-    data peer in an iteration; 0: any number. `holds_back`: this peer has something against a commit, for now.
+    data peer in an iteration; 0: any number. `holds_back`: this peer has something against a commit, for now. Of more than
+    `all_with_all` peers a stage averages in rows (`averages/rows`).
     """
 
     me: PeerId
@@ -59,6 +60,7 @@ class Context:
     audit: AuditTerms = field(default_factory=AuditTerms)
     signed_by: SignedBy = nobodys
     microbatches: int = 0
+    all_with_all: int = 0
     view: NetworkView | None = None
     now: float = 0.0
     recoveries: Counter[str] = field(default_factory=Counter)

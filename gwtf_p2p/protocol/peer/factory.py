@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gwtf_p2p.protocol.averages.rows import MOST_ALL_WITH_ALL
 from gwtf_p2p.protocol.core.context import Context, SignedBy, Verify, nobodys
 from gwtf_p2p.protocol.core.deadlines import Timings
 from gwtf_p2p.protocol.core.failure_detector import Liveness
@@ -38,8 +39,8 @@ class RouterChoice:
 class PeerSettings:
     """One of `data_peer` and `stage_peer` is given, as `stage` says. `router` None: whoever composes brings one.
 
-    `exact`, `done_bytes`, `memory_limit_bytes`, `life`, `audit` and `microbatches` as in `Context`. `terms`: who may take part,
-    as the run record says.
+    `exact`, `done_bytes`, `memory_limit_bytes`, `life`, `audit`, `microbatches`, `all_with_all` as in `Context`. `terms`: who
+    may take part, as the run record says.
     """
 
     me: PeerId
@@ -55,6 +56,7 @@ class PeerSettings:
     terms: EntryTerms = field(default_factory=EntryTerms)
     audit: AuditTerms = field(default_factory=AuditTerms)
     microbatches: int = 0
+    all_with_all: int = MOST_ALL_WITH_ALL
 
     def __post_init__(self) -> None:
         if not 0 <= self.stage <= self.stages:
@@ -91,6 +93,7 @@ def compose(
         life=settings.life,
         audit=settings.audit,
         microbatches=settings.microbatches,
+        all_with_all=settings.all_with_all,
         verify=verify,
         signed_by=signed_by,
     )

@@ -57,11 +57,9 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
     """The record of this peer now. A figure that is not measured is left out, never guessed."""
     ctx = machine.ctx
     if isinstance(machine, DataPeer):
-        capacity, occupancy = machine.config.microbatches, ctx.occupancy
-        works = (Work.LOSS, Work.EMBED)
+        capacity, occupancy, works = machine.config.microbatches, ctx.occupancy, (Work.LOSS, Work.EMBED)
     else:
-        capacity, occupancy = machine.capacity, machine.occupancy
-        works = (Work.FORWARD, Work.BACKWARD)
+        capacity, occupancy, works = machine.capacity, machine.occupancy, (Work.FORWARD, Work.BACKWARD)
     forward, backward = (_timing(machine, work) for work in works)
     flows_iteration, flows = ctx.planner.flows if ctx.planner is not None else (-1, ())
     links = sorted(around.links, key=lambda link: (link.round_trip_s, link.to))[:TOP_LINKS]
@@ -106,6 +104,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         route_seconds=around.route_seconds,
         public_name=around.public_name,
         exchanges=around.exchanges,
+        averages_in_rows=True,
         sequence_number=sequence_number,
     )
 

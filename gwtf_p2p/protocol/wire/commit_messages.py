@@ -81,7 +81,7 @@ class Prepare:
     `skipped_for` have said that their own gradient is not finite: then nothing is averaged, and all stages skip the step.
     `evaluations` are those up to this iteration's weights, None while there are none.
     `left_out` are participants of any stage whose parts were refused (`averages/refused_parts`): they bring nothing to the
-    average, and sum up nothing.
+    average, and sum up nothing. More than `all_with_all` average in rows (`averages/rows`); 0: any number all with all.
     """
 
     iteration: b.Iteration
@@ -98,6 +98,7 @@ class Prepare:
     receipts_digest: b.Digest = ""
     evaluations: Evaluations | None = None
     left_out: b.Peers = ()
+    all_with_all: b.Count = 0
 
     @property
     def ballot(self) -> Ballot:

@@ -264,7 +264,7 @@ class StageRecord:
     figures of the run for observers; nobody plans on them. `public_name` is what the peer's user wants to be called, which
     proves nothing.
     `precision` is what it computes in, by which its work is judged (`audit`). `exchanges`: it answers those that exchange
-    records with it (`protocol/exchange`).
+    records with it (`protocol/exchange`). `averages_in_rows`: it can (`averages/rows`).
     """
 
     peer: Peer
@@ -306,6 +306,7 @@ class StageRecord:
     route_seconds: Figures = field(default_factory=dict)
     public_name: PublicName = ""
     exchanges: bool = False
+    averages_in_rows: bool = False
     sequence_number: Count = 0
     schema_version: int = SCHEMA_VERSION
     wire_version: int = WIRE_VERSION

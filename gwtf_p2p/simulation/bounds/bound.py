@@ -25,6 +25,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 
+from gwtf_p2p.protocol.averages.rows import MOST_ALL_WITH_ALL
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.simulation.bounds.path_times import PathTimes, path_times
 from gwtf_p2p.simulation.bounds.program import Program
@@ -80,7 +81,7 @@ def _closing_s(swarm: Swarm, sizes: Sizes) -> float:
     coordinator = min(groups[0])
     rounds = [
         max(links.latency_s(coordinator, m) for m in group)
-        + round_seconds(links, group, sizes.averaged(Stage(stage)))
+        + min(round_seconds(links, group, sizes.averaged(Stage(stage)), most) for most in (0, MOST_ALL_WITH_ALL))
         + max(links.latency_s(m, coordinator) for m in group)
         for stage, group in enumerate(groups)
     ]

@@ -41,7 +41,7 @@ class Rounds:
         if dead:
             self._tell(peer, ev.AverageFailed(prepare.iteration, prepare.attempt, "connection refused", dead[0]), dead[0])
         elif len(round_.ready) == len(prepare.participants):
-            seconds = round_seconds(self._links, prepare.participants, self._averaged_bytes(prepare.stage))
+            seconds = self._seconds(prepare)
             self._links.kernel.after(seconds, lambda: self._finish(round_))
 
     def withdraw(self, peer: PeerId, iteration: int, attempt: int) -> None:
@@ -53,6 +53,10 @@ class Rounds:
         for key, round_ in list(self._rounds.items()):
             if peer in round_.ready:
                 self._fail(key, peer, "connection reset")
+
+    def _seconds(self, prepare: Prepare) -> float:
+        size = self._averaged_bytes(prepare.stage)
+        return round_seconds(self._links, prepare.participants, size, prepare.all_with_all)
 
     def _finish(self, round_: _Round) -> None:
         prepare, now = round_.prepare, self._links.kernel.now

@@ -1,0 +1,1 @@
+"""What a peer of a stage pays for it that its stage has many peers."""
