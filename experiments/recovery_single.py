@@ -5,7 +5,8 @@
 After a stage peer's fault, with exact recovery, all gradients are those of the run without faults, counted by microbatch id in
 every stage; with fast recovery a microbatch may be missing in stages, never counted twice. With two data peers, one of which
 fails, its microbatches of an iteration are in the gradients of all stages or of none. All invariants (`simulation.invariants`)
-hold at every event. One JSON line per case; the exit code is 1 when anything failed.
+hold at every event. With `--delay_optimizer_step` microbatches of two iterations are under way. One JSON line per case; the
+exit code is 1 when anything failed.
 """
 
 from __future__ import annotations
@@ -104,8 +105,10 @@ def main() -> int:
     parser.add_argument("--stages", type=int, default=3)
     parser.add_argument("--stage_peers", "--relays", type=int, default=2, help="per stage")
     parser.add_argument("--microbatches", type=int, default=4)
+    parser.add_argument("--delay_optimizer_step", action="store_true", help="the next iteration is computed meanwhile")
     flags = parser.parse_args()
-    base = SmallConfig(stages=flags.stages, stage_peers=flags.stage_peers, microbatches=flags.microbatches)
+    sizes = {"stages": flags.stages, "stage_peers": flags.stage_peers, "microbatches": flags.microbatches}
+    base = SmallConfig(**sizes, ahead=int(flags.delay_optimizer_step))
     failed = 0
     for case in CASES:
         began = time.perf_counter()

@@ -5,7 +5,7 @@
 Every run draws a script of faults from its seed: stage peers are killed, frozen, restarted, blink, drain or become slow, data
 peers are restarted or blink. `--churn` is the expected number of faults per stage peer and iteration (half of it for data
 peers). At least one stage peer of a stage comes back in the end, so a run must always come to its end. Single faults at every
-moment of an iteration are the business of `recovery_single`.
+moment of an iteration are the business of `recovery_single`. With `--delay_optimizer_step` two iterations are under way.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MOST_STEPS = 1_500_000
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """What all runs have in common. `churn`, `microbatches`: the seed decides which one of these. `slowness`: how many times
-    slower a stage peer becomes."""
+    slower a stage peer becomes. `ahead` 1: optimizer steps are delayed."""
 
     stages: int = 6
     stage_peers: int = 3
@@ -59,6 +59,7 @@ class Sweep:
     kinds: tuple[str, ...] = KINDS
     microbatches: tuple[int, ...] = (2, 4, 6)
     slowness: float = 5.0
+    ahead: int = 0
 
 
 def draw_config(seed: int, sweep: Sweep) -> SmallConfig:
@@ -71,6 +72,7 @@ def draw_config(seed: int, sweep: Sweep) -> SmallConfig:
         capacity=random.choice((1, 2, 4)),
         exact=random.random() < 0.8,
         speeds=random.choice(((1.0,), (1.0, 1.5, 3.0))),
+        ahead=sweep.ahead,
         seed=seed,
     )
 
@@ -140,9 +142,11 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--churn", type=float, nargs="+", default=[0.1, 0.2, 0.3])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--delay_optimizer_step", action="store_true", help="the next iteration is computed meanwhile")
     parser.add_argument("--story", type=Path, help="file for the story of the first run that fails")
     arguments = parser.parse_args()
-    sweep = Sweep(arguments.stages, arguments.stage_peers, arguments.iterations, tuple(arguments.churn), tuple(arguments.kinds))
+    of, churn, kinds = (arguments.stages, arguments.stage_peers, arguments.iterations), arguments.churn, arguments.kinds
+    sweep = Sweep(*of, tuple(churn), tuple(kinds), ahead=int(arguments.delay_optimizer_step))
     began = time.perf_counter()
     ends: Counter[str] = Counter()
     tally: Counter[str] = Counter()

@@ -167,6 +167,7 @@ class Simulation:
                 "subspace": self.arm.subspace,
                 "thin": self.arm.thin,
                 "elastic": self.arm.elastic,
+                "delayed": self.arm.delayed,
                 "crashes": self.churn.crashes + self.timed_churn.crashes,
                 "returns": self.churn.returns + self.timed_churn.returns,
                 "spared": self.churn.spared + self.timed_churn.spared,

@@ -43,9 +43,12 @@ def control_steps(run: RunRecord, iterations: int, shards: int, device: str = "c
 def _train(run: RunRecord, source: DataSource, sizes: tuple[int, int], device: torch.device) -> Iterator[float]:
     iterations, shards = sizes
     logits_of, named = _model(run, device)
-    optimizer = PartOptimizer(named, run.optimizer)
+    older = _model(run, device) if run.delay_optimizer_step else None
+    optimizer = PartOptimizer(named, run.optimizer, older[1] if older is not None else None)
+    newer = logits_of, named
     count = shards * run.microbatches_per_data_peer
     for iteration in range(iterations):
+        logits_of, named = newer if older is None else older  # with a delay, the weights before the newest
         for parameter in named.values():
             parameter.grad = None
         losses = []
@@ -56,6 +59,8 @@ def _train(run: RunRecord, source: DataSource, sizes: tuple[int, int], device: t
                 loss.backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.item())
         optimizer.step({name: _gradient(parameter) / count for name, parameter in named.items()}, iteration)
+        if older is not None:
+            newer, older = older, newer
         yield sum(losses) / count
 
 

@@ -27,6 +27,7 @@ WRONG_WIRES = (
     "int8-thin-subspace8",
     "-thin",
     "int8-elastic-thin",
+    "int8-delayed-thin",
 )
 
 
@@ -44,6 +45,7 @@ def test_an_arm_may_name_the_format_in_which_its_tensors_travel() -> None:
     assert parse_arm("gwtf/int8+powersgd").wire.averages == "powersgd"
     arm = parse_arm("gwtf@recomputed/int8-subspace50")
     assert (arm.wire.gradients, arm.subspace, arm.thin) == ("int8", 50, False)
+    assert parse_arm("swarm/float32-thin-delayed").delayed and not parse_arm("swarm/float32-thin").delayed
     assert parse_arm("gwtf/int8-thin-elastic").elastic and not parse_arm("gwtf/int8-thin").elastic
     assert parse_arm("gwtf/int8-subspace50-thin").thin and parse_arm("swarm/float32-thin").wire == WireSpec()
 

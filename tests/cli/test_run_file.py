@@ -138,6 +138,7 @@ def test_every_setting_out_of_range_is_refused_by_name_and_by_the_schema(field: 
         ({"data_peers_before": [[25, 0]]}, "data_peers_before: expected pairs"),
         ({"data_peers": 2, "elastic_shares": [1, 9]}, "elastic_shares: expected 2 numbers from . to . with the sum"),
         ({"elastic_shares": [2, 2]}, "elastic_shares: expected 1 numbers"),
+        ({"delay_optimizer_step": True, "audit": 0.1}, "audit: expected 0 with delay_optimizer_step"),
         ({"model": 5}, "model: expected a name, or a table"),
         ({"weights": {"revision": "abc"}}, "weights.source: expected, but missing"),
         ({"weights": 5}, "weights.source: expected, but missing|weights: expected a table"),

@@ -50,7 +50,7 @@ class LivePlan:
         """Raises InputError."""
         if task.arm.config.restarts_whole:
             raise InputError("--arms", task.arm_text, "expected a simulated comparison: no live peer forgets so")
-        if task.arm.subspace or task.arm.thin or task.arm.elastic:
+        if task.arm.subspace or task.arm.thin or task.arm.elastic or task.arm.delayed:
             raise InputError("--arms", task.arm_text, "expected a simulated comparison: a live arm would need a run of its own")
         if task.scenario.timed_churn != TimedChurnSpec():
             raise InputError(

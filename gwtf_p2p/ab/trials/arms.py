@@ -1,11 +1,12 @@
 """The arms of a comparison, by name or written out.
 
-    NAME[:FIELD=VALUE...][@adaptive|@limited|@strict|@recomputed|@unlimited][/FORMAT[-subspaceN][-thin][-elastic]]
+    NAME[:FIELD=VALUE...][@adaptive|@limited|@strict|@recomputed|@unlimited][/FORMAT[-subspaceN][-thin][-elastic][-delayed]]
 
 NAME is a router or one of `NAMED`, the fields are the router's settings (`protocol/routers/factory`), what follows @ is what
 stage peers do with activations (`simulation/swarm/build`), and what follows / the format in which tensors travel (`WIRES`;
 without it the run's own), of boundaries in a subspace of 1/N of the width if it says so, with data peers that hold no
-weights, and with shares of the microbatches by their paces (simulated arms alone: live ones would need another run).
+weights, with shares of the microbatches by their paces, and with delayed optimizer steps (simulated arms alone: live ones
+would need another run).
 `swarm:gamma=0.1:in_flight=4@recomputed/int8`. An arm is held against SWARM arms of its own format.
 """
 
@@ -49,6 +50,9 @@ THIN = "-thin"
 ELASTIC = "-elastic"
 """Behind that: they have shares by their paces."""
 
+DELAYED = "-delayed"
+"""Behind that: the next iteration is computed while one is averaged."""
+
 
 def written_out(text: str) -> str:
     """An arm without its name of its own; what is added to the name stays."""
@@ -68,17 +72,18 @@ def parse_arm(text: str, recovery: str = "exact", where: str = "--arms", base: W
     known = {choice.value for choice in Memory}
     if at and memory not in known:
         raise InputError(where, "", f"expected @ and one of {', '.join(sorted(known))}, got {text!r}")
-    elastic = wire.endswith(ELASTIC)
-    wire = wire.removesuffix(ELASTIC)
-    thin = wire.endswith(THIN)
-    wire, dash, factor = wire.removesuffix(THIN).partition(SUBSPACE)
+    more = {}
+    for name, suffix in (("delayed", DELAYED), ("elastic", ELASTIC), ("thin", THIN)):
+        more[name] = wire.endswith(suffix)
+        wire = wire.removesuffix(suffix)
+    wire, dash, factor = wire.partition(SUBSPACE)
     if slash and (wire not in WIRES or (dash and not (factor.isdecimal() and 2 <= int(factor) <= MOST_FACTOR))):
-        expected = f"expected / and one of {', '.join(WIRES)}, and perhaps {SUBSPACE}N, {THIN} and {ELASTIC}"
+        expected = f"expected / and one of {', '.join(WIRES)}, and perhaps {SUBSPACE}N, {THIN}, {ELASTIC} and {DELAYED}"
         raise InputError(where, "", f"{expected}, got {text!r}")
     memory_mode = Memory(memory) if at else Memory.ADAPTIVE
     formats = WIRES[wire] if slash else base
     config = configure(router, pairs, where)
-    return Arm(router, config, recovery, memory_mode, formats, subspace=int(factor or 0), thin=thin, elastic=elastic)
+    return Arm(router, config, recovery, memory_mode, formats, subspace=int(factor or 0), **more)
 
 
 def parse_arms(text: str, where: str) -> tuple[str, ...]:

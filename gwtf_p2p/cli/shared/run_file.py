@@ -6,6 +6,7 @@
     model = { model_type = "llama", ... }   # a HF config dict, or a name: tiny-llama, tiny-gpt2, a config.json, a hub id
     wire = { activations = "int8", gradients = "int8", averages = "float32" }   # formats of what is sent; default float32
     thin_data_peers = true                  # embedding in the first stage, head in the last (default: data peers hold both)
+    delay_optimizer_step = true             # the next iteration is computed while one is averaged, with weights one step older
     boundary = { subspace = 8 }             # another model: so many times fewer values cross for a token (default: all cross)
     dataset = "stdlib"                      # text:GLOB, a file or folder, a hub id, or a table; a list of tables is a mixture:
     # dataset = [{ path = "./books", text_column = "body", weight = 3 }, { path = "OWNER/NAME", messages = "messages" }]

@@ -99,6 +99,7 @@ def add_parser(subparsers: Any) -> None:
     add("--wire_rank", type=takes.whole(1), help="columns of powersgd's thin matrices (default 32)")
     add("--subspace", type=takes.whole(2), default=0, metavar="N", help="another model: N times fewer values cross for a token")
     add("--thin_data_peers", action="store_true", help="data peers hold no weights: the first and the last stage do")
+    add("--delay_optimizer_step", action="store_true", help="the next step is computed while one is averaged")
     add = parser.add_argument_group("state").add_argument
     add(
         "--checkpoint_dir",
@@ -138,6 +139,7 @@ def plain_run(args: argparse.Namespace) -> dict[str, Any]:
     plain["wire"] = _wire(args)
     plain["boundary"] = {"subspace": args.subspace}
     plain["thin_data_peers"] = args.thin_data_peers
+    plain["delay_optimizer_step"] = args.delay_optimizer_step
     plain["microbatches_per_data_peer"] = args.microbatches
     plain["elastic_shares"] = _shares(args.elastic_shares)
     plain["total_iterations"] = args.steps

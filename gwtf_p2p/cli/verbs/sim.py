@@ -58,6 +58,9 @@ def add_parser(subparsers: Any) -> None:
         "--thin_data_peers", action="store_true", help="data peers hold no weights: the first and the last stage do"
     )
     parser.add_argument("--elastic_shares", action="store_true", help="data peers' microbatches go by their lines and devices")
+    parser.add_argument(
+        "--delay_optimizer_step", action="store_true", help="the next iteration is computed while one is averaged"
+    )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="of one seed: .jsonl (events), .json (Chrome trace)")
     draw = "of one seed: the flows of all its microbatches as .svg or .png, or an iteration to play as .html"
     parser.add_argument("--draw", type=Path, metavar="FILE", help=draw)
@@ -71,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     router_kind(args.router)
     config = configure(args.router, _settings(args.set, args.cost))
     model = {"subspace": args.subspace, "thin": args.thin_data_peers, "elastic": args.elastic_shares}
+    model["delayed"] = args.delay_optimizer_step
     arm = Arm(args.router, config, args.recovery, Memory(args.memory), WIRES[args.wire], **model)
     scenario = load_scenario(args.scenario)
     seeds = parse_seeds(args.seeds) if args.seeds is not None else scenario.seeds

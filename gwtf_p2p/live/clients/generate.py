@@ -52,6 +52,7 @@ from gwtf_p2p.training.data.local_files import OF_CLIENTS, refuse_unasked
 from gwtf_p2p.training.data.tokenizer import load_tokenizer
 from gwtf_p2p.training.model.split import PartSpec, build_data_part
 from gwtf_p2p.training.state.tensors import load_weights, most_state_bytes
+from gwtf_p2p.training.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -256,4 +257,4 @@ def _make_compute(config: PeerConfig, run: RunRecord) -> Compute:
     check_model(run)
     with memory_errors("hold embedding and head"):
         executor = data_executor(build_data_part(PartSpec.of(run, DATA_STAGE)), config.executor, run.loss)
-        return Compute(run, executor, PartOptimizer({}, run.optimizer))
+        return Compute(run, Turns(executor, PartOptimizer({}, run.optimizer)))

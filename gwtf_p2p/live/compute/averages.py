@@ -82,7 +82,7 @@ class Averages:
             self._running.pop(key, None)
             self._feed(ev.AverageFailed(*key, "no microbatch is in this average"))
             return
-        gradient = await self._compute.mean_gradient()
+        gradient = await self._compute.mean_gradient(prepare.iteration)
         if not await self._compute.can_apply(gradient, prepare.iteration):
             self._running.pop(key, None)
             self._feed(ev.AverageFailed(*key, "its gradient is not finite", finite=False))

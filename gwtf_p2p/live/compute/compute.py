@@ -33,7 +33,7 @@ from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.training.compute.data_executor import DataExecutor
 from gwtf_p2p.training.compute.executor import StageExecutor
 from gwtf_p2p.training.compute.gradients import squared_norm
-from gwtf_p2p.training.compute.optimizer import PartOptimizer, StepReport
+from gwtf_p2p.training.compute.optimizer import StepReport
 from gwtf_p2p.training.compute.values import Gradient
 from gwtf_p2p.training.data.batches import DataSource
 from gwtf_p2p.training.data.tokenizer import Tokenizer
@@ -44,6 +44,7 @@ from gwtf_p2p.training.state.tensors import (
     take_contributions,
     with_contributions,
 )
+from gwtf_p2p.training.turns import Turns
 
 T = TypeVar("T")
 
@@ -73,30 +74,36 @@ class Worked:
 
 
 class Compute:
-    """Executor, optimizer and tensors of one peer. `data` is a data peer's dataset and which shard of it is its own.
+    """Executors, optimizer and tensors of one peer. `data` is a data peer's dataset and which shard of it is its own.
     `evaluated_on`: the microbatches of an evaluation, where this peer does it, and the tokenizer of its prompts.
     `contributions`: of a data peer, what all peers have contributed to its weights."""
 
     def __init__(
         self,
         run: RunRecord,
-        executor: StageExecutor | DataExecutor,
-        optimizer: PartOptimizer,
+        turns: Turns[Any],
         data: tuple[DataSource, int] | None = None,
         limit: MemoryLimit = NO_LIMIT,
     ) -> None:
-        self.run, self.executor, self.optimizer = run, executor, optimizer
+        self.run, self.turns, self.optimizer = run, turns, turns.optimizer
         self.device: Device | None = None
         self.contributions = Contributions()
         self.evaluated_on: tuple[Sequence[tuple[Tensor, Tensor]], Tokenizer | None] = ((), None)
         self.codecs = BoundaryCodecs.of(run)
         self.store = TensorStore(limit)
+        executor = turns.newest
         self._tensors = BoundaryTensors(executor.part.boundaries, self.codecs, self.store, executor.device)
-        self._works = _works(executor, self._tensors, data, run)
+        self._works = _works(turns, self._tensors, data, run)
         self._at_work: set[MicrobatchId] = set()
         self._void: set[MicrobatchId] = set()
         self._readings = Readings()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+
+    @property
+    def executor(self) -> StageExecutor | DataExecutor:
+        """The one with the newest weights."""
+        newest: StageExecutor | DataExecutor = self.turns.newest
+        return newest
 
     def payload_bytes(self, slot: Slot) -> int:
         """What a transfer into this slot carries."""
@@ -119,7 +126,7 @@ class Compute:
         if microbatch in self._at_work:
             self._void.add(microbatch)
         self.store.discard(microbatch)
-        self._thread.submit(self.executor.discard, microbatch)
+        self._thread.submit(self.turns.discard, microbatch)
 
     async def work(self, work: Work, microbatch: MicrobatchId, keeps: bool = True) -> Worked:
         """Do it. Without `keeps` a forward keeps no activations, and a backward computes its forward again first."""
@@ -146,12 +153,14 @@ class Compute:
         seconds = await self.in_thread(self._works.measure)
         return seconds if self.device is None else self.device.measured(seconds)
 
-    async def mean_gradient(self) -> Gradient:
-        """Mean gradient over the counted microbatches, by parameter name, for as long as none is counted or taken out."""
+    async def mean_gradient(self, iteration: int) -> Gradient:
+        """Mean gradient over the counted microbatches of an iteration, by parameter name, for as long as none of them is
+        counted or taken out."""
 
         def do() -> Gradient:
             give_back()
-            return self.executor.gradient_vector().in_pieces()
+            executor: StageExecutor | DataExecutor = self.turns.of(iteration)
+            return executor.gradient_vector().in_pieces()
 
         return await self.in_thread(do)
 
@@ -163,8 +172,9 @@ class Compute:
         """A step that changes nothing but the version, and an empty gradient for the next iteration."""
 
         def do() -> StepReport:
+            self._readings.wait()
             report = self.optimizer.skip(step.iteration, step.gradient_norm)
-            self.executor.reset_gradients()
+            self.turns.stepped()
             return report
 
         return await self.in_thread(do)
@@ -177,19 +187,15 @@ class Compute:
             self._readings.wait()
             report = self.optimizer.step(averaged, step.iteration, step.gradient_norm)
             self.contributions = self.contributions.plus(step.receipts)
-            self.executor.reset_gradients()
+            self.turns.stepped()
             give_back()
             return report
 
         return await self.in_thread(do)
 
-    async def version(self) -> int:
-        """Weights version: optimizer steps so far."""
-        return await self.in_thread(lambda: self.optimizer.steps)
-
     async def reset(self) -> None:
         """Forget every gradient and graph."""
-        await self.in_thread(self.executor.reset_gradients)
+        await self.in_thread(self.turns.reset_gradients)
 
     async def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over weights, moments, step count and contributions, one tensor at a time. Raises RemoteProtocolError, and
@@ -203,7 +209,7 @@ class Compute:
             except OSError as error:
                 raise RemoteProtocolError(f"state: {error}") from error
             self.contributions = contributions
-            self.executor.reset_gradients()
+            self.turns.reset_gradients()
 
         await self.in_thread(do)
 
@@ -255,15 +261,13 @@ class Compute:
         return Worked(time.perf_counter() - began, outcome.loss, again_s, outcome.finite)
 
 
-def _works(
-    executor: StageExecutor | DataExecutor, tensors: BoundaryTensors, data: tuple[DataSource, int] | None, run: RunRecord
-) -> Works:
-    if isinstance(executor, StageExecutor):
-        return StageWorks(executor, tensors, keeps_counted=run.recovery == "exact")
+def _works(turns: Turns[Any], tensors: BoundaryTensors, data: tuple[DataSource, int] | None, run: RunRecord) -> Works:
+    if isinstance(turns.newest, StageExecutor):
+        return StageWorks(turns, tensors, keeps_counted=run.recovery == "exact")
     if data is None:
-        return DataWorks(executor, tensors, _no_data)
+        return DataWorks(turns, tensors, _no_data)
     source, shard = data
-    return DataWorks(executor, tensors, lambda m: source.batch(m.iteration, m.index, shard, run.data_peers))
+    return DataWorks(turns, tensors, lambda m: source.batch(m.iteration, m.index, shard, run.data_peers))
 
 
 def _no_data(microbatch: MicrobatchId) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from gwtf_p2p.protocol.events import Slot, Work
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.training.compute.data_executor import DataExecutor
 from gwtf_p2p.training.compute.executor import StageExecutor
+from gwtf_p2p.training.turns import Turns
 
 LEAST_RUNS, MOST_RUNS, MEASURED_FOR_S = 2, 8, 0.2
 """Of a measurement: microbatches, and how long it goes on for more than the least number of them."""
@@ -53,15 +54,15 @@ class Works(Protocol):
 class StageWorks:
     """The works of a stage peer. Its forwards and backwards can be measured, since any tensor of the right shape will do."""
 
-    def __init__(self, executor: StageExecutor, tensors: BoundaryTensors, keeps_counted: bool) -> None:
+    def __init__(self, turns: Turns[StageExecutor], tensors: BoundaryTensors, keeps_counted: bool) -> None:
         """`keeps_counted`: what a microbatch was counted with stays here for as long as it is counted."""
-        self._executor, self._tensors = executor, tensors
-        if keeps_counted:
+        self._turns, self._tensors = turns, tensors
+        for executor in turns.all if keeps_counted else ():
             executor.kept = lambda m: (tensors.read(m, Slot.INPUT), tensors.read(m, Slot.OUTPUT_GRADIENT))
 
     def do(self, work: Work, microbatch: MicrobatchId, keeps: bool) -> Outcome:
         """See `Works.do`; a stage peer has no loss."""
-        executor, tensors, again_s, finite = self._executor, self._tensors, 0.0, True
+        executor, tensors, again_s, finite = self._turns.of(microbatch.iteration), self._tensors, 0.0, True
         match work:
             case Work.FORWARD:
                 output = executor.forward(microbatch, tensors.read(microbatch, Slot.INPUT), keeps)
@@ -85,12 +86,12 @@ class StageWorks:
 
     def drop_activations(self, microbatch: MicrobatchId) -> None:
         """See `Works.drop_activations`."""
-        self._executor.drop_graph(microbatch)
+        self._turns.of(microbatch.iteration).drop_graph(microbatch)
 
     def measure(self) -> dict[Work, float]:
         """The first one pays for what torch sets up only once; of the others, few where one takes long, the quickest is taken:
         what others of this machine do meanwhile only makes it slower, and who is taken for slow gets no work to show better."""
-        executor, trial = self._executor, MicrobatchId(PeerId(""), -1, 0)
+        executor, trial = self._turns.newest, MicrobatchId(PeerId(""), -1, 0)
         seconds = {Work.FORWARD: math.inf, Work.BACKWARD: math.inf}
         ends, runs = time.perf_counter() + MEASURED_FOR_S, 0
         while runs < LEAST_RUNS or (runs < MOST_RUNS and time.perf_counter() < ends):
@@ -111,13 +112,13 @@ class DataWorks:
     """The works of a data peer. `batch` gives tokens and labels of a microbatch, int64 each, shape (B, T)."""
 
     def __init__(
-        self, executor: DataExecutor, tensors: BoundaryTensors, batch: Callable[[MicrobatchId], tuple[Tensor, Tensor]]
+        self, turns: Turns[DataExecutor], tensors: BoundaryTensors, batch: Callable[[MicrobatchId], tuple[Tensor, Tensor]]
     ) -> None:
-        self._executor, self._tensors, self._batch = executor, tensors, batch
+        self._turns, self._tensors, self._batch = turns, tensors, batch
 
     def do(self, work: Work, microbatch: MicrobatchId, keeps: bool) -> Outcome:
         """See `Works.do`; `keeps` concerns stage peers only."""
-        executor, tensors, loss, finite = self._executor, self._tensors, None, True
+        executor, tensors, loss, finite = self._turns.of(microbatch.iteration), self._tensors, None, True
         match work:
             case Work.EMBED:
                 finite = tensors.keep(microbatch, Slot.OUTPUT, executor.embed(microbatch, *self._batch(microbatch)))

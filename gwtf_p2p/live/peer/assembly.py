@@ -32,8 +32,8 @@ from gwtf_p2p.protocol.wire.run_parts import AuditTerms
 from gwtf_p2p.protocol.wire.signed import terms_of
 from gwtf_p2p.protocol.wire.tensor_formats import AVERAGES
 from gwtf_p2p.training.codecs.table import CODECS
+from gwtf_p2p.training.compute.data_executor import DataExecutor
 from gwtf_p2p.training.compute.executor import StageExecutor
-from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.compute.thin_executor import data_executor
 from gwtf_p2p.training.data.batches import open_data
 from gwtf_p2p.training.data.held_out import evaluation_batches
@@ -42,6 +42,7 @@ from gwtf_p2p.training.model.memory import stage_memory
 from gwtf_p2p.training.model.preflight import mismatch, versions
 from gwtf_p2p.training.model.run_check import check_run
 from gwtf_p2p.training.model.split import PartSpec, build_data_part, build_stage_part
+from gwtf_p2p.training.turns import take_turns
 
 logger = logging.getLogger(__name__)
 
@@ -201,16 +202,21 @@ def make_compute(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
 def _make_part(config: PeerConfig, run: RunRecord, place: Place) -> Compute:
     spec = PartSpec.of(run, place.stage)
     config = replace(config, executor=replace(config.executor, recompute=config.executor.recompute or run.recompute))
+    delayed = run.delay_optimizer_step
     if place.stage != DATA_STAGE:
-        part = build_stage_part(spec)
-        settings = (part, config.executor, run.loss)
-        stage = CheatingExecutor(*settings, config.cheat) if config.cheat else StageExecutor(*settings)
-        return Compute(run, stage, PartOptimizer(stage.part.parameters, run.optimizer), limit=config.memory)
-    executor = data_executor(build_data_part(spec), config.executor, run.loss)
+
+        def stage() -> StageExecutor:
+            settings = (build_stage_part(spec), config.executor, run.loss)
+            return CheatingExecutor(*settings, config.cheat) if config.cheat else StageExecutor(*settings)
+
+        return Compute(run, take_turns(stage(), run.optimizer, stage() if delayed else None), limit=config.memory)
+
+    def data() -> DataExecutor:
+        return data_executor(build_data_part(spec), config.executor, run.loss)
+
     source, tokenizer = open_data(run)
-    compute = Compute(
-        run, executor, PartOptimizer(executor.part.parameters, run.optimizer), (source, place.shard), config.memory
-    )
+    turns = take_turns(data(), run.optimizer, data() if delayed else None)
+    compute = Compute(run, turns, (source, place.shard), config.memory)
     if place.shard == 0:
         compute.evaluated_on = evaluation_batches(run, source, tokenizer), tokenizer
     return compute
@@ -222,7 +228,8 @@ def run_life(config: PeerConfig, run: RunRecord) -> RunLife:
     own = config.checkpoints.every, config.stays
     best_of = run.evaluation.every if run.evaluation.keep_best and every else 0
     most, patience, thin = run.max_skipped_steps, run.evaluation.patience, run.thin_data_peers
-    return RunLife(run.total_iterations, every, *own, most, config.rebuilds, patience, best_of, thin)
+    ahead = int(run.delay_optimizer_step)
+    return RunLife(run.total_iterations, every, *own, most, config.rebuilds, patience, best_of, thin, ahead)
 
 
 def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> PeerSettings:

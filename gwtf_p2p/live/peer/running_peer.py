@@ -306,7 +306,7 @@ class RunningPeer:
         """
         version, compute, checkpoints = download.version, self.compute, self.checkpoints
         self._owe(None)  # it belongs to gradients of weights that are replaced
-        if download.own and await compute.version() == version:
+        if download.own and await compute.in_thread(lambda: compute.optimizer.steps) == version:
             await compute.reset()
         else:
             await compute.load(await self._state_for(download))

@@ -19,7 +19,7 @@ class StateStore:
 
     async def state_of(self, stage: Stage, version: int) -> Reading | None:
         """The state of this stage and version, None when it is not here; to be read and ended soon."""
-        if stage == self._checkpoints.stage and await self._compute.version() == version:
+        if stage == self._checkpoints.stage and await self._compute.in_thread(lambda: self._compute.optimizer.steps) == version:
             reading = await self._compute.read()
             if reading.version == version:
                 return reading

@@ -23,11 +23,12 @@ NORM_TOLERANCE = 1e-5
 
 class Reports:
     """Of one coordinator: what the data peers have reported of the iteration at hand, their ledgers, and what of these turns
-    out not to be there. `redoing` have something of theirs done again."""
+    out not to be there. `redoing` have something of theirs done again. `early` are reports of the next one."""
 
     def __init__(self, context: Context) -> None:
         self.ctx = context
         self.finished: dict[PeerId, Finished] = {}
+        self.early: dict[PeerId, Finished] = {}
         self.redoing: set[PeerId] = set()
         self._began_at = self._last_at = 0.0
 
@@ -46,6 +47,11 @@ class Reports:
         if sender not in self.finished:  # else it says so again
             self._last_at = self.ctx.now
         self.finished[sender] = message
+
+    def forget(self, data_peer: PeerId) -> None:
+        """What it has reported is of no use."""
+        self.finished.pop(data_peer, None)
+        self.early.pop(data_peer, None)
 
     @property
     def took_s(self) -> float:

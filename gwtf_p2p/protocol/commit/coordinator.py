@@ -82,6 +82,8 @@ class Coordinator:
             self.try_to_prepare()
         elif position < self.participant.position:
             self.admission.show_the_way(sender, None)
+        elif self.ctx.life.ahead and position == (self.ctx.epoch, self.participant.version + 1):
+            self.reports.early[sender] = message  # computed ahead: its sender has stepped, this peer has not yet
 
     def try_to_prepare(self) -> None:
         """Send out a `Prepare` if all is there; otherwise say what is missing, and ask for it after a while."""
@@ -204,6 +206,7 @@ class Coordinator:
     def stands(self, sender: PeerId, standing: Standing) -> None:
         """A peer says where it stands: an answer, or a newcomer, or a peer that has doubts."""
         position, attempt = self.participant.position, self.under_way.attempt
+        comes = self.ctx.life.ahead > 0 and standing.is_about_to_begin(position, self.participant.committed)
         if self.inquiring.note(sender, standing):
             self._decide_when_known()
         if standing.joining:
@@ -223,12 +226,13 @@ class Coordinator:
             self.inquiring.free(sender, standing, self.under_way.ballot)
             refused = standing.promised is not None and attempt is not None and standing.promised.coordinator != self.ctx.me
             unfinished = standing.taking_part and sender not in self.finished
-            elsewhere = attempt is not None and attempt.participants.get(sender, standing.stage) != standing.stage
-            if attempt is not None and sender in attempt.participants and (refused or unfinished or elsewhere):
+            moved = attempt is not None and attempt.participants.get(sender, standing.stage) != standing.stage
+            if attempt is not None and sender in attempt.participants and (refused or unfinished or moved):
                 if refused:
                     self.inquiring.doubt()
                 self._give_up(f"{sender} is not free for it")
-        if attempt is not None and sender in attempt.participants and (standing.joining or standing.position != position):
+        elsewhere = standing.joining or (standing.position != position and not comes)
+        if attempt is not None and sender in attempt.participants and elsewhere:
             self.roster.remove(sender, gone=False)
             self.reports.void(sender, None)
             self._give_up(f"{sender} is not at iteration {position[1]}")
@@ -248,7 +252,7 @@ class Coordinator:
         if standing.joining:
             self.roster.remove(sender, gone=True)
             self.under_way.forget(sender)
-            self.finished.pop(sender, None)
+            self.reports.forget(sender)
             self.reports.void(sender, None)
         self.admission.waiting[sender] = standing
         self._admit_joiners()
@@ -278,7 +282,7 @@ class Coordinator:
         stage = self.roster.remove(peer, gone=False)
         self.admission.waiting.pop(peer, None)
         self.under_way.forget(peer)
-        self.finished.pop(peer, None)
+        self.reports.forget(peer)
         self.reports.void(peer, None)
         if self.roster.coordinates:
             for other in self.roster.concerned_by_loss(peer, stage):
@@ -298,6 +302,9 @@ class Coordinator:
         self.admission.rebuilding.is_at(self.participant.position)
         self.reset()
         self.inquiring.reset(unsure=not participants)
+        early, self.reports.early = self.reports.early, {}
+        for sender, finished in sorted(early.items()):
+            self.data_peer_finished(sender, finished)
         self._admit_joiners()
 
     def reset(self) -> None:

@@ -28,13 +28,15 @@ Correction = tuple[Work, MicrobatchId]
 
 
 class OwnShare:
-    """What one peer has counted, and the attempt that it takes part in with it. `preparing` is that attempt, `prepared` says
+    """What one peer has counted, and the attempt that it takes part in with it. `counted` is of the iteration that is being
+    closed, `ahead` of later ones, whose gradients have sums of their own. `preparing` is that attempt, `prepared` says
     that its average is here, `stepping` that it is committed and being applied. Until it has `said` so it does not stand by it,
     and it does not say so while there is a reason to hold it back (`Context.holds_back`)."""
 
     def __init__(self, context: Context) -> None:
         self.ctx = context
         self.counted: set[MicrobatchId] = set()
+        self.ahead: set[MicrobatchId] = set()
         self.spoilt: set[MicrobatchId] = set()
         self.preparing: Prepare | None = None
         self.prepared = False
@@ -46,7 +48,8 @@ class OwnShare:
 
     @property
     def gradient_is_fixed(self) -> bool:
-        """No microbatch may be counted now: its gradient is being corrected, averaged or applied."""
+        """No microbatch of the iteration that is being closed may be counted now: its gradient is being corrected, averaged or
+        applied."""
         return self.stepping or (self.preparing is not None and not self.prepared)
 
     @property
@@ -54,9 +57,9 @@ class OwnShare:
         """Digest and squared norm of the average, and the digest of the weights that it is for, while this peer is prepared."""
         return (self._digest, self._squared_norm, self._state) if self.prepared else ("", 0.0, "")
 
-    def count(self, microbatch: MicrobatchId) -> None:
-        """Its gradient is in the sum."""
-        self.counted.add(microbatch)
+    def count(self, microbatch: MicrobatchId, version: int) -> None:
+        """Its gradient is in the sum of its iteration; that of `version` is being closed."""
+        (self.ahead if microbatch.iteration > version else self.counted).add(microbatch)
 
     def spoil(self, microbatch: MicrobatchId) -> None:
         """A result of this peer's own was not finite."""
@@ -75,10 +78,12 @@ class OwnShare:
         """The attempt is committed: its average is applied, and nothing else may happen to the gradient."""
         self.stepping, self.applied_norm = True, gradient_norm
 
-    def forget(self) -> None:
-        """The iteration is over, for this peer at least: its gradient is empty."""
-        self.counted.clear()
-        self.spoilt.clear()
+    def forget(self, version: int | None = None) -> None:
+        """The iteration is over, for this peer at least: its gradient is empty. That of `version` is closed next, with what is
+        counted of it already; None: nothing of it is of use."""
+        self.counted = {m for m in self.ahead if m.iteration == version}
+        self.ahead = {m for m in self.ahead if version is not None and m.iteration > version}
+        self.spoilt = {m for m in self.spoilt if version is not None and m.iteration >= version}
         self.preparing, self.averaging, self.prepared, self.stepping = None, False, False, False
         self.said = False
 

@@ -219,7 +219,7 @@ class Participant:
         self._applied = None
         self.certifier.forget()
         self.data_peers = preparing.data_peers
-        self.share.forget()
+        self.share.forget(self.version)
         self.promise.release()
         self.witnesses.forget()
         self.ctx.emit(Publish())

@@ -66,16 +66,27 @@ class Holdings:
         kept = (h for h in self.by_id.values() if h.keeps and h.phase in KEEPS_ACTIVATIONS and h.phase not in COMPUTING)
         return max(kept, key=lambda held: (held.id.iteration, held.order), default=None)
 
-    def first_queued(self, phase: Phase) -> Held | None:
-        """The oldest microbatch of the lowest iteration that waits in this phase."""
+    def first_queued(self, phase: Phase, after: int = -1) -> Held | None:
+        """The oldest microbatch of the lowest iteration above `after` that waits in this phase."""
         queue = self._queues[phase]
         while queue:
-            _, order, microbatch = queue[0]
+            iteration, order, microbatch = queue[0]
             held = self.by_id.get(microbatch)
             if held is not None and held.phase is phase and held.order == order:
-                return held
+                return held if iteration > after else self._first_after(phase, after)
             heapq.heappop(queue)
         return None
+
+    def _first_after(self, phase: Phase, after: int) -> Held | None:
+        waiting = (self.by_id.get(m) for iteration, _, m in self._queues[phase] if iteration > after)
+        there = (held for held in waiting if held is not None and held.phase is phase)
+        return min(there, key=lambda held: (held.id.iteration, held.order), default=None)
+
+    def busy_with(self, iteration: int) -> bool:
+        """Something of this iteration is held and not done."""
+        return self.occupancy > 0 and any(
+            held.phase in HOLDS_CAPACITY for held in self.by_id.values() if held.id.iteration == iteration
+        )
 
     def got_from(self, peer: PeerId) -> list[Held]:
         """What this peer has handed here, sorted by id."""

@@ -13,7 +13,8 @@ class RunLife:
     row whose gradient was not finite the run pauses; 0: never. `rebuilds`: when it leads, it has stages that are lost rebuilt.
     `patience`: so many evaluations in a row without a lower loss end the run; 0: none do. `best_of`: of every so many
     iterations the weights may turn out to be the best, and are kept until that is known; 0: none are. `thin`: the first stage
-    has the embedding, the last one the head, and neither is like a neighbour.
+    has the embedding, the last one the head, and neither is like a neighbour. `ahead`: so many iterations are computed beside
+    the one that is being closed (`delay_optimizer_step`: 1).
     """
 
     total_iterations: int = 0
@@ -25,6 +26,7 @@ class RunLife:
     patience: int = 0
     best_of: int = 0
     thin: bool = False
+    ahead: int = 0
 
     @property
     def may_end(self) -> bool:
@@ -35,6 +37,11 @@ class RunLife:
     def keeps(self) -> bool:
         """Whether this peer has a place for checkpoints."""
         return self.checkpoint_every > 0
+
+    def is_open(self, iteration: int, version: int) -> bool:
+        """Whether microbatches of this iteration are computed while that of `version` is closed. Those of an iteration are
+        computed with the weights of as many versions before it (the first ones with the first)."""
+        return version <= iteration <= version + self.ahead
 
     def is_over(self, version: int) -> bool:
         """Whether these are the weights after the last iteration that is planned."""

@@ -18,7 +18,7 @@ class Accounts:
 
     @property
     def uncommitted_s(self) -> float:
-        """Computed since the last step: what a crash now would take with it."""
+        """Computed since the last step, and for it ahead of that: what a crash now would take with it."""
         return self.computed_s - self._computed_before_s
 
     def computed(self, event: Computed) -> None:
@@ -34,8 +34,9 @@ class Accounts:
         counts = not skipped and ctx.me not in preparing.left_out
         useful = sum(held.computed_s for m, held in ctx.held.items() if m in credited) if counts else 0.0
         self.useful_s += useful
-        spent = self.uncommitted_s
-        self._computed_before_s = self.computed_s
+        later_s = sum(held.computed_s for m, held in ctx.held.items() if m.iteration > preparing.iteration)
+        spent = self.uncommitted_s - later_s
+        self._computed_before_s = self.computed_s - later_s
         ctx.report(
             "stepped",
             iteration=preparing.iteration,

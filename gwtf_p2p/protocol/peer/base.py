@@ -231,7 +231,7 @@ class PeerMachine(Concerned, Worker, ABC):
             case msg.Check(microbatches):
                 ctx.emit(ef.AnswerCheck(tuple(m for m in microbatches if not ctx.holdings.shares(m, sender))))
             case msg.Redo():
-                if message.microbatch.iteration == self.participant.version:
+                if ctx.life.is_open(message.microbatch.iteration, self.participant.version):
                     self.repairs.asked_to_redo(message)
                 else:
                     self.membership.others.doubt()
@@ -319,7 +319,8 @@ class PeerMachine(Concerned, Worker, ABC):
 
     def _nothing_left(self) -> bool:
         """A draining peer may leave: its work is finished and committed, and no group waits for it."""
-        return not self.ctx.occupancy and not self.participant.share.counted and self.participant.preparing is None
+        share = self.participant.share
+        return not (self.ctx.occupancy or share.counted or share.ahead) and share.preparing is None
 
 
 def _see(machine: PeerMachine, view: NetworkView | None) -> None:

@@ -46,8 +46,9 @@ class Computing:
 
     @property
     def changes_gradient(self) -> bool:
-        """What is being computed will."""
-        return self.running is not None and self.running[0] in COUNTING
+        """What is being computed will change that of the iteration that is being closed."""
+        running = self.running
+        return running is not None and running[0] in COUNTING and running[1].iteration <= self.participant.version
 
     def go_on(self) -> None:
         """Compute what comes next, if the device is idle."""

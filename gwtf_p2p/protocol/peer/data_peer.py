@@ -64,7 +64,11 @@ class DataPeer(PeerMachine):
         orders = self.audits.order(lambda stage, peer: self.finishing.receipting.audit_passed(stage, peer))
         context.holds_back = lambda: not orders.are_settled
         self.finishing = Finishing(
-            self.membership, self.coordinator, self.repairs, orders, lambda: self.begun and not injecting.pending
+            self.membership,
+            self.coordinator,
+            self.repairs,
+            orders,
+            lambda: self.begun and injecting.has_all_of(self.participant.version),
         )
         self.arrivals = arrivals = DataArrivals(context, self.transfers, self.finishing, self.injecting)
         self.gate.on_unheard = arrivals.unheard
@@ -77,6 +81,8 @@ class DataPeer(PeerMachine):
         if not self.begun:
             self._begin_when_ready()
         super()._settle()
+        if self.begun and membership.serves and self.injecting.go_ahead(self.config.microbatches):
+            self.computing.go_on()
         self.injecting.plan()
 
     def _planned(self, plan: IterationPlan | None) -> None:
@@ -102,8 +108,7 @@ class DataPeer(PeerMachine):
         if progress.begins_nothing:
             if progress.is_paused:
                 self.ctx.report("run_paused", iteration=version, skipped=progress.skipped, peers=list(progress.skipped_for))
-            self.begun = False
-            self.participant.role.take_part(False)
+            _take_no_part(self)
             return
         self.participant.role.take_part(True)
         self.ctx.report("iteration_begins", iteration=version)
@@ -114,6 +119,8 @@ class DataPeer(PeerMachine):
             self.ctx.liveness.watch(peer, self.ctx.out)
         self.coordinator.inquiring.begin()
         self.injecting.inject()
+        if self.ctx.life.ahead:
+            self.finishing.report()  # all of it may be done
 
     def _received_own(self, sender: PeerId, message: ControlMessage) -> None:
         match message:
@@ -143,12 +150,11 @@ class DataPeer(PeerMachine):
     # ---- computing
 
     def next_work(self) -> tuple[ev.Work, Held] | None:
-        ctx, participant = self.ctx, self.participant
+        ctx, share, version = self.ctx, self.participant.share, self.participant.version
         for queued, computing, work in NEXT_WORK:
-            if work is not ev.Work.EMBED and participant.share.gradient_is_fixed:
-                continue
-            held = ctx.holdings.first_queued(queued)
-            if held is not None and not participant.share.stepping:
+            is_fixed = share.stepping or (share.gradient_is_fixed and work is not ev.Work.EMBED)
+            held = ctx.holdings.first_queued(queued, version if is_fixed else -1)
+            if held is not None:
                 ctx.move(held, computing)
                 return work, held
         return None
@@ -162,7 +168,7 @@ class DataPeer(PeerMachine):
             ctx.move(held, Phase.RETURNING)
             self.return_gradient.begin(held)
         else:
-            self.participant.share.count(held.id)
+            self.participant.share.count(held.id, self.participant.version)
             ctx.move(held, Phase.DONE)
             ctx.report("microbatch_done", microbatch=held.name, loss=held.loss, route=list(held.done_by))
             self.finishing.report()
@@ -231,28 +237,40 @@ class DataPeer(PeerMachine):
         if self.begun and serves:
             self._begin_iteration()
         else:
-            self.begun = False
-            self.participant.role.take_part(False)
+            _take_no_part(self)
 
     def _drop_everything(self) -> None:
         """The microbatches of this data peer are withdrawn: the others close without it."""
         if self.ctx.held:
             self.ctx.report("withdrawn", iteration=self.participant.version, microbatches=len(self.ctx.held))
         super()._drop_everything()
-        self.begun = False
-        self.participant.role.take_part(False)
-        self.injecting.clear()
+        _take_no_part(self)
         self.finishing.clear()
         self.ctx.cancel_timer(ev.Timer.INJECT, "")
         self.coordinator.reset()
 
     def _drain(self) -> None:
         """Finish what is under way, and the iteration with it."""
-        self.injecting.clear()
+        self.injecting.stop()
+        _withdraw(self, self.participant.version)
         self.finishing.report()
 
     def _nothing_left(self) -> bool:
         return super()._nothing_left() and not self.ctx.held
+
+
+def _take_no_part(machine: DataPeer) -> None:
+    """In this iteration, nor in what has been done of it ahead of its time."""
+    machine.begun = False
+    machine.participant.role.take_part(False)
+    machine.injecting.stop()
+    _withdraw(machine, -1)
+
+
+def _withdraw(machine: DataPeer, after: int) -> None:
+    """This data peer has no part in iterations after this one."""
+    machine.injecting.withdraw(after)
+    machine.finishing.withdraw(after)
 
 
 def _is_quorum(view: NetworkView, stages: int, me: PeerId, config: DataPeerConfig) -> bool:

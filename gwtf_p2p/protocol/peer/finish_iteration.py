@@ -33,7 +33,8 @@ MOST_REDO_DOUBLINGS = 6
 
 class Finishing:
     """Of one data peer. `all_injected`: every microbatch of the iteration is on its way, or back. `reported_to` is who has its
-    report; None when there is none, or it is not right any more."""
+    report; None when there is none, or it is not right any more. The ledger of an iteration that is computed ahead is kept as
+    that of the one at hand is, and reported when its turn comes."""
 
     def __init__(
         self,
@@ -46,30 +47,48 @@ class Finishing:
         self.orders = orders
         self.ctx, self.participant = membership.ctx, membership.participant
         self.membership, self.coordinator, self.repairs, self.all_injected = membership, coordinator, repairs, all_injected
-        self.ledger = Ledger(self.ctx.me, self.ctx.liveness.is_lost)
+        self._ledgers: dict[int, Ledger] = {}
         self.receipting = Receipting(self.ctx)
         self.reported_to: PeerId | None = None
         self._finished_at: float | None = None
-        self._asked_for: set[Gap] = set()
+        self._asked_for: set[tuple[int, Gap]] = set()
+
+    @property
+    def ledger(self) -> Ledger:
+        """Of the iteration at hand."""
+        return self._ledger_of(self.participant.version)
+
+    def _ledger_of(self, iteration: int) -> Ledger:
+        found = self._ledgers.get(iteration)
+        if found is None:
+            found = self._ledgers[iteration] = Ledger(self.ctx.me, self.ctx.liveness.is_lost)
+        return found
 
     def clear(self) -> None:
         """Another iteration."""
-        ctx = self.ctx
+        ctx, version = self.ctx, self.participant.version
         ctx.cancel_timer(Timer.FINISH, "")
         ctx.cancel_timer(Timer.REDO, "")
         if self._finished_at is not None:
             ctx.timings.observe(("finish",), ctx.now - self._finished_at)
         self._finished_at = self.reported_to = None
-        self.ledger.clear()
+        self._ledgers = {i: ledger for i, ledger in self._ledgers.items() if i >= version}
         self._asked_for.clear()
+        if any(ledger.has_gaps for ledger in self._ledgers.values()):
+            ctx.start_timer(Timer.REDO, "", REDO_RETRY_S)
+
+    def withdraw(self, after: int) -> None:
+        """What has been done of iterations after this one is of no use."""
+        self._ledgers = {i: ledger for i, ledger in self._ledgers.items() if i <= after}
 
     # ---- what the ledger learns
 
     def back(self, held: Held) -> None:
         """The gradient of a microbatch has arrived."""
-        self.ledger.back(held.id.index, held.done_by)
+        ledger = self._ledger_of(held.id.iteration)
+        ledger.back(held.id.index, held.done_by)
         self.orders.back(held)
-        if self.ledger.has_gaps:
+        if ledger.has_gaps:
             self.close_gaps()
 
     def stands_in(self, sender: PeerId, message: Done) -> None:
@@ -77,7 +96,8 @@ class Finishing:
         places = list(enumerate((sender, *message.done_by), start=message.stage))
         if not self._is_current(message.microbatch) or not 1 <= message.stage <= self.ctx.stages + 1 - len(places):
             return
-        filled = [self.ledger.stands_in(message.microbatch.index, Stage(k), peer) for k, peer in places]
+        ledger = self._ledger_of(message.microbatch.iteration)
+        filled = [ledger.stands_in(message.microbatch.index, Stage(k), peer) for k, peer in places]
         if any(filled):
             self.report()
 
@@ -91,7 +111,7 @@ class Finishing:
             return
         for microbatch in current:
             held = self.ctx.held.get(microbatch)
-            if self.ledger.credits_with(microbatch.index, message.stage, message.peer):
+            if self._ledger_of(microbatch.iteration).credits_with(microbatch.index, message.stage, message.peer):
                 self.ctx.emit(Send(message.peer, Redo(microbatch, message.stage, message.peer)))
             elif held is not None and held.phase is Phase.TRAVELLING and self._is_next(sender, message.stage):
                 self.elsewhere(held, message.stage, message.peer)
@@ -115,37 +135,50 @@ class Finishing:
 
     def _void(self, message: Missing, current: Sequence[MicrobatchId]) -> None:
         """A peer has nothing of what it is credited with."""
-        if self.ledger.void(message.peer, message.stage, [m.index for m in current]):
-            self.reported_to = None
-            indices = {m.index for m in current}
-            self._asked_for = {g for g in self._asked_for if g.stage != message.stage or g.index not in indices}
+        changed = False
+        for iteration in sorted({m.iteration for m in current}):
+            indices = {m.index for m in current if m.iteration == iteration}
+            if self._ledger_of(iteration).void(message.peer, message.stage, indices):
+                changed = True
+                self._forget_report(iteration)
+                of = {(iteration, message.stage, index) for index in indices}
+                self._asked_for = {(i, g) for i, g in self._asked_for if (i, g.stage, g.index) not in of}
+        if changed:
             self.close_gaps()
+
+    def _forget_report(self, iteration: int) -> None:
+        if iteration == self.participant.version:
+            self.reported_to = None
 
     def gone(self, peer: PeerId) -> None:
         """What this peer had of mine is not there any more."""
         self.orders.peer_lost(peer)
-        if self.ledger.void(peer):
-            self.reported_to = None
+        for iteration, ledger in self._ledgers.items():
+            if ledger.void(peer):
+                self._forget_report(iteration)
         self.close_gaps()
 
     def _is_current(self, microbatch: MicrobatchId) -> bool:
-        return microbatch.data_peer == self.ctx.me and microbatch.iteration == self.participant.version
+        is_open = self.ctx.life.is_open(microbatch.iteration, self.participant.version)
+        return microbatch.data_peer == self.ctx.me and is_open
 
     # ---- gaps
 
     def close_gaps(self) -> None:
         """Have missing stages redone, or (fast recovery) go without them. What is under way is left alone until `late_redo`."""
-        ctx = self.ctx
-        if not ctx.exact:
-            for index, stage, lost in self.ledger.drop_gaps():
-                microbatch = MicrobatchId(ctx.me, self.participant.version, index)
+        ctx, ledgers = self.ctx, sorted(self._ledgers.items())
+        for iteration, ledger in ledgers if not ctx.exact else ():
+            for index, stage, lost in ledger.drop_gaps():
+                microbatch = MicrobatchId(ctx.me, iteration, index)
                 ctx.report("dropped", microbatch=str(microbatch), stage=stage, lost=lost)
-        new = [gap for gap in self.ledger.gaps() if gap not in self._asked_for]
+        gaps = [(iteration, gap) for iteration, ledger in ledgers for gap in ledger.gaps()]
+        new = [each for each in gaps if each not in self._asked_for]
         self._asked_for.update(new)
-        for gap in new:
-            self._close_gap(gap)
+        for iteration, gap in new:
+            self._close_gap(iteration, gap)
         if new:
-            ctx.start_timer(Timer.REDO, "", REDO_RETRY_S * 2 ** min(self.ledger.most_tries(), MOST_REDO_DOUBLINGS))
+            tries = max(ledger.most_tries() for _, ledger in ledgers)
+            ctx.start_timer(Timer.REDO, "", REDO_RETRY_S * 2 ** min(tries, MOST_REDO_DOUBLINGS))
         if not self.ledger.has_gaps and self.reported_to is None:
             self.report()
 
@@ -154,15 +187,15 @@ class Finishing:
         self._asked_for.clear()
         self.close_gaps()
 
-    def _close_gap(self, gap: Gap) -> None:
-        ctx, repairs = self.ctx, self.repairs
-        held = ctx.held[MicrobatchId(ctx.me, self.participant.version, gap.index)]
+    def _close_gap(self, iteration: int, gap: Gap) -> None:
+        ctx, repairs, ledger = self.ctx, self.repairs, self._ledger_of(iteration)
+        held = ctx.held[MicrobatchId(ctx.me, iteration, gap.index)]
         # In the epoch of the redos before: others of these have taught it to the peers after the gap.
         redo = Redo(held.id, gap.stage, gap.lost, gap.ahead, held.attempt[0])
-        if gap.lost and not ctx.liveness.is_lost(gap.lost) and self.ledger.ask_back(gap):
+        if gap.lost and not ctx.liveness.is_lost(gap.lost) and ledger.ask_back(gap):
             ctx.emit(Send(gap.lost, redo))  # it is back: perhaps it was only silent, and has it still
             return
-        if self.ledger.tries(gap) > 1:
+        if ledger.tries(gap) > 1:
             redo = replace(redo, generation=held.attempt[0] + 1)
             if gap.before != ctx.me:
                 held.begin_again(redo.generation)
@@ -175,20 +208,20 @@ class Finishing:
 
     def report(self) -> None:
         """Tell the coordinator once all microbatches are done and nothing has to be redone; again when either has changed."""
-        ctx = self.ctx
-        if not self.all_injected() or ctx.occupancy or self.ledger.has_gaps or self.participant.out_of_step:
+        ctx, version = self.ctx, self.participant.version
+        if not self.all_injected() or self.ledger.has_gaps or self.participant.out_of_step or ctx.holdings.busy_with(version):
             return
         coordinator = self.coordinator.roster.coordinator()
         if coordinator is None:
             return
-        losses = [held.loss for held in ctx.held.values() if held.loss is not None]
+        losses = [held.loss for held in ctx.held.values() if held.loss is not None and held.id.iteration == version]
         if self._finished_at is None:
             self._finished_at = ctx.now
         self.reported_to = coordinator
         mean = sum(losses) / len(losses) if losses else 0.0
         leaving = self.membership.state is PeerState.DRAINING
         ctx.liveness.watch(coordinator, ctx.out)
-        version, lines = self.participant.version, self.ledger.credits()
+        lines = self.ledger.credits()
         receipt = self.receipting.receipt(version, lines)
         evaluated = self.participant.progress.evaluating.here
         told = evaluated if evaluated is not None and evaluated.version == version else None

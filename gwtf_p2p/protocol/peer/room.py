@@ -23,7 +23,7 @@ class Room:
         self.ctx, self.participant = context, participant
         self.capacity, self.queues = capacity, queues
         self._said_full = -1
-        self._refused: dict[PeerId, None] = {}
+        self._refused: dict[PeerId, int] = {}
 
     @property
     def has_refused(self) -> bool:
@@ -35,10 +35,10 @@ class Room:
         """No more activations may be kept."""
         return bool(self.capacity) and self.ctx.holdings.activations >= self.capacity
 
-    def refuse(self, peer: PeerId) -> None:
-        """It is told when there is room again."""
+    def refuse(self, peer: PeerId, iteration: int) -> None:
+        """It is told when there is room again for what it has of this iteration."""
         if len(self._refused) < MOST_REFUSED:
-            self._refused[peer] = None
+            self._refused[peer] = min(iteration, self._refused.get(peer, iteration))
 
     def give_way(self) -> None:
         """The activations that came last are dropped, for one forward that is to be computed again."""
@@ -46,11 +46,16 @@ class Room:
         if last is not None:
             self.ctx.drop_activations(last)
 
-    def why_full(self) -> str:
-        """Empty when there is room."""
-        ctx = self.ctx
+    def why_full(self, iteration: int = -1) -> str:
+        """Empty when there is room for a microbatch of this iteration. Those of iterations that are closed later, which need
+        the memory for longer, get half of it: the one that is being closed must not wait for them."""
+        ctx, version = self.ctx, self.participant.version
         if self.capacity and not self.queues and ctx.occupancy >= self.capacity:
             return f"{ctx.occupancy} of {self.capacity} held"
+        if ctx.life.ahead and ctx.memory_limit_bytes > 0 and iteration > version:
+            later = sum(microbatch.iteration > version for microbatch in ctx.held)
+            if 2 * (later + 1) * ctx.done_bytes > ctx.memory_limit_bytes:
+                return f"memory: {later} kept of the iterations to come"
         if not ctx.memory_is_full:
             return ""
         if not ctx.occupancy and self._said_full != self.participant.version:
@@ -60,11 +65,13 @@ class Room:
         return f"memory: {len(ctx.held)} kept until the iteration closes"
 
     def tell_refused(self) -> None:
-        """There is room: all who were refused hear of it, the first one first. Who comes too late is refused and told again."""
+        """There is room: all who were refused hear of it, the first one first, where there is room for theirs. Who comes too
+        late is refused and told again."""
         ctx = self.ctx
         limited = self.capacity and not self.queues
         slots = self.capacity - ctx.occupancy if limited else len(self._refused)
-        for peer in self._refused:
+        told = [peer for peer, iteration in self._refused.items() if not self.why_full(iteration)]
+        for peer in told:
+            del self._refused[peer]
             if not ctx.liveness.is_lost(peer):
                 ctx.emit(Send(peer, CapacityAvailable(slots)))
-        self._refused.clear()

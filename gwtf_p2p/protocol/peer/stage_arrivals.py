@@ -33,15 +33,15 @@ class StageArrivals:
         if held is not None:
             return self._verdict_again(held, sender, message)
         iteration = message.microbatch.iteration
-        newest = participant.version + (1 if participant.preparing is not None else 0)
+        newest = participant.version + ctx.life.ahead + (1 if participant.preparing is not None else 0)
         if participant.out_of_step or message.epoch != ctx.epoch or not participant.version <= iteration <= newest:
-            if (message.epoch, iteration) > participant.position:
+            if (message.epoch, iteration - ctx.life.ahead) > participant.position:
                 self.membership.others.doubt()
             return ef.Answer(Verdict.STALE, f"weights version is {participant.weights}")
         state = self.membership.state
-        full = state.value if state is not PeerState.ONLINE else self.room.why_full() or self._too_many_of(sender)
+        full = state.value if state is not PeerState.ONLINE else self.room.why_full(iteration) or self._too_many_of(sender)
         if full:
-            self.room.refuse(sender)
+            self.room.refuse(sender, iteration)
             return ef.Answer(Verdict.BUSY, full)
         new = Held(message.microbatch, message.attempt, Phase.RECEIVING, sender, ahead=message.ahead)
         new.note(f"accepted from {sender}, attempt {message.attempt}", ctx.now)
@@ -54,7 +54,7 @@ class StageArrivals:
         """Empty while it has not handed more here than honest peers can have (`trust/message_quotas`)."""
         ctx = self.ctx
         data_peers = self.participant.data_peers or (ctx.view.data_peers if ctx.view is not None else ())
-        most = most_held(ctx.microbatches, len(data_peers))
+        most = most_held(ctx.microbatches, len(data_peers), ctx.life.ahead)
         return f"{most} held of {sender} already" if 0 < most <= ctx.holdings.number_from(sender) else ""
 
     def _verdict_again(self, held: Held, sender: PeerId, message: Forward) -> ef.Answer:

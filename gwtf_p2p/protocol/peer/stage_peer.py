@@ -22,6 +22,7 @@ from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire.messages import (
     ControlMessage,
 )
+from gwtf_p2p.protocol.wire.records import PeerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +103,20 @@ class StagePeer(PeerMachine):
     def next_work(self) -> tuple[ev.Work, Held] | None:
         """Backward before forward, older before newer; a forward waits for the weights of its iteration."""
         ctx, participant = self.ctx, self.participant
+        version, share = participant.version, participant.share
         if participant.out_of_step:
             return None
-        if not participant.share.gradient_is_fixed:
-            held = ctx.holdings.first_queued(Phase.QUEUED_BACKWARD)
-            if held is not None and held.id.iteration == participant.version:
-                if not held.keeps and self.room.keeps_most:
-                    self.room.give_way()
-                ctx.move(held, Phase.BACKWARD)
-                return ev.Work.BACKWARD, held
+        held = ctx.holdings.first_queued(Phase.QUEUED_BACKWARD, version if share.gradient_is_fixed else -1)
+        if held is not None and ctx.life.is_open(held.id.iteration, version):
+            if not held.keeps and self.room.keeps_most:
+                self.room.give_way()
+            ctx.move(held, Phase.BACKWARD)
+            return ev.Work.BACKWARD, held
         is_full = self.room.keeps_most
         if self.queues and is_full and not self.recomputes:
             return None
-        held = ctx.holdings.first_queued(Phase.QUEUED_FORWARD)
-        if held is not None and held.id.iteration == participant.version and not participant.share.stepping:
+        held = ctx.holdings.first_queued(Phase.QUEUED_FORWARD, version if share.stepping else -1)
+        if held is not None and ctx.life.is_open(held.id.iteration, version):
             held.keep_if(not (self.recomputes and is_full))
             ctx.move(held, Phase.FORWARD)
             return ev.Work.FORWARD, held
@@ -128,7 +129,7 @@ class StagePeer(PeerMachine):
             ctx.move(held, Phase.FORWARDED)
             self.send_activation.begin(held)
         else:
-            self.participant.share.count(held.id)
+            self.participant.share.count(held.id, self.participant.version)
             ctx.move(held, Phase.DONE)
             self.negotiating.passed(held.id)
             self.return_gradient.begin(held)
@@ -155,7 +156,10 @@ class StagePeer(PeerMachine):
         self.send_activation.retry_all()
 
     def _iteration_changed(self) -> None:
-        pass
+        """One that leaves stays for the iteration that is being closed; what it has computed ahead is done by others again."""
+        if self.membership.state is PeerState.DRAINING and self.ctx.life.ahead:
+            self._drop_everything()
+            self.participant.share.forget()
 
     def _drain(self) -> None:
         pass

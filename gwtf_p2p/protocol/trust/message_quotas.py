@@ -92,10 +92,10 @@ class MessageQuotas:
             self._minute = _Stretch(now, None)
 
 
-def most_held(microbatches: int, data_peers: int) -> int:
-    """How many microbatches a stage peer takes of one sender: all there can be of the iteration at hand and of the next one.
-    `microbatches`: of each data peer; 0: nobody says."""
-    return 2 * microbatches * max(1, data_peers)
+def most_held(microbatches: int, data_peers: int, ahead: int = 0) -> int:
+    """How many microbatches a stage peer takes of one sender: all there can be of the iteration at hand and of the next one,
+    and of as many more as are computed `ahead`. `microbatches`: of each data peer; 0: nobody says."""
+    return (2 + ahead) * microbatches * max(1, data_peers)
 
 
 def _count(taken: Counter[Hashable], what: Hashable, most: int, name: str) -> Excess | None:

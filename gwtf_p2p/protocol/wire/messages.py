@@ -240,6 +240,12 @@ class Standing:
         """Orders what has happened: a later epoch outranks a later iteration."""
         return self.epoch, self.version
 
+    def is_about_to_begin(self, position: tuple[int, int], committed: Ballot | None) -> bool:
+        """It has prepared the attempt that this position was got to by, and steps as soon as it has the proof of the commit."""
+        epoch, iteration = position
+        before = self.position == (epoch, iteration - 1) and not self.joining and self.prepared
+        return before and self.prepare is not None and self.prepare.ballot == committed
+
 
 @dataclass(frozen=True, slots=True)
 class Admit:

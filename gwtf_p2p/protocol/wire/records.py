@@ -85,6 +85,7 @@ MAX_RECORD_BYTES = 8192
 MOST_DATA_PEERS = 4096
 
 SHARES = "microbatches of each data peer in an iteration, by shard, where they are not the same (none: they are)"
+_NAMED = ("subspace", "thin_data_peers", "delay_optimizer_step")
 RUN_ID = Matches(r"[^_./\\\s][^./\\\s]*", "without dots, slashes or spaces, not beginning with _")
 
 T = TypeVar("T")
@@ -137,6 +138,7 @@ class RunRecord:
     subspace: Annotated[int, Ge(0), Le(4096), "a token has so many times fewer values there than the model is wide"] = 0
     elastic_shares: Annotated[tuple[Annotated[int, Ge(1), Le(2**20)], ...], MaxLen(MOST_DATA_PEERS), SHARES] = ()
     thin_data_peers: Annotated[bool, "data peers hold no weights: embedding in the first stage, head in the last"] = False
+    delay_optimizer_step: Annotated[bool, "the next iteration is computed while one is averaged, with older weights"] = False
     fingerprint: Annotated[Fingerprint, "what the model computes where it was started"] = field(default_factory=Fingerprint)
     admission: Annotated[Admission, "who may take part: everybody, whom the owner lists, or whoever has the token"] = "open"
     members: Annotated[Members, "peer ids that may take part in a listed run; `gwtf allow` adds more"] = ()
@@ -187,7 +189,7 @@ class RunRecord:
         named: list[object] = [dict(self.model_config), self.layer_split, self.seed]
         if self.weight_hashes or self.adapters.rank:
             named += [self.weight_hashes, self.adapters.rank, self.adapters.alpha, self.adapters.targets]
-        named += [{name: getattr(self, name)} for name in ("subspace", "thin_data_peers") if getattr(self, name)]
+        named += [{name: getattr(self, name)} for name in _NAMED if getattr(self, name)]
         canonical = json.dumps(named, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -230,6 +232,10 @@ class RunRecord:
         wrong = wrong_in(self.elastic_shares, self.data_peers, self.microbatches_per_data_peer)
         if wrong:
             raise InputError(where, "elastic_shares", wrong)
+        if self.delay_optimizer_step and self.audit > 0:
+            raise InputError(
+                where, "audit", "expected 0 with delay_optimizer_step: hops are of one iteration"
+            )
         check_dataset(self.dataset, where)
         self.optimizer.validate(where)
         self.adapters.validate(where)

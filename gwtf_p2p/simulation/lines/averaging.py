@@ -31,5 +31,14 @@ def _seconds(links: Links, members: Sequence[PeerId], gradient_bytes: float, own
     slowest = min(links.spec(a, b).bandwidth_bytes_per_s for a, b in pairs)
     lines = [links.line_bytes_per_s[m] for m in members if m in links.line_bytes_per_s]
     bandwidth = min([slowest * (n - 1), *lines])
-    latency = max(links.latency_s(a, b) for a, b in pairs)
-    return (n + owners - 2) / owners * gradient_bytes / bandwidth + 2 * latency
+    return (n + owners - 2) / owners * gradient_bytes / bandwidth + slowest_exchange_s(links, members)
+
+
+def slowest_exchange_s(links: Links, members: Sequence[PeerId]) -> float:
+    """Latencies of a part, and of its average back, between the two members that are furthest apart."""
+    return 2 * max(links.latency_s(a, b) for a, b in permutations(members, 2))
+
+
+def part_bytes(members: int, gradient_bytes: int) -> int:
+    """What each of them sends to every other, all with all: its own part of the other's share, and the average of its share."""
+    return -(-2 * gradient_bytes // members)

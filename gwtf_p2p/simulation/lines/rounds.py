@@ -1,15 +1,21 @@
-"""Averages of stage groups: a round begins when its last member is ready, and ends for all together a butterfly later."""
+"""Averages of stage groups: a round begins when its last member is ready, and ends for all together a butterfly later.
+
+Where steps are delayed (`beside_work`) lines are not idle meanwhile: then every part of a group that averages all with all is a
+transfer like any other. Larger groups are timed as on idle lines there, too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import permutations
 
+from gwtf_p2p.protocol.averages.rows import rows_of
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire.messages import Prepare
-from gwtf_p2p.simulation.lines.averaging import round_seconds
-from gwtf_p2p.simulation.lines.links import Links
+from gwtf_p2p.simulation.lines.averaging import part_bytes, round_seconds, slowest_exchange_s
+from gwtf_p2p.simulation.lines.links import Links, Transfer
 
 Tell = Callable[[PeerId, ev.Event, PeerId | None], None]
 """(to, event, about): feed an event, one latency of the path to `about` from now, or now when that is None."""
@@ -21,6 +27,7 @@ class _Round:
 
     prepare: Prepare
     ready: dict[PeerId, float] = field(default_factory=dict)
+    under_way: dict[tuple[PeerId, PeerId], Transfer] = field(default_factory=dict)
 
 
 class Rounds:
@@ -29,6 +36,7 @@ class Rounds:
 
     def __init__(self, links: Links, averaged_bytes: Callable[[Stage], int], tell: Tell) -> None:
         self.on_done: Callable[[PeerId, Prepare, float], None] | None = None
+        self.beside_work = False
         self._links, self._averaged_bytes, self._tell = links, averaged_bytes, tell
         self._rounds: dict[str, _Round] = {}
         self.bytes_sent = 0
@@ -41,8 +49,27 @@ class Rounds:
         if dead:
             self._tell(peer, ev.AverageFailed(prepare.iteration, prepare.attempt, "connection refused", dead[0]), dead[0])
         elif len(round_.ready) == len(prepare.participants):
+            members = prepare.participants
+            if self.beside_work and len(members) > 1 and rows_of(members, prepare.all_with_all) is None:
+                self._exchange(round_)
+                return
             seconds = self._seconds(prepare)
             self._links.kernel.after(seconds, lambda: self._finish(round_))
+
+    def _exchange(self, round_: _Round) -> None:
+        """Parts and what has become of them, from each member to every other."""
+        links, members = self._links, round_.prepare.participants
+        size = part_bytes(len(members), self._averaged_bytes(round_.prepare.stage))
+        latency_s = slowest_exchange_s(links, members)
+
+        def arrived(pair: tuple[PeerId, PeerId]) -> None:
+            del round_.under_way[pair]
+            if not round_.under_way:
+                links.kernel.after(latency_s, lambda: self._finish(round_))
+
+        for pair in permutations(members, 2):
+            round_.under_way[pair] = links.start(*pair, size, lambda pair=pair: arrived(pair))  # type: ignore[misc]
+            links.bytes_sent -= size  # they are counted here
 
     def withdraw(self, peer: PeerId, iteration: int, attempt: int) -> None:
         for key, round_ in list(self._rounds.items()):
@@ -79,6 +106,9 @@ class Rounds:
     def _fail(self, key: str, at: PeerId, reason: str, *, suspect: bool = True) -> None:
         prepare = self._rounds[key].prepare
         failed = ev.AverageFailed(prepare.iteration, prepare.attempt, reason, at if suspect else None)
-        for participant in sorted(self._rounds.pop(key).ready):
+        failing = self._rounds.pop(key)
+        for transfer in failing.under_way.values():
+            self._links.bytes_sent += self._links.stop(transfer)
+        for participant in sorted(failing.ready):
             if participant != at:
                 self._tell(participant, failed, at)

@@ -67,8 +67,9 @@ class Memory(Enum):
 class Arm:
     """`config` is the router's settings (see `factory.default_config`), `recovery` exact or fast, `wire` the formats in which
     tensors travel, `subspace` how many times fewer values cross a boundary, `audit` the share of hops that is done again,
-    `thin` whether data peers hold no weights, `elastic` whether their shares go by their paces (`elastic_shares`). What
-    encoding costs a computer is left out: it is less than sending what it saves."""
+    `thin` whether data peers hold no weights, `elastic` whether their shares go by their paces (`elastic_shares`), `delayed`
+    whether the next iteration is computed while one is averaged (`delay_optimizer_step`). What encoding costs a computer
+    is left out: it is less than sending what it saves."""
 
     router: str
     config: RouterSettings
@@ -79,6 +80,7 @@ class Arm:
     audit: float = 0.0
     thin: bool = field(default=False, kw_only=True)
     elastic: bool = field(default=False, kw_only=True)
+    delayed: bool = field(default=False, kw_only=True)
 
     @property
     def kind(self) -> RouterKind:
@@ -142,7 +144,7 @@ class Swarm:
             exact=arm.recovery == "exact",
             data_peer=data_peer,
             stage_peer=stage_peer,
-            life=RunLife(self.scenario.iterations, stays=True),
+            life=RunLife(self.scenario.iterations, stays=True, ahead=int(arm.delayed)),
             audit=AuditTerms(arm.audit),
             microbatches=max(self.shares.values()),
         )
@@ -189,9 +191,11 @@ def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, 
     links = Links(kernel, _specs(scenario, {peer.id: peer.region for peer in drawn.values()}), lines)
     model = scenario.model
     sizes = Sizes.of(model, arm.wire, arm.subspace, arm.thin)
+    if arm.delayed:  # a state has the weights of the version before, too
+        sizes = replace(sizes, state_bytes=sizes.state_bytes + model.stage_gradient_bytes)
     directory = Directory(model.stages, sizes.activation_bytes, sizes.gradient_bytes, end_bytes=sizes.end_bytes)
     world = World(kernel, links, directory, sizes, on_report, RECORD_PERIOD_S)
-    world.pushes.star = arm.kind.star
+    world.pushes.star, world.rounds.beside_work = arm.kind.star, arm.delayed
     swarm = Swarm(scenario, arm, seed, world, drawn)
     for peer in drawn:
         world.add(swarm.new_peer(peer))

@@ -1,8 +1,9 @@
 """What must hold at every moment of every run, and at its end.
 
-At every event: no stage peer holds more than its capacity; a gradient that was averaged was exactly the member's share; nothing
-is held of a committed iteration. At the end: all attempts that were committed in an iteration are one and the same, in all
-stages; every microbatch is in the gradient of every stage exactly once, or of none (`recovery = fast`: at most once); peers
+At every event: no stage peer holds more than its capacity; what is computed of an iteration is computed while its weights are
+there, which with delayed steps are those of the version before; a gradient that was averaged was exactly the member's share;
+nothing is held of a committed iteration. At the end: all attempts that were committed in an iteration are one and the same, in
+all stages; every microbatch is in the gradient of every stage exactly once, or of none (`recovery = fast`: at most once); peers
 of a stage group that serve at the same version have weights of the same commits; a step that one has skipped all have; what
 every data peer says that the peers have contributed is what the stage groups have averaged in the iterations before, and
 nothing else.
@@ -67,6 +68,10 @@ class Invariants:
                 self.prepares[preparing.iteration, preparing.stage, preparing.ballot] = preparing
         elif isinstance(event, (ev.Started, ev.Downloaded)):
             self.steps.pop(peer, None)
+        elif isinstance(event, ev.Computed) and event.work is not ev.Work.AUDIT and event.microbatch in machine.ctx.held:
+            has, needs = participant.weights, event.microbatch.iteration
+            right = needs - machine.ctx.life.ahead <= has <= needs or participant.out_of_step
+            self._expect(right, f"{peer} computes {event.microbatch} with version {has}")
         if isinstance(event, ev.TimerFired | ev.ViewChanged):
             old = [m for m in machine.ctx.held if m.iteration < participant.version]
             self._expect(not old, f"{peer} at iteration {participant.version} still holds {old[:3]}")

@@ -107,7 +107,7 @@ class SmallConfig:
     `max_skipped_steps` 0: it never pauses. `checkpoint_every` 0: what the world keeps of every iteration is all; `ends`:
     programs end when the run is complete; `certifies`: commits are proven; `rebuilds`: a stage that is lost is rebuilt.
     `audit`: the share of hops that is done again. `losses`: what the first data peer finds when it evaluates a version, which
-    it does for each of them (NaN: not finite); `patience` as in the run's record.
+    it does for each of them (NaN: not finite); `patience` as in the run's record; `ahead` 1: steps are delayed.
     """
 
     stages: int = 3
@@ -130,6 +130,7 @@ class SmallConfig:
     audit: float = 0.0
     losses: Callable[[int], float] | None = None
     patience: int = 0
+    ahead: int = 0
     seed: int = 0
     terms: EntryTerms = field(default_factory=EntryTerms)
 
@@ -166,6 +167,7 @@ class SmallSwarm:
             max_skipped_steps=config.max_skipped_steps,
             rebuilds=config.rebuilds,
             patience=config.patience,
+            ahead=config.ahead,
         )
         kind, *numbers = peer.split("_")
         verifies = verify if config.certifies else None

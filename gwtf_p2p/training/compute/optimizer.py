@@ -38,6 +38,10 @@ LARGEST_UPDATE = 1e6
 """In units of the learning rate, what an optimizer may add to a weight: more than either can, for every setting in range."""
 
 
+PREVIOUS = "previous/"
+"""Of a state: the weights of the version before, where optimizer steps are delayed."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """What one optimizer step did; `gradient_norm` is the whole model's, before clipping. `skipped`: it was not finite."""
@@ -60,10 +64,20 @@ def learning_rate(spec: OptimizerSpec, iteration: int) -> float:
 
 
 class PartOptimizer:
-    """Over a part's named float32 parameters, of which there may be none: a part whose weights are all frozen."""
+    """Over a part's named float32 parameters, of which there may be none: a part whose weights are all frozen.
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], spec: OptimizerSpec) -> None:
+    `before` are the same parameters of another module, which keep the weights of the version before (`turns`): a step makes the
+    next version there, and the two change places.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        spec: OptimizerSpec,
+        before: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
         self._parameters = dict(parameters)
+        self._before = None if before is None else {name: before[name] for name in self._parameters}
         self._spec = spec
         self._updates = {name: update_of(parameter, spec) for name, parameter in self._parameters.items()}
         self._decayed = {name for name, p in self._parameters.items() if _is_decayed(name, p, spec)}
@@ -89,13 +103,13 @@ class PartOptimizer:
             gradient_norm = math.sqrt(squared) if squared >= 0 else NOT_FINITE
         if gradient_norm < 0:
             return self.skip(iteration, gradient_norm)
-        self._steps += 1
+        self._begin_version()
         self._apply(gradient, rate, gradient_norm)
         return StepReport(rate, gradient_norm)
 
     def skip(self, iteration: int, gradient_norm: float) -> StepReport:
         """A step that changes nothing but the version."""
-        self._steps += 1
+        self._begin_version()
         return StepReport(learning_rate(self._spec, iteration), gradient_norm, skipped=True)
 
     def stays_finite(self, iteration: int) -> bool:
@@ -107,6 +121,16 @@ class PartOptimizer:
             return True
         largest = max((float(p.detach().abs().max()) for p in self._parameters.values() if p.numel()), default=0.0)
         return (1 + growth) * (1 + largest) < LARGEST_WEIGHT
+
+    def _begin_version(self) -> None:
+        self._steps += 1
+        if self._before is None:
+            return
+        with torch.no_grad():
+            for name, parameter in self._before.items():
+                parameter.copy_(self._parameters[name])
+                self._updates[name].turn_to(parameter)
+        self._parameters, self._before = self._before, self._parameters
 
     def _apply(self, gradient: Gradient, rate: float, norm: float) -> None:
         limit = self._spec.gradient_clip
@@ -122,7 +146,9 @@ class PartOptimizer:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All that the optimizer keeps besides the step count, by `<kind of state>/<parameter>`; its own tensors."""
-        return {f"{kind}{name}": tensor for name, update in self._updates.items() for kind, tensor in update.state.items()}
+        before = {f"{PREVIOUS}{name}": parameter.detach() for name, parameter in (self._before or {}).items()}
+        kept = {f"{kind}{name}": tensor for name, update in self._updates.items() for kind, tensor in update.state.items()}
+        return kept | before
 
     def load_state_tensors(self, state: Mapping[str, Tensor], steps: int) -> None:
         """Overwrite all state and the step count. Names and shapes must be `state_tensors`' own (KeyError, RuntimeError)."""

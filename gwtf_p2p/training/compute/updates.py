@@ -54,6 +54,10 @@ class Update(Protocol):
         """Change the parameter and the state."""
         ...
 
+    def turn_to(self, parameter: nn.Parameter) -> None:
+        """Change this parameter from now on, which has the values of the one so far. The state stays."""
+        ...
+
 
 class AdamW:
     """Moments in float32."""
@@ -74,6 +78,10 @@ class AdamW:
         for start, stop in spans(len(weights), _most(weights)):
             moments = self._first[start:stop], self._second[start:stop]
             adamw_step(weights[start:stop], gradient(start, stop), moments, self._spec, step)
+
+    def turn_to(self, parameter: nn.Parameter) -> None:
+        """See `Update`."""
+        self._parameter = parameter
 
 
 def adamw_step(weights: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], spec: OptimizerSpec, step: Step) -> None:
@@ -126,6 +134,10 @@ class AdamW8Bit:
                 codes.copy_(new_codes)
                 scales.copy_(new_scales)
 
+    def turn_to(self, parameter: nn.Parameter) -> None:
+        """See `Update`."""
+        self._parameter = parameter
+
 
 class Adafactor:
     """torch's own. Of a matrix it needs all gradients at once; what it keeps of it is a row and a column."""
@@ -155,6 +167,12 @@ class Adafactor:
         parameter.grad = gradient(0, parameter.numel()).view(parameter.shape)
         self._torch.step()  # type: ignore[no-untyped-call]
         parameter.grad = None
+
+    def turn_to(self, parameter: nn.Parameter) -> None:
+        """See `Update`."""
+        self._torch.state[parameter] = self._torch.state.pop(self._parameter)
+        self._torch.param_groups[0]["params"] = [parameter]
+        self._parameter = parameter
 
 
 def update_of(parameter: nn.Parameter, spec: OptimizerSpec) -> Update:

@@ -49,9 +49,10 @@ def parameters_of(shapes: Shapes) -> tuple[int, int]:
 
 
 def state_bytes(run: RunRecord, shapes: Shapes) -> int:
-    """Weights, gradient sum and moments."""
+    """Weights, gradient sum and moments; where steps are delayed, weights and sums of two iterations."""
     trained, frozen = parameters_of(shapes)
     total = (BYTES_OF_A_WEIGHT + BYTES_OF_A_GRADIENT) * trained + BYTES_OF_A_WEIGHT * frozen
+    total *= 2 if run.delay_optimizer_step else 1
     if run.optimizer.kind != "adamw_8bit":
         return total + BYTES_OF_MOMENTS[run.optimizer.kind] * trained
     for shape, is_trained in shapes.values():

@@ -3,7 +3,8 @@
 This is what a newcomer downloads, what a checkpoint holds and what peers of a stage compare. Names, with the whole model's
 parameter names: `weights/<parameter>`, with AdamW `first_moment/<parameter>` and `second_moment/<parameter>` (float32, the
 parameter's shape), with 8-bit AdamW the codes and scales of `compute/updates`, with Adafactor `row_variance/`,
-`column_variance/` and `variance/`, and `step` (int64, no dimensions). Data
+`column_variance/` and `variance/`, where steps are delayed `previous/<parameter>`, the weights of the version before, and
+`step` (int64, no dimensions). Data
 peers' states have `contributions` too, once there are any: the bytes of `protocol/view/contributions`, padded with spaces to
 whole int64s.
 """
@@ -26,7 +27,7 @@ from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
 from gwtf_p2p.training.state.stored import renamed
 
 WEIGHTS, STEP, CONTRIBUTIONS = "weights/", "step", "contributions"
-MOST_COPIES, MOST_BESIDE_BYTES = 3, 4096
+MOST_COPIES, MOST_BESIDE_BYTES = 4, 4096
 """Tensors of a parameter's size in a state; what the step count and the last words take besides."""
 
 
@@ -94,7 +95,8 @@ def _kind(tensor: Tensor) -> str:
 
 
 def most_state_bytes(parameters: Mapping[str, nn.Parameter]) -> int:
-    """What a state of this part takes at most: weights and two moments of their size, and what its peers have contributed."""
+    """What a state of this part takes at most: two versions of the weights and two moments of their size, and what its peers
+    have contributed."""
     return MOST_COPIES * sum(parameter.nbytes for parameter in parameters.values()) + MOST_BYTES + MOST_BESIDE_BYTES
 
 

@@ -190,4 +190,4 @@ async def test_zeros_stand_for_an_own_result_that_is_not_finite_which_is_said(dr
     assert not sent.any(), "nobody else is to find it, and be blamed"
     compute.put(MICROBATCH, ev.Slot.OUTPUT_GRADIENT, compute.codecs.gradients.encode(torch.randn(SHAPE)))
     assert not (await compute.work(ev.Work.BACKWARD, MICROBATCH)).finite
-    assert all(not tensor.any() for tensor in all_of(await compute.mean_gradient()).values())
+    assert all(not tensor.any() for tensor in all_of(await compute.mean_gradient(0)).values())

@@ -97,6 +97,7 @@ _RUN = RunRecord(
     subspace=16,
     elastic_shares=(3, 5, 4, 4, 4),
     thin_data_peers=True,
+    delay_optimizer_step=True,
     fingerprint=Fingerprint((0.7, 0.8), {"torch": "version"}),
     admission="listed",
     members=(PeerId("Qm" + "a" * 44),),

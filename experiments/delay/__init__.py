@@ -1,0 +1,1 @@
+"""What delayed optimizer steps cost in loss."""
