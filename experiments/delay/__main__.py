@@ -42,7 +42,9 @@ def main() -> int:
         flags = ["demo", "--steps", str(args.steps), "--seed", str(seed), *demo_flags]
         run = run_from_plain(plain_run(build_parser("demo").parse_args(flags)), "delay")
         found = {
-            delayed: windows(control_losses(replace(run, delay_optimizer_step=delayed), args.steps, run.data_peers), args.window)
+            delayed: windows(
+                control_losses(replace(run, delay_optimizer_step=delayed), args.steps, run.data_peers), args.window
+            )
             for delayed in (False, True)
         }
         differences.append(found[True][-1] - found[False][-1])

@@ -100,6 +100,20 @@ def test_no_run_with_elastic_shares_beats_its_bound_and_the_slow_line_has_less()
         assert outcome.microbatches_per_second <= outcome.bound_microbatches_per_second
 
 
+def test_with_delayed_steps_iterations_overlap_and_none_beats_what_its_resources_take() -> None:
+    """Averages are on the same lines as everything else: bytes are the same as without a delay."""
+    scenario = replace(load_scenario(SCENARIOS / "acceptance_churn_0.toml"), iterations=4, warmup_iterations=1)
+    for router in ("swarm", "gwtf"):
+        at_once, delayed = (Simulation(scenario, Arm(router, default_config(router), delayed=d), 0) for d in (False, True))
+        before, outcome = at_once.run(), delayed.run()
+        assert outcome.microbatches_lost == outcome.double_counted == 0
+        assert outcome.mean_iteration_s < 0.9 * before.mean_iteration_s
+        assert outcome.bound_iteration_seconds < outcome.mean_iteration_s
+        assert delayed.clairvoyant_s() == (None,) * 3
+        averaged = [simulation.world.rounds.bytes_sent for simulation in (at_once, delayed)]
+        assert averaged[0] == averaged[1] > 0
+
+
 def test_more_resources_never_lower_a_bound(tmp_path: Path) -> None:
     few, many = bound(story(tmp_path, capacity=2)), bound(story(tmp_path, capacity=3, stage_peers=3))
     assert many.microbatches_per_second >= few.microbatches_per_second and many.iteration_s <= few.iteration_s + many.closing_s

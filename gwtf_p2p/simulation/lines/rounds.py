@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import permutations
 
-from gwtf_p2p.protocol.averages.rows import rows_of
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.averages.rows import rows_of
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.simulation.lines.averaging import part_bytes, round_seconds, slowest_exchange_s
