@@ -175,6 +175,8 @@ def check_model(run: RunRecord) -> None:
 
     A record without a fingerprint, or made by the same releases, that this peer cannot build is the record's fault: InputError.
     """
+    if run.delay_optimizer_step and run.audit > 0:
+        raise RunMismatch(f"run {run.run_id}: audit: expected 0 with delay_optimizer_step")
     try:
         check_run(run)
         reason = mismatch(run.built_config, run.fingerprint)

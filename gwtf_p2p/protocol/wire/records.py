@@ -232,8 +232,6 @@ class RunRecord:
         wrong = wrong_in(self.elastic_shares, self.data_peers, self.microbatches_per_data_peer)
         if wrong:
             raise InputError(where, "elastic_shares", wrong)
-        if self.delay_optimizer_step and self.audit > 0:
-            raise InputError(where, "audit", "expected 0 with delay_optimizer_step: hops are of one iteration")
         check_dataset(self.dataset, where)
         self.optimizer.validate(where)
         self.adapters.validate(where)
