@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.transfer import Pace, StateDownload, StateTooLarge, StateUnavailable
@@ -30,9 +31,20 @@ logger = logging.getLogger(__name__)
 
 COPY_PERIOD_S = 2.0
 SEEK_PERIOD_S = 1.0
-MOST_ASKED = 16
+MOST_ASKED, ASKED_IN_TURN = 16, 2
+"""Peers that may have copies of this stage, and how many are asked at a time, besides those that are to have them."""
+
+MOST_DONORS = 3
+"""Of a stage of which this peer keeps copies, how many are asked at a time, in turn."""
+
 MOST_TOLD = 8
 """Newest copied versions in a record, however many are kept on the disk."""
+
+Kept = tuple[int, tuple[int, ...]]
+"""The epoch that a peer is in, and which versions of a stage it keeps."""
+
+NOTHING: Kept = (-1, ())
+"""Of one that does not answer."""
 
 
 class Replication:
@@ -43,6 +55,8 @@ class Replication:
         self.remote: dict[int, tuple[PeerId, ...]] = {}
         self.on_remote: Callable[[], None] = lambda: None
         self._adopted = self._noted = 0
+        self._heard: dict[PeerId, Kept] = {}
+        self._turns: Counter[Stage] = Counter()
 
     @property
     def _epoch(self) -> int:
@@ -85,7 +99,11 @@ class Replication:
     async def look(self, view: NetworkView, serves: bool) -> None:
         """Once: what others keep of this stage, which version is secured, and copies of what this peer keeps for others."""
         checkpoints = self._checkpoints
-        self._note(await self._ask(self._near(view) if serves else view.records), self._epoch)
+        near = self._near(view) if serves else [*view.records]
+        asked = self._some_of(near, len(keepers(view, checkpoints.stage, checkpoints.options.copies))) if serves else near
+        self._heard |= dict.fromkeys(asked, NOTHING) | await self._ask(asked)
+        self._heard = {peer: kept for peer, kept in self._heard.items() if peer in near}
+        self._note(self._heard, self._epoch)
         if serves:  # else peers of the same stage were asked too
             checkpoints.copied = frozenset(self.remote)
         secured = secured_version(view, checkpoints.epoch)
@@ -102,7 +120,18 @@ class Replication:
         first = keepers(view, stage, self._checkpoints.options.copies)
         return list(dict.fromkeys((*first, *sorted(near))))[:MOST_ASKED]
 
-    async def _ask(self, peers: Iterable[PeerId], stage: Stage | None = None) -> dict[PeerId, tuple[int, tuple[int, ...]]]:
+    def _some_of(self, near: Sequence[PeerId], keepers: int) -> list[PeerId]:
+        """The keepers, and a few of the others: what those have said stands until they are asked again, so that looking costs
+        the same in stages of any size."""
+        return [*near[:keepers], *self._in_turn(near[keepers:], self._checkpoints.stage, ASKED_IN_TURN)]
+
+    def _in_turn(self, peers: Sequence[PeerId], stage: Stage, most: int) -> list[PeerId]:
+        """As many of these, who are asked about a stage, others each time."""
+        at, count = self._turns[stage], min(most, len(peers))
+        self._turns[stage] += count
+        return [peers[(at + number) % len(peers)] for number in range(count)]
+
+    async def _ask(self, peers: Iterable[PeerId], stage: Stage | None = None) -> dict[PeerId, Kept]:
         """What each of them keeps of a stage (this peer's own if none is named); those that do not answer are left out."""
         of = self._checkpoints.stage if stage is None else stage
         asked = sorted(set(peers) - {self._me})
@@ -116,7 +145,7 @@ class Replication:
                 found[peer] = answer
         return found
 
-    def _note(self, found: dict[PeerId, tuple[int, tuple[int, ...]]], epoch: int) -> None:
+    def _note(self, found: Mapping[PeerId, Kept], epoch: int) -> None:
         versions = {version for h, kept in found.values() if h == epoch for version in kept}
         remote = {
             version: tuple(sorted(peer for peer, (h, kept) in found.items() if h == epoch and version in kept))
@@ -129,7 +158,7 @@ class Replication:
     async def _copy(self, view: NetworkView, stage: Stage) -> None:
         """The next version of a stage that is worth it (`view/replica_choice`), of those that its peers have on disk."""
         checkpoints = self._checkpoints
-        found = await self._ask(view.peers_of_stage(stage), stage)
+        found = await self._ask(self._in_turn(sorted(view.peers_of_stage(stage)), stage, MOST_DONORS), stage)
         there = {version for h, kept in found.values() if h == checkpoints.epoch for version in kept}
         here = await asyncio.to_thread(checkpoints.kept_of, stage)
         version = next((v for v in worth_copying(there, checkpoints.secured, checkpoints.best) if v not in here), None)

@@ -13,8 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from enum import Enum
 from functools import cache
+from math import inf, isfinite
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Le, MaxLen, MinLen
 
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.limits import MOST_CHARACTERS, MOST_ITEMS, WHOLE, Cut, Distinct
@@ -104,6 +107,10 @@ def _bounded(item: Reader, bounds: tuple[Any, ...]) -> Reader:
     is_distinct = any(isinstance(bound, Distinct) for bound in bounds)
     checked = tuple(checkable(bounds))
     expected = " and ".join(filter(None, map(in_words, checked)))
+    if most is None and not is_distinct and checked:
+        span = _span(checked)
+        if span is not None:
+            return _within(item, span, expected, is_length=isinstance(checked[0], (MinLen, MaxLen)))
 
     def read(value: Any) -> Any:
         found = item(value[:most] if most is not None and isinstance(value, str) else value)
@@ -114,6 +121,35 @@ def _bounded(item: Reader, bounds: tuple[Any, ...]) -> Reader:
         return found
 
     return read
+
+
+def _span(bounds: tuple[Any, ...]) -> tuple[float, float] | None:
+    """From the least to the most, where the bounds are those of one number or one length and say nothing else."""
+    for low, least, high, most in ((Ge, "ge", Le, "le"), (MinLen, "min_length", MaxLen, "max_length")):
+        if all(isinstance(bound, (low, high)) for bound in bounds):
+            lows: list[Any] = [getattr(bound, least) for bound in bounds if isinstance(bound, low)]
+            highs: list[Any] = [getattr(bound, most) for bound in bounds if isinstance(bound, high)]
+            return max(lows, default=-inf), min(highs, default=inf)
+    return None
+
+
+def _within(item: Reader, span: tuple[float, float], expected: str, *, is_length: bool) -> Reader:
+    """The same for the commonest bounds, of which a record has hundreds."""
+    least, most = span
+
+    def read_number(value: Any) -> Any:
+        found = item(value)
+        if not least <= found <= most:
+            raise _expected(expected, found)
+        return found
+
+    def read_length(value: Any) -> Any:
+        found = item(value)
+        if not least <= len(found) <= most:
+            raise _expected(expected, found)
+        return found
+
+    return read_length if is_length else read_number
 
 
 def _optional(item: Reader) -> Reader:
@@ -240,6 +276,8 @@ def _scalar(kind: Any) -> Reader:
 
 
 def _float(value: Any) -> float:
+    if type(value) is float and isfinite(value):
+        return value
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise _expected("a number", value)
     if isinstance(value, int) and abs(value) > WHOLE:
@@ -250,6 +288,8 @@ def _float(value: Any) -> float:
 
 
 def _int(value: Any) -> int:
+    if type(value) is int:
+        return value
     if not isinstance(value, int) or isinstance(value, bool):
         raise _expected("a whole number", value)
     return value

@@ -16,11 +16,13 @@ from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.compute.readings import Reading
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.options import CheckpointOptions
-from gwtf_p2p.live.state.replication import Replication
+from gwtf_p2p.live.state.replication import ASKED_IN_TURN, MOST_ASKED, Replication
 from gwtf_p2p.live.state.transfer import UNBOUNDED, Pace, StateDownload
 from gwtf_p2p.protocol.effects import Checkpoint
+from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.replica_choice import keepers
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 from tests.training.swarm import LLAMA, run_record
 
@@ -135,6 +137,55 @@ async def test_a_stage_can_be_lost_at_any_time_after_its_first_copy(tmp_path: Pa
                 assert len(kept.kept_of(Stage(k))) <= 2 * KEEP + 3, "disks do not fill"
     assert reached == sorted(reached), "it never has to go back further than before"
     assert reached[-1] > swarm.iterations // 2
+
+
+async def test_in_a_large_stage_few_are_asked_at_a_time_and_what_they_said_stands_until_they_are_asked_again(
+    tmp_path: Path,
+) -> None:
+    """Of 20 peers nearby one is asked each time, since it is to keep copies; one that has gone has them no more."""
+    swarm = Swarm(tmp_path, per_copy=0)
+    await swarm.step(1)
+    asked: list[tuple[PeerId, Stage]] = []
+
+    class Many(SlowDownload):
+        async def listed(self, peer: PeerId, stage: Stage) -> tuple[int, tuple[int, ...]]:
+            asked.append((peer, stage))
+            if peer in silent:
+                raise RemoteProtocolError("it does not answer")
+            return 0, (2,) if peer in having and stage == 2 else ()
+
+    many = [StageRecord(PeerId(f"near{n:02d}"), RunId("r"), Stage(1), PeerState.ONLINE, 1) for n in range(20)]
+    own = StageRecord(PeerId("own"), RunId("r"), Stage(2), PeerState.ONLINE, 1)
+    view = NetworkView.of([own, *many], STAGES, 1)
+    [keeper] = keepers(view, Stage(2), 1)
+    candidates = [record.peer for record in many if record.peer != keeper][: MOST_ASKED - 1]
+    having, silent = {candidates[-1]}, set[PeerId]()
+    options = CheckpointOptions(tmp_path / "own", keep=KEEP, copies=1)
+    replication = Replication(Checkpoints(options, RUN, Stage(2), cast(Compute, FakeCompute())), Many(swarm), own.peer)
+
+    async def look() -> list[PeerId]:
+        asked.clear()
+        await replication.look(view, serves=True)
+        return [peer for peer, stage in asked if stage == 2]
+
+    rounds = [await look() for _ in range(-(-len(candidates) // ASKED_IN_TURN))]
+    assert all(keeper in each and len(each) <= 1 + ASKED_IN_TURN for each in rounds)
+    assert {*candidates} <= {peer for each in rounds for peer in each}, "each has its turn"
+    assert replication.remote == {2: (candidates[-1],)}
+    while candidates[-1] in await look():
+        pass
+    assert replication.remote == {2: (candidates[-1],)}, "it was not asked, and still counts"
+    silent = having
+    while candidates[-1] not in await look():
+        pass
+    assert replication.remote == {}, "it does not answer"
+    silent = set()
+    while candidates[-1] not in await look():
+        pass
+    assert replication.remote == {2: (candidates[-1],)}
+    view = view.without([candidates[-1]])
+    await look()
+    assert replication.remote == {}, "it is gone"
 
 
 async def test_after_going_back_the_version_gone_back_to_is_kept(tmp_path: Path) -> None:
