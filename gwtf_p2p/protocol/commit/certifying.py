@@ -4,7 +4,9 @@ A certificate proves its commit to a peer when, in every stage, at least half of
 has not lost have signed one and the same average, and one at least; in its own stage, of those that its `Prepare` names, and
 the average that it has itself. Signatures that do not fit count for nothing, and neither does what they stand under. Of a whole
 attempt all have signed; half are enough because some may have died since, or records outlive their peers. Who is missing is
-asked whether it lives, and the certificate is looked at again when something is known.
+asked whether it lives and where it stands, and the certificate is looked at again when something is known: one that has come to
+the next iteration by this commit need not have signed it. A peer that has not prepared an attempt, and so has no part in it,
+falls behind when somebody in every stage has signed it (`shows`); it follows only what is proven.
 
 Runs whose interpreter verifies nothing (`Context.verify` is None: single machines in tests) go without.
 """
@@ -16,9 +18,10 @@ from dataclasses import dataclass, replace
 
 from gwtf_p2p.protocol.commit.attempt import is_norm_of
 from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire.certificates import Alike, Certificate
-from gwtf_p2p.protocol.wire.messages import Commit, ControlMessage, Prepare, Prepared, Standing
+from gwtf_p2p.protocol.wire.messages import Commit, ControlMessage, Inquire, Prepare, Prepared, Standing
 from gwtf_p2p.protocol.wire.records import PeerState
 
 Sign = Callable[[str], str]
@@ -86,6 +89,7 @@ class Certifier:
     def __init__(self, context: Context) -> None:
         self.ctx = context
         self.unproven: tuple[PeerId, Commit] | None = None
+        self._gone_on: set[PeerId] = set()
         self._verified: dict[tuple[str, str, str], bool] = {}
         self._looked_at: tuple[object, ...] = ()
 
@@ -102,6 +106,7 @@ class Certifier:
     def forget(self) -> None:
         """No commit is waited for any more."""
         self.unproven = None
+        self._gone_on.clear()
 
     def may_be_proven_now(self) -> bool:
         """Something is known since that commit was looked at: of who there is, or of who is lost."""
@@ -115,7 +120,21 @@ class Certifier:
         if not self.is_on or (standing.certificate is None and standing.committed is None):
             return True
         certificate = standing.certificate
-        return certificate is not None and certificate.position == standing.position and self.lacks(certificate) is None
+        return certificate is not None and certificate.position == standing.position and self.shows(certificate)
+
+    def shows(self, certificate: Certificate) -> bool:
+        """The swarm has gone on without this peer, which has not prepared that attempt: the commit is proven, or somebody in
+        every stage has signed it. Who was thought lost then, and is back, may be more than half of a stage: nobody could prove
+        that commit to anybody while those believe to serve."""
+        if self.lacks(certificate) is None:
+            return True
+        have = self._signers(certificate)
+        alone = {self.ctx.stage} if not self._others_of_stage() else set()
+        return all(have.get(stage) for stage in range(self.ctx.stages + 1) if stage not in alone)
+
+    def _others_of_stage(self) -> bool:
+        records = self.ctx.view.records if self.ctx.view is not None else {}
+        return any(r.stage == self.ctx.stage and p != self.ctx.me for p, r in records.items())
 
     def proves(self, sender: PeerId, message: Commit, own: Own) -> bool:
         """Others have prepared what this peer has. Who is missing is asked whether it lives."""
@@ -138,7 +157,20 @@ class Certifier:
         self.unproven = (sender, message) if lack is not None else None
         for peer in lack.missing[:MOST_ASKED] if lack is not None else ():
             self.ctx.suspect(peer, f"it has not signed the commit of iteration {message.iteration}")
+            self.ctx.emit(Send(peer, Inquire(message.iteration)))
         return lack is None
+
+    def stands_by(self, peer: PeerId, standing: Standing, prepare: Prepare) -> bool:
+        """A peer that has not signed, as it has come since, has gone on from the commit that is waited for: it counts as those
+        that have. Whether that is news."""
+        shown = standing.certificate
+        wanted = (prepare.iteration, prepare.attempt, prepare.terms)
+        if self.unproven is None or shown is None or (shown.iteration, shown.attempt, shown.terms) != wanted:
+            return False
+        is_news = peer not in self._gone_on and not standing.syncing and len(self._gone_on) < MOST_VERIFIED
+        if is_news:
+            self._gone_on.add(peer)
+        return is_news
 
     def differs(self, state: str, certificate: Certificate | None) -> bool:
         """Most of this stage have averaged for other weights than these of this peer's."""
@@ -177,6 +209,8 @@ class Certifier:
             else:
                 expected = {p for p, r in records.items() if r.stage == stage and r.state is PeerState.ONLINE and r.signing_key}
             expected = {p for p in expected if p != ctx.me and not ctx.liveness.is_lost(p)}
+            if own is not None:
+                expected -= self._gone_on
             if stage == ctx.stage and not expected:
                 continue  # this peer is alone in its stage
             what, there = max(signed.items(), key=lambda each: (len(each[1] & expected), each[0]), default=(("", 0.0), set()))

@@ -163,7 +163,7 @@ class Participant:
         """The swarm is at a later position, says the sender: with a proof of it, or if others say so too, this peer is out of
         step. `certificate` None: the sender has none, as it has started again since."""
         if certificate is not None:
-            if certificate.position > self.position and self.certifier.lacks(certificate) is None:
+            if certificate.position > self.position and self.certifier.shows(certificate):
                 self.fall_behind(reason, self.weights)
         elif self.witnesses.are_further(sender, to, self.position):
             self.fall_behind(reason, self.weights)
@@ -240,7 +240,10 @@ class Participant:
             return
         preparing = self.preparing
         next_one = standing.position == (self.ctx.epoch, self.version + 1)
-        if next_one and self.share.prepared and preparing is not None and standing.committed == preparing.ballot:
+        unproven = self.certifier.unproven
+        if next_one and unproven and preparing is not None and self.certifier.stands_by(sender, standing, preparing):
+            self.commit(*unproven)
+        elif next_one and self.share.prepared and preparing is not None and standing.committed == preparing.ballot:
             self.commit(sender, commit_of(preparing, standing.gradient_norm, standing.certificate))
         elif not self.share.stepping and self.certifier.believes(standing):
             where = f"iteration {standing.version}" + (f" of epoch {standing.epoch}" if standing.epoch else "")

@@ -1,4 +1,5 @@
-"""A swarm whose tensors travel in 8 bits, or whose data peers hold no weights, trains; a crash leaves no trace in its weights.
+"""A swarm whose tensors travel in 8 bits, whose data peers hold no weights or whose steps are delayed trains; a crash leaves no
+trace in its weights.
 
 Two microbatches an iteration: the sum of two gradients has the same bits whoever adds them up, so weights can only differ if a
 tensor that was sent again, or computed again, had other bytes. (In a longer sum the order matters in the last bit, and formats
@@ -12,8 +13,12 @@ from pathlib import Path
 import pytest
 
 from experiments.bytes.stories import ROWS, told
+from gwtf_p2p.cli.main import build_parser
+from gwtf_p2p.cli.shared.run_file import run_from_plain
+from gwtf_p2p.cli.verbs.demo import plain_run
 from gwtf_p2p.protocol.wire.tensor_formats import INT8
-from tests.live.peer.test_recovery import assert_equal_weights, demo
+from gwtf_p2p.training.control import control_losses
+from tests.live.peer.test_recovery import SMALL, assert_equal_weights, demo
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]  # two or three demos, a minute or two each
 
@@ -52,3 +57,16 @@ def test_a_stage_peer_is_killed_and_weights_are_those_of_full_data_peers(tmp_pat
     assert thin["last_loss"] == pytest.approx(full["last_loss"], rel=1e-4)
     assert_equal_weights(tmp_path / "killed", tmp_path / "thin")
     assert thin["bytes"]["activations"] < 0.8 * full["bytes"]["activations"]
+
+
+@pytest.mark.parametrize("at", ["backward_received", "averaging"])
+def test_a_stage_peer_is_killed_while_two_iterations_are_under_way(at: str, tmp_path: Path) -> None:
+    """Losses are those of one process with the same delay."""
+    flags = ("--microbatches", "2", "--delay_optimizer_step")
+    undisturbed = demo(tmp_path / "undisturbed", "", *flags)
+    killed = demo(tmp_path / "killed", f"kill peer stage=1 index=any at={at} iter=2", *flags)
+    assert killed["recoveries"] and not undisturbed["recoveries"]
+    assert_equal_weights(tmp_path / "killed", tmp_path / "undisturbed")
+    run = run_from_plain(plain_run(build_parser("demo").parse_args(["demo", *SMALL, *flags])), "test")
+    control = control_losses(run, run.total_iterations, run.data_peers)
+    assert max(abs(a - b) for a, b in zip(control, undisturbed["losses"], strict=True)) < 1e-4

@@ -9,6 +9,8 @@ import pytest
 
 from experiments.recovery_single import CASES, Case, failures, faults_of
 from experiments.recovery_sweep import Sweep, draw_config, draw_script
+from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.simulation.world.faults import Fault
 from gwtf_p2p.simulation.world.small_swarm import SmallConfig, small_swarm
 
 BASE = SmallConfig(stages=3, stage_peers=2, microbatches=4)
@@ -35,3 +37,22 @@ def test_random_faults(first: int) -> None:
         swarm = small_swarm(config, draw_script(seed, config, sweep))
         tally = swarm.run(sweep.iterations, deadline_s=3000.0)
         assert tally.double == 0 and (tally.lost == 0 or not config.exact), seed
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("for_s", [2.9, 3.4, 3.9, 4.3])
+def test_most_of_two_stages_come_back_after_a_commit_without_them(for_s: float, ahead: int) -> None:
+    """They have been thought lost, and have not signed; while they believe to serve, nobody could prove that commit."""
+    gone = [PeerId(f"relay_{stage}_{i}") for stage in (1, 3) for i in range(2)]
+    config = SmallConfig(stages=3, stage_peers=3, microbatches=4, ahead=ahead)
+    swarm = small_swarm(config, [Fault("blink", peer, 1.5, for_s=for_s) for peer in gone])
+    tally = swarm.run(3, deadline_s=60.0)
+    assert (tally.done, tally.lost, tally.double) == (12, 0, 0)
+
+
+def test_those_that_have_come_since_a_commit_stand_by_it() -> None:
+    """They are more than half of a stage, serve at the next iteration and could not sign."""
+    sweep = Sweep()
+    config = draw_config(694, sweep)
+    swarm = small_swarm(config, draw_script(694, config, sweep))
+    assert swarm.run(sweep.iterations, deadline_s=300.0).double == 0
