@@ -65,6 +65,7 @@ class SmallRun:
     max_skipped_steps: int = 10
     model: str = "tiny-llama"
     audit: float = 0.0
+    replica_sync: int = 0
 
     def record(self) -> RunRecord:
         return run_from_plain(
@@ -83,6 +84,7 @@ class SmallRun:
                 "checkpoint_every": self.checkpoint_every,
                 "max_skipped_steps": self.max_skipped_steps,
                 "audit": self.audit,
+                "replica_sync": self.replica_sync,
                 "optimizer": {"learning_rate": self.learning_rate, "warmup_iterations": 10},
             },
             "story",

@@ -11,7 +11,8 @@ from enum import Enum
 from gwtf_p2p.monitor.ledger import called
 from gwtf_p2p.monitor.swarm_state import SHOWN, SwarmState
 from gwtf_p2p.protocol.ids import DATA_STAGE
-from gwtf_p2p.protocol.stall.rules import Situation, stall_of
+from gwtf_p2p.protocol.replica_sync import what_holds
+from gwtf_p2p.protocol.stall.rules import Situation, counted, stall_of
 from gwtf_p2p.protocol.view.evaluations import so_far
 
 RISE_FACTOR = 1.5
@@ -49,6 +50,7 @@ def findings(state: SwarmState, now: float) -> list[Finding]:
         text = f"The run has ended after {state.version} iterations: {state.ends_early}."
         return [Finding(Level.OK, "ended_early", text)]
     found = [*_waits(state, now), *_rebuilt(state), *_silent(state), *_thin(state), *_loss(state), *_evaluations(state)]
+    found += _copies(state)
     if not any(finding.level is Level.ALERT for finding in found):
         found.append(Finding(Level.OK, "going", "Training goes on."))
     order = list(Level)
@@ -113,6 +115,16 @@ def _thin(state: SwarmState) -> list[Finding]:
         text = f"One peer alone holds stage {', '.join(thin)}: if it leaves, training waits. Join, and help there."
         found.append(Finding(Level.NOTICE, "thin_stage", text))
     return found
+
+
+def _copies(state: SwarmState) -> list[Finding]:
+    """In a run whose copies of a stage differ: what holds then, and where the run is between two averages."""
+    sync = state.run.sync
+    if not sync.is_on:
+        return []
+    since = sync.since_whole(state.version)
+    now = f"{counted(since, 'iteration')} since the last average" if since else "equal now"
+    return [Finding(Level.OK, "copies_differ", f"C{what_holds(sync.every)[1:]} ({now}).")]
 
 
 def _loss(state: SwarmState) -> list[Finding]:

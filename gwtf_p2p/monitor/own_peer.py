@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from gwtf_p2p.protocol.replica_sync import ReplicaSync
 from gwtf_p2p.protocol.stall.rules import counted, duration
 
 Report = Mapping[str, Any]
@@ -166,6 +167,17 @@ class OwnPeer:
     def sent_bytes(self) -> int:
         """Everything that went out."""
         return int(sum(dict(self.figures.get("bytes", {})).values()))
+
+    @property
+    def copies(self) -> str:
+        """What copies of a stage are to each other, where that is not the same."""
+        every = int(self.run.get("replica_sync", 0))
+        if not every:
+            return ""
+        since = ReplicaSync(every, int(self.run.get("total_iterations", 0))).since_whole(self.iteration + 1)
+        if not since:
+            return f"Copies of its stage are equal now, and averaged every {every} iterations."
+        return f"Copies of its stage differ: averaged {since} of {every} iterations ago."
 
     def doing(self, now: float) -> tuple[str, bool]:
         """What the peer is at, in one sentence, and whether that is good news."""

@@ -24,13 +24,14 @@ Report = Mapping[str, Any]
 class RunState:
     """`expected` is the number of microbatches of one iteration over all `data_peers`; `losses` by iteration and microbatch.
 
-    `empty` are stages that have nobody left, so that the training pauses.
+    `empty` are stages that have nobody left, so that the training pauses. `note`: what holds of this run and not of others.
     """
 
     stages: int
     expected: int
     tokens_per_microbatch: int
     data_peers: int = 1
+    note: str = ""
     names: dict[str, str] = field(default_factory=dict)
     losses: dict[int, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     begun_at: dict[int, float] = field(default_factory=dict)

@@ -173,6 +173,7 @@ class Simulation:
                 "thin": self.arm.thin,
                 "elastic": self.arm.elastic,
                 "delayed": self.arm.delayed,
+                "replica_sync": self.arm.replica_sync,
                 "crashes": self.churn.crashes + self.timed_churn.crashes,
                 "returns": self.churn.returns + self.timed_churn.returns,
                 "spared": self.churn.spared + self.timed_churn.spared,

@@ -28,6 +28,10 @@ WRONG_WIRES = (
     "-thin",
     "int8-elastic-thin",
     "int8-delayed-thin",
+    "int8-sync1",
+    "int8-sync",
+    "-sync8",
+    "int8-sync8-delayed",
 )
 
 
@@ -47,6 +51,9 @@ def test_an_arm_may_name_the_format_in_which_its_tensors_travel() -> None:
     assert (arm.wire.gradients, arm.subspace, arm.thin) == ("int8", 50, False)
     assert parse_arm("swarm/float32-thin-delayed").delayed and not parse_arm("swarm/float32-thin").delayed
     assert parse_arm("gwtf/int8-thin-elastic").elastic and not parse_arm("gwtf/int8-thin").elastic
+    arm = parse_arm("gwtf/int8-subspace50-thin-sync16-elastic")
+    assert (arm.replica_sync, arm.thin, arm.elastic, arm.subspace) == (16, True, True, 50)
+    assert arm.wire == WireSpec("int8", "int8", "float32"), "copies are averaged without rounding"
     assert parse_arm("gwtf/int8-subspace50-thin").thin and parse_arm("swarm/float32-thin").wire == WireSpec()
 
 

@@ -24,6 +24,14 @@ def test_an_initial_peer_that_does_not_answer_is_told_once_for_each_reason(capsy
     ]
 
 
+def test_what_is_lost_with_a_copy_is_told() -> None:
+    lost = {"name": "peer_lost", "peer": "QmLost123456", "reason": "connection reset"}
+    assert line(lost) == "lost peer 123456: connection reset"
+    assert line({**lost, "steps_lost": 1}).endswith("what its copy has learned in 1 step since the last average goes with it")
+    assert "averaged every 8 iterations" in line({"name": "run", "run_id": "r", "replica_sync": 8})
+    assert line({"name": "run", "run_id": "r", "replica_sync": 0}) == ""
+
+
 @pytest.mark.parametrize(
     ("stages", "fields", "words"),
     [

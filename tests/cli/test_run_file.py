@@ -139,6 +139,20 @@ def test_every_setting_out_of_range_is_refused_by_name_and_by_the_schema(field: 
         ({"data_peers": 2, "elastic_shares": [1, 9]}, "elastic_shares: expected 2 numbers from . to . with the sum"),
         ({"elastic_shares": [2, 2]}, "elastic_shares: expected 1 numbers"),
         ({"delay_optimizer_step": True, "audit": 0.1}, "audit: expected 0 with delay_optimizer_step"),
+        ({"replica_sync": 1}, "replica_sync: expected 0 .*, or at least 2"),
+        ({"replica_sync": 4}, "checkpoint_every: expected a multiple of replica_sync = 4, .* got 10"),
+        ({"replica_sync": 5, "wire": {"averages": "int8"}}, "wire.averages: expected float32 with replica_sync = 5"),
+        ({"replica_sync": 5, "optimizer": {"kind": "adamw_8bit"}}, "optimizer.kind: expected adamw or adafactor with"),
+        ({"replica_sync": 5, "audit": 0.1}, "audit: expected 0 with replica_sync"),
+        (
+            {"replica_sync": 5, "evaluation": {"every": 5, "held_out": 0.1, "patience": 2}},
+            "evaluation.patience: expected 0 with replica_sync",
+        ),
+        (
+            {"replica_sync": 5, "evaluation": {"every": 7, "held_out": 0.1, "keep_best": True}},
+            "evaluation.every: expected a multiple of replica_sync = 5",
+        ),
+        ({"replica_sync": 5, "delay_optimizer_step": True}, "delay_optimizer_step: expected false with replica_sync"),
         ({"model": 5}, "model: expected a name, or a table"),
         ({"weights": {"revision": "abc"}}, "weights.source: expected, but missing"),
         ({"weights": 5}, "weights.source: expected, but missing|weights: expected a table"),
@@ -245,6 +259,20 @@ def test_an_average_is_told_in_the_bytes_of_its_format(tmp_path: Path) -> None:
     for stage in report_of(read_run_file(path), str(path))["stages"]:
         blocks = -(-stage["parameters"] // 64)
         assert stage["average_bytes"] == blocks * (64 + 2)
+
+
+def test_an_average_of_copies_is_told_with_all_that_goes_with_it_and_what_then_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": 7, "body": "one"}\n')
+    path = tmp_path / "run.toml"
+    path.write_text(RUN_FILE + f'dataset = "{tmp_path}/a.jsonl"\nreplica_sync = 5\n')
+    assert main(["run", "check", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "copies of a stage are averaged every 5 iterations and differ in between" in printed
+    assert "per average of two of copies" in printed and "per iteration" in printed
+    for stage in report_of(read_run_file(path), str(path))["stages"]:
+        assert stage["average_bytes"] == stage["state_bytes"] == 16 * stage["parameters"]
 
 
 def test_what_is_left_out_of_a_mixtures_loss_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,6 +115,16 @@ def test_the_state_of_a_run_is_said_in_words() -> None:
     assert codes(state, 10_000.0) == {"done": Level.OK}, "a run that has ended is no stall"
 
 
+def test_that_copies_differ_is_told_and_since_when() -> None:
+    state = SwarmState(replace(RUN, replica_sync=4))
+    state.look(swarm(9), 100.0)
+    [finding] = [finding for finding in findings(state, 101.0) if finding.code == "copies_differ"]
+    assert "averaged every 4 iterations and differ in between" in finding.text
+    assert "of up to 3 iterations" in finding.text and "(1 iteration since the last average)" in finding.text
+    state.look(swarm(12), 102.0)
+    assert any("(equal now)" in finding.text for finding in findings(state, 103.0))
+
+
 def test_a_stage_that_was_rebuilt_is_told_for_good() -> None:
     """By the monitor in all its forms, and by the ledger."""
     state = SwarmState(RUN)

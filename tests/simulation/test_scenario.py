@@ -9,6 +9,7 @@ import pytest
 
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.replica_sync import ReplicaSync
 from gwtf_p2p.protocol.wire.messages import Backward, Forward
 from gwtf_p2p.protocol.wire.run_parts import WireSpec
 from gwtf_p2p.simulation.scenario.draw import draw_fate, draw_peers, thinned
@@ -199,6 +200,14 @@ def test_thin_data_peers_send_ids_and_stages_do_their_work(tmp_path: Path) -> No
     stages = [sum(p.compute_s for p in thinned_ if p.stage == k) for k in (1, 2, 3)]
     count, before = len([p for p in peers if p.stage == 1]), sum(p.compute_s for p in peers if p.stage == 1)
     assert moved < 0.01 and stages == pytest.approx([before + count * per_data_peer / 3] * 3)
+
+
+def test_averages_of_copies_are_of_all_that_a_stage_holds_and_come_seldom(tmp_path: Path) -> None:
+    model = replace(story(tmp_path, stages=3).model, stage_gradient_bytes=40 << 20, stage_state_bytes=120 << 20)
+    sizes = Sizes.of(model, WireSpec(), sync=ReplicaSync(4, 6))
+    assert [sizes.averaged_in(Stage(1), iteration) >> 20 for iteration in range(6)] == [0, 0, 0, 160, 0, 160]
+    assert sizes.averaged_in(Stage(1), 0) == 4 and sizes.mean_averaged(Stage(1)) == 40 << 20
+    assert Sizes.of(model, WireSpec()).averaged_in(Stage(1), 0) == 40 << 20
 
 
 def test_a_subspace_of_a_fiftieth_with_int8_is_at_most_0_008_of_float32_and_thin_products_0_08(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ class LivePlan:
             router=task.arm.router,
             recovery="exact" if task.arm.recovery == "exact" else "fast",
             wire=task.arm.wire,
+            replica_sync=task.arm.replica_sync,
             data_peers=scenario.data_peers,
             peers_per_stage=sum(g.count for g in stage_peers),
             microbatches_per_data_peer=scenario.model.microbatches_per_data_peer,

@@ -1,11 +1,13 @@
 """The arms of a comparison, by name or written out.
 
-    NAME[:FIELD=VALUE...][@adaptive|@limited|@strict|@recomputed|@unlimited][/FORMAT[-subspaceN][-thin][-elastic][-delayed]]
+    NAME[:FIELD=VALUE...][@adaptive|@limited|@strict|@recomputed|@unlimited]
+        [/FORMAT[-subspaceN][-thin][-syncN][-elastic][-delayed]]
 
 NAME is a router or one of `NAMED`, the fields are the router's settings (`protocol/routers/factory`), what follows @ is what
 stage peers do with activations (`simulation/swarm/build`), and what follows / the format in which tensors travel (`WIRES`;
 without it the run's own), of boundaries in a subspace of 1/N of the width if it says so, with data peers that hold no
-weights, with shares of the microbatches by their paces, and with delayed optimizer steps (simulated arms alone: live ones
+weights, with an average of the copies of a stage every N iterations instead of their gradients in each, with shares of the
+microbatches by their paces, and with delayed optimizer steps (simulated arms alone, but for formats and averages: live ones
 would need another run).
 `swarm:gamma=0.1:in_flight=4@recomputed/int8`. An arm is held against SWARM arms of its own format.
 """
@@ -13,8 +15,10 @@ would need another run).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.replica_sync import MOST_EVERY
 from gwtf_p2p.protocol.routers.factory import KINDS, configure
 from gwtf_p2p.protocol.wire.run_parts import WireSpec
 from gwtf_p2p.simulation.swarm.build import FLOAT32, Arm, Memory
@@ -54,6 +58,10 @@ DELAYED = "-delayed"
 """Behind that: the next iteration is computed while one is averaged."""
 
 
+SYNC = "-sync"
+"""Behind that: after how many iterations copies of a stage are averaged, which is in float32."""
+
+
 def written_out(text: str) -> str:
     """An arm without its name of its own; what is added to the name stays."""
     head, colon, rest = text.partition(":")
@@ -73,17 +81,31 @@ def parse_arm(text: str, recovery: str = "exact", where: str = "--arms", base: W
     if at and memory not in known:
         raise InputError(where, "", f"expected @ and one of {', '.join(sorted(known))}, got {text!r}")
     more = {}
-    for name, suffix in (("delayed", DELAYED), ("elastic", ELASTIC), ("thin", THIN)):
+    for name, suffix in (("delayed", DELAYED), ("elastic", ELASTIC)):
         more[name] = wire.endswith(suffix)
         wire = wire.removesuffix(suffix)
-    wire, dash, factor = wire.partition(SUBSPACE)
-    if slash and (wire not in WIRES or (dash and not (factor.isdecimal() and 2 <= int(factor) <= MOST_FACTOR))):
-        expected = f"expected / and one of {', '.join(WIRES)}, and perhaps {SUBSPACE}N, {THIN}, {ELASTIC} and {DELAYED}"
+    wire, synced, every = wire.partition(SYNC)
+    more["thin"] = wire.endswith(THIN)
+    wire, dash, factor = wire.removesuffix(THIN).partition(SUBSPACE)
+    is_known = wire in WIRES and _is_number(dash, factor, MOST_FACTOR) and _is_number(synced, every, MOST_EVERY)
+    if slash and not is_known:
+        expected = (
+            f"expected / and one of {', '.join(WIRES)}, and perhaps {SUBSPACE}N, {THIN}, {SYNC}N, {ELASTIC} and {DELAYED}"
+        )
         raise InputError(where, "", f"{expected}, got {text!r}")
+    if synced and more["delayed"]:
+        raise InputError(where, "", f"expected {SYNC}N or {DELAYED}, not both, got {text!r}")
     memory_mode = Memory(memory) if at else Memory.ADAPTIVE
     formats = WIRES[wire] if slash else base
-    config = configure(router, pairs, where)
-    return Arm(router, config, recovery, memory_mode, formats, subspace=int(factor or 0), **more)
+    if synced:
+        formats = replace(formats, averages=FLOAT32.averages)
+    config, subspace, sync = configure(router, pairs, where), int(factor or 0), int(every or 0)
+    return Arm(router, config, recovery, memory_mode, formats, subspace=subspace, replica_sync=sync, **more)
+
+
+def _is_number(said: str, number: str, most: int) -> bool:
+    """Nothing is said, or a number from 2 on."""
+    return not said or (number.isdecimal() and 2 <= int(number) <= most)
 
 
 def parse_arms(text: str, where: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.monitor.run_state import RunState
 from gwtf_p2p.monitor.terminal.local_view import PeerLine
+from gwtf_p2p.protocol.replica_sync import what_holds
 from gwtf_p2p.protocol.wire.records import RunRecord
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class LocalRunConfig:
 
     `initial_peer`: a multiaddr of a swarm that is there, whose bootstrap peer is somebody else's; empty: one is started.
     `max_kept_bytes` 0: no limit; with `spill` what is above it goes to the disk. `drain_s`,
-    `upload_bytes_per_s` and `moves` as in `PeerConfig`; `cheats` by name, as its `cheat`. `start_s`: how long a peer tries to
-    get in.
+    `upload_bytes_per_s`, `download_bytes_per_s` and `moves` as in `PeerConfig`; `cheats` by name, as its `cheat`. `start_s`:
+    how long a peer tries to get in.
     """
 
     data_peers: int
@@ -57,6 +58,7 @@ class LocalRunConfig:
     spill: bool = False
     drain_s: float = 0.0
     upload_bytes_per_s: float = 0.0
+    download_bytes_per_s: float = 0.0
     moves: bool = False
     event_logs: bool = False
     cheats: Mapping[str, str] = field(default_factory=dict)
@@ -79,6 +81,7 @@ class LocalRun:
             expected=record.data_peers * record.microbatches_per_data_peer,
             tokens_per_microbatch=record.microbatch_size * record.sequence_length,
             data_peers=record.data_peers,
+            note=what_holds(record.replica_sync) if record.replica_sync else "",
         )
         self.lines: dict[str, PeerLine] = {}
         self.maddrs: dict[str, str] = {}
@@ -192,6 +195,7 @@ class LocalRun:
             drain_s=config.drain_s,
             moves=config.moves,
             upload_bytes_per_s=config.upload_bytes_per_s,
+            download_bytes_per_s=config.download_bytes_per_s,
             figures_every_s=FIGURES_S,
             fault=self.faults.pop(name, None),
             cheat=config.cheats.get(name, ""),

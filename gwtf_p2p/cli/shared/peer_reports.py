@@ -19,6 +19,7 @@ from rich.live import Live
 from gwtf_p2p.cli.shared.json_lines import to_json
 from gwtf_p2p.monitor.own_peer import AFTER, OwnPeer
 from gwtf_p2p.monitor.terminal.own_view import own_view
+from gwtf_p2p.protocol.replica_sync import what_holds
 from gwtf_p2p.protocol.stall.rules import counted, rebuilt_stages, were_skipped
 from gwtf_p2p.protocol.view.evaluations import so_far
 from gwtf_p2p.protocol.wire.messages import Evaluated, Evaluations
@@ -152,6 +153,8 @@ def line(report: Mapping[str, Any]) -> str:
             allowed = f" of {report['allowed_bytes'] / 1e9:.3g} allowed" if report["allowed_bytes"] else ""
             held = f"with {counted(report['capacity'], 'microbatch')} at once, {report['least_bytes'] / 1e9:.3g} at least"
             return f"stage {report['stage']} takes about {report['needed_bytes'] / 1e9:.3g} GB of memory{allowed} {held}"
+        case "run" if report.get("replica_sync"):
+            return what_holds(report["replica_sync"])
         case "online":
             where = f"stage {report['stage']}" if report["stage"] else f"shard {report['shard']}"
             return f"online in {where}, waiting for microbatches"
@@ -208,7 +211,7 @@ def _line_of_training(report: Mapping[str, Any]) -> str:
         case "recovery":
             return f"{report['kind']} recovery of {report['microbatch']}: {report['reason']}"
         case "peer_lost":
-            return f"lost peer {report['peer'][-6:]}: {report['reason']}"
+            return f"lost peer {report['peer'][-6:]}: {report['reason']}{_steps_lost(report)}"
         case "average_failed":
             return f"average failed and is tried again: {report['reason']}"
         case "out_of_step":
@@ -251,3 +254,8 @@ def _line_of_what_is_refused(report: Mapping[str, Any]) -> str:
             return f"the mean loss is without {report['peer'][-6:]}: {report['reason']}"
         case _:
             return ""
+
+
+def _steps_lost(report: Mapping[str, Any]) -> str:
+    steps = report.get("steps_lost", 0)
+    return f"; what its copy has learned in {counted(steps, 'step')} since the last average goes with it" if steps else ""

@@ -14,6 +14,7 @@ from typing import Any
 
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.replica_sync import what_holds
 from gwtf_p2p.protocol.wire.dataset import parts_of
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.protocol.wire.tensor_formats import average_bytes
@@ -42,6 +43,7 @@ def report_of(run: RunRecord, where: str) -> dict[str, Any]:
         "hop_ratio": (run.activation_bytes + run.gradient_bytes) / (2 * full_hop_bytes(run, where)),
         "subspace": run.subspace,
         "end_bytes": run.end_bytes,
+        "replica_sync": run.replica_sync,
         "tokens_per_iteration": _tokens(run),
         "datasets": _datasets(run, tokenizer),
         "vocabulary": tokenizer.vocabulary,
@@ -54,11 +56,14 @@ def told(report: Mapping[str, Any]) -> list[str]:
     lines = [f"run {report['run_id']}: {report['parameters']:,} parameters, {len(report['stages']) - 1} stages"]
     for stage in report["stages"]:
         what = "data peers" if stage["stage"] == 0 else f"layers {stage['layers'][0]}-{stage['layers'][1] - 1}"
+        average = f"{_size(stage['average_bytes'])} up and down per average of two"
+        if report["replica_sync"]:
+            average += f" of copies, {_size(stage['average_bytes'] / report['replica_sync'])} per iteration"
         lines.append(
             f"  stage {stage['stage']} ({what}): {stage['parameters']:,} parameters, {_size(stage['state_bytes'])} of weights, "
             f"gradients and moments, {_size(stage['microbatch_bytes'])} more per microbatch held, "
             f"{_size(stage['least_memory_bytes'])} of memory at least; "
-            f"{_size(stage['average_bytes'])} up and down per average of two"
+            f"{average}"
         )
     lines.append(
         f"  a hop carries {_size(report['hop_bytes'])} forward ({report['wire']['activations']}) and "
@@ -70,6 +75,8 @@ def told(report: Mapping[str, Any]) -> list[str]:
             f"  data peers are thin: {_size(report['end_bytes'])} to and from them at most; embedding in the first stage, "
             "norm, head and loss in the last"
         )
+    if report["replica_sync"]:
+        lines.append(f"  {what_holds(report['replica_sync'])}")
     if report["subspace"]:
         lines.append(
             f"  boundaries are in a subspace of 1/{report['subspace']} of the width: another model than without, of fewer "
@@ -84,8 +91,7 @@ def told(report: Mapping[str, Any]) -> list[str]:
 
 
 def _stage(run: RunRecord, stage: int, counts: tuple[int, int]) -> dict[str, Any]:
-    from gwtf_p2p.training.model.memory import stage_memory
-    from gwtf_p2p.training.model.split import PartSpec, parameter_shapes
+    from gwtf_p2p.training.model.memory import BYTES_OF_A_WEIGHT, stage_memory
 
     trained, frozen = counts
     memory = stage_memory(run, stage)
@@ -96,8 +102,17 @@ def _stage(run: RunRecord, stage: int, counts: tuple[int, int]) -> dict[str, Any
         "state_bytes": memory.state,
         "least_memory_bytes": memory.least,
         "microbatch_bytes": done_bytes(run.activation_bytes, run.gradient_bytes),
-        "average_bytes": average_bytes(parameter_shapes(PartSpec.of(run, stage)).values(), run.wire.averages, run.wire.rank),
+        "average_bytes": _average_bytes(run, stage, memory.state - BYTES_OF_A_WEIGHT * frozen),
     }
+
+
+def _average_bytes(run: RunRecord, stage: int, copy_bytes: int) -> int:
+    """Of gradients, or of copies: weights, gradients and moments, in float32."""
+    from gwtf_p2p.training.model.split import PartSpec, parameter_shapes
+
+    if run.sync.is_on:
+        return copy_bytes
+    return average_bytes(parameter_shapes(PartSpec.of(run, stage)).values(), run.wire.averages, run.wire.rank)
 
 
 def _left_out(run: RunRecord, where: str) -> list[str]:

@@ -26,6 +26,7 @@ from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig, RunFailed
 from gwtf_p2p.cli.shared.run_file import AUTO, check_settings, run_from_plain
 from gwtf_p2p.monitor.terminal.local_view import local_view, progress_line
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.replica_sync import what_holds
 from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.protocol.wire.run_parts import WireSpec
 
@@ -34,11 +35,17 @@ WIRE_HELP = (
     "int4 means int4 activations and int8 gradients, which bear less; auto is decided by the stated lines (default float32)"
 )
 
+REPLICA_SYNC_HELP = (
+    "average the copies of a stage every N steps only, each step by its own gradient in between, when they differ (default: "
+    "average gradients in each step)"
+)
+
 FLAGS = {
     **dict.fromkeys(("wire.activations", "wire.gradients"), "--wire"),
     "wire.averages": "--wire_averages",
     "wire.rank": "--wire_rank",
     "boundary.subspace": "--subspace",
+    "replica_sync": "--replica_sync",
     "microbatches_per_data_peer": "--microbatches",
     "total_iterations": "--steps",
     "optimizer.learning_rate": "--learning_rate",
@@ -97,6 +104,7 @@ def add_parser(subparsers: Any) -> None:
         help="float32 (default), float16, int8 or powersgd (both with error feedback): gradients in an average",
     )
     add("--wire_rank", type=takes.whole(1), help="columns of powersgd's thin matrices (default 32)")
+    add("--replica_sync", type=takes.whole(2), default=0, metavar="N", help=REPLICA_SYNC_HELP)
     add("--subspace", type=takes.whole(2), default=0, metavar="N", help="another model: N times fewer values cross for a token")
     add("--thin_data_peers", action="store_true", help="data peers hold no weights: the first and the last stage do")
     add("--delay_optimizer_step", action="store_true", help="the next step is computed while one is averaged")
@@ -126,6 +134,8 @@ def run(args: argparse.Namespace) -> int:
     note("reading the run's settings: loads torch and transformers, which takes some seconds")
     with naming_flags(FLAGS):
         record = run_from_plain(plain_run(args), COMMAND_LINE)
+    if record.replica_sync:
+        print(what_holds(record.replica_sync), file=out, flush=True)
     with ExitStack() as stack:
         folder = args.keep_logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gwtf-demo-")))
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +153,8 @@ def plain_run(args: argparse.Namespace) -> dict[str, Any]:
     plain["microbatches_per_data_peer"] = args.microbatches
     plain["elastic_shares"] = _shares(args.elastic_shares)
     plain["total_iterations"] = args.steps
-    plain["checkpoint_every"] = CHECKPOINT_EVERY
+    plain["checkpoint_every"] = -(-CHECKPOINT_EVERY // every) * every if (every := args.replica_sync) else CHECKPOINT_EVERY
+    plain["replica_sync"] = args.replica_sync
     plain["optimizer"] = {"learning_rate": args.learning_rate, "warmup_iterations": WARMUP_STEPS}
     return {"run_id": f"demo-{args.seed}", **plain}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -57,6 +58,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--thin_data_peers", action="store_true", help="data peers hold no weights: the first and the last stage do"
     )
+    averages = "average the copies of a stage every N iterations, instead of their gradients in each"
+    parser.add_argument("--replica_sync", type=takes.whole(2), default=0, metavar="N", help=averages)
     parser.add_argument("--elastic_shares", action="store_true", help="data peers' microbatches go by their lines and devices")
     parser.add_argument(
         "--delay_optimizer_step", action="store_true", help="the next iteration is computed while one is averaged"
@@ -75,7 +78,10 @@ def run(args: argparse.Namespace) -> int:
     config = configure(args.router, _settings(args.set, args.cost))
     model = {"subspace": args.subspace, "thin": args.thin_data_peers, "elastic": args.elastic_shares}
     model["delayed"] = args.delay_optimizer_step
-    arm = Arm(args.router, config, args.recovery, Memory(args.memory), WIRES[args.wire], **model)
+    if args.replica_sync and args.delay_optimizer_step:
+        raise InputError("--delay_optimizer_step", "", "expected it without --replica_sync")
+    wire = replace(WIRES[args.wire], averages="float32") if args.replica_sync else WIRES[args.wire]
+    arm = Arm(args.router, config, args.recovery, Memory(args.memory), wire, replica_sync=args.replica_sync, **model)
     scenario = load_scenario(args.scenario)
     seeds = parse_seeds(args.seeds) if args.seeds is not None else scenario.seeds
     if args.trace is not None:

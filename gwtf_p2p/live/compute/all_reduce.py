@@ -111,7 +111,7 @@ class Averager:
         if residual is not None and weight > 0:
             own = Corrected(own, residual, weight)
         if len(group.members) == 1:
-            alone = await in_thread(_bytes_of(own.shapes), partial(self._copy_of, own))
+            alone = await self.kept(own)
             return AverageResult(alone, await self._digest_of(alone), 0, time.perf_counter() - start_s)
         if group.group_id in self._under_way:
             raise AveragingFailed(None, "an average of this name is still ending here")
@@ -129,6 +129,10 @@ class Averager:
             outcome.gradient, await self._digest_of(outcome.gradient), outcome.sent_bytes, seconds, outcome.owed
         )
 
+    async def kept(self, own: Gradient) -> ScratchGradient:
+        """A gradient as it is now, for when it has changed. Raises AveragingFailed."""
+        return await in_thread(_bytes_of(own.shapes), partial(self._copy_of, own))
+
     async def _all_reduce(
         self, group: AveragingGroup, own: Gradient, deadline_s: float, residual: Gradient | None = None
     ) -> _Outcome:
@@ -137,7 +141,8 @@ class Averager:
         rounds_away = bool(self._codec.form.scale_bytes)
         lost = Residual(await in_thread(size, partial(ScratchGradient, own.shapes, self._folder))) if rounds_away else None
         me, left_out = self._rpc.peer_id, group.left_out
-        kind = group.group_id[-len(_FIRST) :] if self._rank else ""  # sizes are compared with those of the same round
+        round_name = group.group_id[-len(_FIRST) :] if self._rank else ""
+        kind = group.of + round_name  # sizes are compared with those of the same
         has_own = group.weights[group.members.index(me)] > 0 or me in left_out
         own_size = await in_thread(size, partial(_size_of, own)) if has_own else 0.0
         brought = _Own(own, own_size, (result, lost), kind, group.all_with_all, left_out)

@@ -1,33 +1,53 @@
-"""The averages that one peer takes part in, from its gradient to the optimizer step that takes the result."""
+"""The averages that one peer takes part in, from its gradient to the optimizer step that takes the result.
+
+Where copies of a stage are averaged now and then (`protocol/replica_sync`), a group averages one number in a local iteration:
+the mean of its members' norms, by microbatches. So all of a stage say the same to the coordinator, and clip alike.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from gwtf_p2p.live.compute.compute import Compute, state_digest
+import torch
+
+from gwtf_p2p.live.compute.all_reduce import Averager as GroupAverager
+from gwtf_p2p.live.compute.averaging_group import AveragingGroup
+from gwtf_p2p.live.compute.compute import Compute, copy_with, state_digest
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.training.compute.gradients import squared_norm
 from gwtf_p2p.training.compute.optimizer import StepReport
-from gwtf_p2p.training.compute.values import Gradient
+from gwtf_p2p.training.compute.values import Gradient, HeldGradient, whole
+from gwtf_p2p.training.state.replicas import GradientOf
+
+AVERAGE_BOUND_S = 600.0
+"""Only a bound on a leaked attempt: the coordinator's deadlines, from measured times, end an attempt long before."""
+
+COPIES, NORM = "copies", "norm"
+"""What else is averaged than gradients."""
 
 
 @dataclass(frozen=True, slots=True)
 class AverageResult:
     """Mean gradient, a digest that is equal for all members, and the seconds that it took.
 
-    `taken` is called when the optimizer step takes this average, which others may have got as well or not.
+    `taken` is called when the optimizer step takes this average, which others may have got as well or not. Where copies of a
+    stage may differ: `gradient` is the peer's own in a local iteration (None: it had no microbatch), `squared_norm` is by what
+    all clip there (None: by the gradient's), and `copies` is the average of them.
     """
 
-    gradient: Gradient
+    gradient: Gradient | None
     digest: str
     seconds: float
     taken: Callable[[], None] = lambda: None
+    squared_norm: float | None = None
+    copies: Gradient | None = None
 
 
 class AverageFailureError(Exception):
@@ -41,6 +61,23 @@ class AverageFailureError(Exception):
 
 Averager = Callable[[Prepare, Gradient], Coroutine[Any, Any, AverageResult]]
 """Averages this member's mean gradient with its group. Raises AverageFailureError."""
+
+
+async def average_of_copies(
+    averager: GroupAverager, compute: Compute, group: AveragingGroup, me: PeerId, gradient: Gradient, iteration: int
+) -> AverageResult:
+    """Of this group, where copies of a stage may differ. Raises AveragingFailed."""
+    if compute.run.sync.averages_copies(iteration):
+        done = await averager.average(replace(group, of=COPIES), copy_with(compute, gradient), AVERAGE_BOUND_S)
+        return AverageResult(GradientOf(done.gradient), done.digest, done.seconds, copies=done.gradient)
+    squared = await compute.in_thread(lambda: squared_norm(gradient))
+    has_share = group.weights[group.members.index(me)] > 0
+    own = await averager.kept(gradient) if has_share else None  # what is counted after this attempt is none of its step's
+    norm = HeldGradient({NORM: torch.tensor([math.sqrt(squared)])})
+    done = await averager.average(replace(group, of=NORM), norm, AVERAGE_BOUND_S)
+    if len(group.members) > 1:
+        squared = float(whole(done.gradient, NORM)[0]) ** 2
+    return AverageResult(own, done.digest, done.seconds, squared_norm=squared)
 
 
 class Averages:
@@ -87,7 +124,7 @@ class Averages:
             self._running.pop(key, None)
             self._feed(ev.AverageFailed(*key, "its gradient is not finite", finite=False))
             return
-        state = asyncio.create_task(state_digest(self._compute))  # while the others' parts are on their way
+        state = asyncio.create_task(self._state_before(prepare.iteration))  # while the others' parts are on their way
         try:
             self._done[key] = done = await self._mean_of_all(prepare, gradient)
         except AverageFailureError as error:
@@ -96,9 +133,15 @@ class Averages:
         finally:
             self._running.pop(key, None)
         digest = await state
-        squared = await self._compute.in_thread(lambda: squared_norm(done.gradient))
+        squared, mean = done.squared_norm, done.gradient
+        if squared is None and mean is not None:
+            squared = await self._compute.in_thread(lambda: squared_norm(mean))
         if key in self._done:
-            self._feed(ev.AverageDone(*key, done.digest, done.seconds, squared, digest))
+            self._feed(ev.AverageDone(*key, done.digest, done.seconds, squared or 0.0, digest))
+
+    async def _state_before(self, iteration: int) -> str:
+        """The digest of the weights that the average is for; '' where others of the stage have other ones."""
+        return await state_digest(self._compute) if self._compute.run.sync.is_whole(iteration) else ""
 
     def cancel(self, key: tuple[int, int]) -> None:
         """Nobody waits for this average any more, running or done."""
@@ -108,7 +151,7 @@ class Averages:
             task.cancel()
 
     async def _step(self, step: ef.Step, result: AverageResult) -> None:
-        report = await self._compute.step(result.gradient, step)
+        report = await self._compute.step(result.gradient, step, result.copies)
         result.taken()
         self._stepped(step, report)
 

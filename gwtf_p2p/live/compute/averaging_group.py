@@ -24,7 +24,7 @@ class AveragingGroup:
     `group_id` names run, stage, iteration and attempt. A member of weight 0 contributes nothing and gets the result.
     `line_bytes_per_s` decides the shares; empty, or 0 for a member, means unknown (the mean of the others). Those `left_out`
     have no share: they sum up nothing. More than `all_with_all` average in rows (`protocol/averages/rows`), where shares are
-    equal; 0: any number averages all with all.
+    equal; 0: any number averages all with all. `of`: what is averaged, for sizes are compared with those of the same kind.
     """
 
     group_id: str
@@ -33,6 +33,7 @@ class AveragingGroup:
     line_bytes_per_s: tuple[float, ...] = ()
     left_out: tuple[PeerId, ...] = ()
     all_with_all: int = 0
+    of: str = ""
 
     def __post_init__(self) -> None:
         if len(set(self.members)) != len(self.members) or not self.members:

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -37,6 +37,7 @@ from gwtf_p2p.training.compute.optimizer import StepReport
 from gwtf_p2p.training.compute.values import Gradient
 from gwtf_p2p.training.data.batches import DataSource
 from gwtf_p2p.training.data.tokenizer import Tokenizer
+from gwtf_p2p.training.state.replicas import Copy, copy_of, take_over
 from gwtf_p2p.training.state.tensors import (
     live_state,
     load_state,
@@ -179,13 +180,19 @@ class Compute:
 
         return await self.in_thread(do)
 
-    async def step(self, averaged: Gradient, step: Step) -> StepReport:
+    async def step(self, averaged: Gradient | None, step: Step, copies: Gradient | None = None) -> StepReport:
         """Optimizer step, clipped by the whole model's norm, and an empty gradient for the next iteration. The receipts of the
-        iteration enter the state with it."""
+        iteration enter the state with it. `averaged` None: the weights stay. `copies`: an average of them takes their place
+        before (`training/state/replicas`)."""
 
         def do() -> StepReport:
             self._readings.wait()
-            report = self.optimizer.step(averaged, step.iteration, step.gradient_norm)
+            if copies is not None:
+                take_over(copies, self.executor.part.parameters, self.optimizer)
+            if averaged is None:
+                report = replace(self.optimizer.skip(step.iteration, step.gradient_norm), skipped=False)
+            else:
+                report = self.optimizer.step(averaged, step.iteration, step.gradient_norm)
             self.contributions = self.contributions.plus(step.receipts)
             self.turns.stepped()
             give_back()
@@ -279,3 +286,8 @@ async def state_digest(compute: Compute) -> str:
     as nothing changes them between a download, or an average, and the step that follows."""
     parameters, optimizer = compute.executor.part.parameters, compute.optimizer
     return await asyncio.to_thread(lambda: state_hash(live_state(parameters, optimizer)))
+
+
+def copy_with(compute: Compute, gradient: Gradient) -> Copy:
+    """A peer's copy of its stage with that gradient, for as long as neither changes: until the next step."""
+    return copy_of(gradient, compute.executor.part.parameters, compute.optimizer)

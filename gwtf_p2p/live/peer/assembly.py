@@ -114,6 +114,10 @@ def check_config(config: PeerConfig, run: RunRecord) -> None:
         if codec not in known:
             knows = ", ".join(known)
             raise RunMismatch(f"run {run.run_id}: wire.{name}: this peer does not know the codec {codec!r:.40}, only {knows}")
+    try:
+        run.check_sync(f"run {run.run_id}")
+    except InputError as error:
+        raise RunMismatch(str(error)) from error
     if run.router not in KINDS:
         routers = f"this version knows {', '.join(KINDS)}"
         raise RunMismatch(f"run {run.run_id}: router: {routers}, the run asks for {run.router!r:.80}")
@@ -230,8 +234,8 @@ def run_life(config: PeerConfig, run: RunRecord) -> RunLife:
     own = config.checkpoints.every, config.stays
     best_of = run.evaluation.every if run.evaluation.keep_best and every else 0
     most, patience, thin = run.max_skipped_steps, run.evaluation.patience, run.thin_data_peers
-    ahead = int(run.delay_optimizer_step)
-    return RunLife(run.total_iterations, every, *own, most, config.rebuilds, patience, best_of, thin, ahead)
+    ahead, sync = int(run.delay_optimizer_step), run.replica_sync
+    return RunLife(run.total_iterations, every, *own, most, config.rebuilds, patience, best_of, thin, ahead, sync)
 
 
 def peer_settings(config: PeerConfig, run: RunRecord, place: Place, me: PeerId) -> PeerSettings:

@@ -226,6 +226,7 @@ async def _take_part(
     run = owned.record
     check_config(config, run)
     told = {"run_id": run.run_id, "owner": run.owner, "stages": run.stages, "total_iterations": run.total_iterations}
+    told["replica_sync"] = run.replica_sync
     on_report({"name": "run", **told})
     kept.keep(owned)
     orders = await read_orders(network, run, look=again is None)

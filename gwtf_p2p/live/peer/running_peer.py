@@ -12,7 +12,7 @@ from functools import partial
 from torch import Tensor
 
 from gwtf_p2p.live.compute.all_reduce import AveragingFailed, AveragingGroup
-from gwtf_p2p.live.compute.averages import AverageFailureError, AverageResult
+from gwtf_p2p.live.compute.averages import AVERAGE_BOUND_S, AverageFailureError, AverageResult, average_of_copies
 from gwtf_p2p.live.compute.stage_fit import watch_memory
 from gwtf_p2p.live.emulation.faults import FaultTrigger
 from gwtf_p2p.live.libp2p.audit_signing import verifier
@@ -60,9 +60,6 @@ from gwtf_p2p.training.compute.values import Gradient
 from gwtf_p2p.version import VERSION
 
 logger = logging.getLogger(__name__)
-
-AVERAGE_BOUND_S = 600.0
-"""Only a bound on a leaked attempt: the coordinator's deadlines, from measured times, end an attempt long before."""
 
 
 async def start_running(
@@ -291,6 +288,9 @@ class RunningPeer:
             all_with_all=prepare.all_with_all,
         )
         try:
+            if self.run.sync.is_on:
+                me = self.daemon.peer_id
+                return await average_of_copies(self.averager, self.compute, group, me, gradient, prepare.iteration)
             averaged = await self.averager.average(group, gradient, AVERAGE_BOUND_S, self._residual)
         except AveragingFailed as error:
             raise AverageFailureError(error.reason, error.peer, refused=error.refused) from error

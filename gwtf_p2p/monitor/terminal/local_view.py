@@ -72,6 +72,7 @@ def local_view(
         Section([_head(state, peers, steps, width, title)], 0),
         Section([Text(state.pause, style="bold red")] if state.pause else [], 0),
         Section([_figures(state, losses)], 1),
+        Section([Text(state.note, style="yellow")] if state.note else [], 2),
         Section([Text.assemble("loss  ", (spark, "cyan"))] if losses else [], 4),
         Section(events, 2, EVENTS_LEAST, EVENTS_SHOWN, "events, newest first"),
         Section(peer_lines, 3, min(len(by_stage), STAGES_LEAST), title="peers", rest="peers", compact=by_stage),

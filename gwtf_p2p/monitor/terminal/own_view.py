@@ -22,6 +22,7 @@ def own_view(own: OwnPeer, now: float, size: tuple[int, int]) -> list[Text]:
         Section([_who(own, now)], 2),
         Section([Text(doing, style="" if is_well else "bold red")], 0),
         Section([_progress(own, width)] if own.run.get("total_iterations") and own.iterations else [], 3),
+        Section([Text(own.copies, style="yellow")] if own.copies else [], 2),
         Section([Text(part) for part in own.contribution().split(" · ")], 1),
         Section([Text(f"loss {own.losses[-1]:.4f} after {own.iteration + 1} iterations")] if own.losses else [], 4),
         Section([Text(spark, style="cyan")] if own.losses else [], 6),

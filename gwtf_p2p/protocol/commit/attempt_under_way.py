@@ -120,7 +120,7 @@ class AttemptUnderWay:
         if wrong:
             return wrong
         ctx.cancel_timer(Timer.AVERAGE, "")
-        ctx.timings.observe(("average",), ctx.now - self._began_at)
+        ctx.timings.observe(ctx.life.average_key("average", message.iteration), ctx.now - self._began_at)
         certificate = certificate_of(attempt.groups[DATA_STAGE], attempt.said)
         attempt.committed = commit_of(attempt.groups[DATA_STAGE], attempt.gradient_norm, certificate)
         for peer in attempt.participants:
@@ -158,7 +158,8 @@ class AttemptUnderWay:
             self._wait()
 
     def _wait(self) -> None:
-        self.ctx.start_timer(Timer.AVERAGE, "", self.ctx.timings.deadline_s(("average",), AVERAGE_PRIOR_S))
+        key = self.ctx.life.average_key("average", self.participant.version)
+        self.ctx.start_timer(Timer.AVERAGE, "", self.ctx.timings.deadline_s(key, AVERAGE_PRIOR_S))
 
     def end(self) -> Mapping[PeerId, Stage]:
         """The iteration is over: the participants that this peer has led to its commit, if it has."""

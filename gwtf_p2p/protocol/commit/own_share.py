@@ -127,7 +127,9 @@ class OwnShare:
 
     def wait_for_average(self) -> None:
         """For as long as it usually takes; then it is time to ask whether anybody still wants it."""
-        self.ctx.start_timer(Timer.AVERAGING, "", self.ctx.timings.deadline_s(("averaging",), AVERAGING_PRIOR_S))
+        iteration = self.preparing.iteration if self.preparing is not None else 0
+        key = self.ctx.life.average_key("averaging", iteration)
+        self.ctx.start_timer(Timer.AVERAGING, "", self.ctx.timings.deadline_s(key, AVERAGING_PRIOR_S))
 
     def average_done(self, event: AverageDone) -> None:
         """The group has averaged: say so, if it is for the attempt at hand."""
@@ -135,7 +137,7 @@ class OwnShare:
             self.averaging, self.prepared = False, True
             self._digest, self._squared_norm, self._state = event.digest, event.squared_norm, event.state
             self.ctx.cancel_timer(Timer.AVERAGING, "")
-            self.ctx.timings.observe(("averaging",), event.seconds)
+            self.ctx.timings.observe(self.ctx.life.average_key("averaging", event.iteration), event.seconds)
             self.say_prepared()
 
     def average_failed(self, event: AverageFailed) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gwtf_p2p.protocol.replica_sync import ReplicaSync
+
 
 @dataclass(frozen=True, slots=True)
 class RunLife:
@@ -14,7 +16,8 @@ class RunLife:
     `patience`: so many evaluations in a row without a lower loss end the run; 0: none do. `best_of`: of every so many
     iterations the weights may turn out to be the best, and are kept until that is known; 0: none are. `thin`: the first stage
     has the embedding, the last one the head, and neither is like a neighbour. `ahead`: so many iterations are computed beside
-    the one that is being closed (`delay_optimizer_step`: 1).
+    the one that is being closed (`delay_optimizer_step`: 1). `replica_sync`: iterations between two averages of a stage's
+    copies, 0: these never differ.
     """
 
     total_iterations: int = 0
@@ -27,6 +30,12 @@ class RunLife:
     best_of: int = 0
     thin: bool = False
     ahead: int = 0
+    replica_sync: int = 0
+
+    @property
+    def sync(self) -> ReplicaSync:
+        """When the copies of a stage are averaged."""
+        return ReplicaSync(self.replica_sync, self.total_iterations)
 
     @property
     def may_end(self) -> bool:
@@ -52,3 +61,7 @@ class RunLife:
         that may be the best."""
         intervals = [every for every in (self.checkpoint_every, self.own_every, self.best_of) if every > 0]
         return self.is_over(version) or any(version % every == 0 for every in intervals)
+
+    def average_key(self, name: str, iteration: int) -> tuple[str, ...]:
+        """Under which an average of this iteration is timed: one of the copies takes as long as thousands of the others."""
+        return (name, "copies") if self.sync.averages_copies(iteration) else (name,)

@@ -1,5 +1,8 @@
 """Which versions of its weights a peer has written to its disk: at the run's interval, the last, and those that it leaves with.
 
+Where copies of a stage differ between their averages, only versions at which they are equal are written: the run may go back to
+any version that is on the disks, and goes on from one.
+
 A checkpoint that cannot be written is not tried again: the next version is. Weights that replace others (a download, going
 back) are as if nothing of them had been asked for.
 """
@@ -45,9 +48,15 @@ class Saving:
         """Have the weights written, once. Those of the last iteration are asked for also where nothing is kept: whoever carries
         it out says when all that it has to do with them is done."""
         progress = self.participant.progress
-        if version != self._asked and (self.ctx.life.keeps or progress.is_over(version)):
+        is_last = progress.is_over(version)
+        if version != self._asked and (is_last or (self.ctx.life.keeps and self._is_whole(version))):
             self._asked, self.failure = version, ""
             self.ctx.emit(Checkpoint(version, progress.evaluating.known))
+
+    def _is_whole(self, version: int) -> bool:
+        """An average of copies that was skipped has left them as they were."""
+        sync = self.ctx.life.sync
+        return not sync.is_on or (sync.is_whole(version) and not self.participant.progress.skipped)
 
     def settled(self, event: ev.Checkpointed) -> None:
         """The interpreter has written it, or cannot."""

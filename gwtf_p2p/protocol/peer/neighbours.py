@@ -99,7 +99,7 @@ class Neighbours:
     def says_goodbye(self, peer: PeerId) -> None:
         """It leaves: nobody asks after it."""
         if self.ctx.liveness.left(peer, self.ctx.now, self.ctx.out):
-            self.ctx.report("peer_left", peer=peer)
+            self.ctx.report("peer_left", peer=peer, **self._steps_lost())
             self.transfers.return_gradient.peer_lost(peer)
             self.transfers.repairs.peer_left(peer)
 
@@ -109,10 +109,15 @@ class Neighbours:
         record = ctx.view.records.get(peer) if ctx.view is not None else None
         leaves = record is not None and (record.state is PeerState.DRAINING or record.completion is Completion.EVERYWHERE)
         left = leaves and not ctx.holdings.shared_with(peer)
-        ctx.report("peer_left" if left else "peer_lost", peer=peer, reason=reason)
+        ctx.report("peer_left" if left else "peer_lost", peer=peer, reason=reason, **self._steps_lost())
         self.machine.peer_lost(peer, reason)
         self.transfers.return_gradient.peer_lost(peer)
         self.transfers.repairs.peer_lost(peer, reason)
+
+    def _steps_lost(self) -> dict[str, int]:
+        """Where copies of a stage differ: the steps that a copy has made since the last average are in no other one."""
+        steps = self.ctx.life.sync.since_whole(self.membership.participant.version)
+        return {"steps_lost": steps} if steps else {}
 
     # ---- the heartbeat
 

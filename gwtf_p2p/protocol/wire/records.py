@@ -20,6 +20,8 @@ from annotated_types import Ge, Le, Len, Lt, MaxLen, MinLen
 from gwtf_p2p.protocol.elastic_shares import wrong_in
 from gwtf_p2p.protocol.errors import InputError, OtherWireVersion, RemoteProtocolError
 from gwtf_p2p.protocol.ids import NOBODY, RunId
+from gwtf_p2p.protocol.replica_sync import MOST_EVERY, ReplicaSync
+from gwtf_p2p.protocol.replica_sync import wrong_in as wrong_in_sync
 from gwtf_p2p.protocol.wire.bounds import (
     Addresses,
     Admins,
@@ -74,7 +76,7 @@ from gwtf_p2p.protocol.wire.run_parts import Timing as Timing
 from gwtf_p2p.protocol.wire.run_parts import ToleranceSpec as ToleranceSpec
 from gwtf_p2p.protocol.wire.run_parts import WeightsSpec as WeightsSpec
 from gwtf_p2p.protocol.wire.run_parts import WireSpec as WireSpec
-from gwtf_p2p.protocol.wire.tensor_formats import TensorFormat, format_of
+from gwtf_p2p.protocol.wire.tensor_formats import FLOAT32, TensorFormat, format_of
 
 SCHEMA_VERSION = 1
 WIRE_VERSION = 2
@@ -85,7 +87,8 @@ MAX_RECORD_BYTES = 8192
 MOST_DATA_PEERS = 4096
 
 SHARES = "microbatches of each data peer in an iteration, by shard, where they are not the same (none: they are)"
-_NAMED = ("subspace", "thin_data_peers", "delay_optimizer_step")
+_NAMED = ("subspace", "thin_data_peers", "delay_optimizer_step", "replica_sync")
+SYNC = "iterations between two averages of a stage's copies, which differ in between (0: gradients are averaged in each)"
 RUN_ID = Matches(r"[^_./\\\s][^./\\\s]*", "without dots, slashes or spaces, not beginning with _")
 
 T = TypeVar("T")
@@ -139,6 +142,7 @@ class RunRecord:
     elastic_shares: Annotated[tuple[Annotated[int, Ge(1), Le(2**20)], ...], MaxLen(MOST_DATA_PEERS), SHARES] = ()
     thin_data_peers: Annotated[bool, "data peers hold no weights: embedding in the first stage, head in the last"] = False
     delay_optimizer_step: Annotated[bool, "the next iteration is computed while one is averaged, with older weights"] = False
+    replica_sync: Annotated[int, Ge(0), Le(MOST_EVERY), SYNC] = 0
     fingerprint: Annotated[Fingerprint, "what the model computes where it was started"] = field(default_factory=Fingerprint)
     admission: Annotated[Admission, "who may take part: everybody, whom the owner lists, or whoever has the token"] = "open"
     members: Annotated[Members, "peer ids that may take part in a listed run; `gwtf allow` adds more"] = ()
@@ -170,6 +174,11 @@ class RunRecord:
     def largest_share(self) -> int:
         """The most that a data peer has."""
         return max(self.elastic_shares, default=self.microbatches_per_data_peer)
+
+    @property
+    def sync(self) -> ReplicaSync:
+        """When the copies of a stage are averaged."""
+        return ReplicaSync(self.replica_sync, self.total_iterations)
 
     @property
     def end_bytes(self) -> int | None:
@@ -242,6 +251,22 @@ class RunRecord:
             raise InputError(where, "adapters.rank", "expected weights, too: adapters change a pre-trained model")
         if self.weight_hashes and len(self.weight_hashes) != self.stages + 1:
             raise InputError(where, "weight_hashes", f"expected one for each of {self.stages + 1} parts")
+
+    def check_sync(self, where: str = "run record") -> None:
+        """What does not go with averages of copies: weights are averaged without rounding, an audit compares what equal copies
+        compute, and what a run may go back to, or end with, is a version at which copies are equal. Raises InputError."""
+        needs = (
+            ("wire.averages", self.wire.averages == FLOAT32.name, "float32"),
+            ("optimizer.kind", self.optimizer.kind != "adamw_8bit", "adamw or adafactor"),
+            ("audit", self.audit == 0, "0"),
+            ("delay_optimizer_step", not self.delay_optimizer_step, "false"),
+            ("evaluation.patience", self.evaluation.patience == 0, "0"),
+        )
+        best_of = self.evaluation.every if self.evaluation.keep_best else 0
+        intervals = {"checkpoint_every": self.checkpoint_every, "evaluation.every": best_of}
+        wrong = wrong_in_sync(self.replica_sync, needs, intervals)
+        if wrong is not None:
+            raise InputError(where, *wrong)
 
 
 @dataclass(frozen=True, slots=True)

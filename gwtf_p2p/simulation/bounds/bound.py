@@ -33,7 +33,7 @@ from gwtf_p2p.simulation.bounds.resources import StagePeer
 from gwtf_p2p.simulation.lines.averaging import round_seconds
 from gwtf_p2p.simulation.scenario.draw import DrawnPeer
 from gwtf_p2p.simulation.scenario.sizes import Sizes
-from gwtf_p2p.simulation.swarm.build import Memory, Swarm
+from gwtf_p2p.simulation.swarm.build import Memory, Swarm, sizes_of
 
 PRECISION = 1e-4
 
@@ -57,8 +57,7 @@ def clairvoyant_s(swarm: Swarm, present: Collection[PeerId]) -> float | None:
 
 def bound_of(swarm: Swarm) -> Bound:
     """The bounds of a swarm as it is built."""
-    model = swarm.scenario.model
-    sizes = Sizes.of(model, swarm.arm.wire, swarm.arm.subspace, swarm.arm.thin)
+    sizes = sizes_of(swarm.scenario, swarm.arm)
     times = path_times([_with_slots(peer, swarm) for peer in swarm.drawn.values()], swarm.links, sizes)
     demands = tuple(swarm.shares[peer.id] for peer in times.layers[0])
     program = Program(times, sizes, demands, queues=swarm.arm.queues)
@@ -81,7 +80,7 @@ def _closing_s(swarm: Swarm, sizes: Sizes) -> float:
     coordinator = min(groups[0])
     rounds = [
         max(links.latency_s(coordinator, m) for m in group)
-        + min(round_seconds(links, group, sizes.averaged(Stage(stage)), most) for most in (0, MOST_ALL_WITH_ALL))
+        + min(round_seconds(links, group, sizes.mean_averaged(Stage(stage)), most) for most in (0, MOST_ALL_WITH_ALL))
         + max(links.latency_s(m, coordinator) for m in group)
         for stage, group in enumerate(groups)
     ]

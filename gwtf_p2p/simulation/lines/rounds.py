@@ -34,7 +34,7 @@ class Rounds:
     """All averages of a world. `on_done` hears who averaged what, since when. `bytes_sent`: by all members of finished ones.
     `refuses` (member, of whom, what) says whose part is not taken by whom: a fault, as there are no numbers here."""
 
-    def __init__(self, links: Links, averaged_bytes: Callable[[Stage], int], tell: Tell) -> None:
+    def __init__(self, links: Links, averaged_bytes: Callable[[Stage, int], int], tell: Tell) -> None:
         self.on_done: Callable[[PeerId, Prepare, float], None] | None = None
         self.beside_work = False
         self._links, self._averaged_bytes, self._tell = links, averaged_bytes, tell
@@ -59,7 +59,7 @@ class Rounds:
     def _exchange(self, round_: _Round) -> None:
         """Parts and what has become of them, from each member to every other."""
         links, members = self._links, round_.prepare.participants
-        size = part_bytes(len(members), self._averaged_bytes(round_.prepare.stage))
+        size = part_bytes(len(members), self._averaged_bytes(round_.prepare.stage, round_.prepare.iteration))
         latency_s = slowest_exchange_s(links, members)
 
         def arrived(pair: tuple[PeerId, PeerId]) -> None:
@@ -82,7 +82,7 @@ class Rounds:
                 self._fail(key, peer, "connection reset")
 
     def _seconds(self, prepare: Prepare) -> float:
-        size = self._averaged_bytes(prepare.stage)
+        size = self._averaged_bytes(prepare.stage, prepare.iteration)
         return round_seconds(self._links, prepare.participants, size, prepare.all_with_all)
 
     def _finish(self, round_: _Round) -> None:
@@ -96,7 +96,7 @@ class Rounds:
             self._tell(member, ev.AverageFailed(prepare.iteration, prepare.attempt, "part: too large", of, refused=True), None)
         if refused:
             return
-        self.bytes_sent += 2 * (len(prepare.participants) - 1) * self._averaged_bytes(prepare.stage)
+        self.bytes_sent += 2 * (len(prepare.participants) - 1) * self._averaged_bytes(prepare.stage, prepare.iteration)
         for participant, since in sorted(round_.ready.items()):
             if self.on_done is not None:
                 self.on_done(participant, prepare, since)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from gwtf_p2p.protocol.ids import Stage
+from gwtf_p2p.protocol.replica_sync import ReplicaSync
 from gwtf_p2p.protocol.view.hop_cost import HopBytes
 from gwtf_p2p.protocol.wire.messages import Forward, TensorMessage
 from gwtf_p2p.protocol.wire.run_parts import WireSpec
@@ -13,6 +14,7 @@ from gwtf_p2p.protocol.wire.tensor_formats import AVERAGE_FORMATS, FLOAT32, FORM
 from gwtf_p2p.simulation.scenario.scenario import ModelSpec
 
 FLOAT32_BYTES = 4
+SYNCHRONOUS = ReplicaSync()
 TYPICAL = (1024, 1024)
 """Of a matrix."""
 
@@ -20,7 +22,7 @@ TYPICAL = (1024, 1024)
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """Bytes of one boundary activation, of its gradient, of one stage's gradient in an average, and of a stage's weights with
-    their optimizer."""
+    their optimizer; `sync` says in which iterations what is averaged."""
 
     activation_bytes: int
     gradient_bytes: int
@@ -28,9 +30,10 @@ class Sizes:
     state_bytes: int
     stages: int = 0
     end_bytes: int | None = None
+    sync: ReplicaSync = SYNCHRONOUS
 
     @staticmethod
-    def of(model: ModelSpec, wire: WireSpec, subspace: int = 0, thin: bool = False) -> Sizes:
+    def of(model: ModelSpec, wire: WireSpec, subspace: int = 0, thin: bool = False, sync: ReplicaSync = SYNCHRONOUS) -> Sizes:
         """Where tensors travel in these formats; a scenario states the bytes of float32. Weights stay float32.
 
         With a `subspace` so many times fewer values cross a boundary, and forwards the ids of their tokens, of a model as wide
@@ -49,6 +52,7 @@ class Sizes:
             model.stage_state_bytes,
             model.stages,
             2 * a_number_each if thin else None,
+            sync,
         )
 
     @property
@@ -69,9 +73,23 @@ class Sizes:
     def averaged(self, stage: Stage) -> int:
         """Of a stage's gradient in an average. What data peers hold counts as much as a stage; where they are thin, the first
         and the last stage have it, and fewer layers for that: all stages bear the same (`thin_layer_split`)."""
+        return self._held(self.average_bytes, stage)
+
+    def averaged_in(self, stage: Stage, iteration: int) -> int:
+        """Of what a stage averages in this iteration: gradients, or one number, or copies."""
+        if self.sync.averages_copies(iteration):
+            return self._held(self.average_bytes + self.state_bytes, stage)
+        return FLOAT32_BYTES if self.sync.is_on else self.averaged(stage)
+
+    def mean_averaged(self, stage: Stage) -> int:
+        """The same of an iteration, in the long run."""
+        copies = self._held(self.average_bytes + self.state_bytes, stage)
+        return copies // self.sync.every if self.sync.is_on else self.averaged(stage)
+
+    def _held(self, size: int, stage: Stage) -> int:
         if self.end_bytes is None:
-            return self.average_bytes
-        return self.average_bytes * (self.stages + 1) // self.stages if stage > 0 else 0
+            return size
+        return size * (self.stages + 1) // self.stages if stage > 0 else 0
 
 
 def averaged_bytes(float32_bytes: int, wire: WireSpec) -> int:

@@ -33,6 +33,7 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeerConfig
 from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice, compose
 from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
+from gwtf_p2p.protocol.replica_sync import ReplicaSync
 from gwtf_p2p.protocol.routers.factory import RouterKind, router_kind
 from gwtf_p2p.protocol.settings import RouterSettings
 from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource
@@ -68,8 +69,9 @@ class Arm:
     """`config` is the router's settings (see `factory.default_config`), `recovery` exact or fast, `wire` the formats in which
     tensors travel, `subspace` how many times fewer values cross a boundary, `audit` the share of hops that is done again,
     `thin` whether data peers hold no weights, `elastic` whether their shares go by their paces (`elastic_shares`), `delayed`
-    whether the next iteration is computed while one is averaged (`delay_optimizer_step`). What encoding costs a computer
-    is left out: it is less than sending what it saves."""
+    whether the next iteration is computed while one is averaged (`delay_optimizer_step`), `replica_sync` every how many
+    iterations copies of a stage are averaged, instead of gradients in each (0). What encoding costs a computer is left out:
+    it is less than sending what it saves."""
 
     router: str
     config: RouterSettings
@@ -81,6 +83,7 @@ class Arm:
     thin: bool = field(default=False, kw_only=True)
     elastic: bool = field(default=False, kw_only=True)
     delayed: bool = field(default=False, kw_only=True)
+    replica_sync: int = field(default=0, kw_only=True)
 
     @property
     def kind(self) -> RouterKind:
@@ -108,7 +111,7 @@ class Swarm:
     def shares(self) -> dict[PeerId, int]:
         """Microbatches of each data peer in an iteration."""
         model, arm = self.scenario.model, self.arm
-        each, sizes = model.microbatches_per_data_peer, Sizes.of(model, arm.wire, arm.subspace, arm.thin)
+        each, sizes = model.microbatches_per_data_peer, sizes_of(self.scenario, arm)
         data = [peer for peer in self.drawn.values() if peer.stage == DATA_STAGE]
         paces = [_pace(peer, sizes) for peer in data]
         shares = elastic_shares(paces, each) if arm.elastic else (each,) * len(data)
@@ -144,7 +147,7 @@ class Swarm:
             exact=arm.recovery == "exact",
             data_peer=data_peer,
             stage_peer=stage_peer,
-            life=RunLife(self.scenario.iterations, stays=True, ahead=int(arm.delayed)),
+            life=RunLife(self.scenario.iterations, stays=True, ahead=int(arm.delayed), replica_sync=arm.replica_sync),
             audit=AuditTerms(arm.audit),
             microbatches=max(self.shares.values()),
         )
@@ -190,7 +193,7 @@ def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, 
     lines = {peer.id: peer.line_bytes_per_s for peer in drawn.values() if peer.line_bytes_per_s is not None}
     links = Links(kernel, _specs(scenario, {peer.id: peer.region for peer in drawn.values()}), lines)
     model = scenario.model
-    sizes = Sizes.of(model, arm.wire, arm.subspace, arm.thin)
+    sizes = sizes_of(scenario, arm)
     if arm.delayed:  # a state has the weights of the version before, too
         sizes = replace(sizes, state_bytes=sizes.state_bytes + model.stage_gradient_bytes)
     directory = Directory(model.stages, sizes.activation_bytes, sizes.gradient_bytes, end_bytes=sizes.end_bytes)
@@ -200,6 +203,12 @@ def build(scenario: Scenario, arm: Arm, seed: int, on_report: Callable[[PeerId, 
     for peer in drawn:
         world.add(swarm.new_peer(peer))
     return swarm
+
+
+def sizes_of(scenario: Scenario, arm: Arm) -> Sizes:
+    """What peers send each other."""
+    sync = ReplicaSync(arm.replica_sync, scenario.iterations)
+    return Sizes.of(scenario.model, arm.wire, arm.subspace, arm.thin, sync)
 
 
 def _pace(peer: DrawnPeer, sizes: Sizes) -> float:

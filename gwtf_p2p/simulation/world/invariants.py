@@ -4,7 +4,8 @@ At every event: no stage peer holds more than its capacity; what is computed of 
 there, which with delayed steps are those of the version before; a gradient that was averaged was exactly the member's share;
 nothing is held of a committed iteration. At the end: all attempts that were committed in an iteration are one and the same, in
 all stages; every microbatch is in the gradient of every stage exactly once, or of none (`recovery = fast`: at most once); peers
-of a stage group that serve at the same version have weights of the same commits; a step that one has skipped all have; what
+of a stage group that serve at the same version have weights of the same commits, and equal weights, but for what each has
+learned by itself since the last average of copies; a step that one has skipped all have; what
 every data peer says that the peers have contributed is what the stage groups have averaged in the iterations before, and
 nothing else.
 """
@@ -20,6 +21,7 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Place, Stage
 from gwtf_p2p.protocol.peer.stage_peer import StagePeer
 from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.protocol.wire.messages import Ballot, Prepare
+from gwtf_p2p.simulation.world.copies import alike
 from gwtf_p2p.simulation.world.world import World
 
 
@@ -83,6 +85,7 @@ class Invariants:
             occupied = sum(h.phase in HOLDS_CAPACITY for h in held)
             self._expect(occupied == peer.machine.ctx.occupancy, f"{peer.id}: {occupied} slots are taken")
         self._check_versions()
+        self._check_copies()
         self._check_contributions()
         tally = Counter[str]()
         for iteration, ballot in sorted(self._latest.items()):
@@ -122,6 +125,19 @@ class Invariants:
                 self._expect(ballot == right, f"{peer_id} applied {ballot} in iteration {iteration}, others {right}")
         for iteration, skips in self._skips.items():
             self._expect(len(set(skips.values())) == 1, f"iteration {iteration} was skipped by some alone: {skips}")
+
+    def _check_copies(self) -> None:
+        """Where the run says that copies of a stage are equal, all that serve with them have the same."""
+        copies = self.world.weights.copies
+        found: dict[tuple[Stage, int, int], dict[PeerId, str]] = {}
+        for peer in self.world.peers.values():
+            participant = peer.machine.participant
+            serves = peer.alive and not peer.frozen and not participant.out_of_step and not participant.share.stepping
+            was_skipped = copies.sync.is_on and participant.progress.skipped > 0
+            if serves and copies.sync.is_whole(participant.weights) and not was_skipped:
+                found.setdefault(alike(peer), {})[peer.id] = copies.of(peer, participant.weights)
+        for (stage, _, version), named in found.items():
+            self._expect(len(set(named.values())) == 1, f"copies of stage {stage} differ at version {version}: {named}")
 
     def ledgers(self) -> dict[PeerId, tuple[Counter[Place], Counter[Place]]]:
         """Of each data peer that is well: whose microbatches of which stage its receipts add up to, and how many of them are in

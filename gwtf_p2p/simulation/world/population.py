@@ -33,7 +33,8 @@ class SimulatedPeer:
 
     `device_s` is how long the device has computed, work cut off by a crash included. `kept` are the versions of its
     weights that it could give: the last is what it works with, the others are checkpoints. `contributions` are, at a data
-    peer, the sums of those versions, and `evaluations` what its checkpoints tell of them.
+    peer, the sums of those versions, and `evaluations` what its checkpoints tell of them. `copies` says of each version what
+    its weights have come from: equal for equal weights (`world/copies`).
     """
 
     machine: StagePeer | DataPeer
@@ -51,6 +52,7 @@ class SimulatedPeer:
     kept: list[int] = field(default_factory=list)
     contributions: dict[int, Contributions] = field(default_factory=dict)
     evaluations: dict[int, Evaluations | None] = field(default_factory=dict)
+    copies: dict[int, str] = field(default_factory=dict)
     epoch: int = 0
 
     @property

@@ -18,6 +18,7 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer, DataPeerConfig
 from gwtf_p2p.protocol.peer.factory import PeerSettings, compose
 from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
+from gwtf_p2p.protocol.replica_sync import ReplicaSync
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan, PlanRequest
 from gwtf_p2p.protocol.wire.run_parts import AuditTerms
@@ -107,7 +108,8 @@ class SmallConfig:
     `max_skipped_steps` 0: it never pauses. `checkpoint_every` 0: what the world keeps of every iteration is all; `ends`:
     programs end when the run is complete; `certifies`: commits are proven; `rebuilds`: a stage that is lost is rebuilt.
     `audit`: the share of hops that is done again. `losses`: what the first data peer finds when it evaluates a version, which
-    it does for each of them (NaN: not finite); `patience` as in the run's record; `ahead` 1: steps are delayed.
+    it does for each of them (NaN: not finite); `patience` and `replica_sync` as in the run's record; `ahead` 1: steps are
+    delayed.
     """
 
     stages: int = 3
@@ -132,6 +134,7 @@ class SmallConfig:
     patience: int = 0
     ahead: int = 0
     seed: int = 0
+    replica_sync: int = 0
     terms: EntryTerms = field(default_factory=EntryTerms)
 
 
@@ -168,6 +171,7 @@ class SmallSwarm:
             rebuilds=config.rebuilds,
             patience=config.patience,
             ahead=config.ahead,
+            replica_sync=config.replica_sync,
         )
         kind, *numbers = peer.split("_")
         verifies = verify if config.certifies else None
@@ -205,11 +209,12 @@ class SmallSwarm:
 
     def move(self, peer: PeerId, stage: Stage) -> None:
         """It begins anew in another stage, with the copies of that stage's checkpoints that its neighbours keep."""
-        kept = [p.kept for p in self.world.peers.values() if p.machine.ctx.stage == stage]
+        there = [p for p in self.world.peers.values() if p.machine.ctx.stage == stage]
         self.world.kill(peer)
         self.stages[peer] = stage
-        former = self.world.peers[peer]
-        former.kept, former.epoch = max(kept, default=[]).copy(), 0
+        former, newest = self.world.peers[peer], max(there, key=lambda p: p.kept, default=None)
+        former.kept = self.world.weights.copies.on_disk(newest.kept) if newest is not None else []
+        former.copies, former.epoch = newest.copies.copy() if newest is not None else {}, 0
         self.faults.restart(peer, fresh=False)
 
     def leave(self, peer: SimulatedPeer) -> None:
@@ -309,7 +314,8 @@ def small_swarm(config: SmallConfig, script: Sequence[Fault] = ()) -> SmallSwarm
     links = Links(kernel, lambda a, b: LinkSpec(LATENCY_S, BYTES_PER_S))
     directory = Directory(config.stages, MICROBATCH_BYTES, MICROBATCH_BYTES)
     reports: list[tuple[PeerId, ef.Report, float]] = []
-    sizes = Sizes(MICROBATCH_BYTES, MICROBATCH_BYTES, 4 * MICROBATCH_BYTES, 12 * MICROBATCH_BYTES)
+    sync = ReplicaSync(config.replica_sync, config.iterations)
+    sizes = Sizes(MICROBATCH_BYTES, MICROBATCH_BYTES, 4 * MICROBATCH_BYTES, 12 * MICROBATCH_BYTES, sync=sync)
 
     def on_report(peer: PeerId, report: ef.Report, now: float) -> None:
         reports.append((peer, report, now))

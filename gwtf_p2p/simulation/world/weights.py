@@ -10,6 +10,8 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.trust.state_access import StateAccess, WhyNoState
 from gwtf_p2p.protocol.view.contributions import Contributions
 from gwtf_p2p.simulation.lines.downloads import Downloads, Request
+from gwtf_p2p.simulation.scenario.sizes import Sizes
+from gwtf_p2p.simulation.world.copies import Copies
 from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
 
 KEPT_VERSIONS = 4
@@ -17,10 +19,12 @@ KEPT_VERSIONS = 4
 
 
 class Weights:
-    """Of all peers of a world; `state_bytes` is what one download carries, `has_published` says who has a record."""
+    """Of all peers of a world; `sizes` say what one download carries, `has_published` says who has a record. `copies` differ in
+    between where a run averages them now and then: then a download is of one donor's."""
 
-    def __init__(self, population: Population, state_bytes: int, has_published: Callable[[PeerId], bool]) -> None:
-        self._population, self._state_bytes, self._has_published = population, state_bytes, has_published
+    def __init__(self, population: Population, sizes: Sizes, has_published: Callable[[PeerId], bool]) -> None:
+        self._population, self._state_bytes, self._has_published = population, sizes.state_bytes, has_published
+        self.copies = Copies(sizes.sync)
         self._downloads = Downloads(population.links)
 
     @property
@@ -31,6 +35,7 @@ class Weights:
     def step(self, peer: SimulatedPeer, step: ef.Step) -> None:
         """An optimizer step, which takes no time: a version more."""
         iteration = step.iteration
+        self.copies.step(peer, step)
         peer.contributions[iteration + 1] = peer.contributions.get(iteration, Contributions()).plus(step.receipts)
         self._keep(peer, [*peer.kept, iteration + 1])
         self._population.kernel.after(0.0, lambda: self._population.feed(peer, ev.Stepped(iteration)))
@@ -51,12 +56,24 @@ class Weights:
             if rebuild is not None and peer.machine.ctx.stage == DATA_STAGE:
                 sums = sums.with_rebuilt(rebuild.stages, version)
             peer.contributions[version] = sums
+            if not own:
+                able = [d for d in donors if self._can_give(d, version, peer.id)]
+                self.copies.take(peer, version, self._population.peers[able[0]] if able and rebuild is None else None)
             self._keep(peer, [*earlier, version])
             self._population.feed(peer, ev.Downloaded(version))
 
-        donors = (peer.id,) if own else download.donors
+        donors = (peer.id,) if own else self._of_one_copy(download.donors, version, peer.id)
         neighbours = (download.rebuild.below, download.rebuild.above) if download.rebuild is not None else ()
         self._fetch(peer, version, [each for each in neighbours if each] or [donors], 0 if own else self._state_bytes, ended)
+
+    def _of_one_copy(self, donors: tuple[PeerId, ...], version: int, to: PeerId) -> tuple[PeerId, ...]:
+        """Those whose states of this version are equal to that of the first that can give it."""
+        peers = self._population.peers
+        first = next((d for d in donors if self._can_give(d, version, to)), None)
+        if first is None:
+            return donors
+        wanted = self.copies.of(peers[first], version)
+        return tuple(donor for donor in donors if self.copies.of(peers[donor], version) == wanted)
 
     def _fetch(
         self,
@@ -86,9 +103,14 @@ class Weights:
         self._downloads.donor_gone(donor)
 
     def _keep(self, peer: SimulatedPeer, versions: list[int]) -> None:
-        peer.kept = versions[-KEPT_VERSIONS:]
+        """The last is what it works with, the others are on its disk."""
+        peer.kept = [*self.copies.on_disk(versions[:-1])[1 - KEPT_VERSIONS :], *versions[-1:]]
         peer.contributions = {version: sums for version, sums in peer.contributions.items() if version in peer.kept}
-        self._population.kernel.after(0.0, lambda: self._population.feed(peer, ev.Kept(tuple(peer.kept))))
+        peer.copies = {version: name for version, name in peer.copies.items() if version in peer.kept}
+        self._population.kernel.after(0.0, lambda: self._population.feed(peer, ev.Kept(self._on_disk(peer))))
+
+    def _on_disk(self, peer: SimulatedPeer) -> tuple[int, ...]:
+        return tuple(self.copies.on_disk(peer.kept))
 
     def _contributions(self, donors: Iterable[PeerId], version: int) -> Contributions:
         """Part of the state of a version, at whoever has it."""

@@ -60,9 +60,9 @@ class World:
         self.pushes = Pushes(population, sizes, self.spans.pushed)
         self.computers = Computers(population, self.spans)
         self._publication = Publication(population, directory, record_period_s)
-        self.rounds = Rounds(links, sizes.averaged, population.tell)
+        self.rounds = Rounds(links, sizes.averaged_in, population.tell)
         self.rounds.on_done = self.spans.averaged
-        self.weights = Weights(population, sizes.state_bytes, directory.has_record_of)
+        self.weights = Weights(population, sizes, directory.has_record_of)
         self._orders: tuple[Order, ...] = ()
         self.audits = SimulatedAudits(population, sizes)
         self.computers.differs = self.audits.differs
@@ -74,7 +74,7 @@ class World:
         former = self.peers.get(peer.id)
         if former is not None:
             peer.kept, peer.contributions, peer.epoch = former.kept, former.contributions, former.epoch
-            peer.evaluations = former.evaluations
+            peer.evaluations, peer.copies = former.evaluations, former.copies
         self.peers[peer.id] = peer
 
     def start(self, peer: SimulatedPeer, weights_version: int = 0) -> None:
@@ -103,6 +103,7 @@ class World:
                 self.population.later(other.id, peer_id, ev.WatchBroken(peer_id, "connection reset"))
         self.rounds.peer_gone(peer_id)
         self.weights.peer_gone(peer_id)
+        peer.kept = self.weights.copies.on_disk(peer.kept)
 
     def freeze(self, peer_id: PeerId) -> None:
         """The process is stopped: it says nothing and computes nothing, and its connections stay open."""
@@ -198,4 +199,5 @@ class World:
             peer.watching.add(other)
 
     def _average(self, peer: SimulatedPeer, prepare: Prepare) -> None:
+        self.weights.copies.averages(peer.id, prepare)
         self.rounds.join(peer.id, prepare, [m for m in prepare.participants if not self.peers[m].alive])

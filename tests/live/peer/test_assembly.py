@@ -37,6 +37,14 @@ def test_a_peer_that_does_not_know_a_codec_cannot_take_part(name: str) -> None:
     assert refused.value.exit_code == 5
 
 
+def test_a_run_whose_averages_of_copies_go_with_nothing_is_refused_by_whoever_joins() -> None:
+    """Its record is a stranger's, who may have a newer build."""
+    run = replace(RUN, replica_sync=2, checkpoint_every=2)
+    check_config(PeerConfig("peer"), run)
+    with pytest.raises(RunMismatch, match=r"wire\.averages: expected float32 with replica_sync = 2"):
+        check_config(PeerConfig("peer"), replace(run, wire=replace(RUN.wire, averages="int8")))
+
+
 def test_a_stage_peer_that_could_not_keep_one_microbatch_is_told_so(tmp_path: Path) -> None:
     """It would refuse everything. What it spills, it can keep; a data peer refuses nothing."""
     short, enough = MemoryLimit(ONE_MICROBATCH - 1), MemoryLimit(ONE_MICROBATCH)

@@ -161,6 +161,15 @@ def test_a_peer_says_why_it_waits() -> None:
     assert own(STARTED, RUN_KNOWN, ONLINE, stepped(99, 2, 1.0)).doing(60.0)[0].startswith("All 100 iterations are done")
 
 
+def test_a_peer_says_that_its_copy_differs_from_the_others_and_since_when() -> None:
+    known = {**RUN_KNOWN, "replica_sync": 5}
+    peer = own(STARTED, known, ONLINE, stepped(6, 2, 10.0))
+    assert plain(own_view(peer, 8.0, SMALL))[3] == "Copies of its stage differ: averaged 2 of 5 iterations ago."
+    equal = own(STARTED, known, ONLINE, stepped(9, 2, 10.0)).copies
+    assert equal == "Copies of its stage are equal now, and averaged every 5 iterations."
+    assert not own(STARTED, RUN_KNOWN, ONLINE, stepped(9, 2, 10.0)).copies
+
+
 def test_what_a_peer_contributed_counts_over_its_lives_and_ends_in_thanks() -> None:
     peer = own(STARTED, RUN_KNOWN, ONLINE, stepped(3, 2, 10.0), STARTED, ONLINE, stepped(4, 4, 5.0))
     assert (peer.computed_s, peer.committed, peer.iterations) == (15.0, 6, 2)

@@ -98,6 +98,7 @@ _RUN = RunRecord(
     elastic_shares=(3, 5, 4, 4, 4),
     thin_data_peers=True,
     delay_optimizer_step=True,
+    replica_sync=8,
     fingerprint=Fingerprint((0.7, 0.8), {"torch": "version"}),
     admission="listed",
     members=(PeerId("Qm" + "a" * 44),),
