@@ -45,6 +45,7 @@ class Held:
     position: int
     giver: PeerId
     urgent_at: float
+    _record: StageRecord | None = None
 
     @property
     def sequence_number(self) -> int:
@@ -63,12 +64,15 @@ class Held:
     def goes_on(self, mark: Mark, giver: PeerId, position: int) -> None:
         """By a newer sign of life."""
         self.index, self.sign, self.giver, self.position = mark.index, mark.sign, giver, position
+        self._record = None
 
     @property
     def record(self) -> StageRecord:
-        """As its owner has published it last."""
+        """As its owner has published it last: the same one until it lives on, as all of them are asked for at each news."""
         record = self.statement.record
-        return record if not self.index else replace(record, sequence_number=record.sequence_number + self.index)
+        if self._record is None:
+            self._record = record if not self.index else replace(record, sequence_number=record.sequence_number + self.index)
+        return self._record
 
 
 @dataclass(frozen=True, slots=True)
