@@ -7,7 +7,9 @@ compute time is the median of the stage's, then of all stage peers'; an unmeasur
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from statistics import median
+from typing import Generic, TypeVar
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.schedule.model import UNLIMITED, Link, Pipeline
@@ -18,6 +20,11 @@ from gwtf_p2p.protocol.wire.records import StageRecord
 
 NOTHING_MEASURED_S = 0.1
 """Compute time of a stage peer when no stage peer has measured any."""
+
+REMEMBERED = 1 << 14
+"""Peers whose figures are not made anew while their records are the same."""
+
+T = TypeVar("T")
 
 LEAST_S = 1e-6
 """Of a computation: forecasts need no zero times, but a measurement may round to one."""
@@ -38,7 +45,7 @@ def figures_of(view: NetworkView, without: Iterable[PeerId] = ()) -> tuple[Pipel
     if missing is not None:
         return None, f"stage {missing} has no peer"
     typical = _typical_s(records)
-    peers = tuple(_figures(r, typical) for r in records)
+    peers = tuple(_figures(_Very(r), *typical[r.stage]) for r in records)
     return PipelineFigures(view.stages, view.microbatch_bytes, view.gradient_bytes, peers, view.end_bytes), ""
 
 
@@ -59,8 +66,25 @@ def _medians_s(records: list[StageRecord]) -> tuple[float, float]:
     return median(r.forward_s for r in records), median(r.backward_s for r in records)
 
 
-def _figures(record: StageRecord, typical: dict[Stage, tuple[float, float]]) -> PeerFigures:
-    first_s, second_s = typical[record.stage]
+class _Very(Generic[T]):
+    """A key for this very object: what is large is not compared, and an equal one only costs the work once more."""
+
+    __slots__ = ("it",)
+
+    def __init__(self, it: T) -> None:
+        self.it = it
+
+    def __hash__(self) -> int:
+        return id(self.it)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Very) and other.it is self.it
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _figures(of: _Very[StageRecord], first_s: float, second_s: float) -> PeerFigures:
+    """By its stage's typical seconds, where it has measured none."""
+    record = of.it
     if record.forward is not None:
         first_s = record.forward_s
     if record.backward is not None:
@@ -102,6 +126,12 @@ def pipeline_of(figures: PipelineFigures) -> Pipeline:
     )
 
 
+@lru_cache(maxsize=REMEMBERED)
+def _measured_by(of: _Very[PeerFigures]) -> dict[PeerId, tuple[float, float]]:
+    """Latency and bandwidth to whom this peer has measured: pipelines follow each other faster than measurements do."""
+    return {to: (latency_s, bandwidth) for to, latency_s, bandwidth in of.it.links}
+
+
 class ViewLinks(dict[int, Link]):
     """By sender x peers + receiver: measured by the sender, else by the receiver, else assumed (`NetworkView.link`)."""
 
@@ -114,8 +144,7 @@ class ViewLinks(dict[int, Link]):
         """One-way latency in seconds and bytes/s to whom it has measured."""
         known = self._known.get(sender)
         if known is None:
-            links = self._figures.peers[sender].links
-            known = self._known[sender] = {to: (latency_s, bandwidth) for to, latency_s, bandwidth in links}
+            known = self._known[sender] = _measured_by(_Very(self._figures.peers[sender]))
         return known
 
     def measured(self, senders: Sequence[int], receivers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -98,7 +98,8 @@ def plan_for(figures: PipelineFigures, published: tuple[Flow, ...], seed: int) -
     if not paths:
         return _in_ids(figures, pipeline, fresh, _by_release(fresh), "planned from nothing")
     kept = Planned(tuple(paths), forecast(pipeline, paths))
-    found = schedule(pipeline, paths, _effort(pipeline, paths, GOING_ON).computations, Random(seed))
+    effort = _effort(pipeline, kept.forecast.makespan_us / MICROSECONDS, GOING_ON)
+    found = schedule(pipeline, paths, effort.computations, Random(seed))
     least = score_of(kept.forecast)
     planned, how = kept, "kept"
     for plan, reason, worth in ((found, "planned on", WORTH_CHANGING), (fresh, "planned anew", WORTH_BEGINNING_ANEW)):
@@ -111,7 +112,8 @@ def plan_for(figures: PipelineFigures, published: tuple[Flow, ...], seed: int) -
 def _from_nothing(figures: PipelineFigures, seed: int) -> tuple[Pipeline, Planned]:
     pipeline = pipeline_of(figures)
     first = first_paths(pipeline)
-    return pipeline, plan_iteration(pipeline, first, _effort(pipeline, first, FROM_NOTHING), seed)
+    seconds = forecast(pipeline, first).makespan_us / MICROSECONDS
+    return pipeline, plan_iteration(pipeline, first, _effort(pipeline, seconds, FROM_NOTHING), seed)
 
 
 def _by_release(planned: Planned) -> list[int]:
@@ -135,7 +137,8 @@ def revise(figures: PipelineFigures, plan: IterationPlan, begun_ticks: int, seed
     if found is None:
         return None
     pipeline, paths, start = found
-    planned = schedule(pipeline, paths, _effort(pipeline, paths, REVISING).computations, Random(seed), start)
+    effort = _effort(pipeline, plan.makespan_s, REVISING)
+    planned = schedule(pipeline, paths, effort.computations, Random(seed), start)
     plan_now = _in_ids(figures, pipeline, planned, range(len(paths)), "revised")
     return replace(plan_now, revises=plan, begun_ticks=begun_ticks)
 
@@ -185,9 +188,8 @@ def _with_newcomers(plan: IterationPlan, figures: PipelineFigures) -> PipelineFi
     return replace(figures, peers=(*(now.get(p.peer, p) for p in former), *others))
 
 
-def _effort(pipeline: Pipeline, paths: Sequence[Path], most: int) -> Effort:
-    """By the time that an iteration takes with the paths that there are: counted, so equal for all peers."""
-    seconds = forecast(pipeline, paths).makespan_us / MICROSECONDS
+def _effort(pipeline: Pipeline, seconds: float, most: int) -> Effort:
+    """By the time that an iteration takes, by the forecast or the plan that there is: counted, so equal for all peers."""
     part = min(1.0, FULL_EFFORT_PEERS / len(pipeline.peers))
     computations = int(part * min(most, most / FROM_NOTHING * PER_SECOND * seconds))
     return Effort(steps=computations // 60, computations=computations)
