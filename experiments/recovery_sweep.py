@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from gwtf_p2p.protocol.averages.rows import MOST_ALL_WITH_ALL
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.simulation.world.faults import KINDS, Fault
 from gwtf_p2p.simulation.world.invariants import InvariantError
@@ -60,6 +61,7 @@ class Sweep:
     microbatches: tuple[int, ...] = (2, 4, 6)
     slowness: float = 5.0
     ahead: int = 0
+    all_with_all: int = MOST_ALL_WITH_ALL
 
 
 def draw_config(seed: int, sweep: Sweep) -> SmallConfig:
@@ -73,6 +75,7 @@ def draw_config(seed: int, sweep: Sweep) -> SmallConfig:
         exact=random.random() < 0.8,
         speeds=random.choice(((1.0,), (1.0, 1.5, 3.0))),
         ahead=sweep.ahead,
+        all_with_all=sweep.all_with_all,
         seed=seed,
     )
 
@@ -143,10 +146,12 @@ def main() -> int:
     parser.add_argument("--churn", type=float, nargs="+", default=[0.1, 0.2, 0.3])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--delay_optimizer_step", action="store_true", help="the next iteration is computed meanwhile")
+    parser.add_argument("--all_with_all", type=int, default=MOST_ALL_WITH_ALL, help="of more peers a stage averages in rows")
     parser.add_argument("--story", type=Path, help="file for the story of the first run that fails")
     arguments = parser.parse_args()
     of, churn, kinds = (arguments.stages, arguments.stage_peers, arguments.iterations), arguments.churn, arguments.kinds
-    sweep = Sweep(*of, tuple(churn), tuple(kinds), ahead=int(arguments.delay_optimizer_step))
+    ahead, most = int(arguments.delay_optimizer_step), arguments.all_with_all
+    sweep = Sweep(*of, tuple(churn), tuple(kinds), ahead=ahead, all_with_all=most)
     began = time.perf_counter()
     ends: Counter[str] = Counter()
     tally: Counter[str] = Counter()

@@ -6,11 +6,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.averages.rows import MOST_ALL_WITH_ALL
 from gwtf_p2p.protocol.core.life import RunLife
 from gwtf_p2p.protocol.core.lifecycle import done_bytes
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, Router, RouteRequest
@@ -109,7 +110,7 @@ class SmallConfig:
     programs end when the run is complete; `certifies`: commits are proven; `rebuilds`: a stage that is lost is rebuilt.
     `audit`: the share of hops that is done again. `losses`: what the first data peer finds when it evaluates a version, which
     it does for each of them (NaN: not finite); `patience` and `replica_sync` as in the run's record; `ahead` 1: steps are
-    delayed.
+    delayed. Of more than `all_with_all` peers a stage averages in rows.
     """
 
     stages: int = 3
@@ -136,6 +137,7 @@ class SmallConfig:
     seed: int = 0
     replica_sync: int = 0
     terms: EntryTerms = field(default_factory=EntryTerms)
+    all_with_all: int = MOST_ALL_WITH_ALL
 
 
 @dataclass
@@ -184,6 +186,7 @@ class SmallSwarm:
                 peer, DATA_STAGE, config.stages, None, config.exact, data_peer=own, life=life, terms=config.terms, audit=audited
             )
             speed = Speed({ev.Work.EMBED: 0.005, ev.Work.LOSS: 0.02, ev.Work.FINISH: 0.005, **corrections})
+            settings = replace(settings, all_with_all=config.all_with_all)
             return SimulatedPeer(compose(settings, router(config.microbatches), verifies, is_signed), speed)
         one = done_bytes(MICROBATCH_BYTES, MICROBATCH_BYTES)
         settings = PeerSettings(
@@ -199,6 +202,7 @@ class SmallSwarm:
             terms=config.terms,
             audit=audited,
             microbatches=config.microbatches,
+            all_with_all=config.all_with_all,
         )
         factor = self._random.choice(config.speeds)
         seconds = {ev.Work.FORWARD: FORWARD_S, ev.Work.BACKWARD: BACKWARD_S, **corrections}

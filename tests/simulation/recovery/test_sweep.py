@@ -28,6 +28,19 @@ def test_one_peer_fails_at_any_moment_of_an_iteration(case: Case) -> None:
     assert not failures(case, BASE, faults if case in WHOLE else faults[CASES.index(case) % EVERY :: EVERY])
 
 
+def test_random_faults_where_stages_average_in_rows() -> None:
+    """Stages of five, of which no more than two average all with all."""
+    sweep = Sweep(stages=2, stage_peers=5, iterations=3, churn=(0.1, 0.2), all_with_all=2)
+    asked = set()
+    for seed in range(6):
+        config = draw_config(seed, sweep)
+        swarm = small_swarm(config, draw_script(seed, config, sweep))
+        swarm.world.rounds.on_done = lambda peer, prepare, since: asked.add((len(prepare.participants), prepare.all_with_all))
+        tally = swarm.run(sweep.iterations, deadline_s=3000.0)
+        assert tally.double == 0 and (tally.lost == 0 or not config.exact), seed
+    assert (5, 2) in asked and all(most == (2 if peers > 2 else 0) for peers, most in asked)
+
+
 @pytest.mark.parametrize("first", range(0, 48, 16))
 def test_random_faults(first: int) -> None:
     """Stage peers are killed, frozen, restarted, blink, drain and become slow; data peers restart and blink."""
