@@ -27,8 +27,8 @@ from gwtf_p2p.protocol.wire.records import StageRecord
 
 CALL_BYTES = 4 * 52 + 2 * 60
 STATEMENT_BYTES = 1600
-VIEW_S = 1.0
-"""Between two times that a peer looks who is there."""
+VIEW_S, FEW = 1.0, 64
+"""Between two times that a peer looks who is there; of more than these it looks more rarely, as it takes longer."""
 
 BEGAN_S = 1000.0
 """When the world begins: of DHT time, which is never 0."""
@@ -121,7 +121,7 @@ class ExchangeWorld:
             return
         exchange = member.exchange
         if self.now >= member.views_at:
-            member.views_at = self.now + VIEW_S
+            member.views_at = self.now + VIEW_S * max(1.0, len(self.members) / FEW)
             exchange.table.drop_expired(self.now)
             exchanging = [record for record in member.records(self.now).values() if record.exchanges]
             exchange.partners.can_ask((r.peer for r in exchanging), (r.peer for r in exchanging if r.stage == DATA_STAGE))

@@ -14,7 +14,7 @@ RECORD_PERIOD_S = 10.0
 """Between two times that a peer says in the DHT that its record holds."""
 
 LIFETIME_PERIODS = 3
-SMALL = 250
+SMALL = 100
 ROUNDS_PER_PERIOD = 5
 """Exchanges of one peer in one period. A sign of life needs about as many steps as the logarithm of the number of peers, and
 has two periods for them."""

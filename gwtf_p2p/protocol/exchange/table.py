@@ -46,6 +46,7 @@ class Held:
     giver: PeerId
     urgent_at: float
     _record: StageRecord | None = None
+    _mark: Mark | None = None
 
     @property
     def sequence_number(self) -> int:
@@ -59,16 +60,19 @@ class Held:
 
     @property
     def mark(self) -> Mark:
-        return Mark(short(self.statement.record.peer), self.sequence_number, self.index, self.sign)
+        """Told to many: made once, like the record."""
+        if self._mark is None:
+            self._mark = Mark(short(self.statement.record.peer), self.sequence_number, self.index, self.sign)
+        return self._mark
 
     def goes_on(self, mark: Mark, giver: PeerId, position: int) -> None:
         """By a newer sign of life."""
         self.index, self.sign, self.giver, self.position = mark.index, mark.sign, giver, position
-        self._record = None
+        self._record = self._mark = None
 
     @property
     def record(self) -> StageRecord:
-        """As its owner has published it last: the same one until it lives on, as all of them are asked for at each news."""
+        """As its owner has published it last; the same one until it lives on, since all are asked for at each news."""
         record = self.statement.record
         if self._record is None:
             self._record = record if not self.index else replace(record, sequence_number=record.sequence_number + self.index)
