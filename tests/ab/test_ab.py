@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from experiments.support.live_swarm import SmallRun
+from gwtf_p2p.ab.live.plan import LivePlan
 from gwtf_p2p.ab.trials.arms import NAMED, parse_arm, written_out
 from gwtf_p2p.ab.trials.result import RunFile, RunResult
 from gwtf_p2p.ab.trials.scaling import scaled
@@ -16,11 +19,13 @@ from gwtf_p2p.ab.trials.schedule import Schedule, interleaved
 from gwtf_p2p.ab.trials.simulated import run_simulated
 from gwtf_p2p.ab.trials.task import RunTask
 from gwtf_p2p.cli.main import main
-from gwtf_p2p.protocol.ids import RunId
-from gwtf_p2p.protocol.wire.records import RunRecord
-from gwtf_p2p.simulation.scenario.scenario import Scenario
+from gwtf_p2p.protocol.ids import DATA_STAGE, RunId
+from gwtf_p2p.protocol.wire.records import RunRecord, WireSpec
+from gwtf_p2p.simulation.scenario.scenario import Scenario, load_scenario
+from gwtf_p2p.simulation.scenario.sizes import Sizes
 from tests.simulation.stories import TEXT, USUAL, story
 
+RUN = SmallRun(stages=1)
 CHURN = "[churn]\ncrash_probability_per_iteration = 0.3\nrejoin_probability_per_iteration = 0.5\n"
 
 
@@ -54,6 +59,21 @@ def test_the_report_holds_what_was_run(scenario: Path, tmp_path: Path, capsys: p
     lines = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
     assert [(line["seed"], line["arm"]) for line in lines] == [(s, a) for s in (0, 1) for a in ("gwtf", "swarm", "random")]
     assert all(line["planning_s"] > 0 and line["messages"] > 0 and line["bytes_by_path"] for line in lines)
+
+
+def test_a_live_arm_with_a_subspace_is_charged_for_fewer_bytes(scenario: Path, tmp_path: Path) -> None:
+    """The model is small and the same in all arms; what is charged for its boundaries is what the simulator charges."""
+    record = replace(RUN.record(), seed=0)
+    factors = {}
+    for arm in ("gwtf/int8", "gwtf/int8-subspace50"):
+        task = RunTask(load_scenario(scenario), arm, 0, "live", 1.0, record, tmp_path, "c0")
+        plan = LivePlan.of(task, tmp_path)
+        factors[arm] = plan.config("data_0", DATA_STAGE, tmp_path / "wire", "").emulation.bytes_factor  # type: ignore[union-attr]
+        assert plan.record.wire == WireSpec("int8", "int8", "int8")
+    plain, fewer = factors.values()
+    sizes = [Sizes.of(load_scenario(scenario).model, WireSpec("int8", "int8", "int8"), subspace) for subspace in (0, 50)]
+    assert fewer["microbatch"] / plain["microbatch"] == pytest.approx(sizes[1].both_bytes / sizes[0].both_bytes)
+    assert (fewer["average"], fewer["state"]) == (plain["average"], plain["state"])
 
 
 def test_a_stopped_comparison_goes_on_where_it_was(tmp_path: Path) -> None:

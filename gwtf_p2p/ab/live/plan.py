@@ -19,7 +19,7 @@ from gwtf_p2p.protocol.wire.records import RunRecord
 from gwtf_p2p.simulation.bounds.bound import Bound, bound_of
 from gwtf_p2p.simulation.lines.links import LinkSpec
 from gwtf_p2p.simulation.scenario.scenario import TimedChurnSpec
-from gwtf_p2p.simulation.swarm.build import Memory, Swarm, build
+from gwtf_p2p.simulation.swarm.build import Memory, Swarm, build, sizes_of
 from gwtf_p2p.training.compute.config import ExecutorConfig
 from gwtf_p2p.training.data.local_files import local_names
 from gwtf_p2p.training.model.split import PartSpec, parameter_shapes
@@ -50,7 +50,7 @@ class LivePlan:
         """Raises InputError."""
         if task.arm.config.restarts_whole:
             raise InputError("--arms", task.arm_text, "expected a simulated comparison: no live peer forgets so")
-        if task.arm.subspace or task.arm.thin or task.arm.elastic or task.arm.delayed:
+        if task.arm.thin or task.arm.elastic or task.arm.delayed:
             raise InputError("--arms", task.arm_text, "expected a simulated comparison: a live arm would need a run of its own")
         if task.scenario.timed_churn != TimedChurnSpec():
             raise InputError(
@@ -131,10 +131,13 @@ class LivePlan:
         )
 
     def _factors(self, stage: Stage, gradient: int, state: int, microbatch: int) -> dict[str, float]:
-        """Bytes of the scenario's model, which are float32's, for each byte of the real one."""
+        """Bytes of the scenario's model, which are float32's, for each byte of the real one. With a subspace the real one is
+        as it is without, and its boundaries are charged as those of a model that has it."""
+        scenario, arm = self.swarm.scenario, self.task.arm
+        fewer = sizes_of(scenario, arm).both_bytes / sizes_of(scenario, replace(arm, subspace=0)).both_bytes
         real = FLOAT_BYTES * sum(prod(shape) for shape in parameter_shapes(PartSpec.of(self.record, stage)).values())
         return {
-            MICROBATCH: microbatch / (FLOAT_BYTES * self.record.boundary_values),
+            MICROBATCH: fewer * microbatch / (FLOAT_BYTES * self.record.boundary_values),
             AVERAGE: gradient / real,
             STATE: state / (STATE_COPIES * real),
         }

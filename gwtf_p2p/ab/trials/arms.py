@@ -7,8 +7,8 @@ NAME is a router or one of `NAMED`, the fields are the router's settings (`proto
 stage peers do with activations (`simulation/swarm/build`), and what follows / the format in which tensors travel (`WIRES`;
 without it the run's own), of boundaries in a subspace of 1/N of the width if it says so, with data peers that hold no
 weights, with an average of the copies of a stage every N iterations instead of their gradients in each, with shares of the
-microbatches by their paces, and with delayed optimizer steps (simulated arms alone, but for formats and averages: live ones
-would need another run).
+microbatches by their paces, and with delayed optimizer steps (the last two, and data peers without weights, are for simulated
+arms alone: live ones would need another run; a live subspace is one of bytes, of the same model).
 `swarm:gamma=0.1:in_flight=4@recomputed/int8`. An arm is held against SWARM arms of its own format.
 """
 
