@@ -53,8 +53,9 @@ class Progress:
             case "microbatch_done":
                 self._done(fields["microbatch"], fields["loss"], route_name(fields["route"]), now)
             case "iteration_begins":
-                self._injected_at.clear()
-                self._began = (int(fields["iteration"]), now)
+                iteration = int(fields["iteration"])  # of which something may be on its way already
+                self._injected_at = {m: at for m, at in self._injected_at.items() if _iteration_of(m) >= iteration}
+                self._began = (iteration, now)
             case "stepped":
                 self.microbatches += 0 if fields["skipped"] else int(fields["microbatches"])
                 self._skipped = self._skipped + 1 if fields["skipped"] else 0
@@ -86,7 +87,7 @@ class Progress:
 
     def _done(self, microbatch: str, loss: float | None, route: str, now: float) -> None:
         if loss is not None:
-            self._losses.setdefault(int(microbatch.split("/")[1]), []).append(loss)
+            self._losses.setdefault(_iteration_of(microbatch), []).append(loss)
         injected_at = self._injected_at.pop(microbatch, None)
         if injected_at is not None:
             took = self._took_s.pop(route, deque(maxlen=SAMPLES))  # used last: to the end
@@ -101,3 +102,7 @@ class Progress:
             self._loss = fmean(losses)
         if self._began is not None and self._began[0] == iteration:
             self._iteration_s = now - self._began[1]
+
+
+def _iteration_of(microbatch: str) -> int:
+    return int(microbatch.split("/")[1])
