@@ -50,6 +50,8 @@ def test_an_arm_may_name_the_format_in_which_its_tensors_travel() -> None:
     arm = parse_arm("gwtf@recomputed/int8-subspace50")
     assert (arm.wire.gradients, arm.subspace, arm.thin) == ("int8", 50, False)
     assert parse_arm("swarm/float32-thin-delayed").delayed and not parse_arm("swarm/float32-thin").delayed
+    with pytest.raises(InputError, match="expected no delayed steps where whole microbatches begin again"):
+        parse_arm("swarm-as-read/float32-delayed")
     assert parse_arm("gwtf/int8-thin-elastic").elastic and not parse_arm("gwtf/int8-thin").elastic
     arm = parse_arm("gwtf/int8-subspace50-thin-sync16-elastic")
     assert (arm.replica_sync, arm.thin, arm.elastic, arm.subspace) == (16, True, True, 50)

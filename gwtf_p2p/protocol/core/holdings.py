@@ -82,11 +82,11 @@ class Holdings:
         there = (held for held in waiting if held is not None and held.phase is phase)
         return min(there, key=lambda held: (held.id.iteration, held.order), default=None)
 
-    def busy_with(self, iteration: int) -> bool:
-        """Something of this iteration is held and not done."""
-        return self.occupancy > 0 and any(
-            held.phase in HOLDS_CAPACITY for held in self.by_id.values() if held.id.iteration == iteration
-        )
+    def under_way(self, iteration: int) -> int:
+        """How many of this iteration are held and not done."""
+        if not self.occupancy:
+            return 0
+        return sum(held.phase in HOLDS_CAPACITY for held in self.by_id.values() if held.id.iteration == iteration)
 
     def got_from(self, peer: PeerId) -> list[Held]:
         """What this peer has handed here, sorted by id."""

@@ -209,7 +209,7 @@ class Finishing:
     def report(self) -> None:
         """Tell the coordinator once all microbatches are done and nothing has to be redone; again when either has changed."""
         ctx, version = self.ctx, self.participant.version
-        if not self.all_injected() or self.ledger.has_gaps or self.participant.out_of_step or ctx.holdings.busy_with(version):
+        if not self.all_injected() or self.ledger.has_gaps or self.participant.out_of_step or ctx.holdings.under_way(version):
             return
         coordinator = self.coordinator.roster.coordinator()
         if coordinator is None:

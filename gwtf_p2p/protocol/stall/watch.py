@@ -129,10 +129,11 @@ def waits_for(machine: StagePeer | DataPeer) -> str:
         if machine.coordinator.inquiry is not None:
             asked = machine.coordinator.inquiry.waiting_for()
             return f"waits until {counted(len(asked), 'peer')} have said where they stand"
-        if machine.injecting.pending:
+        if machine.injecting.pending and machine.injecting.iteration == participant.version:
             return f"has no route for {counted(len(machine.injecting.pending), 'microbatch')}"
-        if machine.ctx.occupancy:
-            return f"waits for {machine.ctx.occupancy} of {counted(machine.config.microbatches, 'microbatch')} to come back"
+        under_way = machine.ctx.holdings.under_way(participant.version)
+        if under_way:
+            return f"waits for {under_way} of {counted(machine.config.microbatches, 'microbatch')} to come back"
     if participant.share.averaging and participant.preparing is not None:
         others = len(participant.preparing.participants) - 1
         return f"is averaged with {counted(others, 'other peer')} of this stage" if others else "is averaged by this peer alone"

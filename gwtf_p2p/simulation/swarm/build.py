@@ -29,6 +29,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.life import RunLife
 from gwtf_p2p.protocol.core.router import Router
 from gwtf_p2p.protocol.elastic_shares import elastic_shares
+from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeerConfig
 from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice, compose
@@ -84,6 +85,11 @@ class Arm:
     elastic: bool = field(default=False, kw_only=True)
     delayed: bool = field(default=False, kw_only=True)
     replica_sync: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Raises InputError for what does not go together."""
+        if self.delayed and self.config.restarts_whole:
+            raise InputError("arm", self.router, "expected no delayed steps where whole microbatches begin again")
 
     @property
     def kind(self) -> RouterKind:

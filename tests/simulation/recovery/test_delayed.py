@@ -9,7 +9,10 @@ import pytest
 from experiments.recovery_single import CASES, Case, failures, faults_of
 from experiments.recovery_sweep import Sweep, draw_config, draw_script
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.core.lifecycle import Phase
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.peer.data_peer import DataPeer
+from gwtf_p2p.protocol.stall.watch import waits_for
 from gwtf_p2p.simulation.world.faults import Fault
 from gwtf_p2p.simulation.world.small_swarm import SmallConfig, SmallSwarm, small_swarm
 
@@ -102,3 +105,17 @@ def test_a_newcomer_serves_both_iterations() -> None:
     swarm = small_swarm(BASE, [Fault("restart", PeerId("relay_2_0"), 1.5, for_s=0.2), Fault("kill", PeerId("relay_2_1"), 4.0)])
     tally = swarm.run(6)
     assert (tally.lost, tally.double) == (0, 0)
+
+
+def test_what_the_iteration_at_hand_waits_for_is_said_of_it_alone() -> None:
+    """What has not gone ahead yet waits for something to come home, not for a route."""
+    swarm = small_swarm(BASE)
+    machine = swarm.world.peers[PeerId("data_0")].machine
+    assert isinstance(machine, DataPeer)
+
+    def is_ahead() -> bool:
+        return machine.injecting.iteration > machine.participant.version and bool(machine.injecting.pending)
+
+    assert swarm.world.kernel.run(is_ahead, 60.0)
+    under_way = sum(held.phase is not Phase.DONE for m, held in machine.ctx.held.items() if m.iteration == 0)
+    assert waits_for(machine) == f"waits for {under_way} of 4 microbatches to come back"
