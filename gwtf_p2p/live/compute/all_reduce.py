@@ -172,32 +172,32 @@ class Averager:
     def _round(self, group: AveragingGroup, own: _Own) -> Round:
         """All of this member's part in it."""
         if rows_of(group.members, own.most, own.left_out) is None:
-            return self._all_with_all(group.circle, own, cut(own.gradient.shapes, group.fractions))
+            shares = cut(own.gradient.shapes, group.fractions)
+            return self._all_with_all(group.circle, own, shares, self._bound(group.circle, own))
         return self._in_rows(group.circle, own, parts_of(own.gradient.shapes, len(group.members)))
 
     def _all_with_all(
-        self, circle: Circle, own: _Own, shares: Sequence[Sequence[Part]], told: Told | None = None, kind: type[Round] = Round
+        self, circle: Circle, own: _Own, shares: Sequence[Sequence[Part]], bound: PartBound, told: Told | None = None
     ) -> Round:
-        bound = self._bound(circle, own)
-        return kind(self._rpc, circle, own.gradient, self._codec, own.into, bound, shares=shares, told=told)
+        return Round(self._rpc, circle, own.gradient, self._codec, own.into, bound, shares=shares, told=told)
 
     def _in_rows(self, circle: Circle, own: _Own, parts: Sequence[Part], told: Told | None = None) -> Round:
-        """Of these parts; all with all where they are few."""
-        rows = rows_of(circle.members, own.most, own.left_out)
+        """Of these parts; all with all where they are few. A row is judged as part of all: who alone brings something to it is
+        held to the past."""
+        rows, bound = rows_of(circle.members, own.most, own.left_out), self._bound(circle, own)
         if rows is None:
-            return self._all_with_all(circle, own, dealt(parts, circle.fractions), told)
+            return self._all_with_all(circle, own, dealt(parts, circle.fractions), bound, told)
         row, lane = rows.row_of(self._rpc.peer_id), rows.lane_of(self._rpc.peer_id)
         weights = dict(zip(circle.members, circle.weights, strict=True))
         shares = [*dealt(parts, (1.0,) * rows.lanes), *([] for _ in row[rows.lanes :])]
         name, brought = f"{circle.name}/row{rows.rows.index(row)}", tuple(weights[member] for member in row)
         in_row = Circle(name, row, brought, tuple(float(place < rows.lanes) for place in range(len(row))))
         if lane is None:
-            return self._all_with_all(in_row, own, shares, told)
-        round_ = self._all_with_all(in_row, own, shares, told, RoundInRow)
-        assert isinstance(round_, RoundInRow)
+            return self._all_with_all(in_row, own, shares, bound, told)
         column = rows.column(lane)
         owners = Circle(f"{circle.name}/lane{lane}", column, rows.weights_across(weights), (1.0,) * len(column))
         means = replace(own, gradient=own.into[0], kind=own.kind.removesuffix(_ACROSS) + _ACROSS, left_out=())
+        round_ = RoundInRow(self._rpc, in_row, own.gradient, self._codec, own.into, bound, shares=shares, told=told)
         round_.across = self._in_rows(owners, means, shares[lane], Told(shares[lane], self._codec.form, self._folder))
         return round_
 

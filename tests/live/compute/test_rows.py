@@ -12,6 +12,7 @@ from gwtf_p2p.live.compute.all_reduce import Averager, AverageResult, AveragingF
 from gwtf_p2p.live.compute.all_reduce_round import Round
 from gwtf_p2p.protocol.averages.rows import rows_of
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.trust.magnitudes import FACTOR, LEAST
 from gwtf_p2p.protocol.wire.tensor_formats import LOW_RANK
 from gwtf_p2p.training.compute.values import Gradient
 from tests.live.compute.test_all_reduce import assert_equal_bits, gradient_of, norm_of, tensors_in, tensors_of
@@ -138,6 +139,27 @@ async def test_one_that_ends_in_any_phase_fails_the_attempt_and_the_others_avera
     assert not any(averager._rounds or averager._outermost for averager in averagers), "nothing of it is left"
     assert all(torch.equal(x, y) for own, old in zip(inputs, before, strict=True) for x, y in zip(own, old, strict=True))
     assert_equal_bits(await average(averagers[1:], without, inputs[1:]))
+
+
+async def test_in_a_row_to_which_one_alone_brings_something_it_is_the_one_that_is_named(start_peer: StartPeer) -> None:
+    """By the past, as where two contribute; else those of the other row would name whoever has summed it up."""
+    peers = [await start_peer() for _ in range(4)]
+    averagers, weights, bad = [Averager(peer.rpc) for peer in peers], (0.0, 1.0, 1.0, 1.0), peers[1].id
+    inputs = [tensors_of(seed, [(64, 480)]) for seed in range(4)]
+    for attempt in range(LEAST + 1):
+        assert_equal_bits(await average(averagers, group_of(peers, weights, attempt), inputs))
+    group, large = group_of(peers, weights, LEAST + 1), [inputs[1][0] * 30 * FACTOR]
+    brought = [inputs[0], large, *inputs[2:]]
+    work = [
+        asyncio.ensure_future(averager.average(group, gradient_of(own), DEADLINE_S))
+        for averager, own in zip(averagers, brought, strict=True)
+    ]
+    await asyncio.wait([work[0], *work[2:]], return_when=asyncio.FIRST_COMPLETED)
+    found = [task.exception() for task in work if task.done()]
+    for task in work:
+        task.cancel()
+    await asyncio.gather(*work, return_exceptions=True)
+    assert found and all(isinstance(error, AveragingFailed) and error.refused and error.peer == bad for error in found), found
 
 
 async def test_what_another_phase_or_lane_would_allow_is_refused(start_peer: StartPeer) -> None:
