@@ -124,7 +124,8 @@ async def _records(dht: Dht, run: RunRecord) -> list[StageRecord]:
     """Of peers that take part; who only asks for forwards does not."""
     stages = [Stage(number) for number in range(run.stages + 1)]
     found = await dht.read_stages(run.run_id, stages)
-    return [record for record in found if record.model_hash == run.model_hash and record.state is not PeerState.ASKING]
+    model_hash = run.model_hash
+    return [record for record in found if record.model_hash == model_hash and record.state is not PeerState.ASKING]
 
 
 async def find_run(dht: Dht, run_id: RunId, trusted: Trusted) -> RunRecord:

@@ -74,7 +74,8 @@ def asking_record(
 
 async def _read(dht: Records, run: RunRecord) -> list[StageRecord]:
     stages = [Stage(number) for number in range(run.stages + 1)]
-    return [record for record in await dht.read_stages(run.run_id, stages) if record.model_hash == run.model_hash]
+    model_hash = run.model_hash
+    return [record for record in await dht.read_stages(run.run_id, stages) if record.model_hash == model_hash]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class RecordKeeper:
         self._dht, self.exchange = sources
         self._kept_alive, self._place, self._probes = kept_alive, place, probes
         self._run, self.orders = kept_alive.run.record, kept_alive.orders
+        self._model_hash = self._run.model_hash  # of the whole model config: not once for each record that is looked at
         self._reachability = reachability
         self.progress = Progress()
         self._due = asyncio.Event()
@@ -192,7 +194,7 @@ class RecordKeeper:
         here = OwnMeasurements(
             resent_bytes=self.resent_bytes(),
             run_id=self._run.run_id,
-            model_hash=self._run.model_hash,
+            model_hash=self._model_hash,
             signing_key=self.signing_key,
             links=self._probes.measurements(),
             line_bytes_per_s=self._probes.line_bytes_per_s,
@@ -247,7 +249,7 @@ class RecordKeeper:
         """The others' records of this very model; of some peers there are two, the newer one last."""
         alone, now = self.exchange.is_alone(), asyncio.get_running_loop().time()
         known = [*self._from_dht.living(now, alone=alone), *self.exchange.records()]
-        return sorted((r for r in known if r.model_hash == self._run.model_hash), key=lambda r: r.sequence_number)
+        return sorted((r for r in known if r.model_hash == self._model_hash), key=lambda r: r.sequence_number)
 
     def _see(self, former: NetworkView | None, on_change: Callable[[NetworkView], object]) -> None:
         """This peer's own record comes from itself, since the others may not have it yet."""
