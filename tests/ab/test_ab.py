@@ -64,12 +64,14 @@ def test_the_report_holds_what_was_run(scenario: Path, tmp_path: Path, capsys: p
 def test_a_live_arm_with_a_subspace_is_charged_for_fewer_bytes(scenario: Path, tmp_path: Path) -> None:
     """The model is small and the same in all arms; what is charged for its boundaries is what the simulator charges."""
     record = replace(RUN.record(), seed=0)
-    factors = {}
+    factors, named = {}, set()
     for arm in ("gwtf/int8", "gwtf/int8-subspace50"):
         task = RunTask(load_scenario(scenario), arm, 0, "live", 1.0, record, tmp_path, "c0")
         plan = LivePlan.of(task, tmp_path)
         factors[arm] = plan.config("data_0", DATA_STAGE, tmp_path / "wire", "").emulation.bytes_factor  # type: ignore[union-attr]
         assert plan.record.wire == WireSpec("int8", "int8", "int8")
+        named.add(plan.record.run_id)
+    assert len(named) == 2, "peers keep their keys, and refuse another record of a run that they know"
     plain, fewer = factors.values()
     sizes = [Sizes.of(load_scenario(scenario).model, WireSpec("int8", "int8", "int8"), subspace) for subspace in (0, 50)]
     assert fewer["microbatch"] / plain["microbatch"] == pytest.approx(sizes[1].both_bytes / sizes[0].both_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 
@@ -61,7 +62,7 @@ class LivePlan:
         stage_peers = [g for g in scenario.groups if not g.is_data]
         record = replace(
             task.record,
-            run_id=RunId(f"ab-{task.seed}"),
+            run_id=RunId(f"ab-{task.seed}-{sha256(task.arm_text.encode()).hexdigest()[:8]}"),  # peers remember runs by name
             seed=task.seed,
             router=task.arm.router,
             recovery="exact" if task.arm.recovery == "exact" else "fast",
