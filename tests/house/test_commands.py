@@ -45,7 +45,8 @@ def test_every_module_that_a_page_calls_is_there_and_knows_the_flags(page: Path)
     for line in lines_of(page):
         for name, rest in MODULE.findall(line):
             file = ROOT / (name.replace(".", "/") + ".py")
-            file = file if file.exists() else ROOT / name.replace(".", "/") / "__init__.py"
+            folder = ROOT / name.replace(".", "/")
+            file = next((f for f in (file, folder / "__main__.py") if f.exists()), folder / "__init__.py")
             assert file.exists(), f"{ids(page)}: python -m {name}"
             source = file.read_text()
             for flag in re.findall(r"(?<= )--([a-z_]+)", rest):
