@@ -15,11 +15,14 @@ import pytest
 
 from gwtf_p2p.protocol.effects import Report
 from gwtf_p2p.protocol.errors import InputError
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.routers.factory import default_config
+from gwtf_p2p.simulation.measure.metrics import Metrics
 from gwtf_p2p.simulation.measure.trace import Trace, check_trace_path
 from gwtf_p2p.simulation.run import Simulation, simulate
 from gwtf_p2p.simulation.swarm.build import Arm
+from tests.protocol.commit.participating import M0, M1, counted, prepare, prepared
+from tests.protocol.peers import D
 from tests.simulation.stories import simulation, story
 
 SWARM = Arm("swarm", default_config("swarm"))
@@ -155,3 +158,15 @@ def test_nothing_is_wasted_but_what_dies_with_the_crashed(tmp_path: Path) -> Non
     outcome = run.run().to_json()
     wasted, with_crashes = (float(str(outcome[f"wasted_{name}_fraction"])) for name in ("compute", "with_crashes"))
     assert outcome["recovery_count"] and with_crashes > 0.0 and wasted - with_crashes < 1e-6
+
+
+def test_what_a_run_goes_back_before_does_not_count_twice() -> None:
+    for goes_back in (False, True):
+        metrics = Metrics(expected=2, stages=2)
+        for attempt, done in enumerate(((M0,), (M0, M1)), 1):
+            driven = counted(*done)
+            prepared(driven, prepare(attempt, share=done))
+            metrics.stepping(driven.machine.participant, Stage(1), 0, float(attempt))
+            if goes_back and attempt == 1:
+                metrics.report(D, Report("going_back", {"version": 0, "iteration": 1, "epoch": 1}), 1.5)
+        assert metrics.double_counted() == (0 if goes_back else 1)

@@ -163,14 +163,19 @@ class Certifier:
     def stands_by(self, peer: PeerId, standing: Standing, prepare: Prepare) -> bool:
         """A peer that has not signed, as it has come since, has gone on from the commit that is waited for: it counts as those
         that have. Whether that is news."""
-        shown = standing.certificate
-        wanted = (prepare.iteration, prepare.attempt, prepare.terms)
-        if self.unproven is None or shown is None or (shown.iteration, shown.attempt, shown.terms) != wanted:
+        if self.unproven is None or not _is_of(standing.certificate, prepare):
             return False
         is_news = peer not in self._gone_on and not standing.syncing and len(self._gone_on) < MOST_VERIFIED
         if is_news:
             self._gone_on.add(peer)
         return is_news
+
+    def waits_for(self, standing: Standing, prepare: Prepare | None) -> bool:
+        """What a peer shows is the commit of the attempt that this peer has prepared, and not proven here yet, or not heard of:
+        who is about to take part says so before most of those that step."""
+        if prepare is None or not _is_of(standing.certificate, prepare):
+            return False
+        return self.unproven is not None or standing.syncing
 
     def differs(self, state: str, certificate: Certificate | None) -> bool:
         """Most of this stage have averaged for other weights than these of this peer's."""
@@ -252,3 +257,9 @@ class Certifier:
     def _key_of(self, peer: PeerId) -> str:
         record = self.ctx.view.records.get(peer) if self.ctx.view is not None else None
         return record.signing_key if record is not None else ""
+
+
+def _is_of(certificate: Certificate | None, prepare: Prepare) -> bool:
+    """It is about this attempt."""
+    wanted = (prepare.iteration, prepare.attempt, prepare.terms)
+    return certificate is not None and (certificate.iteration, certificate.attempt, certificate.terms) == wanted

@@ -245,6 +245,8 @@ class Participant:
             self.commit(*unproven)
         elif next_one and self.share.prepared and preparing is not None and standing.committed == preparing.ballot:
             self.commit(sender, commit_of(preparing, standing.gradient_norm, standing.certificate))
+        elif next_one and self.certifier.waits_for(standing, preparing):
+            return  # of the very attempt that this peer has prepared: it steps when that is proven, and is not out of step
         elif not self.share.stepping and self.certifier.believes(standing):
             where = f"iteration {standing.version}" + (f" of epoch {standing.epoch}" if standing.epoch else "")
             self._has_gone_on(sender, standing.position, f"{sender} is at {where}", standing.certificate)

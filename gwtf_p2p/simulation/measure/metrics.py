@@ -59,6 +59,10 @@ class Metrics:
         fields = report.fields
         if report.name == "iteration_begins" and self.began_at is None:
             self.began_at = now
+        elif report.name == "going_back" and "epoch" in fields:
+            version = fields["version"]
+            assert isinstance(version, int)  # what was committed since is done again, and counts no more
+            self._committed = {key: shares for key, shares in self._committed.items() if key[0] < version}
         elif report.name == "recovery":
             self.recoveries[str(fields["kind"])] += 1
         elif report.name == "stepped":

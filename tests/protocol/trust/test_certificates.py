@@ -90,6 +90,22 @@ def test_whoever_leads_cannot_commit_what_others_have_not_prepared(signers: tupl
     assert not driven.machine.participant.out_of_step
 
 
+def test_who_waits_for_a_proof_is_not_out_of_step_when_a_newcomer_shows_that_very_commit() -> None:
+    """Two of three peers of stage 2 have come since; they cannot sign, and show it while their weights are not here yet."""
+    third, attempt = PeerId("third"), prepare()
+    driven = verifying()
+    driven.sees([*known(), record(third, stage=2, signing_key=key_of(third))])
+    prepared(driven)
+    proof = certificate(attempt, (D, D2, A, A2, B, C, C2))
+    driven.hears(D, commit(attempt, proof))
+    for newcomer in (B2, third):
+        shown = msg.Standing(Stage(2), 1, certificate=proof, syncing=True)
+        driven.hears(newcomer, shown)
+        assert not driven.did(ef.Step) and not driven.machine.participant.out_of_step
+    driven.hears(B2, replace(shown, syncing=False))
+    assert driven.did(ef.Step) == [ef.Step(0, 1, 2.0)]
+
+
 def test_another_norm_than_the_participants_have_signed_is_refused() -> None:
     driven = verifying()
     attempt = prepared(driven)
