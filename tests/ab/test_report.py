@@ -156,6 +156,14 @@ def test_the_lines_under_a_row_are_those_of_its_runs(results: list[RunResult], t
     assert lines[0]["iteration_s"] == list(next(r for r in results if r.arm == "gwtf" and r.seed == 0).iteration_s)
 
 
+def test_arms_of_any_name_have_their_pictures(tmp_path: Path) -> None:
+    task = replace(tasks(story(tmp_path), tmp_path)[0], arm_text="gwtf/int8")
+    write_report(tmp_path, [run_simulated(task)], [], "gwtf ab story.toml")
+    drawn = [path.name for path in (tmp_path / "figures").iterdir()]
+    assert {"sim_gantt_story_gwtf_int8.svg", "sim_flows_story_gwtf_int8.svg"} <= set(drawn)
+    assert all(f"figures/{name}" in (tmp_path / "report.md").read_text() for name in drawn)
+
+
 def test_a_long_word_is_cut_in_the_middle_and_told_whole() -> None:
     drawing = Drawing(100, 20)
     drawing.text((0, 10), LONG, room=90)

@@ -22,7 +22,7 @@ from gwtf_p2p.ab.report.tables import anchor_of, bytes_table, cost_table, emulat
 from gwtf_p2p.ab.trials.controls import read_controls
 from gwtf_p2p.ab.trials.gantt import read_rows
 from gwtf_p2p.ab.trials.result import LIVE, SIM, RunResult
-from gwtf_p2p.ab.trials.task import slug_of
+from gwtf_p2p.ab.trials.task import in_file_names, slug_of
 
 NAMES = {SIM: "Simulated", LIVE: "Live"}
 LONG = ("bytes_by_path", "routes")
@@ -142,7 +142,7 @@ def _pictures(out: Path, backend: str, own: Sequence[ArmSummary]) -> list[Block]
         found.append(Heading(3, f"{NAMES[backend]}: one iteration of each arm, {scenario}, seed {seed}"))
         most_s = max(seconds for _, (seconds, _) in whole)
         for run, (seconds, rows) in whole:
-            name = f"{run.scenario}_{run.arm}".replace(":", "_").replace("=", "")
+            name = in_file_names(f"{run.scenario}_{run.arm}")
             title = f"{run.arm}: the last iteration, {seconds:.1f} s"
             drawing = gantt(seconds, rows, title, most_s)
             found.append(Figure(f"figures/{backend}_gantt_{name}.svg", drawing, f"{run.arm}, {scenario}."))

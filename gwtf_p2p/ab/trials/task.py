@@ -17,7 +17,12 @@ from gwtf_p2p.simulation.swarm.build import Arm
 
 def slug_of(key: RunKey) -> str:
     """A run's name in file names."""
-    return re.sub(r"[^A-Za-z0-9_+-]+", "_", f"{key.scenario}-{key.arm}-{key.seed}-{key.backend}")
+    return in_file_names(f"{key.scenario}-{key.arm}-{key.seed}-{key.backend}")
+
+
+def in_file_names(name: str) -> str:
+    """As a part of one, whatever arms are called."""
+    return re.sub(r"[^A-Za-z0-9_+-]+", "_", name)
 
 
 @dataclass(frozen=True)

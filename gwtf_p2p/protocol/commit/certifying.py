@@ -6,7 +6,8 @@ the average that it has itself. Signatures that do not fit count for nothing, an
 attempt all have signed; half are enough because some may have died since, or records outlive their peers. Who is missing is
 asked whether it lives and where it stands, and the certificate is looked at again when something is known: one that has come to
 the next iteration by this commit need not have signed it. A peer that has not prepared an attempt, and so has no part in it,
-falls behind when somebody in every stage has signed it (`shows`); it follows only what is proven.
+falls behind when it is proven in half of the stages, and signed by somebody in the others (`shows`); it follows only what is
+proven.
 
 Runs whose interpreter verifies nothing (`Context.verify` is None: single machines in tests) go without.
 """
@@ -23,6 +24,9 @@ from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire.certificates import Alike, Certificate
 from gwtf_p2p.protocol.wire.messages import Commit, ControlMessage, Inquire, Prepare, Prepared, Standing
 from gwtf_p2p.protocol.wire.records import PeerState
+
+Signers = dict[int, dict[tuple[str, float], set[PeerId]]]
+"""By stage, and by digest and squared norm of the average."""
 
 Sign = Callable[[str], str]
 """The signature of a text by this peer."""
@@ -123,18 +127,13 @@ class Certifier:
         return certificate is not None and certificate.position == standing.position and self.shows(certificate)
 
     def shows(self, certificate: Certificate) -> bool:
-        """The swarm has gone on without this peer, which has not prepared that attempt: the commit is proven, or somebody in
-        every stage has signed it. Who was thought lost then, and is back, may be more than half of a stage: nobody could prove
-        that commit to anybody while those believe to serve."""
-        if self.lacks(certificate) is None:
-            return True
+        """The swarm has gone on without this peer, which has not prepared that attempt: the commit is proven in half of the
+        stages, and somebody has signed it in each of the others. Who was thought lost then, and is back, may be more than half
+        of a stage: nobody could prove that commit to anybody while those believe to serve."""
         have = self._signers(certificate)
-        alone = {self.ctx.stage} if not self._others_of_stage() else set()
-        return all(have.get(stage) for stage in range(self.ctx.stages + 1) if stage not in alone)
-
-    def _others_of_stage(self) -> bool:
-        records = self.ctx.view.records if self.ctx.view is not None else {}
-        return any(r.stage == self.ctx.stage and p != self.ctx.me for p, r in records.items())
+        of_stages = [self._of_stage(Stage(stage), have) for stage in range(self.ctx.stages + 1)]
+        lacks = [lack for lack in of_stages if isinstance(lack, Lack)]
+        return 2 * len(lacks) <= len(of_stages) and all(have.get(lack.stage) for lack in lacks)
 
     def proves(self, sender: PeerId, message: Commit, own: Own) -> bool:
         """Others have prepared what this peer has. Who is missing is asked whether it lives."""
@@ -202,31 +201,40 @@ class Certifier:
     def _proof(self, certificate: Certificate, own: Own | None = None) -> dict[Stage, float] | Lack:
         """The squared norms of the averages that enough have signed, by stage; or what it lacks to prove its commit.
         `own`: what this peer has prepared of that attempt."""
-        ctx, have = self.ctx, self._signers(certificate)
-        records = ctx.view.records if ctx.view is not None else {}
-        proven: dict[Stage, float] = {}
-        for stage in map(Stage, range(ctx.stages + 1)):
-            signed = have.get(stage, {})
-            if own is not None and stage == ctx.stage:
-                digest, proven[stage], _ = own.average
-                signed = {what: peers for what, peers in signed.items() if what[0] == digest}
-                expected = set(own.prepare.participants) & records.keys()
-            else:
-                expected = {p for p, r in records.items() if r.stage == stage and r.state is PeerState.ONLINE and r.signing_key}
-            expected = {p for p in expected if p != ctx.me and not ctx.liveness.is_lost(p)}
-            if own is not None:
-                expected -= self._gone_on
-            if stage == ctx.stage and not expected:
-                continue  # this peer is alone in its stage
-            what, there = max(signed.items(), key=lambda each: (len(each[1] & expected), each[0]), default=(("", 0.0), set()))
-            if not there or 2 * len(there & expected) < len(expected):
-                return Lack(stage, tuple(sorted(expected - there)))
-            proven.setdefault(stage, what[1])
+        have, proven = self._signers(certificate), dict[Stage, float]()
+        for stage in map(Stage, range(self.ctx.stages + 1)):
+            found = self._of_stage(stage, have, own)
+            if isinstance(found, Lack):
+                return found
+            if found is not None:
+                proven[stage] = found
         return proven
 
-    def _signers(self, certificate: Certificate) -> dict[int, dict[tuple[str, float], set[PeerId]]]:
+    def _of_stage(self, stage: Stage, have: Signers, own: Own | None = None) -> float | Lack | None:
+        """The squared norm of the average that enough of this stage have signed, or what is lacking; None: this peer is alone in
+        it."""
+        ctx, signed = self.ctx, have.get(stage, {})
+        records = ctx.view.records if ctx.view is not None else {}
+        own_norm: float | None = None
+        if own is not None and stage == ctx.stage:
+            digest, own_norm, _ = own.average
+            signed = {what: peers for what, peers in signed.items() if what[0] == digest}
+            expected = set(own.prepare.participants) & records.keys()
+        else:
+            expected = {p for p, r in records.items() if r.stage == stage and r.state is PeerState.ONLINE and r.signing_key}
+        expected = {p for p in expected if p != ctx.me and not ctx.liveness.is_lost(p)}
+        if own is not None:
+            expected -= self._gone_on
+        if stage == ctx.stage and not expected:
+            return own_norm
+        what, there = max(signed.items(), key=lambda each: (len(each[1] & expected), each[0]), default=(("", 0.0), set()))
+        if not there or 2 * len(there & expected) < len(expected):
+            return Lack(stage, tuple(sorted(expected - there)))
+        return what[1] if own_norm is None else own_norm
+
+    def _signers(self, certificate: Certificate) -> Signers:
         """By stage, and by digest and squared norm of the average, who has signed it."""
-        found: dict[int, dict[tuple[str, float], set[PeerId]]] = {}
+        found: Signers = {}
         for group, peers in self._fitting(certificate):
             found.setdefault(group.stage, {}).setdefault((group.digest, group.squared_norm), set()).update(peers)
         return found
