@@ -211,7 +211,7 @@ class Certifier:
         return proven
 
     def _of_stage(self, stage: Stage, have: Signers, own: Own | None = None) -> float | Lack | None:
-        """The squared norm of the average that enough of this stage have signed, or what is lacking; None: nobody else is in it."""
+        """Squared norm of the average that enough of this stage have signed, or what is lacking; None: nobody else is in it."""
         ctx, signed = self.ctx, have.get(stage, {})
         records = ctx.view.records if ctx.view is not None else {}
         own_norm: float | None = None
