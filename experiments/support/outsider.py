@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from experiments.support.outsider_acts import Act, Place
 from gwtf_p2p.live.discovery.dht import DhtOptions, start_dht
 from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonFailed, NetworkUnreachable, start_daemon
@@ -79,7 +81,7 @@ class Outsider:
 
     def _main(self) -> None:
         try:
-            asyncio.run(self._live())
+            uvloop.run(self._live())
         except Exception as error:  # noqa: BLE001  the boundary of a thread: told by `stop`
             self.failure = error
 

@@ -6,9 +6,9 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import pytest
 import torch
@@ -32,6 +32,8 @@ from gwtf_p2p.training.state.checkpoint import checkpoint_sizes
 from tests.live.conftest import StartPeer
 from tests.training.swarm import LLAMA, run_record
 
+T = TypeVar("T")
+
 RUN = run_record(LLAMA)
 STATE_BYTES = 800_000
 
@@ -45,8 +47,16 @@ class Held:
 
     iterations = 10
 
-    async def version(self) -> int:
+    @property
+    def optimizer(self) -> Held:
+        return self
+
+    @property
+    def steps(self) -> int:
         return self.iterations
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        return function()
 
     async def read(self) -> Reading:
         return Reading(self.iterations, state(self.iterations))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, start_dht
 from gwtf_p2p.live.libp2p.daemon import start_daemon
@@ -93,4 +94,4 @@ def test_a_live_donor_gives_to_whoever_has_a_record_and_tells_others_why_not(
     for name in ("data", "peer"):
         while expect(swarm, name, "stepped")["iteration"] < 4:
             pass
-    asyncio.run(asks(there, swarm.folder, (ids[0], ids[1])))
+    uvloop.run(asks(there, swarm.folder, (ids[0], ids[1])))
