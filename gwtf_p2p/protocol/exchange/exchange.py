@@ -23,7 +23,7 @@ from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.exchange.alive import MOST_SIGNS
 from gwtf_p2p.protocol.exchange.giving import Giving
 from gwtf_p2p.protocol.exchange.pace import ALONE_S, round_s
-from gwtf_p2p.protocol.exchange.partners import PARTNERS, UNANSWERED_S, Partners
+from gwtf_p2p.protocol.exchange.partners import PARTNERS, Partners
 from gwtf_p2p.protocol.exchange.stated import MOST_MARKS, Mark, pack_marks, short, unpack_marks
 from gwtf_p2p.protocol.exchange.table import RecordTable, Statement, Urgent
 from gwtf_p2p.protocol.exchange.wanted import MOST_FETCHED, Wanted
@@ -107,7 +107,7 @@ class Exchange:
         near = dict.fromkeys([*self.partners.chosen, *askers[-PARTNERS:]]) if urgent else {}
         found = [peer for peer in near if self._lacks(peer, urgent)]
         planners = [peer for peer in self._planners if self._told(peer) < self._stated]
-        return [peer for peer in dict.fromkeys([*found, *planners]) if not self.partners.is_shunned(peer, now)]
+        return [peer for peer in dict.fromkeys([*found, *planners]) if not self.partners.is_left_out(peer, now)]
 
     def _lacks(self, peer: PeerId, urgent: Iterable[Urgent]) -> bool:
         told = self._told(peer)
@@ -148,7 +148,7 @@ class Exchange:
         other = self._other(peer)
         other.under_way, other.told = False, 0
         self.wanted.failed(peer)
-        self.partners.shun(peer, now, UNANSWERED_S)
+        self.partners.is_silent(peer, now)
 
     def lied(self, peer: PeerId, now: float) -> None:
         """Its answer was none, or what nobody has signed."""
@@ -165,6 +165,7 @@ class Exchange:
     def asked(self, sender: PeerId, header: Header, now: float) -> Header:
         """The reply to one that asks. Raises RemoteProtocolError for what is no question, or one too many."""
         self.giving.count_call(sender, now)
+        self.partners.asks(sender)
         log, of = _bytes_of(header, "log", LOG_BYTES), _bytes_of(header, "of", LOG_BYTES)
         since, marks = _whole(header, "since"), unpack_marks(header.get("marks"))
         other = self._other(sender)

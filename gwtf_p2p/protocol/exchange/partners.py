@@ -25,6 +25,7 @@ class Partners:
         self._candidates: Sequence[PeerId] = ()
         self._data_peers: Sequence[PeerId] = ()
         self._shunned: dict[PeerId, float] = {}
+        self._silent: dict[PeerId, float] = {}
         self._rounds = 0
 
     def can_ask(self, candidates: Iterable[PeerId], data_peers: Iterable[PeerId]) -> None:
@@ -36,13 +37,15 @@ class Partners:
 
     def draw(self, now: float) -> None:
         """Have as many as there are to be."""
-        self._shunned = {peer: until for peer, until in self._shunned.items() if until > now}
-        self.chosen = [peer for peer in self.chosen if peer not in self._shunned]
+        for left_out in (self._shunned, self._silent):
+            for peer in [peer for peer, until in left_out.items() if until <= now]:
+                del left_out[peer]
+        self.chosen = [peer for peer in self.chosen if not self.is_left_out(peer, now)]
         if self._rounds >= ROUNDS_WITH_ONE and self.chosen:
             self._rounds = 0
             self.chosen.pop(0)
         if len(self.chosen) < min(PARTNERS, len(self._candidates)):
-            others = [peer for peer in self._candidates if peer not in self.chosen and peer not in self._shunned]
+            others = [peer for peer in self._candidates if peer not in self.chosen and not self.is_left_out(peer, now)]
             self.chosen += self._rng.sample(others, min(PARTNERS - len(self.chosen), len(others)))
 
     def round_begins(self) -> None:
@@ -54,9 +57,17 @@ class Partners:
             return list(self._data_peers)
         return self._rng.sample(self._data_peers, most)
 
-    def shun(self, peer: PeerId, now: float, seconds: float = SHUNNED_S) -> None:
-        """Leave it out for so long."""
-        self._shunned[peer] = max(self._shunned.get(peer, now), now + seconds)
+    def shun(self, peer: PeerId, now: float) -> None:
+        """It has said what nobody has signed: neither asked nor heard for a while."""
+        self._shunned[peer] = now + SHUNNED_S
+
+    def is_silent(self, peer: PeerId, now: float) -> None:
+        """It has not answered: not asked for a while, unless it asks."""
+        self._silent[peer] = now + UNANSWERED_S
+
+    def asks(self, peer: PeerId) -> None:
+        """So it is there, or there again."""
+        self._silent.pop(peer, None)
 
     def knows(self, peer: PeerId) -> bool:
         """It has a record that says that it exchanges."""
@@ -65,3 +76,7 @@ class Partners:
 
     def is_shunned(self, peer: PeerId, now: float) -> bool:
         return self._shunned.get(peer, now) > now
+
+    def is_left_out(self, peer: PeerId, now: float) -> bool:
+        """It is not to be asked now."""
+        return self.is_shunned(peer, now) or self._silent.get(peer, now) > now

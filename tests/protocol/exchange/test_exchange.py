@@ -168,6 +168,15 @@ def test_a_stranger_is_heard_of_itself_alone_and_who_was_caught_lying_of_nothing
     assert len(exchange.wanted) == 1
 
 
+def test_who_did_not_answer_is_heard_at_once_when_it_is_there_again() -> None:
+    exchange = alone()
+    exchange.ask(peer(1), NOW)
+    exchange.failed(peer(1), NOW)
+    assert peer(1) not in exchange.due(NOW + 5), "it is not asked again before a while"
+    exchange.asked(peer(1), question(marks=pack_marks([life(1, 0)])), NOW + 5)
+    assert peer(1) in exchange.wanted.givers() and not exchange.partners.is_left_out(peer(1), NOW + 5)
+
+
 def test_who_tells_of_what_there_is_not_takes_no_room_from_the_others() -> None:
     exchange = alone()
     for batch in range(3):
