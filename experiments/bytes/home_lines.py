@@ -18,13 +18,13 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from experiments.support.live_swarm import SmallRun, Swarm
-from gwtf_p2p.cli.shared.run_file import run_from_plain
-from gwtf_p2p.protocol.wire.records import RunRecord
+from experiments.support.live_swarm import SmallRun, StoryFailed, Swarm
+from gwtf_p2p.cli.shared.local_run import RunFailed
+from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.wire.run_parts import WireSpec
 from gwtf_p2p.training.model.split import PartSpec, parameter_shapes
 
@@ -56,26 +56,16 @@ class HomeRun(SmallRun):
     subspace: int = 0
     layers: int = MODEL["num_hidden_layers"]  # type: ignore[assignment]
 
-    def record(self) -> RunRecord:
-        plain = {
+    def plain(self) -> dict[str, Any]:
+        """See `SmallRun`."""
+        return {
+            **super().plain(),
             "run_id": "home-lines",
-            "stages": self.stages,
-            "peers_per_stage": self.peers_per_stage,
-            "data_peers": self.data_peers,
             "model": {**MODEL, "num_hidden_layers": self.layers},
-            "dataset": "stdlib",
-            "seed": self.seed,
-            "sequence_length": self.sequence_length,
-            "microbatch_size": self.microbatch_size,
-            "microbatches_per_data_peer": self.microbatches,
-            "total_iterations": self.steps,
             "checkpoint_every": self.replica_sync or 10,
             "wire": asdict(WireSpec.named(self.wire, self.averages)),
             "boundary": {"subspace": self.subspace},
-            "replica_sync": self.replica_sync,
-            "optimizer": {"learning_rate": self.learning_rate, "warmup_iterations": 10},
         }
-        return run_from_plain(plain, "home_lines")
 
 
 def tokens_per_second(run: HomeRun, folder: Path, up_mbps: float, down_mbps: float) -> tuple[float, dict[str, Any]]:
@@ -120,7 +110,7 @@ def measured(flags: argparse.Namespace, run: HomeRun) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 when both swarms have trained to the end."""
+    """Exit code 0 when both swarms have trained to the end, 2 for a setting that is none."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--wire", default="int8")
     parser.add_argument("--averages", default="float32", help="of groups, where --peers_per_stage is above 1")
@@ -138,23 +128,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--download_mbps", type=float, default=100.0)
     parser.add_argument("--json", action="store_true", help="one object on stdout")
     flags = parser.parse_args(arguments)
-    names = (
-        "wire",
-        "averages",
-        "subspace",
-        "replica_sync",
-        "stages",
-        "layers",
-        "peers_per_stage",
-        "data_peers",
-        "microbatches",
-    )
-    run = HomeRun(
-        steps=flags.iterations + WARMUP,
-        sequence_length=flags.sequence_length,
-        **{name: getattr(flags, name) for name in names},
-    )
-    report = measured(flags, run)
+    shared = {each.name for each in fields(HomeRun)} & vars(flags).keys()
+    run = HomeRun(steps=flags.iterations + WARMUP, **{name: getattr(flags, name) for name in shared})
+    try:
+        report = measured(flags, run)
+    except (InputError, RunFailed, StoryFailed) as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
     if flags.json:
         print(json.dumps(report))
     else:

@@ -78,7 +78,6 @@ def measured(peers_per_stage: int, chosen: argparse.Namespace, folder: Path) -> 
         swarm.until("everybody is online", lambda: swarm.run.online_s > 0, START_S)
         swarm.until("the first steps are done", lambda: swarm.state.iterations >= chosen.warm_up, START_S)
         first = mark(swarm)
-        print({name: swarm.run.swarm.peers[name].pid for name in swarm.run.lines}, file=sys.stderr, flush=True)
         swarm.until("all steps are done", lambda: swarm.run.finished(small.steps), START_S)
         last = mark(swarm)
         swarm.until("it has been idle", lambda: time.monotonic() > last.at + chosen.idle_s, START_S)

@@ -67,28 +67,31 @@ class SmallRun:
     audit: float = 0.0
     replica_sync: int = 0
 
+    def plain(self) -> dict[str, Any]:
+        """As a run file says it."""
+        return {
+            "run_id": f"story-{self.seed}",
+            "stages": self.stages,
+            "peers_per_stage": self.peers_per_stage,
+            "data_peers": self.data_peers,
+            "model": MODELS[self.model],
+            "dataset": "stdlib",
+            "seed": self.seed,
+            "sequence_length": self.sequence_length,
+            "microbatch_size": self.microbatch_size,
+            "microbatches_per_data_peer": self.microbatches,
+            "total_iterations": self.steps,
+            "checkpoint_every": self.checkpoint_every,
+            "max_skipped_steps": self.max_skipped_steps,
+            "audit": self.audit,
+            "replica_sync": self.replica_sync,
+            "optimizer": {"learning_rate": self.learning_rate, "warmup_iterations": 10},
+        }
+
     def record(self) -> RunRecord:
-        return run_from_plain(
-            {
-                "run_id": f"story-{self.seed}",
-                "stages": self.stages,
-                "peers_per_stage": self.peers_per_stage,
-                "data_peers": self.data_peers,
-                "model": MODELS[self.model],
-                "dataset": "stdlib",
-                "seed": self.seed,
-                "sequence_length": self.sequence_length,
-                "microbatch_size": self.microbatch_size,
-                "microbatches_per_data_peer": self.microbatches,
-                "total_iterations": self.steps,
-                "checkpoint_every": self.checkpoint_every,
-                "max_skipped_steps": self.max_skipped_steps,
-                "audit": self.audit,
-                "replica_sync": self.replica_sync,
-                "optimizer": {"learning_rate": self.learning_rate, "warmup_iterations": 10},
-            },
-            "story",
-        )
+        """Raises InputError."""
+        plain = self.plain()
+        return run_from_plain(plain, plain["run_id"])
 
 
 @dataclass

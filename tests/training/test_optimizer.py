@@ -16,9 +16,12 @@ from gwtf_p2p.protocol.wire.records import LossSpec, OptimizerSpec
 from gwtf_p2p.training.compute.gradients import squared_norm
 from gwtf_p2p.training.compute.loss import loss_of
 from gwtf_p2p.training.compute.optimizer import PartOptimizer, learning_rate
+from gwtf_p2p.training.compute.updates import NEVER_NEGATIVE
 from gwtf_p2p.training.compute.values import PIECE_VALUES, HeldGradient
 from gwtf_p2p.training.model.split import PartSpec, build_stage_part, build_whole_model
+from gwtf_p2p.training.state.replicas import Copy, take_over
 from gwtf_p2p.training.state.tensors import (
+    STEP,
     export_state,
     live_state,
     load_state,
@@ -344,3 +347,21 @@ def test_a_step_in_pieces_has_the_bits_of_torchs_own(values: int) -> None:
     state = optimizer.state_tensors()
     assert torch.equal(state["first_moment/w"], reference.state[theirs]["exp_avg"])
     assert torch.equal(state["second_moment/w"], reference.state[theirs]["exp_avg_sq"])
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+def test_what_an_update_takes_the_root_of_is_never_taken_for_negative(kind: str) -> None:
+    """Neither from a state that somebody gives, nor in an average of copies to which somebody has brought it."""
+    parameters, optimizer = stage_and_optimizer(dataclasses.replace(SPEC, kind=kind), steps=1)
+    state = {name: tensor.clone() for name, tensor in live_state(parameters, optimizer).items()}
+    roots = [name for name in state if name.startswith(NEVER_NEGATIVE)]
+    assert roots
+    for name in roots:
+        state[name].view(-1)[0] = -100.0
+    with pytest.raises(RemoteProtocolError, match=f"{min(roots)}: expected no negative numbers"):
+        load_state(parameters, optimizer, state)
+    gradient = HeldGradient(made_up_gradient(parameters, 1))
+    average = Copy(gradient, HeldGradient({name: tensor for name, tensor in state.items() if name != STEP}))
+    take_over(average, parameters, optimizer)
+    optimizer.step(gradient, 1)
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in parameters.values())

@@ -93,8 +93,6 @@ def parse_arm(text: str, recovery: str = "exact", where: str = "--arms", base: W
             f"expected / and one of {', '.join(WIRES)}, and perhaps {SUBSPACE}N, {THIN}, {SYNC}N, {ELASTIC} and {DELAYED}"
         )
         raise InputError(where, "", f"{expected}, got {text!r}")
-    if synced and more["delayed"]:
-        raise InputError(where, "", f"expected {SYNC}N or {DELAYED}, not both, got {text!r}")
     memory_mode = Memory(memory) if at else Memory.ADAPTIVE
     formats = WIRES[wire] if slash else base
     if synced:

@@ -239,10 +239,8 @@ def check_settings(plain: Mapping[str, Any], where: str) -> RunRecord:
     check_ranges(run, where)
     run = replace(run, optimizer=run.optimizer.in_iterations(run.tokens_per_iteration, where))
     run.validate(where)
-    if run.delay_optimizer_step and run.audit > 0:
-        raise InputError(where, "audit", "expected 0 with delay_optimizer_step: audits know of one iteration at a time")
     run.wire.validate(where)
-    run.check_sync(where)
+    run.check_together(where)
     _at(where, lambda: router_kind(run.router), field="router")
     if "stages" in plain and "layer_split" in plain and stages != run.stages:
         raise InputError(where, "stages", f"expected {run.stages}, as layer_split has, or nothing, got {stages}")

@@ -78,8 +78,6 @@ def run(args: argparse.Namespace) -> int:
     config = configure(args.router, _settings(args.set, args.cost))
     model = {"subspace": args.subspace, "thin": args.thin_data_peers, "elastic": args.elastic_shares}
     model["delayed"] = args.delay_optimizer_step
-    if args.replica_sync and args.delay_optimizer_step:
-        raise InputError("--delay_optimizer_step", "", "expected it without --replica_sync")
     wire = replace(WIRES[args.wire], averages="float32") if args.replica_sync else WIRES[args.wire]
     arm = Arm(args.router, config, args.recovery, Memory(args.memory), wire, replica_sync=args.replica_sync, **model)
     scenario = load_scenario(args.scenario)

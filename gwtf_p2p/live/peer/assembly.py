@@ -115,7 +115,7 @@ def check_config(config: PeerConfig, run: RunRecord) -> None:
             knows = ", ".join(known)
             raise RunMismatch(f"run {run.run_id}: wire.{name}: this peer does not know the codec {codec!r:.40}, only {knows}")
     try:
-        run.check_sync(f"run {run.run_id}")
+        run.check_together(f"run {run.run_id}")
     except InputError as error:
         raise RunMismatch(str(error)) from error
     if run.router not in KINDS:
@@ -179,8 +179,6 @@ def check_model(run: RunRecord) -> None:
 
     A record without a fingerprint, or made by the same releases, that this peer cannot build is the record's fault: InputError.
     """
-    if run.delay_optimizer_step and run.audit > 0:
-        raise RunMismatch(f"run {run.run_id}: audit: expected 0 with delay_optimizer_step")
     try:
         check_run(run)
         reason = mismatch(run.built_config, run.fingerprint)

@@ -6,9 +6,9 @@ News is told at once: to the partners, and to those who have asked lately. Data 
 peer tells them of each of its own statements at once.
 
 Partners are drawn among those whose records say that they exchange, and one of them is replaced now and then. A partner that
-withholds what it knows is one of several; one that does not answer, or says what nobody has signed, is left out for a while,
-and not heard. A stranger is heard of itself alone. Whoever asks more often than any honest peer is told so, and gets no more
-than its share.
+withholds what it knows is one of several; one that does not answer is not asked for a while, and one that says what nobody has
+signed is not heard either. A stranger is heard of itself alone. Whoever asks more often than any honest peer is told so, and
+gets no more than its share.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Exchange:
         other = self._other(peer)
         other.under_way, other.told = False, 0
         self.wanted.failed(peer)
-        self.partners.is_silent(peer, now)
+        self.partners.did_not_answer(peer, now)
 
     def lied(self, peer: PeerId, now: float) -> None:
         """Its answer was none, or what nobody has signed."""

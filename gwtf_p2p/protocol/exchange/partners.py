@@ -61,8 +61,8 @@ class Partners:
         """It has said what nobody has signed: neither asked nor heard for a while."""
         self._shunned[peer] = now + SHUNNED_S
 
-    def is_silent(self, peer: PeerId, now: float) -> None:
-        """It has not answered: not asked for a while, unless it asks."""
+    def did_not_answer(self, peer: PeerId, now: float) -> None:
+        """Not asked for a while, unless it asks."""
         self._silent[peer] = now + UNANSWERED_S
 
     def asks(self, peer: PeerId) -> None:

@@ -6,8 +6,7 @@ compute time is the median of the stage's, then of all stage peers'; an unmeasur
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import median
 from typing import Generic, TypeVar
 
@@ -21,7 +20,7 @@ from gwtf_p2p.protocol.wire.records import StageRecord
 NOTHING_MEASURED_S = 0.1
 """Compute time of a stage peer when no stage peer has measured any."""
 
-REMEMBERED = 1 << 14
+REMEMBERED = 1 << 12
 """Peers whose figures are not made anew while their records are the same."""
 
 T = TypeVar("T")
@@ -45,7 +44,7 @@ def figures_of(view: NetworkView, without: Iterable[PeerId] = ()) -> tuple[Pipel
     if missing is not None:
         return None, f"stage {missing} has no peer"
     typical = _typical_s(records)
-    peers = tuple(_figures(_Very(r), *typical[r.stage]) for r in records)
+    peers = tuple(_figures_of(r, typical[r.stage]) for r in records)
     return PipelineFigures(view.stages, view.microbatch_bytes, view.gradient_bytes, peers, view.end_bytes), ""
 
 
@@ -66,25 +65,33 @@ def _medians_s(records: list[StageRecord]) -> tuple[float, float]:
     return median(r.forward_s for r in records), median(r.backward_s for r in records)
 
 
-class _Very(Generic[T]):
-    """A key for this very object: what is large is not compared, and an equal one only costs the work once more."""
+class _Newest(Generic[T]):
+    """Of each peer, what was made of the newest that it has said: made once, though plans follow each other faster than
+    measurements do, and nothing older is kept."""
 
-    __slots__ = ("it",)
+    def __init__(self) -> None:
+        self._made: dict[PeerId, tuple[object, tuple[float, ...], T]] = {}
 
-    def __init__(self, it: T) -> None:
-        self.it = it
+    def of(self, peer: PeerId, said: object, beside: tuple[float, ...], make: Callable[[], T]) -> T:
+        """What `make` gives for what this very peer has `said`, and for what counts `beside` it."""
+        known = self._made.get(peer)
+        if known is None or known[0] is not said or known[1] != beside:
+            known = self._made[peer] = (said, beside, make())
+            if len(self._made) > REMEMBERED:
+                self._made = dict(list(self._made.items())[REMEMBERED // 2 :])
+        return known[2]
 
-    def __hash__(self) -> int:
-        return id(self.it)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Very) and other.it is self.it
+_FIGURES = _Newest[PeerFigures]()
+_MEASURED = _Newest[dict[PeerId, tuple[float, float]]]()
 
 
-@lru_cache(maxsize=REMEMBERED)
-def _figures(of: _Very[StageRecord], first_s: float, second_s: float) -> PeerFigures:
+def _figures_of(record: StageRecord, typical: tuple[float, float]) -> PeerFigures:
+    return _FIGURES.of(record.peer, record, typical, lambda: _figures(record, *typical))
+
+
+def _figures(record: StageRecord, first_s: float, second_s: float) -> PeerFigures:
     """By its stage's typical seconds, where it has measured none."""
-    record = of.it
     if record.forward is not None:
         first_s = record.forward_s
     if record.backward is not None:
@@ -126,10 +133,10 @@ def pipeline_of(figures: PipelineFigures) -> Pipeline:
     )
 
 
-@lru_cache(maxsize=REMEMBERED)
-def _measured_by(of: _Very[PeerFigures]) -> dict[PeerId, tuple[float, float]]:
-    """Latency and bandwidth to whom this peer has measured: pipelines follow each other faster than measurements do."""
-    return {to: (latency_s, bandwidth) for to, latency_s, bandwidth in of.it.links}
+def _measured_by(figures: PeerFigures) -> dict[PeerId, tuple[float, float]]:
+    """Latency and bandwidth to whom this peer has measured."""
+    links = figures.links
+    return _MEASURED.of(figures.peer, links, (), lambda: {to: (latency_s, bandwidth) for to, latency_s, bandwidth in links})
 
 
 class ViewLinks(dict[int, Link]):
@@ -144,7 +151,7 @@ class ViewLinks(dict[int, Link]):
         """One-way latency in seconds and bytes/s to whom it has measured."""
         known = self._known.get(sender)
         if known is None:
-            known = self._known[sender] = _measured_by(_Very(self._figures.peers[sender]))
+            known = self._known[sender] = _measured_by(self._figures.peers[sender])
         return known
 
     def measured(self, senders: Sequence[int], receivers: Sequence[int]) -> Iterator[tuple[int, int]]:

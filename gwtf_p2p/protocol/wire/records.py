@@ -252,9 +252,12 @@ class RunRecord:
         if self.weight_hashes and len(self.weight_hashes) != self.stages + 1:
             raise InputError(where, "weight_hashes", f"expected one for each of {self.stages + 1} parts")
 
-    def check_sync(self, where: str = "run record") -> None:
-        """What does not go with averages of copies: weights are averaged without rounding, an audit compares what equal copies
-        compute, and what a run may go back to, or end with, is a version at which copies are equal. Raises InputError."""
+    def check_together(self, where: str = "run record") -> None:
+        """What does not go together. An audit knows of one iteration at a time. Where copies are averaged: weights bear no
+        rounding, an audit compares what equal copies compute, and what a run may go back to, or end with, is a version at which
+        copies are equal. Raises InputError."""
+        if self.delay_optimizer_step and self.audit > 0:
+            raise InputError(where, "audit", "expected 0 with delay_optimizer_step: audits know of one iteration at a time")
         needs = (
             ("wire.averages", self.wire.averages == FLOAT32.name, "float32"),
             ("optimizer.kind", self.optimizer.kind != "adamw_8bit", "adamw or adafactor"),

@@ -90,6 +90,8 @@ class Arm:
         """Raises InputError for what does not go together."""
         if self.delayed and self.config.restarts_whole:
             raise InputError("arm", self.router, "expected no delayed steps where whole microbatches begin again")
+        if self.delayed and self.replica_sync:
+            raise InputError("arm", self.router, "expected delayed steps, or copies that are averaged now and then, not both")
 
     @property
     def kind(self) -> RouterKind:

@@ -21,6 +21,9 @@ from gwtf_p2p.training.compute.values import PIECE_VALUES, spans
 
 FIRST_MOMENT, SECOND_MOMENT = "first_moment/", "second_moment/"
 ROW_VARIANCE, COLUMN_VARIANCE, VARIANCE = "row_variance/", "column_variance/", "variance/"
+NEVER_NEGATIVE = (SECOND_MOMENT, ROW_VARIANCE, COLUMN_VARIANCE, VARIANCE)
+"""Kinds of state of which an update takes the root."""
+
 CODES = FIRST_CODES, ROOT_CODES = "first_moment_8bit/", "second_moment_root_8bit/"
 SCALES = FIRST_SCALE, ROOT_SCALE = "first_moment_scale/", "second_moment_root_scale/"
 

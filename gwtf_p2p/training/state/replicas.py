@@ -1,7 +1,8 @@
 """The copy of a stage that one peer has, as something to be averaged with the other copies (`protocol/replica_sync`): its mean
 gradient, its weights and what its optimizer keeps, in float32, under the names of `tensors`, gradients under `gradient/`.
 
-Moments are averaged as they are, variances too: the mean of what is never negative is never negative.
+Moments are averaged as they are, variances too: the mean of what is never negative is never negative. A member may say
+otherwise, within the bound of its size: what is negative then is taken for 0, by all alike, as an update takes its root.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from gwtf_p2p.protocol.errors import LocalProtocolError
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
+from gwtf_p2p.training.compute.updates import NEVER_NEGATIVE
 from gwtf_p2p.training.compute.values import Gradient, HeldGradient, Shapes, spans
 from gwtf_p2p.training.state.tensors import STEP, live_state
 
@@ -73,6 +75,8 @@ def take_over(average: Gradient, parameters: Mapping[str, nn.Parameter], optimiz
             flat = tensor.view(-1)
             for start, stop in spans(len(flat)):
                 flat[start:stop].copy_(average.piece(name, start, stop))
+            if name.startswith(NEVER_NEGATIVE):
+                flat.clamp_(min=0)
 
 
 def _tensors(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from gwtf_p2p.training.compute.eight_bits import all_numbers
 from gwtf_p2p.training.compute.gradients import all_finite
 from gwtf_p2p.training.compute.optimizer import PartOptimizer
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
+from gwtf_p2p.training.compute.updates import NEVER_NEGATIVE
 from gwtf_p2p.training.state.stored import renamed
 
 WEIGHTS, STEP, CONTRIBUTIONS = "weights/", "step", "contributions"
@@ -47,7 +48,8 @@ def live_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer)
 def load_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer, state: Mapping[str, Tensor]) -> int:
     """Overwrite weights, moments and step count in place; returns the step count (the weights version).
 
-    Raises RemoteProtocolError, and changes nothing, if a tensor is missing, unknown, of another shape or dtype, or not finite.
+    Raises RemoteProtocolError, and changes nothing, if a tensor is missing, unknown, of another shape or dtype, not finite, or
+    negative where its root is taken.
     """
     expected = live_state(parameters, optimizer)
     for name in sorted(state.keys() - expected.keys()):
@@ -75,7 +77,7 @@ def load_weights(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Ten
 
 
 def _check(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raises RemoteProtocolError when one of these is missing, of another shape or dtype, or not finite."""
+    """Raises RemoteProtocolError when one is missing, of another shape or dtype, not finite, or a variance below 0."""
     for name, tensor in sorted(expected.items()):
         found = state.get(name)
         if found is None:
@@ -85,6 +87,8 @@ def _check(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         codes = found.dtype == torch.uint8
         if (found.is_floating_point() and not all_finite([found])) or (codes and not all_numbers(found)):
             raise RemoteProtocolError(f"state: {name}: expected finite numbers")
+        if name.startswith(NEVER_NEGATIVE) and bool((found < 0).any()):
+            raise RemoteProtocolError(f"state: {name}: expected no negative numbers")
         del found  # it may be memory of its own, and the next one comes
     if STEP in expected and not 0 <= int(state[STEP]) <= MOST_ITERATIONS:
         raise RemoteProtocolError(f"state: {STEP}: expected a whole number from 0 to {MOST_ITERATIONS}")

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.schedule.from_view import figures_of, pipeline_of
+from gwtf_p2p.protocol.schedule.from_view import _FIGURES, figures_of, pipeline_of
 from gwtf_p2p.protocol.schedule.model import UNLIMITED, Link, Pipeline, forecast
 from gwtf_p2p.protocol.schedule.search import first_paths
 from gwtf_p2p.protocol.view.hop_cost import HopBytes
+from gwtf_p2p.protocol.view.network_view import NetworkView
 from tests.exploring import examples
 from tests.protocol.flow.problems import Size, random_view
 
@@ -106,3 +107,15 @@ def test_thin_data_peers_send_little() -> None:
     thin = replace(small(), hops=HopBytes(1, 10.0, 10.0, 5.0))
     saved = 4 * (10.0 - 5.0) / 5.0  # out and back, forwards and backwards, at 5 bytes a microsecond
     assert forecast(small(), [(0, 1)]).makespan_us - forecast(thin, [(0, 1)]).makespan_us == saved
+
+
+def test_figures_are_made_once_for_a_record_and_of_the_newest_one_alone() -> None:
+    view = random_view(np.random.default_rng(0), Size(stages=2, stage_peers=2, data_peers=1))
+    before, _ = figures_of(view)
+    again, _ = figures_of(view)
+    assert before is not None and again is not None
+    assert all(one is other for one, other in zip(before.peers, again.peers, strict=True))
+    newer = {peer: replace(record, line_bytes_per_s=77.0) for peer, record in view.records.items()}
+    after, _ = figures_of(NetworkView.of(newer.values(), view.stages, view.microbatch_bytes))
+    assert after is not None and {figures.line_bytes_per_s for figures in after.peers} == {77.0}
+    assert all(_FIGURES._made[peer][0] is record for peer, record in newer.items()), "no older record is kept"
