@@ -3,7 +3,7 @@
 Every `kill_every` seconds a peer is killed (SIGKILL) and started again a moment later, with its identity and its checkpoints.
 Stage peers and data peers are drawn by the seed; the last living peer of a stage is spared, and one stage peer and one data
 peer are never killed: they are the survivors whose memory is watched (the peer and its p2pd, from /proc, after a warm-up of a
-fifth of the time; the slope is by least squares).
+fifth of the time or `--warm_up_minutes`; the slope is by least squares).
 
 With `--power_cut` everything is killed at once in the middle of the time, and started again from its disks; with `--full_disk`
 the disk of the surviving stage peer is full for a fifth of the time, before that (a small tmpfs: root and Linux).
@@ -43,7 +43,7 @@ FULL_FROM, FULL_TO, CUT_AT = 0.2, 0.4, 0.5
 """Of the time: when the disk is full, and when the power goes."""
 
 WARM_UP = 0.2
-"""Of the time: so long the memory of a life is left out."""
+"""Of the time: so long the memory of a life is left out, unless `--warm_up_minutes` says otherwise."""
 
 
 @dataclass
@@ -58,6 +58,7 @@ class Soak:
     disk: Disk | None = None
     resumed_s: float = 0.0
     redone: int = 0
+    warm_up: float = WARM_UP
     memory: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     pids: set[int] = field(default_factory=set)
     kills: dict[str, int] = field(default_factory=dict)
@@ -170,7 +171,7 @@ class Soak:
         found = {}
         end = max(samples[-1][0] for samples in self.memory.values())
         for what, samples in self.memory.items():
-            warm = [sample for sample in samples if sample[0] >= samples[0][0] + WARM_UP * end]
+            warm = [sample for sample in samples if sample[0] >= samples[0][0] + self.warm_up * end]
             if len(warm) < 2:
                 continue
             seconds, mb = np.array(warm).T
@@ -259,6 +260,7 @@ def main() -> int:
     parser.add_argument("--data_peers", type=int, default=2)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--most_mb_per_min", type=float, default=1.0, help="most growth of a survivor's memory")
+    parser.add_argument("--warm_up_minutes", type=float, help="of each life, left out of that growth (a fifth of the time)")
     parser.add_argument("--power_cut", action="store_true", help="kill everything at once in the middle of the time")
     parser.add_argument("--full_disk", action="store_true", help="a survivor's disk is full for a fifth of the time")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep logs and checkpoints there")
@@ -276,6 +278,8 @@ def main() -> int:
     )
     failure = ""
     soak = Soak(Swarm(small, folder), args.kill_every, args.seed, cuts=args.power_cut)
+    if args.warm_up_minutes is not None:
+        soak.warm_up = args.warm_up_minutes / args.minutes
     try:
         with ExitStack() as stack:
             if args.full_disk:
