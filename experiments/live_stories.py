@@ -62,7 +62,7 @@ def one_stage_peer(action: str, moment: str) -> Story:
     """Whichever stage peer of stage 1 gets to the moment first is killed or frozen there."""
 
     def tell(comparison: Comparison, folder: Path) -> str:
-        fault = Fault(action, moment, AT, folder / "token")
+        fault = (Fault(action, moment, AT, folder / "token"),)
         with Swarm(SMALL, folder, {"stage1.0": fault, "stage1.1": fault}) as swarm:
             swarm.to_the_end()
         check(len(swarm.said("fault")) == 1, "one stage peer broke down")
@@ -75,7 +75,7 @@ def backward_of(model: str) -> Story:
     """A stage peer of another kind of model is killed in its backward."""
 
     def tell(comparison: Comparison, folder: Path) -> str:
-        fault = Fault("kill", "backward_received", AT, folder / "token")
+        fault = (Fault("kill", "backward_received", AT, folder / "token"),)
         with Swarm(replace(SMALL, model=model), folder, {"stage1.0": fault, "stage1.1": fault}) as swarm:
             swarm.to_the_end()
         check(len(swarm.said("fault")) == 1, "one stage peer broke down")
@@ -87,7 +87,7 @@ def backward_of(model: str) -> Story:
 def a_data_peer_is_killed(comparison: Comparison, folder: Path) -> str:
     """The other one goes on alone; when it is back, its shard is taken up again."""
     small = replace(SMALL, data_peers=2, steps=0)
-    with Swarm(small, folder, {"data1": Fault("kill", "forward_received", AT)}) as swarm:
+    with Swarm(small, folder, {"data1": (Fault("kill", "forward_received", AT),)}) as swarm:
         swarm.wait_for("fault", "data1")
         alone_s = swarm.until("the other data peer commits alone", lambda: swarm.state.withdrawn > 0)
         swarm.run.start_again("data1")
@@ -150,7 +150,7 @@ def a_donor_is_killed(comparison: Comparison, folder: Path) -> str:
 def two_at_once(comparison: Comparison, folder: Path) -> str:
     """One stage peer of each stage in the same iteration."""
     faults = {
-        f"stage{stage}.{number}": Fault("kill", moment, AT, folder / f"token{stage}")
+        f"stage{stage}.{number}": (Fault("kill", moment, AT, folder / f"token{stage}"),)
         for stage, moment in ((1, "backward_received"), (2, "forward_sent"))
         for number in range(2)
     }
@@ -162,8 +162,8 @@ def two_at_once(comparison: Comparison, folder: Path) -> str:
 
 def the_replacement_is_killed_too(comparison: Comparison, folder: Path) -> str:
     """A stage peer, and then the one that has taken over its microbatch: the third one does it."""
-    replacing = Fault("kill", REPLACING, AT, folder / "token")
-    faults = {"stage1.0": Fault("kill", "forward_received", AT), "stage1.1": replacing, "stage1.2": replacing}
+    replacing = (Fault("kill", REPLACING, AT, folder / "token"),)
+    faults = {"stage1.0": (Fault("kill", "forward_received", AT),), "stage1.1": replacing, "stage1.2": replacing}
     # So many microbatches that each stage peer of the stage has to take some.
     with Swarm(replace(SMALL, peers_per_stage=3, microbatches=6, capacity=2), folder, faults) as swarm:
         swarm.to_the_end()
@@ -223,7 +223,7 @@ def memory_is_short(comparison: Comparison, folder: Path) -> str:
     """What is kept for recovery is more than the limit: it goes to the disk, and is there when a stage peer is killed."""
     one = SMALL.microbatch_size * SMALL.sequence_length * 128 * 4
     small = replace(SMALL, microbatches=12, capacity=2)
-    fault = Fault("kill", "averaging", AT, folder / "token")
+    fault = (Fault("kill", "averaging", AT, folder / "token"),)
     options = {"max_kept_bytes": 12 * one, "spill": True}
     with Swarm(small, folder, {"stage1.0": fault, "stage1.1": fault}, options) as swarm:
         swarm.to_the_end()
@@ -239,7 +239,7 @@ def memory_is_full(comparison: Comparison, folder: Path) -> str:
     small = replace(SMALL, peers_per_stage=3, microbatches=6, capacity=8, steps=8)
     one = small.microbatch_size * small.sequence_length * 128 * 4
     limit = 3 * done_bytes(one, one)
-    fault = Fault("kill", "averaging", AT, folder / "token")
+    fault = (Fault("kill", "averaging", AT, folder / "token"),)
     options = {"max_kept_bytes": limit, "event_logs": True}
     with Swarm(small, folder, {f"stage1.{i}": fault for i in range(3)}, options) as swarm:
         swarm.to_the_end()

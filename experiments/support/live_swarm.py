@@ -100,7 +100,7 @@ class Swarm:
 
     small: SmallRun
     folder: Path
-    faults: Mapping[str, Fault] = field(default_factory=dict)
+    faults: Mapping[str, tuple[Fault, ...]] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

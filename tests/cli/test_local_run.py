@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.support.live_swarm import SmallRun
-from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig, PeerLine
+from gwtf_p2p.cli.shared.churn import parse_churn
+from gwtf_p2p.cli.shared.churn_run import faults_of
+from gwtf_p2p.cli.shared.local_run import LocalRun, LocalRunConfig, PeerLine, start_progress
+from gwtf_p2p.live.emulation.faults import ALL_MOMENTS
 
 STEPS = 3
 
@@ -26,6 +29,19 @@ def test_a_peer_that_was_given_the_last_weights_is_done_without_a_step_of_its_ow
         assert local.finished(STEPS)
     finally:
         local.stop()
+
+
+def test_a_peer_is_told_of_every_fault_that_may_be_its_own(tmp_path: Path) -> None:
+    both = "; ".join(f"kill peer stage=1 index=any at=averaging iter={iteration}" for iteration in (2, 3))
+    faults = faults_of(parse_churn(both, ALL_MOMENTS), ["stage1.0", "stage1.1", "data0"], tmp_path)
+    assert sorted(faults) == ["stage1.0", "stage1.1"]
+    assert [fault.iteration for fault in faults["stage1.0"]] == [1, 2], "counted from 0 there"
+    assert faults["stage1.0"] == faults["stage1.1"], "they settle who breaks down by the same files"
+
+
+def test_a_start_in_turn_says_how_long_it_takes() -> None:
+    assert start_progress(0, 60, 3.0) == "0 of 60 peers online after 3 s"
+    assert start_progress(15, 60, 10.0) == "15 of 60 peers online after 10 s, the rest in about 30 s"
 
 
 def tell(local: LocalRun, name: str, report: dict[str, Any]) -> None:

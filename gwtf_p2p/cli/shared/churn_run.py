@@ -19,18 +19,18 @@ FIRST_ITERATION_S = 0.5
 """Length of an iteration, for the draw of a moment in it, while none has ended."""
 
 
-def faults_of(script: ChurnScript, names: Sequence[str], folder: Path) -> dict[str, Fault]:
-    """The first fault of each of these peers. In `folder` they settle who gets there first."""
+def faults_of(script: ChurnScript, names: Sequence[str], folder: Path) -> dict[str, tuple[Fault, ...]]:
+    """The faults of each of these peers. In `folder` they settle who gets there first."""
     from gwtf_p2p.live.emulation.faults import Fault
 
-    faults: dict[str, Fault] = {}
+    faults: dict[str, tuple[Fault, ...]] = {}
     for number, step in enumerate(script.steps):
         token = folder / f"fault{number}" if step.index == ANY else None
         if token is not None:
             token.unlink(missing_ok=True)  # of an earlier run whose logs were kept
         for name in names:
             if step.moment and step.is_about(name):
-                faults.setdefault(name, Fault(step.verb, step.moment, step.iteration, token))
+                faults[name] = (*faults.get(name, ()), Fault(step.verb, step.moment, step.iteration, token))
     return faults
 
 

@@ -24,6 +24,9 @@ START_DEADLINE_S = 60.0
 FIGURES_S = 0.2
 """How often peers tell their memory, the seconds that they have computed, and the bytes that they have sent."""
 
+TOLD_EVERY_S = 10.0
+"""How often it is told how many of a large swarm are online before all are."""
+
 LAST_FIGURES_S = 5.0
 """The longest wait for these figures at the end."""
 
@@ -66,11 +69,17 @@ class LocalRunConfig:
     start_s: float = START_DEADLINE_S
 
 
+def start_progress(online: int, peers: int, elapsed_s: float) -> str:
+    """How far a start in turn is, and how long it takes if it goes on like this."""
+    left_s = f", the rest in about {elapsed_s * (peers - online) / online:.0f} s" if online else ""
+    return f"{online} of {peers} peers online after {elapsed_s:.0f} s{left_s}"
+
+
 class LocalRun:
     """`begin` starts everybody, `poll` hears them, `stop` leaves nothing behind."""
 
     def __init__(
-        self, config: LocalRunConfig, record: RunRecord, folder: Path, faults: Mapping[str, Fault] | None = None
+        self, config: LocalRunConfig, record: RunRecord, folder: Path, faults: Mapping[str, tuple[Fault, ...]] | None = None
     ) -> None:
         from gwtf_p2p.live.peer.local_swarm import LocalSwarm
 
@@ -91,12 +100,14 @@ class LocalRun:
         self.faults = dict(faults or {})
         self.online_s = 0.0
         self.began = time.monotonic()
+        self._told_at = self.began
         self._shards: dict[str, int] = {}
 
     # ---- peers
 
     def begin(self) -> None:
-        """Start the bootstrap peer, then everybody else. Raises RunFailed."""
+        """Start the bootstrap peer, then everybody else in turn while `poll` is called: first whoever publishes the run.
+        Raises RunFailed."""
         if not self.config.initial_peer:
             self._begin_swarm()
         for shard in range(self.config.data_peers):
@@ -197,7 +208,7 @@ class LocalRun:
             upload_bytes_per_s=config.upload_bytes_per_s,
             download_bytes_per_s=config.download_bytes_per_s,
             figures_every_s=FIGURES_S,
-            fault=self.faults.pop(name, None),
+            faults=self.faults.pop(name, ()),
             cheat=config.cheats.get(name, ""),
             event_log=self.folder / f"{name}.events.jsonl" if config.event_logs else None,
         )
@@ -214,6 +225,15 @@ class LocalRun:
                 continue
             self._hear(name, report)
         return heard
+
+    def start_news(self) -> str:
+        """Now and then, while a large swarm starts: how far that is; else nothing."""
+        now = time.monotonic()
+        if self.online_s or not self.swarm.queued or now - self._told_at < TOLD_EVERY_S:
+            return ""
+        self._told_at = now
+        online = sum(line.state == "online" for line in self.lines.values())
+        return start_progress(online, len(self.lines), now - self.began)
 
     def hear_last_figures(self) -> None:
         """Wait until everybody that is there has told its figures once more: what was sent at the end is then in them."""

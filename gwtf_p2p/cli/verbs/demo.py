@@ -244,6 +244,8 @@ class _Demo:
     def _start(self) -> None:
         self._say("starting the bootstrap peer, and the process that all others are forked from")
         self.local.begin()
+        if waiting := len(self.local.swarm.queued):
+            self._say(f"peers start in turn, {self.local.swarm.turns.at_once} at once: {waiting} wait for theirs")
         self._say(f"join with --initial_peers {self.local.initial_peer()} --run_id {self.record.run_id}")
 
     # ---- watching
@@ -264,6 +266,8 @@ class _Demo:
                 if any(report["name"] not in NO_PROGRESS for _, report in heard):
                     progress_at = time.monotonic()
                 self.churn.tick()
+                if news := self.local.start_news():
+                    self._say(news)
                 if time.monotonic() - progress_at > STALL_S:
                     return f"nothing happened for {STALL_S:.0f} s; the peers' logs: --keep_logs DIR"
                 if live is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,12 @@ class Fault:
 
 
 class FaultTrigger:
-    """Looks at every event and effect of a peer until its fault fires. `announce` must have gone out when it returns."""
+    """Looks at every event and effect of a peer until one of its faults fires: of those that another peer has got to first,
+    nothing comes. `announce` must have gone out when it returns."""
 
-    def __init__(self, fault: Fault, announce: Callable[[dict[str, Any]], None]) -> None:
-        self._fault, self._announce = fault, announce
+    def __init__(self, faults: Sequence[Fault], announce: Callable[[dict[str, Any]], None]) -> None:
+        self._faults, self._announce = list(faults), announce
         self._pushes: dict[int, Forward | Backward] = {}
-        self._fired = False
 
     def on_event(self, event: ev.Event) -> None:
         """Before the state machine handles it."""
@@ -91,10 +91,8 @@ class FaultTrigger:
             self._reached("averaging", effect.prepare.iteration)
 
     def _reached(self, moment: str, iteration: int) -> None:
-        if self._fired or (moment, iteration) != (self._fault.moment, self._fault.iteration):
-            return
-        self._fired = True
-        if not self._fault.is_first():
-            return
-        self._announce({"name": "fault", "action": self._fault.action, "moment": moment, "iteration": iteration})
-        os.kill(os.getpid(), ACTIONS[self._fault.action])
+        for fault in [each for each in self._faults if (each.moment, each.iteration) == (moment, iteration)]:
+            self._faults.remove(fault)
+            if fault.is_first():
+                self._announce({"name": "fault", "action": fault.action, "moment": moment, "iteration": iteration})
+                os.kill(os.getpid(), ACTIONS[fault.action])

@@ -42,7 +42,7 @@ class PeerConfig:
     `public_name`: what others are shown instead of the end of its id.
     `stays`: it goes on serving what it has when the run is complete, instead of ending. `rebuilds`: a data peer has a stage
     rebuilt whose weights nobody has.
-    `figures_every_s` 0: the peer's figures (memory, seconds computed) are not reported. `fault`: break down on purpose (tests
+    `figures_every_s` 0: the peer's figures (memory, seconds computed) are not reported. `faults`: break down on purpose (tests
     and churn scripts).
     `local_files`: what of this machine the run may read, spelt as in its record; what an own `new_run` names it always may.
     `router_config`: settings of the run's router, None for its default. `queues`: a stage peer queues what is over its
@@ -84,7 +84,7 @@ class PeerConfig:
     figures_every_s: float = 0.0
     on_alert: str = ""
     alert_after_s: float = 300.0
-    fault: Fault | None = None
+    faults: tuple[Fault, ...] = ()
     local_files: tuple[str, ...] = ()
     event_log: Path | None = None
     metrics: MetricsOptions = field(default_factory=MetricsOptions)

@@ -256,7 +256,7 @@ async def _take_part(
         if stage is None:
             return
         logger.info("this peer moves to stage %d", stage)
-        config = replace(config, stage=stage, fault=None)
+        config = replace(config, stage=stage, faults=())
 
 
 def _times(on_report: OnReport) -> JoinTimes:

@@ -152,7 +152,7 @@ class RunningPeer:
             log_event=self._on_event,
             sign=self.parts.signing.sign,
             audits=self.parts.audits,
-            fault=FaultTrigger(config.fault, self.reporter.fault) if config.fault else None,
+            fault=FaultTrigger(config.faults, self.reporter.fault) if config.faults else None,
         )
         self.driver: Driver = Driver(machine, parts)
         self.records.resent_bytes = self.reporter.resent_bytes = lambda: self.driver.sender.resent_bytes
