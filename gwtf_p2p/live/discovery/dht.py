@@ -21,12 +21,12 @@ from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from hivemind.dht import DHTNode
-from hivemind.dht.routing import DHTID
 from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
 
 from gwtf_p2p.live.discovery.dht_validation import make_validator, peer_of_owner
+from gwtf_p2p.live.discovery.entry import dht_id_of, is_let_in
 from gwtf_p2p.live.discovery.holders import Holders
 from gwtf_p2p.live.discovery.newest import NewestByOwner
 from gwtf_p2p.live.discovery.order_book import KnownOrders, SignedOrder
@@ -336,38 +336,27 @@ class Dht:
         logger.debug("dropped the record of %s: %s: %s", peer, reason, detail)
 
 
-def dht_id_of(peer: PeerId) -> DHTID:
-    """A peer's place in the DHT: the same at each of its starts.
-
-    A DHT id that is drawn anew at each start stays behind in the others' routing tables: they take one machine for several, and
-    keep fewer copies of a record than they count.
-    """
-    return DHTID.generate(source=PeerID.from_base58(peer).to_bytes())
-
-
 async def start_dht(daemon: Daemon, identity: Identity, options: DhtOptions) -> Dht:
     """Join the DHT through the daemon's initial peers; without any, be its first peer.
 
-    Raises NetworkUnreachable when none of the initial peers is a DHT peer, InputError for a bad run id.
+    Raises NetworkUnreachable when none of the initial peers answers as a DHT peer does, InputError for a bad run id.
     """
     assert daemon.peer_id == identity.peer_id, "records are signed by the key that libp2p runs with"
     validator, owner = make_validator(identity.key, options.run_id)
-    initial = [peer.text for peer in daemon.options.initial_peers]
-    try:
-        node = await DHTNode.create(
-            daemon.p2p,
-            node_id=dht_id_of(identity.peer_id),
-            initial_peers=initial,
-            client_mode=options.client_mode,
-            record_validator=validator,
-            wait_timeout=_ANSWER_S,
-            num_replicas=REPLICAS,
-            strict=False,  # a clock that is off by 3 s would raise here; it is measured and judged in `clock`
-            cache_locally=False,  # records change every period: an old one must not answer for a new one
-            cache_nearest=0,
-        )
-    except RuntimeError as error:
-        raise NetworkUnreachable([(text, "is reached, but answers no DHT ping") for text in initial]) from error
+    initial = daemon.options.initial_peers
+    node = await DHTNode.create(
+        daemon.p2p,
+        node_id=dht_id_of(identity.peer_id),
+        client_mode=options.client_mode,
+        record_validator=validator,
+        wait_timeout=_ANSWER_S,
+        num_replicas=REPLICAS,
+        cache_locally=False,  # records change every period: an old one must not answer for a new one
+        cache_nearest=0,
+    )
+    if initial and not await is_let_in(node, {peer.peer for peer in initial}, _ANSWER_S):
+        await node.shutdown()
+        raise NetworkUnreachable([(peer.text, "is reached, but answers no DHT ping") for peer in initial])
     return Dht(node, identity, owner, options)
 
 

@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from hivemind.p2p import P2PContext
+from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
 
 from gwtf_p2p.live.discovery.clock_skew import ClockVerdict, check_clock, judge_offsets
-from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, dht_id_of, start_dht
+from gwtf_p2p.live.discovery.dht import Dht, DhtOptions, start_dht
 from gwtf_p2p.live.discovery.dht_validation import MAX_LIFETIME_S, peer_of_owner
+from gwtf_p2p.live.discovery.entry import dht_id_of
 from gwtf_p2p.live.discovery.run_trust import RunConflict, Trusted
 from gwtf_p2p.live.discovery.signing import OwnedRun, own, sign
 from gwtf_p2p.live.libp2p.daemon import Daemon, NetworkUnreachable, start_daemon
@@ -282,6 +285,36 @@ async def test_an_initial_peer_outside_any_dht_is_named(runtime_dir: Path, ident
     finally:
         await daemon.stop()
         await stranger.stop()
+
+
+async def test_an_initial_peer_that_is_busy_for_a_moment_is_asked_again(
+    runtime_dir: Path, identities: list[Identity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four pings it answers the last one: a machine that starts many processes is silent for longer than one ping waits."""
+    monkeypatch.setattr("gwtf_p2p.live.discovery.dht._ANSWER_S", 0.3)
+    quiet = P2POptions(auto_nat=False, nat_port_map=False, check_identity=False)
+    busy = await start_daemon(quiet, identities[1])
+    asked, never = 0, asyncio.Event()
+
+    async def answer(request: dht_pb2.PingRequest, context: P2PContext) -> dht_pb2.PingResponse:
+        nonlocal asked
+        asked += 1
+        if asked < 4:
+            await never.wait()
+        me = dht_pb2.NodeInfo(node_id=dht_id_of(identities[1].peer_id).to_bytes())
+        return dht_pb2.PingResponse(peer=me, dht_time=get_dht_time(), available=True)
+
+    await busy.p2p.add_protobuf_handler("DHTProtocol.rpc_ping", answer, dht_pb2.PingRequest)
+    initial = parse_initial_peers(await busy.maddrs(), {})
+    daemon = await start_daemon(replace(quiet, initial_peers=initial), identities[0])
+    try:
+        dht = await start_dht(daemon, identities[0], DhtOptions(RUN))
+        assert asked >= 4
+        await dht.stop()
+    finally:
+        never.set()
+        await daemon.stop()
+        await busy.stop()
 
 
 def test_owners_and_run_ids_are_checked(identities: list[Identity]) -> None:
