@@ -5,9 +5,12 @@ Published are, with count and age, the median round trip and the `ALONE` quantil
 transfers share lines, and planners, who share them out themselves, need what a link carries when it is alone. A figure is told
 anew when it has moved by `STEADY`: below that is noise, and planners would begin anew for it. A link without traffic has the
 figures of a probe (`idle_probe`), and says so; it counts as one sample when there is traffic. A probe too small to say
-something about bandwidth measures the round trip of a link that was not used lately anew. This peer's line is the most
-that its transfers have carried together: more than any single link where the links are the narrow part. What its owner has
-capped is told as no more than the cap, and an unmeasured line as the cap: what is saved up in a pause is not what it carries.
+something about bandwidth measures the round trip of a link that was not used lately anew. One that carries less than what the
+figure was made of says what the link carries at least: it raises the figure that traffic has left, and lowers none.
+
+This peer's line is the most that its transfers have carried together: more than any single link where the links are the narrow
+part. What its owner has capped is told as no more than the cap, and an unmeasured line as the cap: what is saved up in a pause
+is not what it carries.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from statistics import median
 from gwtf_p2p.protocol.core.deadlines import steady
 from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.view.idle_links import BANDWIDTH_AGAIN_S, LinkAge
 from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S
 from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, PathType
 
@@ -38,10 +42,20 @@ class _Samples:
     round_trip_s: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     bytes_per_s: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     newest_at: float = 0.0
+    bandwidth_at: float = 0.0
+    probed_bytes: int = 0
     told_round_trip_s: float = 0.0
     told_bytes_per_s: float = 0.0
     source: LinkSource = LinkSource.TRAFFIC
     path: PathType = PathType.PUBLIC
+
+    @property
+    def has_traffic(self) -> bool:
+        return bool(self.bytes_per_s) and self.source is LinkSource.TRAFFIC
+
+    def outweighs(self, size: int, seconds: float) -> bool:
+        """Whether the figure stands against a probe of so many bytes: larger transfers have made it, and it is no smaller."""
+        return (self.has_traffic or size < self.probed_bytes) and self.told_bytes_per_s >= size / seconds
 
 
 class LinkProbes:
@@ -58,17 +72,20 @@ class LinkProbes:
         self, to: PeerId, round_trip_s: float, transferred_bytes: int, transfer_s: float, *, probe: bool = False
     ) -> None:
         """One push to `to`: how long its header took to be answered, and its payload to go through."""
-        samples = self._links.setdefault(to, _Samples())
+        samples, now = self._links.setdefault(to, _Samples()), self._clock()
         enough = transferred_bytes >= LEAST_BYTES and transfer_s > 0
-        if probe and not enough:  # of a link that was not used lately: what its round trips were says little by now
+        if probe and enough:
+            if samples.has_traffic and now - samples.bandwidth_at < BANDWIDTH_AGAIN_S:
+                return
+            samples.bandwidth_at = now
+            if enough := not samples.outweighs(transferred_bytes, transfer_s):  # the newest one counts
+                samples = self._links[to] = _Samples(bandwidth_at=now, source=LinkSource.PROBE, path=samples.path)
+                samples.probed_bytes = transferred_bytes
+        elif enough:
+            samples.source, samples.bandwidth_at = LinkSource.TRAFFIC, now
+        if probe:  # of a link that was not used lately: what its round trips were says little by now
             samples.round_trip_s.clear()
-        elif probe and samples.bytes_per_s and samples.source is LinkSource.TRAFFIC:
-            return
-        elif probe:  # the newest one counts: a larger one, or one on another path
-            samples = self._links[to] = _Samples(source=LinkSource.PROBE, path=samples.path)
-        elif samples.source is LinkSource.PROBE and enough:
-            samples.source = LinkSource.TRAFFIC
-        samples.newest_at = self._clock()
+        samples.newest_at = now
         samples.round_trip_s.append(round_trip_s)
         if enough:
             samples.bytes_per_s.append(transferred_bytes / transfer_s)
@@ -84,6 +101,15 @@ class LinkProbes:
             samples.round_trip_s.clear()
             samples.bytes_per_s.clear()
             samples.told_round_trip_s = samples.told_bytes_per_s = 0.0
+
+    def ages(self) -> dict[PeerId, LinkAge]:
+        """Of every link with at least one bandwidth sample."""
+        now = self._clock()
+        return {
+            peer: LinkAge(now - samples.newest_at, now - samples.bandwidth_at)
+            for peer, samples in self._links.items()
+            if samples.bytes_per_s
+        }
 
     def measurements(self) -> list[LinkMeasurement]:
         """Every link with at least one bandwidth sample."""

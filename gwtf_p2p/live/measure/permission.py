@@ -18,7 +18,7 @@ from typing import Any
 
 from gwtf_p2p.live.measure.idle import MachineUse
 from gwtf_p2p.protocol.core.line_cap import Line
-from gwtf_p2p.protocol.membership.permission import MAY_WORK, Moment, Usage, Verdict, Wishes, verdict
+from gwtf_p2p.protocol.membership.permission import MAY_WORK, Moment, Usage, Verdict, Wishes, left_bytes, verdict
 from gwtf_p2p.training.state.epochs import replace_file
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,10 @@ class Permission:
         """Now, with the machine's use as it was at the last look."""
         moment = self._count()
         return verdict(self.wishes, moment, self.usage, self.by_hand.paused, self._in_use)
+
+    def left_bytes(self) -> float:
+        """What may pass until a quota of its owner is used up; infinite where there is none."""
+        return left_bytes(self.wishes, self._count(), self.usage)
 
     async def look(self) -> Verdict:
         """Now."""

@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 STOP_DEADLINE_S = 10.0
 
-STARTS_PER_CORE = 4
+STARTS_PER_CORE = 2
 """How many peers start at once: they compute for half of the time, and wait for each other for the rest."""
 
 LONGEST_TURN_S = 60.0
 """Who is not up after so long holds the others up no longer."""
 
-UP = ("online", "waiting", "waiting_for_run", "failed", "exited")
+UP = ("online", "waiting", "waiting_for_run", "paused", "failed", "exited")
 """Reports that end a peer's turn: it is there, or waits for somebody else, who may be behind it."""
 
 

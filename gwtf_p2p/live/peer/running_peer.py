@@ -192,6 +192,7 @@ class RunningPeer:
         self.state_download.on_chunk = self.reporter.download
         self.checkpoints.on_kept = self.replication.on_remote = self._tell_kept
         self.transport.started(self.driver)
+        self.parts.prober.quota_bytes = permission.left_bytes
         self.driver.feed(self._started)
         self._obey(tuple(signed.order for signed in self.records.orders.newest))
         if self.config.handover is not None:

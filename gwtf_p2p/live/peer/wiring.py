@@ -62,7 +62,7 @@ def connect_parts(prepared: Prepared, run: RunRecord, transport: Transport, on_r
     replication = Replication(checkpoints, state_download, network.daemon.peer_id)
     probes = LinkProbes(time.monotonic, network.line)
     link_probe = LinkProbe(transport.real_rpc, probes, on_report)
-    prober = IdleProber(rpc, probes, place.stage)
+    prober = IdleProber(rpc, probes, place.stage, lambda: not transport.real_rpc.is_idle())
     assert network.run is not None and network.orders is not None, "a peer connects its parts when it has found its run"
     kept_alive = KeptAlive(network.run, network.orders)
     exchange = RecordExchange(rpc, network.identity, run.run_id)

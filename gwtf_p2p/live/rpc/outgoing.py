@@ -201,8 +201,8 @@ class StreamPool:
                 stream.close()
         self._idle.clear()
 
-    def is_idle(self, peer: PeerId) -> bool:
-        return peer not in self._in_use.values()
+    def is_idle(self, peer: PeerId | None = None) -> bool:
+        return peer not in self._in_use.values() if peer is not None else not self._in_use
 
     def drop_idle(self, peer: PeerId) -> None:
         """Close the kept streams to a peer: they run over a path that has a better one beside it now."""

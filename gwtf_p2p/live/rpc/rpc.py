@@ -211,8 +211,8 @@ class Rpc:
         """There is a better path to a peer now: streams are opened anew, those under way end where they are."""
         self._pool.drop_idle(peer)
 
-    def is_idle(self, peer: PeerId) -> bool:
-        """Whether nothing is under way to the peer; a watch is nothing."""
+    def is_idle(self, peer: PeerId | None = None) -> bool:
+        """Whether nothing is under way to the peer, or to anybody; a watch is nothing."""
         return self._pool.is_idle(peer)
 
     async def signal(self, to: PeerId, header: Header, deadline_s: float, purpose: Purpose = Purpose.TRANSFER) -> Header:

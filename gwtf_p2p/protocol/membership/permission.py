@@ -7,6 +7,7 @@ first reason that holds is told: what a person has just said, and then what last
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 
 MINUTES_OF_A_DAY = 24 * 60
 IDLE_AFTER_S = 300.0
@@ -87,6 +88,13 @@ def verdict(wishes: Wishes, moment: Moment, usage: Usage, paused: bool, in_use: 
     if wishes.only_when_idle and in_use:
         return Verdict("in_use", f"the machine is in use ({in_use}), until it has been idle for {IDLE_AFTER_S / 60:g} minutes")
     return MAY_WORK
+
+
+def left_bytes(wishes: Wishes, moment: Moment, usage: Usage) -> float:
+    """Until the first quota is used up; infinite where there is none."""
+    used = usage.more(0, moment)
+    quotas = ((wishes.day_bytes, used.day_bytes), (wishes.month_bytes, used.month_bytes))
+    return min((max(0, quota - passed) for quota, passed in quotas if quota), default=inf)
 
 
 def quiet_range(ranges: Ranges, minute: int) -> tuple[int, int] | None:

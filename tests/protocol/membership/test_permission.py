@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from gwtf_p2p.protocol.membership.permission import (
     Usage,
     Verdict,
     Wishes,
+    left_bytes,
     quiet_range,
     verdict,
 )
@@ -56,6 +59,15 @@ def test_a_quota_is_used_up_by_what_has_passed_in_its_day_and_in_no_other(sizes:
     whole = sum(size for size, _ in sizes)
     assert verdict(Wishes(month_bytes=quota), at(0, "2026-02-28"), usage, False, "").may_work == (whole < quota)
     assert verdict(Wishes(quota and (), quota, quota), at(0, "2026-03-01"), usage, False, "").may_work
+
+
+def test_what_is_left_of_quotas_is_left_of_the_narrower_one() -> None:
+    used = Usage().more(3 * GB, at(0, "2026-02-01")).more(2 * GB, at(0, "2026-02-02"))
+    for wishes, left in ((Wishes(), inf), (Wishes(day_bytes=9 * GB), 7 * GB), (Wishes(month_bytes=6 * GB), GB)):
+        assert left_bytes(wishes, at(0, "2026-02-02"), used) == left
+    both = Wishes(day_bytes=4 * GB, month_bytes=4 * GB)
+    assert left_bytes(both, at(0, "2026-02-02"), used) == 0
+    assert left_bytes(both, at(0, "2026-03-02"), used) == 4 * GB
 
 
 def test_the_reason_that_a_person_gave_last_or_that_lasts_longest_is_told() -> None:
