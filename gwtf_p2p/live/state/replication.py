@@ -1,6 +1,7 @@
 """Copies of other stages' checkpoints on this disk, and copies of this stage's on others'.
 
-Which stages a peer keeps copies for is decided in `protocol/view/replica_choice`. A copy is fetched like any state: in chunks,
+Which stages a peer keeps copies for, whom it asks for them and which version it copies next is decided in
+`protocol/view/replica_choice`. A copy is fetched like any state: in chunks,
 hashed, off the compute thread, at a pace that leaves the line to the training. Several donors of a stage with equal
 checkpoints share the work. What others keep of this peer's own stage counts as kept here: this peer can fetch it (`remote`).
 """
@@ -9,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.transfer import Pace, StateDownload, StateTooLarge, StateUnavailable
@@ -18,11 +18,12 @@ from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.replica_choice import (
-    keepers,
+    CopySearch,
+    Kept,
     kept_by,
-    neighbouring_stages,
+    next_copy,
     secured_version,
-    worth_copying,
+    who_keeps,
     worth_keeping,
 )
 from gwtf_p2p.training.state.stored import StoredState
@@ -31,20 +32,8 @@ logger = logging.getLogger(__name__)
 
 COPY_PERIOD_S = 2.0
 SEEK_PERIOD_S = 1.0
-MOST_ASKED, ASKED_IN_TURN = 16, 2
-"""Peers that may have copies of this stage, and how many are asked at a time, besides those that are to have them."""
-
-MOST_DONORS = 3
-"""Of a stage of which this peer keeps copies, how many are asked at a time, in turn."""
-
 MOST_TOLD = 8
 """Newest copied versions in a record, however many are kept on the disk."""
-
-Kept = tuple[int, tuple[int, ...]]
-"""The epoch that a peer is in, and which versions of a stage it keeps."""
-
-NOTHING: Kept = (-1, ())
-"""Of one that does not answer."""
 
 
 class Replication:
@@ -55,8 +44,7 @@ class Replication:
         self.remote: dict[int, tuple[PeerId, ...]] = {}
         self.on_remote: Callable[[], None] = lambda: None
         self._adopted = self._noted = 0
-        self._heard: dict[PeerId, Kept] = {}
-        self._turns: Counter[Stage] = Counter()
+        self._search = CopySearch(checkpoints.stage, checkpoints.options.copies)
 
     @property
     def _epoch(self) -> int:
@@ -80,7 +68,7 @@ class Replication:
         """What others keep of this stage, at the start; returns the epoch that it belongs to."""
         found = await self._ask(view.records)
         self._adopted = max([self._checkpoints.epoch, *(h for h, kept in found.values() if kept)])
-        self._note(found, self._adopted)
+        self._note(who_keeps(found, self._adopted), self._adopted)
         return self._adopted
 
     async def fetch(self, version: int) -> StoredState:
@@ -99,11 +87,9 @@ class Replication:
     async def look(self, view: NetworkView, serves: bool) -> None:
         """Once: what others keep of this stage, which version is secured, and copies of what this peer keeps for others."""
         checkpoints = self._checkpoints
-        near = self._near(view) if serves else [*view.records]
-        asked = self._some_of(near, len(keepers(view, checkpoints.stage, checkpoints.options.copies))) if serves else near
-        self._heard |= dict.fromkeys(asked, NOTHING) | await self._ask(asked)
-        self._heard = {peer: kept for peer, kept in self._heard.items() if peer in near}
-        self._note(self._heard, self._epoch)
+        asked = self._search.asked(view, serves)
+        self._search.heard(asked, await self._ask(asked))
+        self._note(self._search.found(self._epoch), self._epoch)
         if serves:  # else peers of the same stage were asked too
             checkpoints.copied = frozenset(self.remote)
         secured = secured_version(view, checkpoints.epoch)
@@ -112,24 +98,6 @@ class Replication:
         if serves and await asyncio.to_thread(checkpoints.disk_takes):  # nothing is fetched that could not be kept
             for stage in kept_by(view, self._me, checkpoints.stage, checkpoints.options.copies):
                 await self._copy(view, stage)
-
-    def _near(self, view: NetworkView) -> list[PeerId]:
-        """Those who are to keep copies first, then others who may have kept them before."""
-        stage = self._checkpoints.stage
-        near = [peer for other in neighbouring_stages(stage, view.stages) for peer in view.peers_of_stage(other)]
-        first = keepers(view, stage, self._checkpoints.options.copies)
-        return list(dict.fromkeys((*first, *sorted(near))))[:MOST_ASKED]
-
-    def _some_of(self, near: Sequence[PeerId], keepers: int) -> list[PeerId]:
-        """The keepers, and a few of the others: what those have said stands until they are asked again, so that looking costs
-        the same in stages of any size."""
-        return [*near[:keepers], *self._in_turn(near[keepers:], self._checkpoints.stage, ASKED_IN_TURN)]
-
-    def _in_turn(self, peers: Sequence[PeerId], stage: Stage, most: int) -> list[PeerId]:
-        """As many of these, who are asked about a stage, others each time."""
-        at, count = self._turns[stage], min(most, len(peers))
-        self._turns[stage] += count
-        return [peers[(at + number) % len(peers)] for number in range(count)]
 
     async def _ask(self, peers: Iterable[PeerId], stage: Stage | None = None) -> dict[PeerId, Kept]:
         """What each of them keeps of a stage (this peer's own if none is named); those that do not answer are left out."""
@@ -145,36 +113,29 @@ class Replication:
                 found[peer] = answer
         return found
 
-    def _note(self, found: Mapping[PeerId, Kept], epoch: int) -> None:
-        versions = {version for h, kept in found.values() if h == epoch for version in kept}
-        remote = {
-            version: tuple(sorted(peer for peer, (h, kept) in found.items() if h == epoch and version in kept))
-            for version in sorted(versions)
-        }
+    def _note(self, remote: dict[int, tuple[PeerId, ...]], epoch: int) -> None:
         if (remote, epoch) != (self.remote, self._noted):
             self.remote, self._noted = remote, epoch
             self.on_remote()
 
     async def _copy(self, view: NetworkView, stage: Stage) -> None:
-        """The next version of a stage that is worth it (`view/replica_choice`), of those that its peers have on disk."""
+        """The next version of a stage that is worth it, of those that its peers have on disk."""
         checkpoints = self._checkpoints
-        found = await self._ask(self._in_turn(sorted(view.peers_of_stage(stage)), stage, MOST_DONORS), stage)
-        there = {version for h, kept in found.values() if h == checkpoints.epoch for version in kept}
+        found = await self._ask(self._search.donors(view, stage), stage)
         here = await asyncio.to_thread(checkpoints.kept_of, stage)
-        version = next((v for v in worth_copying(there, checkpoints.secured, checkpoints.best) if v not in here), None)
-        if version is None:
+        copy = next_copy(who_keeps(found, checkpoints.epoch), here, checkpoints.secured, checkpoints.best)
+        if copy is None:
             return
-        donors = sorted(peer for peer, (h, kept) in found.items() if h == checkpoints.epoch and version in kept)
         try:
             room = await asyncio.to_thread(checkpoints.room_for, stage)
-            pace = Pace(checkpoints.options.copy_bytes_per_s / len(donors), room)
-            state = await self._download.fetch(version, donors, stage, pace)
+            pace = Pace(checkpoints.options.copy_bytes_per_s / len(copy.donors), room)
+            state = await self._download.fetch(copy.version, copy.donors, stage, pace)
             await asyncio.to_thread(checkpoints.keep, stage, state)
         except StateTooLarge as error:
             logger.warning("no copy of stage %d: %s", stage, error)
             checkpoints.refused(stage, error.state_bytes)
             return
         except (StateUnavailable, RemoteProtocolError, InputError) as error:
-            logger.warning("no copy of stage %d after %d iterations: %s", stage, version, error)
+            logger.warning("no copy of stage %d after %d iterations: %s", stage, copy.version, error)
             return
-        logger.info("copied the checkpoint of stage %d after %d iterations", stage, version)
+        logger.info("copied the checkpoint of stage %d after %d iterations", stage, copy.version)

@@ -16,15 +16,32 @@ one of the same version. Copies may take long, and iterations may be short, so t
 - Others may know sooner than a peer what is secured now, and drop the version before it. So a peer also keeps those of its own
   stage's versions after the secured one that are copied already: the next secured version is one of them.
 So any stage may be lost at any moment, and besides the newest a few versions are kept, however long the run.
+
+Records tell only what is copied, so peers ask each other what they keep (`CopySearch`), a few at a time in turn:
+what one has said stands until it is asked again, and looking costs the same in stages of any size.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
+
+MOST_ASKED, ASKED_IN_TURN = 16, 2
+"""Peers that may have copies of a peer's own stage, and how many are asked at a time, besides those that are to have them."""
+
+MOST_DONORS = 3
+"""Of a stage of which a peer keeps copies, how many are asked at a time, in turn."""
+
+Kept = tuple[int, tuple[int, ...]]
+"""The epoch that a peer is in, and which versions of a stage it keeps."""
+
+NOTHING: Kept = (-1, ())
+"""Of one that does not answer."""
 
 
 def neighbouring_stages(stage: Stage, stages: int) -> tuple[Stage, ...]:
@@ -80,3 +97,71 @@ def worth_copying(versions: Iterable[int], secured: int | None, best: int | None
 
 def _roundness(version: int) -> tuple[int, int]:
     return version & -version, version
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A version of another stage that is worth a copy here, and who of those that were asked has it."""
+
+    version: int
+    donors: tuple[PeerId, ...]
+
+
+class CopySearch:
+    """Of one peer of `stage`: whom it asks at each look for copies of its own stage, and who then has what; whom for those that
+    it makes of others. `serves` where it is named: whether the peer has weights; without, everybody may have what it needs."""
+
+    def __init__(self, stage: Stage, copies: int) -> None:
+        self._stage, self._copies = stage, copies
+        self._heard: dict[PeerId, Kept] = {}
+        self._turns: Counter[Stage] = Counter()
+
+    def asked(self, view: NetworkView, serves: bool) -> tuple[PeerId, ...]:
+        """Whom to ask at this look: those that are to keep copies, and a few of those that may have kept them before."""
+        near = self._near(view) if serves else tuple(view.records)
+        self._heard = {peer: kept for peer, kept in self._heard.items() if peer in near}
+        if not serves:
+            return near
+        first = len(keepers(view, self._stage, self._copies))
+        return (*near[:first], *self._in_turn(near[first:], self._stage, ASKED_IN_TURN))
+
+    def heard(self, asked: Iterable[PeerId], answers: Mapping[PeerId, Kept]) -> None:
+        """What those that were asked keep; who has not answered keeps nothing."""
+        self._heard |= dict.fromkeys(asked, NOTHING) | dict(answers)
+
+    def found(self, epoch: int) -> dict[int, tuple[PeerId, ...]]:
+        """Versions of the own stage, in this epoch, and who has them."""
+        return who_keeps(self._heard, epoch)
+
+    def donors(self, view: NetworkView, stage: Stage) -> tuple[PeerId, ...]:
+        """Peers of another stage that are asked what there is to be copied, others each time."""
+        return self._in_turn(sorted(view.peers_of_stage(stage)), stage, MOST_DONORS)
+
+    def _near(self, view: NetworkView) -> tuple[PeerId, ...]:
+        """Those who are to keep copies first, then others who may have kept them before."""
+        stages = neighbouring_stages(self._stage, view.stages)
+        near = sorted(peer for other in stages for peer in view.peers_of_stage(other))
+        return tuple(dict.fromkeys((*keepers(view, self._stage, self._copies), *near)))[:MOST_ASKED]
+
+    def _in_turn(self, peers: Sequence[PeerId], stage: Stage, most: int) -> tuple[PeerId, ...]:
+        """As many of these, who are asked about a stage, others each time."""
+        at, count = self._turns[stage], min(most, len(peers))
+        self._turns[stage] += count
+        return tuple(peers[(at + number) % len(peers)] for number in range(count))
+
+
+def who_keeps(heard: Mapping[PeerId, Kept], epoch: int) -> dict[int, tuple[PeerId, ...]]:
+    """The versions of this epoch, ascending, with those that keep them, by id."""
+    versions = sorted({version for of, kept in heard.values() if of == epoch for version in kept})
+    return {
+        version: tuple(sorted(peer for peer, (of, kept) in heard.items() if of == epoch and version in kept))
+        for version in versions
+    }
+
+
+def next_copy(
+    there: Mapping[int, tuple[PeerId, ...]], here: Collection[int], secured: int | None, best: int | None = None
+) -> Copy | None:
+    """Of the versions that another stage has, with who has them: the first that is worth a copy and is not here."""
+    wanted = (version for version in worth_copying(there, secured, best) if version not in here)
+    return next((Copy(version, there[version]) for version in wanted), None)

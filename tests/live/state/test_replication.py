@@ -16,13 +16,13 @@ from gwtf_p2p.live.compute.compute import Compute
 from gwtf_p2p.live.compute.readings import Reading
 from gwtf_p2p.live.state.checkpoints import Checkpoints
 from gwtf_p2p.live.state.options import CheckpointOptions
-from gwtf_p2p.live.state.replication import ASKED_IN_TURN, MOST_ASKED, Replication
+from gwtf_p2p.live.state.replication import Replication
 from gwtf_p2p.live.state.transfer import UNBOUNDED, Pace, StateDownload
 from gwtf_p2p.protocol.effects import Checkpoint
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
-from gwtf_p2p.protocol.view.replica_choice import keepers
+from gwtf_p2p.protocol.view.replica_choice import ASKED_IN_TURN, MOST_ASKED, keepers
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 from tests.training.swarm import LLAMA, run_record
 

@@ -13,11 +13,18 @@ import pytest
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.replica_choice import (
+    ASKED_IN_TURN,
+    MOST_ASKED,
+    MOST_DONORS,
+    Copy,
+    CopySearch,
     copies_worth_keeping,
     keepers,
     kept_by,
     neighbouring_stages,
+    next_copy,
     secured_version,
+    who_keeps,
     worth_copying,
     worth_keeping,
 )
@@ -149,3 +156,41 @@ def test_however_slow_copies_and_news_are_no_lost_stage_is_beyond_recovery(seed:
             assert common or not lost.copies, f"after checkpoint {now} a stage is lost for good"
             if now > 4 * slowest:
                 assert 2 * now - max(common) <= 12 * slowest + 8, "the version to go back to moves on"
+
+
+def test_those_that_are_to_keep_copies_are_asked_each_time_and_all_others_in_turn() -> None:
+    view, search = view_of(3, 20), CopySearch(Stage(2), copies=2)
+    asked = [search.asked(view, serves=True) for _ in range((MOST_ASKED - 2) // ASKED_IN_TURN)]
+    first = set(keepers(view, Stage(2), 2))
+    assert all(first <= set(each) and len(set(each)) == 2 + ASKED_IN_TURN for each in asked)
+    assert len({peer for each in asked for peer in each}) == MOST_ASKED
+    assert set(search.asked(view, serves=False)) == set(view.records), "without weights anybody may have what it needs"
+
+
+def test_what_one_has_said_stands_until_it_is_asked_again_or_is_gone() -> None:
+    view, search = view_of(1, 4), CopySearch(Stage(1), copies=1)
+    everybody = search.asked(view, serves=False)
+    search.heard(everybody, dict.fromkeys(everybody[:2], (0, (2, 4))))
+    assert search.found(0) == {2: everybody[:2], 4: everybody[:2]} and search.found(1) == {}
+    search.heard(everybody[:1], {})
+    assert search.found(0) == {2: everybody[1:2], 4: everybody[1:2]}, "one that does not answer keeps nothing"
+    search.asked(view_of(1, 4, frozenset(everybody[1:2])), serves=False)
+    assert search.found(0) == {}
+
+
+def test_donors_of_a_large_stage_are_asked_in_turn() -> None:
+    view, search = view_of(3, 7), CopySearch(Stage(2), copies=1)
+    asked = [search.donors(view, Stage(1)) for _ in range(7)]
+    assert all(len(set(each)) == MOST_DONORS for each in asked)
+    assert all(sum(peer in each for each in asked) == MOST_DONORS for peer in view.peers_of_stage(Stage(1)))
+    assert search.donors(view_of(3, 2), Stage(3)) == ("p3_0", "p3_1")
+
+
+def test_the_next_copy_is_the_first_that_is_worth_one_and_is_not_here() -> None:
+    a, b = PeerId("a"), PeerId("b")
+    there = who_keeps({b: (1, (4, 6, 8)), a: (1, (6, 8)), PeerId("other"): (0, (4, 6, 8))}, epoch=1)
+    assert there == {4: (b,), 6: (a, b), 8: (a, b)}
+    assert next_copy(there, (), secured=4) == Copy(4, (b,))
+    assert next_copy(there, (4,), secured=4) == Copy(8, (a, b))
+    assert next_copy(there, (4, 8), secured=4) is None
+    assert next_copy(there, (4, 8), secured=4, best=6) == Copy(6, (a, b))
