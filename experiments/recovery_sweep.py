@@ -62,6 +62,7 @@ class Sweep:
     slowness: float = 5.0
     ahead: int = 0
     all_with_all: int = MOST_ALL_WITH_ALL
+    state_microbatches: int = 12
 
 
 def draw_config(seed: int, sweep: Sweep) -> SmallConfig:
@@ -76,6 +77,7 @@ def draw_config(seed: int, sweep: Sweep) -> SmallConfig:
         speeds=random.choice(((1.0,), (1.0, 1.5, 3.0))),
         ahead=sweep.ahead,
         all_with_all=sweep.all_with_all,
+        state_microbatches=sweep.state_microbatches,
         seed=seed,
     )
 
@@ -147,11 +149,13 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--delay_optimizer_step", action="store_true", help="the next iteration is computed meanwhile")
     parser.add_argument("--all_with_all", type=int, default=MOST_ALL_WITH_ALL, help="of more peers a stage averages in rows")
+    parser.add_argument("--state_microbatches", type=int, default=12, help="a download takes as long as so many transfers")
     parser.add_argument("--story", type=Path, help="file for the story of the first run that fails")
     arguments = parser.parse_args()
     of, churn, kinds = (arguments.stages, arguments.stage_peers, arguments.iterations), arguments.churn, arguments.kinds
     ahead, most = int(arguments.delay_optimizer_step), arguments.all_with_all
-    sweep = Sweep(*of, tuple(churn), tuple(kinds), ahead=ahead, all_with_all=most)
+    state = arguments.state_microbatches
+    sweep = Sweep(*of, tuple(churn), tuple(kinds), ahead=ahead, all_with_all=most, state_microbatches=state)
     began = time.perf_counter()
     ends: Counter[str] = Counter()
     tally: Counter[str] = Counter()
@@ -161,6 +165,7 @@ def main() -> int:
         tally["faults"] += len(swarm.faults.fired)
         tally["recoveries"] += sum(swarm.count("recovery").values())
         tally["gone_back"] += len(swarm.reported("going_back"))
+        tally["served_before_moments"] += len(swarm.reported("serves_before_moments"))
         if end == "done":
             outcome = swarm.invariants.check()
             tally["microbatches"] += outcome.done

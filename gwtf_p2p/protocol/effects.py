@@ -145,6 +145,9 @@ class Download:
 
     `rebuild`: stages begin anew with this epoch; a data peer's state says so from then on. A peer that is named others in it
     fetches their weights instead, and rebuilds those of its own stage from them.
+
+    `weights_first`: the weights are put in place as soon as they have come (WeightsDownloaded), and what the optimizer keeps
+    with them after that, of the same donors and the same version, beside what is computed meanwhile: the gradient stays.
     """
 
     version: int
@@ -152,6 +155,7 @@ class Download:
     own: bool = False
     epoch: int = 0
     rebuild: Rebuild | None = None
+    weights_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

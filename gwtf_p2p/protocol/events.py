@@ -279,6 +279,14 @@ class Downloaded:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightsDownloaded:
+    """The weights of a Download that wants them first are in place, and the gradient is empty: microbatches can be computed.
+    What the optimizer keeps with them is still coming; Downloaded tells when that is here too, or DownloadFailed."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class DownloadFailed:
     reason: str
 
@@ -366,6 +374,7 @@ Event = (
     | AverageFailed
     | Stepped
     | Downloaded
+    | WeightsDownloaded
     | DownloadFailed
     | Checkpointed
     | Kept

@@ -75,6 +75,10 @@ def test_a_run_that_pauses_is_told_by_a_peer_that_does_not(capsys: pytest.Captur
             "the run is complete here after 1 step: its checkpoint is written",
         ),
         ({"name": "catching_up", "iteration": 3, "donors": ["a"]}, "catching up: fetching version 3 from 1 peer"),
+        (
+            {"name": "serves_before_moments", "version": 3},
+            "works with the weights of version 3; what the optimizer keeps with them is still coming",
+        ),
         ({"name": "run_paused", "skipped": 1}, "begins no iteration: the last step was skipped, as gradients were not finite"),
         ({"name": "memory_full", "kept": 1}, "takes nothing more: 1 microbatch kept until the iteration is committed"),
         (

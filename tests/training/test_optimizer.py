@@ -15,7 +15,7 @@ from gwtf_p2p.protocol.wire.commit_messages import NOT_FINITE
 from gwtf_p2p.protocol.wire.records import LossSpec, OptimizerSpec
 from gwtf_p2p.training.compute.gradients import squared_norm
 from gwtf_p2p.training.compute.loss import loss_of
-from gwtf_p2p.training.compute.optimizer import PartOptimizer, learning_rate
+from gwtf_p2p.training.compute.optimizer import NO_STATE, PartOptimizer, learning_rate
 from gwtf_p2p.training.compute.updates import NEVER_NEGATIVE
 from gwtf_p2p.training.compute.values import PIECE_VALUES, HeldGradient
 from gwtf_p2p.training.model.split import PartSpec, build_stage_part, build_whole_model
@@ -23,7 +23,9 @@ from gwtf_p2p.training.state.replicas import Copy, take_over
 from gwtf_p2p.training.state.tensors import (
     STEP,
     export_state,
+    is_of_weights,
     live_state,
+    load_moments,
     load_state,
     load_weights,
     most_state_bytes,
@@ -275,6 +277,29 @@ def test_weights_that_somebody_gives_are_refused_whole_or_taken_whole() -> None:
     assert first != last
     taken = sum(tensor.nbytes for tensor in good.values())
     assert taken <= most_state_bytes(parameters) < taken + (2 << 20)
+
+
+def test_weights_alone_and_their_moments_after_them_make_the_whole_state() -> None:
+    """Between the two a forward has been computed, whose graph is not disturbed."""
+    parameters, optimizer = stage_and_optimizer(steps=2)
+    good = export_state(parameters, optimizer)
+    newcomer, newcomers_optimizer = stage_and_optimizer()
+    newcomers_optimizer.forget_state()
+    assert load_weights(newcomer, {name: tensor for name, tensor in good.items() if is_of_weights(name)}) == 2
+    assert newcomers_optimizer.steps == NO_STATE
+    kept = {name: parameter._version for name, parameter in newcomer.items()}
+    moment = next(name for name in sorted(good) if not is_of_weights(name))
+    for wrong, message in [
+        ({name: tensor for name, tensor in good.items() if name != moment}, "missing"),
+        ({**good, "more": good["step"]}, "not a tensor of this part"),
+        ({**good, moment: good[moment] * float("nan")}, "finite"),
+    ]:
+        with pytest.raises(RemoteProtocolError, match=message):
+            load_moments(newcomer, newcomers_optimizer, wrong)
+        assert newcomers_optimizer.steps == NO_STATE
+    assert load_moments(newcomer, newcomers_optimizer, good) == 2
+    assert state_hash(live_state(newcomer, newcomers_optimizer)) == state_hash(good)
+    assert kept == {name: parameter._version for name, parameter in newcomer.items()}
 
 
 def test_smoothing_and_z_loss_are_what_they_say_and_leave_tokens_without_a_label_out() -> None:

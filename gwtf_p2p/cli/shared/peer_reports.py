@@ -218,6 +218,8 @@ def _line_of_training(report: Mapping[str, Any]) -> str:
             return f"out of step at version {report['version']}: {report['reason']}"
         case "catching_up":
             return f"catching up: fetching version {report['iteration']} from {counted(len(report['donors']), 'peer')}"
+        case "serves_before_moments":
+            return f"works with the weights of version {report['version']}; what the optimizer keeps with them is still coming"
         case "memory_full":
             return f"takes nothing more: {counted(report['kept'], 'microbatch')} kept until the iteration is committed"
         case "stage_empty":

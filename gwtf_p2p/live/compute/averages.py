@@ -22,7 +22,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.training.compute.gradients import squared_norm
-from gwtf_p2p.training.compute.optimizer import StepReport
+from gwtf_p2p.training.compute.optimizer import NO_STATE, StepReport
 from gwtf_p2p.training.compute.values import Gradient, HeldGradient, whole
 from gwtf_p2p.training.state.replicas import GradientOf
 
@@ -140,8 +140,9 @@ class Averages:
             self._feed(ev.AverageDone(*key, done.digest, done.seconds, squared or 0.0, digest))
 
     async def _state_before(self, iteration: int) -> str:
-        """The digest of the weights that the average is for; '' where others of the stage have other ones."""
-        return await state_digest(self._compute) if self._compute.run.sync.is_whole(iteration) else ""
+        """The digest of the state that the average is for; '' where it is not all here, or others of the stage have another."""
+        is_here = self._compute.optimizer.steps != NO_STATE and self._compute.run.sync.is_whole(iteration)
+        return await state_digest(self._compute) if is_here else ""
 
     def cancel(self, key: tuple[int, int]) -> None:
         """Nobody waits for this average any more, running or done."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -40,7 +40,9 @@ from gwtf_p2p.training.data.tokenizer import Tokenizer
 from gwtf_p2p.training.state.replicas import Copy, copy_of, take_over
 from gwtf_p2p.training.state.tensors import (
     live_state,
+    load_moments,
     load_state,
+    load_weights,
     state_hash,
     take_contributions,
     with_contributions,
@@ -204,15 +206,24 @@ class Compute:
         """Forget every gradient and graph."""
         await self.in_thread(self.turns.reset_gradients)
 
-    async def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over weights, moments, step count and contributions, one tensor at a time. Raises RemoteProtocolError, and
-        changes nothing, if they do not fit; also when they cannot be read to the end."""
+    async def load(self, state: Mapping[str, Tensor], only: Literal["", "weights", "moments"] = "") -> None:
+        """Take over weights, moments, step count and contributions, one tensor at a time, and forget every gradient; or the
+        weights alone, and later what the optimizer keeps with them, while microbatches are computed. Raises
+        RemoteProtocolError, and changes nothing, if they do not fit; also when they cannot be read to the end."""
 
         def do() -> None:
             self._readings.wait()
+            parameters = self.executor.part.parameters
             try:
                 contributions, rest = take_contributions(state)
-                load_state(self.executor.part.parameters, self.optimizer, rest)
+                if only == "moments":
+                    load_moments(parameters, self.optimizer, rest)
+                    return
+                if only == "weights":
+                    self.optimizer.forget_state()
+                    self.optimizer.forget_state(weights_of=load_weights(parameters, rest))
+                else:
+                    load_state(parameters, self.optimizer, rest)
             except OSError as error:
                 raise RemoteProtocolError(f"state: {error}") from error
             self.contributions = contributions

@@ -154,8 +154,8 @@ class ForwardOnly:
             return f"expected {self._bytes(self._boundaries.input)} bytes"
         if _asks_for_logits(header) and not self._compute.executor.part.holds_head:
             return "has no head"
-        if _version_of(header) not in (ANY_VERSION, self._compute.optimizer.steps):
-            return f"its weights are of version {self._compute.optimizer.steps}"
+        if _version_of(header) not in (ANY_VERSION, self._compute.optimizer.weights_version):
+            return f"its weights are of version {self._compute.optimizer.weights_version}"
         return "busy" if self._answering >= MOST_AT_ONCE else ""
 
     async def _answer(self, to: PeerId, number: int, asked: Header, payload: memoryview) -> None:
@@ -176,7 +176,7 @@ class ForwardOnly:
         """In the compute thread: the output, or why there is none."""
         executor = self._compute.executor
         assert isinstance(executor, StageExecutor)
-        own = self._compute.optimizer.steps
+        own = self._compute.optimizer.weights_version
         if _version_of(asked) not in (ANY_VERSION, own):
             return f"its weights are of version {own}"
         given = self.decode(payload)

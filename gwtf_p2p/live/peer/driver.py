@@ -47,7 +47,9 @@ logger = logging.getLogger(__name__)
 ReportListener = Callable[[ef.Report, float], None]
 
 
-Downloader = Callable[[ef.Download], Coroutine[Any, Any, None]]
+Downloader = Callable[[ef.Download, Callable[[], object]], Coroutine[Any, Any, None]]
+"""Puts a state in place; the second is called when its weights are, where they come first."""
+
 """Puts a state in place. Raises StateUnavailable or RemoteProtocolError, and then changes nothing."""
 LogEvent = Callable[[ev.Event, float, Sequence[ef.Effect], str], None]
 """Hears each event, when it was, what came back, and the failure of the machine ('' when it was none)."""
@@ -290,7 +292,7 @@ class Driver:
 
     async def _download(self, download: ef.Download) -> None:
         try:
-            await self.parts.download(download)
+            await self.parts.download(download, lambda: self.feed(ev.WeightsDownloaded(download.version)))
         except (StateUnavailable, RemoteProtocolError) as error:
             self.feed(ev.DownloadFailed(str(error)))
             return

@@ -41,6 +41,7 @@ from gwtf_p2p.live.peer.reporting import Reporter, Reporting
 from gwtf_p2p.live.peer.transport import Transport, connect_transport
 from gwtf_p2p.live.peer.wiring import Parts, connect_parts
 from gwtf_p2p.live.state.rebuilding import rebuilt
+from gwtf_p2p.live.state.weights_first import fetch_weights_first
 from gwtf_p2p.live.text.through_stages import Swarm, ThroughStages
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
@@ -300,7 +301,7 @@ class RunningPeer:
     def _owe(self, residual: Gradient | None) -> None:
         self._residual = residual
 
-    async def _download(self, download: ef.Download) -> None:
+    async def _download(self, download: ef.Download, weights_are_here: Callable[[], object]) -> None:
         """Own weights, checkpoint or replica where they are the right ones, else from the donors, or made of the neighbours'.
 
         Raises StateUnavailable, RemoteProtocolError.
@@ -309,6 +310,8 @@ class RunningPeer:
         self._owe(None)  # it belongs to gradients of weights that are replaced
         if download.own and await compute.in_thread(lambda: compute.optimizer.steps) == version:
             await compute.reset()
+        elif download.weights_first:
+            await fetch_weights_first(self.state_download, (version, download.donors), compute, weights_are_here)
         else:
             await compute.load(await self._state_for(download))
         if download.rebuild is not None and self.place.stage == DATA_STAGE:

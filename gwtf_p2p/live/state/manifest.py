@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,17 @@ class Manifest:
         """(where a chunk begins among the state's bytes, how many it has)."""
         at = chunk * CHUNK_BYTES
         return at, max(0, min(CHUNK_BYTES, self._tensor_bytes - at))
+
+    def chunks_of(self, wanted: Callable[[str], bool]) -> frozenset[int]:
+        """Those that bring the tensors with the names that are wanted."""
+        found: set[int] = set()
+        at = 0
+        for name, dtype, shape in self.tensors:
+            end = at + DTYPES[dtype].itemsize * math.prod(shape)
+            if wanted(name):
+                found.update(range(at // CHUNK_BYTES, -(-end // CHUNK_BYTES)))
+            at = end
+        return frozenset(found)
 
     @property
     def _tensor_bytes(self) -> int:

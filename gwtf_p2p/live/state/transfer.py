@@ -4,7 +4,8 @@ The newcomer asks each donor for the *manifest* of a version: names, shapes, dty
 Donors of a stage have bit-equal states, so their manifests are equal; a donor whose manifest differs from the majority's is
 left out. Then every donor is asked for one chunk after the other, two at a time, and pushes them, packed where it can
 (`packing`); a chunk that does not come, or whose hash is wrong, is asked of another donor. Chunks that have arrived stay: a
-donor that dies costs the chunks under way.
+donor that dies costs the chunks under way. The chunks that bring the weights may come first, and be put to use while the others
+are on their way.
 
 What a donor does is in `donor`.
 """
@@ -15,9 +16,12 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from gwtf_p2p.live.rpc.api import DataPlane, Header
 from gwtf_p2p.live.state.manifest import CHUNK_BYTES, Manifest, hash_chunk
@@ -27,7 +31,8 @@ from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.trust.state_access import WhyNoState
 from gwtf_p2p.training.state.scratch import Scratch, scratch_folder
-from gwtf_p2p.training.state.stored import StoredState
+from gwtf_p2p.training.state.stored import StoredState, renamed
+from gwtf_p2p.training.state.tensors import is_of_weights
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +56,10 @@ AT_ONCE = 2
 
 STRIKES = 2
 """Chunks that a donor may fail to deliver before it is left out."""
+
+
+OnWeights = Callable[[Mapping[str, Tensor]], Coroutine[Any, Any, None]]
+"""Puts the weights of a state in place, whose other tensors are still coming."""
 
 
 class StateUnavailable(Exception):
@@ -107,9 +116,15 @@ class StateDownload:
         rpc.add_service(CHUNK_KIND, self)
 
     async def fetch(
-        self, version: int, donors: Sequence[PeerId], stage: Stage | None = None, pace: Pace = UNBOUNDED
+        self,
+        version: int,
+        donors: Sequence[PeerId],
+        stage: Stage | None = None,
+        pace: Pace = UNBOUNDED,
+        on_weights: OnWeights | None = None,
     ) -> StoredState:
-        """The state of this version, on the disk; of the donors' own stage unless `stage` says otherwise.
+        """The state of this version, on the disk; of the donors' own stage unless `stage` says otherwise. With `on_weights` the
+        weights come first, and are handed to it with the step count, if anything comes after them; it has ended when this does.
 
         Raises StateUnavailable when no donor is left, StateTooLarge, before any of it is fetched, when it is over `pace`.
         """
@@ -127,7 +142,17 @@ class StateDownload:
             raise StateTooLarge(version, manifest.state_bytes, pace.most_bytes)
         manifest.check()
         scratch = await asyncio.to_thread(Scratch, manifest.state_bytes, self._folder)
-        await _Chunks(self, (manifest, scratch), what, pace.bytes_per_s).from_donors(equal)
+        first = manifest.chunks_of(is_of_weights) if on_weights is not None else frozenset()
+        chunks = _Chunks(self, (manifest, scratch), what, pace.bytes_per_s, first)
+        hands_over = on_weights is not None and len(first) < len(manifest.hashes)
+        handed = [asyncio.ensure_future(chunks.hand_over(on_weights))] if hands_over and on_weights is not None else []
+        try:
+            await chunks.from_donors(equal)
+            await asyncio.gather(*handed)
+        finally:
+            for task in handed:
+                task.cancel()
+            await asyncio.gather(*handed, return_exceptions=True)
         return manifest.state_in(scratch)
 
     async def listed(self, peer: PeerId, stage: Stage) -> tuple[int, tuple[int, ...]]:
@@ -216,14 +241,29 @@ class StateDownload:
 
 
 class _Chunks:
-    """All chunks of one state, drawn from several donors; whoever has nothing left to fetch helps with what others wait for."""
+    """All chunks of one state, drawn from several donors, the `first` ones before the others; whoever has nothing left to fetch
+    helps with what others wait for."""
 
-    def __init__(self, download: StateDownload, state: tuple[Manifest, Scratch], what: Header, pace_bytes_per_s: float) -> None:
+    def __init__(
+        self,
+        download: StateDownload,
+        state: tuple[Manifest, Scratch],
+        what: Header,
+        pace_bytes_per_s: float,
+        first: frozenset[int],
+    ) -> None:
         self._download, self._what, self._pace = download, what, pace_bytes_per_s
         self._manifest, self._scratch = state
-        self._missing = list(reversed(range(len(self._manifest.hashes))))
+        self._first, self._first_are_here = first, asyncio.Event()
+        self._missing = sorted(range(len(self._manifest.hashes)), key=lambda index: (index not in first, index), reverse=True)
         self._chunks: set[int] = set()
         self._under_way: dict[int, set[PeerId]] = {}
+
+    async def hand_over(self, on_weights: OnWeights) -> None:
+        """The weights and the step count, when the first chunks are here."""
+        await self._first_are_here.wait()
+        state = self._manifest.state_in(self._scratch)
+        await on_weights(renamed(state, {name: name for name in state if is_of_weights(name)}))
 
     async def from_donors(self, donors: Sequence[PeerId]) -> None:
         """Each chunk to its place. Raises StateUnavailable when no donor is left, or this peer's disk fails."""
@@ -272,6 +312,8 @@ class _Chunks:
             except OSError as error:
                 raise StateUnavailable(f"what has come cannot be kept: {error.strerror or error}") from error
             self._chunks.add(index)
+            if self._first <= self._chunks:
+                self._first_are_here.set()
             if not self._pace:
                 self._download.on_chunk(len(self._chunks), len(self._manifest.hashes))
             if self._pace:

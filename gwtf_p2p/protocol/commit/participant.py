@@ -97,7 +97,7 @@ class Participant:
             prepared=share.said,
             digest=digest,
             joining=role.joining or progress.behind,
-            syncing=progress.out_of_step,
+            syncing=not progress.has_state,
             active=role.active,
             taking_part=role.taking_part and not progress.out_of_step,
             coordinator=role.coordinator() if role.active and not progress.out_of_step else None,
@@ -188,13 +188,14 @@ class Participant:
             return
         if share.stepping or not self.certifier.proves(sender, message, Own(preparing, share.average)):
             return
-        if self.certifier.differs(share.average[2], message.certificate) and progress.unchecked:
+        if self.certifier.differs(share.average[2] or progress.state, message.certificate) and progress.unchecked:
             reason = f"weights of iteration {self.version} differ from those of most of its stage"
             self.fall_behind(reason, NO_WEIGHTS)
             return
         step = _step_of(preparing, message)
-        if progress.syncing:
-            progress.step_later(step, self.certifier.state_of_most(message.certificate))
+        if not progress.has_state:
+            state = self.certifier.state_of_most(message.certificate)
+            progress.kept.keep(step, state, None if progress.syncing else preparing)
             self._next_iteration(preparing, step.gradient_norm, message.certificate)
         else:
             share.apply(step.gradient_norm)

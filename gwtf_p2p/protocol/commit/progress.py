@@ -5,6 +5,10 @@ A peer that misses a commit (frozen, cut off) is *behind*: it serves nobody, dro
 that are committed while it downloads the weights of the first of them, and then steps through all of them, one at a time. A
 step that ends after its weights have been replaced means nothing.
 
+The weights may come first. Then it serves, and counts in the iteration that they are of, while what the optimizer keeps with
+them (the *moments*) is on its way: no gradient needs it. When that iteration is committed before the moments are here, its
+average is kept like the others, and the peer serves again when it has stepped. Until then nobody can have the state from it.
+
 A commit whose norm is not finite is a step that is *skipped*: the version rises, the weights stay. After as many in a row as
 the run allows, data peers begin no iteration until they are started again.
 
@@ -57,11 +61,49 @@ class Evaluating:
         return ends(self.known, self.ctx.life.patience) and not self.ctx.life.is_over(version)
 
 
+class KeptSteps:
+    """The steps whose averages are kept until this peer's state is here, in their order, and of what state most of the stage
+    have averaged for each of them, as far as a commit has said so."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.states: dict[int, str] = {}
+        self._served: tuple[Prepare, float] | None = None
+
+    def keep(self, step: Step, state: str, served: Prepare | None) -> None:
+        """`state`: the digest of what most of the stage have averaged for, '' where that is not known; `served`: the attempt,
+        where this peer served in its iteration."""
+        self.steps.append(step)
+        self.states[step.iteration] = state
+        self._served = (served, step.gradient_norm) if served is not None else None
+
+    def take_served(self) -> tuple[Prepare, float] | None:
+        """The attempt that was committed since the last call though this peer, which served, cannot step; and its norm."""
+        taken, self._served = self._served, None
+        return taken
+
+    def fits(self, version: int, state: str) -> bool:
+        """A state of this version and digest is the one that most of the stage have."""
+        return not state or self.states.get(version, "") in ("", state)
+
+    def begin_at(self, version: int) -> None:
+        """A state of this version is here: steps before it are in it."""
+        self.steps = [step for step in self.steps if step.iteration >= version]
+
+    def clear(self) -> None:
+        """They are of no use."""
+        self.steps.clear()
+        self.states.clear()
+
+
 class Progress:
     """`version`: the iteration that this peer takes part in. `weights`: what its weights are at, equal unless it follows.
     `committed`: the attempt that `version` began from, `gradient_norm` and `certificate` that commit's. `skipped`: the steps
     before it that were skipped, in a row, as far as this peer has seen; `skipped_for`: whose gradients were not finite at the
-    last of them. `evaluating`: what the commits up to `version` have told of evaluations."""
+    last of them. `evaluating`: what the commits up to `version` have told of evaluations. `lacks_moments`: those of `weights`
+    are not here yet. `kept`: the averages of iterations that are committed since. `state`: the digest of a state that was put
+    in place, until a step changes it, '' where it is not known.
+    """
 
     def __init__(self, context: Context) -> None:
         self.ctx = context
@@ -74,11 +116,12 @@ class Progress:
         self.skipped_for: tuple[PeerId, ...] = ()
         self.evaluating = Evaluating(context)
         self.behind = False
+        self.lacks_moments = False
+        self.state = ""
         self._has_fallen_behind = False
         self._has_let_go = False
         self._awaited_step: int | None = None
-        self._pending: list[Step] = []
-        self._states: dict[int, str] = {}
+        self.kept = KeptSteps()
         self.unchecked = False
 
     @property
@@ -95,6 +138,11 @@ class Progress:
     def out_of_step(self) -> bool:
         """This peer must not serve."""
         return self.behind or self.weights != self.version
+
+    @property
+    def has_state(self) -> bool:
+        """All of the state is here: it can step, and others can have it."""
+        return not self.out_of_step and not self.lacks_moments
 
     @property
     def is_paused(self) -> bool:
@@ -123,38 +171,34 @@ class Progress:
         self._awaited_step = step.iteration
         self.ctx.emit(step)
 
-    def step_later(self, step: Step, state: str) -> None:
-        """The weights that this average is for are still on their way here. `state`: the digest of what most of the stage have
-        averaged for, '' where that is not known."""
-        self._pending.append(step)
-        self._states[step.iteration] = state
-
-    def fits(self, version: int, state: str) -> bool:
-        """Weights of this version and digest are those that most of the stage have, as far as a commit has said so."""
-        return not state or self._states.get(version, "") in ("", state)
-
     def stepped(self, iteration: int) -> bool:
         """The weights are one version further; False for weights that have been replaced since."""
         if iteration != self._awaited_step:
             return False
-        self._awaited_step = None
+        self._awaited_step, self.state = None, ""
         self.weights = iteration + 1
         return True
 
     def step_pending(self) -> None:
         """The next of the averages that were kept, if there is one."""
-        if self._pending:
-            self.step(self._pending.pop(0))
+        if self.kept.steps:
+            self.step(self.kept.steps.pop(0))
 
-    def downloaded(self, version: int) -> bool:
-        """False when the weights are of no use: averages between them and the iteration followed are missing."""
-        self._pending = [step for step in self._pending if step.iteration >= version]
-        first = self._pending[0].iteration if self._pending else self.version
+    def weights_downloaded(self, version: int) -> bool:
+        """Whether they can be computed with: not when their iteration is committed already."""
+        if self.behind or version != self.version or self.weights == version:
+            return False
+        self.weights, self.lacks_moments = version, True
+        return True
+
+    def downloaded(self, version: int, state: str = "") -> bool:
+        """False when the state is of no use: averages between it and the iteration followed are missing."""
+        self.kept.begin_at(version)
+        first = self.kept.steps[0].iteration if self.kept.steps else self.version
         if version != first:
             return False
-        self.weights = version
-        self.unchecked = version not in self._states
-        self._states = {iteration: state for iteration, state in self._states.items() if iteration > version}
+        self.weights, self.lacks_moments, self.state = version, False, state
+        self.unchecked = version not in self.kept.states
         self.step_pending()
         return True
 
@@ -171,20 +215,21 @@ class Progress:
     def let_go(self) -> None:
         """No step that is under way is of use any more, nor is what this peer holds."""
         self._awaited_step = None
-        self._pending.clear()
-        self._states.clear()
+        self.kept.clear()
         self._has_let_go = True
 
     def fall_behind(self, weights: int, is_known: bool) -> None:
         """The swarm has gone on; what this peer has are weights of that version. `is_known`: to whom it has to be told."""
-        self.weights = weights
+        self.weights = NO_WEIGHTS if self.lacks_moments else weights
+        self.lacks_moments = False
         self.behind, self._has_fallen_behind = True, not is_known
 
     def follow(self, iteration: int, epoch: int, certificate: Certificate | None = None) -> None:
         """Take part from this iteration on, without its weights."""
         self.evaluating.go_back(iteration)
-        if self.weights == iteration:
+        if self.weights == iteration or self.lacks_moments:
             self.weights = NO_WEIGHTS  # they may be right, but the gradient is not empty
+        self.lacks_moments = False
         self.version, self.ctx.epoch = iteration, epoch
         self.committed, self.certificate = None, certificate
         self.behind = self._has_fallen_behind = False

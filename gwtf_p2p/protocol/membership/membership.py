@@ -3,8 +3,9 @@
 JOINING: the program has started. If no data peer answers and nobody's record is ahead, this peer is as far as anybody:
 it is ONLINE at once (so a fresh run begins). Otherwise it says where it stands to the data peers, and the coordinator admits
 it. SYNCING: it follows the iterations (as a member of its stage group with an empty share) while it downloads the weights of
-the first of them, then applies the averages it has kept. ONLINE: its weights are those of the iteration. A peer that finds
-itself behind says so, and is admitted anew. DRAINING: it takes nothing new and leaves when its counted work is committed.
+the first of them, then applies the averages it has kept. ONLINE: its weights are those of the iteration; a stage peer serves
+with them before the rest of the state is here (`commit/progress`). A peer that finds itself behind says so, and is admitted
+anew. DRAINING: it takes nothing new and leaves when its counted work is committed.
 """
 
 from __future__ import annotations
@@ -117,13 +118,14 @@ class Membership:
         ctx, participant = self.ctx, self.participant
         if message.position < participant.position and not participant.progress.behind and not participant.role.joining:
             return
-        has_own = message.iteration in participant.role.kept or (self.serves and message.iteration == participant.weights)
+        has_state = participant.progress.has_state and message.iteration == participant.weights
+        has_own = message.iteration in participant.role.kept or (self.serves and has_state)
         overwrites = message.rebuild is not None and ctx.stage in message.rebuild.stages and has_own
         if overwrites or not self.others.may_admit(sender, message):
             ctx.report("admit_refused", sender=sender, iteration=message.iteration, epoch=message.epoch)
             return
         serves = self.serves and message.position > participant.position
-        if serves and self._leader() not in (sender, None):
+        if serves and self.others.leader() not in (sender, None):
             ctx.report("admit_refused", sender=sender, iteration=message.iteration, epoch=message.epoch)
             self.others.doubt()  # whoever leads answers; if the others have followed, this peer falls behind
             return
@@ -152,24 +154,26 @@ class Membership:
                 ctx.report("rebuilding", version=message.iteration, stages=list(message.rebuild.stages), epoch=message.epoch)
             ctx.emit(Publish())
 
-    def _leader(self) -> PeerId | None:
-        """Who leads this iteration, as far as this peer knows; None before the first commit."""
-        live = (p for p in self.participant.data_peers or () if not self.ctx.liveness.is_lost(p))
-        return min(live, default=None)
+    def weights_downloaded(self, event: ev.WeightsDownloaded) -> None:
+        """They are the ones of the iteration that this peer takes part in: it serves, and says so."""
+        if event.version == self.wanted.version and self.participant.progress.weights_downloaded(event.version):
+            self.wanted.found()
+            self.ctx.report("serves_before_moments", version=event.version)
+            self._online(admitted=self.admitted)
 
     def downloaded(self, event: ev.Downloaded) -> None:
         if self.wanted.version is None:
             return
         self.wanted.forget()
         self.wanted.found()
-        if not self.participant.progress.fits(event.version, event.state):
+        if not self.participant.progress.kept.fits(event.version, event.state):
             self.ctx.report("state_refused", version=event.version, state=event.state)
             self._give_up(f"the weights of iteration {event.version} are not those that the stage has signed")
             return
         if self.participant.role.joining or self.participant.progress.behind:
             self.participant.follow(event.version, self.ctx.epoch)  # no data peer was there to admit this one
             self.admitted = True
-        if not self.participant.progress.downloaded(event.version):
+        if not self.participant.progress.downloaded(event.version, event.state):
             self._give_up(f"the weights of iteration {event.version} came too late")
         elif not self.participant.progress.syncing:
             self.caught_up()
@@ -241,7 +245,7 @@ class Membership:
         self.ctx.report("download_failed", reason=reason)
         participant = self.participant
         if not participant.progress.behind and not participant.role.joining:
-            participant.fall_behind(reason, participant.weights, is_known=True)
+            participant.fall_behind(reason, participant.weights, is_known=not self.serves)
         self.ctx.start_timer(ev.Timer.SEEK, "", self._seek_s)
         self._seek_s = min(2 * self._seek_s, MOST_SEEK_S)
 

@@ -35,6 +35,11 @@ class Others:
                 known.add(record.peer)
         return sorted(p for p in known if p != ctx.me and not ctx.liveness.is_lost(p))
 
+    def leader(self) -> PeerId | None:
+        """Who leads this iteration, as far as this peer knows; None before the first commit."""
+        live = (p for p in self.participant.data_peers or () if not self.ctx.liveness.is_lost(p))
+        return min(live, default=None)
+
     def furthest(self) -> tuple[int, int]:
         """The latest position (epoch, iteration) that another peer's record shows."""
         view, ctx = self.ctx.view, self.ctx

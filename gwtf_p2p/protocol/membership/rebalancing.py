@@ -7,8 +7,9 @@ of the GWTF prototype). The stage with the largest pace is the bottleneck of the
 it neither that stage nor the one that it leaves is as slow as the bottleneck was, by a margin. No stage is emptied by a move.
 
 All peers find the same move from the same records, so they agree on the mover without talking. Against flapping: the margin;
-the same move must be found several times in a row; nothing moves while a peer is on its way (joining, syncing or draining), nor
-for a while after any peer has come, gone or moved. A stage without anybody stops the training: then only the second rule holds.
+the same move must be found several times in a row; nothing moves while a peer is on its way (joining, syncing, serving without
+the whole state, or draining), nor for a while after any peer has come, gone or moved. A stage without anybody stops the
+training: then only the second rule holds.
 
 A newcomer takes the stage with the largest pace, where one more peer raises the swarm's throughput most. Ties go to the stage
 with fewer peers, then to one drawn by the newcomer's id, so that several newcomers who look at the same records do not all
@@ -110,7 +111,7 @@ def choose_stage(view: NetworkView, me: PeerId, fits: Iterable[Stage] = ()) -> S
 def best_move(view: NetworkView) -> Move | NoMove:
     """The one move that helps most now, whoever is looking."""
     stage_peers = [record for record in view.records.values() if record.stage > 0]
-    on_their_way = [record.peer for record in stage_peers if record.state is not PeerState.ONLINE]
+    on_their_way = [record.peer for record in stage_peers if record.state is not PeerState.ONLINE or record.lacks_moments]
     if on_their_way:
         return NoMove(f"{on_their_way[0]} is on its way")
     paces = Paces(view.stages, stage_peers)

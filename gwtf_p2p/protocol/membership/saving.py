@@ -41,7 +41,7 @@ class Saving:
 
     def leave(self) -> None:
         """Keep what this peer has computed: it may be gone for long."""
-        if self.participant.weights > 0:
+        if self.participant.weights > 0 and not self.participant.progress.lacks_moments:
             self.ask(self.participant.weights)
 
     def ask(self, version: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Download
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.wire.messages import Rebuild
 
 
@@ -23,7 +23,14 @@ class WantedWeights:
         """Have them put in place, unless that is under way. `own`: a checkpoint of its own will do."""
         if self.version != version:
             self.version, self.rebuild = version, rebuild
-            self.ctx.emit(Download(version, donors, own, self.ctx.epoch, rebuild))
+            first = bool(donors) and not own and rebuild is None and self._may_serve_without_moments()
+            self.ctx.emit(Download(version, donors, own, self.ctx.epoch, rebuild, first))
+
+    def _may_serve_without_moments(self) -> bool:
+        """Where copies are averaged the moments are part of the average; delayed steps have the version before in the state. A
+        data peer that serves begins iterations."""
+        life = self.ctx.life
+        return self.ctx.stage != DATA_STAGE and not life.sync.is_on and not life.ahead
 
     def forget(self) -> None:
         """They are here, or are not wanted any more."""

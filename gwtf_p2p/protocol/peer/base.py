@@ -143,7 +143,7 @@ class PeerMachine(Concerned, Worker, ABC):
                 self.membership.started(event)
                 self.ctx.emit(ef.Publish())
             case ev.AverageDone():
-                here = not self.participant.progress.syncing
+                here = self.participant.progress.has_state
                 self.participant.share.average_done(event if here else replace(event, state=""))
             case ev.AverageFailed():
                 self.participant.share.average_failed(event)
@@ -154,6 +154,8 @@ class PeerMachine(Concerned, Worker, ABC):
                 self.membership.downloaded(event)
                 if self.membership.wanted.rebuild is not None and event.version == self.participant.weights:
                     self.saving.ask(event.version)  # nobody has these weights on a disk
+            case ev.WeightsDownloaded():
+                self.membership.weights_downloaded(event)
             case ev.DownloadFailed():
                 self.membership.download_failed(event)
             case ev.Checkpointed():
@@ -183,6 +185,11 @@ class PeerMachine(Concerned, Worker, ABC):
             self._drop_everything()
         if participant.progress.has_fallen_behind():
             self.membership.fell_behind()
+        served = participant.progress.kept.take_served()
+        if served is not None:
+            preparing, norm = served
+            self.accounts.stepped(preparing, norm < 0)
+            _discard_up_to(self.ctx, preparing.iteration)
         if participant.position != self._position:
             self._position = participant.position
             self.audits.forget()
@@ -304,10 +311,7 @@ class PeerMachine(Concerned, Worker, ABC):
         self.accounts.stepped(preparing, self.participant.share.applied_norm < 0)
         self.participant.stepped(iteration)
         self.saving.stepped(iteration + 1)
-        for held in self.ctx.in_order():
-            if held.id.iteration <= iteration:
-                self.ctx.router.observe_end(held.id, self.ctx.now)
-                self.ctx.discard(held)
+        _discard_up_to(self.ctx, iteration)
 
     def _drop_everything(self) -> None:
         """This peer is out of step: what it holds is of no use to anybody."""
@@ -321,6 +325,14 @@ class PeerMachine(Concerned, Worker, ABC):
         """A draining peer may leave: its work is finished and committed, and no group waits for it."""
         share = self.participant.share
         return not (self.ctx.occupancy or share.counted or share.ahead) and share.preparing is None
+
+
+def _discard_up_to(ctx: Context, iteration: int) -> None:
+    """It is committed: what this peer holds of it is of no use any more."""
+    for held in ctx.in_order():
+        if held.id.iteration <= iteration:
+            ctx.router.observe_end(held.id, ctx.now)
+            ctx.discard(held)
 
 
 def _see(machine: PeerMachine, view: NetworkView | None) -> None:

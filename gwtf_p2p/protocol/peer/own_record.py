@@ -105,6 +105,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         public_name=around.public_name,
         exchanges=around.exchanges,
         averages_in_rows=True,
+        lacks_moments=machine.participant.progress.lacks_moments,
         sequence_number=sequence_number,
     )
 

@@ -88,9 +88,11 @@ class StagePeer(PeerMachine):
             self._hurries = not seen.peers_of_stage(move.to_stage)
 
     def _others_serve(self) -> bool:
+        """And have the whole state of this stage."""
         view, ctx = self.ctx.view, self.ctx
         peers = view.peers_of_stage(ctx.stage) if view is not None else ()
-        return any(peer != ctx.me and not ctx.liveness.is_lost(peer) for peer in peers)
+        records = view.records if view is not None else {}
+        return any(p != ctx.me and not ctx.liveness.is_lost(p) and not records[p].lacks_moments for p in peers)
 
     def _nothing_left(self) -> bool:
         return self._hurries or super()._nothing_left()

@@ -294,7 +294,8 @@ class StageRecord:
     figures of the run for observers; nobody plans on them. `public_name` is what the peer's user wants to be called, which
     proves nothing.
     `precision` is what it computes in, by which its work is judged (`audit`). `exchanges`: it answers those that exchange
-    records with it (`protocol/exchange`). `averages_in_rows`: it can (`averages/rows`).
+    records with it (`protocol/exchange`). `averages_in_rows`: it can (`averages/rows`). `lacks_moments`: it serves, but nobody
+    could have its stage's state from it yet (`commit/progress`).
     """
 
     peer: Peer
@@ -337,6 +338,7 @@ class StageRecord:
     public_name: PublicName = ""
     exchanges: bool = False
     averages_in_rows: bool = False
+    lacks_moments: bool = False
     sequence_number: Count = 0
     schema_version: int = SCHEMA_VERSION
     wire_version: int = WIRE_VERSION

@@ -22,7 +22,7 @@ TYPICAL = (1024, 1024)
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """Bytes of one boundary activation, of its gradient, of one stage's gradient in an average, and of a stage's weights with
-    their optimizer; `sync` says in which iterations what is averaged."""
+    their optimizer, of which `weights_bytes` are the weights; `sync` says in which iterations what is averaged."""
 
     activation_bytes: int
     gradient_bytes: int
@@ -31,6 +31,7 @@ class Sizes:
     stages: int = 0
     end_bytes: int | None = None
     sync: ReplicaSync = SYNCHRONOUS
+    weights_bytes: int = 0
 
     @staticmethod
     def of(model: ModelSpec, wire: WireSpec, subspace: int = 0, thin: bool = False, sync: ReplicaSync = SYNCHRONOUS) -> Sizes:
@@ -53,6 +54,7 @@ class Sizes:
             model.stages,
             2 * a_number_each if thin else None,
             sync,
+            min(model.stage_gradient_bytes, model.stage_state_bytes),
         )
 
     @property

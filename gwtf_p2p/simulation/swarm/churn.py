@@ -37,7 +37,7 @@ class StagePeers(Protocol):
     def is_down(self, peer: PeerId) -> bool: ...
 
     def is_online(self, peer: PeerId) -> bool:
-        """Up and in step."""
+        """Up and in step, with all of its stage's state."""
 
     def crash(self, peer: PeerId) -> None: ...
 
@@ -116,7 +116,9 @@ class SimulatedStagePeers:
 
     def is_online(self, peer: PeerId) -> bool:
         known = self.swarm.world.peers[peer]
-        return known.alive and known.machine.membership.published_state is PeerState.ONLINE
+        machine = known.machine
+        is_online = machine.membership.published_state is PeerState.ONLINE
+        return known.alive and is_online and not machine.participant.progress.lacks_moments
 
     def crash(self, peer: PeerId) -> None:
         self.swarm.world.kill(peer)

@@ -49,10 +49,10 @@ class Copies:
         """What this peer's weights of that version have come from."""
         return peer.copies.get(version, FIRST)
 
-    def take(self, peer: SimulatedPeer, version: int, donor: SimulatedPeer | None) -> None:
-        """They were downloaded from this peer, or (None) made of its neighbours' by one rule for all."""
+    def take(self, peer: SimulatedPeer, version: int, copy: str | None) -> None:
+        """They were downloaded from peers that had this copy, or (None) made of its neighbours' by one rule for all."""
         rebuilt = _named("rebuilt", str(peer.epoch), str(version), str(peer.machine.ctx.stage))
-        peer.copies[version] = self.of(donor, version) if donor is not None else rebuilt
+        peer.copies[version] = copy if copy is not None else rebuilt
 
     def on_disk(self, versions: list[int]) -> list[int]:
         """Those of which there are checkpoints."""

@@ -110,7 +110,8 @@ class SmallConfig:
     programs end when the run is complete; `certifies`: commits are proven; `rebuilds`: a stage that is lost is rebuilt.
     `audit`: the share of hops that is done again. `losses`: what the first data peer finds when it evaluates a version, which
     it does for each of them (NaN: not finite); `patience` and `replica_sync` as in the run's record; `ahead` 1: steps are
-    delayed. Of more than `all_with_all` peers a stage averages in rows.
+    delayed. Of more than `all_with_all` peers a stage averages in rows. A stage's state takes as long to fetch as
+    `state_microbatches` tensors of microbatches, its weights a third of that.
     """
 
     stages: int = 3
@@ -138,6 +139,7 @@ class SmallConfig:
     replica_sync: int = 0
     terms: EntryTerms = field(default_factory=EntryTerms)
     all_with_all: int = MOST_ALL_WITH_ALL
+    state_microbatches: int = 12
 
 
 @dataclass
@@ -319,7 +321,10 @@ def small_swarm(config: SmallConfig, script: Sequence[Fault] = ()) -> SmallSwarm
     directory = Directory(config.stages, MICROBATCH_BYTES, MICROBATCH_BYTES)
     reports: list[tuple[PeerId, ef.Report, float]] = []
     sync = ReplicaSync(config.replica_sync, config.iterations)
-    sizes = Sizes(MICROBATCH_BYTES, MICROBATCH_BYTES, 4 * MICROBATCH_BYTES, 12 * MICROBATCH_BYTES, sync=sync)
+    state_bytes = config.state_microbatches * MICROBATCH_BYTES
+    sizes = Sizes(
+        MICROBATCH_BYTES, MICROBATCH_BYTES, 4 * MICROBATCH_BYTES, state_bytes, sync=sync, weights_bytes=state_bytes // 3
+    )
 
     def on_report(peer: PeerId, report: ef.Report, now: float) -> None:
         reports.append((peer, report, now))

@@ -23,7 +23,7 @@ class Weights:
     between where a run averages them now and then: then a download is of one donor's."""
 
     def __init__(self, population: Population, sizes: Sizes, has_published: Callable[[PeerId], bool]) -> None:
-        self._population, self._state_bytes, self._has_published = population, sizes.state_bytes, has_published
+        self._population, self._sizes, self._has_published = population, sizes, has_published
         self.copies = Copies(sizes.sync)
         self._downloads = Downloads(population.links)
 
@@ -41,39 +41,59 @@ class Weights:
         self._population.kernel.after(0.0, lambda: self._population.feed(peer, ev.Stepped(iteration)))
 
     def download(self, peer: SimulatedPeer, download: ef.Download) -> None:
-        """From an own checkpoint if that is the right one, which takes no time; else from all donors at once. What is rebuilt
-        takes the states of the stage below and of the one above, one after the other."""
-        version = download.version
+        """From an own checkpoint if that is the right one, which takes no time; else from all donors at once, the weights first
+        where they are wanted first. What is rebuilt takes the states of the stage below and of the one above, one after the
+        other."""
+        version, sizes = download.version, self._sizes
         own = download.own and version in peer.kept
+        first_bytes = sizes.weights_bytes if download.weights_first else 0
+        rest_bytes = 0 if own else sizes.state_bytes - first_bytes
+
+        def left_on_disk() -> list[int]:
+            """Of this epoch, which the peer is in from now on."""
+            left = [v for v in peer.kept if v < version] if own or download.epoch == peer.epoch else []
+            peer.epoch = download.epoch
+            return left
 
         def ended(whole: bool) -> None:
             if not whole:
                 self._population.feed(peer, ev.DownloadFailed(f"nobody has version {version}"))
                 return
-            earlier = [v for v in peer.kept if v < version] if own or download.epoch == peer.epoch else []
-            peer.epoch = download.epoch
-            sums, rebuild = self._contributions(donors, version), download.rebuild
-            if rebuild is not None and peer.machine.ctx.stage == DATA_STAGE:
-                sums = sums.with_rebuilt(rebuild.stages, version)
-            peer.contributions[version] = sums
-            if not own:
-                able = [d for d in donors if self._can_give(d, version, peer.id)]
-                self.copies.take(peer, version, self._population.peers[able[0]] if able and rebuild is None else None)
+            earlier = left_on_disk()
+            rebuild = download.rebuild
+            rebuilt = rebuild.stages if rebuild is not None and peer.machine.ctx.stage == DATA_STAGE else ()
+            peer.contributions[version] = sums.with_rebuilt(rebuilt, version) if rebuilt else sums
+            if not own and not first_bytes:
+                self.copies.take(peer, version, copy if rebuild is None else None)
             self._keep(peer, [*earlier, version])
             self._population.feed(peer, ev.Downloaded(version))
 
-        donors = (peer.id,) if own else self._of_one_copy(download.donors, version, peer.id)
-        neighbours = (download.rebuild.below, download.rebuild.above) if download.rebuild is not None else ()
-        self._fetch(peer, version, [each for each in neighbours if each] or [donors], 0 if own else self._state_bytes, ended)
+        def weights_ended(whole: bool) -> None:
+            if not whole:
+                ended(whole)
+                return
+            peer.kept = left_on_disk()
+            self.copies.take(peer, version, copy)
+            self._fetch(peer, version, [donors], rest_bytes, ended)
+            self._population.feed(peer, ev.WeightsDownloaded(version))
 
-    def _of_one_copy(self, donors: tuple[PeerId, ...], version: int, to: PeerId) -> tuple[PeerId, ...]:
-        """Those whose states of this version are equal to that of the first that can give it."""
+        copy, donors = (None, (peer.id,)) if own else self._of_one_copy(download.donors, version, peer.id)
+        sums = self._contributions(donors, version)
+        neighbours = (download.rebuild.below, download.rebuild.above) if download.rebuild is not None else ()
+        if first_bytes and not own:
+            self._fetch(peer, version, [donors], first_bytes, weights_ended)
+        else:
+            self._fetch(peer, version, [each for each in neighbours if each] or [donors], rest_bytes, ended)
+
+    def _of_one_copy(self, donors: tuple[PeerId, ...], version: int, to: PeerId) -> tuple[str | None, tuple[PeerId, ...]]:
+        """What the first that can give it has of this version, and those whose states are equal to that; None, and all, where
+        nobody can."""
         peers = self._population.peers
         first = next((d for d in donors if self._can_give(d, version, to)), None)
         if first is None:
-            return donors
+            return None, donors
         wanted = self.copies.of(peers[first], version)
-        return tuple(donor for donor in donors if self.copies.of(peers[donor], version) == wanted)
+        return wanted, tuple(donor for donor in donors if self.copies.of(peers[donor], version) == wanted)
 
     def _fetch(
         self,

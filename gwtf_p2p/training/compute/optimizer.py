@@ -31,6 +31,9 @@ from gwtf_p2p.training.compute.gradients import squared_norm
 from gwtf_p2p.training.compute.updates import Step, update_of
 from gwtf_p2p.training.compute.values import Gradient, HeldGradient
 
+NO_STATE = -1
+"""Steps of an optimizer whose state is not that of the weights."""
+
 LARGEST_WEIGHT = 1e37
 """No step may leave one that is larger: float32 ends at 3.4e38."""
 
@@ -81,11 +84,11 @@ class PartOptimizer:
         self._spec = spec
         self._updates = {name: update_of(parameter, spec) for name, parameter in self._parameters.items()}
         self._decayed = {name for name, p in self._parameters.items() if _is_decayed(name, p, spec)}
-        self._steps = 0
+        self._steps, self._weights_of = 0, NO_STATE
 
     @property
     def steps(self) -> int:
-        """Steps taken so far; with one step per iteration, the weights version."""
+        """Steps taken so far; with one step per iteration, the weights version. NO_STATE where that is not here."""
         return self._steps
 
     def step(self, averaged: Gradient | Mapping[str, Tensor], iteration: int, gradient_norm: float | None = None) -> StepReport:
@@ -149,6 +152,16 @@ class PartOptimizer:
         before = {f"{PREVIOUS}{name}": parameter.detach() for name, parameter in (self._before or {}).items()}
         kept = {f"{kind}{name}": tensor for name, update in self._updates.items() for kind, tensor in update.state.items()}
         return kept | before
+
+    @property
+    def weights_version(self) -> int:
+        """Of the weights alone."""
+        return self._weights_of if self._steps == NO_STATE else self._steps
+
+    def forget_state(self, weights_of: int = NO_STATE) -> None:
+        """Weights of this version are here, and what belongs to them is not, until `load_state_tensors`: no step can be
+        taken."""
+        self._steps, self._weights_of = NO_STATE, weights_of
 
     def load_state_tensors(self, state: Mapping[str, Tensor], steps: int) -> None:
         """Overwrite all state and the step count. Names and shapes must be `state_tensors`' own (KeyError, RuntimeError)."""

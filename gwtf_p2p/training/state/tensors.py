@@ -76,6 +76,22 @@ def load_weights(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Ten
     return int(state[STEP])
 
 
+def is_of_weights(name: str) -> bool:
+    """Whether microbatches are computed with this tensor of a state; the step count, which says of which version, is one."""
+    return name.startswith(WEIGHTS) or name == STEP
+
+
+def load_moments(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer, state: Mapping[str, Tensor]) -> int:
+    """Overwrite all but the weights, which are those of this state already; returns the step count. Raises as `load_state`."""
+    expected = live_state(parameters, optimizer)
+    for name in sorted(state.keys() - expected.keys()):
+        raise RemoteProtocolError(f"state: {name}: not a tensor of this part")
+    _check({name: tensor for name, tensor in expected.items() if not name.startswith(WEIGHTS)}, state)
+    steps = int(state[STEP])
+    optimizer.load_state_tensors(state, steps)
+    return steps
+
+
 def _check(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Raises RemoteProtocolError when one is missing, of another shape or dtype, not finite, or a variance below 0."""
     for name, tensor in sorted(expected.items()):

@@ -35,7 +35,7 @@ def answering() -> ForwardOnly:
     compute: Any = SimpleNamespace(
         executor=OneStage(),
         codecs=SimpleNamespace(activations=codec_of("float32")),
-        optimizer=SimpleNamespace(steps=3),
+        optimizer=SimpleNamespace(weights_version=3),
     )
     return ForwardOnly(rpc, compute)
 

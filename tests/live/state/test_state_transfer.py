@@ -23,6 +23,7 @@ from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.trust.state_access import StateAccess, WhyNoState
 from gwtf_p2p.protocol.wire.records import PeerState
+from gwtf_p2p.training.state import tensors as state_tensors
 from tests.live.conftest import DEADLINE_S, StartPeer
 from tests.protocol.peers import D, in_step, record
 
@@ -96,6 +97,74 @@ async def test_a_donor_dies_in_the_middle(start_peer: StartPeer, monkeypatch: py
     monkeypatch.setattr(download, "on_delivery", count_and_kill)
     assert_equal(await download.fetch(VERSION, [dying.id, steady.id]), state())
     assert 3 <= arrived.count(dying.id) < 3 + state_transfer.AT_ONCE, "the fault must have happened in the middle"
+
+
+def state_with_moments() -> dict[str, Tensor]:
+    """As an optimizer with two moments of each weight keeps it: in the order of names the weights come last."""
+    weights = {name.removeprefix("weights/"): tensor for name, tensor in state().items() if name != "step"}
+    kinds = ("first_moment", "second_moment")
+    moments = {f"{kind}/{name}": torch.rand(weight.shape) for kind in kinds for name, weight in weights.items()}
+    return {**moments, **state()}
+
+
+async def test_the_weights_come_first_and_a_donor_may_die_while_they_are_put_to_use(
+    start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_manifest, "CHUNK_BYTES", 1 << 16)
+    newcomer, dying, steady = [await start_peer() for _ in range(3)]
+    whole = state_with_moments()
+    open_donor(steady.rpc, Store(whole), STAGE)
+    donor = open_donor(dying.rpc, Store(whole), STAGE)
+    download, chunks = StateDownload(newcomer.rpc), []
+    download.on_chunk = lambda arrived, of: chunks.append((arrived, of))
+    handed: list[tuple[int, int]] = []
+
+    async def take(weights: Mapping[str, Tensor]) -> None:
+        handed.append(chunks[-1])
+        assert_equal(weights, {name: tensor for name, tensor in whole.items() if state_tensors.is_of_weights(name)})
+        donor.stop()
+        dying.daemon.p2p._child.kill()
+
+    assert_equal(await download.fetch(VERSION, [dying.id, steady.id], on_weights=take), whole)
+    [(arrived, of)] = handed
+    assert of / 3 <= arrived <= of / 3 + 2 + 4 * state_transfer.AT_ONCE, "the others were hardly begun"
+
+
+async def test_moments_that_are_not_the_ones_that_were_promised_are_not_believed(
+    start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are right."""
+    monkeypatch.setattr(state_manifest, "CHUNK_BYTES", 1 << 16)
+    newcomer, liar = [await start_peer() for _ in range(2)]
+    whole = state_with_moments()
+    donor = open_donor(liar.rpc, Store(whole), STAGE)
+    download, chunk, handed = StateDownload(newcomer.rpc), state_manifest.Snapshot.chunk, []
+
+    def damaged(self: state_manifest.Snapshot, index: int) -> memoryview:
+        honest = bytearray(chunk(self, index))
+        honest[0] ^= index not in self.manifest.chunks_of(state_tensors.is_of_weights)
+        return memoryview(honest)
+
+    async def take(weights: Mapping[str, Tensor]) -> None:
+        handed.append(sorted(weights))
+
+    await download._manifest(liar.id, {"version": VERSION})
+    monkeypatch.setattr(state_manifest.Snapshot, "chunk", damaged)
+    with pytest.raises(StateUnavailable, match="failed to deliver"):
+        await download.fetch(VERSION, [liar.id], on_weights=take)
+    assert handed == [sorted(state())]
+    donor.stop()
+
+
+async def test_weights_that_cannot_be_put_to_use_fail_the_download(start_peer: StartPeer) -> None:
+    newcomer, peer = [await start_peer() for _ in range(2)]
+    open_donor(peer.rpc, Store(state_with_moments()), STAGE)
+
+    async def refuse(weights: Mapping[str, Tensor]) -> None:
+        raise RemoteProtocolError("they do not fit")
+
+    with pytest.raises(RemoteProtocolError, match="they do not fit"):
+        await StateDownload(newcomer.rpc).fetch(VERSION, [peer.id], on_weights=refuse)
 
 
 async def test_a_donor_with_another_state_is_left_out(start_peer: StartPeer) -> None:

@@ -14,7 +14,7 @@ def following(iteration: int = 3) -> DrivenStagePeer:
     """It has been admitted to an iteration whose weights it downloads."""
     driven = in_step()
     driven.hears(D, msg.Admit(iteration, donors=(A2,), data_peers=(D,)))
-    assert driven.did(ef.Download) == [ef.Download(iteration, (A2,), False, 0)]
+    assert driven.did(ef.Download) == [ef.Download(iteration, (A2,), False, 0, weights_first=True)]
     return driven
 
 

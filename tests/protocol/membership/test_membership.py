@@ -88,7 +88,7 @@ def test_a_newcomer_with_the_weights_is_online_when_it_is_admitted() -> None:
 def test_a_newcomer_without_the_weights_follows_and_downloads_them_from_the_donors() -> None:
     driven = joining(others=3)
     driven.hears(D, msg.Admit(3, (A2,), (D,), epoch_starts=(1,)))
-    assert driven.did(ef.Download) == [ef.Download(3, (A2,), False, 0)]
+    assert driven.did(ef.Download) == [ef.Download(3, (A2,), False, 0, weights_first=True)]
     assert driven.machine.membership.published_state is PeerState.SYNCING
     driven.hears(D, msg.Admit(3, (A2,), (D,)))
     assert not driven.did(ef.Download), "it is under way"

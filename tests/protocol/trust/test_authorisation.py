@@ -150,7 +150,7 @@ def test_weights_are_taken_from_peers_of_the_own_stage_only() -> None:
     driven.handle(ev.Started(0, incarnation=7))
     driven.sees([record(D, weights_version=3), record(A, PeerState.JOINING), record(A2, weights_version=3)])
     driven.hears(D, msg.Admit(3, (X, B, A2), (D,)))
-    assert driven.did(ef.Download) == [ef.Download(3, (A2,), False, 0)]
+    assert driven.did(ef.Download) == [ef.Download(3, (A2,), False, 0, weights_first=True)]
 
 
 def test_a_serving_peer_goes_back_only_for_who_leads() -> None:
