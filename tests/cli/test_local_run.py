@@ -40,8 +40,8 @@ def test_a_peer_is_told_of_every_fault_that_may_be_its_own(tmp_path: Path) -> No
 
 
 def test_a_start_in_turn_says_how_long_it_takes() -> None:
-    assert start_progress(0, 60, 3.0) == "0 of 60 peers online after 3 s"
-    assert start_progress(15, 60, 10.0) == "15 of 60 peers online after 10 s, the rest in about 30 s"
+    assert start_progress(1, 60, 3.0) == "1 of 60 peers online after 3 s"
+    assert start_progress(16, 61, 10.0) == "16 of 61 peers online after 10 s, the rest in about 30 s"
 
 
 def tell(local: LocalRun, name: str, report: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ def life(handover):
         raise KeyError("a bug")
     os.kill(os.getpid(), getattr(signal, how))
     time.sleep(20)
-sys.exit(Supervisor(life, lambda how, pause: print(how, pause and "later" or "now", flush=True)).run())
+sys.exit(Supervisor(life, lambda how, pause: print(how, pause.seconds and "later" or "now", flush=True)).run())
 """
 
 

@@ -4,8 +4,8 @@ Most of what a start takes is loading torch and transformers; a child that is fo
 leave to the next (its p2pd, its place in the run, what it has measured) comes over a `Handover`. Apart from that the child is
 an ordinary peer: identity, run record and weights come from the disk of its last life.
 
-Who has lived for a while is started again at once, and so is who crashes soon for the first time. Who crashes soon again
-waits, and has nothing of the lives before: it may be what was left that is wrong.
+One that crashes now and then is started again at once. One that crashes often for the time that it lives waits (`restarts`),
+and has nothing of the lives before: it may be what was left that is wrong.
 """
 
 from __future__ import annotations
@@ -23,18 +23,14 @@ from contextlib import closing, suppress
 from types import FrameType
 from typing import Any
 
+from gwtf_p2p.cli.process.restarts import Pause, RestartPace
 from gwtf_p2p.live.libp2p.daemon_lifetime import adopt_orphans, die_with_parent
 from gwtf_p2p.live.lives.handover import Handover, LoadedModules
-from gwtf_p2p.protocol.core.backoff import Backoff
 from gwtf_p2p.protocol.errors import InputError
+from gwtf_p2p.protocol.stall.rules import duration
 
 FOR_GOOD = (0, 2, 4, 5, 130)
 """Exit codes of a peer that trying again does not change: it has left, or a flag, its identity or the run is not right."""
-
-SOUND_S = 10.0
-"""Who has lived for so long is started again at once."""
-
-FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 60.0
 
 WARM = ("gwtf_p2p.live.peer.process", "gwtf_p2p.live.peer.running_peer")
 """What every peer loads, with all that it loads."""
@@ -46,14 +42,12 @@ Life = Callable[[Handover], int]
 
 
 class Supervisor:
-    """Runs `life` in one child after the other. `ended` hears how a life ended (in words), and in how many seconds the next
-    one begins."""
+    """Runs `life` in one child after the other. `ended` hears how a life ended (in words), and when the next one begins."""
 
-    def __init__(self, life: Life, ended: Callable[[str, float], object]) -> None:
+    def __init__(self, life: Life, ended: Callable[[str, Pause], object]) -> None:
         self._life, self._ended = life, ended
         self._handover = Handover()
-        self._backoff = Backoff(FIRST_PAUSE_S, MOST_PAUSE_S)
-        self._crashed_soon = False
+        self._pace = RestartPace()
         self._child = 0
         self._told_to_end: int | None = None
 
@@ -120,15 +114,12 @@ class Supervisor:
 
     def _pauses(self, code: int, lived_s: float) -> bool:
         """Wait before the next life; False when it has been told to end meanwhile."""
-        again, self._crashed_soon = self._crashed_soon, lived_s < SOUND_S
-        if not self._crashed_soon:
-            self._backoff.succeeded()
-        pause_s = self._backoff.failed(time.monotonic()) if again and self._crashed_soon else 0.0
-        if pause_s:
+        pause = self._pace.crashed(lived_s)
+        if pause.seconds:
             self._handover.forget()
         how = f"signal {-code}: {signal.strsignal(-code) or 'unknown'}" if code < 0 else f"exit code {code}"
-        self._ended(how, pause_s)
-        until = time.monotonic() + pause_s
+        self._ended(how, pause)
+        until = time.monotonic() + pause.seconds
         while self._told_to_end is None and (left_s := until - time.monotonic()) > 0:
             time.sleep(min(left_s, 0.1))  # a signal does not cut a sleep short
         return self._told_to_end is None
@@ -159,6 +150,14 @@ def _reaped(child: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+def told(how: str, pause: Pause) -> str:
+    """The line about a life that has ended."""
+    if not pause.seconds:
+        return f"it has ended ({how}); it is started again now"
+    often = f"crash {pause.crashes} in {duration(pause.lived_s)} of work"
+    return f"it has ended ({how}), {often}: it is started again in {duration(pause.seconds)}"
+
+
 def supervised(life: Life, *, said_by: str) -> int:
     """`life` in a child, and again when it crashes; `said_by`: who tells of that. Raises InputError where it cannot be done."""
     if not sys.platform.startswith("linux"):
@@ -168,8 +167,7 @@ def supervised(life: Life, *, said_by: str) -> int:
         importlib.import_module(module)
     gc.freeze()
 
-    def ended(how: str, pause_s: float) -> None:
-        when = f"in {pause_s:.0f} s" if pause_s else "now"
-        print(f"{said_by}: it has ended ({how}); it is started again {when}", file=sys.stderr, flush=True)
+    def ended(how: str, pause: Pause) -> None:
+        print(f"{said_by}: {told(how, pause)}", file=sys.stderr, flush=True)
 
     return Supervisor(life, ended).run()

@@ -70,8 +70,8 @@ class LocalRunConfig:
 
 
 def start_progress(online: int, peers: int, elapsed_s: float) -> str:
-    """How far a start in turn is, and how long it takes if it goes on like this."""
-    left_s = f", the rest in about {elapsed_s * (peers - online) / online:.0f} s" if online else ""
+    """How far a start in turn is, and how long it takes if it goes on like this, the bootstrap peer's start left out."""
+    left_s = f", the rest in about {elapsed_s * (peers - online) / (online - 1):.0f} s" if online > 1 else ""
     return f"{online} of {peers} peers online after {elapsed_s:.0f} s{left_s}"
 
 
@@ -100,7 +100,7 @@ class LocalRun:
         self.faults = dict(faults or {})
         self.online_s = 0.0
         self.began = time.monotonic()
-        self._told_at = self.began
+        self._told_at = self._turns_began = self.began
         self._shards: dict[str, int] = {}
 
     # ---- peers
@@ -110,6 +110,7 @@ class LocalRun:
         Raises RunFailed."""
         if not self.config.initial_peer:
             self._begin_swarm()
+        self._told_at = self._turns_began = time.monotonic()
         for shard in range(self.config.data_peers):
             self.add_data_peer(shard)
         for stage in range(1, self.record.stages + 1):
@@ -233,7 +234,7 @@ class LocalRun:
             return ""
         self._told_at = now
         online = sum(line.state == "online" for line in self.lines.values())
-        return start_progress(online, len(self.lines), now - self.began)
+        return start_progress(online, len(self.lines), now - self._turns_began)
 
     def hear_last_figures(self) -> None:
         """Wait until everybody that is there has told its figures once more: what was sent at the end is then in them."""

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from gwtf_p2p.live.emulation.faults import MOMENTS
+from gwtf_p2p.protocol.averages.rows import MOST_ALL_WITH_ALL
 
 pytestmark = pytest.mark.live
 
@@ -21,6 +22,9 @@ SMALL = [
     *("--steps", str(STEPS), "--stages", "2", "--peers_per_stage", "2", "--data_peers", "1"),
     *("--microbatches", "4", "--microbatch_size", "1", "--sequence_length", "32", "--capacity", "2"),
 ]
+LARGE = ["--stages", "1", "--peers_per_stage", "10", "--microbatches", "12"]
+"""One stage of more peers than average all with all."""
+
 DEADLINE_S = 180
 
 
@@ -46,9 +50,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints
 
 
-def assert_equal_weights(ours: Path, theirs: Path) -> None:
+def assert_equal_weights(ours: Path, theirs: Path, stages: int = 2) -> None:
     """Of every stage, within 1e-4."""
-    for stage in range(3):
+    for stage in range(stages + 1):
         folder = f"stage_{stage:05d}/step_{STEPS:08d}/model.safetensors"
         for (name, mine), (other, expected) in zip(
             sorted(load_file(ours / folder).items()), sorted(load_file(theirs / folder).items()), strict=True
@@ -81,3 +85,14 @@ def test_two_stage_peers_are_killed_and_a_newcomer_takes_over(undisturbed: Path,
     script = f"{first}; join stage=1 iter=3; {then}"
     demo(tmp_path, script)
     assert_equal_weights(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_peers_of_a_stage_that_averages_in_rows_are_killed(tmp_path: Path) -> None:
+    """One while they average, and then one more in a backward pass."""
+    assert int(LARGE[3]) > MOST_ALL_WITH_ALL
+    assert not demo(tmp_path / "undisturbed", "", *LARGE)["recoveries"]
+    averaging, backward = (f"kill stage stage=1 index=any at={m}" for m in ("averaging", "backward_received"))
+    summary = demo(tmp_path / "killed", f"{averaging} iter=2; {backward} iter=3", *LARGE)
+    assert summary["recoveries"]
+    assert_equal_weights(tmp_path / "killed", tmp_path / "undisturbed", stages=1)
