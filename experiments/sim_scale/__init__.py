@@ -1,0 +1,1 @@
+"""What simulating and planning cost as a swarm grows. Start with `__main__`; `scenario` makes its files."""
