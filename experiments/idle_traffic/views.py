@@ -26,7 +26,8 @@ from experiments.idle_traffic.world import ExchangeWorld
 from gwtf_p2p.protocol.exchange.pace import LIFETIME_PERIODS, RECORD_PERIOD_S
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.schedule.from_view import figures_of
-from gwtf_p2p.protocol.schedule.iteration_plan import plan_for, published_flows
+from gwtf_p2p.protocol.schedule.iteration_plan import plan_for
+from gwtf_p2p.protocol.schedule.published import published_flows
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan
 from gwtf_p2p.protocol.wire.records import StageRecord, Timing

@@ -13,8 +13,8 @@ from typing import Any
 from gwtf_p2p.live.measure.run_progress import NAME, route_name
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.schedule.from_view import figures_of, pipeline_of
-from gwtf_p2p.protocol.schedule.iteration_plan import published_flows
 from gwtf_p2p.protocol.schedule.model import forecast
+from gwtf_p2p.protocol.schedule.published import published_flows
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord

@@ -14,8 +14,8 @@ from gwtf_p2p.monitor.ledger import called
 from gwtf_p2p.monitor.routes import FlowLine
 from gwtf_p2p.monitor.swarm_state import SHOWN, SwarmState
 from gwtf_p2p.protocol.schedule.from_view import figures_of, pipeline_of
-from gwtf_p2p.protocol.schedule.iteration_plan import published_flows
 from gwtf_p2p.protocol.schedule.model import WINDOW, Path, Pipeline, Run
+from gwtf_p2p.protocol.schedule.published import published_flows
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
 from gwtf_p2p.protocol.view.network_view import NetworkView
 

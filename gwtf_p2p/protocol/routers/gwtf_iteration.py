@@ -24,7 +24,9 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.routers.cheapest import CheapestWays
 from gwtf_p2p.protocol.routers.spare import SpareCapacity
 from gwtf_p2p.protocol.schedule.from_view import figures_of, swarm_of
-from gwtf_p2p.protocol.schedule.iteration_plan import MANY_PEERS, Mended, published_flow, published_flows, whole_ticks
+from gwtf_p2p.protocol.schedule.iteration_plan import Mended, whole_ticks
+from gwtf_p2p.protocol.schedule.mending import MANY_PEERS
+from gwtf_p2p.protocol.schedule.published import published_flow, published_flows
 from gwtf_p2p.protocol.schedule.releases import Releases
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan, PipelineFigures, PlanRequest

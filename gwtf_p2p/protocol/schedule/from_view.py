@@ -110,7 +110,10 @@ def pipeline_of(figures: PipelineFigures) -> Pipeline:
     peers, stages = figures.peers, figures.stages
     line = tuple(p.line_bytes_per_s / MICROSECONDS if p.line_bytes_per_s > 0 else float("inf") for p in peers)
     links = ViewLinks(figures)
-    data = [i for i, p in enumerate(peers) if p.stage == DATA_STAGE]
+    in_stages: list[list[int]] = [[] for _ in range(stages + 1)]
+    for i, p in enumerate(peers):
+        in_stages[p.stage].append(i)
+    data = in_stages[DATA_STAGE]
     return Pipeline(
         peers=tuple(p.peer for p in peers),
         stages=stages,
@@ -127,7 +130,7 @@ def pipeline_of(figures: PipelineFigures) -> Pipeline:
         line=line,
         starts_us=tuple(links[data[0] * len(peers) + i].latency_us if i in data[1:] else 0.0 for i in range(len(peers))),
         demand=tuple((i, max(0, peers[i].capacity)) for i in data),
-        stage_peers=tuple(tuple(i for i, p in enumerate(peers) if p.stage == k) for k in range(stages + 1)),
+        stage_peers=tuple(map(tuple, in_stages)),
         links=links,
         recomputes=tuple(p.recomputes and p.stage != DATA_STAGE for p in peers),
     )

@@ -4,10 +4,9 @@
 knows no epoch, so peers with equal views hold equal plans without talking, also one that has just come. Rules:
 
 - While nobody has published flows (or not all), the plan is made from nothing.
-- Otherwise the published flows are kept; only stage peers that are gone are replaced, each by the one of least load; and the
-search
-  goes on from there. What it finds is taken only if it saves more than `WORTH_CHANGING`: below lies the noise of measured
-  times, and flows that still make sense are worth keeping.
+- Otherwise the published flows are kept; only stage peers that are gone are replaced, each by the one of least load (in a large
+  swarm as `mending` does it); and the search goes on from there. What it finds is taken only if it saves more than
+  `WORTH_CHANGING`: below lies the noise of measured times, and flows that still make sense are worth keeping.
 - One made from nothing takes their place if it saves more than `WORTH_BEGINNING_ANEW`. The first plan of a swarm is made while
   little is measured, and what follows from it move by move stayed up to 60 % above what a new beginning found (live, twelve
   stage peers whose lines differ twentyfold).
@@ -21,15 +20,15 @@ from dataclasses import replace
 from functools import lru_cache
 from random import Random
 
-from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.schedule.from_view import pipeline_of
 from gwtf_p2p.protocol.schedule.load_estimate import Load
+from gwtf_p2p.protocol.schedule.mending import MANY_PEERS, mended
 from gwtf_p2p.protocol.schedule.model import Path, Pipeline, forecast
 from gwtf_p2p.protocol.schedule.search import Effort, Planned, first_paths, plan_iteration, schedule, score_of
 from gwtf_p2p.protocol.schedule.underway import Underway
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
-from gwtf_p2p.protocol.view.network_view import NetworkView
-from gwtf_p2p.protocol.view.plans import TAG_DIGITS, Flow, IterationPlan, PipelineFigures, PlannedFlow, PlanRequest, tag
+from gwtf_p2p.protocol.view.plans import Flow, IterationPlan, PipelineFigures, PlannedFlow, PlanRequest
 
 WORTH_CHANGING = 0.004
 """Of the score of a plan."""
@@ -52,49 +51,23 @@ TICK_S = 0.5
 OF_ONE_PROCESS = 128
 """Revisions that are remembered. A peer needs its last one; in the simulator all data peers are in one process."""
 
-MANY_PEERS = 200
-"""A swarm of n peers has changes n times as often, and its plan takes longer: from here on it is revised for several at once,
-every `TICK_S` for each hundred peers. Until then what they were to do goes elsewhere by repair."""
+SMALL_REMEMBERED = 16
+"""Of these, what they were made from: the next one, which begins from it, comes soon. Large swarms' are mended without."""
 
 
 def whole_ticks(since_s: float, peers: int) -> int:
-    """The newest moment for which a plan is revised, when so much of the iteration is over."""
+    """The newest moment for which a plan is revised, when so much of the iteration is over. A swarm of n peers has changes n
+    times as often: from `MANY_PEERS` on its plan is revised for several at once, every `TICK_S` for each hundred peers. Until
+    then what they were to do goes elsewhere by repair."""
     ticks, period = int(since_s / TICK_S), max(1, 2 * peers // MANY_PEERS)
     return ticks - ticks % period
-
-
-def published_flows(view: NetworkView) -> tuple[Flow, ...]:
-    """What the data peers have published, in the order of the plan that it is from. Texts that are none are left out."""
-    stage_peers: dict[tuple[int, str], PeerId] = {}
-    for peer, record in view.records.items():
-        stage_peers.setdefault((record.stage, tag(peer)), peer)
-    found: list[tuple[int, PeerId, tuple[PeerId, ...]]] = []
-    for peer in view.data_peers:
-        for text in view.records[peer].flows:
-            place, _, tags = text.partition(":")
-            if place.isdecimal() and len(tags) == view.stages * TAG_DIGITS:
-                parts = [tags[i : i + TAG_DIGITS] for i in range(0, len(tags), TAG_DIGITS)]
-                path = tuple(stage_peers.get((k, part), PeerId("")) for k, part in enumerate(parts, start=1))
-                found.append((int(place), peer, path))
-    return tuple((peer, path) for _, peer, path in sorted(found))
-
-
-def published_flow(view: NetworkView, microbatch: MicrobatchId) -> tuple[PeerId, ...]:
-    """The stage peers of a microbatch by its data peer's record; empty when that is of another iteration, or a stage peer
-    unknown."""
-    record = view.records.get(microbatch.data_peer)
-    if record is None or record.flows_iteration != microbatch.iteration:
-        return ()
-    share = [stage_peers for data_peer, stage_peers in published_flows(view) if data_peer == microbatch.data_peer]
-    stage_peers = share[microbatch.index % len(share)] if share else ()
-    return stage_peers if all(stage_peers) else ()
 
 
 @lru_cache(maxsize=8)
 def plan_for(figures: PipelineFigures, published: tuple[Flow, ...], seed: int) -> IterationPlan:
     """See the module docstring. Results are kept for peers of one process that plan on the same view, as in the simulator."""
     pipeline, fresh = _from_nothing(figures, seed)
-    paths = _kept_paths(pipeline, published)
+    paths = _kept_paths(figures, pipeline, published)
     if not paths:
         return _in_ids(figures, pipeline, fresh, _by_release(fresh), "planned from nothing")
     kept = Planned(tuple(paths), forecast(pipeline, paths))
@@ -132,7 +105,10 @@ def revise(figures: PipelineFigures, plan: IterationPlan, begun_ticks: int, seed
     """The plan of an iteration that has run for so many ticks when peers have come or gone: only what is still to come changes.
 
     What is under way is known by forecast (`pipeline_underway`). Flows keep their places. None when a data peer has come or
-    gone: its flows are not planned, or are in the way."""
+    gone: its flows are not planned, or are in the way. A plan that was made for a large swarm is mended, and no more."""
+    first = plan.revises or plan
+    if len(first.figures.peers) >= MANY_PEERS:
+        return _mended(figures, plan, first, begun_ticks)
     found = _changed(figures, plan, begun_ticks)
     if found is None:
         return None
@@ -143,19 +119,39 @@ def revise(figures: PipelineFigures, plan: IterationPlan, begun_ticks: int, seed
     return replace(plan_now, revises=plan, begun_ticks=begun_ticks)
 
 
+def _mended(figures: PipelineFigures, plan: IterationPlan, first: IterationPlan, begun_ticks: int) -> IterationPlan | None:
+    """It revises the first plan of the iteration: nothing is forecast from those between."""
+    flows = tuple((flow.data_peer, flow.stage_peers) for flow in plan.flows)
+    if not _are_all_wanted(figures, flows):
+        return None
+    now = tuple(
+        flow if flow.stage_peers == stage_peers else replace(flow, stage_peers=stage_peers)
+        for flow, (_, stage_peers) in zip(plan.flows, mended(figures, flows), strict=True)
+    )
+    changed = sum(one is not other for one, other in zip(now, plan.flows, strict=True))
+    return IterationPlan(figures, now, plan.makespan_s, f"mended: {changed} of {len(now)} microbatches", first, begun_ticks)
+
+
+def _are_all_wanted(figures: PipelineFigures, flows: Sequence[Flow]) -> bool:
+    """Has each data peer as many flows as it has microbatches?"""
+    wanted = Counter({p.peer: max(0, p.capacity) for p in figures.peers if p.stage == DATA_STAGE})
+    return Counter(data_peer for data_peer, _ in flows) == wanted
+
+
+@lru_cache(maxsize=SMALL_REMEMBERED)
 def _changed(figures: PipelineFigures, plan: IterationPlan, begun_ticks: int) -> tuple[Pipeline, list[Path], Underway] | None:
     """The pipeline with those that are gone outside of its stages, the plan's paths mended, and where everything is."""
     flows = tuple((flow.data_peer, flow.stage_peers) for flow in plan.flows)
     kept = pipeline_of(figures)
-    mended = _kept_paths(kept, flows)
-    if not mended:
+    mended_paths = _kept_paths(figures, kept, flows)
+    if not mended_paths:
         return None
     pipeline = pipeline_of(_with_newcomers(plan, figures))
     number = {peer: i for i, peer in enumerate(pipeline.peers)}
     present = {number[peer] for peer in kept.peers}
     pipeline = replace(pipeline, stage_peers=tuple(tuple(i for i in s if i in present) for s in pipeline.stage_peers))
     before = _numbered(plan, number)
-    paths = [tuple(number[kept.peers[i]] for i in path) for path in mended]
+    paths = [tuple(number[kept.peers[i]] for i in path) for path in mended_paths]
     start = underway(plan) or Underway.begun(pipeline_of(plan.figures), before)
     return pipeline, paths, start.later(before, begun_ticks * TICK_S * MICROSECONDS).changed(pipeline, paths)
 
@@ -207,11 +203,13 @@ def _in_ids(figures: PipelineFigures, pipeline: Pipeline, planned: Planned, orde
     return IterationPlan(figures, tuple(flows), makespan_s, f"{how}: {len(flows)} microbatches in {makespan_s:.2f} s")
 
 
-def _kept_paths(pipeline: Pipeline, published: tuple[Flow, ...]) -> list[Path]:
+def _kept_paths(figures: PipelineFigures, pipeline: Pipeline, published: Sequence[Flow]) -> list[Path]:
     """The published flows with every stage peer that is gone replaced; empty when not all that is wanted is published."""
-    wanted = Counter({pipeline.peers[i]: count for i, count in pipeline.demand})
-    if Counter(data_peer for data_peer, _ in published) != wanted:
+    if not _are_all_wanted(figures, published):
         return []
+    if len(figures.peers) >= MANY_PEERS:
+        number = {peer: i for i, peer in enumerate(pipeline.peers)}
+        return [(number[flow[0]], *(number[peer] for peer in flow[1])) for flow in mended(figures, published)]
     return _with_stage_peers(pipeline, published)
 
 
@@ -230,7 +228,7 @@ def _with_stage_peers(pipeline: Pipeline, flows: Sequence[Flow]) -> list[Path]:
                 i = pipeline.stage_peers[k][0]
             path.append(i)
         paths.append(tuple(path))
-    load = Load(pipeline, paths)
+    load = Load(pipeline, paths if to_choose else [])
     for m, k in to_choose:
         paths[m] = _least_loaded(pipeline, load, m, paths[m], k)
     return paths
@@ -249,6 +247,9 @@ class Mended:
     the same choice for the others, so they do not all go to one stage peer."""
 
     def __init__(self, figures: PipelineFigures, flows: Sequence[Flow]) -> None:
+        if len(figures.peers) >= MANY_PEERS:
+            self._flows = mended(figures, flows)
+            return
         pipeline = pipeline_of(figures)
         paths = _with_stage_peers(pipeline, flows)
         self._flows = [(pipeline.peers[path[0]], tuple(pipeline.peers[i] for i in path[1:])) for path in paths]

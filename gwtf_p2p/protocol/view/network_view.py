@@ -12,6 +12,7 @@ from functools import cached_property
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.view.hop_cost import HopBytes, hop_cost_us
+from gwtf_p2p.protocol.view.plans import tag
 from gwtf_p2p.protocol.wire.records import Completion, LinkMeasurement, LinkSource, PeerState, StageRecord
 
 ASSUMED_LATENCY_S = 0.05
@@ -96,6 +97,14 @@ class NetworkView:
             if record.is_routable:
                 stages.setdefault(record.stage, []).append(peer)
         return {stage: tuple(peers) for stage, peers in stages.items()}
+
+    @cached_property
+    def tagged(self) -> Mapping[tuple[int, str], PeerId]:
+        """Who is meant by a stage and a tag in a published flow."""
+        found: dict[tuple[int, str], PeerId] = {}
+        for peer, record in self.records.items():
+            found.setdefault((record.stage, tag(peer)), peer)
+        return found
 
     @cached_property
     def furthest(self) -> tuple[tuple[int, int, PeerId], ...]:

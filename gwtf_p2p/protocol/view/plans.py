@@ -123,6 +123,6 @@ class PlanRequest:
     begun_ticks: int = 0
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 14)
 def tag(stage_peer: PeerId) -> str:
     return sha256(stage_peer.encode()).hexdigest()[:TAG_DIGITS]

@@ -1,0 +1,80 @@
+"""Which stage peers take the place of those that are gone, where a swarm is large: only flows that lead through these change.
+
+In a small swarm each loss is worth a search (`iteration_plan.revise`). Of `MANY_PEERS` and more, somebody is always coming or
+going, a forecast of everybody's microbatches takes longer the more there are, and it would be made by every data peer for every
+few losses. So each gap in a flow is closed by itself: by the stage peer that is soonest through with a microbatch, to and from
+its neighbours in the flow and after what it is there for already (as first paths of a plan are found, `search`). One whose
+slots are all spoken for, and which computes nothing again, comes after all others. Where a stage is very large, some of it are
+looked at, others for each microbatch. What a mend takes grows with the gaps, and little with the swarm.
+
+Flows that are whole keep their release. Equal figures and flows are mended alike, so whoever repairs one of them by the same
+records makes the same choice for the others, and they do not all go to one stage peer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from gwtf_p2p.protocol.ids import DATA_STAGE
+from gwtf_p2p.protocol.schedule.from_view import pipeline_of
+from gwtf_p2p.protocol.schedule.model import Pipeline
+from gwtf_p2p.protocol.view.plans import Flow, PipelineFigures
+
+MANY_PEERS = 200
+"""From here on a swarm is large."""
+
+LOOKED_AT = 64
+"""Stage peers for one gap."""
+
+STEP = 29
+"""From one gap's first stage peer to the next one's: neighbours in a stage are no more alike than others."""
+
+
+def mended(figures: PipelineFigures, flows: Sequence[Flow]) -> list[Flow]:
+    """The flows of data peers that are all there, with every stage peer that is gone replaced."""
+    pipeline = pipeline_of(figures)
+    number = {peer: i for i, peer in enumerate(pipeline.peers)}
+    stage_of = {i: k for k, peers in enumerate(pipeline.stage_peers) for i in peers}
+    taken: Counter[int] = Counter()
+    gaps: list[tuple[int, int]] = []
+    ways: list[list[int]] = []
+    for m, (data_peer, stage_peers) in enumerate(flows):
+        way = [number[data_peer]]
+        for k, stage_peer in enumerate(stage_peers, start=1):
+            i = number.get(stage_peer, -1)
+            if stage_of.get(i, DATA_STAGE) != k:
+                gaps.append((m, k))
+                i = -1
+            else:
+                taken[i] += 1
+            way.append(i)
+        ways.append(way)
+    for m, k in gaps:
+        ways[m][k] = chosen = _soonest(pipeline, ways[m], k, m, taken)
+        taken[chosen] += 1
+    mends = {m for m, _ in gaps}
+    return [(flow[0], tuple(pipeline.peers[i] for i in ways[m][1:])) if m in mends else flow for m, flow in enumerate(flows)]
+
+
+def _soonest(pipeline: Pipeline, way: Sequence[int], k: int, m: int, taken: Counter[int]) -> int:
+    """The stage peer for a gap at stage k of flow m; ties to the lowest number. A gap that follows is nowhere yet."""
+    above, below = way[k - 1], way[k + 1] if k < pipeline.stages else way[0]
+
+    def price(i: int) -> tuple[bool, float, int]:
+        recomputes = not pipeline.waits_for_slots(i)
+        work_us = pipeline.before_us[i] * (1 + recomputes) + pipeline.after_us[i]
+        way_us = pipeline.there_and_back_us(k - 1, above, i)
+        if below >= 0:
+            way_us += pipeline.there_and_back_us(k, i, below)
+        return not recomputes and taken[i] >= pipeline.slots[i], way_us + (1 + taken[i]) * work_us, i
+
+    return min(_looked_at(pipeline.stage_peers[k], m + k), key=price)
+
+
+def _looked_at(peers: Sequence[int], gap: int) -> Sequence[int]:
+    """All of a stage, or a part of it."""
+    if len(peers) <= LOOKED_AT:
+        return peers
+    first = gap * STEP % len(peers)
+    return [*peers[first : first + LOOKED_AT], *peers[: max(0, first + LOOKED_AT - len(peers))]]

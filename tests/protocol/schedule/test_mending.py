@@ -1,0 +1,91 @@
+"""Plans of large swarms when stage peers go: what is mended, by whom, and what is left alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.schedule.from_view import figures_of
+from gwtf_p2p.protocol.schedule.iteration_plan import Mended, plan_for, revise
+from gwtf_p2p.protocol.schedule.mending import LOOKED_AT, MANY_PEERS, STEP, mended
+from gwtf_p2p.protocol.schedule.published import published_flow, published_flows
+from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.plans import Flow, PipelineFigures
+from gwtf_p2p.protocol.wire.records import StageRecord
+from tests.protocol.flow.problems import record
+
+D = PeerId("d")
+
+
+def large(of_first: int = MANY_PEERS, **first: object) -> NetworkView:
+    """Two stages of which the first is large."""
+    names = [record(f"a{n:04}", 1, 2, 0.2) for n in range(of_first)]
+    peers: list[StageRecord] = [record("d", 0, 6), *(replace(one, **first) for one in names)]  # type: ignore[arg-type]
+    return NetworkView.of([*peers, *(record(n, 2, 2, 0.1) for n in "pqr")], 2, 1000)
+
+
+def figures(view: NetworkView, *gone: str) -> PipelineFigures:
+    found, why = figures_of(view, map(PeerId, gone))
+    assert found is not None, why
+    return found
+
+
+def through(*firsts: str) -> list[Flow]:
+    return [(D, (PeerId(first), PeerId("pqr"[n % 3]))) for n, first in enumerate(firsts)]
+
+
+def test_only_flows_that_lead_through_who_is_gone_change_and_nothing_is_forecast() -> None:
+    view = large()
+    plan = plan_for(figures(view), (), 0)
+    lost = plan.flows[0].stage_peers[0]
+    revised = revise(figures(view, lost), plan, 4, 0)
+    assert revised is not None and revised.revises is plan and revised.makespan_s == plan.makespan_s
+    for before, after in zip(plan.flows, revised.flows, strict=True):
+        assert (after is before) == (lost not in before.stage_peers)
+        assert lost not in after.stage_peers and after.release_s == before.release_s
+    again = revise(figures(view, lost, revised.flows[0].stage_peers[0]), revised, 6, 0)
+    assert again is not None and again.revises is plan, "of the first one: no chain of plans is kept"
+
+
+def test_a_data_peer_that_has_come_or_gone_is_planned_for_in_the_next_iteration() -> None:
+    view = large()
+    plan = plan_for(figures(view), (), 0)
+    more = NetworkView.of([*view.records.values(), record("e", 0, 2)], 2, 1000)
+    assert revise(figures(more), plan, 4, 0) is None
+
+
+def test_gaps_are_spread_and_who_repairs_by_the_same_records_closes_them_alike() -> None:
+    view, flows = large(), through(*["a0000"] * 6)
+    now = mended(figures(view, "a0000"), flows)
+    assert max(Counter(stage_peers[0] for _, stage_peers in now).values()) == 1
+    assert [path[1] for _, path in now] == [path[1] for _, path in flows]
+    repaired = Mended(figures(view, "a0000"), flows)
+    assert [repaired.flow_at(D, n) for n in range(6)] == [path for _, path in now]
+
+
+def test_a_stage_peer_without_a_free_slot_comes_after_all_others() -> None:
+    """The fastest of the last stage has its two slots spoken for: the third flow goes elsewhere, unless it computes again."""
+    for recomputes, expected in ((False, "r"), (True, "q")):
+        records = [replace(one, recomputes=recomputes) for one in large().records.values() if one.stage != 2]
+        last = [record("p", 2, 2, 0.1), record("q", 2, 2, 0.001), record("r", 2, 2, 9.0)]
+        view = NetworkView.of([*records, *(replace(one, recomputes=recomputes) for one in last)], 2, 1000)
+        flows: list[Flow] = [(D, (PeerId("a0001"), PeerId(name))) for name in ("q", "q", "p")]
+        assert mended(figures(view, "p"), flows)[2][1][1] == expected
+
+
+def test_of_a_very_large_stage_a_part_is_looked_at_for_each_gap_another() -> None:
+    view, size = large(of_first=20 * LOOKED_AT), 20 * LOOKED_AT
+    for m, (_, (first, _)) in enumerate(mended(figures(view), through(*["gone"] * 40))):
+        assert (int(first[1:]) - (m + 1) * STEP) % size < LOOKED_AT
+
+
+def test_a_share_is_read_as_it_stands_in_all_that_is_published() -> None:
+    view = large()
+    plan = plan_for(figures(view), (), 0)
+    told = [replace(r, flows=plan.published_by(r.peer), flows_iteration=3) for r in view.records.values()]
+    seen = NetworkView.of(told, 2, 1000)
+    share = [stage_peers for _, stage_peers in published_flows(seen)]
+    assert share == [flow.stage_peers for flow in plan.flows]
+    assert [published_flow(seen, MicrobatchId(D, 3, n)) for n in range(7)] == [*share, share[0]]
+    assert published_flow(seen, MicrobatchId(D, 2, 0)) == (), "of another iteration"
