@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from experiments.support.live_swarm import SmallRun
 from gwtf_p2p.cli.shared.churn import parse_churn
 from gwtf_p2p.cli.shared.churn_run import faults_of
@@ -26,6 +28,24 @@ def test_a_peer_that_was_given_the_last_weights_is_done_without_a_step_of_its_ow
         tell(local, "stage1.0", stepped(0))
         assert not local.finished(STEPS)
         tell(local, "stage1.0", complete())
+        assert local.finished(STEPS)
+    finally:
+        local.stop()
+
+
+def test_a_peer_that_has_missed_the_end_leaves_and_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was thrown back while the others did the last steps, and heard of the end before it had their weights."""
+    local = LocalRun(LocalRunConfig(1, 2), SmallRun(stages=1, steps=STEPS, peers_per_stage=2).record(), tmp_path)
+    try:
+        for name, role in (("data0", "data"), ("stage1.0", "stage"), ("stage1.1", "stage")):
+            local.lines[name] = PeerLine(role, int(role == "stage"))
+            tell(local, name, {"name": "online", "stage": int(role == "stage"), "version": 0})
+            if name != "stage1.1":
+                tell(local, name, complete())
+        assert not local.finished(STEPS)
+        last_words = ({"name": "run_over", "iterations": STEPS, "took_part": False}, {"name": "exited", "code": 0})
+        monkeypatch.setattr(local.swarm, "poll", lambda timeout_s: [("stage1.1", words) for words in last_words])
+        local.poll(0.0)
         assert local.finished(STEPS)
     finally:
         local.stop()

@@ -263,6 +263,8 @@ class LocalRun:
                 self.complete.add(name)
                 if report.get("early"):
                     self.ended_early.add(name)
+            case "run_over" if not report["took_part"]:  # it has missed the end of the run, so nothing is left to it
+                line.state = "left"
             case "fault":
                 line.state = "killed" if report["action"] == "kill" else "frozen"
             case _:
