@@ -24,8 +24,8 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.schedule.from_view import pipeline_of
 from gwtf_p2p.protocol.schedule.load_estimate import Load
 from gwtf_p2p.protocol.schedule.mending import MANY_PEERS, mended
-from gwtf_p2p.protocol.schedule.model import Path, Pipeline, forecast
-from gwtf_p2p.protocol.schedule.search import Effort, Planned, first_paths, plan_iteration, schedule, score_of
+from gwtf_p2p.protocol.schedule.model import Path, Pipeline
+from gwtf_p2p.protocol.schedule.search import Effort, Planned, first_paths, foreseen, plan_iteration, schedule, score_of
 from gwtf_p2p.protocol.schedule.underway import Underway
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
 from gwtf_p2p.protocol.view.plans import Flow, IterationPlan, PipelineFigures, PlannedFlow, PlanRequest
@@ -70,9 +70,9 @@ def plan_for(figures: PipelineFigures, published: tuple[Flow, ...], seed: int) -
     paths = _kept_paths(figures, pipeline, published)
     if not paths:
         return _in_ids(figures, pipeline, fresh, _by_release(fresh), "planned from nothing")
-    kept = Planned(tuple(paths), forecast(pipeline, paths))
+    kept = foreseen(pipeline, paths)
     effort = _effort(pipeline, kept.forecast.makespan_us / MICROSECONDS, GOING_ON)
-    found = schedule(pipeline, paths, effort.computations, Random(seed))
+    found = schedule(pipeline, kept, effort.computations, Random(seed))
     least = score_of(kept.forecast)
     planned, how = kept, "kept"
     for plan, reason, worth in ((found, "planned on", WORTH_CHANGING), (fresh, "planned anew", WORTH_BEGINNING_ANEW)):
@@ -84,8 +84,8 @@ def plan_for(figures: PipelineFigures, published: tuple[Flow, ...], seed: int) -
 @lru_cache(maxsize=8)
 def _from_nothing(figures: PipelineFigures, seed: int) -> tuple[Pipeline, Planned]:
     pipeline = pipeline_of(figures)
-    first = first_paths(pipeline)
-    seconds = forecast(pipeline, first).makespan_us / MICROSECONDS
+    first = foreseen(pipeline, first_paths(pipeline))
+    seconds = first.forecast.makespan_us / MICROSECONDS
     return pipeline, plan_iteration(pipeline, first, _effort(pipeline, seconds, FROM_NOTHING), seed)
 
 
@@ -114,7 +114,8 @@ def revise(figures: PipelineFigures, plan: IterationPlan, begun_ticks: int, seed
         return None
     pipeline, paths, start = found
     effort = _effort(pipeline, plan.makespan_s, REVISING)
-    planned = schedule(pipeline, paths, effort.computations, Random(seed), start)
+    begun = Planned(tuple(paths), start.forecast(paths))
+    planned = schedule(pipeline, begun, effort.computations, Random(seed), start)
     plan_now = _in_ids(figures, pipeline, planned, range(len(paths)), "revised")
     return replace(plan_now, revises=plan, begun_ticks=begun_ticks)
 

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from gwtf_p2p.protocol.schedule.from_view import ViewLinks
 from gwtf_p2p.protocol.schedule.load_estimate import Change, Load
+from gwtf_p2p.protocol.schedule.mending import MANY_PEERS
 from gwtf_p2p.protocol.schedule.model import UNLIMITED, Forecast, Path, Pipeline, forecast
 from gwtf_p2p.protocol.schedule.search_moves import BALANCING, SCHEDULING, Moves
 from gwtf_p2p.protocol.schedule.underway import Underway
@@ -47,6 +48,9 @@ CANDIDATES = 2
 
 EARLINESS = 0.5
 """Weight of the mean finish in a score beside the makespan: it leads towards plans with slack where the makespan is flat."""
+
+LEAST_FORECASTS = 0.25
+"""For each microbatch of a large swarm (`MANY_PEERS`): with fewer, a search moves too few of them to be worth its time."""
 
 MOST_DRAWS = 20
 """Draws of moves per forecast in all, before a search gives up: small problems have few different plans."""
@@ -72,12 +76,17 @@ class Planned:
     forecast: Forecast
 
 
-def plan_iteration(pipeline: Pipeline, first: Sequence[Path], effort: Effort, seed: int) -> Planned:
+def plan_iteration(pipeline: Pipeline, first: Planned, effort: Effort, seed: int) -> Planned:
     """The best paths found from the first that come to hand. Never worse than these, by the score of `schedule`."""
     random = Random(seed)
-    candidates = [first, balance(pipeline, first, effort.steps, random)]
-    paths = min(candidates, key=lambda candidate: score_of(forecast(pipeline, candidate)))
-    return schedule(pipeline, paths, effort.computations, random)
+    balanced = foreseen(pipeline, balance(pipeline, first.paths, effort.steps, random))
+    start = min((first, balanced), key=lambda candidate: score_of(candidate.forecast))
+    return schedule(pipeline, start, effort.computations, random)
+
+
+def foreseen(pipeline: Pipeline, paths: Sequence[Path]) -> Planned:
+    """These paths, with what they are forecast to do."""
+    return Planned(tuple(paths), forecast(pipeline, paths))
 
 
 # ---- step 1
@@ -179,19 +188,21 @@ def balance(pipeline: Pipeline, paths: Sequence[Path], steps: int, random: Rando
 
 
 def schedule(
-    pipeline: Pipeline, paths: Sequence[Path], computations: int, random: Random, underway: Underway | None = None
+    pipeline: Pipeline, start: Planned, computations: int, random: Random, underway: Underway | None = None
 ) -> Planned:
     """Lower the score of the forecast: makespan and a little of the mean finish. The best paths seen.
 
-    Of an iteration that is `underway`, only what is still to come is changed.
+    Of an iteration that is `underway`, only what is still to come is changed. Large swarms whose forecasts take so long that
+    there would be few of them for their many microbatches stay with what they have.
     """
+    forecasts = computations // max(1, len(start.paths) * (2 * pipeline.stages + 3))
+    if len(pipeline.peers) >= MANY_PEERS and forecasts < LEAST_FORECASTS * len(start.paths):
+        return start
     look = underway.forecast if underway is not None else partial(forecast, pipeline)
-    now, moves = list(paths), Moves(pipeline, random)
+    now, moves = list(start.paths), Moves(pipeline, random)
     load = Load(pipeline, now)
-    seen_at = look(now)
-    score = score_of(seen_at)
-    best = Planned(tuple(now), seen_at)
-    best_score, forecasts = score, computations // max(1, len(now) * (2 * pipeline.stages + 3))
+    seen_at, best = start.forecast, start
+    score = best_score = score_of(seen_at)
     moves.observe(seen_at)
     tried = {tuple(now)}
     offered_us = seen_at.offered_us

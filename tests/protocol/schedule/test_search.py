@@ -14,9 +14,10 @@ from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.schedule.from_view import figures_of, pipeline_of
 from gwtf_p2p.protocol.schedule.iteration_plan import Mended, plan_for, revise
 from gwtf_p2p.protocol.schedule.load_estimate import Load
+from gwtf_p2p.protocol.schedule.mending import MANY_PEERS
 from gwtf_p2p.protocol.schedule.model import Pipeline, forecast
 from gwtf_p2p.protocol.schedule.published import published_flows
-from gwtf_p2p.protocol.schedule.search import Effort, balance, first_paths, plan_iteration, schedule, score_of
+from gwtf_p2p.protocol.schedule.search import Effort, balance, first_paths, foreseen, plan_iteration, schedule, score_of
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import Flow, IterationPlan, PipelineFigures
 from tests.exploring import examples
@@ -55,7 +56,7 @@ def test_every_step_gives_valid_paths_and_none_is_worse_than_its_start(seed: int
     pipeline = pipeline_for(seed)
     first = first_paths(pipeline)
     balanced = balance(pipeline, first, 200, Random(seed))
-    planned = schedule(pipeline, balanced, 3_000, Random(seed))
+    planned = schedule(pipeline, foreseen(pipeline, balanced), 3_000, Random(seed))
     for paths in (first, balanced, planned.paths):
         assert Counter(path[0] for path in paths) == dict(pipeline.demand)
         assert all(stage_peer in pipeline.stage_peers[k] for path in paths for k, stage_peer in enumerate(path))
@@ -87,7 +88,7 @@ def test_a_faster_stage_peer_with_more_slots_gets_more_microbatches() -> None:
     figures, _ = figures_of(NetworkView.of(records, 1, 1000))
     assert figures is not None
     pipeline = pipeline_of(figures)
-    plan = plan_iteration(pipeline, first_paths(pipeline), LITTLE, 0)
+    plan = plan_iteration(pipeline, foreseen(pipeline, first_paths(pipeline)), LITTLE, 0)
     used = Counter(figures.peers[path[1]].peer for path in plan.paths)
     assert used["fast"] >= 3 * used["slow"]
 
@@ -195,3 +196,15 @@ def test_repairs_by_the_same_records_spread_over_the_stage_peers_that_are_left()
     mended = Mended(figures, flows)
     used = Counter(stage_peers[0] for i in range(6) if (stage_peers := mended.flow_at(PeerId("d"), i)) is not None)
     assert used == {"b": 3, "c": 3}
+
+
+def test_a_large_swarm_with_time_for_few_forecasts_stays_with_what_it_has_and_a_small_one_searches() -> None:
+    for stage_peers, searches in ((MANY_PEERS, False), (8, True)):
+        records = [record("d", 0, 24), *(record(f"a{n:03}", 1, 2, 0.1 + n / 999) for n in range(stage_peers))]
+        figures, _ = figures_of(NetworkView.of(records, 1, 1000))
+        assert figures is not None
+        pipeline = pipeline_of(figures)
+        start = foreseen(pipeline, [(pipeline.demand[0][0], pipeline.stage_peers[1][0])] * 24)
+        few = schedule(pipeline, start, 24 * 5 * 5, Random(0))
+        assert (few is not start) == searches
+        assert schedule(pipeline, start, 24 * 5 * 6, Random(0)) is not start, "six forecasts for 24 microbatches"
