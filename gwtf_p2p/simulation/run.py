@@ -168,6 +168,7 @@ class Simulation:
             trace_sha256=self.trace.sha256(),
             extra={
                 "memory": self.arm.memory.value,
+                **({"bound_by": "stages"} if self.bound.by_stages else {}),
                 "wire": self.arm.wire.activations,
                 "subspace": self.arm.subspace,
                 "thin": self.arm.thin,

@@ -114,6 +114,15 @@ def test_with_delayed_steps_iterations_overlap_and_none_beats_what_its_resources
         assert averaged[0] == averaged[1] > 0
 
 
+@pytest.mark.parametrize("name", ["acceptance_churn_0.toml", "acceptance_homogeneous.toml"])
+def test_the_bound_of_a_swarm_too_large_for_a_program_is_looser_and_says_so(name: str) -> None:
+    swarm = build(load_scenario(SCENARIOS / name), Arm("gwtf", default_config("gwtf")), 0, lambda *_: None)
+    exact, loose = bound_of(swarm), bound_of(swarm, most_hops=0)
+    assert (exact.by_stages, loose.by_stages) == (False, True)
+    assert exact.microbatches_per_second <= loose.microbatches_per_second * (1 + 1e-6) < 4 * exact.microbatches_per_second
+    assert loose.iteration_s <= exact.iteration_s * (1 + 1e-6) < 4 * loose.iteration_s
+
+
 def test_more_resources_never_lower_a_bound(tmp_path: Path) -> None:
     few, many = bound(story(tmp_path, capacity=2)), bound(story(tmp_path, capacity=3, stage_peers=3))
     assert many.microbatches_per_second >= few.microbatches_per_second and many.iteration_s <= few.iteration_s + many.closing_s

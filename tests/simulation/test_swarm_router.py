@@ -216,7 +216,7 @@ def test_a_mover_drains_downloads_and_serves_in_its_new_stage(tmp_path: Path) ->
     for period_s in (0.0, 10.0):
         run = simulation(scenario, "swarm+rebalance", replace(PAPER, rebalance_period_s=period_s))
         for name, stage in (("relay_2_1", 1), ("relay_2_2", 3)):
-            run.swarm.drawn[PeerId(name)] = replace(run.swarm.drawn[PeerId(name)], stage=Stage(stage))
+            run.swarm.move(PeerId(name), Stage(stage))
         for peer in run.swarm.drawn:
             run.world.add(run.swarm.new_peer(peer))
         outcome = run.run()

@@ -91,12 +91,14 @@ class Probation:
         self._is_news = False
         self._vouched: set[PeerId] = set()
         self._crowd: Crowd | None = None
+        self._members: frozenset[PeerId] = frozenset()
+        self._missing: set[PeerId] = set()
 
     def saw(self, view: NetworkView) -> NetworkView | None:
         """What of these records counts now; None while the first ones are being greeted."""
         self._view, self._is_news = view, False
         self._forget_the_gone(view)
-        unproven = self._unproven(view)
+        unproven = sorted(self._missing)
         if len(unproven) <= FEW:
             self._let_in.update(unproven)
             self._queue.clear()
@@ -142,6 +144,7 @@ class Probation:
             return
         if crowd.vouched:
             self._vouched |= crowd.peers
+            self._missing -= crowd.peers
             self._first = self._first - crowd.peers if self._first else self._first
             self._is_news = True
         else:
@@ -170,6 +173,7 @@ class Probation:
 
     def _prove(self, peer: PeerId) -> None:
         self._proven.add(peer)
+        self._missing.discard(peer)
         self._let_in.discard(peer)
         self._absent.pop(peer, None)
         if self._first:
@@ -209,19 +213,19 @@ class Probation:
         view = self._view
         if view is None or self._first:
             return None
-        hidden = [peer for peer in self._unproven(view) if peer not in self._let_in]
+        hidden = sorted(self._missing - self._let_in)
         return view.without(hidden) if hidden else view
 
-    def _unproven(self, view: NetworkView) -> list[PeerId]:
-        """In the order of the records, of which there may be thousands, mostly of proven peers."""
-        missing = view.records.keys() - self._proven
-        missing.discard(self.ctx.me)
-        return sorted(missing - self._vouched)
-
     def _forget_the_gone(self, view: NetworkView) -> None:
-        self._let_in.intersection_update(view.records)
-        self._vouched.intersection_update(view.records)
+        """And find who is not proven (`_missing`): of thousands of records, only when somebody has come or gone."""
+        if view.members is self._members:
+            return
+        self._members = view.members
+        self._let_in &= view.members
+        self._vouched &= view.members
         if len(self._proven) > MOST_REMEMBERED:
-            self._proven.intersection_update(view.records)
+            self._proven &= view.members
         if len(self._absent) > MOST_REMEMBERED:
             self._absent = {peer: absent for peer, absent in self._absent.items() if peer in view.records}
+        self._missing = {*(view.members - self._proven - self._vouched)}
+        self._missing.discard(self.ctx.me)

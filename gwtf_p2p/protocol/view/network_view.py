@@ -73,7 +73,10 @@ class NetworkView:
             else:
                 links[peer] = _links_of(record)
         back = microbatch_bytes if gradient_bytes is None else gradient_bytes
-        return NetworkView(stages, microbatch_bytes, back, ordered, links, clients, end_bytes)
+        view = NetworkView(stages, microbatch_bytes, back, ordered, links, clients, end_bytes)
+        if former is not None and former.members == ordered.keys():
+            vars(view)["members"] = former.members
+        return view
 
     @property
     def hops(self) -> HopBytes:
@@ -97,6 +100,11 @@ class NetworkView:
             if record.is_routable:
                 stages.setdefault(record.stage, []).append(peer)
         return {stage: tuple(peers) for stage, peers in stages.items()}
+
+    @cached_property
+    def members(self) -> frozenset[PeerId]:
+        """Of whom there are records: the same object as in the former view, while nobody has come or gone."""
+        return frozenset(self.records)
 
     @cached_property
     def tagged(self) -> Mapping[tuple[int, str], PeerId]:

@@ -15,13 +15,13 @@ it comes what every router pays at the end: the messages of the close and the av
 Both bounds assume all peers up; `clairvoyant_s` is the second one for those that an iteration could count on
 (`measure/presence`), known in advance. They are tight where one resource is the bottleneck throughout; they are not where the
 order of work matters (queues, backward first), where lines are shared at the wrong time, or with churn.
-scipy is loaded when the first program is solved.
+scipy is loaded when the first program is solved. Of a very large swarm no program is made (`MOST_HOPS`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -29,7 +29,7 @@ from gwtf_p2p.protocol.averages.rows import MOST_ALL_WITH_ALL
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.simulation.bounds.path_times import PathTimes, path_times
 from gwtf_p2p.simulation.bounds.program import Program
-from gwtf_p2p.simulation.bounds.resources import StagePeer
+from gwtf_p2p.simulation.bounds.resources import StagePeer, data_peer_limits, stage_peers_of
 from gwtf_p2p.simulation.lines.averaging import round_seconds
 from gwtf_p2p.simulation.scenario.draw import DrawnPeer
 from gwtf_p2p.simulation.scenario.sizes import Sizes
@@ -37,14 +37,19 @@ from gwtf_p2p.simulation.swarm.build import Memory, Swarm, sizes_of
 
 PRECISION = 1e-4
 
+MOST_HOPS = 100_000
+"""Of a program. In larger swarms both bounds are those of each stage as a whole, which is looser and has no program: at ten
+thousand stage peers in twenty stages it would have five million variables."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """`iteration_s` includes `closing_s`, the end that every router pays."""
+    """`iteration_s` includes `closing_s`, the end that every router pays. `by_stages`: without the program, see `MOST_HOPS`."""
 
     microbatches_per_second: float
     iteration_s: float
     closing_s: float
+    by_stages: bool = False
 
 
 def clairvoyant_s(swarm: Swarm, present: Collection[PeerId]) -> float | None:
@@ -55,13 +60,17 @@ def clairvoyant_s(swarm: Swarm, present: Collection[PeerId]) -> float | None:
     return bound_of(replace(swarm, drawn=drawn)).iteration_s
 
 
-def bound_of(swarm: Swarm) -> Bound:
-    """The bounds of a swarm as it is built."""
+def bound_of(swarm: Swarm, most_hops: int = MOST_HOPS) -> Bound:
+    """The bounds of a swarm as it is built; by stages alone when it has more hops than this."""
     sizes = sizes_of(swarm.scenario, swarm.arm)
     times = path_times([_with_slots(peer, swarm) for peer in swarm.drawn.values()], swarm.links, sizes)
     demands = tuple(swarm.shares[peer.id] for peer in times.layers[0])
-    program = Program(times, sizes, demands, queues=swarm.arm.queues)
     closing_s = _closing_s(swarm, sizes)
+    if sum(matrix.size for matrix in times.forth_s) > most_hops:
+        stage_peers = list(stage_peers_of(times, sizes, queues=swarm.arm.queues))
+        span_s = _least_of_stages_s(stage_peers, times, sum(demands))
+        return Bound(_most_of_stages(stage_peers, times, sizes, demands), span_s + closing_s, closing_s, by_stages=True)
+    program = Program(times, sizes, demands, queues=swarm.arm.queues)
     span_s = _least_span_s(program, times, sum(demands))
     return Bound(program.most(math.inf) * program.data_peers, span_s + closing_s, closing_s)
 
@@ -89,14 +98,28 @@ def _closing_s(swarm: Swarm, sizes: Sizes) -> float:
 
 def _least_span_s(program: Program, times: PathTimes, needed: int) -> float:
     """The largest of three lower bounds on the time from the first embedding to the last finish."""
-    shortest = float((times.before_s[0] + times.below_s(0).min(axis=1) + times.after_s[0]).max())
-    whole = shortest
-    for k in range(1, times.stages + 1):
-        stage_peers = [stage_peer for stage_peer in program.stage_peers if stage_peer.stage == k]
-        whole = _least(partial(_carries, stage_peers, needed), whole)
+    whole = _least_of_stages_s(program.stage_peers, times, needed)
     if not program.is_small:
         return whole
     return _least(lambda span: program.most(span) * program.data_peers >= needed * (1 - PRECISION), whole)
+
+
+def _least_of_stages_s(stage_peers: Sequence[StagePeer], times: PathTimes, needed: int) -> float:
+    """Until the shortest way of the last data peer has been gone, and each stage has done all microbatches."""
+    whole = float((times.before_s[0] + times.below_s(0).min(axis=1) + times.after_s[0]).max())
+    for k in range(1, times.stages + 1):
+        whole = _least(partial(_carries, [stage_peer for stage_peer in stage_peers if stage_peer.stage == k], needed), whole)
+    return whole
+
+
+def _most_of_stages(stage_peers: Sequence[StagePeer], times: PathTimes, sizes: Sizes, demands: Sequence[int]) -> float:
+    """Microbatches per second that pass the stage that is slowest as a whole, and the data peer that holds up the others."""
+    stages = [0.0] * times.stages
+    for stage_peer in stage_peers:
+        slots = stage_peer.slots / stage_peer.hold_s
+        stages[stage_peer.stage - 1] += min(slots, *(limit.rate / limit.amount for limit in stage_peer.limits))
+    own = [min(limit.rate / limit.amount for limit in limits) for limits in data_peer_limits(times, sizes)]
+    return min(*stages, *(rate * sum(demands) / demand for rate, demand in zip(own, demands, strict=True) if demand))
 
 
 def _carries(stage_peers: list[StagePeer], needed: int, span_s: float) -> bool:

@@ -4,7 +4,8 @@ An *arm* is what a comparison varies: the router and its settings, and the few t
 Everything else is the scenario's and the seed's, so that arms of one seed differ in nothing else.
 
 What peers publish of their links is what a probe of an idle link measures: true latency, and the bandwidth left by the link
-and both lines. It is published for the neighbouring stages, as the live swarm's probes do, and ages as all records do.
+and both lines. It is published for the neighbouring stages, as the live swarm's probes do (`MOST_MEASURED` at most), and ages
+as all records do.
 A stage peer times one microbatch of each pass before it goes online, so its first record has a measured compute time.
 
 **Memory.** All modes but UNLIMITED fit the same memory, so a comparison may give each arm the mode that suits it. ADAPTIVE, the
@@ -23,6 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
+from random import Random
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
@@ -52,6 +54,9 @@ from gwtf_p2p.simulation.world.world import World
 
 RECORD_PERIOD_S = 10.0
 PROBE_SAMPLES = 3
+MOST_MEASURED = 128
+"""Links in a record, which is bounded; drawn by the seed. Beyond them planners assume."""
+
 FLOAT32 = WireSpec()
 
 
@@ -165,7 +170,7 @@ class Swarm:
         seconds = drawn.work_seconds()
         machine.measured({work: seconds[work] for work in timed})
         simulated = SimulatedPeer(machine, Speed(seconds), line_bytes_per_s=drawn.line_bytes_per_s or 0.0)
-        simulated.links = tuple(self._measure(peer, other) for other in self._neighbours(drawn.stage) if other != peer)
+        simulated.links = tuple(self._measure(peer, other) for other in self._neighbours(peer, drawn.stage))
         former = self.world.peers.get(peer)
         if former is not None:
             simulated.sequence, simulated.device_s = former.sequence, former.device_s
@@ -179,11 +184,25 @@ class Swarm:
         self.world.add(simulated)
         self.world.start(simulated)
 
-    def _neighbours(self, stage: Stage) -> list[PeerId]:
-        """Peers of the stages before and after; stage 0 follows stage S. Data peers also talk with each other."""
+    def _neighbours(self, of: PeerId, stage: Stage) -> list[PeerId]:
+        """Peers of the stages before and after; stage 0 follows stage S. Data peers also talk with each other. A record has
+        room for the links to a part of a large stage."""
         ring = self.scenario.model.stages + 1
-        near = {(stage + 1) % ring, (stage - 1) % ring} | ({DATA_STAGE} if stage == DATA_STAGE else set())
-        return [peer for peer, drawn in sorted(self.drawn.items()) if drawn.stage in near]
+        near = sorted({(stage + 1) % ring, (stage - 1) % ring} | ({DATA_STAGE} if stage == DATA_STAGE else set()))
+        peers = sorted(peer for k in near for peer in self._in_stages.get(Stage(k), ()) if peer != of)
+        return peers if len(peers) <= MOST_MEASURED else sorted(Random(f"{self.seed} {of}").sample(peers, MOST_MEASURED))
+
+    @cached_property
+    def _in_stages(self) -> dict[Stage, list[PeerId]]:
+        found: dict[Stage, list[PeerId]] = {}
+        for peer, drawn in self.drawn.items():
+            found.setdefault(drawn.stage, []).append(peer)
+        return found
+
+    def move(self, peer: PeerId, stage: Stage) -> None:
+        """It belongs to another stage from its next start on."""
+        self.drawn[peer] = replace(self.drawn[peer], stage=stage)
+        vars(self).pop("_in_stages", None)
 
     def _measure(self, sender: PeerId, receiver: PeerId) -> LinkMeasurement:
         links = self.links

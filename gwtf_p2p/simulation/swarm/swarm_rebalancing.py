@@ -9,7 +9,7 @@ dropped.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.membership.swarm_rebalancing import IN_QUEUE, Move, swarm_move
@@ -73,5 +73,5 @@ class Rebalancing:
     def _move(self, peer: PeerId, stage: Stage) -> None:
         if self.swarm.world.peers[peer].alive:
             self.swarm.world.kill(peer)
-        self.swarm.drawn[peer] = replace(self.swarm.drawn[peer], stage=stage)
+        self.swarm.move(peer, stage)
         self.swarm.restart(peer)
