@@ -52,6 +52,14 @@ class Member:
         known = {record.peer: record for record in self.exchange.table.records(now)}
         return {**{record.peer: record for record in self.knows_first if record.peer not in known}, **known}
 
+    def seen(self, now: float) -> list[StageRecord]:
+        """The same, as it was stated."""
+        known = self.exchange.table.stated(now)
+        if not self.knows_first:
+            return known
+        peers = {record.peer for record in known}
+        return [*known, *(record for record in self.knows_first if record.peer not in peers)]
+
 
 class ExchangeWorld:
     """`delay_s`: least and most, one way. `sent_bytes` of each peer: of its questions and its answers."""
@@ -123,7 +131,7 @@ class ExchangeWorld:
         if self.now >= member.views_at:
             member.views_at = self.now + VIEW_S * max(1.0, len(self.members) / FEW)
             exchange.table.drop_expired(self.now)
-            exchanging = [record for record in member.records(self.now).values() if record.exchanges]
+            exchanging = [record for record in member.seen(self.now) if record.exchanges]
             exchange.partners.can_ask((r.peer for r in exchanging), (r.peer for r in exchanging if r.stage == DATA_STAGE))
         for peer in exchange.due(self.now):
             question = exchange.ask(peer, self.now)
