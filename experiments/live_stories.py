@@ -147,6 +147,28 @@ def a_donor_is_killed(comparison: Comparison, folder: Path) -> str:
     return f"ONLINE after {joined['seconds']:.1f} s ({joined['steps']})"
 
 
+def it_dies_again_before_its_moments_are_there(comparison: Comparison, folder: Path) -> str:
+    """A killed peer comes back over slow lines, serves with its weights, and is killed while the rest is still coming."""
+    small = replace(SMALL, microbatches=16, checkpoint_every=SMALL.steps)  # no copies take the lines
+    with Swarm(small, folder, options={"upload_bytes_per_s": 1e6}) as swarm:
+        swarm.until_step(2)
+        swarm.run.kill("stage1.1")
+        shutil.rmtree(swarm.folder / "checkpoints" / "stage1.1", ignore_errors=True)
+        swarm.until("its death is known", lambda: bool(swarm.said("peer_lost")))
+        seen = len(swarm.heard)
+        swarm.run.start_again("stage1.1")
+
+        def since(report: str) -> bool:
+            return any(name == "stage1.1" and r["name"] == report for name, r in swarm.heard[seen:])
+
+        served_s = swarm.until("it serves", lambda: since("serves_before_moments"))
+        check(not since("caught_up"), "its moments are still coming")
+        swarm.run.kill("stage1.1")
+        swarm.run.start_again("stage1.1")
+        swarm.to_the_end()
+    return f"{comparison.equal_weights(swarm)}; served {served_s:.1f} s after its start"
+
+
 def two_at_once(comparison: Comparison, folder: Path) -> str:
     """One stage peer of each stage in the same iteration."""
     faults = {
@@ -298,6 +320,7 @@ STORIES: dict[str, Story] = {
             the_bootstrap_peer_is_killed,
             a_newcomer_joins,
             a_donor_is_killed,
+            it_dies_again_before_its_moments_are_there,
             a_stage_dies_and_comes_back,
             a_stage_dies_with_its_disks,
             a_stage_peer_moves,

@@ -26,6 +26,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]
     [
         "a_data_peer_is_killed",
         "a_donor_is_killed",
+        "it_dies_again_before_its_moments_are_there",
         "a_stage_dies_with_its_disks",
         "everything_is_killed",
         "memory_is_short",
