@@ -1,6 +1,6 @@
 """Memory and start-up of a local swarm: runs the demo and looks at its processes from outside.
 
-    python -m experiments.bench.startup --steps 10
+    python -m experiments.bench.startup --steps 10 [FLAGS OF gwtf demo]
 
 RSS counts shared pages in every process that maps them; PSS divides them among the processes, so PSS adds up to what the
 machine spends. Peers are forked from one warm process, hence the difference between the two.
