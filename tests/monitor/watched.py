@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
-from gwtf_p2p.protocol.schedule.iteration_plan import tag
+from gwtf_p2p.protocol.view.plans import tag
 from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord, SumLine
 from gwtf_p2p.protocol.wire.records import Account, LinkMeasurement, LinkSource, PeerState, RunRecord, StageRecord, Timing
 
