@@ -102,7 +102,7 @@ class _LiveRun:
 
     def _move(self, name: str, stage: Stage) -> None:
         """Let it finish and end; it starts again when it is gone."""
-        self.processes.peers[name].pipe.send("stop")
+        self.processes.leave(name)
 
     def _log(self, name: str) -> str:
         try:

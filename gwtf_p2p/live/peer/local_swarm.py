@@ -66,7 +66,7 @@ class LocalPeer:
     process: Any
     pipe: Connection
     log: Path
-    up: str
+    up: str = "online"
     """The report by which it is up."""
 
     @property
