@@ -284,9 +284,13 @@ def test_weights_alone_and_their_moments_after_them_make_the_whole_state() -> No
     parameters, optimizer = stage_and_optimizer(steps=2)
     good = export_state(parameters, optimizer)
     newcomer, newcomers_optimizer = stage_and_optimizer()
-    newcomers_optimizer.forget_state()
-    assert load_weights(newcomer, {name: tensor for name, tensor in good.items() if is_of_weights(name)}) == 2
-    assert newcomers_optimizer.steps == NO_STATE
+    weights = {name: tensor for name, tensor in good.items() if is_of_weights(name)}
+    first = min(name for name in weights if name != "step")
+    with pytest.raises(RemoteProtocolError, match="expected"):
+        load_weights(newcomer, {**weights, first: weights[first][:1]}, newcomers_optimizer)
+    assert newcomers_optimizer.steps == 0, "nothing has changed"
+    assert load_weights(newcomer, weights, newcomers_optimizer) == 2
+    assert newcomers_optimizer.steps == NO_STATE and newcomers_optimizer.weights_version == 2
     kept = {name: parameter._version for name, parameter in newcomer.items()}
     moment = next(name for name in sorted(good) if not is_of_weights(name))
     for wrong, message in [

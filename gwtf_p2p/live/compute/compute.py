@@ -220,8 +220,7 @@ class Compute:
                     load_moments(parameters, self.optimizer, rest)
                     return
                 if only == "weights":
-                    self.optimizer.forget_state()
-                    self.optimizer.forget_state(weights_of=load_weights(parameters, rest))
+                    load_weights(parameters, rest, self.optimizer)
                 else:
                     load_state(parameters, self.optimizer, rest)
             except OSError as error:

@@ -48,9 +48,9 @@ ReportListener = Callable[[ef.Report, float], None]
 
 
 Downloader = Callable[[ef.Download, Callable[[], object]], Coroutine[Any, Any, None]]
-"""Puts a state in place; the second is called when its weights are, where they come first."""
+"""Puts a state in place; the second is called when its weights are, where they come first. Raises StateUnavailable or
+RemoteProtocolError, and has then changed nothing but weights that came first."""
 
-"""Puts a state in place. Raises StateUnavailable or RemoteProtocolError, and then changes nothing."""
 LogEvent = Callable[[ev.Event, float, Sequence[ef.Effect], str], None]
 """Hears each event, when it was, what came back, and the failure of the machine ('' when it was none)."""
 

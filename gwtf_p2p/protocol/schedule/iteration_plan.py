@@ -23,7 +23,7 @@ from random import Random
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.schedule.from_view import pipeline_of
 from gwtf_p2p.protocol.schedule.load_estimate import Load
-from gwtf_p2p.protocol.schedule.mending import MANY_PEERS, mended
+from gwtf_p2p.protocol.schedule.mending import MANY_PEERS, mended, with_gaps
 from gwtf_p2p.protocol.schedule.model import Path, Pipeline
 from gwtf_p2p.protocol.schedule.search import Effort, Planned, first_paths, foreseen, plan_iteration, schedule, score_of
 from gwtf_p2p.protocol.schedule.underway import Underway
@@ -216,21 +216,12 @@ def _kept_paths(figures: PipelineFigures, pipeline: Pipeline, published: Sequenc
 
 def _with_stage_peers(pipeline: Pipeline, flows: Sequence[Flow]) -> list[Path]:
     """Paths of flows whose data peers are all there, with stage peers of least load for those that are not."""
-    number = {peer: i for i, peer in enumerate(pipeline.peers)}
-    stage_of = {i: k for k, peers in enumerate(pipeline.stage_peers) for i in peers}
-    paths: list[Path] = []
-    to_choose: list[tuple[int, int]] = []
-    for m, (data_peer, stage_peers) in enumerate(flows):
-        path = [number[data_peer]]
-        for k, stage_peer in enumerate(stage_peers, start=1):
-            i = number.get(stage_peer, -1)
-            if stage_of.get(i, DATA_STAGE) != k:
-                to_choose.append((m, k))
-                i = pipeline.stage_peers[k][0]
-            path.append(i)
-        paths.append(tuple(path))
-    load = Load(pipeline, paths if to_choose else [])
-    for m, k in to_choose:
+    ways, gaps = with_gaps(pipeline, flows)
+    for m, k in gaps:
+        ways[m][k] = pipeline.stage_peers[k][0]
+    paths: list[Path] = [tuple(way) for way in ways]
+    load = Load(pipeline, paths if gaps else [])
+    for m, k in gaps:
         paths[m] = _least_loaded(pipeline, load, m, paths[m], k)
     return paths
 

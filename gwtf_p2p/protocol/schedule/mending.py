@@ -27,29 +27,37 @@ MANY_PEERS = 200
 LOOKED_AT = 64
 """Stage peers for one gap."""
 
+GONE = -1
+"""The number of a stage peer that is not there."""
+
 STEP = 29
 """From one gap's first stage peer to the next one's: neighbours in a stage are no more alike than others."""
+
+
+def with_gaps(pipeline: Pipeline, flows: Sequence[Flow]) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """The flows in numbers of the pipeline, GONE where a stage peer is not in its stage any more; and these gaps, each a flow
+    and a stage. The flows' data peers are there."""
+    number = {peer: i for i, peer in enumerate(pipeline.peers)}
+    stage_of = {i: k for k, peers in enumerate(pipeline.stage_peers) for i in peers}
+    ways: list[list[int]] = []
+    gaps: list[tuple[int, int]] = []
+    for m, (data_peer, stage_peers) in enumerate(flows):
+        way = [number[data_peer]]
+        for k, stage_peer in enumerate(stage_peers, start=1):
+            i = number.get(stage_peer, GONE)
+            if stage_of.get(i, DATA_STAGE) != k:
+                gaps.append((m, k))
+                i = GONE
+            way.append(i)
+        ways.append(way)
+    return ways, gaps
 
 
 def mended(figures: PipelineFigures, flows: Sequence[Flow]) -> list[Flow]:
     """The flows of data peers that are all there, with every stage peer that is gone replaced."""
     pipeline = pipeline_of(figures)
-    number = {peer: i for i, peer in enumerate(pipeline.peers)}
-    stage_of = {i: k for k, peers in enumerate(pipeline.stage_peers) for i in peers}
-    taken: Counter[int] = Counter()
-    gaps: list[tuple[int, int]] = []
-    ways: list[list[int]] = []
-    for m, (data_peer, stage_peers) in enumerate(flows):
-        way = [number[data_peer]]
-        for k, stage_peer in enumerate(stage_peers, start=1):
-            i = number.get(stage_peer, -1)
-            if stage_of.get(i, DATA_STAGE) != k:
-                gaps.append((m, k))
-                i = -1
-            else:
-                taken[i] += 1
-            way.append(i)
-        ways.append(way)
+    ways, gaps = with_gaps(pipeline, flows)
+    taken = Counter(i for way in ways for i in way[1:] if i != GONE)
     for m, k in gaps:
         ways[m][k] = chosen = _soonest(pipeline, ways[m], k, m, taken)
         taken[chosen] += 1
@@ -65,7 +73,7 @@ def _soonest(pipeline: Pipeline, way: Sequence[int], k: int, m: int, taken: Coun
         recomputes = not pipeline.waits_for_slots(i)
         work_us = pipeline.before_us[i] * (1 + recomputes) + pipeline.after_us[i]
         way_us = pipeline.there_and_back_us(k - 1, above, i)
-        if below >= 0:
+        if below != GONE:
             way_us += pipeline.there_and_back_us(k, i, below)
         return not recomputes and taken[i] >= pipeline.slots[i], way_us + (1 + taken[i]) * work_us, i
 

@@ -53,7 +53,8 @@ class NetworkView:
         gradient_bytes: int | None = None,
         end_bytes: int | None = None,
     ) -> NetworkView:
-        """Of several records of one peer the one with the highest sequence number counts.
+        """Of several records of one peer the one with the highest sequence number counts; one of a stage that the run does not
+        have, which anybody may sign, counts nowhere.
 
         `gradient_bytes` None: as many as `microbatch_bytes`.
         `former` is an earlier view, whose work is used again for the peers whose links have not changed.
@@ -61,6 +62,8 @@ class NetworkView:
         newest: dict[PeerId, StageRecord] = {}
         for record in records:
             held = newest.get(record.peer)
+            if record.stage > stages:
+                continue
             if held is None or record.sequence_number > held.sequence_number:
                 newest[record.peer] = record
         clients = frozenset(peer for peer, record in newest.items() if record.state is PeerState.ASKING)

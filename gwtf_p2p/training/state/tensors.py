@@ -55,6 +55,7 @@ def load_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer,
     for name in sorted(state.keys() - expected.keys()):
         raise RemoteProtocolError(f"state: {name}: not a tensor of this part")
     _check(expected, state)
+    optimizer.forget_state()  # until all of it is here: what is half overwritten is of no version
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[f"{WEIGHTS}{name}"])
@@ -63,17 +64,25 @@ def load_state(parameters: Mapping[str, nn.Parameter], optimizer: PartOptimizer,
     return steps
 
 
-def load_weights(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> int:
-    """Overwrite the weights alone, in place; returns the step count of the state that they are of.
+def load_weights(
+    parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor], optimizer: PartOptimizer | None = None
+) -> int:
+    """Overwrite the weights alone, in place; returns the step count of the state that they are of. An `optimizer` of these
+    parameters has no state from then on (`load_moments`).
 
     Raises RemoteProtocolError, and changes nothing, if one is missing, of another shape or dtype, or not finite.
     """
     expected = {f"{WEIGHTS}{name}": parameter.detach() for name, parameter in parameters.items()}
     _check({**expected, STEP: torch.tensor(0, dtype=torch.int64)}, state)
+    steps = int(state[STEP])
+    if optimizer is not None:
+        optimizer.forget_state()
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[f"{WEIGHTS}{name}"])
-    return int(state[STEP])
+    if optimizer is not None:
+        optimizer.forget_state(weights_of=steps)
+    return steps
 
 
 def is_of_weights(name: str) -> bool:

@@ -17,7 +17,7 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.wire.receipts import Receipt, ReceiptLine
 from gwtf_p2p.training.compute.values import HeldGradient
 from gwtf_p2p.training.state.checkpoint import load_checkpoint, save_checkpoint
-from gwtf_p2p.training.state.tensors import CONTRIBUTIONS, export_state
+from gwtf_p2p.training.state.tensors import CONTRIBUTIONS, WEIGHTS, export_state
 
 ME, WORKER = PeerId("me"), PeerId("worker")
 RUN = SmallRun().record()
@@ -66,6 +66,9 @@ async def test_a_newcomer_downloads_them_and_takes_none_that_are_not_whole(tmp_p
         wrong = {**downloaded, CONTRIBUTIONS: downloaded[CONTRIBUTIONS][:-1]}
         with pytest.raises(RemoteProtocolError, match="contributions"):
             await newcomer.load(wrong)
+        weight = next(name for name in downloaded if name.startswith(WEIGHTS))
+        with pytest.raises(RemoteProtocolError, match=weight):
+            await newcomer.load({**downloaded, weight: downloaded[weight][:-1]}, only="weights")
         assert newcomer.optimizer.steps == 0 and not newcomer.contributions.of
         await newcomer.load(downloaded)
         assert newcomer.contributions == donor.contributions
