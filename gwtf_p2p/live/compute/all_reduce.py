@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 
 from gwtf_p2p.live.compute.all_reduce_parts import Corrected, Part, Residual, Told, cut, dealt, parts_of, squares_of
-from gwtf_p2p.live.compute.all_reduce_round import KIND, NOT_YET, Round, RoundInRow, disk_errors, in_thread
+from gwtf_p2p.live.compute.all_reduce_round import ENDED, KIND, NOT_YET, Round, RoundInRow, disk_errors, in_thread
 from gwtf_p2p.live.compute.averaging_group import AverageResult as AverageResult
 from gwtf_p2p.live.compute.averaging_group import AveragingFailed as AveragingFailed
 from gwtf_p2p.live.compute.averaging_group import AveragingGroup as AveragingGroup
@@ -284,7 +284,7 @@ class Averager:
     def on_delivery(self, sender: PeerId, header: Header, payload: memoryview) -> None:
         round_ = self._rounds.get(str(header.get("group")))
         if round_ is None:
-            raise RemoteProtocolError("this average has ended")
+            raise RemoteProtocolError(ENDED)
         future = round_.expected[round_.key_of(sender, header)]
         if not future.done():
             future.set_result(payload)

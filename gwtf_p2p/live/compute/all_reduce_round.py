@@ -31,7 +31,7 @@ from gwtf_p2p.live.compute.all_reduce_parts import (
     unpack_parts,
 )
 from gwtf_p2p.live.compute.averaging_group import AveragingFailed, Circle
-from gwtf_p2p.live.rpc.api import DataPlane, Header, PushFailed
+from gwtf_p2p.live.rpc.api import DataPlane, FailureKind, Header, PushFailed
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.trust.parts import PartBound, PartsSeen, root_mean_square
@@ -41,6 +41,9 @@ from gwtf_p2p.training.state.scratch import ScratchGradient
 
 KIND = "average"
 NOT_YET = "not in this group yet"
+ENDED = "this average has ended"
+"""Said to whoever's payload comes in after the receiver has ended its part. It has told the coordinator why; that it ends is no
+fault of its own, and the attempt's Abort is on its way."""
 MOST_AHEAD = 2
 """Batches of one member's parts that may have come and wait for the others', and finished batches on their way."""
 
@@ -196,13 +199,15 @@ class Pieces:
                 eager = expected and peer not in self._slower
                 result = await self._rpc.push(peer, header, payload, _PUSH_S, eager=eager)
             except PushFailed as error:
-                raise AveragingFailed(peer, f"{phase}: {error.kind.value}: {error.reason}") from error
-            self.sent_bytes += result.sent_bytes
-            if result.accepted:
-                begun.set()
-                return
-            if result.reply.get("reason") != NOT_YET:
-                raise AveragingFailed(peer, f"{phase} refused: {result.reply.get('reason')!r:.200}")
+                if error.kind is not FailureKind.REFUSED or error.reason != ENDED:
+                    raise AveragingFailed(peer, f"{phase}: {error.kind.value}: {error.reason}") from error
+            else:
+                self.sent_bytes += result.sent_bytes
+                if result.accepted:
+                    begun.set()
+                    return
+                if result.reply.get("reason") != NOT_YET:
+                    raise AveragingFailed(peer, f"{phase} refused: {result.reply.get('reason')!r:.200}")
             if expected:
                 begun.clear()  # it has left this group, or it will say so
                 self._slower.add(peer)

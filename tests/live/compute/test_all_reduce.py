@@ -22,7 +22,8 @@ from gwtf_p2p.live.compute.all_reduce_parts import (
     part_bytes,
     unpack_parts,
 )
-from gwtf_p2p.live.compute.all_reduce_round import NOT_YET, Key, Round
+from gwtf_p2p.live.compute.all_reduce_round import ENDED, NOT_YET, Key, Round
+from gwtf_p2p.live.rpc.api import Header
 from gwtf_p2p.live.rpc.rpc import CallFailed
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
@@ -178,6 +179,42 @@ async def test_a_lost_or_late_member_ends_the_wait(start_peer: StartPeer) -> Non
     with pytest.raises(AveragingFailed, match="nothing came") as failed:
         await averager.average(group, gradient_of(tensors_of(0)), 0.1)
     assert failed.value.peer == b.id
+
+
+async def test_a_member_that_ended_for_another_one_is_not_blamed(
+    start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hears that one of the group is lost just as a payload to it is under way."""
+    peers = [await start_peer() for _ in range(3)]
+    averagers, inputs = [Averager(peer.rpc) for peer in peers], [tensors_of(seed, [(1 << 20,)]) for seed in range(3)]
+    lost, told = peers[2].id, asyncio.Event()
+    take = Averager.on_delivery
+
+    def hears_of_the_loss(self: Averager, sender: PeerId, header: Header, payload: memoryview) -> None:
+        if self is not averagers[1] or sender != peers[0].id:
+            take(self, sender, header, payload)
+            return
+        self.peer_lost(lost, "gone")
+        told.set()
+        raise RemoteProtocolError(ENDED)
+
+    monkeypatch.setattr(Averager, "on_delivery", hears_of_the_loss)
+    group = group_of(peers, [1.0] * 3)
+    tasks = [
+        asyncio.create_task(averager.average(group, gradient_of(own), DEADLINE_S))
+        for averager, own in zip(averagers, inputs, strict=True)
+    ]
+    async with asyncio.timeout(DEADLINE_S):
+        await told.wait()
+    with pytest.raises(AveragingFailed, match="gone"):
+        await tasks[1]
+    done, _ = await asyncio.wait([tasks[0]], timeout=0.3)
+    assert not done, "it hears why from the coordinator"
+    averagers[0].peer_lost(lost, "gone")
+    with pytest.raises(AveragingFailed) as failed:
+        await tasks[0]
+    assert failed.value.peer == lost
+    tasks[2].cancel()
 
 
 async def test_what_is_not_due_is_refused_and_nonsense_fails_the_attempt(start_peer: StartPeer) -> None:
