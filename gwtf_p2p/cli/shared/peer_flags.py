@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.flags import takes
-from gwtf_p2p.cli.shared.free_place import settle_port
-from gwtf_p2p.cli.shared.limit_flags import add_limit_flags
+from gwtf_p2p.cli.shared.free_place import settle_identity, settle_port
+from gwtf_p2p.cli.shared.limit_flags import BYTES_PER_S_OF_A_MBPS, add_limit_flags, checkpoint_options, memory_limit, wishes
+from gwtf_p2p.cli.shared.peer_reports import figures_period_s
 from gwtf_p2p.protocol.errors import InputError
 
 if TYPE_CHECKING:
@@ -211,6 +212,38 @@ def _everywhere(port: int, *, is_bootstrap: bool) -> list[str]:
     if is_bootstrap and has_ipv6 and port:
         listen += [f"/ip6/::/tcp/{port}", f"/ip6/::/udp/{port}/quic-v1"]
     return listen
+
+
+def config_of_flags(args: argparse.Namespace, options: P2POptions, role: str) -> PeerConfig:
+    """What the flags say that data peers and stage peers share. Raises InputError."""
+    from gwtf_p2p.live.peer.config import PeerConfig
+    from gwtf_p2p.training.compute.config import ExecutorConfig
+
+    return PeerConfig(
+        role=role,
+        options=options,
+        identity_path=settle_identity(args.identity_path, os.environ),
+        run_owner=args.run_owner,
+        token=args.token or "",
+        local_files=tuple(args.allow_path),
+        executor=ExecutorConfig(args.device, args.torch_dtype),
+        threads=args.threads,
+        checkpoints=checkpoint_options(args),
+        stays=args.stay,
+        public_name=args.public_name or "",
+        on_alert=args.on_alert,
+        alert_after_s=args.alert_after,
+        upload_bytes_per_s=args.upload_mbps * BYTES_PER_S_OF_A_MBPS,
+        download_bytes_per_s=args.download_mbps * BYTES_PER_S_OF_A_MBPS,
+        memory=memory_limit(args),
+        wishes=wishes(args),
+        nice=args.nice,
+        memory_bytes=int(args.memory_gb * 1e9),
+        drain_s=DRAIN_S,
+        join_timeout_s=args.timeout,
+        figures_every_s=figures_period_s(args),
+        event_log=args.event_log,
+    )
 
 
 def serve(

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gwtf_p2p.cli.flags import takes
 from gwtf_p2p.cli.process.outcome import outcome
 from gwtf_p2p.cli.process.supervisor import supervised
-from gwtf_p2p.cli.shared.free_place import settle_identity
-from gwtf_p2p.cli.shared.limit_flags import BYTES_PER_S_OF_A_MBPS, check_compute_flags, checkpoint_options, memory_limit, wishes
+from gwtf_p2p.cli.shared.limit_flags import check_compute_flags
 from gwtf_p2p.cli.shared.peer_flags import (
-    DRAIN_S,
     PEER_PORT,
     add_compute_flags,
     add_network_flags,
     add_owner_flag,
     check_initial_peers,
+    config_of_flags,
     p2p_options,
     serve,
 )
-from gwtf_p2p.cli.shared.peer_reports import figures_period_s, telling
+from gwtf_p2p.cli.shared.peer_reports import telling
 from gwtf_p2p.live.compute.process_memory import bound_arenas
 from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import RunId
@@ -80,38 +78,14 @@ def config_of(args: argparse.Namespace, tell: OnReport = lambda report: None) ->
     _check(args)
     options = p2p_options(args, needs_peers=True)
     tell({"name": "step", "done": "flags"})
-    from gwtf_p2p.live.peer.config import PeerConfig
-    from gwtf_p2p.training.compute.config import ExecutorConfig
     from gwtf_p2p.training.compute.device import resolve_device
 
     resolve_device(args.device)
     tell({"name": "step", "done": "loaded"})
-    return PeerConfig(
-        role="peer",
-        options=options,
-        identity_path=settle_identity(args.identity_path, os.environ),
+    return replace(
+        config_of_flags(args, options, "peer"),
         run_id=RunId(args.run_id),
-        run_owner=args.run_owner,
-        token=args.token or "",
-        local_files=tuple(args.allow_path),
         stage=args.stage,
         moves=args.stage is None,
         capacity=args.capacity,
-        executor=ExecutorConfig(args.device, args.torch_dtype),
-        threads=args.threads,
-        checkpoints=checkpoint_options(args),
-        stays=args.stay,
-        public_name=args.public_name or "",
-        on_alert=args.on_alert,
-        alert_after_s=args.alert_after,
-        upload_bytes_per_s=args.upload_mbps * BYTES_PER_S_OF_A_MBPS,
-        download_bytes_per_s=args.download_mbps * BYTES_PER_S_OF_A_MBPS,
-        memory=memory_limit(args),
-        wishes=wishes(args),
-        nice=args.nice,
-        memory_bytes=int(args.memory_gb * 1e9),
-        drain_s=DRAIN_S,
-        join_timeout_s=args.timeout,
-        figures_every_s=figures_period_s(args),
-        event_log=args.event_log,
     )

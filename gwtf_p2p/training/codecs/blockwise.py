@@ -11,6 +11,7 @@ the same reason: one outlier spoils the resolution of its own block only.)
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -76,10 +77,11 @@ def parts_of(buffer: Buffer, values: int, form: TensorFormat) -> tuple[Tensor, T
     return scales, raw[cut:]
 
 
-class Int8Codec:
-    """Whole numbers of -127 to 127 times the block's scale; the error is at most half a scale."""
+class _Scaled(ABC):
+    """Values of one byte times their block's scale. A kind says how values are rounded and read, and which are none."""
 
-    TOP = 127.0
+    TOP: float
+    VALUE: torch.dtype
 
     def __init__(self, form: TensorFormat) -> None:
         self._form = form
@@ -92,26 +94,51 @@ class Int8Codec:
         form, blocks = self._form, blocks_of(tensor, self._form)
         out = torch.empty(form.encoded_bytes(tensor.numel()), dtype=torch.uint8, device=blocks.device)
         cut = cut_of(tensor.numel(), form)
-        scales, values = out[:cut].view(torch.bfloat16), out[cut:].view(torch.int8).view(blocks.shape)
+        scales, values = out[:cut].view(torch.bfloat16), out[cut:].view(self.VALUE).view(blocks.shape)
         for span in spans(len(blocks), blocks.device):
             piece = blocks[span].abs()
             largest = piece.amax(dim=1)
             check_finite(in_range(largest, self.TOP), form)
             scales[span], inverse = scales_for(largest, self.TOP)
-            values[span] = torch.mul(blocks[span], inverse.unsqueeze(1), out=piece).round_()
+            values[span] = self._rounded(torch.mul(blocks[span], inverse.unsqueeze(1), out=piece))
         return tensor_bytes(out)
 
     def check(self, buffer: Buffer, values: int) -> float:
-        return root_mean_square(parts_of(buffer, values, self._form)[0])
+        return root_mean_square(self._checked(buffer, values)[0])
 
     def decode(self, buffer: Buffer, shape: tuple[int, ...], device: str | torch.device = "cpu") -> Tensor:
         count = math.prod(shape)
-        scales, raw = (part.to(device) for part in parts_of(buffer, count, self._form))
+        scales, raw = (part.to(device) for part in self._checked(buffer, count))
         values = raw.view(torch.int8).view(-1, self._form.block_values)
         blocks = torch.empty(values.shape, dtype=torch.float32, device=raw.device)
         for span in spans(len(values), raw.device):
-            blocks[span].copy_(values[span]).mul_(scales[span].unsqueeze(1))
+            self._read(values[span], scales[span].unsqueeze(1), blocks[span])
         return blocks.view(-1)[:count].view(shape)
+
+    def _checked(self, buffer: Buffer, values: int) -> tuple[Tensor, Tensor]:
+        """Scales and bytes. Raises RemoteProtocolError."""
+        return parts_of(buffer, values, self._form)
+
+    def _rounded(self, scaled: Tensor) -> Tensor:
+        """In place, as far as the type of the values does not do it."""
+        return scaled
+
+    @abstractmethod
+    def _read(self, values: Tensor, scales: Tensor, into: Tensor) -> None:
+        """Values (as int8) times their block's scale, as float32."""
+
+
+class Int8Codec(_Scaled):
+    """Whole numbers of -127 to 127 times the block's scale; the error is at most half a scale."""
+
+    TOP = 127.0
+    VALUE = torch.int8
+
+    def _rounded(self, scaled: Tensor) -> Tensor:
+        return scaled.round_()
+
+    def _read(self, values: Tensor, scales: Tensor, into: Tensor) -> None:
+        into.copy_(values).mul_(scales)
 
 
 _HALVES_SMALLER = 256.0
@@ -124,45 +151,17 @@ def _as_halves(values: Tensor) -> Tensor:
     return (values.to(torch.int16) << 7).bitwise_and_(~0x4000).view(torch.float16)
 
 
-class Fp8Codec:
+class Fp8Codec(_Scaled):
     """Float8 (e4m3) times the block's scale: 3 bits of precision for values of any size in the block."""
 
     TOP = 448.0
+    VALUE = torch.float8_e4m3fn
 
-    def __init__(self, form: TensorFormat) -> None:
-        self._form = form
-
-    @property
-    def form(self) -> TensorFormat:
-        return self._form
-
-    def encode(self, tensor: Tensor) -> memoryview:
-        form, blocks = self._form, blocks_of(tensor, self._form)
-        out = torch.empty(form.encoded_bytes(tensor.numel()), dtype=torch.uint8, device=blocks.device)
-        cut = cut_of(tensor.numel(), form)
-        scales, values = out[:cut].view(torch.bfloat16), out[cut:].view(torch.float8_e4m3fn).view(blocks.shape)
-        for span in spans(len(blocks), blocks.device):
-            piece = blocks[span].abs()
-            largest = piece.amax(dim=1)
-            check_finite(in_range(largest, self.TOP), form)
-            scales[span], inverse = scales_for(largest, self.TOP)
-            values[span] = torch.mul(blocks[span], inverse.unsqueeze(1), out=piece)
-        return tensor_bytes(out)
-
-    def check(self, buffer: Buffer, values: int) -> float:
-        return root_mean_square(self._checked(buffer, values)[0])
-
-    def decode(self, buffer: Buffer, shape: tuple[int, ...], device: str | torch.device = "cpu") -> Tensor:
-        count = math.prod(shape)
-        scales, raw = (part.to(device) for part in self._checked(buffer, count))
-        values = raw.view(torch.int8).view(-1, self._form.block_values)
-        blocks = torch.empty(values.shape, dtype=torch.float32, device=raw.device)
-        for span in spans(len(values), raw.device):
-            blocks[span].copy_(_as_halves(values[span])).mul_((scales[span] * _HALVES_SMALLER).unsqueeze(1))
-        return blocks.view(-1)[:count].view(shape)
+    def _read(self, values: Tensor, scales: Tensor, into: Tensor) -> None:
+        into.copy_(_as_halves(values)).mul_(scales * _HALVES_SMALLER)
 
     def _checked(self, buffer: Buffer, values: int) -> tuple[Tensor, Tensor]:
-        scales, raw = parts_of(buffer, values, self._form)
+        scales, raw = super()._checked(buffer, values)
         if bool(((raw & 0x7F) == 0x7F).any()):
             raise RemoteProtocolError(f"tensor: values that are not numbers, in {self._form.name}")
         return scales, raw
