@@ -9,6 +9,7 @@ import pytest
 
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
+from gwtf_p2p.protocol.membership.rebalancing import choose_stage
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 from gwtf_p2p.simulation.lines.averaging import round_seconds
 from gwtf_p2p.simulation.lines.downloads import Downloads, Request
@@ -16,6 +17,7 @@ from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.links import Links, LinkSpec
 from gwtf_p2p.simulation.scenario.scenario import ChurnSpec, Scenario
 from gwtf_p2p.simulation.world.directory import Directory
+from gwtf_p2p.simulation.world.small_swarm import SmallConfig, small_swarm
 from tests.simulation.stories import simulation, story
 
 A, B, C, D = (PeerId(name) for name in "abcd")
@@ -130,9 +132,10 @@ def test_a_returning_stage_peer_serves_only_after_its_download(tmp_path: Path) -
 
 
 def test_the_plan_of_crashes_is_the_same_for_every_arm(tmp_path: Path) -> None:
-    """Paired by seed: the same crashes and as many returns, whatever the router does; but for crashes of the last iteration,
-    whose moment may come after the end."""
-    stories = []
+    """Paired by seed: the same crashes, whatever the router does, but for those of the last iteration, whose moment may come
+    after the end; and as many returns, but for one: who crashes past the end of its iteration is not down when the next begins,
+    and comes back later."""
+    stories, returns = [], []
     for router in ("swarm", "random"):
         run = simulation(churning(tmp_path, 0.1, 0.5), router)
         killed: list[tuple[PeerId, int]] = []
@@ -145,8 +148,10 @@ def test_the_plan_of_crashes_is_the_same_for_every_arm(tmp_path: Path) -> None:
         run.world.kill = kill  # type: ignore[method-assign]
         outcome = run.run()
         last = run.scenario.iterations - 1
-        stories.append(({peer for peer, iteration in killed if iteration < last}, outcome.extra["returns"]))
-    assert stories[0] == stories[1] and stories[0][0]
+        stories.append({peer for peer, iteration in killed if iteration < last})
+        returns.append(outcome.extra["returns"])
+    assert stories[0] == stories[1] and stories[0]
+    assert min(returns) > 0 and max(returns) - min(returns) <= 1
 
 
 # ---- downloads
@@ -212,3 +217,20 @@ def test_a_new_download_replaces_the_old_one_in_silence() -> None:
     links.kernel.at(1.0, lambda: downloads.start(request, lambda whole: ends.append((links.kernel.now, whole))))
     links.kernel.run(lambda: False, 1e6)
     assert ends == [(pytest.approx(1.0 + 1.0 + 0.5), True)]
+
+
+def test_a_newcomer_goes_where_others_have_died_while_their_records_live_on() -> None:
+    swarm = small_swarm(SmallConfig(stages=2, stage_peers=3, data_peers=2))
+    world, me = swarm.world, PeerId("newcomer")
+    swarm.run(3)
+    dead = [PeerId("relay_2_0"), PeerId("relay_2_1")]
+    for peer in dead:
+        world.kill(peer)
+    world.kernel.run(lambda: False, world.kernel.now + 8.0)
+    view = world.directory.view(world.kernel.now)
+    assert all(view.records[peer].is_routable for peer in dead) and view.said_lost == set(dead)
+    assert choose_stage(view, me).stage == 2
+    for peer in dead:
+        swarm.faults.restart(peer, fresh=False)
+    swarm.run(world.peers[PeerId("data_0")].machine.participant.version + 3)
+    assert not world.directory.view(world.kernel.now).said_lost

@@ -34,7 +34,7 @@ class Liveness:
     def __init__(self, me: PeerId, timings: Timings) -> None:
         self.me = me
         self._questions = Questions(me, timings)
-        self._lost = LostPeers()
+        self.lost_peers = LostPeers()
         self._heard_at: dict[PeerId, float] = {}
         self._watched: set[PeerId] = set()
         self._excluded: frozenset[PeerId] | None = None
@@ -42,7 +42,7 @@ class Liveness:
     @property
     def lost(self) -> frozenset[PeerId]:
         """Not to be routed to, nor waited for."""
-        return frozenset(self._lost.lost)
+        return frozenset(self.lost_peers.lost)
 
     @property
     def suspected(self) -> frozenset[PeerId]:
@@ -52,7 +52,7 @@ class Liveness:
     @property
     def back(self) -> frozenset[PeerId]:
         """Lost peers that have answered since, of which there is no record yet but the one that they were lost with."""
-        return frozenset(self._lost.back)
+        return frozenset(self.lost_peers.back)
 
     @property
     def excluded(self) -> frozenset[PeerId]:
@@ -63,19 +63,19 @@ class Liveness:
 
     def is_lost(self, peer: PeerId) -> bool:
         """Confirmed, by an own question or by the word of another."""
-        return peer in self._lost.lost
+        return peer in self.lost_peers.lost
 
     def silent_since(self, peer: PeerId, now: float) -> float:
         """When a lost or suspected peer was first missed; `now` for others."""
         suspicion = self._questions.suspected.get(peer)
-        return suspicion.since if suspicion is not None else self._lost.missed_at.get(peer, now)
+        return suspicion.since if suspicion is not None else self.lost_peers.missed_at.get(peer, now)
 
     # ---- signs of life
 
     def observe_view(self, view: NetworkView, out: list[Effect]) -> None:
         """A lost peer that published another record is probed."""
         self._questions.observe_view(view)
-        for peer in self._lost.observe_view(view):
+        for peer in self.lost_peers.observe_view(view):
             self._probe(peer, out)
 
     def silent_s(self, peer: PeerId, now: float) -> float:
@@ -88,7 +88,7 @@ class Liveness:
         self._probe(peer, out)
 
     def _probe(self, peer: PeerId, out: list[Effect]) -> None:
-        if self._lost.probe(peer):
+        if self.lost_peers.probe(peer):
             out.append(self._questions.ask_lost(peer))
 
     # ---- watches
@@ -125,11 +125,11 @@ class Liveness:
         self._heard_at[event.peer] = now
         self._questions.answered(event.peer, event.seconds, now)
         self._excluded = None
-        return self._lost.answered(event.peer)
+        return self.lost_peers.answered(event.peer)
 
     def failed(self, event: CheckFailed, now: float, out: list[Effect]) -> str | None:
         """The reason why the peer is lost now, or None when it gets another chance or nobody asked."""
-        self._lost.end_probe(event.peer)
+        self.lost_peers.end_probe(event.peer)
         suspicion = self._questions.suspected.get(event.peer)
         if suspicion is None:
             return None
@@ -145,7 +145,7 @@ class Liveness:
 
     def declare_lost(self, peer: PeerId, now: float, out: list[Effect]) -> None:
         """Also used when somebody else has confirmed it."""
-        self._lost.add(peer, self.silent_since(peer, now) if peer in self._questions.suspected else now)
+        self.lost_peers.add(peer, self.silent_since(peer, now) if peer in self._questions.suspected else now)
         self._questions.end(peer)
         self._excluded = None
         if peer in self._watched:
@@ -154,8 +154,8 @@ class Liveness:
 
     def left(self, peer: PeerId, now: float, out: list[Effect]) -> bool:
         """It has said goodbye; False when that is known."""
-        if self._lost.has_left(peer):
+        if self.lost_peers.has_left(peer):
             return False
         self.declare_lost(peer, now, out)
-        self._lost.leave(peer)
+        self.lost_peers.leave(peer)
         return True

@@ -9,10 +9,12 @@ publishes that it has started again.
 from __future__ import annotations
 
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.network_view import NO_RECORD, NetworkView
+from gwtf_p2p.protocol.view.plans import tag
 from gwtf_p2p.protocol.wire.records import PeerState
 
-NO_RECORD = -1
+MOST_TOLD = 32
+"""Of lost peers, in the record of one that tells of them."""
 
 
 class LostPeers:
@@ -42,6 +44,11 @@ class LostPeers:
                 self._left.discard(peer)
             found.append(peer)
         return found
+
+    def told(self) -> dict[str, int]:
+        """What a data peer's record says: of each lost peer that has a record the newest one's number, by its tag."""
+        known = [(peer, sequence) for peer, sequence in sorted(self.lost.items()) if self._sequence(peer) != NO_RECORD]
+        return {tag(peer): sequence for peer, sequence in known[:MOST_TOLD]}
 
     def _sequence(self, peer: PeerId) -> int:
         """Of the peer's newest record."""

@@ -11,4 +11,5 @@ def news_of(record: StageRecord) -> tuple[object, ...]:
     version = record.weights_version if record.stage == DATA_STAGE else 0  # who has missed a commit learns it from a data peer
     place = record.stage, record.state, record.capacity, record.epoch, version, record.memory_limit_bytes, record.completion
     way = record.path, record.maddrs, record.circuit_bytes, record.circuit_s
-    return *place, *way, record.flows_iteration, record.flows, record.cost_to_sink_us, record.takeover_us
+    lost = tuple(sorted(record.lost.items()))
+    return *place, *way, lost, record.flows_iteration, record.flows, record.cost_to_sink_us, record.takeover_us

@@ -13,7 +13,8 @@ training: then only the second rule holds.
 
 A newcomer takes the stage with the largest pace, where one more peer raises the swarm's throughput most. Ties go to the stage
 with fewer peers, then to one drawn by the newcomer's id, so that several newcomers who look at the same records do not all
-choose the same stage.
+choose the same stage. The dead do not count, though their records live on for a while: whoever looks leaves out those that it
+has lost itself, and those that data peers say they have (`NetworkView.said_lost`).
 """
 
 from __future__ import annotations
@@ -90,11 +91,12 @@ class StageChoice:
 
 
 def choose_stage(view: NetworkView, me: PeerId, fits: Iterable[Stage] = ()) -> StageChoice:
-    """Counts peers that are about to serve as well: a stage whose only other peer is still joining is not empty.
+    """Counts peers that are about to serve as well: a stage whose only other peer is still joining is not empty. Does
+    not count those that data peers hold for lost.
 
     `fits`: the stages that there is memory for; empty for all.
     """
-    coming = [r for p, r in view.records.items() if p != me and r.state is not PeerState.DRAINING]
+    coming = [r for p, r in view.without(view.said_lost).records.items() if p != me and r.state is not PeerState.DRAINING]
     paces = Paces(view.stages, coming)
 
     def key(stage: Stage) -> tuple[float, int, str]:

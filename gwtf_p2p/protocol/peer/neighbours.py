@@ -15,9 +15,9 @@ from typing import Protocol
 
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.lifecycle import Phase
-from gwtf_p2p.protocol.effects import Send
+from gwtf_p2p.protocol.effects import Publish, Send
 from gwtf_p2p.protocol.events import Timer
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.membership.membership import Membership
 from gwtf_p2p.protocol.peer.transfers import Transfers
 from gwtf_p2p.protocol.transfer.send_activation import WAITING
@@ -67,6 +67,8 @@ class Neighbours:
                 self.transfers.repairs.peer_answered(peer, frozenset(unknown), seconds)
                 self.transfers.return_gradient.peer_answered(peer, frozenset(unknown))
                 self.machine.peer_cleared(peer, returned)
+                if returned:
+                    self._tell_lost()
                 self.machine.routes_may_be_open()
             case ev.CheckFailed():
                 why = ctx.liveness.failed(event, ctx.now, ctx.out)
@@ -102,6 +104,7 @@ class Neighbours:
             self.ctx.report("peer_left", peer=peer, **self._steps_lost())
             self.transfers.return_gradient.peer_lost(peer)
             self.transfers.repairs.peer_left(peer)
+            self._tell_lost()
 
     def _lost(self, peer: PeerId, reason: str) -> None:
         """One that said that it would leave, and owes nothing, has not been lost."""
@@ -113,6 +116,12 @@ class Neighbours:
         self.machine.peer_lost(peer, reason)
         self.transfers.return_gradient.peer_lost(peer)
         self.transfers.repairs.peer_lost(peer, reason)
+        self._tell_lost()
+
+    def _tell_lost(self) -> None:
+        """A data peer's record says whom it holds for lost: newcomers, who have asked nobody yet, do not count those."""
+        if self.ctx.stage == DATA_STAGE:
+            self.ctx.emit(Publish())
 
     def _steps_lost(self) -> dict[str, int]:
         """Where copies of a stage differ: the steps that a copy has made since the last average are in no other one."""

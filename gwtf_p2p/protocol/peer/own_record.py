@@ -62,7 +62,6 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         capacity, occupancy, works = machine.capacity, machine.occupancy, (Work.FORWARD, Work.BACKWARD)
     forward, backward = (_timing(machine, work) for work in works)
     flows_iteration, flows = ctx.planner.flows if ctx.planner is not None else (-1, ())
-    links = sorted(around.links, key=lambda link: (link.round_trip_s, link.to))[:TOP_LINKS]
     advert = ctx.talker.advert if ctx.talker is not None else Advert({}, {})
     return StageRecord(
         peer=ctx.me,
@@ -80,7 +79,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         maddrs=around.maddrs,
         circuit_bytes=around.circuit_bytes,
         circuit_s=around.circuit_s,
-        links=tuple(links),
+        links=tuple(sorted(around.links, key=lambda link: (link.round_trip_s, link.to))[:TOP_LINKS]),
         line_bytes_per_s=around.line_bytes_per_s,
         kept_bytes=ctx.kept_bytes,
         memory_limit_bytes=ctx.memory_limit_bytes,
@@ -106,6 +105,7 @@ def stage_record(machine: StagePeer | DataPeer, around: OwnMeasurements, sequenc
         exchanges=around.exchanges,
         averages_in_rows=True,
         lacks_moments=machine.participant.progress.lacks_moments,
+        lost=ctx.liveness.lost_peers.told() if isinstance(machine, DataPeer) else {},
         sequence_number=sequence_number,
     )
 

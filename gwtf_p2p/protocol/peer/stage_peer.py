@@ -81,7 +81,7 @@ class StagePeer(PeerMachine):
         view = self.ctx.view
         if self.mover is None or view is None or not self.membership.serves:
             return
-        seen = view.without(self.ctx.liveness.lost)
+        seen = view.without((self.ctx.liveness.lost | view.said_lost) - {self.ctx.me})
         move = self.mover.look(seen, self.ctx.now)
         if isinstance(move, Move) and self._others_serve():
             self.membership.move(move.to_stage, move.reason)

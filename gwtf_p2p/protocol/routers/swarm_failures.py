@@ -38,5 +38,5 @@ class ForgetfulLiveness(Liveness):
         return self.suspected
 
     def suspect(self, peer: PeerId, reason: str, now: float, microbatches: tuple[MicrobatchId, ...], out: list[Effect]) -> None:
-        self._lost.forget(peer)
+        self.lost_peers.forget(peer)
         super().suspect(peer, reason, now, microbatches, out)

@@ -6,6 +6,7 @@ Where no measurement of a link exists, the view predicts one and marks it `ASSUM
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,9 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.view.hop_cost import HopBytes, hop_cost_us
 from gwtf_p2p.protocol.view.plans import tag
 from gwtf_p2p.protocol.wire.records import Completion, LinkMeasurement, LinkSource, PeerState, StageRecord
+
+NO_RECORD = -1
+"""Below every sequence number."""
 
 ASSUMED_LATENCY_S = 0.05
 ASSUMED_BANDWIDTH_BYTES_PER_S = 12.5e6
@@ -132,6 +136,20 @@ class NetworkView:
         """(epoch, weights version, peer) of those that say that the run is complete everywhere."""
         of_all = Completion.EVERYWHERE
         return tuple((r.epoch, r.weights_version, p) for p, r in self.records.items() if r.completion is of_all)
+
+    @cached_property
+    def said_lost(self) -> frozenset[PeerId]:
+        """Whom at least half of the data peers hold for lost, by the newest record that there is of it: what the records alone
+        say of the dead, whose own ones live on for a while."""
+        told = [self.records[peer].lost for peer in self.data_peers]
+        votes = Counter(named for lost in told for named in lost)
+        tags = {tag(peer): peer for peer in self.records} if votes else {}
+        found = []
+        for named, peer in tags.items():
+            newest = self.records[peer].sequence_number
+            if named in votes and 2 * sum(lost.get(named, NO_RECORD) >= newest for lost in told) >= len(told):
+                found.append(peer)
+        return frozenset(found)
 
     @property
     def data_peers(self) -> tuple[PeerId, ...]:

@@ -295,7 +295,7 @@ class StageRecord:
     proves nothing.
     `precision` is what it computes in, by which its work is judged (`audit`). `exchanges`: it answers those that exchange
     records with it (`protocol/exchange`). `averages_in_rows`: it can (`averages/rows`). `lacks_moments`: it serves, but nobody
-    could have its stage's state from it yet (`commit/progress`).
+    could have its stage's state from it yet (`commit/progress`). `lost`: whom a data peer holds for lost (`view.said_lost`).
     """
 
     peer: Peer
@@ -339,6 +339,7 @@ class StageRecord:
     exchanges: bool = False
     averages_in_rows: bool = False
     lacks_moments: bool = False
+    lost: Counts = field(default_factory=dict)
     sequence_number: Count = 0
     schema_version: int = SCHEMA_VERSION
     wire_version: int = WIRE_VERSION

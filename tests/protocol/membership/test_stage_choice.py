@@ -7,8 +7,9 @@ import pytest
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.membership.rebalancing import choose_stage
 from gwtf_p2p.protocol.membership.swarm_rebalancing import Move, NoMove, swarm_move
+from gwtf_p2p.protocol.view.plans import tag
 from gwtf_p2p.protocol.wire.records import PeerState, Timing
-from tests.protocol.peers import A2, B2, A, B, C, record, view
+from tests.protocol.peers import A2, B2, C2, D2, D3, A, B, C, D, record, view
 
 ME = PeerId("me")
 SLOW = {"forward": Timing(1.0, 5, 0.0), "backward": Timing(2.0, 5, 0.0)}
@@ -55,3 +56,29 @@ def test_the_least_loaded_peer_of_the_least_loaded_stage_moves_to_the_most_loade
 
 def test_a_stage_is_never_emptied_by_a_move() -> None:
     assert swarm_move(view([A, B, C]), {A: 0.0, B: 9.0, C: 9.0}) == NoMove("every stage has one peer at most")
+
+
+def lost(*names: PeerId, sequence_number: int = 0) -> dict[str, int]:
+    return {tag(peer): sequence_number for peer in names}
+
+
+def test_a_newcomer_does_not_count_whom_the_data_peers_hold_for_lost() -> None:
+    """Their records live on for half a minute."""
+    assert choose_stage(view([record(D), A, A2, B, C, C2]), ME).stage == 2
+    assert choose_stage(view([record(D, lost=lost(C, C2)), A, A2, B, C, C2]), ME).stage == 3
+    alone = choose_stage(view([record(D, lost=lost(B)), A, A2, B, C, C2]), ME)
+    assert (alone.stage, alone.reason) == (2, "no peer serves it yet")
+
+
+def test_one_that_has_published_since_counts_again() -> None:
+    back = [record(peer, PeerState.SYNCING, sequence_number=7) for peer in (C, C2)]
+    assert choose_stage(view([record(D, lost=lost(C, C2, sequence_number=6)), A, A2, B, *back]), ME).stage == 2
+    assert choose_stage(view([record(D, lost=lost(C, C2, sequence_number=7)), A, A2, B, *back]), ME).stage == 3
+
+
+def test_it_takes_half_of_the_data_peers_to_hold_a_peer_for_lost() -> None:
+    peers = [A, A2, B, C, C2]
+    one, other, third = (record(peer, lost=of) for peer, of in ((D, lost(C, C2)), (D2, {}), (D3, {})))
+    assert choose_stage(view([one, other, *peers]), ME).stage == 3
+    assert choose_stage(view([one, other, third, *peers]), ME).stage == 2
+    assert choose_stage(view([A, A2, B, record(C, lost=lost(A, A2)), C2]), ME).stage == 2, "stage peers are not asked"
