@@ -10,7 +10,8 @@ the disk of the surviving stage peer is full for a fifth of the time, before tha
 
 Verdict, told by the exit code: the loss falls (first to last fifth of the steps), no microbatch is lost or counted twice, every
 killed peer comes back, the first step after a power cut takes less than a minute, the full disk is written to again, the
-survivors' memory grows by less than `most_mb_per_min`, no process is left at the end.
+survivors' memory grows by less than `most_mb_per_min`, no process is left at the end. The steps that a soak is broken
+off in, of which some stage has told nothing yet, are not counted; more than two of them are wrong.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ RESUMED_WITHIN_S = 60.0
 SURVIVORS = ("stage1.0", "data0")
 FULL_FROM, FULL_TO, CUT_AT = 0.2, 0.4, 0.5
 """Of the time: when the disk is full, and when the power goes."""
+
+MOST_UNTOLD = 2
+"""Steps that are committed, and that a stage has not told of, when a soak is broken off: one of them is being told."""
 
 WARM_UP = 0.2
 """Of the time: so long the memory of a life is left out, unless `--warm_up_minutes` says otherwise."""
@@ -214,7 +218,8 @@ def verdict(soak: Soak, args: argparse.Namespace, failure: str) -> dict[str, obj
     losses = [state.loss(i) for i in sorted(state.ended_at)]
     fifth = max(1, len(losses) // 5)
     first, last = (statistics.mean(part) if part else float("nan") for part in (losses[:fifth], losses[-fifth:]))
-    accounting, slopes = state.accounting(), soak.slopes() if soak.memory else {}
+    untold = state.untold()
+    accounting, slopes = state.accounting(untold), soak.slopes() if soak.memory else {}
     steepest = max((slopes[name] for name in slopes if not name.startswith(BOOTSTRAP)), default=0.0)
     end = time.monotonic() + 5.0
     while (left := left_over(soak.pids)) and time.monotonic() < end:
@@ -222,6 +227,7 @@ def verdict(soak: Soak, args: argparse.Namespace, failure: str) -> dict[str, obj
     wrong = [failure] if failure else []
     wrong += [f"the loss does not fall: {first:.4f} to {last:.4f}"] if not last < first else []
     wrong += [f"the ledger does not add up: {accounting}"] if accounting["lost"] + accounting["double_counted"] else []
+    wrong += [f"some stage has told nothing of the steps {untold}"] if len(untold) > MOST_UNTOLD else []
     wrong += [f"memory grows by {steepest:.2f} MB/min"] if steepest > args.most_mb_per_min else []
     wrong += [f"processes are left: {left}"] if left else []
     wrong += ["nothing was written after the disk was full"] if soak.disk is not None and not soak.disk.is_written_again else []
@@ -237,6 +243,7 @@ def verdict(soak: Soak, args: argparse.Namespace, failure: str) -> dict[str, obj
         "back_median_s": statistics.median(soak.back_s) if soak.back_s else None,
         "back_max_s": max(soak.back_s, default=None),
         "microbatches": accounting,
+        "untold_steps": len(untold),
         "resumed_s": round(soak.resumed_s, 1),
         "redone_steps": soak.redone,
         "disk": soak.disk.story if soak.disk is not None else "",

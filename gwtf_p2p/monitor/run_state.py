@@ -10,7 +10,7 @@ When the swarm goes back to an earlier version, the iterations after it are forg
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,13 +105,21 @@ class RunState:
         seconds = sum(self.iteration_seconds())
         return self.iterations * self.expected * self.tokens_per_microbatch / seconds if seconds else 0.0
 
-    def accounting(self) -> dict[str, int]:
-        """Microbatches by fate, over all committed iterations; each stage must have counted each exactly once.
+    def untold(self) -> list[int]:
+        """Committed iterations after the last one that every stage has told of: in one of them a run is when it is broken off,
+        as data peers tell of a step before stage peers do."""
+        stages = range(self.stages + 1)
+        told = max((i for i in self.ended_at if all((i, stage) in self.averaged for stage in stages)), default=-1)
+        return sorted(iteration for iteration in self.ended_at if iteration > told)
+
+    def accounting(self, without: Collection[int] = ()) -> dict[str, int]:
+        """Microbatches by fate, over all committed iterations, but for those that are not to count; each stage must have
+        counted each exactly once.
 
         Those of a data peer that took no part in an iteration are no loss (`withdrawn`): they were taken back everywhere.
         """
         whole = lost = double = 0
-        for iteration in self.ended_at:
+        for iteration in self.ended_at.keys() - set(without):
             groups = [self.averaged.get((iteration, stage), (0, 0)) for stage in range(self.stages + 1)]
             of_this = self._whole(iteration)
             whole += of_this

@@ -56,6 +56,17 @@ def test_a_ledger_that_does_not_add_up_is_told(groups: tuple[tuple[int, int], ..
     assert (accounting["lost"], accounting["double_counted"]) == (lost, double)
 
 
+def test_a_step_that_a_stage_has_not_told_of_yet_is_no_loss_of_a_run_that_is_broken_off() -> None:
+    """The data peer's word comes first; what was told of, and is not whole, stays a loss."""
+    state = run_of((2, 2), (1, 1))
+    state.hear("data0", 0, stepped(2, 2, 2), 24.0)
+    assert state.untold() == [2]
+    assert state.accounting()["lost"] == 3
+    assert state.accounting(state.untold()) == {"done": 3, "retried": 0, "lost": 1, "double_counted": 0}
+    state.hear("stage1.0", 1, stepped(2, 2, 2), 24.1)
+    assert not state.untold() and state.accounting()["lost"] == 1
+
+
 def test_the_view_names_peers_losses_and_events() -> None:
     state = run_of((2, 2))
     recovery = {"name": "recovery", "kind": "backward", "microbatch": "x/0/0", "lost": "Qm1", "reason": "gone"}
