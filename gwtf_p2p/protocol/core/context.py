@@ -127,6 +127,10 @@ class Context:
         if broken:
             self.liveness.exclude(peer)
 
+    def has_answered(self, peer: PeerId) -> bool:
+        """It lives, and no question to it is open."""
+        return peer not in self.liveness.excluded and peer not in self.liveness.suspected
+
     # ---- pushes
 
     def new_push(self, held: Held, back: bool) -> int:

@@ -67,8 +67,8 @@ class ReturnGradient:
         ctx = self.ctx
         if held.returning is Returning.PUSHING:
             held.ask()
-            if held.asked % 2 == 0 and held.predecessor not in ctx.liveness.excluded:
-                self.begin(held)  # it has answered since, so this transfer has gone astray
+            if held.asked % 2 == 0 and ctx.has_answered(held.predecessor):
+                self.begin(held)  # since it was asked, so this transfer has gone astray
                 return
             ctx.suspect(held.predecessor, "gradient transfer is late")
             self._start_timer(held)

@@ -114,6 +114,17 @@ def test_a_late_return_is_asked_about_and_begun_anew_when_its_predecessor_has_an
     assert driven.did(ef.CancelPush) == [ef.CancelPush(push.token)] and driven.pushed().to == A
 
 
+def test_a_late_return_goes_on_while_its_predecessor_has_not_answered() -> None:
+    """A busy machine's peer takes it later, and would have been sent it twice."""
+    driven, push = returning()
+    for _ in range(4):
+        driven.fires(ev.Timer.RETURN, M)
+        assert not driven.did(ef.Push) and not driven.did(ef.CancelPush)
+    driven.handle(ev.CheckAnswered(A, (), 2.0))
+    driven.handle(ev.PushDelivered(push.token, 2.1))
+    assert not driven.is_armed(ev.Timer.RETURN, M)
+
+
 # ---- orphans
 
 

@@ -192,6 +192,20 @@ def test_what_is_late_for_the_third_time_at_a_living_peer_is_handed_to_it_anew()
     assert driven.pushed().to == B and driven.pushed().message.attempt == (7, 0, 1)
 
 
+def test_what_is_late_at_a_peer_that_has_not_answered_is_not_handed_to_it_anew() -> None:
+    """Whether it holds it is not known yet."""
+    driven = waiting()
+    for _ in range(3):
+        driven.fires(ev.Timer.COMPLETE, M)
+        assert not driven.did(ef.Push)
+    driven.handle(ev.CheckAnswered(B, (), 2.0))
+    driven.fires(ev.Timer.COMPLETE, M)
+    assert not driven.did(ef.Push), "it has been late for an even number of times"
+    driven.handle(ev.CheckAnswered(B, (), 0.01))
+    driven.fires(ev.Timer.COMPLETE, M)
+    assert driven.pushed().to == B
+
+
 def test_a_transfer_that_is_late_is_asked_about_and_waited_for_longer() -> None:
     driven, _ = pushing()
     first = driven.timers[ev.Timer.PUSH, str(M)] - driven.now + 0.0
