@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -15,6 +16,7 @@ from gwtf_p2p.cli.main import main
 from gwtf_p2p.cli.shared.pictures import bars_of_files
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
+from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice, compose
 from gwtf_p2p.protocol.peer.stage_peer import StagePeerConfig
@@ -24,6 +26,7 @@ from gwtf_p2p.protocol.routers.factory import KINDS, default_config
 from gwtf_p2p.protocol.schedule.iteration_plan import plan_for, revise
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.messages import Forward
+from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, StageRecord
 from tests.protocol.flow.problems import record
 from tests.protocol.schedule.test_search import figures_for
 
@@ -71,6 +74,60 @@ def test_settings_and_views_come_back_as_they_were() -> None:
     assert first == told
     views = [line.event.view for line in others if not isinstance(line, Opening) and isinstance(line.event, ev.ViewChanged)]
     assert [list(view.records) for view in views] == [["a", "p"], ["a", "p", "q", "r"], ["a", "p", "q"]]
+
+
+def linked(number: int, peers: int, rng: Random) -> StageRecord:
+    """The record of one of so many peers, as it is published again: its links are older, one is measured anew, one is gone."""
+    others = rng.sample([other for other in range(peers) if other != number], peers - 2)
+    links = [
+        LinkMeasurement(PeerId(f"peer {other:030d}"), rng.choice((0.01, 0.02)), 1e6 + other, LinkSource.PROBE, 3, rng.random())
+        for other in others
+    ]
+    own = record(f"peer {number:030d}", 1, 2, sequence_number=rng.randrange(1 << 30))
+    return replace(own, links=tuple(sorted(links, key=lambda link: (link.round_trip_s, link.to))))
+
+
+def test_records_that_have_changed_come_back_as_they_were_and_take_little_room() -> None:
+    rng, writer, reader = Random(7), LogWriter(), LogReader()
+    peers = 24
+    whole = most = 0
+    for look in range(12):
+        there = rng.sample(range(peers), peers - look % 3)
+        view = NetworkView.of([linked(number, peers, rng) for number in there], 2, 1_000)
+        line = writer.happened(ev.ViewChanged(view), float(look), [])
+        read = reader.read(line)
+        assert not isinstance(read, Opening) and read.event == ev.ViewChanged(view)
+        whole = whole or len(line)
+        most = max(most, len(line) if look % 3 else 0)
+    assert most < 0.35 * whole
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ('{"capacity": 3}', "changed.peer"),
+        ('{"peer": "stranger"}', "changed.peer"),
+        ('{"peer": "p", "capacity": "much"}', "changed.capacity"),
+        ('{"peer": "p", "links": [4]}', "changed.links"),
+        ('{"peer": "p", "links": ["a"]}', "changed.links"),
+        ('{"peer": "p", "links": 3}', "changed.links"),
+        ("7", "changed"),
+    ],
+)
+def test_a_change_of_a_record_that_is_none_is_refused(changed: str, named: str) -> None:
+    writer, reader = LogWriter(), LogReader()
+    reader.read(writer.happened(ev.ViewChanged(NetworkView.of([record("p", 1, 2)], 2, 1_000)), 0.0, []))
+    line = writer.happened(ev.ViewChanged(NetworkView.of([record("p", 1, 3)], 2, 1_000)), 1.0, [])
+    assert '"changed": [{"capacity": 3, "peer": "p"}]' in line
+    with pytest.raises(RemoteProtocolError, match=named):
+        reader.read(line.replace('{"capacity": 3, "peer": "p"}', changed))
+
+
+def test_a_log_of_an_older_release_is_read() -> None:
+    """It tells every record that has changed whole."""
+    lines = [line.replace('"format": 2', '"format": 1').replace(', "changed": []', "") for line in log_of(opening())]
+    assert '"format": 1' in lines[0] and not any("changed" in line for line in lines)
+    assert replay(lines, "log").difference is None
 
 
 def test_a_plan_that_revises_another_comes_back_as_it_was() -> None:

@@ -4,7 +4,8 @@
   log, the run and the version of the program. A log may hold several machines one after the other, as a peer that moves to
   another stage or starts again has one each.
 - Every other line names the event, its fields, when it was (`now`, seconds of the peer's clock), and the `effects`.
-- A view is told by what has changed since the one before: the records that are new, and the peers that are gone.
+- A view is told by what has changed since the one before: the records of peers that are new, what has changed in those of the
+  others (`records_told`), and the peers that are gone.
 - Where the machine failed, `raised` says with what.
 """
 
@@ -22,13 +23,17 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.peer.factory import PeerSettings, RouterChoice
+from gwtf_p2p.protocol.replay.records_told import changed_record, changes
 from gwtf_p2p.protocol.routers.factory import default_config
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.codec import from_plain, to_plain
 from gwtf_p2p.protocol.wire.messages import from_header, to_header
 from gwtf_p2p.protocol.wire.records import RunRecord, StageRecord
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
+"""In format 1 all records of a view that had changed were told whole."""
+
 OPENING = "Composed"
 """What the first line of a machine has instead of an event's name."""
 
@@ -87,7 +92,8 @@ class LogWriter:
             "microbatch_bytes": view.microbatch_bytes,
             "gradient_bytes": view.gradient_bytes,
             "end_bytes": view.end_bytes,
-            "records": [to_plain(record) for peer, record in view.records.items() if before.get(peer) != record],
+            "records": [to_plain(record) for peer, record in view.records.items() if peer not in before],
+            "changed": [changes(before[p], r) for p, r in view.records.items() if p in before and before[p] != r],
             "gone": [peer for peer in before if peer not in view.records],
         }
 
@@ -138,8 +144,9 @@ class LogReader:
             return self._view
         gone = set(from_plain(tuple[PeerId, ...], told.get("gone"), "view.gone"))
         fresh = from_plain(tuple[StageRecord, ...], told.get("records"), "view.records")
-        changed = gone | {record.peer for record in fresh}
         before = self._view.records if self._view is not None else {}
+        fresh += tuple(changed_record(before, each) for each in from_plain(list, told.get("changed", []), "view.changed"))
+        changed = gone | {record.peer for record in fresh}
         kept = [record for peer, record in before.items() if peer not in changed]
         sizes = ("stages", "microbatch_bytes", "gradient_bytes")
         stages, forth, back = (from_plain(int, told.get(name), f"view.{name}") for name in sizes)
@@ -162,8 +169,8 @@ def _with_message(what: ev.Event | ef.Effect) -> dict[str, Any]:
 
 
 def _opening_of(plain: dict[str, Any]) -> Opening:
-    if plain.get("format") != FORMAT:
-        raise RemoteProtocolError(f"format: this program reads format {FORMAT}, the log says {plain.get('format')!r:.40}")
+    if plain.get("format") not in READABLE:
+        raise RemoteProtocolError(f"format: this program reads formats to {FORMAT}, the log says {plain.get('format')!r:.40}")
     settings: dict[str, Any] = from_plain(dict, plain.get("settings"), "settings")
     router: dict[str, Any] = from_plain(dict, settings.get("router"), "settings.router")
     try:
