@@ -8,6 +8,7 @@ step that ends after its weights have been replaced means nothing.
 The weights may come first. Then it serves, and counts in the iteration that they are of, while what the optimizer keeps with
 them (the *moments*) is on its way: no gradient needs it. When that iteration is committed before the moments are here, its
 average is kept like the others, and the peer serves again when it has stepped. Until then nobody can have the state from it.
+It asks for no newer weights meanwhile: its line is better spent on the moments (ARCHITECTURE.md, decisions).
 
 A commit whose norm is not finite is a step that is *skipped*: the version rises, the weights stay. After as many in a row as
 the run allows, data peers begin no iteration until they are started again.

@@ -11,7 +11,8 @@ from experiments.recovery_single import CASES, Case, failures, faults_of
 from experiments.recovery_sweep import Sweep, draw_config, draw_script
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.simulation.world.faults import Fault
-from gwtf_p2p.simulation.world.small_swarm import SmallConfig, small_swarm
+from gwtf_p2p.simulation.world.invariants import Tally
+from gwtf_p2p.simulation.world.small_swarm import BYTES_PER_S, MICROBATCH_BYTES, SmallConfig, small_swarm
 
 BASE = SmallConfig(stages=3, stage_peers=2, microbatches=4)
 WHOLE = {Case("kill"), Case("freeze"), Case("kill", of="effect")}
@@ -26,6 +27,21 @@ def test_one_peer_fails_at_any_moment_of_an_iteration(case: Case) -> None:
     faults = faults_of(case, BASE)
     assert len(faults) > 100
     assert not failures(case, BASE, faults if case in WHOLE else faults[CASES.index(case) % EVERY :: EVERY])
+
+
+@pytest.mark.parametrize("state_microbatches", [240, 300, 450, 900])
+def test_a_state_that_takes_longer_than_iterations_is_fetched_once(state_microbatches: int) -> None:
+    """What newer weights would take of the line the moments would wait for (see `commit/progress`): all is here as soon as its
+    line allows, and of the iterations that are committed meanwhile the averages are enough."""
+    joiner, microbatches = PeerId("relay_1_1"), 12
+    config = SmallConfig(stages=2, stage_peers=2, microbatches=microbatches, state_microbatches=state_microbatches)
+    swarm = small_swarm(config, [Fault("restart", joiner, at_s=4.0, for_s=1.0, fresh=True)])
+    assert swarm.run(iterations=10) == Tally(10 * microbatches, lost=0, double=0)
+    told = {r.name: (at, r.fields) for who, r, at in swarm.reports if who == joiner and at > 4.0}
+    (began, asked), (ended, caught_up) = told["catching_up"], told["caught_up"]
+    assert ended - began < state_microbatches * MICROBATCH_BYTES / BYTES_PER_S + 0.1
+    assert int(str(caught_up["version"])) > int(str(asked["iteration"])), "iterations were committed meanwhile"
+    assert told["stepped"][1]["microbatches"] == microbatches // 2
 
 
 def test_random_faults_where_stages_average_in_rows() -> None:
