@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from gwtf_p2p.live.peer.lifecycle import run_peer
 from gwtf_p2p.protocol.ids import RunId, Stage
 from gwtf_p2p.protocol.wire.records import WIRE_VERSION, PeerState, RunRecord, StageRecord
 from tests.live.conftest import DEADLINE_S, LOCAL, daemons_in, sockets_in
+from tests.live.peer.verbs import Peer, until
 
 pytestmark = pytest.mark.live
 
@@ -221,3 +223,35 @@ async def test_a_start_that_is_interrupted_leaves_no_p2pd(tmp_path: Path, runtim
     with pytest.raises(StartInterrupted):
         await running
     assert not sockets_in(runtime_dir)
+
+
+# ---- where a newcomer goes
+
+NEWCOMERS = """
+run_id = "newcomers"
+seed = 0
+stages = 2
+model = "tiny-llama"
+dataset = "stdlib"
+sequence_length = 32
+microbatch_size = 1
+microbatches_per_data_peer = 4
+"""
+
+
+@pytest.mark.slow  # half a minute on a free machine
+def test_a_newcomer_does_not_count_peers_that_have_died_a_moment_ago(start: Callable[..., Peer], tmp_path: Path) -> None:
+    """By their records, which live on for half a minute, stage 1 has two peers and stage 2 has one."""
+    (tmp_path / "run.toml").write_text(NEWCOMERS)
+    there = ["--initial_peers", until(start("bootstrap"), "started")["maddrs"][0]]
+    data = start("data", "--new_run", str(tmp_path / "run.toml"), *there)
+    until(data, "started")
+    first, second, _ = (start("peer", "--run_id", "newcomers", "--stage", stage, *there) for stage in ("1", "1", "2"))
+    for peer in (first, second):
+        until(peer, "stepped")
+    first.kill()
+    second.kill()
+    until(data, "peer_lost")
+    until(data, "peer_lost")
+    newcomer = start("peer", "--run_id", "newcomers", *there)
+    assert until(newcomer, "memory")["stage"] == 1
