@@ -1,0 +1,1 @@
+"""The official SWARM beside ours: CPU seconds of all processes for each microbatch."""
