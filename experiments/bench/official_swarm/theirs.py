@@ -24,6 +24,9 @@ from gwtf_p2p.training.compute.loss import loss_of
 from gwtf_p2p.training.model.split import PartSpec, build_stage_part, build_whole_model
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+P2PD_S = 120.0
+"""How long a p2pd may take to start."""
+
 HANDLERS = 4
 """Processes of a server that take requests; its documentation recommends four for each expert."""
 
@@ -78,7 +81,7 @@ def examples(record: RunRecord, stage: int) -> tuple[tuple[Tensor, ...], Tensor]
 
 
 def bootstrap(pipe: Connection, arguments: Arguments) -> None:
-    dht = arguments.load().DHT(start=True, host_maddrs=[LOOPBACK])
+    dht = arguments.load().DHT(start=True, host_maddrs=[LOOPBACK], startup_timeout=P2PD_S)
     pipe.send({"maddrs": [str(maddr) for maddr in dht.get_visible_maddrs()]})
     pipe.recv()
 
@@ -109,7 +112,7 @@ def optimizer(src: Any, arguments: Arguments, module: nn.Module, dht: Any) -> tu
 def server(pipe: Connection, arguments: Arguments) -> None:
     src, shape, name = arguments.load(), arguments.shape, f"stage{arguments.stage}.0.{arguments.number}"
     module = StageModule(arguments.record, arguments.stage)
-    dht = src.DHT(start=True, initial_peers=list(arguments.initial_peers), host_maddrs=[LOOPBACK])
+    dht = src.DHT(start=True, initial_peers=list(arguments.initial_peers), host_maddrs=[LOOPBACK], startup_timeout=P2PD_S)
     chosen, samples = optimizer(src, arguments, module, dht)
     inputs, output = examples(arguments.record, arguments.stage)
     describe = src.BatchTensorDescriptor.from_tensor
@@ -162,7 +165,13 @@ def batch(record: RunRecord, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 def trainer(pipe: Connection, arguments: Arguments) -> None:
     src, record = arguments.load(), arguments.record
-    dht = src.DHT(start=True, initial_peers=list(arguments.initial_peers), host_maddrs=[LOOPBACK], client_mode=True)
+    dht = src.DHT(
+        start=True,
+        initial_peers=list(arguments.initial_peers),
+        host_maddrs=[LOOPBACK],
+        startup_timeout=P2PD_S,
+        client_mode=True,
+    )
     pipeline = Pipeline(src, arguments, dht)
     tokens_BT, labels_BT = batch(record, torch.Generator().manual_seed(1000 + arguments.number))
     whole = build_whole_model(record.built_config, record.seed)
