@@ -56,7 +56,7 @@ class Simulation:
         self.world.on_move = self.rebalancing.move
         self.listeners: list[Callable[[PeerId, ef.Report, float], None]] = []
         self._complete: set[PeerId] = set()
-        self._last_reports: deque[str] = deque(maxlen=40)
+        self._last_reports: deque[tuple[float, PeerId, ef.Report]] = deque(maxlen=40)
 
     def run(self) -> Outcome:
         """Until every data peer has done all iterations. Raises StuckError."""
@@ -90,7 +90,8 @@ class Simulation:
                 if held.phase is not Phase.DONE:
                     at = f"{held.phase.name} {held.sending.name} {held.returning.name} -> {held.successor}"
                     lines += [f"   {held.id} {at}", *(f"        {line}" for line in held.story[-6:])]
-        return "\n".join([*lines, *self._last_reports])
+        lines += [f"{at:.3f} {peer} {report.name} {dict(report.fields)}" for at, peer, report in self._last_reports]
+        return "\n".join(lines)
 
     # ---- listening
 
@@ -126,7 +127,7 @@ class Simulation:
         self.trace.report(peer, report, now)
         for listener in self.listeners:
             listener(peer, report, now)
-        self._last_reports.append(f"{now:.3f} {peer} {report.name} {dict(report.fields)}")
+        self._last_reports.append((now, peer, report))
         self.metrics.report(peer, report, now)
         self.recovery.report(peer, report, now)
         if report.name == "run_complete" and report.fields["stage"] == DATA_STAGE:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from gwtf_p2p.protocol.averages.losses import mean_loss
 from gwtf_p2p.protocol.core.context import Context
@@ -99,9 +100,15 @@ class Attempt:
     said: dict[PeerId, Prepared] = field(default_factory=dict)
     committed: Commit | None = None
 
-    @property
-    def participants(self) -> dict[PeerId, Stage]:
+    @cached_property
+    def participants(self) -> Mapping[PeerId, Stage]:
+        """Of all groups, which do not change."""
         return {participant: stage for stage, prepare in sorted(self.groups.items()) for participant in prepare.participants}
+
+    @property
+    def is_complete(self) -> bool:
+        """Everybody has averaged."""
+        return self.participants.keys() <= self.digests.keys()
 
     def waiting_for(self) -> list[PeerId]:
         return [participant for participant in self.participants if participant not in self.digests]

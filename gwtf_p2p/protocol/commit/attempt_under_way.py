@@ -114,7 +114,7 @@ class AttemptUnderWay:
         attempt.digests[sender] = message.digest
         attempt.squared_norms[sender] = message.squared_norm
         attempt.said[sender] = message
-        if attempt.waiting_for() or attempt.committed is not None:
+        if not attempt.is_complete or attempt.committed is not None:
             return None
         wrong = attempt.disagreement()
         if wrong:

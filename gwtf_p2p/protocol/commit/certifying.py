@@ -14,18 +14,21 @@ Runs whose interpreter verifies nothing (`Context.verify` is None: single machin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from gwtf_p2p.protocol.commit.attempt import is_norm_of
-from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.core.context import Context, Verify
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.remembered import Remembered
 from gwtf_p2p.protocol.wire.certificates import Alike, Certificate
 from gwtf_p2p.protocol.wire.messages import Commit, ControlMessage, Inquire, Prepare, Prepared, Standing
-from gwtf_p2p.protocol.wire.records import PeerState
+from gwtf_p2p.protocol.wire.records import StageRecord
 
-Signers = dict[int, dict[tuple[str, float], set[PeerId]]]
+NOBODY: frozenset[PeerId] = frozenset()
+
+Signers = Mapping[int, Mapping[tuple[str, float], frozenset[PeerId]]]
 """By stage, and by digest and squared norm of the average."""
 
 Sign = Callable[[str], str]
@@ -61,8 +64,9 @@ class Lack:
 def certificate_of(prepare: Prepare, said: Mapping[PeerId, Prepared]) -> Certificate | None:
     """What these participants of one attempt have signed; None when there is nothing."""
     groups: dict[tuple[int, str, float, str], list[tuple[PeerId, str]]] = {}
+    terms = prepare.terms
     for peer, prepared in sorted(said.items()):
-        if prepared.attempt == prepare.attempt and prepared.terms == prepare.terms and prepared.signature:
+        if prepared.attempt == prepare.attempt and prepared.terms == terms and prepared.signature:
             key = (prepared.stage, prepared.digest, prepared.squared_norm, prepared.state)
             groups.setdefault(key, []).append((peer, prepared.signature))
     if not groups:
@@ -71,7 +75,7 @@ def certificate_of(prepare: Prepare, said: Mapping[PeerId, Prepared]) -> Certifi
         Alike(Stage(stage), digest, norm, state, tuple(p for p, _ in signed), tuple(s for _, s in signed))
         for (stage, digest, norm, state), signed in sorted(groups.items())
     )
-    return Certificate(prepare.iteration, prepare.attempt, prepare.terms, tuple(alike))
+    return Certificate(prepare.iteration, prepare.attempt, terms, tuple(alike))
 
 
 def signed(message: ControlMessage, sign: Sign | None) -> ControlMessage:
@@ -84,6 +88,35 @@ def signed(message: ControlMessage, sign: Sign | None) -> ControlMessage:
         case Standing() if (prepared := message.as_prepared) is not None:
             return replace(message, signature=sign(prepared.statement))
     return message
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a certificate says to one who has certain records. `fitting`: each group with those of it whose records say that
+    they hold its stage, and whose signatures fit; `signers`: the same by what they have signed."""
+
+    fitting: tuple[tuple[Alike, frozenset[PeerId]], ...]
+    signers: Signers
+
+
+_READINGS = Remembered[Reading](4)
+
+
+def _reading(certificate: Certificate, records: Mapping[PeerId, StageRecord], fits: Verify) -> Reading:
+    fitting: list[tuple[Alike, frozenset[PeerId]]] = []
+    signers: dict[int, dict[tuple[str, float], frozenset[PeerId]]] = {}
+    for group in certificate.groups:
+        text, found = certificate.statement_of(group), set()
+        for peer, signature in zip(group.peers, group.signatures, strict=False):
+            record = records.get(peer)
+            if record is not None and record.stage == group.stage and fits(record.signing_key, text, signature):
+                found.add(peer)
+        if found:
+            peers, of_stage = frozenset(found), signers.setdefault(group.stage, {})
+            fitting.append((group, peers))
+            what = (group.digest, group.squared_norm)
+            of_stage[what] = of_stage.get(what, NOBODY) | peers
+    return Reading(tuple(fitting), signers)
 
 
 class Certifier:
@@ -130,7 +163,7 @@ class Certifier:
         """The swarm has gone on without this peer, which has not prepared that attempt: the commit is proven in half of the
         stages, and somebody has signed it in each of the others. Who was thought lost then, and is back, may be more than half
         of a stage: nobody could prove that commit to anybody while those believe to serve."""
-        have = self._signers(certificate)
+        have = self._read(certificate).signers
         of_stages = [self._of_stage(Stage(stage), have) for stage in range(self.ctx.stages + 1)]
         lacks = [lack for lack in of_stages if isinstance(lack, Lack)]
         return 2 * len(lacks) <= len(of_stages) and all(have.get(lack.stage) for lack in lacks)
@@ -187,7 +220,7 @@ class Certifier:
     def state_of_most(self, certificate: Certificate | None) -> str:
         """The digest of the weights that more than half of those that have signed in this stage have; '' if there is none."""
         counts: dict[str, int] = {}
-        for group, peers in self._fitting(certificate) if certificate is not None else ():
+        for group, peers in self._read(certificate).fitting if certificate is not None else ():
             if group.stage == self.ctx.stage and group.state:
                 counts[group.state] = counts.get(group.state, 0) + len(peers)
         most = max(counts, key=lambda state: counts[state], default="")
@@ -201,7 +234,7 @@ class Certifier:
     def _proof(self, certificate: Certificate, own: Own | None = None) -> dict[Stage, float] | Lack:
         """The squared norms of the averages that enough have signed, by stage; or what it lacks to prove its commit.
         `own`: what this peer has prepared of that attempt."""
-        have, proven = self._signers(certificate), dict[Stage, float]()
+        have, proven = self._read(certificate).signers, dict[Stage, float]()
         for stage in map(Stage, range(self.ctx.stages + 1)):
             found = self._of_stage(stage, have, own)
             if isinstance(found, Lack):
@@ -213,42 +246,29 @@ class Certifier:
     def _of_stage(self, stage: Stage, have: Signers, own: Own | None = None) -> float | Lack | None:
         """Squared norm of the average that enough of this stage have signed, or what is lacking; None: nobody else is in it."""
         ctx, signed = self.ctx, have.get(stage, {})
-        records = ctx.view.records if ctx.view is not None else {}
         own_norm: float | None = None
         if own is not None and stage == ctx.stage:
             digest, own_norm, _ = own.average
             signed = {what: peers for what, peers in signed.items() if what[0] == digest}
-            expected = set(own.prepare.participants) & records.keys()
+            records = ctx.view.records if ctx.view is not None else {}
+            expected = frozenset(peer for peer in own.prepare.participants if peer in records)
         else:
-            expected = {p for p, r in records.items() if r.stage == stage and r.state is PeerState.ONLINE and r.signing_key}
-        expected = {p for p in expected if p != ctx.me and not ctx.liveness.is_lost(p)}
+            expected = ctx.view.signing.get(stage, NOBODY) if ctx.view is not None else NOBODY
+        expected = expected - {ctx.me} - ctx.liveness.lost
         if own is not None:
             expected -= self._gone_on
         if stage == ctx.stage and not expected:
             return own_norm
-        what, there = max(signed.items(), key=lambda each: (len(each[1] & expected), each[0]), default=(("", 0.0), set()))
+        what, there = max(signed.items(), key=lambda each: (len(each[1] & expected), each[0]), default=(("", 0.0), NOBODY))
         if not there or 2 * len(there & expected) < len(expected):
             return Lack(stage, tuple(sorted(expected - there)))
         return what[1] if own_norm is None else own_norm
 
-    def _signers(self, certificate: Certificate) -> Signers:
-        """By stage, and by digest and squared norm of the average, who has signed it."""
-        found: Signers = {}
-        for group, peers in self._fitting(certificate):
-            found.setdefault(group.stage, {}).setdefault((group.digest, group.squared_norm), set()).update(peers)
-        return found
-
-    def _fitting(self, certificate: Certificate) -> Iterator[tuple[Alike, set[PeerId]]]:
-        """Each group with those of it whose records say that they hold its stage, and whose signatures fit."""
-        records = self.ctx.view.records if self.ctx.view is not None else {}
-        for group in certificate.groups:
-            text, fitting = certificate.statement_of(group), set()
-            for peer, signature in zip(group.peers, group.signatures, strict=False):
-                record = records.get(peer)
-                if record is not None and record.stage == group.stage and self._fits(record.signing_key, text, signature):
-                    fitting.add(peer)
-            if fitting:
-                yield group, fitting
+    def _read(self, certificate: Certificate) -> Reading:
+        """Who has signed it, by the records that are here."""
+        view = self.ctx.view
+        records = view.records if view is not None else {}
+        return _READINGS.of((certificate, view, self.ctx.verify), lambda: _reading(certificate, records, self._fits))
 
     def _fits(self, key: str, text: str, signature: str) -> bool:
         """Each is verified once: a certificate comes with the commit, and again with what others say of where they stand."""

@@ -11,11 +11,12 @@ its microbatches, it is not waited for again for a while, longer each time, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.remembered import Remembered
 from gwtf_p2p.protocol.wire.messages import Standing
 
 PATIENCE_S, PATIENCE_TIMES = 60.0, 10.0
@@ -28,6 +29,8 @@ PASSED_FOR_S, MOST_PASSED_FOR_S = 30.0, 3600.0
 
 FORGOTTEN_AFTER_S = 3600.0
 MOST_PASSED = 256
+
+_IN_ORDER = Remembered[list[PeerId]](8)
 
 
 class Roster:
@@ -77,9 +80,21 @@ class Roster:
     def coordinator(self) -> PeerId | None:
         """Who came during this iteration does not lead it, as not everybody knows of it; nor does one that began it and has
         started again, until it takes part once more: it would wait to be admitted by whoever leads."""
-        absent = self.syncing | (self.idle if self.participant.version > 0 else set())
-        began = set(self.voters()) - absent
-        return min(self._live(began) or self._live(self.guests | {self.ctx.me}), default=None)
+        first = next(filter(self._leads, self._voters_in_order()), None)
+        return first if first is not None else min(self._live(self.guests | {self.ctx.me}), default=None)
+
+    def _leads(self, peer: PeerId) -> bool:
+        """It is here, and takes part."""
+        absent = peer in self.syncing or (self.participant.version > 0 and peer in self.idle)
+        return not absent and self._is_live(peer)
+
+    def _voters_in_order(self) -> Sequence[PeerId]:
+        """By id, idle ones included: asked for with every message, and put in order when they change."""
+        known, view = self.participant.data_peers, self.ctx.view
+        if known is None:
+            known = view.data_peers if view is not None else ()
+            return _IN_ORDER.of((known, self.ctx.me), lambda: sorted({*known, self.ctx.me}))
+        return _IN_ORDER.of((known,), lambda: sorted(known))
 
     @property
     def coordinates(self) -> bool:
@@ -95,8 +110,11 @@ class Roster:
         return (*others, self.ctx.me)
 
     def _live(self, peers: set[PeerId]) -> set[PeerId]:
-        live = {peer for peer in peers - self.gone if not self.ctx.liveness.is_lost(peer)}
-        return live if self.participant.role.active else live - {self.ctx.me}
+        return set(filter(self._is_live, peers))
+
+    def _is_live(self, peer: PeerId) -> bool:
+        here = self.participant.role.active if peer == self.ctx.me else not self.ctx.liveness.is_lost(peer)
+        return here and peer not in self.gone
 
     # ---- who else is there
 

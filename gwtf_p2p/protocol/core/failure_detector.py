@@ -42,7 +42,7 @@ class Liveness:
     @property
     def lost(self) -> frozenset[PeerId]:
         """Not to be routed to, nor waited for."""
-        return frozenset(self.lost_peers.lost)
+        return self.lost_peers.peers
 
     @property
     def suspected(self) -> frozenset[PeerId]:

@@ -29,14 +29,25 @@ class LostPeers:
         self._left: set[PeerId] = set()
         self._probed: set[PeerId] = set()
         self._view: NetworkView | None = None
+        self._peers: frozenset[PeerId] | None = None
+
+    @property
+    def peers(self) -> frozenset[PeerId]:
+        """Those that are lost. Asked for after nearly every event, and changed by few."""
+        if self._peers is None:
+            self._peers = frozenset(self.lost)
+        return self._peers
 
     def observe_view(self, view: NetworkView) -> list[PeerId]:
         """Lost peers that have published another record."""
-        self._view = view
+        former, self._view = self._view, view
+        if not self.lost and not self.back:
+            return []
         self.back = {peer: sequence for peer, sequence in self.back.items() if self._sequence(peer) == sequence}
         found = []
-        for peer, sequence in sorted(self.lost.items()):
-            now = self._sequence(peer)
+        lost = self.lost.keys() & view.since(former).other if former is not None else self.lost.keys()
+        for peer in sorted(lost):
+            sequence, now = self.lost[peer], self._sequence(peer)
             if now in (sequence, NO_RECORD):
                 continue
             self.lost[peer] = now
@@ -71,10 +82,12 @@ class LostPeers:
         self.missed_at[peer] = missed_at
         self.back.pop(peer, None)
         self.lost[peer] = self._lost_with[peer] = self._sequence(peer)
+        self._peers = None
 
     def forget(self, peer: PeerId) -> None:
         """Take it for one that was never lost."""
         self.lost.pop(peer, None)
+        self._peers = None
 
     def leave(self, peer: PeerId) -> None:
         """It is lost because it has said goodbye."""
@@ -90,6 +103,7 @@ class LostPeers:
         self._probed.discard(peer)
         if self.lost.pop(peer, None) is None:
             return False
+        self._peers = None
         lost_with = self._lost_with.pop(peer, NO_RECORD)
         if lost_with == self._sequence(peer):
             self.back[peer] = lost_with

@@ -80,12 +80,14 @@ class Ending:
         """Stages of which no complete peer has been seen since this one is."""
         ctx = self.ctx
         self._done.add(ctx.stage)
-        self._done.update(record.stage for _, record in self._others() if self._is_complete(record))
+        if len(self._done) <= ctx.stages and ctx.view is not None:
+            self._done.update(record.stage for record in ctx.view.complete if self._is_complete(record))
         return [stage for k in range(ctx.stages + 1) if (stage := Stage(k)) not in self._done]
 
     def _is_complete(self, record: StageRecord) -> bool:
-        of_this_epoch = record.epoch == self.ctx.epoch and self.participant.progress.is_over(record.weights_version)
-        return of_this_epoch and record.completion is not Completion.RUNS
+        """As it says of another peer, in this epoch."""
+        is_over = record.epoch == self.ctx.epoch and self.participant.progress.is_over(record.weights_version)
+        return is_over and record.peer != self.ctx.me
 
     def _others(self) -> list[tuple[PeerId, StageRecord]]:
         view, me = self.ctx.view, self.ctx.me

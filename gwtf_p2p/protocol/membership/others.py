@@ -30,9 +30,9 @@ class Others:
         ctx = self.ctx
         known = set(self.participant.data_peers or ()) | set(ctx.view.data_peers if ctx.view else ())
         mine = (ctx.epoch, self.participant.weights)
-        for record in ctx.view.records.values() if ctx.view else ():
-            if record.stage == DATA_STAGE and (record.epoch, record.weights_version) > mine:
-                known.add(record.peer)
+        for epoch, version, peer in ctx.view.positions_of_data_peers if ctx.view else ():
+            if (epoch, version) > mine:
+                known.add(peer)
         return sorted(p for p in known if p != ctx.me and not ctx.liveness.is_lost(p))
 
     def leader(self) -> PeerId | None:

@@ -23,7 +23,7 @@ from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteR
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.routers.cheapest import CheapestWays
 from gwtf_p2p.protocol.routers.spare import SpareCapacity
-from gwtf_p2p.protocol.schedule.from_view import figures_of, swarm_of
+from gwtf_p2p.protocol.schedule.from_view import OfViews, figures_of, swarm_of
 from gwtf_p2p.protocol.schedule.iteration_plan import Mended, whole_ticks
 from gwtf_p2p.protocol.schedule.mending import MANY_PEERS
 from gwtf_p2p.protocol.schedule.published import published_flow, published_flows
@@ -39,6 +39,8 @@ PUNCTUAL_S = 1e-6
 
 Seen = tuple[NetworkView | None, frozenset[PeerId]]
 """A view, and the peers in it that must not be used."""
+
+_MENDED = OfViews[Mended | None]()
 
 
 class IterationRouter:
@@ -63,7 +65,6 @@ class IterationRouter:
         self._iteration = self._revises = -1
         self._releases = Releases(me, 0.0)
         self._flows: tuple[int, tuple[str, ...]] = (-1, ())
-        self._mended: tuple[Seen, Mended | None] = ((None, frozenset()), None)
 
     @property
     def plan(self) -> tuple[IterationPlan | None, str]:
@@ -234,13 +235,16 @@ class IterationRouter:
         """The stages asked for of the microbatch's flow without excluded peers; the cheapest way when that is unknown."""
         view = self._spare.view
         assert view is not None
-        if self._mended[0][0] is not view or self._mended[0][1] != request.excluding:
-            figures, _ = figures_of(view, request.excluding)
-            flows = [flow for flow in published_flows(view) if flow[0] not in request.excluding]
-            self._mended = (view, request.excluding), Mended(figures, flows) if figures is not None else None
-        mended = self._mended[1]
+        mended = _MENDED.of(view, request.excluding, lambda: _mended(view, request.excluding))
         microbatch = request.microbatch
         stage_peers = mended.flow_at(microbatch.data_peer, microbatch.index) if mended is not None else None
         if stage_peers is None:
             return self._ways.cheapest(request)
         return Route(stage_peers[request.first_stage - 1 : request.last_stage], "planned, excluded peers replaced")
+
+
+def _mended(view: NetworkView, excluding: frozenset[PeerId]) -> Mended | None:
+    """What is published, without these; None when a stage has nobody left."""
+    figures, _ = figures_of(view, excluding)
+    flows = [flow for flow in published_flows(view) if flow[0] not in excluding]
+    return Mended(figures, flows) if figures is not None else None

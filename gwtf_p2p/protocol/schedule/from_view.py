@@ -11,6 +11,7 @@ from statistics import median
 from typing import Generic, TypeVar
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.remembered import Remembered
 from gwtf_p2p.protocol.schedule.model import UNLIMITED, Link, Pipeline
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS, HopBytes
 from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S, ASSUMED_LATENCY_S, NetworkView
@@ -20,8 +21,11 @@ from gwtf_p2p.protocol.wire.records import StageRecord
 NOTHING_MEASURED_S = 0.1
 """Compute time of a stage peer when no stage peer has measured any."""
 
-REMEMBERED = 1 << 12
+REMEMBERED = 1 << 15
 """Peers whose figures are not made anew while their records are the same."""
+
+VIEWS_REMEMBERED = 8
+"""Of which all figures are not put together anew."""
 
 T = TypeVar("T")
 
@@ -32,12 +36,17 @@ LEAST_S = 1e-6
 def swarm_of(view: NetworkView, without: Iterable[PeerId] = ()) -> Swarm:
     """The routable peers, which is quicker to see than their figures."""
     gone = frozenset(without)
-    return tuple((r.peer, r.stage, r.capacity) for r in view.records.values() if r.is_routable and r.peer not in gone)
+    made = ((r.peer, r.stage, r.capacity) for r in view.records.values() if r.is_routable and r.peer not in gone)
+    return _SWARMS.of(view, gone, lambda: tuple(made))
 
 
 def figures_of(view: NetworkView, without: Iterable[PeerId] = ()) -> tuple[PipelineFigures | None, str]:
     """The figures of the routable peers, or None and the reason why nothing can be planned."""
     gone = frozenset(without)
+    return _ALL_FIGURES.of(view, gone, lambda: _all_figures(view, gone))
+
+
+def _all_figures(view: NetworkView, gone: frozenset[PeerId]) -> tuple[PipelineFigures | None, str]:
     records = [r for r in view.records.values() if r.is_routable and r.peer not in gone]
     staffed = {r.stage for r in records}
     missing = next((k for k in range(view.stages + 1) if k not in staffed), None)
@@ -82,6 +91,24 @@ class _Newest(Generic[T]):
         return known[2]
 
 
+class OfViews(Generic[T]):
+    """What was made of the newest views without certain peers: data peers of one process plan one after the other."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[NetworkView, frozenset[PeerId], T]] = []
+
+    def of(self, view: NetworkView, without: frozenset[PeerId], make: Callable[[], T]) -> T:
+        """What `make` gives, which depends on these alone."""
+        for known, left_out, made in self._made:
+            if known is view and left_out == without:
+                return made
+        self._made = [(view, without, made := make()), *self._made[: VIEWS_REMEMBERED - 1]]
+        return made
+
+
+_SWARMS = OfViews[Swarm]()
+_ALL_FIGURES = OfViews[tuple[PipelineFigures | None, str]]()
+_PIPELINES = Remembered[Pipeline](2)
 _FIGURES = _Newest[PeerFigures]()
 _MEASURED = _Newest[dict[PeerId, tuple[float, float]]]()
 
@@ -107,6 +134,10 @@ def _figures(record: StageRecord, first_s: float, second_s: float) -> PeerFigure
 
 def pipeline_of(figures: PipelineFigures) -> Pipeline:
     """Peers are numbered in the order of their ids. Links are looked up when they are first asked for."""
+    return _PIPELINES.of((figures,), lambda: _pipeline_of(figures))
+
+
+def _pipeline_of(figures: PipelineFigures) -> Pipeline:
     peers, stages = figures.peers, figures.stages
     line = tuple(p.line_bytes_per_s / MICROSECONDS if p.line_bytes_per_s > 0 else float("inf") for p in peers)
     links = ViewLinks(figures)

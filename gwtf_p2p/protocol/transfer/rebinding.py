@@ -24,15 +24,18 @@ class Rebinding:
     def __init__(self, context: Context, send_activation: SendActivation, repairs: Repairs) -> None:
         self.ctx, self.send_activation, self.repairs = context, send_activation, repairs
         self.came_at: dict[PeerId, float] = {}
+        self._there: tuple[tuple[PeerId, ...], frozenset[PeerId], frozenset[PeerId]] = ((), frozenset(), frozenset())
 
     def look(self) -> None:
         """The records have changed, or it has become known who is there."""
         ctx, view = self.ctx, self.ctx.view
         if view is None or self.send_activation.is_last or ctx.planner is None:
             return
-        gone = ctx.liveness.excluded | ctx.liveness.back
-        able = [peer for peer in view.peers_of_stage(self.send_activation.target) if peer not in gone]
-        self.came_at = {peer: self.came_at.get(peer, ctx.now) for peer in able}
+        there = view.peers_of_stage(self.send_activation.target), ctx.liveness.excluded, ctx.liveness.back
+        if there != self._there:
+            self._there, (peers, excluded, back) = there, there
+            able = [peer for peer in peers if peer not in excluded and peer not in back]
+            self.came_at = {peer: self.came_at.get(peer, ctx.now) for peer in able}
         waiting = self._waiting()
         newcomers = self._newcomers(waiting)
         if not newcomers:
@@ -49,7 +52,7 @@ class Rebinding:
 
     def _newcomers(self, waiting: Mapping[PeerId, Sequence[Held]]) -> dict[PeerId, list[PeerId]]:
         """Of each queue: who has come since the last of it was handed on."""
-        newest = max(self.came_at.values(), default=0.0)
+        newest = max(self.came_at.values(), default=0.0) if waiting else 0.0
         return {
             peer: [other for other, came_at in self.came_at.items() if came_at > queue[-1].waits_since]
             for peer, queue in waiting.items()

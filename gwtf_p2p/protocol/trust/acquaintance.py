@@ -34,7 +34,7 @@ class Acquaintances:
     def saw(self, view: NetworkView) -> None:
         """The records of all that may take part, also of those that do not count yet (`probation`)."""
         if self._seen is not None and self._seen is not view:
-            for held in sorted(self._seen.held - view.held):
+            for held in view.since(self._seen).left:
                 self.former.pop(held, None)
                 self.former[held] = None
             while len(self.former) > MOST_FORMER:
@@ -63,7 +63,7 @@ class Acquaintances:
     def data_peers(self) -> int:
         """How many data peers this peer knows of."""
         view = self.ctx.view
-        found = {peer for peer, record in view.records.items() if record.stage == DATA_STAGE} if view is not None else set()
+        found = {peer for _, _, peer in view.positions_of_data_peers} if view is not None else set()
         found |= {*(self.participant.data_peers or ())}
         if self.participant.preparing is not None and self.participant.preparing.stage == DATA_STAGE:
             found |= {*self.participant.preparing.participants}

@@ -21,6 +21,7 @@ from random import Random
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Ask
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
+from gwtf_p2p.protocol.trust.unproven import MOST_REMEMBERED, Crowd, Unproven
 from gwtf_p2p.protocol.view.network_view import NetworkView
 
 FEW = 32
@@ -35,8 +36,6 @@ AGAIN_AFTER_S, MOST_S = 10.0, 600.0
 GREETING_S = 2.0
 """For an answer: nothing is suspected, and silence makes nobody lost, so a far peer has more time than with other questions."""
 
-MOST_REMEMBERED = 4096
-
 CROWD = 512
 """Up to so many that are not proven everybody is greeted by everybody."""
 
@@ -45,13 +44,13 @@ SAMPLE, MOST_SILENT = 32, 3
 in a million is as good as that."""
 
 
-class Crowd:
-    """Of many records that came at once: the sample that is asked, and whether its answers speak for all."""
+class Sample:
+    """Of a crowd whose records came at once: those that are asked, and whether their answers speak for all of it."""
 
-    def __init__(self, peers: Sequence[PeerId], random: Random) -> None:
-        self.peers = frozenset(peers)
-        self.sample = sorted(random.sample(peers, SAMPLE))
-        self._open, self._silent = {*self.sample}, 0
+    def __init__(self, crowd: Crowd, random: Random) -> None:
+        self.crowd = crowd
+        self.peers = sorted(random.sample(crowd.in_order, SAMPLE))
+        self._open, self._silent = {*self.peers}, 0
 
     @property
     def vouched(self) -> bool | None:
@@ -82,32 +81,27 @@ class Probation:
     def __init__(self, context: Context) -> None:
         self.ctx = context
         self._view: NetworkView | None = None
-        self._proven: set[PeerId] = set()
+        self._unproven = Unproven(context.me)
         self._let_in: set[PeerId] = set()
         self._asked: set[PeerId] = set()
         self._queue: list[PeerId] = []
         self._absent: dict[PeerId, Absent] = {}
         self._first: set[PeerId] | None = None
+        self._first_is_sampled = False
         self._is_news = False
-        self._vouched: set[PeerId] = set()
-        self._crowd: Crowd | None = None
-        self._members: frozenset[PeerId] = frozenset()
-        self._missing: set[PeerId] = set()
+        self._sample: Sample | None = None
 
     def saw(self, view: NetworkView) -> NetworkView | None:
         """What of these records counts now; None while the first ones are being greeted."""
         self._view, self._is_news = view, False
         self._forget_the_gone(view)
-        unproven = sorted(self._missing)
-        if len(unproven) <= FEW:
-            self._let_in.update(unproven)
+        unproven = self._unproven
+        if unproven.at_least <= FEW and len(unproven.all) <= FEW:
+            self._let_in |= unproven.all
             self._queue.clear()
         else:
-            fresh = [peer for peer in unproven if peer not in self._let_in]
-            if self._first is None:
-                self._first = set(fresh)
-            greeted = [*sorted(self._let_in.intersection(unproven)), *self._asked_of(fresh)]
-            self._queue = [peer for peer in greeted if self._is_due(peer, view)]
+            known = sorted(peer for peer in self._let_in if peer in unproven)
+            self._queue = [peer for peer in (*known, *self._to_greet()) if self._is_due(peer, view)]
             self._greet()
         self._first = self._first & view.records.keys() - self._let_in if self._first else set()
         return self.shown
@@ -120,39 +114,50 @@ class Probation:
     def heard(self, peer: PeerId) -> bool:
         """It has said something. True if it counts only since then: that is told when the round under way has ended, or at once
         when none is."""
-        if peer in self._proven or self._view is None or peer not in self._view.records:
+        if peer in self._unproven.proven or self._view is None or peer not in self._view.records:
             return False
         was_shown = peer in self._let_in
         self._prove(peer)
         self._is_news = self._is_news or not (was_shown or self._asked)
         return not was_shown
 
-    def _asked_of(self, fresh: list[PeerId]) -> Sequence[PeerId]:
+    def _to_greet(self) -> Sequence[PeerId]:
         """Those to greet of peers that do not count yet."""
-        if self.ctx.stage == DATA_STAGE or len(fresh) <= CROWD:
-            return fresh
-        crowd = self._crowd
-        if crowd is None or (crowd.vouched is not None and len(crowd.peers.union(fresh)) > len(crowd.peers) + CROWD):
+        is_first = self._first is None
+        if self.ctx.stage == DATA_STAGE or self._unproven.at_least - len(self._let_in) <= CROWD:
+            fresh = sorted(self._unproven.all - self._let_in)
+            if self.ctx.stage == DATA_STAGE or len(fresh) <= CROWD:
+                self._first = set(fresh) if is_first else self._first
+                return fresh
+        sample = self._sample
+        if sample is None or (sample.vouched is not None and self._are_many_beyond(sample.crowd)):
             draw = Random(f"{self.ctx.me} {self.ctx.incarnation} {self.ctx.now}")
-            crowd = self._crowd = Crowd(fresh, draw)
-        return fresh if crowd.vouched is False else crowd.sample
+            sample = self._sample = Sample(self._unproven.without(self._let_in), draw)
+        self._first_is_sampled |= is_first
+        return sorted(self._unproven.all - self._let_in) if sample.vouched is False else sample.peers
+
+    def _are_many_beyond(self, crowd: Crowd) -> bool:
+        return sum(peer not in crowd for peer in self._unproven.all - self._let_in) > CROWD
 
     def _sampled(self, peer: PeerId, *, is_there: bool) -> None:
         """What comes of a greeting for the crowd that the peer was drawn from."""
-        crowd, view = self._crowd, self._view
-        if crowd is None or view is None or not crowd.is_decided_by(peer, is_there=is_there):
+        sample, view = self._sample, self._view
+        if sample is None or view is None or not sample.is_decided_by(peer, is_there=is_there):
             return
-        if crowd.vouched:
-            self._vouched |= crowd.peers
-            self._missing -= crowd.peers
-            self._first = self._first - crowd.peers if self._first else self._first
+        was_first, self._first_is_sampled = self._first_is_sampled, False
+        if sample.vouched:
+            self._unproven.vouch(sample.crowd)
+            self._first = {one for one in self._first or () if one not in sample.crowd}
             self._is_news = True
-        else:
-            self._queue += [one for one in sorted(crowd.peers) if one in view.records and self._is_due(one, view)]
+            return
+        self._queue += [one for one in sample.crowd.in_order if one in view.records and self._is_due(one, view)]
+        if was_first:
+            unproven = self._unproven.all - self._let_in
+            self._first = {one for one in unproven if one in sample.crowd and one not in sample.peers}
 
     def is_proven(self, peer: PeerId) -> bool:
         """Its record is here, and it has said something or has answered."""
-        return peer in self._proven and self._view is not None and peer in self._view.records
+        return peer in self._unproven.proven and self._view is not None and peer in self._view.records
 
     def answered(self, peer: PeerId) -> None:
         """It is there."""
@@ -172,8 +177,7 @@ class Probation:
         self._end(peer)
 
     def _prove(self, peer: PeerId) -> None:
-        self._proven.add(peer)
-        self._missing.discard(peer)
+        self._unproven.prove(peer)
         self._let_in.discard(peer)
         self._absent.pop(peer, None)
         if self._first:
@@ -203,7 +207,7 @@ class Probation:
         records = self._view.records if self._view is not None else {}
         while self._queue and len(self._asked) < AT_ONCE:
             peer = self._queue.pop(0)
-            if peer in records and peer not in self._proven:
+            if peer in records and peer not in self._unproven.proven:
                 self._asked.add(peer)
                 self.ctx.emit(Ask(peer, (), GREETING_S))
 
@@ -211,21 +215,15 @@ class Probation:
     def shown(self) -> NetworkView | None:
         """What counts now; None while the first records are being greeted."""
         view = self._view
-        if view is None or self._first:
+        if view is None or self._first or self._first_is_sampled:
             return None
-        hidden = sorted(self._missing - self._let_in)
+        hidden = sorted(self._unproven.all - self._let_in)
         return view.without(hidden) if hidden else view
 
     def _forget_the_gone(self, view: NetworkView) -> None:
-        """And find who is not proven (`_missing`): of thousands of records, only when somebody has come or gone."""
-        if view.members is self._members:
+        """And find who is not proven: of thousands of records, only when somebody has come or gone."""
+        if not self._unproven.saw(view.members):
             return
-        self._members = view.members
         self._let_in &= view.members
-        self._vouched &= view.members
-        if len(self._proven) > MOST_REMEMBERED:
-            self._proven &= view.members
         if len(self._absent) > MOST_REMEMBERED:
             self._absent = {peer: absent for peer, absent in self._absent.items() if peer in view.records}
-        self._missing = {*(view.members - self._proven - self._vouched)}
-        self._missing.discard(self.ctx.me)

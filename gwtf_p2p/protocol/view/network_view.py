@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
+from gwtf_p2p.protocol.remembered import Remembered
 from gwtf_p2p.protocol.view.hop_cost import HopBytes, hop_cost_us
 from gwtf_p2p.protocol.view.plans import tag
 from gwtf_p2p.protocol.wire.records import Completion, LinkMeasurement, LinkSource, PeerState, StageRecord
@@ -127,9 +128,27 @@ class NetworkView:
         return tuple(sorted(((r.epoch, r.weights_version, p) for p, r in self.records.items()), reverse=True))
 
     @cached_property
+    def signing(self) -> Mapping[Stage, frozenset[PeerId]]:
+        """Who serves each stage and names the key that it signs with."""
+        stages: dict[Stage, set[PeerId]] = {}
+        for peer, record in self.records.items():
+            if record.state is PeerState.ONLINE and record.signing_key:
+                stages.setdefault(record.stage, set()).add(peer)
+        return {stage: frozenset(peers) for stage, peers in stages.items()}
+
+    @cached_property
+    def positions_of_data_peers(self) -> tuple[tuple[int, int, PeerId], ...]:
+        """(epoch, weights version, peer) of the data peers, whatever their state."""
+        return tuple((r.epoch, r.weights_version, p) for p, r in self.records.items() if r.stage == DATA_STAGE)
+
+    @cached_property
     def held(self) -> frozenset[tuple[PeerId, Stage]]:
         """Who holds which stage."""
         return frozenset((peer, record.stage) for peer, record in self.records.items())
+
+    def since(self, former: NetworkView) -> Changes:
+        """What is different from a former view; found once for all that had that one."""
+        return _CHANGES.of((former, self), lambda: _changes(former, self))
 
     @cached_property
     def through(self) -> tuple[tuple[int, int, PeerId], ...]:
@@ -150,6 +169,11 @@ class NetworkView:
             if named in votes and 2 * sum(lost.get(named, NO_RECORD) >= newest for lost in told) >= len(told):
                 found.append(peer)
         return frozenset(found)
+
+    @cached_property
+    def complete(self) -> tuple[StageRecord, ...]:
+        """Of those that have the last iteration's weights where they are to be."""
+        return tuple(record for record in self.records.values() if record.completion is not Completion.RUNS)
 
     @property
     def data_peers(self) -> tuple[PeerId, ...]:
@@ -180,6 +204,25 @@ class NetworkView:
         kept = {p: r for p, r in self.records.items() if p not in gone}
         sizes = self.microbatch_bytes, self.gradient_bytes
         return NetworkView(self.stages, *sizes, kept, self._links, self.clients - gone, self.end_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """`other`: whose records are others now, or gone, or new. `left`: who holds a stage no more, sorted."""
+
+    other: frozenset[PeerId]
+    left: tuple[tuple[PeerId, Stage], ...]
+
+
+_CHANGES = Remembered[Changes](4)
+
+
+def _changes(former: NetworkView, now: NetworkView) -> Changes:
+    before, after = former.records, now.records
+    other = {peer for peer, record in after.items() if before.get(peer) is not record}
+    other |= before.keys() - after.keys()
+    left = sorted((peer, before[peer].stage) for peer in other if peer in before)
+    return Changes(frozenset(other), tuple(held for held in left if held not in now.held))
 
 
 def _links_of(record: StageRecord) -> Mapping[PeerId, Link]:

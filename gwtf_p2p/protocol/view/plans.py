@@ -7,8 +7,9 @@ occupancy, its age) calls for no new plan. How a plan follows from a request is 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import sha256
 
 from gwtf_p2p.protocol.ids import PeerId, Stage
@@ -44,7 +45,7 @@ class PeerFigures:
     recomputes: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PipelineFigures:
     """`peers` sorted by id; every stage has one at least. Bytes of one hop forwards, of one back, and of one to or from thin
     data peers."""
@@ -60,7 +61,7 @@ class PipelineFigures:
         some = self.peers[:: max(1, len(self.peers) // HASHED_PEERS)]
         return hash((self.microbatch_bytes, len(self.peers), tuple((p.peer, p.before_s, p.line_bytes_per_s) for p in some)))
 
-    @property
+    @cached_property
     def swarm(self) -> Swarm:
         return tuple((p.peer, p.stage, p.capacity) for p in self.peers)
 
@@ -76,7 +77,7 @@ class PlannedFlow:
     finish_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class IterationPlan:
     """The flows of all data peers in the order of their release. `makespan_s` is the forecast of the whole. A revision is
     for the iteration at hand: of the plan that it `revises`, `begun_ticks` after the beginning, when the peers were those of
@@ -98,7 +99,14 @@ class IterationPlan:
         return self.revises is not None
 
     def share_of(self, data_peer: PeerId) -> tuple[PlannedFlow, ...]:
-        return tuple(flow for flow in self.flows if flow.data_peer == data_peer)
+        return self._shares.get(data_peer, ())
+
+    @cached_property
+    def _shares(self) -> Mapping[PeerId, tuple[PlannedFlow, ...]]:
+        shares: dict[PeerId, list[PlannedFlow]] = {}
+        for flow in self.flows:
+            shares.setdefault(flow.data_peer, []).append(flow)
+        return {data_peer: tuple(share) for data_peer, share in shares.items()}
 
     def changed_from(self, other: IterationPlan) -> int:
         """Flows that came or went."""

@@ -63,6 +63,34 @@ def prepared(driven: Driven, state: str = RIGHT) -> msg.Prepare:
     return attempt
 
 
+# ---- reading one
+
+
+def test_each_signature_is_looked_at_once_for_all_peers_that_have_the_same_records() -> None:
+    looked: list[str] = []
+
+    def counting(key: str, text: str, signature: str) -> bool:
+        looked.append(signature)
+        return verify(key, text, signature)
+
+    peers = [verifying() for _ in range(5)]
+    proof, view = certificate(prepare(), EVERYBODY), peers[0].machine.ctx.view
+    for driven in peers:
+        ctx = driven.machine.ctx
+        ctx.verify, ctx.view = counting, view
+        assert driven.machine.participant.certifier.lacks(proof) is None
+    assert len(looked) == len(EVERYBODY)
+
+
+def test_who_has_other_records_reads_another_proof_in_the_same_certificate() -> None:
+    one, other = verifying(), verifying()
+    other.sees([record(peer, signing_key=key_of(A) if peer in (B, B2) else key_of(peer)) for peer in EVERYBODY])
+    proof = certificate(prepare(), EVERYBODY)
+    assert one.machine.participant.certifier.lacks(proof) is None
+    lack = other.machine.participant.certifier.lacks(proof)
+    assert lack is not None and lack.stage == STAGE_OF[B]
+
+
 # ---- a commit that this peer has prepared
 
 

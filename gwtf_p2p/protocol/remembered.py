@@ -1,0 +1,29 @@
+"""What follows from objects that do not change need not be found again by each who asks with the very same ones.
+
+In the simulator a thousand peers read one certificate by one view, one after the other; a live peer looks at them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import is_
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Remembered(Generic[T]):
+    """The last `most` results, by the identity of what they were made of; they must not be changed."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known: list[tuple[tuple[object, ...], T]] = []
+
+    def of(self, objects: tuple[object, ...], make: Callable[[], T]) -> T:
+        """What `make` gives, which depends on these objects alone."""
+        for known, made in self._known:
+            if all(map(is_, known, objects)):
+                return made
+        made = make()
+        self._known = [(objects, made), *self._known[: self._most - 1]]
+        return made
