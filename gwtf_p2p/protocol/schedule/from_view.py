@@ -110,7 +110,7 @@ _SWARMS = OfViews[Swarm]()
 _ALL_FIGURES = OfViews[tuple[PipelineFigures | None, str]]()
 _PIPELINES = Remembered[Pipeline](2)
 _FIGURES = _Newest[PeerFigures]()
-_MEASURED = _Newest[dict[PeerId, tuple[float, float]]]()
+_MEASURED = _Newest[dict[PeerId, Link]]()
 
 
 def _figures_of(record: StageRecord, typical: tuple[float, float]) -> PeerFigures:
@@ -167,10 +167,14 @@ def _pipeline_of(figures: PipelineFigures) -> Pipeline:
     )
 
 
-def _measured_by(figures: PeerFigures) -> dict[PeerId, tuple[float, float]]:
-    """Latency and bandwidth to whom this peer has measured."""
+def _measured_by(figures: PeerFigures) -> dict[PeerId, Link]:
+    """The links to whom this peer has measured."""
     links = figures.links
-    return _MEASURED.of(figures.peer, links, (), lambda: {to: (latency_s, bandwidth) for to, latency_s, bandwidth in links})
+    return _MEASURED.of(figures.peer, links, (), lambda: {to: _link(far_s, wide) for to, far_s, wide in links})
+
+
+def _link(latency_s: float, bytes_per_s: float) -> Link:
+    return Link(latency_s * MICROSECONDS, bytes_per_s / MICROSECONDS)
 
 
 class ViewLinks(dict[int, Link]):
@@ -179,10 +183,11 @@ class ViewLinks(dict[int, Link]):
     def __init__(self, figures: PipelineFigures) -> None:
         super().__init__()
         self._figures = figures
-        self._known: dict[int, dict[PeerId, tuple[float, float]]] = {}
+        self._known: dict[int, dict[PeerId, Link]] = {}
+        self._assumed: dict[float, Link] = {}
 
-    def _measured(self, sender: int) -> dict[PeerId, tuple[float, float]]:
-        """One-way latency in seconds and bytes/s to whom it has measured."""
+    def _measured(self, sender: int) -> dict[PeerId, Link]:
+        """The links to whom it has measured."""
         known = self._known.get(sender)
         if known is None:
             known = self._known[sender] = _measured_by(self._figures.peers[sender])
@@ -203,7 +208,8 @@ class ViewLinks(dict[int, Link]):
         a, b = peers[sender], peers[receiver]
         found = self._measured(sender).get(b.peer) or self._measured(receiver).get(a.peer)
         if found is None:
-            lines = [p.line_bytes_per_s for p in (a, b) if p.line_bytes_per_s > 0]
-            found = ASSUMED_LATENCY_S, min(lines, default=ASSUMED_BANDWIDTH_BYTES_PER_S)
-        link = self[number] = Link(found[0] * MICROSECONDS, found[1] / MICROSECONDS)
-        return link
+            one, other = a.line_bytes_per_s, b.line_bytes_per_s
+            least = (min(one, other) if one > 0 and other > 0 else max(one, other)) or ASSUMED_BANDWIDTH_BYTES_PER_S
+            found = self._assumed.get(least) or self._assumed.setdefault(least, _link(ASSUMED_LATENCY_S, least))
+        self[number] = found
+        return found

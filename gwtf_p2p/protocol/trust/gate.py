@@ -157,7 +157,7 @@ class Gate:
         if sender != ctx.me and (why := self.entry.refusal(sender)):
             return Refusal(why, breach=False, is_final=True)
         if self.probation.heard(sender) and not isinstance(message, Check):  # greetings come from all, and ask for nothing
-            ctx.view = self.probation.shown or ctx.view  # its record says what it may send; the rest hears of it after this
+            ctx.view = self.probation.shown_now or ctx.view  # its record says what it may send; the rest hears of it after this
         refusal = self._excess(sender, message) or self.authorisation.refusal(sender, message, self.led)
         if refusal is None or not refusal.stranger:
             ctx.liveness.heard_from(sender, ctx.now, ctx.out)

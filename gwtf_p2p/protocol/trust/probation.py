@@ -22,7 +22,7 @@ from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Ask
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.trust.unproven import MOST_REMEMBERED, Crowd, Unproven
-from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.view.network_view import NetworkView, Partly
 
 FEW = 32
 """Peers that are not proven and count all the same. Each that is not there costs one microbatch a detour, once."""
@@ -90,10 +90,12 @@ class Probation:
         self._first_is_sampled = False
         self._is_news = False
         self._sample: Sample | None = None
+        self._hidden: frozenset[PeerId] | None = None
+        self._since: dict[PeerId, int] = {}
 
     def saw(self, view: NetworkView) -> NetworkView | None:
         """What of these records counts now; None while the first ones are being greeted."""
-        self._view, self._is_news = view, False
+        self._view, self._is_news, self._hidden = view, False, None
         self._forget_the_gone(view)
         unproven = self._unproven
         if unproven.at_least <= FEW and len(unproven.all) <= FEW:
@@ -147,6 +149,7 @@ class Probation:
         was_first, self._first_is_sampled = self._first_is_sampled, False
         if sample.vouched:
             self._unproven.vouch(sample.crowd)
+            self._hidden = None
             self._first = {one for one in self._first or () if one not in sample.crowd}
             self._is_news = True
             return
@@ -178,6 +181,8 @@ class Probation:
 
     def _prove(self, peer: PeerId) -> None:
         self._unproven.prove(peer)
+        if self._hidden is not None and peer in self._hidden:
+            self._since.setdefault(peer, len(self._since))
         self._let_in.discard(peer)
         self._absent.pop(peer, None)
         if self._first:
@@ -217,8 +222,22 @@ class Probation:
         view = self._view
         if view is None or self._first or self._first_is_sampled:
             return None
-        hidden = sorted(self._unproven.all - self._let_in)
+        few = self._unproven.few_others
+        if few is not None:
+            return view.only(few | self._let_in)
+        hidden = self._unproven.all - self._let_in
         return view.without(hidden) if hidden else view
+
+    @property
+    def shown_now(self) -> NetworkView | None:
+        """The same, for the one message that has just proven its sender: a thousand may follow each other."""
+        view = self._view
+        if view is None or self._first or self._first_is_sampled or self._unproven.few_others is not None:
+            return self.shown
+        if self._hidden is None:
+            self._hidden, self._since = frozenset(self._unproven.all - self._let_in), {}
+        hides = len(self._hidden) > len(self._since)
+        return view.showing(Partly(view.records, self._hidden, self._since, len(self._since))) if hides else view
 
     def _forget_the_gone(self, view: NetworkView) -> None:
         """And find who is not proven: of thousands of records, only when somebody has come or gone."""

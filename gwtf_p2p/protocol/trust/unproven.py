@@ -17,6 +17,9 @@ from gwtf_p2p.protocol.remembered import Remembered
 MOST_REMEMBERED = 4096
 """Proven peers; beyond that those without a record are forgotten."""
 
+MANY_TIMES = 8
+"""So many members for each that is proven: then these are few."""
+
 NOBODY: frozenset[PeerId] = frozenset()
 
 _BOTH = Remembered[frozenset[PeerId]](8)
@@ -115,6 +118,14 @@ class Unproven:
             self._all = {*(self._open - self.proven)} | (self._excepted & self.members)
             self._all.discard(self.me)
         return self._all
+
+    @property
+    def few_others(self) -> set[PeerId] | None:
+        """Who is proven, and this peer itself, while that is nearly nobody of a large swarm and nobody is vouched for; else
+        None. Who has no record may be among them."""
+        if self._all is not None or self._vouched or MANY_TIMES * len(self.proven) > len(self.members):
+            return None
+        return {*self.proven, self.me}
 
     def __contains__(self, peer: PeerId) -> bool:
         unproven = peer != self.me and peer not in self.proven

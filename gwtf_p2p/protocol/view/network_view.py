@@ -7,7 +7,7 @@ Where no measurement of a link exists, the view predicts one and marks it `ASSUM
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -99,7 +99,7 @@ class NetworkView:
 
     def peers_of_stage(self, stage: Stage) -> tuple[PeerId, ...]:
         """Routable peers of a stage, sorted by id."""
-        return self._routable.get(stage, ())
+        return self._routable[stage]
 
     @cached_property
     def _routable(self) -> Mapping[Stage, tuple[PeerId, ...]]:
@@ -107,7 +107,7 @@ class NetworkView:
         for peer, record in self.records.items():
             if record.is_routable:
                 stages.setdefault(record.stage, []).append(peer)
-        return {stage: tuple(peers) for stage, peers in stages.items()}
+        return _Stages((stage, tuple(peers)) for stage, peers in stages.items())
 
     @cached_property
     def members(self) -> frozenset[PeerId]:
@@ -200,10 +200,24 @@ class NetworkView:
 
     def without(self, peers: Iterable[PeerId]) -> NetworkView:
         """The same view with some peers left out, as when they are lost or excluded."""
-        gone = set(peers)
-        kept = {p: r for p, r in self.records.items() if p not in gone}
+        gone = frozenset(peers)
+        view = self._of(_without(self.records, gone), self.clients - gone)
+        vars(view)["_routable"] = _Left(self, view.records)
+        return view
+
+    def only(self, peers: Iterable[PeerId]) -> NetworkView:
+        """The same view with nobody but these: where they are few."""
+        return self._of({peer: self.records[peer] for peer in sorted(peers) if peer in self.records}, self.clients)
+
+    def showing(self, records: Partly) -> NetworkView:
+        """The same view with a part of its records."""
+        view = self._of(records, self.clients)
+        vars(view)["_routable"] = _Left(self, records)
+        return view
+
+    def _of(self, records: Mapping[PeerId, StageRecord], clients: frozenset[PeerId]) -> NetworkView:
         sizes = self.microbatch_bytes, self.gradient_bytes
-        return NetworkView(self.stages, *sizes, kept, self._links, self.clients - gone, self.end_bytes)
+        return NetworkView(self.stages, *sizes, records, self._links, clients, self.end_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +237,62 @@ def _changes(former: NetworkView, now: NetworkView) -> Changes:
     other |= before.keys() - after.keys()
     left = sorted((peer, before[peer].stage) for peer in other if peer in before)
     return Changes(frozenset(other), tuple(held for held in left if held not in now.held))
+
+
+class _Stages(dict[Stage, tuple[PeerId, ...]]):
+    """The peers of each stage that has any."""
+
+    def __missing__(self, stage: Stage) -> tuple[PeerId, ...]:
+        return ()
+
+
+class _Left(dict[Stage, tuple[PeerId, ...]]):
+    """The routable peers of a view that are among some records, of each stage that is asked for."""
+
+    def __init__(self, whole: NetworkView, records: Mapping[PeerId, StageRecord]) -> None:
+        super().__init__()
+        self._whole, self._records = whole, records
+
+    def __missing__(self, stage: Stage) -> tuple[PeerId, ...]:
+        left = self[stage] = tuple(peer for peer in self._whole.peers_of_stage(stage) if peer in self._records)
+        return left
+
+
+class Partly(Mapping[PeerId, StageRecord]):
+    """All of some records but those that are hidden, of which the first `most` that are named by `since` (by number, to which
+    more may come) are not hidden any more. It takes no time to make, however many there are."""
+
+    def __init__(
+        self, whole: Mapping[PeerId, StageRecord], hidden: frozenset[PeerId], since: Mapping[PeerId, int], most: int
+    ) -> None:
+        self._whole, self._hidden, self._since, self._most = whole, hidden, since, most
+
+    def _hides(self, peer: PeerId) -> bool:
+        return peer in self._hidden and self._since.get(peer, self._most) >= self._most
+
+    def __getitem__(self, peer: PeerId) -> StageRecord:
+        if self._hides(peer):
+            raise KeyError(peer)
+        return self._whole[peer]
+
+    def __contains__(self, peer: object) -> bool:
+        return isinstance(peer, str) and peer in self._whole and not self._hides(PeerId(peer))
+
+    def __iter__(self) -> Iterator[PeerId]:
+        return (peer for peer in self._whole if not self._hides(peer))
+
+    def __len__(self) -> int:
+        return len(self._whole) - len(self._hidden) + self._most
+
+
+def _without(records: Mapping[PeerId, StageRecord], gone: frozenset[PeerId]) -> dict[PeerId, StageRecord]:
+    """In the same order."""
+    if 2 * len(gone) > len(records):
+        return {peer: records[peer] for peer in sorted(records.keys() - gone)}
+    left = dict(records)
+    for peer in gone:
+        left.pop(peer, None)
+    return left
 
 
 def _links_of(record: StageRecord) -> Mapping[PeerId, Link]:

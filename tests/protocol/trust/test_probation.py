@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import pytest
+
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.trust.probation import AGAIN_AFTER_S, AT_ONCE, CROWD, FEW, MOST_SILENT, SAMPLE
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
@@ -169,3 +171,24 @@ def test_a_data_peer_greets_all_of_a_crowd() -> None:
         waiting = fail(driven, waiting)
         every = [*every, *waiting]
     assert len({*every}) == 2 * CROWD
+
+
+@pytest.mark.parametrize(("is_data_peer", "ghosts_are"), [(False, MANY), (False, 2 * CROWD), (True, 2 * CROWD)])
+def test_each_of_a_crowd_that_says_something_counts_at_once_and_former_views_stay(is_data_peer: bool, ghosts_are: int) -> None:
+    driven = data_peer() if is_data_peer else in_step()
+    driven.handle(ev.Started(0, incarnation=7))
+    driven.sees(SMALL)
+    crowd = ghosts(ghosts_are)
+    driven.sees([*SMALL, *crowd])
+    expected, seen = {D, A, B}, []
+    for n in (5, 3, 99, 300):
+        driven.hears(crowd[n].peer, msg.Inquire(0, 1))
+        expected |= {crowd[n].peer}
+        view = driven.machine.ctx.view
+        assert view is not None and counts(driven) == expected and len(view.records) == len(expected)
+        assert crowd[n].peer in view.records and crowd[7].peer not in view.records
+        assert view.records.get(crowd[7].peer) is None and view.records[crowd[n].peer] is crowd[n]
+        in_stage = {peer for peer in expected if view.records[peer].stage == 1}
+        assert view.peers_of_stage(Stage(1)) == tuple(sorted(in_stage))
+        seen.append((view, {*expected}))
+    assert all({*view.records} == then for view, then in seen)
