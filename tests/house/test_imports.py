@@ -46,25 +46,26 @@ PACKAGES: dict[str, set[str]] = {
 }
 FORBIDDEN_IN_PURE_CODE = {"asyncio", "socket", "time", "threading", "subprocess", "multiprocessing", "datetime", "secrets"}
 
-_LOW = "limits ids errors settings negotiation wire view events effects core"
+_LOW = "limits remembered ids errors settings negotiation wire view events effects core"
 # Package -> room -> the rooms of the same package that it may import, besides itself. Low rooms come first.
 ROOMS: dict[str, dict[str, str]] = {
     "protocol": {
         "limits": "",
         "elastic_shares": "",
         "replica_sync": "",
+        "remembered": "",
         "ids": "limits",
         "errors": "",
         "settings": "ids errors",
         "wire": "limits elastic_shares replica_sync ids errors",
         "negotiation": "limits ids errors settings wire",
-        "view": "limits ids errors wire",
+        "view": "limits remembered ids errors wire",
         "events": "limits ids errors wire view",
         "effects": "limits ids errors wire view events",
         "core": "limits replica_sync ids errors settings negotiation wire view events effects",
         "exchange": "limits ids errors wire",
         "flow": "limits ids errors wire view",
-        "schedule": "limits ids errors wire view",
+        "schedule": "limits remembered ids errors wire view",
         "routers": f"{_LOW} flow schedule",
         "transfer": _LOW,
         "averages": "limits ids errors",
