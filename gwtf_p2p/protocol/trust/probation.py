@@ -224,7 +224,7 @@ class Probation:
             return None
         few = self._unproven.few_others
         if few is not None:
-            return view.only(few | self._let_in)
+            return view.showing({one: view.records[one] for one in sorted(few | self._let_in) if one in view.records})
         hidden = self._unproven.all - self._let_in
         return view.without(hidden) if hidden else view
 

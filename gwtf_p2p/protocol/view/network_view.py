@@ -201,23 +201,14 @@ class NetworkView:
     def without(self, peers: Iterable[PeerId]) -> NetworkView:
         """The same view with some peers left out, as when they are lost or excluded."""
         gone = frozenset(peers)
-        view = self._of(_without(self.records, gone), self.clients - gone)
-        vars(view)["_routable"] = _Left(self, view.records)
-        return view
+        return self.showing(_without(self.records, gone), self.clients - gone)
 
-    def only(self, peers: Iterable[PeerId]) -> NetworkView:
-        """The same view with nobody but these: where they are few."""
-        return self._of({peer: self.records[peer] for peer in sorted(peers) if peer in self.records}, self.clients)
-
-    def showing(self, records: Partly) -> NetworkView:
-        """The same view with a part of its records."""
-        view = self._of(records, self.clients)
+    def showing(self, records: Mapping[PeerId, StageRecord], clients: frozenset[PeerId] | None = None) -> NetworkView:
+        """The same view with these alone of its records, in their order."""
+        sizes, clients = (self.microbatch_bytes, self.gradient_bytes), self.clients if clients is None else clients
+        view = NetworkView(self.stages, *sizes, records, self._links, clients, self.end_bytes)
         vars(view)["_routable"] = _Left(self, records)
         return view
-
-    def _of(self, records: Mapping[PeerId, StageRecord], clients: frozenset[PeerId]) -> NetworkView:
-        sizes = self.microbatch_bytes, self.gradient_bytes
-        return NetworkView(self.stages, *sizes, records, self._links, clients, self.end_bytes)
 
 
 @dataclass(frozen=True, slots=True)
