@@ -80,21 +80,13 @@ class Roster:
     def coordinator(self) -> PeerId | None:
         """Who came during this iteration does not lead it, as not everybody knows of it; nor does one that began it and has
         started again, until it takes part once more: it would wait to be admitted by whoever leads."""
-        first = next(filter(self._leads, self._voters_in_order()), None)
+        first = next(filter(self._leads, _in_order(self.participant.data_peers, self.ctx)), None)
         return first if first is not None else min(self._live(self.guests | {self.ctx.me}), default=None)
 
     def _leads(self, peer: PeerId) -> bool:
         """It is here, and takes part."""
         absent = peer in self.syncing or (self.participant.version > 0 and peer in self.idle)
         return not absent and self._is_live(peer)
-
-    def _voters_in_order(self) -> Sequence[PeerId]:
-        """By id, idle ones included: asked for with every message, and put in order when they change."""
-        known, view = self.participant.data_peers, self.ctx.view
-        if known is None:
-            known = view.data_peers if view is not None else ()
-            return _IN_ORDER.of((known, self.ctx.me), lambda: sorted({*known, self.ctx.me}))
-        return _IN_ORDER.of((known,), lambda: sorted(known))
 
     @property
     def coordinates(self) -> bool:
@@ -181,3 +173,11 @@ class Roster:
         empty = all(at != stage or other == peer or lost(other) for other, at in others.items())
         told = (other for other, at in others.items() if not stage or empty or at in near)
         return sorted(other for other in told if other not in (self.ctx.me, peer) and not lost(other))
+
+
+def _in_order(voters: tuple[PeerId, ...] | None, ctx: Context) -> Sequence[PeerId]:
+    """By id, idle ones included; None: nobody has told. Asked for with every message, and put in order when they change."""
+    if voters is not None:
+        return _IN_ORDER.of((voters,), lambda: sorted(voters))
+    online = ctx.view.data_peers if ctx.view is not None else ()
+    return _IN_ORDER.of((online, ctx.me), lambda: sorted({*online, ctx.me}))
