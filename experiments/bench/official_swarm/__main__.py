@@ -6,7 +6,7 @@
 In turn, `--rounds` times: their servers, Runtime, task pools, balancer and gRPC, three stages of two peers with two trainers of
 four microbatches in flight, whose peers step by themselves after as many samples as a step of ours has for each; and our live
 swarm, three stages of two peers that hold four microbatches with two data peers of 16 a step, which average in each step.
-`--averaging` lets theirs average, too (their CollaborativeOptimizer, every `--averaging` samples of a stage).
+Theirs do not average: their CollaborativeOptimizer expects streams that hivemind 1.1.12 does not give, and skips every round.
 
 Both: `gwtf demo`'s model from the same weights, microbatches of 4 x 128 tokens, float32 everywhere, one torch thread in each
 process, embedding in the first stage, head and loss in the last one. A trainer's first forward has to give the loss that the
@@ -40,7 +40,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--official", type=Path, required=True, metavar="PATH", help="a clone of yandex-research/swarm")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--averaging", type=int, default=0, metavar="SAMPLES", help="theirs average, too")
     parser.add_argument("--warm_up", type=int, default=Shape.warm_up)
     parser.add_argument("--timed", type=int, default=Shape.timed)
     parser.add_argument("--json", action="store_true")
@@ -59,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
                     if side == "ours":
                         cost = ours(shape, logs)
                     else:
-                        cost = theirs(shape, logs, source, folder / "messages", chosen.averaging)
+                        cost = theirs(shape, logs, source, folder / "messages")
                     found[side].append(cost)
                     print(side, cost, file=sys.stderr, flush=True)
     except NotThere as error:

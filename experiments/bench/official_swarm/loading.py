@@ -4,7 +4,7 @@ It was written for Python 3.8, pydantic 1, protobuf 3 and a p2pd of 2021. Nothin
 compiled into a folder of their own, and what is not there any more is stood in for by modules of this process.
 
 - `src.p2p` is hivemind's, with its p2pd. Tensors between trainer and servers go over gRPC, as there; p2pd carries the DHT's
-  calls and the averages.
+  calls.
 - `src.proto` is compiled with a package name in front, as hivemind registers messages of the same names.
 - Classes of messages do not have descriptors of their fields as members any more: the one that is read there is put back.
 - pydantic's first interface, which its second version still has.

@@ -22,8 +22,7 @@ POLL_S = 0.02
 class Cost:
     """CPU milliseconds of all processes for each microbatch, `p2pd_ms` of them in p2pds, and how fast it was by the wall clock.
 
-    `beside_idle_ms`: without what the same swarm spends in that time when it has nothing to do, `idle_ms_per_s` of all.
-    `averages`: of a stage, while it was timed."""
+    `beside_idle_ms`: without what the same swarm spends in that time when it has nothing to do, `idle_ms_per_s` of all."""
 
     microbatches: int
     cpu_ms: float
@@ -32,7 +31,6 @@ class Cost:
     idle_ms_per_s: float
     per_second: float
     processes: int
-    averages: int
 
 
 @dataclass
@@ -56,7 +54,7 @@ class Meter:
         return sum(since.values()) / wall_s
 
 
-def cost_of(since: tuple[float, dict[int, float]], idle: float, microbatches: int, averages: int) -> Cost:
+def cost_of(since: tuple[float, dict[int, float]], idle: float, microbatches: int) -> Cost:
     """Of what `Meter.since` said, where `idle` CPU seconds a second go anyway."""
     wall_s, by_process = since
     per = 1e3 / microbatches
@@ -69,7 +67,6 @@ def cost_of(since: tuple[float, dict[int, float]], idle: float, microbatches: in
         idle_ms_per_s=round(1e3 * idle, 1),
         per_second=round(microbatches / wall_s, 2),
         processes=len(by_process),
-        averages=averages,
     )
 
 
@@ -90,7 +87,7 @@ def ours(shape: Shape, folder: Path) -> Cost:
         meter.begin()
         while time.monotonic() < meter.at + shape.idle_s:
             run.poll(POLL_S)
-        return cost_of(since, meter.rate(), done * shape.per_step, done)
+        return cost_of(since, meter.rate(), done * shape.per_step)
     except RunFailed as error:
         raise SideFailed(str(error)) from error
     finally:
@@ -105,10 +102,10 @@ def _until_step(run: LocalRun, step: int) -> None:
         run.poll(POLL_S)
 
 
-def theirs(shape: Shape, folder: Path, source: Path, messages: Path, averaging_target: int) -> Cost:
+def theirs(shape: Shape, folder: Path, source: Path, messages: Path) -> Cost:
     """Raises SideFailed."""
     talkers = Talkers(folder)
-    common = Arguments(source, messages, shape, shape.record(), averaging_target=averaging_target)
+    common = Arguments(source, messages, shape, shape.record())
     online: set[str] = set()
     try:
         talkers.start("bootstrap", bootstrap, common)
@@ -130,12 +127,9 @@ def theirs(shape: Shape, folder: Path, source: Path, messages: Path, averaging_t
         for name in trainers:
             talkers.ask(name)
         _count(talkers, shape.warm_up)
-        before = _averages(talkers, servers)
         meter.begin()
         _count(talkers, shape.timed)
-        since = meter.since()
-        done = _averages(talkers, servers)
-        return cost_of(since, idle, shape.timed, max(done) - max(before))
+        return cost_of(meter.since(), idle, shape.timed)
     finally:
         talkers.stop()
 
@@ -173,18 +167,3 @@ def _count(talkers: Talkers, microbatches: int) -> None:
         return done >= microbatches
 
     talkers.until(f"{microbatches} microbatches are done", holds, TRAIN_S)
-
-
-def _averages(talkers: Talkers, servers: list[str]) -> list[int]:
-    """How many averages each server has done."""
-    told: dict[str, int] = {}
-
-    def holds(name: str, said: dict[str, Any]) -> bool:
-        if "averages" in said:
-            told[name] = said["averages"]
-        return len(told) == len(servers)
-
-    for name in servers:
-        talkers.ask(name)
-    talkers.until("all servers have told how far they are", holds, START_S)
-    return list(told.values())

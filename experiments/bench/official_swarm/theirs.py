@@ -36,7 +36,7 @@ LEARNING_RATE = 1e-4
 
 @dataclass(frozen=True)
 class Arguments:
-    """Of a process. `averaging_target`: samples of a stage until it averages; 0: it never does."""
+    """Of a process."""
 
     source: Path
     messages: Path
@@ -45,7 +45,6 @@ class Arguments:
     initial_peers: tuple[str, ...] = ()
     stage: int = 0
     number: int = 0
-    averaging_target: int = 0
 
     def load(self) -> Any:
         """Their package; its processes are forked."""
@@ -86,51 +85,25 @@ def bootstrap(pipe: Connection, arguments: Arguments) -> None:
     pipe.recv()
 
 
-def optimizer(src: Any, arguments: Arguments, module: nn.Module, dht: Any) -> tuple[torch.optim.Optimizer, int]:
-    """One, and after how many samples of its own a peer steps where stages do not average."""
-    shape = arguments.shape
-    own = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE)
-    if not arguments.averaging_target:
-        return own, shape.per_step * shape.microbatch_size // shape.peers_per_stage
-    collaborative = src.CollaborativeOptimizer(
-        own,
-        dht=dht,
-        prefix=f"stage{arguments.stage}",
-        target_batch_size=arguments.averaging_target,
-        target_group_size=shape.peers_per_stage,
-        min_refresh_period=0.5,
-        averaging_expiration=5.0,
-        averaging_timeout=30.0,
-        reuse_grad_buffers=True,
-        verbose=True,
-        start=True,
-    )
-    collaborative.load_state_from_peers()
-    return collaborative, 0
-
-
 def server(pipe: Connection, arguments: Arguments) -> None:
     src, shape, name = arguments.load(), arguments.shape, f"stage{arguments.stage}.0.{arguments.number}"
     module = StageModule(arguments.record, arguments.stage)
     dht = src.DHT(start=True, initial_peers=list(arguments.initial_peers), host_maddrs=[LOOPBACK], startup_timeout=P2PD_S)
-    chosen, samples = optimizer(src, arguments, module, dht)
     inputs, output = examples(arguments.record, arguments.stage)
     describe = src.BatchTensorDescriptor.from_tensor
     backend = src.ExpertBackend(
         name,
         module,
-        chosen,
+        torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE),
         device=torch.device("cpu"),
         args_schema=tuple(describe(each) for each in inputs),
         outputs_schema=describe(output),
-        target_batch_size=samples or None,
+        target_batch_size=shape.per_step * shape.microbatch_size // shape.peers_per_stage,
         max_batch_size=shape.microbatch_size,
     )
     src.Server(dht, {name: backend}, listen_on="127.0.0.1:*", num_connection_handlers=HANDLERS, device="cpu", start=True)
     pipe.send({"online": name})
-    while True:
-        pipe.recv()
-        pipe.send({"backwards": backend.update_count, "averages": chosen.local_step if arguments.averaging_target else 0})
+    pipe.recv()
 
 
 class Pipeline(nn.Module):
