@@ -19,6 +19,7 @@ from gwtf_p2p.simulation.measure.trace import Trace
 from gwtf_p2p.simulation.scenario.scenario import Scenario
 from gwtf_p2p.simulation.swarm.build import Arm, Swarm, build
 from gwtf_p2p.simulation.swarm.churn import Churn, SimulatedStagePeers
+from gwtf_p2p.simulation.swarm.idle_probes import IdleProbes
 from gwtf_p2p.simulation.swarm.swarm_rebalancing import Rebalancing
 from gwtf_p2p.simulation.swarm.timed_churn import TimedChurn
 from gwtf_p2p.simulation.swarm.whole_restarts import WholeRestarts
@@ -52,6 +53,7 @@ class Simulation:
         self.bound = replace(bound, iteration_s=expected / bound.microbatches_per_second) if arm.delayed else bound
         self.whole_restarts = WholeRestarts(self.world)
         self.timed_churn = TimedChurn(scenario.timed_churn, self.swarm)
+        self.idle_probes = IdleProbes(self.swarm)
         self.rebalancing = Rebalancing(self.swarm, arm.config.rebalance_period_s)
         self.world.on_move = self.rebalancing.move
         self.listeners: list[Callable[[PeerId, ef.Report, float], None]] = []
@@ -64,6 +66,7 @@ class Simulation:
             self.world.start(peer)
         self.rebalancing.start()
         self.timed_churn.start()
+        self.idle_probes.start()
         self.presence.begin()
         deadline_s = STUCK_S * self.scenario.iterations
         if not self.world.kernel.run(self._all_stepped, deadline_s):
@@ -97,6 +100,7 @@ class Simulation:
 
     def _event(self, peer: PeerId, event: ev.Event, now: float) -> None:
         self.trace.event(peer, event, now)
+        self.idle_probes.heard(event, peer, now)
         if isinstance(event, ev.Stepped):
             machine, ended = self.world.peers[peer].machine, len(self.metrics.ends)
             self.metrics.stepping(machine.participant, machine.ctx.stage, event.iteration, now)
@@ -107,6 +111,7 @@ class Simulation:
 
     def _fault(self, peer: PeerId, uncommitted_s: float, now: float) -> None:
         self.recovery.fault(peer, uncommitted_s, now)
+        self.idle_probes.gone(peer)
         if not self.world.peers[peer].alive:
             self.presence.crashed(peer)
             if self.arm.config.restarts_whole:
@@ -184,6 +189,7 @@ class Simulation:
                 "messages": world.messages.count,
                 "bytes_sent": world.links.bytes_sent,
                 "bytes_resent": world.pushes.bytes_resent,
+                "probe_bytes": self.idle_probes.bytes_sent,
                 **self.recovery.figures(device_s),
                 "virtual_seconds": world.kernel.now,
                 "kernel_steps": world.kernel.steps,

@@ -10,6 +10,7 @@ import pytest
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.membership.rebalancing import choose_stage
+from gwtf_p2p.protocol.view.idle_links import FIRST_BYTES
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 from gwtf_p2p.simulation.lines.averaging import round_seconds
 from gwtf_p2p.simulation.lines.downloads import Downloads, Request
@@ -83,7 +84,8 @@ def test_in_the_star_every_hop_between_stage_peers_passes_the_data_peer(tmp_path
     """Three stages: four hops each way, two of them between stage peers. Bytes grow by half, and so does the time of one."""
     scenario = story(tmp_path, microbatches=1, stage_peers=1)
     direct, star = (simulation(scenario, name).run() for name in ("swarm", "swarm-hub"))
-    assert star.extra["bytes_sent"] == 1.5 * float(direct.extra["bytes_sent"])
+    of_star, of_direct = (float(each.extra["bytes_sent"]) - float(each.extra["probe_bytes"]) for each in (star, direct))
+    assert of_star == 1.5 * of_direct
     hop_s = 0.001 + 100_000 / 1e9
     assert star.mean_iteration_s - direct.mean_iteration_s == pytest.approx(4 * hop_s, rel=0.05)
 
@@ -234,3 +236,33 @@ def test_a_newcomer_goes_where_others_have_died_while_their_records_live_on() ->
         swarm.faults.restart(peer, fresh=False)
     swarm.run(world.peers[PeerId("data_0")].machine.participant.version + 3)
     assert not world.directory.view(world.kernel.now).said_lost
+
+
+# ---- links without traffic
+
+
+def test_who_starts_probes_its_neighbours_once_and_what_that_takes_is_counted(tmp_path: Path) -> None:
+    iterations, microbatches = 6, 8
+    run = simulation(story(tmp_path, iterations=iterations, microbatches=microbatches), "gwtf")
+    outcome = run.run()
+    links = 2 * (1 * 2 + 2 * 2 + 2 * 2 + 2 * 1)  # in a ring of one data peer and three stages of two, both ways
+    assert outcome.extra["probe_bytes"] == links * FIRST_BYTES
+    hops = 4 * 2 * microbatches * iterations
+    assert outcome.extra["bytes_sent"] == links * FIRST_BYTES + hops * 100_000
+
+
+def test_a_link_is_probed_anew_by_who_comes_back_and_no_probe_outlives_its_ends(tmp_path: Path) -> None:
+    run = simulation(story(tmp_path), "gwtf")
+    world, probes, alone = run.world, run.idle_probes, PeerId("relay_2_0")
+    for peer in list(world.peers.values()):
+        world.start(peer)
+    probes.start()
+    world.kernel.run(lambda: probes.bytes_sent > 0, 60.0)
+    begun, before = probes.bytes_sent, world.links.bytes_sent
+    world.kill(alone)
+    assert 0 < begun - probes.bytes_sent == before - world.links.bytes_sent, "to it, and from it"
+    world.kernel.run(lambda: False, world.kernel.now + 4.0)
+    at_rest = probes.bytes_sent
+    run.swarm.restart(alone)
+    world.kernel.run(lambda: False, world.kernel.now + 4.0)
+    assert probes.bytes_sent == at_rest + 4 * FIRST_BYTES, "to two in each of the stages beside its own"

@@ -72,7 +72,7 @@ def run_simulated(task: RunTask) -> RunResult:
     if len(ends) > 1:
         write_rows(task.gantt_path, recorder.rows, (ends[-2], ends[-1]), scale)
     averaged, fetched = simulation.world.rounds.bytes_sent, simulation.world.weights.bytes_sent
-    charged = simulation.world.links.bytes_sent + averaged
+    charged, probed = simulation.world.links.bytes_sent + averaged, simulation.idle_probes.bytes_sent
     return RunResult(
         **task.head(),
         iteration_s=tuple(seconds / scale for seconds in outcome.iteration_seconds),
@@ -86,7 +86,7 @@ def run_simulated(task: RunTask) -> RunResult:
         **simulation.churn.counts(),
         moves=simulation.rebalancing.moves,
         messages=simulation.world.messages.count,
-        bytes_by_kind={**recorder.kinds, "average": averaged, "state_chunk": fetched, "all": charged},
+        bytes_by_kind={**recorder.kinds, "average": averaged, "state_chunk": fetched, "probe": probed, "all": charged},
         bytes_by_path=dict(recorder.paths),
         routes=dict(recorder.routes),
         planning_s=planning_s,

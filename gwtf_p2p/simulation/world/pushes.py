@@ -12,7 +12,7 @@ from collections.abc import Callable
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
-from gwtf_p2p.protocol.wire.messages import Verdict
+from gwtf_p2p.protocol.wire.messages import TensorMessage, Verdict
 from gwtf_p2p.simulation.lines.links import Transfer
 from gwtf_p2p.simulation.scenario.sizes import Sizes
 from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
@@ -61,6 +61,14 @@ class Pushes:
             self._population.links.stop(transfer)
         if push is not None:
             self._population.later(push.to, key[0], ev.DeliveryBroken(key[0], push.message, "cancelled"))
+
+    def senders(self) -> set[PeerId]:
+        """Who sends a tensor now."""
+        return {sender for sender, _ in self._transfers}
+
+    def size_of(self, message: TensorMessage) -> int:
+        """Bytes of the tensor that it goes with."""
+        return self._sizes.of_push(message)
 
     def peer_gone(self, peer: PeerId) -> None:
         """Its connections break: the other ends hear of it."""
