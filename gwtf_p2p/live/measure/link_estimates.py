@@ -8,9 +8,12 @@ figures of a probe (`idle_probe`), and says so; it counts as one sample when the
 something about bandwidth measures the round trip of a link that was not used lately anew. One that carries less than what the
 figure was made of says what the link carries at least: it raises the figure that traffic has left, and lowers none.
 
+A transfer that is too small to be compared with others, and that took long all the same, as with codecs on slow links, says as
+much: a link carries at least that. It lowers nothing, since it may have waited for a machine that was busy.
+
 This peer's line is the most that its transfers have carried together: more than any single link where the links are the narrow
-part. What its owner has capped is told as no more than the cap, and an unmeasured line as the cap: what is saved up in a pause
-is not what it carries.
+part. A line probe (`carried_together`) counts until the next one. What its owner has capped is told as no more than the cap,
+and an unmeasured line as the cap: what is saved up in a pause is not what it carries.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, PathType
 SAMPLES = 16
 LEAST_BYTES = 32 << 10
 """A transfer below this says more about latency than about bandwidth."""
+
+LONG_S = 0.05
+"""What took so long is told from a round trip that was a little longer or shorter."""
 
 ALONE = 0.9
 STEADY = 0.1
@@ -67,6 +73,7 @@ class LinkProbes:
         self._ended: deque[tuple[float, float, int]] = deque(maxlen=SAMPLES)
         self._together: deque[float] = deque(maxlen=SAMPLES)
         self._told_line = 0.0
+        self._probed_line: tuple[float, float] = 0.0, -inf
 
     def observe(
         self, to: PeerId, round_trip_s: float, transferred_bytes: int, transfer_s: float, *, probe: bool = False
@@ -91,7 +98,16 @@ class LinkProbes:
             samples.bytes_per_s.append(transferred_bytes / transfer_s)
             samples.told_bytes_per_s = steady(samples.told_bytes_per_s, _quantile(samples.bytes_per_s, ALONE), STEADY)
             self._carried(samples.newest_at, transferred_bytes, transfer_s)
+        elif not probe and transfer_s >= LONG_S:
+            self._carries_at_least(samples, transferred_bytes, transfer_s)
         samples.told_round_trip_s = steady(samples.told_round_trip_s, median(samples.round_trip_s), STEADY)
+
+    def carried_together(self, transferred_bytes: int, seconds: float) -> None:
+        """A line probe: transfers to several peers that began together."""
+        rate, now = transferred_bytes / max(seconds, 1e-6), self._clock()
+        before, at = self._probed_line
+        if rate > before or now - at >= BANDWIDTH_AGAIN_S:  # one of which only a part was taken says less than the one before
+            self._probed_line = steady(before, rate, STEADY), now
 
     def path_changed(self, to: PeerId, path: PathType) -> None:
         """Another kind of path to a peer: what was measured on the old one says nothing about it."""
@@ -131,9 +147,15 @@ class LinkProbes:
     @property
     def line_bytes_per_s(self) -> float:
         """A lower bound of this peer's line, within its cap; 0.0 while unmeasured, if it has none."""
-        told = max([self._told_line, *(samples.told_bytes_per_s for samples in self._links.values())])
+        told = max([self._told_line, self._probed_line[0], *(samples.told_bytes_per_s for samples in self._links.values())])
         cap = self._line.bytes_per_s
         return min(told or ASSUMED_BANDWIDTH_BYTES_PER_S, cap) if cap else told
+
+    def _carries_at_least(self, samples: _Samples, size: int, seconds: float) -> None:
+        if samples.bytes_per_s and size / seconds > samples.told_bytes_per_s:
+            samples.bytes_per_s.append(size / seconds)
+            samples.told_bytes_per_s = steady(samples.told_bytes_per_s, size / seconds, STEADY)
+        self._carried(samples.newest_at, size, seconds)
 
     def _carried(self, now: float, size: int, seconds: float) -> None:
         """A transfer has ended: with the parts of others that went beside it, how much was carried in its time?"""

@@ -12,7 +12,7 @@ from gwtf_p2p.live.compute.forward_only import ForwardOnly
 from gwtf_p2p.live.exchange.exchanging import RecordExchange
 from gwtf_p2p.live.libp2p.audit_signing import signer
 from gwtf_p2p.live.libp2p.signing import Signing
-from gwtf_p2p.live.measure.idle_probe import IdleProber
+from gwtf_p2p.live.measure.idle_probe import IdleProber, Traffic
 from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.measure.path_probe import LinkProbe
 from gwtf_p2p.live.peer.assembly import Place, Prepared
@@ -62,7 +62,8 @@ def connect_parts(prepared: Prepared, run: RunRecord, transport: Transport, on_r
     replication = Replication(checkpoints, state_download, network.daemon.peer_id)
     probes = LinkProbes(time.monotonic, network.line)
     link_probe = LinkProbe(transport.real_rpc, probes, on_report)
-    prober = IdleProber(rpc, probes, place.stage, lambda: not transport.real_rpc.is_idle())
+    traffic = Traffic(lambda: not transport.real_rpc.is_idle(), transport.real_rpc.is_receiving)
+    prober = IdleProber(rpc, probes, place.stage, traffic)
     assert network.run is not None and network.orders is not None, "a peer connects its parts when it has found its run"
     kept_alive = KeptAlive(network.run, network.orders)
     exchange = RecordExchange(rpc, network.identity, run.run_id)

@@ -215,6 +215,10 @@ class Rpc:
         """Whether nothing is under way to the peer, or to anybody; a watch is nothing."""
         return self._pool.is_idle(peer)
 
+    def is_receiving(self) -> bool:
+        """Whether a payload is on its way to this peer."""
+        return self._acceptor.inflight_bytes > 0
+
     async def signal(self, to: PeerId, header: Header, deadline_s: float, purpose: Purpose = Purpose.TRANSFER) -> Header:
         """A call on a stream of its own, over whatever connection there is: how a better path is agreed on.
 

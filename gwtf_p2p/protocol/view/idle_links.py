@@ -9,11 +9,21 @@ A peer's neighbours are the online peers of the stages before and after its own 
 Otherwise a link that was slow for once, as while its other end started, would be slow for good, as nobody uses it.
 Who does not answer costs little: nobody is probed twice within `ROUND_TRIP_AGAIN_S`, but for its bandwidth, and nobody for that
 twice within `BANDWIDTH_AGAIN_S`.
+
+A probe that shares a line with others says what is left of the line, and when a swarm comes together everybody probes at once:
+then a quarter of all links seemed to carry half of what they do, or less (`experiments/README.md`). So a probe of bandwidth is
+sent while its sender sends nothing else, and taken while its receiver receives nothing else (`takes`). What was not is *put
+off* to the next look, and after `MOST_PUT_OFF` of them it goes all the same, and says so.
+
+One link does not fill a line that is wider. So when nobody is left to be measured, up to `LINE_LINKS` links are filled at the
+same time, the widest, each for about `LINE_S`: what they carry together the line carries at least. Again when somebody has come
+whose link was not known then, or after `LINE_AGAIN_S` (at most 1.4 kB/s), and not where they cannot carry more together than
+is known of the line already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -31,6 +41,19 @@ QUOTA_PART = 1e-3
 """Of the bytes that are left, what a probe of bandwidth may take."""
 
 PROBES_PER_LOOK = 8
+
+MOST_PUT_OFF = 40
+"""Looks. Until then planners assume what a link carries, which is better than a figure that shares a line."""
+
+LINE_LINKS = 3
+LINE_AGAIN_S = 600.0
+LINE_PAUSE_S = 20.0
+"""Between two line probes, however many come meanwhile."""
+
+LINE_S = 0.3
+LEAST_LINE_BYTES = 16 << 10
+WIDER = 1.1
+"""The links of a line probe carry so many times what is known of the line, or there is nothing to find out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +74,21 @@ class Spare:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What to send to whom."""
+    """What to send to whom. `insists`: it was put off often enough, and is to be taken whatever else is on the lines."""
 
     to: PeerId
     size: int
+    insists: bool = False
+
+    @property
+    def needs_quiet(self) -> bool:
+        """Whether it says nothing of use when it shares a line."""
+        return self.size > ROUND_TRIP_BYTES and not self.insists
+
+
+def takes(size: int, insists: bool, is_receiving: bool) -> bool:
+    """Whether a peer takes a probe of so many bytes now. `is_receiving`: something else is on its way to it."""
+    return size <= BANDWIDTH_BYTES and not (Probe(PeerId(""), size, insists).needs_quiet and is_receiving)
 
 
 class IdleLinks:
@@ -64,6 +98,14 @@ class IdleLinks:
         self._me, self._stage = me, stage
         self._probed_at: dict[PeerId, float] = {}
         self._bandwidth_at: dict[PeerId, float] = {}
+        self._puts_off: dict[PeerId, int] = {}
+        self._line_at, self._line_puts_off = -inf, 0
+        self._line_knew: frozenset[PeerId] = frozenset()
+
+    @property
+    def has_put_off(self) -> bool:
+        """Whether there is something to be sent soon."""
+        return bool(self._puts_off or self._line_puts_off)
 
     def due(self, view: NetworkView, ages: Mapping[PeerId, LinkAge], now: float, spare: Spare) -> tuple[Probe, ...]:
         """The probes to send at this look, in the order of stages and ids, one of bandwidth last. `ages`: of the links
@@ -73,15 +115,55 @@ class IdleLinks:
         self._probed_at = {peer: at for peer, at in self._probed_at.items() if peer in there}
         anew = self._bandwidth_due(neighbours, ages, now, spare)
         rested = [peer for peer in neighbours if now - self._probed_at.get(peer, -inf) >= ROUND_TRIP_AGAIN_S and peer != anew]
-        probes = [Probe(peer, size) for peer in rested if (size := _size(ages.get(peer)))]
-        return (*probes[:PROBES_PER_LOOK], *([Probe(anew, BANDWIDTH_BYTES)] if anew is not None else []))
+        probes = [self._probe(peer, size) for peer in rested if (size := _size(ages.get(peer)))]
+        wanted = {anew, *(probe.to for probe in probes)}  # traffic may have measured what was put off
+        self._puts_off = {peer: looks for peer, looks in self._puts_off.items() if peer in wanted}
+        return (*probes[:PROBES_PER_LOOK], *([self._probe(anew, BANDWIDTH_BYTES)] if anew is not None else []))
+
+    def _probe(self, peer: PeerId, size: int) -> Probe:
+        return Probe(peer, size, self._puts_off.get(peer, 0) >= MOST_PUT_OFF)
+
+    def line_due(
+        self, view: NetworkView, carries: Mapping[PeerId, float], line: float, now: float, spare: Spare
+    ) -> tuple[Probe, ...]:
+        """The probes to send at the same moment, if any, to see more of this peer's line. `carries`: bytes/s of the links that
+        have been measured; `line`: bytes/s that are known of the line. To be asked when nothing else is due."""
+        rest_s = LINE_AGAIN_S if carries.keys() <= self._line_knew else LINE_PAUSE_S
+        if now - self._line_at < rest_s or spare.is_busy:
+            return ()
+        known = [peer for peer in self._neighbours(view) if carries.get(peer, 0.0) > 0]
+        widest = sorted(known, key=lambda peer: (-carries[peer], peer))[:LINE_LINKS]
+        probes = tuple(Probe(p, round(min(max(carries[p] * LINE_S, LEAST_LINE_BYTES), BANDWIDTH_BYTES))) for p in widest)
+        is_wider = len(widest) > 1 and sum(carries[peer] for peer in widest) >= WIDER * line
+        if not is_wider or spare.quota_bytes * QUOTA_PART < sum(probe.size for probe in probes):
+            self._line_puts_off = 0
+            return ()
+        return probes
+
+    def line_sent(self, is_taken: bool, measured: Iterable[PeerId], now: float) -> None:
+        """A line probe has gone out, when these links had been measured. Not `is_taken`: less than two links were filled, and
+        it is put off."""
+        self._line_puts_off = 0 if is_taken or self._line_puts_off >= MOST_PUT_OFF else self._line_puts_off + 1
+        if not self._line_puts_off:
+            self._line_at, self._line_knew = now, frozenset(measured)
 
     def sent(self, probe: Probe, now: float) -> None:
-        """It goes out now, whatever becomes of it."""
+        """It goes out now, whatever becomes of it, unless it is put off."""
         self._probed_at[probe.to] = now
         if probe.size == BANDWIDTH_BYTES:
             self._bandwidth_at = {peer: at for peer, at in self._bandwidth_at.items() if now - at < BANDWIDTH_AGAIN_S}
             self._bandwidth_at[probe.to] = now
+
+    def put_off(self, probe: Probe) -> None:
+        """It has found this peer's line in use, or its receiver's: not sent, as it were."""
+        self._puts_off[probe.to] = self._puts_off.get(probe.to, 0) + 1
+        self._probed_at.pop(probe.to, None)
+        if probe.size == BANDWIDTH_BYTES:
+            self._bandwidth_at.pop(probe.to, None)
+
+    def ended(self, probe: Probe) -> None:
+        """It has been taken, or cannot be."""
+        self._puts_off.pop(probe.to, None)
 
     def _neighbours(self, view: NetworkView) -> list[PeerId]:
         near = neighbouring_stages(self._stage, view.stages)

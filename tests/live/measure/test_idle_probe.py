@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from gwtf_p2p.live.measure.idle_probe import KIND, IdleProber
+from gwtf_p2p.live.measure.idle_probe import KIND, IdleProber, Traffic
 from gwtf_p2p.live.measure.link_estimates import LEAST_BYTES, SAMPLES, LinkProbes
 from gwtf_p2p.live.rpc.frames import clock_s
 from gwtf_p2p.live.rpc.rpc import RpcOptions
@@ -15,6 +16,8 @@ from gwtf_p2p.protocol.view.idle_links import (
     BANDWIDTH_AGAIN_S,
     BANDWIDTH_BYTES,
     FIRST_BYTES,
+    LEAST_LINE_BYTES,
+    MOST_PUT_OFF,
     ROUND_TRIP_AGAIN_S,
     ROUND_TRIP_BYTES,
 )
@@ -24,6 +27,10 @@ from tests.live.conftest import DEADLINE_S, StartPeer
 
 OWN, NEXT, FAR = Stage(1), Stage(2), Stage(3)
 A, B = PeerId("QmA"), PeerId("QmB")
+
+
+def traffic(sending: Callable[[], bool] = lambda: False, receiving: Callable[[], bool] = lambda: False) -> Traffic:
+    return Traffic(sending, receiving)
 
 
 class Clock:
@@ -44,15 +51,16 @@ def view_of(stages: dict[PeerId, Stage]) -> NetworkView:
 
 async def test_a_link_that_was_slow_and_that_nobody_uses_gets_its_bandwidth_back(start_peer: StartPeer) -> None:
     a, b = await start_peer(), await start_peer()
-    clock, busy = Clock(), [True]
+    clock, busy = Clock(), [False]
     probes = LinkProbes(clock)
-    prober = IdleProber(a.rpc, probes, OWN, lambda: busy[0])
-    IdleProber(b.rpc, LinkProbes(Clock()), NEXT, lambda: False)
+    prober = IdleProber(a.rpc, probes, OWN, traffic(lambda: busy[0]))
+    IdleProber(b.rpc, LinkProbes(Clock()), NEXT, traffic())
     view = view_of({a.id: OWN, b.id: NEXT, PeerId("QmFar"): FAR, PeerId("QmBeside"): OWN})
     await prober.look(view, clock.now)
     (first,) = probes.measurements()
     assert (first.to, first.source) == (b.id, LinkSource.PROBE), "neighbours, and nobody else"
 
+    busy[0] = True
     for _ in range(SAMPLES):
         probes.observe(b.id, 0.001, FIRST_BYTES, 1000.0)  # while its other end started, say
     clock.now += BANDWIDTH_AGAIN_S
@@ -94,9 +102,57 @@ def test_a_link_that_was_slow_for_once_is_measured_anew_and_keeps_its_bandwidth(
     assert ROUND_TRIP_BYTES < LEAST_BYTES <= FIRST_BYTES
 
 
+async def test_a_probe_waits_while_either_line_carries_something_else(start_peer: StartPeer) -> None:
+    a, b = await start_peer(), await start_peer()
+    sends, receives, clock = [True], [True], Clock()
+    probes = LinkProbes(clock)
+    prober = IdleProber(a.rpc, probes, OWN, traffic(lambda: sends[0]))
+    IdleProber(b.rpc, LinkProbes(Clock()), NEXT, traffic(receiving=lambda: receives[0]))
+    view = view_of({a.id: OWN, b.id: NEXT})
+    for sends[0], receives[0] in ((True, False), (False, True)):
+        await prober.look(view, clock.now)
+        assert not probes.measurements()
+    receives[0] = False
+    await prober.look(view, clock.now)
+    assert [measured.to for measured in probes.measurements()] == [b.id], "at the next look, not after a minute"
+    assert a.rpc.meter.payload_bytes[KIND] == FIRST_BYTES, "what was put off has cost nothing"
+
+
+async def test_a_link_that_can_only_be_measured_beside_others_is_measured_so_in_the_end(start_peer: StartPeer) -> None:
+    a, b = await start_peer(), await start_peer()
+    probes = LinkProbes(Clock())
+    prober = IdleProber(a.rpc, probes, OWN, traffic())
+    IdleProber(b.rpc, LinkProbes(Clock()), NEXT, traffic(receiving=lambda: True))
+    view = view_of({a.id: OWN, b.id: NEXT})
+    for _ in range(MOST_PUT_OFF):
+        await prober.look(view, 0.0)
+        assert not probes.measurements()
+    await prober.look(view, 0.0)
+    assert [measured.to for measured in probes.measurements()] == [b.id]
+
+
+async def test_several_links_are_filled_together_for_what_the_line_carries(start_peer: StartPeer) -> None:
+    a, b, c = await start_peer(), await start_peer(), await start_peer()
+    clock = Clock()
+    probes = LinkProbes(clock)
+    prober = IdleProber(a.rpc, probes, OWN, traffic())
+    for other in (b, c):
+        IdleProber(other.rpc, LinkProbes(Clock()), NEXT, traffic())
+        probes.observe(other.id, 0.001, FIRST_BYTES, 10.0, probe=True)
+        clock.now += 20.0
+    one_alone = probes.line_bytes_per_s
+    view = view_of({a.id: OWN, b.id: NEXT, c.id: NEXT})
+    await prober.look(view, clock.now)
+    assert probes.line_bytes_per_s > one_alone
+    sent = a.rpc.meter.payload_bytes[KIND]
+    assert sent == 2 * LEAST_LINE_BYTES
+    await prober.look(view, clock.now)
+    assert a.rpc.meter.payload_bytes[KIND] == sent, "once"
+
+
 async def test_waiting_for_a_stream_is_no_round_trip(start_peer: StartPeer) -> None:
     a, b = await start_peer(), await start_peer()
-    IdleProber(b.rpc, LinkProbes(Clock()), OWN, lambda: False)
+    IdleProber(b.rpc, LinkProbes(Clock()), OWN, traffic())
     async with AsyncExitStack() as held:
         for _ in range(RpcOptions().max_streams_per_peer):
             await held.enter_async_context(a.rpc._pool.stream(b.id, Urgency.BACKWARD))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gwtf_p2p.live.measure.link_estimates import STEADY, LinkProbes
+from gwtf_p2p.live.measure.link_estimates import LEAST_BYTES, LONG_S, STEADY, LinkProbes
 from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.view.idle_links import BANDWIDTH_AGAIN_S
 from gwtf_p2p.protocol.wire.records import LinkSource
 
 A, B = PeerId("a"), PeerId("b")
@@ -71,6 +72,36 @@ def test_the_line_carries_what_all_transfers_carry_together() -> None:
     clock.now = 20.0
     probes.observe(A, 0.1, MEGABYTE, 1.0)
     assert probes.line_bytes_per_s == pytest.approx(1.5 * MEGABYTE)
+
+
+def test_small_transfers_that_took_long_say_what_a_link_and_the_line_carry_at_least() -> None:
+    clock = Clock()
+    probes = LinkProbes(clock)
+    for peer in (A, B):
+        probes.observe(peer, 0.1, 64 << 10, 1.0, probe=True)
+    small = LEAST_BYTES // 2
+    probes.observe(A, 0.1, small, LONG_S / 2)
+    probes.observe(A, 0.1, small, 10.0)
+    assert told(probes) == 64 << 10, "one is too short to say anything, one may have waited"
+    clock.now = 1.0
+    for peer in (A, B):
+        probes.observe(peer, 0.1, small, 0.1)
+    assert told(probes) == told(probes, B) == pytest.approx(10 * small)
+    assert probes.line_bytes_per_s == pytest.approx(20 * small)
+
+
+def test_a_line_probe_counts_until_the_next_one() -> None:
+    clock = Clock()
+    probes = LinkProbes(clock)
+    probes.carried_together(4 * MEGABYTE, 1.0)
+    for _ in range(20):
+        clock.now += 1.0
+        probes.observe(A, 0.1, MEGABYTE, 1.0)
+    probes.carried_together(MEGABYTE, 1.0)
+    assert probes.line_bytes_per_s == 4 * MEGABYTE, "one that was put off in part"
+    clock.now += BANDWIDTH_AGAIN_S
+    probes.carried_together(2 * MEGABYTE, 1.0)
+    assert probes.line_bytes_per_s == 2 * MEGABYTE
 
 
 def test_what_a_capped_line_has_saved_up_in_a_pause_is_not_told_as_its_bandwidth() -> None:

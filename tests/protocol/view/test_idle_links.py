@@ -12,6 +12,10 @@ from gwtf_p2p.protocol.view.idle_links import (
     BANDWIDTH_BYTES,
     BANDWIDTH_PAUSE_S,
     FIRST_BYTES,
+    LINE_AGAIN_S,
+    LINE_PAUSE_S,
+    LINE_S,
+    MOST_PUT_OFF,
     PROBES_PER_LOOK,
     QUOTA_PART,
     ROUND_TRIP_AGAIN_S,
@@ -20,6 +24,7 @@ from gwtf_p2p.protocol.view.idle_links import (
     LinkAge,
     Probe,
     Spare,
+    takes,
 )
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
@@ -70,6 +75,59 @@ def test_none_goes_while_the_line_is_busy_nor_takes_much_of_what_is_left_of_a_qu
     assert IdleLinks(ME, OWN).due(VIEW, ages, 0.0, Spare(quota_bytes=enough)) == (Probe(A, BANDWIDTH_BYTES),)
     for spare in (Spare(is_busy=True), Spare(quota_bytes=enough - 1e4), Spare(quota_bytes=0)):
         assert IdleLinks(ME, OWN).due(VIEW, ages, 0.0, spare) == ()
+
+
+def test_what_was_put_off_is_due_at_the_next_look_and_insists_in_the_end() -> None:
+    links = IdleLinks(ME, OWN)
+    for _ in range(MOST_PUT_OFF):
+        probe = links.due(VIEW, {}, 0.0, FREE)[0]
+        assert probe == Probe(B, FIRST_BYTES)
+        links.sent(probe, 0.0)
+        links.put_off(probe)
+        assert links.has_put_off
+    probe = links.due(VIEW, {}, 0.0, FREE)[0]
+    assert probe == Probe(B, FIRST_BYTES, insists=True)
+    links.sent(probe, 0.0)
+    links.ended(probe)
+    assert [probe.to for probe in links.due(VIEW, {}, 1.0, FREE)] == [A, C] and not links.has_put_off
+
+
+def test_nothing_is_put_off_any_more_when_traffic_has_measured_it() -> None:
+    links = IdleLinks(ME, OWN)
+    links.put_off(links.due(VIEW, {}, 0.0, FREE)[0])
+    links.due(VIEW, {B: LinkAge(0.0, 0.0)}, 0.0, FREE)
+    assert not links.has_put_off
+
+
+def test_a_probe_of_bandwidth_is_taken_where_nothing_else_arrives_or_when_it_insists() -> None:
+    cases = {(size, insists, busy) for size in (ROUND_TRIP_BYTES, FIRST_BYTES) for insists in (0, 1) for busy in (0, 1)}
+    assert {case for case in cases if not takes(*case)} == {(FIRST_BYTES, 0, 1)}
+    assert not takes(BANDWIDTH_BYTES + 1, True, False)
+
+
+def test_the_widest_links_are_filled_together_in_equal_times_once_they_are_known() -> None:
+    links, carries = IdleLinks(ME, OWN), {A: 4e5, B: 2e5, C: 1e5}
+    together = links.line_due(VIEW, carries, 4e5, 0.0, FREE)
+    assert together == tuple(Probe(peer, round(carries[peer] * LINE_S)) for peer in (A, B, C))
+    for spare in (Spare(is_busy=True), Spare(quota_bytes=1e6)):
+        assert not links.line_due(VIEW, carries, 4e5, 0.0, spare)
+    assert not links.line_due(VIEW, carries, 7e5, 0.0, FREE), "the line is known to carry that"
+    links.line_sent(False, carries, 0.0)
+    assert links.has_put_off and links.line_due(VIEW, carries, 4e5, 1.0, FREE) == together
+    links.line_sent(True, carries, 1.0)
+    assert not links.has_put_off and not links.line_due(VIEW, carries, 4e5, LINE_AGAIN_S, FREE)
+    assert links.line_due(VIEW, carries, 4e5, LINE_AGAIN_S + 1, FREE) == together
+
+
+def test_the_line_is_filled_again_when_somebody_has_come_and_not_for_ever_where_one_never_takes_it() -> None:
+    links = IdleLinks(ME, OWN)
+    links.line_sent(True, {A: 4e5, B: 2e5}, 0.0)
+    assert not links.line_due(VIEW, {A: 4e5, B: 2e5}, 4e5, 1.0, FREE)
+    assert not links.line_due(VIEW, {A: 4e5, B: 2e5, C: 2e5}, 4e5, 1.0, FREE)
+    assert links.line_due(VIEW, {A: 4e5, B: 2e5, C: 2e5}, 4e5, LINE_PAUSE_S, FREE)
+    for _ in range(MOST_PUT_OFF + 1):
+        links.line_sent(False, {A: 4e5, B: 2e5, C: 2e5}, 1.0)
+    assert not links.has_put_off and not links.line_due(VIEW, {A: 4e5, C: 2e5}, 4e5, 2.0, FREE)
 
 
 @pytest.mark.parametrize("answers", [True, False])
