@@ -19,7 +19,7 @@ from gwtf_p2p.simulation.lines.links import Links
 from gwtf_p2p.simulation.scenario.scenario import load_scenario
 from gwtf_p2p.simulation.swarm.build import Swarm, build
 
-SCENARIO = Path(__file__).parents[2] / "experiments" / "scenarios" / "acceptance_churn_0.toml"
+SCENARIO = Path(__file__).parents[3] / "experiments" / "scenarios" / "acceptance_churn_0.toml"
 LOOK_S, PUT_OFF_LOOK_S, JOINS_S = 2.0, 0.5, 0.1
 BYTES = 64
 """Of the scenario's model for each byte of a probe, as in a live comparison."""
