@@ -16,9 +16,9 @@ sent while its sender sends nothing else, and taken while its receiver receives 
 off* to the next look, and after `MOST_PUT_OFF` of them it goes all the same, and says so.
 
 One link does not fill a line that is wider. So when nobody is left to be measured, up to `LINE_LINKS` links are filled at the
-same time, the widest, each for about `LINE_S`: what they carry together the line carries at least. Again when somebody has come
-whose link was not known then, or after `LINE_AGAIN_S` (at most 1.4 kB/s), and not where they cannot carry more together than
-is known of the line already.
+same time, the widest, each for about `LINE_S`: what they carry together the line carries at least. Payloads that do not begin
+together say less, so the best of `LINE_TRIES` counts. Again when somebody has come whose link was not known then, or after
+`LINE_AGAIN_S` (at most 1.3 kB/s), and not where they cannot carry more together than is known of the line already.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ MOST_PUT_OFF = 40
 """Looks. Until then planners assume what a link carries, which is better than a figure that shares a line."""
 
 LINE_LINKS = 3
-LINE_AGAIN_S = 600.0
+LINE_TRIES = 3
+LINE_AGAIN_S = 1800.0
 LINE_PAUSE_S = 20.0
-"""Between two line probes, however many come meanwhile."""
+"""Between two tries, and between two line probes, however many come meanwhile."""
 
 LINE_S = 0.3
 LEAST_LINE_BYTES = 16 << 10
@@ -99,7 +100,7 @@ class IdleLinks:
         self._probed_at: dict[PeerId, float] = {}
         self._bandwidth_at: dict[PeerId, float] = {}
         self._puts_off: dict[PeerId, int] = {}
-        self._line_at, self._line_puts_off = -inf, 0
+        self._line_at, self._line_puts_off, self._line_tries = -inf, 0, 0
         self._line_knew: frozenset[PeerId] = frozenset()
 
     @property
@@ -128,7 +129,8 @@ class IdleLinks:
     ) -> tuple[Probe, ...]:
         """The probes to send at the same moment, if any, to see more of this peer's line. `carries`: bytes/s of the links that
         have been measured; `line`: bytes/s that are known of the line. To be asked when nothing else is due."""
-        rest_s = LINE_AGAIN_S if carries.keys() <= self._line_knew else LINE_PAUSE_S
+        is_done = self._line_tries >= LINE_TRIES and carries.keys() <= self._line_knew
+        rest_s = LINE_AGAIN_S if is_done else LINE_PAUSE_S
         if now - self._line_at < rest_s or spare.is_busy:
             return ()
         known = [peer for peer in self._neighbours(view) if carries.get(peer, 0.0) > 0]
@@ -145,7 +147,9 @@ class IdleLinks:
         it is put off."""
         self._line_puts_off = 0 if is_taken or self._line_puts_off >= MOST_PUT_OFF else self._line_puts_off + 1
         if not self._line_puts_off:
-            self._line_at, self._line_knew = now, frozenset(measured)
+            known = frozenset(measured)
+            self._line_tries = self._line_tries + 1 if known <= self._line_knew and self._line_tries < LINE_TRIES else 1
+            self._line_at, self._line_knew = now, known
 
     def sent(self, probe: Probe, now: float) -> None:
         """It goes out now, whatever becomes of it, unless it is put off."""

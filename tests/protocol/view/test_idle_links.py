@@ -15,6 +15,7 @@ from gwtf_p2p.protocol.view.idle_links import (
     LINE_AGAIN_S,
     LINE_PAUSE_S,
     LINE_S,
+    LINE_TRIES,
     MOST_PUT_OFF,
     PROBES_PER_LOOK,
     QUOTA_PART,
@@ -114,20 +115,25 @@ def test_the_widest_links_are_filled_together_in_equal_times_once_they_are_known
     assert not links.line_due(VIEW, carries, 7e5, 0.0, FREE), "the line is known to carry that"
     links.line_sent(False, carries, 0.0)
     assert links.has_put_off and links.line_due(VIEW, carries, 4e5, 1.0, FREE) == together
-    links.line_sent(True, carries, 1.0)
-    assert not links.has_put_off and not links.line_due(VIEW, carries, 4e5, LINE_AGAIN_S, FREE)
-    assert links.line_due(VIEW, carries, 4e5, LINE_AGAIN_S + 1, FREE) == together
+    for number in range(LINE_TRIES):
+        at = number * LINE_PAUSE_S
+        assert links.line_due(VIEW, carries, 4e5, at, FREE) == together
+        links.line_sent(True, carries, at)
+        assert not links.has_put_off and not links.line_due(VIEW, carries, 4e5, at + LINE_PAUSE_S - 1, FREE)
+    assert not links.line_due(VIEW, carries, 4e5, at + LINE_AGAIN_S - 1, FREE)
+    assert links.line_due(VIEW, carries, 4e5, at + LINE_AGAIN_S, FREE) == together
 
 
 def test_the_line_is_filled_again_when_somebody_has_come_and_not_for_ever_where_one_never_takes_it() -> None:
     links = IdleLinks(ME, OWN)
-    links.line_sent(True, {A: 4e5, B: 2e5}, 0.0)
-    assert not links.line_due(VIEW, {A: 4e5, B: 2e5}, 4e5, 1.0, FREE)
+    for _ in range(LINE_TRIES):
+        links.line_sent(True, {A: 4e5, B: 2e5}, 0.0)
+    assert not links.line_due(VIEW, {A: 4e5, B: 2e5}, 4e5, LINE_PAUSE_S, FREE)
     assert not links.line_due(VIEW, {A: 4e5, B: 2e5, C: 2e5}, 4e5, 1.0, FREE)
     assert links.line_due(VIEW, {A: 4e5, B: 2e5, C: 2e5}, 4e5, LINE_PAUSE_S, FREE)
-    for _ in range(MOST_PUT_OFF + 1):
+    for _ in range(LINE_TRIES * (MOST_PUT_OFF + 1)):
         links.line_sent(False, {A: 4e5, B: 2e5, C: 2e5}, 1.0)
-    assert not links.has_put_off and not links.line_due(VIEW, {A: 4e5, C: 2e5}, 4e5, 2.0, FREE)
+    assert not links.has_put_off and not links.line_due(VIEW, {A: 4e5, C: 2e5}, 4e5, LINE_AGAIN_S, FREE)
 
 
 @pytest.mark.parametrize("answers", [True, False])
