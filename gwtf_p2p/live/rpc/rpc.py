@@ -106,6 +106,8 @@ class Rpc:
         self._handlers: RpcHandlers | None = None
         self.admits: Callable[[PeerId], bool] = lambda peer: True
         self._watches: dict[PeerId, _Watch] = {}
+        self.is_receiving: Callable[[], bool] = lambda: self._acceptor.inflight_bytes > 0
+        """Whether a payload is on its way to this peer."""
 
     @property
     def peer_id(self) -> PeerId:
@@ -214,10 +216,6 @@ class Rpc:
     def is_idle(self, peer: PeerId | None = None) -> bool:
         """Whether nothing is under way to the peer, or to anybody; a watch is nothing."""
         return self._pool.is_idle(peer)
-
-    def is_receiving(self) -> bool:
-        """Whether a payload is on its way to this peer."""
-        return self._acceptor.inflight_bytes > 0
 
     async def signal(self, to: PeerId, header: Header, deadline_s: float, purpose: Purpose = Purpose.TRANSFER) -> Header:
         """A call on a stream of its own, over whatever connection there is: how a better path is agreed on.
