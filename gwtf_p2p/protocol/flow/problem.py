@@ -20,7 +20,7 @@ import numpy.typing as npt
 from gwtf_p2p.protocol.flow.min_cost import NO_ARC, IntArray, LayeredNetwork
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
-from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S, ASSUMED_LATENCY_S, NetworkView
+from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S, NetworkView
 
 MAX_COST_US = 1 << 40
 """Twelve days. With at most `MAX_STAGES` stages no path cost comes near `flow.FAR`."""
@@ -111,12 +111,11 @@ def hop_costs_us(view: NetworkView, senders: tuple[PeerId, ...], receivers: tupl
     The operations are those of `costs.hop_cost_us` in their order, so the costs are equal to the microsecond; a view of 1,000
     stage peers takes a fraction of a second instead of several.
     """
-    lines = [np.array([view.records[p].line_bytes_per_s for p in side]) for side in (senders, receivers)]
-    known = [np.where(line > 0, line, np.inf) for line in lines]
-    assumed = np.minimum(known[0][:, None], known[1][None, :])
-    forth_bandwidth = np.where(np.isinf(assumed), ASSUMED_BANDWIDTH_BYTES_PER_S, assumed)
+    ours, theirs = ([view.usual(p) for p in side] for side in (senders, receivers))
+    slower = np.minimum.outer(*([usual.bandwidth_bytes_per_s for usual in side] for side in (ours, theirs)))
+    forth_bandwidth = np.where(np.isinf(slower), ASSUMED_BANDWIDTH_BYTES_PER_S, slower)
     back_bandwidth = forth_bandwidth.copy()
-    forth_latency = np.full(assumed.shape, ASSUMED_LATENCY_S)
+    forth_latency = np.add.outer(*([usual.latency_s for usual in side] for side in (ours, theirs))) / 2
     back_latency = forth_latency.copy()
     for i, j in _measured_pairs(view, senders, receivers):
         forth, back = view.link(senders[i], receivers[j]), view.link(receivers[j], senders[i])

@@ -110,14 +110,14 @@ class IterationRouter:
         return request
 
     def _search(self, view: NetworkView) -> PlanRequest | None:
-        """For the next iteration, once all shares of this one's plan are published: everybody goes on from them. When that has
-        not come about in an iteration, because plans differ, from what there is."""
+        """For the next iteration, once all shares of this one are published: everybody goes on from them, also when they are of
+        different plans, as the first ones of a swarm are, whose data peers had not heard of the same peers. When that has not
+        come about in an iteration, from what there is."""
         if self._plan is not None:
             if not self._is_due or view is self._compared:
                 return None
             self._compared = view
-            flows = tuple((flow.data_peer, flow.stage_peers) for flow in self._plan.flows)
-            if not self._waits and not self._is_overdue and published_flows(view) != flows:
+            if not self._waits and not self._is_overdue and not self._all_say(view, self._plan):
                 return None
         self._look()
         if self._figures is None or self._searches == 0:
@@ -125,6 +125,12 @@ class IterationRouter:
         self._searches -= 1
         self._is_due = False
         return PlanRequest(self._figures, self._seed, published_flows(view))
+
+    def _all_say(self, view: NetworkView, plan: IterationPlan) -> bool:
+        """Is what is published this plan? Of one that is not being revised: what every data peer does in this iteration?"""
+        if published_flows(view) == tuple((flow.data_peer, flow.stage_peers) for flow in plan.flows):
+            return True
+        return not plan.is_revision and all(view.records[p].flows_iteration == self._iteration for p in view.data_peers)
 
     def _revision(self, view: NetworkView, now: float) -> PlanRequest | None:
         """For this iteration, when peers have come or gone."""

@@ -14,7 +14,7 @@ from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.remembered import Remembered
 from gwtf_p2p.protocol.schedule.model import UNLIMITED, Link, Pipeline
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS, HopBytes
-from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S, ASSUMED_LATENCY_S, NetworkView
+from gwtf_p2p.protocol.view.network_view import NetworkView, Usual
 from gwtf_p2p.protocol.view.plans import PeerFigures, PipelineFigures, Swarm
 from gwtf_p2p.protocol.wire.records import StageRecord
 
@@ -111,6 +111,7 @@ _ALL_FIGURES = OfViews[tuple[PipelineFigures | None, str]]()
 _PIPELINES = Remembered[Pipeline](2)
 _FIGURES = _Newest[PeerFigures]()
 _MEASURED = _Newest[dict[PeerId, Link]]()
+_USUAL = _Newest[Usual]()
 
 
 def _figures_of(record: StageRecord, typical: tuple[float, float]) -> PeerFigures:
@@ -184,7 +185,6 @@ class ViewLinks(dict[int, Link]):
         super().__init__()
         self._figures = figures
         self._known: dict[int, dict[PeerId, Link]] = {}
-        self._assumed: dict[float, Link] = {}
 
     def _measured(self, sender: int) -> dict[PeerId, Link]:
         """The links to whom it has measured."""
@@ -192,6 +192,12 @@ class ViewLinks(dict[int, Link]):
         if known is None:
             known = self._known[sender] = _measured_by(self._figures.peers[sender])
         return known
+
+    def usual(self, peer: int) -> Usual:
+        """What links of this peer are like that nobody has measured."""
+        figures = self._figures.peers[peer]
+        line, links = figures.line_bytes_per_s, figures.links
+        return _USUAL.of(figures.peer, links, (line,), lambda: Usual.of(line, [(far_s, wide) for _, far_s, wide in links]))
 
     def measured(self, senders: Sequence[int], receivers: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Index pairs that are measured in at least one direction."""
@@ -208,8 +214,6 @@ class ViewLinks(dict[int, Link]):
         a, b = peers[sender], peers[receiver]
         found = self._measured(sender).get(b.peer) or self._measured(receiver).get(a.peer)
         if found is None:
-            one, other = a.line_bytes_per_s, b.line_bytes_per_s
-            least = (min(one, other) if one > 0 and other > 0 else max(one, other)) or ASSUMED_BANDWIDTH_BYTES_PER_S
-            found = self._assumed.get(least) or self._assumed.setdefault(least, _link(ASSUMED_LATENCY_S, least))
+            found = _link(*self.usual(sender).to(self.usual(receiver)))
         self[number] = found
         return found

@@ -33,7 +33,7 @@ from gwtf_p2p.protocol.schedule.model import UNLIMITED, Forecast, Path, Pipeline
 from gwtf_p2p.protocol.schedule.search_moves import BALANCING, SCHEDULING, Moves
 from gwtf_p2p.protocol.schedule.underway import Underway
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
-from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S, ASSUMED_LATENCY_S
+from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S
 
 Matrix = npt.NDArray[np.float64]
 
@@ -96,7 +96,7 @@ def first_paths(pipeline: Pipeline) -> list[Path]:
     """Data peers in turn. A stage peer's price: until when its slots, or its device, are spoken for. Ties to the lowest
     number."""
     layers = [tuple(peer for peer, _ in pipeline.demand), *pipeline.stage_peers[1:]]
-    hops_us = [_there_and_back_us(pipeline, k, a, b) for k, (a, b) in enumerate(pairwise([*layers, layers[0]]))]
+    hops_us = [there_and_back_us(pipeline, k, a, b) for k, (a, b) in enumerate(pairwise([*layers, layers[0]]))]
     work_us = [np.array([_work_us(pipeline, i) for i in layer]) for layer in layers]
     waits = pipeline.waits_for_slots
     slots = [np.array([float(pipeline.slots[i] if waits(i) else UNLIMITED) for i in layer]) for layer in layers]
@@ -130,15 +130,18 @@ def _in_turn(pipeline: Pipeline) -> list[int]:
     return [d for turn in range(rounds) for d, (_, count) in enumerate(pipeline.demand) if turn < count]
 
 
-def _there_and_back_us(pipeline: Pipeline, k: int, above: Sequence[int], below: Sequence[int]) -> Matrix:
+def there_and_back_us(pipeline: Pipeline, k: int, above: Sequence[int], below: Sequence[int]) -> Matrix:
+    """`Pipeline.there_and_back_us` of every peer above (rows) and below."""
     links = pipeline.links
     if not isinstance(links, ViewLinks):
         return np.array([[pipeline.there_and_back_us(k, i, j) for j in below] for i in above])
     # Most pairs of a large swarm are not measured: computed at once, they take a fraction of the time.
-    line = np.minimum.outer([pipeline.line[i] for i in above], [pipeline.line[j] for j in below])
-    line[np.isinf(line)] = ASSUMED_BANDWIDTH_BYTES_PER_S / MICROSECONDS
+    ours, theirs = ([links.usual(i) for i in side] for side in (above, below))
+    slower = np.minimum.outer(*([usual.bandwidth_bytes_per_s for usual in side] for side in (ours, theirs)))
+    slower[np.isinf(slower)] = ASSUMED_BANDWIDTH_BYTES_PER_S
+    latency_s = np.add.outer(*([usual.latency_s for usual in side] for side in (ours, theirs))) / 2
     mean_bytes = (pipeline.hops.forth(k) + pipeline.hops.back(k)) / 2
-    both: Matrix = 2 * (ASSUMED_LATENCY_S * MICROSECONDS + mean_bytes / line)
+    both: Matrix = 2 * MICROSECONDS * (latency_s + mean_bytes / slower)
     for i, j in links.measured(above, below):
         both[i, j] = pipeline.there_and_back_us(k, above[i], below[j])
     return both

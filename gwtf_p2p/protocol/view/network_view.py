@@ -1,15 +1,18 @@
 """An immutable snapshot of all records of a run, as one peer sees it. Routers plan on nothing else.
 
 Two peers with the same records have equal views, hence equal plans: peers are kept sorted by id and a view carries no clock.
-Where no measurement of a link exists, the view predicts one and marks it `ASSUMED`.
+Where no measurement of a link exists, the view predicts one and marks it `ASSUMED`: what links of its two peers are usually
+like, as far as they have measured some. Advertised lines alone promise too much where a region or a crowded exchange is the
+bottleneck, and whoever looks for the fastest way finds just those links of which nobody knows that they are slow.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf, isinf
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.remembered import Remembered
@@ -22,6 +25,30 @@ NO_RECORD = -1
 
 ASSUMED_LATENCY_S = 0.05
 ASSUMED_BANDWIDTH_BYTES_PER_S = 12.5e6
+"""Where no line is advertised, and nothing is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """What a peer's links are like: the medians of what it has measured, and its advertised line (inf: nothing is known)."""
+
+    latency_s: float
+    bandwidth_bytes_per_s: float
+
+    @staticmethod
+    def of(line_bytes_per_s: float, measured: Collection[tuple[float, float]]) -> Usual:
+        """Of (one-way latency in seconds, bytes/s) of its links."""
+        line = line_bytes_per_s if line_bytes_per_s > 0 else inf
+        if not measured:
+            return Usual(ASSUMED_LATENCY_S, line)
+        latencies, bandwidths = (sorted(values) for values in zip(*measured, strict=True))
+        return Usual(latencies[len(latencies) // 2], min(line, bandwidths[(len(bandwidths) - 1) // 2]))
+
+    def to(self, other: Usual) -> tuple[float, float]:
+        """One-way latency in seconds and bytes/s of a link between the two that neither has measured."""
+        bandwidth = min(self.bandwidth_bytes_per_s, other.bandwidth_bytes_per_s)
+        latency_s = (self.latency_s + other.latency_s) / 2
+        return latency_s, ASSUMED_BANDWIDTH_BYTES_PER_S if isinf(bandwidth) else bandwidth
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +72,7 @@ class NetworkView:
     microbatch_bytes: int
     gradient_bytes: int
     records: Mapping[PeerId, StageRecord]
-    _links: Mapping[PeerId, Mapping[PeerId, Link]] = field(repr=False, compare=False)
+    _links: Mapping[PeerId, _Measured] = field(repr=False, compare=False)
     clients: frozenset[PeerId] = frozenset()
     end_bytes: int | None = None
 
@@ -73,13 +100,14 @@ class NetworkView:
                 newest[record.peer] = record
         clients = frozenset(peer for peer, record in newest.items() if record.state is PeerState.ASKING)
         ordered = {peer: newest[peer] for peer in sorted(newest.keys() - clients)}
-        links: dict[PeerId, Mapping[PeerId, Link]] = {}
+        links: dict[PeerId, _Measured] = {}
         for peer, record in ordered.items():
             before = former.records.get(peer) if former is not None else None
-            if former is not None and before is not None and before.links == record.links:
+            said = (record.links, record.line_bytes_per_s)
+            if former is not None and before is not None and (before.links, before.line_bytes_per_s) == said:
                 links[peer] = former._links[peer]
             else:
-                links[peer] = _links_of(record)
+                links[peer] = _Measured(*said)
         back = microbatch_bytes if gradient_bytes is None else gradient_bytes
         view = NetworkView(stages, microbatch_bytes, back, ordered, links, clients, end_bytes)
         if former is not None and former.members == ordered.keys():
@@ -180,12 +208,14 @@ class NetworkView:
         return self.peers_of_stage(DATA_STAGE)
 
     def link(self, sender: PeerId, receiver: PeerId) -> Link:
-        """Measured by the sender; else the reverse direction; else predicted from the advertised line speeds."""
-        measured = self._links.get(sender, {}).get(receiver) or self._links.get(receiver, {}).get(sender)
-        if measured is not None:
-            return measured
-        lines = [r.line_bytes_per_s for p in (sender, receiver) if (r := self.records.get(p)) and r.line_bytes_per_s > 0]
-        return Link(ASSUMED_LATENCY_S, min(lines, default=ASSUMED_BANDWIDTH_BYTES_PER_S), LinkSource.ASSUMED)
+        """Measured by the sender; else the reverse direction; else predicted (see the module docstring)."""
+        ours, theirs = self._links.get(sender, _NOTHING), self._links.get(receiver, _NOTHING)
+        measured = ours.get(receiver) or theirs.get(sender)
+        return measured if measured is not None else Link(*ours.usual.to(theirs.usual), LinkSource.ASSUMED)
+
+    def usual(self, peer: PeerId) -> Usual:
+        """What the links of a peer are like."""
+        return self._links.get(peer, _NOTHING).usual
 
     def hop_cost_us(self, i: PeerId, j: PeerId) -> int:
         """The paper's linear cost of hop i-j (see `costs`); a data peer's compute time is its head's."""
@@ -286,12 +316,20 @@ def _without(records: Mapping[PeerId, StageRecord], gone: frozenset[PeerId]) -> 
     return left
 
 
-def _links_of(record: StageRecord) -> Mapping[PeerId, Link]:
-    return {
-        link.to: Link(link.round_trip_s / 2, link.bandwidth_bytes_per_s, link.source)
-        for link in record.links
-        if link.bandwidth_bytes_per_s > 0
-    }
+class _Measured(dict[PeerId, Link]):
+    """The links of one peer that it has measured."""
+
+    def __init__(self, links: Iterable[LinkMeasurement], line_bytes_per_s: float) -> None:
+        known = (link for link in links if link.bandwidth_bytes_per_s > 0)
+        super().__init__((m.to, Link(m.round_trip_s / 2, m.bandwidth_bytes_per_s, m.source)) for m in known)
+        self._line_bytes_per_s = line_bytes_per_s
+
+    @cached_property
+    def usual(self) -> Usual:
+        return Usual.of(self._line_bytes_per_s, [(link.latency_s, link.bandwidth_bytes_per_s) for link in self.values()])
 
 
-__all__ = ["Link", "LinkMeasurement", "NetworkView"]
+_NOTHING = _Measured((), 0.0)
+
+
+__all__ = ["Link", "LinkMeasurement", "NetworkView", "Usual"]

@@ -165,6 +165,21 @@ def test_peers_that_come_or_go_are_planned_for_at_once_and_changed_times_are_not
     assert Counter(stage_peer for flow in revised.flows for stage_peer in flow.stage_peers)["p"] == 0
 
 
+def test_data_peers_whose_plans_differ_agree_on_that_of_the_next_iteration() -> None:
+    """One has not heard of a stage peer when it plans the first iteration; by its end both have heard of everything."""
+    routers = {A: router_of(A, records()), B: router_of(B, [r for r in records() if r.peer != "s"])}
+    for owner, router in routers.items():
+        plan(router)
+        ask(router, owner, 0, 0.0)
+    told = [replace(r, flows=routers[r.peer].flows[1], flows_iteration=0) if r.peer in routers else r for r in records()]
+    silent = [replace(r, flows=(), flows_iteration=-1) if r.peer == B else r for r in told]
+    routers[A].observe_view(view_of(silent), 1.0)
+    assert plan(routers[A], now=1.0) is None, "not all have said what they do"
+    routers[A].observe_view(view_of(told), 1.5)
+    made = plan(routers[A], now=1.5)
+    assert made is not None and not made.is_revision, "in the first iteration, not only in the second"
+
+
 def test_nothing_is_planned_while_nothing_has_changed_and_the_search_ends() -> None:
     router = router_of(A, [r for r in records() if r.peer != B])
     jobs = 0
