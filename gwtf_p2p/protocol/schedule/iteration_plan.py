@@ -21,11 +21,12 @@ from functools import lru_cache
 from random import Random
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
+from gwtf_p2p.protocol.schedule.first_paths import first_paths
 from gwtf_p2p.protocol.schedule.from_view import pipeline_of
 from gwtf_p2p.protocol.schedule.load_estimate import Load
 from gwtf_p2p.protocol.schedule.mending import MANY_PEERS, mended, with_gaps
 from gwtf_p2p.protocol.schedule.model import Path, Pipeline
-from gwtf_p2p.protocol.schedule.search import Effort, Planned, first_paths, foreseen, plan_iteration, schedule, score_of
+from gwtf_p2p.protocol.schedule.search import Effort, Planned, foreseen, plan_iteration, schedule, score_of
 from gwtf_p2p.protocol.schedule.underway import Underway
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
 from gwtf_p2p.protocol.view.plans import Flow, IterationPlan, PipelineFigures, PlannedFlow, PlanRequest

@@ -4,9 +4,7 @@
 all gradients are back at all data peers) is least. It is a job shop with machine choice and blocking, NP-hard; this is a local
 search in three steps, each starting from the last:
 
-1. `first_paths`: microbatch after microbatch takes the way of least round trip plus price, where a stage peer's price is the
-time
-   for which its slots are already spoken for. Exact for one microbatch; any size.
+1. `first_paths` and `rerouted` (`schedule/first_paths`): paths by prices.
 2. Balance: moves that lower `planner_load.Load`, thousands of them.
 3. Schedule: moves scored by a forecast; of two candidates the one of the lower load is forecast. Better ones are kept, and
    slightly worse ones early on (threshold accepting: Dueck and Scheuer 1990), where the paper anneals.
@@ -20,22 +18,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from random import Random
 
-import numpy as np
-import numpy.typing as npt
-
-from gwtf_p2p.protocol.schedule.from_view import ViewLinks
+from gwtf_p2p.protocol.schedule.first_paths import rerouted
 from gwtf_p2p.protocol.schedule.load_estimate import Change, Load
 from gwtf_p2p.protocol.schedule.mending import MANY_PEERS
-from gwtf_p2p.protocol.schedule.model import UNLIMITED, Forecast, Path, Pipeline, forecast
+from gwtf_p2p.protocol.schedule.model import Forecast, Path, Pipeline, forecast
 from gwtf_p2p.protocol.schedule.search_moves import BALANCING, SCHEDULING, Moves
 from gwtf_p2p.protocol.schedule.underway import Underway
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
-from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S
-
-Matrix = npt.NDArray[np.float64]
 
 BALANCE_TOLERANCE = 0.16
 """As `TOLERANCE`, for loads: these are sums of eighth powers, so it is 2 % of a time."""
@@ -79,88 +70,14 @@ class Planned:
 def plan_iteration(pipeline: Pipeline, first: Planned, effort: Effort, seed: int) -> Planned:
     """The best paths found from the first that come to hand. Never worse than these, by the score of `schedule`."""
     random = Random(seed)
-    balanced = foreseen(pipeline, balance(pipeline, first.paths, effort.steps, random))
-    start = min((first, balanced), key=lambda candidate: score_of(candidate.forecast))
+    others = [balance(pipeline, first.paths, effort.steps, random), *rerouted(pipeline, first.paths, seed)]
+    start = min((first, *(foreseen(pipeline, paths) for paths in others)), key=lambda candidate: score_of(candidate.forecast))
     return schedule(pipeline, start, effort.computations, random)
 
 
 def foreseen(pipeline: Pipeline, paths: Sequence[Path]) -> Planned:
     """These paths, with what they are forecast to do."""
     return Planned(tuple(paths), forecast(pipeline, paths))
-
-
-# ---- step 1
-
-
-def first_paths(pipeline: Pipeline) -> list[Path]:
-    """Data peers in turn. A stage peer's price: until when its slots, or its device, are spoken for. Ties to the lowest
-    number."""
-    layers = [tuple(peer for peer, _ in pipeline.demand), *pipeline.stage_peers[1:]]
-    hops_us = [there_and_back_us(pipeline, k, a, b) for k, (a, b) in enumerate(pairwise([*layers, layers[0]]))]
-    work_us = [np.array([_work_us(pipeline, i) for i in layer]) for layer in layers]
-    waits = pipeline.waits_for_slots
-    slots = [np.array([float(pipeline.slots[i] if waits(i) else UNLIMITED) for i in layer]) for layer in layers]
-    held_us, busy_us = ([np.zeros(len(layer)) for layer in layers] for _ in range(2))
-    paths: list[Path] = []
-    for source in _in_turn(pipeline):
-        prices = [
-            work + np.maximum(held / slot, busy)
-            for work, held, slot, busy in zip(work_us, held_us, slots, busy_us, strict=True)
-        ]
-        places = _cheapest_way(hops_us, prices, source)
-        away_us = pipeline.loss_us[layers[0][source]] + float(hops_us[-1][places[-1], source])
-        for k in range(len(places), 0, -1):
-            place = places[k - 1]
-            away_us += float(work_us[k][place])
-            held_us[k][place] += away_us
-            busy_us[k][place] += work_us[k][place]
-            away_us += float(hops_us[k - 1][places[k - 2] if k > 1 else source, place])
-        paths.append((layers[0][source], *(layers[k][i] for k, i in enumerate(places, start=1))))
-    return paths
-
-
-def _work_us(pipeline: Pipeline, peer: int) -> float:
-    """Device time of one microbatch; a stage peer that recomputes is taken to compute each forward twice."""
-    return pipeline.before_us[peer] * (1 if pipeline.waits_for_slots(peer) else 2) + pipeline.after_us[peer]
-
-
-def _in_turn(pipeline: Pipeline) -> list[int]:
-    """Data peers by place, as often as they have microbatches, in turn."""
-    rounds = max((count for _, count in pipeline.demand), default=0)
-    return [d for turn in range(rounds) for d, (_, count) in enumerate(pipeline.demand) if turn < count]
-
-
-def there_and_back_us(pipeline: Pipeline, k: int, above: Sequence[int], below: Sequence[int]) -> Matrix:
-    """`Pipeline.there_and_back_us` of every peer above (rows) and below."""
-    links = pipeline.links
-    if not isinstance(links, ViewLinks):
-        return np.array([[pipeline.there_and_back_us(k, i, j) for j in below] for i in above])
-    # Most pairs of a large swarm are not measured: computed at once, they take a fraction of the time.
-    ours, theirs = ([links.usual(i) for i in side] for side in (above, below))
-    slower = np.minimum.outer(*([usual.bandwidth_bytes_per_s for usual in side] for side in (ours, theirs)))
-    slower[np.isinf(slower)] = ASSUMED_BANDWIDTH_BYTES_PER_S
-    latency_s = np.add.outer(*([usual.latency_s for usual in side] for side in (ours, theirs))) / 2
-    mean_bytes = (pipeline.hops.forth(k) + pipeline.hops.back(k)) / 2
-    both: Matrix = 2 * MICROSECONDS * (latency_s + mean_bytes / slower)
-    for i, j in links.measured(above, below):
-        both[i, j] = pipeline.there_and_back_us(k, above[i], below[j])
-    return both
-
-
-def _cheapest_way(hops_us: Sequence[Matrix], prices: Sequence[Matrix], source: int) -> list[int]:
-    """Places in layers 1..S of the cheapest round trip from and to place `source` of layer 0."""
-    cost_us = hops_us[0][source] + prices[1]
-    came_from: list[npt.NDArray[np.intp]] = []
-    for hop_us, price in zip(hops_us[1:-1], prices[2:], strict=True):
-        through = cost_us[:, None] + hop_us
-        came_from.append(through.argmin(axis=0))
-        cost_us = through.min(axis=0) + price
-    place = int((cost_us + hops_us[-1][:, source]).argmin())
-    places = [place]
-    for above in reversed(came_from):
-        place = int(above[place])
-        places.append(place)
-    return places[::-1]
 
 
 # ---- step 2

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.schedule.first_paths import first_paths
 from gwtf_p2p.protocol.schedule.from_view import _FIGURES, figures_of, pipeline_of
 from gwtf_p2p.protocol.schedule.model import UNLIMITED, Link, Pipeline, forecast
-from gwtf_p2p.protocol.schedule.search import first_paths
 from gwtf_p2p.protocol.view.hop_cost import HopBytes
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from tests.exploring import examples

@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.schedule.first_paths import first_paths
 from gwtf_p2p.protocol.schedule.from_view import figures_of, pipeline_of
 from gwtf_p2p.protocol.schedule.iteration_plan import Mended, plan_for, revise
 from gwtf_p2p.protocol.schedule.load_estimate import Load
 from gwtf_p2p.protocol.schedule.mending import MANY_PEERS
 from gwtf_p2p.protocol.schedule.model import Pipeline, forecast
 from gwtf_p2p.protocol.schedule.published import published_flows
-from gwtf_p2p.protocol.schedule.search import Effort, balance, first_paths, foreseen, plan_iteration, schedule, score_of
+from gwtf_p2p.protocol.schedule.search import Effort, balance, foreseen, plan_iteration, schedule, score_of
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import Flow, IterationPlan, PipelineFigures
 from tests.exploring import examples

@@ -12,9 +12,9 @@ from random import Random
 import numpy as np
 import pytest
 
+from gwtf_p2p.protocol.schedule.first_paths import first_paths
 from gwtf_p2p.protocol.schedule.from_view import figures_of, pipeline_of
 from gwtf_p2p.protocol.schedule.model import Path, Pipeline, forecast
-from gwtf_p2p.protocol.schedule.search import first_paths
 from gwtf_p2p.protocol.schedule.underway import Underway
 from tests.protocol.flow.problems import Size, random_view
 from tests.protocol.schedule.test_model import small

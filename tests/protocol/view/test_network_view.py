@@ -8,8 +8,8 @@ import pytest
 
 from gwtf_p2p.protocol.flow.problem import hop_costs_us
 from gwtf_p2p.protocol.ids import PeerId, Stage
+from gwtf_p2p.protocol.schedule.first_paths import there_and_back_us
 from gwtf_p2p.protocol.schedule.from_view import figures_of, pipeline_of
-from gwtf_p2p.protocol.schedule.search import there_and_back_us
 from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S, ASSUMED_LATENCY_S, NetworkView
 from gwtf_p2p.protocol.wire.records import LinkMeasurement, LinkSource, StageRecord
 from tests.protocol.peers import A2, A, B, C, D, record
