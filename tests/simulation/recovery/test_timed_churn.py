@@ -74,7 +74,7 @@ def test_slow_peers_cost_time_and_nobody_is_lost(tmp_path: Path) -> None:
 
 
 def test_the_clairvoyant_bound_leaves_out_who_crashed_and_no_iteration_beats_it(tmp_path: Path) -> None:
-    scenario = replace(story(tmp_path, iterations=8, stage_peers=3), churn=ChurnSpec(0.2, 0.5))
+    scenario = replace(story(tmp_path, iterations=8, stage_peers=3), churn=ChurnSpec(0.3, 0.5))
     run = simulation(scenario)
     outcome = run.run()
     bounds = run.clairvoyant_s()
