@@ -104,7 +104,8 @@ class NetworkView:
         for peer, record in ordered.items():
             before = former.records.get(peer) if former is not None else None
             said = (record.links, record.line_bytes_per_s)
-            if former is not None and before is not None and (before.links, before.line_bytes_per_s) == said:
+            is_known = before is record or (before is not None and (before.links, before.line_bytes_per_s) == said)
+            if former is not None and is_known:
                 links[peer] = former._links[peer]
             else:
                 links[peer] = _Measured(*said)
