@@ -20,7 +20,7 @@ import numpy.typing as npt
 from gwtf_p2p.protocol.flow.min_cost import NO_ARC, IntArray, LayeredNetwork
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
-from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S, NetworkView
+from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S, NetworkView, usual_of
 
 MAX_COST_US = 1 << 40
 """Twelve days. With at most `MAX_STAGES` stages no path cost comes near `flow.FAR`."""
@@ -111,7 +111,7 @@ def hop_costs_us(view: NetworkView, senders: tuple[PeerId, ...], receivers: tupl
     The operations are those of `costs.hop_cost_us` in their order, so the costs are equal to the microsecond; a view of 1,000
     stage peers takes a fraction of a second instead of several.
     """
-    ours, theirs = ([view.usual(p) for p in side] for side in (senders, receivers))
+    ours, theirs = ([usual_of(view, p) for p in side] for side in (senders, receivers))
     slower = np.minimum.outer(*([usual.bandwidth_bytes_per_s for usual in side] for side in (ours, theirs)))
     forth_bandwidth = np.where(np.isinf(slower), ASSUMED_BANDWIDTH_BYTES_PER_S, slower)
     back_bandwidth = forth_bandwidth.copy()

@@ -214,10 +214,6 @@ class NetworkView:
         measured = ours.get(receiver) or theirs.get(sender)
         return measured if measured is not None else Link(*ours.usual.to(theirs.usual), LinkSource.ASSUMED)
 
-    def usual(self, peer: PeerId) -> Usual:
-        """What the links of a peer are like."""
-        return self._links.get(peer, _NOTHING).usual
-
     def hop_cost_us(self, i: PeerId, j: PeerId) -> int:
         """The paper's linear cost of hop i-j (see `costs`); a data peer's compute time is its head's."""
         forth, back = self.link(i, j), self.link(j, i)
@@ -333,4 +329,9 @@ class _Measured(dict[PeerId, Link]):
 _NOTHING = _Measured((), 0.0)
 
 
-__all__ = ["Link", "LinkMeasurement", "NetworkView", "Usual"]
+def usual_of(view: NetworkView, peer: PeerId) -> Usual:
+    """What the links of a peer are like."""
+    return view._links.get(peer, _NOTHING).usual
+
+
+__all__ = ["Link", "LinkMeasurement", "NetworkView", "Usual", "usual_of"]
