@@ -235,6 +235,8 @@ class NetworkView:
         sizes, clients = (self.microbatch_bytes, self.gradient_bytes), self.clients if clients is None else clients
         view = NetworkView(self.stages, *sizes, records, self._links, clients, self.end_bytes)
         vars(view)["_routable"] = _Left(self, records)
+        if not self.through:
+            vars(view)["through"] = ()
         return view
 
 
