@@ -29,10 +29,14 @@ from gwtf_p2p.protocol.schedule.mending import MANY_PEERS
 from gwtf_p2p.protocol.schedule.published import published_flow, published_flows
 from gwtf_p2p.protocol.schedule.releases import Releases
 from gwtf_p2p.protocol.view.network_view import NetworkView
-from gwtf_p2p.protocol.view.plans import IterationPlan, PipelineFigures, PlanRequest
+from gwtf_p2p.protocol.view.plans import Flow, IterationPlan, PipelineFigures, PlanRequest
 
 SEARCHES = 4
 """Iterations in which the search for the same figures goes on."""
+
+SETTLED_S = 3.0
+"""For so long what the data peers have published has to be the same until it is gone on from though it is not one plan: a
+revision reaches all of them in less."""
 
 PUNCTUAL_S = 1e-6
 """A flow is released when this much or less is missing: timers are not finer."""
@@ -61,7 +65,7 @@ class IterationRouter:
         self._watched: Seen = (None, frozenset())
         self._searches = 0
         self._is_due = self._is_overdue = self._is_running = self._waits = False
-        self._compared: NetworkView | None = None
+        self._said: tuple[float, tuple[Flow, ...]] = (0.0, ())
         self._iteration = self._revises = -1
         self._releases = Releases(me, 0.0)
         self._flows: tuple[int, tuple[str, ...]] = (-1, ())
@@ -105,19 +109,18 @@ class IterationRouter:
         view = self._spare.view
         if self._is_running or view is None:
             return None
-        request = self._revision(view, now) or self._search(view)
+        request = self._revision(view, now) or self._search(view, now)
         self._is_running = request is not None
         return request
 
-    def _search(self, view: NetworkView) -> PlanRequest | None:
+    def _search(self, view: NetworkView, now: float) -> PlanRequest | None:
         """For the next iteration, once all shares of this one are published: everybody goes on from them, also when they are of
-        different plans, as the first ones of a swarm are, whose data peers had not heard of the same peers. When that has not
-        come about in an iteration, from what there is."""
+        different plans and stay so, as the first ones of a swarm, whose data peers had not heard of the same peers. When that
+        has not come about in an iteration, from what there is."""
         if self._plan is not None:
-            if not self._is_due or view is self._compared:
+            if not self._is_due:
                 return None
-            self._compared = view
-            if not self._waits and not self._is_overdue and not self._all_say(view, self._plan):
+            if not self._waits and not self._is_overdue and not self._all_say(view, self._plan, now):
                 return None
         self._look()
         if self._figures is None or self._searches == 0:
@@ -126,11 +129,15 @@ class IterationRouter:
         self._is_due = False
         return PlanRequest(self._figures, self._seed, published_flows(view))
 
-    def _all_say(self, view: NetworkView, plan: IterationPlan) -> bool:
-        """Is what is published this plan? Of one that is not being revised: what every data peer does in this iteration?"""
-        if published_flows(view) == tuple((flow.data_peer, flow.stage_peers) for flow in plan.flows):
+    def _all_say(self, view: NetworkView, plan: IterationPlan, now: float) -> bool:
+        """Is what is published this plan? Else: what every data peer does in this iteration, for so long that it stays so?"""
+        flows = published_flows(view)
+        if flows == tuple((flow.data_peer, flow.stage_peers) for flow in plan.flows):
             return True
-        return not plan.is_revision and all(view.records[p].flows_iteration == self._iteration for p in view.data_peers)
+        if flows != self._said[1]:
+            self._said = (now, flows)
+        mine = all(view.records[p].flows_iteration == self._iteration for p in view.data_peers)
+        return mine and now - self._said[0] >= SETTLED_S
 
     def _revision(self, view: NetworkView, now: float) -> PlanRequest | None:
         """For this iteration, when peers have come or gone."""
@@ -212,7 +219,7 @@ class IterationRouter:
         """Begin an iteration, unless its plan has to be waited for."""
         self._look()
         plan = self._next or self._plan
-        self._is_due, self._is_overdue, self._compared = True, self._is_due, None
+        self._is_due, self._is_overdue = True, self._is_due
         self._waits = plan is None or self._figures is None or plan.figures.swarm != self._figures.swarm
         if self._waits:
             self._searches = max(self._searches, 1)  # a revision may have been for other peers than those that are here now
