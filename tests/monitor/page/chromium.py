@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,21 @@ class Chromium:
         assert len(found["passes"]) > 10, "axe has looked at nothing"
         serious = [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]
         return [f"{rule['id']}: {json.dumps([node['target'] for node in rule['nodes']][:3])}" for rule in serious]
+
+    def printed(self) -> bytes:
+        """The page as a PDF. Chromium prints in a process that it starts for it, and says on a busy machine that printing has
+        failed: it is asked again."""
+        from selenium.common.exceptions import WebDriverException
+
+        printed: list[str] = []
+
+        def prints() -> bool:
+            with suppress(WebDriverException):
+                printed.append(self.driver.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
+            return bool(printed)
+
+        self.until("a print", prints)
+        return base64.b64decode(printed[0])
 
     def screenshot(self, path: Path) -> None:
         """Of the whole page."""
