@@ -152,7 +152,9 @@ class Soak:
         self._all_back()
         for name, since in self._coming.items():
             if now - since > BACK_WITHIN_S:
-                raise RunFailed(f"{name} is not back after {now - since:.0f} s\n{run.tail(name)}")
+                line, peer = run.lines[name], run.swarm.peers.get(name)
+                now_it_is = f"{line.state}, last step {line.done or 'none'}, exit code {peer.exit_code if peer else 'none'}"
+                raise RunFailed(f"{name} is not back after {now - since:.0f} s ({now_it_is})\n{run.tail(name, 40)}")
 
     def _all_back(self) -> bool:
         for name in [name for name in self._coming if self.swarm.run.lines[name].state == "online"]:

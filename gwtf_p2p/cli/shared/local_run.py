@@ -250,6 +250,8 @@ class LocalRun:
                 self.p2pd[name] = int(report["p2pd"])
                 if report["maddrs"]:
                     self.maddrs[name] = str(report["maddrs"][0])
+            case "step":
+                line.done = str(report["done"])
             case "online":
                 line.state, line.stage = "online", int(report["stage"])
                 line.iteration = max(line.iteration, int(report["version"]))

@@ -39,6 +39,8 @@ class PeerLine:
     state: str = "starting"
     microbatches: int = 0
     iteration: int = 0
+    done: str = ""
+    """The last step of its start."""
 
 
 def progress_line(state: RunState, iteration: int) -> str:
