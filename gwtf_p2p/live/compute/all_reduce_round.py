@@ -201,13 +201,14 @@ class Pieces:
             except PushFailed as error:
                 if error.kind is not FailureKind.REFUSED or error.reason != ENDED:
                     raise AveragingFailed(peer, f"{phase}: {error.kind.value}: {error.reason}") from error
-            else:
-                self.sent_bytes += result.sent_bytes
-                if result.accepted:
-                    begun.set()
-                    return
-                if result.reply.get("reason") != NOT_YET:
-                    raise AveragingFailed(peer, f"{phase} refused: {result.reply.get('reason')!r:.200}")
+                await asyncio.get_running_loop().create_future()  # until this part ends too: nothing is sent again in vain
+                return
+            self.sent_bytes += result.sent_bytes
+            if result.accepted:
+                begun.set()
+                return
+            if result.reply.get("reason") != NOT_YET:
+                raise AveragingFailed(peer, f"{phase} refused: {result.reply.get('reason')!r:.200}")
             if expected:
                 begun.clear()  # it has left this group, or it will say so
                 self._slower.add(peer)
