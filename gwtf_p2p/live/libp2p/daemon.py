@@ -17,7 +17,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +45,7 @@ _DIAL_S = 6.0
 _IDENTITY_CHECK_S = 6.0
 _SHUTDOWN_S = 5.0
 _HOLD_S = 2.0
+_FORK_LOOK_S = 0.01
 
 # What p2pd prints as its last words (go-libp2p-daemon of hivemind 1.1.12).
 _NOT_JOINED = "failed to connect to bootstrap peers"
@@ -236,7 +237,7 @@ async def _launch(options: P2POptions, identity: Identity | None) -> Daemon:
         on_failure.callback(sockets.remove)
         p2p_class = _daemon_class(sockets.path, options)
         on_failure.push_async_callback(_end_unfinished, p2p_class.made)
-        p2p = await p2p_class.create(
+        creating = p2p_class.create(
             initial_peers=[peer.text for peer in options.initial_peers],
             host_maddrs=options.host_maddrs or None,
             no_listen=not options.host_maddrs,
@@ -252,6 +253,7 @@ async def _launch(options: P2POptions, identity: Identity | None) -> Daemon:
             persistent_conn_max_msg_size=DEFAULT_MAX_MSG_SIZE,  # unequal limits make callers hang (measured)
             startup_timeout=options.start_timeout_s,
         )
+        p2p = await _with_a_child(creating, p2p_class.made)
         p2p_class.made.clear()
         on_failure.pop_all()
     return Daemon(p2p, sockets, options)
@@ -270,6 +272,19 @@ async def replicated(control_path: str, options: P2POptions, process: KeptProces
     p2p._client.control.persistent_conn_max_msg_size = DEFAULT_MAX_MSG_SIZE
     p2p._child = process
     return Daemon(p2p, sockets, options)
+
+
+async def _with_a_child(creating: Coroutine[Any, Any, P2P], made: Sequence[P2P]) -> P2P:
+    """What is being made. Cancelled, it goes on until its process is known: one that is cancelled while it forks leaves a
+    process that nobody can end, and whose end nobody hears."""
+    task = asyncio.ensure_future(creating)
+    try:
+        return await asyncio.shield(task)
+    finally:
+        while not task.done() and not any(p2p._child is not None for p2p in made):
+            await asyncio.wait({task}, timeout=_FORK_LOOK_S)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _end_unfinished(made: Sequence[P2P]) -> None:
