@@ -29,7 +29,16 @@ from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
-from gwtf_p2p.live.libp2p.daemon_lifetime import KeptProcess, SocketDir, make_socket_dir, socket_base, sweep, take_socket_dir
+from gwtf_p2p.live.libp2p.daemon_lifetime import (
+    KeptProcess,
+    SocketDir,
+    commands_no_more,
+    keep_reading,
+    make_socket_dir,
+    socket_base,
+    sweep,
+    take_socket_dir,
+)
 from gwtf_p2p.live.libp2p.dialling import connect
 from gwtf_p2p.live.libp2p.identity import Identity, IdentityInUse
 from gwtf_p2p.live.libp2p.listening import check_listens, check_ports
@@ -87,6 +96,7 @@ class Daemon:
         self.control_path = str(p2p.daemon_listen_maddr["unix"])
         self.listen_path = str(p2p._client_listen_maddr["unix"])
         self._sockets = sockets
+        keep_reading(p2p._client.control)
 
     @property
     def pid(self) -> int:
@@ -110,8 +120,14 @@ class Daemon:
         return holding
 
     async def wait_ended(self) -> None:
-        """Return when p2pd has ended, for whatever reason."""
-        await self.p2p._child.wait()
+        """Return when p2pd has ended, for whatever reason, or can be commanded no more."""
+        ends = {asyncio.ensure_future(end) for end in (self.p2p._child.wait(), commands_no_more(self.p2p._client.control))}
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
 
     async def stop(self) -> None:
         """End p2pd and remove its sockets. May be called twice."""

@@ -1,9 +1,13 @@
-"""Nothing is left behind: p2pd's sockets, and processes whose parent died.
+"""Nothing is left behind: p2pd's sockets, processes whose parent died, and the connection by which a peer commands its p2pd.
 
 A p2pd and its peer talk through unix sockets. Each daemon gets a private directory for them (0700, so no other user of the
 machine can command it), with a lock that the peer's process holds. The kernel drops the lock when the process ends, however it
 ends; the next peer that starts removes the directories whose lock is free. p2pd itself ends when its peer's connection breaks:
 4-28 ms after SIGINT, SIGTERM or SIGKILL of the peer (measured), so it needs no help.
+
+hivemind reads that connection in one task. An answer to a call that was cancelled at that very moment ends the task with an
+error that nobody hears: from then on no call is answered and no request heard, while p2pd lives. `keep_reading` keeps such an
+answer from it, and `commands_no_more` tells of an end for any other reason.
 """
 
 from __future__ import annotations
@@ -23,7 +27,10 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+from uuid import UUID
+
+from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
 
 _LOCK = "lock"
 _NEWBORN = ".new"
@@ -32,6 +39,36 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 # The longest name under a socket directory, and what an address of a unix socket may hold (macOS; Linux has 108).
 _LONGEST_NAME = "/12345678/p2pclient-12345678901.sock"
 _MAX_SOCKET_PATH = 103
+
+
+class _Waiting(dict[UUID, asyncio.Future[Any]]):
+    """Calls by id; of those that are done none is said to be there."""
+
+    def __contains__(self, call: object) -> bool:
+        future = self.get(call) if isinstance(call, UUID) else None
+        return future is not None and not future.done()
+
+
+class _Handling(dict[UUID, asyncio.Task[Any]]):
+    """Requests by id, until they are done: hivemind keeps those that their callers have cancelled."""
+
+    def __setitem__(self, call: UUID, task: asyncio.Task[Any]) -> None:
+        super().__setitem__(call, task)
+        task.add_done_callback(lambda _: self.pop(call, None))
+
+
+def keep_reading(control: ControlClient) -> None:
+    """Nothing that is cancelled ends the reading of this connection, or is kept."""
+    control._pending_calls = _Waiting(control._pending_calls)
+    control._handler_tasks = _Handling(control._handler_tasks)
+
+
+async def commands_no_more(control: ControlClient) -> None:
+    """Return when this connection to p2pd has ended, whoever ended it."""
+    tasks = {task for task in (control._read_task, control._write_task) if task is not None}
+    if not tasks:
+        await asyncio.Event().wait()
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
 class SocketDir:

@@ -11,7 +11,7 @@ import importlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 MOST_DEATHS, DEATHS_WITHIN_S = 3, 600.0
 """A p2pd that dies more often than this will die again."""
+
+_ENDS_ITSELF_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +113,9 @@ async def run_peer(
 async def _run_once(
     config: PeerConfig, own: _Own, on_report: OnReport, stop: asyncio.Event, take_part: TakePart | None
 ) -> None:
-    identity, line = own.identity, own.line
-    times = _times(on_report)
+    identity, times = own.identity, _times(on_report)
     async with AsyncExitStack() as stack:
-        run_id = config.new_run.run_id if config.new_run else config.run_id
-        cache = PeerCache(identity, run_id)
+        cache = PeerCache(identity, config.new_run.run_id if config.new_run else config.run_id)
         others = tuple(peer for peer in config.options.initial_peers if peer.peer != identity.peer_id)
         if config.role != "bootstrap":
             loading = asyncio.ensure_future(asyncio.to_thread(_load))
@@ -124,38 +124,79 @@ async def _run_once(
         daemon = before or await _joined(config, others, identity, cache, stop, on_report)
         times.mark("p2pd")
         stack.push_async_callback(_stop_daemon, daemon)
+        life = _Life(config, own, on_report, stop, take_part, times, others, cache, before is not None)
+        await _while_it_lives(daemon, _run_on(daemon, life))
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """What a peer runs on with once it has a p2pd; `again`: one that has outlived the life before."""
+
+    config: PeerConfig
+    own: _Own
+    on_report: OnReport
+    stop: asyncio.Event
+    take_part: TakePart | None
+    times: JoinTimes
+    others: tuple[InitialPeer, ...]
+    cache: PeerCache
+    again: bool
+
+
+async def _run_on(daemon: Daemon, life: _Life) -> None:
+    config, identity, line, on_report = life.config, life.own.identity, life.own.line, life.on_report
+    run_id = config.new_run.run_id if config.new_run else config.run_id
+    async with AsyncExitStack() as stack:
         if config.handover is not None and run_id is not None:
             await leave_daemon(config.handover, daemon, (SPEED, protocol_name(run_id)))
-        await serve_speed(daemon, line, lambda: own.permission.verdict().may_work)
+        await serve_speed(daemon, line, lambda: life.own.permission.verdict().may_work)
         reachability = await _start_reachability(config, daemon, stack)
-        times.mark("reachability")
+        life.times.mark("reachability")
         hidden = reachability is not None and reachability.path is not PathType.PUBLIC
         client = hidden or config.options.dht_mode == "client"
         secret = None
         if config.token and run_id is not None and config.role != "bootstrap":
             secret = await asyncio.to_thread(RunSecret, config.token, run_id)
         kept = KeptRuns(identity, config.checkpoints.folder)
-        again = _again(config, kept, secret, on_report) if before is not None and take_part is None else None
+        again = _again(config, kept, secret, on_report) if life.again and life.take_part is None else None
         if again is not None:
             stack.callback(again.preparing.cancel)
         dht = await start_dht(daemon, identity, DhtOptions(run_id, RECORD_PERIOD_S, client, secret))
         stack.push_async_callback(dht.stop)
-        times.mark("dht")
+        life.times.mark("dht")
         on_report(await _started(daemon, reachability))
-        if before is None:
+        if not life.again:
             await _check_clock(daemon, dht)
-        initial = tuple(dict.fromkeys((*others, *daemon.options.initial_peers)))
-        joined = asyncio.ensure_future(keep_joined(daemon, dht, initial, cache))
+        initial = tuple(dict.fromkeys((*life.others, *daemon.options.initial_peers)))
+        joined = asyncio.ensure_future(keep_joined(daemon, dht, initial, life.cache))
         stack.callback(joined.cancel)
         if config.role == "bootstrap":
             set_imports_aside()
-            await until_stopped(stop, daemon, joined)
+            await until_stopped(life.stop, daemon, joined)
             return
-        network = Network(daemon, dht, identity, reachability, None, cache, line, secret=secret)
-        if take_part is not None:
-            await take_part(config, network, kept, on_report, stop, times)
+        network = Network(daemon, dht, identity, reachability, None, life.cache, line, secret=secret)
+        if life.take_part is not None:
+            await life.take_part(config, network, kept, on_report, life.stop, life.times)
             return
-        await _take_part(config, network, (kept, again), on_report, (stop, own.permission), times)
+        await _take_part(config, network, (kept, again), on_report, (life.stop, life.own.permission), life.times)
+
+
+async def _while_it_lives(daemon: Daemon, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`, which p2pd's end also ends where it only waits for an answer of it. Raises what `work` raises, or DaemonEnded.
+
+    What notices the end itself, as `until` does, is given the time to end in its own way.
+    """
+    working, ended = asyncio.ensure_future(work), asyncio.ensure_future(daemon.wait_ended())
+    try:
+        await asyncio.wait({working, ended}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working}, timeout=_ENDS_ITSELF_S)
+        if not working.done():
+            raise DaemonEnded("p2pd ended while this peer waited for it")
+        working.result()
+    finally:
+        working.cancel()
+        ended.cancel()
+        await asyncio.gather(working, ended, return_exceptions=True)
 
 
 async def _joined(

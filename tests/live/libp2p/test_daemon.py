@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hivemind.p2p import PeerID
 from hivemind.proto import p2pd_pb2
 
 from gwtf_p2p.live.doctor.nat import free_port
@@ -140,6 +141,51 @@ async def test_the_end_of_p2pd_is_noticed_and_stop_may_come_twice(runtime_dir: P
     await daemon.stop()
     await daemon.stop()
     assert sockets_in(runtime_dir) == []
+
+
+async def echo(data: bytes, caller: PeerID) -> bytes:
+    return data
+
+
+async def test_a_call_that_is_cancelled_before_its_answer_ends_no_other() -> None:
+    """hivemind's reading of the connection to p2pd ended with it: nothing was answered or heard after that."""
+    async with running_daemon(QUIET) as daemon, asyncio.timeout(DEADLINE_S):
+        control = daemon.p2p._client.control
+        cancelled = asyncio.ensure_future(control.add_unary_handler("cancelled", echo))
+        await asyncio.sleep(0)
+        assert [call.done() for call in control._pending_calls.values()] == [False]
+        cancelled.cancel()
+        await control.add_unary_handler("echo", echo)
+        assert not control._read_task.done()
+
+
+async def test_a_request_that_its_caller_has_cancelled_is_not_kept() -> None:
+    begun, left = asyncio.Event(), asyncio.Event()
+
+    async def slow(data: bytes, caller: PeerID) -> bytes:
+        begun.set()
+        try:
+            return bytes(await asyncio.Event().wait())
+        finally:
+            left.set()
+
+    async with running_daemon(QUIET) as asked, asyncio.timeout(DEADLINE_S):
+        control = asked.p2p._client.control
+        await control.add_unary_handler("slow", slow)
+        async with running_daemon(joining(*await asked.maddrs())) as asking:
+            call = asyncio.ensure_future(asking.p2p._client.call_unary_handler(asked.p2p.peer_id, "slow", b"?"))
+            await begun.wait()
+            [handling] = control._handler_tasks.values()
+            call.cancel()
+            await asyncio.wait({handling})
+            assert left.is_set() and not control._handler_tasks
+
+
+async def test_a_p2pd_that_can_be_commanded_no_more_has_ended() -> None:
+    async with running_daemon(QUIET) as daemon, asyncio.timeout(DEADLINE_S):
+        daemon.p2p._client.control._read_task.cancel()
+        await daemon.wait_ended()
+        assert daemon.p2p._child.returncode is None
 
 
 def test_a_killed_or_interrupted_peer_leaves_nothing(

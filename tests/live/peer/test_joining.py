@@ -21,9 +21,11 @@ from gwtf_p2p.live.libp2p.daemon import Daemon, DaemonFailed, NetworkUnreachable
 from gwtf_p2p.live.libp2p.identity import Identity, create_identity
 from gwtf_p2p.live.libp2p.maddrs import parse_initial_peers
 from gwtf_p2p.live.libp2p.options import P2POptions
+from gwtf_p2p.live.peer import lifecycle
 from gwtf_p2p.live.peer.config import ClockWrong, PeerConfig, RunMismatch, StartInterrupted
 from gwtf_p2p.live.peer.join import join, keep_joined, unless_stopped
 from gwtf_p2p.live.peer.lifecycle import run_peer
+from gwtf_p2p.live.peer.network import Network
 from gwtf_p2p.protocol.ids import RunId, Stage
 from gwtf_p2p.protocol.wire.records import WIRE_VERSION, PeerState, RunRecord, StageRecord
 from tests.live.conftest import DEADLINE_S, LOCAL, daemons_in, sockets_in
@@ -182,6 +184,30 @@ async def test_a_peer_whose_p2pd_dies_starts_again_with_another(tmp_path: Path) 
     assert second["p2pd"] != first["p2pd"]
     stop.set()
     await running
+
+
+async def test_a_start_that_waits_for_a_dead_p2pd_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for an answer of p2pd alone would wait for ever."""
+    monkeypatch.setattr(lifecycle, "_ENDS_ITSELF_S", 0.1)
+    other = await start_daemon(LOCAL, boot := identity_in(tmp_path, "boot"))
+    dht = await start_dht(other, boot, DhtOptions())
+    config = PeerConfig("peer", options(*await other.maddrs()), tmp_path / "peer.key", run_id=RUN)
+    lives, heard = asyncio.Queue[int](), asyncio.Queue[dict[str, Any]]()
+
+    async def wait_for_ever(config: PeerConfig, network: Network, *rest: object) -> None:
+        lives.put_nowait(network.daemon.pid)
+        await asyncio.Event().wait()
+
+    running = asyncio.ensure_future(run_peer(config, heard.put_nowait, asyncio.Event(), take_part=wait_for_ever))
+    async with asyncio.timeout(DEADLINE_S):
+        os.kill(first := await lives.get(), signal.SIGKILL)
+        while (await heard.get())["name"] != "restarting":
+            pass
+        assert await lives.get() != first
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await dht.stop()
+    await other.stop()
 
 
 async def test_a_bootstrap_serves_though_the_others_are_down_and_it_lists_itself(tmp_path: Path) -> None:
