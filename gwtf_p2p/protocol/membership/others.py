@@ -6,6 +6,8 @@ better. Whoever may have dealt with a peer hears when it leaves.
 
 from __future__ import annotations
 
+from bisect import bisect
+
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.core.context import Context
@@ -24,6 +26,7 @@ class Others:
         self.ctx, self.participant = context, participant
         self._introduced = False
         self._standings: dict[PeerId, Standing] = {}
+        self._turn = 0
 
     def data_peers(self) -> list[PeerId]:
         """Other data peers that may know more. One that is still joining may: it is back with later weights."""
@@ -80,6 +83,20 @@ class Others:
     def say(self) -> None:
         """Where this peer stands, to all data peers."""
         for peer in self.data_peers():
+            self.ctx.emit(Send(peer, self.participant.standing()))
+
+    def say_it_takes_long(self) -> None:
+        """Where this peer stands, when an average takes longer than it should: to who has asked for it and to who leads, who
+        know whether it is still wanted, and to another data peer each time, should neither of them know that it leads. A whole
+        swarm averages at once, and its first averages take longer than anybody has measured."""
+        preparing, known = self.participant.preparing, self.data_peers()
+        asked_by = preparing.coordinator if preparing is not None else None
+        told = [peer for peer in known if peer in (asked_by, self.leader() or known[0])]
+        others = [peer for peer in known if peer not in told]
+        if others:
+            told.append(others[(bisect(others, self.ctx.me) + self._turn) % len(others)])
+            self._turn += 1
+        for peer in told:
             self.ctx.emit(Send(peer, self.participant.standing()))
 
     def ask_who_leads(self) -> None:

@@ -286,7 +286,7 @@ class PeerMachine(Concerned, Worker, ABC):
                 self.negotiating.tick()
             case Timer.AVERAGING:
                 if self.participant.share.averaging:
-                    self.membership.others.say()
+                    self.membership.others.say_it_takes_long()
                     self.participant.share.wait_for_average()
             case Timer.PUSH | Timer.ROUTE | Timer.COMPLETE | Timer.BACKWARD | Timer.RETURN | Timer.ORPHAN:
                 held = self.ctx.holdings.named(of)

@@ -12,7 +12,7 @@ from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Ballot
 from tests.protocol.commit.participating import M0, M1, counted, prepare, prepared, standing
-from tests.protocol.peers import A2, D2, B, C, D, in_step
+from tests.protocol.peers import A2, D2, B, C, D, in_step, record
 
 # ---- the promise
 
@@ -183,6 +183,19 @@ def test_a_long_average_makes_the_peer_say_where_it_stands() -> None:
     driven.hears(D, prepare(1))
     driven.fires(ev.Timer.AVERAGING)
     assert driven.sent_to(msg.Standing) == [D] and driven.is_armed(ev.Timer.AVERAGING)
+
+
+def test_a_long_average_is_told_to_who_wants_it_to_who_leads_and_to_the_other_data_peers_in_turn() -> None:
+    driven = in_step()
+    others = [PeerId(f"data_x{n}") for n in range(5)]
+    driven.sees([record(peer, stage=0) for peer in (D, D2, *others)] + [record(driven.me)])
+    driven.hears(D2, prepare(1, D2))
+    told = []
+    for _ in others:
+        driven.fires(ev.Timer.AVERAGING)
+        told.append(driven.sent_to(msg.Standing))
+    assert all(peers[:2] == [D, D2] for peers in told)
+    assert sorted(peer for peers in told for peer in peers[2:]) == others
 
 
 # ---- the commit
