@@ -37,8 +37,10 @@ Sign = Callable[[str], str]
 MOST_ASKED = 4
 """Peers that are asked at once whether they live, as they have not signed."""
 
-MOST_VERIFIED = 8192
-"""Signatures whose verdict is remembered; then all are forgotten."""
+MOST_GONE_ON = 8192
+VERIFIED_OF_PEER, LEAST_VERIFIED = 4, 64
+"""Signatures whose verdict is remembered: so many for each peer of which there is a record, which is that of a few commits, and
+as many again of those before."""
 
 
 Average = tuple[str, float, str]
@@ -128,6 +130,7 @@ class Certifier:
         self.unproven: tuple[PeerId, Commit] | None = None
         self._gone_on: set[PeerId] = set()
         self._verified: dict[tuple[str, str, str], bool] = {}
+        self._verified_before: dict[tuple[str, str, str], bool] = {}
         self._looked_at: tuple[object, ...] = ()
 
     @property
@@ -197,7 +200,7 @@ class Certifier:
         that have. Whether that is news."""
         if self.unproven is None or not _is_of(standing.certificate, prepare):
             return False
-        is_news = peer not in self._gone_on and not standing.syncing and len(self._gone_on) < MOST_VERIFIED
+        is_news = peer not in self._gone_on and not standing.syncing and len(self._gone_on) < MOST_GONE_ON
         if is_news:
             self._gone_on.add(peer)
         return is_news
@@ -276,9 +279,11 @@ class Certifier:
         if verify is None or not key or not signature:
             return False
         if what not in self._verified:
-            if len(self._verified) >= MOST_VERIFIED:
-                self._verified.clear()
-            self._verified[what] = verify(key, text, signature)
+            before = self._verified_before.get(what)
+            peers = len(self.ctx.view.records) if self.ctx.view is not None else 0
+            if len(self._verified) >= max(LEAST_VERIFIED, VERIFIED_OF_PEER * peers):
+                self._verified_before, self._verified = self._verified, {}
+            self._verified[what] = verify(key, text, signature) if before is None else before
         return self._verified[what]
 
     def _key_of(self, peer: PeerId) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.commit.certifying import certificate_of, signed
+from gwtf_p2p.protocol.commit.certifying import LEAST_VERIFIED, certificate_of, signed
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.certificates import Alike, Certificate
@@ -80,6 +80,24 @@ def test_each_signature_is_looked_at_once_for_all_peers_that_have_the_same_recor
         ctx.verify, ctx.view = counting, view
         assert driven.machine.participant.certifier.lacks(proof) is None
     assert len(looked) == len(EVERYBODY)
+
+
+def test_verdicts_of_a_few_commits_are_remembered_and_no_more() -> None:
+    """A run has thousands of commits an hour. What came a moment ago comes again, and is not verified again."""
+    driven, looked = verifying(), list[str]()
+
+    def counting(key: str, text: str, signature: str) -> bool:
+        looked.append(text)
+        return verify(key, text, signature)
+
+    certifier = driven.machine.participant.certifier
+    driven.machine.ctx.verify = counting
+    for iteration in range(100):
+        proof = certificate(prepare(iteration=iteration), EVERYBODY)
+        assert certifier.lacks(proof) is None
+        assert certifier.lacks(replace(proof, groups=tuple(reversed(proof.groups)))) is None
+    assert len(looked) == 100 * len(EVERYBODY)
+    assert len(certifier._verified) + len(certifier._verified_before) <= 2 * LEAST_VERIFIED
 
 
 def test_who_has_other_records_reads_another_proof_in_the_same_certificate() -> None:
