@@ -56,7 +56,9 @@ class IdleProber:
         due = self._links.due(view, self._probes.ages(), now, self._spare())
         for probe in due:
             await self._send(probe, now)
-        links = {link.to: link for link in self._probes.measurements()} if not due else {}
+        if due or self._links.line_rests(now):
+            return
+        links = {link.to: link for link in self._probes.measurements()}
         carries = {peer: link.bandwidth_bytes_per_s for peer, link in links.items()}
         together = self._links.line_due(view, carries, self._probes.line_bytes_per_s, now, self._spare())
         if together:
@@ -75,9 +77,11 @@ class IdleProber:
         if result is not None and not result.accepted and probe.needs_quiet:
             self._links.put_off(probe)
             return
-        self._links.ended(probe)
+        told_s = self._probes.round_trip_s(probe.to)
         if result is not None and result.accepted:
             self._probes.observe(probe.to, result.round_trip_s, result.sent_bytes, result.transfer_s, probe=True)
+        is_heard = result is not None and result.accepted and told_s > 0
+        self._links.ended(probe, as_told=is_heard and self._probes.round_trip_s(probe.to) == told_s)
 
     async def _fill(self, together: Sequence[Probe], round_trips_s: Sequence[float]) -> bool:
         """Send them so that their payloads, which wait for a verdict, begin together; whether two or more were taken."""

@@ -3,7 +3,8 @@
 Of every push the round trip (header to verdict) and, if it carried enough bytes to say something, the bandwidth are kept.
 Published are, with count and age, the median round trip and the `ALONE` quantile of the bandwidth over the last samples:
 transfers share lines, and planners, who share them out themselves, need what a link carries when it is alone. A figure is told
-anew when it has moved by `STEADY`: below that is noise, and planners would begin anew for it. A link without traffic has the
+anew when it has moved by `STEADY`, a round trip by `LEAST_ROUND_TRIP_S` besides: below that is noise, and planners would begin
+anew for it. A link without traffic has the
 figures of a probe (`idle_probe`), and says so; it counts as one sample when there is traffic. A probe too small to say
 something about bandwidth measures the round trip of a link that was not used lately anew. One that carries less than what the
 figure was made of says what the link carries at least: it raises the figure that traffic has left, and lowers none.
@@ -41,6 +42,9 @@ LONG_S = 0.05
 ALONE = 0.9
 STEADY = 0.1
 """Part of the figure that was told."""
+
+LEAST_ROUND_TRIP_S = 0.002
+"""By less a round trip differs when a processor is busy for a moment, and no hop is dearer for it."""
 
 
 @dataclass(slots=True)
@@ -86,8 +90,9 @@ class LinkProbes:
                 return
             samples.bandwidth_at = now
             if enough := not samples.outweighs(transferred_bytes, transfer_s):  # the newest one counts
-                samples = self._links[to] = _Samples(bandwidth_at=now, source=LinkSource.PROBE, path=samples.path)
-                samples.probed_bytes = transferred_bytes
+                told_s, path = samples.told_round_trip_s, samples.path
+                samples = _Samples(bandwidth_at=now, source=LinkSource.PROBE, path=path, told_round_trip_s=told_s)
+                self._links[to], samples.probed_bytes = samples, transferred_bytes
         elif enough:
             samples.source, samples.bandwidth_at = LinkSource.TRAFFIC, now
         if probe:  # of a link that was not used lately: what its round trips were says little by now
@@ -100,7 +105,13 @@ class LinkProbes:
             self._carried(samples.newest_at, transferred_bytes, transfer_s)
         elif not probe and transfer_s >= LONG_S:
             self._carries_at_least(samples, transferred_bytes, transfer_s)
-        samples.told_round_trip_s = steady(samples.told_round_trip_s, median(samples.round_trip_s), STEADY)
+        told_s, median_s = samples.told_round_trip_s, median(samples.round_trip_s)
+        if not told_s or abs(median_s - told_s) > LEAST_ROUND_TRIP_S:
+            samples.told_round_trip_s = steady(told_s, median_s, STEADY)
+
+    def round_trip_s(self, to: PeerId) -> float:
+        """As it is told; 0.0 while it is not known."""
+        return self._links[to].told_round_trip_s if to in self._links else 0.0
 
     def carried_together(self, transferred_bytes: int, seconds: float) -> None:
         """A line probe: transfers to several peers that began together."""

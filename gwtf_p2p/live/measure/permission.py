@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ class Permission:
 
     def left_bytes(self) -> float:
         """What may pass until a quota of its owner is used up; infinite where there is none."""
+        if not self._has_quota:
+            return inf
         return left_bytes(self.wishes, self._count(), self.usage)
 
     async def look(self) -> Verdict:
@@ -130,10 +133,13 @@ class Permission:
             logger.warning("%s is passed over, quotas are counted from now on: %s", self._file, error)
             return Usage()
 
+    @property
+    def _has_quota(self) -> bool:
+        return bool(self.wishes.day_bytes or self.wishes.month_bytes)
+
     def _is_due(self) -> bool:
         """Whether to write now what has passed."""
-        has_quota = self.wishes.day_bytes or self.wishes.month_bytes
-        return bool(has_quota) and self.usage != self._saved and time.monotonic() >= self._save_at
+        return self._has_quota and self.usage != self._saved and time.monotonic() >= self._save_at
 
     def _save(self, usage: Usage) -> None:
         """By renaming, so that a power cut leaves the file as it was. May wait for a disk; `close` waits for who writes."""

@@ -31,6 +31,14 @@ STALL_LOOK_S = 5.0
 NEVER_S = 3600.0
 """How often a peer that reports no figures looks whether it should."""
 
+REST_S = 2.0
+"""How often a peer that computes nothing tells its figures at least."""
+
+
+def next_pause_s(every_s: float, pause_s: float, has_computed: bool) -> float:
+    """Until the next figures, of a peer that has paused for so long before those that it has just told."""
+    return every_s if has_computed else max(every_s, min(2 * pause_s, REST_S))
+
 
 @dataclass(frozen=True, slots=True)
 class Reporting:
@@ -95,11 +103,14 @@ class Reporter:
         self.tell({"name": "download", "chunks": chunks, "of": of})
 
     async def keep_telling(self, every_s: float) -> None:
-        """Memory and compute, every so often; 0 is never."""
+        """Memory and compute, every so often, and twice as late each time that nothing was computed since; 0 is never."""
+        pause_s, computed_s = every_s, 0.0
         while True:
-            await asyncio.sleep(every_s or NEVER_S)
+            await asyncio.sleep(pause_s or NEVER_S)
             if every_s:
                 self.tell({"name": "figures", **self._figures()})
+                computed_before_s, computed_s = computed_s, self._machine.accounts.computed_s
+                pause_s = next_pause_s(every_s, pause_s, computed_s != computed_before_s)
 
     async def watch_stalls(self, watch: StallWatch, on_alert: str) -> None:
         """Say why training stands still, and that it goes on; after a while call somebody: `on_alert` is a shell command."""

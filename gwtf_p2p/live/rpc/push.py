@@ -42,6 +42,9 @@ class _Progress:
     is_paused: bool = False
 
 
+LEAST_DIRECT_BYTES = 1024
+"""What is smaller goes through p2pd: the handshakes of a direct stream cost more than they save."""
+
 Gate = Callable[[], Awaitable[None]]
 """Awaited, once the payload is accepted and sent, before the end that makes it count (emulated links: see `emulation`)."""
 
@@ -59,7 +62,7 @@ class Push:
         self._number = secrets.randbits(63) | 1 if ways.is_fragile(to) else 0
         self._progress = _Progress()
         self.opened = False
-        self._is_direct, self._may_be_direct = False, True
+        self._is_direct, self._may_be_direct = False, len(payload) >= LEAST_DIRECT_BYTES
         self.sent_bytes = 0
         self.gate: Gate | None = None
 

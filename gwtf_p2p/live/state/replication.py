@@ -18,6 +18,7 @@ from gwtf_p2p.protocol.errors import InputError, RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.replica_choice import (
+    LOOK_S,
     CopySearch,
     Kept,
     kept_by,
@@ -30,7 +31,6 @@ from gwtf_p2p.training.state.stored import StoredState
 
 logger = logging.getLogger(__name__)
 
-COPY_PERIOD_S = 2.0
 SEEK_PERIOD_S = 1.0
 MOST_TOLD = 8
 """Newest copied versions in a record, however many are kept on the disk."""
@@ -77,12 +77,12 @@ class Replication:
 
     async def run(self, view: Callable[[], NetworkView | None], serves: Callable[[], bool]) -> None:
         """Look for copies of what this peer may need, and make copies of what it keeps for others, until cancelled."""
+        clock, checkpoints = asyncio.get_running_loop().time, self._checkpoints
         while True:
-            await asyncio.sleep(COPY_PERIOD_S if serves() else SEEK_PERIOD_S)
+            await asyncio.sleep(LOOK_S if serves() else SEEK_PERIOD_S)
             now = view()
-            if now is None:
-                continue
-            await self.look(now, serves())
+            if now is not None and (not serves() or self._search.is_due(now, checkpoints.kept, clock())):
+                await self.look(now, serves())
 
     async def look(self, view: NetworkView, serves: bool) -> None:
         """Once: what others keep of this stage, which version is secured, and copies of what this peer keeps for others."""
@@ -122,6 +122,7 @@ class Replication:
         """The next version of a stage that is worth it, of those that its peers have on disk."""
         checkpoints = self._checkpoints
         found = await self._ask(self._search.donors(view, stage), stage)
+        self._search.offered(stage, found)
         here = await asyncio.to_thread(checkpoints.kept_of, stage)
         copy = next_copy(who_keeps(found, checkpoints.epoch), here, checkpoints.secured, checkpoints.best)
         if copy is None:

@@ -2,7 +2,8 @@
 
 A peer's neighbours are the online peers of the stages before and after its own (stage 0 follows stage S). Of the links to them:
 - One that was never measured gets `FIRST_BYTES`.
-- One that has not been used for `ROUND_TRIP_AGAIN_S` has its round trip measured anew, with `ROUND_TRIP_BYTES`.
+- One that has not been used for `ROUND_TRIP_AGAIN_S` has its round trip measured anew, with `ROUND_TRIP_BYTES`; each time
+  that it was found as it was told, it rests twice as long, up to `MOST_ROUND_TRIP_AGAIN_S`, until it is used again.
 - One whose bandwidth was not seen for `BANDWIDTH_AGAIN_S` has that measured anew, with `BANDWIDTH_BYTES`: the one that was
   seen longest ago, and none within `BANDWIDTH_PAUSE_S` after another, so that a peer spends at most 2.2 kB/s on it. None goes
   while the peer sends something else, and none that would take more than a small part of what is left of its owner's quota.
@@ -34,7 +35,10 @@ from gwtf_p2p.protocol.view.replica_choice import neighbouring_stages
 FIRST_BYTES = 64 << 10
 ROUND_TRIP_BYTES = 256
 BANDWIDTH_BYTES = 256 << 10
-ROUND_TRIP_AGAIN_S = 60.0
+ROUND_TRIP_AGAIN_S, MOST_ROUND_TRIP_AGAIN_S = 60.0, 960.0
+PROBED_S = 20.0
+"""So soon after a probe was sent its link is in use by that probe."""
+
 BANDWIDTH_AGAIN_S = 300.0
 BANDWIDTH_PAUSE_S = 120.0
 QUOTA_PART = 1e-3
@@ -98,6 +102,7 @@ class IdleLinks:
     def __init__(self, me: PeerId, stage: Stage) -> None:
         self._me, self._stage = me, stage
         self._probed_at: dict[PeerId, float] = {}
+        self._rests_s: dict[PeerId, float] = {}
         self._bandwidth_at: dict[PeerId, float] = {}
         self._puts_off: dict[PeerId, int] = {}
         self._line_at, self._line_puts_off, self._line_tries = -inf, 0, 0
@@ -114,12 +119,21 @@ class IdleLinks:
         neighbours = self._neighbours(view)
         there = set(neighbours)
         self._probed_at = {peer: at for peer, at in self._probed_at.items() if peer in there}
+        self._rests_s = {peer: rest_s for peer, rest_s in self._rests_s.items() if self._is_at_rest(peer, ages, now)}
         anew = self._bandwidth_due(neighbours, ages, now, spare)
-        rested = [peer for peer in neighbours if now - self._probed_at.get(peer, -inf) >= ROUND_TRIP_AGAIN_S and peer != anew]
-        probes = [self._probe(peer, size) for peer in rested if (size := _size(ages.get(peer)))]
+        rested = [p for p in neighbours if p != anew and now - self._probed_at.get(p, -inf) >= self._rest_s(p)]
+        probes = [self._probe(peer, size) for peer in rested if (size := _size(ages.get(peer), self._rest_s(peer)))]
         wanted = {anew, *(probe.to for probe in probes)}  # traffic may have measured what was put off
         self._puts_off = {peer: looks for peer, looks in self._puts_off.items() if peer in wanted}
         return (*probes[:PROBES_PER_LOOK], *([self._probe(anew, BANDWIDTH_BYTES)] if anew is not None else []))
+
+    def _rest_s(self, peer: PeerId) -> float:
+        return self._rests_s.get(peer, ROUND_TRIP_AGAIN_S)
+
+    def _is_at_rest(self, peer: PeerId, ages: Mapping[PeerId, LinkAge], now: float) -> bool:
+        """Still there, and not used since its last probe."""
+        at, age = self._probed_at.get(peer), ages.get(peer)
+        return at is not None and age is not None and now - age.used_s < at + PROBED_S
 
     def _probe(self, peer: PeerId, size: int) -> Probe:
         return Probe(peer, size, self._puts_off.get(peer, 0) >= MOST_PUT_OFF)
@@ -165,9 +179,16 @@ class IdleLinks:
         if probe.size == BANDWIDTH_BYTES:
             self._bandwidth_at.pop(probe.to, None)
 
-    def ended(self, probe: Probe) -> None:
-        """It has been taken, or cannot be."""
+    def ended(self, probe: Probe, *, as_told: bool = False) -> None:
+        """It has been taken, or cannot be. `as_told`: it has found the round trip that was found before."""
         self._puts_off.pop(probe.to, None)
+        rest_s = self._rests_s.pop(probe.to, ROUND_TRIP_AGAIN_S)
+        if as_told:
+            self._rests_s[probe.to] = min(2 * rest_s, MOST_ROUND_TRIP_AGAIN_S)
+
+    def line_rests(self, now: float) -> bool:
+        """Whether no line probe can be due yet, whatever the links carry."""
+        return not self._line_puts_off and now - self._line_at < LINE_PAUSE_S
 
     def _neighbours(self, view: NetworkView) -> list[PeerId]:
         near = neighbouring_stages(self._stage, view.stages)
@@ -186,8 +207,8 @@ class IdleLinks:
         return max(old, key=lambda peer: (ages[peer].bandwidth_s, peer), default=None)
 
 
-def _size(age: LinkAge | None) -> int:
+def _size(age: LinkAge | None, rest_s: float) -> int:
     """Of a probe without a new bandwidth; 0: none."""
     if age is None:
         return FIRST_BYTES
-    return ROUND_TRIP_BYTES if age.used_s >= ROUND_TRIP_AGAIN_S else 0
+    return ROUND_TRIP_BYTES if age.used_s >= rest_s else 0

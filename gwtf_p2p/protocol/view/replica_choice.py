@@ -18,7 +18,8 @@ one of the same version. Copies may take long, and iterations may be short, so t
 So any stage may be lost at any moment, and besides the newest a few versions are kept, however long the run.
 
 Records tell only what is copied, so peers ask each other what they keep (`CopySearch`), a few at a time in turn:
-what one has said stands until it is asked again, and looking costs the same in stages of any size.
+what one has said stands until it is asked again, and looking costs the same in stages of any size. All stages write their
+checkpoints after the same iterations, so a peer that has written none and hears nothing new asks more and more rarely.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ MOST_ASKED, ASKED_IN_TURN = 16, 2
 
 MOST_DONORS = 3
 """Of a stage of which a peer keeps copies, how many are asked at a time, in turn."""
+
+LOOK_S, MOST_LOOK_S = 2.0, 20.0
+"""Between two looks for copies: while there is news, and when there has been none for long."""
 
 Kept = tuple[int, tuple[int, ...]]
 """The epoch that a peer is in, and which versions of a stage it keeps."""
@@ -114,7 +118,25 @@ class CopySearch:
     def __init__(self, stage: Stage, copies: int) -> None:
         self._stage, self._copies = stage, copies
         self._heard: dict[PeerId, Kept] = {}
+        self._offers: dict[tuple[PeerId, Stage], Kept] = {}
         self._turns: Counter[Stage] = Counter()
+        self._known: object = None
+        self._looked_at, self._pause_s = -MOST_LOOK_S, LOOK_S
+
+    def is_due(self, view: NetworkView, kept: Sequence[int], now: float) -> bool:
+        """Whether a peer that serves, and has these versions of its stage on its disk, is to look now. To be asked every
+        `LOOK_S`: then it is while there is news, and less and less often while there is none.
+
+        News is whoever comes or goes, what a record tells of copies, another own version, and what somebody says for the first
+        time or says otherwise than the last time.
+        """
+        known = tuple(kept), [(r.peer, r.stage, r.epoch, r.copied) for r in view.records.values()]
+        if known != self._known:
+            self._known, self._pause_s = known, LOOK_S
+        if now - self._looked_at < self._pause_s - LOOK_S / 2:
+            return False
+        self._looked_at, self._pause_s = now, min(2 * self._pause_s, MOST_LOOK_S)
+        return True
 
     def asked(self, view: NetworkView, serves: bool) -> tuple[PeerId, ...]:
         """Whom to ask at this look: those that are to keep copies, and a few of those that may have kept them before."""
@@ -127,7 +149,17 @@ class CopySearch:
 
     def heard(self, asked: Iterable[PeerId], answers: Mapping[PeerId, Kept]) -> None:
         """What those that were asked keep; who has not answered keeps nothing."""
-        self._heard |= dict.fromkeys(asked, NOTHING) | dict(answers)
+        said = dict.fromkeys(asked, NOTHING) | dict(answers)
+        if any(self._heard.get(peer) != kept for peer, kept in said.items()):
+            self._pause_s = LOOK_S
+        self._heard |= said
+
+    def offered(self, stage: Stage, answers: Mapping[PeerId, Kept]) -> None:
+        """What peers of another stage have to be copied (`donors`)."""
+        said = {(peer, stage): kept for peer, kept in answers.items()}
+        if any(self._offers.get(by) != kept for by, kept in said.items()):
+            self._pause_s = LOOK_S
+        self._offers |= said
 
     def found(self, epoch: int) -> dict[int, tuple[PeerId, ...]]:
         """Versions of the own stage, in this epoch, and who has them."""
@@ -135,6 +167,7 @@ class CopySearch:
 
     def donors(self, view: NetworkView, stage: Stage) -> tuple[PeerId, ...]:
         """Peers of another stage that are asked what there is to be copied, others each time."""
+        self._offers = {by: kept for by, kept in self._offers.items() if by[0] in view.records}
         return self._in_turn(sorted(view.peers_of_stage(stage)), stage, MOST_DONORS)
 
     def _near(self, view: NetworkView) -> tuple[PeerId, ...]:

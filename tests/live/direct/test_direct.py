@@ -14,12 +14,14 @@ from gwtf_p2p.live.direct.direct import DirectOptions
 from gwtf_p2p.live.direct.listener import MOST_UNKNOWN_OF_ONE, PRELUDE
 from gwtf_p2p.live.rpc.api import CallFailed, FailureKind, PushFailed
 from gwtf_p2p.live.rpc.greeting import Purpose
+from gwtf_p2p.live.rpc.push import LEAST_DIRECT_BYTES
 from tests.live.conftest import DEADLINE_S, StartPeer
 from tests.live.direct.conftest import DirectPeer, StartDirect
 from tests.live.direct.switch import Switch
 
 PAYLOAD = os.urandom(24 << 20)
 HEADER = {"kind": "Forward", "number": 1}
+SIZES = range(LEAST_DIRECT_BYTES, LEAST_DIRECT_BYTES + 8)
 
 
 async def is_ended(connection: socket.socket) -> bool:
@@ -50,12 +52,20 @@ async def test_both_directions_and_many_at_once(start_direct: StartDirect) -> No
     a, b = await start_direct(), await start_direct()
     await a.opened(b)
     await b.opened(a)
-    pushes = [
-        one.rpc.push(other.id, HEADER, PAYLOAD[:size], DEADLINE_S) for one, other in ((a, b), (b, a)) for size in range(8)
-    ]
+    pushes = [one.rpc.push(other.id, HEADER, PAYLOAD[:size], DEADLINE_S) for one, other in ((a, b), (b, a)) for size in SIZES]
     assert all(result.accepted for result in await asyncio.gather(*pushes))
     for peer in (a, b):
-        assert {len(await delivered(peer)) for _ in range(8)} == set(range(8))
+        assert {len(await delivered(peer)) for _ in SIZES} == set(SIZES)
+        assert peer.rpc.meter.direct_bytes == sum(SIZES)
+
+
+async def test_no_handshakes_are_made_for_what_is_smaller_than_they_are(start_direct: StartDirect) -> None:
+    a, b = await start_direct(), await start_direct()
+    await a.opened(b)
+    before = a.rpc.meter.direct_bytes
+    assert (await a.rpc.push(b.id, HEADER, PAYLOAD[: LEAST_DIRECT_BYTES - 1], DEADLINE_S)).accepted
+    assert len(await delivered(b)) == LEAST_DIRECT_BYTES - 1
+    assert a.rpc.meter.direct_bytes == before
 
 
 async def test_a_peer_without_a_data_port_is_sent_to_over_p2pd(start_direct: StartDirect, start_peer: StartPeer) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gwtf_p2p.live.measure.link_estimates import LEAST_BYTES, LONG_S, STEADY, LinkProbes
+from gwtf_p2p.live.measure.link_estimates import LEAST_BYTES, LEAST_ROUND_TRIP_S, LONG_S, STEADY, LinkProbes
 from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.view.idle_links import BANDWIDTH_AGAIN_S
+from gwtf_p2p.protocol.view.idle_links import BANDWIDTH_AGAIN_S, FIRST_BYTES
 from gwtf_p2p.protocol.wire.records import LinkSource
 
 A, B = PeerId("a"), PeerId("b")
@@ -47,6 +47,17 @@ def test_noise_is_not_told_and_a_slower_link_is() -> None:
     for _ in range(20):
         probes.observe(A, 0.1, MEGABYTE, 4.0)
     assert told(probes) == MEGABYTE / 4
+
+
+def test_a_round_trip_that_differs_by_less_than_a_busy_processor_makes_of_it_is_told_as_before() -> None:
+    probes = LinkProbes(Clock())
+    probes.observe(A, 0.001, FIRST_BYTES, 0.01, probe=True)
+    assert probes.round_trip_s(A) == 0.001 and probes.round_trip_s(B) == 0.0
+    probes.observe(A, 0.001 + 0.9 * LEAST_ROUND_TRIP_S, 256, 0.001, probe=True)
+    probes.observe(A, 0.001 + 0.9 * LEAST_ROUND_TRIP_S, FIRST_BYTES, 0.001, probe=True)
+    assert probes.round_trip_s(A) == 0.001
+    probes.observe(A, 0.001 + 1.1 * LEAST_ROUND_TRIP_S, 256, 0.001, probe=True)
+    assert probes.round_trip_s(A) == 0.001 + 1.1 * LEAST_ROUND_TRIP_S
 
 
 def test_a_probe_is_one_sample_when_there_is_traffic() -> None:

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from gwtf_p2p.live.peer.process import ParentLine
+from gwtf_p2p.live.peer.reporting import REST_S, next_pause_s
 
 DEADLINE_S = 20.0
 MANY = 2000
@@ -61,3 +62,12 @@ def test_what_is_told_before_a_crash_arrives() -> None:
     line.close(DEADLINE_S)
     theirs.close()
     ours.close()
+
+
+def test_a_peer_that_computes_nothing_tells_its_figures_more_and_more_rarely_and_at_once_often_when_it_does() -> None:
+    pauses = [0.2]
+    for _ in range(8):
+        pauses.append(next_pause_s(0.2, pauses[-1], has_computed=False))
+    assert pauses[:3] == [0.2, 0.4, 0.8] and pauses[-1] == REST_S
+    assert next_pause_s(0.2, pauses[-1], has_computed=True) == 0.2
+    assert next_pause_s(10.0, 10.0, has_computed=False) == 10.0, "never more often than asked"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -17,6 +18,7 @@ from gwtf_p2p.protocol.view.idle_links import (
     LINE_S,
     LINE_TRIES,
     MOST_PUT_OFF,
+    MOST_ROUND_TRIP_AGAIN_S,
     PROBES_PER_LOOK,
     QUOTA_PART,
     ROUND_TRIP_AGAIN_S,
@@ -58,6 +60,27 @@ def test_neighbours_that_nobody_has_measured_come_first_and_nobody_twice() -> No
 def test_a_link_in_use_is_left_alone_and_an_idle_one_has_its_round_trip_measured() -> None:
     ages = {A: LinkAge(ROUND_TRIP_AGAIN_S, 100.0), B: LinkAge(1.0, 100.0), C: LinkAge(1.0, 1.0)}
     assert IdleLinks(ME, OWN).due(VIEW, ages, 1e4, FREE) == (Probe(A, ROUND_TRIP_BYTES),)
+
+
+def test_a_round_trip_that_stays_as_it_is_told_is_measured_more_and_more_rarely_until_the_link_is_used_again() -> None:
+    links, view = IdleLinks(ME, OWN), view_of({ME: OWN, A: NEXT})
+    used_at, found, now = 0.0, [], 0.0
+    while now < 20 * MOST_ROUND_TRIP_AGAIN_S:
+        for probe in links.due(view, {A: LinkAge(now - used_at, 0.0)}, now, FREE):
+            assert probe.size == ROUND_TRIP_BYTES
+            links.sent(probe, now)
+            links.ended(probe, as_told=True)
+            used_at, found = now, [*found, now]
+        now += LOOK_S
+    pauses = [later - earlier for earlier, later in pairwise(found)]
+    assert pauses[0] == 2 * ROUND_TRIP_AGAIN_S and pauses[-1] == MOST_ROUND_TRIP_AGAIN_S and pauses == sorted(pauses)
+    used_at = now  # by traffic
+    assert not links.due(view, {A: LinkAge(0.0, 0.0)}, now, FREE)
+    [probe] = links.due(view, {A: LinkAge(ROUND_TRIP_AGAIN_S, 0.0)}, now + ROUND_TRIP_AGAIN_S, FREE)
+    links.sent(probe, now + ROUND_TRIP_AGAIN_S)
+    links.ended(probe, as_told=False)
+    later = now + 2 * ROUND_TRIP_AGAIN_S
+    assert links.due(view, {A: LinkAge(ROUND_TRIP_AGAIN_S, 0.0)}, later, FREE), "it was found to be another one"
 
 
 def test_the_bandwidth_that_was_seen_longest_ago_is_measured_anew_one_after_the_other() -> None:

@@ -14,8 +14,10 @@ from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.replica_choice import (
     ASKED_IN_TURN,
+    LOOK_S,
     MOST_ASKED,
     MOST_DONORS,
+    MOST_LOOK_S,
     Copy,
     CopySearch,
     copies_worth_keeping,
@@ -194,3 +196,39 @@ def test_the_next_copy_is_the_first_that_is_worth_one_and_is_not_here() -> None:
     assert next_copy(there, (4,), secured=4) == Copy(8, (a, b))
     assert next_copy(there, (4, 8), secured=4) is None
     assert next_copy(there, (4, 8), secured=4, best=6) == Copy(6, (a, b))
+
+
+def looks_in(search: CopySearch, view: NetworkView, began: float, seconds: float, kept: tuple[int, ...] = (2,)) -> int:
+    """How often a peer looks in so many seconds in which everybody says what it has said before."""
+    looks = 0
+    for tick in range(int(seconds / LOOK_S)):
+        if search.is_due(view, kept, began + tick * LOOK_S):
+            looks += 1
+            search.heard(asked := search.asked(view, True), dict.fromkeys(asked, (0, (2,))))
+            search.offered(Stage(2), dict.fromkeys(search.donors(view, Stage(2)), (0, (2,))))
+    return looks
+
+
+def test_who_hears_nothing_new_asks_more_and_more_rarely_and_any_news_has_it_ask_at_once() -> None:
+    search, view = CopySearch(Stage(1), 1), view_of(3, 4)
+    assert looks_in(search, view, 0.0, 60.0) >= 4, "until everybody nearby has been asked"
+    assert looks_in(search, view, 60.0, 300.0) <= 300 / MOST_LOOK_S + 1
+    told = replace(view.records[PeerId("p3_0")], copied=(2,))
+    left = view.without([told.peer])
+    copied = NetworkView.of([told, *left.records.values()], 3, 1)
+    changes = ((left, (2,), "has gone"), (view, (2,), "has come"), (copied, (2,), "tells of a copy"), (copied, (2, 4), "wrote"))
+    for number, (now, kept, news) in enumerate(changes):
+        at = 400.0 * (1 + number)
+        assert search.is_due(now, kept, at), f"somebody {news}"
+        assert looks_in(search, now, at + LOOK_S, 300.0, kept) <= 300 / MOST_LOOK_S + 4
+
+
+def test_an_answer_that_is_another_one_is_followed_at_once() -> None:
+    search, view = CopySearch(Stage(1), 1), view_of(3, 1)
+    looks_in(search, view, 0.0, 600.0)
+    assert not search.is_due(view, (2,), 600.0 + LOOK_S)
+    search.offered(Stage(2), {PeerId("p2_0"): (0, (2, 4))})
+    assert search.is_due(view, (2,), 600.0 + LOOK_S)
+    looks_in(search, view, 602.0, 600.0)
+    search.heard(search.asked(view, True), {})
+    assert search.is_due(view, (2,), 1202.0 + LOOK_S), "one that kept something does not answer"
