@@ -39,6 +39,10 @@ NEXT_WORK = (
 )
 """In this order: a loss turns a microbatch around, an embedding fills the pipeline, a finish frees nobody else."""
 
+GREETS_FIRST_S = 10.0
+"""A run begins at the latest so long after as many are there as it wants, though not all whose records have come have been
+greeted (`trust/probation`). Its first plan would know only those that were greeted first, others at each data peer."""
+
 
 @dataclass(frozen=True, slots=True)
 class DataPeerConfig:
@@ -50,7 +54,7 @@ class DataPeerConfig:
 
 
 class DataPeer(PeerMachine):
-    """One data peer. `begun`: it takes part in the iteration at hand."""
+    """One data peer. `begun`: it takes part in the iteration at hand. `complete_since`: as many are there as the run wants."""
 
     def __init__(self, context: Context, config: DataPeerConfig) -> None:
         super().__init__(context, Stage(context.stages + 1))
@@ -59,6 +63,7 @@ class DataPeer(PeerMachine):
         self.know(Acquaintances(context, self.participant, self.coordinator.roster))
         self.gate.led = self.coordinator.under_way.participants
         self.begun = False
+        self.complete_since: float | None = None
         self._empty: set[Stage] = set()
         self.injecting = injecting = Injecting(context, self.participant)
         orders = self.audits.order(lambda stage, peer: self.finishing.receipting.audit_passed(stage, peer))
@@ -94,12 +99,12 @@ class DataPeer(PeerMachine):
             self.injecting.inject()  # a first stage peer has room for what waits for it
 
     def _begin_when_ready(self) -> None:
-        """Begin to take part: everybody who should be here is, and every stage has a peer."""
+        """Begin to take part: everybody who should be here is and has been greeted, and every stage has a peer."""
         view = self.ctx.view
         progress, is_active = self.participant.progress, self.participant.role.active
         if progress.begins_nothing or view is None or not is_active or not self.membership.serves:
             return
-        if (self.participant.version > 0 or _is_quorum(view, self.ctx.stages, self.ctx.me, self.config)) and not self._empty:
+        if (self.participant.version > 0 or _may_begin_the_run(self, view)) and not self._empty:
             self.begun = True
             self._begin_iteration()
 
@@ -257,6 +262,17 @@ class DataPeer(PeerMachine):
 
     def _nothing_left(self) -> bool:
         return super()._nothing_left() and not self.ctx.held
+
+
+def _may_begin_the_run(machine: DataPeer, view: NetworkView) -> bool:
+    """As many are here as the run wants, and everybody who may take part has been greeted."""
+    now = machine.ctx.now
+    if not _is_quorum(view, machine.ctx.stages, machine.ctx.me, machine.config):
+        machine.complete_since = None
+        return False
+    if machine.complete_since is None:
+        machine.complete_since = now
+    return not machine.gate.probation.greets or now - machine.complete_since >= GREETS_FIRST_S
 
 
 def _take_no_part(machine: DataPeer) -> None:

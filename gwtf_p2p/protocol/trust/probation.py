@@ -7,9 +7,9 @@ any delay. When there are more, those that were not there before do not count un
 there, in rounds of `AT_ONCE` at a time, and asked again when it has published another record and some time has passed, twice
 as long after each failure. The records that a peer finds when it starts are shown to it when all of that crowd have been asked.
 
-That everybody greets everybody grows with the square of the swarm. Of more than `CROWD` at once a stage peer therefore greets
-a sample first, drawn by chance: where nearly all of it answer, the others are *vouched for*, else all are greeted. Data peers,
-who plan with them, greet them all.
+That everybody greets everybody grows with the square of the swarm. Of more than `CROWD` at once a peer therefore greets a
+sample first, drawn by chance: where nearly all of it answer, the others are *vouched for*, else all are greeted. Data peers,
+who plan with them, draw a larger one: of a crowd that they vouch for hardly more than a twentieth is nobody.
 """
 
 from __future__ import annotations
@@ -43,13 +43,16 @@ SAMPLE, MOST_SILENT = 32, 3
 """Of a larger crowd: so many are asked for all, and so many of them may be silent. Where half of a crowd are nobody, one sample
 in a million is as good as that."""
 
+SAMPLE_TO_PLAN = AT_ONCE
+"""The same for a data peer, whose plans lead through all that it vouches for. It takes no longer: they are asked at once."""
+
 
 class Sample:
     """Of a crowd whose records came at once: those that are asked, and whether their answers speak for all of it."""
 
-    def __init__(self, crowd: Crowd, random: Random) -> None:
+    def __init__(self, crowd: Crowd, random: Random, size: int) -> None:
         self.crowd = crowd
-        self.peers = sorted(random.sample(crowd.in_order, SAMPLE))
+        self.peers = sorted(random.sample(crowd.in_order, size))
         self._open, self._silent = {*self.peers}, 0
 
     @property
@@ -126,15 +129,16 @@ class Probation:
     def _to_greet(self) -> Sequence[PeerId]:
         """Those to greet of peers that do not count yet."""
         is_first = self._first is None
-        if self.ctx.stage == DATA_STAGE or self._unproven.at_least - len(self._let_in) <= CROWD:
+        if self._unproven.at_least - len(self._let_in) <= CROWD:
             fresh = sorted(self._unproven.all - self._let_in)
-            if self.ctx.stage == DATA_STAGE or len(fresh) <= CROWD:
+            if len(fresh) <= CROWD:
                 self._first = set(fresh) if is_first else self._first
                 return fresh
         sample = self._sample
         if sample is None or (sample.vouched is not None and self._are_many_beyond(sample.crowd)):
             draw = Random(f"{self.ctx.me} {self.ctx.incarnation} {self.ctx.now}")
-            sample = self._sample = Sample(self._unproven.without(self._let_in), draw)
+            size = SAMPLE_TO_PLAN if self.ctx.stage == DATA_STAGE else SAMPLE
+            sample = self._sample = Sample(self._unproven.without(self._let_in), draw, size)
         self._first_is_sampled |= is_first
         return sorted(self._unproven.all - self._let_in) if sample.vouched is False else sample.peers
 
@@ -157,6 +161,11 @@ class Probation:
         if was_first:
             unproven = self._unproven.all - self._let_in
             self._first = {one for one in unproven if one in sample.crowd and one not in sample.peers}
+
+    @property
+    def greets(self) -> bool:
+        """More may count soon: somebody is being greeted, or is to be."""
+        return bool(self._asked or self._queue)
 
     def is_proven(self, peer: PeerId) -> bool:
         """Its record is here, and it has said something or has answered."""

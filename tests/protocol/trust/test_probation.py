@@ -9,7 +9,7 @@ import pytest
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, Stage
-from gwtf_p2p.protocol.trust.probation import AGAIN_AFTER_S, AT_ONCE, CROWD, FEW, MOST_SILENT, SAMPLE
+from gwtf_p2p.protocol.trust.probation import AGAIN_AFTER_S, AT_ONCE, CROWD, FEW, MOST_SILENT, SAMPLE, SAMPLE_TO_PLAN
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 from tests.protocol.peers import A2, A, B, D, Driven, data_peer, in_step, record, stage_peer
@@ -162,7 +162,19 @@ def test_a_large_crowd_whose_sample_is_silent_is_greeted_one_by_one() -> None:
     assert len(asked) == 2 * CROWD + 1
 
 
-def test_a_data_peer_greets_all_of_a_crowd() -> None:
+def test_a_data_peer_vouches_for_a_large_crowd_by_a_larger_sample() -> None:
+    driven = data_peer()
+    driven.handle(ev.Started(0, incarnation=7))
+    driven.sees([record(D), *ghosts(2 * CROWD)])
+    sample = greeted(driven)
+    assert len(sample) == SAMPLE_TO_PLAN > SAMPLE and not counts(driven)
+    for n, peer in enumerate(sample):
+        driven.handle(ev.CheckFailed(peer, "refused", silent=False) if n < MOST_SILENT else ev.CheckAnswered(peer, (), 0.01))
+        assert not greeted(driven)
+    assert len(counts(driven)) == 1 + 2 * CROWD
+
+
+def test_a_data_peer_greets_all_of_a_crowd_whose_sample_is_silent() -> None:
     driven = data_peer()
     driven.handle(ev.Started(0, incarnation=7))
     driven.sees([record(D), *ghosts(2 * CROWD)])
