@@ -15,6 +15,9 @@ from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.wire.messages import Admit, Inquire, Standing
 
+IN_LINE = 3
+"""Data peers to whom a peer introduces itself: who leads, and who would next. Others ask all before they lead (`inquiring`)."""
+
 DOUBT_S = 1.0
 """Doubts are said aloud at most so often."""
 
@@ -107,9 +110,12 @@ class Others:
 
     def introduce(self) -> None:
         """Once: a coordinator knows whom it has heard of."""
-        if not self._introduced and self.data_peers():
+        known = self.data_peers() if not self._introduced else []
+        if known:
             self._introduced = True
-            self.say()
+            began = [peer for peer in known if peer in (self.participant.data_peers or ())]
+            for peer in (began or known)[:IN_LINE]:
+                self.ctx.emit(Send(peer, self.participant.standing()))
 
     def say_goodbye(self) -> None:
         """To all who may have dealt with this peer: the neighbouring stages, its own, and the data peers."""

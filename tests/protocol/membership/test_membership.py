@@ -8,8 +8,9 @@ import pytest
 
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.membership.membership import MOST_SEEK_S, SEEK_S
+from gwtf_p2p.protocol.membership.others import IN_LINE
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.records import PeerState
 from tests.protocol.peers import (
@@ -56,6 +57,17 @@ def test_where_no_data_peer_is_and_nobody_is_ahead_a_peer_is_online_at_once() ->
     assert driven.machine.state is PeerState.JOINING, "without records it knows nothing"
     driven.sees([A, B])
     assert driven.machine.state is PeerState.ONLINE and driven.did(ef.Publish)
+
+
+def test_a_peer_introduces_itself_once_to_who_leads_and_to_those_that_would_next() -> None:
+    driven = stage_peer(A)
+    driven.handle(ev.Started(0, incarnation=7))
+    driven.sees([A, B])
+    data_peers = [PeerId(f"data_x{n}") for n in range(9)]
+    driven.sees([A, B, *(record(peer, stage=0) for peer in data_peers)])
+    assert driven.sent_to(msg.Standing) == data_peers[:IN_LINE]
+    driven.sees([A, B, D, *(record(peer, stage=0) for peer in data_peers)])
+    assert not driven.sent(msg.Standing)
 
 
 def test_where_a_record_is_ahead_a_stage_peer_seeks_until_a_data_peer_is_there() -> None:
