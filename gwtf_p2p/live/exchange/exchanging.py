@@ -88,6 +88,11 @@ class RecordExchange:
         self._machine.table.drop_expired(get_dht_time())
         return self._machine.table.records(get_dht_time())
 
+    def stated_times(self) -> int:
+        """As long as it is the same, `records` differ by signs of life alone."""
+        self._machine.table.drop_expired(get_dht_time())
+        return self._machine.table.stated_times
+
     def is_alone(self) -> bool:
         """Nothing was exchanged lately."""
         return self._machine.is_alone(get_dht_time())

@@ -116,10 +116,10 @@ class Permission:
         return moment
 
     async def _pause(self) -> None:
-        """Until it is worth looking again."""
+        """Until it is worth looking again: without wishes, when its owner's hand says so."""
         self.by_hand.changed.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_S):
+            async with asyncio.timeout(LOOK_S if self.wishes != Wishes() else None):
                 await self.by_hand.changed.wait()
 
     def _read(self) -> Usage:

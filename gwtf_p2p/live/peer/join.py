@@ -43,7 +43,9 @@ FIRST_TOLD_S, MOST_TOLD_S = 5.0, 60.0
 """When it is told for the first time that a run is waited for; later twice as late as the time before, at most so late."""
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0
-PING_S = 10.0
+PING_S, REST_S = 10.0, 20.0
+"""Between two pings of those that this peer has joined through; the second one, when all have answered."""
+
 _DIAL_S = 5.0
 
 Start = Callable[[P2POptions], Awaitable[Daemon]]
@@ -112,10 +114,12 @@ async def keep_joined(daemon: Daemon, dht: Dht, peers: Sequence[InitialPeer], ca
     for initial in peers:
         known.setdefault(initial.peer, []).append(initial.text)
     while True:
+        answered = 0
         for peer, addresses in known.items():
             if not await connect(daemon.control_path, peer, addresses, _DIAL_S) and await dht.greet(peer):
                 cache.note(addresses)
-        await asyncio.sleep(PING_S)
+                answered += 1
+        await asyncio.sleep(REST_S if answered == len(known) else PING_S)
 
 
 async def find_run(

@@ -24,7 +24,7 @@ from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.measure.run_progress import Progress
 from gwtf_p2p.live.nat.reachability import Reachability
 from gwtf_p2p.live.peer.assembly import Place
-from gwtf_p2p.protocol.exchange.news import news_of
+from gwtf_p2p.protocol.exchange.news import news_of, store_wait_s
 from gwtf_p2p.protocol.exchange.pace import LIFETIME_PERIODS, LOOK_S, RECORD_PERIOD_S, fallback_s, mixed_s, orders_s, routine_s
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.data_peer import DataPeer
@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 ASSEMBLING_PERIOD_S = 0.5
 PUBLISH_SOON_S = 0.2
 NUMBERS_PER_S = 10
+SIGNS_S = 5.0
+"""Between two looks at records of which nothing is news but that their owners live."""
+
 
 NOBODY_KEEPS_IT = "no peer of the DHT keeps this peer's record"
 """What a peer says then; `experiments.restarts` counts it."""
@@ -109,7 +112,11 @@ class RecordKeeper:
         self._is_wanted = False
         self.on_read: Callable[[float], None] = lambda began_at: None
         self._own: StageRecord | None = None
+        self._stored: tuple[StageRecord | None, float] = None, 0.0
         self._from_dht = _FromDht()
+        self._seen: object = None
+        self._seen_at = 0.0
+        self._view: NetworkView | None = None
         self._peers = 0
         self.exchange.on_news = self._changed.set
         # Newer than what this peer published before it started again, or in another stage; it publishes less often than that.
@@ -143,8 +150,7 @@ class RecordKeeper:
             self._own = stage_record(machine, self._own_measurements(), self._sequence)
             self.exchange.publish(self._own)
             self._changed.set()  # a router plans on this peer's own record too: it must not lag behind
-            if not await self._dht.publish_stage(self._own):
-                logger.warning("%s; it is published again in a moment", NOBODY_KEEPS_IT)
+            await self._store(self._own, machine)
             view = machine.ctx.view
             keeps_alive = self._place.stage == DATA_STAGE or view is None or not view.data_peers
             if keeps_alive and clock() >= run_due_at:
@@ -176,10 +182,29 @@ class RecordKeeper:
             hear(await self._dht.read_orders(self.orders.terms))
             await asyncio.sleep(orders_s(self._peers, exchanges=not self.exchange.is_alone()))
 
+    async def _store(self, own: StageRecord, machine: StagePeer | DataPeer) -> None:
+        """In the DHT, if it is time."""
+        if self._store_wait_s(own, machine) > 0:
+            return
+        at = asyncio.get_running_loop().time()
+        if await self._dht.publish_stage(own):
+            self._stored = own, at
+        else:
+            self._stored = None, at
+            logger.warning("%s; it is published again in a moment", NOBODY_KEEPS_IT)
+
+    def _store_wait_s(self, own: StageRecord, machine: StagePeer | DataPeer) -> float:
+        view, (stored, at) = machine.ctx.view, self._stored
+        others = view.records.values() if view is not None else ()
+        exchanges = not self.exchange.is_alone() and all(r.exchanges or r.state is PeerState.ASKING for r in others)
+        return store_wait_s(own, stored, asyncio.get_running_loop().time() - at, exchanges=exchanges)
+
     async def _until_due(self, machine: StagePeer | DataPeer) -> None:
         """Return when the record is to go out (again)."""
         clock = asyncio.get_running_loop().time
         published_at, pause_s = clock(), RECORD_PERIOD_S
+        if self._own is not None and self._stored[0] is not None:
+            pause_s = min(pause_s, self._store_wait_s(self._own, machine) or pause_s)
         while self._own is not None and (left_s := published_at + pause_s - clock()) > 0:
             try:
                 async with asyncio.timeout(left_s):
@@ -220,7 +245,9 @@ class RecordKeeper:
             until = clock() + self._pause_s(machine)
             while (now := clock()) < until:
                 self._changed.clear()
-                self._see(machine.ctx.view, on_change)
+                if self._may_differ(machine, now):
+                    self._see(machine.ctx.view, on_change)
+                    self._view = machine.ctx.view
                 if reads_all:
                     self.on_read(began_at)
                 if self._is_wanted:
@@ -241,7 +268,7 @@ class RecordKeeper:
         assembling = not machine.membership.serves or (isinstance(machine, DataPeer) and not machine.begun)
         if self.exchange.is_alone():
             return ASSEMBLING_PERIOD_S if assembling else LOOK_S
-        if any(not r.exchanges and r.state is not PeerState.ASKING for r in self._from_dht.records):
+        if self._is_mixed():
             return mixed_s(self._peers)
         return fallback_s(self._from_dht.last_read)
 
@@ -250,6 +277,22 @@ class RecordKeeper:
         alone, now = self.exchange.is_alone(), asyncio.get_running_loop().time()
         known = [*self._from_dht.living(now, alone=alone), *self.exchange.records()]
         return sorted((r for r in known if r.model_hash == self._model_hash), key=lambda r: r.sequence_number)
+
+    def _may_differ(self, machine: StagePeer | DataPeer, now: float) -> bool:
+        """Not when nothing was told since the last look but signs of life, which are looked at more rarely unless somebody is
+        missed that might have given one."""
+        view, lost = machine.ctx.view, machine.ctx.liveness.lost
+        seen = self.exchange.stated_times(), self._from_dht.readings, id(self._own)
+        is_same = seen == self._seen and view is self._view and now < self._seen_at + SIGNS_S
+        is_heard = not self.exchange.is_alone() and not self._is_mixed()
+        if is_same and is_heard and view is not None and lost.isdisjoint(view.records):
+            return False
+        self._seen, self._seen_at = seen, now
+        return True
+
+    def _is_mixed(self) -> bool:
+        """Some peers of the swarm tell of themselves in the DHT alone."""
+        return any(not r.exchanges and r.state is not PeerState.ASKING for r in self._from_dht.records)
 
     def _see(self, former: NetworkView | None, on_change: Callable[[NetworkView], object]) -> None:
         """This peer's own record comes from itself, since the others may not have it yet."""
@@ -269,7 +312,7 @@ class _FromDht:
     def __init__(self) -> None:
         self._read: dict[Stage, tuple[float, Sequence[StageRecord]]] = {}
         self._seen: dict[PeerId, tuple[int, float]] = {}
-        self.last_read = 0
+        self.last_read = self.readings = 0
 
     @property
     def records(self) -> list[StageRecord]:
@@ -284,7 +327,7 @@ class _FromDht:
         return min(stages, key=lambda stage: (self._read.get(stage, (-1.0, ()))[0], stage))
 
     def note(self, stages: Sequence[Stage], read: Sequence[StageRecord], now: float) -> None:
-        self.last_read = len(read)
+        self.last_read, self.readings = len(read), self.readings + 1
         for stage in stages:
             self._read[stage] = now, [record for record in read if record.stage == stage]
         seen = {}

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from random import Random
 from typing import Any
 
@@ -37,7 +38,7 @@ ASK, FETCH = "records", "records_of"
 AGAIN_S = 0.2
 """Between two times that one peer is told news."""
 
-LOOK_AGAIN_S = 2.0
+LOOK_AGAIN_S = 5.0
 """Whom to ask is looked at so often at least; answers and news wake before."""
 
 ASKED_LATELY_S = 60.0
@@ -102,16 +103,18 @@ class Exchange:
 
     def _to_tell(self, now: float) -> list[PeerId]:
         """Who has not been told some news that this peer has, or, if it plans, this peer's own statement."""
-        urgent = self.table.urgent
-        askers = [peer for peer, other in self._others.items() if now - other.asks_at < ASKED_LATELY_S]
-        near = dict.fromkeys([*self.partners.chosen, *askers[-PARTNERS:]]) if urgent else {}
-        found = [peer for peer in near if self._lacks(peer, urgent)]
+        urgent, found = self.table.urgent, list[PeerId]()
+        if urgent:
+            askers = (peer for peer, other in reversed(self._others.items()) if now - other.asks_at < ASKED_LATELY_S)
+            near = dict.fromkeys([*self.partners.chosen, *islice(askers, PARTNERS)])
+            found = [peer for peer in near if self._lacks(peer, urgent)]
         planners = [peer for peer in self._planners if self._told(peer) < self._stated]
         return [peer for peer in dict.fromkeys([*found, *planners]) if not self.partners.is_left_out(peer, now)]
 
-    def _lacks(self, peer: PeerId, urgent: Iterable[Urgent]) -> bool:
-        told = self._told(peer)
-        return any(each.position > told and peer not in (each.giver, each.owner) for each in urgent)
+    def _lacks(self, peer: PeerId, urgent: Sequence[Urgent]) -> bool:
+        """`urgent`: the newest last."""
+        news = takewhile(lambda each: each.position > self._told(peer), reversed(urgent))
+        return any(peer not in (each.giver, each.owner) for each in news)
 
     def _told(self, peer: PeerId) -> int:
         return self._others[peer].told if peer in self._others else 0

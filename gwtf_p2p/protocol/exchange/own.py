@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gwtf_p2p.protocol.exchange.alive import MOST_SIGNS, sign_of_life
+from gwtf_p2p.protocol.exchange.news import lasting
 from gwtf_p2p.protocol.exchange.pace import LIFETIME_PERIODS, RECORD_PERIOD_S, period_s
 from gwtf_p2p.protocol.exchange.stated import MOST_STATED_BYTES, Mark, Stated, short
 from gwtf_p2p.protocol.wire.records import StageRecord, encode
@@ -44,14 +45,9 @@ class OwnStatements:
     def _still_says(self, last: _Last, record: StageRecord, until: float) -> bool:
         """The statement, with a sign of life, says this record, and that it holds about until then."""
         index = record.sequence_number - last.record.sequence_number
-        is_same = _lasting(replace(last.record, sequence_number=record.sequence_number)) == _lasting(record)
+        is_same = lasting(replace(last.record, sequence_number=record.sequence_number)) == lasting(record)
         holds_until = last.stated.expires_at + index * last.stated.step_s
         return is_same and 0 < index <= MOST_SIGNS and abs(holds_until - until) < 1.5 * RECORD_PERIOD_S
-
-
-def _lasting(record: StageRecord) -> StageRecord:
-    """Without what passes by itself: nobody acts on how old a measurement of a link is."""
-    return replace(record, links=tuple(replace(link, age_s=0.0) for link in record.links))
 
 
 def _fitting(record: StageRecord) -> bytes:

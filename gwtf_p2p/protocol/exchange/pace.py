@@ -15,9 +15,8 @@ RECORD_PERIOD_S = 10.0
 
 LIFETIME_PERIODS = 3
 SMALL = 100
-ROUNDS_PER_PERIOD = 5
-"""Exchanges of one peer in one period. A sign of life needs about as many steps as the logarithm of the number of peers, and
-has two periods for them."""
+LEAST_ROUNDS, MOST_ROUNDS = 3, 5
+"""Exchanges that one peer begins in one period; it is asked as often."""
 
 LOOK_S, ORDERS_S = 2.0, 5.0
 """Between two readings of all records, and of the orders, by a peer that has them from the DHT alone."""
@@ -40,9 +39,15 @@ def period_s(peers: int) -> float:
     return RECORD_PERIOD_S * max(1.0, peers / SMALL)
 
 
+def rounds(peers: int) -> int:
+    """Exchanges that one peer begins in a period: a sign of life needs about as many steps as the logarithm of the number of
+    peers, and has two periods for them."""
+    return min(MOST_ROUNDS, max(LEAST_ROUNDS, peers.bit_length() - 2))
+
+
 def round_s(peers: int) -> float:
     """Between two exchanges that one peer begins."""
-    return period_s(peers) / ROUNDS_PER_PERIOD
+    return period_s(peers) / rounds(peers)
 
 
 def routine_s(peers: int) -> float:
@@ -51,9 +56,9 @@ def routine_s(peers: int) -> float:
 
 
 def orders_s(peers: int, *, exchanges: bool) -> float:
-    """Between two readings of the orders from the DHT: all peers together read them about as often as eight do, since whoever
+    """Between two readings of the orders from the DHT: all peers together read them about as often as two do, since whoever
     finds one tells the others."""
-    return ORDERS_S * max(1.0, peers / 8) if exchanges else ORDERS_S
+    return ORDERS_S * max(1.0, peers / 2) if exchanges else ORDERS_S
 
 
 def fallback_s(records: int) -> float:

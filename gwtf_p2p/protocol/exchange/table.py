@@ -89,12 +89,13 @@ class Urgent:
 
 
 class RecordTable:
-    """Of one peer. Times are DHT time: the same for all peers, as far as their clocks are right."""
+    """Of one peer. Times are DHT time: the same for all peers, as far as their clocks are right. `stated_times`: how often a
+    statement has come or gone, which signs of life do not."""
 
     def __init__(self) -> None:
         self._held: OrderedDict[bytes, Held] = OrderedDict()
         self._bytes = 0
-        self.position = 0
+        self.position = self.stated_times = 0
         self.urgent: deque[Urgent] = deque(maxlen=_MOST_URGENT)
 
     def __len__(self) -> int:
@@ -139,6 +140,7 @@ class RecordTable:
             urgent_at = now
             self.urgent.append(Urgent(self.position, record.peer, giver))
         self._bytes += len(statement.signed) - (len(held.statement.signed) if held is not None else 0)
+        self.stated_times += 1
         self._held[owner] = Held(statement, index, sign, self.position, giver, urgent_at)
         self._held.move_to_end(owner)
         return True
@@ -180,4 +182,5 @@ class RecordTable:
         gone = [owner for owner, held in self._held.items() if held.expires_at <= now]
         for owner in gone:
             self._bytes -= len(self._held.pop(owner).statement.signed)
+        self.stated_times += len(gone)
         return bool(gone)

@@ -103,3 +103,17 @@ def test_only_what_others_act_on_is_urgent_and_of_one_owner_only_so_often() -> N
     table.take(statement(record(1, 3, capacity=9)), GIVER, NOW + 2)
     table.take(statement(record(1, 4, capacity=8)), GIVER, NOW + 2 + URGENT_AGAIN_S / 2)
     assert [urgent.position for urgent in table.urgent] == [1, 3]
+
+
+def test_signs_of_life_are_not_counted_as_something_that_was_stated_and_what_ends_is() -> None:
+    table, times = RecordTable(), list[int]()
+    for change in (
+        lambda: table.take(statement(record(1, 2)), GIVER, NOW),
+        lambda: table.take(statement(record(1, 1)), GIVER, NOW),
+        lambda: table.lives(life(1, 1, 2), GIVER, NOW),
+        lambda: table.drop_expired(NOW + 39),
+        lambda: table.drop_expired(NOW + 41),
+    ):
+        change()
+        times.append(table.stated_times)
+    assert times == [1, 1, 1, 1, 2]
