@@ -77,6 +77,18 @@ class FrameListener(Protocol):
         """The stream is gone; called exactly once, unless it was closed from this side."""
 
 
+class _Nobody:
+    """Hears a stream that has ended, whose listener and buffers would else wait, with it, for Python's garbage collector: with
+    what a TLS connection holds, and for many minutes, since what a peer imports makes whole collections rare."""
+
+    def on_frame(self, kind: Frame, body: bytes) -> None: ...
+
+    def on_lost(self, reason: str) -> None: ...
+
+
+_NOBODY, _ENDED = _Nobody(), asyncio.Transport()
+
+
 @dataclass(slots=True)
 class HalfFrame:
     """A frame that has begun to come at `began_s` (by `clock_s`): `filled` bytes of its body."""
@@ -97,8 +109,9 @@ class FrameStream(asyncio.BufferedProtocol):
     """
 
     def __init__(self, writer: asyncio.StreamWriter, listener: FrameListener) -> None:
-        self._writer = writer  # kept: a StreamWriter that is collected closes its transport
+        self._writer: asyncio.StreamWriter | None = writer  # kept: one that is collected closes its transport
         self._transport = cast(asyncio.Transport, writer.transport)
+        self._before: asyncio.BaseProtocol | None = self._transport.get_protocol()
         self._listener = listener
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._held = 0
@@ -161,6 +174,7 @@ class FrameStream(asyncio.BufferedProtocol):
             self._writable.set()
             self._transport.abort()
             self._take_half()
+            self._listener, self.may_hold, self._sink = _NOBODY, lambda more: True, None
 
     # asyncio's side
 
@@ -172,12 +186,19 @@ class FrameStream(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(f"the stream broke: {exc}" if exc else "the stream ended")
+        before, self._before, self._writer, self._transport = self._before, None, None, _ENDED
+        if isinstance(before, asyncio.Protocol):
+            before.connection_lost(
+                None
+            )  # whoever read the greeting: it lets go of the connection only when it hears of its end
 
     def eof_received(self) -> bool:
         self._fail("the stream ended")
         return False
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        if self.is_closed:
+            return _TRASH
         if self._data_left:
             if self._sink is None:
                 return _TRASH[: self._data_left]
@@ -271,5 +292,6 @@ class FrameStream(asyncio.BufferedProtocol):
 
     def _fail(self, reason: str) -> None:
         if not self.is_closed:
+            listener = self._listener
             self.close()
-            self._listener.on_lost(reason)
+            listener.on_lost(reason)

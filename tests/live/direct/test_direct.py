@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
+import weakref
 from contextlib import suppress
 
 import pytest
@@ -57,6 +59,29 @@ async def test_both_directions_and_many_at_once(start_direct: StartDirect) -> No
     for peer in (a, b):
         assert {len(await delivered(peer)) for _ in SIZES} == set(SIZES)
         assert peer.rpc.meter.direct_bytes == sum(SIZES)
+
+
+async def test_a_stream_that_has_ended_is_not_left_to_the_garbage_collector(start_direct: StartDirect) -> None:
+    """Each would keep the buffers of a TLS connection until a collection of everything, which comes every ten minutes."""
+    a, b = await start_direct(), await start_direct()
+    await a.opened(b)
+    await a.rpc.push(b.id, HEADER, PAYLOAD, DEADLINE_S)
+    await delivered(b)
+    ended = []
+    for stream in (*a.rpc._pool._idle[b.id], *b.rpc._acceptor.streams):
+        for part in (stream, stream.frames):
+            ended.append(asyncio.Event())
+            weakref.finalize(part, ended[-1].set)
+    assert {stream.is_direct for stream in a.rpc._pool._idle[b.id]} == {False, True}
+    del stream, part
+    gc.collect()
+    gc.disable()
+    try:
+        a.rpc._pool.drop_idle(b.id)
+        async with asyncio.timeout(DEADLINE_S):
+            await asyncio.gather(*(each.wait() for each in ended))
+    finally:
+        gc.enable()
 
 
 async def test_no_handshakes_are_made_for_what_is_smaller_than_they_are(start_direct: StartDirect) -> None:
