@@ -1,7 +1,7 @@
 """The exchange of records of many peers that do nothing, simulated: bytes of the real decisions (`world`), from 26 to 1,000.
 
-The DHT beside it is added by what was measured of it live: a record of 2,180 bytes is stored on five machines each period, the
-machines are searched for each minute, and what is read beside the exchange costs `FALLBACK_BYTES_PER_S` at most.
+The DHT beside it is added by what was measured of it live: a record of 2,180 bytes is stored on five machines every second
+period, the machines are searched for each minute, and what is read beside the exchange costs `FALLBACK_BYTES_PER_S` at most.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def quiet(peers: int, seed: int) -> Quiet:
     world.run(SETTLED_ROUNDS * round_)
     before, seconds = world.sent_bytes.total(), MEASURED_ROUNDS * round_
     world.run(seconds)
-    stored = MACHINES * STORED_BYTES / RECORD_PERIOD_S + SEARCH_BYTES / 60
+    stored = MACHINES * STORED_BYTES / (2 * RECORD_PERIOD_S) + SEARCH_BYTES / 60
     asked = MACHINES * ANSWER_BYTES / orders_s(peers, exchanges=True)
     return Quiet(
         peers=peers,

@@ -21,7 +21,9 @@ from gwtf_p2p.protocol.view.idle_links import IdleLinks, Probe, Spare, takes
 from gwtf_p2p.protocol.view.network_view import NetworkView
 
 KIND = "probe"
-LOOK_S = 2.0
+LOOK_S, REST_LOOK_S = 2.0, 6.0
+"""Between two looks; the second one, when nothing was due at the last."""
+
 PUT_OFF_LOOK_S = 0.5
 DEADLINE_S = 20.0
 
@@ -47,23 +49,23 @@ class IdleProber:
 
     async def run(self) -> None:
         while True:
-            if self.view is not None:
-                await self.look(self.view, time.monotonic())
-            await asyncio.sleep(PUT_OFF_LOOK_S if self._links.has_put_off else LOOK_S)
+            is_busy = self.view is None or await self.look(self.view, time.monotonic())
+            await asyncio.sleep(PUT_OFF_LOOK_S if self._links.has_put_off else LOOK_S if is_busy else REST_LOOK_S)
 
-    async def look(self, view: NetworkView, now: float) -> None:
-        """Once: send what is due."""
+    async def look(self, view: NetworkView, now: float) -> bool:
+        """Once: send what is due; whether anything was."""
         due = self._links.due(view, self._probes.ages(), now, self._spare())
         for probe in due:
             await self._send(probe, now)
         if due or self._links.line_rests(now):
-            return
+            return bool(due)
         links = {link.to: link for link in self._probes.measurements()}
         carries = {peer: link.bandwidth_bytes_per_s for peer, link in links.items()}
         together = self._links.line_due(view, carries, self._probes.line_bytes_per_s, now, self._spare())
         if together:
             round_trips_s = [links[probe.to].round_trip_s for probe in together]
             self._links.line_sent(await self._fill(together, round_trips_s), carries, now)
+        return bool(together)
 
     def _spare(self) -> Spare:
         return Spare(self._traffic.is_sending(), self.quota_bytes())

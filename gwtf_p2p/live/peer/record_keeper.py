@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 ASSEMBLING_PERIOD_S = 0.5
 PUBLISH_SOON_S = 0.2
 NUMBERS_PER_S = 10
+UNCHANGED_S = 1.9 * RECORD_PERIOD_S
+"""Between two stores of what has not changed, such as the run: with every second record of this peer's own."""
+
 SIGNS_S = 5.0
 """Between two looks at records of which nothing is news but that their owners live."""
 
@@ -154,13 +157,13 @@ class RecordKeeper:
             view = machine.ctx.view
             keeps_alive = self._place.stage == DATA_STAGE or view is None or not view.data_peers
             if keeps_alive and clock() >= run_due_at:
-                run_due_at = clock() + RECORD_PERIOD_S
                 # By every data peer, so that it outlives its first owner; by all when there is none, so that one can come.
-                await self._dht.publish_run(self._kept_alive.run)
+                if await self._dht.publish_run(self._kept_alive.run):
+                    run_due_at = clock() + UNCHANGED_S
                 for order in self.orders.newest:
                     await self._dht.publish_order(order)
             contributions, since_s = self.contributions(), clock() - told[0]
-            due_s = RECORD_PERIOD_S if contributions is told[1] else min(RECORD_PERIOD_S, routine_s(self._peers))
+            due_s = UNCHANGED_S if contributions is told[1] else min(RECORD_PERIOD_S, routine_s(self._peers))
             if contributions and since_s >= due_s:
                 told = clock(), contributions
                 position = self._own.epoch, machine.participant.weights
