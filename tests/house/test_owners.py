@@ -22,7 +22,7 @@ OWNERS = {
     "others": "membership/others.py",
     "wanted": "membership/wanted_weights.py",
     "_lost": "core/lost_peers.py",
-    "_questions": "core/questions.py",
+    "questions": "core/questions.py",
     "holdings": "core/holdings.py",
     "unrouted": "transfer/unrouted.py",
     "computing": "peer/computing.py",

@@ -127,9 +127,9 @@ class Context:
         if broken:
             self.liveness.exclude(peer)
 
-    def has_answered(self, peer: PeerId) -> bool:
-        """It lives, and no question to it is open."""
-        return peer not in self.liveness.excluded and peer not in self.liveness.suspected
+    def has_answered(self, peer: PeerId, since: float) -> bool:
+        """It lives, and has answered a question then or later. Another one may be open again."""
+        return peer not in self.liveness.excluded and self.liveness.questions.answered_at(peer) >= since
 
     # ---- pushes
 

@@ -33,7 +33,7 @@ class Liveness:
 
     def __init__(self, me: PeerId, timings: Timings) -> None:
         self.me = me
-        self._questions = Questions(me, timings)
+        self.questions = Questions(me, timings)
         self.lost_peers = LostPeers()
         self._heard_at: dict[PeerId, float] = {}
         self._watched: set[PeerId] = set()
@@ -47,7 +47,7 @@ class Liveness:
     @property
     def suspected(self) -> frozenset[PeerId]:
         """Being asked."""
-        return frozenset(self._questions.suspected)
+        return frozenset(self.questions.suspected)
 
     @property
     def back(self) -> frozenset[PeerId]:
@@ -58,7 +58,7 @@ class Liveness:
     def excluded(self) -> frozenset[PeerId]:
         """Not to be routed to now."""
         if self._excluded is None:
-            self._excluded = self.lost | self._questions.doubtful
+            self._excluded = self.lost | self.questions.doubtful
         return self._excluded
 
     def is_lost(self, peer: PeerId) -> bool:
@@ -67,14 +67,14 @@ class Liveness:
 
     def silent_since(self, peer: PeerId, now: float) -> float:
         """When a lost or suspected peer was first missed; `now` for others."""
-        suspicion = self._questions.suspected.get(peer)
+        suspicion = self.questions.suspected.get(peer)
         return suspicion.since if suspicion is not None else self.lost_peers.missed_at.get(peer, now)
 
     # ---- signs of life
 
     def observe_view(self, view: NetworkView, out: list[Effect]) -> None:
         """A lost peer that published another record is probed."""
-        self._questions.observe_view(view)
+        self.questions.observe_view(view)
         for peer in self.lost_peers.observe_view(view):
             self._probe(peer, out)
 
@@ -89,7 +89,7 @@ class Liveness:
 
     def _probe(self, peer: PeerId, out: list[Effect]) -> None:
         if self.lost_peers.probe(peer):
-            out.append(self._questions.ask_lost(peer))
+            out.append(self.questions.ask_lost(peer))
 
     # ---- watches
 
@@ -107,33 +107,33 @@ class Liveness:
 
     def may_ask(self, peer: PeerId, now: float) -> bool:
         """Not while it is asked already, nor right after it has answered."""
-        return self._questions.may_ask(peer, now)
+        return self.questions.may_ask(peer, now)
 
     def suspect(self, peer: PeerId, reason: str, now: float, microbatches: tuple[MicrobatchId, ...], out: list[Effect]) -> None:
         """Ask the peer, unless it is being asked already or is lost."""
-        question = self._questions.ask(peer, reason, now, microbatches) if not self.is_lost(peer) else None
+        question = self.questions.ask(peer, reason, now, microbatches) if not self.is_lost(peer) else None
         if question is not None:
             out.append(question)
 
     def exclude(self, peer: PeerId) -> None:
         """A connection to a suspected peer broke, which says more than that it is late."""
-        self._questions.exclude(peer)
+        self.questions.exclude(peer)
         self._excluded = None
 
     def answered(self, event: CheckAnswered, now: float) -> bool:
         """True when a lost peer is back."""
         self._heard_at[event.peer] = now
-        self._questions.answered(event.peer, event.seconds, now)
+        self.questions.answered(event.peer, event.seconds, now)
         self._excluded = None
         return self.lost_peers.answered(event.peer)
 
     def failed(self, event: CheckFailed, now: float, out: list[Effect]) -> str | None:
         """The reason why the peer is lost now, or None when it gets another chance or nobody asked."""
         self.lost_peers.end_probe(event.peer)
-        suspicion = self._questions.suspected.get(event.peer)
+        suspicion = self.questions.suspected.get(event.peer)
         if suspicion is None:
             return None
-        again = self._questions.ask_again(event.peer) if event.silent else None
+        again = self.questions.ask_again(event.peer) if event.silent else None
         if again is not None:
             self._excluded = None
             out.append(again)
@@ -145,8 +145,8 @@ class Liveness:
 
     def declare_lost(self, peer: PeerId, now: float, out: list[Effect]) -> None:
         """Also used when somebody else has confirmed it."""
-        self.lost_peers.add(peer, self.silent_since(peer, now) if peer in self._questions.suspected else now)
-        self._questions.end(peer)
+        self.lost_peers.add(peer, self.silent_since(peer, now) if peer in self.questions.suspected else now)
+        self.questions.end(peer)
         self._excluded = None
         if peer in self._watched:
             self._watched.discard(peer)

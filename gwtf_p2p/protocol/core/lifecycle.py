@@ -151,9 +151,9 @@ class Downward(HandedOn):
     `ahead` are the peers planned for the stages after this one, `ahead[0]` being the next; `beyond` is the successor's own
     successor as its `Complete` told, so that a replacement of the successor can join the path again. `handed` is how often it
     was handed on, `tried` are those that did not take it. `asked` counts how often a wait (either way) was too long,
-    `taken_at` is when the next peer said that it takes it, `lost_at` is when the peer that had it fell silent. `walking`: the
-    data peer has started again, and the next peer is yet to hear of it. `refused_since`: the data peer refuses a gradient of
-    whose loss it knows nothing, and has `insisted` so often that the way be walked again.
+    `late_at` is when the last one was, `taken_at` is when the next peer said that it takes it, `lost_at` is when the peer that
+    had it fell silent. `walking`: the data peer has started again, and the next peer is yet to hear of it. `refused_since`: the
+    data peer refuses a gradient of whose loss it knows nothing, and has `insisted` so often that the way be walked again.
     """
 
     ahead: tuple[PeerId, ...] = ()
@@ -164,6 +164,7 @@ class Downward(HandedOn):
     handed: int = 0
     push_token: int = 0
     asked: int = 0
+    late_at: float = 0.0
     taken_at: float | None = None
     waits_since: float = 0.0
     lost_at: float | None = None
@@ -214,9 +215,11 @@ class Downward(HandedOn):
     def tried_in_vain(self, peer: PeerId) -> None:
         self.tried.add(peer)
 
-    def ask(self) -> None:
-        """A wait was too long."""
+    def ask(self, now: float) -> float:
+        """A wait was too long. Returns when one was last."""
+        before, self.late_at = self.late_at, now
         self.asked += 1
+        return before
 
     def heard(self) -> None:
         """What was waited for is here."""

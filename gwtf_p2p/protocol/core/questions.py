@@ -7,6 +7,7 @@ all. One that has been silent once, or whose connection broke, is *doubtful*: no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from gwtf_p2p.protocol.core.deadlines import Timings
 from gwtf_p2p.protocol.effects import Ask
@@ -62,6 +63,10 @@ class Questions:
         """Not while it is asked already, nor right after it has answered."""
         asked = peer == self.me or peer in self.suspected
         return not asked and now - self._answered_at.get(peer, -ASK_AGAIN_S) >= ASK_AGAIN_S
+
+    def answered_at(self, peer: PeerId) -> float:
+        """When it has answered last; minus infinity: never."""
+        return self._answered_at.get(peer, -inf)
 
     def ask(self, peer: PeerId, reason: str, now: float, microbatches: tuple[MicrobatchId, ...]) -> Ask | None:
         """The first question; None while it is being asked."""

@@ -66,8 +66,8 @@ class ReturnGradient:
         """The transfer takes too long, or a blocked one is due for another try."""
         ctx = self.ctx
         if held.returning is Returning.PUSHING:
-            held.ask()
-            if held.asked % 2 == 0 and ctx.has_answered(held.predecessor):
+            before = held.ask(ctx.now)
+            if held.asked % 2 == 0 and ctx.has_answered(held.predecessor, before):
                 self.begin(held)  # since it was asked, so this transfer has gone astray
                 return
             ctx.suspect(held.predecessor, "gradient transfer is late")

@@ -221,8 +221,8 @@ class SendActivation:
         ctx = self.ctx
         if held.successor is None or held.sending not in WAITING:
             return
-        held.ask()
-        if held.asked > 2 and held.asked % 2 and ctx.has_answered(held.successor):
+        before = held.ask(ctx.now)
+        if held.asked > 2 and held.asked % 2 and ctx.has_answered(held.successor, before):
             # It lives and says that it holds this, so something has gone astray on the way there or back. If it is only
             # slow, it answers that it has it.
             self.again(held, held.successor)

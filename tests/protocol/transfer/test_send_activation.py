@@ -206,6 +206,19 @@ def test_what_is_late_at_a_peer_that_has_not_answered_is_not_handed_to_it_anew()
     assert driven.pushed().to == B
 
 
+def test_what_is_late_is_handed_anew_to_a_peer_that_has_answered_though_it_is_being_asked_again() -> None:
+    """Two deadlines that pass together each time would wait for each other for ever."""
+    driven = waiting()
+    for _ in range(2):
+        driven.fires(ev.Timer.COMPLETE, M)
+        driven.handle(ev.CheckAnswered(B, (), 0.01))
+    driven.now = driven.machine.ctx.now = driven.now + 1.0
+    driven.machine.ctx.suspect(B, "an inquiry is late")
+    assert B in driven.machine.ctx.liveness.suspected
+    driven.fires(ev.Timer.COMPLETE, M)
+    assert driven.pushed().to == B
+
+
 def test_a_transfer_that_is_late_is_asked_about_and_waited_for_longer() -> None:
     driven, _ = pushing()
     first = driven.timers[ev.Timer.PUSH, str(M)] - driven.now + 0.0
