@@ -11,6 +11,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+VIEWS_REMEMBERED = 8
+
 
 class Remembered(Generic[T]):
     """The last `most` results, by the identity of what they were made of; they must not be changed."""
@@ -26,4 +28,20 @@ class Remembered(Generic[T]):
                 return made
         made = make()
         self._known = [(objects, made), *self._known[: self._most - 1]]
+        return made
+
+
+class OfViews(Generic[T]):
+    """What was made of the newest views without certain peers, who may be named by different sets: peers of one process see
+    and plan one after the other."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[object, frozenset[str], T]] = []
+
+    def of(self, view: object, without: frozenset[str], make: Callable[[], T]) -> T:
+        """What `make` gives, which depends on these alone."""
+        for known, left_out, made in self._made:
+            if known is view and left_out == without:
+                return made
+        self._made = [(view, without, made := make()), *self._made[: VIEWS_REMEMBERED - 1]]
         return made

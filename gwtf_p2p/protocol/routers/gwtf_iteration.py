@@ -21,15 +21,16 @@ from collections import Counter
 
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.remembered import OfViews
 from gwtf_p2p.protocol.routers.cheapest import CheapestWays
 from gwtf_p2p.protocol.routers.spare import SpareCapacity
-from gwtf_p2p.protocol.schedule.from_view import OfViews, figures_of, swarm_of
+from gwtf_p2p.protocol.schedule.from_view import figures_of, swarm_of
 from gwtf_p2p.protocol.schedule.iteration_plan import Mended, whole_ticks
 from gwtf_p2p.protocol.schedule.mending import MANY_PEERS
 from gwtf_p2p.protocol.schedule.published import published_flow, published_flows
 from gwtf_p2p.protocol.schedule.releases import Releases
 from gwtf_p2p.protocol.view.network_view import NetworkView
-from gwtf_p2p.protocol.view.plans import Flow, IterationPlan, PipelineFigures, PlanRequest
+from gwtf_p2p.protocol.view.plans import IterationPlan, PipelineFigures, PlanRequest
 
 SEARCHES = 4
 """Iterations in which the search for the same figures goes on."""
@@ -65,7 +66,7 @@ class IterationRouter:
         self._watched: Seen = (None, frozenset())
         self._searches = 0
         self._is_due = self._is_overdue = self._is_running = self._waits = False
-        self._said: tuple[float, tuple[Flow, ...]] = (0.0, ())
+        self._said: tuple[float, tuple[tuple[PeerId, tuple[str, ...]], ...]] = (0.0, ())
         self._iteration = self._revises = -1
         self._releases = Releases(me, 0.0)
         self._flows: tuple[int, tuple[str, ...]] = (-1, ())
@@ -131,11 +132,12 @@ class IterationRouter:
 
     def _all_say(self, view: NetworkView, plan: IterationPlan, now: float) -> bool:
         """Is what is published this plan? Else: what every data peer does in this iteration, for so long that it stays so?"""
-        flows = published_flows(view)
-        if flows == tuple((flow.data_peer, flow.stage_peers) for flow in plan.flows):
+        said = tuple((p, view.records[p].flows) for p in view.data_peers)
+        planned = tuple((p, plan.published_by(p)) for p in view.data_peers)  # where that differs, flows need not be read
+        if said == planned and published_flows(view) == tuple((flow.data_peer, flow.stage_peers) for flow in plan.flows):
             return True
-        if flows != self._said[1]:
-            self._said = (now, flows)
+        if said != self._said[1]:
+            self._said = (now, said)
         mine = all(view.records[p].flows_iteration == self._iteration for p in view.data_peers)
         return mine and now - self._said[0] >= SETTLED_S
 

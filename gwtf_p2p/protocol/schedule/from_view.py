@@ -11,7 +11,7 @@ from statistics import median
 from typing import Generic, TypeVar
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
-from gwtf_p2p.protocol.remembered import Remembered
+from gwtf_p2p.protocol.remembered import OfViews, Remembered
 from gwtf_p2p.protocol.schedule.model import UNLIMITED, Link, Pipeline
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS, HopBytes
 from gwtf_p2p.protocol.view.network_view import NetworkView, Usual
@@ -23,9 +23,6 @@ NOTHING_MEASURED_S = 0.1
 
 REMEMBERED = 1 << 15
 """Peers whose figures are not made anew while their records are the same."""
-
-VIEWS_REMEMBERED = 8
-"""Of which all figures are not put together anew."""
 
 T = TypeVar("T")
 
@@ -89,21 +86,6 @@ class _Newest(Generic[T]):
             if len(self._made) > REMEMBERED:
                 self._made = dict(list(self._made.items())[REMEMBERED // 2 :])
         return known[2]
-
-
-class OfViews(Generic[T]):
-    """What was made of the newest views without certain peers: data peers of one process plan one after the other."""
-
-    def __init__(self) -> None:
-        self._made: list[tuple[NetworkView, frozenset[PeerId], T]] = []
-
-    def of(self, view: NetworkView, without: frozenset[PeerId], make: Callable[[], T]) -> T:
-        """What `make` gives, which depends on these alone."""
-        for known, left_out, made in self._made:
-            if known is view and left_out == without:
-                return made
-        self._made = [(view, without, made := make()), *self._made[: VIEWS_REMEMBERED - 1]]
-        return made
 
 
 _SWARMS = OfViews[Swarm]()

@@ -15,7 +15,7 @@ from functools import cached_property
 from math import inf, isinf
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
-from gwtf_p2p.protocol.remembered import Remembered
+from gwtf_p2p.protocol.remembered import OfViews, Remembered
 from gwtf_p2p.protocol.view.hop_cost import HopBytes, hop_cost_us
 from gwtf_p2p.protocol.view.plans import tag
 from gwtf_p2p.protocol.wire.records import Completion, LinkMeasurement, LinkSource, PeerState, StageRecord
@@ -226,9 +226,10 @@ class NetworkView:
         )
 
     def without(self, peers: Iterable[PeerId]) -> NetworkView:
-        """The same view with some peers left out, as when they are lost or excluded."""
+        """The same view with some peers left out, as when they are lost or excluded: one for all that leave out the same, as a
+        thousand simulated peers do while newcomers are greeted."""
         gone = frozenset(peers)
-        return self.showing(_without(self.records, gone), self.clients - gone)
+        return _PARTS.of(self, gone, lambda: self.showing(_without(self.records, gone), self.clients - gone))
 
     def showing(self, records: Mapping[PeerId, StageRecord], clients: frozenset[PeerId] | None = None) -> NetworkView:
         """The same view with these alone of its records, in their order."""
@@ -249,6 +250,7 @@ class Changes:
 
 
 _CHANGES = Remembered[Changes](4)
+_PARTS = OfViews[NetworkView]()
 
 
 def _changes(former: NetworkView, now: NetworkView) -> Changes:

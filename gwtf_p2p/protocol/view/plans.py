@@ -115,8 +115,14 @@ class IterationPlan:
 
     def published_by(self, data_peer: PeerId) -> tuple[str, ...]:
         """One text per flow: its place in the plan, and eight digits per stage peer."""
-        flows = enumerate(self.flows)
-        return tuple(f"{n}:{''.join(map(tag, flow.stage_peers))}" for n, flow in flows if flow.data_peer == data_peer)
+        return self._published.get(data_peer, ())
+
+    @cached_property
+    def _published(self) -> Mapping[PeerId, tuple[str, ...]]:
+        texts: dict[PeerId, list[str]] = {}
+        for n, flow in enumerate(self.flows):
+            texts.setdefault(flow.data_peer, []).append(f"{n}:{''.join(map(tag, flow.stage_peers))}")
+        return {data_peer: tuple(share) for data_peer, share in texts.items()}
 
 
 @dataclass(frozen=True, slots=True)

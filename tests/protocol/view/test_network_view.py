@@ -96,3 +96,11 @@ def test_many_links_at_once_are_predicted_as_each_is() -> None:
     _, first, second = pipeline.stage_peers
     both = there_and_back_us(pipeline, 1, first, second)
     assert both.ravel().tolist() == pytest.approx([pipeline.there_and_back_us(1, i, j) for i in first for j in second])
+
+
+def test_a_view_without_the_same_peers_is_one_view_for_all_that_leave_them_out() -> None:
+    view = NetworkView.of([record(p) for p in (D, A, A2, B, C)], 3, 1000)
+    left = view.without([A, B])
+    assert set(left.records) == {D, A2, C} and view.without({B, A}) is left
+    assert set(view.without({B}).records) == {D, A, A2, C}
+    assert NetworkView.of(view.records.values(), 3, 1000).without([A, B]) is not left
