@@ -55,14 +55,19 @@ class Others:
         return 0, 0
 
     def may_admit(self, sender: PeerId, message: Admit) -> bool:
-        """An iteration that this peer has not seen comes with the proof that it was got to; or, where the coordinator has seen
-        no commit since it started, others' records show it. That the swarm goes back (an epoch) is not proven."""
+        """An iteration that this peer has not seen comes with the proof that it was got to; or others' records show it, where
+        the coordinator has seen no commit since it started, or has one whose certificate too few have signed of those that are
+        here now: who was away then, and has gone on from that commit since, cannot have. That the swarm goes back (an epoch)
+        is not proven."""
         certifier, records = self.participant.certifier, self.ctx.view.records if self.ctx.view is not None else {}
         mine = (self.ctx.epoch, max(self.participant.weights, self.participant.version))
         if not certifier.is_on or message.position <= mine or message.epoch > self.ctx.epoch:
             return True
-        if message.certificate is not None:
-            return message.certificate.position == message.position and certifier.lacks(message.certificate) is None
+        proof = message.certificate
+        if proof is not None and (proof.position != message.position or not certifier.shows(proof)):
+            return False
+        if proof is not None and certifier.lacks(proof) is None:
+            return True
         return any(peer != sender and record.weights_version >= message.iteration for peer, record in records.items())
 
     def note(self, sender: PeerId, standing: Standing) -> None:

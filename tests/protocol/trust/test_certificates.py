@@ -17,7 +17,7 @@ from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 from gwtf_p2p.simulation.world.signatures import key_of, sign, verify
 from gwtf_p2p.simulation.world.small_swarm import SmallConfig, small_swarm
 from tests.protocol.commit.participating import prepare
-from tests.protocol.peers import A2, B2, C2, D2, STAGE_OF, A, B, C, D, Driven, in_step, record
+from tests.protocol.peers import A2, B2, C2, D2, D3, STAGE_OF, A, B, C, D, Driven, in_step, record
 
 EVERYBODY = (D, D2, A, A2, B, B2, C, C2)
 RIGHT = "weights"
@@ -317,6 +317,17 @@ def test_a_newcomer_is_not_admitted_to_an_iteration_that_nobody_has_got_to() -> 
         assert driven.reported("admit_refused") and not driven.did(ef.Download)
     driven.hears(D, msg.Admit(5, (A2,), (D,), certificate=certificate(later(), (D, A2, B, C))))
     assert [download.version for download in driven.did(ef.Download)] == [5]
+
+
+@pytest.mark.parametrize("version", [5, 0])
+def test_a_newcomer_is_admitted_where_most_of_a_stage_have_come_since_that_commit_and_gone_on_from_it(version: int) -> None:
+    """Two of three data peers were away: nobody could ever be admitted again, and the run stood still."""
+    driven = in_step()
+    driven.machine.ctx.verify = verify
+    driven.sees([*known((D,)), *known((D2, D3, A2, B, C), weights_version=version), *known((A,), state=PeerState.JOINING)])
+    driven.hears(D, msg.Admit(5, (A2,), (D,), certificate=certificate(later(), (D, A2, B, C))))
+    assert [download.version for download in driven.did(ef.Download)] == ([5] if version else [])
+    assert bool(driven.reported("admit_refused")) is not bool(version)
 
 
 @pytest.mark.parametrize(("state", "right"), [(RIGHT, True), ("of a liar", False)])
