@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -125,12 +125,13 @@ async def _run_once(
         times.mark("p2pd")
         stack.push_async_callback(_stop_daemon, daemon)
         life = _Life(config, own, on_report, stop, take_part, times, others, cache, before is not None)
-        await _while_it_lives(daemon, _run_on(daemon, life))
+        await _while_it_lives(daemon, _run_on(daemon, life), life.serves)
 
 
 @dataclass(frozen=True, slots=True)
 class _Life:
-    """What a peer runs on with once it has a p2pd; `again`: one that has outlived the life before."""
+    """What a peer runs on with once it has a p2pd; `again`: one that has outlived the life before. `serves` is set while the
+    peer serves, and ends by itself when p2pd does, however long it takes to keep what it has."""
 
     config: PeerConfig
     own: _Own
@@ -141,6 +142,7 @@ class _Life:
     others: tuple[InitialPeer, ...]
     cache: PeerCache
     again: bool
+    serves: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 async def _run_on(daemon: Daemon, life: _Life) -> None:
@@ -178,18 +180,18 @@ async def _run_on(daemon: Daemon, life: _Life) -> None:
         if life.take_part is not None:
             await life.take_part(config, network, kept, on_report, life.stop, life.times)
             return
-        await _take_part(config, network, (kept, again), on_report, (life.stop, life.own.permission), life.times)
+        await _take_part(life, network, kept, again)
 
 
-async def _while_it_lives(daemon: Daemon, work: Coroutine[Any, Any, None]) -> None:
+async def _while_it_lives(daemon: Daemon, work: Coroutine[Any, Any, None], ends_itself: asyncio.Event) -> None:
     """Do `work`, which p2pd's end also ends where it only waits for an answer of it. Raises what `work` raises, or DaemonEnded.
 
-    What notices the end itself, as `until` does, is given the time to end in its own way.
+    What notices the end itself, as `until` does, is given the time to end in its own way: all of it while `ends_itself`.
     """
     working, ended = asyncio.ensure_future(work), asyncio.ensure_future(daemon.wait_ended())
     try:
         await asyncio.wait({working, ended}, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait({working}, timeout=_ENDS_ITSELF_S)
+        await asyncio.wait({working}, timeout=None if ends_itself.is_set() else _ENDS_ITSELF_S)
         if not working.done():
             raise DaemonEnded("p2pd ended while this peer waited for it")
         working.result()
@@ -245,16 +247,9 @@ def _again(config: PeerConfig, kept: KeptRuns, secret: RunSecret | None, on_repo
     return _Again(run, asyncio.ensure_future(preparing))
 
 
-async def _take_part(
-    config: PeerConfig,
-    network: Network,
-    before: tuple[KeptRuns, _Again | None],
-    on_report: OnReport,
-    until: tuple[asyncio.Event, Permission],
-    times: JoinTimes,
-) -> None:
+async def _take_part(life: _Life, network: Network, kept: KeptRuns, again: _Again | None) -> None:
     """From the run's record to the way out, by way of other stages where this peer is needed more, and of pauses."""
-    (stop, permission), (kept, again) = until, before
+    config, on_report, stop, permission, times = life.config, life.on_report, life.stop, life.own.permission, life.times
     # A bootstrap peer never comes here, and does without what computes: these modules import transformers.
     from gwtf_p2p.live.peer.assembly import check_config
     from gwtf_p2p.live.peer.reporting import Reporting
@@ -287,10 +282,12 @@ async def _take_part(
         connected = replace(network, paths=paths, run=owned, orders=orders)
         peer = await start_running(config, run, connected, Reporting(on_report, times), preparing)
         preparing = None
+        life.serves.set()
         try:
             stage = await peer.serve(stop, permission)
         finally:
             await peer.close()
+            life.serves.clear()
         times = _times(on_report)
         if peer.pauses:
             continue  # without its weights: what it had to keep is on its disk
