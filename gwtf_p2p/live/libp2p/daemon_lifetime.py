@@ -27,10 +27,11 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from uuid import UUID
 
-from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
+if TYPE_CHECKING:
+    from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
 
 _LOCK = "lock"
 _NEWBORN = ".new"
