@@ -79,6 +79,8 @@ class _Nowhere:
 
     def abort(self) -> None: ...
 
+    def get_protocol(self) -> None: ...
+
     def on_frame(self, kind: Frame, body: bytes) -> None:
         self.frames += 1
         if kind is Frame.CALL:
