@@ -20,6 +20,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 
@@ -111,6 +112,7 @@ class StateDownload:
         self._packs = packs
         self._rpc, self._folder = rpc, scratch_folder(folder)
         self._expected: dict[tuple[PeerId, int, int], asyncio.Future[tuple[memoryview, object]]] = {}
+        self._turns = WeakValueDictionary[tuple[PeerId, int, int], asyncio.Lock]()
         self._timings = Timings()
         self.on_chunk: Callable[[int, int], None] = lambda arrived, of: None
         rpc.add_service(CHUNK_KIND, self)
@@ -216,8 +218,16 @@ class StateDownload:
             return str(error)
 
     async def chunk(self, donor: PeerId, manifest: Manifest, what: Header, index: int) -> tuple[memoryview, int]:
-        """One chunk of one donor, and how many bytes of it have travelled. Raises RemoteProtocolError or TimeoutError."""
+        """One chunk of one donor, and how many bytes of it have travelled. Raises RemoteProtocolError or TimeoutError.
+
+        What comes says neither of which stage it is nor for which download, so of one number one comes after the other."""
         key = (donor, manifest.version, index)
+        self._turns[key] = turn = self._turns.get(key) or asyncio.Lock()
+        async with turn:
+            return await self._chunk(key, manifest, what)
+
+    async def _chunk(self, key: tuple[PeerId, int, int], manifest: Manifest, what: Header) -> tuple[memoryview, int]:
+        donor, _, index = key
         loop = asyncio.get_running_loop()
         future: asyncio.Future[tuple[memoryview, object]] = loop.create_future()
         self._expected[key] = future
@@ -321,9 +331,12 @@ class _Chunks:
         return "" if strikes < STRIKES else "failed to deliver"
 
     def _next(self, donor: PeerId) -> int | None:
-        while self._missing:
-            index = self._missing.pop()
-            if index not in self._chunks:
+        for at in reversed(range(len(self._missing))):
+            index = self._missing[at]
+            if index in self._chunks:
+                del self._missing[at]
+            elif donor not in self._under_way.get(index, ()):  # another donor has failed to bring what this one is bringing
+                del self._missing[at]
                 return index
         late = [i for i, donors in self._under_way.items() if i not in self._chunks and donors and donor not in donors]
         return min(late, default=None)

@@ -259,6 +259,31 @@ async def test_a_damaged_chunk_is_not_believed(start_peer: StartPeer, monkeypatc
     donor.stop()
 
 
+async def test_a_chunk_that_is_fetched_twice_at_once_comes_twice(start_peer: StartPeer) -> None:
+    """For two downloads, or for copies of two stages. The second one was taken for the first, whose peer ended."""
+    newcomer, other = [await start_peer() for _ in range(2)]
+    donor, download = open_donor(other.rpc, Store(state()), STAGE), StateDownload(newcomer.rpc)
+    what = {"version": VERSION}
+    manifest = await download._manifest(other.id, what)
+    assert isinstance(manifest, Manifest)
+    fetched = await asyncio.gather(*(download.chunk(other.id, manifest, what, 0) for _ in range(3)))
+    assert len({bytes(chunk) for chunk, _ in fetched}) == 1 and not download._expected and not download._turns
+    donor.stop()
+
+
+def test_what_one_donor_has_failed_to_bring_is_not_asked_twice_of_another_one() -> None:
+    rpc: Any = SimpleNamespace(add_service=lambda kind, service: None)
+    near, far, scratch = PeerId("near"), PeerId("far"), SimpleNamespace()
+    parts: Any = (Manifest(VERSION, (), ("first", "second")), scratch)
+    chunks = state_transfer._Chunks(StateDownload(rpc), parts, {}, 0.0, frozenset())
+    assert [chunks._next(near), chunks._next(far), chunks._next(near)] == [0, 1, None]
+    chunks._under_way = {0: {near, far}, 1: {far}}
+    chunks._missing.append(0)  # far has failed with it
+    chunks._under_way[0].discard(far)
+    assert chunks._next(near) == 1, "it helps with what is late, and does not bring twice what it is bringing"
+    assert chunks._next(far) == 0
+
+
 async def test_nobody_has_that_version(start_peer: StartPeer) -> None:
     newcomer, donor = [await start_peer() for _ in range(2)]
     open_donor(donor.rpc, Store(state(), VERSION + 1), STAGE)
