@@ -14,6 +14,7 @@ from experiments.lab.lab import Lab
 from experiments.lab.nat_rules import BRIDGE, OUTER_DEVICE
 from experiments.lab.processes import HostProcess
 from experiments.lab.wiring import COMMAND_S, LabFailed
+from gwtf_p2p.live.nat.nat_pmp import PORT as NAT_PMP_PORT
 
 OUTSIDE = "11.22.33.44"
 PACKAGE = "miniupnpd-nftables"
@@ -63,11 +64,17 @@ def start_miniupnpd(lab: Lab, router: str, folder: Path, outside: str = OUTSIDE,
         raise LabFailed(f"{router}: {made.stderr.strip()}")
     daemon = lab.start(router, ["miniupnpd", "-d", "-f", str(config), "-P", str(folder / f"{router}.pid")], log)
     end = time.monotonic() + COMMAND_S
-    while _READY not in daemon.read_log():
+    while _READY not in daemon.read_log() or not _takes_mappings(lab, router):
         if daemon.exit_code is not None or time.monotonic() > end:
             raise LabFailed(f"{router}: miniupnpd does not serve: {daemon.read_log()[-500:]}")
         time.sleep(_LOOK_S)
     return daemon
+
+
+def _takes_mappings(lab: Lab, router: str) -> bool:
+    """By NAT-PMP and PCP: it opens that port after it has said that it listens for UPnP."""
+    sockets = lab.run(router, ["cat", "/proc/net/udp", "/proc/net/udp6"]).stdout
+    return f":{NAT_PMP_PORT:04X} " in sockets
 
 
 def mappings(lab: Lab, router: str) -> str:
