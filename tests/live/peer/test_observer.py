@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -37,7 +38,9 @@ def test_a_running_swarm_is_seen_from_outside() -> None:
                     maddr = line.split("--initial_peers ")[1].split()[0]
                 if line.startswith("step") and int(line.split()[1]) >= 2:
                     break
-            state = look("monitor", maddr)
+            state, end = look("monitor", maddr), time.monotonic() + DEADLINE_S
+            while state["iterations"] < 1 and time.monotonic() < end:
+                state = look("monitor", maddr)  # what it reads in the DHT may be a few seconds old
             routes = look("routes", maddr)
         finally:
             demo.terminate()
