@@ -23,14 +23,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from experiments.idle_traffic.idle_swarm import idle_swarm, wait
 from experiments.idle_traffic.simulated import quiet
 from experiments.idle_traffic.wire_bytes import NotCounted, carried
-from experiments.support.live_swarm import SmallRun, Swarm
 from gwtf_p2p.cli.shared.local_run import BOOTSTRAP, RunFailed
-
-DATA_PEERS = 2
-STAGES = 3
-START_S = 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +50,10 @@ def slope(totals: Sequence[tuple[int, float]]) -> float:
     return round(statistics.linear_regression(x, y).slope, 2)
 
 
-def wait(swarm: Swarm, seconds: float) -> None:
-    """The swarm goes on meanwhile."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        swarm.poll()
-
-
 def measured(peers: int, settle_s: float, seconds: float, folder: Path) -> Idle:
     """Raises RunFailed, StoryFailed, NotCounted."""
-    in_stage, left = divmod(peers - DATA_PEERS, STAGES)
-    if left or in_stage < 1:
-        raise ValueError(f"--peers {peers}: expected {DATA_PEERS} and a multiple of {STAGES}")
-    small = SmallRun(stages=STAGES, peers_per_stage=in_stage, data_peers=DATA_PEERS, steps=1)
-    with Swarm(small, folder, options={"start_s": START_S}) as swarm:
+    with idle_swarm(peers, settle_s, folder) as swarm:
         run = swarm.run
-        swarm.until("everybody is online", lambda: run.online_s > 0, START_S)
-        swarm.until("everybody has done the only step", lambda: run.finished(small.steps), START_S)
-        wait(swarm, settle_s)
         began, before = time.monotonic(), carried(run.p2pd.values())
         wait(swarm, seconds)
         after, took_s = carried(run.p2pd.values()), time.monotonic() - began

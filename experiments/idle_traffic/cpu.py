@@ -21,8 +21,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from experiments.idle_traffic.__main__ import DATA_PEERS, STAGES, START_S, wait
-from experiments.support.live_swarm import SmallRun, Swarm
+from experiments.idle_traffic.idle_swarm import idle_swarm, wait
 from gwtf_p2p.ab.live.cpu import cpu_seconds
 from gwtf_p2p.cli.shared.local_run import BOOTSTRAP, RunFailed
 
@@ -73,15 +72,8 @@ def medians(before: dict[int, Spent], after: dict[int, Spent], pids: Collection[
 
 def measured(peers: int, chosen: argparse.Namespace, folder: Path) -> IdleCpu:
     """Raises RunFailed, StoryFailed."""
-    in_stage, left = divmod(peers - DATA_PEERS, STAGES)
-    if left or in_stage < 1:
-        raise ValueError(f"--peers {peers}: expected {DATA_PEERS} and a multiple of {STAGES}")
-    small = SmallRun(stages=STAGES, peers_per_stage=in_stage, data_peers=DATA_PEERS, steps=1)
-    with Swarm(small, folder, options={"start_s": START_S}) as swarm:
+    with idle_swarm(peers, chosen.settle_s, folder) as swarm:
         run = swarm.run
-        swarm.until("everybody is online", lambda: run.online_s > 0, START_S)
-        swarm.until("everybody has done the only step", lambda: run.finished(small.steps), START_S)
-        wait(swarm, chosen.settle_s)
         names = [name for name in run.p2pd if name != BOOTSTRAP]
         own, p2pd = [run.swarm.peers[name].pid for name in names], [run.p2pd[name] for name in names]
         began, before = time.monotonic(), spent([*own, *p2pd])

@@ -17,12 +17,12 @@ from gwtf_p2p.live.measure.link_estimates import LinkProbes
 from gwtf_p2p.live.rpc.api import DataPlane, Header, PushResult, RpcFailed
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
-from gwtf_p2p.protocol.view.idle_links import IdleLinks, Probe, Spare, takes
+from gwtf_p2p.protocol.view.idle_links import LOOK_S, IdleLinks, Probe, Spare, takes
 from gwtf_p2p.protocol.view.network_view import NetworkView
 
 KIND = "probe"
-LOOK_S, REST_LOOK_S = 2.0, 6.0
-"""Between two looks; the second one, when nothing was due at the last."""
+REST_LOOK_S = 6.0
+"""Between two looks, when nothing was due at the last."""
 
 PUT_OFF_LOOK_S = 0.5
 DEADLINE_S = 20.0

@@ -285,7 +285,7 @@ class RecordKeeper:
         """Not when nothing was told since the last look but signs of life, which are looked at more rarely unless somebody is
         missed that might have given one."""
         view, lost = machine.ctx.view, machine.ctx.liveness.lost
-        seen = self.exchange.stated_times(), self._from_dht.readings, id(self._own)
+        seen = self.exchange.stated_times(), self._from_dht.readings, self._own.sequence_number if self._own is not None else 0
         is_same = seen == self._seen and view is self._view and now < self._seen_at + SIGNS_S
         is_heard = not self.exchange.is_alone() and not self._is_mixed()
         if is_same and is_heard and view is not None and lost.isdisjoint(view.records):

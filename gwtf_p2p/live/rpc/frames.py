@@ -188,9 +188,7 @@ class FrameStream(asyncio.BufferedProtocol):
         self._fail(f"the stream broke: {exc}" if exc else "the stream ended")
         before, self._before, self._writer, self._transport = self._before, None, None, _ENDED
         if isinstance(before, asyncio.Protocol):
-            before.connection_lost(
-                None
-            )  # whoever read the greeting: it lets go of the connection only when it hears of its end
+            before.connection_lost(None)  # it has read the greeting, and holds the connection until it hears of its end
 
     def eof_received(self) -> bool:
         self._fail("the stream ended")

@@ -32,6 +32,9 @@ from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.replica_choice import neighbouring_stages
 
+LOOK_S = 2.0
+"""Between two looks of a peer at its links, while there is something to probe."""
+
 FIRST_BYTES = 64 << 10
 ROUND_TRIP_BYTES = 256
 BANDWIDTH_BYTES = 256 << 10

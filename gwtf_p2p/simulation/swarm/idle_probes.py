@@ -13,13 +13,10 @@ from dataclasses import dataclass, field
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.exchange.pace import SMALL
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.protocol.view.idle_links import FIRST_BYTES, IdleLinks, LinkAge, Probe, Spare
+from gwtf_p2p.protocol.view.idle_links import FIRST_BYTES, LOOK_S, IdleLinks, LinkAge, Probe, Spare
 from gwtf_p2p.simulation.lines.links import Transfer
 from gwtf_p2p.simulation.swarm.build import Swarm
 from gwtf_p2p.simulation.world.population import SimulatedPeer
-
-LOOK_S = 2.0
-"""Between two looks of a peer, as live."""
 
 
 @dataclass(slots=True)
