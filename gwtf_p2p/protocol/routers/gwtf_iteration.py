@@ -12,7 +12,8 @@ i-th flow of the share, when its time has come (`schedule/releases`). Plans depe
 - There is something to plan when the figures have changed (`pipeline_view.figures_of`), and, when they have not, `SEARCHES`
   times more, once in an iteration: the search then goes on from what is published.
 - A repair, which stage peers ask for too, goes by the published flows: all that lead through excluded peers are mended together
-  (`iteration_plan.Mended`). Where nothing is published, it takes the cheapest way among peers with room.
+  (`iteration_plan.Mended`; in a large swarm those of one stage: `repairs`). Where nothing is published, it takes the cheapest
+  way among peers with room.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections import Counter
 
 from gwtf_p2p.protocol.core.router import HopObservation, NoRoute, Route, RouteRequest
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
-from gwtf_p2p.protocol.remembered import OfViews
+from gwtf_p2p.protocol.remembered import VIEWS_REMEMBERED, OfViews, Remembered
 from gwtf_p2p.protocol.routers.cheapest import CheapestWays
 from gwtf_p2p.protocol.routers.spare import SpareCapacity
 from gwtf_p2p.protocol.schedule.from_view import figures_of, swarm_of
@@ -29,6 +30,7 @@ from gwtf_p2p.protocol.schedule.iteration_plan import Mended, whole_ticks
 from gwtf_p2p.protocol.schedule.mending import MANY_PEERS
 from gwtf_p2p.protocol.schedule.published import published_flow, published_flows
 from gwtf_p2p.protocol.schedule.releases import Releases
+from gwtf_p2p.protocol.schedule.repairs import Repairs
 from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.view.plans import IterationPlan, PipelineFigures, PlanRequest
 
@@ -46,6 +48,7 @@ Seen = tuple[NetworkView | None, frozenset[PeerId]]
 """A view, and the peers in it that must not be used."""
 
 _MENDED = OfViews[Mended | None]()
+_REPAIRS = Remembered[Repairs](VIEWS_REMEMBERED)
 
 
 class IterationRouter:
@@ -250,6 +253,10 @@ class IterationRouter:
         """The stages asked for of the microbatch's flow without excluded peers; the cheapest way when that is unknown."""
         view = self._spare.view
         assert view is not None
+        if len(view.records) >= MANY_PEERS:
+            repairs, stages = _REPAIRS.of((view,), lambda: Repairs(view)), (request.first_stage, request.last_stage)
+            way = repairs.flow_for(request.microbatch, stages, request.excluding)
+            return Route(way, "planned, excluded peers replaced") if way is not None else self._ways.cheapest(request)
         mended = _MENDED.of(view, request.excluding, lambda: _mended(view, request.excluding))
         microbatch = request.microbatch
         stage_peers = mended.flow_at(microbatch.data_peer, microbatch.index) if mended is not None else None

@@ -49,12 +49,12 @@ def _all_figures(view: NetworkView, gone: frozenset[PeerId]) -> tuple[PipelineFi
     missing = next((k for k in range(view.stages + 1) if k not in staffed), None)
     if missing is not None:
         return None, f"stage {missing} has no peer"
-    typical = _typical_s(records)
+    typical = typical_s(records)
     peers = tuple(_figures_of(r, typical[r.stage]) for r in records)
     return PipelineFigures(view.stages, view.microbatch_bytes, view.gradient_bytes, peers, view.end_bytes), ""
 
 
-def _typical_s(records: Iterable[StageRecord]) -> dict[Stage, tuple[float, float]]:
+def typical_s(records: Iterable[StageRecord]) -> dict[Stage, tuple[float, float]]:
     """Median forward and backward seconds of each stage's measured peers."""
     known: dict[Stage, list[StageRecord]] = {}
     for record in records:
@@ -97,15 +97,17 @@ _USUAL = _Newest[Usual]()
 
 
 def _figures_of(record: StageRecord, typical: tuple[float, float]) -> PeerFigures:
-    return _FIGURES.of(record.peer, record, typical, lambda: _figures(record, *typical))
+    return _FIGURES.of(record.peer, record, typical, lambda: _figures(record, typical))
 
 
-def _figures(record: StageRecord, first_s: float, second_s: float) -> PeerFigures:
-    """By its stage's typical seconds, where it has measured none."""
-    if record.forward is not None:
-        first_s = record.forward_s
-    if record.backward is not None:
-        second_s = record.backward_s
+def seconds_of(record: StageRecord, typical: tuple[float, float]) -> tuple[float, float]:
+    """Of its forward and its backward: its stage's typical ones, where it has measured none."""
+    first_s = record.forward_s if record.forward is not None else typical[0]
+    return first_s, record.backward_s if record.backward is not None else typical[1]
+
+
+def _figures(record: StageRecord, typical: tuple[float, float]) -> PeerFigures:
+    first_s, second_s = seconds_of(record, typical)
     loss_s = 0.0
     if record.stage == DATA_STAGE:  # its `forward` is the head and loss, its `backward` the embedding
         loss_s, first_s = first_s, second_s

@@ -237,12 +237,9 @@ def _least_loaded(pipeline: Pipeline, load: Load, m: int, path: Path, stage: int
 
 class Mended:
     """Flows with every stage peer that is gone replaced, all together: whoever repairs one of them by the same records makes
-    the same choice for the others, so they do not all go to one stage peer."""
+    the same choice for the others, so they do not all go to one stage peer. For swarms that are not large (else `repairs`)."""
 
     def __init__(self, figures: PipelineFigures, flows: Sequence[Flow]) -> None:
-        if len(figures.peers) >= MANY_PEERS:
-            self._flows = mended(figures, flows)
-            return
         pipeline = pipeline_of(figures)
         paths = _with_stage_peers(pipeline, flows)
         self._flows = [(pipeline.peers[path[0]], tuple(pipeline.peers[i] for i in path[1:])) for path in paths]

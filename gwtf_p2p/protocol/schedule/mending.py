@@ -7,14 +7,14 @@ its neighbours in the flow and after what it is there for already (as first path
 slots are all spoken for, and which computes nothing again, comes after all others. Where a stage is very large, some of it are
 looked at, others for each microbatch. What a mend takes grows with the gaps, and little with the swarm.
 
-Flows that are whole keep their release. Equal figures and flows are mended alike, so whoever repairs one of them by the same
-records makes the same choice for the others, and they do not all go to one stage peer.
+Flows that are whole keep their release. What stage peers repair meanwhile is `repairs`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypeVar
 
 from gwtf_p2p.protocol.ids import DATA_STAGE
 from gwtf_p2p.protocol.schedule.from_view import pipeline_of
@@ -32,6 +32,8 @@ GONE = -1
 
 STEP = 29
 """From one gap's first stage peer to the next one's: neighbours in a stage are no more alike than others."""
+
+T = TypeVar("T")
 
 
 def with_gaps(pipeline: Pipeline, flows: Sequence[Flow]) -> tuple[list[list[int]], list[tuple[int, int]]]:
@@ -77,10 +79,10 @@ def _soonest(pipeline: Pipeline, way: Sequence[int], k: int, m: int, taken: Coun
             way_us += pipeline.there_and_back_us(k, i, below)
         return not recomputes and taken[i] >= pipeline.slots[i], way_us + (1 + taken[i]) * work_us, i
 
-    return min(_looked_at(pipeline.stage_peers[k], m + k), key=price)
+    return min(looked_at(pipeline.stage_peers[k], m + k), key=price)
 
 
-def _looked_at(peers: Sequence[int], gap: int) -> Sequence[int]:
+def looked_at(peers: Sequence[T], gap: int) -> Sequence[T]:
     """All of a stage, or a part of it."""
     if len(peers) <= LOOKED_AT:
         return peers

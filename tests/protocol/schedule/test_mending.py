@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.schedule.from_view import figures_of
-from gwtf_p2p.protocol.schedule.iteration_plan import Mended, plan_for, revise
+from gwtf_p2p.protocol.schedule.iteration_plan import plan_for, revise
 from gwtf_p2p.protocol.schedule.mending import LOOKED_AT, MANY_PEERS, STEP, mended
 from gwtf_p2p.protocol.schedule.published import published_flow, published_flows
+from gwtf_p2p.protocol.schedule.repairs import Repairs
 from gwtf_p2p.protocol.view.network_view import NetworkView
-from gwtf_p2p.protocol.view.plans import Flow, PipelineFigures
+from gwtf_p2p.protocol.view.plans import Flow, PipelineFigures, tag
 from gwtf_p2p.protocol.wire.records import StageRecord
 from tests.protocol.flow.problems import record
 
@@ -33,6 +34,18 @@ def figures(view: NetworkView, *gone: str) -> PipelineFigures:
 
 def through(*firsts: str) -> list[Flow]:
     return [(D, (PeerId(first), PeerId("pqr"[n % 3]))) for n, first in enumerate(firsts)]
+
+
+def publishing(view: NetworkView, flows: list[Flow]) -> NetworkView:
+    """The same records, and the data peer says that these are its flows."""
+    texts = tuple(f"{n}:{''.join(map(tag, path))}" for n, (_, path) in enumerate(flows))
+    records = [replace(one, flows=texts) if one.peer == D else one for one in view.records.values()]
+    return NetworkView.of(records, view.stages, 1000)
+
+
+def repaired(view: NetworkView, n: int, *without: str, last: int = 2) -> tuple[PeerId, ...] | None:
+    """The flow of the data peer's n-th microbatch up to a stage."""
+    return Repairs(view).flow_for(MicrobatchId(D, 0, n), (Stage(1), Stage(last)), frozenset(map(PeerId, without)))
 
 
 def test_only_flows_that_lead_through_who_is_gone_change_and_nothing_is_forecast() -> None:
@@ -60,8 +73,30 @@ def test_gaps_are_spread_and_who_repairs_by_the_same_records_closes_them_alike()
     now = mended(figures(view, "a0000"), flows)
     assert max(Counter(stage_peers[0] for _, stage_peers in now).values()) == 1
     assert [path[1] for _, path in now] == [path[1] for _, path in flows]
-    repaired = Mended(figures(view, "a0000"), flows)
-    assert [repaired.flow_at(D, n) for n in range(6)] == [path for _, path in now]
+    assert [repaired(publishing(view, flows), n, "a0000") for n in range(6)] == [path for _, path in now]
+
+
+def test_a_repair_looks_at_no_other_stage_and_is_made_once_for_all_without_the_same_peers_of_its_own() -> None:
+    """Who else is not to be used, in other stages, is another matter: two that know of other losses still choose alike."""
+    view = publishing(large(), through(*["a0000"] * 6))
+    whole = [repaired(view, n, "a0000", "p") for n in range(6)]
+    assert [path and path[0] for path in whole] == [path and path[0] for path in (repaired(view, n, "a0000") for n in range(6))]
+    assert all(path and path[1] != "p" for path in whole)
+    assert repaired(view, 0, "p", last=1) == ("a0000",), "nothing is amiss there"
+
+
+def test_nothing_is_repaired_where_a_stage_has_nobody_left_or_nothing_is_published() -> None:
+    view = publishing(large(), through("a0000"))
+    assert repaired(view, 0, "p", "q", "r") is None
+    instead = repaired(view, 0, "p", "q", "r", "a0000", last=1)
+    assert instead is not None and instead[0].startswith("a") and instead[0] != "a0000"
+    assert repaired(view, 0, "d") is None and repaired(large(), 0) is None
+
+
+def test_who_is_not_in_its_stage_any_more_is_replaced_though_nobody_excludes_it() -> None:
+    view = publishing(large(), through("a0000", "gone", "a0001"))
+    path = repaired(view, 1)
+    assert path is not None and path[0] not in {"", "gone", "a0000", "a0001"}
 
 
 def test_a_stage_peer_without_a_free_slot_comes_after_all_others() -> None:
