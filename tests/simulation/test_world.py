@@ -58,6 +58,14 @@ def test_a_record_is_seen_after_the_delay_and_until_it_expires() -> None:
     assert A not in directory.view(seen_at + 45.5).records
 
 
+def test_the_record_of_a_peer_that_publishes_all_the_time_stays_visible() -> None:
+    directory = Directory(1, 1000, 1000, delay_s=1.0, tick_s=0.5)
+    for sequence in range(100):
+        directory.publish(record(sequence), sequence * 0.05)
+    seen = directory.view(5.0).records
+    assert A in seen and seen[A].sequence_number == 80, "the newest that is a second old"
+
+
 def test_readers_share_a_view_while_nothing_is_new() -> None:
     directory = Directory(1, 1000, 1000)
     directory.publish(record(1), 0.0)

@@ -2,14 +2,16 @@
 
 A record costs its maker a key and a signature, so one machine can publish a thousand of them. What plans, averages or waits for
 peers that are not there loses time with each, so a peer is *proven* when it has said something here or has answered a question.
-As long as at most `FEW` peers of the records are not proven, all count: a small swarm begins, and newcomers are used, without
-any delay. When there are more, those that were not there before do not count until they are: each is asked once whether it is
-there, in rounds of `AT_ONCE` at a time, and asked again when it has published another record and some time has passed, twice
-as long after each failure. The records that a peer finds when it starts are shown to it when all of that crowd have been asked.
+As long as at most `FEW` peers of the records (in a large swarm one for each `OF_A_FEW` proven ones) are not proven, all count:
+a small swarm begins, and newcomers are used, without any delay. When there are more, those that were not there before do not
+count until they are: each is asked once whether it is there, in rounds of `AT_ONCE` at a time, and asked again when it has
+published another record and some time has passed, twice as long after each failure. The records that a peer finds when it
+starts are shown to it when all of that crowd have been asked.
 
-That everybody greets everybody grows with the square of the swarm. Of more than `CROWD` at once a peer therefore greets a
-sample first, drawn by chance: where nearly all of it answer, the others are *vouched for*, else all are greeted. Data peers,
-who plan with them, draw a larger one: of a crowd that they vouch for hardly more than a twentieth is nobody.
+That everybody greets everybody grows with the square of the swarm. Where there are records of more than `CROWD` peers, one
+therefore greets a sample of a crowd first, drawn by chance: where nearly all of it answer, the others are *vouched for*, else
+all are greeted. Data peers, who plan with them, draw a larger one: of a crowd that they vouch for hardly more than a twentieth
+is nobody.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ from gwtf_p2p.protocol.view.network_view import NetworkView, Partly
 FEW = 32
 """Peers that are not proven and count all the same. Each that is not there costs one microbatch a detour, once."""
 
+OF_A_FEW = 16
+"""Proven peers for each that counts unproven, where that is more: what detours cost is small beside what those do."""
+
 AT_ONCE = 128
 """Greetings under way: each is a small message, but one to nobody keeps a dialling socket for seconds."""
 
@@ -37,11 +42,11 @@ GREETING_S = 2.0
 """For an answer: nothing is suspected, and silence makes nobody lost, so a far peer has more time than with other questions."""
 
 CROWD = 512
-"""Up to so many that are not proven everybody is greeted by everybody."""
+"""Among so many records everybody is greeted by everybody."""
 
 SAMPLE, MOST_SILENT = 32, 3
-"""Of a larger crowd: so many are asked for all, and so many of them may be silent. Where half of a crowd are nobody, one sample
-in a million is as good as that."""
+"""Of a crowd among more: so many are asked for all, and so many of them may be silent. Where half of a crowd are nobody, one
+sample in a million is as good as that."""
 
 SAMPLE_TO_PLAN = AT_ONCE
 """The same for a data peer, whose plans lead through all that it vouches for. It takes no longer: they are asked at once."""
@@ -52,7 +57,7 @@ class Sample:
 
     def __init__(self, crowd: Crowd, random: Random, size: int) -> None:
         self.crowd = crowd
-        self.peers = sorted(random.sample(crowd.in_order, size))
+        self.peers = sorted(random.sample(crowd.in_order, min(size, len(crowd.in_order))))
         self._open, self._silent = {*self.peers}, 0
 
     @property
@@ -87,6 +92,7 @@ class Probation:
         self._unproven = Unproven(context.me)
         self._let_in: set[PeerId] = set()
         self._asked: set[PeerId] = set()
+        self._answered: set[PeerId] = set()
         self._queue: list[PeerId] = []
         self._absent: dict[PeerId, Absent] = {}
         self._first: set[PeerId] | None = None
@@ -100,12 +106,12 @@ class Probation:
         """What of these records counts now; None while the first ones are being greeted."""
         self._view, self._is_news, self._hidden = view, False, None
         self._forget_the_gone(view)
-        unproven = self._unproven
-        if unproven.at_least <= FEW and len(unproven.all) <= FEW:
+        unproven, few = self._unproven, self._few
+        if unproven.at_least <= few and len(unproven.all) <= few:
             self._let_in |= unproven.all
             self._queue.clear()
         else:
-            known = sorted(peer for peer in self._let_in if peer in unproven)
+            known = sorted(peer for peer in self._let_in if peer in unproven) if len(view.records) <= CROWD else ()
             self._queue = [peer for peer in (*known, *self._to_greet()) if self._is_due(peer, view)]
             self._greet()
         self._first = self._first & view.records.keys() - self._let_in if self._first else set()
@@ -116,34 +122,42 @@ class Probation:
         is_news, self._is_news = self._is_news, False
         return self.shown if is_news else None
 
+    @property
+    def _few(self) -> int:
+        return max(FEW, (len(self._unproven.members) - self._unproven.at_least) // OF_A_FEW)
+
     def heard(self, peer: PeerId) -> bool:
         """It has said something. True if it counts only since then: that is told when the round under way has ended, or at once
         when none is."""
+        if peer in self._answered:
+            self._answered.discard(peer)
+            self._shows(peer)
+            return True
         if peer in self._unproven.proven or self._view is None or peer not in self._view.records:
             return False
         was_shown = peer in self._let_in
         self._prove(peer)
+        self._shows(peer)
         self._is_news = self._is_news or not (was_shown or self._asked)
         return not was_shown
 
     def _to_greet(self) -> Sequence[PeerId]:
         """Those to greet of peers that do not count yet."""
         is_first = self._first is None
-        if self._unproven.at_least - len(self._let_in) <= CROWD:
+        if len(self._unproven.members) <= CROWD:
             fresh = sorted(self._unproven.all - self._let_in)
-            if len(fresh) <= CROWD:
-                self._first = set(fresh) if is_first else self._first
-                return fresh
+            self._first = set(fresh) if is_first else self._first
+            return fresh
         sample = self._sample
         if sample is None or (sample.vouched is not None and self._are_many_beyond(sample.crowd)):
             draw = Random(f"{self.ctx.me} {self.ctx.incarnation} {self.ctx.now}")
             size = SAMPLE_TO_PLAN if self.ctx.stage == DATA_STAGE else SAMPLE
-            sample = self._sample = Sample(self._unproven.without(self._let_in), draw, size)
+            sample = self._sample = Sample(self._unproven.without(()), draw, size)
         self._first_is_sampled |= is_first
         return sorted(self._unproven.all - self._let_in) if sample.vouched is False else sample.peers
 
     def _are_many_beyond(self, crowd: Crowd) -> bool:
-        return sum(peer not in crowd for peer in self._unproven.all - self._let_in) > CROWD
+        return sum(peer not in crowd for peer in self._unproven.all) > self._few
 
     def _sampled(self, peer: PeerId, *, is_there: bool) -> None:
         """What comes of a greeting for the crowd that the peer was drawn from."""
@@ -172,8 +186,11 @@ class Probation:
         return peer in self._unproven.proven and self._view is not None and peer in self._view.records
 
     def answered(self, peer: PeerId) -> None:
-        """It is there."""
+        """It is there. It counts when all of its round have answered or failed: so peers that greet the same crowd go through
+        the same few views of it, and not each through its own."""
         if self._view is not None and peer in self._view.records:
+            if peer in self._asked and peer in self._unproven and peer not in self._let_in:
+                self._answered.add(peer)
             self._prove(peer)
         self._sampled(peer, is_there=True)
         self._end(peer)
@@ -190,12 +207,15 @@ class Probation:
 
     def _prove(self, peer: PeerId) -> None:
         self._unproven.prove(peer)
-        if self._hidden is not None and peer in self._hidden:
-            self._since.setdefault(peer, len(self._since))
         self._let_in.discard(peer)
         self._absent.pop(peer, None)
         if self._first:
             self._first.discard(peer)
+
+    def _shows(self, peer: PeerId) -> None:
+        """What counts shows this one as well, if it was hidden."""
+        if self._hidden is not None and peer in self._hidden:
+            self._since.setdefault(peer, len(self._since))
 
     def _end(self, peer: PeerId) -> None:
         """A greeting is over. What has come of a round is told once, when all of it are."""
@@ -204,7 +224,8 @@ class Probation:
         if peer in self._asked:
             self._asked.discard(peer)
             if not self._asked:
-                self._is_news = True
+                self._answered.clear()
+                self._hidden, self._is_news = None, True
                 self._greet()
 
     def _is_due(self, peer: PeerId, view: NetworkView) -> bool:
@@ -233,9 +254,14 @@ class Probation:
             return None
         few = self._unproven.few_others
         if few is not None:
-            return view.showing({one: view.records[one] for one in sorted(few | self._let_in) if one in view.records})
-        hidden = self._unproven.all - self._let_in
+            shown = sorted((few | self._let_in) - self._answered)
+            return view.showing({one: view.records[one] for one in shown if one in view.records})
+        hidden = self._hides
         return view.without(hidden) if hidden else view
+
+    @property
+    def _hides(self) -> set[PeerId]:
+        return (self._unproven.all - self._let_in) | self._answered
 
     @property
     def shown_now(self) -> NetworkView | None:
@@ -244,7 +270,7 @@ class Probation:
         if view is None or self._first or self._first_is_sampled or self._unproven.few_others is not None:
             return self.shown
         if self._hidden is None:
-            self._hidden, self._since = frozenset(self._unproven.all - self._let_in), {}
+            self._hidden, self._since = frozenset(self._hides), {}
         hides = len(self._hidden) > len(self._since)
         return view.showing(Partly(view.records, self._hidden, self._since, len(self._since))) if hides else view
 
@@ -253,5 +279,6 @@ class Probation:
         if not self._unproven.saw(view.members):
             return
         self._let_in &= view.members
+        self._answered &= view.members
         if len(self._absent) > MOST_REMEMBERED:
             self._absent = {peer: absent for peer, absent in self._absent.items() if peer in view.records}

@@ -24,12 +24,14 @@ class Directory:
     end_bytes: int | None = None
     expiry_s: float = 45.0
     _published: dict[PeerId, list[tuple[float, StageRecord]]] = field(default_factory=dict)
-    _cached: tuple[int, NetworkView] | None = None
+    _cached: tuple[float, NetworkView] | None = None
 
     def publish(self, record: StageRecord, now: float) -> None:
         told = self._published.setdefault(record.peer, [])
         told.append((now, record))
-        del told[:-8]
+        shown_since = self._tick(now) - self.delay_s
+        while len(told) > 1 and told[1][0] <= shown_since:
+            del told[0]
 
     def has_record_of(self, peer: PeerId) -> bool:
         """It has published one, whether it is visible yet or not."""
@@ -39,12 +41,16 @@ class Directory:
         """When readers see a record: the first tick after the delay."""
         return (int((published_at + self.delay_s) / self.tick_s) + 1) * self.tick_s
 
+    def _tick(self, now: float) -> float:
+        """When readers looked last."""
+        return int(now / self.tick_s) * self.tick_s
+
     def view(self, now: float) -> NetworkView:
         """What is visible at `now`; the same object while nothing new became visible."""
-        tick = int(now / self.tick_s)
+        tick = self._tick(now)
         if self._cached is not None and self._cached[0] == tick:
             return self._cached[1]
-        horizon = tick * self.tick_s - self.delay_s
+        horizon = tick - self.delay_s
         visible: list[StageRecord] = []
         for peer in sorted(self._published):
             seen = [(at, record) for at, record in self._published[peer] if at <= horizon]

@@ -9,7 +9,7 @@ import pytest
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, Stage
-from gwtf_p2p.protocol.trust.probation import AGAIN_AFTER_S, AT_ONCE, CROWD, FEW, MOST_SILENT, SAMPLE, SAMPLE_TO_PLAN
+from gwtf_p2p.protocol.trust.probation import AGAIN_AFTER_S, AT_ONCE, CROWD, FEW, MOST_SILENT, OF_A_FEW, SAMPLE, SAMPLE_TO_PLAN
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 from tests.protocol.peers import A2, A, B, D, Driven, data_peer, in_step, record, stage_peer
@@ -149,17 +149,45 @@ def test_a_large_crowd_is_vouched_for_by_a_sample_that_answers() -> None:
 
 def test_a_large_crowd_whose_sample_is_silent_is_greeted_one_by_one() -> None:
     driven = crowd_of_a_stage_peer(2 * CROWD)
-    sample = greeted(driven)
-    asked = {*sample, B}
-    for n, peer in enumerate(sample):
+    asked = {ask.peer for ask in driven.did(ef.Ask)}
+    waiting: list[PeerId] = []
+    for n, peer in enumerate(sorted(asked)):
+        assert not waiting and counts(driven) == {D, A, B}, "it is told when all of a round have answered or failed"
         driven.handle(ev.CheckFailed(peer, "refused", silent=False) if n <= MOST_SILENT else ev.CheckAnswered(peer, (), 0.01))
-        asked |= {ask.peer for ask in driven.did(ef.Ask)}
-    waiting = fail(driven, [B])
+        waiting = [ask.peer for ask in driven.did(ef.Ask)]
     assert len(counts(driven)) == 3 + SAMPLE - MOST_SILENT - 1, "those that have answered"
     while waiting:
         asked |= {*waiting}
         waiting = fail(driven, waiting)
     assert len(asked) == 2 * CROWD + 1
+
+
+def test_of_a_large_swarm_newcomers_count_by_the_sixteenth_and_more_are_vouched_for_by_a_sample() -> None:
+    """What each peer does for newcomers does not grow with how many there are."""
+    driven = crowd_of_a_stage_peer(2 * CROWD)
+    for peer in greeted(driven):
+        driven.handle(ev.CheckAnswered(peer, (), 0.01))
+    few = (3 + 2 * CROWD) // OF_A_FEW
+    driven.sees([*SMALL, *ghosts(2 * CROWD + few - 1)])  # B has not said anything either
+    assert not greeted(driven) and len(counts(driven)) == 3 + 2 * CROWD + few - 1
+    driven.sees([*SMALL, *ghosts(2 * CROWD + few + 9)])
+    sample = [ask.peer for ask in driven.did(ef.Ask)]
+    assert len(sample) == SAMPLE and {*sample} <= {B, *(ghost.peer for ghost in ghosts(few + 9, begin=2 * CROWD))}
+    assert len(counts(driven)) == 3 + 2 * CROWD + few - 1, "those that counted still do"
+    for peer in sample:
+        driven.handle(ev.CheckAnswered(peer, (), 0.01))
+    assert len(counts(driven)) == 3 + 2 * CROWD + few + 9
+    assert not driven.did(ef.Ask)
+
+
+def test_who_has_answered_counts_before_the_end_of_its_round_when_it_says_something() -> None:
+    driven = attacked()
+    ghost = ghosts(1)[0].peer
+    driven.handle(ev.CheckAnswered(ghost, (), 0.01))
+    driven.sees([*SMALL, *ghosts(MANY, sequence_number=1)])
+    assert counts(driven) == {D, A, B}
+    driven.hears(ghost, msg.Inquire(0, 1))
+    assert counts(driven) == {D, A, B, ghost} and not driven.reported("message_refused")
 
 
 def test_a_data_peer_vouches_for_a_large_crowd_by_a_larger_sample() -> None:
