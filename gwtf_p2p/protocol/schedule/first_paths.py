@@ -7,6 +7,9 @@ later: they do not wait for all that a stage peer will do in the iteration, but 
 `rerouted`: each microbatch in turn is taken off its path and given the best one again, with all others where they are, at a
 part of that price (as wires are routed on a chip: McMurchie and Ebeling 1995, `PathFinder`). Which part is right depends on how
 long stage peers stand idle between microbatches, so several are tried (`PARTS`), and whoever asks picks by forecast.
+
+Of a very large stage each microbatch looks at a part (`mending.looked_at`), another for each: what a plan takes grows with the
+microbatches, and not with their product with the pairs of peers.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gwtf_p2p.protocol.schedule.from_view import ViewLinks
+from gwtf_p2p.protocol.schedule.mending import LOOKED_AT, looked_at
 from gwtf_p2p.protocol.schedule.model import UNLIMITED, Path, Pipeline
 from gwtf_p2p.protocol.view.hop_cost import MICROSECONDS
 from gwtf_p2p.protocol.view.network_view import ASSUMED_BANDWIDTH_BYTES_PER_S
@@ -52,15 +56,22 @@ class _Ways:
         self._work_us = [np.array([_work_us(pipeline, i) for i in layer]) for layer in self.layers]
         waits, slots = pipeline.waits_for_slots, pipeline.slots
         self._slots = [np.array([float(slots[i] if waits(i) else UNLIMITED) for i in layer]) for layer in self.layers]
+        self._places = [range(len(layer)) for layer in self.layers]
+        self._is_very_large = any(len(layer) > LOOKED_AT for layer in self.layers[1:])
         self._held_us, self._busy_us = ([np.zeros(len(layer)) for layer in self.layers] for _ in range(2))
 
-    def cheapest(self, source: int, part: float) -> _Way:
-        """From and to a data peer, by place, at a part of the prices."""
+    def cheapest(self, source: int, part: float, m: int) -> _Way:
+        """From and to a data peer, by place, at a part of the prices; for microbatch number m."""
         prices = [
             work + part * np.maximum(held / slot, busy)
             for work, held, slot, busy in zip(self._work_us, self._held_us, self._slots, self._busy_us, strict=True)
         ]
-        return self.along(source, _cheapest_way(self._hops_us, prices, source))
+        if not self._is_very_large:
+            return self.along(source, _cheapest_way(self._hops_us, prices, source))
+        looked = [np.array([source]), *(np.array(looked_at(places, m + k)) for k, places in enumerate(self._places[1:], 1))]
+        hops_us = [hop[np.ix_(a, b)] for hop, (a, b) in zip(self._hops_us, pairwise([*looked, looked[0]]), strict=True)]
+        chosen = _cheapest_way(hops_us, [price[at] for price, at in zip(prices, looked, strict=True)], 0)
+        return self.along(source, [int(at[i]) for at, i in zip(looked[1:], chosen, strict=True)])
 
     def along(self, source: int, places: list[int]) -> _Way:
         """What a microbatch takes of the places in layers 1..S."""
@@ -89,8 +100,8 @@ def first_paths(pipeline: Pipeline) -> list[Path]:
     """Data peers in turn, at the whole price."""
     ways = _Ways(pipeline)
     paths: list[Path] = []
-    for source in _in_turn(pipeline):
-        way = ways.cheapest(source, 1.0)
+    for m, source in enumerate(_in_turn(pipeline)):
+        way = ways.cheapest(source, 1.0, m)
         ways.change(way, 1)
         paths.append(ways.path(source, way))
     return paths
@@ -108,7 +119,7 @@ def rerouted(pipeline: Pipeline, paths: Sequence[Path], seed: int) -> Iterator[l
         for _ in range(ROUNDS):
             for m in random.sample(range(len(now)), len(now)):
                 ways.change(now[m], -1)
-                now[m] = ways.cheapest(sources[m], part)
+                now[m] = ways.cheapest(sources[m], part, m)
                 ways.change(now[m], 1)
         yield [ways.path(source, way) for source, way in zip(sources, now, strict=True)]
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gwtf_p2p.protocol.schedule.first_paths import PARTS, first_paths, rerouted
 from gwtf_p2p.protocol.schedule.from_view import figures_of, pipeline_of
+from gwtf_p2p.protocol.schedule.mending import LOOKED_AT, looked_at
 from gwtf_p2p.protocol.schedule.model import Pipeline
 from gwtf_p2p.protocol.schedule.search import Effort, foreseen, plan_iteration, score_of
 from tests.exploring import examples
@@ -50,3 +51,23 @@ def test_a_swarm_that_is_too_large_to_be_searched_is_rerouted() -> None:
         best = plan_iteration(pipeline, first, NO_SEARCH, seed)
         gained.append(score_of(best.forecast) / score_of(first.forecast))
     assert sum(gained) / len(gained) < 0.98, gained
+
+
+def test_of_a_very_large_stage_each_microbatch_looks_at_a_part_and_the_plan_is_hardly_worse() -> None:
+    """The parts are others for each, so all of a stage is used; what is left out is made up for by the many that are there."""
+    pipeline = pipeline_for(0, Size(stages=2, stage_peers=3 * LOOKED_AT, data_peers=3, demand=20))
+    first = first_paths(pipeline)
+    for paths in (first, *rerouted(pipeline, first, 0)):
+        for m, path in enumerate(paths):
+            for k, stage_peer in enumerate(path[1:], start=1):
+                assert stage_peer in looked_at(pipeline.stage_peers[k], m + k)
+    least = [min(path_us(pipeline, (first[0][0], i, j)) for i in pipeline.stage_peers[1] for j in pipeline.stage_peers[2])]
+    assert path_us(pipeline, first[0]) < 1.3 * least[0]
+
+
+def path_us(pipeline: Pipeline, path: tuple[int, ...]) -> float:
+    """Of a microbatch that is alone."""
+    hops = zip(path, (*path[1:], path[0]), strict=True)
+    return sum(pipeline.there_and_back_us(k, a, b) for k, (a, b) in enumerate(hops)) + sum(
+        pipeline.before_us[i] + pipeline.after_us[i] for i in path[1:]
+    )
