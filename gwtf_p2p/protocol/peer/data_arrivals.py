@@ -9,7 +9,7 @@ from __future__ import annotations
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.core.lifecycle import Phase
+from gwtf_p2p.protocol.core.lifecycle import Held, Phase
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.finish_iteration import Finishing
 from gwtf_p2p.protocol.peer.injecting import Injecting
@@ -79,13 +79,20 @@ class DataArrivals:
         elif isinstance(message, Forward) and held.phase is Phase.RECEIVING_RESULT:
             held.delivered(sender, ctx.now)
             ctx.move(held, Phase.QUEUED_LOSS)
-        elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
-            held.gradient_is_here(message.done_by)
-            self.transfers.send_activation.returned(held, sender)
-            ctx.move(held, Phase.QUEUED_FINISH)
-            ctx.router.observe_end(held.id, ctx.now)
-            self.finishing.back(held)
-            self.injecting.inject()
+        elif isinstance(message, Backward):
+            if held.phase is Phase.RETURNING and held.gradient_from == sender:
+                ctx.move(held, Phase.RECEIVING_GRADIENT)  # what broke off was an earlier transfer of this sender's
+            if held.phase is Phase.RECEIVING_GRADIENT:
+                self._is_back(held, sender, message)
+
+    def _is_back(self, held: Held, sender: PeerId, message: Backward) -> None:
+        """The gradient of an embedding is here whole."""
+        held.gradient_is_here(message.done_by)
+        self.transfers.send_activation.returned(held, sender)
+        self.ctx.move(held, Phase.QUEUED_FINISH)
+        self.ctx.router.observe_end(held.id, self.ctx.now)
+        self.finishing.back(held)
+        self.injecting.inject()
 
     def unheard(self, sender: PeerId, message: TensorMessage) -> None:
         """One that this peer does not listen to offers a tensor: whoever has handed it the microbatch may not know that."""

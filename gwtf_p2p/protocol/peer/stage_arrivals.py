@@ -98,10 +98,13 @@ class StageArrivals:
         elif isinstance(message, Forward) and held.phase is Phase.RECEIVING:
             held.delivered(sender, ctx.now)
             ctx.move(held, Phase.QUEUED_FORWARD)
-        elif isinstance(message, Backward) and held.phase is Phase.RECEIVING_GRADIENT:
-            held.gradient_is_here(message.done_by)
-            self.transfers.send_activation.returned(held, sender)
-            ctx.move(held, Phase.QUEUED_BACKWARD)
+        elif isinstance(message, Backward):
+            if held.phase is Phase.FORWARDED and held.gradient_from == sender:
+                ctx.move(held, Phase.RECEIVING_GRADIENT)  # what broke off was an earlier transfer of this sender's
+            if held.phase is Phase.RECEIVING_GRADIENT:
+                held.gradient_is_here(message.done_by)
+                self.transfers.send_activation.returned(held, sender)
+                ctx.move(held, Phase.QUEUED_BACKWARD)
 
     def unheard(self, sender: PeerId, message: TensorMessage) -> None:
         """One that this peer does not listen to offers a tensor: whoever has handed it the microbatch may not know that."""

@@ -158,6 +158,19 @@ def test_a_gradient_that_breaks_off_makes_its_sender_suspect_and_may_come_again(
     assert offered(driven, B, backward())[0] is Verdict.ACCEPTED
 
 
+def test_a_gradient_that_arrives_whole_counts_though_an_earlier_transfer_of_it_is_heard_to_break_off_meanwhile() -> None:
+    """A sender that gives a transfer up and begins another: how the first one ended is known after a while."""
+    driven = in_step()
+    driven.is_accepted(driven.hands_on(M, D, (7, 0), RING))
+    offered(driven, B, backward())
+    offered(driven, B, backward())
+    driven.handle(ev.DeliveryBroken(B, backward(), "it was not taken up again"))
+    driven.handle(ev.Delivered(B2, backward()))
+    assert not driven.did(ef.Compute), "from somebody whose offer was not taken"
+    driven.handle(ev.Delivered(B, backward()))
+    assert driven.did(ef.Compute) == [ef.Compute(ev.Work.BACKWARD, M)]
+
+
 # ---- a data peer
 
 
@@ -227,3 +240,17 @@ def test_a_gradient_is_busy_before_the_loss_and_a_duplicate_when_it_is_there() -
     assert offered(driven, A, gradient)[0] is Verdict.ACCEPTED
     driven.handle(ev.Delivered(A, gradient))
     assert offered(driven, A, gradient)[0] is Verdict.DUPLICATE
+
+
+def test_a_gradient_of_an_embedding_counts_though_an_earlier_transfer_of_it_is_heard_to_break_off_meanwhile() -> None:
+    driven = travelling()
+    gradient = msg.Backward(M, (7, 0), DATA_STAGE, (A, B))
+    offered(driven, B, result())
+    driven.handle(ev.Delivered(B, result()))
+    driven.computes(ev.Work.LOSS, M, loss=1.0)
+    driven.is_accepted(driven.pushed())
+    offered(driven, A, gradient)
+    offered(driven, A, gradient)
+    driven.handle(ev.DeliveryBroken(A, gradient, "it was not taken up again"))
+    driven.handle(ev.Delivered(A, gradient))
+    assert driven.did(ef.Compute) == [ef.Compute(ev.Work.FINISH, M)]
