@@ -9,6 +9,8 @@ i-th flow of the share, when its time has come (`schedule/releases`). Plans depe
 - Planning is too long for `route`: `planning` returns a request when there is something to plan, whoever runs the peer has it
   planned where it disturbs nobody, and `planned` takes the plan. An iteration waits for it only when there is no plan, or
   when peers have come or gone: figures that have merely changed are planned for while the earlier plan is used.
+- When peers come or go in a swarm that is not large, the next plan is made once all of its own are back: while others finish
+  and the iteration is closed, and not when the next one should begin.
 - There is something to plan when the figures have changed (`pipeline_view.figures_of`), and, when they have not, `SEARCHES`
   times more, once in an iteration: the search then goes on from what is published.
 - A repair, which stage peers ask for too, goes by the published flows: all that lead through excluded peers are mended together
@@ -73,6 +75,7 @@ class IterationRouter:
         self._iteration = self._revises = -1
         self._releases = Releases(me, 0.0)
         self._flows: tuple[int, tuple[str, ...]] = (-1, ())
+        self._open: set[MicrobatchId] = set()
 
     @property
     def plan(self) -> tuple[IterationPlan | None, str]:
@@ -104,6 +107,7 @@ class IterationRouter:
     def observe_end(self, microbatch: MicrobatchId, now: float) -> None:
         self._spare.observe_end(microbatch)
         self._releases.handed_on(microbatch, now)
+        self._open.discard(microbatch)
 
     # ---- planning
 
@@ -122,7 +126,7 @@ class IterationRouter:
         different plans and stay so, as the first ones of a swarm, whose data peers had not heard of the same peers. When that
         has not come about in an iteration, from what there is."""
         if self._plan is not None:
-            if not self._is_due:
+            if not self._is_due and not self._is_outdated(view):
                 return None
             if not self._waits and not self._is_overdue and not self._all_say(view, self._plan, now):
                 return None
@@ -132,6 +136,17 @@ class IterationRouter:
         self._searches -= 1
         self._is_due = False
         return PlanRequest(self._figures, self._seed, published_flows(view))
+
+    def _is_outdated(self, view: NetworkView) -> bool:
+        """All of its own are back, and peers have come or gone since the next iteration was planned: it would wait for another
+        plan, which can be made while this one is closed. A large swarm changes until it begins."""
+        plan = self._next or self._plan
+        if plan is None or self._open or self._waits or len(view.records) >= MANY_PEERS:
+            return False
+        self._look()
+        is_outdated = self._figures is not None and self._figures.swarm != plan.figures.swarm
+        self._searches = max(self._searches, int(is_outdated))
+        return is_outdated
 
     def _all_say(self, view: NetworkView, plan: IterationPlan, now: float) -> bool:
         """Is what is published this plan? Else: what every data peer does in this iteration, for so long that it stays so?"""
@@ -233,6 +248,7 @@ class IterationRouter:
         self._iteration, self._next = request.microbatch.iteration, None
         self._releases = Releases(self.me, now)
         self._take_up(plan)
+        self._open = {MicrobatchId(self.me, self._iteration, n) for n in range(len(plan.share_of(self.me)))}
         return True
 
     def _planned_flow(self, request: RouteRequest, now: float) -> Route | NoRoute:

@@ -225,6 +225,33 @@ def test_peers_that_are_back_when_an_iteration_begins_are_planned_for_though_the
     assert isinstance(router.route(next_one, 10.0), Route)
 
 
+def publishing(router: IterationRouter, made: IterationPlan) -> None:
+    """All data peers are seen to publish their shares of this plan."""
+    told = [replace(r, flows=made.published_by(r.peer), flows_iteration=0) if r.stage == 0 else r for r in records()]
+    router.observe_view(view_of(told), 0.0)
+
+
+def test_who_is_lost_meanwhile_is_planned_without_as_soon_as_all_of_its_own_are_back() -> None:
+    """The next iteration does not wait for that plan."""
+    router, lost = router_of(A, records()), frozenset({PeerId("p")})
+    first = plan(router)
+    assert first is not None and isinstance(ask(router, A, 0, 0.0), Route)
+    publishing(router, first)
+    assert plan(router, NOBODY, 0.5) is not None, "the next iteration, with everybody"
+    revised = plan(router, lost, 1.0)
+    assert revised is not None and revised.is_revision
+    publishing(router, revised)
+    router.observe_end(MicrobatchId(A, 0, 0), 3.0)
+    assert router.planning(lost, 3.0) is None, "one is under way still"
+    router.observe_end(MicrobatchId(A, 0, 1), 4.0)
+    following = plan(router, lost, 4.0)
+    assert following is not None and not following.is_revision
+    assert router.planning(lost, 5.0) is None, "once"
+    request = RouteRequest(MicrobatchId(A, 1, 0), A, Stage(1), Stage(2), lost, is_new=True)
+    answer = router.route(request, 6.0)
+    assert isinstance(answer, Route) or answer.retry_s is not None, "it has begun, and may be due later"
+
+
 def test_in_a_large_swarm_a_plan_is_revised_for_several_changes_at_once() -> None:
     """Every second for two hundred peers; a smaller one at every change, and then from the plan before it."""
     for more, revisions in ((MANY_PEERS, [True, False, True]), (1, [True, True, True])):
