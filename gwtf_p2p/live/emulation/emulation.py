@@ -40,6 +40,7 @@ from gwtf_p2p.live.rpc.api import (
     RpcService,
 )
 from gwtf_p2p.live.rpc.rpc import Rpc
+from gwtf_p2p.live.state.manifest import CHUNK_BYTES, LEAST_CHUNK_BYTES
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord
@@ -64,6 +65,11 @@ class Emulation:
     bytes_factor: Mapping[str, float] = field(default_factory=dict)
     work_s: Mapping[Work, float] = field(default_factory=dict)
     star: bool = False
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Of a state, for as many chunks as one of the scenario's model would have."""
+        return max(LEAST_CHUNK_BYTES, min(CHUNK_BYTES, int(CHUNK_BYTES / self.bytes_factor.get(STATE, 1.0))))
 
     def between_s(self, one: PeerId, other: PeerId) -> float:
         """Latency, one way."""

@@ -58,6 +58,8 @@ def connect_parts(prepared: Prepared, run: RunRecord, transport: Transport, on_r
     scratch = config.memory.folder or config.checkpoints.folder
     averager = Averager(rpc, run.wire.averages, run.wire.rank, scratch)
     donor = StateDonor(rpc, StateStore(compute, checkpoints), place.stage, STATE_SHARE * network.line.up.bytes_per_s, scratch)
+    if config.emulation is not None:
+        donor.chunk_bytes = config.emulation.chunk_bytes
     state_download = StateDownload(rpc, scratch)
     replication = Replication(checkpoints, state_download, network.daemon.peer_id)
     probes = LinkProbes(time.monotonic, network.line)

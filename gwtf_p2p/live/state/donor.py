@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from gwtf_p2p.live.compute.readings import Reading
 from gwtf_p2p.live.rpc.api import DataPlane, Header, RpcFailed
-from gwtf_p2p.live.state.manifest import Snapshot, StateGone
+from gwtf_p2p.live.state.manifest import CHUNK_BYTES, Snapshot, StateGone
 from gwtf_p2p.live.state.packing import PLANES_ZSTD, packed, reads_packed
 from gwtf_p2p.live.state.transfer import (
     ASK_DEADLINE_S,
@@ -49,8 +49,8 @@ MOST_WAITING = 1024
 MOST_PREPARING = 64
 """Versions that are looked for at once, or were not found and have not been asked for again."""
 
-MOST_PUSHES = 4
-"""Chunks under way to one peer, which asks each donor for one after the other."""
+MOST_PUSHES = 8
+"""Chunks under way to one peer, which asks for a few at a time (`transfer.AT_ONCE`), perhaps of two states."""
 
 MayHave = Callable[[PeerId, Stage | None, float], tuple[NoState | None, bool]]
 """Of an asker, a stage (None: it asks what is kept) and the time of the event loop: why it gets nothing, and whether that
@@ -89,6 +89,7 @@ class StateDonor:
         self._pushes: Counter[PeerId] = Counter()
         self.may_have: MayHave = lambda peer, stage, now: (NOBODY, True)
         self.on_unseen: Callable[[], None] = lambda: None
+        self.chunk_bytes = CHUNK_BYTES
         self.bytes_served = 0
         rpc.add_service(ASK_KIND, self)
         rpc.add_service(LIST_KIND, self)
@@ -198,7 +199,7 @@ class StateDonor:
         if reading is None:
             return f"version {key[1]} is not what this peer has"
         try:
-            snapshot = await asyncio.to_thread(Snapshot, reading, self._folder)
+            snapshot = await asyncio.to_thread(Snapshot, reading, self._folder, self.chunk_bytes)
         except (OSError, StateGone) as error:
             reading.end()
             return str(error)

@@ -11,6 +11,8 @@ i-th flow of the share, when its time has come (`schedule/releases`). Plans depe
   when peers have come or gone: figures that have merely changed are planned for while the earlier plan is used.
 - When peers come or go in a swarm that is not large, the next plan is made once all of its own are back: while others finish
   and the iteration is closed, and not when the next one should begin.
+- In a large swarm, in which each data peer knows of other losses, all plan with everybody whom the records do not name as lost,
+  and whom one alone must not use is replaced: so their plans differ in no more than these.
 - There is something to plan when the figures have changed (`pipeline_view.figures_of`), and, when they have not, `SEARCHES`
   times more, once in an iteration: the search then goes on from what is published.
 - A repair, which stage peers ask for too, goes by the published flows: all that lead through excluded peers are mended together
@@ -135,7 +137,10 @@ class IterationRouter:
             return None
         self._searches -= 1
         self._is_due = False
-        return PlanRequest(self._figures, self._seed, published_flows(view))
+        of_all = None
+        if len(view.records) >= MANY_PEERS and view.said_lost != self._without:
+            of_all, _ = figures_of(view, view.said_lost)
+        return PlanRequest(self._figures, self._seed, published_flows(view), of_all=of_all)
 
     def _is_outdated(self, view: NetworkView) -> bool:
         """All of its own are back, and peers have come or gone since the next iteration was planned: it would wait for another

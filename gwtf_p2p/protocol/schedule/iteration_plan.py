@@ -98,7 +98,26 @@ def make_plan(request: PlanRequest) -> IterationPlan | None:
     """What a router has asked for. It takes long, so whoever runs the peer calls it where it disturbs nobody."""
     if request.revises is not None:
         return revise(request.figures, request.revises, request.begun_ticks, request.seed)
-    return plan_for(request.figures, request.published, request.seed)
+    if request.of_all is None:
+        return plan_for(request.figures, request.published, request.seed)
+    plan = plan_for(request.of_all, request.published, request.seed)
+    return _with_replaced(request.figures, plan) or plan_for(request.figures, request.published, request.seed)
+
+
+def _with_replaced(figures: PipelineFigures, plan: IterationPlan) -> IterationPlan | None:
+    """A plan with the stage peers replaced that are not among the figures; None when a data peer is not."""
+    flows = tuple((flow.data_peer, flow.stage_peers) for flow in plan.flows)
+    if not _are_all_wanted(figures, flows):
+        return None
+    return replace(plan, figures=figures, flows=_now(plan, mended(figures, flows)))
+
+
+def _now(plan: IterationPlan, flows: Sequence[Flow]) -> tuple[PlannedFlow, ...]:
+    """Each planned flow through these stage peers; the very same one, where they are the same."""
+    return tuple(
+        flow if flow.stage_peers == stage_peers else replace(flow, stage_peers=stage_peers)
+        for flow, (_, stage_peers) in zip(plan.flows, flows, strict=True)
+    )
 
 
 @lru_cache(maxsize=OF_ONE_PROCESS)
@@ -126,10 +145,7 @@ def _mended(figures: PipelineFigures, plan: IterationPlan, first: IterationPlan,
     flows = tuple((flow.data_peer, flow.stage_peers) for flow in plan.flows)
     if not _are_all_wanted(figures, flows):
         return None
-    now = tuple(
-        flow if flow.stage_peers == stage_peers else replace(flow, stage_peers=stage_peers)
-        for flow, (_, stage_peers) in zip(plan.flows, mended(figures, flows), strict=True)
-    )
+    now = _now(plan, mended(figures, flows))
     changed = sum(one is not other for one, other in zip(now, plan.flows, strict=True))
     return IterationPlan(figures, now, plan.makespan_s, f"mended: {changed} of {len(now)} microbatches", first, begun_ticks)
 

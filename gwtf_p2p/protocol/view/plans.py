@@ -128,13 +128,15 @@ class IterationPlan:
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
     """All that a plan follows from: of the next iteration, going on from the `published` flows; or of the one at hand, which
-    has run for `begun_ticks` by the plan that it `revises`."""
+    has run for `begun_ticks` by the plan that it `revises`. `of_all`, in a large swarm: with those whom this peer alone must
+    not use; others make that plan as well, and each replaces its own in it."""
 
     figures: PipelineFigures
     seed: int
     published: tuple[Flow, ...] = ()
     revises: IterationPlan | None = None
     begun_ticks: int = 0
+    of_all: PipelineFigures | None = None
 
 
 @lru_cache(maxsize=1 << 14)

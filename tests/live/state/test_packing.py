@@ -18,7 +18,7 @@ from gwtf_p2p.live.state.packing import PLANES_ZSTD, packed, reads_packed, unpac
 from gwtf_p2p.live.state.transfer import CHUNK_KIND, StateDownload, StateUnavailable
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from tests.live.conftest import DEADLINE_S, StartPeer
-from tests.live.state.test_state_transfer import STAGE, VERSION, Store, assert_equal, open_donor, state
+from tests.live.state.test_state_transfer import FINE, STAGE, VERSION, Store, assert_equal, open_donor, state
 
 
 def weights(values: int) -> memoryview:
@@ -105,11 +105,10 @@ async def test_an_older_peer_gets_its_chunks_as_they_are(start_peer: StartPeer) 
 @pytest.mark.live
 async def test_a_donor_that_sends_a_bomb_is_left_out(start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The honest one gives all; alone, the other one gives nothing."""
-    monkeypatch.setattr(state_manifest, "CHUNK_BYTES", 1 << 16)
     newcomer, liar, honest = [await start_peer() for _ in range(3)]
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 26))
-    donor = open_donor(liar.rpc, Store(state()), STAGE)
-    open_donor(honest.rpc, Store(state()), STAGE)
+    donor = open_donor(liar.rpc, Store(state()), STAGE, FINE)
+    open_donor(honest.rpc, Store(state()), STAGE, FINE)
 
     async def bombs(to: Any, snapshot: state_manifest.Snapshot, chunk: int, may_pack: bool) -> None:
         header: Header = {"kind": CHUNK_KIND, "version": VERSION, "chunk": chunk, "packed": PLANES_ZSTD}

@@ -63,27 +63,30 @@ def assert_equal(got: Mapping[str, Tensor], expected: dict[str, Tensor]) -> None
         assert got[name].dtype == tensor.dtype
 
 
-def open_donor(rpc: DataPlane, store: Store, stage: Stage) -> StateDonor:
+FINE = 1 << 16
+"""Bytes of a chunk, for states that are to have many."""
+
+
+def open_donor(rpc: DataPlane, store: Store, stage: Stage, chunk_bytes: int = state_manifest.CHUNK_BYTES) -> StateDonor:
     """One that gives to whoever asks."""
     donor = StateDonor(rpc, store, stage)
+    donor.chunk_bytes = chunk_bytes
     donor.may_have = lambda peer, stage, now: (None, True)
     return donor
 
 
 async def test_several_donors_serve_one_state(start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_manifest, "CHUNK_BYTES", 1 << 16)
     newcomer, *donors = [await start_peer() for _ in range(3)]
-    serving = [open_donor(peer.rpc, Store(state()), STAGE) for peer in donors]
+    serving = [open_donor(peer.rpc, Store(state()), STAGE, FINE) for peer in donors]
     got = await StateDownload(newcomer.rpc).fetch(VERSION, [peer.id for peer in donors])
     assert_equal(got, state())
     assert all(donor.bytes_served > 0 for donor in serving)
 
 
 async def test_a_donor_dies_in_the_middle(start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_manifest, "CHUNK_BYTES", 1 << 16)
     newcomer, dying, steady = [await start_peer() for _ in range(3)]
-    open_donor(steady.rpc, Store(state()), STAGE)
-    donor = open_donor(dying.rpc, Store(state()), STAGE)
+    open_donor(steady.rpc, Store(state()), STAGE, FINE)
+    donor = open_donor(dying.rpc, Store(state()), STAGE, FINE)
     download = StateDownload(newcomer.rpc)
     arrive, arrived = download.on_delivery, []
 
@@ -110,11 +113,10 @@ def state_with_moments() -> dict[str, Tensor]:
 async def test_the_weights_come_first_and_a_donor_may_die_while_they_are_put_to_use(
     start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state_manifest, "CHUNK_BYTES", 1 << 16)
     newcomer, dying, steady = [await start_peer() for _ in range(3)]
     whole = state_with_moments()
-    open_donor(steady.rpc, Store(whole), STAGE)
-    donor = open_donor(dying.rpc, Store(whole), STAGE)
+    open_donor(steady.rpc, Store(whole), STAGE, FINE)
+    donor = open_donor(dying.rpc, Store(whole), STAGE, FINE)
     download, chunks = StateDownload(newcomer.rpc), []
     download.on_chunk = lambda arrived, of: chunks.append((arrived, of))
     handed: list[tuple[int, int]] = []
@@ -134,10 +136,9 @@ async def test_moments_that_are_not_the_ones_that_were_promised_are_not_believed
     start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its weights are right."""
-    monkeypatch.setattr(state_manifest, "CHUNK_BYTES", 1 << 16)
     newcomer, liar = [await start_peer() for _ in range(2)]
     whole = state_with_moments()
-    donor = open_donor(liar.rpc, Store(whole), STAGE)
+    donor = open_donor(liar.rpc, Store(whole), STAGE, FINE)
     download, chunk, handed = StateDownload(newcomer.rpc), state_manifest.Snapshot.chunk, []
 
     def damaged(self: state_manifest.Snapshot, index: int) -> memoryview:
@@ -327,6 +328,9 @@ async def test_a_chunk_that_nobody_asked_for_is_refused(start_peer: StartPeer) -
         {"version": 1, "tensors": [["a", "torch.float32", [-2, -2]]], "hashes": []},
         {"version": 1, "tensors": [["a", "torch.float32", [8]]], "hashes": []},
         {"version": 1, "tensors": [["a", "torch.float32", [8]]], "hashes": ["h", "h"]},
+        {"version": 1, "tensors": [["a", "torch.float32", [8]]], "hashes": ["h"], "chunk_bytes": 0},
+        {"version": 1, "tensors": [["a", "torch.float32", [8]]], "hashes": ["h"], "chunk_bytes": 1 << 30},
+        {"version": 1, "tensors": [["a", "torch.float32", [8]]], "hashes": ["h"], "chunk_bytes": None},
     ],
 )
 def test_a_hostile_manifest_is_refused(plain: dict[str, object]) -> None:

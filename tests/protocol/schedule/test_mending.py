@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.schedule.from_view import figures_of
-from gwtf_p2p.protocol.schedule.iteration_plan import plan_for, revise
+from gwtf_p2p.protocol.schedule.iteration_plan import make_plan, plan_for, revise
 from gwtf_p2p.protocol.schedule.mending import LOOKED_AT, MANY_PEERS, STEP, mended
 from gwtf_p2p.protocol.schedule.published import published_flow, published_flows
 from gwtf_p2p.protocol.schedule.repairs import Repairs
 from gwtf_p2p.protocol.view.network_view import NetworkView
-from gwtf_p2p.protocol.view.plans import Flow, PipelineFigures, tag
+from gwtf_p2p.protocol.view.plans import Flow, PipelineFigures, PlanRequest, tag
 from gwtf_p2p.protocol.wire.records import StageRecord
 from tests.protocol.flow.problems import record
 
@@ -59,6 +59,25 @@ def test_only_flows_that_lead_through_who_is_gone_change_and_nothing_is_forecast
         assert lost not in after.stage_peers and after.release_s == before.release_s
     again = revise(figures(view, lost, revised.flows[0].stage_peers[0]), revised, 6, 0)
     assert again is not None and again.revises is plan, "of the first one: no chain of plans is kept"
+
+
+def test_data_peers_that_know_of_other_losses_make_one_plan_and_replace_whom_they_must_not_use() -> None:
+    view = large()
+    of_all = plan_for(figures(view), (), 0)
+    lost = of_all.flows[0].stage_peers[0]
+    made = make_plan(PlanRequest(figures(view, lost), 0, of_all=figures(view)))
+    assert made is not None and not made.is_revision and made.figures == figures(view, lost)
+    for before, after in zip(of_all.flows, made.flows, strict=True):
+        assert (after is before) == (lost not in before.stage_peers)
+        assert lost not in after.stage_peers
+    assert [flow.stage_peers for flow in made.share_of(D)] == [flow.stage_peers for flow in made.flows]
+
+
+def test_without_a_data_peer_whose_flows_are_in_that_plan_another_one_is_made() -> None:
+    view = large()
+    more = NetworkView.of([*view.records.values(), record("e", 0, 2)], 2, 1000)
+    made = make_plan(PlanRequest(figures(view), 0, of_all=figures(more)))
+    assert made is not None and {flow.data_peer for flow in made.flows} == {D}
 
 
 def test_a_data_peer_that_has_come_or_gone_is_planned_for_in_the_next_iteration() -> None:
