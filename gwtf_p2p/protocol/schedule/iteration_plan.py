@@ -109,7 +109,8 @@ def _with_replaced(figures: PipelineFigures, plan: IterationPlan) -> IterationPl
     flows = tuple((flow.data_peer, flow.stage_peers) for flow in plan.flows)
     if not _are_all_wanted(figures, flows):
         return None
-    return replace(plan, figures=figures, flows=_now(plan, mended(figures, flows)))
+    gone = frozenset({peer.peer for peer in plan.figures.peers} - {peer.peer for peer in figures.peers})
+    return replace(plan, figures=figures, flows=_now(plan, mended(plan.figures, flows, gone)))
 
 
 def _now(plan: IterationPlan, flows: Sequence[Flow]) -> tuple[PlannedFlow, ...]:

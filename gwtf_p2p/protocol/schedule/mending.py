@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypeVar
 
-from gwtf_p2p.protocol.ids import DATA_STAGE
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.schedule.from_view import pipeline_of
 from gwtf_p2p.protocol.schedule.model import Pipeline
 from gwtf_p2p.protocol.view.plans import Flow, PipelineFigures
@@ -33,13 +33,17 @@ GONE = -1
 STEP = 29
 """From one gap's first stage peer to the next one's: neighbours in a stage are no more alike than others."""
 
+NOBODY: frozenset[PeerId] = frozenset()
+
 T = TypeVar("T")
 
 
-def with_gaps(pipeline: Pipeline, flows: Sequence[Flow]) -> tuple[list[list[int]], list[tuple[int, int]]]:
-    """The flows in numbers of the pipeline, GONE where a stage peer is not in its stage any more; and these gaps, each a flow
-    and a stage. The flows' data peers are there."""
-    number = {peer: i for i, peer in enumerate(pipeline.peers)}
+def with_gaps(
+    pipeline: Pipeline, flows: Sequence[Flow], gone: frozenset[PeerId] = NOBODY
+) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """The flows in numbers of the pipeline, GONE where a stage peer is not in its stage any more, or among those that are gone;
+    and these gaps, each a flow and a stage. The flows' data peers are there."""
+    number = {peer: i for i, peer in enumerate(pipeline.peers) if peer not in gone}
     stage_of = {i: k for k, peers in enumerate(pipeline.stage_peers) for i in peers}
     ways: list[list[int]] = []
     gaps: list[tuple[int, int]] = []
@@ -55,20 +59,22 @@ def with_gaps(pipeline: Pipeline, flows: Sequence[Flow]) -> tuple[list[list[int]
     return ways, gaps
 
 
-def mended(figures: PipelineFigures, flows: Sequence[Flow]) -> list[Flow]:
-    """The flows of data peers that are all there, with every stage peer that is gone replaced."""
+def mended(figures: PipelineFigures, flows: Sequence[Flow], gone: frozenset[PeerId] = NOBODY) -> list[Flow]:
+    """The flows of data peers that are all there, with every stage peer replaced that is gone: not among the figures, or named
+    so."""
     pipeline = pipeline_of(figures)
-    ways, gaps = with_gaps(pipeline, flows)
+    ways, gaps = with_gaps(pipeline, flows, gone)
     taken = Counter(i for way in ways for i in way[1:] if i != GONE)
+    able = {k: [i for i in pipeline.stage_peers[k] if pipeline.peers[i] not in gone] for k in {k for _, k in gaps}}
     for m, k in gaps:
-        ways[m][k] = chosen = _soonest(pipeline, ways[m], k, m, taken)
+        ways[m][k] = chosen = _soonest(pipeline, ways[m], k, looked_at(able[k], m + k), taken)
         taken[chosen] += 1
     mends = {m for m, _ in gaps}
     return [(flow[0], tuple(pipeline.peers[i] for i in ways[m][1:])) if m in mends else flow for m, flow in enumerate(flows)]
 
 
-def _soonest(pipeline: Pipeline, way: Sequence[int], k: int, m: int, taken: Counter[int]) -> int:
-    """The stage peer for a gap at stage k of flow m; ties to the lowest number. A gap that follows is nowhere yet."""
+def _soonest(pipeline: Pipeline, way: Sequence[int], k: int, looked: Sequence[int], taken: Counter[int]) -> int:
+    """The stage peer for a gap at stage k of a flow; ties to the lowest number. A gap that follows is nowhere yet."""
     above, below = way[k - 1], way[k + 1] if k < pipeline.stages else way[0]
 
     def price(i: int) -> tuple[bool, float, int]:
@@ -79,7 +85,7 @@ def _soonest(pipeline: Pipeline, way: Sequence[int], k: int, m: int, taken: Coun
             way_us += pipeline.there_and_back_us(k, i, below)
         return not recomputes and taken[i] >= pipeline.slots[i], way_us + (1 + taken[i]) * work_us, i
 
-    return min(looked_at(pipeline.stage_peers[k], m + k), key=price)
+    return min(looked, key=price)
 
 
 def looked_at(peers: Sequence[T], gap: int) -> Sequence[T]:
