@@ -20,6 +20,10 @@ from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
 Key = tuple[PeerId, int]
 """Sender and token."""
 
+PARKED_S = 2.0
+"""For so long a live peer keeps a half received payload, whose sender may take it up again, before it counts as broken off: the
+next transfer of the same tensor is under way by then."""
+
 
 class Pushes:
     """All pushes under way in a world. `bytes_resent`: of tensors that the same peer had sent before.
@@ -60,7 +64,9 @@ class Pushes:
         if transfer is not None:
             self._population.links.stop(transfer)
         if push is not None:
-            self._population.later(push.to, key[0], ev.DeliveryBroken(key[0], push.message, "cancelled"))
+            event, to = ev.DeliveryBroken(key[0], push.message, "cancelled"), self._population.peers[push.to]
+            parked_s = PARKED_S + self._population.links.latency_s(key[0], push.to)
+            self._population.kernel.after(parked_s, lambda: self._population.feed(to, event))
 
     def senders(self) -> set[PeerId]:
         """Who sends a tensor now."""
