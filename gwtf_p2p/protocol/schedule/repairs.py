@@ -31,7 +31,7 @@ class Repairs:
     """What one view's published flows become without certain peers."""
 
     def __init__(self, view: NetworkView) -> None:
-        self._view = view
+        self._view, self._hops = view, view.hops
         self._flows = published_flows(view)
         self._shares: dict[PeerId, list[int]] = {}
         for m, (data_peer, _) in enumerate(self._flows):
@@ -119,7 +119,7 @@ class Repairs:
         forth, back = view.link(above, below), view.link(below, above)
         return (
             forth.latency_s
-            + view.hops.forth(k) / min(forth.bandwidth_bytes_per_s, *lines)
+            + self._hops.forth(k) / min(forth.bandwidth_bytes_per_s, *lines)
             + back.latency_s
-            + view.hops.back(k) / min(back.bandwidth_bytes_per_s, *lines)
+            + self._hops.back(k) / min(back.bandwidth_bytes_per_s, *lines)
         )
