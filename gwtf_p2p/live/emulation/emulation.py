@@ -131,7 +131,7 @@ class EmulatedRpc:
             await asyncio.sleep(way.first_s)
             result = await self._rpc.push(to, header, payload, deadline_s, eager=False, gate=gate)
             await asyncio.sleep(way.back_s)
-            return _seen(result, clock() - began, way.first_s + way.back_s, passage.seconds)
+            return replace(_seen(result, clock() - began, way.first_s + way.back_s, passage.seconds), waited=not eager)
         except RpcFailed:
             await asyncio.sleep(way.back_s)
             raise

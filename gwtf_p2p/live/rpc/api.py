@@ -63,6 +63,7 @@ class PushResult:
     `seconds` runs from the first byte written, on a stream that is open, to the acknowledgement (refused: to the reply).
     `round_trip_s` runs to the reply to the header, which travels ahead of the payload. `receive_s` is the receiver's own time
     between the header and the last byte. `sent_bytes` counts payload bytes, less than the whole when the receiver refused.
+    `waited`: the payload was sent when the verdict had come, one round trip after the header.
     """
 
     reply: Header
@@ -71,11 +72,15 @@ class PushResult:
     seconds: float
     round_trip_s: float
     receive_s: float
+    waited: bool = False
 
     @property
     def transfer_s(self) -> float:
-        """Seconds that the payload itself kept the link busy; the divisor of a bandwidth estimate."""
-        return max(self.seconds - self.round_trip_s, self.receive_s, 1e-6)
+        """Seconds that the payload itself kept the link busy; the divisor of a bandwidth estimate.
+
+        Of one that waited, no less than a quarter of a round trip: below that is what one differs from the next."""
+        turn_s = self.round_trip_s if self.waited else 0.0
+        return max(self.seconds - self.round_trip_s - turn_s, self.receive_s - turn_s, turn_s / 4, 1e-6)
 
 
 class RpcService(Protocol):

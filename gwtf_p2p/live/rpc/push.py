@@ -206,7 +206,8 @@ class Push:
             raise RemoteProtocolError(f"ACK: receive_s: expected a number, got {receive_s!r:.40}")
         progress = self._progress
         seconds = arrived_s - progress.offered_s
-        return PushResult(progress.reply or {}, True, len(self._payload), seconds, progress.round_trip_s, receive_s)
+        waited = not self._eager
+        return PushResult(progress.reply or {}, True, len(self._payload), seconds, progress.round_trip_s, receive_s, waited)
 
 
 async def _unless_lost(stream: OutgoingStream, gate: Gate) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gwtf_p2p.live.libp2p.dialling import StreamRefused, open_stream
-from gwtf_p2p.live.rpc.api import pack, unpack
+from gwtf_p2p.live.rpc.api import PushResult, pack, unpack
 from gwtf_p2p.live.rpc.frames import CHUNK_BYTES, END_BODY, Frame
 from gwtf_p2p.live.rpc.greeting import GREETING, MAGIC, Greeted, Purpose, open_frames, protocol_name
 from gwtf_p2p.live.rpc.incoming import OFFER_HEAD
@@ -40,6 +40,27 @@ async def test_a_push_arrives_whole_and_is_acknowledged(start_peer: StartPeer) -
         assert bytes(received) == payload and not received.readonly
         assert result.accepted and result.reply == {"accepted": True} and result.sent_bytes == size
         assert 0 < result.round_trip_s <= result.seconds and result.transfer_s > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "receive_s", "waited", "expected"),
+    [
+        (1.4, 1.0, False, 1.0),
+        (1.8, 1.4, True, 1.0),  # the receiver counts from its verdict on
+        (0.82, 0.41, True, 0.1),
+        (1.4, 1.2, False, 1.2),
+    ],
+)
+def test_what_a_payload_takes_has_no_round_trip_in_it(seconds: float, receive_s: float, waited: bool, expected: float) -> None:
+    """Far peers would seem to have narrow links."""
+    result = PushResult({}, True, 1 << 16, seconds, 0.4, receive_s, waited)
+    assert abs(result.transfer_s - expected) < 1e-9
+
+
+async def test_a_push_that_waits_for_its_verdict_says_so(start_peer: StartPeer) -> None:
+    a, b = await start_peer(), await start_peer()
+    results = [await a.rpc.push(b.id, {}, bytes(1 << 16), DEADLINE_S, eager=eager) for eager in (True, False)]
+    assert [result.waited for result in results] == [False, True]
 
 
 async def test_one_stream_carries_many_pushes_and_both_directions_work(start_peer: StartPeer) -> None:
