@@ -129,15 +129,14 @@ class Probation:
     def heard(self, peer: PeerId) -> bool:
         """It has said something. True if it counts only since then: that is told when the round under way has ended, or at once
         when none is."""
-        if peer in self._answered:
-            self._answered.discard(peer)
-            self._shows(peer)
-            return True
-        if peer in self._unproven.proven or self._view is None or peer not in self._view.records:
+        has_answered = peer in self._answered
+        if not has_answered and (peer in self._unproven.proven or self._view is None or peer not in self._view.records):
             return False
         was_shown = peer in self._let_in
+        self._answered.discard(peer)
         self._prove(peer)
-        self._shows(peer)
+        if self._hidden is not None and peer in self._hidden:
+            self._since.setdefault(peer, len(self._since))
         self._is_news = self._is_news or not (was_shown or self._asked)
         return not was_shown
 
@@ -211,11 +210,6 @@ class Probation:
         self._absent.pop(peer, None)
         if self._first:
             self._first.discard(peer)
-
-    def _shows(self, peer: PeerId) -> None:
-        """What counts shows this one as well, if it was hidden."""
-        if self._hidden is not None and peer in self._hidden:
-            self._since.setdefault(peer, len(self._since))
 
     def _end(self, peer: PeerId) -> None:
         """A greeting is over. What has come of a round is told once, when all of it are."""
