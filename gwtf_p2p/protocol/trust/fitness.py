@@ -12,6 +12,7 @@ from gwtf_p2p.protocol.audit.convictions import is_testified, why_unproven
 from gwtf_p2p.protocol.audit.witness import draws
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId
+from gwtf_p2p.protocol.remembered import Remembered
 from gwtf_p2p.protocol.transfer.receipts import credited
 from gwtf_p2p.protocol.trust.acquaintance import Acquaintances
 from gwtf_p2p.protocol.wire import audit_messages as audit
@@ -26,6 +27,9 @@ class Unfit:
 
     what: str
     breach: bool = True
+
+
+_PREPARES = Remembered[Unfit | None](64)
 
 
 def unfit(ctx: Context, known: Acquaintances, sender: PeerId, message: msg.Message) -> Unfit | None:
@@ -181,6 +185,11 @@ def _receipts(ctx: Context, message: msg.Prepare) -> Unfit | None:
 
 
 def _prepare(ctx: Context, message: msg.Prepare) -> Unfit | None:
+    """Found once for all peers of one process that are told the very same."""
+    return _PREPARES.of((message, ctx.stages, ctx.exact), lambda: _prepare_of(ctx, message))
+
+
+def _prepare_of(ctx: Context, message: msg.Prepare) -> Unfit | None:
     participants = message.participants
     if len(set(participants)) < len(participants):
         return Unfit("shares: a participant is named twice")
