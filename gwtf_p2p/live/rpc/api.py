@@ -78,9 +78,9 @@ class PushResult:
     def transfer_s(self) -> float:
         """Seconds that the payload itself kept the link busy; the divisor of a bandwidth estimate.
 
-        Of one that waited, no less than a quarter of a round trip: below that is what one differs from the next."""
+        Of one that waited, no less than a sixteenth of a round trip: by so much one differs from the next."""
         turn_s = self.round_trip_s if self.waited else 0.0
-        return max(self.seconds - self.round_trip_s - turn_s, self.receive_s - turn_s, turn_s / 4, 1e-6)
+        return max(self.seconds - self.round_trip_s - turn_s, self.receive_s - turn_s, turn_s / 16, 1e-6)
 
 
 class RpcService(Protocol):

@@ -47,7 +47,7 @@ async def test_a_push_arrives_whole_and_is_acknowledged(start_peer: StartPeer) -
     [
         (1.4, 1.0, False, 1.0),
         (1.8, 1.4, True, 1.0),  # the receiver counts from its verdict on
-        (0.82, 0.41, True, 0.1),
+        (0.81, 0.41, True, 0.025),
         (1.4, 1.2, False, 1.2),
     ],
 )
