@@ -16,7 +16,8 @@ from gwtf_p2p.protocol.view.network_view import NetworkView
 from gwtf_p2p.protocol.wire.records import LinkSource
 
 CHECK_PRIOR_S = 0.8
-"""First deadline of a question while no round trip is measured."""
+"""Least first deadline of a question to a peer that is not known to be near, however fast others answer: that one may be behind
+a circuit relay, or on another continent."""
 
 LEAST_DEADLINE_S = 0.5
 """A question is small, but the machine that answers it may be busy: below this, silence says nothing."""
@@ -49,6 +50,7 @@ class Questions:
         self.suspected: dict[PeerId, Suspicion] = {}
         self._view: NetworkView | None = None
         self._answered_at: dict[PeerId, float] = {}
+        self._took_s: dict[PeerId, float] = {}
 
     def observe_view(self, view: NetworkView) -> None:
         """It tells how far peers are."""
@@ -97,6 +99,7 @@ class Questions:
     def answered(self, peer: PeerId, seconds: float, now: float) -> None:
         """It lives."""
         self._answered_at[peer] = now
+        self._took_s[peer] = min(seconds, self._took_s.get(peer, inf))
         self.timings.observe(("check",), seconds)
         self.suspected.pop(peer, None)
 
@@ -105,9 +108,11 @@ class Questions:
         self.suspected.pop(peer, None)
 
     def _deadline_s(self, peer: PeerId, round_: int) -> float:
-        """From the answers of all peers so far, and the link to this one."""
+        """From the answers of all peers so far, and how far this one is: by the link to it, or its quickest answer."""
         link = self._view.link(self.me, peer) if self._view is not None else None
-        known = link is not None and link.source is not LinkSource.ASSUMED
-        far_s = 2 * ROUND_TRIPS * link.latency_s if link is not None and known else 0.0
-        measured = self.timings.deadline_s(("check",), LEAST_DEADLINE_S if known else CHECK_PRIOR_S)
-        return float(max(measured, LEAST_DEADLINE_S, far_s) * 2 ** (round_ - 1))
+        round_trip_s = self._took_s.get(peer, 0.0)
+        if link is not None and link.source is not LinkSource.ASSUMED:
+            round_trip_s = 2 * link.latency_s
+        least_s = LEAST_DEADLINE_S if round_trip_s > 0 else CHECK_PRIOR_S
+        measured_s = self.timings.deadline_s(("check",), least_s)
+        return float(max(measured_s, least_s, ROUND_TRIPS * round_trip_s) * 2 ** (round_ - 1))

@@ -61,6 +61,11 @@ class Sample:
         self._open, self._silent = {*self.peers}, 0
 
     @property
+    def open(self) -> list[PeerId]:
+        """Who has neither answered nor failed."""
+        return sorted(self._open)
+
+    @property
     def vouched(self) -> bool | None:
         """None until all of the sample have answered or failed."""
         return None if self._open else self._silent <= MOST_SILENT
@@ -135,6 +140,7 @@ class Probation:
         was_shown = peer in self._let_in
         self._answered.discard(peer)
         self._prove(peer)
+        self._sampled(peer, is_there=True)
         if self._hidden is not None and peer in self._hidden:
             self._since.setdefault(peer, len(self._since))
         self._is_news = self._is_news or not (was_shown or self._asked)
@@ -223,10 +229,10 @@ class Probation:
                 self._greet()
 
     def _is_due(self, peer: PeerId, view: NetworkView) -> bool:
-        absent = self._absent.get(peer)
-        if absent is None:
-            return peer not in self._asked
-        is_news = view.records[peer].sequence_number != absent.sequence_number
+        absent, record = self._absent.get(peer), view.records.get(peer)
+        if absent is None or record is None:
+            return record is not None and peer not in self._asked
+        is_news = record.sequence_number != absent.sequence_number
         return is_news and self.ctx.now >= absent.until and peer not in self._asked
 
     def _greet(self) -> None:
@@ -274,5 +280,8 @@ class Probation:
             return
         self._let_in &= view.members
         self._answered &= view.members
+        for peer in self._sample.open if self._sample is not None else ():
+            if peer not in view.members and peer not in self._asked:
+                self._sampled(peer, is_there=False)  # nobody asks it any more
         if len(self._absent) > MOST_REMEMBERED:
             self._absent = {peer: absent for peer, absent in self._absent.items() if peer in view.records}

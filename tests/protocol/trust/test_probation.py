@@ -180,6 +180,37 @@ def test_of_a_large_swarm_newcomers_count_by_the_sixteenth_and_more_are_vouched_
     assert not driven.did(ef.Ask)
 
 
+def test_a_sample_is_decided_though_some_of_it_go_or_speak_before_they_are_asked() -> None:
+    """It is asked when the round under way has ended."""
+    driven = attacked()
+    first = [ask.peer for ask in driven.did(ef.Ask)]
+    late = ghosts(2 * CROWD, begin=MANY)
+    driven.sees([*SMALL, *ghosts(MANY), *late])
+    sample = driven.machine.gate.probation._sample
+    assert sample is not None and not driven.did(ef.Ask)
+    gone, speaks = [peer for peer in sample.peers if peer not in first][:2]
+    driven.sees([*SMALL, *(one for one in (*ghosts(MANY), *late) if one.peer != gone)])
+    driven.hears(speaks, msg.Inquire(0, 1))
+    assert speaks in counts(driven) and gone not in sample.open and speaks not in sample.open
+    for peer in first:
+        driven.handle(ev.CheckAnswered(peer, (), 0.01))
+    for peer in [ask.peer for ask in driven.did(ef.Ask)]:
+        driven.handle(ev.CheckAnswered(peer, (), 0.01))
+    assert sample.vouched and len(counts(driven)) == 3 + MANY + 2 * CROWD - 1
+
+
+def test_who_was_silent_and_has_no_record_any_more_is_not_greeted() -> None:
+    """Its record expires while the sample that it is in is asked."""
+    driven = crowd_of_a_stage_peer(2 * CROWD)
+    silent, *others = greeted(driven)
+    driven.handle(ev.CheckFailed(silent, "refused", silent=False))
+    driven.sees([*SMALL, *(one for one in ghosts(2 * CROWD, sequence_number=1) if one.peer != silent)])
+    assert silent not in greeted(driven)
+    for peer in others:
+        driven.handle(ev.CheckAnswered(peer, (), 0.01))
+    assert len(counts(driven)) == 3 + 2 * CROWD - 1
+
+
 def test_who_has_answered_counts_before_the_end_of_its_round_when_it_says_something() -> None:
     driven = attacked()
     ghost = ghosts(1)[0].peer
