@@ -150,10 +150,11 @@ class Downward(HandedOn):
 
     `ahead` are the peers planned for the stages after this one, `ahead[0]` being the next; `beyond` is the successor's own
     successor as its `Complete` told, so that a replacement of the successor can join the path again. `handed` is how often it
-    was handed on, `tried` are those that did not take it. `asked` counts how often a wait (either way) was too long,
-    `late_at` is when the last one was, `taken_at` is when the next peer said that it takes it, `lost_at` is when the peer that
-    had it fell silent. `walking`: the data peer has started again, and the next peer is yet to hear of it. `refused_since`: the
-    data peer refuses a gradient of whose loss it knows nothing, and has `insisted` so often that the way be walked again.
+    was handed on, `elsewhere` the generation in which its data peer has asked others to do so, `tried` are those that did not
+    take it. `asked` counts how often a wait (either way) was too long, `late_at` is when the last one was, `taken_at` is when
+    the next peer said that it takes it, `lost_at` is when the peer that had it fell silent. `walking`: the data peer has
+    started again, and the next peer is yet to hear of it. `refused_since`: the data peer refuses a gradient of whose loss it
+    knows nothing, and has `insisted` so often that the way be walked again.
     """
 
     ahead: tuple[PeerId, ...] = ()
@@ -162,6 +163,7 @@ class Downward(HandedOn):
     beyond: PeerId | None = None
     tried: set[PeerId] = field(default_factory=set)
     handed: int = 0
+    elsewhere: int = -1
     push_token: int = 0
     asked: int = 0
     late_at: float = 0.0
@@ -337,6 +339,15 @@ class Held(Downward):
     def begin_again(self, generation: int) -> None:
         """Its data peer hands it on above all attempts of lower generations."""
         self.attempt = (generation,)
+
+    def ask_elsewhere(self) -> None:
+        """Its data peer has another one hand it on, by numbers of this generation of which it may have forgotten its own."""
+        self.elsewhere = self.attempt[0]
+
+    def has_begun(self, attempt: Attempt) -> bool:
+        """Whether its data peer can have had it handed on in this attempt."""
+        is_elsewhere = attempt[0] == self.attempt[0] == self.elsewhere
+        return not self.handed or is_elsewhere or attempt[:2] < (self.attempt[0], self.handed)
 
     def reach(self, generation: int) -> None:
         """Its data peer has had to begin again."""

@@ -32,7 +32,7 @@ class DataArrivals:
         held = ctx.held.get(message.microbatch)
         if held is None or message.stage != self.transfers.return_gradient.stage:
             return ef.Answer(Verdict.REFUSED, "not a microbatch of this data peer and iteration")
-        if held.handed and message.attempt[:2] >= (held.attempt[0], held.handed):
+        if not held.has_begun(message.attempt):
             return ef.Answer(Verdict.REFUSED, "attempt: not one that this data peer has begun")
         if message.attempt < held.result_attempt:
             ctx.emit(ef.Send(sender, Superseded(held.id, held.result_attempt)))

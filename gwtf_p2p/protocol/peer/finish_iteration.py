@@ -202,6 +202,7 @@ class Finishing:
         if gap.before == ctx.me:
             repairs.asked_to_redo(redo)
         else:
+            held.ask_elsewhere()
             ctx.emit(Send(gap.before, redo))
 
     # ---- the report

@@ -296,6 +296,23 @@ def test_a_data_peer_has_a_lost_stage_redone_by_the_peer_before_it() -> None:
     assert driven.sent(msg.Redo, A)[0].generation == 8, "a request may be lost: the second one starts anew"
 
 
+def test_the_result_of_a_redo_counts_whatever_numbers_the_peer_before_it_remembers_of_an_earlier_life() -> None:
+    """A data peer that has started again numbers from nothing what others have from before: they hand on by their own numbers,
+    in the generation that it has named to them."""
+    driven = redoing()
+    result = msg.Forward(M, (7, 12, 0, 1), Stage(3))
+    driven.handle(ev.Offered(B2, result))
+    assert driven.verdict()[0] is Verdict.REFUSED, "nobody was asked to hand it on"
+    driven.loses(B)
+    assert driven.sent(msg.Redo, A)
+    driven.handle(ev.Offered(B2, result))
+    assert driven.verdict()[0] is Verdict.DUPLICATE
+    assert driven.pushed().to == B2, "with the gradient for who did it now"
+    for above in (8, 10**9):
+        driven.handle(ev.Offered(B2, msg.Forward(M, (above, 0, 0, 0), Stage(3))))
+        assert driven.verdict()[0] is Verdict.REFUSED
+
+
 def test_a_lost_first_stage_is_redone_by_the_data_peer_itself() -> None:
     driven = redoing()
     driven.loses(A)
