@@ -14,7 +14,7 @@ Runs whose interpreter verifies nothing (`Context.verify` is None: single machin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from gwtf_p2p.protocol.commit.attempt import is_norm_of
@@ -24,7 +24,7 @@ from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.remembered import Remembered
 from gwtf_p2p.protocol.wire.certificates import Alike, Certificate
 from gwtf_p2p.protocol.wire.messages import Commit, ControlMessage, Inquire, Prepare, Prepared, Standing
-from gwtf_p2p.protocol.wire.records import StageRecord
+from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 
 NOBODY: frozenset[PeerId] = frozenset()
 
@@ -253,8 +253,7 @@ class Certifier:
         if own is not None and stage == ctx.stage:
             digest, own_norm, _ = own.average
             signed = {what: peers for what, peers in signed.items() if what[0] == digest}
-            records = ctx.view.records if ctx.view is not None else {}
-            expected = frozenset(peer for peer in own.prepare.participants if peer in records)
+            expected = _here(own.prepare.participants, ctx.view.records if ctx.view is not None else {})
         else:
             expected = ctx.view.signing.get(stage, NOBODY) if ctx.view is not None else NOBODY
         expected = expected - {ctx.me} - ctx.liveness.lost
@@ -289,6 +288,12 @@ class Certifier:
     def _key_of(self, peer: PeerId) -> str:
         record = self.ctx.view.records.get(peer) if self.ctx.view is not None else None
         return record.signing_key if record is not None else ""
+
+
+def _here(participants: Iterable[PeerId], records: Mapping[PeerId, StageRecord]) -> frozenset[PeerId]:
+    """Who may have signed: not one that has started again since, knows nothing of it, and waits for those that do."""
+    there = ((peer, records.get(peer)) for peer in participants)
+    return frozenset(peer for peer, record in there if record is not None and record.state is not PeerState.JOINING)
 
 
 def _is_of(certificate: Certificate | None, prepare: Prepare) -> bool:

@@ -244,6 +244,17 @@ def test_a_commit_is_looked_at_again_when_it_is_known_that_others_are_lost_or_wh
     assert driven.did(ef.Step)
 
 
+def test_a_participant_that_has_started_again_and_waits_for_weights_is_not_waited_for() -> None:
+    """It has lost what it had prepared: it signs nothing of it, and gets no weights before those who have it step."""
+    driven = verifying()
+    attempt = prepared(driven)
+    driven.hears(D, commit(attempt, certificate(attempt, (D, D2, A, B, B2, C))))
+    assert not driven.did(ef.Step) and [effect.peer for effect in driven.did(ef.Ask)] == [A2]
+    again = record(A2, PeerState.JOINING, signing_key=key_of(A2), sequence_number=1)
+    driven.sees([*(one for one in known() if one.peer != A2), again])
+    assert driven.did(ef.Step)
+
+
 @pytest.mark.parametrize("unchecked", [True, False])
 def test_who_has_other_weights_than_most_of_its_stage_says_so_and_gets_theirs_if_they_came_from_others(unchecked: bool) -> None:
     driven = verifying()
