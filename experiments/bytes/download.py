@@ -26,7 +26,7 @@ from gwtf_p2p.live.libp2p.daemon import running_daemon
 from gwtf_p2p.live.libp2p.options import P2POptions
 from gwtf_p2p.live.rpc.rpc import Rpc
 from gwtf_p2p.live.state.donor import StateDonor
-from gwtf_p2p.live.state.manifest import CHUNK_BYTES
+from gwtf_p2p.live.state.options import CHUNK_BYTES
 from gwtf_p2p.live.state.transfer import StateDownload
 from gwtf_p2p.protocol.core.line_cap import Line
 from gwtf_p2p.protocol.ids import Stage

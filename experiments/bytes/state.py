@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from experiments.wire_loss import Settings, Swarm
-from gwtf_p2p.live.state.manifest import CHUNK_BYTES
+from gwtf_p2p.live.state.options import CHUNK_BYTES
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
 from gwtf_p2p.training.state.tensors import export_state
 

@@ -40,7 +40,7 @@ from gwtf_p2p.live.rpc.api import (
     RpcService,
 )
 from gwtf_p2p.live.rpc.rpc import Rpc
-from gwtf_p2p.live.state.manifest import CHUNK_BYTES, LEAST_CHUNK_BYTES
+from gwtf_p2p.live.state.options import CHUNK_BYTES, LEAST_CHUNK_BYTES
 from gwtf_p2p.protocol.events import Work
 from gwtf_p2p.protocol.ids import PeerId, RunId, Stage
 from gwtf_p2p.protocol.wire.contribution_record import ContributionRecord

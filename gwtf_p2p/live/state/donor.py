@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 from gwtf_p2p.live.compute.readings import Reading
 from gwtf_p2p.live.rpc.api import DataPlane, Header, RpcFailed
-from gwtf_p2p.live.state.manifest import CHUNK_BYTES, Snapshot, StateGone
+from gwtf_p2p.live.state.manifest import Snapshot, StateGone
+from gwtf_p2p.live.state.options import CHUNK_BYTES
 from gwtf_p2p.live.state.packing import PLANES_ZSTD, packed, reads_packed
 from gwtf_p2p.live.state.transfer import (
     ASK_DEADLINE_S,

@@ -13,13 +13,11 @@ from typing import Any
 import torch
 
 from gwtf_p2p.live.compute.readings import Reading
+from gwtf_p2p.live.state.options import CHUNK_BYTES, LEAST_CHUNK_BYTES
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.training.compute.tensor_bytes import tensor_bytes
 from gwtf_p2p.training.state.scratch import Scratch
 from gwtf_p2p.training.state.stored import Described, StoredState, described, one_behind_the_other, renamed
-
-CHUNK_BYTES, LEAST_CHUNK_BYTES = 1 << 20, 1 << 10
-"""What a chunk has, and the least that a manifest may say it has: an emulated state is cut into as many as a real one."""
 
 DTYPES = {"torch.float32": torch.float32, "torch.int64": torch.int64, "torch.uint8": torch.uint8}
 

@@ -1,9 +1,12 @@
-"""Which checkpoints a peer writes and keeps, in plain data: what the command line says before torch is loaded."""
+"""Which checkpoints a peer writes and keeps, and how states are cut, in plain data: what is known before torch is loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+CHUNK_BYTES, LEAST_CHUNK_BYTES = 1 << 20, 1 << 10
+"""What a chunk has, and the least that a manifest may say it has: an emulated state is cut into as many as a real one."""
 
 
 @dataclass(frozen=True, slots=True)

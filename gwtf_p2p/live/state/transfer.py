@@ -25,7 +25,8 @@ from weakref import WeakValueDictionary
 from torch import Tensor
 
 from gwtf_p2p.live.rpc.api import DataPlane, Header
-from gwtf_p2p.live.state.manifest import CHUNK_BYTES, Manifest, hash_chunk
+from gwtf_p2p.live.state.manifest import Manifest, hash_chunk
+from gwtf_p2p.live.state.options import CHUNK_BYTES
 from gwtf_p2p.live.state.packing import PLANES_ZSTD, unpacked
 from gwtf_p2p.protocol.core.deadlines import Timings
 from gwtf_p2p.protocol.errors import RemoteProtocolError

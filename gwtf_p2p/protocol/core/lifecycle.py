@@ -336,18 +336,10 @@ class Held(Downward):
         """Back at its data peer."""
         self.result_attempt = attempt
 
-    def begin_again(self, generation: int) -> None:
-        """Its data peer hands it on above all attempts of lower generations."""
+    def begin_again(self, generation: int, *, elsewhere: bool = False) -> None:
+        """Its data peer hands it on above all attempts of lower generations, or has another one do so."""
         self.attempt = (generation,)
-
-    def ask_elsewhere(self) -> None:
-        """Its data peer has another one hand it on, by numbers of this generation of which it may have forgotten its own."""
-        self.elsewhere = self.attempt[0]
-
-    def has_begun(self, attempt: Attempt) -> bool:
-        """Whether its data peer can have had it handed on in this attempt."""
-        is_elsewhere = attempt[0] == self.attempt[0] == self.elsewhere
-        return not self.handed or is_elsewhere or attempt[:2] < (self.attempt[0], self.handed)
+        self.elsewhere = generation if elsewhere else self.elsewhere
 
     def reach(self, generation: int) -> None:
         """Its data peer has had to begin again."""
@@ -390,3 +382,10 @@ class Held(Downward):
         self.note(f"{old.name} -> {new.name}", now)
         if new not in table[old]:
             raise LocalProtocolError(f"microbatch {self.id}: {old.name} -> {new.name} is not in the table", self.story)
+
+
+def has_begun(held: Held, attempt: Attempt) -> bool:
+    """Whether the data peer of a microbatch, which holds it so, can have had it handed on in this attempt: by itself, or by
+    others that it has asked in this generation, by numbers of which it may have forgotten its own."""
+    is_elsewhere = attempt[0] == held.attempt[0] == held.elsewhere
+    return not held.handed or is_elsewhere or attempt[:2] < (held.attempt[0], held.handed)

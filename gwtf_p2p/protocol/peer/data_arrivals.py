@@ -9,7 +9,7 @@ from __future__ import annotations
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.core.context import Context
-from gwtf_p2p.protocol.core.lifecycle import Held, Phase
+from gwtf_p2p.protocol.core.lifecycle import Held, Phase, has_begun
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.peer.finish_iteration import Finishing
 from gwtf_p2p.protocol.peer.injecting import Injecting
@@ -32,7 +32,7 @@ class DataArrivals:
         held = ctx.held.get(message.microbatch)
         if held is None or message.stage != self.transfers.return_gradient.stage:
             return ef.Answer(Verdict.REFUSED, "not a microbatch of this data peer and iteration")
-        if not held.has_begun(message.attempt):
+        if not has_begun(held, message.attempt):
             return ef.Answer(Verdict.REFUSED, "attempt: not one that this data peer has begun")
         if message.attempt < held.result_attempt:
             ctx.emit(ef.Send(sender, Superseded(held.id, held.result_attempt)))

@@ -197,12 +197,10 @@ class Finishing:
             return
         if ledger.tries(gap) > 1:
             redo = replace(redo, generation=held.attempt[0] + 1)
-            if gap.before != ctx.me:
-                held.begin_again(redo.generation)
         if gap.before == ctx.me:
             repairs.asked_to_redo(redo)
         else:
-            held.ask_elsewhere()
+            held.begin_again(redo.generation, elsewhere=True)
             ctx.emit(Send(gap.before, redo))
 
     # ---- the report

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gwtf_p2p.live.rpc.api import Header
 from gwtf_p2p.live.state import manifest as state_manifest
 from gwtf_p2p.live.state import transfer as state_transfer
-from gwtf_p2p.live.state.manifest import CHUNK_BYTES
+from gwtf_p2p.live.state.options import CHUNK_BYTES
 from gwtf_p2p.live.state.packing import PLANES_ZSTD, packed, reads_packed, unpacked
 from gwtf_p2p.live.state.transfer import CHUNK_KIND, StateDownload, StateUnavailable
 from gwtf_p2p.protocol.errors import RemoteProtocolError

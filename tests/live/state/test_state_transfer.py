@@ -18,6 +18,7 @@ from gwtf_p2p.live.state import manifest as state_manifest
 from gwtf_p2p.live.state import transfer as state_transfer
 from gwtf_p2p.live.state.donor import StateDonor
 from gwtf_p2p.live.state.manifest import Manifest
+from gwtf_p2p.live.state.options import CHUNK_BYTES
 from gwtf_p2p.live.state.transfer import CHUNK_KIND, StateDownload, StateRefused, StateUnavailable
 from gwtf_p2p.protocol.errors import RemoteProtocolError
 from gwtf_p2p.protocol.ids import PeerId, Stage
@@ -67,7 +68,7 @@ FINE = 1 << 16
 """Bytes of a chunk, for states that are to have many."""
 
 
-def open_donor(rpc: DataPlane, store: Store, stage: Stage, chunk_bytes: int = state_manifest.CHUNK_BYTES) -> StateDonor:
+def open_donor(rpc: DataPlane, store: Store, stage: Stage, chunk_bytes: int = CHUNK_BYTES) -> StateDonor:
     """One that gives to whoever asks."""
     donor = StateDonor(rpc, store, stage)
     donor.chunk_bytes = chunk_bytes
