@@ -38,8 +38,9 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Names the whole state: equal for bit-equal states."""
-        return hashlib.sha256(json.dumps([self.version, self.tensors, self.hashes]).encode()).hexdigest()
+        """Names the whole state and its cut: equal for bit-equal states that are cut alike."""
+        what = [self.version, self.tensors, self.hashes, *([] if self.chunk_bytes == CHUNK_BYTES else [self.chunk_bytes])]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     @property
     def state_bytes(self) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.schedule.from_view import pipeline_of
@@ -36,6 +36,21 @@ STEP = 29
 NOBODY: frozenset[PeerId] = frozenset()
 
 T = TypeVar("T")
+
+
+class Does(NamedTuple):
+    """What a stage peer does of a microbatch: its forward and backward, both in one unit of time, in so many slots."""
+
+    before: float
+    after: float
+    slots: int
+    recomputes: bool
+
+    def price(self, taken: int, way: float) -> tuple[bool, float]:
+        """Of one more than it is there for already, on a way to and from its neighbours that takes so long: how soon it is
+        through. Whoever has no slot left comes after all others."""
+        work = self.before * (1 + self.recomputes) + self.after
+        return not self.recomputes and taken >= self.slots, way + (1 + taken) * work
 
 
 def with_gaps(
@@ -78,12 +93,11 @@ def _soonest(pipeline: Pipeline, way: Sequence[int], k: int, looked: Sequence[in
     above, below = way[k - 1], way[k + 1] if k < pipeline.stages else way[0]
 
     def price(i: int) -> tuple[bool, float, int]:
-        recomputes = not pipeline.waits_for_slots(i)
-        work_us = pipeline.before_us[i] * (1 + recomputes) + pipeline.after_us[i]
         way_us = pipeline.there_and_back_us(k - 1, above, i)
         if below != GONE:
             way_us += pipeline.there_and_back_us(k, i, below)
-        return not recomputes and taken[i] >= pipeline.slots[i], way_us + (1 + taken[i]) * work_us, i
+        does = Does(pipeline.before_us[i], pipeline.after_us[i], pipeline.slots[i], not pipeline.waits_for_slots(i))
+        return (*does.price(taken[i], way_us), i)
 
     return min(looked, key=price)
 

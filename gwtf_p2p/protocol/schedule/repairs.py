@@ -15,7 +15,7 @@ from functools import cached_property
 
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.schedule.from_view import seconds_of, typical_s
-from gwtf_p2p.protocol.schedule.mending import looked_at
+from gwtf_p2p.protocol.schedule.mending import Does, looked_at
 from gwtf_p2p.protocol.schedule.model import UNLIMITED
 from gwtf_p2p.protocol.schedule.published import published_flows
 from gwtf_p2p.protocol.view.network_view import NetworkView
@@ -97,11 +97,10 @@ class Repairs:
 
         def price(peer: PeerId) -> tuple[bool, float, PeerId]:
             record = self._view.records[peer]
-            before_s, after_s = seconds_of(record, self._typical[stage])
             slots = record.capacity if record.capacity > 0 else UNLIMITED
-            work_s = before_s * (1 + record.recomputes) + after_s
+            does = Does(*seconds_of(record, self._typical[stage]), slots, record.recomputes)
             way_s = self._there_and_back_s(stage - 1, above, peer) + self._there_and_back_s(stage, peer, below)
-            return not record.recomputes and taken[peer] >= slots, way_s + (1 + taken[peer]) * work_s, peer
+            return (*does.price(taken[peer], way_s), peer)
 
         return min(looked_at(able, m + stage), key=price)
 

@@ -273,6 +273,14 @@ async def test_a_chunk_that_is_fetched_twice_at_once_comes_twice(start_peer: Sta
     donor.stop()
 
 
+def test_one_that_says_another_cut_of_the_same_chunks_is_not_taken_for_the_majority() -> None:
+    """By its spans nobody's chunks would fit."""
+    tensors, hashes = (("a", "torch.float32", (300_000,)),), ("h", "i")
+    honest, other = Manifest(1, tensors, hashes), Manifest(1, tensors, hashes, CHUNK_BYTES - 8)
+    other.check()
+    assert honest.digest != other.digest and Manifest.from_plain(other.to_plain()) == other
+
+
 def test_what_one_donor_has_failed_to_bring_is_not_asked_twice_of_another_one() -> None:
     rpc: Any = SimpleNamespace(add_service=lambda kind, service: None)
     near, far, scratch = PeerId("near"), PeerId("far"), SimpleNamespace()
