@@ -18,6 +18,7 @@ from gwtf_p2p.protocol.commit.promise import Promise
 from gwtf_p2p.protocol.commit.role import Role
 from gwtf_p2p.protocol.commit.witnesses import Witnesses
 from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.core.epochs import Past
 from gwtf_p2p.protocol.effects import Publish, Send, Step
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.certificates import Certificate
@@ -262,10 +263,17 @@ class Participant:
         self.ctx.report("out_of_step", version=self.version, reason=reason)
         self.ctx.emit(Publish())
 
-    def follow(self, iteration: int, epoch: int, certificate: Certificate | None = None) -> None:
-        """Take part from this iteration on, with an empty share until the weights are here."""
+    def follow(
+        self, iteration: int, epoch: int, certificate: Certificate | None = None, past: Past | None = None, own: bool = False
+    ) -> None:
+        """Take part from this iteration on, with an empty share until the weights are here. `past`: of an epoch that is new
+        here; what this peer has of versions that the swarm has gone back from is nothing of it, and not told as such. `own`: it
+        has this version, as whoever leads knows."""
         self._let_go()
-        self.progress.follow(iteration, epoch, certificate)
+        if past is not None:
+            kept, here = self.role.kept, self.ctx.epoch
+            self.role.keep(tuple(v for v in kept if past.shares(here, v) or (own and v == iteration)))
+        self.progress.follow(iteration, epoch, certificate, past)
         self.role.join()
 
     def _let_go(self) -> None:

@@ -20,6 +20,7 @@ long as the run waits (`view/evaluations`).
 from __future__ import annotations
 
 from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.core.epochs import Past
 from gwtf_p2p.protocol.effects import Step
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.view.evaluations import REPORT, ends, up_to, with_newest
@@ -225,10 +226,11 @@ class Progress:
         self.lacks_moments = False
         self.behind, self._has_fallen_behind = True, not is_known
 
-    def follow(self, iteration: int, epoch: int, certificate: Certificate | None = None) -> None:
-        """Take part from this iteration on, without its weights."""
+    def follow(self, iteration: int, epoch: int, certificate: Certificate | None = None, past: Past | None = None) -> None:
+        """Take part from this iteration on, without its weights. `past`: of an epoch that is new here."""
         self.evaluating.go_back(iteration)
-        if self.weights == iteration or self.lacks_moments:
+        is_other = past is not None and not past.shares(self.ctx.epoch, self.weights)
+        if self.weights == iteration or self.lacks_moments or is_other:
             self.weights = NO_WEIGHTS  # they may be right, but the gradient is not empty
         self.lacks_moments = False
         self.version, self.ctx.epoch = iteration, epoch

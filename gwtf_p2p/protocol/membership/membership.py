@@ -14,6 +14,7 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.commit.participant import Participant
 from gwtf_p2p.protocol.commit.progress import NO_WEIGHTS
 from gwtf_p2p.protocol.core.context import Context
+from gwtf_p2p.protocol.core.epochs import Past
 from gwtf_p2p.protocol.effects import MoveTo, Publish
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.membership.others import Others
@@ -141,7 +142,8 @@ class Membership:
         elif message.position != participant.position or participant.progress.behind or self.wanted.version is None:
             ctx.cancel_timer(ev.Timer.SEEK, "")
             self.admitted = ctx.me in message.data_peers and message.epoch > ctx.epoch
-            participant.follow(message.iteration, message.epoch, message.certificate)
+            past = Past(message.epoch, message.epoch_starts) if message.epoch > ctx.epoch else None
+            participant.follow(message.iteration, message.epoch, message.certificate, past, message.own)
             participant.progress.evaluating.know(message.evaluations)
             ctx.epoch_starts = message.epoch_starts
             participant.set_voters(message.data_peers if message.iteration > 0 else None)

@@ -115,6 +115,16 @@ def test_an_older_admission_than_the_iteration_it_takes_part_in_says_nothing() -
     assert not driven.did(ef.Download) and driven.machine.membership.published_state is PeerState.ONLINE
 
 
+def test_weights_that_the_swarm_has_gone_back_from_are_not_told_as_those_of_the_new_epoch() -> None:
+    """It was away meanwhile, and nobody has what it is to fetch yet: asked where it stands, it has nothing to go on from."""
+    driven = in_step(iteration=3)
+    driven.handle(ev.Kept((0, 1, 2, 3)))
+    driven.hears(D, msg.Admit(2, (A2,), (D,), epoch=1, epoch_starts=(1,)))
+    driven.handle(ev.DownloadFailed("nobody has version 2"))
+    told = driven.machine.participant.standing()
+    assert told.epoch == 1 and told.joining and told.kept == (0, 1) and told.version < 0
+
+
 def test_a_swarm_that_goes_back_takes_everybody_to_the_earlier_iteration() -> None:
     driven = in_step(iteration=3)
     driven.hears(D, msg.Admit(2, (), (D,), epoch=1, own=True, epoch_starts=(2,)))
