@@ -172,7 +172,8 @@ class Certifier:
         return 2 * len(lacks) <= len(of_stages) and all(have.get(lack.stage) for lack in lacks)
 
     def proves(self, sender: PeerId, message: Commit, own: Own) -> bool:
-        """Others have prepared what this peer has. Who is missing is asked whether it lives."""
+        """Others have prepared what this peer has. Who is missing is asked whether it lives, and is told of this commit by
+        whoever leads: nobody else does before that is proven to somebody."""
         if not self.is_on:
             return True
         certificate, reason, preparing = message.certificate, "", own.prepare
@@ -193,6 +194,8 @@ class Certifier:
         for peer in lack.missing[:MOST_ASKED] if lack is not None else ():
             self.ctx.suspect(peer, f"it has not signed the commit of iteration {message.iteration}")
             self.ctx.emit(Send(peer, Inquire(message.iteration)))
+            if sender == self.ctx.me:
+                self.ctx.emit(Send(peer, message))  # its own attempt, begun without a peer that is back since: it has to follow
         return lack is None
 
     def stands_by(self, peer: PeerId, standing: Standing, prepare: Prepare) -> bool:

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.ids import DATA_STAGE, Stage
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
 from gwtf_p2p.protocol.wire import messages as msg
 from gwtf_p2p.protocol.wire.messages import Ballot
+from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
+from gwtf_p2p.simulation.world.signatures import key_of, sign, verify
 from tests.protocol.commit.coordinating import LINE, M, average, finished, prepare_of, preparing
-from tests.protocol.peers import A2, D2, D3, A, B, D, Driven, all_answer, goes_round, leading, microbatch, receipt_of
+from tests.protocol.peers import (
+    A2,
+    B2,
+    D2,
+    D3,
+    STAGE_OF,
+    A,
+    B,
+    D,
+    Driven,
+    all_answer,
+    goes_round,
+    leading,
+    microbatch,
+    receipt_of,
+    record,
+)
 
 
 def with_guest(**how: object) -> Driven:
@@ -98,3 +118,25 @@ def test_who_has_not_heard_that_the_swarm_went_back_is_admitted_when_it_says_whe
     for peer, stage in ((A, 1), (B, 2), (A, 1)):
         driven.hears(peer, msg.Standing(Stage(stage), 6, kept=(4, 6)))
     assert [m.position for m in driven.sent(msg.Admit, A)] == [(1, 4)]
+
+
+def test_peers_that_are_back_since_an_attempt_began_hear_of_its_commit_from_whoever_leads() -> None:
+    """Most of stage 2 were lost when it began. Nobody has the proof while they are taken to serve, and they know of nothing."""
+    back = (B2, PeerId("third"))
+    keyed = {peer: record(peer, stage=STAGE_OF.get(peer, 2), signing_key=key_of(peer)) for peer in (D, A, B, *back)}
+
+    def seen(*others: StageRecord) -> None:
+        driven.sees([keyed[D], keyed[A], keyed[B], *others])
+
+    driven = preparing()
+    driven.machine.ctx.verify = verify
+    [mine] = [effect.prepare for effect in driven.log if isinstance(effect, ef.Average)]
+    seen(*(keyed[peer] for peer in back))
+    driven.handle(ev.AverageDone(0, mine.attempt, "average", 0.1, 1.0, "weights"))
+    for peer in (A, B):
+        said = msg.Prepared(0, mine.attempt, Stage(STAGE_OF[peer]), "average", 1.0, mine.terms, "weights")
+        driven.hears(peer, replace(said, signature=sign(peer, said.statement)))
+    [told] = {message for peer in back for message in driven.sent(msg.Commit, peer)}
+    assert told.certificate is not None and not driven.did(ef.Step)
+    seen(*(replace(keyed[peer], state=PeerState.JOINING, sequence_number=1) for peer in back))
+    assert driven.did(ef.Step)
