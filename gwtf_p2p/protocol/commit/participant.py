@@ -163,10 +163,11 @@ class Participant:
     def _has_gone_on(self, sender: PeerId, to: tuple[int, int], reason: str, certificate: Certificate | None) -> None:
         """The swarm is at a later position, says the sender: with a proof of it, or if others say so too, this peer is out of
         step. `certificate` None: the sender has none, as it has started again since."""
-        if certificate is not None:
-            if certificate.position > self.position and self.certifier.shows(certificate):
-                self.fall_behind(reason, self.weights)
-        elif self.witnesses.are_further(sender, to, self.position):
+        if certificate is not None and certificate.position <= self.position:
+            return
+        is_shown = certificate is not None and self.certifier.shows(certificate)
+        may_be = certificate is None or self.certifier.is_signed(certificate)
+        if is_shown or (may_be and self.witnesses.are_further(sender, to, self.position)):
             self.fall_behind(reason, self.weights)
 
     def commit(self, sender: PeerId, message: Commit) -> None:
@@ -249,7 +250,7 @@ class Participant:
             self.commit(sender, commit_of(preparing, standing.gradient_norm, standing.certificate))
         elif next_one and self.certifier.waits_for(standing, preparing):
             return  # of the very attempt that this peer has prepared: it steps when that is proven, and is not out of step
-        elif not self.share.stepping and self.certifier.believes(standing):
+        elif not self.share.stepping and self.certifier.may_be(standing):
             where = f"iteration {standing.version}" + (f" of epoch {standing.epoch}" if standing.epoch else "")
             self._has_gone_on(sender, standing.position, f"{sender} is at {where}", standing.certificate)
 
