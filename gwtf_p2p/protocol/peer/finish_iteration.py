@@ -171,8 +171,7 @@ class Finishing:
             for index, stage, lost in ledger.drop_gaps():
                 microbatch = MicrobatchId(ctx.me, iteration, index)
                 ctx.report("dropped", microbatch=str(microbatch), stage=stage, lost=lost)
-        gaps = [(iteration, gap) for iteration, ledger in ledgers for gap in ledger.gaps()]
-        new = [each for each in gaps if each not in self._asked_for]
+        new = [each for each in self._gaps() if each not in self._asked_for]
         self._asked_for.update(new)
         for iteration, gap in new:
             self._close_gap(iteration, gap)
@@ -182,8 +181,15 @@ class Finishing:
         if not self.ledger.has_gaps and self.reported_to is None:
             self.report()
 
+    def _gaps(self) -> list[tuple[int, Gap]]:
+        """By iteration."""
+        return [(iteration, gap) for iteration, ledger in sorted(self._ledgers.items()) for gap in ledger.gaps()]
+
     def late_redo(self) -> None:
-        """It takes long: a request may be lost, or lead to somebody who cannot help."""
+        """It takes long: a request may be lost, or lead to somebody who cannot help, or a peer beside the gap be gone: whoever
+        has found that may have thought this one lost, too, and told nobody."""
+        for peer in sorted({peer for _, gap in self._gaps() for peer in (gap.before, *gap.ahead)} - {self.ctx.me}):
+            self.ctx.suspect(peer, "a redo is late")
         self._asked_for.clear()
         self.close_gaps()
 

@@ -294,6 +294,15 @@ def test_a_data_peer_has_a_lost_stage_redone_by_the_peer_before_it() -> None:
     assert driven.sent(msg.Redo, A) == [msg.Redo(M, Stage(2), B, (), 7)]
     driven.fires(ev.Timer.REDO)
     assert driven.sent(msg.Redo, A)[0].generation == 8, "a request may be lost: the second one starts anew"
+    assert [ask.peer for ask in driven.did(ef.Ask)] == [A], "or nobody may be there to do it"
+
+
+def test_who_is_to_take_up_the_result_of_a_late_redo_is_asked_whether_it_lives() -> None:
+    """The peer that does it may have found out, while it took the data peer for lost, and told nobody."""
+    driven = redoing()
+    driven.loses(A)
+    driven.fires(ev.Timer.REDO)
+    assert [ask.peer for ask in driven.did(ef.Ask)] == [B]
 
 
 def test_the_result_of_a_redo_counts_whatever_numbers_the_peer_before_it_remembers_of_an_earlier_life() -> None:
