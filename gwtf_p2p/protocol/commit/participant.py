@@ -160,7 +160,7 @@ class Participant:
             self.fall_behind(f"weights of iteration {self.version} come from another average", NO_WEIGHTS)
         return True
 
-    def _has_gone_on(self, sender: PeerId, to: tuple[int, int], reason: str, certificate: Certificate | None) -> None:
+    def learns_of_progress(self, sender: PeerId, to: tuple[int, int], reason: str, certificate: Certificate | None) -> None:
         """The swarm is at a later position, says the sender: with a proof of it, or if others say so too, this peer is out of
         step. `certificate` None: the sender has none, as it has started again since."""
         if certificate is not None and certificate.position <= self.position:
@@ -186,7 +186,7 @@ class Participant:
             to = (self.ctx.epoch, message.iteration + 1)
             if message.certificate is not None or not self.certifier.is_on:
                 reason = f"iteration {message.iteration} was committed without this peer"
-                self._has_gone_on(sender, to, reason, message.certificate)
+                self.learns_of_progress(sender, to, reason, message.certificate)
             return
         if share.stepping or not self.certifier.proves(sender, message, Own(preparing, share.average)):
             return
@@ -252,7 +252,7 @@ class Participant:
             return  # of the very attempt that this peer has prepared: it steps when that is proven, and is not out of step
         elif not self.share.stepping and self.certifier.may_be(standing):
             where = f"iteration {standing.version}" + (f" of epoch {standing.epoch}" if standing.epoch else "")
-            self._has_gone_on(sender, standing.position, f"{sender} is at {where}", standing.certificate)
+            self.learns_of_progress(sender, standing.position, f"{sender} is at {where}", standing.certificate)
 
     def fall_behind(self, reason: str, weights: int, is_known: bool = False) -> None:
         """This peer's weights are old, or belong to no version: it must not serve until it has caught up. `is_known`: to whom

@@ -128,7 +128,10 @@ class Membership:
         serves = self.serves and message.position > participant.position
         if serves and self.others.leader() not in (sender, None):
             ctx.report("admit_refused", sender=sender, iteration=message.iteration, epoch=message.epoch)
-            self.others.doubt()  # whoever leads answers; if the others have followed, this peer falls behind
+            reason = f"{sender} has gone back to iteration {message.iteration} of epoch {message.epoch}"
+            participant.learns_of_progress(sender, message.position, reason, None)  # if others have followed, this peer has to
+            if not participant.progress.behind:
+                self.others.doubt()  # whoever leads answers
             return
         in_step = (
             message.position == participant.position

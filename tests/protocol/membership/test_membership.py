@@ -134,6 +134,25 @@ def test_a_swarm_that_goes_back_takes_everybody_to_the_earlier_iteration() -> No
     assert (told.position, told.syncing) == ((1, 2), False)
 
 
+@pytest.mark.parametrize("followed", [False, True])
+def test_who_was_cut_off_follows_a_swarm_that_has_gone_back_under_another_leader_once_others_have_followed(
+    followed: bool,
+) -> None:
+    """It leads as it knows; one other data peer's word is not enough, and records of others that are there are."""
+    driven = in_step(iteration=3)
+    driven.sees([record(D, weights_version=3), record(D2, weights_version=2, epoch=1), record(A, weights_version=3)])
+    if followed:
+        driven.sees(
+            [record(p, weights_version=2, epoch=1) for p in (D2, B, C)] + [record(p, weights_version=3) for p in (D, A)]
+        )
+    driven.hears(D2, msg.Admit(2, (), (D2,), epoch=1, own=True, epoch_starts=(2,)))
+    assert driven.reported("admit_refused") and not driven.did(ef.Download)
+    assert driven.machine.participant.out_of_step is followed
+    if followed:
+        driven.hears(D2, msg.Admit(2, (), (D2,), epoch=1, own=True, epoch_starts=(2,)))
+        assert driven.did(ef.Download) == [ef.Download(2, (), True, 1)]
+
+
 def test_a_stage_is_rebuilt_from_the_peers_beside_it_and_the_disk_has_it_at_once() -> None:
     driven = joining(others=3)
     driven.handle(ev.Kept(()))
