@@ -5,7 +5,9 @@
 Every run draws a script of faults from its seed: stage peers are killed, frozen, restarted, blink, drain or become slow, data
 peers are restarted or blink. `--churn` is the expected number of faults per stage peer and iteration (half of it for data
 peers). At least one stage peer of a stage comes back in the end, so a run must always come to its end. Single faults at every
-moment of an iteration are the business of `recovery_single`. With `--delay_optimizer_step` two iterations are under way.
+moment of an iteration are the business of `recovery_single`. With `--delay_optimizer_step` two iterations are under way. With
+`--partitions` the network is parted so many times besides, into sides that are drawn (a third of the times a peer alone): both
+live, and train on where they can.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ class Sweep:
     ahead: int = 0
     all_with_all: int = MOST_ALL_WITH_ALL
     state_microbatches: int = 12
+    partitions: int = 0
 
 
 def draw_config(seed: int, sweep: Sweep) -> SmallConfig:
@@ -86,9 +89,7 @@ def draw_script(seed: int, config: SmallConfig, sweep: Sweep) -> list[Fault]:
     """Faults over the time that the iterations take without any."""
     random = Random(f"script {seed}")
     churn = sweep.churn[seed % len(sweep.churn)]
-    slowness = sum(config.speeds) / len(config.speeds)
-    bottleneck_s = config.data_peers * config.microbatches / config.stage_peers * (FORWARD_S + BACKWARD_S) * slowness
-    horizon_s = STARTS_AT_S + sweep.iterations * (bottleneck_s + 2 * config.stages * HOP_S)
+    horizon_s = _horizon_s(config, sweep)
     stage_peer_kinds = [kind for kind in STAGE_PEER_FAULTS if kind in sweep.kinds]
     data_kinds = [kind for kind in DATA_FAULTS if kind in sweep.kinds]
     script = []
@@ -109,7 +110,27 @@ def draw_script(seed: int, config: SmallConfig, sweep: Sweep) -> list[Fault]:
         for _ in range(sweep.iterations):
             if random.random() < churn / 2 and data_kinds:
                 script.append(_fault(random, random.choice(data_kinds), PeerId(f"data_{d}"), horizon_s, 1.0))
-    return script
+    return script + _partitions(seed, config, sweep)
+
+
+def _horizon_s(config: SmallConfig, sweep: Sweep) -> float:
+    slowness = sum(config.speeds) / len(config.speeds)
+    bottleneck_s = config.data_peers * config.microbatches / config.stage_peers * (FORWARD_S + BACKWARD_S) * slowness
+    return STARTS_AT_S + sweep.iterations * (bottleneck_s + 2 * config.stages * HOP_S)
+
+
+def _partitions(seed: int, config: SmallConfig, sweep: Sweep) -> list[Fault]:
+    random = Random(f"partitions {seed}")
+    peers = [PeerId(f"data_{d}") for d in range(config.data_peers)]
+    peers += [PeerId(f"relay_{k}_{r}") for k in range(1, config.stages + 1) for r in range(config.stage_peers)]
+    found, at_s = list[Fault](), random.uniform(STARTS_AT_S, _horizon_s(config, sweep))
+    for _ in range(sweep.partitions):
+        share, for_s = random.choice((0.0, 0.2, 0.5)), random.choice((1.0, 3.0, 10.0, 30.0)) * random.uniform(0.5, 1.5)
+        first, *rest = random.sample(peers, len(peers))
+        side = tuple(peer for peer in rest if random.random() < share)
+        found.append(Fault("part", first, at_s, for_s=for_s, others=side))
+        at_s += for_s + random.uniform(1.0, 8.0)
+    return found
 
 
 def _fault(random: Random, kind: str, peer: PeerId, horizon_s: float, factor: float) -> Fault:
@@ -150,12 +171,14 @@ def main() -> int:
     parser.add_argument("--delay_optimizer_step", action="store_true", help="the next iteration is computed meanwhile")
     parser.add_argument("--all_with_all", type=int, default=MOST_ALL_WITH_ALL, help="of more peers a stage averages in rows")
     parser.add_argument("--state_microbatches", type=int, default=12, help="a download takes as long as so many transfers")
+    parser.add_argument("--partitions", type=int, default=0, help="of the network, beside the other faults")
     parser.add_argument("--story", type=Path, help="file for the story of the first run that fails")
     arguments = parser.parse_args()
     of, churn, kinds = (arguments.stages, arguments.stage_peers, arguments.iterations), arguments.churn, arguments.kinds
     ahead, most = int(arguments.delay_optimizer_step), arguments.all_with_all
     state = arguments.state_microbatches
-    sweep = Sweep(*of, tuple(churn), tuple(kinds), ahead=ahead, all_with_all=most, state_microbatches=state)
+    also = {"ahead": ahead, "all_with_all": most, "state_microbatches": state, "partitions": arguments.partitions}
+    sweep = Sweep(*of, tuple(churn), tuple(kinds), **also)
     began = time.perf_counter()
     ends: Counter[str] = Counter()
     tally: Counter[str] = Counter()

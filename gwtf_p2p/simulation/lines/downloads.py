@@ -90,16 +90,25 @@ class Downloads:
     def donor_gone(self, donor: PeerId) -> None:
         """What it was sending is taken from the others."""
         for download in list(self._running.values()):
-            if download.over or donor not in download.donors:
-                continue
-            download.donors.remove(donor)
-            piece = self._stop_sending(download, donor)
-            if piece is not None and piece not in {other for other, _ in download.under_way.values()}:
-                download.left.append(piece)
-            if not download.donors:
-                self._end(download, whole=False)
-            for other in [other for other in download.donors if other not in download.under_way]:
-                self._send(download, other)
+            self._goes_without(download, donor)
+
+    def partitioned(self) -> None:
+        """Donors on the other side send nothing any more."""
+        for download in list(self._running.values()):
+            for donor in [d for d in download.donors if self._links.partition.separates(d, download.request.peer)]:
+                self._goes_without(download, donor)
+
+    def _goes_without(self, download: _Download, donor: PeerId) -> None:
+        if download.over or donor not in download.donors:
+            return
+        download.donors.remove(donor)
+        piece = self._stop_sending(download, donor)
+        if piece is not None and piece not in {other for other, _ in download.under_way.values()}:
+            download.left.append(piece)
+        if not download.donors:
+            self._end(download, whole=False)
+        for other in [other for other in download.donors if other not in download.under_way]:
+            self._send(download, other)
 
     def _stop_sending(self, download: _Download, donor: PeerId) -> int | None:
         """Returns the piece that it was at."""

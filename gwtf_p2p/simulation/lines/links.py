@@ -18,6 +18,7 @@ from itertools import count
 
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.simulation.lines.kernel import Kernel
+from gwtf_p2p.simulation.lines.partition import Partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Links:
     spec: Callable[[PeerId, PeerId], LinkSpec]
     line_bytes_per_s: Mapping[PeerId, float] = field(default_factory=dict)
     bytes_sent: int = 0
+    partition: Partition = field(default_factory=Partition)
     _lines: dict[tuple[str, PeerId, PeerId], Line] = field(default_factory=dict)
     _order: count[int] = field(default_factory=count)
 

@@ -17,6 +17,9 @@ from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.simulation.lines.averaging import part_bytes, round_seconds, slowest_exchange_s
 from gwtf_p2p.simulation.lines.links import Links, Transfer
 
+UNANSWERED_S = 3.0
+"""After which a member that says nothing counts as failed, as in the live transport."""
+
 Tell = Callable[[PeerId, ev.Event, PeerId | None], None]
 """(to, event, about): feed an event, one latency of the path to `about` from now, or now when that is None."""
 
@@ -46,6 +49,8 @@ class Rounds:
         """A member is ready. A dead member refuses the connection."""
         round_ = self._rounds.setdefault(prepare.key, _Round(prepare))
         round_.ready[peer] = self._links.kernel.now
+        if self._fails_across(peer, prepare):
+            return
         if dead:
             self._tell(peer, ev.AverageFailed(prepare.iteration, prepare.attempt, "connection refused", dead[0]), dead[0])
         elif len(round_.ready) == len(prepare.participants):
@@ -70,6 +75,26 @@ class Rounds:
         for pair in permutations(members, 2):
             round_.under_way[pair] = links.start(*pair, size, lambda pair=pair: arrived(pair))  # type: ignore[misc]
             links.bytes_sent -= size  # they are counted here
+
+    def _fails_across(self, peer: PeerId, prepare: Prepare) -> bool:
+        """Somebody of the group is on the other side of a partition, and does not answer."""
+        partition = self._links.partition
+        far = next((m for m in prepare.participants if partition.separates(peer, m)), None)
+        if far is None:
+            return False
+        failed = ev.AverageFailed(prepare.iteration, prepare.attempt, "no answer", far)
+        self._links.kernel.after(UNANSWERED_S, lambda: self._tell(peer, failed, None))
+        return True
+
+    def partitioned(self) -> None:
+        """Those that average with somebody on the other side hear no more from there."""
+        for key, round_ in list(self._rounds.items()):
+            for peer in sorted(round_.ready):
+                if self._fails_across(peer, round_.prepare):
+                    self._rounds.pop(key, None)
+            if key not in self._rounds:
+                for transfer in round_.under_way.values():
+                    self._links.bytes_sent += self._links.stop(transfer)
 
     def withdraw(self, peer: PeerId, iteration: int, attempt: int) -> None:
         for key, round_ in list(self._rounds.items()):

@@ -5,7 +5,7 @@ Every reader sees the same, equally old records: both routers of a comparison pl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.view.network_view import NetworkView
@@ -32,6 +32,20 @@ class Directory:
         shown_since = self._tick(now) - self.delay_s
         while len(told) > 1 and told[1][0] <= shown_since:
             del told[0]
+
+    def parted(self) -> Directory:
+        """What whoever is cut off from here has of the same records, from now on alone."""
+        found = replace(self)
+        found._published, found._cached = {peer: [*told] for peer, told in self._published.items()}, None
+        return found
+
+    def take_over(self, other: Directory) -> None:
+        """The two are one again: of each peer, whatever was published last."""
+        for peer, told in other._published.items():
+            own = self._published.get(peer)
+            if own is None or own[-1][1].sequence_number < told[-1][1].sequence_number:
+                self._published[peer] = told
+        self._cached = None
 
     def has_record_of(self, peer: PeerId) -> bool:
         """It has published one, whether it is visible yet or not."""

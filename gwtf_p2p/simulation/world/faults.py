@@ -2,8 +2,9 @@
 
 `kill`: the process is gone. `restart`: it is gone, and starts again `for_s` later, from its newest checkpoint or (`fresh`)
 with nothing. `freeze`: it stops and says nothing. `blink`: it freezes and thaws `for_s` later. `drain`: its user wants to
-stop. `slow`: from now on it computes `factor` times as long. A moment is a time, or the n-th event or effect of the peer in
-an iteration: events hit every state that a peer can be in, effects cut short what it does about an event.
+stop. `slow`: from now on it computes `factor` times as long. `part`: it, and `others` with it, cannot reach the rest for
+`for_s`; both sides live and compute. A moment is a time, or the n-th event or effect of the peer in an iteration: events hit
+every state that a peer can be in, effects cut short what it does about an event.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.simulation.world.population import SimulatedPeer, Speed
 from gwtf_p2p.simulation.world.world import World
 
-KINDS = ("kill", "restart", "freeze", "blink", "drain", "slow")
+KINDS = ("kill", "restart", "freeze", "blink", "drain", "slow", "part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Fault:
     factor: float = 1.0
     fresh: bool = False
     at_effect: tuple[int, int] | None = None
+    others: tuple[PeerId, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -100,6 +102,10 @@ class Faults:
             case "blink":
                 world.freeze(fault.peer)
                 world.kernel.after(fault.for_s, lambda: self._thaw(peer))
+            case "part":
+                if not world.links.partition.side:  # one at a time
+                    world.partition(frozenset({fault.peer, *fault.others}))
+                    world.kernel.after(fault.for_s, world.reunite)
             case "drain":
                 world.drain(fault.peer)
             case "slow":

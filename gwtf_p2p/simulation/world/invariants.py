@@ -7,7 +7,8 @@ all stages; every microbatch is in the gradient of every stage exactly once, or 
 of a stage group that serve at the same version have weights of the same commits, and equal weights, but for what each has
 learned by itself since the last average of copies; a step that one has skipped all have; what
 every data peer says that the peers have contributed is what the stage groups have averaged in the iterations before, and
-nothing else.
+nothing else. Where the network was partitioned, both sides may have committed an iteration; in the end the weights of all come
+from one of the two.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Invariants:
     prepares: dict[tuple[int, Stage, Ballot], Prepare] = field(default_factory=dict)
     steps: dict[PeerId, dict[int, Ballot]] = field(default_factory=dict)
     _latest: dict[int, Ballot] = field(default_factory=dict)
+    _of_iteration: dict[int, set[Ballot]] = field(default_factory=dict)
     _skips: dict[int, dict[PeerId, bool]] = field(default_factory=dict)
 
     def before_event(self, peer: PeerId, event: ev.Event, now: float) -> None:
@@ -65,6 +67,7 @@ class Invariants:
         elif isinstance(event, ev.Stepped) and participant.share.stepping and preparing is not None:
             self.steps.setdefault(peer, {})[event.iteration] = preparing.ballot
             self._latest[event.iteration] = preparing.ballot
+            self._of_iteration.setdefault(event.iteration, set()).add(preparing.ballot)
             self._skips.setdefault(event.iteration, {})[peer] = participant.share.applied_norm < 0
             if preparing.skipped_for:  # nothing was averaged
                 self.prepares[preparing.iteration, preparing.stage, preparing.ballot] = preparing
@@ -116,15 +119,21 @@ class Invariants:
 
     def _check_versions(self) -> None:
         """Weights that are equal by version must come from the same commits."""
-        for peer_id, steps in self.steps.items():
-            peer = self.world.peers[peer_id]
-            if not peer.alive or peer.frozen or peer.machine.participant.out_of_step or peer_id in self.world.audits.cheats:
-                continue  # who is left out hears of no epoch
+        well = {peer: steps for peer, steps in self.steps.items() if self._is_well(peer)}
+        if self.world.links.partition.has_been:
+            self._latest |= {iteration: ballot for steps in well.values() for iteration, ballot in steps.items()}
+        for peer_id, steps in well.items():
             for iteration, ballot in steps.items():
                 right = self._latest[iteration]
                 self._expect(ballot == right, f"{peer_id} applied {ballot} in iteration {iteration}, others {right}")
         for iteration, skips in self._skips.items():
             self._expect(len(set(skips.values())) == 1, f"iteration {iteration} was skipped by some alone: {skips}")
+
+    def _is_well(self, peer_id: PeerId) -> bool:
+        """It serves, and honestly; who is left out hears of no epoch."""
+        peer = self.world.peers[peer_id]
+        cheats = peer_id in self.world.audits.cheats
+        return peer.alive and not peer.frozen and not peer.machine.participant.out_of_step and not cheats
 
     def _check_copies(self) -> None:
         """Where the run says that copies of a stage are equal, all that serve with them have the same."""
@@ -160,6 +169,10 @@ class Invariants:
         return found
 
     def _check_contributions(self) -> None:
+        well = [steps for peer, steps in self.steps.items() if self._is_well(peer)]
+        twice = {iteration for iteration, ballots in self._of_iteration.items() if len(ballots) > 1}
+        if self.world.links.partition.has_been and any(all(i not in steps for steps in well) for i in twice):
+            return  # which of two commits the weights of all come from can be told of no peer any more
         for peer, (said, averaged) in self.ledgers().items():
             differ = {place: (said[place], averaged[place]) for place in said | averaged if said[place] != averaged[place]}
             version = self.world.peers[peer].machine.participant.weights

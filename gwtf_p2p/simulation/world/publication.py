@@ -16,6 +16,7 @@ class Publication:
     def __init__(self, population: Population, directory: Directory, period_s: float) -> None:
         self._population, self._directory, self._period_s = population, directory, period_s
         self._shown_at = -1.0
+        self._beyond: Directory | None = None
 
     def keep_publishing(self, peer: SimulatedPeer) -> None:
         """Now and every period until it dies; while it is frozen nothing is published."""
@@ -31,7 +32,7 @@ class Publication:
         peer.sequence += 1
         run_id, line_bytes_per_s = RunId("simulation"), peer.line_bytes_per_s
         around = OwnMeasurements(run_id, signing_key=key_of(peer.id), links=peer.links, line_bytes_per_s=line_bytes_per_s)
-        self._directory.publish(stage_record(peer.machine, around, peer.sequence), kernel.now)
+        self._of(peer).publish(stage_record(peer.machine, around, peer.sequence), kernel.now)
         visible_at = self._directory.visible_at(kernel.now)
         if visible_at > self._shown_at:
             self._shown_at = visible_at
@@ -39,9 +40,24 @@ class Publication:
 
     def show(self, peer: SimulatedPeer) -> None:
         """Let a peer see the records that are visible now."""
-        view = self._directory.view(self._population.kernel.now)
+        view = self._of(peer).view(self._population.kernel.now)
         if view is not peer.machine.ctx.view and peer.alive and not peer.frozen:
             self._population.feed(peer, ev.ViewChanged(view))
+
+    def partitioned(self) -> None:
+        """Those that are cut off see, from now on, no records but each other's, and others none of theirs."""
+        self._beyond = self._directory.parted()
+
+    def reunited(self) -> None:
+        """Everybody sees everybody's."""
+        if self._beyond is not None:
+            self._directory.take_over(self._beyond)
+            self._beyond = None
+        self._show_all()
+
+    def _of(self, peer: SimulatedPeer) -> Directory:
+        is_beyond = self._beyond is not None and peer.id in self._population.links.partition.side
+        return self._beyond if is_beyond and self._beyond is not None else self._directory
 
     def _show_all(self) -> None:
         for peer in list(self._population.peers.values()):

@@ -90,10 +90,25 @@ class Pushes:
             elif push is not None:
                 population.later(push.to, peer, ev.DeliveryBroken(peer, push.message, "connection reset"))
 
+    def partitioned(self) -> None:
+        """What is on its way to the other side does not arrive. Its sender is not told; its receiver misses the bytes."""
+        population = self._population
+        for key, transfer in list(self._transfers.items()):
+            if not population.links.partition.separates(key[0], transfer.receiver):
+                continue
+            push = self._accepted.pop(key, None)
+            self._drop(key, keep=True)
+            if push is not None:
+                event = ev.DeliveryBroken(key[0], push.message, "no more bytes")
+                population.kernel.after(PARKED_S, lambda to=population.peers[push.to], e=event: population.feed(to, e))  # type: ignore[misc]
+
     def _offer(self, key: Key, push: ef.Push) -> None:
         population, sender = self._population, key[0]
         target = population.peers[push.to]
         if key not in self._transfers:
+            return
+        if population.links.partition.separates(sender, push.to):
+            self._drop(key, keep=True)
             return
         event = ev.Offered(sender, push.message)
         if population.hears(target, event):
@@ -121,6 +136,8 @@ class Pushes:
 
     def _arrived(self, key: Key, push: ef.Push, began: float) -> None:
         population = self._population
+        if self._population.links.partition.separates(key[0], push.to):
+            return
         transfer = self._transfers.pop(key, None)
         accepted = self._accepted.pop(key, None)
         target, sender = population.peers[push.to], population.peers[key[0]]

@@ -27,7 +27,8 @@ class SmallMessages:
         self._population = population
 
     def send(self, peer: SimulatedPeer, to: PeerId, message: ControlMessage) -> None:
-        """A dead peer refuses it; a frozen one hears it when it thaws, and its sender that there was no answer."""
+        """A dead peer refuses it; a frozen one hears it when it thaws, and its sender that there was no answer. One on the
+        other side of a partition never hears it."""
         population = self._population
         self.count += 1
         message = signed(message, partial(sign, peer.id) if self.signs else None)
@@ -36,10 +37,12 @@ class SmallMessages:
 
         def arrive() -> None:
             target = population.peers[to]
-            if not target.alive:
+            is_apart = population.links.partition.separates(peer.id, to)
+            if not target.alive and not is_apart:
                 population.later(peer.id, to, ev.SendFailed(to, message, "connection refused"))
-            elif target.frozen:
-                target.waiting.append(ev.Received(peer.id, message))
+            elif target.frozen or is_apart:
+                if not is_apart:
+                    target.waiting.append(ev.Received(peer.id, message))
                 failed = ev.SendFailed(to, message, "no answer")
                 population.kernel.after(REQUEST_TIMEOUT_S, lambda: population.feed(peer, failed))
             else:
@@ -56,9 +59,10 @@ class SmallMessages:
 
         def arrive() -> None:
             target = population.peers[ask.peer]
-            if not target.alive:
+            is_apart = population.links.partition.separates(peer.id, ask.peer)
+            if not target.alive and not is_apart:
                 population.later(peer.id, ask.peer, ev.CheckFailed(ask.peer, "connection refused", silent=False))
-            elif target.frozen or 2 * latency > ask.deadline_s:
+            elif is_apart or target.frozen or 2 * latency > ask.deadline_s:
                 left = max(0.0, asked_at + ask.deadline_s - population.kernel.now)
                 failed = ev.CheckFailed(ask.peer, f"no answer in {ask.deadline_s:.2f} s", silent=True)
                 population.kernel.after(left, lambda: population.feed(peer, failed))

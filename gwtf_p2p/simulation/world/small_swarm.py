@@ -39,6 +39,8 @@ LATENCY_S = 0.01
 FORWARD_S, BACKWARD_S = 0.05, 0.1
 MICROBATCH_BYTES = 1_000_000
 BYTES_PER_S = 1e8
+SETTLES_IN = 2
+"""So many iterations after a partition all have the same weights: both sides may have trained on meanwhile."""
 STEPS_BETWEEN_LOOKS = 16
 """Looking at every peer after every step would take most of the time."""
 
@@ -236,7 +238,8 @@ class SmallSwarm:
         self.faults.inject(script)
 
     def run(self, iterations: int, deadline_s: float = 600.0, most_steps: int = 1_000_000) -> Tally:
-        """Until every honest peer that is up has finished so many iterations. Raises StuckError with all stories otherwise."""
+        """Until every honest peer that is up has finished so many iterations, and some after a partition. Raises StuckError
+        with all stories otherwise."""
         kernel = self.world.kernel
 
         def done() -> bool:
@@ -245,8 +248,11 @@ class SmallSwarm:
             if kernel.steps % STEPS_BETWEEN_LOOKS:
                 return False
             cheats = self.world.audits.cheats
+            if self.world.links.partition.side:
+                return False
             up = [p.machine for p in self.world.peers.values() if p.alive and not p.frozen and p.id not in cheats]
-            return bool(up) and all(m.participant.version >= iterations and not m.participant.out_of_step for m in up)
+            last = max(iterations, self.world.reunited_at + SETTLES_IN)
+            return bool(up) and all(m.participant.version >= last and not m.participant.out_of_step for m in up)
 
         if not kernel.run(done, deadline_s):
             raise StuckError(self.story())

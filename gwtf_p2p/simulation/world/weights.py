@@ -118,6 +118,10 @@ class Weights:
         self._downloads.stop(peer)
         self._downloads.donor_gone(peer)
 
+    def partitioned(self) -> None:
+        """Those who download from the other side turn to others."""
+        self._downloads.partitioned()
+
     def donor_silent(self, donor: PeerId) -> None:
         """Those who download from a frozen peer turn to another."""
         self._downloads.donor_gone(donor)
@@ -140,7 +144,8 @@ class Weights:
     def _can_give(self, donor: PeerId, version: int, to: PeerId) -> bool:
         """It is there, has this version, and gives it to this peer. A record that it has not seen yet it looks up."""
         peer = self._population.peers[donor]
-        if not peer.alive or peer.frozen or version not in peer.kept:
+        is_apart = self._population.links.partition.separates(donor, to)
+        if is_apart or not peer.alive or peer.frozen or version not in peer.kept:
             return False
         refusal = StateAccess(peer.machine.gate).refusal(to, peer.machine.ctx.stage) if to != donor else None
         return refusal is None or (refusal.why is WhyNoState.NO_RECORD and self._has_published(to))

@@ -3,9 +3,10 @@
 It carries out effects and reports what came of them; it decides nothing. What it models: one-way latency and shared bandwidth
 of every transfer (`links`, `pushes`), one computation at a time per peer (`computers`), small messages that take a latency and
 no line (`small_messages`), records that become visible late (`publication`, `directory`), all-reduce time in a stage group
-(over lines that are idle by then; `rounds`), state downloads (`weights`), and three faults: a peer is *killed* (its connections
-break), *frozen* (it stops and stays silent, as under SIGSTOP) or *thawed*. With `pushes.star` every tensor that goes from stage
-peer to stage peer is stored and forwarded by its data peer: SWARM's first data plane.
+(over lines that are idle by then; `rounds`), state downloads (`weights`), and these faults: a peer is *killed* (its connections
+break), *frozen* (it stops and stays silent, as under SIGSTOP) or *thawed*; the network is *partitioned* for a while. With
+`pushes.star` every tensor that goes from stage peer to stage peer is stored and forwarded by its data peer: SWARM's first data
+plane.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from gwtf_p2p.simulation.world.weights import Weights
 
 
 class World:
-    """Peers, links and virtual time. `on_report(peer, report, now)` hears what the machines report."""
+    """Peers, links and virtual time. `on_report(peer, report, now)` hears what the machines report. `reunited_at`: the latest
+    iteration of any peer when the network was whole again."""
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class World:
         self.on_move: Callable[[PeerId, Stage], None] = lambda peer, stage: None
         self.on_end: Callable[[PeerId], None] = lambda peer: None
         self.make_plan = make_plan
+        self.reunited_at = 0
         self._on_report = on_report
         self.spans = Spans(kernel, sizes)
         self.messages = SmallMessages(population)
@@ -98,7 +101,7 @@ class World:
         self.on_fault(peer_id, peer.machine.accounts.uncommitted_s + cut_off_s, self.kernel.now)
         self.pushes.peer_gone(peer_id)
         for other in self.peers.values():
-            if peer_id in other.watching:
+            if peer_id in other.watching and not self.links.partition.separates(peer_id, other.id):
                 other.watching.discard(peer_id)
                 self.population.later(other.id, peer_id, ev.WatchBroken(peer_id, "connection reset"))
         self.rounds.peer_gone(peer_id)
@@ -134,6 +137,21 @@ class World:
         for event in waiting:
             self.population.feed(peer, event)
         self._publication.show(peer)
+
+    def partition(self, side: frozenset[PeerId]) -> None:
+        """From now on nothing gets from these peers to the others, or back; connections stay open, and silent. Not modelled:
+        answers that are on their way just then, which arrive; and audits."""
+        self.links.partition.begin(side)
+        self._publication.partitioned()
+        self.pushes.partitioned()
+        self.rounds.partitioned()
+        self.weights.partitioned()
+
+    def reunite(self) -> None:
+        """The network is whole again."""
+        self.links.partition.end()
+        self._publication.reunited()
+        self.reunited_at = max(peer.machine.participant.version for peer in self.peers.values())
 
     # ---- events in, effects out
 
