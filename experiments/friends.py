@@ -5,7 +5,8 @@
     python -m experiments.friends --list
 
 Each friend types `gwtf` on a machine of their own (a home, a disk, an identity); a story is told of their screens alone. Exit
-code 1 if one does not hold. `disk_full` mounts a small tmpfs, so it needs root and Linux; elsewhere it says so and is left out.
+code 1 if one does not hold. `disk_full` mounts a small tmpfs, `parted` makes network namespaces: they need root and Linux, and
+elsewhere say so and are left out.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.support.friends_begin import begin, works
-from experiments.support.friends_house import Friend, House, StoryFailed, check, forget_disk
-from experiments.support.friends_losses import nan_step, stage_lost
+from experiments.support.friends.begin import begin, works
+from experiments.support.friends.house import Friend, House, StoryFailed, check, forget_disk
+from experiments.support.friends.losses import nan_step, stage_lost
+from experiments.support.friends.two_places import NoTwoPlaces, two_places
 from experiments.support.small_disk import NoSmallDisk, small_disk
 
 ASLEEP_S = 45.0
 """How long the laptop is closed: longer than any deadline of the others, and than its record lives."""
+
+PARTED_S = 60.0
+"""Longer than any deadline of the others, and than a record lives."""
 
 JUMP_S = 3600.0
 MOST_LINES = 24
@@ -166,6 +171,32 @@ def owner_gone(house: House) -> str:
 # ---- what the stories need
 
 
+def parted(house: House) -> str:
+    """The line between two places breaks; in both live a data peer and friends of all stages, and train on. When it is mended
+    all follow the place that has got further."""
+    with two_places() as house.places:
+        house.places.there |= {"friend2", "friend4", "second"}
+        owner, _ = begin(house, stages=2, peers=0, peers_per_stage=2, data_peers=2, wait=False)
+        stages = {"friend1": "1", "friend2": "1", "friend3": "2", "friend4": "2"}
+        others = [house.start(name, "peer", "--run_id", "friends", "--stage", stage) for name, stage in stages.items()]
+        everybody = (owner, *others, house.start("second", "data", "--run_id", "friends"))
+        for friend in everybody:
+            house.until_step(friend, 3)
+        house.places.cut()
+        began, before = time.monotonic(), {friend.name: friend.last_step for friend in everybody}
+        house.until_so("it was cut for long enough", lambda: time.monotonic() - began > PARTED_S)
+        reached = {friend.name: friend.last_step for friend in everybody}
+        check(all(reached[name] > before[name] + 1 for name in reached), f"both places train on: {reached}")
+        house.places.mend()
+        seconds = max(house.until_step(friend, max(reached.values()) + 3) for friend in everybody)
+        told = [(friend, len(friend.screen)) for friend in everybody]
+        house.until_so("all do microbatches again", lambda: all(any(map(works, f.screen[n:])) for f, n in told))
+        followed = [friend.name for friend in everybody if friend.said("^out of step|^catching up")]
+        check(bool(followed), "one place follows the other")
+        house.power_cut()
+    return f"parted for {PARTED_S:.0f} s, then at steps {reached}; 3 more at all after {seconds:.0f} s; followed: {followed}"
+
+
 def whole(checkpoint: Path) -> bool:
     return (checkpoint / "manifest.json").exists()
 
@@ -199,6 +230,7 @@ STORIES: dict[str, Callable[[House], str]] = {
         owner_gone,
         stage_lost,
         nan_step,
+        parted,
     )
 }
 
@@ -221,7 +253,7 @@ def main() -> int:
                 outcome, told = STORIES[name](house), "holds"
             except StoryFailed as error:
                 outcome, told, failed = str(error), "FAILS", failed + 1
-            except NoSmallDisk as why:
+            except (NoSmallDisk, NoTwoPlaces) as why:
                 outcome, told = str(why), "left out"
         print("\n".join(house.screens(args.lines)), flush=True)
         shutil.rmtree(folder, ignore_errors=True)

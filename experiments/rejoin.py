@@ -22,8 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments.support.friends_begin import begin, works
-from experiments.support.friends_house import Friend, House, StoryFailed
+from experiments.support.friends.begin import begin, works
+from experiments.support.friends.house import Friend, House, StoryFailed
 
 Seconds = tuple[float, float]
 """Until online, and until the first step with work."""

@@ -7,7 +7,7 @@ attempt all have signed; half are enough because some may have died since, or re
 asked whether it lives and where it stands, and the certificate is looked at again when something is known: one that has come to
 the next iteration by this commit need not have signed it. A peer that has not prepared an attempt, and so has no part in it,
 falls behind when it is proven in half of the stages, and signed by somebody in the others (`shows`), or signed by somebody in
-all of them where another witness says so too (`may_be`); it follows only what is proven.
+all of them where another witness says so too (`is_signed`); it follows only what is proven.
 
 Runs whose interpreter verifies nothing (`Context.verify` is None: single machines in tests) go without.
 """
@@ -154,20 +154,15 @@ class Certifier:
         is_news, self._looked_at = self.unproven is not None and known != self._looked_at, known
         return is_news
 
-    def believes(self, standing: Standing) -> bool:
-        """A peer says that it is further: has it the proof of it? One that has started again, and seen no commit since, has
-        none to show."""
-        return self._claims(standing, self.shows)
-
-    def may_be(self, standing: Standing) -> bool:
-        """The same, with a proof or with what takes a witness beside it."""
-        return self._claims(standing, lambda certificate: self.shows(certificate) or self.is_signed(certificate))
-
-    def _claims(self, standing: Standing, fits: Callable[[Certificate], bool]) -> bool:
-        if not self.is_on or (standing.certificate is None and standing.committed is None):
-            return True
+    def believes(self, standing: Standing, with_witness: bool = False) -> bool:
+        """A peer says that it is further: has it the proof of it, or (`with_witness`) what takes a witness beside it? One that
+        has started again, and seen no commit since, has none to show."""
         certificate = standing.certificate
-        return certificate is not None and certificate.position == standing.position and fits(certificate)
+        if not self.is_on or (certificate is None and standing.committed is None):
+            return True
+        if certificate is None or certificate.position != standing.position:
+            return False
+        return self.shows(certificate) or (with_witness and self.is_signed(certificate))
 
     def is_signed(self, certificate: Certificate) -> bool:
         """Somebody has signed it in each stage. Where the swarm was cut in two, that is all that the other side may have."""

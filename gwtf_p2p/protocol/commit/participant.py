@@ -250,7 +250,7 @@ class Participant:
             self.commit(sender, commit_of(preparing, standing.gradient_norm, standing.certificate))
         elif next_one and self.certifier.waits_for(standing, preparing):
             return  # of the very attempt that this peer has prepared: it steps when that is proven, and is not out of step
-        elif not self.share.stepping and self.certifier.may_be(standing):
+        elif not self.share.stepping and self.certifier.believes(standing, with_witness=True):
             where = f"iteration {standing.version}" + (f" of epoch {standing.epoch}" if standing.epoch else "")
             self.learns_of_progress(sender, standing.position, f"{sender} is at {where}", standing.certificate)
 

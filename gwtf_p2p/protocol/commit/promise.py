@@ -1,4 +1,5 @@
-"""The promise of a participant, for which no two attempts of one iteration are ever committed.
+"""The promise of a participant, for which no two attempts of one iteration are ever committed among peers that can reach each
+other.
 
 Coordinators may die or be wrongly thought dead, so two may close the same iteration. This is Paxos' rule, with all participants
 of the attempt as its quorum:
@@ -7,6 +8,9 @@ of the attempt as its quorum:
 - a coordinator that has asked commits the attempt that all participants it can reach have prepared, if there is one, since it
   may have been committed already; otherwise at least one participant has promised never to prepare it, and a new attempt may
   begin (`inquiry`).
+
+That holds among those that can reach each other. Two sides of a network that is cut in two hold each other for lost, and may
+both commit an iteration; when they meet, those of the side that is less far fall behind.
 """
 
 from __future__ import annotations

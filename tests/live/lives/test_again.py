@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from experiments.support.friends_begin import begin, works
-from experiments.support.friends_house import Friend, House
+from experiments.support.friends.begin import begin, works
+from experiments.support.friends.house import Friend, House
 from tests.live.conftest import DEADLINE_S, ends
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.friends import STORIES as FRIENDS
 from experiments.live_stories import STORIES, Comparison
-from experiments.support.friends_house import House
+from experiments.support.friends.house import House
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 

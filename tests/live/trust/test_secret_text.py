@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.support.friends_begin import begin
-from experiments.support.friends_house import House
+from experiments.support.friends.begin import begin
+from experiments.support.friends.house import House
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from experiments.support.friends_house import Friend, House
+from experiments.support.friends.house import Friend, House
 
 RUN = {
     "seed": 0,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from experiments.support.friends_begin import begin, works
-from experiments.support.friends_house import Friend, House, check, forget_disk
+from experiments.support.friends.begin import begin, works
+from experiments.support.friends.house import Friend, House, check, forget_disk
 
 ALONE = ("--copies", "0")
 SKIPS = 3

@@ -22,8 +22,10 @@ from pathlib import Path
 
 import psutil
 
+from experiments.support.friends.two_places import LOOPBACK, Places
+
 POLL_S = 0.1
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DEADLINE_S = 480.0
 """How long a story waits for what must come. It is no measure of speed: the machine may be busy with something else."""
 
@@ -97,7 +99,7 @@ class Friend:
 
 
 class House:
-    """A story's friends, and one bootstrap peer at an address that outlives it."""
+    """A story's friends, and one bootstrap peer at an address that outlives it. `places`: where they live apart."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -105,6 +107,7 @@ class House:
         self.friends: dict[str, Friend] = {}
         self.port = free_port()
         self.maddr = ""
+        self.places: Places | None = None
 
     def __enter__(self) -> House:
         return self
@@ -118,10 +121,9 @@ class House:
 
     def bootstrap(self) -> Friend:
         """Start it, or start it again where it was."""
-        at = f"/ip4/127.0.0.1/tcp/{self.port}"
-        friend = self.start("bootstrap", "bootstrap", "--host_maddrs", at)
-        self.until(friend, r"--initial_peers /ip4/127\.0\.0\.1/tcp/")
-        self.maddr = friend.said(r"--initial_peers /ip4/127\.0\.0\.1/tcp/").split()[-1]
+        friend = self.start("bootstrap", "bootstrap", "--host_maddrs", f"/ip4/{LOOPBACK}/tcp/{self.port}")
+        listens = re.escape(f"/ip4/{self.places.ip(friend.name) if self.places is not None else LOOPBACK}/tcp/")
+        self.maddr = self.until(friend, f"--initial_peers {listens}").split()[-1]
         return friend
 
     def start(self, name: str, verb: str, *words: str, altered: Sequence[str] = ()) -> Friend:
@@ -131,7 +133,7 @@ class House:
         command += ["experiments.support.altered", *altered, "--"] if altered else ["gwtf_p2p"]
         command += [verb, *words, "--identity_path", str(friend.folder / "identity.key")]
         if verb != "bootstrap":
-            listens = ["--host_maddrs", "/ip4/127.0.0.1/tcp/0", "--threads", "1", "--timeout", str(DEADLINE_S)]
+            listens = ["--host_maddrs", f"/ip4/{LOOPBACK}/tcp/0", "--threads", "1", "--timeout", str(DEADLINE_S)]
             command += ["--initial_peers", self.maddr, *listens]
             command += [] if "--checkpoint_dir" in words else ["--checkpoint_dir", str(friend.disk)]
         return self._types(friend, command)
@@ -146,6 +148,8 @@ class House:
         return friend
 
     def _types(self, friend: Friend, command: Sequence[str]) -> Friend:
+        if self.places is not None:
+            command = self.places.typed(friend.name, command)
         environment = {**os.environ, "HOME": str(friend.folder), "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             command,
