@@ -66,6 +66,7 @@ class Sweep:
     all_with_all: int = MOST_ALL_WITH_ALL
     state_microbatches: int = 12
     partitions: int = 0
+    plans: bool = False
 
 
 def draw_config(seed: int, sweep: Sweep) -> SmallConfig:
@@ -81,6 +82,7 @@ def draw_config(seed: int, sweep: Sweep) -> SmallConfig:
         ahead=sweep.ahead,
         all_with_all=sweep.all_with_all,
         state_microbatches=sweep.state_microbatches,
+        plans=sweep.plans,
         seed=seed,
     )
 
@@ -172,13 +174,14 @@ def main() -> int:
     parser.add_argument("--all_with_all", type=int, default=MOST_ALL_WITH_ALL, help="of more peers a stage averages in rows")
     parser.add_argument("--state_microbatches", type=int, default=12, help="a download takes as long as so many transfers")
     parser.add_argument("--partitions", type=int, default=0, help="of the network, beside the other faults")
+    parser.add_argument("--plans", action="store_true", help="routes are planned: what waits is handed over to newcomers")
     parser.add_argument("--story", type=Path, help="file for the story of the first run that fails")
     arguments = parser.parse_args()
     of, churn, kinds = (arguments.stages, arguments.stage_peers, arguments.iterations), arguments.churn, arguments.kinds
     ahead, most = int(arguments.delay_optimizer_step), arguments.all_with_all
     state = arguments.state_microbatches
     also = {"ahead": ahead, "all_with_all": most, "state_microbatches": state, "partitions": arguments.partitions}
-    sweep = Sweep(*of, tuple(churn), tuple(kinds), **also)
+    sweep = Sweep(*of, tuple(churn), tuple(kinds), **also, plans=arguments.plans)
     began = time.perf_counter()
     ends: Counter[str] = Counter()
     tally: Counter[str] = Counter()
