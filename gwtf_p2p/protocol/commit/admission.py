@@ -87,7 +87,8 @@ class Admission:
                 continue
             in_step = standing.position == self.participant.position and not standing.syncing
             own = version in available(standing, ctx.past)
-            donors = tuple(donor for donor in self.roster.serving(standing.stage) if donor != peer)
+            others = {peer} | self.roster.from_another
+            donors = tuple(donor for donor in self.roster.serving(standing.stage) if donor not in others)
             if (not donors and not own) or self._comes_too_soon(peer, standing):
                 self._strand(peer, standing)
                 continue
@@ -97,7 +98,8 @@ class Admission:
             self.roster.admit(peer, standing.stage, in_step)
             admit = Admit(version, donors, self.roster.voters(), ctx.epoch, own, ctx.past.epoch_starts)
             progress = self.participant.progress
-            ctx.emit(Send(peer, replace(admit, certificate=progress.certificate, evaluations=progress.evaluating.known)))
+            origin = {"certificate": progress.certificate, "committed": progress.committed}
+            ctx.emit(Send(peer, replace(admit, **origin, evaluations=progress.evaluating.known)))  # type: ignore[arg-type]
 
     def _does_not_follow(self, peer: PeerId) -> bool:
         """It was admitted to this iteration before, and shortly; False counts as an admission."""

@@ -14,6 +14,7 @@ from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.evaluations import with_reported
 from gwtf_p2p.protocol.view.network_view import NetworkView
+from gwtf_p2p.protocol.wire.certificates import Certificate
 from gwtf_p2p.protocol.wire.commit_messages import NOT_FINITE
 from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Evaluations, Finished, Missing, Prepare, Prepared, Share
 from gwtf_p2p.protocol.wire.receipts import digest_of
@@ -138,6 +139,12 @@ def norm_of(squared: Mapping[PeerId, tuple[Stage, float]]) -> float:
     for _, (stage, value) in sorted(squared.items()):
         stages.setdefault(stage, value)
     return _norm(stages.values())
+
+
+def norm_in(certificate: Certificate) -> float:
+    """The same from what participants have signed: each stage counts once, by what most of its signers say."""
+    groups = sorted(certificate.groups, key=lambda group: len(group.peers))
+    return _norm({group.stage: group.squared_norm for group in groups}.values())
 
 
 def is_norm_of(squared: Collection[float], gradient_norm: float) -> bool:

@@ -14,10 +14,11 @@ Runs whose interpreter verifies nothing (`Context.verify` is None: single machin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gwtf_p2p.protocol.commit.attempt import is_norm_of
+from gwtf_p2p.protocol.commit.own_share import OwnShare
 from gwtf_p2p.protocol.core.context import Context, Verify
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import PeerId, Stage
@@ -35,7 +36,8 @@ Sign = Callable[[str], str]
 """The signature of a text by this peer."""
 
 MOST_ASKED = 4
-"""Peers that are asked at once whether they live, as they have not signed."""
+ASK_EVERY_S = 1.0
+"""Peers that are asked at once whether they live, as they have not signed, and how often each of them is."""
 
 MOST_GONE_ON = 8192
 VERIFIED_OF_PEER, LEAST_VERIFIED = 4, 64
@@ -129,6 +131,7 @@ class Certifier:
         self.ctx = context
         self.unproven: tuple[PeerId, Commit] | None = None
         self._gone_on: set[PeerId] = set()
+        self._asked_at: dict[PeerId, float] = {}
         self._verified: dict[tuple[str, str, str], bool] = {}
         self._verified_before: dict[tuple[str, str, str], bool] = {}
         self._looked_at: tuple[object, ...] = ()
@@ -147,6 +150,7 @@ class Certifier:
         """No commit is waited for any more."""
         self.unproven = None
         self._gone_on.clear()
+        self._asked_at.clear()
 
     def may_be_proven_now(self) -> bool:
         """Something is known since that commit was looked at: of who there is, or of who is lost."""
@@ -198,12 +202,19 @@ class Certifier:
             return False
         lack = proof if isinstance(proof, Lack) else None
         self.unproven = (sender, message) if lack is not None else None
-        for peer in lack.missing[:MOST_ASKED] if lack is not None else ():
+        if lack is not None:
+            self._ask(lack.missing, sender, message)
+        return lack is None
+
+    def _ask(self, missing: Sequence[PeerId], sender: PeerId, message: Commit) -> None:
+        """A few of those that have not signed, others each time, and each of them now and then."""
+        now = self.ctx.now
+        for peer in [peer for peer in missing if now - self._asked_at.get(peer, -ASK_EVERY_S) >= ASK_EVERY_S][:MOST_ASKED]:
+            self._asked_at[peer] = now
             self.ctx.suspect(peer, f"it has not signed the commit of iteration {message.iteration}")
             self.ctx.emit(Send(peer, Inquire(message.iteration)))
             if sender == self.ctx.me:
                 self.ctx.emit(Send(peer, message))  # its own attempt, begun without a peer that is back since: it has to follow
-        return lack is None
 
     def stands_by(self, peer: PeerId, standing: Standing, prepare: Prepare) -> bool:
         """A peer that has not signed, as it has come since, has gone on from the commit that is waited for: it counts as those
@@ -310,3 +321,8 @@ def _is_of(certificate: Certificate | None, prepare: Prepare) -> bool:
     """It is about this attempt."""
     wanted = (prepare.iteration, prepare.attempt, prepare.terms)
     return certificate is not None and (certificate.iteration, certificate.attempt, certificate.terms) == wanted
+
+
+def is_prepared(certificate: Certificate, share: OwnShare) -> bool:
+    """It is of the attempt that a peer itself has prepared, and waits for or steps by."""
+    return share.prepared and share.preparing is not None and _is_of(certificate, share.preparing)

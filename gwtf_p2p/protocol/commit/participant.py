@@ -11,16 +11,16 @@ A participant that has missed a commit, or learns from others that it must have,
 
 from __future__ import annotations
 
-from gwtf_p2p.protocol.commit.certifying import Certifier, Own
+from gwtf_p2p.protocol.commit.certifying import Certifier, Own, is_prepared
 from gwtf_p2p.protocol.commit.own_share import OwnShare
-from gwtf_p2p.protocol.commit.progress import NO_WEIGHTS, Progress
+from gwtf_p2p.protocol.commit.progress import NO_ORIGIN, NO_WEIGHTS, Origin, Progress
 from gwtf_p2p.protocol.commit.promise import Promise
 from gwtf_p2p.protocol.commit.role import Role
 from gwtf_p2p.protocol.commit.witnesses import Witnesses
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.epochs import Past
 from gwtf_p2p.protocol.effects import Publish, Send, Step
-from gwtf_p2p.protocol.ids import PeerId
+from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
 from gwtf_p2p.protocol.wire.certificates import Certificate
 from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Evaluations, NotPrepared, Prepare, Standing, commit_of
 
@@ -151,23 +151,34 @@ class Participant:
 
     # ---- the commit
 
-    def _comes_from_another(self, sender: PeerId, ballot: Ballot) -> bool:
+    def _comes_from_another(self, sender: PeerId, ballot: Ballot, of_most: bool = False) -> bool:
         """Weights of this iteration come from another attempt than this peer's own, says the sender. Then this peer has no part
-        in what it asks for; if others say so too, it is out of step."""
+        in what it asks for; if others say so too (`of_most`: most of all), it is out of step, and what it keeps of this version
+        is not right either."""
         if self.committed in (None, ballot):
             return False
-        if self.witnesses.are_from(sender, ballot, self.position):
+        enough = self.witnesses.are_most if of_most else self.witnesses.are_from
+        if enough(sender, ballot, self.position):
+            self.role.keep(tuple(version for version in self.role.kept if version < self.version))
             self.fall_behind(f"weights of iteration {self.version} come from another average", NO_WEIGHTS)
         return True
 
-    def learns_of_progress(self, sender: PeerId, to: tuple[int, int], reason: str, certificate: Certificate | None) -> None:
+    def learns_of_progress(
+        self, sender: PeerId, to: tuple[int, int], reason: str, certificate: Certificate | None, leads: bool = False
+    ) -> None:
         """The swarm is at a later position, says the sender: with a proof of it, or if others say so too, this peer is out of
-        step. `certificate` None: the sender has none, as it has started again since."""
+        step. `certificate` None: the sender has none, as it has started again since. `leads`: it leads, as far as is known, and
+        could have this peer go back without any proof: what is signed in each stage is enough. Who steps, or waits for that
+        very commit, sees others that have stepped a moment earlier."""
         if certificate is not None and certificate.position <= self.position:
             return
-        is_shown = certificate is not None and self.certifier.shows(certificate)
-        may_be = certificate is None or self.certifier.is_signed(certificate)
-        if is_shown or (may_be and self.witnesses.are_further(sender, to, self.position)):
+        if certificate is not None and is_prepared(certificate, self.share):
+            return
+        if certificate is not None and self.certifier.shows(certificate):
+            self.fall_behind(reason, self.weights)
+        elif self.share.stepping or (certificate is not None and not self.certifier.is_signed(certificate)):
+            return
+        elif (leads and certificate is not None) or self.witnesses.are_further(sender, to, self.position):
             self.fall_behind(reason, self.weights)
 
     def commit(self, sender: PeerId, message: Commit) -> None:
@@ -186,7 +197,7 @@ class Participant:
             to = (self.ctx.epoch, message.iteration + 1)
             if message.certificate is not None or not self.certifier.is_on:
                 reason = f"iteration {message.iteration} was committed without this peer"
-                self.learns_of_progress(sender, to, reason, message.certificate)
+                self.learns_of_progress(sender, to, reason, message.certificate, leader_known_to(self) in (sender, None))
             return
         if share.stepping or not self.certifier.proves(sender, message, Own(preparing, share.average)):
             return
@@ -236,9 +247,9 @@ class Participant:
         """Somebody at a later iteration shows that this peer has missed a commit."""
         if standing.joining or self.role.joining or self.progress.behind:
             return
-        if standing.position == self.position and self.witnesses.doubts(standing.committed):
-            assert standing.committed is not None
-            self._comes_from_another(sender, standing.committed)
+        if standing.position == self.position and standing.committed is not None:
+            # Who leads is never asked to average from another attempt: it goes by what most of all say of themselves.
+            self._comes_from_another(sender, standing.committed, of_most=not self.witnesses.doubts(standing.committed))
         if standing.position <= self.position:
             return
         preparing = self.preparing
@@ -252,7 +263,8 @@ class Participant:
             return  # of the very attempt that this peer has prepared: it steps when that is proven, and is not out of step
         elif not self.share.stepping and self.certifier.believes(standing, with_witness=True):
             where = f"iteration {standing.version}" + (f" of epoch {standing.epoch}" if standing.epoch else "")
-            self.learns_of_progress(sender, standing.position, f"{sender} is at {where}", standing.certificate)
+            leads = standing.stage == DATA_STAGE and leader_known_to(self) in (sender, None)
+            self.learns_of_progress(sender, standing.position, f"{sender} is at {where}", standing.certificate, leads)
 
     def fall_behind(self, reason: str, weights: int, is_known: bool = False) -> None:
         """This peer's weights are old, or belong to no version: it must not serve until it has caught up. `is_known`: to whom
@@ -265,7 +277,7 @@ class Participant:
         self.ctx.emit(Publish())
 
     def follow(
-        self, iteration: int, epoch: int, certificate: Certificate | None = None, past: Past | None = None, own: bool = False
+        self, iteration: int, epoch: int, origin: Origin = NO_ORIGIN, past: Past | None = None, own: bool = False
     ) -> None:
         """Take part from this iteration on, with an empty share until the weights are here. `past`: of an epoch that is new
         here; what this peer has of versions that the swarm has gone back from is nothing of it, and not told as such. `own`: it
@@ -274,7 +286,7 @@ class Participant:
         if past is not None:
             kept, here = self.role.kept, self.ctx.epoch
             self.role.keep(tuple(v for v in kept if past.shares(here, v) or (own and v == iteration)))
-        self.progress.follow(iteration, epoch, certificate, past)
+        self.progress.follow(iteration, epoch, origin, past)
         self.role.join()
 
     def _let_go(self) -> None:
@@ -294,3 +306,9 @@ def _step_of(prepare: Prepare, commit: Commit) -> Step:
     norm = commit_of(prepare, commit.gradient_norm).gradient_norm
     receipts = tuple(receipt.without(prepare.left_out) for receipt in prepare.receipts)
     return Step(commit.iteration, commit.attempt, norm, receipts if norm >= 0 else ())
+
+
+def leader_known_to(participant: Participant) -> PeerId | None:
+    """Who leads the iteration that this one takes part in, as far as it knows; None before the first commit."""
+    live = (peer for peer in participant.data_peers or () if not participant.ctx.liveness.is_lost(peer))
+    return min(live, default=None)

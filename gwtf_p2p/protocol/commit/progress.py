@@ -19,6 +19,8 @@ long as the run waits (`view/evaluations`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.epochs import Past
 from gwtf_p2p.protocol.effects import Step
@@ -29,6 +31,19 @@ from gwtf_p2p.protocol.wire.messages import Ballot, Evaluated, Evaluations, Prep
 
 NO_WEIGHTS = -1
 """Version of weights that belong to no committed iteration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What the weights of an iteration come from, as far as it is known: the attempt, its gradient's norm, and the proof of its
+    commit."""
+
+    certificate: Certificate | None = None
+    committed: Ballot | None = None
+    gradient_norm: float = 0.0
+
+
+NO_ORIGIN = Origin()
 
 
 class Evaluating:
@@ -226,15 +241,15 @@ class Progress:
         self.lacks_moments = False
         self.behind, self._has_fallen_behind = True, not is_known
 
-    def follow(self, iteration: int, epoch: int, certificate: Certificate | None = None, past: Past | None = None) -> None:
-        """Take part from this iteration on, without its weights. `past`: of an epoch that is new here."""
+    def follow(self, iteration: int, epoch: int, origin: Origin = NO_ORIGIN, past: Past | None = None) -> None:
+        """Take part from this iteration on, without its weights. `origin`: of these. `past`: of an epoch that is new here."""
         self.evaluating.go_back(iteration)
         is_other = past is not None and not past.shares(self.ctx.epoch, self.weights)
         if self.weights == iteration or self.lacks_moments or is_other:
             self.weights = NO_WEIGHTS  # they may be right, but the gradient is not empty
         self.lacks_moments = False
         self.version, self.ctx.epoch = iteration, epoch
-        self.committed, self.certificate = None, certificate
+        self.committed, self.certificate, self.gradient_norm = origin.committed, origin.certificate, origin.gradient_norm
         self.behind = self._has_fallen_behind = False
 
     def has_let_go(self) -> bool:

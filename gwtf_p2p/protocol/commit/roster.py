@@ -34,11 +34,13 @@ _IN_ORDER = Remembered[list[PeerId]](8)
 
 
 class Roster:
-    """`syncing` are those that follow without the weights."""
+    """`syncing` are those that follow without the weights, `from_another` those whose weights of this version come from another
+    attempt than this peer's."""
 
     def __init__(self, context: Context, participant: Participant) -> None:
         self.ctx, self.participant = context, participant
         self.stages: dict[PeerId, Stage] = {}
+        self.from_another: set[PeerId] = set()
         self.syncing: set[PeerId] = set()
         self.guests: set[PeerId] = set()
         self.gone: set[PeerId] = set()
@@ -130,6 +132,8 @@ class Roster:
         """It is at this iteration."""
         self.gone.discard(peer)
         self.stages[peer] = standing.stage
+        mine, theirs = self.participant.committed, standing.committed
+        (self.from_another.discard if mine in (None, theirs) or theirs is None else self.from_another.add)(peer)
         (self.syncing.add if standing.syncing else self.syncing.discard)(peer)
         if standing.taking_part:
             self.guests.add(peer)
@@ -156,6 +160,7 @@ class Roster:
     def begin(self, participants: Mapping[PeerId, Stage]) -> None:
         """The next iteration; `participants` of the last attempt are known to be there."""
         self.stages = {p: s for p, s in participants.items() if not self.ctx.liveness.is_lost(p) and p not in self.gone}
+        self.from_another.clear()
         self.guests.clear()
         self.gone.clear()
         self.idle.clear()

@@ -28,20 +28,24 @@ class Witnesses:
         self.ctx = context
         self._said: dict[PeerId, tuple[tuple[int, int], Ballot | None]] = {}
         self._asked_at = float("-inf")
+        self._asked: set[PeerId] = set()
         self._ballot: Ballot | None = None
 
     def forget(self) -> None:
         """This peer has a new position."""
         self._said.clear()
+        self._asked.clear()
         self._ballot = None
         self._asked_at = float("-inf")
 
     def are_further(self, sender: PeerId, claimed: tuple[int, int], mine: tuple[int, int]) -> bool:
-        """`sender` says that the swarm is at `claimed`, later than `mine`: do enough others say that it is later too?"""
+        """`sender` says that the swarm is at `claimed`, later than `mine`: do enough others say that it is later too? Of
+        another epoch only those of another are witnesses."""
         self._note(sender, claimed, None)
         records = self.ctx.view.records if self.ctx.view is not None else {}
-        seen = {p for p, (position, _) in self._said.items() if position > mine}
-        seen |= {p for p, r in records.items() if (r.epoch, r.weights_version) > mine}
+        later = mine if claimed[0] == mine[0] else (mine[0] + 1, -1)
+        seen = {p for p, (position, _) in self._said.items() if position > later}
+        seen |= {p for p, r in records.items() if (r.epoch, r.weights_version) > later}
         return self._are_enough(seen, mine[1])
 
     def are_from(self, sender: PeerId, ballot: Ballot, mine: tuple[int, int]) -> bool:
@@ -49,6 +53,15 @@ class Witnesses:
         self._note(sender, mine, ballot)
         self._ballot = ballot
         return self._are_enough({p for p, (_, said) in self._said.items() if said == ballot}, mine[1])
+
+    def are_most(self, sender: PeerId, ballot: Ballot, mine: tuple[int, int]) -> bool:
+        """`sender` stands where this peer does, with weights from this attempt, another than this peer's: do most of all that
+        there are? Then nobody on the other side can say the same."""
+        self._note(sender, mine, ballot)
+        records = self.ctx.view.records if self.ctx.view is not None else {}
+        known = {peer for peer in records if not self.ctx.liveness.is_lost(peer)} | {self.ctx.me}
+        there = {peer for peer, said in self._said.items() if said == (mine, ballot)} & known - {self.ctx.me}
+        return 2 * len(there) > min(len(known), MOST_WITNESSES)
 
     def doubts(self, ballot: Ballot | None) -> bool:
         """Somebody has said that the weights come from this attempt."""
@@ -70,6 +83,9 @@ class Witnesses:
         if ctx.now - self._asked_at >= ASK_EVERY_S:
             self._asked_at = ctx.now
             near = sorted(others - witnesses, key=lambda p: (records[p].stage != DATA_STAGE, records[p].stage != ctx.stage, p))
-            for peer in near[:ASKED_AT_ONCE]:
+            if self._asked.issuperset(near):
+                self._asked.clear()
+            for peer in [peer for peer in near if peer not in self._asked][:ASKED_AT_ONCE]:
+                self._asked.add(peer)
                 ctx.emit(Send(peer, Inquire(iteration)))
         return False

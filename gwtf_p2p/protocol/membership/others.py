@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect
 
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.commit.participant import Participant
+from gwtf_p2p.protocol.commit.participant import Participant, leader_known_to
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId
@@ -40,11 +40,6 @@ class Others:
             if (epoch, version) > mine:
                 known.add(peer)
         return sorted(p for p in known if p != ctx.me and not ctx.liveness.is_lost(p))
-
-    def leader(self) -> PeerId | None:
-        """Who leads this iteration, as far as this peer knows; None before the first commit."""
-        live = (p for p in self.participant.data_peers or () if not self.ctx.liveness.is_lost(p))
-        return min(live, default=None)
 
     def furthest(self) -> tuple[int, int]:
         """The latest position (epoch, iteration) that another peer's record shows."""
@@ -99,7 +94,7 @@ class Others:
         swarm averages at once, and its first averages take longer than anybody has measured."""
         preparing, known = self.participant.preparing, self.data_peers()
         asked_by = preparing.coordinator if preparing is not None else None
-        told = [peer for peer in known if peer in (asked_by, self.leader() or known[0])]
+        told = [peer for peer in known if peer in (asked_by, leader_known_to(self.participant) or known[0])]
         others = [peer for peer in known if peer not in told]
         if others:
             told.append(others[(bisect(others, self.ctx.me) + self._turn) % len(others)])

@@ -268,6 +268,7 @@ class Admit:
     certificate: Certificate | None = None
     rebuild: Rebuild | None = None
     evaluations: Evaluations | None = None
+    committed: Ballot | None = None
 
     @property
     def position(self) -> tuple[int, int]:

@@ -35,7 +35,8 @@ class _Round:
 
 class Rounds:
     """All averages of a world. `on_done` hears who averaged what, since when. `bytes_sent`: by all members of finished ones.
-    `refuses` (member, of whom, what) says whose part is not taken by whom: a fault, as there are no numbers here."""
+    `state_of` (member, iteration): the digest of the weights that its average is for. `refuses` (member, of whom, what) says
+    whose part is not taken by whom: a fault, as there are no numbers here."""
 
     def __init__(self, links: Links, averaged_bytes: Callable[[Stage, int], int], tell: Tell) -> None:
         self.on_done: Callable[[PeerId, Prepare, float], None] | None = None
@@ -43,6 +44,7 @@ class Rounds:
         self._links, self._averaged_bytes, self._tell = links, averaged_bytes, tell
         self._rounds: dict[str, _Round] = {}
         self.bytes_sent = 0
+        self.state_of: Callable[[PeerId, int], str] = lambda member, iteration: ""
         self.refuses: Callable[[PeerId, PeerId, Prepare], bool] = lambda member, of, prepare: False
 
     def join(self, peer: PeerId, prepare: Prepare, dead: list[PeerId]) -> None:
@@ -125,8 +127,9 @@ class Rounds:
         for participant, since in sorted(round_.ready.items()):
             if self.on_done is not None:
                 self.on_done(participant, prepare, since)
-            digest = f"{prepare.key}.{sum(prepare.weights)}"
-            self._tell(participant, ev.AverageDone(prepare.iteration, prepare.attempt, digest, now - since), None)
+            digest, state = f"{prepare.key}.{sum(prepare.weights)}", self.state_of(participant, prepare.iteration)
+            done = ev.AverageDone(prepare.iteration, prepare.attempt, digest, now - since, state=state)
+            self._tell(participant, done, None)
 
     def _fail(self, key: str, at: PeerId, reason: str, *, suspect: bool = True) -> None:
         prepare = self._rounds[key].prepare

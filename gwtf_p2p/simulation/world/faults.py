@@ -44,16 +44,21 @@ class Fault:
 
 @dataclass
 class Faults:
-    """A script at work. `new_peer` makes a peer that was killed anew. `fired` tells what has happened, with its time."""
+    """A script at work. `new_peer` makes a peer that was killed anew. `fired` tells what has happened, with its time;
+    `parted_until` when the last partition of the script ends."""
 
     world: World
     new_peer: Callable[[PeerId], SimulatedPeer]
     fired: list[tuple[float, Fault]] = field(default_factory=list)
+    parted_until: float = 0.0
     _waiting: dict[PeerId, list[Fault]] = field(default_factory=dict)
     _events: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
     _effects: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
 
     def inject(self, script: Sequence[Fault]) -> None:
+        self.parted_until = max(
+            (fault.at_s + fault.for_s for fault in script if fault.kind == "part" and fault.at_s), default=0.0
+        )
         for fault in script:
             if fault.at_s is not None:
                 self.world.kernel.at(fault.at_s, lambda f=fault: self.fire(f))  # type: ignore[misc]

@@ -248,7 +248,7 @@ class SmallSwarm:
             if kernel.steps % STEPS_BETWEEN_LOOKS:
                 return False
             cheats = self.world.audits.cheats
-            if self.world.links.partition.side:
+            if self.world.links.partition.side or kernel.now < self.faults.parted_until:
                 return False
             up = [p.machine for p in self.world.peers.values() if p.alive and not p.frozen and p.id not in cheats]
             last = max(iterations, self.world.reunited_at + SETTLES_IN)

@@ -32,6 +32,17 @@ class Weights:
         """Of all downloads."""
         return self._downloads.bytes_sent
 
+    def state_of(self, peer_id: PeerId, iteration: int) -> str:
+        """The digest of what its average of this iteration is for; '' where it is not all here."""
+        peer = self._population.peers[peer_id]
+        progress = peer.machine.participant.progress
+        is_here = progress.has_state and progress.weights == iteration
+        return self._digest(peer, iteration) if is_here else ""
+
+    def _digest(self, peer: SimulatedPeer, version: int) -> str:
+        """'' where others of its stage may have another copy."""
+        return self.copies.of(peer, version) if self.copies.sync.is_whole(version) else ""
+
     def step(self, peer: SimulatedPeer, step: ef.Step) -> None:
         """An optimizer step, which takes no time: a version more."""
         iteration = step.iteration
@@ -66,7 +77,7 @@ class Weights:
             if not own and not first_bytes:
                 self.copies.take(peer, version, copy if rebuild is None else None)
             self._keep(peer, [*earlier, version])
-            self._population.feed(peer, ev.Downloaded(version))
+            self._population.feed(peer, ev.Downloaded(version, self._digest(peer, version)))
 
         def weights_ended(whole: bool) -> None:
             if not whole:

@@ -66,6 +66,7 @@ class World:
         self.rounds = Rounds(links, sizes.averaged_in, population.tell)
         self.rounds.on_done = self.spans.averaged
         self.weights = Weights(population, sizes, directory.has_record_of)
+        self.rounds.state_of = self.weights.state_of
         self._orders: tuple[Order, ...] = ()
         self.audits = SimulatedAudits(population, sizes)
         self.computers.differs = self.audits.differs

@@ -51,6 +51,17 @@ def test_a_newcomer_that_has_the_weights_takes_its_own() -> None:
     assert joins(coordinator(), version=5, kept=(3,)) == [], "it has later ones: are those of every stage there?"
 
 
+def test_who_has_weights_of_this_version_from_another_attempt_is_no_donor() -> None:
+    """The network was cut in two, and both sides have committed the iteration before."""
+    driven = coordinator()
+    driven.machine.participant.progress.committed = msg.Ballot(1, D)
+    driven.hears(A, msg.Standing(Stage(1), A_VERSION, committed=msg.Ballot(1, D2)))
+    assert not joins(driven) and driven.reported("version_missing")
+    driven.hears(A, msg.Standing(Stage(1), A_VERSION, committed=msg.Ballot(1, D)))
+    [admit] = joins(driven)
+    assert admit.donors == (A,) and admit.committed == msg.Ballot(1, D)
+
+
 def test_a_newcomer_of_an_older_epoch_has_no_weights_of_this_version() -> None:
     driven = coordinator()
     driven.machine.ctx.epoch, driven.machine.ctx.epoch_starts = 1, (2,)

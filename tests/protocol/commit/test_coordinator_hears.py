@@ -138,5 +138,9 @@ def test_peers_that_are_back_since_an_attempt_began_hear_of_its_commit_from_whoe
         driven.hears(peer, replace(said, signature=sign(peer, said.statement)))
     [told] = {message for peer in back for message in driven.sent(msg.Commit, peer)}
     assert told.certificate is not None and not driven.did(ef.Step)
+    for after_s, again in ((0.5, []), (1.0, list(back))):
+        driven.now += after_s
+        seen(*(replace(keyed[peer], sequence_number=int(10 * driven.now)) for peer in back))
+        assert [peer for peer in driven.sent_to(msg.Commit) if peer != D] == sorted(again), "not with every record"
     seen(*(replace(keyed[peer], state=PeerState.JOINING, sequence_number=1) for peer in back))
     assert driven.did(ef.Step)

@@ -301,22 +301,6 @@ def test_nobody_falls_behind_for_what_a_few_have_signed(signers: tuple[PeerId, .
     assert not driven.machine.participant.out_of_step
 
 
-@pytest.mark.parametrize(("crowded", "shown"), [((2, 3), True), ((0, 2, 3), False)])
-def test_most_may_be_missing_in_half_of_the_stages_or_more_with_a_witness(crowded: tuple[int, ...], shown: bool) -> None:
-    """A peer of each stage, together, would do otherwise. Whoever was cut off from the others is missing anywhere."""
-    driven = verifying()
-    others = [record(p, stage=k, signing_key=key_of(p)) for k in crowded for p in (PeerId(f"{k}_x"), PeerId(f"{k}_y"))]
-    driven.sees([*known(), *others])
-    told = commit(later(), certificate(later(), (D, A2, B, C)))
-    driven.hears(D, told)
-    assert driven.machine.participant.out_of_step is shown
-    driven.hears(D2, replace(told, certificate=certificate(later(), (D, A2, B))))
-    assert driven.machine.participant.out_of_step is shown
-    driven.sees([*known((D, A, A2, B2, C, C2)), *known((B,), weights_version=later().iteration + 1), *others])
-    driven.hears(D, told)
-    assert driven.machine.participant.out_of_step
-
-
 def test_what_is_said_without_a_proof_by_those_that_have_started_again_takes_two() -> None:
     driven = verifying()
     driven.hears(A2, msg.Standing(Stage(1), 5))
