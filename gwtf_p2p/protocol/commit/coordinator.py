@@ -114,7 +114,9 @@ class Coordinator:
     # ---- an attempt under way
 
     def prepared(self, sender: PeerId, message: Prepared) -> None:
-        """A participant has averaged."""
+        """A participant has averaged. That its state is all here may not have been heard when it said so."""
+        if message.state and self.under_way.is_meant(message):
+            self.roster.syncing.discard(sender)
         wrong = self.under_way.prepared(sender, message)
         if wrong:
             self._give_up(wrong)

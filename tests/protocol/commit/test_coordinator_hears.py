@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import DATA_STAGE, PeerId, Stage
@@ -118,6 +120,15 @@ def test_who_has_not_heard_that_the_swarm_went_back_is_admitted_when_it_says_whe
     for peer, stage in ((A, 1), (B, 2), (A, 1)):
         driven.hears(peer, msg.Standing(Stage(stage), 6, kept=(4, 6)))
     assert [m.position for m in driven.sent(msg.Admit, A)] == [(1, 4)]
+
+
+@pytest.mark.parametrize("state", ["", "weights and moments"])
+def test_who_averages_for_a_state_that_is_all_there_is_a_donor_though_its_word_of_that_was_lost(state: str) -> None:
+    driven = preparing()
+    driven.hears(A, msg.Standing(Stage(1), 0, syncing=True, promised=Ballot(2, D)))
+    number = driven.machine.coordinator.under_way.ballot.attempt  # type: ignore[union-attr]
+    driven.hears(A, msg.Prepared(0, number, Stage(1), "stage 1", state=state))
+    assert driven.machine.coordinator.roster.serving(Stage(1)) == ([A] if state else [])  # type: ignore[union-attr]
 
 
 def test_peers_that_are_back_since_an_attempt_began_hear_of_its_commit_from_whoever_leads() -> None:
