@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.support.friends.begin import begin, works
+from experiments.support.friends.begin import RUN, begin, works
 from experiments.support.friends.house import Friend, House, StoryFailed, check, forget_disk
 from experiments.support.friends.losses import nan_step, stage_lost
 from experiments.support.friends.two_places import NoTwoPlaces, two_places
@@ -188,13 +189,23 @@ def parted(house: House) -> str:
         reached = {friend.name: friend.last_step for friend in everybody}
         check(all(reached[name] > before[name] + 1 for name in reached), f"both places train on: {reached}")
         house.places.mend()
-        seconds = max(house.until_step(friend, max(reached.values()) + 3) for friend in everybody)
         told = [(friend, len(friend.screen)) for friend in everybody]
-        house.until_so("all do microbatches again", lambda: all(any(map(works, f.screen[n:])) for f, n in told))
-        followed = [friend.name for friend in everybody if friend.said("^out of step|^catching up")]
+        of_both = f"of {2 * int(str(RUN['microbatches_per_data_peer']))} microbatches"
+        seconds = house.until_so(
+            "all take part in steps of both data peers",
+            lambda: all(any(together(line, of_both) for line in f.screen[n:]) for f, n in told),
+        )
+        followed = [
+            friend.name for friend, n in told if any(re.match("out of step|catching up", line) for line in friend.screen[n:])
+        ]
         check(bool(followed), "one place follows the other")
         house.power_cut()
-    return f"parted for {PARTED_S:.0f} s, then at steps {reached}; 3 more at all after {seconds:.0f} s; followed: {followed}"
+    return f"parted for {PARTED_S:.0f} s, then at steps {reached}; together again after {seconds:.0f} s; followed: {followed}"
+
+
+def together(line: str, of_both: str) -> bool:
+    """A step of all microbatches, of which this friend has done some."""
+    return works(line) and of_both in line
 
 
 def whole(checkpoint: Path) -> bool:

@@ -5,8 +5,9 @@
 After a stage peer's fault, with exact recovery, all gradients are those of the run without faults, counted by microbatch id in
 every stage; with fast recovery a microbatch may be missing in stages, never counted twice. With two data peers, one of which
 fails, its microbatches of an iteration are in the gradients of all stages or of none. All invariants (`simulation.invariants`)
-hold at every event. With `--delay_optimizer_step` microbatches of two iterations are under way. One JSON line per case; the
-exit code is 1 when anything failed.
+hold at every event. Then the network is cut in two, and whole again at moments of an attempt that one side has opened alone:
+all have the same weights in the end. With `--delay_optimizer_step` microbatches of two iterations are under way. One JSON line
+per case; the exit code is 1 when anything failed.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
-from gwtf_p2p.protocol.ids import MicrobatchId, Stage
+from gwtf_p2p.protocol.ids import MicrobatchId, PeerId, Stage
+from gwtf_p2p.protocol.peer.data_peer import DataPeer
 from gwtf_p2p.simulation.world.faults import Fault
 from gwtf_p2p.simulation.world.invariants import InvariantError
-from gwtf_p2p.simulation.world.small_swarm import SmallConfig, StuckError, every_moment, small_swarm
+from gwtf_p2p.simulation.world.small_swarm import SmallConfig, SmallSwarm, StuckError, every_moment, small_swarm
 
 ITERATION = 1
 """In which the fault happens; the one before fills the timings, and others follow."""
@@ -100,6 +103,84 @@ def failures(case: Case, base: SmallConfig, faults: Sequence[Fault]) -> list[str
     return [f"{fault}: {what}" for fault, what in found if what]
 
 
+# ---- the network is cut in two
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Of so many `peers` in each of so many `stages`, `away` are cut off, and the second data peer where there are two."""
+
+    stages: int
+    peers: int
+    data_peers: int
+    away: int
+
+    def __str__(self) -> str:
+        return f"{self.away} of {self.peers} in {self.stages} stages, {self.data_peers} data peers"
+
+    def config(self, ahead: int) -> SmallConfig:
+        return SmallConfig(self.stages, self.peers, self.data_peers, ahead=ahead)
+
+    @property
+    def side(self) -> frozenset[PeerId]:
+        there = {f"relay_{k}_{r}" for k in range(1, self.stages + 1) for r in range(self.peers - self.away, self.peers)}
+        return frozenset(map(PeerId, there | ({"data_1"} if self.data_peers > 1 else set())))
+
+
+CUTS = (
+    *(Cut(2, 4, 1, 3), Cut(3, 4, 1, 3), Cut(2, 4, 2, 3), Cut(2, 5, 2, 3)),
+    *(Cut(3, 3, 2, 2), Cut(3, 3, 1, 2), Cut(3, 4, 1, 2), Cut(1, 5, 1, 4)),
+)
+CUT_AT_S = 1.5
+WHOLE_AFTER_S = (0.0, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3)
+"""After an attempt has been opened: while it is prepared, committed, or applied here and there."""
+
+ATTEMPTS = (1, 2)
+MOMENTS = tuple(product(ATTEMPTS, WHOLE_AFTER_S))
+
+
+def reunited(cut: Cut, attempt: int, after_s: float, ahead: int = 0) -> SmallSwarm:
+    """Cut in two, and whole again so long after the first data peer has opened that attempt without the others."""
+    swarm = small_swarm(cut.config(ahead))
+    world, kernel = swarm.world, swarm.world.kernel
+    leading, opened = world.peers[PeerId("data_0")].machine, list[object]()
+    assert isinstance(leading, DataPeer)
+    kernel.run(lambda: kernel.now > CUT_AT_S, 10.0)
+    world.partition(cut.side)
+
+    def is_open() -> bool:
+        under_way = leading.coordinator.under_way.attempt
+        if under_way is not None and under_way not in opened and not cut.side & under_way.participants.keys():
+            opened.append(under_way)
+        return len(opened) >= attempt
+
+    assert kernel.run(is_open, 100.0), "it opens an attempt without the others"
+    at_s = kernel.now + after_s
+    kernel.run(lambda: kernel.now >= at_s, at_s + 10.0)
+    world.reunite()
+    return swarm
+
+
+def reunion_failure(swarm: SmallSwarm) -> str:
+    """What is wrong some iterations after the network is whole again; empty if nothing is."""
+    try:
+        tally = swarm.run(2 * ITERATIONS, deadline_s=swarm.world.kernel.now + 300.0, most_steps=600_000)
+    except InvariantError as error:
+        return f"broken: {error}"
+    except StuckError as error:
+        return str(error).splitlines()[0]
+    if tally.double or tally.lost:
+        return f"{tally.lost} lost, {tally.double} counted twice"
+    return ""
+
+
+def _tell(line: Mapping[str, object], moments: int, wrong: Sequence[str], began: float) -> None:
+    for text in wrong:
+        print(text, file=sys.stderr)
+    seconds = round(time.perf_counter() - began, 1)
+    print(json.dumps({**line, "moments": moments, "failed": len(wrong), "seconds": seconds}), flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", type=int, default=3)
@@ -111,16 +192,17 @@ def main() -> int:
     base = SmallConfig(**sizes, ahead=int(flags.delay_optimizer_step))
     failed = 0
     for case in CASES:
-        began = time.perf_counter()
-        faults = faults_of(case, base)
+        began, faults = time.perf_counter(), faults_of(case, base)
         wrong = failures(case, base, faults)
         failed += len(wrong)
-        for text in wrong:
-            print(text, file=sys.stderr)
-        seconds = round(time.perf_counter() - began, 1)
-        recovery = "exact" if case.exact else "fast"
-        line = {"kind": case.kind, "peers": case.peers, "of": case.of, "recovery": recovery, "moments": len(faults)}
-        print(json.dumps({**line, "failed": len(wrong), "seconds": seconds}), flush=True)
+        line = {"kind": case.kind, "peers": case.peers, "of": case.of, "recovery": "exact" if case.exact else "fast"}
+        _tell(line, len(faults), wrong, began)
+    for cut in CUTS:
+        began = time.perf_counter()
+        found = [(moment, reunion_failure(reunited(cut, *moment, base.ahead))) for moment in MOMENTS]
+        wrong = [f"{cut}, attempt {attempt} {after_s} s: {what}" for (attempt, after_s), what in found if what]
+        failed += len(wrong)
+        _tell({"kind": "part", "peers": str(cut), "of": "attempt", "recovery": "exact"}, len(found), wrong, began)
     return 1 if failed else 0
 
 

@@ -17,14 +17,16 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from gwtf_p2p.cli.verbs.sim import parse_seeds
 from gwtf_p2p.protocol.averages.rows import MOST_ALL_WITH_ALL
+from gwtf_p2p.protocol.errors import InputError
 from gwtf_p2p.protocol.ids import PeerId
-from gwtf_p2p.simulation.world.faults import KINDS, Fault
+from gwtf_p2p.simulation.world.faults import Fault
 from gwtf_p2p.simulation.world.invariants import InvariantError
 from gwtf_p2p.simulation.world.small_swarm import (
     BACKWARD_S,
@@ -40,6 +42,9 @@ STARTS_AT_S = 1.0
 
 STAGE_PEER_FAULTS = ("kill", "restart", "restart", "freeze", "blink", "blink", "slow", "drain")
 DATA_FAULTS = ("restart", "blink", "blink")
+DRAWN = tuple(dict.fromkeys((*STAGE_PEER_FAULTS, *DATA_FAULTS)))
+"""The kinds that are drawn for peers; partitions are drawn for themselves."""
+
 FOR_GOOD = frozenset({"kill", "freeze", "drain"})
 """From these a stage peer does not come back, so one of each stage is spared them."""
 
@@ -59,7 +64,7 @@ class Sweep:
     stage_peers: int = 3
     iterations: int = 4
     churn: tuple[float, ...] = (0.1, 0.2, 0.3)
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = DRAWN
     microbatches: tuple[int, ...] = (2, 4, 6)
     slowness: float = 5.0
     ahead: int = 0
@@ -154,22 +159,21 @@ def attempt(swarm: SmallSwarm, iterations: int) -> tuple[str, str]:
     return "done", ""
 
 
-def runs(arguments: argparse.Namespace, sweep: Sweep) -> Iterator[tuple[str, SmallSwarm]]:
+def runs(seeds: Sequence[int], sweep: Sweep) -> Iterator[tuple[str, SmallSwarm]]:
     """(name, swarm) of every run."""
-    first, _, last = arguments.seeds.partition("-")
-    for seed in range(int(first), int(last or first) + 1):
+    for seed in seeds:
         config = draw_config(seed, sweep)
         yield f"seed {seed}", small_swarm(config, draw_script(seed, config, sweep))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", default="0-99", help="first-last")
+    parser.add_argument("--seeds", default="0-99", metavar="A-B", help="a number, a range or a comma list")
     parser.add_argument("--stages", type=int, default=6)
     parser.add_argument("--stage_peers", "--relays", type=int, default=3, help="per stage")
     parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--churn", type=float, nargs="+", default=[0.1, 0.2, 0.3])
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--kinds", nargs="+", default=list(DRAWN), choices=DRAWN)
     parser.add_argument("--delay_optimizer_step", action="store_true", help="the next iteration is computed meanwhile")
     parser.add_argument("--all_with_all", type=int, default=MOST_ALL_WITH_ALL, help="of more peers a stage averages in rows")
     parser.add_argument("--state_microbatches", type=int, default=12, help="a download takes as long as so many transfers")
@@ -177,6 +181,12 @@ def main() -> int:
     parser.add_argument("--plans", action="store_true", help="routes are planned: what waits is handed over to newcomers")
     parser.add_argument("--story", type=Path, help="file for the story of the first run that fails")
     arguments = parser.parse_args()
+    try:
+        seeds = parse_seeds(arguments.seeds)
+    except InputError as error:
+        parser.error(str(error))
+    if arguments.partitions < 0:
+        parser.error(f"--partitions: expected 0 or more, got {arguments.partitions}")
     of, churn, kinds = (arguments.stages, arguments.stage_peers, arguments.iterations), arguments.churn, arguments.kinds
     ahead, most = int(arguments.delay_optimizer_step), arguments.all_with_all
     state = arguments.state_microbatches
@@ -185,7 +195,7 @@ def main() -> int:
     began = time.perf_counter()
     ends: Counter[str] = Counter()
     tally: Counter[str] = Counter()
-    for name, swarm in runs(arguments, sweep):
+    for name, swarm in runs(seeds, sweep):
         end, why = attempt(swarm, sweep.iterations)
         ends[end] += 1
         tally["faults"] += len(swarm.faults.fired)

@@ -14,7 +14,6 @@ from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import DATA_STAGE, MicrobatchId, PeerId, Stage
 from gwtf_p2p.protocol.view.evaluations import with_reported
 from gwtf_p2p.protocol.view.network_view import NetworkView
-from gwtf_p2p.protocol.wire.certificates import Certificate
 from gwtf_p2p.protocol.wire.commit_messages import NOT_FINITE
 from gwtf_p2p.protocol.wire.messages import Ballot, Commit, Evaluations, Finished, Missing, Prepare, Prepared, Share
 from gwtf_p2p.protocol.wire.receipts import digest_of
@@ -138,21 +137,16 @@ def norm_of(squared: Mapping[PeerId, tuple[Stage, float]]) -> float:
     stages: dict[Stage, float] = {}
     for _, (stage, value) in sorted(squared.items()):
         stages.setdefault(stage, value)
-    return _norm(stages.values())
-
-
-def norm_in(certificate: Certificate) -> float:
-    """The same from what participants have signed: each stage counts once, by what most of its signers say."""
-    groups = sorted(certificate.groups, key=lambda group: len(group.peers))
-    return _norm({group.stage: group.squared_norm for group in groups}.values())
+    return norm_of_stages(stages.values())
 
 
 def is_norm_of(squared: Collection[float], gradient_norm: float) -> bool:
     """It is the norm of the whole model's gradient, of whose stages these are the squared norms."""
-    return math.isclose(_norm(squared), gradient_norm, rel_tol=NORM_TOLERANCE, abs_tol=1e-12)
+    return math.isclose(norm_of_stages(squared), gradient_norm, rel_tol=NORM_TOLERANCE, abs_tol=1e-12)
 
 
-def _norm(squared: Collection[float]) -> float:
+def norm_of_stages(squared: Collection[float]) -> float:
+    """Of the whole model's gradient, of whose stages these are the squared norms."""
     return NOT_FINITE if any(value < 0 for value in squared) else math.sqrt(math.fsum(squared))
 
 

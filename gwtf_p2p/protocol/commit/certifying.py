@@ -7,7 +7,7 @@ attempt all have signed; half are enough because some may have died since, or re
 asked whether it lives and where it stands, and the certificate is looked at again when something is known: one that has come to
 the next iteration by this commit need not have signed it. A peer that has not prepared an attempt, and so has no part in it,
 falls behind when it is proven in half of the stages, and signed by somebody in the others (`shows`), or signed by somebody in
-all of them where another witness says so too (`is_signed`); it follows only what is proven.
+all of them (`is_signed`) where whoever leads, or another witness, says so too; it follows only what is proven.
 
 Runs whose interpreter verifies nothing (`Context.verify` is None: single machines in tests) go without.
 """
@@ -17,14 +17,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gwtf_p2p.protocol.commit.attempt import is_norm_of
+from gwtf_p2p.protocol.commit.attempt import is_norm_of, norm_of_stages
 from gwtf_p2p.protocol.commit.own_share import OwnShare
+from gwtf_p2p.protocol.commit.progress import Origin
 from gwtf_p2p.protocol.core.context import Context, Verify
 from gwtf_p2p.protocol.effects import Send
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.remembered import Remembered
 from gwtf_p2p.protocol.wire.certificates import Alike, Certificate
-from gwtf_p2p.protocol.wire.messages import Commit, ControlMessage, Inquire, Prepare, Prepared, Standing
+from gwtf_p2p.protocol.wire.messages import Admit, Commit, ControlMessage, Inquire, Prepare, Prepared, Standing
 from gwtf_p2p.protocol.wire.records import PeerState, StageRecord
 
 NOBODY: frozenset[PeerId] = frozenset()
@@ -321,6 +322,17 @@ def _is_of(certificate: Certificate | None, prepare: Prepare) -> bool:
     """It is about this attempt."""
     wanted = (prepare.iteration, prepare.attempt, prepare.terms)
     return certificate is not None and (certificate.iteration, certificate.attempt, certificate.terms) == wanted
+
+
+def origin_of(certifier: Certifier, message: Admit) -> Origin:
+    """Of the weights that a peer is admitted to: without the proof of that commit it is not known which attempt they are from.
+    The norm is that of what most have signed in each stage; what nobody has signed counts for nothing."""
+    committed, proof = message.committed, message.certificate
+    if committed is None or proof is None or (proof.position, proof.attempt) != (message.position, committed.attempt):
+        return Origin(proof)
+    stages = certifier._read(proof).signers.values()
+    most = [max(signed, key=lambda what: len(signed[what])) for signed in stages]
+    return Origin(proof, committed, norm_of_stages([squared for _, squared in most]))
 
 
 def is_prepared(certificate: Certificate, share: OwnShare) -> bool:

@@ -11,9 +11,9 @@ anew. DRAINING: it takes nothing new and leaves when its counted work is committ
 from __future__ import annotations
 
 from gwtf_p2p.protocol import events as ev
-from gwtf_p2p.protocol.commit.attempt import norm_in
+from gwtf_p2p.protocol.commit.certifying import origin_of
 from gwtf_p2p.protocol.commit.participant import Participant, leader_known_to
-from gwtf_p2p.protocol.commit.progress import NO_WEIGHTS, Origin
+from gwtf_p2p.protocol.commit.progress import NO_WEIGHTS
 from gwtf_p2p.protocol.core.context import Context
 from gwtf_p2p.protocol.core.epochs import Past
 from gwtf_p2p.protocol.effects import MoveTo, Publish
@@ -129,8 +129,9 @@ class Membership:
         serves = self.serves and message.position > participant.position
         if serves and leader_known_to(participant) not in (sender, None):
             ctx.report("admit_refused", sender=sender, iteration=message.iteration, epoch=message.epoch)
-            reason = f"{sender} has gone back to iteration {message.iteration} of epoch {message.epoch}"
-            participant.learns_of_progress(sender, message.position, reason, None)  # if others have followed, this peer has to
+            if message.epoch > ctx.epoch:  # if others have followed, this peer has to
+                reason = f"{sender} has gone back to iteration {message.iteration} of epoch {message.epoch}"
+                participant.learns_of_progress(sender, message.position, reason, None)
             if not participant.progress.behind:
                 self.others.doubt()  # whoever leads answers
             return
@@ -147,7 +148,8 @@ class Membership:
             ctx.cancel_timer(ev.Timer.SEEK, "")
             self.admitted = ctx.me in message.data_peers and message.epoch > ctx.epoch
             past = Past(message.epoch, message.epoch_starts) if message.epoch > ctx.epoch else None
-            participant.follow(message.iteration, message.epoch, _origin(message), past, message.own)
+            origin = origin_of(participant.certifier, message)
+            participant.follow(message.iteration, message.epoch, origin, past, message.own)
             participant.progress.evaluating.know(message.evaluations)
             ctx.epoch_starts = message.epoch_starts
             participant.set_voters(message.data_peers if message.iteration > 0 else None)
@@ -264,12 +266,3 @@ class Membership:
             self.state, self.online_since = PeerState.ONLINE, self.participant.version
         self.ctx.emit(Publish())
         self.others.introduce()
-
-
-def _origin(message: Admit) -> Origin:
-    """Of the weights that a peer is admitted to. Without the proof of that commit, or of another attempt than that, it is not
-    known."""
-    committed, proof = message.committed, message.certificate
-    if committed is None or proof is None or committed.attempt != proof.attempt:
-        return Origin(proof)
-    return Origin(proof, committed, norm_in(proof))

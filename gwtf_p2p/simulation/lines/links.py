@@ -20,6 +20,10 @@ from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.simulation.lines.kernel import Kernel
 from gwtf_p2p.simulation.lines.partition import Partition
 
+REQUEST_TIMEOUT_S = 3.0
+"""After which an unanswered small message, or a member of an average that says nothing, counts as failed, as in the live
+transport."""
+
 
 @dataclass(frozen=True, slots=True)
 class LinkSpec:

@@ -15,10 +15,7 @@ from gwtf_p2p.protocol.averages.rows import rows_of
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.simulation.lines.averaging import part_bytes, round_seconds, slowest_exchange_s
-from gwtf_p2p.simulation.lines.links import Links, Transfer
-
-UNANSWERED_S = 3.0
-"""After which a member that says nothing counts as failed, as in the live transport."""
+from gwtf_p2p.simulation.lines.links import REQUEST_TIMEOUT_S, Links, Transfer
 
 Tell = Callable[[PeerId, ev.Event, PeerId | None], None]
 """(to, event, about): feed an event, one latency of the path to `about` from now, or now when that is None."""
@@ -85,7 +82,7 @@ class Rounds:
         if far is None:
             return False
         failed = ev.AverageFailed(prepare.iteration, prepare.attempt, "no answer", far)
-        self._links.kernel.after(UNANSWERED_S, lambda: self._tell(peer, failed, None))
+        self._links.kernel.after(REQUEST_TIMEOUT_S, lambda: self._tell(peer, failed, None))
         return True
 
     def partitioned(self) -> None:

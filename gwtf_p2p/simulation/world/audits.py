@@ -15,10 +15,9 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.audit.witness import Side
 from gwtf_p2p.protocol.ids import MicrobatchId, PeerId
 from gwtf_p2p.protocol.wire.audit_messages import Digests, Hop
-from gwtf_p2p.simulation.lines.links import Transfer
+from gwtf_p2p.simulation.lines.links import REQUEST_TIMEOUT_S, Transfer
 from gwtf_p2p.simulation.scenario.sizes import Sizes
 from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
-from gwtf_p2p.simulation.world.small_messages import REQUEST_TIMEOUT_S
 
 RIGHT, WRONG = (1e-7, 1e-7), (0.5, 0.5)
 """What an honest auditor finds."""

@@ -56,9 +56,8 @@ class Faults:
     _effects: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
 
     def inject(self, script: Sequence[Fault]) -> None:
-        self.parted_until = max(
-            (fault.at_s + fault.for_s for fault in script if fault.kind == "part" and fault.at_s), default=0.0
-        )
+        parts = (fault.at_s + fault.for_s for fault in script if fault.kind == "part" and fault.at_s is not None)
+        self.parted_until = max([self.parted_until, *parts])
         for fault in script:
             if fault.at_s is not None:
                 self.world.kernel.at(fault.at_s, lambda f=fault: self.fire(f))  # type: ignore[misc]

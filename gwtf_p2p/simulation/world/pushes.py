@@ -136,7 +136,7 @@ class Pushes:
 
     def _arrived(self, key: Key, push: ef.Push, began: float) -> None:
         population = self._population
-        if self._population.links.partition.separates(key[0], push.to):
+        if population.links.partition.separates(key[0], push.to):
             return
         transfer = self._transfers.pop(key, None)
         accepted = self._accepted.pop(key, None)

@@ -10,11 +10,9 @@ from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.commit.certifying import signed
 from gwtf_p2p.protocol.ids import PeerId
 from gwtf_p2p.protocol.wire.messages import Check, ControlMessage
+from gwtf_p2p.simulation.lines.links import REQUEST_TIMEOUT_S
 from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
 from gwtf_p2p.simulation.world.signatures import sign
-
-REQUEST_TIMEOUT_S = 3.0
-"""After which an unanswered small message counts as failed, as in the live transport."""
 
 
 class SmallMessages:

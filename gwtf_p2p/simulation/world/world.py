@@ -20,7 +20,7 @@ from gwtf_p2p.protocol.schedule.iteration_plan import make_plan
 from gwtf_p2p.protocol.wire.messages import Prepare
 from gwtf_p2p.protocol.wire.signed import Order
 from gwtf_p2p.simulation.lines.kernel import Kernel
-from gwtf_p2p.simulation.lines.links import Links
+from gwtf_p2p.simulation.lines.links import REQUEST_TIMEOUT_S, Links
 from gwtf_p2p.simulation.lines.rounds import Rounds
 from gwtf_p2p.simulation.scenario.sizes import Sizes
 from gwtf_p2p.simulation.world.audits import SimulatedAudits
@@ -29,7 +29,7 @@ from gwtf_p2p.simulation.world.directory import Directory
 from gwtf_p2p.simulation.world.population import Population, SimulatedPeer
 from gwtf_p2p.simulation.world.publication import Publication
 from gwtf_p2p.simulation.world.pushes import Pushes
-from gwtf_p2p.simulation.world.small_messages import REQUEST_TIMEOUT_S, SmallMessages
+from gwtf_p2p.simulation.world.small_messages import SmallMessages
 from gwtf_p2p.simulation.world.spans import Spans
 from gwtf_p2p.simulation.world.weights import Weights
 

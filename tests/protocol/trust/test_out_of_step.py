@@ -11,7 +11,7 @@ from gwtf_p2p.protocol import effects as ef
 from gwtf_p2p.protocol import events as ev
 from gwtf_p2p.protocol.ids import PeerId, Stage
 from gwtf_p2p.protocol.wire import messages as msg
-from gwtf_p2p.protocol.wire.certificates import Certificate
+from gwtf_p2p.protocol.wire.certificates import Alike, Certificate
 from gwtf_p2p.protocol.wire.records import StageRecord
 from gwtf_p2p.simulation.world.signatures import key_of, verify
 from tests.protocol.commit.participating import prepare
@@ -148,9 +148,11 @@ def test_who_stands_alone_with_its_weights_finds_out_when_most_of_all_have_other
 def test_a_peer_that_follows_knows_which_attempt_its_weights_come_from() -> None:
     attempt = prepare(iteration=HERE + 2)
     proof = certificate(attempt, EVERYBODY)
-    for committed, known_as in ((attempt.ballot, attempt.ballot), (msg.Ballot(7, D), None)):
-        driven = taking_part()
-        driven.hears(D, msg.Admit(HERE + 3, (A2,), (D, D2), certificate=proof, committed=committed))
-        progress = driven.machine.participant.progress
-        assert progress.committed == known_as and driven.did(ef.Download)
-        assert progress.gradient_norm == (2.0 if known_as else 0.0)
+    invented = Alike(Stage(1), "0", 1e30, RIGHT, tuple(PeerId(f"x{k}") for k in range(9)), ("no signature",) * 9)
+    for shown in (proof, replace(proof, groups=(*proof.groups, invented))):
+        for committed, known_as in ((attempt.ballot, attempt.ballot), (msg.Ballot(7, D), None)):
+            driven = taking_part()
+            driven.hears(D, msg.Admit(HERE + 3, (A2,), (D, D2), certificate=shown, committed=committed))
+            progress = driven.machine.participant.progress
+            assert progress.committed == known_as and driven.did(ef.Download)
+            assert progress.gradient_norm == (2.0 if known_as else 0.0), "of what is signed"
